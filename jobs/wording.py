@@ -17,6 +17,11 @@ def signed(value: float, places: int) -> str:
     return f"+{text}" if changed else text
 
 
+def times(factor: float, places: int = 2) -> str:
+    """A factor: "1.32 ×", never broken between lines."""
+    return f"{fixed(factor, places)}\u00a0×"
+
+
 def apart(values: Sequence[float], places: int = 1, most: int = 4) -> list[str]:
     """Figures that stand in one sentence, all with the fewest decimals, from `places` to `most`,
     that tell as many of them apart as can be."""

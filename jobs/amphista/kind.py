@@ -8,7 +8,7 @@ from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
 from jobs.amphista.estimate import requirements
 from jobs.kind import Kind, Values
 from jobs.metrics import DRAFT_COST, PREDICTED_SPEED_UP
-from jobs.wording import fixed
+from jobs.wording import fixed, times
 
 MIN_GAIN = 0.05  # of speed; a smaller one would not be measurable
 
@@ -28,7 +28,7 @@ def forecast(values: Values) -> str:
         return ""
     none = " (no gain)" if gain < 1 + MIN_GAIN else ""
     return (
-        f"Predicted {fixed(gain, 2)} × the speed of plain decoding on this machine{none}; one "
+        f"Predicted {times(gain)} the speed of plain decoding on this machine{none}; one "
         f"draft costs {fixed(cost, 2)} of a forward pass of the base model."
     )
 

@@ -5,7 +5,7 @@ from jobs.benchmark.estimate import requirements
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.wording import apart
+from jobs.wording import apart, times
 
 
 def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
@@ -17,12 +17,12 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
         return None
     if gain < 1 + MIN_GAIN:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
-        return KeyFigure("1.00 ×", "the speed of plain decoding", text)
+        return KeyFigure(times(1.0), "the speed of plain decoding", text)
     quick, slow = apart([fastest, plain], places=0)
     label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
     named = f"{label[0].lower()}{label[1:]}"
     return KeyFigure(
-        f"{gain:.2f} ×",
+        times(gain),
         f"with {named}",
         f"{quick} tokens per second with {named}, {slow} without.",
     )

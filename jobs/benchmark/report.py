@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 from backend.metric_key import MetricKey
 from backend.store import queries
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.wording import extent
+from jobs.wording import extent, times
 
 VANILLA, LOOKUP, PYTORCH = "vanilla", "lookup", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
@@ -176,9 +176,9 @@ def _speed(report: DecoderReport) -> str:
     low, high = report.speed_up_range()
     spread = extent((low, high), "{:.2f}".format)
     if low <= 1 <= high or abs(report.speed_up - 1) < MIN_GAIN:
-        return f"does not differ measurably from vanilla here: {report.speed_up:.2f}× ({spread})."
+        return f"does not differ measurably from vanilla here: {times(report.speed_up)} ({spread})."
     word = "faster" if report.speed_up > 1 else "slower"
-    return f"is {word} than vanilla here: {report.speed_up:.2f}× ({spread})."
+    return f"is {word} than vanilla here: {times(report.speed_up)} ({spread})."
 
 
 def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
@@ -194,10 +194,10 @@ def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
         ACCEPTANCE: cost.get("accept", 0.0) + cost.get("cache", 0.0),
     }
     largest = max(extra, key=extra.__getitem__)
+    draft = f"{extra['drafting']:.2f} to draft, " if report.kind else ""
     text = (
-        f"A step accepts {report.accepted:.2f} tokens and breaks even at {report.break_even:.2f}: "
-        f"verification {verify:.2f}, drafting {extra['drafting']:.2f}, {ACCEPTANCE} "
-        f"{extra[ACCEPTANCE]:.2f}."
+        f"A step yields {report.accepted:.2f} tokens and costs {report.break_even:.2f} plain steps "
+        f"({verify:.2f} to verify, {draft}{extra[ACCEPTANCE]:.2f} for the rest)."
     )
     if report.speed_up >= 1 + MIN_GAIN:
         return text

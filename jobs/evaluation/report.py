@@ -10,6 +10,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
 from jobs.evaluation.config import DENSE, MODEL, NAME
+from jobs.wording import times
 
 SAMPLED = metrics.GREEDY_AGREEMENT  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
@@ -60,8 +61,8 @@ def _decoding(rows: Rows) -> str:
     if abs(up.value - 1) < max(MIN_GAIN, MIN_STANDARD_ERRORS * (up.stderr or 0.0)):
         return f"Decoding: no speed-up here: {rates}."
     if up.value < 1:
-        return f"Decoding: slower than the dense model here, {up.value:.2f} ×: {rates}."
-    return f"Decoding: {up.value:.2f} × the dense speed here: {rates}."
+        return f"Decoding: slower than the dense model here, {times(up.value)}: {rates}."
+    return f"Decoding: {times(up.value)} the dense speed here: {rates}."
 
 
 def _rate(row: StoredResult) -> str:

@@ -77,7 +77,7 @@ def test_what_one_person_does_to_the_queue_another_sees(
             page.get_by_test_id(f"cancel-{run}").click()
             page.get_by_role("dialog").get_by_role("button", name="Cancel run").click()
             assert until(run, State.CANCELLED) == State.CANCELLED
-        expect(other.locator("#queue-board")).to_contain_text("No active jobs.")
+        expect(other.locator("#queue-board")).to_contain_text("Nothing is running.")
     process.wait(10)
     job = queries.job(first)
     assert (job.finished_at or 0) - (job.desired_at or 0) < 1000 * patient(10)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from jobs.wording import apart
+from jobs.wording import apart, times
 from ui.format import number, share
 
 STEADY = 0.02  # a relative change below that is none
@@ -111,7 +111,15 @@ def of_speed(decoders: Sequence[tuple[str, float, bool]]) -> str:
     if not faster:
         return NO_GAIN
     up, label = max(faster)
-    return f"{label} decodes {up:.2f} × as fast as plain decoding"
+    return f"{label} decodes {times(up)} as fast as plain decoding"
+
+
+def of_tasks(decoder: str, tasks: Mapping[str, float]) -> str:
+    """Of one decoder's speed-ups by task: where it gains most and least."""
+    if len(tasks) < 2:
+        return ""
+    most, least = (pick(tasks, key=lambda task: tasks[task]) for pick in (max, min))
+    return f"{decoder}: {times(tasks[most])} in {most}, {times(tasks[least])} in {least}"
 
 
 def of_break_even(decoders: Sequence[tuple[str, float, float]]) -> str:

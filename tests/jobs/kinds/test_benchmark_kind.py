@@ -179,14 +179,17 @@ def reports(
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        ((1.30, 1.8, 1.2, 0.15), "Amphista (amphista-0007) is faster than vanilla here: 1.30×"),
-        ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89× (0.88 to 0.90)"),
+        (
+            (1.30, 1.8, 1.2, 0.15),
+            "(amphista-0007) is faster than vanilla here: 1.30\u00a0×",
+        ),
+        ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89\u00a0× (0.88 to 0.90)"),
         ((0.89, 1.2, 1.3, 0.05), "extra cost is verification of up to 8 tokens at once."),
         ((0.89, 1.2, 1.05, 0.3), "The largest extra cost is drafting."),
         ((0.80, 1.01, 1.2, 0.05), "Almost no draft token is accepted."),
-        ((1.01, 1.4, 1.3, 0.1), "does not differ measurably from vanilla here: 1.01×"),
-        ((1.30, 1.8, 1.2, 0.15), "accepts 1.80 tokens and breaks even at 1.35"),
-        ((1.30, 1.8, 1.2, 0.15), "verification 1.20, drafting 0.15, acceptance and cache 0.00."),
+        ((1.01, 1.4, 1.3, 0.1), "does not differ measurably from vanilla here: 1.01\u00a0×"),
+        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and costs 1.35 plain steps"),
+        ((1.30, 1.8, 1.2, 0.15), "(1.20 to verify, 0.15 to draft, 0.00 for the rest)."),
         ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 responses match vanilla's token for token"),
     ],
 )

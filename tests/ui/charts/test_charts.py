@@ -223,7 +223,7 @@ def test_curves() -> None:
 
 def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     rows = [("Lookup", 1.2, True), ("Heads", 1.3, False)]
-    faster = "Lookup decodes 1.20 × as fast as plain decoding"
+    faster = "Lookup decodes 1.20\u00a0× as fast as plain decoding"
     assert headlines.of_speed(rows) == faster  # not the one that only seems faster
     assert headlines.of_speed(rows[1:]) == headlines.NO_GAIN
     assert headlines.of_speed([]) == ""
@@ -234,6 +234,9 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     assert even == "A yields 1.50 tokens per step, more than the 1.20 it needs to pay"
     parts = headlines.of_parts("A", {"Draft": 1.0, "Verify": 3.0})
     assert parts == "Verify takes 75 % of a step of A" and headlines.of_parts("A", {}) == ""
+    tasks = headlines.of_tasks("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
+    assert tasks == "A: 2.00\u00a0× in rewrite, 1.00\u00a0× in chat"
+    assert headlines.of_tasks("A", {"chat": 1.0}) == ""
     assert headlines.of_front(1, 3) == "1 of 3 runs is on the Pareto front"
     assert headlines.lower("Loss") == "loss" and headlines.lower("KL divergence") == "KL divergence"
 

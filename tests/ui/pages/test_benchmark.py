@@ -67,7 +67,7 @@ def draw(**query: str) -> dict[str, Any]:
 
 def test_everything_is_drawn_and_told(measured: str) -> None:
     shown = draw()
-    assert "faster than vanilla here: 1.50×" in shown["head"]
+    assert "faster than vanilla here: 1.50\u00a0×" in shown["head"]
     assert "a processor" in shown["head"] and "float32" in shown["head"]
     assert "slimscope benchmark amphista-0002 --model toy" in shown["head"]
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
@@ -125,6 +125,7 @@ def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     assert list(nodes.text)[1:] == ["40 %", "20 %", "30 %", "0 %", "10 %"]
     assert len(edges.x) == 3 * 5
     assert "accepted in 40.0 % of steps<br>on held-out answers 50.0 %" in nodes.customdata[1]
+    assert "The first guess is accepted in 40 % of steps" in shown["tree_title"]
     assert "Head 2, 2nd choice after 1st" in shown["tree_table"]
     assert 'data-value="1.75"' in shown["yield_table"]  # expected of the whole tree
 

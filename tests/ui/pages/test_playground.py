@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html import unescape
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 import httpx
@@ -22,8 +25,10 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from jobs.chat.arena import display_order, is_hidden
+from jobs.dlqat.config import DLQATJob
 from jobs.generate.config import GenerateJob
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
+from jobs.sweep import plan
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui import openai_api
 from ui.api import build
@@ -31,8 +36,8 @@ from ui.pages.playground import answers, board, page, room
 from ui.pages.playground.actions import recorded
 from ui.pages.playground.answers import facts
 from ui.pages.playground.token_strip import tints, token_spans
-from ui.runs.choices import answering
-from ui.widgets.config_form import ConfigForm
+from ui.runs.choices import answering, models
+from ui.widgets.config_form import ConfigForm, address_values
 from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -95,6 +100,16 @@ def strip(transcript: Transcript, differs: int | None = None) -> str:
 
 def legend(sources: set[int]) -> str:
     return WIDGETS.legend(tints(sources))
+
+
+def test_without_weights_of_ones_own_the_chat_leads_to_a_run_that_saves_some(
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (address,) = re.findall(r'href="new[?]([^"]+)"', draw())
+    values = address_values(asked(**dict(parse_qsl(unescape(address)))), DLQATJob)
+    assert values["stages"] == "dlqat" and plan("dlqat", values, {}).configs
+    monkeypatch.setattr(page, "answering", lambda: [*models(), ("mine", "dlqat-0001")])
+    assert "new?" not in draw()
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:

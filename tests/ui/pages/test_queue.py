@@ -3,10 +3,14 @@
 import re
 
 import pytest
+from sqlalchemy import update
 
 from backend.queue import permissions, scheduling
 from backend.settings import Settings
 from backend.store import queries
+from backend.store.session import writing
+from backend.store.states import ACTIVE, State
+from backend.store.tables import Job
 from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.queue import page as jobs
@@ -45,6 +49,15 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     assert "resume-sds-0004" in failed and "retry-sds-0004" in failed
     assert '<th scope="col">Why</th>' in failed and ">Why<" not in board(state="ended")
     assert board(state="nonsense") == board()
+
+
+def test_an_idle_queue_lists_what_has_ended(seeded: Settings) -> None:
+    assert "Nothing is running." not in board()
+    with writing() as session:
+        session.execute(update(Job).where(Job.state.in_(ACTIVE)).values(state=State.CANCELLED))
+    ended = {"sds-0001", "sds-0002", "sds-0003", "sds-0005"}
+    assert "Nothing is running." in board() and {*re.findall(r'id=(sds-\d+)"', board())} == ended
+    assert "Nothing is running." not in board(state="ended")
 
 
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:

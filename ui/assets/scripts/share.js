@@ -17,6 +17,12 @@
   const here = () => `${location.pathname.split("/").pop()}${location.search}` || "./";
   const views = () => JSON.parse(localStorage.getItem(VIEWS) || "[]");
   const present = () => { location.href = `slimscope/present?view=${encodeURIComponent(here())}`; };
+  const fields = new URLSearchParams(location.search);
+  if (fields.has("present")) { // a link that presents what it shows
+    fields.delete("present");
+    history.replaceState(history.state, "", `${location.pathname}${fields.size ? `?${fields}` : ""}`);
+    present();
+  }
 
   function views_said(dialog) {
     const count = views().length;
@@ -26,6 +32,7 @@
   }
 
   async function share() {
+    api.pin?.();
     const dialog = api.dialog("share", `<h2>Share this view</h2><p class="link"><input readonly aria-label="Link"><button class="copy">Copy</button></p>
       <p class="quiet reach"></p><img class="qr" alt="QR code of the link"><h2>Present</h2><p class="quiet views"></p>
       <p class="actions"><button class="add">Add this view</button><button class="forget">Forget all views</button><button class="start primary">Present (p)</button><button class="close">Close</button></p>`);

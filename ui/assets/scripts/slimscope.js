@@ -120,11 +120,12 @@ window.slimscope = (() => {
 
   /* --- charts ---------------------------------------------------------------------------- */
 
+  const larger = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+
   /* The figure in the mode of the page, with larger type on wide screens. */
   function shade(figure) {
     const shaded = window.slimscopeShade(figure, api.templates, dark(), getComputedStyle(document.body));
-    const larger = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
-    if (larger !== 1) shaded.layout.template = enlarged(shaded.layout.template, larger);
+    if (larger() !== 1) shaded.layout.template = enlarged(shaded.layout.template, larger());
     return shaded;
   }
 
@@ -164,10 +165,11 @@ window.slimscope = (() => {
     async function draw() {
       const value = props.value;
       const none = !value || typeof value === "string" || "nothing" in value;
+      const presented = document.documentElement.classList.contains("presenting");
       empty.hidden = !none || !value;
       canvas.style.visibility = none ? "hidden" : "visible";
       box.classList.toggle("loading", value === "");
-      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : room + (meta().more || 0)}px`;
+      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : (room + (meta().more || 0)) * (presented ? larger() : 1)}px`;
       if (none) {
         empty.textContent = value?.nothing || value || "";
         return;

@@ -8,15 +8,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jobs.benchmark.report import DecoderReport
+from jobs.wording import times
 from ui.charts.chart import Chart
-from ui.charts.headlines import of_break_even, of_parts, of_speed
+from ui.charts.headlines import of_break_even, of_parts, of_speed, of_tasks
 from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
 from ui.format import esc
 from ui.pages.benchmark.data import DrafterInfo
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
 
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
-ROOM, MORE_ROOM = 1.4, 1.9  # times the longest bar, for the text beside it
+ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, colour
     "draft": ("Draft", ORANGE), "verify": ("Verify", BLUE), "accept": ("Accept", GREEN),
@@ -50,10 +51,10 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     bars = _bars(
         decoders, up, error_x=_range(up, low, high, LIGHT.text),
         customdata=[*zip(low, high, (d.accepted for d in decoders), strict=True)],
-        hovertemplate="<b>%{y}</b><br>%{x:.2f}× (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
+        hovertemplate="<b>%{y}</b><br>%{x:.2f} × (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
         "<br>%{customdata[2]:.2f} tokens per step<extra></extra>",
     )  # fmt: skip
-    texts = [f"{value:.2f}×" for value in up]
+    texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1, layer="below")]})
     rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
@@ -78,7 +79,7 @@ def gain(
     marks = go.Scatter(
         x=frame["Break-even"], y=bars.y, mode="markers",
         marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
-        hovertemplate="<b>%{y}</b><br>breaks even at %{x:.2f} tokens per step<extra></extra>",
+        hovertemplate="<b>%{y}</b><br>needs %{x:.2f} tokens per step<extra></extra>",
     )  # fmt: skip
     frame["Predicted"] = frame["Predicted"].astype(float)
     rings = go.Scatter(
@@ -87,8 +88,8 @@ def gain(
         hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step were predicted<extra></extra>",
     )  # fmt: skip
     reach = frame[["Tokens per step", "Break-even", "Predicted"]].max(axis=1)
-    texts = [f"{value:.2f}" for value in frame["Tokens per step"]]
-    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts)
+    texts = [f"{d.accepted:.2f}, needs {d.break_even:.2f}" for d in decoders]
+    looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MOST_ROOM)
     rows = [(d.label, d.accepted, d.break_even) for d in drafting(decoders)]
     figure = go.Figure([bars, marks, rings], looks)
     return Chart(figure, frame, note, headline=of_break_even(rows))
@@ -177,4 +178,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         view="tasks", xaxis=axis("Speed-up over vanilla, ×"), yaxis=rows_axis,
         shapes=[reference_line(x=1)], **legend_rows(len(drafters), grow=True),
     )  # fmt: skip
-    return Chart(figure.update_layout(looks), frame, note)
+    fastest = max(drafters, key=lambda d: d.speed_up, default=None)
+    ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
+    headline = of_tasks(fastest.label, ups) if fastest else ""
+    return Chart(figure.update_layout(looks), frame, note, headline=headline)

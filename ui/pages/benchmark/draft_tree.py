@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.template import axis, layout
+from ui.format import share as share_of
 from ui.theme import BLUE, LIGHT
 
 Path = tuple[int, ...]
@@ -30,7 +31,7 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
         x=[len(path) for path in shares], y=[places[path] for path in shares],
         mode="markers+text" if len(hits) <= WRITTEN else "markers",
         text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
-        textposition="middle right", textfont={"size": 12, "color": LIGHT.text},
+        textposition="top right", textfont={"size": 12, "color": LIGHT.text},
         marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
                 "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1, "line": {"width": 0}},
         customdata=[_hover(path, share, expected) for path, share in shares.items()],
@@ -51,7 +52,11 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
     )  # fmt: skip
     tree = decoder.tree or f"{decoder.nodes} nodes with the root"
     note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
-    return Chart(go.Figure([_edges(places), nodes], looks), frame, note)
+    if decoder.tree:
+        note += " A chance is predicted at its step, a share is of all steps."
+    first = hits.get((0,))
+    headline = f"The first guess is accepted in {share_of(first, 0)} of steps" if first else ""
+    return Chart(go.Figure([_edges(places), nodes], looks), frame, note, headline=headline)
 
 
 def rows(paths: Iterable[Path]) -> dict[Path, int]:

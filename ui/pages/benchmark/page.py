@@ -116,8 +116,8 @@ def conditions(job: Job) -> dict[str, object]:
         "Decoder": here.get("decoder", "–"),
         "Prompts": f"{prompts.get('count', '–')} of {prompts.get('corpus', '–')}, "
         f"{config['rounds']} repetitions",
-        "Answers": f"up to {config['max_new_tokens']} tokens, batch size 1, greedy",
-        "Prefill": "included",
+        "Answers": f"up to {config['max_new_tokens']} tokens, batch size 1, greedy; "
+        "prefill included",
     }
 
 

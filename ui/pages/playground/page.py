@@ -15,21 +15,24 @@ from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
 from backend.store.tables import EXAMPLE
 from jobs.chat import asking
+from jobs.dlqat import kind as dlqat
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.fields.saved_models import NO_WEIGHTS
 from jobs.generate.config import GenerateJob
+from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
 from ui.pages.playground.answers import HTML
 from ui.pages.playground.room import EVERY_S, draw_room
-from ui.runs.choices import answering
+from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
+QUICK_LOOK = dlqat.KIND.recipes["DL-QAT"] | dlqat.KIND.presets["quick look"]
 ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without effect here
 
 
@@ -134,10 +137,10 @@ class Composer:
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
         """On opening: the current models, the settings of the run or of the address, and why
         prompts are not allowed."""
-        config, models = _shown_config(request) or address_values(request, GenerateJob), answering()
-        updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=models)}
+        config, there = _shown_config(request) or address_values(request, GenerateJob), answering()
+        updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=there)}
         if config:
-            updates |= self._chosen(config, choices=models)
+            updates |= self._chosen(config, choices=there)
         if reason := permissions.may_not_ask(current_user(request)):
             updates[self.message] = show_html(HTML.may_not(reason))
         return updates
@@ -207,11 +210,15 @@ def _clock(runs: bool) -> Callable[[], gr.Timer]:
 
 def draw(request: gr.Request) -> Updates:
     actor, turns = current_user(request), shown_turns(query(request, "chat"))
-    board = HTML.nothing(boards.EXAMPLES)
     if turns:
         board = boards.conversation(turns, actor)
     elif job := recorded(query(request, "run")):
         board = boards.recorded_run(job)
+    else:
+        made = len(answering()) > len(models())
+        board = HTML.nothing(
+            boards.EXAMPLES, "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        )
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}

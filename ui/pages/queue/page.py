@@ -76,14 +76,16 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
         "failed": status.needs_attention,
     }
     stalled = STALLED if status.stalled else ""
-    columns = _columns(tab, status, chosen.id if chosen else None, user)
     jobs = [*status.live, *status.queued]
-    if tab != "active":
-        ended = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
+    idle = tab == "active" and not jobs and counts["ended"] > 0
+    listed = "ended" if idle else tab
+    columns = _columns(listed, status, chosen.id if chosen else None, user)
+    if listed != "active":
+        ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
         jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
-    return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric)
+    return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:

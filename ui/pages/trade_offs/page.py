@@ -67,8 +67,8 @@ def build() -> None:
 def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button) -> None:
     explorer.on_load(SHARED.open)
     explorer.on_selection(explorer.event("run"), change_run)
-    for control in ("method", "across"):
-        explorer.on(explorer.event(control), draw)
+    explorer.on(explorer.event("method"), change_method)
+    explorer.on(explorer.event("across"), draw)
     explorer.on(explorer.event("budget", "submit"), change_budget)
     explorer.on(solve.click, change_budget)
     explorer.on_point(FRONT.parts[0], "budget", change_budget, js=TO_MIX_OR_RUN)
@@ -77,6 +77,12 @@ def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button)
 
 def change_run(selection: TradeoffSelection) -> Updates:
     return SHARED.refresh_all(selection, selection)
+
+
+def change_method(view: TradeoffView) -> Updates:
+    """Shows a budget that is of the formats."""
+    view = view.for_method()
+    return updates({"budget": view.selection.budget}, draw(view))
 
 
 def change_budget(view: TradeoffView) -> Updates:
@@ -98,19 +104,25 @@ def answer_of(view: TradeoffView) -> Updates:
     if isinstance(view.answer, SlimscopeError):
         return {"refusal": show_html(field_error(view.answer)), "answer": EMPTY}
     asked, mix = view.answer
-    facts = [f"{number(mix.ratio)} × the perplexity, predicted"]
+    facts = [f"{number(mix.ratio)}\u00a0× the perplexity, predicted"]
     if view.pruned:
         facts.append(f"{share(mix.sparsity)} zeros in the layers")
     else:
-        facts += [f"{number(mix.nbytes / 1e6, 3)} MB", f"{number(mix.bits, 3)} bits a weight"]
+        facts += [
+            f"{number(mix.nbytes / 1e6, 3)} MB",
+            f"{number(mix.bits, 3)} bits a weight in the blocks",
+        ]
     if mix.milliseconds:
         facts.append(f"{number(mix.milliseconds, 3)} ms a token, predicted")
-    (usual, most), *others = Counter(form.label for form in mix.formats.values()).most_common()
-    formats = [f"{'Mostly' if others else 'All'} {usual} ({most} of {len(mix.formats)})"]
+    inside = [mix.formats[layer.name].label for layer in view.blocks.layers]
+    (usual, most), *others = Counter(inside).most_common()
+    formats = [f"{'Mostly' if others else 'All'} {usual} ({most} of {len(inside)} layers)"]
     formats += [f"{many} × {label}" for label, many in others]
+    outside = {mix.formats[layer.name] for layer in view.outside}
+    if not view.pruned:
+        formats += [f"embedding: {form.label}" for form in outside]
     kind, model = KINDS[view.method], view.profile.model
-    outside = [x.name for x in view.profile.layers if x.block < 0]
-    packs_all = any(mix.formats[name].width for name in outside)  # no other file holds those
+    packs_all = any(form.width for form in outside)  # no other file holds those
     format = "slimscope" if packs_all else ""
     address = href("new", kind=kind, model=model, allocation=f"{PREFIX}{asked}", format=format)
     other = view.newest if view.newest != view.selection.run else ""

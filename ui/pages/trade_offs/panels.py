@@ -34,7 +34,6 @@ FRONT = Panel(
 )  # fmt: skip
 MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
-NO_MIX = "No mix keeps this budget."
 
 
 def front_chart(view: TradeoffView) -> Chart:
@@ -76,7 +75,7 @@ def front_chart(view: TradeoffView) -> Chart:
     )  # fmt: skip
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
-    note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
+    note += f" ({beyond} worse than {number(top, 2)}\u00a0×: in the table)" if beyond else ""
     measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
@@ -120,7 +119,10 @@ def finding(view: TradeoffView) -> str:
     ]
     form, one = max(beaten, key=lambda pair: _cost(view, pair[1]), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    return f"{said}; {form.label} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
+    alone = f"{form.width.bits} bits" if form.width else form.label
+    dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
+    beside = ", embedding in 16\u00a0bits" if dense else ""
+    return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 
 def _cost(view: TradeoffView, mix: Mix) -> float:
@@ -137,7 +139,7 @@ def _said(mix: Mix) -> str:
     time = f"<br>predicted {number(mix.milliseconds, 3)} ms a token" if mix.milliseconds else ""
     return (
         f"{number(mix.nbytes / 1e6)} MB, {number(mix.bits, 3)} bits a weight{time}<br>"
-        f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)} × dense"
+        f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)}\u00a0× dense"
     )
 
 
@@ -146,7 +148,7 @@ def _runs(runs: Sequence[MeasuredRun], title: str) -> go.Scatter:
     return dots(
         [run.x for run in runs], [run.ratio for run in runs], BLUE, "square",
         [f"<b>{esc(run.run)}</b> {esc(run.label)}<br>{title} {number(run.x, 3)}"
-         f"<br>measured {number(run.ratio)} × dense" for run in runs],
+         f"<br>measured {number(run.ratio)}\u00a0× dense" for run in runs],
         name="Your runs, measured", customdata=[str(href("run", id=run.run)) for run in runs],
         text=[esc(run.run) if place < NAMED else "" for place, run in enumerate(runs)],
         textposition="top left", textfont={"color": LIGHT.text},
@@ -185,7 +187,7 @@ def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
 def map_chart(view: TradeoffView) -> Chart:
     """Blocks by matrices, coloured by the format each takes in the mix of the budget."""
     if isinstance(view.answer, SlimscopeError):
-        return Chart(NO_MIX)
+        return Chart(view.answer.what)
     mix, formats = view.answer[1], [*view.front.uniform]
     colours = [*format_colours(formats).values()]
     profile, rows = view.blocks, layers_table(view.blocks)

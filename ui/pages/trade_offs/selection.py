@@ -6,6 +6,7 @@ from functools import cached_property
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError, SlimscopeError
+from backend.models.families.shapes import LinearShape
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from backend.store.states import State
@@ -22,7 +23,7 @@ from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection
 
 TITLES: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
-USUAL = Budget("loss", 0.1)
+USUAL, HALF = Budget("loss", 0.1), Budget("sparsity", 0.5)
 LEAST = 0.01  # share of zeros that makes a run pruned
 
 
@@ -117,6 +118,14 @@ class TradeoffView:
             return self
         return replace(self, selection=replace(self.selection, method=method))
 
+    def for_method(self) -> "TradeoffView":
+        """With a budget that the method's formats can have."""
+        asked = read_budget(self.selection.budget)
+        if not isinstance(asked, Budget) or method_of(asked, self.method) == self.method:
+            return self
+        budget = HALF if self.pruned else USUAL
+        return replace(self, selection=replace(self.selection, budget=str(budget)))
+
     @cached_property
     def answer(self) -> tuple[Budget, Mix] | SlimscopeError:
         """The budget and its best mix, or why there is none."""
@@ -135,6 +144,11 @@ class TradeoffView:
     def blocks(self) -> SensitivityProfile:
         """The layers of the blocks."""
         return in_blocks(self.profile)
+
+    @property
+    def outside(self) -> list[LinearShape]:
+        """Those outside of the blocks: embedding and head."""
+        return [x for x in self.profile.layers if x.block < 0]
 
     @property
     def newest(self) -> str:

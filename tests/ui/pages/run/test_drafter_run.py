@@ -41,7 +41,7 @@ def test_a_forecast_is_told_as_one_beside_what_was_measured(
             (("predicted_speed_up", gain), ("draft_cost", 2.65))]  # fmt: skip
     figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
     html = outcome(row, figures, 0)
-    assert f"Predicted {gain:.2f} × the speed of plain decoding on this {said}" in html
+    assert f"Predicted {gain:.2f}\u00a0× the speed of plain decoding on this {said}" in html
     assert "one draft costs 2.65 of a forward pass of the base model. Not measured yet." in html
     store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
     store(result(3, "amphista-0002", "speed_up", 0.895))

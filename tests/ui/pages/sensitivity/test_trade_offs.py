@@ -21,7 +21,7 @@ from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
 from tests.ui.pages.sensitivity.profiles import TIMES, profile_rows
 from ui.pages.trade_offs import landmarks, page
-from ui.pages.trade_offs.panels import NO_MIX, finding, front_chart
+from ui.pages.trade_offs.panels import finding, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
 from ui.widgets.config_form import address_values
 
@@ -76,7 +76,7 @@ def test_it_opens_with_a_budget_that_can_be_kept() -> None:
     assert str(budget) == "loss 10%" and mix.ratio <= 1.1
     assert "MB at +" in shown["front_title"] and "spared most" in shown["map_title"]
     smaller = finding(view(budget="0.142MB"))  # 4 bits are the largest format it beats in both
-    assert "; 4 bits in groups of 64 everywhere: 0.145 MB at +134.6 %" in smaller
+    assert "; 4 bits in all layers: 0.145 MB at +134.6 %" in smaller
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_cannot_be_kept_is_refused_beside_the_field(
     shown = page.draw(bad)
     assert shown["refusal"]["visible"] and said in shown["refusal"]["value"]
     assert "<img" not in shown["refusal"]["value"] and shown["refusal"]["value"].count("<b>") == 1
-    assert not shown["answer"] and shown["map_chart"] == NO_MIX
+    assert not shown["answer"] and shown["map_chart"] == bad.answer.what
     assert "budget" not in shown  # what was typed stays
     assert bad.selection.budget == budget
 
@@ -183,3 +183,13 @@ def test_a_typed_budget_shows_the_formats_it_is_of() -> None:
     assert page.change_budget(view(method="quantized", budget="50%"))["method"] == "pruned"
     assert page.change_budget(view(method="pruned", budget="3bits"))["method"] == "quantized"
     assert page.change_budget(view(method="pruned", budget="loss 5%"))["method"] == "pruned"
+
+
+def test_other_formats_take_a_budget_that_is_of_them() -> None:
+    def budget(**values: str) -> str:
+        return str(page.change_method(view(**values))["budget"])
+
+    assert budget(method="pruned", budget="80MB") == "50%"
+    assert budget(method="quantized", budget="50%") == "loss 10%"
+    assert budget(method="pruned", budget="loss 5%") == "loss 5%"  # of either
+    assert budget(method="pruned", budget="nonsense") == "nonsense"

@@ -52,6 +52,7 @@ class Page {
     this.ridges = new Ridges(canvas("ridges"), { stage: (s) => this.state.set({ stage: this.data.stages[s].name }) });
     this.state.listen((changed) => this.#changed(changed));
     this.#wire();
+    window.slimscope.pin = () => window.slimscope.address({ run: this.state.now.run, stage: this.state.now.stage });
     new ResizeObserver(() => { measureAgain(); if (this.data) this.draw(new Set(["size"])); }).observe(element);
     new MutationObserver(() => this.data && this.draw(new Set(["mode"]))).observe(document.body, { attributeFilter: ["class"] });
   }
