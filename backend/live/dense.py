@@ -114,7 +114,7 @@ class DenseModel:
         except ValueError as error:
             what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
             raise ConfigError(what, str(error), do, "formats") from error
-        columns, why = self.layers[name].columns, ""
+        columns, why = self.weight(name).shape[1], ""
         if not read.fits(columns):
             why = f"It does not divide its {columns} inputs."
         elif read.pattern and name in self.outside:
@@ -191,7 +191,7 @@ class DenseModel:
 
     def know(self, energies: Mapping[str, Tensor]) -> None:
         """Take energies that were measured before, on the same text; others are not taken."""
-        shapes = {name: (self.layers[name].columns,) for name in self.in_blocks}
+        shapes = {name: (self.weight(name).shape[1],) for name in self.in_blocks}
         if {name: (*found.shape,) for name, found in energies.items()} == shapes:
             device = self.model.device
             self._energies = {name: found.to(device) for name, found in energies.items()}

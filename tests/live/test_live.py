@@ -56,11 +56,16 @@ def test_the_loss_is_that_of_a_model_made_the_plain_way(live: LiveModel, unseen:
 
 
 def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) -> None:
-    """As by a histogram that is asked for while blocks are refined."""
+    """As by a histogram, or a format, that is asked for while blocks are refined."""
     dense = live.dense
     name, read = dense.in_blocks[0], list[Tensor]()
     before, block = dense.weight(name).clone(), decoder_blocks(dense.model)[0]
-    hook = block.register_forward_pre_hook(lambda *_: read.append(dense.weight(name).clone()))
+
+    def ask(*_: object) -> None:
+        assert dense.refuse(name, "2:4").pattern
+        read.append(dense.weight(name).clone())
+
+    hook = block.register_forward_pre_hook(ask)
     live.apply(dict.fromkeys(dense.in_blocks, "50%"), "sparsegpt")
     assert len([*live.refine()]) == dense.blocks
     hook.remove()
