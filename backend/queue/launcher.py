@@ -45,9 +45,9 @@ LIBRARIES = {  # of C
     # a tensor's memory serves the next one; the system would clear its pages
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
-    # a thread that waits for another sleeps: where others need the cores, it would take the place
-    # of the one it waits for
-    "OMP_WAIT_POLICY": "passive",
+    # looks of an OpenMP thread at what it waits for, before it sleeps, a few microseconds; without
+    # end, it would take the core of the one it waits for where others need the cores, too
+    "GOMP_SPINCOUNT": "1000",
 }
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
