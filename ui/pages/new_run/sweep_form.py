@@ -31,10 +31,8 @@ class SweepForm:
     """
 
     def __init__(self, config: type[BaseModel], prefix: str = "") -> None:
-        self.prefix, self.example = (
-            prefix,
-            "2:4, 70%" if "pattern" in config.model_fields else "0..2",
-        )
+        self.prefix = prefix
+        self.example = "2:4, 70%" if "pattern" in config.model_fields else "0..2"
         choices = [(title(n, info), n) for n, info in config.model_fields.items()]
         self.inputs: list[gr.Dropdown | gr.Textbox] = []
         self.messages: list[gr.HTML] = []
