@@ -129,7 +129,7 @@ class DLQATConfig(Options):
     """Bits of the token embedding and of the head, rounded to nearest. stored: the stored
     precision. auto: 8 in the format slimscope, which holds them beside layers of other bits and
     becomes a GGUF file; stored in any other."""
-    stages: Stages = option("rtn, gptq, dlqat, lora", "Stages", validate_default=True, many=True)
+    stages: Stages = option("gptq, dlqat", "Stages", validate_default=True, many=True)
     """The models to make and measure: post-training quantizers, block-wise training, DL-QAT on the
     text (dlqat) or by distillation (dlqat-kd), its ablations m-only and lora-only, and LoRA on the
     same text, not quantised (lora) or then quantised (lora-gptq)."""

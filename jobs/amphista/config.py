@@ -20,8 +20,9 @@ class DataConfig(PromptConfig):
     """What the drafter is trained on."""
 
     prompts: PromptSet = option("auto", examples=["auto", BUILT_IN, SELF, STORIES])
-    """Prompts to generate training data from. auto: half built-in, half model-generated; stories
-    for the toy. file:NAME.jsonl: your own; only the first turn is used."""
+    """Prompts to generate training data from. auto: half built-in, half model-generated; fewer than
+    256 are all built-in; stories for the toy. file:NAME.jsonl: your own; only the first turn is
+    used."""
     data: Literal["answers", "text"] = option("answers", "Training data")
     """answers: responses the base model generates, the distribution the drafter has to predict.
     text: windows of a corpus."""

@@ -26,6 +26,7 @@ from jobs.runtime.duration import ADAM_BYTES, FLOPS_PER_THREAD
 
 PROMPT_TOKENS = 64  # about, of a prompt with its chat template
 CHARACTERS_PER_TOKEN = 2  # English has four; other scripts and code have fewer
+MANY_ANSWERS = 256  # to fewer, prompts that the base has to write first add more time than variety
 SELF_PROMPT_TOKENS = 100  # the base generates for each prompt of its own, discarded ones included
 BATCH_SPEED_UP = 3.0  # of forward passes in large batches, over the usual pace; measured
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps for the backward pass
@@ -101,9 +102,10 @@ def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
 
 
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
-    """The prompt sets; auto adds model-generated prompts, unless the model only tells stories."""
+    """The prompt sets; auto adds model-generated prompts to many built-in ones."""
     suits = prompt_set(config, facts)
-    return (BUILT_IN, SELF) if config.prompts == "auto" and suits == BUILT_IN else (suits,)
+    adds = config.prompts == "auto" and suits == BUILT_IN and config.answers >= MANY_ANSWERS
+    return (BUILT_IN, SELF) if adds else (suits,)
 
 
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:

@@ -100,8 +100,8 @@ KIND = Kind(
     verdict=verdict,
     key_figure=key_figure,
     recipes={
-        "DL-QAT beside its rivals": {},
-        "DL-QAT": {"stages": "dlqat"},
+        "DL-QAT": {},
+        "DL-QAT beside its rivals": {"stages": "rtn, gptq, dlqat, lora"},
         "DL-QAT distilled": {"stages": "dlqat-kd"},
         "GPTQ": {"stages": "gptq"},
         "GPTQ by layer": {"stages": "gptq", "allocation": "budget:loss 3%"},
@@ -110,9 +110,9 @@ KIND = Kind(
         "Block-wise": {"stages": "block-wise"},
     },
     notes={
+        "DL-QAT": "Low-rank updates trained inside the rounding, from what GPTQ gives.",
         "DL-QAT beside its rivals": "Rounding to nearest, GPTQ and LoRA in 16 bits, on the "
         "same text.",
-        "DL-QAT": "Low-rank updates trained inside the rounding.",
         "DL-QAT distilled": "Trained on the dense model's distributions.",
         "GPTQ": "Post-training: errors are compensated column by column.",
         "GPTQ by layer": "More bits where a sensitivity profile says that they count.",
@@ -121,7 +121,9 @@ KIND = Kind(
         "Block-wise": "Weights and grids of a block trained together.",
     },
     presets={
-        "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10},
+        "quick look": {
+            "segments": 12, "context": 256, "windows": 8, "steps": 10, "batch": 2,
+        },
         "default": {},
         "thorough": {"segments": 64, "windows": 32, "steps": 200},
     },

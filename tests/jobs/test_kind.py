@@ -26,7 +26,7 @@ def test_the_work_of_every_kind_can_be_loaded(kind: Kind) -> None:
 def test_an_unknown_kind_or_preset_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="Choose: sds, dlqat"):
         kind_named("none")
-    with pytest.raises(ConfigError, match="Choose: SDS and its control"):
+    with pytest.raises(ConfigError, match="Choose: SDS, SDS and its control"):
         kind_named("sds").preset("none such")
 
 

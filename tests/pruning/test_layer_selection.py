@@ -26,7 +26,8 @@ LAYERS = inspect("toy").linears
 
 
 def config(**fields: object) -> SDSConfig:
-    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+    given = {"precision": "float32", "adjust_steps": 5, "control": True}
+    return SDSConfig.model_validate(given | fields)
 
 
 def test_every_layer_of_a_model_can_be_named_and_the_list_has_an_end() -> None:

@@ -31,7 +31,7 @@ RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", "sparsegpt 50%"]
 
 
 def config(**fields: object) -> SDSConfig:
-    return SDSConfig.model_validate({"precision": "float32", **fields})
+    return SDSConfig.model_validate({"precision": "float32", "control": True, **fields})
 
 
 def stage_weights(model: PreTrainedModel, workspace: Path, stage: SDSStage) -> list[Tensor]:

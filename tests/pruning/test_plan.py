@@ -34,9 +34,9 @@ def test_layers_of_one_pattern_are_a_group() -> None:
     [
         ({}, ["first", "second"]),
         ({"until": "first"}, ["first"]),
-        ({"reconstruct": 1, "pattern": "50%", "allocation": "owl"},
+        ({"reconstruct": 1, "pattern": "50%", "allocation": "owl", "control": True},
          ["owl", "first", "second", "first-blocks", "sds-blocks"]),
-        ({"reconstruct": 1, "control": False}, ["first", "second", "sds-blocks"]),
+        ({"reconstruct": 1}, ["first", "second", "sds-blocks"]),
     ],
 )  # fmt: skip
 def test_the_passes_are_those_that_make_the_stages(fields: dict, passes: list[str]) -> None:

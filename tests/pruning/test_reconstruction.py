@@ -29,7 +29,7 @@ BLOCKS, EPOCHS = 3, 2
 
 
 def config(**fields: object) -> SDSConfig:
-    few = {"redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS}
+    few = {"redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS, "control": True}
     return SDSConfig.model_validate({"precision": "float32", **few, **fields})
 
 

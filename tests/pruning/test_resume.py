@@ -21,7 +21,8 @@ from tests.pruning.stages import prune, stage_hashes
 
 
 def config(**fields: object) -> SDSConfig:
-    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+    given = {"precision": "float32", "adjust_steps": 5, "control": True}
+    return SDSConfig.model_validate(given | fields)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_what_is_saved_is_what_was_measured(
     for parameter in model.parameters():  # as a 16-bit checkpoint is loaded on the CPU
         parameter.data = parameter.data.to(stored).float()
     model.get_parameter("model.norm.weight").data[0] = 1 + 2**-20  # a norm kept in float32
-    config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3)
+    config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, control=True)
     checkpoints = Checkpoints(tmp_path / "run")
     ids = calibration[:8, :64]
     result = prune(model, ids, config, checkpoints, stored=stored, held=0)

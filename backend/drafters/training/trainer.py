@@ -53,7 +53,7 @@ CHECKPOINT = "drafter"
 PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
 PACE_SHARE = 0.02  # of the budget, in which the pace is measured
 SAVE_EVERY_S = 60.0
-EVALUATIONS = 10
+EVALUATIONS, STEPS_BETWEEN = 10, 16  # at most so many, so many steps apart at least
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
 WARMUP = 0.05  # share of the steps with a rising learning rate
@@ -239,7 +239,7 @@ class DrafterTrainer(Trainer):
 
     def _evaluates(self) -> bool:
         steps = self.steps if distributed.is_first() else 0
-        return bool(steps) and self.step % max(1, steps // EVALUATIONS) == 0
+        return bool(steps) and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)

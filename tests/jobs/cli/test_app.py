@@ -122,11 +122,11 @@ def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None
 def test_the_command_line_of_a_config_makes_the_same_config() -> None:
     kind = kinds()["sds"]
     values = {
-        "model": "toy", "pattern": "4:8", "control": False, "segments": 4, "base": "sparsegpt",
+        "model": "toy", "pattern": "4:8", "control": True, "segments": 4, "base": "sparsegpt",
     }  # fmt: skip
     line = command_line("sds", values)
     assert line == (
-        "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --no-control --model toy"
+        "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --control --model toy"
     )
     assert validated("sds", values) == kind.config.model_validate(values)
 

@@ -33,6 +33,7 @@ from tests.queue.conftest import HOST, Wait, succeeded
 SMALL = {
     "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
     "redense_steps": 5, "threads": 1, "precision": "float32", "evaluation_precision": "float32",
+    "control": True,
 }  # fmt: skip
 
 
