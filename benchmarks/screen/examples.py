@@ -33,7 +33,7 @@ FOUR_BITS = ("--bits=4", "--group-size=64")
 # file -> the words of the command and the name of the run; {file}: the run of another file
 RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "sds": (
-        (MODEL, "--pattern=2:4", "--base=alps", "--reconstruct=3", "--until=first", "--no-control"),
+        (MODEL, "--pattern=2:4", "--base=alps", "--reconstruct=3", "--until=first"),
         "2:4 by ALPS, blocks reconstructed",
     ),
     "dlqat": (
@@ -44,7 +44,7 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
         "Pruned, then 4 bits",
     ),
     "profile": ((MODEL,), "Which layers break first"),
-    "sds-2": ((MODEL, "--pattern=2:4"), "2:4 by Wanda: what goes wrong"),
+    "sds-2": ((MODEL, "--pattern=2:4", "--control"), "2:4 by Wanda: what goes wrong"),
     "amphista": (
         (MODEL, "--architecture=hydra", "--answers=640", "--heldout=32", "--minutes=0",
          "--steps=350", "--threads=1"), "Hydra, 350 steps",

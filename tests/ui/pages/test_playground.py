@@ -107,7 +107,7 @@ def test_without_weights_of_ones_own_the_chat_leads_to_a_run_that_saves_some(
 ) -> None:
     (address,) = re.findall(r'href="new[?]([^"]+)"', draw())
     values = address_values(asked(**dict(parse_qsl(unescape(address)))), DLQATJob)
-    assert values["stages"] == "dlqat" and plan("dlqat", values, {}).configs
+    assert values["steps"] == 10 and plan("dlqat", values, {}).configs
     monkeypatch.setattr(page, "answering", lambda: [*models(), ("mine", "dlqat-0001")])
     assert "new?" not in draw()
 

@@ -32,7 +32,7 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-QUICK_LOOK = {**dlqat.KIND.recipes["DL-QAT"], **dlqat.KIND.presets["quick look"]}
+QUICK_LOOK = dlqat.KIND.presets["quick look"]
 ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without effect here
 
 
