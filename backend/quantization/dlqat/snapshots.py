@@ -27,7 +27,7 @@ from backend.statistics.snapshots import quantiles
 from backend.statistics.tensors import TensorProfile
 
 SNAPSHOTS = 5  # of all groups
-CURVE_POINTS = 20  # of curves that cost a pass over all weights
+CURVE_POINTS, STEPS_BETWEEN = 10, 2  # of curves that cost a pass over all weights
 WORST_GROUPS = 16  # recorded weight by weight
 MAX_GROUP_SIZE = 1024  # of those
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
@@ -52,7 +52,7 @@ class TrainingSnapshots:
         self._stage, self._layers, self._linears = stage, layers, linears
         self._reporter, self._steps = reporter, steps
         self._at = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
-        self._every = max(1, steps // CURVE_POINTS)
+        self._every = max(STEPS_BETWEEN, steps // CURVE_POINTS)
 
     def __call__(self, step: int) -> None:
         """Report after `step` steps; 0: before the first."""
