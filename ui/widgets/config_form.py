@@ -1,6 +1,7 @@
 """Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
 left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,14 +98,18 @@ def as_text(description: str | None) -> str | None:
     return description and description.replace("*", "\u2217")
 
 
-def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
-    """Texts and choices of a form that the address names."""
-    found = {}
+NUMBERS = {int: re.compile(r"-?[0-9]{1,12}"), float: re.compile(r"-?[0-9]{1,12}([.][0-9]{1,12})?")}
+
+
+def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, Any]:
+    """Texts, choices and numbers of a form that the address names."""
+    found = dict[str, Any]()
     for name, info in config.model_fields.items():
-        choices = options(info.annotation)
-        value = query(request, name)
-        if value and (info.annotation is str or value in choices):
+        value, kind = query(request, name), info.annotation
+        if value and (kind is str or value in options(kind)):
             found[name] = value
+        elif kind in NUMBERS and NUMBERS[kind].fullmatch(value):
+            found[name] = kind(value)
     return found
 
 
