@@ -145,7 +145,7 @@ def test_the_address_fills_the_form(sds: Kind) -> None:
     told = arrival(kind="evaluation", windows="24", context="1e3")
     fields = [f"evaluation-field-{name}" for name in ("windows", "context")]
     assert [told[name]["value"] for name in fields] == [24, 0]  # plain numbers alone
-    assert arrival(kind="evaluation", windows="9" * 99)[fields[0]]["value"] == 16
+    assert fields[0] not in arrival(kind="evaluation", windows="9" * 99)
     assert "value" not in told["sds-field-model"] and told["new-kind"]["value"] == "evaluation"
     offered = [kind for _, kind in told["new-kind"]["choices"]]
     assert offered == ["sds", "dlqat", "amphista", "evaluation"]  # methods, and what was asked for
