@@ -59,7 +59,7 @@ from backend.sensitivity.search import MixSearch
 from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama
 from benchmarks.shared.mixes import SILENT, Formats, Trial
-from jobs.profile.config import EMBEDDING_FORMATS, parsed
+from jobs.profile.kind import EMBEDDING_FORMATS, parsed
 from jobs.profile.profiles import profile_of_run
 
 FORMATS = (

@@ -33,8 +33,8 @@ from backend.sensitivity.search import MixedModel
 from backend.sensitivity.walk import CandidateWalk, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
 from benchmarks.exports.__main__ import by_llama
-from jobs.fields.base_model import resolve_model
-from jobs.profile.config import EMBEDDING_FORMATS
+from jobs.fields.models import resolve_model
+from jobs.profile.kind import EMBEDDING_FORMATS
 
 Formats = Mapping[str, Format]
 BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(space="weighted"), SilentReporter()

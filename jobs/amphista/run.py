@@ -39,7 +39,7 @@ from backend.training import distributed
 from jobs import metrics
 from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
-from jobs.fields.prompts import prompt_facts
+from jobs.fields.text import prompt_facts
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext

@@ -40,8 +40,7 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
-from jobs.benchmark.config import BenchmarkJob
-from jobs.benchmark.estimate import flops_by_phase
+from jobs.benchmark.kind import BenchmarkJob, flops_by_phase
 from jobs.benchmark.report import (
     COMBINED,
     LLAMA_CPP,
@@ -52,10 +51,10 @@ from jobs.benchmark.report import (
     speed_up_of,
     verdicts,
 )
-from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
-from jobs.fields.prompts import prompt_facts, prompt_set
+from jobs.fields.models import resolve_model
+from jobs.fields.text import prompt_facts, prompt_set
 from jobs.metrics import (
     ACCEPTED_LENGTH,
     BREAK_EVEN,

@@ -9,12 +9,12 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import SUPERVISOR
 from backend.store import queries
 from backend.store.states import TERMINAL
-from jobs.benchmark import config as benchmark
+from jobs.benchmark import kind as benchmark
 from jobs.benchmark.kind import KIND as BENCHMARK
 from jobs.benchmark.report import decoder_reports, verdicts
 from jobs.cli.console import exit_of, follow, write
-from jobs.fields.sides import read_sides
-from jobs.generate import config as generate
+from jobs.fields.drafters import read_sides
+from jobs.generate import kind as generate
 from jobs.operations.changes import cancel_runs
 from jobs.operations.registry import Record, operation
 from jobs.operations.text import table

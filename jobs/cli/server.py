@@ -15,10 +15,25 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
 from backend.text.setup import main as set_up_text
 from jobs.cli.console import FAILED
-from jobs.cli.doctor.report import examine
+from jobs.cli.doctor import cluster, machine
+from jobs.cli.doctor.machine import HealthCheck
 from jobs.cli.mcp import build
-from jobs.fields.model import DEFAULT_MODEL
+from jobs.fields.types import DEFAULT_MODEL
 from jobs.operations.registry import Record, operation
+
+CHECKS = (
+    machine.variables, machine.data_folder, machine.privacy, machine.disk, machine.memory,
+    machine.threads, machine.device, machine.native_decoder, machine.clock, machine.models,
+    machine.cached_models, machine.texts, machine.database_version, machine.integrity,
+    machine.copies, machine.orphans, cluster.artefact_store, cluster.engine, cluster.nodes,
+    machine.supervisor,
+)  # fmt: skip
+
+
+def examine(probes: bool = False) -> list[HealthCheck]:
+    """Is everything there that a run needs? Changes nothing but the kept result of the check of the
+    database, and starts nothing. `probes`: start a job on the cluster, too."""
+    return [check() for check in (*CHECKS, *[cluster.probe] * probes)]
 
 
 @operation("serve", path="", tool="", database="none", json=False)

@@ -27,14 +27,14 @@ from backend.quantization.plan import (
 )
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
-from jobs.evaluation.report import REPEATS, TIMED_TOKENS
-from jobs.fields.base_model import resolve_model
+from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
+from jobs.fields.models import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
-from jobs.profile.budgets import quantized_mix
+from jobs.profile.profiles import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 AUTO_BITS = 8  # of embedding and head

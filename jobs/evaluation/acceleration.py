@@ -25,9 +25,8 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import Reporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts
-from jobs.evaluation.config import DENSE, MODEL
-from jobs.evaluation.report import REPEATS, TIMED_TOKENS
-from jobs.fields.prompts import default_prompts
+from jobs.evaluation.kind import DENSE, MODEL, REPEATS, TIMED_TOKENS
+from jobs.fields.text import default_prompts
 from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND, ZERO_SHARE
 from jobs.runtime.context import JobContext
 

@@ -30,9 +30,9 @@ from backend.statistics.tensors import TensorProfile
 from backend.store import queries
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
-from jobs.evaluation.report import SAMPLED, samples_of
-from jobs.fields.prompts import default_prompts
+from jobs.evaluation.kind import SAMPLED, samples_of
 from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
+from jobs.fields.text import default_prompts
 from jobs.metrics import ACCURACY, BITS_PER_BYTE, KL_TO_DENSE, PERPLEXITY, TOP1_AGREEMENT
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts

@@ -17,7 +17,7 @@ from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packed_layers
 from backend.models.sources.spec import on_disk
 from backend.quantization.plan import QuantizationPlan
-from jobs.fields.base_model import ResolvedModel
+from jobs.fields.models import ResolvedModel
 
 LLAMA_CPP = "llama_cpp"  # the package that reads them
 TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)

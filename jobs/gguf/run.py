@@ -9,10 +9,9 @@ from backend.export.gguf.writing import write_gguf
 from backend.export.origin import CARD, copy_terms, origin_of
 from backend.metric_key import MetricKey
 from backend.models.sources.materialise import materialise
-from jobs.fields.base_model import resolve_model
 from jobs.fields.gguf import exported_embedding, exported_type
-from jobs.gguf.config import FOLDER, MODEL, GGUFJob
-from jobs.gguf.estimate import flops_by_phase
+from jobs.fields.models import resolve_model
+from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, flops_by_phase
 from jobs.metrics import BYTES
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

@@ -7,7 +7,7 @@ from pydantic import Field
 from backend.live.address import MOST_TOKENS, WORKBENCH, Address, QueuedState, Ratio
 from backend.queue.actor import Actor
 from jobs import pipeline as pipelines
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
 from jobs.serving.live.plan import Effort, planned_steps
 from jobs.submit import checked, command_line, submit

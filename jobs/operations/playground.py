@@ -11,7 +11,7 @@ from backend.models.layer_names import read_names
 from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.store import queries
-from jobs.chat import arena
+from jobs import chat as arena
 from jobs.operations.registry import Record, Run, operation
 from jobs.operations.text import table
 from jobs.serving import keys

@@ -22,11 +22,18 @@ from backend.sensitivity.trace import trace
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.text.slices import calibration_slices
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
-from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
-from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
+from jobs.profile.kind import (
+    DENSE,
+    EMBEDDING_FORMATS,
+    ProfileJob,
+    calibration_name,
+    flops_by_phase,
+    memory_bytes,
+    parsed,
+)
 from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

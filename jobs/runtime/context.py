@@ -45,11 +45,17 @@ from backend.store.tables import (
     StepTime,
     Table,
 )
-from jobs.runtime.figures import FigureBuffer, LeaseLostError
+from jobs.runtime.figures import (
+    FigureBuffer,
+    FigureSpool,
+    LeaseLostError,
+    Row,
+    profile_row,
+    tensor_row,
+    upsert,
+)
 from jobs.runtime.progress import Progress
 from jobs.runtime.rank import Rank
-from jobs.runtime.rows import Row, profile_row, tensor_row, upsert
-from jobs.runtime.spool import FigureSpool
 from jobs.runtime.uploads import Uploads
 from jobs.runtime.usage import UsageSampler
 

@@ -20,7 +20,7 @@ from backend.errors import CancelledError, SlimscopeError
 from backend.queue.launcher import CODE, FOR_SUPERVISOR
 from backend.settings import settings
 from backend.store.states import Exit
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.processes import ProcessesConfig
 from jobs.kind import JobConfig, Kind
 from jobs.runtime.context import JobContext

@@ -13,7 +13,7 @@ from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, 
 from backend.models.precision import resolve_dtype
 from backend.models.sources.materialise import materialise
 from backend.text import slices
-from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import (
     EvaluationText,
     TextConfig,

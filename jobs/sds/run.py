@@ -13,7 +13,7 @@ from backend.pruning.plan import PruningPlan
 from backend.pruning.sds import SDSResult, install, run_sds
 from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality, hidden_state_store
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

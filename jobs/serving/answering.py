@@ -27,13 +27,12 @@ from backend.errors import (
 )
 from backend.models.loading import LoadedModel
 from backend.text.prompt_ids import chat_ids, end_ids
-from jobs.fields.base_model import ResolvedModel, decodable_model
-from jobs.fields.sides import read_side
+from jobs.fields.drafters import read_side
+from jobs.fields.models import ResolvedModel, decodable_model
 from jobs.runtime.loading import load_model
 from jobs.runtime.rank import Rank, RunContext
-from jobs.serving.pool import ModelPool, key_of
-from jobs.serving.requests import Body, ChatBody, CompletionBody
-from jobs.serving.warm_model import WarmModel
+from jobs.serving.openai_format import Body, ChatBody, CompletionBody
+from jobs.serving.pool import ModelPool, WarmModel, key_of
 
 SEEDS = 2**63
 

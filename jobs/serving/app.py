@@ -18,9 +18,8 @@ from jobs.serving.disconnect import EventStream, unless_gone
 from jobs.serving.live.models import LivePool
 from jobs.serving.live.routes import LiveRoutes
 from jobs.serving.one_answer import Events, OneAnswer
-from jobs.serving.openai_format import error_body, error_headers
+from jobs.serving.openai_format import ENDPOINTS, error_body, error_headers, read_body
 from jobs.serving.pool import ModelPool
-from jobs.serving.requests import ENDPOINTS, read_body
 
 MAX_REQUESTS = 256  # answered or waiting at the same time
 GONE = Response(status_code=499)  # nobody reads it

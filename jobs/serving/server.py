@@ -1,7 +1,9 @@
-"""The web server of the serving process, and how long it lives."""
+"""The web server of the serving process, how long it lives, and the part of the processor that its
+answers may use."""
 
 import asyncio
 import hmac
+import os
 from contextlib import suppress
 
 import uvicorn
@@ -10,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.settings import settings
+from backend.settings import available_threads, settings
 from backend.store.migrate import other_version
 from backend.store.session import reading
 from backend.store.states import LIVE
@@ -19,10 +21,27 @@ from jobs.serving.app import ServingApp
 from jobs.serving.client import leave, listen
 from jobs.serving.live.models import LivePool
 from jobs.serving.pool import ModelPool
-from jobs.serving.share import CpuShare, lower_priority
 
+NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
 IDLE_FACTOR = 10  # times as long as an idle supervisor
 LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
+
+
+class CpuShare:
+    """The threads of each model; `jobs` beside them take half."""
+
+    def __init__(self) -> None:
+        self.jobs = False
+
+    def threads(self) -> int:
+        every = settings().threads or available_threads()
+        return max(1, every // 2 if self.jobs else every)
+
+
+def lower_priority() -> None:
+    """Lower the priority of this thread and of those it starts."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
 def serve() -> None:

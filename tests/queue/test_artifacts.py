@@ -24,7 +24,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Artifact
-from jobs.fields.saved_models import saved_model
+from jobs.fields.models import saved_model
 from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime import uploads

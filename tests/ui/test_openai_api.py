@@ -16,8 +16,7 @@ from backend.queue import permissions, rate_limit
 from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client, keys
 from jobs.serving.client import ended
-from jobs.serving.openai_format import error_body
-from jobs.serving.requests import ENDPOINTS
+from jobs.serving.openai_format import ENDPOINTS, error_body
 from tests.queue.conftest import HOST
 from tests.ui.visits import OTHER, TOKEN, Visit, set_up
 from ui.openai_api import passed_on

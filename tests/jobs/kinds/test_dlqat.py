@@ -20,13 +20,13 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
-from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 

@@ -8,7 +8,7 @@ from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.sides import read_sides
+from jobs.fields.drafters import read_sides
 from jobs.serving.transcript import (
     MIN_TIMED_TOKENS,
     Transcript,

@@ -19,7 +19,7 @@ from backend.store import frames, queries, tensors
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
-from jobs.weight_statistics.config import StatisticsJob
+from jobs.weight_statistics.kind import StatisticsJob
 from jobs.weight_statistics.run import measure_block
 from tests.queue.conftest import HOST, Wait, succeeded
 

@@ -10,7 +10,7 @@ from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.queue.rate_limit import RateLimiter
 from backend.store import queries
 from backend.store.session import writing
-from jobs.chat.asking import ask, ask_again, body_of
+from jobs.chat import ask, ask_again, body_of
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.queue.conftest import HOST

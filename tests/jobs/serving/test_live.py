@@ -26,7 +26,7 @@ from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.operations.registry import OPERATIONS
 from jobs.serving.client import PERSON, ROLE
 from jobs.serving.live import answering, models

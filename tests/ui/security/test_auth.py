@@ -208,7 +208,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         looked.append(spec)
         return catalogue.inspect(spec)
 
-    monkeypatch.setattr("jobs.fields.base_model.inspect", inspect)
+    monkeypatch.setattr("jobs.fields.models.inspect", inspect)
     number = event_of(web, "new-kind", "input")
     assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
     assert looked == []

@@ -12,8 +12,7 @@ from backend.models.sources.catalogue import local_folder
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
 from backend.store import queries, tensors
-from jobs.fields.base_model import resolve_model
-from jobs.fields.saved_models import is_run
+from jobs.fields.models import is_run, resolve_model
 from ui.api_errors import error_response
 from ui.runs.weights import DENSE
 from ui.widgets.packed import PackedArrays
