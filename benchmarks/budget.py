@@ -51,7 +51,7 @@ from torch import Tensor
 from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman

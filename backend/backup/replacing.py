@@ -11,9 +11,14 @@ from pathlib import Path
 from backend.errors import BackupError
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
-from backend.store.copies import copies_folder, database_file, database_files, only_tables
+from backend.store.copies import (
+    check_integrity,
+    copies_folder,
+    database_file,
+    database_files,
+    only_tables,
+)
 from backend.store.dialects.choice import dialect_of
-from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
 from backend.store.session import engine_for
 

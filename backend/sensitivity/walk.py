@@ -17,19 +17,17 @@ from transformers import PreTrainedModel
 from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.models.block_forward import BlockStream, open_stream, run_block
+from backend.models.block_forward import BlockStream, HiddenStates, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
-from backend.models.families.shapes import LinearShape
-from backend.models.hidden_states import HiddenStates
+from backend.models.families.stored import LinearShape
 from backend.models.patching import swap_weights
 from backend.quantization.embedding import quantize_embedding
 from backend.quantization.plan import QuantSettings, embedding_search
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.sensitivity.candidates import Solvers, candidates, energies, fitting, output_error
 from backend.sensitivity.formats import Format
-from backend.sensitivity.measured import SensitivityMeter
+from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher
 from backend.sensitivity.profile import FIGURES
-from backend.sensitivity.trace import DenseTrace, measure_fisher
 
 GRADIENTS, FISHER, CANDIDATES = "gradients", "fisher.safetensors", "candidates.safetensors"
 BATCH = 4  # calibration segments a pass

@@ -37,7 +37,7 @@ from backend.evaluation.perplexity import perplexity
 from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
 from backend.models.loading import load, load_tokenizer
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice

@@ -10,10 +10,10 @@ import typer
 from pydantic import Field
 
 from backend.errors import SlimscopeError
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
-from backend.text.setup import main as set_up_text
+from backend.text.wikipedia import main as set_up_text
 from jobs.cli.console import FAILED
 from jobs.cli.doctor import cluster, machine
 from jobs.cli.doctor.machine import HealthCheck

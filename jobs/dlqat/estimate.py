@@ -7,8 +7,7 @@ from backend.export.formats import ExportRequirements, check_format, experts_of,
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
-from backend.models.families.shapes import LinearShape
-from backend.models.families.stored import GATE_UP, together
+from backend.models.families.stored import GATE_UP, LinearShape, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (

@@ -18,9 +18,9 @@ from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.metric_key import MetricKey
+from backend.models.block_forward import NewBatches, batches_in
 from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
-from backend.models.hidden_states import NewBatches, batches_in
 from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
 from backend.reporter import REPLAY

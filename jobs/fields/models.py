@@ -17,7 +17,7 @@ from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.models.sources.spec import is_hub_id
 from backend.plan import Plan
 from backend.quantization.plan import QuantizationPlan
-from backend.queue.artifacts.copies import present
+from backend.queue.artifacts import present
 from backend.queue.folders import run_folder
 from backend.queue.service import PREDICTED_BYTES
 from backend.settings import settings

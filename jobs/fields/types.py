@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import field_validator
 
+from backend.files import real_path
 from backend.models.sources import smollm2
 from backend.models.sources.spec import TOY
 from backend.options import Dtype, Options, option
-from backend.paths import real_path
 from backend.settings import settings
 
 ModelSpec = Annotated[str, option(title="Model", min_length=1, max_length=300, choices="saved")]

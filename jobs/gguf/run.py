@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 from backend.checkpoints import Checkpoints, sha256_of
-from backend.export.card import gguf_card
+from backend.export.card import CARD, copy_terms, gguf_card, origin_of
 from backend.export.gguf.writing import write_gguf
-from backend.export.origin import CARD, copy_terms, origin_of
 from backend.metric_key import MetricKey
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from jobs.fields.gguf import exported_embedding, exported_type
 from jobs.fields.models import resolve_model
 from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, flops_by_phase

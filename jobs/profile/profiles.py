@@ -6,12 +6,12 @@ from typing import Literal, Protocol
 
 from backend.budget import Budget, BudgetKind, budget_of, is_mixed
 from backend.errors import ConfigError, NotFoundError
-from backend.fingerprint import fingerprint
+from backend.files import fingerprint
 from backend.models.layer_names import check_layer_patterns, fits, read_assignments, read_names
 from backend.models.sources.catalogue import local_folder
 from backend.models.sources.headers import weight_files
 from backend.pruning.pattern import Pattern
-from backend.quantization.widths import Width
+from backend.quantization.config import Width
 from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, profile_of

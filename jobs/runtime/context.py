@@ -22,11 +22,10 @@ from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
-from backend.queue.artifacts.copies import fetch_work
-from backend.queue.artifacts.disk import folder_bytes
-from backend.queue.artifacts.store import store
+from backend.queue.artifacts import fetch_work, store
 from backend.queue.engines.local import LocalEngine, reference
 from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.removal import folder_bytes
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot

@@ -4,8 +4,7 @@ import torch
 
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
-from backend.export.card import pruned_card
-from backend.export.origin import ModelOrigin, copy_terms, origin_of
+from backend.export.card import ModelOrigin, copy_terms, origin_of, pruned_card
 from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from backend.decoding.draft_tree import Proposer
 from backend.decoding.native.model import decoding_dtype
-from backend.decoding.proposers import Proposer
 from backend.decoding.serving.engine import EngineStatus, ServingEngine
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
@@ -20,7 +20,7 @@ from backend.drafters.generate import make_proposer, refuse_processors
 from backend.errors import CancelledError
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.fields.models import ResolvedModel

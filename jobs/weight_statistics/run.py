@@ -5,8 +5,7 @@ import json
 
 from backend.export.reading import StoredLinears, linears_in
 from backend.models.block_offload import check_finite
-from backend.models.sources.catalogue import inspect
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import inspect, materialise
 from backend.reporter import at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 from jobs.fields.models import resolve_model

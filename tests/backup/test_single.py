@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.backup import archive as layout
-from backend.backup.archive import OF_ONE_RUN, ROWS
+from backend.backup import writing as layout
 from backend.backup.reading import open_archive
 from backend.backup.single import export_run, import_run
-from backend.backup.writing import SourceFile, write_archive
+from backend.backup.writing import OF_ONE_RUN, ROWS, SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
 from backend.metric_key import MetricKey
 from backend.queue import service

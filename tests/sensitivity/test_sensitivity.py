@@ -16,8 +16,7 @@ from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
 from backend.sensitivity.candidates import Solvers, candidates, energies, output_error
 from backend.sensitivity.formats import Format
-from backend.sensitivity.measured import SensitivityMeter
-from backend.sensitivity.trace import DenseTrace, measure_fisher, trace
+from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher, trace
 
 SILENT = SilentReporter()
 MODULE = "mlp.down_proj"

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, make_url
 
-from backend.backup.restoring import restore_backup
+from backend.backup.reading import restore_backup
 from backend.backup.writing import write_backup
 from backend.checkpoints import is_whole
 from backend.drafters.checkpoint import Amphista

@@ -31,13 +31,14 @@ from torch.nn.functional import pad
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import ANCHOR_SHARE, TrainingConfig
-from backend.drafters.data.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.drafters.registry import Drafter
-from backend.drafters.training.head_accuracy import HeadAccuracy, measure_heads
+from backend.drafters.training.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.drafters.training.loss import (
     ROW_STEP,
     AnchorBatch,
+    HeadAccuracy,
     loss_and_gradient,
+    measure_heads,
     padded,
     rounded_up,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from backend.checkpoints import MANIFEST, changed_file
 from backend.errors import ModelError
-from backend.paths import real_path
+from backend.files import real_path
 from backend.settings import settings
 
 MAX_ENTRIES = 10_000  # of one model

@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 
 from backend.errors import ModelError
-from backend.fingerprint import fingerprint_of
+from backend.files import fingerprint_of, real_path
 from backend.models.sources.folder import check_links
-from backend.paths import real_path
 from backend.settings import settings
 
 TOY = "toy"

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from uuid import uuid4
 
-from backend.queue.artifacts.store import store, store_or_folder
+from backend.queue.artifacts import store, store_or_folder
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref
 from backend.queue.engines.choose import CLUSTERS, engine_of
 from backend.queue.launcher import CODE, node_environment

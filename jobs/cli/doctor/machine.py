@@ -10,19 +10,24 @@ from pathlib import Path
 
 import psutil
 
-from backend.decoding.native.compiler import CompilerError, instructions
+from backend.decoding.native.library import CompilerError, instructions
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalogue import entries
 from backend.printable import readable_bytes
 from backend.queue import scheduling
-from backend.queue.artifacts.disk import orphaned_folders
 from backend.queue.engines.local import installed_gpus
 from backend.queue.launcher import SUPERVISOR
+from backend.queue.removal import orphaned_folders
 from backend.settings import available_threads, settings, unknown_variables
 from backend.store import queries
-from backend.store.copies import daily_copies, database_files, has_file, repair_advice
+from backend.store.copies import (
+    check_integrity,
+    daily_copies,
+    database_files,
+    has_file,
+    repair_advice,
+)
 from backend.store.dialects.choice import dialect_of
-from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from backend.text.corpora import corpora

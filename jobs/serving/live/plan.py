@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 from backend.errors import ConfigError
 from backend.live.address import LiveState, state_at
 from backend.models.facts import ModelFacts
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
-from backend.quantization.widths import Width
+from backend.quantization.config import Width
 
 Effort = Literal["one-shot", "full"]
 EMBEDDING_BITS = (8, 6, 4)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.compiler import library
+from backend.decoding.native.library import library
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
-from backend.store import integrity
+from backend.store import copies
 from backend.store.copies import copy_daily
 from backend.store.session import now_ms, writing
 from backend.store.states import State
@@ -64,7 +64,7 @@ def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.Monk
     assert "none yet" in machine.copies().text
     copy = copy_daily()
     assert copy is not None and copy.name in machine.copies().text
-    monkeypatch.setattr(integrity, "_problems", lambda: ["page 3 is never used"])
+    monkeypatch.setattr(copies, "_problems", lambda: ["page 3 is never used"])
     assert wrong(machine.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
 
 

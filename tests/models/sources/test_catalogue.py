@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.models.sources.catalogue import entries, inspect
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import entries, inspect, materialise
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 from tests.security.conftest import configure, folder, refusal

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from backend.errors import RateLimitError, SlimscopeError
 from backend.queue import permissions, rate_limit, scheduling
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError, SlimscopeError
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from backend.store.states import State

@@ -12,7 +12,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.quantization.widths import MAX_BITS, MIN_BITS
+from backend.quantization.config import MAX_BITS, MIN_BITS
 from backend.queue.actor import Actor
 from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix

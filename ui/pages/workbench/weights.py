@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import ModelError, NotFoundError, SlimscopeError
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import local_folder
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region

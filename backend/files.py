@@ -1,10 +1,20 @@
-"""What identifies the files of a model or a text on every machine, without reading all of them."""
+"""Paths that people write, with their links resolved.
+
+What identifies the files of a model or a text on every machine, without reading all of them.
+"""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 EDGE = 2**20  # bytes read at the beginning and at the end of a file
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path with links resolved. Of links in a circle, and of the home of an unknown
+    user, what is returned is there for nobody; `Path.resolve` raises different errors for them."""
+    return Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -1,5 +1,6 @@
 """Responses of the target model, written by the engine that serves many at once, and texts that it
-reads: hidden states and most likely tokens are recorded on the way."""
+reads: hidden states and most likely tokens are recorded on the way.
+"""
 
 import sys
 from collections.abc import Collection, Sequence

@@ -1,6 +1,7 @@
 """Hidden-state cache on disk, in checkpoints: of each position the hidden state h (bfloat16), the
 log of the softmax denominator, and the most likely token. The teacher's distribution over any part
-of the vocabulary is exp(W h - denominator), computed on demand."""
+of the vocabulary is exp(W h - denominator), computed on demand.
+"""
 
 import random
 from collections.abc import Collection, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import GENERATION_BATCH
-from backend.drafters.data.generation import read, write_answers
+from backend.drafters.training.generation import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 HELD, LEARNT = "held", "learnt"

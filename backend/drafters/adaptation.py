@@ -1,6 +1,11 @@
 """Cloned decoder layers of the target model. A transformers layer needs masks and position
 embeddings that its model prepares, so the clone is a whole model of the same class with a single
-layer, no embedding and no final norm: its own forward prepares everything."""
+layer, no embedding and no final norm: its own forward prepares everything.
+
+With `use_native`, the parts of a drafter run on the kernels of `backend.decoding.native`, in 8
+bits: a sequential drafter for SmolLM2-135M accepts 1.59 tokens a pass in 8 bits and in float32,
+1.50 in 4. In PyTorch most of the time of its many small products goes to dispatch.
+"""
 
 from copy import deepcopy
 from typing import Any
@@ -9,12 +14,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedModel
 
-from backend.decoding.target_model import packed_weights
+from backend.decoding.native.blocks import NativeBlocks
+from backend.decoding.native.cache import NativeCache
+from backend.decoding.native.families import LANES
+from backend.decoding.native.weights import NativeLinear
+from backend.decoding.target_model import TargetModel, packed_weights
 from backend.errors import ModelError
-from backend.models.attention import DEFAULT_ATTENTION, NAME, use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.families.experts import ExpertList, split_experts
-from backend.models.kv_cache import PreallocatedCache, cache_name
+from backend.models.kv_cache import (
+    DEFAULT_ATTENTION,
+    NAME,
+    PreallocatedCache,
+    cache_name,
+    use_grouped,
+)
 
 FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
 
@@ -121,3 +135,47 @@ def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module]:
         if isinstance(output, Tensor) and output.data_ptr() == last.data_ptr():
             return name, base.get_submodule(name)
     return "", nn.Identity()
+
+
+class NativeLayer(nn.Module):
+    """A cloned layer: hidden states [1, n, d] -> [1, n, d] in float32, causal."""
+
+    def __init__(self, layer: ClonedLayer, target: TargetModel) -> None:
+        super().__init__()
+        self._blocks = NativeBlocks(target.model, [layer.block], rounded=True)
+
+    def new_cache(self, capacity: int) -> NativeCache:
+        return self._blocks.new_cache(capacity)
+
+    def forward(
+        self,
+        states: Tensor,
+        cache: NativeCache | None = None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Append the states to the cache; see `ClonedLayer.forward`. Cached rows are visible."""
+        n = states.shape[1]
+        places = None if positions is None else positions[0]
+        own = None if visible is None else visible[0, :, -n:]
+        return self._blocks(states[0], cache or self.new_cache(n), places, own)[None]
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of weights [out, in]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
+    return layer
+
+
+def use_native(module: nn.Module, target: TargetModel) -> None:
+    """Replace every cloned layer and linear inside, in place; the others compute in float32."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, ClonedLayer):
+            module.set_submodule(name, NativeLayer(part, target))
+    for name, part in list(module.named_modules()):
+        if isinstance(part, nn.Linear) and not part.in_features % LANES:
+            module.set_submodule(name, NativeLinear(part, rounded=True))
+    module.float()

@@ -1,6 +1,7 @@
 """GGUF headers, read in a child process, and conversion to folders that transformers loads.
 Dequantised weights lie on the grid of the file: quantization results on such a model can be too
-optimistic."""
+optimistic.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.families.shapes import TensorHeader
+from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
 from backend.models.sources.folder import check_no_adapter
 from backend.models.sources.headers import OPTIONS
@@ -27,7 +28,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     origin. Raises ModelError: not a GGUF file, or an unsupported architecture."""
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
-        header = read("backend.models.sources.gguf.header:read_header", path)
+        header = read("backend.models.sources.gguf_header:read_header", path)
     except UnreadableFileError as error:
         raise _refused(path, str(error)) from error
     dtypes = {"F16": "F16", "BF16": "BF16"}  # all others need float32 to be exact

@@ -11,7 +11,7 @@ from gguf import GGUFReader
 
 from backend.errors import ModelError
 from backend.models.facts import MAX_NAME
-from backend.models.sources.gguf.config import UnknownRopeError, config_values
+from backend.models.sources.gguf_config import UnknownRopeError, config_values
 from backend.printable import one_line
 
 ARCHITECTURES = {
