@@ -11,10 +11,8 @@ from backend.errors import ConfigError, ConflictError
 from backend.evaluation.preferences import Comparison, Rating, ratings
 from backend.models.layer_names import read_names
 from backend.queue import conversations
-from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, MAX_TURNS, TIE, Turn, all_votes
-from backend.queue.permissions import require_asking
-from backend.queue.rate_limit import count_answer, count_change
+from backend.queue.permissions import Actor, count_answer, count_change, require_asking
 from backend.store.session import writing
 from jobs.generate.kind import NAME, GenerateJob, chat_body
 from jobs.serving.openai_format import ChatBody
@@ -47,8 +45,9 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     if before and before[-1].unanswered:
         why = "The last prompt is still being answered."
         raise ConflictError("The prompt was not sent.", why, "Wait for its end, or stop it.")
-    if before and not before[-1].finished and not _is_stopped(before[-1]):
-        before = before[:-1]
+    if before and not before[-1].finished:
+        ends = {each.transcript[-1].get("end") for each in before[-1].answers.values()}
+        before = before[:-1] if "error" in ends else before
     if len(before) >= MAX_TURNS:
         why = f"A conversation has at most {MAX_TURNS} prompts."
         raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
@@ -94,10 +93,6 @@ def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
         said.append({"role": "assistant", "content": turn.answers[side].text})
     said.append({"role": "user", "content": turns[-1].prompt.text})
     return chat_body(turns[-1].prompt.settings, turns[-1].names[side - 1], said)
-
-
-def _is_stopped(turn: Turn) -> bool:
-    return "error" not in {each.transcript[-1].get("end") for each in turn.answers.values()}
 
 
 def _letters(turn: Turn) -> int:

@@ -16,7 +16,7 @@ from backend.backup.run_rows import (
     Text,
 )
 from backend.metric_key import MetricKey
-from backend.plan import Plan
+from backend.options import Plan
 from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.kind import SAMPLED

@@ -20,8 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
-from backend.options import Options, option
-from backend.plan import Plan
+from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings

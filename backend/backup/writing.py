@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import BackupError
 from backend.printable import readable_bytes
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.lifecycle import end_attempt
 from backend.settings import settings
 from backend.store.copies import copy_database, database_file, opened

@@ -29,7 +29,7 @@ from backend.decoding.native.model import NativeModel
 from backend.errors import ModelError
 from backend.models.families.logits import LogitTransform
 from backend.models.kv_cache import (
-    NAME,
+    GROUPED,
     PreallocatedCache,
     StackedCache,
     cache_name,
@@ -38,7 +38,7 @@ from backend.models.kv_cache import (
 )
 from backend.quantization.packed_linear import PackedLinear
 
-KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
+KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12

@@ -24,7 +24,7 @@ from backend.models.blocks import decoder_blocks
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import (
     DEFAULT_ATTENTION,
-    NAME,
+    GROUPED,
     PreallocatedCache,
     cache_name,
     use_grouped,
@@ -97,7 +97,7 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
             setattr(config, key, 0)
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
-    kernel = model.config._attn_implementation.replace(NAME, DEFAULT_ATTENTION)
+    kernel = model.config._attn_implementation.replace(GROUPED, DEFAULT_ATTENTION)
     shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernel)
     for parameter in shell.parameters():
         parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them

@@ -28,8 +28,8 @@ from backend.models.families.stored import (
     stored_modules,
 )
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.models.sources.spec import check_unchanged
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import pack_model
 

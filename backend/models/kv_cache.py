@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from backend.errors import ModelError
 
-NAME, DEFAULT_ATTENTION = "slimscope_grouped", "sdpa"
+GROUPED, DEFAULT_ATTENTION = "slimscope_grouped", "sdpa"
 MAX_NEW_TOKENS = 64  # new tokens; above it, copying the mask costs as much as copying the keys
 UNSUPPORTED_ARGUMENTS = (
     "softcap",
@@ -228,11 +228,11 @@ def grouped_attention(
 def use_grouped(model: PreTrainedModel, device: torch.device) -> None:
     """Use grouped attention in `model` if it runs on a CPU with the default kernel."""
     if device.type == "cpu" and model.config._attn_implementation == DEFAULT_ATTENTION:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(GROUPED)
 
 
-AttentionInterface.register(NAME, grouped_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @torch.no_grad()

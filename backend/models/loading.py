@@ -30,8 +30,8 @@ from backend.models.memory import check_memory, is_out_of_memory, memory_availab
 from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect, materialise
-from backend.models.sources.folder import adapter_error
 from backend.models.sources.headers import OPTIONS
+from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
 
 CHECKED_TOKENS = 8  # tokens of the pass that checks a model

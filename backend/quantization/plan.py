@@ -18,7 +18,7 @@ from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models import layer_names
 from backend.models.families.stored import LinearShape
-from backend.plan import Plan
+from backend.options import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, Width, read_overrides
 

@@ -1,7 +1,16 @@
-"""The artefact store that all machines reach, anything fsspec has a URL for, and what this machine
-copies from it: each works on copies of its own, so that a store that is full or slow stops nothing.
-A folder is complete where its manifest is: that is removed first and written last."""
+"""The files of a run: their paths, its log, and the artefact store that all machines reach.
 
+artifacts/sds-0042/            the run's folder
+    a1/log.txt                 output of attempt 1
+    work/                      checkpoints, shared by all attempts, one writer at a time
+    model/                     the saved model
+
+The store is anything fsspec has a URL for. Each machine works on copies of its own, so that a store
+that is full or slow stops nothing. A folder is complete where its manifest is: that is removed
+first and written last.
+"""
+
+import codecs
 import json
 import logging
 import os
@@ -14,12 +23,67 @@ from typing import Any
 from uuid import uuid4
 
 from backend.checkpoints import MANIFEST, is_whole
-from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
 
+TAIL_BYTES = 64_000
 TRIES = 3  # of copying a folder here
 log = logging.getLogger("slimscope.store")
 WORKED_HERE = ".attempt"  # number of the last attempt on this machine, beside its checkpoints
+
+
+def run_folder(run: str) -> Path:
+    return settings().artifacts / run
+
+
+def log_file(run: str, attempt: int) -> Path:
+    return run_folder(run) / f"a{attempt}" / "log.txt"
+
+
+def work_folder(run: str) -> Path:
+    """The checkpoint folder of a run."""
+    return run_folder(run) / "work"
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder below that of the artifacts, as far as that is possible. One that lies
+    elsewhere stays, whatever a row of the database or a link says."""
+    if folder.parent.resolve().is_relative_to(settings().artifacts.resolve()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def whole_log(run: str, attempts: int) -> bytes:
+    """The concatenated logs of all attempts of a run, each with a header line."""
+    files = ((n, log_file(run, n)) for n in range(1, attempts + 1))
+    return b"".join(
+        f"===== attempt {n} =====\n".encode() + file.read_bytes()
+        for n, file in files
+        if file.is_file()
+    )
+
+
+def read_log(
+    run: str, attempt: int, after: int | None = None, most: int | None = None
+) -> tuple[str, int, int]:
+    """The log of an attempt from byte `after` on (None: its tail), at most its last `most` bytes.
+
+    Returns:
+        Text up to the last complete character (invalid bytes replaced), its start offset and its
+            end offset in bytes; ("", 0, 0) without a log.
+    """
+    path = log_file(run, attempt)
+    if not path.exists():
+        return "", 0, 0
+    size = path.stat().st_size
+    start = max(0, size - TAIL_BYTES) if after is None else min(max(0, after), size)
+    if most is not None:
+        start = max(start, size - most)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    pending, _ = decoder.getstate()
+    return text, start, start + len(data) - len(pending)
 
 
 @contextmanager

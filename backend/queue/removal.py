@@ -18,11 +18,9 @@ from sqlalchemy import delete, select
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
-from backend.queue.actor import Actor
-from backend.queue.artifacts import remove_stored
-from backend.queue.folders import delete_folder, run_folder, work_folder
+from backend.queue.artifacts import delete_folder, remove_stored, run_folder, work_folder
 from backend.queue.lifecycle import ME, note
-from backend.queue.permissions import require_host
+from backend.queue.permissions import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copies_folder
@@ -34,7 +32,7 @@ from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job, Vote
 DAY_MS = 86_400_000
 FREED = ".freed"
 CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
-UNDO_MS = 86_400_000
+UNDO_MS = DAY_MS
 HISTORY = (Attempt, Event, Vote)  # what stays of a purged run, beside its row
 
 

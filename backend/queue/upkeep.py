@@ -17,8 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
-from backend.queue.artifacts import fetch_ended, fetch_log, remove_stored, store
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import fetch_ended, fetch_log, remove_stored, store, work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import CHECKPOINTS, DAY_MS, disk_use, free_expired, purge_expired
 from backend.settings import settings

@@ -42,7 +42,7 @@ from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, unt
 from jobs.fields.text import prompt_facts
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.follower import FollowerContext
+from jobs.runtime.followers import FollowerContext
 from jobs.runtime.loading import load_model, record_texts
 from jobs.runtime.progress import Phases
 

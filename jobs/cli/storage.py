@@ -14,14 +14,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from sqlalchemy import make_url
 
 from backend.backup import writing
-from backend.backup.moving import move_database
+from backend.backup.databases import is_database, move_database, replace_database
 from backend.backup.reading import restore_backup
-from backend.backup.replacing import is_database, replace_database
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.printable import readable_bytes
 from backend.queue import scheduling
-from backend.queue.actor import Actor
+from backend.queue.permissions import Actor
 from backend.queue.removal import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
@@ -29,8 +28,8 @@ from backend.store.copies import check_integrity, repair_advice
 from backend.store.states import RESUMABLE
 from jobs.imported import check_row
 from jobs.operations.registry import Record, Run, operation
-from jobs.operations.text import count, table
 from jobs.summary import summary
+from jobs.wording import count, table
 
 Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]
 

@@ -28,7 +28,7 @@ from jobs.fields.text import corpus_names
 from jobs.runtime import loading
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.follower import FollowerContext
+from jobs.runtime.followers import FollowerContext
 from jobs.runtime.progress import Phase, Phases
 
 # token ids of calibration, training, labels, token ids held out

@@ -8,8 +8,7 @@ from typing import Any
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue.artifacts import present
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import present, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job

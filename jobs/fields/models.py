@@ -15,10 +15,9 @@ from backend.models.layer_names import read_names
 from backend.models.sources import hub
 from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.models.sources.spec import is_hub_id
-from backend.plan import Plan
+from backend.options import Plan
 from backend.quantization.plan import QuantizationPlan
-from backend.queue.artifacts import present
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import present, run_folder
 from backend.queue.service import PREDICTED_BYTES
 from backend.settings import settings
 from backend.store import queries

@@ -7,14 +7,14 @@ from pydantic import Field
 
 from backend.printable import readable_bytes
 from backend.queue import labels, permissions, removal, service
-from backend.queue.actor import Actor
+from backend.queue.permissions import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use, has_checkpoints
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import Button, Record, Run, Runs, operation
-from jobs.operations.text import count, named, names
 from jobs.summary import summary
+from jobs.wording import count, named, names
 
 Records = Sequence[Record]
 

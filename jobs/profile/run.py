@@ -15,9 +15,9 @@ from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
-from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter, trace
 from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
+from backend.sensitivity.walk import Solvers
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.text.slices import calibration_slices

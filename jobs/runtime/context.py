@@ -22,9 +22,8 @@ from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
-from backend.queue.artifacts import fetch_work, store
+from backend.queue.artifacts import fetch_work, log_file, run_folder, store, work_folder
 from backend.queue.engines.local import LocalEngine, reference
-from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.removal import folder_bytes
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
@@ -53,10 +52,9 @@ from jobs.runtime.figures import (
     tensor_row,
     upsert,
 )
-from jobs.runtime.progress import Progress
+from jobs.runtime.progress import Progress, UsageSampler
 from jobs.runtime.rank import Rank
 from jobs.runtime.uploads import Uploads
-from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0

@@ -6,10 +6,9 @@ import torch
 from backend.budget import Budget
 from backend.models.block_forward import after_blocks
 from backend.models.precision import resolve_dtype
-from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import trace
 from backend.sensitivity.search import MixedModel, MixSearch
-from backend.sensitivity.walk import CandidateWalk
+from backend.sensitivity.walk import CandidateWalk, Solvers
 from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality
 from jobs.fields.models import resolve_model

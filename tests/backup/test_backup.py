@@ -17,7 +17,7 @@ from backend.backup import reading, writing
 from backend.backup.reading import restore_backup
 from backend.backup.writing import ArchivedFile, Manifest, write_backup
 from backend.errors import BackupError, ConflictError
-from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.artifacts import log_file, run_folder, work_folder
 from backend.queue.removal import has_checkpoints
 from backend.queue.service import enqueue
 from backend.settings import settings

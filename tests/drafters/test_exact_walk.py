@@ -13,8 +13,8 @@ from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.drafters.exact_walk import Walk, walk_answers
 from backend.drafters.generate import TreeProposer
-from backend.drafters.training.generation import write_answers
 from backend.drafters.training.hidden_state_cache import CachedSequence
+from backend.drafters.training.prompts import write_answers
 from backend.reporter import SilentReporter
 from tests.drafters.toys import base, drafter_of, random_ids, toy_prompts
 

@@ -19,7 +19,6 @@ from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, TrainingConfig
 from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
-from backend.drafters.training.generation import read, write_answers
 from backend.drafters.training.hidden_state_cache import (
     HiddenStateCache,
     SequenceSources,
@@ -35,6 +34,7 @@ from backend.drafters.training.loss import (
     measure_heads,
     padded,
 )
+from backend.drafters.training.prompts import read, write_answers
 from backend.drafters.training.trainer import (
     CHECKPOINT,
     PACE_STEPS,

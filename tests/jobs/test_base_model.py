@@ -18,7 +18,7 @@ from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from backend.models import kv_cache
-from backend.models.kv_cache import NAME, grouped_attention, use_grouped
+from backend.models.kv_cache import GROUPED, grouped_attention, use_grouped
 from tests.drafters.toys import ARCHITECTURES, built
 
 
@@ -61,7 +61,7 @@ def test_a_model_that_uses_it_computes_the_same() -> None:
     model, ids = built(ARCHITECTURES["grouped"]), some_ids(20)
     before = model(input_ids=ids).logits
     use_grouped(model, model.device)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == GROUPED
     torch.testing.assert_close(model(input_ids=ids).logits, before)
     eager = built(ARCHITECTURES["grouped"])
     eager.set_attn_implementation("eager")

@@ -19,10 +19,13 @@ from backend.queue.artifacts import (
     fetch_log,
     fetch_work,
     key_of,
+    log_file,
+    read_log,
     remove_stored,
+    run_folder,
     store,
+    work_folder,
 )
-from backend.queue.folders import log_file, read_log, run_folder, work_folder
 from backend.queue.launcher import child_environment
 from backend.queue.removal import purge, remove
 from backend.queue.supervisor import SupervisorLoop

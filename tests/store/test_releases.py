@@ -18,7 +18,7 @@ from backend.backup.writing import write_backup
 from backend.checkpoints import is_whole
 from backend.drafters.checkpoint import Amphista
 from backend.queue import service
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries

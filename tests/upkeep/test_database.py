@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.backup.replacing import is_database, replace_database
+from backend.backup.databases import is_database, replace_database
 from backend.errors import BackupError
 from backend.queue import upkeep
 from backend.queue.launcher import SUPERVISOR

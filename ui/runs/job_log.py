@@ -9,7 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.folders import TAIL_BYTES, read_log, whole_log
+from backend.queue.artifacts import TAIL_BYTES, read_log, whole_log
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.models import NO_WEIGHTS, ships_without

@@ -19,7 +19,7 @@ from torch import Tensor
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import GENERATION_BATCH
-from backend.drafters.training.generation import read, write_answers
+from backend.drafters.training.prompts import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
 HELD, LEARNT = "held", "learnt"

@@ -13,11 +13,18 @@ from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.folder import check_folder, check_unchanged
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
-from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+from backend.models.sources.spec import (
+    TOY,
+    TOY_FOLDER,
+    check_folder,
+    check_unchanged,
+    gguf_name,
+    is_hub_id,
+    on_disk,
+)
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
 

@@ -13,9 +13,9 @@ from typing import Any
 from backend.errors import ModelError
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
-from backend.models.sources.folder import check_no_adapter
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.limited import UnreadableFileError, read
+from backend.models.sources.spec import check_no_adapter
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 METHODS = ("AWQ", "GPTQ", "imatrix")

@@ -31,7 +31,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from backend.text.corpora import corpora
-from jobs.operations.text import count
+from jobs.wording import count
 
 NEEDED_MEMORY = 1e9
 TOLERANCE_S = 60.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries

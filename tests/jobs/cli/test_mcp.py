@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from backend.errors import ConfigError
-from backend.queue.actor import Actor
+from backend.queue.permissions import Actor
 from backend.store import queries
-from jobs.cli import mcp as mcp_server
+from jobs.cli import server as mcp_server
 from jobs.operations.registry import OPERATIONS
 
 mcp = pytest.importorskip("mcp", reason="pip install 'slimscope[mcp]'")

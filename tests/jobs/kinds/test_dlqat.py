@@ -14,7 +14,7 @@ from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State

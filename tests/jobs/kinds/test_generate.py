@@ -4,7 +4,7 @@ import pytest
 
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.models.loading import load
-from backend.queue.folders import read_log, run_folder
+from backend.queue.artifacts import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job

@@ -11,7 +11,7 @@ import backend.models.sources.toy
 from backend.checkpoints import Checkpoints
 from backend.export.reading import StoredLinears
 from backend.models.sources.catalogue import inspect
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot

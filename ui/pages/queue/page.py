@@ -6,7 +6,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.queue import scheduling
-from backend.queue.actor import Actor
+from backend.queue.permissions import Actor
 from backend.queue.scheduling import QueueStatus, awaited
 from backend.store import queries
 from backend.store.session import now_ms
