@@ -35,7 +35,7 @@ from rich.table import Table
 
 from backend.errors import ConflictError
 from backend.queue import service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.states import TERMINAL
 from benchmarks.screen.load import many_runs, many_tensors

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.statistics.paired import WINDOW_LOSSES, paired_ratio
 from backend.store import queries, tensors
 from backend.store.migrate import upgrade

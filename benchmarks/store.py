@@ -40,7 +40,7 @@ from sqlalchemy import column, insert, select, table
 
 from backend.metric_key import MetricKey
 from backend.queue import scheduling, service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import frames, queries, tables
 from backend.store.copies import has_file

@@ -11,8 +11,10 @@ from backend.errors import ConfigError, ConflictError
 from backend.evaluation.preferences import Comparison, Rating, ratings
 from backend.models.layer_names import read_names
 from backend.queue import conversations
+from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, MAX_TURNS, TIE, Turn, all_votes
-from backend.queue.permissions import Actor, count_answer, count_change, require_asking
+from backend.queue.permissions import require_asking
+from backend.queue.rate_limit import count_answer, count_change
 from backend.store.session import writing
 from jobs.generate.kind import NAME, GenerateJob, chat_body
 from jobs.serving.openai_format import ChatBody

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.queue import labels, permissions, service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.types import DEFAULT_MODEL

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from backend.errors import SlimscopeError
 from backend.live.address import WORKBENCH
-from backend.queue import permissions, service
+from backend.queue import permissions, rate_limit, service
+from backend.queue.actor import Actor
 from backend.queue.launcher import VARIABLES
-from backend.queue.permissions import Actor
 from backend.store import queries
 from backend.store.json_column import check_intact
 from backend.store.states import State
@@ -43,7 +43,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     often; ConfigError: the config is none any more."""
     old = queries.job(run)
     permissions.require_adding(actor)
-    permissions.require_changes_left(actor)  # before the config is looked into, which takes time
+    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")

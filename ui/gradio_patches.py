@@ -20,7 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from backend.errors import ConfigError, RateLimitError, SlimscopeError
-from backend.queue.permissions import client_network, is_unnamed, reject
+from backend.queue.actor import is_unnamed, reject
+from backend.queue.rate_limit import client_network
 from ui.security.auth import current_user
 
 POLL_SECONDS = 0.02

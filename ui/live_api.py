@@ -10,15 +10,9 @@ from starlette.routing import Route
 
 from backend.errors import ForbiddenError, SlimscopeError
 from backend.models.facts import ModelFacts
-from backend.queue.permissions import (
-    ASK,
-    Actor,
-    count_preview,
-    may_not_ask,
-    require,
-    require_asking,
-    require_host,
-)
+from backend.queue.actor import Actor
+from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
+from backend.queue.rate_limit import count_preview
 from jobs.serving.client import ended
 from jobs.serving.live.requests import (
     PREFIX,

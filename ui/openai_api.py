@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.errors import NotFoundError, OverloadError, SlimscopeError
-from backend.queue.permissions import GUEST_TOKENS, Actor, count_answer, require_asking
+from backend.queue.actor import Actor
+from backend.queue.permissions import GUEST_TOKENS, require_asking
+from backend.queue.rate_limit import count_answer
 from backend.settings import settings
 from jobs.serving.client import EventStream, ended, sent, unless_gone
 from jobs.serving.openai_format import (

@@ -13,7 +13,7 @@ from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
 from backend.queue import removal, reports
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.reports import ReportBlock
 from backend.store import queries
 from backend.store.tables import EXAMPLE, Job

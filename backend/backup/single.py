@@ -32,9 +32,10 @@ from backend.backup.writing import (
     write_archive,
 )
 from backend.errors import BackupError, ConflictError, SlimscopeError
+from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
-from backend.queue.permissions import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries, tables
 from backend.store.session import now_ms, reading, writing

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.errors import ModelError
+from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
-from backend.export.layouts import from_awq, from_gptq, from_packed
+from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite, tied_names
 from backend.models.blocks import turned
 from backend.models.facts import ModelFacts, text_config

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
 from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
-from backend.export.layouts import (
-    compressed_tensors_config,
-    gptq_config,
-    gptq_tensors,
-    packed_tensors,
-)
+from backend.export.gptq_layout import gptq_config, gptq_tensors
 from backend.models.blocks import all_linears, turned
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE, stored_modules, together

@@ -10,7 +10,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, undefer
 
 from backend.errors import ConfigError, ConflictError, NotFoundError
-from backend.queue.permissions import Actor, require_host, require_voting
+from backend.queue.actor import Actor
+from backend.queue.permissions import require_host, require_voting
 from backend.store.session import now_ms, reading, writing
 from backend.store.tables import Conversation, Job, MessageRow, Vote
 

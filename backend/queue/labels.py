@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line, printable
+from backend.queue.actor import Actor
 from backend.queue.lifecycle import note
-from backend.queue.permissions import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.store import queries
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import locked, now_ms, writing

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
+from backend.queue.dependencies import waiting
 from backend.queue.engines.local import LocalEngine
-from backend.queue.scheduling import launch_order, waiting
+from backend.queue.scheduling import launch_order
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import change, database_ms, locked, writing
 from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State

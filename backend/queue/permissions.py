@@ -1,166 +1,26 @@
 """Permissions: a host may do everything, a guest read; if the host allows it, a guest may add one
 small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
-data; pages call `may_not_…` only to disable controls with a reason. Requests per minute of each
-client and each visitor are limited, and counted in process memory."""
+data; pages call `may_not_…` only to disable controls with a reason."""
 
-import ipaddress
-import logging
-import threading
-import time
-from collections import deque
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
-from backend.printable import one_line
+from backend.errors import ForbiddenError
+from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
+from backend.queue.rate_limit import count_change
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 
-GUEST = "guest-"  # name prefix of guests that can be identified
-ALIAS_LETTERS = 40
-log = logging.getLogger("slimscope.refused")
-
-E = TypeVar("E", bound=SlimscopeError)
-MINUTE = 60.0
-SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
-CHANGES_PER_MINUTE = 60
-ANSWERS_PER_MINUTE = 6  # of one guest
-PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
 GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
 READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
-
-
-@dataclass(frozen=True)
-class Actor:
-    """The user behind a request. `client`: network address; "" on the local command line. `alias`:
-    the name a guest gave themselves, which proves nothing."""
-
-    name: str
-    role: Literal["host", "guest"] = "guest"
-    client: str = ""
-    alias: str = ""
-
-    @property
-    def signature(self) -> str:
-        """Name and alias, as stored with what they do."""
-        return f"{self.name} {self.alias}".strip()
-
-
-def guest_name(network: str, guest: str) -> str:
-    """The name of a guest, from the ids of their network address and of themselves."""
-    return f"{GUEST}{network}-{guest}"
-
-
-def guest_of(owner: str) -> str:
-    """The name in a signature, without the alias."""
-    return owner.partition(" ")[0]
-
-
-def network_of(owner: str) -> str:
-    """The id of the network address in the signature of a guest."""
-    return guest_of(owner).removeprefix(GUEST).rpartition("-")[0]
-
-
-def with_alias(actor: Actor, text: str) -> Actor:
-    """A guest with an alias: one line of up to `ALIAS_LETTERS` printable characters."""
-    if actor.role == "host" or not actor.name.startswith(GUEST):
-        return actor
-    return replace(actor, alias=one_line(text)[:ALIAS_LETTERS].strip())
-
-
-def is_unnamed(actor: Actor) -> bool:
-    """Whether this guest cannot be told from others at the same address."""
-    return actor.role == "guest" and not actor.name.startswith(GUEST)
-
-
-def reject(user: str, error: E) -> E:
-    """Log a rejected request with its user, and return the error to raise."""
-    log.warning("%r: %s", user, " ".join(part for part in (error.what, error.why) if part))
-    return error
-
-
-def client_network(address: str) -> str:
-    """The network that counts as one client: an address, or the /64 network of an IPv6 address, in
-    which a client may choose."""
-    try:
-        parsed = ipaddress.IPv6Address(address)
-    except ValueError:  # IPv4, or no address
-        return address
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
-
-
-class RateLimiter:
-    """Counts the requests of each client, and of each visitor of a client, in the last minute."""
-
-    def __init__(self) -> None:
-        self._times: dict[str, deque[float]] = {}
-        self._lock = threading.Lock()
-
-    def spend(self, client: str, most: int, visitor: str = "", *, spend: bool = True) -> None:
-        """Count one request; `RateLimitError` if there were `most` in the last minute. `visitor`:
-        who of those at this address; all of them have `SHARED` times as many. `spend`: False: only
-        look whether one more would be too many."""
-        client, now = client_network(client), time.monotonic()
-        limits = {f"{client} {visitor}": most, client: most * SHARED} if visitor else {client: most}
-        with self._lock:
-            for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
-                del self._times[name]
-            for name, limit in limits.items():
-                times = self._times.get(name, deque())
-                while times and times[0] < now - MINUTE:
-                    times.popleft()
-                if len(times) >= limit:
-                    why = f"The limit is {limit} requests per minute."
-                    wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                    raise RateLimitError("Too many requests.", why, wait)
-            for name in limits if spend else ():
-                self._times.setdefault(name, deque()).append(now)
-
-
-changes, previews, answers = RateLimiter(), RateLimiter(), RateLimiter()
-
-
-def count_change(actor: Actor) -> None:
-    """Raise `RateLimitError` if the actor sends too many changes over the network."""
-    _count(actor, changes, CHANGES_PER_MINUTE)
-
-
-def require_changes_left(actor: Actor) -> None:
-    """Raise `RateLimitError` if one more change would be too many. What is refused, for whatever
-    reason, does not count: `permissions.require_free` counts what is accepted."""
-    _count(actor, changes, CHANGES_PER_MINUTE, spend=False)
-
-
-def count_preview(actor: Actor) -> None:
-    """Raise `RateLimitError` if the actor has too many runs estimated over the network."""
-    _count(actor, previews, PREVIEWS_PER_MINUTE)
-
-
-def count_answer(actor: Actor, *, spend: bool = True) -> None:
-    """Raise `RateLimitError` if a guest asks for too many answers over the network. `spend`: False:
-    only look."""
-    if actor.role != "host":
-        _count(actor, answers, ANSWERS_PER_MINUTE, spend=spend)
-
-
-def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:
-    if not actor.client:
-        return
-    try:
-        limiter.spend(actor.client, most, actor.name, spend=spend)
-    except RateLimitError as error:
-        raise reject(actor.client, error) from None
 
 
 class Cost(Protocol):

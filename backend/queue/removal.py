@@ -18,9 +18,10 @@ from sqlalchemy import delete, select
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
+from backend.queue.actor import Actor
 from backend.queue.artifacts import delete_folder, remove_stored, run_folder, work_folder
 from backend.queue.lifecycle import ME, note
-from backend.queue.permissions import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copies_folder

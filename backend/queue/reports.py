@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, NotFoundError
 from backend.printable import one_line, printable
-from backend.queue.permissions import Actor, require_host
+from backend.queue.actor import Actor
+from backend.queue.permissions import require_host
 from backend.store.session import fetched, locked, now_ms, reading, writing
 from backend.store.tables import RUN_NAME, Report
 

@@ -13,11 +13,12 @@ from backend.errors import ConfigError, ConflictError
 from backend.inputs import inputs_of
 from backend.printable import one_line
 from backend.queue import permissions, scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import SUPERVISOR, VARIABLES, submission_variables
 from backend.queue.lifecycle import first_number, move, note
-from backend.queue.permissions import Actor, Cost, require_host
-from backend.queue.scheduling import awaited
+from backend.queue.permissions import Cost, require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock

@@ -27,7 +27,7 @@ from backend.evaluation.endings import questions
 from backend.evaluation.tasks import PASSAGE
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.catalogue import materialise
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.text.slices import evaluation_slice
 from benchmarks.screen.server import dashboard, reads
 from jobs.serving.keys import create_key

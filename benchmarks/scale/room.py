@@ -35,7 +35,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from benchmarks.runs import account, finish
 from benchmarks.scale.storm import ours
 from benchmarks.screen.server import dashboard, reads

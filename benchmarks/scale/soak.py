@@ -36,8 +36,8 @@ from rich.table import Table
 from sqlalchemy import func, select
 
 from backend.queue import scheduling
+from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
-from backend.queue.permissions import Actor
 from backend.queue.removal import folder_bytes, free_expired
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries

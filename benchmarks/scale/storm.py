@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.queue import service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import reading

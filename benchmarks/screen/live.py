@@ -21,8 +21,8 @@ from statistics import median
 from typing import Any
 
 from backend.models.sources.catalogue import inspect
+from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
-from backend.queue.permissions import Actor
 from backend.settings import settings
 from backend.store.migrate import upgrade
 from benchmarks.shared.timing import p95

@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
+from backend.queue.actor import Actor
 from backend.queue.launcher import SUPERVISOR
-from backend.queue.permissions import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import has_file, repair_advice

@@ -13,9 +13,9 @@ import typer
 
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import scheduling
+from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log, whole_log
 from backend.queue.launcher import SUPERVISOR
-from backend.queue.permissions import Actor
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep

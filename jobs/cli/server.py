@@ -18,8 +18,8 @@ from pydantic import Field
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.sources.catalogue import materialise
+from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
-from backend.queue.permissions import Actor
 from backend.text.wikipedia import main as set_up_text
 from jobs.cli.console import EXPECTED, FAILED, in_words
 from jobs.cli.doctor import cluster, machine

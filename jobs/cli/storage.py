@@ -20,7 +20,7 @@ from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.printable import readable_bytes
 from backend.queue import scheduling
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries

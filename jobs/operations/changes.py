@@ -7,7 +7,7 @@ from pydantic import Field
 
 from backend.printable import readable_bytes
 from backend.queue import labels, permissions, removal, service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use, has_checkpoints
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State

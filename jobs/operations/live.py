@@ -25,7 +25,7 @@ from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import Width
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from jobs import pipeline as pipelines
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation

@@ -9,7 +9,7 @@ from pydantic import Field
 from backend.errors import ConflictError
 from backend.models.layer_names import read_names
 from backend.queue import conversations
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from jobs import chat as arena
 from jobs.operations.registry import Record, Run, operation

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from backend.queue import permissions
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.registry import Declarations, Registry
 from backend.store import queries
 from backend.store.tables import Job

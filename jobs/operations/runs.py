@@ -9,8 +9,9 @@ from pydantic import Field
 
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import scheduling
+from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
-from backend.queue.permissions import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import has_database

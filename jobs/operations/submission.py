@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backend.queue import permissions
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.service import MAX_PRIORITY
 from backend.store import queries
 from backend.store.states import State

@@ -23,8 +23,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from backend.errors import SlimscopeError
+from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
-from backend.queue.permissions import Actor
 from backend.store.migrate import other_version
 
 PERSON, ROLE = "x-slimscope-person", "x-slimscope-role"  # headers: who asks

@@ -8,7 +8,8 @@ import secrets
 from sqlalchemy import select, update
 
 from backend.errors import ConfigError, ConflictError, NotFoundError
-from backend.queue.permissions import Actor, require_host
+from backend.queue.actor import Actor
+from backend.queue.permissions import require_host
 from backend.store.session import change, fetched, now_ms, reading, writing
 from backend.store.tables import ApiKey
 

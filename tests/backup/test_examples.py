@@ -5,7 +5,7 @@ import pytest
 from backend.backup import examples
 from backend.errors import ConflictError, ForbiddenError
 from backend.queue import labels, removal, reports
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.service import enqueue
 from backend.settings import Settings
 from backend.store import queries

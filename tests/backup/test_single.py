@@ -20,9 +20,9 @@ from backend.backup.writing import OF_ONE_RUN, ROWS, SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
 from backend.metric_key import MetricKey
 from backend.queue import service
+from backend.queue.actor import Actor
 from backend.queue.artifacts import log_file, run_folder
 from backend.queue.launcher import child_environment, launch_request
-from backend.queue.permissions import Actor
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.statistics.paired import WINDOW_LOSSES

@@ -25,8 +25,8 @@ import app
 from backend.errors import ConflictError
 from backend.models.loading import load
 from backend.queue import reports, service
+from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
-from backend.queue.permissions import Actor
 from backend.queue.supervisor import SupervisorLoop, shrink_log
 from backend.settings import settings
 from backend.store import queries

@@ -13,8 +13,8 @@ from sqlalchemy import text, update
 
 from backend.errors import ForbiddenError
 from backend.queue import labels, lifecycle, scheduling, service, supervisor
+from backend.queue.actor import Actor
 from backend.queue.engines import local
-from backend.queue.permissions import Actor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import database_lock, queries

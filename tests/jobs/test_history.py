@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from backend.queue.actor import Actor, guest_name
 from backend.queue.artifacts import work_folder
-from backend.queue.permissions import Actor, guest_name
 from backend.queue.service import enqueue
 from backend.store import queries
 from backend.store.session import writing

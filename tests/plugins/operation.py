@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backend.queue import labels
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from jobs.operations.registry import Button, Run, operation
 

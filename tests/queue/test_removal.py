@@ -4,9 +4,9 @@ import pytest
 
 from backend.errors import ConflictError, ForbiddenError
 from backend.queue import labels, removal, scheduling
+from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder
 from backend.queue.lifecycle import note
-from backend.queue.permissions import Actor
 from backend.queue.service import enqueue
 from backend.settings import Settings, settings
 from backend.store import queries

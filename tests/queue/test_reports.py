@@ -4,7 +4,7 @@ import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import reports
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
 pytestmark = pytest.mark.usefixtures("tables")

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from backend.errors import ConfigError, ConflictError, NotFoundError
 from backend.queue import scheduling, service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.service import MAX_PRIORITY
 from backend.settings import Settings
 from backend.store import queries

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.errors import SlimscopeError
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from jobs import pipeline, submit
 from jobs.cli.server import build
 from jobs.kind import kinds

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.queue import permissions
-from backend.queue.permissions import RateLimiter
+from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client, keys
 from jobs.serving.client import ended
 from jobs.serving.openai_format import ENDPOINTS, error_body

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.settings import Settings, settings
 from backend.store import queries
 from jobs.cli import server as mcp_server

@@ -8,8 +8,8 @@ import pytest
 from backend.errors import ConflictError, ForbiddenError
 from backend.printable import readable_bytes
 from backend.queue import removal, upkeep
+from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder
-from backend.queue.permissions import Actor
 from backend.queue.removal import (
     DAY_MS,
     FREED,

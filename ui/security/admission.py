@@ -10,7 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import anyio
 
 from backend.errors import RateLimitError
-from backend.queue.permissions import Actor, client_network, gives_names, is_unnamed
+from backend.queue.actor import Actor, is_unnamed
+from backend.queue.permissions import gives_names
+from backend.queue.rate_limit import client_network
 
 PER_VISITOR, PER_ADDRESS, TOTAL_AT_WORK = 3, 12, 24  # at work at the same time
 EVERYBODY = "*"  # the line of all, which is no address

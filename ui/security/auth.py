@@ -25,7 +25,9 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
-from backend.queue.permissions import ASK, Actor, RateLimiter, client_network, guest_name, reject
+from backend.queue.actor import Actor, guest_name, reject
+from backend.queue.permissions import ASK
+from backend.queue.rate_limit import RateLimiter, client_network
 from backend.settings import is_loopback, settings, space_host
 from ui.security.sessions import SessionStore
 from ui.templates import render

@@ -27,7 +27,8 @@ from backend.errors import (
     RateLimitError,
     SlimscopeError,
 )
-from backend.queue.permissions import ASK, Actor, gives_names, reject
+from backend.queue.actor import Actor, reject
+from backend.queue.permissions import ASK, gives_names
 from backend.settings import is_loopback, settings, space_host
 from jobs.serving.keys import key_name
 from jobs.serving.openai_format import error_body, error_headers

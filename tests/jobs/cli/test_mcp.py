@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backend.errors import ConfigError
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from jobs.cli import server as mcp_server
 from jobs.operations.registry import OPERATIONS

@@ -6,7 +6,8 @@ import pytest
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
 from backend.queue import conversations, permissions
-from backend.queue.permissions import ALIAS_LETTERS, Actor, RateLimiter, guest_name, with_alias
+from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
+from backend.queue.rate_limit import RateLimiter
 from backend.store import queries
 from backend.store.session import writing
 from jobs.chat import ask, ask_again, body_of

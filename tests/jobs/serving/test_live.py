@@ -21,8 +21,8 @@ from backend.decoding.native import library
 from backend.errors import ConfigError, ForbiddenError
 from backend.live.address import WORKBENCH
 from backend.models.sources.catalogue import inspect
+from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder
-from backend.queue.permissions import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Job

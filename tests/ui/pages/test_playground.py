@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import OverloadError, SlimscopeError
 from backend.queue import conversations
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from backend.queue import reports as writing
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.reports import ReportBlock, report, reports, stored_blocks
 from backend.settings import Settings
 from tests.ui.conftest import HOSTILE

@@ -19,7 +19,7 @@ from backend.errors import ForbiddenError, RateLimitError
 from backend.models.facts import ModelFacts
 from backend.models.sources import catalogue
 from backend.queue import permissions, scheduling, service
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from jobs import submit

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from backend.metric_key import MetricKey
 from backend.queue import scheduling
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.scheduling import QueueStatus
 from backend.store import queries
 from backend.store.session import now_ms

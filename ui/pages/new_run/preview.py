@@ -7,9 +7,9 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import RateLimitError, SlimscopeError
-from backend.queue import permissions, scheduling
-from backend.queue.permissions import Actor
-from backend.queue.scheduling import awaited
+from backend.queue import permissions, rate_limit, scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep
@@ -36,7 +36,7 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
     if permissions.may_not_add(user):
         return HTML.preview(command), 0, None, {}
     try:
-        permissions.count_preview(user)
+        rate_limit.count_preview(user)
     except RateLimitError as error:
         return HTML.preview(command, error), 0, error, {}
     return preview_of(kind, values, pairs)

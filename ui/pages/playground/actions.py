@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import conversations, permissions
+from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
-from backend.queue.permissions import Actor
 from backend.store.tables import Job
 from jobs.chat import ask_again, vote
 from jobs.fields.models import has_saved

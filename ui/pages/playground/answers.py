@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from backend.errors import ConflictError, SlimscopeError
 from backend.queue import conversations
+from backend.queue.actor import Actor, guest_of
 from backend.queue.conversations import Turn
-from backend.queue.permissions import Actor, guest_of, require
+from backend.queue.permissions import require
 from backend.store.session import writing
 from jobs.chat import body_of, display_order, is_hidden
 from jobs.serving.client import EventStream, ended

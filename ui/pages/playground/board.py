@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from backend.models.layer_names import read_names
 from backend.queue import permissions
+from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, TIE, PastConversation, Turn
-from backend.queue.permissions import Actor
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job

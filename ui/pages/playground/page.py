@@ -10,8 +10,8 @@ from markupsafe import Markup
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
 from backend.queue import permissions
+from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
-from backend.queue.permissions import ALIAS_LETTERS, Actor, with_alias
 from backend.store.session import now_ms
 from backend.store.tables import EXAMPLE
 from jobs.chat import ELSEWHERE, ask

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
-from backend.queue.permissions import Actor
 from jobs.chat import is_hidden
 from jobs.serving.client import serving_status
 from ui.frame import current_user, query

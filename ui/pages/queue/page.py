@@ -6,8 +6,9 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.queue import scheduling
-from backend.queue.permissions import Actor
-from backend.queue.scheduling import QueueStatus, awaited
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
+from backend.queue.scheduling import QueueStatus
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State

@@ -9,7 +9,8 @@ import gradio as gr
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.queue import reports as writing
-from backend.queue.permissions import Actor, may_not_change
+from backend.queue.actor import Actor
+from backend.queue.permissions import may_not_change
 from backend.queue.reports import report, reports, runs_of, stored_blocks
 from backend.store.session import now_ms
 from backend.store.tables import Report

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from backend.live.address import WORKBENCH
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use
 from backend.queue.service import SIZES
 from backend.settings import settings

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.queue import permissions
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE, RESUMABLE

@@ -13,7 +13,8 @@ from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import MAX_BITS, MIN_BITS
-from backend.queue.permissions import Actor, count_preview
+from backend.queue.actor import Actor
+from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile

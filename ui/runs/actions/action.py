@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from backend.errors import NotFoundError
-from backend.queue.permissions import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS, Button, Operation

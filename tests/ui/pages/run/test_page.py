@@ -11,8 +11,9 @@ import pytest
 from backend.models.sources.catalogue import inspect
 from backend.pruning.plan import pruning_plan
 from backend.queue import removal
+from backend.queue.actor import Actor
 from backend.queue.artifacts import log_file, run_folder, work_folder
-from backend.queue.permissions import READ_ONLY, Actor
+from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing

@@ -12,7 +12,8 @@ from starlette.routing import Route
 
 from backend.models.sources.catalogue import inspect
 from backend.queue import permissions
-from backend.queue.permissions import Actor, RateLimiter
+from backend.queue.actor import Actor
+from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client
 from jobs.serving.live import requests
 from tests.queue.conftest import HOST
