@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backend.errors import DatasetError, ModelError
-from backend.fingerprint import fingerprint, fingerprint_of
+from backend.files import fingerprint, fingerprint_of
 from backend.models.sources.spec import on_disk
 from backend.text import files
 

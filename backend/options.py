@@ -2,11 +2,14 @@
 validation and stored record are made of the same declaration:
 
     batch: int = option(8, "Batch size", ge=1, unit="sequences", advanced=True)
-    \"\"\"Sequences per step.\"\"\"
+    \"""Sequences per step.\"""
+
+`Plan` is what a run then does to each layer of its model. Does not import torch.
 """
 
 import ast
 import sys
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -79,3 +82,22 @@ def option(
     if title is not None:  # else it is that of the annotated type
         facts["title"] = title
     return Field(default, **facts)
+
+
+class Plan(BaseModel, ABC):
+    """What a run does to each layer of its model.
+
+    Made and checked when the run is submitted, stored with it as JSON, and executed by its job
+    without further checks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """What is done, in words -> full names of the layers it is done to."""
+        return {}
+
+    @abstractmethod
+    def check(self, config: Any) -> None:
+        """Raise `ValueError` or `ConfigError` unless `config` gives this plan for its layers."""

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from backend.decoding.benchmark import MedianRange
-from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.weights import NativeLinear
 from backend.evaluation.size import sizes
 from backend.evaluation.speed import decode_seconds
 from backend.models.blocks import all_linears
@@ -35,7 +35,7 @@ from backend.models.loading import load
 from backend.pruning.pattern import Pattern
 from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import SilentReporter
-from backend.text.prompt_ids import prompt_ids
+from backend.text.chat_template import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
 from benchmarks.decoding import prune
 from benchmarks.shared.timing import timed

@@ -44,32 +44,31 @@ from backend.decoding.benchmark import (
     time_decoders,
 )
 from backend.decoding.cost_model import CostModel, measure_costs
-from backend.decoding.draft_tree import grow, walked_lengths
+from backend.decoding.draft_tree import NoDraft, Proposer, grow, walked_lengths
 from backend.decoding.llama_cpp import LlamaCppDecoder
 from backend.decoding.native.model import decoding_dtype
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
-from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
+from backend.drafters.adapted import FIT_TOKENS
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.drafters.config import ARMS, DrafterConfig, TrainingConfig
-from backend.drafters.data.hidden_state_cache import (
+from backend.drafters.exact_walk import walk_answers
+from backend.drafters.generate import TreeProposer
+from backend.drafters.registry import Drafter, build_drafter
+from backend.drafters.training.hidden_state_cache import (
     CachedSequence,
     HiddenStateCache,
     SequenceSources,
     collect,
     draft_vocabulary,
 )
-from backend.drafters.data.prompts import PromptRequest, prompts_for
-from backend.drafters.exact_walk import walk_answers
-from backend.drafters.layers.initialization import FIT_TOKENS
-from backend.drafters.registry import Drafter, build_drafter
-from backend.drafters.training.head_accuracy import HeadAccuracy, sequence_ranks
+from backend.drafters.training.loss import HeadAccuracy, sequence_ranks
+from backend.drafters.training.prompts import PromptRequest, prompts_for
 from backend.drafters.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterTrainer
-from backend.drafters.tree_proposer import TreeProposer
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
-from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.chat_template import end_ids, prompt_ids
 from backend.text.prompts import BUILT_IN, SELF, STORIES, benchmark_prompts
 from benchmarks.peers import llama
 

@@ -51,7 +51,7 @@ from torch import Tensor
 from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman
@@ -59,7 +59,7 @@ from backend.sensitivity.search import MixSearch
 from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama
 from benchmarks.shared.mixes import SILENT, Formats, Trial
-from jobs.profile.config import EMBEDDING_FORMATS, parsed
+from jobs.profile.kind import EMBEDDING_FORMATS, parsed
 from jobs.profile.profiles import profile_of_run
 
 FORMATS = (

@@ -40,7 +40,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import chain
-from backend.decoding.native.compiler import NATIVE
+from backend.decoding.native.library import NATIVE
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import all_linears

@@ -34,15 +34,14 @@ from transformers.utils import logging
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.draft_tree import Tree
+from backend.decoding.draft_tree import NoDraft, Proposer, Tree
 from backend.decoding.engine import decode
-from backend.decoding.native.compiler import NATIVE
 from backend.decoding.native.families import FAMILIES as DECODED
-from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.native.library import NATIVE
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
+from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
-from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import SlimscopeError
 from backend.export.reading import StoredLinears
 from backend.models.facts import ModelFacts

@@ -87,7 +87,7 @@ def work(chosen: argparse.Namespace) -> None:
     """One run; prints its figures as the last line."""
     from backend.checkpoints import Checkpoints
     from backend.evaluation.perplexity import window_nlls
-    from backend.models.hidden_states import batches_in
+    from backend.models.block_forward import batches_in
     from backend.models.loading import load, weights_hash
     from backend.models.memory import memory_available
     from backend.models.saving import save

@@ -16,10 +16,10 @@ from backend.backup.run_rows import (
     Text,
 )
 from backend.metric_key import MetricKey
-from backend.plan import Plan
+from backend.options import Plan
 from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
-from jobs.evaluation.report import SAMPLED
+from jobs.evaluation.kind import SAMPLED
 from jobs.kind import JobConfig, kind_named
 from jobs.submit import validated
 

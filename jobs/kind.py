@@ -1,9 +1,10 @@
 """What a kind of job is, and which kinds there are.
 
-A kind is a folder of `jobs`: `config.py` (a pydantic config: form, command line, API, validation
-and stored record at once), `estimate.py` (what a run needs, and what is refused), `run.py` (the
-work), and `kind.py`, which holds the `Kind`. Adding a kind is adding a folder. A plugin is one
-module with `KINDS`. Only a job's own process imports `run.py`; the rest imports no torch.
+A kind is a folder of `jobs`: `kind.py` (a pydantic config: form, command line, API, validation and
+stored record at once; what a run needs, and what is refused; the `Kind`), of which long parts lie
+beside it in `config.py` and `estimate.py`, and `run.py` (the work). Adding a kind is adding a
+folder. A plugin is one module with `KINDS`. Only a job's own process imports `run.py`; the rest
+imports no torch.
 """
 
 import gc
@@ -19,13 +20,12 @@ from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
-from backend.options import Options, option
-from backend.plan import Plan
+from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
-from jobs.comparison import StageComparison
 from jobs.metrics import PERPLEXITY
+from jobs.wording import StageComparison
 
 
 class JobConfig(Options):

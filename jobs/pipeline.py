@@ -34,7 +34,7 @@ from backend.queue import labels, permissions, service
 from backend.queue.actor import Actor
 from backend.store.session import one_transaction
 from backend.store.tables import Job
-from jobs.fields.model import DEFAULT_MODEL
+from jobs.fields.types import DEFAULT_MODEL
 from jobs.kind import Estimate, kind_named
 from jobs.submit import NOTHING, checked, submit
 

@@ -20,7 +20,7 @@ from backend.store.json_column import check_intact
 from backend.store.states import State
 from backend.store.tables import KEPT_REASON, Job
 from jobs.benchmark.report import decoder_reports
-from jobs.fields.saved_models import needed_runs
+from jobs.fields.models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
 from jobs.metrics import metric
 from jobs.submit import estimate, validated

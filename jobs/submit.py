@@ -15,8 +15,8 @@ from backend.models import memory
 from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
+from jobs.fields.models import needed_runs
 from jobs.fields.processes import ProcessesConfig
-from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, Kind, kind_named
 from jobs.limits import gpu_count, require_device, require_disk
 from jobs.runtime.duration import estimate_seconds

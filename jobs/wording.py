@@ -1,7 +1,56 @@
-"""How figures are written in sentences: a typographic minus, no "−0.0", and as many decimals as it
-takes to tell different figures apart."""
+"""Words and tables for people. Figures in sentences have a typographic minus, no "−0.0", and as
+many decimals as it takes to tell different figures apart. Stages of a run are compared: what is
+said to be below another lies below it by more than the choice of the text explains. Answers become
+aligned columns. Does not import numpy."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backend.statistics.paired import PairedRatio
+
+SCALARS = (str, int, float, type(None))
+HAS = "has a perplexity"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of aligned columns."""
+    cells = [[*header], *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = (map(str.ljust, row, widths) for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def as_text(answer: Any) -> str:
+    """Any answer: a list of records as a table, a record as lines, of what is no structure."""
+    if isinstance(answer, Mapping):
+        return table(("", ""), answer.items()).lstrip()
+    if not isinstance(answer, list):
+        return str(answer)
+    if not answer or not isinstance(answer[0], Mapping):
+        return "\n".join(map(str, answer)) or "None."
+    named = [key for key in answer[0] if all(isinstance(each.get(key), SCALARS) for each in answer)]
+    rows = ([_cell(each.get(key)) for key in named] for each in answer)
+    return table(named, rows)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def count(number: int) -> str:
+    """1 run, 12 runs."""
+    return f"{number:,} run{'' if number == 1 else 's'}"
+
+
+def names(runs: Sequence[str]) -> str:
+    """The name of a single run, or "3 runs"."""
+    return runs[0] if len(runs) == 1 else count(len(runs))
+
+
+def named(records: Sequence[Mapping[str, Any]]) -> str:
+    """The same, of records."""
+    return names([each["id"] for each in records])
 
 
 def fixed(value: float, places: int) -> str:
@@ -42,3 +91,44 @@ def relative_change(value: float, reference: float) -> str:
     if not float(change.replace(",", "")):
         return "equal to"
     return f"{change} % {'lower' if value < reference else 'higher'} than"
+
+
+@dataclass(frozen=True)
+class StageComparison:
+    """The perplexities of the stages of a run. `perplexity`: stage -> value. `ratio`: of two
+    stages; None where their losses by window were not stored, or are too few. Then the values
+    decide."""
+
+    perplexity: Mapping[str, float]
+    ratio: Callable[[str, str], PairedRatio | None] = lambda *_: None
+
+    def order(self, stage: str, rival: str) -> Literal["below", "above", ""]:
+        """Where the perplexity of `stage` lies; empty where the two do not differ significantly."""
+        ratio = self.ratio(stage, rival)
+        if ratio is not None:
+            return "" if not ratio.told_apart else "below" if ratio.value < 1 else "above"
+        difference = self.perplexity[stage] - self.perplexity[rival]
+        return "below" if difference < 0 else "above" if difference else ""
+
+    def clause(self, stage: str, rivals: Mapping[str, str], verb: str = HAS) -> str:
+        """In words, where it lies: "has a perplexity 10.5 % lower than GPTQ (8.1 to 12.7 %)".
+        `rivals`: stage -> its name in the sentence."""
+        parts, last = list[str](), ""
+        for rival, name in rivals.items():
+            said, place = self._place(stage, rival, name, verb)
+            parts.append(place if said == last else f"{said} {place}")
+            last = said
+        return " and ".join(parts)
+
+    def _place(self, stage: str, rival: str, name: str, verb: str) -> tuple[str, str]:
+        """A verb and what follows it."""
+        ratio = self.ratio(stage, rival)
+        if ratio is None:
+            value, other = self.perplexity[stage], self.perplexity[rival]
+            return verb, f"{relative_change(value, other)} {name}"
+        if not ratio.told_apart:
+            span = f"{fixed(ratio.low, 3)} to {fixed(ratio.high, 3)}"
+            return "is", f"not significantly different from {name} ({span} times its perplexity)"
+        ends = sorted(abs(100 * (end - 1)) for end in (ratio.low, ratio.high))
+        span = " to ".join(fixed(end, 1) for end in ends)
+        return verb, f"{relative_change(ratio.value, 1.0)} {name} ({span} %)"

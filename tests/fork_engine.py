@@ -25,7 +25,7 @@ from backend.store.session import engine_for, reading
 from backend.store.tables import Attempt
 from jobs.kind import kinds
 from jobs.runtime import followers
-from jobs.runtime.follower import main as follow
+from jobs.runtime.followers import main as follow
 from jobs.runtime.main import main
 from tests.fork_server import FORKS, begin_anew
 

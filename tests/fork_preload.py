@@ -8,7 +8,7 @@ import pkgutil
 import backend
 import jobs
 import ui
-from jobs.serving import share
+from jobs.serving import server
 from tests.flushing import flush_nothing
 
 gc.disable()
@@ -18,6 +18,6 @@ for package in (backend, jobs, ui):
         if not module.name.endswith(("__main__", ".env")) and ".migrations." not in module.name:
             importlib.import_module(module.name)
 flush_nothing()  # as in the tests themselves
-share.NICE = 0  # beside the tests of other processes, who answers would wait for a minute
+server.NICE = 0  # beside the tests of other processes, who answers would wait for a minute
 gc.freeze()  # forks that collect garbage neither look through all this nor copy its pages
 gc.enable()

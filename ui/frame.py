@@ -20,8 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from backend.queue.permissions import may_not_add, may_not_ask
 from backend.settings import settings
-from backend.store.copies import repair_advice
-from backend.store.integrity import last_check
+from backend.store.copies import last_check, repair_advice
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks

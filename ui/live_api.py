@@ -23,8 +23,7 @@ from jobs.serving.live.requests import (
     live_memory,
     require_live,
 )
-from jobs.serving.openai_format import error_headers
-from jobs.serving.requests import read_fields
+from jobs.serving.openai_format import error_headers, read_fields
 from ui.api_errors import error_response
 from ui.openai_api import forwarded
 from ui.security.auth import current_user

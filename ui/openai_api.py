@@ -17,10 +17,17 @@ from backend.queue.actor import Actor
 from backend.queue.permissions import GUEST_TOKENS, require_asking
 from backend.queue.rate_limit import count_answer
 from backend.settings import settings
-from jobs.serving.client import ended, sent
-from jobs.serving.disconnect import EventStream, unless_gone
-from jobs.serving.openai_format import Row, error_body, error_headers, event, model_list
-from jobs.serving.requests import ENDPOINTS, Body, read_body
+from jobs.serving.client import EventStream, ended, sent, unless_gone
+from jobs.serving.openai_format import (
+    ENDPOINTS,
+    Body,
+    Row,
+    error_body,
+    error_headers,
+    event,
+    model_list,
+    read_body,
+)
 from ui.runs.choices import answering
 from ui.security.auth import current_user
 from ui.security.middleware import TURN

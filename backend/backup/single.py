@@ -17,12 +17,23 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.backup import run_rows
-from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
-from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
+from backend.backup.writing import (
+    ARTIFACTS,
+    OF_ONE_RUN,
+    ROWS,
+    Manifest,
+    Progress,
+    SourceFile,
+    check_new,
+    check_room,
+    files_of,
+    silent,
+    write_archive,
+)
 from backend.errors import BackupError, ConflictError, SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
 from backend.queue.permissions import require_host
 from backend.settings import settings

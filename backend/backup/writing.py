@@ -1,7 +1,16 @@
 """Writing a backup while jobs run, whose copy of the database holds live runs as interrupted by a
 power failure. A run writes figures before the checkpoint behind them, and a result after its files.
 So checkpoints are held first, then the database is copied, then the other files: no checkpoint is
-ahead of the figures, and every file that the copy knows of is there."""
+ahead of the figures, and every file that the copy knows of is there.
+
+The layout of a backup: one uncompressed tar file (weights do not compress), readable by `tar`.
+A file of one run has `run.jsonl` in place of a database, and no models.
+
+results.db             the database; runs that were live have been interrupted in it
+artifacts/RUN/…        logs, models, exports and small files; checkpoints if asked for
+models/…               models of your own in the data folder
+manifest.json          version, schema, and size and sha256 of every file; written last
+"""
 
 import hashlib
 import os
@@ -13,25 +22,15 @@ from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Literal
 
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.backup.archive import (
-    ARTIFACTS,
-    DATABASE,
-    MANIFEST,
-    MODELS,
-    ArchivedFile,
-    Manifest,
-    Progress,
-    counted,
-    silent,
-)
 from backend.errors import BackupError
 from backend.printable import readable_bytes
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.lifecycle import end_attempt
 from backend.settings import settings
 from backend.store.copies import copy_database, database_file, opened
@@ -39,9 +38,56 @@ from backend.store.migrate import newest_revision
 from backend.store.session import now_ms
 from backend.store.tables import Attempt, Job, run_name
 
+DATABASE, ARTIFACTS, MODELS, MANIFEST = "results.db", "artifacts", "models", "manifest.json"
+ROWS = "run.jsonl"
+TOPS = (DATABASE, ARTIFACTS, MODELS)
+OF_ONE_RUN = (ROWS, ARTIFACTS)
+BLOCK = 2**20  # bytes read at a time
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
 NOT_WRITTEN = "Nothing was written."
 LESS = "Choose another disk, or leave weights out (--no-weights)."
 WEIGHTS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
+
+
+class ArchivedFile(BaseModel):
+    """Size and hex sha256 of one file."""
+
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The contents of a backup: name in the archive -> size and checksum. `version`: of Slimscope;
+    `created_at`: UTC milliseconds since 1970."""
+
+    format: Literal[1] = 1
+    version: str
+    schema_revision: str
+    created_at: int
+    weights: bool
+    checkpoints: bool
+    files: dict[str, ArchivedFile]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def counted(progress: Progress, total: int) -> Callable[[int], None]:
+    """What tells a `Progress` of bytes that have been done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return advance
 
 
 @dataclass(frozen=True)

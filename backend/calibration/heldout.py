@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from backend.models.block_forward import each_logits
-from backend.models.hidden_states import NewBatches
+from backend.models.block_forward import NewBatches, each_logits
 from backend.models.memory import MAX_LOGITS
 from backend.models.patching import eval_mode
 

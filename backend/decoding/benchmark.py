@@ -23,9 +23,8 @@ from typing import Protocol
 import torch
 
 from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.draft_tree import Path
+from backend.decoding.draft_tree import Path, Proposer
 from backend.decoding.engine import PARTS, DecodeStep, LapTimer, decode
-from backend.decoding.proposers import Proposer
 from backend.decoding.target_model import TargetModel
 from backend.reporter import Reporter, stop_if_asked
 

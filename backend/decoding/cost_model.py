@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backend.decoding.draft_tree import DynamicTree, Growth, chain, expected_length
+from backend.decoding.draft_tree import DynamicTree, Growth, Proposer, chain, expected_length
 from backend.decoding.engine import LapTimer
-from backend.decoding.proposers import Proposer
 from backend.decoding.target_model import TargetModel
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 import torch
 
 from backend.decoding.acceptance import Acceptance
-from backend.decoding.draft_tree import Tree
+from backend.decoding.draft_tree import NO_TREE, DraftTokens, Proposer, Tree
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.proposers import NO_TREE, DraftTokens, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.errors import ConfigError
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from backend.decoding.draft_tree import NO_TREE, NoDraft, Proposer
 from backend.decoding.engine import DecodeStep, LapTimer
-from backend.decoding.proposers import NO_TREE, NoDraft, Proposer
 
 
 class LlamaCppDecoder:

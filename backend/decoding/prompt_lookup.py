@@ -6,8 +6,7 @@ from itertools import chain as flattened
 import torch
 from torch import Tensor
 
-from backend.decoding.draft_tree import chain
-from backend.decoding.proposers import NO_TREE, DraftTokens, Proposer
+from backend.decoding.draft_tree import NO_TREE, DraftTokens, Proposer, chain
 
 
 class PromptLookup:

@@ -23,16 +23,22 @@ from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.native.cache import DecodingCache, NativeCache
-from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.families import LONG, stable_context, unsupported
+from backend.decoding.native.library import CompilerError
 from backend.decoding.native.model import NativeModel
 from backend.errors import ModelError
-from backend.models.attention import NAME, use_grouped
 from backend.models.families.logits import LogitTransform
-from backend.models.kv_cache import PreallocatedCache, StackedCache, cache_name, sliding_window
+from backend.models.kv_cache import (
+    GROUPED,
+    PreallocatedCache,
+    StackedCache,
+    cache_name,
+    sliding_window,
+    use_grouped,
+)
 from backend.quantization.packed_linear import PackedLinear
 
-KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
+KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from backend.decoding.native.cache import DecodingCache
-from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
+from backend.drafters.adapted import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
 
 

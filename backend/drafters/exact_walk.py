@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import Tree
-from backend.decoding.proposers import Proposer
-from backend.drafters.data.hidden_state_cache import CachedSequence
+from backend.decoding.draft_tree import Proposer, Tree
+from backend.drafters.training.hidden_state_cache import CachedSequence
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Generate text with a target model, with or without a drafter: the Python API.
+"""Generate text with a target model, with or without a drafter: the Python API; and the heads of a
+drafter, in a tree, as a source of draft tokens.
 
     drafter = Amphista.load(folder)
     for token in generate(model, drafter, ids, max_new_tokens=200):
@@ -10,18 +11,27 @@ Models that ask for batches, beam search or other logits processors are rejected
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.draft_tree import DynamicTree, best_tree
+from backend.decoding.draft_tree import (
+    DraftTokens,
+    DynamicTree,
+    NoDraft,
+    Proposer,
+    StaticTree,
+    Tree,
+    TreePolicy,
+    best_tree,
+)
 from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookupFirst
-from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.registry import Drafter
 from backend.errors import ConfigError
 
 TRIAL_NODES = 8  # of the tree whose drafts are timed
@@ -33,6 +43,48 @@ UNSUPPORTED = {  # setting of a generation config -> the value that has no effec
     "sequence_bias": None, "guidance_scale": None, "watermarking_config": None,
     "exponential_decay_length_penalty": None,
 }  # fmt: skip
+
+
+class TreeProposer:
+    """The heads of a drafter, in a tree: a static one, or what a policy makes of every draft.
+    Raises ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
+    """
+
+    def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree | TreePolicy) -> None:
+        if isinstance(tree, Tree):
+            heads, ranks = drafter.config.heads, len(drafter.vocabulary)
+            if tree.depth > heads or tree.ranks > ranks:
+                raise ConfigError(
+                    "The tree does not fit the drafter.",
+                    f"It has depth {tree.depth} and {tree.ranks} candidates per head; the drafter "
+                    f"has {heads} heads and {ranks} draft tokens.",
+                    "Choose a smaller tree.",
+                    "nodes",
+                )
+            tree = StaticTree(tree)
+        self.drafter, self.target, self.policy, self.nodes = drafter, target, tree, tree.nodes
+
+    def start(self, first: int, capacity: int) -> None:
+        drafted = self.nodes * self.drafter.config.heads  # at most, at all depths
+        self._caches = self.drafter.new_caches(capacity + drafted)
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        hidden = hidden.to(self.target.device)  # a cached answer's are elsewhere
+        embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
+        tree, tokens = self.drafter.draft(
+            hidden[None], embedded, self.policy, self._caches, self.target.embed
+        )
+        return DraftTokens(tokens, tree)
+
+
+def tree_words(proposer: Proposer) -> str:
+    """What a proposer has verified: "a tree of 8 nodes"."""
+    if proposer.nodes == 1:
+        return "no drafts"
+    policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+    if isinstance(policy, DynamicTree):
+        return f"trees of up to {policy.nodes} nodes, those of a chance above {policy.least:.0%}"
+    return f"a tree of {proposer.nodes} nodes"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.target_model import TargetModel
-from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
+from backend.drafters.adapted import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
 
 

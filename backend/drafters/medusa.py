@@ -13,8 +13,8 @@ from torch.nn.functional import silu
 
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.target_model import TargetModel
-from backend.drafters.layers.adapted import AdaptedDrafter
-from backend.drafters.layers.native import plain_linear
+from backend.drafters.adaptation import plain_linear
+from backend.drafters.adapted import AdaptedDrafter
 from backend.drafters.registry import ParallelDrafter, drafter
 from backend.models.blocks import decoder_blocks
 

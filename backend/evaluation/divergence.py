@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from backend.errors import ComputeError
 from backend.evaluation.native_text import NativeText, TextModel, logits_of
 from backend.evaluation.perplexity import Observe, stderr
+from backend.models.block_forward import HiddenStates, NewBatches
 from backend.models.blocks import decoder_blocks
-from backend.models.hidden_states import HiddenStates, NewBatches
 
 POSITIONS = 64  # of a pass through the head
 CACHED = 16  # compared at a time: their distributions fit in a core's cache

@@ -17,7 +17,7 @@ from torch import Tensor
 from backend.calibration.heldout import token_nll, windows_at_once
 from backend.evaluation.native_text import TextModel, passes
 from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
-from backend.models.hidden_states import NewBatches
+from backend.models.block_forward import NewBatches
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.slices import TextSlice
 

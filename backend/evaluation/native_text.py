@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.families import stable_context, unsupported
+from backend.decoding.native.library import CompilerError
 from backend.decoding.native.model import NativeModel, Segment
-from backend.models.block_forward import after_blocks, each_logits
+from backend.models.block_forward import NewBatches, after_blocks, each_logits
 from backend.models.block_offload import is_streamed
-from backend.models.greedy import greedy
-from backend.models.hidden_states import NewBatches
+from backend.models.kv_cache import greedy
 from backend.models.memory import memory_available
 
 WIDTH = 2  # bytes of a weight

@@ -18,7 +18,7 @@ from torch import Tensor
 from backend.calibration.heldout import window_nll, windows_at_once
 from backend.errors import ComputeError
 from backend.evaluation.native_text import TextModel, passes
-from backend.models.hidden_states import NewBatches
+from backend.models.block_forward import NewBatches
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from backend.decoding.benchmark import same_start
 from backend.evaluation.native_text import TextModel, written
 from backend.reporter import Reporter, stop_if_asked
-from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.chat_template import end_ids, prompt_ids
 from backend.text.prompts import Prompt
 
 

@@ -20,17 +20,17 @@ from backend.models.block_offload import check_finite, tied_names
 from backend.models.blocks import turned
 from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import ExpertList, split_experts
-from backend.models.families.shapes import LinearShape
 from backend.models.families.stored import (
     EXPERTS,
     SEPARATE,
+    LinearShape,
     expert_place,
     loaded_name,
     stored_modules,
 )
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.models.sources.spec import check_unchanged
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import pack_model
 

@@ -7,7 +7,7 @@ of their headers alone.
 from backend.export.formats import Layout, bits_per_weight
 from backend.export.gguf.types import carried_type
 from backend.models.facts import ModelFacts
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.models.memory import WEIGHT_BYTES
 from backend.printable import readable_bytes
 from backend.quantization.plan import QuantizationPlan, QuantSettings

@@ -6,26 +6,32 @@
     embedding, head     rounded as runs do
 
 The first stage of a run is the same bit for bit where it needs no inputs: magnitude, RTN. What a
-run does on the inputs that the layers before leave is made by `refinement`."""
+run does on the inputs that the layers before leave is made by `refinement`. Tables are made again
+when a budget of memory has dropped them; those used last stay.
+
+The calibration text goes through the blocks with weights as given: the same hidden states, bit for
+bit, as in the passes of a run, which hold the model in float32.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.calibration.second_moments import StatisticsLevel
+from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.decoding.target_model import fingerprint
 from backend.errors import ConfigError, ModelError
-from backend.live.kept_tables import KeptTables
 from backend.live.ranks import LARGEST_GROUP, WeightScores, rank_mask, rank_table
 from backend.live.running import LiveWeight, RunningModel, layers_of
-from backend.live.walk import CalibrationWalk
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.block_forward import block_of_weights, open_stream
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.patching import with_data
 from backend.models.precision import resolve_dtype
 from backend.pruning.config import SDSConfig
 from backend.pruning.masks import keep_mask, masked
@@ -38,11 +44,94 @@ from backend.quantization.plan import QuantSettings, embedding_search
 from backend.reporter import at_block
 from backend.sensitivity.formats import Format
 
+Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 ROOM = 2**30  # bytes of tables
 IDENTITY = 12  # letters
 
 Progress: TypeAlias = tuple[float, float, str]  # done, of how many, the activity
 Score: TypeAlias = Literal["magnitude", "wanda"]
+
+
+class KeptTables:
+    """Tensors by key, of about `room` bytes together; the one asked for last is always kept."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.nbytes = room, 0
+        self._kept: dict[Hashable, Tensor] = {}  # the one used last comes last
+
+    def find(self, key: Hashable) -> Tensor | None:
+        """The table of that key; None where it is not kept, or no longer."""
+        if key not in self._kept:
+            return None
+        table = self._kept[key] = self._kept.pop(key)
+        return table
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The table of that key, made where it is not kept."""
+        table = self.find(key)
+        return self.put(key, make()) if table is None else table
+
+    def put(self, key: Hashable, table: Tensor) -> Tensor:
+        """Keep a table, in place of those not used for longest."""
+        if key in self._kept:
+            self.nbytes -= self._kept.pop(key).nbytes
+        self._kept[key] = table
+        self.nbytes += table.nbytes
+        while self.nbytes > self.room and len(self._kept) > 1:
+            self.nbytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        return table
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.nbytes = 0
+
+
+class CalibrationWalk:
+    """One pass over the blocks with `ids` [segments, L], `batch` of them at a time, in `dtype`.
+    `rest`: what is no matrix of a block is rounded to it; None: it stays as it is. `stop`: called
+    before each batch; may raise to end the pass."""
+
+    def __init__(
+        self, model: PreTrainedModel, ids: Tensor, batch: int, dtype: torch.dtype,
+        rest: torch.dtype | None, stop: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._model, self._rest, self._stop = model, rest, stop
+        _, *others = decoder_blocks(model)  # the first may be run once, to see what it returns
+        inside = {id(p) for block in others for p in block.parameters()}
+        with self._in_float32(p for p in model.parameters() if id(p) not in inside):
+            self._stream = open_stream(model, ids, batch, dtype)
+
+    @torch.no_grad()
+    def inputs(
+        self, block: int, weights: Weights, linears: Mapping[str, LinearWeight],
+        level: StatisticsLevel,
+    ) -> dict[str, InputStatistics]:  # fmt: skip
+        """What some of the linears of a block, which has these weights, are given; by module."""
+        with InputCollector(linears, level) as collector:
+            self._forward(block, weights)
+            return collector.finish()
+
+    @torch.no_grad()
+    def advance(self, block: int, weights: Weights) -> None:
+        """Go past a block with these weights."""
+        self._stream.advance(self._forward(block, weights))
+
+    def _forward(self, block: int, weights: Weights) -> list[Tensor]:
+        linears, outputs = block_linears(self._model, block).values(), list[Tensor]()
+        matrices = {id(x.layer.get_parameter("weight")) for x in linears}
+        parameters, stream = decoder_blocks(self._model)[block].parameters(), self._stream
+        with (
+            self._in_float32(p for p in parameters if id(p) not in matrices),
+            block_of_weights(self._model, stream, block) as forward,
+        ):
+            for states, call in zip(stream.hidden, stream.calls[block], strict=True):
+                self._stop()
+                outputs.append(forward(weights, states, call))
+        return outputs
+
+    def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Rounded to `rest`; afterwards as they were."""
+        return with_data({p: p.data.to(self._rest or p.dtype).float() for p in parameters})
 
 
 class DenseModel:

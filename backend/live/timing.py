@@ -1,7 +1,7 @@
-"""Measures the times of `backend.sensitivity.times` in the native decoder. How long a product takes
-does not depend on the weights: codes and masks are drawn. Time is the processor's that the calling
-thread has, which computes its share of each product: what other processes take does not count, but
-for what they leave in the caches."""
+"""Measures the times of `backend.sensitivity.profile` in the native decoder. How long a product
+takes does not depend on the weights: codes and masks are drawn. Time is the processor's that the
+calling thread has, which computes its share of each product: what other processes take does not
+count, but for what they leave in the caches."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from backend.models.blocks import LinearWeight
 from backend.pruning.masks import keep_mask
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.sensitivity.formats import Format
-from backend.sensitivity.times import DecodingTimes
+from backend.sensitivity.profile import DecodingTimes
 
 CONTEXT, PASSES = 192, 12  # tokens before the one that is timed; passes, the fastest counts
 

@@ -2,13 +2,20 @@
 
 The other arguments of the blocks (masks, positions) are recorded in one forward pass with every
 block replaced by the identity: the model's own code prepares them. A model with operations between
-its blocks is rejected. Some blocks return a tuple that begins with the hidden states."""
+its blocks is rejected. Some blocks return a tuple that begins with the hidden states.
+
+Hidden states between two blocks are stored in memory, or in a file, which is unlinked, so that its
+space is freed with the object, even after a kill.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +26,60 @@ from transformers.cache_utils import Cache
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tuple it returns, or 0
+
+
+class HiddenStates(Protocol):
+    """Hidden states [b, L, d], batch by batch."""
+
+    def append(self, states: Tensor, /) -> None: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    def __len__(self) -> int: ...
+
+
+NewBatches = Callable[[], HiddenStates]  # creates an empty container
+
+
+class HiddenStatesOnDisk:
+    """Batches in a file in `folder`; read back bit-identical, to their original device."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115  (lives as long as this object)
+        self._like: list[Tensor] = []  # placeholders without memory: shape and dtype
+        self._device = torch.device("cpu")
+
+    def append(self, states: Tensor, /) -> None:
+        self._device = states.device
+        self._like.append(torch.empty_like(states, device="meta"))
+        self._file.seek(0, 2)
+        self._file.write(_bytes_of(states.detach().cpu().contiguous()))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        place = 0
+        for like in self._like:
+            states = torch.empty_like(like, device="cpu", memory_format=torch.contiguous_format)
+            self._file.seek(place)
+            place += self._file.readinto(_bytes_of(states))
+            yield states.to(self._device)
+
+    def __len__(self) -> int:
+        return len(self._like)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def batches_in(folder: Path | None) -> NewBatches:
+    """A factory of containers: files in `folder`, or lists in memory if it is None."""
+    return list if folder is None else partial(HiddenStatesOnDisk, folder)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Properties of a causal LM from its config and the headers of its weight files. Imports no tensor
-library. Models that no method supports are rejected here, with the reason, before any work starts.
-"""
+library. Models that no method supports are rejected here, with the reason, before any work
+starts."""
 
 import re
 from collections import Counter
@@ -8,12 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.models.families import sizes
-from backend.models.families.shapes import LinearShape, TensorHeader
-from backend.models.families.sizes import refused, size
-from backend.models.families.stored import IN_BLOCK, block_matrices, compressed, full_name
+from backend.errors import ModelError
+from backend.models.families.stored import (
+    IN_BLOCK,
+    LinearShape,
+    TensorHeader,
+    block_matrices,
+    compressed,
+    full_name,
+)
 from backend.models.families.support import ModelSupport, support_of, unsupported
 
+BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+CONTEXT = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
+    "seq_length",
+)  # fmt: skip
+MAX_BLOCKS = 10_000
+MAX_LABELS = 10_000
+MAX_SIZE = 2**31 - 1  # of every other size in a config
+UNLIMITED = 2**20  # tokens: the context of a model whose config sets no limit
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 NOT_PARAMETERS = re.compile(r".*(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
@@ -29,6 +45,29 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 MAX_NAME = 500  # characters of a tensor name
 OUTSIDE = -1  # the block of a matrix that is in none
 NO_SUPPORT = ModelSupport()
+
+
+def size(spec: str, config: Mapping[str, Any], *keys: str, most: int = MAX_SIZE) -> int:
+    """The number in a config under the first of these names that it has. Raises ModelError: there
+    is none, or it is no possible size."""
+    key = next((key for key in keys if config.get(key) is not None), keys[0])
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise refused(spec, f"Its config.json has no {key}.")
+    if not 1 <= value <= most:
+        raise refused(spec, f"The {key} in its config.json is not between 1 and {most:,}.")
+    return value
+
+
+def context(spec: str, config: Mapping[str, Any]) -> int:
+    """The longest sequence in tokens; models without position embeddings may set no limit."""
+    known = any(config.get(key) is not None for key in CONTEXT)
+    return size(spec, config, *CONTEXT) if known else UNLIMITED
+
+
+def refused(spec: str, why: str, do: str = "Choose another causal language model.") -> ModelError:
+    """The error for a model that nothing here can read."""
+    return ModelError(f"{spec} is not supported.", why, do, field="model")
 
 
 @dataclass(frozen=True)
@@ -115,7 +154,7 @@ def facts_from(
     _check_heads(spec, text)
     for part in (config, text_config(config)):  # transformers makes a name for each label
         if part.get("num_labels") is not None:
-            size(spec, part, "num_labels", most=sizes.MAX_LABELS)
+            size(spec, part, "num_labels", most=MAX_LABELS)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantized))
@@ -132,9 +171,9 @@ def facts_from(
         architecture=architecture,
         parameters=_parameters(text, tensors),
         blocks=blocks,
-        hidden=size(spec, text, *sizes.HIDDEN),
+        hidden=size(spec, text, *HIDDEN),
         vocabulary=size(spec, text, "vocab_size"),
-        context=sizes.context(spec, text),
+        context=context(spec, text),
         linears=linears,
         dtype=DTYPES.get(main, main),
         default_text=default_text(spec),
@@ -171,7 +210,7 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
 
 def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape]) -> int:
     """The number of blocks, which config and weights agree on."""
-    blocks = size(spec, config, *sizes.BLOCKS, most=sizes.MAX_BLOCKS)
+    blocks = size(spec, config, *BLOCKS, most=MAX_BLOCKS)
     found = {linear.block for linear in matrices}
     if len(found) != blocks or max(found) != blocks - 1:
         why = f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}."
@@ -181,14 +220,14 @@ def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape
 
 def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
     """Check the attention heads, where the config has them under one of the usual names."""
-    if not any(key in config for key in sizes.HEADS):
+    if not any(key in config for key in HEAD_COUNTS):
         return
-    heads = size(spec, config, *sizes.HEADS)
+    heads = size(spec, config, *HEAD_COUNTS)
     if config.get("num_key_value_heads") is not None:
         groups = size(spec, config, "num_key_value_heads")
         if heads % groups:
             raise refused(spec, f"Its {heads} attention heads do not share {groups} key heads.")
-    hidden = size(spec, config, *sizes.HIDDEN)
+    hidden = size(spec, config, *HIDDEN)
     if config.get("head_dim") is not None:
         size(spec, config, "head_dim")
     elif hidden % heads:

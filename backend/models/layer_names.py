@@ -10,8 +10,7 @@ from typing import Annotated, Protocol, TypeVar
 from pydantic import AfterValidator, Field
 
 from backend.errors import ConfigError
-from backend.models.families.shapes import LinearShape
-from backend.models.families.stored import IN_BLOCK
+from backend.models.families.stored import IN_BLOCK, LinearShape
 
 MAX_NAMES = 4  # layers listed in an error message
 MAX_LISTED, MAX_LETTERS = 1000, 20_000  # of a list of names

@@ -29,10 +29,9 @@ from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.catalogue import inspect
-from backend.models.sources.folder import adapter_error
+from backend.models.sources.catalogue import inspect, materialise
 from backend.models.sources.headers import OPTIONS
-from backend.models.sources.materialise import materialise
+from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
 
 CHECKED_TOKENS = 8  # tokens of the pass that checks a model

@@ -8,8 +8,7 @@ from pydantic import field_validator
 from backend.budget import allocation
 from backend.models.layer_names import LayerNames
 from backend.options import Dtype, Options, option
-from backend.pruning.layer_selection import read_overrides
-from backend.pruning.pattern import PatternField
+from backend.pruning.pattern import PatternField, read_overrides
 from backend.pruning.pruners import DECLARED_PRUNERS
 
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]

@@ -55,7 +55,9 @@ def top_of_planes(planes: Tensor, keep: int) -> Tensor:
         return top_per_row(rows.reshape(-1, group), keep).view(rows.shape).movedim(-1, 0)
     threshold = _largest(planes, keep)
     mask = at_least(planes, threshold)
-    return mask if bool((mask.sum(0) == keep).all()) else _by_rank(planes, keep)
+    if bool((mask.sum(0) == keep).all()):
+        return mask
+    return (beaten(planes) < keep).to(planes.dtype)  # by pairwise comparison, which breaks ties
 
 
 def _largest(planes: Tensor, keep: int) -> Tensor:
@@ -96,11 +98,6 @@ def _batcher(count: int) -> list[tuple[int, int]]:
             gap //= 2
         run *= 2
     return pairs
-
-
-def _by_rank(planes: Tensor, keep: int) -> Tensor:
-    """`top_of_planes` by pairwise comparison, which breaks ties."""
-    return (beaten(planes) < keep).to(planes.dtype)
 
 
 def beaten(planes: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import NamedLayer, fits, layer_named
-from backend.plan import Plan
+from backend.options import Plan
 from backend.pruning.config import SDSConfig, SDSPass, SDSStage
-from backend.pruning.layer_selection import layer_patterns, read_overrides
 from backend.pruning.owl import refuse_allocation
-from backend.pruning.pattern import Pattern, PatternField
+from backend.pruning.pattern import Pattern, PatternField, layer_patterns, read_overrides
 
 
 class LayerGroup(BaseModel):

@@ -28,18 +28,22 @@ from backend.calibration.threads import beside
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
+from backend.models.block_forward import batches_in
 from backend.models.blocks import LinearWeight, all_linears
-from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.precision import resolve_dtype
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage
 from backend.pruning.owl import block_shares
-from backend.pruning.passes.block_pass import BlockPass
-from backend.pruning.passes.outliers import OutlierPass
-from backend.pruning.passes.pruning import FirstPass, SecondPass
-from backend.pruning.passes.reconstruction import FirstReconstruction, SDSReconstruction
+from backend.pruning.passes import (
+    BlockPass,
+    FirstPass,
+    FirstReconstruction,
+    OutlierPass,
+    SDSReconstruction,
+    SecondPass,
+)
 from backend.pruning.pattern import Pattern
 from backend.pruning.plan import PruningPlan
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install

@@ -19,7 +19,7 @@ from torch import Tensor
 from backend.calibration.second_moments import InputStatistics
 from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_group, top_per_row
 from backend.pruning.pattern import Pattern
-from backend.pruning.proximal_gradient import by_rows, proximal_descent
+from backend.pruning.redense import by_rows, proximal_descent
 from backend.statistics.magnitudes import ascending
 
 GAIN_THRESHOLD = 0.9  # share of the initial error; rows above it are checked in float32

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backend.quantization.llama_blocks import require_llama_blocks
+from backend.quantization.plan import require_llama_blocks
 
 SEED = 0
 

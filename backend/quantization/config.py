@@ -1,6 +1,8 @@
-"""Settings of a quantization run: the source of form, CLI, API and stored record. Does not import
-torch."""
+"""Settings of a quantization run, the source of form, CLI, API and stored record, and bits and
+group size of a layer as text: "int4-g64". Does not import torch."""
 
+import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -15,16 +17,47 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from backend.budget import allocation
-from backend.models.layer_names import LayerNames, read_names
+from backend.models.layer_names import LayerNames, read_assignments, read_names
 from backend.options import Dtype, Options, option
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
-from backend.quantization.widths import read_overrides
 
+MIN_BITS, MAX_BITS = 2, 8
+SYNTAX = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # calibration segments in one forward pass
 BLOCK_EPOCHS = 4  # of block-wise training
+
+
+@dataclass(frozen=True)
+class Width:
+    """How wide the codes of a layer are, and how many inputs share a scale; 0: the whole row."""
+
+    bits: int
+    group: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Width":
+        """Parse "int4-g64" or "int8". Raises ValueError: it is neither, with the syntax."""
+        match = SYNTAX.fullmatch(text.strip())
+        if not match:
+            raise ValueError(f"{text[:40]!r} is no width. Write int4-g64.")
+        if not MIN_BITS <= int(match[1]) <= MAX_BITS:
+            raise ValueError(f"{match[1]} bits are not offered: {MIN_BITS} to {MAX_BITS}.")
+        return cls(int(match[1]), int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+
+
+def read_overrides(text: str) -> tuple[tuple[str, Width], ...]:
+    """Parse "mlp.down_proj=int4-g32, 0.*=int8-g64" into names and widths.
+
+    Raises:
+        ValueError: not such a list; the message shows the syntax.
+    """
+    return read_assignments(text, Width.parse, "format", "mlp.down_proj=int4-g64")
 
 
 class DLQATStage(StrEnum):

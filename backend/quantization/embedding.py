@@ -24,7 +24,8 @@ def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) 
     W = W.float()
     grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.space)
     if settings.bits == 6 and settings.grid == "symmetric":
-        grid = QuantGrid(grid.bits, shared_scales(grid.scale, W.shape[1]), grid.zero)
+        c, d = factors(grid.scale, W.shape[1])
+        grid = QuantGrid(grid.bits, c * d, grid.zero)
     grid = grid.stored(stored, settings.grid)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     for rows in torch.arange(len(W), device=W.device).split(
@@ -33,12 +34,6 @@ def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) 
         part = QuantGrid(grid.bits, grid.scale[rows], grid.zero[rows])
         codes[rows] = part.codes(W[rows]).to(torch.uint8)
     return QuantizedWeight(grid, codes)
-
-
-def shared_scales(scale: Tensor, columns: int) -> Tensor:
-    """The nearest scales [rows, groups] of the form c d to those of rows with so many inputs."""
-    c, d = factors(scale, columns)
-    return c * d
 
 
 def factors(scale: Tensor, columns: int) -> tuple[Tensor, Tensor]:

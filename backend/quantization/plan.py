@@ -1,7 +1,11 @@
 """The plan of a quantization run: bits, grid and quantizers of each layer, and the stages to make.
-Made and checked when the run is submitted. Does not import torch."""
+Made and checked when the run is submitted. Does not import torch.
 
-from collections.abc import Collection, Mapping
+Quantizers with `llama_only` know the blocks of LLaMA, and what is built like them, so that
+neighbours take over what scales or turns inputs (see `bases`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from math import gcd, isqrt
 from types import MappingProxyType
@@ -13,18 +17,49 @@ from pydantic.dataclasses import dataclass
 from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models import layer_names
-from backend.models.families.shapes import LinearShape
-from backend.plan import Plan
+from backend.models.families.stored import LinearShape
+from backend.options import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
-from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage
-from backend.quantization.llama_blocks import require_llama_blocks
-from backend.quantization.widths import Width, read_overrides
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, Width, read_overrides
 
+READERS = {  # of the residual stream -> the norm before them
+    **dict.fromkeys(
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"
+    ),
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+}
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})  # of a block
+FAMILIES = ("Llama", "Mistral", "Qwen")  # how the names of their classes begin
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
 EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
 FINE_BITS = 6  # of an embedding, from which its ranges are not clipped: that takes minutes
 SYMMETRIC: GridType = "symmetric"
+
+
+def require_llama_blocks(
+    method: str, of_class: str, modules: Iterable[str], parts: Iterable[str] = PARTS
+) -> None:
+    """Refuse blocks that are not built like LLaMA's.
+
+    Args:
+        of_class: the name of a class of the model, or of its norms.
+        modules: the layers to quantize, by their names in the block.
+        parts: what a block consists of, where it is known.
+
+    Raises:
+        ConfigError: names what is different.
+    """
+    strange = sorted({*modules} - {*READERS, *WRITERS}) or sorted({*parts} ^ PARTS)
+    if not strange and of_class.startswith(FAMILIES):
+        return
+    raise ConfigError(
+        f"{method} cannot be used on this model.",
+        f"Its blocks are not built like those of LLaMA: {strange[0] if strange else of_class}.",
+        "Remove it from the stages.",
+        field="stages",
+    )
 
 
 class PlannedModel(Protocol):

@@ -20,8 +20,7 @@ from backend.calibration.second_moments import InputStatistics
 from backend.quantization.bases import Basis, require_llama
 from backend.quantization.gptq import gptq
 from backend.quantization.grid import QuantGrid
-from backend.quantization.llama_blocks import READERS
-from backend.quantization.plan import QuantSettings
+from backend.quantization.plan import READERS, QuantSettings
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import BlockLayers, quantizer
 

@@ -13,8 +13,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backend.queue.artifacts import log_file
 from backend.queue.engines.base import LaunchRequest
-from backend.queue.folders import log_file
 from backend.queue.lifecycle import ME, note
 from backend.settings import FROZEN, PLACES, available_threads, settings
 from backend.store.json_column import check_intact

@@ -22,10 +22,10 @@ from backend.errors import ConflictError, is_disk_full
 from backend.logs import start_logging
 from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
+from backend.queue.artifacts import delete_folder, work_folder
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import delete_folder, work_folder
 from backend.queue.launcher import SUPERVISOR, launch_request
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep

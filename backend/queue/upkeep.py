@@ -17,17 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
-from backend.queue.artifacts.copies import fetch_ended, fetch_log, remove_stored
-from backend.queue.artifacts.disk import CHECKPOINTS, DAY_MS, disk_use, free_expired
-from backend.queue.artifacts.store import store
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import fetch_ended, fetch_log, remove_stored, store, work_folder
 from backend.queue.lifecycle import ME, note
-from backend.queue.removal import purge_expired
+from backend.queue.removal import CHECKPOINTS, DAY_MS, disk_use, free_expired, purge_expired
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import copy_daily
+from backend.store.copies import check_integrity, copy_daily, last_check
 from backend.store.database_lock import DatabaseLock
-from backend.store.integrity import check_integrity, last_check
 from backend.store.session import change, now_ms, writing
 from backend.store.states import LIVE, TERMINAL, State
 from backend.store.tables import Job

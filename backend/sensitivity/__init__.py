@@ -1,9 +1,9 @@
 """Sensitivity: what each layer loses in each format, and the best mix of formats for a budget.
 
-formats, candidates    how a layer may be stored, and its weights then
-trace, measured        Fisher information of outputs; loss with one layer changed
-times                  how long a token takes in each format
-walk, profile          the figures of all layers, block by block
+formats                how a layer may be stored
+measured               Fisher information of outputs; loss with one layer changed
+walk, profile          a layer's weights in each format, block by block; the figures of all layers,
+                       the time of a token
 allocation, budget     a format for each layer under a budget
 search                 mixes of the same cost, tried
 """

@@ -10,11 +10,10 @@ import numpy as np
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
 from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile
-from backend.sensitivity.times import QKV
+from backend.sensitivity.profile import QKV, SensitivityProfile
 
 EMBEDDING = "embedding"  # and a head of its own
 EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them

@@ -11,7 +11,7 @@ Bytes of a layer with N = out x in weights, of which a share k is kept:
 from dataclasses import dataclass
 
 from backend.pruning.pattern import Pattern
-from backend.quantization.widths import Width
+from backend.quantization.config import Width
 
 DENSE_BITS, SCALE_BITS = 16, 16
 

@@ -7,23 +7,58 @@ Four figures for each layer and format, NaN where there is none:
     kl, loss    of this layer alone, measured on held-out text
 
 Predicted for a mix is the sum over layers of kl where it was measured, else of the Fisher estimate
-times the layer's own ratio of both at the formats that were. Losses in nats a token."""
+times the layer's own ratio of both at the formats that were. Losses in nats a token.
 
+How long a token takes with the layers in each format, measured on one machine:
+
+    t(mix) = sum_l  n_l / N  t(f_l)  +  h(f_head)         n_l of N weights of the blocks in layer l
+
+Time goes where weights are read, so that a format counts by its share of them. What the decoder
+reads as one matrix, it reads in the widest of its formats: query, key and value.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
-from backend.sensitivity.times import DecodingTimes
 
+QKV = re.compile(r"\.[qkv]_proj$")  # one matrix in the decoder
+
+Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 FIGURES = ("error", "fisher", "kl", "loss")
 LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
 ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
+
+
+class DecodingTimes(BaseModel, frozen=True, extra="forbid"):
+    """Milliseconds a token.
+
+    Attributes:
+        layers: format -> with all layers of the blocks in it, and the head in 16 bits.
+        head: format -> what a head in it takes more than one in 16 bits; mostly below 0.
+        threads: of the decoder.
+    """
+
+    layers: dict[str, Annotated[Milliseconds, Field(gt=0)]] = Field(max_length=100)
+    head: dict[str, Milliseconds] = Field(max_length=100)
+    threads: int = Field(ge=1, lt=1e6)
+
+    @classmethod
+    def read(cls, stored: object) -> "DecodingTimes | None":
+        """What a run has stored; None where that is nothing, or damaged."""
+        try:
+            return cls.model_validate(stored)
+        except ValidationError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from typing import Any
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.conversations import USER, conversation, text_of
-from backend.text.corpora import WIKIPEDIA, prepared, sources
-from backend.text.documents import documents
+from backend.text.corpora import WIKIPEDIA, documents, prepared, sources
+from backend.text.files import USER, conversation, text_of
 
 BUILT_IN, STORIES = "built-in", "toystories"
 SELF = "self-written"  # written by the model that answers them; for training only

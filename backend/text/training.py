@@ -19,10 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError, ModelError
 from backend.text import files
 from backend.text.chat_template import render_chat
-from backend.text.conversations import Message, answered, conversation, rows
-from backend.text.documents import documents
-from backend.text.slices import TextSlice, apart_from, slice_of
-from backend.text.windows import SHUFFLE_BUFFER, cut_windows, plain_ids, prefix, shuffled
+from backend.text.corpora import documents
+from backend.text.files import Message, answered, conversation, rows
+from backend.text.slices import (
+    SHUFFLE_BUFFER,
+    TextSlice,
+    apart_from,
+    cut_windows,
+    plain_ids,
+    prefix,
+    shuffled,
+    slice_of,
+)
 
 IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
 PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"

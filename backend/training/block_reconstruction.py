@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.models.block_forward import BlockStream, Call, block_of_weights
-from backend.models.hidden_states import HiddenStates
+from backend.models.block_forward import BlockStream, Call, HiddenStates, block_of_weights
 from backend.training.optimizer import ScheduledOptimizer, cosine_decay
 
 ATTEMPTS, LOWERED = 4, 0.25  # at a block, and the factor of the rates from one to the next

@@ -37,14 +37,13 @@ from backend.evaluation.perplexity import perplexity
 from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
 from backend.models.loading import load, load_tokenizer
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
 from benchmarks.peers.llama import Llama
-from jobs.fields.base_model import resolve_model
 from jobs.fields.gguf import exported_type, types_named
-from jobs.fields.saved_models import is_run
+from jobs.fields.models import is_run, resolve_model
 from jobs.fields.text import TextConfig, context_length, corpus_names
 from jobs.kind import kind_named
 from jobs.metrics import PERPLEXITY, ZERO_SHARE

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from backend.models.loading import load
-from backend.models.sources.materialise import materialise
-from backend.text.documents import documents
+from backend.models.sources.catalogue import materialise
+from backend.text.corpora import documents
 from backend.text.slices import calibration_slices, evaluation_slice
 
 TEXT = "wikipedia"

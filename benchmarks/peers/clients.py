@@ -26,7 +26,7 @@ import yaml
 from backend.evaluation.endings import questions
 from backend.evaluation.tasks import PASSAGE
 from backend.models.loading import LoadedModel, load
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.queue.actor import Actor
 from backend.text.slices import evaluation_slice
 from benchmarks.screen.server import dashboard, reads

@@ -37,8 +37,8 @@ from sqlalchemy import func, select
 
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import folder_bytes, free_expired
 from backend.queue.engines.local import LocalEngine
+from backend.queue.removal import folder_bytes, free_expired
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import reading

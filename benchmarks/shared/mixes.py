@@ -27,14 +27,13 @@ from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.reporter import SilentReporter
-from backend.sensitivity.candidates import Solvers, candidates
 from backend.sensitivity.formats import Format
 from backend.sensitivity.search import MixedModel
-from backend.sensitivity.walk import CandidateWalk, rounded_embedding
+from backend.sensitivity.walk import CandidateWalk, Solvers, candidates, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
 from benchmarks.exports.__main__ import by_llama
-from jobs.fields.base_model import resolve_model
-from jobs.profile.config import EMBEDDING_FORMATS
+from jobs.fields.models import resolve_model
+from jobs.profile.kind import EMBEDDING_FORMATS
 
 Formats = Mapping[str, Format]
 BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(space="weighted"), SilentReporter()

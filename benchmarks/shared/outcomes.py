@@ -19,8 +19,8 @@ from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig, TrainingConfig
-from backend.drafters.data.hidden_state_cache import SequenceSources, collect
 from backend.drafters.registry import build_drafter
+from backend.drafters.training.hidden_state_cache import SequenceSources, collect
 from backend.drafters.training.trainer import DrafterTrainer
 from backend.metric_key import MetricKey
 from backend.models.blocks import all_linears, decoder_blocks

@@ -6,10 +6,9 @@ from backend.drafters.config import DrafterConfig, TrainingConfig
 from backend.options import option
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
-from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
-from jobs.fields.prompts import PromptConfig
-from jobs.fields.types import CorpusName, PromptSet
+from jobs.fields.text import PromptConfig
+from jobs.fields.types import CorpusName, ModelConfig, PromptSet
 from jobs.kind import JobConfig
 
 NAME = DRAFTER_KIND

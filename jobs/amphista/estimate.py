@@ -16,10 +16,9 @@ from backend.settings import available_threads, settings
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
-from jobs.fields.base_model import decodable_model
+from jobs.fields.models import decodable_model
 from jobs.fields.processes import memory_of_others, require_processes
-from jobs.fields.prompts import prompt_set
-from jobs.fields.text import require_text
+from jobs.fields.text import prompt_set, require_text
 from jobs.kind import DiskSpace, Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import ADAM_BYTES, FLOPS_PER_THREAD

@@ -11,9 +11,13 @@ from backend.checkpoints import Checkpoints, sha256_of
 from backend.decoding.cost_model import measure_costs
 from backend.decoding.draft_tree import best_tree, expected_length, grow
 from backend.decoding.target_model import TargetModel
+from backend.drafters.adapted import FIT_TOKENS
 from backend.drafters.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of, head_stage
-from backend.drafters.data.hidden_state_cache import (
+from backend.drafters.exact_walk import walk_answers
+from backend.drafters.generate import TreeProposer, tree_words
+from backend.drafters.registry import Drafter, build_drafter
+from backend.drafters.training.hidden_state_cache import (
     HELD,
     LEARNT,
     HiddenStateCache,
@@ -22,27 +26,23 @@ from backend.drafters.data.hidden_state_cache import (
     draft_vocabulary,
     stored,
 )
-from backend.drafters.data.prompts import PromptRequest, prompts_for
-from backend.drafters.exact_walk import walk_answers
-from backend.drafters.layers.initialization import FIT_TOKENS
-from backend.drafters.registry import Drafter, build_drafter
-from backend.drafters.training.head_accuracy import NODES, HeadAccuracy
+from backend.drafters.training.loss import NODES, HeadAccuracy
+from backend.drafters.training.prompts import PromptRequest, prompts_for
 from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
-from backend.drafters.tree_proposer import TreeProposer, tree_words
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
+from backend.text.chat_template import end_ids
 from backend.text.corpora import WIKIPEDIA
-from backend.text.prompt_ids import end_ids
 from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slices
 from backend.training import distributed
 from jobs import metrics
 from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
-from jobs.fields.prompts import prompt_facts
+from jobs.fields.text import prompt_facts
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.follower import FollowerContext
+from jobs.runtime.followers import FollowerContext
 from jobs.runtime.loading import load_model, record_texts
 from jobs.runtime.progress import Phases
 

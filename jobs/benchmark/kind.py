@@ -1,11 +1,113 @@
 """The decoding benchmark as a kind of job."""
 
-from jobs.benchmark.config import NAME, BenchmarkJob
-from jobs.benchmark.estimate import requirements
+from collections.abc import Sequence
+
+from pydantic import field_validator
+
+from backend.errors import ConfigError
+from backend.models.facts import ModelFacts
+from backend.models.memory import RUNTIME, weight_memory
+from backend.options import Options, option
+from backend.store.states import State
+from backend.store.tables import Job
+from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
-from jobs.kind import KeyFigure, Kind, StageStyle, Values
+from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
+from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
+from jobs.fields.models import decodable_model
+from jobs.fields.text import PromptConfig, prompt_set
+from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
+from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
+from jobs.limits import require_context
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
+from jobs.runtime.duration import DECODE_COST
 from jobs.wording import apart, times
+
+NAME = "benchmark"
+VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it with."
+
+
+class TimingConfig(Options):
+    """Which decoders are compared, and how they are timed."""
+
+    drafters: str = option("", "Drafters", max_length=300, choices="drafters", many=True)
+    """Finished runs of the kind amphista whose base is the model, such as amphista-0007; each
+    alone, and as the fallback of prompt lookup."""
+    lookup: bool = option(True, "Prompt lookup")
+    """Also time prompt-lookup decoding, which needs no training."""
+    pytorch: bool = option(False, "PyTorch loop")
+    """Also time vanilla decoding in PyTorch, one token a pass as in transformers. On a CPU, the
+    other decoders use the native decoder where it supports the model."""
+    llama_cpp: str = option("", "llama.cpp", max_length=100, choices="gguf_types", many=True)
+    """Also time llama.cpp on the model in these types of GGUF file, such as BF16 or Q4_0. Needs the
+    package llama-cpp-python. Empty: none."""
+    count: int = option(12, "Number of prompts", ge=1, le=10_000, unit="prompts")
+    """Taken in turn from each task of the set."""
+    max_new_tokens: NewTokens = option(64, ge=2, le=32768)
+    rounds: int = option(3, "Rounds", ge=1, le=100, unit="rounds")
+    """Timing repetitions (order shuffled); one extra warm-up round."""
+    nodes: TreeSize = 0
+    precision: Precision = "auto"
+
+    @field_validator("llama_cpp")
+    @classmethod
+    def _known_types(cls, text: str) -> str:
+        return ", ".join(types_named(text))
+
+
+class BenchmarkJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
+    """Base model, decoders and prompts."""
+
+
+def requirements(config: BenchmarkJob) -> Requirements:
+    base = decodable_model(config.model, config.precision)
+    facts = base.facts
+    drafters = drafters_named(config.drafters, config.model, "drafters")
+    require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
+    require_tree_sizes(config, drafters)
+    require_prompts(prompt_set(config, facts), "prompts")
+    types = types_named(config.llama_cpp)
+    if types:
+        require_llama_cpp("llama_cpp")
+        check_source(base.source)
+    for type in types:
+        exported_type(type, base, "llama_cpp")
+    compared = drafters or config.lookup or config.pytorch or config.llama_cpp
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, facts, len(drafters)),
+        memory={
+            "runtime": RUNTIME,
+            "models": weight_memory(facts),
+            "drafters": sum(map(drafter_bytes, drafters)),
+            "llama.cpp": len(types) * weight_memory(facts),
+        },
+        warnings=() if compared else (VANILLA_ALONE,),
+    )
+
+
+def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
+    """Refuse trees larger than a drafter's longest ranking of paths."""
+    for job in drafters:
+        if job.state != State.SUCCEEDED:  # it has no tree yet
+            continue
+        largest = 1 + len(drafter_config(job)["growth"])
+        if config.nodes > largest:
+            raise ConfigError(
+                f"A tree of {config.nodes} nodes is too large for {job.run}.",
+                f"On held-out text no more than {largest} nodes were ever accepted.",
+                f"Choose {largest} or fewer, or 0.",
+                "nodes",
+            )
+
+
+def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
+    others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
+    decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
+    responses = decoders * config.count * (1 + config.rounds)
+    response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens
+    return {"compare": responses * response}
 
 
 def key_figure(values: Values, kept: str = "") -> KeyFigure | None:

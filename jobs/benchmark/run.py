@@ -23,25 +23,22 @@ from backend.decoding.benchmark import (
 )
 from backend.decoding.cost_model import SIZES as COST_SIZES
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.draft_tree import DynamicTree, StaticTree
+from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, StaticTree
 from backend.decoding.draft_tree import Path as TreePath
 from backend.decoding.llama_cpp import LlamaCppDecoder
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
-from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
-from backend.drafters.generate import make_proposer
-from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.drafters.generate import TreeProposer, make_proposer, tree_words
 from backend.errors import ConfigError
 from backend.export.gguf.writing import write_gguf
 from backend.metric_key import MetricKey
 from backend.models.loading import LoadedModel
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
-from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.chat_template import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
-from jobs.benchmark.config import BenchmarkJob
-from jobs.benchmark.estimate import flops_by_phase
+from jobs.benchmark.kind import BenchmarkJob, flops_by_phase
 from jobs.benchmark.report import (
     COMBINED,
     LLAMA_CPP,
@@ -52,10 +49,10 @@ from jobs.benchmark.report import (
     speed_up_of,
     verdicts,
 )
-from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
-from jobs.fields.prompts import prompt_facts, prompt_set
+from jobs.fields.models import resolve_model
+from jobs.fields.text import prompt_facts, prompt_set
 from jobs.metrics import (
     ACCEPTED_LENGTH,
     BREAK_EVEN,

@@ -17,8 +17,8 @@ from backend.store import queries
 from jobs.cli.console import me, write
 from jobs.operations.registry import OPERATIONS, Operation
 from jobs.operations.runs import sweep_of
-from jobs.operations.text import as_text
 from jobs.summary import summary
+from jobs.wording import as_text
 
 TERMINAL = sys.stdout.isatty()
 MARKUP: Literal["rich"] | None = "rich" if TERMINAL else None  # which cannot but wrap

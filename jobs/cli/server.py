@@ -1,24 +1,89 @@
-"""Operations of the command line on this machine: the dashboard, MCP, setup, doctor."""
+"""Operations of the command line on this machine: the dashboard, MCP, setup, doctor.
 
+`slimscope mcp` is the queue for agents, by the Model Context Protocol over standard input and
+output. Its tools are operations. Whoever may start it has a shell on this machine, and so is a
+host. The package `mcp` is an extra: `pipx install 'slimscope[mcp]'`.
+"""
+
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
 
-from backend.errors import SlimscopeError
-from backend.models.sources.materialise import materialise
+from backend.errors import ConfigError, SlimscopeError
+from backend.models.sources.catalogue import materialise
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
-from backend.text.setup import main as set_up_text
-from jobs.cli.console import FAILED
-from jobs.cli.doctor.report import examine
-from jobs.cli.mcp import build
-from jobs.fields.model import DEFAULT_MODEL
-from jobs.operations.registry import Record, operation
+from backend.text.wikipedia import main as set_up_text
+from jobs.cli.console import EXPECTED, FAILED, in_words
+from jobs.cli.doctor import cluster, machine
+from jobs.cli.doctor.machine import HealthCheck
+from jobs.fields.types import DEFAULT_MODEL
+from jobs.operations.registry import OPERATIONS, Operation, Record, operation
+
+ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
+queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
+state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
+config; models and texts list what it may name. The kind gguf writes a model as GGUF."""
+log = logging.getLogger("slimscope.mcp")
+CHECKS = (
+    machine.variables, machine.data_folder, machine.privacy, machine.disk, machine.memory,
+    machine.threads, machine.device, machine.native_decoder, machine.clock, machine.models,
+    machine.cached_models, machine.texts, machine.database_version, machine.integrity,
+    machine.copies, machine.orphans, cluster.artefact_store, cluster.engine, cluster.nodes,
+    machine.supervisor,
+)  # fmt: skip
+
+
+def build(actor: Actor) -> Any:
+    """The server, acting for `actor`. Raises ConfigError: the package `mcp` is not installed."""
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+        from mcp.server.mcpserver.tools import Tool
+    except ImportError as error:
+        do = "Install it: pipx install 'slimscope[mcp]', or pip install 'mcp>=2'."
+        raise ConfigError("The MCP server is not available.", f"{error}.", do) from error
+    tools = []
+    for entry in OPERATIONS.values():
+        if entry.tool:
+            call = _tool(entry, actor, ToolError)
+            tool = Tool.from_function(call, name=entry.tool, description=entry.about)
+            model = tool.fn_metadata.arg_model
+            model.model_config["extra"] = "forbid"  # a name that is none is no typing error
+            model.model_rebuild(force=True)
+            tools.append(tool)
+    return MCPServer("slimscope", instructions=ABOUT, version=version("slimscope"), tools=tools)
+
+
+def _tool(entry: Operation, actor: Actor, tool_error: type[Exception]) -> Callable[..., Any]:
+    """The operation as done by `actor`. The agent reads why it failed; whoever starts the server
+    may read anything here."""
+
+    def call(**values: Any) -> Any:
+        try:
+            return entry.call(actor, **values)
+        except EXPECTED as error:
+            raise tool_error(in_words(error)) from error
+        except Exception as error:
+            log.exception("%s failed", entry.name)
+            why = f"{type(error).__name__}: {error}"
+            raise tool_error(f"An unexpected error, which the log describes. {why}") from error
+
+    call.__signature__ = entry.signature  # type: ignore[attr-defined]
+    return call
+
+
+def examine(probes: bool = False) -> list[HealthCheck]:
+    """Is everything there that a run needs? Changes nothing but the kept result of the check of the
+    database, and starts nothing. `probes`: start a job on the cluster, too."""
+    return [check() for check in (*CHECKS, *[cluster.probe] * probes)]
 
 
 @operation("serve", path="", tool="", database="none", json=False)

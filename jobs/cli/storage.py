@@ -13,25 +13,23 @@ from pydantic import Field
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from sqlalchemy import make_url
 
-from backend.backup import archive
-from backend.backup.moving import move_database
-from backend.backup.replacing import is_database, replace_database
-from backend.backup.restoring import restore_backup
+from backend.backup import writing
+from backend.backup.databases import is_database, move_database, replace_database
+from backend.backup.reading import restore_backup
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.printable import readable_bytes
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import CHECKPOINTS, data_folder_use, disk_use
+from backend.queue.removal import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import repair_advice
-from backend.store.integrity import check_integrity
+from backend.store.copies import check_integrity, repair_advice
 from backend.store.states import RESUMABLE
 from jobs.imported import check_row
 from jobs.operations.registry import Record, Run, operation
-from jobs.operations.text import count, table
 from jobs.summary import summary
+from jobs.wording import count, table
 
 Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]
 
@@ -127,7 +125,7 @@ def import_file(
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[archive.Progress]:
+def _bar(title: str) -> Iterator[writing.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as shown:
         task = shown.add_task(title, total=None)

@@ -5,11 +5,10 @@ from typing import Literal, TypeAlias
 from backend.export.formats import Format
 from backend.options import option
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, can_be_packed
-from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
 from jobs.fields.text import TextConfig
-from jobs.fields.types import CorpusName
+from jobs.fields.types import CorpusName, ModelConfig
 from jobs.kind import JobConfig
 
 NAME, SAME = "dlqat", "same"

@@ -7,8 +7,7 @@ from backend.export.formats import ExportRequirements, check_format, experts_of,
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
-from backend.models.families.shapes import LinearShape
-from backend.models.families.stored import GATE_UP, together
+from backend.models.families.stored import GATE_UP, LinearShape, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
@@ -27,14 +26,14 @@ from backend.quantization.plan import (
 )
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
-from jobs.evaluation.report import REPEATS, TIMED_TOKENS
-from jobs.fields.base_model import resolve_model
+from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
+from jobs.fields.models import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
-from jobs.profile.budgets import quantized_mix
+from jobs.profile.profiles import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 AUTO_BITS = 8  # of embedding and head

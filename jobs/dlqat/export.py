@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 
 from backend.checkpoints import Checkpoints
-from backend.export.card import model_card
+from backend.export.card import copy_terms, model_card, origin_of
 from backend.export.formats import bits_per_weight, layout_of
-from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.metric_key import MetricKey

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 from backend.quantization.config import POST_TRAINING, STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan
-from jobs.comparison import StageComparison
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
-from jobs.wording import apart, fixed
+from jobs.wording import StageComparison, apart, fixed
 
 TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
 HELPED = {

@@ -23,12 +23,12 @@ from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, trainable_parameters
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.text import corpus_names
 from jobs.runtime import loading
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.follower import FollowerContext
+from jobs.runtime.followers import FollowerContext
 from jobs.runtime.progress import Phase, Phases
 
 # token ids of calibration, training, labels, token ids held out

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.benchmark import MedianRange
+from backend.decoding.draft_tree import NoDraft
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import sizes
@@ -19,15 +19,14 @@ from backend.evaluation.speed import Decoder, decode_seconds
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
-from backend.models.greedy import greedy
+from backend.models.kv_cache import greedy
 from backend.models.loading import LoadedModel
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.reporter import Reporter
-from backend.text.prompt_ids import prompt_ids
+from backend.text.chat_template import prompt_ids
 from backend.text.prompts import benchmark_prompts
-from jobs.evaluation.config import DENSE, MODEL
-from jobs.evaluation.report import REPEATS, TIMED_TOKENS
-from jobs.fields.prompts import default_prompts
+from jobs.evaluation.kind import DENSE, MODEL, REPEATS, TIMED_TOKENS
+from jobs.fields.text import default_prompts
 from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND, ZERO_SHARE
 from jobs.runtime.context import JobContext
 

@@ -18,9 +18,9 @@ from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.metric_key import MetricKey
+from backend.models.block_forward import NewBatches, batches_in
 from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
-from backend.models.hidden_states import NewBatches, batches_in
 from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
 from backend.reporter import REPLAY
@@ -30,9 +30,9 @@ from backend.statistics.tensors import TensorProfile
 from backend.store import queries
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
-from jobs.evaluation.report import SAMPLED, samples_of
-from jobs.fields.prompts import default_prompts
+from jobs.evaluation.kind import SAMPLED, samples_of
 from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
+from jobs.fields.text import default_prompts
 from jobs.metrics import ACCURACY, BITS_PER_BYTE, KL_TO_DENSE, PERPLEXITY, TOP1_AGREEMENT
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts

@@ -9,11 +9,18 @@ from backend.reporter import REPLAY
 from backend.store import queries
 from backend.text.slices import TextSlice
 from jobs.evaluation.acceleration import prompt_for, record_decoding, record_sizes
-from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
-from jobs.evaluation.estimate import flops_by_phase, memory_bytes
+from jobs.evaluation.kind import (
+    DENSE,
+    LABELS,
+    MODEL,
+    EvaluationJob,
+    flops_by_phase,
+    measured_models,
+    memory_bytes,
+    size_and_speed,
+)
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
-from jobs.evaluation.report import verdicts
-from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.metrics import TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
@@ -48,7 +55,9 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     elif config.speed:
         context.log("Decoding is not timed: every token would read the model from disk.")
     context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
-    for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
+    for sentence in size_and_speed(
+        {(r.stage, r.metric): r for r in queries.results([context.run])}
+    ):
         context.log(sentence)
 
 

@@ -1,19 +1,22 @@
-"""Drafters by the names of the runs that trained them."""
+"""Drafters by the names of the runs that trained them, and the models and drafters that answer side
+by side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue.artifacts.copies import present
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import present, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.saved_models import has_saved, planned_run, saved_config, without_weights
+from jobs.fields.models import has_saved, is_run, planned_run, saved_config, without_weights
+from jobs.fields.types import absolute
 
 DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
+MAX_SIDES = 4
 
 
 def drafter_run(name: str, field: str, planned: bool = False) -> Job:
@@ -79,3 +82,31 @@ def finished_drafters() -> Sequence[Job]:
     """Every run whose drafter is there, the newest first."""
     jobs = queries.jobs([State.SUCCEEDED], DRAFTER_KIND)
     return [job for job in jobs if not job.damaged and has_saved(job, DRAFTER_FOLDER)]
+
+
+@dataclass(frozen=True)
+class GenerationSide:
+    """One of the models or drafters that are compared: its name as given, its base, its drafter."""
+
+    name: str
+    model: str
+    drafter: Path | None = None
+
+
+def read_sides(text: str) -> list[GenerationSide]:
+    """The models and drafters of a list. Raises ConfigError: too many, none, or a run that holds
+    neither model nor drafter."""
+    names = read_names(text)
+    if not 1 <= len(names) <= MAX_SIDES:
+        raise ConfigError(
+            f"{len(names)} models are selected.", f"1 to {MAX_SIDES} can be compared.",
+            "Separate them by commas.", "sides",
+        )  # fmt: skip
+    return [read_side(name) for name in names]
+
+
+def read_side(name: str) -> GenerationSide:
+    if is_run(name) and name.startswith(f"{DRAFTER_KIND}-"):
+        job = drafter_run(name, "sides")
+        return GenerationSide(job.run, str(job.config["model"]), drafter_folder(job))
+    return GenerationSide(name, absolute(name))

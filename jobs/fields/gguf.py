@@ -12,12 +12,12 @@ from backend.export.gguf.architecture import ARCHITECTURES, architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
 from backend.models.layer_names import read_names
 from backend.models.sources.catalogue import local_folder
-from backend.models.sources.gguf.conversion import read_gguf
+from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packed_layers
 from backend.models.sources.spec import on_disk
 from backend.quantization.plan import QuantizationPlan
-from jobs.fields.base_model import ResolvedModel
+from jobs.fields.models import ResolvedModel
 
 LLAMA_CPP = "llama_cpp"  # the package that reads them
 TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)

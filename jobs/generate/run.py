@@ -10,16 +10,14 @@ import torch
 from backend.decoding.serving.request import Finished, NewPieces
 from backend.errors import CancelledError, SlimscopeError
 from backend.reporter import stop_if_asked
-from jobs.fields.sides import GenerationSide, read_sides
-from jobs.generate.body import chat_body
-from jobs.generate.config import GenerateJob
+from jobs.fields.drafters import GenerationSide, read_sides
+from jobs.generate.kind import GenerateJob, chat_body
 from jobs.metrics import ACCEPTED_LENGTH, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import place
 from jobs.serving.answering import Answering, Began
-from jobs.serving.cards import choose_card
 from jobs.serving.one_answer import row_of
-from jobs.serving.pool import ModelPool
+from jobs.serving.pool import ModelPool, choose_card
 from jobs.serving.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
 
 

@@ -4,15 +4,13 @@ import re
 from pathlib import Path
 
 from backend.checkpoints import Checkpoints, sha256_of
-from backend.export.card import gguf_card
+from backend.export.card import CARD, copy_terms, gguf_card, origin_of
 from backend.export.gguf.writing import write_gguf
-from backend.export.origin import CARD, copy_terms, origin_of
 from backend.metric_key import MetricKey
-from backend.models.sources.materialise import materialise
-from jobs.fields.base_model import resolve_model
+from backend.models.sources.catalogue import materialise
 from jobs.fields.gguf import exported_embedding, exported_type
-from jobs.gguf.config import FOLDER, MODEL, GGUFJob
-from jobs.gguf.estimate import flops_by_phase
+from jobs.fields.models import resolve_model
+from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, flops_by_phase
 from jobs.metrics import BYTES
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

@@ -11,10 +11,9 @@ from backend.budget import Budget
 from backend.errors import ConfigError
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
-from jobs.profile.budgets import KINDS, Method, method_of, pins, solver_of
-from jobs.profile.profiles import newest_profile
+from jobs.profile.profiles import KINDS, Method, method_of, newest_profile, pins, solver_of
 
 Only = Literal["", "quantized", "pruned"]
 Text = Annotated[str, Field(max_length=40)]

@@ -7,7 +7,7 @@ from backend.models.sources.catalogue import entries
 from backend.text.corpora import corpora
 from jobs.kind import kinds
 from jobs.operations.registry import Record, operation
-from jobs.operations.text import table
+from jobs.wording import table
 
 
 def _kinds_text(records: Sequence[Record]) -> str:

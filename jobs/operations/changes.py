@@ -8,14 +8,13 @@ from pydantic import Field
 from backend.printable import readable_bytes
 from backend.queue import labels, permissions, removal, service
 from backend.queue.actor import Actor
-from backend.queue.artifacts import disk
-from backend.queue.artifacts.disk import CHECKPOINTS, disk_use, has_checkpoints
+from backend.queue.removal import CHECKPOINTS, disk_use, has_checkpoints
 from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import Button, Record, Run, Runs, operation
-from jobs.operations.text import count, named, names
 from jobs.summary import summary
+from jobs.wording import count, named, names
 
 Records = Sequence[Record]
 
@@ -140,7 +139,7 @@ def _free_question(jobs: Sequence[Job]) -> str:
 def free_space(run: Run, actor: Actor) -> Record:
     """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
     Answers with the bytes that were freed."""
-    freed = disk.free_space(run, actor)
+    freed = removal.free_space(run, actor)
     return {"id": queries.job(run).run, "freed_bytes": freed}
 
 

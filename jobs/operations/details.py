@@ -14,9 +14,9 @@ from jobs.kind import stage_labels
 from jobs.metrics import PERPLEXITY
 from jobs.operations.registry import Record, Run, operation
 from jobs.operations.runs import sweep_of
-from jobs.operations.text import count, table
 from jobs.record import record, sweep_record
 from jobs.summary import cost_text
+from jobs.wording import count, table
 
 DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, beside the weights
 

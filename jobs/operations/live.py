@@ -1,18 +1,41 @@
-"""Operations on states of live models."""
+"""Operations on states of live models: a state as configs of runs that make it properly. Does not
+import torch.
 
-from typing import Annotated, Any
+patterns a run of the kind sds: the whole method, or its first pruning alone widths a run of the
+kind dlqat: trained, or by the quantizer alone both one after the other
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from backend.live.address import MOST_TOKENS, WORKBENCH, Address, QueuedState, Ratio
+from backend.errors import ConfigError
+from backend.live.address import (
+    MOST_TOKENS,
+    WORKBENCH,
+    Address,
+    LiveState,
+    QueuedState,
+    Ratio,
+    state_at,
+)
+from backend.models.facts import ModelFacts
+from backend.models.families.stored import LinearShape
+from backend.pruning.pattern import Pattern
+from backend.quantization.config import Width
 from backend.queue.actor import Actor
 from jobs import pipeline as pipelines
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
-from jobs.serving.live.plan import Effort, planned_steps
 from jobs.submit import checked, command_line, submit
 from jobs.summary import summary
 
+Effort = Literal["one-shot", "full"]
+EMBEDDING_BITS = (8, 6, 4)
+
+F = TypeVar("F", Pattern, Width)
 Model = Annotated[str, Field(min_length=1, max_length=300, description="The model of the state.")]
 State = Annotated[Address, Field(description="The address of a state.")]
 Made = Annotated[
@@ -21,6 +44,59 @@ Made = Annotated[
 Known = Annotated[
     Ratio | None, Field(description="Perplexity over dense, to be shown beside that of the run.")
 ]
+
+
+def planned_steps(
+    facts: ModelFacts, address: str, effort: Effort
+) -> list[tuple[str, dict[str, Any]]]:
+    """Kind and config of each run, without its model. Raises ConfigError: the address is none of
+    this model, or the state is dense."""
+    layers = [*facts.linears, *facts.embeddings]
+    state = state_at(address, address.partition("~")[0], [x.name for x in layers])
+    forms = [(x, state.formats[x.name]) for x in facts.linears]
+    patterns = {x: form.pattern for x, form in forms if form.pattern}
+    widths = {x: form.width for x, form in forms if form.width}
+    embedding = _embedding(facts, state)
+    if not patterns and not widths:
+        what, why = "There is nothing to run.", "Every layer of the blocks is dense."
+        raise ConfigError(what, why, "Give some layers a format.", "state")
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if patterns:
+        pattern, others = _named(patterns, facts)
+        first = {} if effort == "full" else {"until": "first", "control": False}
+        pruned = {"pattern": str(pattern), "base": state.pruner}
+        steps.append(("sds", {**pruned, **others, **first}))
+    if widths:
+        width, others = _named(widths, facts)
+        rounded = {"bits": width.bits, "group_size": width.group, **others}
+        alone = {"stages": state.quantizer} if effort == "one-shot" else {}
+        zeros = {"keep_zeros": True} if patterns else {}
+        steps.append(("dlqat", {**rounded, **alone, **zeros, **embedding}))
+    return steps
+
+
+def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
+    bits = {form.width.bits for x in facts.embeddings if (form := state.formats[x.name]).width}
+    if not bits:
+        return {"embedding": "stored"}
+    if len(bits) > 1 or not bits.issubset(EMBEDDING_BITS):
+        what = "A run cannot store embedding and head so."
+        why = f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same."
+        raise ConfigError(what, why, "Choose another width for them.", "state")
+    return {"embedding": str(bits.pop()), "format": "slimscope"}
+
+
+def _named(formats: Mapping[LinearShape, F], facts: ModelFacts) -> tuple[F, dict[str, str]]:
+    """The format most layers have, and the fields that name those that differ or stay dense."""
+    most = Counter(formats.values()).most_common(1)[0][0]
+    others = [f"{_name(x)}={form}" for x, form in formats.items() if form != most]
+    dense = [_name(x) for x in facts.linears if x not in formats]
+    fields = {"overrides": ", ".join(others), "exclude": ", ".join(dense)}
+    return most, {name: text for name, text in fields.items() if text}
+
+
+def _name(layer: LinearShape) -> str:
+    return f"{layer.block}.{layer.module}"
 
 
 @operation("plan-state", path="/plan-state", tool="",

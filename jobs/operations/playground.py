@@ -11,11 +11,11 @@ from backend.models.layer_names import read_names
 from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.store import queries
-from jobs.chat import arena
+from jobs import chat as arena
 from jobs.operations.registry import Record, Run, operation
-from jobs.operations.text import table
 from jobs.serving import keys
 from jobs.serving.transcript import Transcript, read_transcript, transcript_of
+from jobs.wording import table
 
 Number = Annotated[int, Field(description="A prompt, by the number in the address of its page.")]
 Choice = Annotated[int, Field(description="The better answer, from 1; 0: a tie; -1: all bad.")]

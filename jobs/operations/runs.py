@@ -10,7 +10,7 @@ from pydantic import Field
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.folders import read_log
+from backend.queue.artifacts import read_log
 from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
@@ -19,7 +19,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs import summary
 from jobs.operations.registry import Record, Run, operation
-from jobs.operations.text import table
+from jobs.wording import table
 
 LOG_BYTES = 1_000_000  # of one answer, at most
 ARTIFACT_FILES = 1000

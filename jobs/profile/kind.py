@@ -1,8 +1,176 @@
 """A sensitivity profile as a kind of job."""
 
-from jobs.kind import Kind
-from jobs.profile.config import DENSE, NAME, ProfileJob
-from jobs.profile.estimate import requirements
+from typing import Any
+
+from pydantic import field_validator
+
+from backend.errors import ConfigError
+from backend.models import memory
+from backend.models.facts import ModelFacts
+from backend.options import Dtype, option
+from backend.pruning.config import PrunerName
+from backend.quantization import GridType
+from backend.quantization.config import SpaceName
+from backend.sensitivity.formats import Format
+from backend.text.corpora import require_length
+from jobs.fields.models import resolve_model
+from jobs.fields.text import CalibrationText, check_context, context_length, require_text
+from jobs.fields.types import ModelConfig
+from jobs.kind import JobConfig, Kind, Requirements
+from jobs.runtime.duration import GRAM_SHARE
+
+NAME, DENSE = "profile", "dense"
+FORMATS = (
+    "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
+)
+QUANTIZER = "gptq"  # makes the quantized candidates
+EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
+MAX_FORMATS = 64
+COLUMN_FLOPS = 60.0  # of a weight that GPTQ or SparseGPT goes over, beside the products
+MEASURE_COPIES = 8  # of the logits of one window
+TIMED_TOKENS = 256  # to time a format, those before the passes included
+
+
+class ProfileJob(ModelConfig, CalibrationText, JobConfig):
+    """Which model, on which text, in which formats."""
+
+    formats: str = option(FORMATS, "Formats", max_length=1000)
+    """What every layer is tried in, comma-separated: int4-g64 is 4 bits in groups of 64, 50% and
+    2:4 are sparsity patterns, 2:4+int4-g64 is both."""
+    measured: str = option("", "Formats measured", max_length=1000, examples=["int3-g64, 50%"])
+    """In which the loss of each layer alone is measured on held-out text, beside the Fisher
+    estimate; the others are scaled to it. Several times as slow."""
+    windows: int = option(1, "Windows a measurement", ge=1, le=64, unit="windows", advanced=True)
+    """Of the held-out ones, for the loss of each layer alone."""
+    pruner: PrunerName = option("sparsegpt", "Pruner", advanced=True)
+    """Makes the pruned candidates."""
+    grid: GridType = option("symmetric", "Grid", advanced=True)
+    """Of the quantized candidates, which GPTQ makes."""
+    space: SpaceName = option("weighted", "Range search", advanced=True)
+    """Of the quantized candidates."""
+    damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
+    """Added to the Hessian diagonal, relative to the mean input energy."""
+    precision: Dtype = option("auto", "Forward precision", advanced=True)
+    """Of all passes. auto: bfloat16 where the hardware supports it."""
+
+    @field_validator("formats", "measured")
+    @classmethod
+    def _known_formats(cls, text: str) -> str:
+        return ", ".join(dict.fromkeys(map(str, parsed(text))))
+
+    @property
+    def all_formats(self) -> tuple[Format, ...]:
+        """The candidates, in the order of the figures that are stored of each layer; those of
+        embedding and head last."""
+        return tuple(dict.fromkeys((*parsed(self.formats), *EMBEDDING_FORMATS)))
+
+    @property
+    def measured_formats(self) -> tuple[Format, ...]:
+        return parsed(self.measured)
+
+
+def parsed(text: str) -> tuple[Format, ...]:
+    """The formats in a comma-separated list. Raises ValueError: one is none."""
+    return tuple(Format.parse(part) for part in text.split(",") if part.strip())
+
+
+def requirements(config: ProfileJob) -> Requirements:
+    """See `Kind.requirements`."""
+    facts = resolve_model(config.model).facts
+    facts.require_compressible()
+    check_context(config, facts)
+    corpus = calibration_name(config, facts)
+    require_text(corpus, "calibration_text", "calibration_text")
+    windows = config.segments + config.heldout_windows
+    require_length(corpus, windows * context_length(config, facts), "calibration_text")
+    if not config.heldout_windows:
+        what, why = "Nothing is held out.", "Gradients and losses are taken on held-out windows."
+        raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
+    check_formats(config, facts)
+    streamed, needed = memory_bytes(config, facts, memory.memory_available())
+    warnings: tuple[str, ...] = ()
+    if streamed:
+        warnings = (
+            "The model does not fit into memory: its blocks are read from disk, and nothing but "
+            "the estimates is made.",
+        )
+    return Requirements(
+        model=config.model, title=facts.title, flops=flops_by_phase(config, facts),
+        memory=needed, warnings=warnings,
+    )  # fmt: skip
+
+
+def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
+    """The corpus; auto is the model's default."""
+    named = config.calibration_text
+    if named == "self":
+        what = "A profile is not taken on text that the model samples."
+        why = "Losses on it say little about text of others."
+        raise ConfigError(what, why, "Choose a corpus.", field="calibration_text")
+    return facts.default_text if named == "auto" else named
+
+
+def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
+    """Refuse formats that fit no layer, or are measured but not made. Raises ConfigError."""
+    formats = parsed(config.formats)
+    if not 0 < len(formats) <= MAX_FORMATS:
+        what = f"{len(formats)} formats are not possible."
+        raise ConfigError(what, "", f"Choose 1 to {MAX_FORMATS}.", field="formats")
+    columns = {x.columns for x in facts.linears}
+    if unfit := [x for x in formats if not any(x.fits(n) for n in columns)]:
+        inputs = ", ".join(map(str, sorted(columns)))
+        what, why = f"{unfit[0]} fits no layer of this model.", f"They have {inputs} inputs."
+        raise ConfigError(what, why, "Choose a group that divides them.", field="formats")
+    if missing := [x for x in config.measured_formats if x not in formats]:
+        what = f"{missing[0]} is not among the formats."
+        raise ConfigError(what, "", "Add it there, or leave it out here.", field="measured")
+    if config.windows > config.heldout_windows:
+        what = f"There are {config.heldout_windows} held-out windows, not {config.windows}."
+        raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
+
+
+def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each phase: the basis of estimate and progress."""
+    weights, head = facts.linear_weights, facts.vocabulary * facts.hidden
+    context = context_length(config, facts)
+    made = candidate_flops(facts, len(config.all_formats), config.segments * context)
+    rest = 2.0 * (weights / 2 + head) * context * config.windows  # half of the blocks, on average
+    measured = len(config.measured_formats) * len(facts.linears) * rest
+    return {
+        "dense": 2.0 * weights * config.heldout_windows * context,
+        "gradients": 6.0 * (weights + head) * config.heldout_windows * context,
+        "layers": made + measured,
+        "decoding": 2.0 * (weights + head) * len(config.all_formats) * TIMED_TOKENS,
+    }
+
+
+def candidate_flops(facts: ModelFacts, formats: int, tokens: int) -> float:
+    """Floating-point operations of a pass on `tokens` that makes every layer in every format."""
+    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
+    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
+    made = formats * (1.5 * solve + COLUMN_FLOPS * facts.linear_weights)
+    return (2.0 * facts.linear_weights + grams) * tokens + made
+
+
+def memory_bytes(
+    config: ProfileJob, facts: ModelFacts, available: int, dtype: str = "float32"
+) -> tuple[bool, dict[str, int]]:
+    """Whether the model is streamed, and then purpose -> bytes at the peak."""
+    context = context_length(config, facts)
+    sizes: dict[str, Any] = {
+        "dtype": dtype, "segments": config.segments, "context": context, "batch": 4, "streams": 1,
+        "stages": 2, "on_disk": False,
+    }  # fmt: skip
+    kept = (facts.blocks + 1) * memory.activation_memory(
+        facts, config.heldout_windows, context, dtype
+    )
+    logits = 4 * MEASURE_COPIES * facts.vocabulary * context
+    needed = memory.memory_needed(facts, **sizes) + kept + logits
+    streamed = needed > memory.STREAMING_THRESHOLD * available and not facts.support.stream
+    parts = memory.memory_parts(facts, streamed=streamed, **sizes)
+    decoder = {} if streamed else {"native decoder": 4 * facts.parameters}  # and what it lays out
+    return streamed, parts | decoder | {"held-out states": kept, "logits": logits}
+
 
 KIND = Kind(
     name=NAME,

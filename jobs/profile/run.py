@@ -10,23 +10,29 @@ from transformers import PreTrainedModel
 from backend.errors import ModelError
 from backend.live.timing import DecodingClock
 from backend.models.blocks import LinearWeight
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
-from backend.sensitivity.candidates import Solvers
-from backend.sensitivity.measured import SensitivityMeter
+from backend.sensitivity.measured import SensitivityMeter, trace
 from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
-from backend.sensitivity.trace import trace
+from backend.sensitivity.walk import Solvers
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.text.slices import calibration_slices
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
-from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
-from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
+from jobs.profile.kind import (
+    DENSE,
+    EMBEDDING_FORMATS,
+    ProfileJob,
+    calibration_name,
+    flops_by_phase,
+    memory_bytes,
+    parsed,
+)
 from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

@@ -22,11 +22,9 @@ from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
-from backend.queue.artifacts.copies import fetch_work
-from backend.queue.artifacts.disk import folder_bytes
-from backend.queue.artifacts.store import store
+from backend.queue.artifacts import fetch_work, log_file, run_folder, store, work_folder
 from backend.queue.engines.local import LocalEngine, reference
-from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.removal import folder_bytes
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
@@ -45,13 +43,18 @@ from backend.store.tables import (
     StepTime,
     Table,
 )
-from jobs.runtime.figures import FigureBuffer, LeaseLostError
-from jobs.runtime.progress import Progress
+from jobs.runtime.figures import (
+    FigureBuffer,
+    FigureSpool,
+    LeaseLostError,
+    Row,
+    profile_row,
+    tensor_row,
+    upsert,
+)
+from jobs.runtime.progress import Progress, UsageSampler
 from jobs.runtime.rank import Rank
-from jobs.runtime.rows import Row, profile_row, tensor_row, upsert
-from jobs.runtime.spool import FigureSpool
 from jobs.runtime.uploads import Uploads
-from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0

@@ -1,6 +1,9 @@
 """The other processes of a run that trains on several: started by the process of the attempt, in
 its process group. They read their task on their standard input, whose end is the end of the first.
 When one of them dies, so does the first: the attempt has ended, and is resumed as after any death.
+
+Such a process, `python -m jobs.runtime.followers`, knows no database and writes no file; what it
+prints is in the log. Only the first one is asked to stop, and agrees with the others on when.
 """
 
 import json
@@ -10,28 +13,75 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, SlimscopeError
 from backend.queue.launcher import CODE, FOR_SUPERVISOR
+from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.store.states import Exit
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.processes import ProcessesConfig
-from jobs.kind import JobConfig, Kind
+from jobs.kind import JobConfig, Kind, kind_named, load_work
 from jobs.runtime.context import JobContext
+from jobs.runtime.progress import limit_memory
 from jobs.runtime.rank import FollowerTask, Rank
-from jobs.runtime.usage import limit_memory
 
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REASON_S = 10.0  # for the first process to end because of what ends this one
 RENDEZVOUS = ".rendezvous-"  # and the number of the attempt
 NO_DATABASE = "sqlite://"  # an empty one in memory: followers report nothing
 LEAVE_S = 5.0  # for a process to end by itself
 LOOK_S = 0.05
 NOTICED_S = 3.0  # from the death of one to the last error that others have of it
+
+
+class FollowerContext(SilentReporter):
+    """A follower's view of its run: it reads the checkpoints, and reports nothing. `model`: that of
+    the run, as what loads without a database. `plan`: what the run does to each layer, where its
+    kind has plans."""
+
+    def __init__(self, task: FollowerTask) -> None:
+        self.rank: Rank | None = Rank(task.number, task.world, Path(task.rendezvous))
+        self.model, self.plan = task.model, task.plan
+        self.checkpoints = Checkpoints(Path(task.work), attempt=task.attempt)
+
+    def environment(self, **facts: Any) -> None:
+        """The first process records them."""
+
+
+def main() -> int:
+    """Follow the first process to the end of its trainings."""
+    for asking in ASKING:
+        signal.signal(asking, signal.SIG_IGN)
+    if not (line := sys.stdin.readline()):
+        return Exit.DONE  # the first has ended before it said what to do
+    task = FollowerTask(**json.loads(line))
+    threading.Thread(target=leave_with_the_first, daemon=True).start()
+    limit_memory(settings().job_gb / task.world)
+    kind = kind_named(task.kind)
+    try:
+        load_work(kind.follow)(kind.config.model_validate(task.config), FollowerContext(task))
+    except CancelledError:
+        return Exit.DONE
+    except Exception:  # the same in all processes, or due to the end of another: then that counts
+        reason = traceback.format_exc()
+        time.sleep(REASON_S)
+        print(f"Process {task.number + 1} of {task.world}:\n{reason}", flush=True)
+        return Exit.ERROR
+    return Exit.DONE
+
+
+def leave_with_the_first() -> None:
+    """End this process when the first one has ended, which holds the other end of the input."""
+    sys.stdin.read()
+    os._exit(Exit.DONE)
 
 
 @contextmanager
@@ -135,7 +185,7 @@ class FollowerProcesses:
 
 def started(environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """A process in the group of this one, which waits for its task."""
-    line = [sys.executable, "-m", "jobs.runtime.follower"]
+    line = [sys.executable, "-m", "jobs.runtime.followers"]
     return subprocess.Popen(line, cwd=CODE, env=environment, stdin=subprocess.PIPE)
 
 

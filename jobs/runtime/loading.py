@@ -11,9 +11,9 @@ from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.text import slices
-from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import (
     EvaluationText,
     TextConfig,

@@ -25,7 +25,7 @@ from jobs.kind import kind_named, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.followers import followers
-from jobs.runtime.usage import limit_memory
+from jobs.runtime.progress import limit_memory
 
 
 def main() -> int:

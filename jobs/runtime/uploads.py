@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST
-from backend.queue.artifacts.copies import key_of
-from backend.queue.artifacts.store import ArtifactStore
+from backend.queue.artifacts import ArtifactStore, key_of
 
 FIRST_S, LONGEST_S = 1.0, 60.0  # between tries
 LOG_S, SLOW_S = 5.0, 30.0  # between looks at the log; after which a run says that it waits

@@ -4,8 +4,8 @@ from typing import Literal
 
 from backend.options import option
 from backend.pruning.config import SDSConfig
-from jobs.fields.model import ModelConfig
 from jobs.fields.text import TextConfig
+from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig
 
 NAME = "sds"

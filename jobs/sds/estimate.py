@@ -10,10 +10,10 @@ from backend.models.facts import ModelFacts
 from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.fields.text import check_text, context_length
 from jobs.kind import DiskSpace, Requirements
-from jobs.profile.budgets import pruned_mix
+from jobs.profile.profiles import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 

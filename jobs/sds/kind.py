@@ -7,12 +7,11 @@ from typing import Any
 from backend.budget import PREFIX
 from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan
-from jobs.comparison import StageComparison
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import PERPLEXITY
 from jobs.sds.config import NAME, SDSJob
 from jobs.sds.estimate import requirements
-from jobs.wording import apart, fixed
+from jobs.wording import StageComparison, apart, fixed
 
 PAID = {
     "below": "",

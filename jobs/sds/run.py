@@ -4,8 +4,7 @@ import torch
 
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
-from backend.export.card import pruned_card
-from backend.export.origin import ModelOrigin, copy_terms, origin_of
+from backend.export.card import ModelOrigin, copy_terms, origin_of, pruned_card
 from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
@@ -13,7 +12,7 @@ from backend.pruning.plan import PruningPlan
 from backend.pruning.sds import SDSResult, install, run_sds
 from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality, hidden_state_store
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare

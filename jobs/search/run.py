@@ -6,20 +6,18 @@ import torch
 from backend.budget import Budget
 from backend.models.block_forward import after_blocks
 from backend.models.precision import resolve_dtype
-from backend.sensitivity.candidates import Solvers
+from backend.sensitivity.measured import trace
 from backend.sensitivity.search import MixedModel, MixSearch
-from backend.sensitivity.trace import trace
-from backend.sensitivity.walk import CandidateWalk
+from backend.sensitivity.walk import CandidateWalk, Solvers
 from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.runtime.context import JobContext
 from jobs.runtime.duration import FLOPS_PER_THREAD
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phases
-from jobs.search.config import DENSE, FOUND, LABELS, SOLVER, SearchJob
-from jobs.search.estimate import flops_by_phase, solved
+from jobs.search.kind import DENSE, FOUND, LABELS, SOLVER, SearchJob, flops_by_phase, solved
 
 
 def run(config: SearchJob, context: JobContext) -> None:

@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Sampling
-from backend.decoding.proposers import Proposer
+from backend.decoding.draft_tree import Proposer
 from backend.decoding.serving.engine import Ticket
 from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
-from backend.drafters.tree_proposer import tree_words
+from backend.drafters.generate import tree_words
 from backend.errors import (
     CancelledError,
     ComputeError,
@@ -26,14 +26,13 @@ from backend.errors import (
     SlimscopeError,
 )
 from backend.models.loading import LoadedModel
-from backend.text.prompt_ids import chat_ids, end_ids
-from jobs.fields.base_model import ResolvedModel, decodable_model
-from jobs.fields.sides import read_side
+from backend.text.chat_template import chat_ids, end_ids
+from jobs.fields.drafters import read_side
+from jobs.fields.models import ResolvedModel, decodable_model
 from jobs.runtime.loading import load_model
 from jobs.runtime.rank import Rank, RunContext
-from jobs.serving.pool import ModelPool, key_of
-from jobs.serving.requests import Body, ChatBody, CompletionBody
-from jobs.serving.warm_model import WarmModel
+from jobs.serving.openai_format import Body, ChatBody, CompletionBody
+from jobs.serving.pool import ModelPool, WarmModel, key_of
 
 SEEDS = 2**63
 

@@ -1,6 +1,7 @@
 """How other processes reach the serving process of a data folder: over a Unix socket in it, which
 only this user may open; where there are none, or the path is too long for one, over a port of the
-loopback address, with a token that a file in the data folder holds."""
+loopback address, with a token that a file in the data folder holds. Work for a client ends when
+that goes away."""
 
 import asyncio
 import json
@@ -8,15 +9,18 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import anyio
 import httpcore
 import httpx
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
@@ -28,6 +32,9 @@ MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
 START_S, TRY_S = 40.0, 0.2  # a new process imports torch
 STATUS_S = 2.0
 UNREACHABLE = "The models cannot be reached."
+UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}  # by a proxy before us
+
+T = TypeVar("T")
 
 
 def socket_path() -> Path:
@@ -175,3 +182,46 @@ async def serving_status() -> dict[str, Any]:
 def ended() -> SlimscopeError:
     what = "The answer ended early."
     return SlimscopeError(what, "The process of the models has ended, or hangs.", "Ask again.")
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """The result of the work, or None: the client has closed the connection, and the work was
+    cancelled. The body of the request was read before."""
+    result, failed = None, None
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        try:
+            result = await work
+        except Exception as error:  # not as one of a group
+            failed = error
+        tasks.cancel_scope.cancel()
+    if failed:
+        raise failed
+    return result
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, with what they come from, which is closed before the end is told; or at
+    once when the client goes away, also one that does not read."""
+
+    def __init__(self, events: AsyncIterator[bytes], opened: AsyncExitStack) -> None:
+        async def all_events() -> AsyncIterator[bytes]:
+            async for event in events:
+                yield event
+            await opened.aclose()
+
+        super().__init__(all_events(), headers=UNBUFFERED, media_type="text/event-stream")
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._opened.aclose()

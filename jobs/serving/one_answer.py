@@ -8,13 +8,13 @@ from backend.errors import ComputeError, SlimscopeError
 from jobs.serving.answering import Began, Happened, Told
 from jobs.serving.openai_format import (
     DONE,
+    Body,
     ResponseFormat,
     Row,
     comment,
     error_body,
     event,
 )
-from jobs.serving.requests import Body
 
 REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "cancelled": "stop"}
 ENDS = {"stop": "end", "stop_string": "stop", "length": "limit"}  # as a `Transcript` says it

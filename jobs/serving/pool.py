@@ -1,5 +1,5 @@
-"""Models that stay in memory between answers: those used last, within a budget. A model in use is
-never dropped: who needs room for another waits."""
+"""Models that stay in memory between answers, each with the engine that answers with it: those used
+last, within a budget. A model in use is never dropped: who needs room for another waits."""
 
 import gc
 import threading
@@ -11,18 +11,22 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from backend.decoding.draft_tree import Proposer
 from backend.decoding.native.model import decoding_dtype
-from backend.decoding.serving.engine import EngineStatus
+from backend.decoding.serving.engine import EngineStatus, ServingEngine
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.generate import make_proposer, refuse_processors
 from backend.errors import CancelledError
-from backend.models.loading import load_tokenizer
+from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.printable import readable_bytes
 from backend.settings import settings
-from jobs.fields.base_model import ResolvedModel
-from jobs.serving.cards import choose_card, free_memory
-from jobs.serving.warm_model import Load, WarmModel, version_of
+from jobs.fields.models import ResolvedModel
 
+RESERVE = 10**9  # bytes for caches of keys and values, and for PyTorch itself
+Load = Callable[[str], LoadedModel]  # device -> the model
 MODELS_KEPT = 2  # beside those in use
 TOKENIZERS_KEPT = 16
 SHARE = 0.5  # of the free memory at the start, for models
@@ -33,6 +37,96 @@ WAIT_S = 0.3
 
 Say = Callable[[str, float], None]  # what takes time, and about how many seconds (0: unknown)
 Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version of its files
+
+
+def choose_card(wanted: str) -> str:
+    """The torch device for a config's `device`: of several cards the one with most memory left."""
+    if wanted not in ("auto", "cuda") or not torch.cuda.is_available():
+        return "cpu" if wanted == "auto" else wanted
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return max(cards, key=free_memory)
+
+
+def use_card(device: str) -> None:
+    """Let this thread work on that device; what waits for "the GPU" waits for it."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
+def free_memory(card: str) -> int:
+    free, _ = torch.cuda.mem_get_info(card)
+    return max(0, free - RESERVE)
+
+
+class WarmModel:
+    """A model in memory of about `bytes`, on a `device`; `users`: requests that are answered with
+    it; `used`: when the last one ended, by a monotonic clock."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.bytes, self.device = size, device
+        self.users, self.used = 1, time.monotonic()
+        self.opening = threading.Lock()
+        self._opened: tuple[LoadedModel, TargetModel, ServingEngine] | None = None
+        self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        assert self._opened is not None
+        return self._opened[0]
+
+    @property
+    def engine(self) -> ServingEngine:
+        assert self._opened is not None
+        return self._opened[2]
+
+    @property
+    def decoder(self) -> str:
+        """What decodes, in words."""
+        assert self._opened is not None
+        return self._opened[1].decoder
+
+    def open(self, load: Load, memory: int, threads: Callable[[], int]) -> None:
+        """Load it; `memory`: bytes for the keys and values of all texts."""
+        use_card(self.device)
+        loaded = load(self.device)
+        refuse_processors(loaded.model)
+        target = TargetModel(loaded.model)
+        engine = ServingEngine(target, loaded.tokenizer, memory=memory, threads=threads)
+        self._opened = loaded, target, engine
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self.engine.close()
+
+    def knows(self, drafter: Path, nodes: int) -> bool:
+        return (drafter, version_of(drafter), nodes) in self._proposers
+
+    @contextmanager
+    def proposer(self, drafter: Path, nodes: int) -> Iterator[Proposer]:
+        """A proposer for one text. What was measured for the first is kept for the next."""
+        idle = self._proposers.setdefault((drafter, version_of(drafter), nodes), [])
+        with self.opening:
+            chosen = idle.pop() if idle else self._made(drafter, nodes)
+        try:
+            yield chosen
+        finally:
+            idle.append(chosen)
+
+    def _made(self, drafter: Path, nodes: int) -> Proposer:
+        use_card(self.device)
+        assert self._opened is not None
+        return make_proposer(self._opened[1], Amphista.load(drafter), nodes)
+
+
+def version_of(folder: Path) -> int:
+    """A number that changes with the files of a folder; 0 for what is none."""
+    if not folder.is_dir():
+        return 0
+    return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)
 
 
 def key_of(spec: str, base: ResolvedModel, device: str, precision: str) -> Key:

@@ -1,34 +1,143 @@
-"""The web server of the serving process, and how long it lives."""
+"""The web server of the serving process: the OpenAI API over HTTP, for the dashboard, which knows
+who asks (`ui.openai_api`); how long it lives, and the part of the processor that its answers may
+use."""
 
 import asyncio
 import hmac
-from contextlib import suppress
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from dataclasses import asdict
+from urllib.parse import unquote
 
 import uvicorn
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.responses import Response
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.settings import settings
+from backend.errors import OverloadError, SlimscopeError
+from backend.settings import available_threads, settings
 from backend.store.migrate import other_version
 from backend.store.session import reading
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from jobs.serving.app import ServingApp
-from jobs.serving.client import leave, listen
+from jobs.serving.answering import Answering, Began, Happened
+from jobs.serving.client import PERSON, EventStream, leave, listen, unless_gone
 from jobs.serving.live.models import LivePool
+from jobs.serving.live.routes import LiveRoutes
+from jobs.serving.one_answer import Events, OneAnswer
+from jobs.serving.openai_format import ENDPOINTS, error_body, error_headers, read_body
 from jobs.serving.pool import ModelPool
-from jobs.serving.share import CpuShare, lower_priority
 
+MAX_REQUESTS = 256  # answered or waiting at the same time
+GONE = Response(status_code=499)  # nobody reads it
+NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
 IDLE_FACTOR = 10  # times as long as an idle supervisor
 LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
+
+
+class ServingApp:
+    """Answers requests with the models of two pools; `active`: how many now."""
+
+    def __init__(self, pool: ModelPool, live: LivePool) -> None:
+        self.pool, self.active, self._used_at = pool, 0, time.monotonic()
+        routes = [Route(path, self.generate, methods=["POST"]) for path in ENDPOINTS]
+        routes += LiveRoutes(live, self._at_work).routes
+        self.asgi = Starlette(routes=[*routes, Route("/status", self.status)])
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since it was last used; 0 while it answers."""
+        return 0.0 if self.active else time.monotonic() - self._used_at
+
+    def status(self, _: Request) -> Response:
+        engines = {name: asdict(status) for name, status in self.pool.status().items()}
+        return JSONResponse({"requests": self.active, "models": engines})
+
+    async def generate(self, request: Request) -> Response:
+        """The headers of the answer are those of its first event: one that is refused, as the queue
+        is full or the prompt too long, has the status that says so."""
+        try:
+            body = read_body(request.url.path, await request.body())
+            if self.active >= MAX_REQUESTS:
+                why = f"{self.active} are before you."
+                raise OverloadError(
+                    "Too many requests wait.", why, retry_after_s=10, before=self.active
+                )
+            person = unquote(request.headers.get(PERSON, ""))
+            async with AsyncExitStack() as opened:
+                events = self._counted(Answering(body, person, self.pool))
+                opened.push_async_callback(events.aclose)  # also of what is refused
+                first = await unless_gone(request, _beginning(events))
+                if first is None:
+                    return GONE
+                answer = OneAnswer(body, _chained(first, events))
+                if body.stream:
+                    return EventStream(answer.stream(), opened.pop_all())
+                whole = await unless_gone(request, answer.whole())
+                return GONE if whole is None else JSONResponse(whole)
+        except SlimscopeError as error:
+            status, content = error_body(error)
+            return JSONResponse(content, status, error_headers(error))
+
+    async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
+        with self._at_work():
+            async with aclosing(answering.events()) as events:
+                async for happened in events:
+                    yield happened
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+            self._used_at = time.monotonic()
+
+
+async def _beginning(events: Events) -> list[tuple[int, Happened]]:
+    """The events up to the first that tells that it is answered or waits; raises a refusal."""
+    first: list[tuple[int, Happened]] = []
+    async for happened in events:
+        first.append(happened)
+        if isinstance(happened[1], SlimscopeError):
+            raise happened[1]
+        if not isinstance(happened[1], Began):
+            break
+    return first
+
+
+async def _chained(
+    first: Sequence[tuple[int, Happened]], rest: Events
+) -> AsyncIterator[tuple[int, Happened]]:
+    for happened in first:
+        yield happened
+    async for happened in rest:
+        yield happened
+
+
+class CpuShare:
+    """The threads of each model; `jobs` beside them take half."""
+
+    def __init__(self) -> None:
+        self.jobs = False
+
+    def threads(self) -> int:
+        every = settings().threads or available_threads()
+        return max(1, every // 2 if self.jobs else every)
 
 
 def serve() -> None:
     """Answer until nobody asks, the process is asked to end, has no data folder, or is of another
     version than the database or the code on the disk."""
-    lower_priority()
+    with suppress(OSError):  # of this thread and of those it starts
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
     share = CpuShare()
     app = ServingApp(ModelPool(share.threads), LivePool(share.threads))
     bound, token = listen()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 
 MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {

@@ -5,16 +5,14 @@ import json
 
 from backend.export.reading import StoredLinears, linears_in
 from backend.models.block_offload import check_finite
-from backend.models.sources.catalogue import inspect
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import inspect, materialise
 from backend.reporter import at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.metrics import ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.weight_statistics.config import DENSE, StatisticsJob
-from jobs.weight_statistics.estimate import flops_by_phase
+from jobs.weight_statistics.kind import DENSE, StatisticsJob, flops_by_phase
 
 
 def run(config: StatisticsJob, context: JobContext) -> None:

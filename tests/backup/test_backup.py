@@ -13,13 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.backup import restoring, writing
-from backend.backup.archive import ArchivedFile, Manifest
-from backend.backup.restoring import restore_backup
-from backend.backup.writing import write_backup
+from backend.backup import reading, writing
+from backend.backup.reading import restore_backup
+from backend.backup.writing import ArchivedFile, Manifest, write_backup
 from backend.errors import BackupError, ConflictError
-from backend.queue.artifacts.disk import has_checkpoints
-from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.artifacts import log_file, run_folder, work_folder
+from backend.queue.removal import has_checkpoints
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import queries
@@ -325,7 +324,7 @@ def test_a_folder_with_anything_in_it_is_refused(
     root = settings().root
     (root / ".restoring" / "artifacts").mkdir(parents=True)  # of a restore that was killed
     with monkeypatch.context() as patch:
-        patch.setattr(restoring.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+        patch.setattr(reading.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
         with pytest.raises(BackupError, match="are free"):
             restore_backup(backup)
     restore_backup(backup)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from backend.backup.replacing import replace_database
-from backend.backup.restoring import restore_backup
+from backend.backup.databases import replace_database
+from backend.backup.reading import restore_backup
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.checkpoints import Checkpoints
 from backend.errors import BackupError
-from backend.queue.artifacts.store import ArtifactStore
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import ArtifactStore, run_folder
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import queries

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from backend.backup import moving
-from backend.backup.moving import move_database
+from backend.backup import databases
+from backend.backup.databases import move_database
 from backend.errors import BackupError
 from backend.metric_key import MetricKey
 from backend.queue.launcher import SUPERVISOR
@@ -54,7 +54,7 @@ EVERY = Table.metadata.sorted_tables
 ODD = 'Größe 😀 \\u0000 "q" \t\n\\N'  # as an escape, a tab and a NULL of COPY
 KILLED = """
 import os, sys
-from backend.backup.moving import move_database
+from backend.backup.databases import move_database
 move_database(sys.argv[1], lambda table, rows: table == "metric_points" and os._exit(9))
 """
 
@@ -218,11 +218,11 @@ def test_a_copy_that_differs_is_not_kept(
 ) -> None:
     numbers = count()
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_digest", lambda _: next(numbers))
+        patch.setattr(databases, "_digest", lambda _: next(numbers))
         with pytest.raises(BackupError, match="differs"):
             move_database(there)
     with engine_for(there).connect() as connection:
-        assert not moving.inspect(connection).get_table_names()
+        assert not databases.inspect(connection).get_table_names()
     engine_for(there).dispose()
     assert move_database(there)
 

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.backup import archive as layout
-from backend.backup.archive import OF_ONE_RUN, ROWS
+from backend.backup import writing as layout
 from backend.backup.reading import open_archive
 from backend.backup.single import export_run, import_run
-from backend.backup.writing import SourceFile, write_archive
+from backend.backup.writing import OF_ONE_RUN, ROWS, SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
 from backend.metric_key import MetricKey
 from backend.queue import service
 from backend.queue.actor import Actor
-from backend.queue.folders import log_file, run_folder
+from backend.queue.artifacts import log_file, run_folder
 from backend.queue.launcher import child_environment, launch_request
 from backend.queue.service import enqueue
 from backend.settings import settings
@@ -36,7 +35,7 @@ from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Sl
 from jobs.imported import check_row
 from jobs.record import record
 from jobs.reproduction import reproduce
-from jobs.runtime.rows import profile_row, upsert
+from jobs.runtime.figures import profile_row, upsert
 from tests.plugins.job_kind import CountConfig
 from tests.queue.conftest import HOST
 

@@ -16,9 +16,8 @@ from backend.live.model import LiveModel
 from backend.models.loading import load
 from backend.sensitivity.formats import Format
 from backend.store import queries
-from jobs.fields.base_model import resolve_model
-from jobs.profile.budgets import solver_of
-from jobs.profile.profiles import profile_of_run
+from jobs.fields.models import resolve_model
+from jobs.profile.profiles import profile_of_run, solver_of
 from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
 

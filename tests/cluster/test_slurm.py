@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from backend.queue import service
+from backend.queue.artifacts import read_log
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.slurm import run_command
-from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
+from backend.queue.artifacts import work_folder
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State

@@ -19,12 +19,19 @@ from transformers import (
 )
 
 from backend.decoding.acceptance import Acceptance, Sampling, draw
-from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
+from backend.decoding.draft_tree import (
+    NO_TREE,
+    DraftTokens,
+    DynamicTree,
+    NoDraft,
+    Proposer,
+    StaticTree,
+    Tree,
+)
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NO_TREE, DraftTokens, NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.generate import TreeProposer
 from backend.errors import ComputeError, ConfigError
 from tests.drafters.toys import base, built, drafter_of, toy_prompts
 

@@ -14,10 +14,9 @@ from backend.decoding.benchmark import (
     time_decoders,
     unpacked,
 )
-from backend.decoding.draft_tree import chain
+from backend.decoding.draft_tree import NoDraft, chain
 from backend.decoding.prompt_lookup import PromptLookup
-from backend.decoding.proposers import NoDraft
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.generate import TreeProposer
 from backend.errors import CancelledError
 from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain

@@ -9,15 +9,14 @@ from torch import Tensor
 from transformers import StaticCache
 
 from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.draft_tree import Tree, chain
+from backend.decoding.draft_tree import DraftTokens, Proposer, Tree, chain
 from backend.decoding.engine import DecodeStep, decode
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
-from backend.decoding.proposers import DraftTokens, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.generate import TreeProposer
 from backend.errors import ConfigError
 from backend.models.loading import load
 from tests.drafters.toys import (

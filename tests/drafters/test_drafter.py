@@ -5,12 +5,12 @@ import torch
 
 from backend.decoding.draft_tree import Tree
 from backend.decoding.target_model import TargetModel, fingerprint
+from backend.drafters.adaptation import ClonedLayer, final_norm
+from backend.drafters.adapted import ridge
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, DrafterConfig
-from backend.drafters.layers.adaptation import ClonedLayer, final_norm
-from backend.drafters.layers.initialization import ridge
+from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
-from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
 from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
@@ -210,7 +210,7 @@ def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
 def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     target = base("grouped")
     monkeypatch.setattr(
-        "backend.drafters.layers.adaptation.AutoModel.from_config",
+        "backend.drafters.adaptation.AutoModel.from_config",
         lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
     )
     with pytest.raises(ModelError, match="cannot be cloned") as refused:

@@ -8,14 +8,13 @@ import torch
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import DynamicTree, Tree
+from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, Tree
 from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
-from backend.decoding.proposers import NoDraft, Proposer
-from backend.drafters.data.generation import write_answers
-from backend.drafters.data.hidden_state_cache import CachedSequence
 from backend.drafters.exact_walk import Walk, walk_answers
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.generate import TreeProposer
+from backend.drafters.training.hidden_state_cache import CachedSequence
+from backend.drafters.training.prompts import write_answers
 from backend.reporter import SilentReporter
 from tests.drafters.toys import base, drafter_of, random_ids, toy_prompts
 

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.drafters.data import prompts as questions
-from backend.drafters.data.prompts import PromptRequest, generate_prompts, prompts_for, user_turn
+from backend.drafters.training import prompts as questions
+from backend.drafters.training.prompts import (
+    PromptRequest,
+    generate_prompts,
+    prompts_for,
+    user_turn,
+)
 from backend.errors import CancelledError, DatasetError
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-from backend.text.prompt_ids import prompt_ids
+from backend.text.chat_template import prompt_ids
 from backend.text.prompts import SELF, STORIES, Prompt
 from tests.drafters.toys import base
 from tests.toy_layers import Recorder

@@ -11,36 +11,35 @@ import torch
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.draft_tree import best_tree, grow
+from backend.decoding.draft_tree import NoDraft, best_tree, grow
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NoDraft
 from backend.decoding.serving.engine import ServingEngine, Ticket
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, TrainingConfig
-from backend.drafters.data.generation import read, write_answers
-from backend.drafters.data.hidden_state_cache import (
+from backend.drafters.generate import TreeProposer
+from backend.drafters.registry import build_drafter
+from backend.drafters.training.hidden_state_cache import (
     HiddenStateCache,
     SequenceSources,
     collect,
     draft_vocabulary,
 )
-from backend.drafters.registry import build_drafter
-from backend.drafters.training.head_accuracy import measure_heads
 from backend.drafters.training.loss import (
     DISCOUNT,
     LABEL_WEIGHT,
     LENGTH_STEP,
     ROW_STEP,
     loss_and_gradient,
+    measure_heads,
     padded,
 )
+from backend.drafters.training.prompts import read, write_answers
 from backend.drafters.training.trainer import (
     CHECKPOINT,
     PACE_STEPS,
     DrafterTrainer,
 )
-from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.models.loading import load
 from backend.reporter import SilentReporter

@@ -29,7 +29,7 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.registry import Drafter, build_drafter
 from backend.models.loading import load
-from backend.text.prompt_ids import prompt_ids
+from backend.text.chat_template import prompt_ids
 from backend.text.prompts import training_prompts
 
 END = 0  # of the toy

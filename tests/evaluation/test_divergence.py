@@ -16,8 +16,8 @@ from backend.evaluation import divergence as room
 from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
 from backend.evaluation.perplexity import perplexity
 from backend.evaluation.samples import agreement, write_samples
+from backend.models.block_forward import NewBatches, batches_in
 from backend.models.blocks import block_linears
-from backend.models.hidden_states import NewBatches, batches_in
 from backend.reporter import SilentReporter
 from backend.text.prompts import STORIES, benchmark_prompts
 from tests.evaluation.conftest import CONFIGS, VOCABULARY, text_of

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from backend.calibration import heldout
 from backend.errors import CancelledError, ComputeError
 from backend.evaluation.perplexity import perplexity, window_nlls
-from backend.models.hidden_states import batches_in
+from backend.models.block_forward import batches_in
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import CONFIGS, VOCABULARY, text_of

@@ -13,9 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
-from backend.export.card import model_card
+from backend.export.card import ModelOrigin, model_card
 from backend.export.formats import Layout, bits_per_weight, read_layout
-from backend.export.origin import ModelOrigin
 from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
 from backend.models.blocks import block_linears

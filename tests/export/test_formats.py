@@ -7,13 +7,20 @@ import pytest
 from huggingface_hub import metadata_load
 
 from backend.errors import ConfigError
-from backend.export.card import figures, pruned_card
+from backend.export.card import (
+    CARD,
+    ModelOrigin,
+    copy_terms,
+    figures,
+    front_matter,
+    origin_of,
+    pruned_card,
+)
 from backend.export.formats import (
     ExportRequirements,
     check_format,
     vllm_hint,
 )
-from backend.export.origin import CARD, ModelOrigin, copy_terms, front_matter, origin_of
 
 PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(64, 64), (32, 192)}))
 

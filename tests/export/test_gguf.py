@@ -33,8 +33,8 @@ from backend.export.reading import read_layers
 from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
-from backend.models.sources.gguf.config import UnknownRopeError, config_values
-from backend.models.sources.gguf.conversion import convert
+from backend.models.sources.gguf import convert
+from backend.models.sources.gguf_config import UnknownRopeError, config_values
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings

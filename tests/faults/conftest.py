@@ -10,8 +10,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from backend.queue.artifacts import run_folder
 from backend.queue.engines.local import reference
-from backend.queue.folders import run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing

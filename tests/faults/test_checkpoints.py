@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from backend.checkpoints import Checkpoints, HeldFolder
-from backend.queue.folders import read_log, work_folder
+from backend.queue.artifacts import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.states import State

@@ -33,9 +33,8 @@ from jobs.metrics import PERPLEXITY
 from jobs.runtime import context as contexts
 from jobs.runtime import figures
 from jobs.runtime.context import SPOOL, JobContext
-from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.figures import FigureSpool, LeaseLostError
 from jobs.runtime.main import away_code, execute
-from jobs.runtime.spool import FigureSpool
 from tests.conftest import Given
 from tests.faults.conftest import ClaimHere
 from tests.queue.conftest import HOST

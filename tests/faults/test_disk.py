@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from backend.errors import ComputeError, is_disk_full
 from backend.metric_key import MetricKey
 from backend.queue import lifecycle, service
-from backend.queue.folders import read_log, run_folder
+from backend.queue.artifacts import read_log, run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries

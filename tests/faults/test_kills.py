@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from backend.queue import service
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State

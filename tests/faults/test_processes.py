@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from backend.queue import service, supervisor
+from backend.queue.artifacts import read_log
 from backend.queue.engines.base import LaunchRequest
 from backend.queue.engines.local import LocalEngine, identity
-from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing

@@ -10,7 +10,7 @@ import pytest
 
 from backend.metric_key import MetricKey
 from backend.queue import service
-from backend.queue.folders import read_log, work_folder
+from backend.queue.artifacts import read_log, work_folder
 from backend.store import frames, queries
 from backend.store.states import State
 from jobs.kind import kind_named

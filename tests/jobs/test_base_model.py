@@ -18,12 +18,12 @@ from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
 from jobs.serving.transcript import read_transcript
 from jobs.submit import checked, submit

@@ -12,9 +12,7 @@ from sqlalchemy.exc import OperationalError
 from backend.metric_key import MetricKey
 from backend.store.tables import MetricPoint, TensorRow
 from jobs.runtime import figures
-from jobs.runtime.figures import FigureBuffer, LeaseLostError
-from jobs.runtime.rows import Row
-from jobs.runtime.spool import FigureSpool
+from jobs.runtime.figures import FigureBuffer, FigureSpool, LeaseLostError, Row
 from tests.waiting import until
 
 AWAY = OperationalError("", {}, Exception("away"))

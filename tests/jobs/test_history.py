@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from backend.queue.actor import Actor, guest_name
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.service import enqueue
 from backend.store import queries
 from backend.store.session import writing

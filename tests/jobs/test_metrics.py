@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from backend.metric_key import MetricKey
 from jobs import metrics
-from jobs.comparison import StageComparison
 from jobs.dlqat import kind as dlqat
 from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, ordered
 from jobs.sds import kind as sds
-from jobs.wording import apart, extent, fixed, relative_change
+from jobs.wording import StageComparison, apart, extent, fixed, relative_change
 from tests.ui.lab import job, result
 from ui.charts.lines import y_title
 from ui.runs.columns import columns

@@ -16,7 +16,7 @@ from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
 from jobs import pipeline
-from jobs.fields.saved_models import needed_runs
+from jobs.fields.models import needed_runs
 from jobs.submit import submit
 
 HOST = Actor("anna", "host")

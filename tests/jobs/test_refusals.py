@@ -12,7 +12,7 @@ from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
-from jobs.cli.submit import _queued
+from jobs.cli.runs import _queued
 from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.details import _run_text

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 from backend.reporter import at_block, block_reached
 from jobs.metrics import MEMORY, PROCESSOR
-from jobs.runtime import usage
-from jobs.runtime.progress import Progress
-from jobs.runtime.usage import MB, UsageSampler
+from jobs.runtime import progress
+from jobs.runtime.progress import MB, Progress, UsageSampler
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time, in seconds; a test moves it."""
     time = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(usage, "time", SimpleNamespace(monotonic=lambda: time.now))
-    monkeypatch.setattr(usage, "now_ms", lambda: int(1000 * time.now))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time.now))
+    monkeypatch.setattr(progress, "now_ms", lambda: int(1000 * time.now))
     return time
 
 

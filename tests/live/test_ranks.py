@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.calibration.second_moments import InputStatistics
-from backend.live.kept_tables import KeptTables
+from backend.live.dense import KeptTables
 from backend.live.ranks import WeightScores, rank_mask, rank_table
 from backend.pruning.masks import masked
 from backend.pruning.pattern import Pattern

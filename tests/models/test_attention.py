@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from backend.models import attention
-from backend.models.attention import NAME, grouped_attention, use_grouped
+from backend.models import kv_cache
+from backend.models.kv_cache import GROUPED, grouped_attention, use_grouped
 from tests.drafters.toys import ARCHITECTURES, built
 
 
@@ -49,7 +49,7 @@ def test_keys_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         called.append(query.shape[2])
         return query.transpose(1, 2), None
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", usual)
+    monkeypatch.setattr(kv_cache, "sdpa_attention_forward", usual)
     for n in (1, 8, 64, 65):
         grouped_attention(Layer(3), *tensors(2, 3, n, 70), torch.zeros(2, 1, n, 70))
     grouped_attention(Layer(3), *tensors(2, 3, 4, 70), torch.zeros(2, 1, 4, 70), softcap=30.0)
@@ -61,7 +61,7 @@ def test_a_model_that_uses_it_computes_the_same() -> None:
     model, ids = built(ARCHITECTURES["grouped"]), some_ids(20)
     before = model(input_ids=ids).logits
     use_grouped(model, model.device)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == GROUPED
     torch.testing.assert_close(model(input_ids=ids).logits, before)
     eager = built(ARCHITECTURES["grouped"])
     eager.set_attn_implementation("eager")

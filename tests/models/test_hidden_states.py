@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.models.hidden_states import HiddenStatesOnDisk
+from backend.models.block_forward import HiddenStatesOnDisk
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 17))

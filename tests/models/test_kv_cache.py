@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from backend.errors import ModelError
-from backend.models.greedy import greedy
-from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
+from backend.models.kv_cache import PreallocatedCache, cache_name, greedy, sliding_window
 from backend.models.loading import load
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

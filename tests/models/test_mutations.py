@@ -24,7 +24,7 @@ from backend.models.block_forward import each_logits
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings as our_settings
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
 from tests.conftest import ATTACK
 from tests.models.sources.test_gguf import write_toy

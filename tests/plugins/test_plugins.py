@@ -102,7 +102,7 @@ assert torch.equal(layer.codes.float(), grid.codes(W))
 
 DRAFTER = """
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
-from backend.drafters.data.hidden_state_cache import SequenceSources, collect
+from backend.drafters.training.hidden_state_cache import SequenceSources, collect
 from backend.drafters.registry import build_drafter
 from backend.drafters.generate import generate
 from backend.decoding.target_model import TargetModel

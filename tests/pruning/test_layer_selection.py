@@ -17,8 +17,7 @@ from backend.models.layer_names import fits, read_names
 from backend.models.loading import weights_hash
 from backend.models.sources.catalogue import inspect
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.layer_selection import layer_patterns, read_overrides
-from backend.pruning.pattern import Pattern
+from backend.pruning.pattern import Pattern, layer_patterns, read_overrides
 from backend.pruning.sds import install
 from tests.pruning.stages import prune
 

@@ -13,7 +13,7 @@ from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.pruning.block_work import _diverged
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.passes import reconstruction
+from backend.pruning.passes import MaskedWeights
 from backend.pruning.sds import install
 from backend.pruning.stage_store import SDSStageStore
 from backend.training import block_reconstruction
@@ -189,7 +189,7 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
         start[module] = W * (W.abs() > W.abs().median())
         linear.write(start[module])
     examples = Examples(stream, 0, [x], [y], 1)
-    masked = reconstruction.MaskedWeights(start, 1e-2)
+    masked = MaskedWeights(start, 1e-2)
     found = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
     two_steps(model, stream.calls[0][0], x, y)
     weights = masked.weights(found.parameters)

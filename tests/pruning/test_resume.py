@@ -13,8 +13,8 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
+from backend.pruning import passes
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.passes import pruning
 from backend.pruning.pruners.magnitude import magnitude
 from backend.pruning.pruners.registry import PRUNERS, Pruner
 from tests.pruning.stages import prune, stage_hashes
@@ -148,7 +148,7 @@ def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Pa
 def test_a_diverging_solver_is_stopped_with_the_layers_name(
     toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "redense", lambda sparse, *_: sparse * torch.inf)
+    monkeypatch.setattr(passes, "redense", lambda sparse, *_: sparse * torch.inf)
     with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
         prune(toy(), ids, config(), tmp_path)
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout, layout_of
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import (
     QuantizationPlan,

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from backend.queue.actor import Actor
+from backend.queue.artifacts import work_folder
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.migrate import upgrade

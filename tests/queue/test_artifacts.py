@@ -12,9 +12,20 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from backend.checkpoints import MANIFEST, Checkpoints, is_whole
 from backend.queue import lifecycle, service
-from backend.queue.artifacts import copies
-from backend.queue.artifacts.store import TRIES, ArtifactStore, store
-from backend.queue.folders import log_file, read_log, run_folder, work_folder
+from backend.queue.artifacts import (
+    TRIES,
+    ArtifactStore,
+    fetch_ended,
+    fetch_log,
+    fetch_work,
+    key_of,
+    log_file,
+    read_log,
+    remove_stored,
+    run_folder,
+    store,
+    work_folder,
+)
 from backend.queue.launcher import child_environment
 from backend.queue.removal import purge, remove
 from backend.queue.supervisor import SupervisorLoop
@@ -24,7 +35,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Artifact
-from jobs.fields.saved_models import saved_model
+from jobs.fields.models import saved_model
 from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime import uploads
@@ -244,12 +255,12 @@ def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_store
 ) -> None:
     kept, work = store(), work_folder("dlqat-0001")
     assert kept is not None
-    copies.fetch_work("dlqat-0001", 1, SPOOL)
-    kept.put_folder(checkpoint(work, "train-1", step="200"), copies.key_of(work / "train-1"))
+    fetch_work("dlqat-0001", 1, SPOOL)
+    kept.put_folder(checkpoint(work, "train-1", step="200"), key_of(work / "train-1"))
     checkpoint(work, "train-1", step="400")  # which was not stored before it was killed
-    copies.fetch_work("dlqat-0001", 2, SPOOL)
+    fetch_work("dlqat-0001", 2, SPOOL)
     assert (work / "train-1" / "step").read_text() == "400"
-    copies.fetch_work("dlqat-0001", 4, SPOOL)  # the third was on another machine
+    fetch_work("dlqat-0001", 4, SPOOL)  # the third was on another machine
     assert (work / "train-1" / "step").read_text() == "200"
 
 
@@ -287,7 +298,7 @@ def test_a_model_of_a_run_is_copied_where_it_is_used(
 ) -> None:
     job = service.enqueue("count", {}, HOST)
     folder = checkpoint(run_folder(job.run), "model", weights="w")
-    key = copies.key_of(folder)
+    key = key_of(folder)
     with writing() as session:
         session.add(Artifact(job_id=job.id, kind="model", path=key, bytes=1, created_at=1))
     kept = store()
@@ -317,8 +328,8 @@ def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
 
     for name in ("names", "size", "remove"):
         monkeypatch.setattr(ArtifactStore, name, away)
-    for act in (lambda: copies.fetch_ended("sds-0001"), lambda: copies.fetch_log("sds-0001", 1)):
+    for act in (lambda: fetch_ended("sds-0001"), lambda: fetch_log("sds-0001", 1)):
         with pytest.raises(OSError, match="no route"):
             act()
-    copies.remove_stored(run_folder("sds-0001"))
+    remove_stored(run_folder("sds-0001"))
     assert "sds-0001 stays in the store" in caplog.text

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from backend.queue import lifecycle, service, upkeep
+from backend.queue.artifacts import delete_folder, run_folder, work_folder
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import delete_folder, run_folder, work_folder
 from backend.queue.launcher import job_environment, node_environment
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete
 
 from backend.queue import scheduling, service
-from backend.queue.folders import TAIL_BYTES, log_file, read_log
+from backend.queue.artifacts import TAIL_BYTES, log_file, read_log
 from backend.queue.lifecycle import verdict
 from backend.store.session import now_ms, writing
 from backend.store.states import State

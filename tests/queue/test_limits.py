@@ -10,7 +10,7 @@ import torch
 from backend.models.memory import is_out_of_memory
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest
-from jobs.runtime.usage import limit_memory
+from jobs.runtime.progress import limit_memory
 from tests.conftest import Given
 from tests.fork_server import FORKS
 

@@ -9,9 +9,9 @@ import pytest
 from backend.errors import ConfigError, ConflictError, ForbiddenError
 from backend.queue import scheduling, service, supervisor
 from backend.queue.actor import Actor
+from backend.queue.artifacts import read_log
 from backend.queue.engines import local
 from backend.queue.engines.local import LocalEngine
-from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries

@@ -5,7 +5,7 @@ import pytest
 from backend.errors import ConflictError, ForbiddenError
 from backend.queue import labels, removal, scheduling
 from backend.queue.actor import Actor
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.queue.lifecycle import note
 from backend.queue.service import enqueue
 from backend.settings import Settings, settings

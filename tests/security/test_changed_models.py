@@ -10,7 +10,7 @@ from backend.checkpoints import Checkpoints, sha256_of
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.saving import save
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import materialise
 from backend.settings import Settings
 from tests.security.conftest import refusal
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
 from jobs import pipeline, submit
-from jobs.cli.mcp import build
+from jobs.cli.server import build
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
 

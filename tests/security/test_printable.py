@@ -7,7 +7,7 @@ import pytest
 from backend.printable import one_line, printable
 from backend.queue import labels, service
 from backend.queue.actor import Actor
-from backend.queue.folders import log_file
+from backend.queue.artifacts import log_file
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import engine_for, writing

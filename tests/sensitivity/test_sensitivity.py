@@ -14,10 +14,9 @@ from backend.models.loading import LoadedModel, load
 from backend.quantization.gptq import gptq, gptq_widths
 from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
-from backend.sensitivity.candidates import Solvers, candidates, energies, output_error
 from backend.sensitivity.formats import Format
-from backend.sensitivity.measured import SensitivityMeter
-from backend.sensitivity.trace import DenseTrace, measure_fisher, trace
+from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher, trace
+from backend.sensitivity.walk import Solvers, candidates, energies, output_error
 
 SILENT = SilentReporter()
 MODULE = "mlp.down_proj"

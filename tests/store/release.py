@@ -21,7 +21,7 @@ import psutil
 from sqlalchemy import make_url, text
 
 from backend.queue.actor import Actor
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.supervisor import shrink_log
 from backend.settings import settings
 from backend.store import queries

@@ -13,12 +13,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, make_url
 
-from backend.backup.restoring import restore_backup
+from backend.backup.reading import restore_backup
 from backend.backup.writing import write_backup
 from backend.checkpoints import is_whole
 from backend.drafters.checkpoint import Amphista
 from backend.queue import service
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from backend.drafters.data.prompts import user_turn
+from backend.drafters.training.prompts import user_turn
 from backend.errors import DatasetError, ModelError
 from backend.text import chat_template
-from backend.text.chat_template import render_chat
-from backend.text.prompt_ids import prompt_ids
+from backend.text.chat_template import prompt_ids, render_chat
 
 MESSAGES = [{"role": "user", "content": "A cat."}]
 LONG = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"

@@ -12,7 +12,7 @@ from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
-from backend.text.documents import documents, part, preprocessing
+from backend.text.corpora import documents, part, preprocessing
 from backend.text.files import detokenise
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import DatasetError
 from backend.text import prompts
+from backend.text.chat_template import end_ids
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
-from backend.text.prompt_ids import end_ids
 from backend.text.prompts import (
     BUILT_IN,
     benchmark_prompts,

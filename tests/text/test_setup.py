@@ -10,7 +10,7 @@ import pytest
 
 from backend import wheels
 from backend.checkpoints import is_whole, sha256_of
-from backend.text import setup
+from backend.text import wikipedia
 from backend.text.corpora import prepared
 
 SENTENCE = "This sentence only makes the paragraph long enough to be counted as one of prose. "
@@ -35,9 +35,9 @@ def pip(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         folder = next(a for a in command if a.startswith("--dest=")).removeprefix("--dest=")
         wheel = Path(folder) / "gensim-4.4.0.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
-            info = zipfile.ZipInfo(setup.DUMP)  # a fixed date: the same bytes every time
+            info = zipfile.ZipInfo(wikipedia.DUMP)  # a fixed date: the same bytes every time
             archive.writestr(info, bz2.compress(dump_of([f"Title {n}" for n in range(24)])))
-        monkeypatch.setattr(setup, "SHA256", sha256_of(wheel))
+        monkeypatch.setattr(wikipedia, "SHA256", sha256_of(wheel))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -45,12 +45,12 @@ def pip(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture[str]) -> None:
-    assert setup.main() == 0
-    assert setup.main() == 0
+    assert wikipedia.main() == 0
+    assert wikipedia.main() == 0
     assert len(pip) == 1
     folder = prepared().root / "wikipedia"
     assert is_whole(folder)
-    lines = [json.loads(line) for line in (folder / setup.ARTICLES).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / wikipedia.ARTICLES).read_text().splitlines()]
     assert [line["title"] for line in lines] == [f"Title {n}" for n in range(24)]
     notice = (folder / "ATTRIBUTION").read_text()
     assert "CC BY-SA 3.0" in notice and "Title 3: " in notice and "oldid=3" in notice
@@ -61,7 +61,7 @@ def test_a_wheel_with_another_sum_is_refused(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wheels, "sha256_of", lambda path: "0" * 64)
-    assert setup.main() == 1
+    assert wikipedia.main() == 1
     assert "sha256" in capsys.readouterr().err
     assert prepared().find("wikipedia") is None
 
@@ -71,6 +71,6 @@ def test_failure_says_in_one_line_what_to_do(
 ) -> None:
     failed = subprocess.CompletedProcess([], 1, stderr="no index")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    assert setup.main() == 1
+    assert wikipedia.main() == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "run the same command again" in error

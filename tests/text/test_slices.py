@@ -17,16 +17,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.documents import documents
+from backend.text.corpora import documents
 from backend.text.slices import (
     PASSAGE,
     TextSlice,
     calibration_slices,
     check_apart,
+    cut_windows,
     evaluation_slice,
 )
 from backend.text.training import training_set
-from backend.text.windows import cut_windows
 from tests.fork_server import elsewhere
 from tests.text.conftest import write
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.text import windows as room
-from backend.text.windows import cut_windows, encoded, shuffled
+from backend.text import slices as room
+from backend.text.slices import cut_windows, encoded, shuffled
 
 END, BEGIN = 0, 1
 

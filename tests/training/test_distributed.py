@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.drafters.config import DECLARED_DRAFTERS, TrainingConfig
-from backend.drafters.data.hidden_state_cache import (
+from backend.drafters.training.hidden_state_cache import (
     HELD,
     LEARNT,
     SequenceSources,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.calibration.threads import side_by_side
-from backend.pruning.proximal_gradient import CHUNK_ROWS, by_rows
+from backend.pruning.redense import CHUNK_ROWS, by_rows
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import backend.models.sources.toy
 from backend.metric_key import MetricKey
-from backend.queue import rate_limit
+from backend.queue import permissions
 from backend.settings import Settings, settings
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.runtime.rows import Row, profile_row, tensor_row
+from jobs.runtime.figures import Row, profile_row, tensor_row
 from tests.ui.visits import blocks, open_to_guests, shared, visit, web
 from ui import app
 
@@ -203,7 +203,7 @@ def served(built: gr.Blocks) -> Iterator[gr.Blocks]:
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
     for limiter in ("changes", "previews"):
-        monkeypatch.setattr(rate_limit, limiter, rate_limit.RateLimiter())
+        monkeypatch.setattr(permissions, limiter, permissions.RateLimiter())
 
 
 @pytest.fixture(scope="session")

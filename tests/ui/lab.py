@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from backend.metric_key import MetricKey
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.store.states import Lane
 from backend.store.tables import Artifact, Event, Job, MetricPoint, Result, Table
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.session import engine_for, writing

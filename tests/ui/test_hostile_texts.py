@@ -9,7 +9,7 @@ from backend.settings import Settings
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.evaluation.config import MODEL
+from jobs.evaluation.kind import MODEL
 from tests.queue.conftest import HOST
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import asked, job, result, store

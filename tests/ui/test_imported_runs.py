@@ -13,11 +13,10 @@ import gradio as gr
 import pytest
 from sqlalchemy import text
 
-from backend.backup import archive as layout
 from backend.backup import examples
-from backend.backup.archive import ROWS
+from backend.backup import writing as layout
 from backend.backup.single import import_run
-from backend.backup.writing import SourceFile, write_archive
+from backend.backup.writing import ROWS, SourceFile, write_archive
 from backend.errors import BackupError, SlimscopeError
 from backend.settings import Settings
 from backend.store import queries

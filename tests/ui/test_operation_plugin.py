@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from backend.queue.actor import Actor
 from backend.settings import Settings, settings
 from backend.store import queries
-from jobs.cli import mcp as mcp_server
+from jobs.cli import server as mcp_server
 from jobs.operations.registry import OPERATIONS
 from tests.queue.conftest import HOST
 from tests.shell import slimscope

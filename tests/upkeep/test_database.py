@@ -9,17 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.backup.replacing import is_database, replace_database
+from backend.backup.databases import is_database, replace_database
 from backend.errors import BackupError
 from backend.queue import upkeep
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import copies, queries
-from backend.store.copies import copy_daily, copy_database, daily_copies, repair_advice
+from backend.store.copies import (
+    check_integrity,
+    copy_daily,
+    copy_database,
+    daily_copies,
+    last_check,
+    repair_advice,
+)
 from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
-from backend.store.integrity import check_integrity, last_check
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from tests.queue.conftest import HOST

@@ -7,10 +7,10 @@ import pytest
 
 from backend.errors import ConflictError, ForbiddenError
 from backend.printable import readable_bytes
-from backend.queue import upkeep
+from backend.queue import removal, upkeep
 from backend.queue.actor import Actor
-from backend.queue.artifacts import disk
-from backend.queue.artifacts.disk import (
+from backend.queue.artifacts import run_folder
+from backend.queue.removal import (
     DAY_MS,
     FREED,
     disk_use,
@@ -19,7 +19,6 @@ from backend.queue.artifacts.disk import (
     has_checkpoints,
     orphaned_folders,
 )
-from backend.queue.folders import run_folder
 from backend.queue.service import enqueue, resume
 from backend.settings import settings
 from backend.store import queries
@@ -98,7 +97,7 @@ def test_of_a_resume_at_the_same_moment_one_comes_first(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoints are set aside in the transaction that has read the state."""
-    job, aside = ended(), disk._set_aside
+    job, aside = ended(), removal._set_aside
     resuming = threading.Thread(target=resume, args=(job.run, HOST))
 
     def resumed_meanwhile(work: Path) -> Path:
@@ -107,7 +106,7 @@ def test_of_a_resume_at_the_same_moment_one_comes_first(
         assert resuming.is_alive()  # it waits for the transaction
         return aside(work)
 
-    monkeypatch.setattr(disk, "_set_aside", resumed_meanwhile)
+    monkeypatch.setattr(removal, "_set_aside", resumed_meanwhile)
     free_space(job.run, HOST)
     resuming.join()
     assert [each[0] for each in history(job)] == ["checkpoints deleted", "resumed"]

@@ -9,7 +9,7 @@ from backend.store import queries
 from backend.text import corpora
 from jobs.fields.drafters import finished_drafters
 from jobs.fields.gguf import TYPES
-from jobs.fields.saved_models import has_saved
+from jobs.fields.models import has_saved
 from ui.runs.results import setting_summary
 from ui.widgets.dropdown import Choices
 

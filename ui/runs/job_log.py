@@ -9,10 +9,10 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.folders import TAIL_BYTES, read_log, whole_log
+from backend.queue.artifacts import TAIL_BYTES, read_log, whole_log
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.fields.saved_models import NO_WEIGHTS, ships_without
+from jobs.fields.models import NO_WEIGHTS, ships_without
 from ui.frame import SILENT_EVENT, live, query
 from ui.runs.results import find_job
 from ui.templates import fragments

@@ -15,9 +15,8 @@ from backend.statistics.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
 from backend.store import queries, tensors
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
-from jobs.benchmark import config as benchmark
-from jobs.comparison import StageComparison
-from jobs.fields.saved_models import first_model
+from jobs.benchmark import kind as benchmark
+from jobs.fields.models import first_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
@@ -31,6 +30,7 @@ from jobs.metrics import (
     metric,
     ordered,
 )
+from jobs.wording import StageComparison
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 

@@ -13,8 +13,7 @@ from backend.models.sources.catalogue import local_folder
 from backend.quantization.plan import QuantizationPlan
 from backend.store import frames, queries
 from backend.store.tables import Job
-from jobs.fields.base_model import resolve_model
-from jobs.fields.saved_models import saved_model
+from jobs.fields.models import resolve_model, saved_model
 from ui.charts.heatmap import in_order
 from ui.runs.results import find_job, kind_of, setting_summary, stages_of
 from ui.widgets.dropdown import Choices

@@ -9,8 +9,8 @@ from weakref import WeakSet
 
 import torch
 
-from backend.decoding.native import structures as c
-from backend.decoding.native.structures import BLOCK
+from backend.decoding.native import library as c
+from backend.decoding.native.library import BLOCK
 from backend.models.kv_cache import PreallocatedCache
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from backend.decoding.native.compiler import NATIVE, CompilerError, library
+from backend.decoding.native.library import NATIVE, CompilerError, library
 
 
 @lru_cache

@@ -1,4 +1,5 @@
-"""Weights in the layout of `cpp/matrix.h`."""
+"""Weights in the layout of `cpp/matrix.h`, and linear layers whose products `cpp/products.h`
+computes."""
 
 import ctypes
 import math
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from backend.decoding.native import structures as c
+from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
+from backend.decoding.native.library import NATIVE, library
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
 
@@ -22,6 +24,7 @@ SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weigh
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
 RUN = 32  # inputs whose codes lie together: a group is of one or more
+ALONE = 2**20  # weights that one thread multiplies before a second has started
 
 
 class WeightLayout:
@@ -199,3 +202,41 @@ def _block_bytes(format: int) -> int:
 def _blocks(table: Tensor) -> Tensor:
     """[groups, outputs] -> [outputs / 16, groups, 16]."""
     return table.T.reshape(-1, LANES, table.shape[0]).transpose(1, 2).contiguous()
+
+
+class NativeLinear(nn.Module):
+    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits, 8 bits or bfloat16. Raises
+    CompilerError: the decoder cannot be built here. ValueError: its inputs are no multiple of
+    `LANES`.
+
+    Args:
+        target: compiler flags that choose the instructions.
+        rounded: an `nn.Linear` is rounded to 8 bits.
+        sparse: zeros are left out where that pays; the attribute says where they are.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear | PackedLinear,
+        target: tuple[str, ...] = NATIVE,
+        rounded: bool = False,
+        sparse: bool = True,
+    ) -> None:
+        super().__init__()
+        self._library = library(target)
+        self._layout = WeightLayout(self._library, rounded, sparse)
+        self._matrix = self._layout.matrix(linear)
+        self.out_features = linear.out_features
+        self.sparse = self._matrix.format in SPARSE
+        self._large = self._matrix.outputs * self._matrix.inputs > ALONE
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self._matrix.inputs:
+            raise ValueError(f"the inputs {[*x.shape]} are not {self._matrix.inputs} wide")
+        rows = x.reshape(-1, self._matrix.inputs).float().contiguous()
+        y = torch.empty(len(rows), self._matrix.outputs, dtype=torch.float32)
+        threads = torch.get_num_threads() if self._large else 1
+        places = self._matrix, rows.data_ptr(), y.data_ptr()
+        if self._library.slimscope_linear(*places, len(rows), threads):
+            raise MemoryError("The native decoder ran out of memory or threads.")
+        return y[:, : self.out_features].view(*x.shape[:-1], -1)

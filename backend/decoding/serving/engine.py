@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from backend.decoding.draft_tree import DraftTokens
 from backend.decoding.engine import refuse_prompt
 from backend.decoding.native.cache import NativeCache, blocks_for
 from backend.decoding.native.model import PREFILL, Segment
-from backend.decoding.proposers import DraftTokens
 from backend.decoding.serving.passes import passes_of
 from backend.decoding.serving.request import Deliver, GenerationRequest
 from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence

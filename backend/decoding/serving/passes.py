@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 import torch
 
+from backend.decoding.draft_tree import NO_TREE
 from backend.decoding.native.cache import (
     CacheBlock,
     CacheBlocks,
@@ -17,9 +18,8 @@ from backend.decoding.native.cache import (
     blocks_for,
 )
 from backend.decoding.native.families import head_size
+from backend.decoding.native.library import BLOCK
 from backend.decoding.native.model import NativeModel, Segment
-from backend.decoding.native.structures import BLOCK
-from backend.decoding.proposers import NO_TREE
 from backend.decoding.target_model import Read, TargetModel
 from backend.models.kv_cache import PreallocatedCache, StackedCache
 

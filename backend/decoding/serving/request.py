@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from backend.decoding.acceptance import Sampling
-from backend.decoding.proposers import Proposer
+from backend.decoding.draft_tree import Proposer
 from backend.errors import SlimscopeError
 
 # The place of a part of the text, its hidden states [n, d], and the logits [n, V] after each; may

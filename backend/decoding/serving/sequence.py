@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Acceptance, most_likely
 from backend.decoding.detokenizer import Detokenizer
+from backend.decoding.draft_tree import NO_TREE, DraftTokens
 from backend.decoding.engine import DecodeStep, step_along
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.native.model import Segment
-from backend.decoding.proposers import NO_TREE, DraftTokens
 from backend.decoding.serving.request import (
     Deliver,
     Event,

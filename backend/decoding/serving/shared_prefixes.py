@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from backend.decoding.native.cache import CacheBlock, CacheBlocks
-from backend.decoding.native.structures import BLOCK
+from backend.decoding.native.library import BLOCK
 
 Key = tuple[int, tuple[int, ...]]  # number of the entry before, tokens of the block
 

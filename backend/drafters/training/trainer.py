@@ -2,7 +2,7 @@
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
 share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
-tenth, gradient clipping. New parts are trained in standardised coordinates (`layers.adapted`); the
+tenth, gradient clipping. New parts are trained in standardised coordinates (`adapted`); the
 learning rate of a copied parameter is relative to its root mean square, as models differ in theirs
 by a factor of ten.
 
@@ -31,13 +31,14 @@ from torch.nn.functional import pad
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import ANCHOR_SHARE, TrainingConfig
-from backend.drafters.data.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.drafters.registry import Drafter
-from backend.drafters.training.head_accuracy import HeadAccuracy, measure_heads
+from backend.drafters.training.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.drafters.training.loss import (
     ROW_STEP,
     AnchorBatch,
+    HeadAccuracy,
     loss_and_gradient,
+    measure_heads,
     padded,
     rounded_up,
 )
@@ -137,7 +138,8 @@ class DrafterTrainer(Trainer):
         self.reporter.metric(MetricKey("loss"), loss, self.step)
         if open_end := not self.steps:
             self.steps = distributed.broadcast(step_count(self.config, self._step_seconds))
-        if self._evaluates():
+        steps = self.steps if distributed.is_first() else 0
+        if steps and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0:
             self.evaluate()
         first = len(self._step_seconds) == PACE_STEPS or (open_end and self.steps)
         if time.monotonic() - self._saved_at > SAVE_EVERY_S or first:
@@ -236,10 +238,6 @@ class DrafterTrainer(Trainer):
         return batches
 
     # reports and checkpoints -----------------------------------------------------------------
-
-    def _evaluates(self) -> bool:
-        steps = self.steps if distributed.is_first() else 0
-        return bool(steps) and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)

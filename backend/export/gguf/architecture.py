@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.models.sources.gguf.config import DIVIDED_SCALE, PERIODS
+from backend.models.sources.gguf_config import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",

@@ -1,4 +1,5 @@
-"""From the tensor names of a checkpoint to the matrices of the loaded model. Does not import torch.
+"""Matrices of a model, their shapes, and where a checkpoint keeps them: from the names of its
+tensors to the matrices of the loaded model. Does not import torch.
 
 A mixture of experts is stored in one of three ways and loaded as one tensor for all experts of a
 block; here every expert has its own matrices, as in `experts`:
@@ -12,8 +13,8 @@ Packed weights are stored in the first way alone, which transformers unpacks on 
 
 import re
 from collections.abc import Iterator, Mapping
-
-from backend.models.families.shapes import LinearShape, StoredMatrix, TensorHeader
+from dataclasses import dataclass, field
+from math import prod
 
 IN_OUT = ("gpt2", "openai-gpt")  # families that store weights as [in, out]
 IN_OUT_EXPERTS = ("gpt_oss", "llama4_text")  # and the experts of these
@@ -48,6 +49,50 @@ OTHER = re.compile(  # modules of a block that are neither attention nor MLP
     r"|mamba_decoder|mixer|conv|conv_?1d|rg_lru|linear_[xy]|linear_out|indexer|\w*adapter\w*"
     r"|\w*bias_table|embed\w*|wpe|wte)(?:\..*)?"
 )
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """Shape of one stored tensor, and its dtype as safetensors spells it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        bits = re.search(r"\d+", self.dtype)  # of F32, BF16, I64, F8_E4M3; BOOL has none
+        return self.elements * int(bits[0]) // 8 if bits else self.elements
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """Where a checkpoint keeps a matrix [out, in]."""
+
+    names: tuple[str, ...]  # of the tensors, stacked along `out`
+    # index into the first dimension of a three-dimensional tensor; None: a matrix
+    expert: int | None = None
+    transposed: bool = False  # whether it is stored as [in, out]
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """A weight matrix: `name` as in `model.named_modules()`, [rows = out, columns = in]."""
+
+    name: str
+    block: int
+    module: str
+    rows: int
+    columns: int
+    # where the checkpoint keeps it; two checkpoints of one model may differ in that
+    stored: StoredMatrix = field(default=StoredMatrix(()), compare=False, repr=False)
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
 
 
 def full_name(name: str) -> str:

@@ -1,5 +1,6 @@
-"""The model catalogue and the facts of a model before it is loaded, from config.json and the
-headers of weight files. Does not import torch."""
+"""The model catalogue, the facts of a model before it is loaded, from config.json and the headers
+of weight files, and the folder it is loaded from, downloaded or converted once. Does not import
+torch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,14 +10,21 @@ from typing import Any
 
 from backend.errors import ModelError
 from backend.models.facts import ModelFacts, facts_from
-from backend.models.families.shapes import TensorHeader
-from backend.models.sources import hub, hub_lookup, smollm2
-from backend.models.sources.cache import CacheOrigin, prepared
-from backend.models.sources.folder import check_folder
-from backend.models.sources.gguf.conversion import read_gguf
+from backend.models.families.stored import TensorHeader
+from backend.models.sources import hub, smollm2
+from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
-from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+from backend.models.sources.spec import (
+    TOY,
+    TOY_FOLDER,
+    check_folder,
+    check_unchanged,
+    gguf_name,
+    is_hub_id,
+    on_disk,
+)
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
 
@@ -82,7 +90,7 @@ def inspect(spec: str) -> ModelFacts:
     if spec == smollm2.NAME:
         return smollm2.expected_facts()
     if is_hub_id(spec):
-        return _facts(spec, *hub_lookup.headers_of(spec))
+        return _facts(spec, *hub.looked_up(spec))
     path = on_disk(spec)
     config, headers, origin = read_gguf(path)
     facts = facts_from(spec, config, headers, origin.title, origin.note)
@@ -177,3 +185,31 @@ def _stamp(path: Path) -> tuple[object, ...]:
     except OSError as error:  # a link to nothing, or removed meanwhile
         return (str(error),)
     return tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states)
+
+
+def materialise(spec: str, say: Say = silent) -> Path:
+    """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
+
+    SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
+    `say`: called with a message before a slow step. Raises ModelError: the model is not available,
+    or its files have changed since they were saved."""
+    folder = local_folder(spec) or _set_up(spec, say)
+    check_unchanged(folder, contents=True)
+    return folder
+
+
+def _set_up(spec: str, say: Say) -> Path:
+    if spec == smollm2.NAME:
+        return smollm2.set_up(say)
+    if is_hub_id(spec):
+        say(f"downloading {spec}")
+        return hub.download(spec)
+    path = on_disk(spec)
+    _, headers, origin = read_gguf(path)
+
+    def fill(draft: Path) -> None:
+        say(f"converting {path.name} to safetensors, once")
+        convert(path, draft, say)
+        origin.write(draft)
+
+    return prepare_once(gguf_name(path), 4 * sum(each.elements for each in headers.values()), fill)

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from backend.errors import ModelError
-from backend.models.families.shapes import TensorHeader
+from backend.models.families.stored import TensorHeader
 
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # from_pretrained
 INDEX = "model.safetensors.index.json"

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-from backend.models.facts import EMBEDDINGS, HEADS
-from backend.models.families.shapes import TensorHeader
-from backend.models.families.sizes import refused
-from backend.models.families.stored import IN_OUT
+from backend.models.facts import EMBEDDINGS, HEADS, refused
+from backend.models.families.stored import IN_OUT, TensorHeader
 from backend.models.sources.headers import read_headers
 
 WORD_BITS = 32  # bits

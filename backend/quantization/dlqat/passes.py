@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
-from backend.models.block_forward import open_stream, run_block
+from backend.models.block_forward import HiddenStates, open_stream, run_block
 from backend.models.blocks import LinearWeight
-from backend.models.hidden_states import HiddenStates
 from backend.quantization.config import CALIBRATION_BATCH
 from backend.quantization.dlqat.run import DLQATRun
 from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked

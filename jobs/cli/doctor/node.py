@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-from backend.queue.artifacts.store import store_or_folder
+from backend.queue.artifacts import store_or_folder
 
 COMPARED = ("slimscope", "torch", "transformers")  # packages
 

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.detokenizer import Detokenizer
+from backend.decoding.draft_tree import NoDraft
 from backend.decoding.engine import decode, refuse_prompt
-from backend.decoding.proposers import NoDraft
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.store.json_column import finite
-from backend.text.prompt_ids import end_ids
+from backend.text.chat_template import end_ids
 from jobs.serving.answering import ThreadedEvents
 from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedModel
 from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody

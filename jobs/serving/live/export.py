@@ -14,17 +14,16 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConflictError, for_field
-from backend.export.card import live_card
+from backend.export.card import CARD, copy_terms, live_card, origin_of
 from backend.export.formats import Layout, read_layout
 from backend.export.gguf import types
 from backend.export.gguf.writing import write_gguf
-from backend.export.origin import CARD, copy_terms, origin_of
 from backend.export.writing import export
 from backend.live.model import LiveModel
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
+from backend.quantization.config import Width
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.widths import Width
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from jobs.serving.live.models import OpenedModel

@@ -28,14 +28,13 @@ from backend.models.precision import resolve_dtype
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
 from jobs.dlqat.config import DLQATJob
-from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import context_length, corpus_names
 from jobs.runtime.loading import load_whole
 from jobs.sds.config import SDSJob
 from jobs.serving.answering import Unrecorded
-from jobs.serving.cards import choose_card, use_card
 from jobs.serving.live.requests import ROOM, require_live
-from jobs.serving.pool import SHARE, Key, Say, key_of
+from jobs.serving.pool import SHARE, Key, Say, choose_card, key_of, use_card
 
 WINDOW, WINDOWS = 64, 32  # tokens of a window that losses are measured on, and windows
 STATES_KEPT, TEXTS_KEPT = 32, 64  # of each model

@@ -13,14 +13,12 @@ from starlette.routing import Route
 from backend.errors import SlimscopeError
 from backend.live.measurements import layer_histogram
 from backend.live.model import DENSE
-from jobs.serving.client import PERSON, ROLE
-from jobs.serving.disconnect import EventStream
+from jobs.serving.client import PERSON, ROLE, EventStream
 from jobs.serving.live.answering import LiveAnswering
 from jobs.serving.live.export import write_live
 from jobs.serving.live.models import BrowserState, LivePool, OpenedModel
 from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody
-from jobs.serving.openai_format import error_body, error_headers, event
-from jobs.serving.requests import read_fields
+from jobs.serving.openai_format import error_body, error_headers, event, read_fields
 
 AtWork = Callable[[], AbstractContextManager[None]]
 B = TypeVar("B", TensorBody, ExportBody)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.migrate import upgrade

@@ -3,7 +3,7 @@
 
 import os
 
-from backend.decoding.native import compiler
+from backend.decoding.native import library
 
 SANITIZERS = "SLIMSCOPE_TEST_SANITIZERS"
 FLAGS = (
@@ -12,5 +12,5 @@ FLAGS = (
 )  # fmt: skip
 
 if os.environ.get(SANITIZERS):
-    compiler.FLAGS = FLAGS
+    library.FLAGS = FLAGS
     os.environ.pop("LD_PRELOAD", None)  # not for the processes that these tests start

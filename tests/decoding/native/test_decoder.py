@@ -24,16 +24,14 @@ from transformers import (
 )
 
 from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.draft_tree import Tree
+from backend.decoding.draft_tree import NoDraft, Tree
 from backend.decoding.engine import decode
-from backend.decoding.native import compiler, weights
-from backend.decoding.native.compiler import NATIVE, CompilerError
+from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
-from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.library import NATIVE, CompilerError
 from backend.decoding.native.model import NativeModel
-from backend.decoding.native.weights import WIDTHS
+from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.prompt_lookup import PromptLookup
-from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -185,7 +183,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
 
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
 def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
-    if not compiler.library().slimscope_supports(weights.SPARSE_BFLOAT16):
+    if not library.library().slimscope_supports(weights.SPARSE_BFLOAT16):
         pytest.skip("this processor has no VBMI2")
     torch.manual_seed(0)
     linear = nn.Linear(192, 80, dtype=torch.bfloat16)
@@ -200,7 +198,7 @@ def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor
 
 @pytest.mark.parametrize("group", [32, 64, 192])
 def test_two_of_four_codes_give_the_product_of_all(group: int) -> None:
-    if not compiler.library().slimscope_supports(weights.INT4_2_4):
+    if not library.library().slimscope_supports(weights.INT4_2_4):
         pytest.skip("this processor has no VNNI")
     torch.manual_seed(0)
     weight = torch.randn(80, 192)
@@ -236,7 +234,7 @@ def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
     native, ids = NativeModel(model), tokens(model, 24)
     layer = native.structure.layer[1]
     matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
-    sparse = bool(compiler.library().slimscope_supports(weights.SPARSE_BFLOAT16))
+    sparse = bool(library.library().slimscope_supports(weights.SPARSE_BFLOAT16))
     assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
     assert native.structure.read_out.format not in weights.SPARSE
     _, logits = native.forward(ids, native.new_cache(24), read_out=24)
@@ -304,25 +302,25 @@ def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
 @pytest.fixture
 def library_file() -> str:
     """The decoder as it was built for other tests."""
-    return compiler.library()._name
+    return library.library()._name
 
 
 @pytest.fixture
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing has been built yet."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
-    compiler.settings.cache_clear()
-    compiler.library.cache_clear()
+    library.settings.cache_clear()
+    library.library.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    compiler.settings.cache_clear()
-    compiler.library.cache_clear()
+    library.settings.cache_clear()
+    library.library.cache_clear()
 
 
 def test_without_a_compiler_pytorch_decodes_and_says_why(
     no_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(library, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None
@@ -350,7 +348,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
 ) -> None:
     use_compiler("echo 'error: no such flag' >&2\nexit 1\n")
     with pytest.raises(CompilerError, match="no such flag"):
-        compiler.library()
+        library.library()
     assert not list(no_cache.glob("native/*.so"))
 
 
@@ -365,14 +363,14 @@ def test_code_others_could_have_put_there_is_not_loaded(
     library_file: str, no_cache: Path, use_compiler: Callable[[str], None]
 ) -> None:
     use_compiler(f"cp '{library_file}' \"$last\"\n")
-    compiler.library()
+    library.library()
     for pattern in ("native", "native/*.so"):
         (path,) = no_cache.glob(pattern)
         assert path.stat().st_mode & 0o077 == 0
         path.chmod(0o777)
-        compiler.library.cache_clear()
+        library.library.cache_clear()
         with pytest.raises(CompilerError, match="Other users can write"):
-            compiler.library()
+            library.library()
         path.chmod(0o700)
 
 
@@ -381,13 +379,13 @@ def test_a_compiler_or_a_cache_that_cannot_be_used_is_told(
 ) -> None:
     (no_cache / "native").write_text("a file")
     with pytest.raises(CompilerError, match="native"):
-        compiler.library()
+        library.library()
     no_program = no_cache / "no-program"
     no_program.write_text("nonsense")
     no_program.chmod(0o755)
     monkeypatch.setenv("CXX", str(no_program))
     with pytest.raises(CompilerError, match="no-program"):
-        compiler.library()
+        library.library()
 
 
 def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:

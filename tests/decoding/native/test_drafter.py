@@ -8,13 +8,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from backend.decoding.draft_tree import Tree
-from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.top_k import top_k
+from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel
+from backend.drafters.adaptation import NativeLayer
 from backend.drafters.config import ARMS, DrafterConfig
-from backend.drafters.layers.native import NativeLayer
+from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
-from backend.drafters.tree_proposer import TreeProposer
 from backend.quantization.packed_linear import PackedLinear
 from tests.decoding.native.test_decoder import VARIANTS, distance
 

@@ -25,8 +25,7 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.native.families import unsupported
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
-from backend.drafters.layers.adaptation import ClonedLayer
-from backend.drafters.layers.native import NativeLayer
+from backend.drafters.adaptation import ClonedLayer, NativeLayer
 from tests.decoding.native.test_decoder import LONG, SIZES, built, distance
 
 TREE = Tree([(0,), (1,), (2,), (0, 0), (1, 0), (1, 1), (1, 0, 0), (1, 0, 0, 0)])

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from backend.decoding.native.compiler import _processor, instructions, library
-from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.library import _processor, instructions, library
 from backend.decoding.native.model import NativeModel
-from backend.decoding.native.weights import HEAD_GROUP, WIDTHS
+from backend.decoding.native.weights import HEAD_GROUP, WIDTHS, NativeLinear
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear, keep_grid, obstacle
 from tests.decoding.native.test_decoder import SIZES, built, distance, tokens

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from backend.decoding.draft_tree import chain
-from backend.decoding.native import structures
+from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.compiler import CompilerError, library
-from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.library import CompilerError, library
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
-from backend.decoding.native.weights import WIDTHS
+from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load
-from backend.models.sources.gguf.conversion import convert
+from backend.models.sources.gguf import convert
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes, keep_grid
 from backend.settings import Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.compiler import CompilerError, _compiler
+from backend.decoding.native.library import CompilerError, _compiler
 from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
@@ -19,7 +19,7 @@ REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further bui
 OUT_OF_RANGE = """
 import ctypes
 from tests.decoding.native import conftest
-from backend.decoding.native.compiler import library
+from backend.decoding.native.library import library
 x, y = (ctypes.c_float * 2048)(), (ctypes.c_float * 64)()
 library().slimscope_top_k(x, 3, 1024, 1, *(ctypes.addressof(y) for _ in range(3)))
 """

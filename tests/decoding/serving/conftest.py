@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import NoDraft
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NoDraft
 from backend.decoding.serving.engine import ServingEngine, Ticket
 from backend.decoding.serving.passes import passes_of
 from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces, Piece

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from backend.decoding.acceptance import Sampling
-from backend.decoding.native.structures import BLOCK
-from backend.decoding.proposers import DraftTokens
+from backend.decoding.draft_tree import DraftTokens
+from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting

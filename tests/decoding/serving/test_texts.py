@@ -13,13 +13,12 @@ from torch import Tensor
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import Tree, chain
+from backend.decoding.draft_tree import DraftTokens, Tree, chain
 from backend.decoding.native.model import NativeModel, Segment
-from backend.decoding.proposers import DraftTokens
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.serving.speculation import Drafts, Speculation
-from backend.drafters.tree_proposer import TreeProposer
+from backend.drafters.generate import TreeProposer
 from tests.decoding.native.test_decoder import FAMILIES, VARIANTS, built, tokens
 from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
 from tests.drafters.toys import drafter_of

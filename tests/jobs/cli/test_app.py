@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
@@ -222,7 +222,7 @@ def test_a_pipeline_is_followed_until_a_step_does_not_succeed(
         cancel(run, HOST)
         return queries.job(run)
 
-    monkeypatch.setattr("jobs.cli.pipeline.follow", follow)
+    monkeypatch.setattr("jobs.cli.runs.follow", follow)
     words = ["--preset", "prune, quantise", "--model", "toy", "--wait"]
     code = command_for(OPERATIONS["pipeline"]).main(words, standalone_mode=False)
     assert code == 3 and len(followed) == 1

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.compiler import library
+from backend.decoding.native.library import library
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
-from backend.store import integrity
+from backend.store import copies
 from backend.store.copies import copy_daily
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Event, Job
-from jobs.cli.doctor import cluster, data, machine, node
-from jobs.cli.doctor.check import HealthCheck
-from jobs.cli.doctor.report import examine
+from jobs.cli.doctor import cluster, machine, node
+from jobs.cli.doctor.machine import HealthCheck
+from jobs.cli.server import examine
 from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.queue.engines.ray_head import TOKEN, ray_head
@@ -50,31 +50,31 @@ def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
 
 
 def test_a_shared_folder_that_others_can_read(queue: Path, given: Given) -> None:
-    assert data.privacy().ok
+    assert machine.privacy().ok
     given(HOST_TOKEN="a-token-for-the-tests")
     queue.chmod(0o755)
-    assert wrong(data.privacy(), str(queue), "chmod -R go=")
+    assert wrong(machine.privacy(), str(queue), "chmod -R go=")
     for path in (queue, *queue.glob("results.db*")):
         path.chmod(0o700 if path == queue else 0o600)
-    assert data.privacy().ok
+    assert machine.privacy().ok
 
 
 @pytest.mark.sqlite("its copies")
 def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "none yet" in data.copies().text
+    assert "none yet" in machine.copies().text
     copy = copy_daily()
-    assert copy is not None and copy.name in data.copies().text
-    monkeypatch.setattr(integrity, "_problems", lambda: ["page 3 is never used"])
-    assert wrong(data.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
+    assert copy is not None and copy.name in machine.copies().text
+    monkeypatch.setattr(copies, "_problems", lambda: ["page 3 is never used"])
+    assert wrong(machine.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
 
 
 def test_a_server_whose_clock_is_another(
     on_server: str, queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert data.database_version().ok and data.database_version().name == "PostgreSQL"
-    assert "pg_dump" in data.integrity().text and data.copies().ok
-    monkeypatch.setattr(data, "now_ms", lambda: now_ms() + 5000)
-    assert wrong(data.database_version(), "differs by 5", "timedatectl")
+    assert machine.database_version().ok and machine.database_version().name == "PostgreSQL"
+    assert "pg_dump" in machine.integrity().text and machine.copies().ok
+    monkeypatch.setattr(machine, "now_ms", lambda: now_ms() + 5000)
+    assert wrong(machine.database_version(), "differs by 5", "timedatectl")
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(
@@ -118,11 +118,11 @@ def test_a_model_in_the_cache_that_was_cut(queue: Path, given: Given, tmp_path: 
 
 def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
     lock = SUPERVISOR.try_lock()
-    assert lock is not None and wrong(data.supervisor(), "does not work", "fuser -k")
+    assert lock is not None and wrong(machine.supervisor(), "does not work", "fuser -k")
     lock.release()
-    assert data.supervisor().ok
+    assert machine.supervisor().ok
     enqueue("count", {"steps": 1}, HOST)
-    assert wrong(data.supervisor(), "waiting for it: 1 run", "dashboard")
+    assert wrong(machine.supervisor(), "waiting for it: 1 run", "dashboard")
 
 
 def test_a_cluster_that_answers_and_one_that_does_not(queue: Path, given: Given) -> None:

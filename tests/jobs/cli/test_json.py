@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.queue.service import cancel, enqueue
 from backend.queue.supervisor import SupervisorLoop
 from jobs.cli.app import app

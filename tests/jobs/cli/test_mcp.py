@@ -13,7 +13,7 @@ import pytest
 from backend.errors import ConfigError
 from backend.queue.actor import Actor
 from backend.store import queries
-from jobs.cli import mcp as mcp_server
+from jobs.cli import server as mcp_server
 from jobs.operations.registry import OPERATIONS
 
 mcp = pytest.importorskip("mcp", reason="pip install 'slimscope[mcp]'")

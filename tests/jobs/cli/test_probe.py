@@ -12,7 +12,7 @@ import pytest
 from backend.queue.engines import ray
 from backend.queue.engines.ray import RayEngine, RayHead
 from backend.settings import settings
-from jobs.cli.doctor import node, probe
+from jobs.cli.doctor import cluster, node
 from tests.conftest import Given
 from tests.queue.engines.ray_head import TOKEN, Head, ray_head
 from tests.queue.scripted_engine import ScriptedEngine
@@ -39,8 +39,8 @@ class Machine:
 @pytest.fixture
 def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
     monkeypatch.setattr(ray, "ANSWER_S", 60.0)  # of a busy machine
-    monkeypatch.setattr(probe, "LOOK_S", 0.01)
-    monkeypatch.setattr(probe, "SEEN_S", 0.1)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.01)
+    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
     with ray_head() as (head, address):
         yield head, RayEngine(RayHead(address, TOKEN), 1, 0, 20.0)
 
@@ -59,7 +59,7 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
 ) -> None:
     head, there = engine
     machine = Machine(head, {**shared, "SLIMSCOPE_DATA_DIR": str(data_dir.parent / "other")})
-    found = probe.send(there)
+    found = cluster.send(there)
     assert found.ok, found
     assert f"torch {node.versions()['torch']}" in found.text and "is seen" in found.text
     assert "jobs.cli.doctor.node of-the-doctor-" in machine.ran[0]
@@ -72,7 +72,7 @@ def test_a_machine_whose_artefacts_are_elsewhere_is_told(
     head, there = engine
     elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
     Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
-    found = probe.send(there)
+    found = cluster.send(there)
     assert not found.ok and "not seen" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
     assert head.jobs == {}
 
@@ -80,32 +80,32 @@ def test_a_machine_whose_artefacts_are_elsewhere_is_told(
 def test_a_machine_without_slimscope_is_told(engine: tuple[Head, RayEngine]) -> None:
     head, there = engine
     Machine(head, {"SLIMSCOPE_PYTHON": "false"})
-    found = probe.send(there)
+    found = cluster.send(there)
     assert not found.ok and "exit code 1" in found.text and "SLIMSCOPE_PYTHON" in found.fix
 
 
 def test_a_head_that_refuses_is_told(engine: tuple[Head, RayEngine]) -> None:
     head, there = engine
     head.fails = 500
-    assert "not started" in probe.send(there).text
+    assert "not started" in cluster.send(there).text
 
 
 def test_another_version_there_and_a_job_that_waits_for_ever(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, key = ScriptedEngine(remote=True), "of-the-doctor-1"
-    monkeypatch.setattr(probe, "PROBE", key)
-    monkeypatch.setattr(probe, "WAIT_S", 0.05)
+    monkeypatch.setattr(cluster, "PROBE", key)
+    monkeypatch.setattr(cluster, "WAIT_S", 0.05)
     monkeypatch.setattr(engine, "kill", lambda ref: engine.launched.remove(ref["id"]))
-    found = probe.send(engine)
+    found = cluster.send(engine)
     assert not found.ok and "has not carried out" in found.text and engine.launched == []
     old = {"host": "gpu-1", "versions": {**node.versions(), "torch": "1.0"}}
     settings().artifacts.mkdir(parents=True)
     (settings().artifacts / key).write_text(json.dumps(old))
-    found = probe.send(engine)
+    found = cluster.send(engine)
     assert not found.ok and "gpu-1 has" in found.text and "torch 1.0" in found.text
     assert not (settings().artifacts / key).exists()
 
 
 def test_on_one_machine_nothing_is_sent(data_dir: Path) -> None:
-    assert probe.probe().ok and probe.probe().text == "runs start on this machine"
+    assert cluster.probe().ok and cluster.probe().text == "runs start on this machine"

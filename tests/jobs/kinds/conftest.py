@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backend.models.loading import load
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.text.slices import evaluation_slice
 from tests.conftest import Given
 

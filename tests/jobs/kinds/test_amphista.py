@@ -9,11 +9,11 @@ import pytest
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
-from backend.drafters.training.head_accuracy import NODES
+from backend.drafters.training.loss import NODES
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES

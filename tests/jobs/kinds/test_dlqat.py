@@ -14,19 +14,19 @@ from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
-from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 

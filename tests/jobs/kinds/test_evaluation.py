@@ -22,13 +22,19 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from backend.text.slices import evaluation_slice
-from jobs.comparison import StageComparison
 from jobs.evaluation.acceleration import decoders_of, record_decoding
-from jobs.evaluation.config import DENSE, MODEL, EvaluationJob
-from jobs.evaluation.estimate import memory_bytes
-from jobs.evaluation.kind import verdict
+from jobs.evaluation.kind import (
+    DENSE,
+    MODEL,
+    TIMED_TOKENS,
+    EvaluationJob,
+    format_bytes,
+    memory_bytes,
+    samples_of,
+    size_and_speed,
+    verdict,
+)
 from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality
-from jobs.evaluation.report import TIMED_TOKENS, format_bytes, samples_of, verdicts
 from jobs.fields.quality import SAMPLE_PROMPTS
 from jobs.metrics import (
     BITS_PER_BYTE,
@@ -41,6 +47,7 @@ from jobs.metrics import (
     ZERO_SHARE,
 )
 from jobs.submit import checked, submit
+from jobs.wording import StageComparison
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -81,7 +88,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
-    told = " ".join(verdicts(rows))
+    told = " ".join(size_and_speed(rows))
     assert "as 2:4 the linear layers take 56 % of dense" in told
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
     assert said == "Perplexity is 25.0 % higher than the dense one."
@@ -118,7 +125,7 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
     assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
     assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
     assert (MODEL, TOKENS_PER_SECOND) not in rows
-    assert verdicts(rows) == [
+    assert size_and_speed(rows) == [
         "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
     ]
 
@@ -153,7 +160,8 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     }
     found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
     found[MODEL, SPEED_UP].stderr = stderr
-    assert words in verdicts(found)[0] and "20 tokens/s (19 to 22)" in verdicts(found)[0]
+    told = size_and_speed(found)[0]
+    assert words in told and "20 tokens/s (19 to 22)" in told
 
 
 @pytest.mark.parametrize(

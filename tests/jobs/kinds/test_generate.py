@@ -4,11 +4,11 @@ import pytest
 
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.models.loading import load
-from backend.queue.folders import read_log, run_folder
+from backend.queue.artifacts import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.sides import read_sides
+from jobs.fields.drafters import read_sides
 from jobs.serving.transcript import (
     MIN_TIMED_TOKENS,
     Transcript,

@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from backend.errors import ConfigError
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.store import queries
 from jobs.submit import checked, submit
 from tests.models.sources.test_gguf import write_toy

@@ -5,9 +5,9 @@ import pytest
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.export.formats import read_layout
-from backend.fingerprint import fingerprint
+from backend.files import fingerprint
 from backend.models.sources.spec import TOY_FOLDER
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State

@@ -12,7 +12,7 @@ from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
 from backend.pruning.plan import PruningPlan
-from backend.queue.folders import run_folder, work_folder
+from backend.queue.artifacts import run_folder, work_folder
 from backend.queue.service import enqueue
 from backend.statistics.paired import WINDOW_LOSSES
 from backend.store import frames, queries

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from backend.statistics.paired import PairedRatio, paired_ratio
-from jobs.comparison import StageComparison
 from jobs.dlqat import kind as dlqat
 from jobs.evaluation import kind as evaluation
 from jobs.sds import kind as sds
+from jobs.wording import StageComparison
 
 WINDOWS = 32
 

@@ -11,7 +11,7 @@ import backend.models.sources.toy
 from backend.checkpoints import Checkpoints
 from backend.export.reading import StoredLinears
 from backend.models.sources.catalogue import inspect
-from backend.queue.folders import work_folder
+from backend.queue.artifacts import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
@@ -19,7 +19,7 @@ from backend.store import frames, queries, tensors
 from backend.store.states import State
 from jobs.runtime.context import JobContext
 from jobs.submit import submit
-from jobs.weight_statistics.config import StatisticsJob
+from jobs.weight_statistics.kind import StatisticsJob
 from jobs.weight_statistics.run import measure_block
 from tests.queue.conftest import HOST, Wait, succeeded
 

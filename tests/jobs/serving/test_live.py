@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from starlette.applications import Starlette
 from torch import Tensor
 
-from backend.decoding.native import compiler
+from backend.decoding.native import library
 from backend.errors import ConfigError, ForbiddenError
 from backend.live.address import WORKBENCH
 from backend.models.sources.catalogue import inspect
 from backend.queue.actor import Actor
-from backend.queue.folders import run_folder
+from backend.queue.artifacts import run_folder
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.operations.registry import OPERATIONS
 from jobs.serving.client import PERSON, ROLE
 from jobs.serving.live import answering, models
@@ -204,11 +204,11 @@ def test_a_guest_waits_for_the_host_but_not_for_ever(
 def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
     """As where it cannot be built."""
     given(NATIVE="false")
-    compiler.library.cache_clear()
+    library.library.cache_clear()
     yield
     monkeypatch.undo()
     settings.cache_clear()
-    compiler.library.cache_clear()
+    library.library.cache_clear()
 
 
 def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:

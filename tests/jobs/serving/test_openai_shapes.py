@@ -13,8 +13,7 @@ from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeError
 from jobs.serving.answering import Began, Told
 from jobs.serving.one_answer import OneAnswer
-from jobs.serving.openai_format import error_body, error_headers
-from jobs.serving.requests import Body, read_body
+from jobs.serving.openai_format import Body, error_body, error_headers, read_body
 from jobs.serving.transcript import transcript_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -9,12 +9,10 @@ import pytest
 
 from backend.errors import CancelledError, ModelError
 from backend.models.loading import LoadedModel, load
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.serving import pool as pools
-from jobs.serving import warm_model
-from jobs.serving.pool import ModelPool, key_of, size_of
-from jobs.serving.share import CpuShare
-from jobs.serving.warm_model import version_of
+from jobs.serving.pool import ModelPool, key_of, size_of, version_of
+from jobs.serving.server import CpuShare
 from tests.conftest import Given
 
 TOY = size_of(resolve_model("toy"), "cpu", "float32")
@@ -127,8 +125,8 @@ def test_a_drafter_is_measured_once_even_if_the_first_text_was_stopped(
     asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(warm_model.Amphista, "load", made.append)
-    monkeypatch.setattr(warm_model, "make_proposer", lambda *_: object())
+    monkeypatch.setattr(pools.Amphista, "load", made.append)
+    monkeypatch.setattr(pools, "make_proposer", lambda *_: object())
     with asking().using("a") as model:
         for _ in range(2):
             with pytest.raises(CancelledError), model.proposer(tmp_path, 3):

@@ -12,8 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.models.sources.catalogue import entries, inspect
-from backend.models.sources.materialise import materialise
+from backend.models.sources.catalogue import entries, inspect, materialise
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 from tests.security.conftest import configure, folder, refusal
@@ -146,7 +145,7 @@ def test_no_link_at_any_depth_may_lead_out_or_nowhere(folder, tmp_path, name, ki
 
 
 def test_a_folder_of_many_models_is_none(folder, monkeypatch):
-    monkeypatch.setattr("backend.models.sources.folder.MAX_ENTRIES", 3)
+    monkeypatch.setattr("backend.models.sources.spec.MAX_ENTRIES", 3)
     assert "more than 3 files" in refusal(folder).why
 
 

@@ -8,11 +8,10 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from backend.errors import ModelError
-from backend.export.origin import origin_of
+from backend.export.card import origin_of
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalogue import inspect, materialise
 from backend.models.sources.headers import read_headers
-from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import DatasetError, ModelError
-from backend.fingerprint import EDGE, fingerprint_of
+from backend.files import EDGE, fingerprint_of
 from backend.inputs import check_inputs, inputs_of
 from backend.models.sources.spec import on_disk
 from backend.queue import service

@@ -11,7 +11,7 @@ from backend.export.formats import Layout
 from backend.export.reading import DequantizedLinears, load_dequantized
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.families.shapes import TensorHeader
+from backend.models.families.stored import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.quantized import layout_in, unpacked

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from backend.store import tensors
 from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
-from jobs.runtime.rows import profile_row
+from jobs.runtime.figures import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare

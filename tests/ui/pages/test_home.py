@@ -13,7 +13,7 @@ from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store import queries
 from jobs.metrics import metric
-from jobs.runtime.rows import tensor_row
+from jobs.runtime.figures import tensor_row
 from jobs.serving.transcript import transcript_writer
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase

@@ -24,9 +24,9 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from jobs.chat.arena import display_order, is_hidden
+from jobs.chat import display_order, is_hidden
 from jobs.dlqat.config import DLQATJob
-from jobs.generate.config import GenerateJob
+from jobs.generate.kind import GenerateJob
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from jobs.sweep import plan
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store

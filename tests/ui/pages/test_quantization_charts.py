@@ -6,7 +6,7 @@ import pytest
 from backend.settings import Settings
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.tensors import TensorProfile
-from jobs.runtime.rows import profile_row
+from jobs.runtime.figures import profile_row
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store
 from ui.pages.quantization.input_energy import InputGroups, input_energy_chart

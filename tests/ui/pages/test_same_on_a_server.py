@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from backend.backup.moving import move_database
+from backend.backup.databases import move_database
 from backend.metric_key import MetricKey
 from backend.queue import scheduling
 from backend.settings import settings

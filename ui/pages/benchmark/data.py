@@ -6,7 +6,7 @@ from functools import cached_property
 
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.benchmark.config import NAME
+from jobs.benchmark.kind import NAME
 from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS

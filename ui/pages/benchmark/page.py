@@ -8,7 +8,7 @@ from markupsafe import Markup
 from backend.store import queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.benchmark import config as benchmark
+from jobs.benchmark import kind as benchmark
 from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.frame import Page, live, query, url_sync

@@ -10,8 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.store.states import State
-from jobs.evaluation.report import evaluations, samples_of
-from jobs.fields.saved_models import first_model, has_saved
+from jobs.evaluation.kind import evaluations, samples_of
+from jobs.fields.models import first_model, has_saved
 from ui.charts.chart import Chart
 from ui.format import share
 from ui.pages.compare.comparison import HTML, RunComparison

@@ -14,7 +14,7 @@ from backend.models.layer_names import read_names
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.generate import config as generate
+from jobs.generate import kind as generate
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript

@@ -13,7 +13,7 @@ from backend.queue.dependencies import awaited
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
 from ui.format import duration, eta, href, runs, short_count, size
 from ui.frame import current_user

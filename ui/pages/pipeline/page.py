@@ -13,9 +13,9 @@ from backend.queue.dependencies import connected
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
-from jobs.benchmark import config as benchmark
-from jobs.fields.base_model import resolve_model
-from jobs.fields.model import DEFAULT_MODEL
+from jobs.benchmark import kind as benchmark
+from jobs.fields.models import resolve_model
+from jobs.fields.types import DEFAULT_MODEL
 from jobs.kind import kind_named
 from jobs.metrics import (
     ACCEPTED_LENGTH,

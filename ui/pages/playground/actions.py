@@ -7,9 +7,9 @@ from backend.queue import conversations, permissions
 from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
 from backend.store.tables import Job
-from jobs.chat import arena, asking
-from jobs.fields.saved_models import has_saved
-from jobs.generate import config as generate
+from jobs.chat import ask_again, vote
+from jobs.fields.models import has_saved
+from jobs.generate import kind as generate
 from ui.pages.playground import board
 from ui.pages.playground.answers import stop
 from ui.runs.results import find_job, kind_of
@@ -43,14 +43,14 @@ def carry_out(action: str, number: str, actor: Actor) -> str:
         raise NotFoundError("Nothing was done.", "There are no such answers.")
     turn = turns[-1]
     if action == "again":
-        return str(asking.ask_again(turn.number, actor))
+        return str(ask_again(turn.number, actor))
     if action == "stop":
         permissions.require_cancelling(actor, [turn.prompt.author])
         stop(turn)
     elif action == "delete":
         conversations.remove(turn.number, actor)
     elif (choice := action.removeprefix(board.VOTE)) in map(str, board.choices(turn)):
-        arena.vote(turn.number, int(choice), actor)
+        vote(turn.number, int(choice), actor)
     else:
         raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
     return ""

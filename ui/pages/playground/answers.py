@@ -18,10 +18,8 @@ from backend.queue.actor import Actor, guest_of
 from backend.queue.conversations import Turn
 from backend.queue.permissions import require
 from backend.store.session import writing
-from jobs.chat.arena import display_order, is_hidden
-from jobs.chat.asking import body_of
-from jobs.serving.client import ended
-from jobs.serving.disconnect import EventStream
+from jobs.chat import body_of, display_order, is_hidden
+from jobs.serving.client import EventStream, ended
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.openai_api import GONE, answered, failure, rows, sendable

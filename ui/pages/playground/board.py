@@ -13,9 +13,8 @@ from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.chat.arena import MIN_VOTES, display_order, is_hidden, leaderboard
-from jobs.chat.asking import would_repeat
-from jobs.generate import config as generate
+from jobs.chat import MIN_VOTES, display_order, is_hidden, leaderboard, would_repeat
+from jobs.generate import kind as generate
 from jobs.serving.transcript import read_transcript, transcript_of
 from ui.pages.playground.answers import (
     HTML,

@@ -14,11 +14,11 @@ from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
 from backend.store.tables import EXAMPLE
-from jobs.chat import asking
+from jobs.chat import ELSEWHERE, ask
 from jobs.dlqat import kind as dlqat
-from jobs.fields.model import DEFAULT_MODEL
-from jobs.fields.saved_models import NO_WEIGHTS
-from jobs.generate.config import GenerateJob
+from jobs.fields.models import NO_WEIGHTS
+from jobs.fields.types import DEFAULT_MODEL
+from jobs.generate.kind import GenerateJob
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
@@ -33,7 +33,6 @@ from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
 QUICK_LOOK = dlqat.KIND.presets["quick look"]
-ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without effect here
 
 
 def build() -> None:
@@ -172,7 +171,7 @@ class Composer:
                 raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
             config = self.form.values(values) | {"prompt": text.strip(), "sides": sides}
             before = shown_turns(here)
-            number = asking.ask(config, bool(hide), actor, before[-1].number if before else None)
+            number = ask(config, bool(hide), actor, before[-1].number if before else None)
         except SlimscopeError as error:
             kept = {self.prompt: gr.skip(), self.chat: here, self.message: show_error(error)}
             return self.form.show_errors(error) | kept

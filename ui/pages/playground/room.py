@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
-from jobs.chat.arena import is_hidden
+from jobs.chat import is_hidden
 from jobs.serving.client import serving_status
 from ui.frame import current_user, query
 from ui.pages.playground.actions import shown_turns

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import CHECKPOINTS, disk_use
+from backend.queue.removal import CHECKPOINTS, disk_use
 from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries

@@ -17,7 +17,7 @@ from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.fields.saved_models import NO_WEIGHTS, ships_without
+from jobs.fields.models import NO_WEIGHTS, ships_without
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart

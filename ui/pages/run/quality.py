@@ -10,10 +10,8 @@ from markupsafe import Markup
 from backend.store import queries
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
-from jobs.evaluation import report
-from jobs.evaluation.config import MODEL, NAME
-from jobs.evaluation.report import Rows, evaluations, samples_of
-from jobs.fields.saved_models import has_saved, ships_without
+from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
+from jobs.fields.models import has_saved, ships_without
 from jobs.metrics import PERPLEXITY
 from ui.format import href
 from ui.runs.actions.single import next_links
@@ -63,7 +61,7 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     kind = kind_of(evaluation)
     perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
     verdicts = [kind.verdict(stage_comparison(evaluation, perplexity))] if kind else []
-    sentences = [text for text in (*verdicts, *report.verdicts(rows)) if text]
+    sentences = [text for text in (*verdicts, *size_and_speed(rows)) if text]
     where = evaluation.environment
     processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")
     other = evaluation if evaluation.id != job.id else None

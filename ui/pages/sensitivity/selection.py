@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile

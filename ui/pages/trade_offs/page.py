@@ -8,7 +8,7 @@ import gradio as gr
 from backend.budget import PREFIX
 from backend.errors import SlimscopeError
 from backend.store import queries
-from jobs.profile.budgets import KINDS
+from jobs.profile.profiles import KINDS
 from ui.format import href, number, share
 from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP

@@ -6,13 +6,12 @@ from functools import cached_property
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError, SlimscopeError
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
-from jobs.profile.budgets import Method, method_of
-from jobs.profile.profiles import WEIGHTS_MARK, newest_profile
+from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
 from ui.format import number, share
 from ui.pages.trade_offs.landmarks import Landmark, landmarks_of
 from ui.runs.results import find_job

@@ -13,7 +13,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact
 from jobs import submit
-from jobs.weight_statistics.config import NAME
+from jobs.weight_statistics.kind import NAME
 from ui.frame import SILENT_EVENT, current_user, on_load
 from ui.runs.choices import models
 from ui.templates import fragments

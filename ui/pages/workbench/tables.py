@@ -12,7 +12,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.quantization.widths import MAX_BITS, MIN_BITS
+from backend.quantization.config import MAX_BITS, MIN_BITS
 from backend.queue.actor import Actor
 from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
@@ -22,10 +22,10 @@ from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.base_model import resolve_model
+from jobs.fields.models import resolve_model
 from jobs.metrics import HELDOUT_LOSS
-from jobs.profile.budgets import Method
-from jobs.profile.config import QUANTIZER, ProfileJob
+from jobs.profile.kind import QUANTIZER, ProfileJob
+from jobs.profile.profiles import Method
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts

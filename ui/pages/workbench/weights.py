@@ -7,13 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.errors import ModelError, NotFoundError, SlimscopeError
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import local_folder
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
 from backend.store import queries, tensors
-from jobs.fields.base_model import resolve_model
-from jobs.fields.saved_models import is_run
+from jobs.fields.models import is_run, resolve_model
 from ui.api_errors import error_response
 from ui.runs.weights import DENSE
 from ui.widgets.packed import PackedArrays

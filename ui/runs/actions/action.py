@@ -11,7 +11,7 @@ from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS, Button, Operation
-from jobs.operations.text import as_text, names
+from jobs.wording import as_text, names
 from ui.format import href, size
 from ui.runs.view import MAX_PINS, TableResult
 from ui.templates import fragments

@@ -10,16 +10,16 @@ from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import has_checkpoints
 from backend.queue.dependencies import connected
+from backend.queue.removal import has_checkpoints
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.benchmark import config as benchmark
+from jobs.benchmark import kind as benchmark
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
-from jobs.fields.saved_models import has_saved
-from jobs.generate import config as generate
+from jobs.fields.models import has_saved
+from jobs.generate import kind as generate
 from jobs.operations.changes import is_resumable
 from ui.format import href
 from ui.frame import current_user

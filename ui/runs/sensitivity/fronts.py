@@ -8,7 +8,7 @@ from backend.errors import SlimscopeError
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
 from backend.store import queries
-from jobs.profile.budgets import Method, solver_of
+from jobs.profile.profiles import Method, solver_of
 from ui.charts.formats import ordered
 from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import cached_by

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.live.address import queued_state
-from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import LinearShape
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT
 from ui.runs.results import setting_summary

@@ -10,7 +10,7 @@ from backend.errors import SlimscopeError
 from backend.sensitivity.profile import SensitivityProfile
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
-from jobs.profile.config import NAME
+from jobs.profile.kind import NAME
 from jobs.profile.profiles import profile_of_run
 from ui.widgets.explorer import cached_by
 

@@ -12,14 +12,14 @@ from backend.models.sources.catalogue import inspect
 from backend.pruning.plan import pruning_plan
 from backend.queue import removal
 from backend.queue.actor import Actor
-from backend.queue.folders import log_file, run_folder, work_folder
+from backend.queue.artifacts import log_file, run_folder, work_folder
 from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
-from jobs.runtime.rows import profile_row
+from jobs.runtime.figures import profile_row
 from jobs.sds.config import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped

@@ -7,7 +7,7 @@ import pytest
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.tables import Result
-from jobs.evaluation.config import DENSE, MODEL
+from jobs.evaluation.kind import DENSE, MODEL
 from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality

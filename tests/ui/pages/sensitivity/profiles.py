@@ -6,9 +6,9 @@ from backend.sensitivity.profile import FIGURES
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.store.tables import Job, Table
-from jobs.fields.base_model import resolve_model
-from jobs.profile.config import DENSE, EMBEDDING_FORMATS
-from jobs.runtime.rows import profile_row
+from jobs.fields.models import resolve_model
+from jobs.profile.kind import DENSE, EMBEDDING_FORMATS
+from jobs.runtime.figures import profile_row
 from tests.ui.lab import job
 
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "50%", "70%", "2:4")

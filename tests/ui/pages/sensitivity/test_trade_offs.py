@@ -12,9 +12,8 @@ from backend.sensitivity.budget import Mix
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.dlqat.config import DLQATJob
-from jobs.fields.base_model import resolve_model
-from jobs.profile.budgets import KINDS
-from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of
+from jobs.fields.models import resolve_model
+from jobs.profile.profiles import DECODING_TIMES, KINDS, WEIGHTS_MARK, mark_of
 from jobs.sds.config import SDSJob
 from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill

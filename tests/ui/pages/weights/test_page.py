@@ -9,7 +9,7 @@ from backend.settings import Settings
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, TensorRow
-from jobs.weight_statistics.config import NAME
+from jobs.weight_statistics.kind import NAME
 from tests.ui.lab import GUEST, HOST, asked
 from ui.charts.chart import Chart
 from ui.pages.weights import inspect_model

@@ -14,8 +14,7 @@ from backend.models.loading import load
 from backend.sensitivity.formats import Format
 from backend.settings import Settings
 from backend.store import queries
-from jobs.profile.budgets import solver_of
-from jobs.profile.profiles import profile_of_run
+from jobs.profile.profiles import profile_of_run, solver_of
 from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit, unpacked

@@ -1,0 +1,303 @@
+"""The passes of SDS over the decoder blocks: outliers, which are counted only for OWL, the two that
+prune, and those that reconstruct pruned blocks.
+
+First pass, on the hidden states of the sparse model so far:
+
+    H  = grams of the dense block      W_sparse  = prune(W_dense, H)
+    H' = grams of the sparse block     W_redense = redense(W_sparse, W_dense, H')
+    hidden <- sparse block(hidden)     W_control = adjust(W_sparse, W_dense, H'), mask fixed
+
+Second pass, on the hidden states of the second sparse model so far:
+
+    H  = grams of the re-dense block   W_second  = prune(W_redense, H)
+    H' = grams of the second block     W_sds     = adjust(W_second, W_dense, H')
+    hidden <- second block(hidden)     not the adjusted block
+
+Reconstruction, on the hidden states of the reconstructed blocks so far:
+
+    y <- dense block(hidden of the dense model)
+    W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backend.calibration.block_walk import BlockWalk
+from backend.calibration.second_moments import DenseReference, StatisticsLevel
+from backend.metric_key import MetricKey
+from backend.models.block_forward import HiddenStates, open_stream
+from backend.models.block_offload import resident
+from backend.pruning.block_work import BlockWork, SDSRun, StepTimer
+from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSPass, SDSStage
+from backend.pruning.owl import OUTLIER_MULTIPLE
+from backend.pruning.redense import redense
+from backend.pruning.stage_store import BlockReport, Weights
+from backend.reporter import REPLAY, at_block
+from backend.training import block_reconstruction
+
+UNITS = 2  # of work, per linear and epoch
+
+
+class BlockPass(BlockWalk):
+    """One pass over all blocks. `hidden` holds the inputs [b, L, d] of the current block."""
+
+    name: str  # of its checkpoints
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        """Units of work, per linear."""
+        return 2
+
+    def __init__(self, run: SDSRun) -> None:
+        self.run, self.config = run, run.config
+
+    def is_stored(self, block: int) -> bool:
+        return self.run.store.holds(self.name, block)
+
+    def open(self) -> None:
+        run = self.run
+        self.stream = open_stream(run.model, run.calibration, self.config.batch, run.dtype, run.new)
+        self.hidden, self.stream.hidden = self.stream.hidden, []
+
+    def solve(self, block: int) -> None:
+        with resident(self.run.model, block):
+            self.solve_block(block)
+
+    @abstractmethod
+    def solve_block(self, block: int) -> None:
+        """Compute and store the stages of `block`, and move the hidden states past it."""
+
+    def report(self, block: int, solved: bool) -> None:
+        if not solved:
+            self.run.advance(self.units(self.config) * len(self.run.linears(block)), REPLAY)
+
+    def stored(self, stage: SDSStage, block: int) -> Weights:
+        """The stored weights of `block` at `stage`."""
+        return self.run.store.weights(stage, block, str(self.run.model.device))
+
+    def forward_stored(self, block: int, stage: SDSStage, hidden: HiddenStates) -> HiddenStates:
+        """The outputs of `block` at `stage` for the inputs `hidden`."""
+        with resident(self.run.model, block):
+            linears = self.run.linears(block)
+            for module, W in self.stored(stage, block).items():
+                linears[module].write(W)
+            return self.run.forward(self.stream, block, hidden)
+
+
+class OutlierPass(BlockPass):
+    """Count the outliers of every block of the dense model."""
+
+    name = SDSPass.OUTLIERS
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        return 1
+
+    def solve_block(self, block: int) -> None:
+        run, linears = self.run, self.run.linears(block)
+        timed = StepTimer(f" of block {block + 1} of {run.blocks}")
+        with timed("outliers"):
+            planned = run.plan.layers
+            modules = [m for m, x in linears.items() if planned[x.name].allocation == "owl"]
+            inputs, self.hidden = run.collect_inputs(
+                self.stream, block, modules, self.hidden, StatisticsLevel.ENERGY
+            )
+            scores = [linears[m].read().abs_().mul_(inputs[m].energy.sqrt()) for m in modules]
+            report = BlockReport(outliers=outlier_share(scores, OUTLIER_MULTIPLE))
+        report.seconds = dict(timed.seconds)
+        run.store.save(self.name, block, {}, report)
+        run.advance(len(linears), at_block(block, run.blocks, "Outliers"))
+
+    def replay(self, block: int) -> None:
+        self.hidden = self.run.forward(self.stream, block, self.hidden)
+
+
+def outlier_share(scores: Sequence[Tensor], times: float) -> float:
+    """Share of all entries above `times` the mean of their layer; 0 without entries."""
+    count = sum(score.numel() for score in scores)
+    return sum((score > times * score.mean()).sum().item() for score in scores) / max(count, 1)
+
+
+class PruningPass(BlockPass):
+    """A pass that prunes, and whose hidden states are those of the pruned blocks."""
+
+    stage: SDSStage  # the pruned weights
+
+    def replay(self, block: int) -> None:
+        self.hidden = self.forward_stored(block, self.stage, self.hidden)
+
+
+class FirstPass(PruningPass):
+    """First pruning, its control, and the re-dense step."""
+
+    name, stage = SDSPass.FIRST, SDSStage.FIRST
+
+    def solve_block(self, block: int) -> None:
+        stages = self.run.plan.stages
+        whole = SDSStage.REDENSE in stages
+        dense = {module: x.read() for module, x in self.run.linears(block).items()}
+        work = BlockWork(self.run, self.stream, block, dense)
+        for module, W in dense.items():
+            work.record(SDSStage.DENSE, module, W)
+        work.first = work.prune(dense, self.hidden, "First pruning")
+        inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
+        doing = "Control" if SDSStage.CONTROL in stages else "Statistics"
+        for module in work.modules("Re-dense" if whole else doing):
+            sparse, target = work.first[module], DenseReference(dense[module], inputs[module])
+            work.record(SDSStage.FIRST, module, sparse, target)
+            if SDSStage.CONTROL in stages:
+                W = work.adjust(SDSStage.CONTROL, module, sparse, target, soft=False)
+                work.record(SDSStage.CONTROL, module, W, target)
+            if whole:
+                with work.timed(SDSStage.REDENSE):
+                    W = redense(sparse, target.dense, target.inputs, self.config.redense_steps)
+                work.record(SDSStage.REDENSE, module, W, target)
+        self.hidden = hidden
+        work.save(self.name)
+
+
+class SecondPass(PruningPass):
+    """Second pruning of the re-dense model, and the weight adjustment."""
+
+    name, stage = SDSPass.SECOND, SDSStage.SECOND
+
+    def solve_block(self, block: int) -> None:
+        dense, adjust = self.stored(SDSStage.DENSE, block), self.config.adjust
+        work = BlockWork(self.run, self.stream, block, dense)
+        work.first = self.stored(SDSStage.FIRST, block)
+        second = work.prune(self.stored(SDSStage.REDENSE, block), self.hidden, "Second pruning")
+        inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
+        for module in work.modules("Weight adjustment"):
+            target = DenseReference(dense[module], inputs[module])
+            work.record(SDSStage.SECOND, module, second[module], target)
+            if adjust != "off":
+                W = work.adjust(SDSStage.SDS, module, second[module], target, adjust == "soft")
+                work.record(SDSStage.SDS, module, W, target)
+        self.hidden = hidden
+        work.save(self.name)
+
+
+class MaskedWeights:
+    """The weights of pruned linears, by module: W = W_start + p s, with s = 0 where W_start is 0.
+
+    Args:
+        rate: of a step, relative to the sizes s of the weights.
+    """
+
+    def __init__(self, start: dict[str, Tensor], rate: float) -> None:
+        self._start = start
+        self._sizes = {
+            module: block_reconstruction.sizes_of(W) * (W != 0) for module, W in start.items()
+        }
+        self.parameters = {module: torch.zeros_like(W) for module, W in start.items()}
+        self.rates = dict.fromkeys(start, rate)
+
+    def weights(self, parameters: block_reconstruction.Parameters) -> dict[str, Tensor]:
+        """Module -> W [out, in]."""
+        return {m: torch.addcmul(W, parameters[m], self._sizes[m]) for m, W in self._start.items()}
+
+
+class ReconstructionPass(BlockPass):
+    """Reconstructs every block of a stage.
+
+    Attributes:
+        name: the stage it makes, of which its checkpoints have the name.
+        starts: the stages to start from; the first of them that the run makes is taken.
+        hidden, teacher: the inputs [1, L, d] of the current block in the compressed and in the
+            dense model, one per segment; the held-out ones last.
+    """
+
+    name: SDSStage
+    starts: tuple[SDSStage, ...]
+
+    def __init__(self, run: SDSRun) -> None:
+        super().__init__(run)
+        self.start = next(stage for stage in self.starts if stage in run.plan.stages)
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        return UNITS * config.reconstruct
+
+    def open(self) -> None:
+        run = self.run
+        text = torch.cat([run.calibration, run.heldout]) if len(run.heldout) else run.calibration
+        self.stream = open_stream(run.model, text, 1, run.dtype, run.new)
+        self.hidden, self.stream.hidden = self.stream.hidden, []
+        self.teacher = self.hidden
+
+    def walk(self, blocks: int) -> None:
+        super().walk(blocks)
+        reports = [
+            self.run.store.report(self.name, block).reconstruction for block in range(blocks)
+        ]
+        left = [report["left"] for report in reports if report]
+        lowered = sum(share < 1 for share in left)
+        if lowered < len(left):
+            done = "changed nothing" if not lowered else f"changed {lowered} of {len(left)} blocks"
+            text = f"{STAGE_LABELS[self.name]}: training {done}, as it did not lower the held-out "
+            self.run.reporter.log(text + "error of the others." if lowered else text + "error.")
+
+    def solve_block(self, block: int) -> None:
+        work = BlockWork(self.run, self.stream, block, self.stored(SDSStage.DENSE, block))
+        work.first = self.stored(SDSStage.FIRST, block)
+        work.write(work.dense)
+        self.teacher = work.forward(self.teacher)
+        with work.timed("blocks"):
+            masked = MaskedWeights(self.stored(self.start, block), self.config.reconstruct_rate)
+            found = self._reconstruct(block, masked)
+            weights = masked.weights(found.parameters)
+        for module, W in weights.items():
+            work.record(self.name, module, self.run.rounded(W))
+        self._report(work, found)
+        work.write(work.stages[self.name])
+        self.hidden = work.forward(self.hidden)
+        work.save(self.name)
+
+    def replay(self, block: int) -> None:
+        self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
+        self.hidden = self.forward_stored(block, self.name, self.hidden)
+
+    def _reconstruct(
+        self, block: int, masked: MaskedWeights
+    ) -> block_reconstruction.Reconstruction:
+        run, units = self.run, UNITS * len(masked.rates)
+        return block_reconstruction.reconstruct(
+            run.model,
+            block_reconstruction.Examples(
+                self.stream, block, self.hidden, self.teacher, len(run.calibration)
+            ),
+            masked,
+            self.config.reconstruct,
+            run.safe_point,
+            lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
+        )
+
+    def _report(self, work: BlockWork, found: block_reconstruction.Reconstruction) -> None:
+        """Log what held-out text says of the block; nothing without such text, or if no layer of
+        the block was pruned."""
+        if not found.judged:
+            return
+        before, after = found.errors[0], found.errors[found.epoch]
+        left = after / before if before else 1.0  # no error: a model with this very mask
+        work.report.reconstruction = {"left": left, "factor": found.factor}
+        key = MetricKey("reconstruction", self.name, axis="block")
+        self.run.reporter.metric(key, left, work.block)
+        where = at_block(work.block, self.run.blocks)
+        self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
+
+
+class FirstReconstruction(ReconstructionPass):
+    """Reconstructs the first pruning, from its fixed-mask control if the run makes that."""
+
+    name = SDSStage.FIRST_BLOCKS
+    starts = (SDSStage.CONTROL, SDSStage.FIRST)
+
+
+class SDSReconstruction(ReconstructionPass):
+    """Reconstructs the second pruning, from its adjusted form if the run makes that."""
+
+    name = SDSStage.SDS_BLOCKS
+    starts = (SDSStage.SDS, SDSStage.SECOND)

@@ -1,1 +1,0 @@
-"""The passes of SDS over the decoder blocks."""

@@ -1,0 +1,304 @@
+"""Commands that add runs and follow them: `slimscope submit KIND …`, whose options are drawn from
+the kind's config, `slimscope pipeline FILE.yaml`, `slimscope benchmark` and `slimscope generate`,
+which people watch to their end, `slimscope wait` and `--wait`, `slimscope logs`."""
+
+import inspect
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backend.errors import ConfigError, NotFoundError
+from backend.queue import scheduling
+from backend.queue.actor import Actor
+from backend.queue.artifacts import read_log, whole_log
+from backend.queue.launcher import SUPERVISOR
+from backend.store import queries
+from backend.store.states import TERMINAL
+from jobs import pipeline, sweep
+from jobs.benchmark import kind as benchmark
+from jobs.benchmark.report import decoder_reports, verdicts
+from jobs.cli.command import escaped
+from jobs.cli.console import DIFFERENT, NAP_S, exit_of, follow, me, write
+from jobs.fields.drafters import read_sides
+from jobs.fields.types import options
+from jobs.generate import kind as generate
+from jobs.kind import Kind, kinds
+from jobs.metrics import PERPLEXITY
+from jobs.operations.changes import cancel_runs
+from jobs.operations.details import comparison_text, results_text, sweep_text
+from jobs.operations.registry import Operation, Record, Run, Runs, operation
+from jobs.record import record, sweep_record
+from jobs.reproduction import reproduced
+from jobs.serving.transcript import read_transcript
+from jobs.submit import submit as queue_run
+from jobs.summary import cost_text, summary
+from jobs.wording import count, table
+
+STDIN = "-"
+WATCH_S = 0.1  # between looks at a text that grows
+COLUMNS = ("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes")
+
+
+def _ended_code(found: Record) -> int:
+    """Of the first run that did not succeed, or of a comparison."""
+    if found.get("outcome") == "different":
+        return DIFFERENT
+    runs = found.get("runs") or [queries.job(found.get("second") or found["id"])]
+    states = (run["state"] if isinstance(run, dict) else run.state for run in runs)
+    return next(filter(None, map(exit_of, states)), 0)
+
+
+def _ended_text(found: Record) -> str:
+    if "outcome" in found:
+        return comparison_text(found)
+    runs = found.get("runs") or [found]
+    try:
+        text = sweep_text(found, str(PERPLEXITY)) if "runs" in found else results_text(found)
+    except NotFoundError as error:  # no run of the sweep came so far
+        text = str(error)
+    errors = (f"{run['id']}: {queries.job(run['id']).error_text}" for run in runs if run["error"])
+    return "\n".join([text, *errors])
+
+
+@operation("wait", path="", tool="", said=_ended_text, exit_code=_ended_code)
+def wait_for(runs: Runs) -> Record:
+    """Follow runs to their ends. Answers with the record of the run, of all as a sweep, or with the
+    comparison of a run and the one it repeats."""
+    ended = [follow(run) for run in runs]
+    if len(ended) > 1:
+        return sweep_record(ended)
+    comparison = reproduced(ended[0])
+    return comparison.record() if comparison else record(ended[0].run)
+
+
+@operation("logs", path="", tool="", said=lambda _: "")
+def logs(
+    run: Run,
+    on: Annotated[bool, typer.Option("-f", "--follow", help="Print until it ends.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
+) -> Record:
+    """Print the log of a run's newest attempt."""
+    if whole:
+        text = whole_log(run, queries.job(run).attempts_made).decode(errors="replace")
+        write(text, end="")
+        return {"id": queries.job(run).run, "text": text}
+    attempt, offset, parts = 0, None, list[str]()
+    while True:
+        job = queries.job(run)
+        if job.attempts_made != attempt:
+            attempt, offset = job.attempts_made, 0
+        text, _, offset = read_log(job.run, attempt, offset)
+        write(text, end="")
+        parts.append(text)
+        if not on or (job.state in TERMINAL and not text):
+            return {"id": job.run, "text": "".join(parts)}
+        time.sleep(NAP_S)
+
+
+@operation("submit", path="", tool="",
+           below=lambda: {name: _operation(kind) for name, kind in kinds().items()})  # fmt: skip
+def submit() -> None:
+    """Add a run to the queue."""
+
+
+def _operation(kind: Kind) -> Operation:
+    """Queues runs of a kind; its parameters are the fields of the kind's config."""
+
+    def queue(**values: Any) -> Record | list[Record]:
+        name, priority = values.pop("name"), values.pop("priority")
+        preset = kind.preset(values.pop("preset"))
+        pairs = [text.partition("=") for text in values.pop("sweep") or ()]
+        swept = sweep.read(kind.name, [(field, chosen) for field, _, chosen in pairs])
+        values = {**preset, **{k: v for k, v in values.items() if v is not None}}
+        jobs = sweep.queue(kind.name, values, swept, me(), name=name, priority=priority)
+        return summary(jobs[0]) if len(jobs) == 1 else [summary(job) for job in jobs]
+
+    queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
+    queue.__doc__ = kind.summary
+    return Operation(name=kind.name, function=queue, waits=True, said=_queued)
+
+
+def _queued(answer: Record | list[Record]) -> str:
+    runs = answer if isinstance(answer, list) else [answer]
+    first = queries.job(runs[0]["id"])
+    place, cost = scheduling.status().position(first.id) or 1, cost_text(first)
+    if len(runs) == 1:
+        return f"{first.run} is queued, place {place}. {cost}".strip()
+    queued = (
+        f"{first.run} to {runs[-1]['id']} are queued, {count(len(runs))} from place {place} on."
+    )
+    return f"{queued} Each: {cost}" if cost else queued
+
+
+def _options(kind: Kind) -> Iterator[inspect.Parameter]:
+    """One keyword option for each field; None means: not given."""
+    for name, info in kind.config.model_fields.items():
+        choices = " | ".join(options(info.annotation))
+        about = escaped(f"{info.title}. {info.description} {choices} (default {info.default})")
+        flag = name.replace("_", "-")
+        flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
+        simple = info.annotation if info.annotation in (bool, int, float) else str
+        yield _option(name, simple | None, None, typer.Option(flag, help=about))
+    recipes, presets = ", ".join(kind.recipes), ", ".join(kind.presets) or "none"
+    about = f"One of: {recipes}; or: {presets}; or both, with a comma." if recipes else presets
+    yield _option("preset", str, "", typer.Option(help=about))
+    swept = "FIELD=VALUES: a run for each of several values, as in seed=0..2 or pattern=2:4,70%."
+    yield _option("sweep", list[str] | None, None, typer.Option("--sweep", help=swept))
+    yield _option("name", str, "", typer.Option(help="A name of your own for the run."))
+    yield _option("priority", int, 0, typer.Option(help="Higher starts earlier."))
+
+
+def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _queued_code(answer: str | list[Record]) -> int:
+    """Of the first run that has ended without success; 0 where they have only been queued."""
+    runs = [] if isinstance(answer, str) else [queries.job(run["id"]) for run in answer]
+    return next((code for job in runs if job.state in TERMINAL and (code := exit_of(job.state))), 0)
+
+
+@operation(
+    "pipeline", path="", tool="", exit_code=_queued_code,
+    said=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
+)  # fmt: skip
+def queue_pipeline(
+    actor: Actor,
+    file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
+    preset: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(map(repr, pipeline.PRESETS))}.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Of the preset; a file names its own.")] = "",
+    show: Annotated[bool, typer.Option("--show", help="Print the YAML and queue nothing.")] = False,
+    priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the runs to their ends, or to a failure.")
+    ] = False,
+) -> str | list[Record]:
+    """Queue a pipeline: each run waits for the one before, and works on what it has saved."""
+    text = _source(file, preset, model)
+    if show:
+        return text
+    jobs = pipeline.queue(pipeline.read(text), actor, priority=priority)
+    write(f"Queued: {' → '.join(job.run for job in jobs)}.")
+    for job in jobs if wait else ():
+        if exit_of(follow(job.run).state):
+            write(f"The others wait until {job.run} has succeeded: slimscope resume {job.run}")
+            break
+    return [summary(queries.job(job.id)) for job in jobs]
+
+
+def _source(file: str, preset: str, model: str) -> str:
+    """The text of a preset, or of a file. Raises ConfigError: neither, both, or a model for a file;
+    the file cannot be read."""
+    if file and (preset or model):
+        what, do = "A file names its own steps and model.", "Leave out --preset and --model."
+        raise ConfigError(what, "", do, "file")
+    if preset:
+        return pipeline.preset(preset, model)
+    if not file:
+        what, do = "No pipeline is named.", "Name a YAML file, or a preset with --preset."
+        raise ConfigError(what, "", do, "file")
+    try:
+        return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read.", f"{error}.", "", "file") from error
+
+
+def _benchmark_text(found: Record) -> str:
+    """One line a decoder, and what limits them."""
+    run, reports = found["id"], decoder_reports(found["id"])
+    if found["error"]:
+        return f"{run}: {queries.job(run).error_text}"
+    rows = (
+        (r.label, f"{r.speed:.1f}", f"{r.speed_up:.2f}", f"{r.accepted:.2f}",
+         f"{r.break_even:.2f}", r.nodes)
+        for r in reports
+    )  # fmt: skip
+    return "\n".join([table(COLUMNS, rows), *verdicts(reports)])
+
+
+@operation(
+    "benchmark",
+    path="",
+    tool="",
+    said=_benchmark_text,
+    exit_code=lambda found: exit_of(found["state"]),
+)
+def benchmark_drafters(
+    actor: Actor,
+    drafters: Annotated[
+        list[str] | None, typer.Argument(help="Runs such as amphista-0007.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
+    prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
+    preset: Annotated[str, typer.Option(help=" | ".join(benchmark.KIND.presets))] = "default",
+) -> Record:
+    """Time decoding with and without drafters on this machine, and report what limits it."""
+    usual = str(benchmark.BenchmarkJob.model_fields["model"].default)
+    base = str(queries.job(drafters[0]).config.get("model", usual)) if drafters else usual
+    values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "model": model or base}
+    job = queue_run(benchmark.NAME, {**benchmark.KIND.preset(preset), **values}, actor)
+    return record(follow(job.run).run)
+
+
+@operation(
+    "generate", path="", tool="", said=lambda _: "",
+    exit_code=lambda texts: exit_of(queries.job(texts[0]["run"]).state),
+)  # fmt: skip
+def generate_text(
+    actor: Actor,
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="A run such as amphista-0007; may be repeated.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model, or a run that saved one; may be repeated.")
+    ] = None,
+    lookup: Annotated[bool, typer.Option(help="Prompt-lookup decoding first.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of a response.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0: greedy decoding.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> list[Record]:
+    """Send one prompt to up to four models and drafters, and print the responses as they come."""
+    usual = str(generate.GenerateJob.model_fields["sides"].default)
+    sides = [*(model or ()), *(drafter or ())] or [usual]
+    values = {
+        "prompt": prompt, "sides": ", ".join(sides), "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "seed": seed, "lookup": lookup,
+    }  # fmt: skip
+    job = queue_run(generate.NAME, values, actor)
+    try:
+        for number, side in enumerate(read_sides(job.config["sides"]), 1):
+            _watch(job.run, number, side.name)
+    except KeyboardInterrupt:
+        cancel_runs([job.run], actor)
+        raise
+    ended = follow(job.run)
+    if ended.error:
+        write(ended.error_text)
+    texts = (vars(read_transcript(job.run, n)) for n in range(1, len(sides) + 1))
+    return [{"run": job.run} | text for text in texts]
+
+
+def _watch(run: str, side: int, name: str) -> None:
+    """Prints one side's text while it grows, and how fast it came."""
+    printed, heading = 0, f"[{name}]\n"
+    while True:
+        over = queries.job(run).state in TERMINAL
+        written = read_transcript(run, side)
+        write(heading * (not printed and bool(written.text)) + written.text[printed:], end="")
+        printed = len(written.text)
+        if written.end or over:
+            break
+        SUPERVISOR.wake()
+        time.sleep(WATCH_S)
+    if written.accepted:
+        speed = f"{written.speed:.1f} tokens/s, " if written.speed else ""
+        write(f"\n[{speed}{written.accepted:.2f} tokens a pass]\n")
