@@ -183,12 +183,10 @@ def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -
     read = [[s[name] for name in ("stage", "view", "curve", "y", "show")] for s in old.values()]
     assert read == [
         ["redense", "ridges", "histogram", "linear", ""],
-        ["dense", "ridges", "histogram", "linear", ""],
-        ["", "inputs", "difference", "linear", ""],
-        ["", "spectrum", "histogram", "linear", ""],
-        ["", "joint", "histogram", "log", ""],
+        ["dense", "ridges", "histogram", "linear", ""], ["", "inputs", "difference", "linear", ""],
+        ["", "spectrum", "histogram", "linear", ""], ["", "joint", "histogram", "log", ""],
         ["", "ridges", "histogram", "linear", "dense,first"],
-    ]
+    ]  # fmt: skip
 
 
 def saved(page: Page, panel: str, format: str, folder: Path) -> Path:

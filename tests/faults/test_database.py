@@ -128,20 +128,9 @@ def revision_of(path: Path) -> bool:
 
 LOCKED = pytest.mark.sqlite("another program locks it")
 SNAPSHOT = TensorSnapshot(
-    "a",
-    0,
-    "a",
-    "dense",
-    4,
-    1,
-    0,
-    0,
-    -1.0,
-    1.0,
-    np.array([1, 2, 3]),
-    dict.fromkeys(BASE_STATISTICS, 1.0),
-    (0.5,) * len(QUANTILES),
-)
+    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]),
+    dict.fromkeys(BASE_STATISTICS, 1.0), (0.5,) * len(QUANTILES),
+)  # fmt: skip
 
 
 def lead() -> DatabaseLock:

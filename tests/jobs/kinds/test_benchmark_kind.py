@@ -158,19 +158,12 @@ def reports(
 
     def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
         return DecoderReport(
-            name,
-            kind="" if name == VANILLA else "Amphista",
-            nodes=8,
-            speed_up=up,
-            accepted=accepted,
-            break_even=verify + draft,
-            same=same,
-            prompts=12,
-            first_difference=None if same == 1 else 4,
-            ranges={"speed_up": (up - 0.01, up + 0.01)},
+            name, kind="" if name == VANILLA else "Amphista", nodes=8, speed_up=up,
+            accepted=accepted, break_even=verify + draft, same=same, prompts=12,
+            first_difference=None if same == 1 else 4, ranges={"speed_up": (up - 0.01, up + 0.01)},
             lengths={1: 3, 2: 9},
             milliseconds={"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0},
-        )
+        )  # fmt: skip
 
     drafter = report("amphista-0007", up, accepted, verify, draft)
     return [report(VANILLA, 1.0, 1.0, 1.0, 0.0), drafter]

@@ -330,12 +330,8 @@ def test_a_state_becomes_configs(queue: Path) -> None:
         {"model": "toy", "pattern": "60%", "base": "wanda"},
     )
     assert gptq["config"] == {
-        "model": "toy",
-        "bits": 4,
-        "group_size": 32,
-        "stages": "gptq",
-        "embedding": "stored",
-    }
+        "model": "toy", "bits": 4, "group_size": 32, "stages": "gptq", "embedding": "stored",
+    }  # fmt: skip
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]
     assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")

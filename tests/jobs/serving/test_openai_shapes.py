@@ -34,9 +34,7 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (CHAT, {"messages": SAID * 201}, "messages", "at most 200"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "'system'"),
         (
-            CHAT,
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages",
+            CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages",
             "",
         ),
         (CHAT, {"n": 1000}, "n", "less than or equal to 16"),
@@ -59,7 +57,7 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (TEXT, {"prompt": "x" * 500_001}, "prompt", "at most 500000"),
         (TEXT, {"messages": SAID}, "messages", "no such parameter"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_named(path: str, values: dict[str, Any], field: str, why: str) -> None:
     with pytest.raises(ConfigError) as refused:
         body(path, **values)
