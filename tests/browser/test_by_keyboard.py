@@ -7,9 +7,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import Dashboard, opened
 
 
-def test_a_layer_is_picked_on_the_map_and_a_budget_becomes_a_run(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_a_layer_is_picked_and_a_budget_becomes_a_run(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/sensitivity?run=profile-0008&layer=model.layers.0.self_attn.q_proj")
     layers = visitor.locator("#sensitivity-map .plot-canvas")
     expect(layers.locator(".heatmaplayer image").first).to_be_visible()

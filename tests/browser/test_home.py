@@ -114,9 +114,7 @@ def rgb(colour: str) -> str:
     return "rgb({}, {}, {})".format(*bytes.fromhex(colour[1:]))
 
 
-def test_an_address_without_a_page_looks_like_the_others(
-    other_context: BrowserContext, lab: Dashboard
-) -> None:
+def test_an_unknown_address_looks_alike(other_context: BrowserContext, lab: Dashboard) -> None:
     page = other_context.new_page()  # not watched: the console tells of the 404
     page.goto(f"{lab.url}/nothing")
     assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")

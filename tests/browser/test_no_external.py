@@ -36,9 +36,7 @@ from tests.browser.test_playground import ask, choose
 from tests.waiting import until
 
 
-def test_what_is_no_page_asks_no_other_host_and_breaks_no_policy_either(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_what_is_no_page_asks_no_host_and_breaks_no_policy(visitor: Page, lab: Dashboard) -> None:
     """The fixture `visitor` fails on a request to another host and on an error in the console."""
     visitor.add_init_script(VIOLATIONS)
     for path in ("slimscope/docs", "slimscope/host"):

@@ -81,9 +81,7 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     expect(visitor.locator("#weights-step")).to_have_value("5")
 
 
-def test_the_slider_moves_map_histogram_ridges_tiles_table_and_titles(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
     visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}&stat=std")
     slider = visitor.locator("#weights-step")

@@ -89,9 +89,7 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
 
 
-def test_cells_rows_and_rectangles_are_chosen_by_mouse_and_keyboard(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_cells_rows_and_rectangles_are_chosen(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
     chosen = visitor.locator("#workbench-knobs h2")
     expect(chosen).to_have_text("21 layers")
@@ -148,9 +146,7 @@ NO_STATES = {  # address -> what is said of it
 }
 
 
-def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Dashboard) -> None:
     notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
     opened_workbench(visitor, lab, "state=<img src=x>")
     expect(notice).to_contain_text("It is no address of a state")
@@ -297,9 +293,7 @@ def test_a_state_is_queued_and_its_run_is_told_beside_it(
         expect(page.locator(".workbench-kept")).to_contain_text(told)
 
 
-def test_compare_traces_which_block_of_a_run_breaks_which_word(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_compare_traces_which_block_breaks_which_word(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/compare?ids=sds-0001,sds-0002")
     visitor.get_by_role("button", name="Trace").click()
     said = visitor.locator(".workbench-said")

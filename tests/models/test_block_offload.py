@@ -219,9 +219,7 @@ def test_stream_from_names_all_that_is_missing(make, tmp_path):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_model_is_saved_in_parts_that_plain_transformers_puts_together(
-    streamed, tmp_path, monkeypatch
-):
+def test_saved_parts_are_put_together_by_plain_transformers(streamed, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "SHARD", 150_000)
     loaded = load("toy", streamed=streamed)
     put(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})

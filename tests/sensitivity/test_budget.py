@@ -63,7 +63,7 @@ def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile
     assert profile.agreement("error") is not None
 
 
-def test_bits_go_where_they_save_most_and_experts_share_a_format(
+def test_bits_go_where_they_save_and_experts_share_them(
     profile: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(profile, 1000, frozenset(FORMATS[:3]))
@@ -132,7 +132,7 @@ def timed(profile: SensitivityProfile) -> SensitivityProfile:
     return replace(profile, layers=tuple(layers), times=times)
 
 
-def test_milliseconds_are_a_budget_that_a_matrix_keeps_as_a_whole(
+def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
     timed: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(timed, 0, frozenset(FORMATS[:3]))

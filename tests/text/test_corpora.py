@@ -29,9 +29,7 @@ def test_what_is_listed(text_dir: Path) -> None:
         ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"), ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_field_and_the_way_out(
-    text_dir: Path, name: str, says: str, field: str
-) -> None:
+def test_refusals_name_field_and_way_out(text_dir: Path, name: str, says: str, field: str) -> None:
     (text_dir.parent / "secret.txt").write_text("secret")
     with pytest.raises(DatasetError, match=says) as refused:
         require_corpus(name, field)
@@ -50,9 +48,7 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
     [("a.jsonl", b"no json\n", "Line 1"), ("a.jsonl", b'{"title": 1}\n', "neither"),
      ("a.jsonl", b'{"messages": [3]}\n', "message"), ("a.txt", b"caf\xe9 au lait", "utf-8")],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_at_once(
-    text_dir: Path, name: str, content: bytes, why: str
-) -> None:
+def test_a_wrong_file_is_refused(text_dir: Path, name: str, content: bytes, why: str) -> None:
     (text_dir / name).write_bytes(content)
     with pytest.raises(DatasetError, match=why) as refused:
         require_corpus(f"file:{name}", "calibration_text")

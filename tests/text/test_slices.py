@@ -99,9 +99,7 @@ def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_special_tokens_that_a_text_spells_out_are_plain_text(
-    text_dir: Path, special: bool
-) -> None:
+def test_special_tokens_a_text_spells_out_are_plain_text(text_dir: Path, special: bool) -> None:
     """As WikiText's <unk> is, which some tokenizers read as their own unknown token."""
     words = Tokenizer(BPE(unk_token="<unk>"))
     words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Bytes()
@@ -262,9 +260,7 @@ def test_rows_and_windows(texts: list[str], context: int, windows: list[str]) ->
 
 
 @given(st.lists(st.text("abcdef", max_size=30), max_size=12), st.integers(2, 9), st.integers(0, 9))
-def test_windows_are_text_in_order_and_never_overlap(
-    texts: list[str], context: int, offset: int
-) -> None:
+def test_windows_are_text_in_order_and_apart(texts: list[str], context: int, offset: int) -> None:
     windows = cut(texts, context, offset)
     stream, position = ids(".".join(texts)), 0
     for window in windows:

@@ -164,9 +164,7 @@ def test_an_error_ends_the_stream(failure: Any) -> None:
         (OverloadError("x", retry_after_s=3.2, before=4), 0, 429, "rate_limit_error"),
     ],
 )
-def test_errors_have_a_status_and_a_type(
-    error: SlimscopeError, status: int, found: int, kind: str
-) -> None:
+def test_errors_have_their_type(error: SlimscopeError, status: int, found: int, kind: str) -> None:
     code, content = error_body(error, status)
     assert (code, content["error"]["type"]) == (found, kind)
     assert (error_headers(error) == {"retry-after": "3"}) == isinstance(error, OverloadError)

@@ -67,7 +67,7 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
 # what is best -------------------------------------------------------------------------------------
 
 
-def test_runs_on_the_same_model_and_text_share_a_picture_drawn_again_for_new_figures(
+def test_runs_on_one_model_and_text_share_a_picture_that_follows_figures(
     lab: Settings,
 ) -> None:
     groups = pareto.groups(all_rows())
