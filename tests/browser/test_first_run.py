@@ -42,7 +42,7 @@ def wait_until(run: int, *states: State, stage: str = "") -> State:
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
-    launch_on_toy(page, dashboard.url, steps=300, name=EVIL)
+    launch_on_toy(page, dashboard.url, steps=120, name=EVIL)
     page.goto(f"{dashboard.url}/run?id=sds-0001")
     wait_until(1, State.RUNNING, stage="Weight adjustment")
     expect(page.locator("#run-head")).to_contain_text("running")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, started, tab, warm_tab
+from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, started, warm_tab
 from ui.theme import DARK
 
 RUN = "sds-0001"
@@ -24,8 +24,11 @@ def first_visit(data_dir: Path, port: int) -> Iterator[Dashboard]:
         yield shown
 
 
-def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashboard) -> None:
-    with tab(browser, first_visit.url, reduced_motion="no-preference") as page:
+def test_a_first_visit_has_something_to_see(
+    warm_context: BrowserContext, first_visit: Dashboard
+) -> None:
+    with warm_tab(warm_context, first_visit.url) as page:
+        page.emulate_media(reduced_motion="no-preference")
         opened(page, first_visit.url)
         area = page.locator(".hero-now")
         before = area.get_attribute("d")

@@ -203,7 +203,7 @@ def test_all_of_seven_tabs_are_refreshed(queue: Dashboard, warm_context: Browser
     until(run, State.RUNNING)
     with ExitStack() as stack:
         pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
-        for one, path in zip(pages, ("", f"run?id={run}", *5 * ["queue"]), strict=True):
+        for one, path in zip(pages, (f"run?id={run}", *6 * ["queue"]), strict=True):
             opened(one, f"{queue.url}/{path}")
         for one in pages:
             one.wait_for_function(f"({REFRESHES})().length > 1")

@@ -49,7 +49,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
 def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor: Page, lab: Dashboard, other_context: BrowserContext
 ) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, "run=sds-0001")
     field, title = visitor.locator("#weights-tensor"), visitor.locator("#weights-overlay h2")
     asked: list[str] = []
@@ -73,7 +72,6 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor.wait_for_url("**stage=second**")
     assert asked == [], "the browser holds all of it"
     with warm_tab(other_context, lab.url) as other:
-        other.emulate_media(reduced_motion="reduce")
         opened_weights(other, lab, visitor.url.split("?")[1])
         assert ink(other, "overlay") == ink(visitor, "overlay")
         expect(other.locator("#weights-step")).to_have_value("4")
@@ -82,7 +80,6 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
 
 
 def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}&stat=std")
     slider = visitor.locator("#weights-step")
     expect(slider).to_have_attribute("aria-valuetext", "Dense")  # a story begins there
@@ -118,7 +115,6 @@ def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -
 
 
 def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboard) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, f"run=sds-0001&tensor={TENSOR}&stage=dense")
     title, before = visitor.locator("#weights-heatmap h2"), ink(visitor, "heatmap")
     visitor.locator("#weights-overlay canvas").scroll_into_view_if_needed()
@@ -236,7 +232,6 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
 
 
 def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, "run=sds-0001&vs=sds-0002")
     visitor.set_viewport_size(PHONE)
     for view, label in VIEWS.items():

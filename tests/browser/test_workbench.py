@@ -29,7 +29,6 @@ LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
 
 
 def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
-    page.emulate_media(reduced_motion="reduce")
     opened(page, f"{lab.url}/workbench?model=toy&{query}")
     expect(page.locator("#workbench-histogram h2")).to_contain_text("Block")
 
