@@ -249,7 +249,6 @@ def test_a_dump_brings_the_tables_of_a_server_back(
     on_server: str, folder: Path, there: str, tmp_path: Path, given: Given
 ) -> None:
     before, programs = content(), postgres.programs()
-    assert programs is not None
     move_database(there)
     dump = str(tmp_path / "dump")
     with postgres.database(os.environ[postgres.SERVER]) as empty:

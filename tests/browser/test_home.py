@@ -87,7 +87,6 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
     bar, shown = visitor.locator(".bar"), visitor.frame("view")
-    assert shown is not None
     expect(bar).to_have_css("background-color", rgb(DARK.paper))
     expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
     assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
@@ -99,7 +98,6 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
-        assert followed is not None
         step = followed.locator("#weights-step")
         expect(step).to_have_attribute("aria-valuetext", "Dense")
         visitor.get_by_role("button", name="Play").click()

@@ -39,7 +39,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     """The middle of a cell of the map, of three blocks and seven modules."""
     page.locator("#weights-heatmap canvas").scroll_into_view_if_needed()
     box = page.locator("#weights-heatmap canvas").bounding_box()
-    assert box is not None
     left, top, right, bottom = 76, 34, 4, 36
     across = (box["width"] - left - right) / 3
     down = (box["height"] - top - bottom) / 7
@@ -119,7 +118,6 @@ def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboar
     title, before = visitor.locator("#weights-heatmap h2"), ink(visitor, "heatmap")
     visitor.locator("#weights-overlay canvas").scroll_into_view_if_needed()
     box = visitor.locator("#weights-overlay canvas").bounding_box()
-    assert box is not None
     y, middle = box["y"] + 100, box["x"] + 44 + (box["width"] - 56) / 2
     visitor.mouse.move(middle - 30, y)
     visitor.mouse.down()

@@ -48,7 +48,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     """The middle of a cell of the map, of three blocks, seven modules and the embedding; of block
     -1 the name of the row."""
     box = page.locator("#workbench-map canvas").bounding_box()
-    assert box is not None
     across, down = (box["width"] - LEFT - RIGHT) / 3, (box["height"] - TOP - BOTTOM) / 8
     x = LEFT + (block + 0.5) * across if block >= 0 else LEFT / 2
     return box["x"] + x, box["y"] + TOP + (module + 0.5) * down
@@ -243,7 +242,6 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d spoils"))
     visitor.wait_for_url("**view=why**")
     box = visitor.locator("#workbench-words canvas").bounding_box()
-    assert box is not None
     visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(visitor.locator("#workbench-map h2")).to_contain_text("90\u00a0% zeros in 14 layers")
 
@@ -255,12 +253,10 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
     shown = visitor.frame("view")
-    assert shown is not None
     code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
-        assert followed is not None
         title = followed.locator("#workbench-histogram h2")
         expect(title).to_contain_text("16 bits")
         followed.evaluate("window.kept = true")

@@ -101,7 +101,6 @@ def start_postgres(trial: Trial, found: Path) -> str:
         folder.mkdir(mode=0o700)
         server.make()
     server.start()
-    assert server.process is not None
     trial.postgres = server.process.pid
     if is_new:
         server.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0")

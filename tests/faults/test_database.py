@@ -62,7 +62,6 @@ def test_kill_9_leaves_whole_batches_only(queue: Path) -> None:
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(job.id)], stdout=subprocess.PIPE, cwd=Path.cwd()
         )
-        assert writer.stdout is not None
         for _ in range(3):
             writer.stdout.readline()
         copied = whole_rows(copy_of(queue))  # as a power cut would leave it at this moment

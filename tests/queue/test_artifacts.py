@@ -241,7 +241,6 @@ def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_store
     stored: Path, tmp_path: Path
 ) -> None:
     kept, work = store(), work_folder("dlqat-0001")
-    assert kept is not None
     copies.fetch_work("dlqat-0001", 1, SPOOL)
     kept.put_folder(checkpoint(work, "train-1", step="200"), copies.key_of(work / "train-1"))
     checkpoint(work, "train-1", step="400")  # which was not stored before it was killed

@@ -58,9 +58,7 @@ def opened(**query: str) -> dict[str, Any]:
 
 
 def view(**values: str) -> TradeoffView:
-    found = TradeoffView.at(TradeoffSelection(**({"run": "profile-0002"} | values)))
-    assert found is not None
-    return found
+    return TradeoffView.at(TradeoffSelection(**({"run": "profile-0002"} | values)))
 
 
 def solved(asked_for: TradeoffView) -> tuple[Budget, Mix]:
