@@ -267,7 +267,7 @@ ROUND_TRIPS: dict[str, PretrainedConfig] = {
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
-def test_a_file_of_a_family_computes_what_it_was_of(name: str, saved: Path, file: Path) -> None:
+def test_a_file_of_a_family_computes_as_its_source(name: str, saved: Path, file: Path) -> None:
     config = ROUND_TRIPS[name]
     parameters = written(config, saved, file)
     convert(file, folder := file.parent / "converted")

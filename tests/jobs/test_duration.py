@@ -58,7 +58,7 @@ def test_only_machines_of_its_class_count(queue: Path, monkeypatch: pytest.Monke
     assert seconds(device="cpu") == pytest.approx(90)
 
 
-def test_without_gpus_auto_learns_from_others(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpu_runs_auto_learns_of_all(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch may have no CUDA; where a GPU is asked for, they say nothing."""
     monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
     finished(1, 1e9, START_S + 80)

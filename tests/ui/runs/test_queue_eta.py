@@ -43,7 +43,7 @@ def test_nothing_is_told_if_unknown(current: Settings, monkeypatch: pytest.Monke
     assert queue_eta.start_times(standing(30.0)) == {10: 30.0}
 
 
-def test_a_job_takes_what_its_kind_expects_a_broken_one_unknown(
+def test_a_job_takes_what_its_kind_expects_a_broken_one_nobody_knows(
     tables: Settings,
 ) -> None:
 
