@@ -63,18 +63,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 BROWSER = "tests/browser/"
+BEGIN_RUNS = {
+    f"{BROWSER}test_{name}.py"
+    for name in ("first_run", "no_external", "playground", "queue", "upgrade")
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come first: as one process of tests runs them all, they take the longest."""
+    """Browser tests come first: they take the longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(BROWSER))
 
 
 class WholeFiles(LoadScopeScheduling):
-    """Gives a process of tests whole files, and all that need a browser to the same."""
+    """Gives a process of tests whole files, and those that need a browser to two of them: what
+    looks at finished runs to one, and what begins runs to the other."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return BROWSER if nodeid.startswith(BROWSER) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return f"{BROWSER}{file in BEGIN_RUNS}" if file.startswith(BROWSER) else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -141,9 +141,7 @@ def content() -> dict[str, list[tuple[object, ...]]]:
         }
 
 
-def test_everything_moves_and_comes_back(
-    folder: Path, there: str, tmp_path: Path, given: Given
-) -> None:
+def test_all_moves_and_comes_back(folder: Path, there: str, tmp_path: Path, given: Given) -> None:
     before, told = content(), dict[str, int]()
     assert all(before.values()), "a table that the test does not know"
     assert move_database(there, told.__setitem__) == sum(map(len, before.values()))
@@ -227,9 +225,7 @@ def test_a_copy_that_differs_is_not_kept(
     assert move_database(there)
 
 
-def test_what_is_no_number_in_json_is_stored_as_none(
-    folder: Path, there: str, given: Given
-) -> None:
+def test_what_is_no_number_in_json_becomes_none(folder: Path, there: str, given: Given) -> None:
     with writing() as session:
         session.execute(text("UPDATE results SET details = '{\"x\": [NaN, -Infinity, 1.5]}'"))
     move_database(there)
@@ -253,7 +249,6 @@ def test_a_dump_brings_the_tables_of_a_server_back(
     on_server: str, folder: Path, there: str, tmp_path: Path, given: Given
 ) -> None:
     before, programs = content(), postgres.programs()
-    assert programs is not None
     move_database(there)
     dump = str(tmp_path / "dump")
     with postgres.database(os.environ[postgres.SERVER]) as empty:

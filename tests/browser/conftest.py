@@ -72,7 +72,7 @@ QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
     "--process-per-site", f"--disable-features={OFF}",
 )  # fmt: skip
-SCREEN = {"viewport": {"width": 1400, "height": 900}}
+SCREEN = {"viewport": {"width": 1400, "height": 900}, "reduced_motion": "reduce"}
 PHONE = {"width": 390, "height": 844}
 
 
@@ -205,9 +205,9 @@ def end_runs() -> None:
 
 
 @contextmanager
-def tab(browser: Browser, url: str, **options: object) -> Iterator[Page]:
+def tab(browser: Browser, url: str) -> Iterator[Page]:
     """A watched page of a browser that has never been here."""
-    context = browser.new_context(**SCREEN, **options)
+    context = browser.new_context(**SCREEN)
     with watched(context, url) as page:
         yield page
     context.close()

@@ -62,7 +62,7 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
     of = BY_NAME[name]
     with warm_tab(warm_context, lab.url) as page:
         page.add_init_script(VIOLATIONS)
-        page.emulate_media(color_scheme="light", reduced_motion="reduce")
+        page.emulate_media(color_scheme="light")
         page.set_viewport_size(PHONE)
         opened(page, address(lab, of))
         fits_a_phone(page)
@@ -80,6 +80,15 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
         expect(page.locator("body.dark")).to_have_count(1)
         assert faults(page, "dark") == []
         assert page.evaluate("window.violations") == []
+
+
+def test_what_is_no_page_asks_no_host_and_breaks_no_policy(visitor: Page, lab: Dashboard) -> None:
+    """The fixture `visitor` fails on a request to another host and on an error in the console."""
+    visitor.add_init_script(VIOLATIONS)
+    for path in ("slimscope/docs", "slimscope/host"):
+        visitor.goto(f"{lab.url}/{path}")
+        expect(visitor.locator("h1")).to_have_count(1)
+        assert visitor.evaluate("window.violations") == [], path
 
 
 def fits_a_phone(page: Page) -> None:

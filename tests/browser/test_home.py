@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, started, tab, warm_tab
+from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, started, warm_tab
 from ui.theme import DARK
 
 RUN = "sds-0001"
@@ -24,8 +24,11 @@ def first_visit(data_dir: Path, port: int) -> Iterator[Dashboard]:
         yield shown
 
 
-def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashboard) -> None:
-    with tab(browser, first_visit.url, reduced_motion="no-preference") as page:
+def test_a_first_visit_has_something_to_see(
+    warm_context: BrowserContext, first_visit: Dashboard
+) -> None:
+    with warm_tab(warm_context, first_visit.url) as page:
+        page.emulate_media(reduced_motion="no-preference")
         opened(page, first_visit.url)
         area = page.locator(".hero-now")
         before = area.get_attribute("d")
@@ -84,7 +87,6 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
     bar, shown = visitor.locator(".bar"), visitor.frame("view")
-    assert shown is not None
     expect(bar).to_have_css("background-color", rgb(DARK.paper))
     expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
     assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
@@ -96,7 +98,6 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
-        assert followed is not None
         step = followed.locator("#weights-step")
         expect(step).to_have_attribute("aria-valuetext", "Dense")
         visitor.get_by_role("button", name="Play").click()
@@ -114,9 +115,7 @@ def rgb(colour: str) -> str:
     return "rgb({}, {}, {})".format(*bytes.fromhex(colour[1:]))
 
 
-def test_an_address_without_a_page_looks_like_the_others(
-    other_context: BrowserContext, lab: Dashboard
-) -> None:
+def test_an_unknown_address_looks_alike(other_context: BrowserContext, lab: Dashboard) -> None:
     page = other_context.new_page()  # not watched: the console tells of the 404
     page.goto(f"{lab.url}/nothing")
     assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")

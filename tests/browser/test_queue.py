@@ -86,9 +86,7 @@ def test_what_one_person_does_to_the_queue_another_sees(
     assert not frames.curves(first).empty  # what was measured is kept
 
 
-def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
-    page: Page, queue: Dashboard
-) -> None:
+def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashboard) -> None:
     busy = counted(steps=3000)
     until(busy, State.RUNNING)
     wait_for(lambda: queries.job(busy).eta_s is not None, 100)  # learned from its first steps
@@ -117,9 +115,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
         expect(row).to_contain_text("starts")
 
 
-def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
-    page: Page, queue: Dashboard
-) -> None:
+def test_a_failed_run_says_why_and_is_repeated(page: Page, queue: Dashboard) -> None:
     run = counted(fails_at=1)
     until(run, State.FAILED)
     opened(page, f"{queue.url}/run?id={run}")
@@ -149,7 +145,6 @@ def test_a_curve_stays_zoomed_while_it_grows_and_two_browsers_and_a_reload_show_
     drag.wait_for()
     page.wait_for_function(f"{RANGE}?.[1] > 8")
     box = drag.bounding_box()
-    assert box is not None
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] * 0.2, middle)
     page.mouse.down()
@@ -201,15 +196,13 @@ def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
     page.wait_for_function(f"{chart}._fullLayout.yaxis.type === 'log'")
 
 
-def test_seven_tabs_of_one_browser_are_all_refreshed(
-    queue: Dashboard, warm_context: BrowserContext
-) -> None:
+def test_all_of_seven_tabs_are_refreshed(queue: Dashboard, warm_context: BrowserContext) -> None:
     """More than the six connections it opens to a server: none may be held by a page."""
     run = counted(steps=3000)
     until(run, State.RUNNING)
     with ExitStack() as stack:
         pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
-        for one, path in zip(pages, ("", f"run?id={run}", *5 * ["queue"]), strict=True):
+        for one, path in zip(pages, (f"run?id={run}", *6 * ["queue"]), strict=True):
             opened(one, f"{queue.url}/{path}")
         for one in pages:
             one.wait_for_function(f"({REFRESHES})().length > 1")

@@ -32,9 +32,7 @@ def listed(page: Page) -> list[str]:
     return [str(name).removeprefix("row-") for name in named]
 
 
-def test_sorting_by_keyboard_keeps_the_focus_and_stands_in_the_address(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_sorting_by_keyboard_keeps_focus_and_address(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs?q=kind:sds")
     best_first = sorted(perplexities(), key=lambda run: perplexities()[run])
     head = visitor.get_by_test_id("sort-perplexity")
@@ -57,9 +55,7 @@ def test_sorting_by_keyboard_keeps_the_focus_and_stands_in_the_address(
     assert listed(visitor) == best_first
 
 
-def test_a_filter_is_written_as_it_is_typed_and_can_be_cleared(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_a_filter_is_written_as_typed_and_is_cleared(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/runs")
     field = visitor.locator("#runs-filter input, #runs-filter textarea")
     field.fill("state:failed")

@@ -32,7 +32,7 @@ def test_open_pages_ask_to_be_loaded_anew_and_change_nothing(
     page, form = warm_context.new_page(), warm_context.new_page()
     for each in (page, form):
         each.set_default_timeout(PATIENCE_MS)
-    opened(form, f"{dashboard.url}/new")
+    opened(form, f"{dashboard.url}/pipeline")
     page.goto(f"{dashboard.url}/playground")
     page.get_by_role("button", name="Settings").click()
     page.locator("#playground-field-max-new-tokens input").fill("1000")
@@ -48,7 +48,7 @@ def test_open_pages_ask_to_be_loaded_anew_and_change_nothing(
         form.bring_to_front()
         status = form.locator("#frame-status-line")
         expect(status).to_contain_text("has changed since this page was opened")
-        form.locator("#new-add").click()
+        form.locator("#pipeline-add").click()
         expect(form.get_by_text("The call was not accepted.")).to_be_visible()
         assert not queries.jobs()
         status.get_by_role("link", name="Reload the page").click()

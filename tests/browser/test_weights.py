@@ -39,7 +39,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     """The middle of a cell of the map, of three blocks and seven modules."""
     page.locator("#weights-heatmap canvas").scroll_into_view_if_needed()
     box = page.locator("#weights-heatmap canvas").bounding_box()
-    assert box is not None
     left, top, right, bottom = 76, 34, 4, 36
     across = (box["width"] - left - right) / 3
     down = (box["height"] - top - bottom) / 7
@@ -49,7 +48,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
 def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor: Page, lab: Dashboard, other_context: BrowserContext
 ) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, "run=sds-0001")
     field, title = visitor.locator("#weights-tensor"), visitor.locator("#weights-overlay h2")
     asked: list[str] = []
@@ -73,7 +71,6 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor.wait_for_url("**stage=second**")
     assert asked == [], "the browser holds all of it"
     with warm_tab(other_context, lab.url) as other:
-        other.emulate_media(reduced_motion="reduce")
         opened_weights(other, lab, visitor.url.split("?")[1])
         assert ink(other, "overlay") == ink(visitor, "overlay")
         expect(other.locator("#weights-step")).to_have_value("4")
@@ -81,10 +78,7 @@ def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     expect(visitor.locator("#weights-step")).to_have_value("5")
 
 
-def test_the_slider_moves_map_histogram_ridges_tiles_table_and_titles(
-    visitor: Page, lab: Dashboard
-) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
+def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -> None:
     opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}&stat=std")
     slider = visitor.locator("#weights-step")
     expect(slider).to_have_attribute("aria-valuetext", "Dense")  # a story begins there
@@ -120,12 +114,10 @@ def test_the_slider_moves_map_histogram_ridges_tiles_table_and_titles(
 
 
 def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboard) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, f"run=sds-0001&tensor={TENSOR}&stage=dense")
     title, before = visitor.locator("#weights-heatmap h2"), ink(visitor, "heatmap")
     visitor.locator("#weights-overlay canvas").scroll_into_view_if_needed()
     box = visitor.locator("#weights-overlay canvas").bounding_box()
-    assert box is not None
     y, middle = box["y"] + 100, box["x"] + 44 + (box["width"] - 56) / 2
     visitor.mouse.move(middle - 30, y)
     visitor.mouse.down()
@@ -183,12 +175,10 @@ def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -
     read = [[s[name] for name in ("stage", "view", "curve", "y", "show")] for s in old.values()]
     assert read == [
         ["redense", "ridges", "histogram", "linear", ""],
-        ["dense", "ridges", "histogram", "linear", ""],
-        ["", "inputs", "difference", "linear", ""],
-        ["", "spectrum", "histogram", "linear", ""],
-        ["", "joint", "histogram", "log", ""],
+        ["dense", "ridges", "histogram", "linear", ""], ["", "inputs", "difference", "linear", ""],
+        ["", "spectrum", "histogram", "linear", ""], ["", "joint", "histogram", "log", ""],
         ["", "ridges", "histogram", "linear", "dense,first"],
-    ]
+    ]  # fmt: skip
 
 
 def saved(page: Page, panel: str, format: str, folder: Path) -> Path:
@@ -240,7 +230,6 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
 
 
 def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> None:
-    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, "run=sds-0001&vs=sds-0002")
     visitor.set_viewport_size(PHONE)
     for view, label in VIEWS.items():

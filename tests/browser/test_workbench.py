@@ -28,7 +28,6 @@ LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
 
 
 def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
-    page.emulate_media(reduced_motion="reduce")
     opened(page, f"{lab.url}/workbench?model=toy&{query}")
     expect(page.locator("#workbench-histogram h2")).to_contain_text("Block")
 
@@ -48,7 +47,6 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     """The middle of a cell of the map, of three blocks, seven modules and the embedding; of block
     -1 the name of the row."""
     box = page.locator("#workbench-map canvas").bounding_box()
-    assert box is not None
     across, down = (box["width"] - LEFT - RIGHT) / 3, (box["height"] - TOP - BOTTOM) / 8
     x = LEFT + (block + 0.5) * across if block >= 0 else LEFT / 2
     return box["x"] + x, box["y"] + TOP + (module + 0.5) * down
@@ -88,9 +86,7 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
 
 
-def test_cells_rows_and_rectangles_are_chosen_by_mouse_and_keyboard(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_cells_rows_and_rectangles_are_chosen(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
     chosen = visitor.locator("#workbench-knobs h2")
     expect(chosen).to_have_text("21 layers")
@@ -147,9 +143,7 @@ NO_STATES = {  # address -> what is said of it
 }
 
 
-def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Dashboard) -> None:
     notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
     opened_workbench(visitor, lab, "state=<img src=x>")
     expect(notice).to_contain_text("It is no address of a state")
@@ -247,7 +241,6 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d spoils"))
     visitor.wait_for_url("**view=why**")
     box = visitor.locator("#workbench-words canvas").bounding_box()
-    assert box is not None
     visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     expect(visitor.locator("#workbench-map h2")).to_contain_text("90\u00a0% zeros in 14 layers")
 
@@ -259,12 +252,10 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")
     shown = visitor.frame("view")
-    assert shown is not None
     code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
-        assert followed is not None
         title = followed.locator("#workbench-histogram h2")
         expect(title).to_contain_text("16 bits")
         followed.evaluate("window.kept = true")
@@ -296,9 +287,7 @@ def test_a_state_is_queued_and_its_run_is_told_beside_it(
         expect(page.locator(".workbench-kept")).to_contain_text(told)
 
 
-def test_compare_traces_which_block_of_a_run_breaks_which_word(
-    visitor: Page, lab: Dashboard
-) -> None:
+def test_compare_traces_which_block_breaks_which_word(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/compare?ids=sds-0001,sds-0002")
     visitor.get_by_role("button", name="Trace").click()
     said = visitor.locator(".workbench-said")

@@ -80,9 +80,7 @@ def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_grams_are_those_of_the_whole_model(
-    kind: str, attention: str, batch: int, ids: Tensor
-) -> None:
+def test_grams_are_of_the_whole_model(kind: str, attention: str, batch: int, ids: Tensor) -> None:
     model = build(kind, attention)
     found = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
     expected = whole_model_inputs(model, ids, 1)

@@ -101,7 +101,6 @@ def start_postgres(trial: Trial, found: Path) -> str:
         folder.mkdir(mode=0o700)
         server.make()
     server.start()
-    assert server.process is not None
     trial.postgres = server.process.pid
     if is_new:
         server.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0")
@@ -132,16 +131,11 @@ def start_ray(trial: Trial, url: str) -> RayCluster:
 def start_dashboard(trial: Trial, url: str, address: str) -> None:
     """Start the dashboard, and wait until it answers."""
     environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "SLIMSCOPE_DATABASE_URL": url,
-        "SLIMSCOPE_DATA_DIR": str(trial.data),
-        "SLIMSCOPE_ENGINE": "ray",
-        "SLIMSCOPE_RAY_ADDRESS": address,
-        "SLIMSCOPE_RAY_TOKEN": trial.token,
-        "SLIMSCOPE_PORT": str(trial.port),
-        "BROWSER": "true",
-    }
+        **os.environ, "PYTHONPATH": str(ROOT), "SLIMSCOPE_DATABASE_URL": url,
+        "SLIMSCOPE_DATA_DIR": str(trial.data), "SLIMSCOPE_ENGINE": "ray",
+        "SLIMSCOPE_RAY_ADDRESS": address, "SLIMSCOPE_RAY_TOKEN": trial.token,
+        "SLIMSCOPE_PORT": str(trial.port), "BROWSER": "true",
+    }  # fmt: skip
     log = Path(trial.folder) / "dashboard.log"
     with log.open("ab") as output:
         subprocess.Popen(

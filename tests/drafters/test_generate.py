@@ -145,7 +145,7 @@ def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
     assert measure_costs(base(), None, sizes=(1, 2), repeats=1).draft == 0
 
 
-def test_costs_are_measured_where_the_base_reads_few_tokens(
+def test_costs_are_measured_where_it_reads_few_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(base(), "context", 24)

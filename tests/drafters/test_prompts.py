@@ -94,9 +94,7 @@ def test_a_user_speaks_until_the_token_that_ends_the_turn(
 @pytest.mark.parametrize(
     "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
 )
-def test_a_template_that_hides_its_user_is_refused_or_made_up_for(
-    tmp_path: Path, template: str
-) -> None:
+def test_a_template_that_hides_its_user_is_made_up_for(tmp_path: Path, template: str) -> None:
     chat = chats(template)
     with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
         ask(tmp_path, 5, 1, chat)

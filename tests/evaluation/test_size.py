@@ -26,9 +26,7 @@ def written(W: Tensor) -> int:
 
 
 @given(st.integers(1, 17), st.integers(1, 19), st.floats(0, 1), st.integers(0, 99))
-def test_a_bitmask_has_the_size_that_is_told(
-    rows: int, columns: int, share: float, seed: int
-) -> None:
+def test_a_bitmask_has_the_size_told(rows: int, columns: int, share: float, seed: int) -> None:
     W = sparse(rows, columns, share, seed)
     assert sizes([W]).bitmask == written(W)
 

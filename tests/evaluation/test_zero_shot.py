@@ -36,7 +36,7 @@ metric_list:
 """
 
 
-def test_without_the_harness_the_message_says_what_to_install(
+def test_without_the_harness_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tasks, "find_spec", lambda _: None)
@@ -99,9 +99,7 @@ def test_a_task_of_ones_own_gives_the_figure_computed_by_hand(
 
 
 @HARNESS
-def test_it_stops_within_a_pass_and_leaves_no_hook(
-    toy, questions: list[dict], tmp_path: Path
-) -> None:
+def test_it_stops_within_a_pass_without_a_hook(toy, questions: list[dict], tmp_path: Path) -> None:
     tasks = load_tasks(["toy_next"], tmp_path)
     with pytest.raises(CancelledError):
         zero_shot(toy.model, toy.tokenizer, tasks, 0, 4, Impatient())

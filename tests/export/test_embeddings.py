@@ -251,9 +251,7 @@ def test_a_damaged_folder_is_refused_in_words(
     assert re.search(said, f"{refused.value.what} {refused.value.why}")
 
 
-def test_a_group_of_others_is_read_if_it_names_its_layers(
-    exported: Callable, tmp_path: Path
-) -> None:
+def test_others_groups_are_read_if_they_name_layers(exported: Callable, tmp_path: Path) -> None:
     folder, expected = exported(8, (HEAD,), "compressed-tensors")
     model = load_dequantized(folder, torch.float32)
     assert torch.equal(model(input_ids=IDS).logits, expected)

@@ -144,9 +144,7 @@ def test_layers_left_dense_are_named_in_the_config(
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-def test_packed_inference_computes_as_a_bfloat16_model(
-    exported, toy, bits: int, grid_type: str
-) -> None:
+def test_packed_inference_computes_as_bfloat16(exported, toy, bits: int, grid_type: str) -> None:
     folder, _ = exported(bits=bits, grid_type=grid_type)
     exact, said = logits(toy.model), []
     packed = load_packed(folder, said.append)

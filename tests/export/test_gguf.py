@@ -267,9 +267,7 @@ ROUND_TRIPS: dict[str, PretrainedConfig] = {
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
-def test_a_file_of_a_family_computes_what_it_was_written_from(
-    name: str, saved: Path, file: Path
-) -> None:
+def test_a_file_of_a_family_computes_as_its_source(name: str, saved: Path, file: Path) -> None:
     config = ROUND_TRIPS[name]
     parameters = written(config, saved, file)
     convert(file, folder := file.parent / "converted")
@@ -321,9 +319,7 @@ def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path:
         ("llama", {"rope_parameters": LONG}, "longrope"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(
-    name: str, change: dict, why: str
-) -> None:
+def test_what_llama_cpp_computes_otherwise_is_refused(name: str, change: dict, why: str) -> None:
     config = FAMILIES[name][0].to_dict()
     assert architecture_of(config).name == name
     with pytest.raises(ConfigError, match=why):

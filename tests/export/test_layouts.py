@@ -58,9 +58,7 @@ def by_gptq_arithmetic(held: dict[str, Tensor], bits: int, shift: int) -> Tensor
 
 @pytest.mark.parametrize(("format", "grid_type"), GPTQ)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_gptq_kernels_read_the_same_weights(
-    make_layer, format: str, grid_type: str, bits: int
-) -> None:
+def test_gptq_kernels_read_the_weights(make_layer, format: str, grid_type: str, bits: int) -> None:
     layer = make_layer(rows=32, bits=bits, grid_type=grid_type)
     held = layer_tensors(layer, layout(format, bits, grid_type), torch.float16)
     assert held["qweight"].shape == (64 * bits // 32, 32)

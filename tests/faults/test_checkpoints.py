@@ -35,9 +35,7 @@ def test_round_trip_and_replacement(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_files_that_a_library_made_private_get_the_mode_of_the_others(
-    tmp_path: Path, mask: int
-) -> None:
+def test_private_files_of_a_library_get_the_mode_of_the_others(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         with Checkpoints(tmp_path).write("model") as folder:

@@ -61,7 +61,6 @@ def test_kill_9_leaves_whole_batches_only(queue: Path) -> None:
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(job.id)], stdout=subprocess.PIPE, cwd=Path.cwd()
         )
-        assert writer.stdout is not None
         for _ in range(3):
             writer.stdout.readline()
         copied = whole_rows(copy_of(queue))  # as a power cut would leave it at this moment
@@ -127,20 +126,9 @@ def revision_of(path: Path) -> bool:
 
 LOCKED = pytest.mark.sqlite("another program locks it")
 SNAPSHOT = TensorSnapshot(
-    "a",
-    0,
-    "a",
-    "dense",
-    4,
-    1,
-    0,
-    0,
-    -1.0,
-    1.0,
-    np.array([1, 2, 3]),
-    dict.fromkeys(BASE_STATISTICS, 1.0),
-    (0.5,) * len(QUANTILES),
-)
+    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]),
+    dict.fromkeys(BASE_STATISTICS, 1.0), (0.5,) * len(QUANTILES),
+)  # fmt: skip
 
 
 def lead() -> DatabaseLock:

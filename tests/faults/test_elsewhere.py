@@ -212,9 +212,7 @@ def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
     assert killed == [(0, signal.SIGKILL)]
 
 
-def test_a_process_elsewhere_writes_its_own_log(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_elsewhere_writes_its_log(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Path("count-0001/a1/log.txt")
     monkeypatch.setattr(sys, "argv", ["main", "--attempt", "77", "--log", str(there)])
     kept = [os.dup(stream.fileno()) for stream in (sys.__stdout__, sys.__stderr__)]

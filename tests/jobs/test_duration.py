@@ -36,9 +36,7 @@ def test_runs_of_the_same_size_count(queue: Path) -> None:
     assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
 
 
-def test_only_machines_of_the_same_class_count(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_machines_of_its_class_count(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The processor of this machine; where the GPU is not known, that of the newest run."""
     here = {"device": "cpu", "cpu": f"{duration.processor()}, 2 of 64 cores"}
     for number, (seconds, environment) in enumerate(
@@ -60,9 +58,7 @@ def test_only_machines_of_the_same_class_count(
     assert seconds(device="cpu") == pytest.approx(90)
 
 
-def test_without_runs_on_a_gpu_auto_learns_from_others(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_gpu_runs_auto_learns_of_all(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch may have no CUDA; where a GPU is asked for, they say nothing."""
     monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
     finished(1, 1e9, START_S + 80)

@@ -112,7 +112,6 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
     held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
     for kept in ("gptq", "dlqat"):
         bits = dlqat.key_figure(figures | held, kept)
-        assert bits is not None
         assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
     assert dlqat.key_figure(figures | held, "") is None
     said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))

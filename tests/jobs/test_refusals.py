@@ -33,9 +33,7 @@ def values(kind: str, model: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_a_gpu_that_is_not_there(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int
-) -> None:
+def test_no_such_gpu(queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int) -> None:
     monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
     with pytest.raises(ConfigError, match="no device cuda:99") as refused:
         submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
@@ -105,9 +103,7 @@ def test_processes_that_have_no_room_or_nothing_to_share(
     assert refused[1] in f"{error.value.what} {error.value.why}"
 
 
-def test_on_a_cluster_a_run_has_room_for_what_it_asks_of_a_machine(
-    data_dir: Path, given: Given
-) -> None:
+def test_on_a_cluster_a_run_has_room_for_what_it_asks(data_dir: Path, given: Given) -> None:
     given(DATABASE_URL="postgresql+psycopg://nobody@nowhere/db", ENGINE="slurm", THREADS="8")
     for gpus, expected in (("0", (8, 8)), ("4", (4, 8))):
         given(JOB_GPUS=gpus)
@@ -156,9 +152,7 @@ def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
         ("bits", 99, "It must be 8 or less."),
     ],
 )
-def test_a_bad_value_is_refused_in_plain_words(
-    queue: Path, field: str, value: object, said: str
-) -> None:
+def test_bad_values_are_refused_plainly(queue: Path, field: str, value: object, said: str) -> None:
     with pytest.raises(SlimscopeError) as refused:
         submit("dlqat", {"model": "toy", field: value}, HOST)
     assert refused.value.field == field and said in str(refused.value)

@@ -75,18 +75,14 @@ def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -
         ({}, {"model": ["toy", "/etc/passwd"]}, "model", "model /etc/passwd"),
     ],
 )
-def test_one_bad_run_refuses_all(
-    queue: Path, values: dict, swept: dict, field: str, said: str
-) -> None:
+def test_one_bad_refuses_all(queue: Path, values: dict, swept: dict, field: str, said: str) -> None:
     with pytest.raises(SlimscopeError) as refused:
         sweep.queue("sds", TOY | values, swept, HOST)
     assert refused.value.field == field and said in str(refused.value)
     assert queries.jobs() == []
 
 
-def test_all_are_queued_in_one_transaction_or_none(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_are_queued_at_once_or_none(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = sweep.queue("count", {}, {}, HOST)
     assert [job.sweep for job in alone] == [None] and queries.sweep(alone[0].id) == []
     jobs = sweep.queue("count", {}, {"steps": ["1", "2", "3"]}, HOST, name="three")

@@ -37,9 +37,7 @@ def test_there_and_back(state: LiveState) -> None:
 
 
 @given(STATES, st.data())
-def test_what_was_changed_is_another_state_or_refused(
-    state: LiveState, data: st.DataObject
-) -> None:
+def test_what_was_changed_is_another_or_refused(state: LiveState, data: st.DataObject) -> None:
     address = address_of(state, "abc")
     place = data.draw(st.integers(0, len(address)))
     changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]

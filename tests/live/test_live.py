@@ -179,9 +179,7 @@ def test_a_newer_change_cancels_what_is_older(live: LiveModel, unseen: Tensor) -
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_pass_is_cancelled_before_its_end(
-    dense: DenseModel, unseen: Tensor, dtype: torch.dtype
-) -> None:
+def test_passes_are_cancelled_early(dense: DenseModel, unseen: Tensor, dtype: torch.dtype) -> None:
     live, asked = LiveModel(dense, dtype), list[int]()
 
     def stop() -> None:

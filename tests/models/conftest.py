@@ -46,15 +46,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": lambda: OPTConfig(**OPT_SIZES, word_embed_proj_dim=32),
     "opt-350m": lambda: OPTConfig(**OPT_SIZES, word_embed_proj_dim=16, do_layer_norm_before=False),
     "gpt2": lambda: GPT2Config(
-        vocab_size=96,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        n_positions=64,
-        bos_token_id=1,
+        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
         eos_token_id=2,
     ),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(params=CONFIGS)

@@ -1,4 +1,5 @@
-"""A streamed model, and weights read from files, are the whole model, a block at a time."""
+"""A streamed model, and weights read from files, are the whole model, a block at a time; its hidden
+states come back from disk as they were."""
 
 import copy
 import json
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import CancelledError, ModelError
 from backend.export.reading import StoredLinears
 from backend.models import loading, saving
-from backend.models.block_forward import each_logits
+from backend.models.block_forward import HiddenStatesOnDisk, each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.facts import facts_from
@@ -215,9 +218,7 @@ def test_stream_from_names_all_that_is_missing(make, tmp_path):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_model_is_saved_in_parts_that_plain_transformers_puts_together(
-    streamed, tmp_path, monkeypatch
-):
+def test_saved_parts_are_put_together_by_plain_transformers(streamed, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "SHARD", 150_000)
     loaded = load("toy", streamed=streamed)
     put(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
@@ -272,3 +273,44 @@ def test_shards_half_precision_and_a_missing_prefix(
     for linear, weight in stored.block(1):
         assert torch.equal(weight, expected[linear.name])
         assert weight.shape == (linear.rows, linear.columns)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 17))
+
+
+@given(st.lists(SHAPES, max_size=5), st.sampled_from(DTYPES))
+def test_they_come_back_bit_for_bit(tmp_path_factory, shapes, dtype):
+    kept = HiddenStatesOnDisk(tmp_path_factory.mktemp("states"))
+    batches = [torch.randn(shape).to(dtype) for shape in shapes]
+    for states in batches:
+        kept.append(states)
+    assert len(kept) == len(batches)
+    for _ in range(2):
+        for found, states in zip(kept, batches, strict=True):
+            assert found.dtype == dtype and torch.equal(found, states)
+
+
+def test_two_may_read_at_once_and_what_is_read_is_a_copy(tmp_path: Path) -> None:
+    kept = HiddenStatesOnDisk(tmp_path)
+    for value in (1.0, 2.0):
+        kept.append(torch.full((1, 2, 3), value))
+    for left, right in zip(kept, kept, strict=True):
+        assert torch.equal(left, right)
+        left.zero_()
+        assert right.abs().sum() > 0
+    kept.append(torch.full((1, 2, 3), 3.0))
+    assert [states[0, 0, 0].item() for states in kept] == [1.0, 2.0, 3.0]
+
+
+def test_the_file_has_no_name(tmp_path: Path) -> None:
+    kept = HiddenStatesOnDisk(tmp_path / "new" / "folder")
+    kept.append(torch.ones(8, 64, 64))
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_they_come_back_to_their_device(tmp_path: Path) -> None:
+    kept = HiddenStatesOnDisk(tmp_path)
+    kept.append(torch.ones(1, 2, 3, device="cuda"))
+    assert next(iter(kept)).is_cuda

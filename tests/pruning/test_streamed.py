@@ -83,9 +83,7 @@ def test_it_ends_with_the_same_bits(
     assert streamed == whole
 
 
-def test_a_run_may_go_on_the_other_way(
-    make: Make, calibration: Tensor, tmp_path: Path, recorder
-) -> None:
+def test_a_run_goes_on_otherwise(make: Make, calibration: Tensor, tmp_path: Path, recorder) -> None:
     ids, chosen = calibration[:12], config(activations="disk")
     whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
     for count, streamed in ((1, True), (3, False), (5, True)):

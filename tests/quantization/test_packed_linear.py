@@ -28,9 +28,7 @@ def layer(
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
-def test_it_computes_what_the_dense_weights_would(
-    bits: int, size: int, grid_type: str, rows: int
-) -> None:
+def test_it_computes_what_dense_ones_would(bits: int, size: int, grid_type: str, rows: int) -> None:
     held = layer(bits, size=size, grid_type=grid_type)
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = linear(x.double(), held.dense().double())

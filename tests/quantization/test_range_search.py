@@ -60,9 +60,7 @@ def test_the_min_max_equations(W: Tensor) -> None:
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_the_clip_search_is_as_good_as_one_over_all_ratios(
-    W: Tensor, bits: int, grid_type: str
-) -> None:
+def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: str) -> None:
     """Against the obvious way: every ratio on its own."""
     least = torch.full((24, 3), torch.inf)
     for ratio in (1 - step / 100 for step in range(60)):

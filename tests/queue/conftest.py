@@ -88,7 +88,6 @@ def bare_job(**values: Any) -> Job:
 def process_of(run: int) -> psutil.Process:
     """The process of a run's newest attempt."""
     ref = queries.attempts(run)[-1].engine_ref
-    assert ref is not None
     return psutil.Process(ref["pid"])
 
 

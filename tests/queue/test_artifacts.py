@@ -80,9 +80,7 @@ def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: P
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_newest_checkpoint_is_the_newest_where_it_is_copied_to(
-    kept: ArtifactStore, tmp_path: Path
-) -> None:
+def test_the_newest_checkpoint_is_the_newest_as_copied(kept: ArtifactStore, tmp_path: Path) -> None:
     for name in ("step-9", "step-10"):
         kept.put_folder(checkpoint(tmp_path, name, a=name), f"run/{name}")
     for name in ("step-10", "step-9"):
@@ -254,7 +252,6 @@ def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_store
     stored: Path, tmp_path: Path
 ) -> None:
     kept, work = store(), work_folder("dlqat-0001")
-    assert kept is not None
     fetch_work("dlqat-0001", 1, SPOOL)
     kept.put_folder(checkpoint(work, "train-1", step="200"), key_of(work / "train-1"))
     checkpoint(work, "train-1", step="400")  # which was not stored before it was killed
@@ -265,9 +262,7 @@ def test_a_machine_goes_on_with_its_own_checkpoints_and_another_with_those_store
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_machine_of_a_cluster_keeps_nothing_of_a_run_that_succeeded(
-    stored: Path, engine: str
-) -> None:
+def test_a_machine_of_a_cluster_keeps_nothing_that_succeeded(stored: Path, engine: str) -> None:
     job = submit("count", {"steps": 2, "pause": 0}, HOST)
     loop = SupervisorLoop(ScriptedEngine(slots=1, name=engine))
     loop.turn()

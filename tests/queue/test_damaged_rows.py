@@ -91,9 +91,7 @@ def test_a_row_at_work_stops_no_other(wait: Wait, loop: SupervisorLoop, damage: 
         loop.engine.kill(process or {})
 
 
-def test_what_goes_wrong_in_a_turn_is_tried_again(
-    wait: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_in_a_turn_is_tried_again(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit("count", {"steps": 1, "pause": 0}, HOST).id
     with monkeypatch.context() as patch:
         patch.setattr("backend.queue.lifecycle.start_attempt", lambda *_: [][0])

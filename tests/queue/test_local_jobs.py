@@ -102,9 +102,7 @@ def test_the_stored_config_is_whole_and_bad_values_name_their_field(queue: Path)
     assert len(queries.jobs()) == 1
 
 
-def test_every_change_of_the_queue_wakes_the_supervisor(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_change_wakes_the_supervisor(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[str] = []
     monkeypatch.setattr(service, "wake_supervisor", lambda: woken.append(queries.jobs()[0].state))
     job = submit("count", {"steps": 1}, HOST)
@@ -127,9 +125,7 @@ def test_settings_travel_with_the_job(
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
 
 
-def test_a_container_knows_its_own_processes_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_container_knows_its_own_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of another container of the same machine have the same boot, and other numbers."""
     engine, here = LocalEngine(1), local.reference(os.getpid())
     there = here | {"host": "another name"}

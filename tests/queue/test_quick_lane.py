@@ -44,9 +44,7 @@ def ended(job: int) -> None:
 @pytest.mark.parametrize(
     "of", [cost(None), cost(60.0), cost(6.0, 2e9), cost(6.0, open_ended=True), LONG]
 )
-def test_what_is_long_or_large_or_unknown_waits_for_a_slot(
-    queue: Path, of: SimpleNamespace
-) -> None:
+def test_what_is_long_large_or_unknown_waits_for_a_slot(queue: Path, of: SimpleNamespace) -> None:
     assert queries.job(added(of)).lane == Lane.SLOTS
 
 

@@ -76,7 +76,7 @@ def test_a_purge_frees_the_disk_and_the_number_is_not_given_again() -> None:
     assert enqueue("sds", {}, HOST).id == 3
 
 
-def test_only_what_was_deleted_a_day_ago_is_purged_by_itself(
+def test_only_what_was_deleted_a_day_ago_is_purged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     removal.remove([1], HOST)

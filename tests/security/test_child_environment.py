@@ -29,9 +29,7 @@ def test_the_token_is_for_the_dashboard_only(
     assert environment["HF_HOME"] == "/models"  # what the Hub, CUDA or Python need is passed on
 
 
-def test_a_job_gets_the_variables_of_its_submission(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_gets_those_of_its_submission(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/mine")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -45,9 +43,7 @@ def test_a_job_gets_the_variables_of_its_submission(
     assert "HF_HUB_OFFLINE" not in environment and missing == []
 
 
-def test_a_token_is_not_stored_and_nobody_elses_is_used(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_token_is_stored_nor_anothers_used(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     submitted = submission_variables()
     assert "hf_mine" not in str(submitted)

@@ -62,7 +62,7 @@ def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile
     assert profile.agreement("error") is not None
 
 
-def test_bits_go_where_they_save_most_and_experts_share_a_format(
+def test_bits_go_where_they_save_and_experts_share_them(
     profile: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(profile, 1000, frozenset(FORMATS[:3]))
@@ -131,7 +131,7 @@ def timed(profile: SensitivityProfile) -> SensitivityProfile:
     return replace(profile, layers=tuple(layers), times=times)
 
 
-def test_milliseconds_are_a_budget_that_a_matrix_keeps_as_a_whole(
+def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
     timed: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(timed, 0, frozenset(FORMATS[:3]))
@@ -157,7 +157,6 @@ def test_milliseconds_are_a_budget_that_a_matrix_keeps_as_a_whole(
     {"layers": dict.fromkeys(map(str, range(101)), 1.0)},
 ])  # fmt: skip
 def test_times_that_are_damaged_are_none(timed: SensitivityProfile, change: object) -> None:
-    assert timed.times is not None
     stored = timed.times.model_dump() | change if isinstance(change, dict) else change
     profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)
     assert profile.times is None

@@ -92,9 +92,7 @@ def test_fisher_is_the_mean_squared_gradient_at_the_outputs(
     )
 
 
-def test_more_bits_and_fewer_zeros_cost_less(
-    toy: LoadedModel, ids: Tensor, dense: DenseTrace
-) -> None:
+def test_more_bits_and_weights_cost_less(toy: LoadedModel, ids: Tensor, dense: DenseTrace) -> None:
     linears = block_linears(toy.model, 0)
     stream = open_stream(toy.model, ids, 4)
     with InputCollector(linears, StatisticsLevel.GRAM) as collector:

@@ -51,9 +51,7 @@ def test_figures_are_numpys(weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-15, 1e-12, 1e12])
-def test_the_shape_does_not_depend_on_the_unit_of_the_weights(
-    unit: float, weight: torch.Tensor
-) -> None:
+def test_the_shape_does_not_depend_on_the_unit(unit: float, weight: torch.Tensor) -> None:
     """Fourth powers of such weights are too small or too large for float32."""
     found, usual = (tensor_statistics(ascending(w.flatten()), 1.0) for w in (weight * unit, weight))
     assert found["std"] == pytest.approx(usual["std"] * unit, rel=1e-4)

@@ -24,7 +24,6 @@ def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
     tail = (1 - random.random(2000)) ** (-1 / (alpha - 1))  # from 1 on
     body = random.random(500)
     fit = power_law(np.concatenate([tail, body]))
-    assert fit is not None
     assert fit.alpha == pytest.approx(alpha, rel=0.08)
     assert fit.distance < 0.03 and 0.5 < fit.start < 3
 
@@ -37,9 +36,7 @@ def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
         ("2.mlp.up_proj", 2.756224, 21.994156, 0.140027),
     ],
 )
-def test_figures_are_weight_watchers(
-    layer: str, alpha: float, stable_rank: float, distance: float
-) -> None:
+def test_as_weight_watchers(layer: str, alpha: float, stable_rank: float, distance: float) -> None:
     """Of layers of the built-in model, as WeightWatcher 0.7.7 has them (`analyze`)."""
     weight = load("toy").model.get_submodule(f"model.layers.{layer}").weight
     figures = spectrum(weight)[0]

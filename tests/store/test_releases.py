@@ -92,7 +92,6 @@ def test_what_a_release_has_left_goes_on(left: None) -> None:
 def on_server(program: str, url: str, *given: str) -> None:
     """Run a program of PostgreSQL on a database."""
     at, folder = make_url(url), postgres.programs()
-    assert folder is not None
     place = ["--host", str(at.query["host"]), "--username", postgres.ADMIN]
     line = [str(folder / program), *place, f"--dbname={at.database}", *given]
     subprocess.run(line, check=True)

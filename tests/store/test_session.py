@@ -144,7 +144,7 @@ def values(tables: Settings) -> np.ndarray:
     return made
 
 
-def test_each_range_keeps_its_lowest_and_highest_point_and_the_curve_its_ends(
+def test_each_range_keeps_its_extremes_and_the_curve_its_ends(
     values: np.ndarray,
 ) -> None:
     span = frames.spans(1)[LOSS]

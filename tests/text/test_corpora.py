@@ -1,11 +1,14 @@
-"""Which texts can be named, and why others cannot."""
+"""Which texts can be named, and why others cannot; local ones: which files may be read, and how
+they fall into documents."""
 
 from pathlib import Path
 
 import pytest
 
 from backend.errors import DatasetError
+from backend.text import files
 from backend.text.corpora import corpora, require_corpus
+from tests.text.conftest import write
 
 
 def test_what_is_listed(text_dir: Path) -> None:
@@ -26,9 +29,7 @@ def test_what_is_listed(text_dir: Path) -> None:
         ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"), ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
     ],
 )  # fmt: skip
-def test_refusals_name_the_field_and_the_way_out(
-    text_dir: Path, name: str, says: str, field: str
-) -> None:
+def test_refusals_name_field_and_way_out(text_dir: Path, name: str, says: str, field: str) -> None:
     (text_dir.parent / "secret.txt").write_text("secret")
     with pytest.raises(DatasetError, match=says) as refused:
         require_corpus(name, field)
@@ -47,10 +48,78 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
     [("a.jsonl", b"no json\n", "Line 1"), ("a.jsonl", b'{"title": 1}\n', "neither"),
      ("a.jsonl", b'{"messages": [3]}\n', "message"), ("a.txt", b"caf\xe9 au lait", "utf-8")],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_at_once(
-    text_dir: Path, name: str, content: bytes, why: str
-) -> None:
+def test_a_wrong_file_is_refused(text_dir: Path, name: str, content: bytes, why: str) -> None:
     (text_dir / name).write_bytes(content)
     with pytest.raises(DatasetError, match=why) as refused:
         require_corpus(f"file:{name}", "calibration_text")
     assert refused.value.field == "calibration_text"
+
+
+def read(name: str) -> list[str]:
+    return list(files.documents(files.paths(name)))
+
+
+def test_titles_start_documents(text_dir: Path) -> None:
+    (text_dir / "a.txt").write_text("# One\n\n## Part\n\nText.\n# Two\nMore.\n")
+    assert read("a.txt") == ["# One\n\n## Part\n\nText.\n", "# Two\nMore.\n"]
+    (text_dir / "w.txt").write_text(
+        " \n = One = \n \n = = Part = = \n long @-@ term . \n = Two = \n"
+    )
+    assert read("w.txt") == ["= One =\n\n= = Part = =\nlong-term.\n", "= Two =\n"]
+
+
+def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
+    folder = text_dir / "many"
+    folder.mkdir()
+    (folder / "b.txt").write_text("second")
+    (folder / "a.txt").write_text("first")
+    (folder / "c.md").write_text("no text")
+    write(folder, "c.jsonl", [{"text": "third", "id": 1}])
+    assert read("many") == ["first", "second", "third"]
+    assert files.names() == ["many"]
+    assert read("many/b.txt") == ["second"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.txt", "link.txt", "linked", "linked/secret.txt", "/etc/hosts", "", "a\0b.txt",
+     "x" * 300 + ".txt", "empty.txt", "notes.md", ".hidden.txt", "absent.txt", "full/link.txt"],
+)  # fmt: skip
+def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
+    outside = text_dir.parent / "outside"
+    outside.mkdir()
+    for secret in (text_dir.parent / "secret.txt", outside / "secret.txt"):
+        secret.write_text("secret")
+    (text_dir / "full").mkdir()
+    for link in (text_dir / "link.txt", text_dir / "full" / "link.txt"):
+        link.symlink_to(text_dir.parent / "secret.txt")
+    (text_dir / "linked").symlink_to(outside)
+    (text_dir / "empty.txt").touch()
+    for own in ("notes.md", ".hidden.txt"):
+        (text_dir / own).write_text("text")
+    assert files.paths(name) == []
+    assert files.names() == []
+
+
+def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
+    (text_dir / "a.txt").write_text("text")
+    (text_dir / "folder").mkdir()
+    (text_dir / "folder" / "a.txt").write_text("text")
+    for link in ("loop.txt", "loop", "folder/loop.txt", "gone.txt"):
+        (text_dir / link).symlink_to(text_dir / ("nothing" if link == "gone.txt" else link))
+    assert files.names() == ["a.txt", "folder"]
+    assert read("folder") == ["text"]
+    assert {corpus.name for corpus in corpora()} >= {"file:a.txt", "file:folder"}
+    for name in ("loop.txt", "loop", "loop/a.txt", "folder/loop.txt", "gone.txt"):
+        with pytest.raises(DatasetError, match="in a circle"):
+            require_corpus(f"file:{name}", "evaluation_text")
+
+
+def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
+    folder = text_dir / "wiki"
+    folder.mkdir()
+    (folder / "a.txt").write_text("long @-@ term , yes")
+    (folder / "b.txt").write_text("short , no")
+    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenised"
+    assert read("wiki") == ["long-term, yes", "short, no"]
+    assert files.preprocessing(files.paths("wiki/b.txt")) == ""

@@ -80,9 +80,7 @@ def test_c4_reads_other_shards_for_each_role(hub: list[tuple]) -> None:
     assert "c4-train.00000" in hub[0][-1] and "c4-validation.00000" in hub[1][-1]
 
 
-def test_a_hub_that_does_not_answer_is_no_crash(
-    text_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_without_answers_is_no_crash(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: str, **__: object) -> None:
         raise ConnectionError("Couldn't reach the hub")
 

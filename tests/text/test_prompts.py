@@ -25,9 +25,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'{"prompt": "Why?"}\n\xff', b"[" * 100_000])
-def test_a_file_that_is_no_text_or_nested_without_end_is_refused(
-    text_dir: Path, content: bytes
-) -> None:
+def test_a_file_that_is_no_text_or_nested_is_refused(text_dir: Path, content: bytes) -> None:
     (text_dir / "odd.jsonl").write_bytes(content)
     with pytest.raises(DatasetError, match=r"of odd\.jsonl is not a prompt"):
         require_prompts("file:odd.jsonl", "prompts")
@@ -131,9 +129,7 @@ def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared question files")
 @pytest.mark.parametrize(("name", "count", "tasks"), [("mt", 80, 1), ("spec", 480, 6)])
-def test_the_public_question_files_can_be_read(
-    text_dir: Path, name: str, count: int, tasks: int
-) -> None:
+def test_public_question_files_are_read(text_dir: Path, name: str, count: int, tasks: int) -> None:
     file = SHARED / f"{name}_bench_question.jsonl"
     (text_dir / file.name).write_bytes(file.read_bytes())
     found = benchmark_prompts(f"file:{file.name}")

@@ -1,7 +1,10 @@
-"""Slices are reproducible, of the part they should be, and apart from each other."""
+"""Slices are reproducible, of the part they should be, and apart from each other; the windows of
+documents, with a tokenizer whose tokens are plain to see."""
 
 from itertools import combinations, pairwise
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
+from backend.text import slices as room
 from backend.text.corpora import documents
 from backend.text.slices import (
     PASSAGE,
@@ -24,7 +28,9 @@ from backend.text.slices import (
     calibration_slices,
     check_apart,
     cut_windows,
+    encoded,
     evaluation_slice,
+    shuffled,
 )
 from backend.text.training import training_set
 from tests.fork_server import elsewhere
@@ -95,9 +101,7 @@ def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_special_tokens_that_a_text_spells_out_are_plain_text(
-    text_dir: Path, special: bool
-) -> None:
+def test_special_tokens_a_text_spells_out_are_plain_text(text_dir: Path, special: bool) -> None:
     """As WikiText's <unk> is, which some tokenizers read as their own unknown token."""
     words = Tokenizer(BPE(unk_token="<unk>"))
     words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Bytes()
@@ -221,3 +225,63 @@ def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: i
     else:
         with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
+
+
+END, BEGIN = 0, 1
+
+
+class Letters:
+    """One token a character; `begins` and `ends` say which special tokens there are."""
+
+    def __init__(self, begins: bool = False, ends: bool = True) -> None:
+        self.bos_token_id = BEGIN if begins else None
+        self.eos_token_id = END if ends else None
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **_: object) -> SimpleNamespace:
+        begin = [BEGIN] if self.bos_token_id and add_special_tokens else []
+        return SimpleNamespace(input_ids=begin + [ord(letter) for letter in text])
+
+
+def cut(texts: list[str], context: int, offset: int = 0, **kind: bool) -> list[list[int]]:
+    return list(cut_windows(texts, Letters(**kind), context, lambda slack: min(offset, slack)))
+
+
+def ids(text: str) -> list[int]:
+    return [END if letter == "." else BEGIN if letter == "^" else ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("texts", "context", "windows"),
+    [
+        (["abcdefgh"], 3, ["abc", "def"]), (["ab", "cd", "ef"], 4, ["ab.c"]),
+        (["ab", "cdefgh", "ijkl"], 4, ["ab.c", "defg", "ijkl"]), (["abc"], 4, []), ([], 4, []),
+    ],
+)  # fmt: skip
+def test_rows_and_windows(texts: list[str], context: int, windows: list[str]) -> None:
+    assert cut(texts, context) == [ids(window) for window in windows]
+
+
+@given(st.lists(st.text("abcdef", max_size=30), max_size=12), st.integers(2, 9), st.integers(0, 9))
+def test_windows_are_text_in_order_and_apart(texts: list[str], context: int, offset: int) -> None:
+    windows = cut(texts, context, offset)
+    stream, position = ids(".".join(texts)), 0
+    for window in windows:
+        assert len(window) == context
+        while stream[position : position + context] != window:
+            position += 1
+            assert position < len(stream)
+        position += context
+
+
+def test_a_stream_is_shuffled_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SHUFFLE_BUFFER", 10)
+    endless = iter(shuffled(iter(int, 1), Random(0)))  # zeros without end
+    assert [next(endless) for _ in range(25)] == [0] * 25
+    order = list(shuffled(range(20), Random(0)))
+    assert sorted(order[:10]) == list(range(10)) and order[:10] != list(range(10))
+
+
+def test_a_very_long_document_is_encoded_whole() -> None:
+    text = "a" * 999_990 + "\n\n" + "b" * 1_500_000
+    (found,) = encoded([text], Letters())
+    assert found == ids(text)

@@ -214,9 +214,7 @@ def train_drafter(
     return Trained(reporter.losses, {**drafter.state_dict()})
 
 
-def test_a_drafter_on_two_processes_has_the_losses_of_one(
-    tmp_path: Path, texts: Path, rendezvous
-) -> None:
+def test_a_drafter_on_two_has_the_losses_of_one(tmp_path: Path, texts: Path, rendezvous) -> None:
     """Of 26 sequences in batches of 5 the last batch has one: a process has nothing to learn from.
     The second process began with other weights."""
     fields = {"batch": 5, "steps": 7}

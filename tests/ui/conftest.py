@@ -120,19 +120,14 @@ def seed(tensors: dict[str, Tensor]) -> None:
     error = {"what": "The model ran out of memory.", "why": HOSTILE, "do": "Use fewer segments."}
     rows: list[Table] = [
         job_row(
-            1,
-            "succeeded",
-            name=HOSTILE,
-            finished_at=now - 500_000,
-            done=1,
-            total=1,
+            1, "succeeded", name=HOSTILE, finished_at=now - 500_000, done=1, total=1,
             kept_stage="sds",
         ),
         job_row(2, "running", name="half way", done=0.61, total=1.0, eta_s=270.0, stage="Block 2"),
         job_row(3, "queued", name="next", started_at=None),
         job_row(4, "failed", finished_at=now, error=error),
         job_row(5, "cancelled", name="no statistics", finished_at=now),
-    ]
+    ]  # fmt: skip
     rows += [Event(job_id=i, at=now, type="queued", actor="local") for i in range(1, 6)]
     rows += [*tensor_rows(1, tensors), *tensor_rows(2, tensors, stages=2), *result_rows(1)]
     rows += [

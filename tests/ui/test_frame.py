@@ -133,7 +133,7 @@ def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
         assert (answer.status_code, answer.headers["location"]) == (308, f"{new}?run=a-1&x=b%20c")
 
 
-def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
+def test_nothing_is_drawn_by_gradios_plot_and_no_name_is_twice(
     config: dict[str, Any],
 ) -> None:
     assert "plot" not in {c["type"] for c in config["components"]}

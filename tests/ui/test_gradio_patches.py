@@ -106,7 +106,7 @@ def test_another_gradio_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_gradio_can_make_our_components_anew_as_it_does_when_they_are_updated(
+def test_gradio_can_make_our_components_anew_as_in_an_update(
     built: gr.Blocks,
 ) -> None:
     ours = {

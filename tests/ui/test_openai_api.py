@@ -101,7 +101,7 @@ def test_bad_bodies_reach_nobody(
 @pytest.mark.parametrize(
     "headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}]
 )
-def test_other_sites_ask_for_nothing(visit: Visit, double: Double, headers: dict[str, str]) -> None:
+def test_other_sites_get_nothing(visit: Visit, double: Double, headers: dict[str, str]) -> None:
     refused = visit().post(CHAT, json=SAID, headers=headers)
     assert error_of(refused) == (403, "forbidden") and double.asked == []
 

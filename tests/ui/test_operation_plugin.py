@@ -59,9 +59,7 @@ def test_it_is_a_command(plugged: None) -> None:
     assert set(json.loads(slimscope("longest-name", "--json").stdout)) == {"name"}
 
 
-def test_it_is_a_request_with_its_documentation(
-    plugged: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_a_documented_request(plugged: None, monkeypatch: pytest.MonkeyPatch) -> None:
     host = ask("127.0.0.1")
     described = host.get("/openapi.json").json()["paths"]["/runs/{run}/star"]["post"]
     assert described["description"] == "Star a run. For hosts."

@@ -23,9 +23,7 @@ def plugged(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         clear()
 
 
-def test_a_page_of_a_plugin_stands_in_its_place_and_answers(
-    plugged: None, tables: Settings
-) -> None:
+def test_a_plugins_page_stands_in_its_place_and_answers(plugged: None, tables: Settings) -> None:
     names = [page.name for page in pages()]
     assert names.index("Compare") < names.index("Toy page") < names.index("Weights")
     config = app.build((pages()[0], *plugin.PAGES)).get_config_file()

@@ -60,9 +60,7 @@ def test_presentations_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.show(last, "runs") != last
 
 
-def test_the_link_is_one_that_others_reach(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_others_reach_the_link(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get("/slimscope/share", headers=LOCAL).json() == {"base": ""}
     monkeypatch.setenv("SLIMSCOPE_HOST", "0.0.0.0")
     settings.cache_clear()

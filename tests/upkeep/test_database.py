@@ -98,9 +98,7 @@ def test_a_copy_is_one_consistent_file_while_others_write(queue: Path) -> None:
     assert sorted(path.name for path in queue.glob("copy.db*")) == ["copy.db"]
 
 
-def test_one_copy_a_day_and_the_newest_are_kept(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_a_day_and_the_newest_are_kept(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIMSCOPE_BACKUPS", "2")
     settings.cache_clear()
     (queue / "backups").mkdir()

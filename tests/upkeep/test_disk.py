@@ -93,9 +93,7 @@ def test_a_run_that_is_queued_or_live_keeps_its_checkpoints(queue: Path) -> None
     assert has_checkpoints(job.run)
 
 
-def test_of_a_resume_at_the_same_moment_one_comes_first(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_at_one_moment_one_comes_first(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints are set aside in the transaction that has read the state."""
     job, aside = ended(), removal._set_aside
     resuming = threading.Thread(target=resume, args=(job.run, HOST))
@@ -112,9 +110,7 @@ def test_of_a_resume_at_the_same_moment_one_comes_first(
     assert [each[0] for each in history(job)] == ["checkpoints deleted", "resumed"]
 
 
-def test_old_checkpoints_expire_and_nothing_else(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_checkpoints_alone_expire(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIMSCOPE_KEEP_CHECKPOINTS_DAYS", "2")
     settings.cache_clear()
     old = [ended(state, 3) for state in (State.FAILED, State.CANCELLED, State.LOST)]

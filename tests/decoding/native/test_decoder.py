@@ -107,9 +107,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_nearer_to_float32_than_those_of_pytorch(
-    model: PreTrainedModel, variant: str
-) -> None:
+def test_logits_are_nearer_to_float32_than_pytorch(model: PreTrainedModel, variant: str) -> None:
     assert unsupported(model) == ""
     if variant == "AVX2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         pytest.skip("this processor has no AVX2")
@@ -252,9 +250,7 @@ def test_a_matrix_with_few_zeros_stays_dense() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(
-    variant: str, name: str
-) -> None:
+def test_a_token_has_the_same_logits_in_a_pass_over_any_number(variant: str, name: str) -> None:
     """So drafts change no text, in bfloat16 as little as in float32."""
     model = built(FAMILIES[name])
     native, ids, found = NativeModel(model, VARIANTS[variant]), tokens(model, 24), []

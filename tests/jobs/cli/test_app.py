@@ -89,9 +89,7 @@ def test_looking_makes_no_database(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["serve", "--port", "8123"], []])
-def test_the_dashboard_is_opened(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
+def test_dashboard_opens(data_dir: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     class ReplacedError(Exception):
         """In place of the new program."""
 
@@ -138,9 +136,7 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
 
 
 @pytest.mark.sqlite("its backups")
-def test_backup_restore_disk_and_free(
-    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backup_disk_and_free(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     cancel(run, HOST)
     checkpoint = work_folder(run) / "step-0"
@@ -205,9 +201,7 @@ def test_looking_imports_nothing_heavy(queue: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantise")])
-def test_a_file_of_a_pipeline_takes_no_model_and_no_preset(
-    queue: Path, words: tuple[str, ...]
-) -> None:
+def test_a_pipeline_file_takes_no_model_or_preset(queue: Path, words: tuple[str, ...]) -> None:
     refused = slimscope("pipeline", "file.yaml", *words, "--show")
     assert refused.returncode == 2 and "names its own steps and model" in refused.stderr
 

@@ -151,9 +151,7 @@ def test_machines_with_other_versions_are_named(queue: Path) -> None:
         assert wrong(cluster.nodes(), "gpu-2 has torch 1.0") is is_other
 
 
-def test_a_store_of_artefacts_gives_back_what_it_takes(
-    queue: Path, given: Given, tmp_path: Path
-) -> None:
+def test_a_store_gives_back_what_it_takes(queue: Path, given: Given, tmp_path: Path) -> None:
     assert cluster.artefact_store().ok
     given(ARTIFACTS=f"file://{tmp_path}/store")
     assert cluster.artefact_store().ok and [*(tmp_path / "store").iterdir()] == []

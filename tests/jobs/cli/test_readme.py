@@ -31,7 +31,6 @@ def lines(page: str) -> Iterator[list[str]]:
     """The words of each command, without comments."""
     text = (ROOT / page).read_text(encoding="utf-8")
     block = re.search(r"```bash\n(slimscope submit sds --model toy .*?)```", text, re.DOTALL)
-    assert block is not None
     for line in block[1].splitlines():
         if words := shlex.split(line, comments=True):
             yield words[1:]

@@ -107,16 +107,14 @@ def test_llama_cpp_is_timed_beside_our_decoders(wait: Wait) -> None:
     assert whole["tokens_per_second"].value == ours
 
 
-def test_llama_cpp_is_refused_where_it_is_missing(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_llama_cpp_is_refused_if_missing(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "LLAMA_CPP", "no_such_package")
     with pytest.raises(ConfigError, match="not installed") as refused:
         submit("benchmark", {**SMALL, "llama_cpp": "Q8_0"}, HOST)
     assert refused.value.field == "llama_cpp" and "pip install" in refused.value.do
 
 
-def test_auto_decodes_natively_on_processors_without_bfloat16_too(
+def test_auto_decodes_natively_without_bfloat16_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
@@ -158,19 +156,12 @@ def reports(
 
     def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
         return DecoderReport(
-            name,
-            kind="" if name == VANILLA else "Amphista",
-            nodes=8,
-            speed_up=up,
-            accepted=accepted,
-            break_even=verify + draft,
-            same=same,
-            prompts=12,
-            first_difference=None if same == 1 else 4,
-            ranges={"speed_up": (up - 0.01, up + 0.01)},
+            name, kind="" if name == VANILLA else "Amphista", nodes=8, speed_up=up,
+            accepted=accepted, break_even=verify + draft, same=same, prompts=12,
+            first_difference=None if same == 1 else 4, ranges={"speed_up": (up - 0.01, up + 0.01)},
             lengths={1: 3, 2: 9},
             milliseconds={"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0},
-        )
+        )  # fmt: skip
 
     drafter = report("amphista-0007", up, accepted, verify, draft)
     return [report(VANILLA, 1.0, 1.0, 1.0, 0.0), drafter]

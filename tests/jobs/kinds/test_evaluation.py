@@ -280,9 +280,7 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
 
 
 @pytest.mark.parametrize("role", ["", "kept"])
-def test_a_kill_between_two_figures_of_a_stage_loses_none(
-    monkeypatch: pytest.MonkeyPatch, role: Any
-) -> None:
+def test_a_kill_between_two_figures_loses_none(monkeypatch: pytest.MonkeyPatch, role: Any) -> None:
     whole = Recorder(99)
     quality(whole, monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
     assert "window_losses" in whole.kept and ("kl_to_dense" in whole.kept) == bool(role)

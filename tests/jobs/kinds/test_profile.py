@@ -93,7 +93,6 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
               "sample_tokens": 0}  # fmt: skip
     job = succeeded(wait, "dlqat", config)
     quantized = queries.plan(job.id)
-    assert quantized is not None
     layout = read_layout(run_folder(job.run) / "model")
     assert {layout.of(f"model.layers.{b}.mlp.down_proj").bits for b in range(3)} == {4}
     assert {each.bits for each in layout.linears} == {2, 4}
@@ -128,7 +127,6 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     plain = {"model": "toy", "allocation": "budget:3bits"}  # with the defaults of the form
     assert queries.plan(submit("dlqat", plain, HOST).id)
     found = queries.plan(submit("dlqat", config | {"allocation": search.run}, HOST).id)
-    assert found is not None
     mix = queries.job(search.id).environment["mix"]
     for group in found["groups"]:
         for name in group["layers"]:

@@ -125,9 +125,7 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
         (LITTLE, {"weights": "memory"}, False), (LITTLE, {"calibration_text": "self"}, False),
     ],
 )  # fmt: skip
-def test_a_model_is_streamed_when_it_would_not_fit(
-    available: int, values: dict, streamed: bool
-) -> None:
+def test_what_would_not_fit_is_streamed(available: int, values: dict, streamed: bool) -> None:
     config = SDSJob.model_validate({**SMALL, **values})
     chosen, needed = memory_bytes(config, inspect("toy"), available)
     assert chosen is streamed

@@ -167,9 +167,7 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
         assert refused.status_code == 400 and words in refused.text
 
 
-def test_a_newer_request_of_a_browser_ends_the_older(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_newer_request_ends_the_older(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves those of other browsers, and of other people, alone."""
     step, began = door.pool.step, threading.Event()
 
@@ -190,9 +188,7 @@ def test_a_newer_request_of_a_browser_ends_the_older(
     assert asyncio.run(both("c", "mira")) == asyncio.run(both("b", "max")) == ("done", "done")
 
 
-def test_a_guest_waits_for_the_host_but_not_for_ever(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_waits_but_not_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "GUEST_WAITS_S", 0.02)
     with door.pool.turn(guest=False):
         events = door.ask(address("20p"), "loss", role="guest", person="guest-1")
@@ -330,12 +326,8 @@ def test_a_state_becomes_configs(queue: Path) -> None:
         {"model": "toy", "pattern": "60%", "base": "wanda"},
     )
     assert gptq["config"] == {
-        "model": "toy",
-        "bits": 4,
-        "group_size": 32,
-        "stages": "gptq",
-        "embedding": "stored",
-    }
+        "model": "toy", "bits": 4, "group_size": 32, "stages": "gptq", "embedding": "stored",
+    }  # fmt: skip
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]
     assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")

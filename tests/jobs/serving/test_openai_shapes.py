@@ -33,9 +33,7 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (CHAT, {"messages": SAID * 201}, "messages", "at most 200"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "'system'"),
         (
-            CHAT,
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages",
+            CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages",
             "",
         ),
         (CHAT, {"n": 1000}, "n", "less than or equal to 16"),
@@ -58,7 +56,7 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (TEXT, {"prompt": "x" * 500_001}, "prompt", "at most 500000"),
         (TEXT, {"messages": SAID}, "messages", "no such parameter"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_named(path: str, values: dict[str, Any], field: str, why: str) -> None:
     with pytest.raises(ConfigError) as refused:
         body(path, **values)
@@ -165,9 +163,7 @@ def test_an_error_ends_the_stream(failure: Any) -> None:
         (OverloadError("x", retry_after_s=3.2, before=4), 0, 429, "rate_limit_error"),
     ],
 )
-def test_errors_have_a_status_and_a_type(
-    error: SlimscopeError, status: int, found: int, kind: str
-) -> None:
+def test_errors_have_their_type(error: SlimscopeError, status: int, found: int, kind: str) -> None:
     code, content = error_body(error, status)
     assert (code, content["error"]["type"]) == (found, kind)
     assert (error_headers(error) == {"retry-after": "3"}) == isinstance(error, OverloadError)

@@ -199,9 +199,7 @@ def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
     assert after[-2]["event"] == "loss" and after[-1] == {"event": "done"}
 
 
-def test_a_process_that_does_not_start_is_told(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_does_not_start_is_told(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "START_S", 0.5)
     with pytest.raises(SlimscopeError, match="did not start"):
         asked()
@@ -251,9 +249,7 @@ def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
         assert asyncio.run(left()) == []
 
 
-def test_a_process_that_hangs_is_not_waited_for(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_hangs_is_not_waited_for(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "STATUS_S", 0.2)
     with client.listen()[0]:  # and never accepts
         assert asyncio.run(asyncio.wait_for(serving_status(), 20)) == {}

@@ -53,7 +53,6 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "LICENSE").read_text() == "Apache License"
     source = CacheOrigin.read(folder)
-    assert source is not None
     assert (source.note, source.bytes) == (ORIGIN.note, 13) and source.licence == "Apache-2.0"
     assert any("93 MB" in line for line in lines)
 

@@ -1,5 +1,6 @@
-"""Pruners against slow, obvious forms of the same algorithms."""
+"""Pruners against slow, obvious forms of the same algorithms, and solvers against least squares."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -10,8 +11,11 @@ from backend.calibration.linalg import NotPositiveDefiniteError
 from backend.calibration.second_moments import InputStatistics
 from backend.pruning.config import SDSConfig
 from backend.pruning.pattern import Pattern
+from backend.pruning.pruners import admm, alps
+from backend.pruning.pruners.dsnot import dsnot
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.pruners.sparsegpt import BLOCK
+from backend.pruning.pruners.wanda import wanda
 
 PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
 COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8
@@ -158,3 +162,84 @@ def test_a_hessian_without_a_root_is_refused(layer) -> None:
     H[0, 1] = H[1, 0] = 100 * H.diagonal().max()
     with pytest.raises(NotPositiveDefiniteError):
         prune("sparsegpt", layer.W, InputStatistics(100, H.diagonal(), H), "2:4")
+
+
+@pytest.mark.parametrize("text", ["50%", "70%", "2:4"])
+def test_the_mean_error_of_no_row_grows_and_most_fall(text: str, make_layer) -> None:
+    layer, pattern = make_layer(rows=48, columns=64), Pattern.parse(text)
+    layer.X += torch.linspace(-2, 2, 64)[:, None]
+    before = wanda(layer.W, layer.inputs, pattern, 0.01)
+    after = dsnot(layer.W, layer.inputs, pattern, 0.01)
+    kept = after != 0
+    assert torch.equal(after[kept], layer.W[kept])  # no weight changes its value
+    assert torch.equal((after != 0).sum(1), (before != 0).sum(1))
+    if pattern.structured:
+        assert ((after.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
+    was, now = (((layer.W - W) @ layer.X.mean(1)).abs() for W in (before, after))
+    assert (now <= was + 1e-5).all() and (now < 0.5 * was).float().mean() > 0.4
+
+
+def test_a_swap_is_the_one_of_the_paper() -> None:
+    W = torch.tensor([[3.0, 1.0, -0.5, 2.0]])
+    mean, energy = torch.tensor([0.1, 1.0, 1.0, 0.2]), torch.tensor([1.0, 1.5, 2.0, 1.0])
+    inputs = InputStatistics(10, energy, mean=mean)
+    # Wanda keeps 3.0 and 2.0: scores 3, 1.2, 0.7, 2. The lost mean is 1 - 0.5 = 0.5, so 1.0 comes
+    # back; e = -0.5. Of those that raise e when they go, 2.0 has the lowest score: e = -0.1.
+    assert dsnot(W, inputs, Pattern.parse("50%"), 0.01).tolist() == [[3.0, 1.0, 0.0, 0.0]]
+
+
+Solver = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
+solvers = pytest.mark.parametrize("solver", [admm.admm, alps.alps], ids=["admm", "alps"])
+
+
+def exact(W: Tensor, H: Tensor, kept: Tensor) -> Tensor:
+    """The least-squares optimum on the weights that are kept, row by row in float64."""
+    W, H, best = W.double(), H.double(), torch.zeros_like(W, dtype=torch.float64)
+    for row in range(len(W)):
+        on = kept[row].nonzero().flatten()
+        best[row, on] = torch.linalg.solve(H[on][:, on], (W[row] @ H)[on])
+    return best.float()
+
+
+@solvers
+@pytest.mark.parametrize("text", ["50%", "70%", "2:4", "1:4"])
+def test_it_follows_the_pattern_and_beats_the_others(solver: Solver, text: str, make_layer) -> None:
+    layer, pattern = make_layer(rows=48, columns=64), Pattern.parse(text)
+    found = solver(layer.W, layer.inputs, pattern, 0.01)
+    assert (found == 0).float().mean().item() == int(64 * pattern.drop + 1e-6) / 64
+    if pattern.structured:
+        assert ((found.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
+    for name in ("magnitude", "wanda", "sparsegpt"):
+        other = PRUNERS[name].prune(layer.W, layer.inputs, pattern, 0.01)
+        assert layer.error(found) < layer.error(other), name
+
+
+@pytest.mark.parametrize(
+    ("solver", "module", "steps", "many", "usual", "damping"),
+    [
+        (admm.admm, admm, "STEPS", 3000, 1.25, 0.01),
+        (alps.alps, alps, "GRADIENT_STEPS", 200, 1.2, 1e-6),
+    ],
+    ids=["admm", "alps"],
+)
+def test_it_comes_close_to_the_optimum_of_its_mask_and_many_steps_reach_it(
+    solver: Solver, module: object, steps: str, many: int, usual: float, damping: float,
+    make_layer, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    layer, half = make_layer(rows=12, columns=32), Pattern.parse("50%")
+    found = solver(layer.W, layer.inputs, half, damping)
+    best = layer.error(exact(layer.W, layer.inputs.gram, found != 0))
+    assert best <= layer.error(found) < usual * best
+    monkeypatch.setattr(module, steps, many)
+    again = solver(layer.W, layer.inputs, half, 1e-6)
+    best = layer.error(exact(layer.W, layer.inputs.gram, again != 0))
+    assert layer.error(again) == pytest.approx(best, rel=1e-2)
+
+
+@solvers
+def test_a_matrix_that_is_not_positive_definite_asks_for_more_damping(solver: Solver) -> None:
+    H = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    inputs = InputStatistics(10, H.diagonal().clone(), H)
+    with pytest.raises(NotPositiveDefiniteError):
+        solver(torch.ones(2, 2), inputs, Pattern.parse("1:2"), 0.01)
+    assert solver(torch.ones(2, 2), inputs, Pattern.parse("1:2"), 10.0).isfinite().all()

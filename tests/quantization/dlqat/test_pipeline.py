@@ -276,9 +276,7 @@ NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
 FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
 
 
-def test_every_quantizer_comes_back_to_the_model_it_began_with(
-    toy, calibration: Tensor, tmp_path
-) -> None:
+def test_every_quantizer_comes_back_to_its_model(toy, calibration: Tensor, tmp_path) -> None:
     """At 8 bits next to nothing is lost, whatever the basis."""
     texts = (calibration[:2, :32], calibration[:8, :64])
     qat = finished(begun(toy(), tmp_path, *texts, bits=8, stages=NAMES, **FIELDS))

@@ -104,9 +104,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     ("done", "fields"),
     [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
 )
-def test_a_stopped_training_goes_on_to_the_same_bits(
-    start, recorder, done: int, fields: dict
-) -> None:
+def test_a_stopped_one_goes_on_to_the_same_bits(start, recorder, done: int, fields: dict) -> None:
     """Stopped behind step `done`; checkpoints are of steps 2 and 4."""
     whole = made(start("whole", **fields))
 

@@ -27,9 +27,7 @@ def engine(cluster: Slurm) -> SlurmEngine:
     return SlurmEngine(2, 1.5, 1, ["--partition=gpu"], Clock())
 
 
-def test_a_batch_job_says_what_to_run_and_what_it_takes(
-    cluster: Slurm, engine: SlurmEngine
-) -> None:
+def test_a_batch_job_says_what_it_runs_and_takes(cluster: Slurm, engine: SlurmEngine) -> None:
     engine.launch(request())
     line, script = cluster.ran[-1]
     assert {
@@ -68,9 +66,7 @@ def test_a_controller_that_did_not_answer_is_not_asked_again_at_once(
     assert not engine.room().known and len(cluster.ran) == 1
 
 
-def test_a_stop_is_for_the_process_and_a_kill_for_all_of_the_job(
-    cluster: Slurm, engine: SlurmEngine
-) -> None:
+def test_a_stop_is_for_the_process_and_a_kill_for_all(cluster: Slurm, engine: SlurmEngine) -> None:
     ref = engine.launch(request())
     cluster.ran.clear()
     for _ in range(3):  # turns of a second
@@ -82,7 +78,7 @@ def test_a_stop_is_for_the_process_and_a_kill_for_all_of_the_job(
     ]
 
 
-def test_a_command_that_fails_hangs_or_is_missing_is_one_error(
+def test_a_command_that_fails_or_hangs_is_one_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run_command(["cat"], "given") == "given"

@@ -47,7 +47,7 @@ def drawn(figure: go.Figure) -> list[Any]:
 # heatmap ------------------------------------------------------------------------------------------
 
 
-def test_each_cell_is_the_stored_figure_in_the_order_of_the_data_with_its_unit(
+def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
     table: pd.DataFrame,
 ) -> None:
     heat = drawn(layer_map(table, "redense", "near_zero").figure)[0]

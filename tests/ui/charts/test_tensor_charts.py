@@ -61,7 +61,7 @@ def test_bins_zeros_and_the_rest_make_up_all_weights(series: list[Series]) -> No
     assert hole < min(found["Dense"].y[middle - 1 : middle + 1])
 
 
-def test_series_share_their_bins_and_the_log_axis_leaves_out_empty_ones(
+def test_series_share_bins_and_the_log_axis_leaves_out_empty_ones(
     series: list[Series],
 ) -> None:
     figure = overlay(series, log_y=True)

@@ -52,11 +52,9 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
 def measured(tables: Settings) -> str:
     run = job(1, kind="benchmark", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
-        run,
-        figures(VANILLA, 1.0, {1: 100}),
-        figures("lookup", 1.1, {1: 80, 3: 20}),
+        run, figures(VANILLA, 1.0, {1: 100}), figures("lookup", 1.1, {1: 80, 3: 20}),
         figures("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
-    )
+    )  # fmt: skip
     return "benchmark-0001"
 
 

@@ -18,7 +18,7 @@ from jobs.runtime.figures import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
-from ui.pages.compare.comparison import RunComparison, records
+from ui.pages.compare.comparison import records
 from ui.pages.compare.texts import kept_share, word_changes
 from ui.theme import LIGHT
 
@@ -97,15 +97,14 @@ def test_runs_without_a_perplexity_to_compare_are_not_offered() -> None:
 
 def test_the_address_names_six_runs_at_most_and_the_baseline() -> None:
     for base, wanted in (("", "sds-0001"), ("sds-0002", "sds-0002"), ("sds-0099", "sds-0001")):
-        of = compare.compared(asked(**TWO, base=base))
-        assert of is not None and of.base.job.run == wanted
+        assert compare.compared(asked(**TWO, base=base)).base.job.run == wanted
         pressed_one = re.findall(
             r'aria-pressed="true" data-testid="base-([\w-]+)"', drawn(**TWO, base=base)["head"]
         )
         assert pressed_one == [wanted]
     store(*[job(n) for n in range(5, 9)])
     of = compare.compared(asked(ids=",".join(f"sds-{n:04d}" for n in range(1, 9))))
-    assert of is not None and len(of.rows) == 6
+    assert len(of.rows) == 6
 
 
 # what was asked -----------------------------------------------------------------------------------
@@ -263,12 +262,6 @@ def test_the_share_of_words_kept(before: str, after: str, kept: float) -> None:
 # files --------------------------------------------------------------------------------------------
 
 
-def compared(**address: str) -> RunComparison:
-    of = compare.compared(asked(**address))
-    assert of is not None
-    return of
-
-
 def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     file = compare.export(pressed("csv"), asked(**WHOLE))
     assert file["name"] == "sds-0001-sds-0002-sds-0003-sds-0004.csv"
@@ -278,7 +271,9 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     assert of_perplexity["sds-0002"]["delta"] == "-1.0"
     assert of_perplexity["sds-0004"]["delta"] == "" and of_perplexity["sds-0004"]["not_compared"]
     whole = json.loads(b64decode(compare.export(pressed("json"), asked(**TWO))["data"]))
-    assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
+    assert whole["baseline"] == "sds-0001" and whole["lines"] == records(
+        compare.compared(asked(**TWO))
+    )
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))
     assert "data" not in compare.export(pressed("csv"), asked())
 

@@ -28,16 +28,12 @@ from ui.runs.rows import all_rows
 def lab(tables: Settings) -> Settings:
     """Four runs on one text, the third worse than the first in both; one on another; one failed."""
     store(
-        *[job(n) for n in range(1, 6)],
-        job(6, state="failed", error={"what": "Out of memory."}),
-        *measured(1, 12.0, 0.5),
-        *measured(2, 11.0, 0.4),
-        *measured(3, 13.0, 0.4),
-        *measured(4, 30.0, 0.7),
-        *measured(5, 5.0, 0.9, text=OTHER),
+        *[job(n) for n in range(1, 6)], job(6, state="failed", error={"what": "Out of memory."}),
+        *measured(1, 12.0, 0.5), *measured(2, 11.0, 0.4), *measured(3, 13.0, 0.4),
+        *measured(4, 30.0, 0.7), *measured(5, 5.0, 0.9, text=OTHER),
         *(model_folder(n, 100 * n) for n in (1, 2, 3)),
         *(result(n, "run", "tokens_per_second", 40.0 + n) for n in (1, 2)),
-    )
+    )  # fmt: skip
     return tables
 
 
@@ -71,7 +67,7 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
 # what is best -------------------------------------------------------------------------------------
 
 
-def test_runs_on_the_same_model_and_text_share_a_picture_drawn_again_for_new_figures(
+def test_runs_on_one_model_and_text_share_a_picture_that_follows_figures(
     lab: Settings,
 ) -> None:
     groups = pareto.groups(all_rows())
@@ -203,15 +199,12 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
                "parameter_share": 0.05, "bytes/compressed-tensors": 113e6}  # fmt: skip
     store(
         job(
-            1,
-            kind="dlqat",
-            config={"model": "big", "bits": 4},
-            kept_stage="dlqat",
+            1, kind="dlqat", config={"model": "big", "bits": 4}, kept_stage="dlqat",
             environment=rests,
         ),
         result(1, "dense", "perplexity", 10.0),
         *(result(1, "dlqat", name, value) for name, value in figures.items()),
-    )
+    )  # fmt: skip
     hero = exhibits.draw_exhibits(None, asked())["hero"]
     told = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", hero))
     assert "Size, from 16 bits 200 → 113 MB" in told and "Speed, 1 thread 1 × → 2.19 ×" in told

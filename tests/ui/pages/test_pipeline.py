@@ -84,7 +84,7 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     assert NAME not in head + body  # shown as text
 
 
-def test_without_a_pipeline_there_is_the_form_with_the_preset_of_the_address(
+def test_without_a_pipeline_there_is_the_form_with_the_preset_asked(
     seeded: Settings,
 ) -> None:
     for query in ({}, {"id": "sds-9999"}):

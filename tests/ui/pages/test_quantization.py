@@ -119,9 +119,7 @@ def given(**values: Any) -> QuantSelection:
 
 def view(**values: Any) -> QuantView:
     """What is looked at then."""
-    settled = QuantView.at(given(**values))
-    assert settled is not None
-    return settled
+    return QuantView.at(given(**values))
 
 
 def test_a_run_opens_with_its_method_and_the_worst_group() -> None:

@@ -62,9 +62,7 @@ def view(tables: Settings) -> QuantView:
     ]  # fmt: skip
     config = {"model": "toy", "bits": 3, "group_size": GROUP}
     store(job(1, kind="dlqat", config=config, kept_stage="dlqat"), *rows)
-    found = QuantView.at(QuantSelection("dlqat-0001", tensor=TENSOR))
-    assert found is not None
-    return found
+    return QuantView.at(QuantSelection("dlqat-0001", tensor=TENSOR))
 
 
 def test_errors_and_inputs_come_from_what_is_stored(view: QuantView) -> None:

@@ -112,7 +112,7 @@ def _export(number: int) -> tuple[str, str]:
     return file["name"], base64.b64decode(file["data"]).decode()
 
 
-def test_an_unknown_chart_begins_no_report_and_an_empty_list_says_what_one_is(
+def test_an_unknown_chart_begins_no_report_and_no_report_is_told(
     seeded: Settings,
 ) -> None:
     said = act(pressed("create", text="Ours"), asked(add="weights-nothing"))

@@ -21,17 +21,11 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 def lab(tables: Settings) -> Settings:
     """Six runs: four measured, one failed, one waiting."""
     store(
-        job(1, name="half way"),
-        job(2, tags=["demo"]),
-        job(3),
-        job(4, name=HOSTILE, note=HOSTILE),
+        job(1, name="half way"), job(2, tags=["demo"]), job(3), job(4, name=HOSTILE, note=HOSTILE),
         job(5, state="failed", error={"what": HOSTILE}),
-        job(6, state="queued", started_at=None, finished_at=None),
-        *measured(1, 12.0, 0.5),
-        *measured(2, 15.0, 0.3),
-        *measured(3, 30.0, 0.7),
-        *measured(4, 11.0, 0.2),
-    )
+        job(6, state="queued", started_at=None, finished_at=None), *measured(1, 12.0, 0.5),
+        *measured(2, 15.0, 0.3), *measured(3, 30.0, 0.7), *measured(4, 11.0, 0.2),
+    )  # fmt: skip
     return tables
 
 
@@ -139,12 +133,10 @@ def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
 @pytest.mark.parametrize(
     ("do", "pick", "text"),
     [
-        ("tag", "", "x"),
-        ("tag", "sds-0001", "<b>"),
-        ("frobnicate", "sds-0001", ""),
+        ("tag", "", "x"), ("tag", "sds-0001", "<b>"), ("frobnicate", "sds-0001", ""),
         ("", "sds-0001", ""),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_done_is_told(lab: Settings, do: str, pick: str, text: str) -> None:
     said = did(do, pick, text)
     assert 'role="alert"' in said and "<b>" not in said

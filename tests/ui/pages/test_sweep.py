@@ -93,7 +93,7 @@ def test_what_each_setting_explains_adds_up() -> None:
     )
 
 
-def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it(
+def test_combinations_no_window_tells_from_the_best_are_named_with_it(
     swept: list[Job],
 ) -> None:
     text = np.linspace(2.0, 4.0, 8)

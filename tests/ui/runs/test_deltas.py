@@ -28,9 +28,7 @@ PLAIN = Metric(MetricKey("odd"), "Odd")
         ("never heard of", 12.0, 10.0, ""),
     ],
 )
-def test_the_metric_says_what_is_better(
-    name: str, value: float, base: float, direction: str
-) -> None:
+def test_metrics_say_what_is_better(name: str, value: float, base: float, direction: str) -> None:
     assert delta(metric(MetricKey.parse(name)), value, base).direction == direction
 
 
@@ -54,9 +52,7 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
         ("steps", -1200.0, 5000.0, "−1,200"), ("perplexity", 0.0, 1.0, "±0"),
     ],
 )  # fmt: skip
-def test_a_change_is_written_like_its_figure(
-    name: str, change: float, near: float, text: str
-) -> None:
+def test_changes_are_written_like_figures(name: str, change: float, near: float, text: str) -> None:
     assert signed(metric(MetricKey.parse(name)), change, near) == text
 
 

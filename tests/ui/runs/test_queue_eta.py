@@ -37,15 +37,13 @@ def test_the_slot_that_is_free_first_is_taken(
     assert queue_eta.start_times(standing(30.0, 100.0, 50.0)) == {10: 50.0, 11: 100.0, 12: 110.0}
 
 
-def test_behind_what_nobody_knows_nothing_is_told(
-    current: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_told_if_unknown(current: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert queue_eta.start_times(standing(None)) == {}
     monkeypatch.setattr(queue_eta, "expected_seconds", lambda _job, _finished: float("inf"))
     assert queue_eta.start_times(standing(30.0)) == {10: 30.0}
 
 
-def test_a_job_takes_what_its_kind_expects_and_a_broken_one_what_nobody_knows(
+def test_a_job_takes_what_its_kind_expects_a_broken_one_nobody_knows(
     tables: Settings,
 ) -> None:
 

@@ -150,7 +150,7 @@ def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
 # all of them --------------------------------------------------------------------------------------
 
 
-def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
+def test_every_run_is_read_with_figures_and_anew_when_one_is_added(
     tables: Settings,
 ) -> None:
     store(job(1), job(2, state="running"), *measured(1, 12.0), model_folder(1, 5000))

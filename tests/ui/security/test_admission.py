@@ -136,7 +136,7 @@ def test_nothing_is_kept_of_who_has_left(site: SlowSite) -> None:
     assert site.app.admission._lines == {}
 
 
-def test_an_answer_that_goes_on_and_a_request_that_is_not_whole_hold_no_turn(
+def test_an_answer_that_goes_on_and_half_a_request_hold_no_turn(
     site: SlowSite,
 ) -> None:
     async def never() -> Said:

@@ -136,9 +136,7 @@ def test_the_token_is_exchanged_for_a_cookie_no_script_and_no_other_site_can_use
     )
 
 
-def test_another_token_makes_the_old_cookie_worthless(
-    shared: Visit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_token_ends_the_old_cookie(shared: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     client = shared(OTHER)
     client.post("/slimscope/host", data={"token": TOKEN})
     assert role(client) == "host"

@@ -33,9 +33,7 @@ def test_the_dashboard_is_served_with_limits_on_connections(blocks: gr.Blocks) -
     assert config.backlog < 1024 and config.ws_protocol_class is None
 
 
-def test_refused_requests_are_logged_on_one_line_each(
-    visit: Visit, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refusals_are_logged_on_one_line(visit: Visit, caplog: pytest.LogCaptureFixture) -> None:
     visit(client="10.0.0.7").get("/gradio_api/file=/etc/passwd%0A2026 all is well")
     (said,) = caplog.messages
     assert "10.0.0.7 GET /gradio_api/file=/etc/passwd" in said and "\n" not in said

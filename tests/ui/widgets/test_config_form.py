@@ -166,7 +166,7 @@ def test_a_warning_stands_beside_its_field_until_that_is_wrong(form: ConfigForm)
     assert "No." in updates[form.fields["pattern"].message]["value"]
 
 
-def test_all_that_is_wrong_is_said_at_once_and_the_accordion_opens_and_counts(
+def test_all_that_is_wrong_is_said_at_once_and_the_fold_counts(
     form: ConfigForm,
 ) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -32,9 +32,7 @@ def stored(tables: Settings) -> None:
 
 
 @pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
-def test_a_forecast_is_told_as_one_beside_what_was_measured(
-    stored: None, gain: float, said: str
-) -> None:
+def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, said: str) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
     assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
     more = [result(2, "drafter", n, v) for n, v in

@@ -96,7 +96,7 @@ def test_the_address_names_a_run_and_a_tab(seeded: Settings) -> None:
     assert run.on_open(asked(id="sds-0001", tab="<b>"))["selected"] == "summary"
 
 
-def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
+def test_a_plan_is_shown_by_its_parts_and_an_odd_one_is_left_out(
     seeded: Settings,
 ) -> None:
     config = SDSJob.model_validate({"exclude": "0.*", "overrides": "2.mlp.*=4:8"})
@@ -114,7 +114,7 @@ def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
     assert cards[1:] == ["", "", ""]
 
 
-def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates(
+def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     seeded: Settings,
 ) -> None:
     rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "Kept: <b>-3 %</b>, SDS-2."
@@ -373,7 +373,7 @@ def test_nothing_is_freed_of_a_run_that_has_not_ended(seeded: Settings, run: str
     assert "has nothing to free" in actions.act(pressed("free", run), asked())["value"]
 
 
-def test_the_config_shows_what_differs_and_the_command_and_attempts_are_listed(
+def test_the_config_shows_what_differs_and_attempts_are_listed(
     seeded: Settings,
 ) -> None:
     html = config_card(queries.job(1))

@@ -32,9 +32,7 @@ def opened(**query: str) -> dict[str, Any]:
 
 
 def view(**values: str) -> SensitivityView:
-    found = SensitivityView.at(SensitivitySelection(**({"run": "profile-0001"} | values)))
-    assert found is not None
-    return found
+    return SensitivityView.at(SensitivitySelection(**({"run": "profile-0001"} | values)))
 
 
 def chart(panel: Any, **values: str) -> Any:

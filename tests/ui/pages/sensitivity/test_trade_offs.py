@@ -57,9 +57,7 @@ def opened(**query: str) -> dict[str, Any]:
 
 
 def view(**values: str) -> TradeoffView:
-    found = TradeoffView.at(TradeoffSelection(**({"run": "profile-0002"} | values)))
-    assert found is not None
-    return found
+    return TradeoffView.at(TradeoffSelection(**({"run": "profile-0002"} | values)))
 
 
 def solved(asked_for: TradeoffView) -> tuple[Budget, Mix]:
@@ -120,9 +118,7 @@ def test_the_front_is_never_above_a_format_alone_and_leads_to_mix_and_run() -> N
         (HOSTILE[:40], "quantized", "is no budget"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_beside_the_field(
-    budget: str, method: str, said: str
-) -> None:
+def test_what_cannot_be_kept_is_refused_beside_it(budget: str, method: str, said: str) -> None:
     bad = view(method=method, budget=budget)
     shown = page.draw(bad)
     assert shown["refusal"]["visible"] and said in shown["refusal"]["value"]
@@ -147,7 +143,7 @@ def test_speed_is_an_axis_where_the_profile_has_timed_its_formats() -> None:
     assert "profile-0001 has not timed its formats." in untimed["refusal"]["value"]
 
 
-def test_files_of_others_are_landmarks_of_the_same_weights_alone(
+def test_others_files_are_landmarks_of_its_weights_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not view().landmarks

@@ -60,9 +60,7 @@ def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClien
     assert arrays["values"][unlisted, 0, 1] == table.loc[(names[0], "first"), "alpha_start"]
 
 
-def test_a_browser_that_has_it_is_told_so_until_the_run_moves_on(
-    client: TestClient, seeded: Settings
-) -> None:
+def test_a_browser_that_has_it_is_told_so(client: TestClient, seeded: Settings) -> None:
     params = {"run": "sds-0002"}
     first = client.get(histograms.PATH, params=params)
     assert first.headers["content-encoding"] == "gzip"

@@ -28,7 +28,6 @@ def drawn(chart: str, **query: str) -> Chart:
 
 def settled(**query: str) -> WeightsSelection:
     view = WeightsView.at(WeightsSelection.from_address(asked(**query)))
-    assert view is not None
     return view.selection
 
 

@@ -97,9 +97,7 @@ def test_bad_bodies_reach_nobody(
 @pytest.mark.parametrize(
     "headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}]
 )
-def test_other_sites_ask_for_nothing(
-    visit: Visit, double: LiveDouble, headers: dict[str, str]
-) -> None:
+def test_other_sites_get_nothing(visit: Visit, double: LiveDouble, headers: dict[str, str]) -> None:
     here = visit()
     refused = [
         here.post(f"{PATH}/{way}", json=ASKED, headers=headers) for way in ("live", "export")

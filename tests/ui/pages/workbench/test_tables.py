@@ -38,7 +38,7 @@ def got(client: TestClient, path: str, **query: str) -> tuple[dict[str, Any], di
     return unpacked(answer.content)
 
 
-def test_a_model_begins_with_its_layers_its_knobs_and_its_newest_finished_profile(
+def test_a_model_begins_with_layers_knobs_and_newest_profile(
     client: TestClient,
 ) -> None:
     start = client.get(tables.START).json()
@@ -81,7 +81,7 @@ def test_a_model_that_is_not_there_is_refused(client: TestClient, model: str, sa
     assert answer.status_code == 422 and said in answer.json()["what"] + answer.json()["why"]
 
 
-def test_a_profile_is_sent_as_it_is_stored_with_fronts_that_the_solver_would_find(
+def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     client: TestClient,
 ) -> None:
     header, arrays = got(client, tables.PROFILE, run="profile-0091")
