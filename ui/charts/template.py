@@ -73,8 +73,17 @@ def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) 
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
         title, log=True, range=[*span] or None, tickvals=ticks,
-        ticktext=[f"{tick:,.4g}{unit}" for tick in ticks], **options,
+        ticktext=[f"{tick_text(tick)}{unit}" for tick in ticks], **options,
     )  # fmt: skip
+
+
+def tick_text(tick: float) -> str:
+    """A round positive number, as a power of ten where plain digits would be many."""
+    if 1e-4 <= tick < 1e6:
+        return f"{tick:,.6g}"
+    power = math.floor(math.log10(tick) + 1e-9)
+    factor = f"{tick / 10.0**power:.3g}·".removeprefix("1·")
+    return f"{factor}10<sup>{power}</sup>".replace("-", "−")
 
 
 def round_ticks(low: float, high: float) -> list[float]:

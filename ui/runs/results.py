@@ -31,7 +31,7 @@ from jobs.metrics import (
     metric,
     ordered,
 )
-from ui.format import NONE, duration, number, size
+from ui.format import NONE, duration, number, size, threads
 from ui.widgets.config_form import advanced, extra, owner, title
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
@@ -296,11 +296,11 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
     if not details:
         return ""
     known = job.environment | {key: value for each in details for key, value in each.items()}
-    decoder, threads, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
+    decoder, many, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
     parts = [
         f"{decoder} decoder" if decoder else "decoder not recorded",
         known.get("dtype") or known.get("precision") or "precision not recorded",
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "threads not recorded",
+        threads(many) if many else "threads not recorded",
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]

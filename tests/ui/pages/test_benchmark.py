@@ -125,7 +125,7 @@ def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     assert list(nodes.text)[1:] == ["40 %", "20 %", "30 %", "0 %", "10 %"]
     assert len(edges.x) == 3 * 5
     assert "accepted in 40.0 % of steps<br>on held-out answers 50.0 %" in nodes.customdata[1]
-    assert "The first guess is accepted in 40 % of steps" in shown["tree_title"]
+    assert "The first guess is accepted in 40\u00a0% of steps" in shown["tree_title"]
     assert "Head 2, 2nd choice after 1st" in shown["tree_table"]
     assert 'data-value="1.75"' in shown["yield_table"]  # expected of the whole tree
 
@@ -158,7 +158,7 @@ def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(tables: S
         )
     )
     shown = draw()
-    assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
+    assert "25\u00a0%" in shown["head"] and shown["charts"]["visible"] is False
     assert "appear here when the run has finished" in shown["head"]
 
 

@@ -128,9 +128,13 @@ def test_answers_stand_side_by_side(answered: str) -> None:
 @pytest.mark.parametrize(
     ("tokens", "unused", "told"),
     [
-        ([["A", 0]], True, "33 tokens · 100.0 tokens/s · drafter unused: no draft tree is faster"),
-        ([["A", 0]], False, "33 tokens · 100.0 tokens/s · almost no draft token accepted"),
-        ([["A", 0], ["B", 1]], False, "65 tokens · 200.0 tokens/s · 2.00 tokens per step"),
+        (
+            [["A", 0]],
+            True,
+            "33 tokens · 100.0\u00a0tokens/s · drafter unused: no draft tree is faster",
+        ),
+        ([["A", 0]], False, "33 tokens · 100.0\u00a0tokens/s · almost no draft token accepted"),
+        ([["A", 0], ["B", 1]], False, "65 tokens · 200.0\u00a0tokens/s · 2.00 tokens per step"),
     ],
 )
 def test_a_drafter_that_is_good_for_nothing_is_told(

@@ -39,6 +39,7 @@ from ui.runs.results import (
 )
 from ui.runs.rows import RunRow
 from ui.runs.view import csv_text
+from ui.runs.weights import weights_of
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 
@@ -49,7 +50,6 @@ PAIRED = Metric(
 )  # fmt: skip
 ALWAYS = {  # families shown even where only some runs have them: what compression is for
     PAIRED.key.family, BITS_PER_WEIGHT.family, BYTES, SIZE.family, SPEED_UP.family,
-    ZERO_SHARE.family,
 }  # fmt: skip
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = LineStyle(LIGHT.muted, "dash")
@@ -186,13 +186,20 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
     figure = row.figures.final_row(shown.key)
     if figure is None:
-        return ComparedFigure(NONE)
+        zeros = _zeros(row) if shown.key == ZERO_SHARE else None
+        return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
     return ComparedFigure(
         format_value(shown, figure.value), format_stderr(shown, figure.stderr),
         delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
     )  # fmt: skip
+
+
+def _zeros(row: RunRow) -> float | None:
+    """Those among the recorded weights of the kept stage, of a run that was not to prune."""
+    weights = weights_of(row.job.run)
+    return weights.zero_share(row.figures.kept or "") if weights else None
 
 
 def _figures_of_jobs(comparison: RunComparison) -> Iterator[tuple[Metric, list[ComparedFigure]]]:

@@ -16,7 +16,8 @@ from backend.store.tables import Job
 from jobs.chat.arena import MIN_VOTES, display_order, is_hidden, leaderboard
 from jobs.chat.asking import would_repeat
 from jobs.generate import config as generate
-from jobs.serving.transcript import read_transcript, transcript_of
+from jobs.serving.transcript import Transcript, read_transcript, transcript_of
+from ui.format import threads
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -57,16 +58,21 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
         texts = [transcript_of(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
-            decoders |= {text.decoder: None for text in texts if text.speed and text.decoder}
+            decoders |= {_computed(text): None for text in texts if text.speed and text.decoder}
         last = n == len(turns)
         below = _foot(turn, actor) if last else Markup()
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)
         votes = _votes(turn, actor, last)
         shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes, below))
-    how = f"Speeds: {', '.join(decoders)} decoder, prefill excluded." if decoders else ""
+    how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
     legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, how)
     return HTML.conversation(shown, legend)
+
+
+def _computed(text: Transcript) -> str:
+    """ "native (AVX2) decoder on 2 threads", without which a speed says little."""
+    return f"{text.decoder} decoder{f' on {threads(text.threads)}' if text.threads else ''}"
 
 
 def recorded_run(job: Job) -> Markup:

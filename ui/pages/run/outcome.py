@@ -20,7 +20,7 @@ from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.charts.headlines import lower
-from ui.format import NONE, duration, number, size
+from ui.format import HOLD, NONE, duration, number, of_unit, size
 from ui.runs.html import took
 from ui.runs.results import (
     RunResults,
@@ -113,7 +113,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 def _beside_state(state: QueuedState, run: str) -> Markup:
     said = {"predicted": state.predicted, "live": state.live, "final": over_dense(run)}
-    figures = (f"{how} {number(ratio, 3)} ×" for how, ratio in said.items() if ratio)
+    figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in said.items() if ratio)
     return HTML.beside(state, ", ".join(figures))
 
 
@@ -144,7 +144,7 @@ def _measured(job: Job) -> str:
     for other in queries.runs_from(job.run, TIMED):
         for row in queries.results([other.id]):
             if (row.stage, row.metric) == (job.run, SPEED_UP):
-                return f"{other.run} measured {fixed(row.value, 2)} ×."
+                return f"{other.run} measured {fixed(row.value, 2)}{HOLD}×."
     return "Not measured yet."
 
 
