@@ -1,11 +1,14 @@
 """A conversation, the votes for its answers, and the conversations before it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
+from backend.evaluation.preferences import NORMAL_95, Rating
 from backend.models.layer_names import read_names
 from backend.queue import permissions
 from backend.queue.actor import Actor
@@ -13,11 +16,12 @@ from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.chat.arena import MIN_VOTES, display_order, is_hidden, leaderboard
+from jobs.chat.arena import MIN_VOTES, Leaderboard, display_order, is_hidden, leaderboard
 from jobs.chat.asking import would_repeat
+from jobs.fields.model import DEFAULT_MODEL
 from jobs.generate import config as generate
 from jobs.serving.transcript import Transcript, read_transcript, transcript_of
-from ui.format import threads
+from ui.format import share, threads
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -29,12 +33,15 @@ from ui.pages.playground.answers import (
     may_not_begin,
 )
 from ui.pages.playground.token_strip import tints
+from ui.runs.choices import answering
 from ui.runs.html import model_name
 from ui.runs.results import speed_conditions
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30
 MAX_PROMPT = 120  # characters of an earlier prompt
+TICK, ROOM = 200, 40  # points between ticks, and beside the outermost intervals
+MAX_NAMED = 6  # models that are named without being ranked
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
     "Write a short story about a lost dog who finds a friend.",
@@ -143,6 +150,50 @@ def _short(prompt: str) -> str:
     return short if len(short) <= MAX_PROMPT else f"{short[:MAX_PROMPT]}…"
 
 
+# the leaderboard ----------------------------------------------------------------------------------
+
+
 def ranking() -> Markup:
-    found = leaderboard()
-    return HTML.leaderboard(found, found.votes < MIN_VOTES)
+    found, able = leaderboard(), [name for _, name in answering()]
+    rated = found.ratings
+    low = min([each.low for each in rated], default=0) - ROOM
+    high = max([each.high for each in rated], default=0) + ROOM
+
+    def place(points: float) -> float:
+        return 100 * (points - low) / (high - low)
+
+    ticks = [(n, place(n)) for n in range(math.ceil(low / TICK) * TICK, round(high), TICK)]
+    rows = [(x, place(x.low), place(x.high) - place(x.low), place(x.score)) for x in rated]
+    pair = _closest(rated, able)
+    others = [name for name in able if name not in {*pair, *(each.name for each in rated)}]
+    needed = [(wins, votes_needed(wins / 10)) for wins in (8, 6)]
+    return HTML.leaderboard(found, _leader(found), rows, ticks, pair, others[:MAX_NAMED], needed)
+
+
+def _leader(board: Leaderboard) -> str:
+    """What the votes say of the first two."""
+    if not board.ratings:
+        return "No blind votes yet"
+    first, second = board.ratings[:2]
+    if board.votes < MIN_VOTES or first.low <= second.high:
+        many = f"{board.votes} blind vote{'' if board.votes == 1 else 's'}"
+        return f"{first.name} is ahead; {many}: too few to tell it from {second.name}"
+    wins = share(1 / (1 + 10 ** ((second.score - first.score) / 400)), 0)
+    return f"{first.name} leads: it is preferred to {second.name} in {wins} of comparisons"
+
+
+def _closest(rated: Sequence[Rating], able: Sequence[str]) -> list[str]:
+    """Two models to compare next: neighbours of the ranking that can answer, whose ratings are
+    nearest; without such, the default one and what was made last."""
+    there = [each for each in rated if each.name in able]
+    if len(there) > 1:
+        return [
+            x.name for x in min(pairwise(there), key=lambda pair: pair[0].score - pair[1].score)
+        ]
+    return [DEFAULT_MODEL, next((name for name in able[::-1] if name != DEFAULT_MODEL), "")]
+
+
+def votes_needed(wins: float) -> int:
+    """Votes after which the 95 % interval of a share of wins leaves 1/2 out: (1.96 / 2d)^2, where d
+    is how far it is from 1/2 (normal approximation, variance at most 1/4)."""
+    return math.ceil((NORMAL_95 / (2 * (wins - 0.5))) ** 2)

@@ -140,7 +140,8 @@ class Composer:
         config, there = _shown_config(request) or address_values(request, GenerateJob), answering()
         updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=there)}
         if config:
-            updates |= self._chosen(config, choices=there)
+            blind = {"blind": True} if query(request, "blind") else {}
+            updates |= self._chosen(config | blind, choices=there)
         if reason := permissions.may_not_ask(current_user(request)):
             updates[self.message] = show_html(HTML.may_not(reason))
         return updates
