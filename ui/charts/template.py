@@ -91,7 +91,7 @@ def round_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
-        if 2 <= len(ticks) <= MAX_TICKS:
+        if 3 <= len(ticks) <= MAX_TICKS:
             return ticks
     if len(ticks) > MAX_TICKS:
         return ticks[:: math.ceil(len(ticks) / MAX_TICKS)]

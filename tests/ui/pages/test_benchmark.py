@@ -77,7 +77,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     gain, even, predicted = shown["yield_chart"].data
     assert list(predicted.x) != [None, 1.9, None]  # its run is not there
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
-    assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
+    assert len(shown["time_chart"].data) == 4 and " ms, 2.00 tokens" in str(shown["time_chart"])
     for name in CHARTS:
         assert shown[name], name
     assert 'data-value="1.5"' in shown["bars_table"]

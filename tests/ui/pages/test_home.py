@@ -171,7 +171,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     heights = [stage["heights"] for stage in moving["stages"]]
     assert {len(each) for each in heights} == {showcase.BARS}
     assert max(max(each) for each in heights) <= 1.0
-    assert "perplexity 30.00." in moving["stages"][1]["said"]
+    assert "perplexity of the whole model: 30.00." in moving["stages"][1]["said"]
     shorter = {"dense": 10.0, "first": 30.0, "first-blocks": 12.0}  # newer, but without SDS itself
     store(job(2, kept_stage="first-blocks"), *(
         result(2, stage, "perplexity", value) for stage, value in shorter.items()

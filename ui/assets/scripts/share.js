@@ -61,7 +61,8 @@
     const link = new URL(here(), base || location.href).href;
     part("input").value = link;
     part(".reach").textContent = base ? "" : "This link works on this computer only: the dashboard does not listen on the network. To share it, start it with slimscope serve --host 0.0.0.0.";
-    part(".qr").src = `slimscope/qr?address=${encodeURIComponent(here())}`;
+    if (!base) part(".qr").remove(); // a phone would look for itself
+    else part(".qr").src = `slimscope/qr?address=${encodeURIComponent(here())}`;
     part(".copy").onclick = async () => {
       part("input").select();
       try { await navigator.clipboard.writeText(link); part(".copy").textContent = "Copied"; } catch { part(".copy").textContent = "Press Ctrl+C"; }

@@ -181,10 +181,11 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     for snapshot, height in zip(drawn, heights, strict=True):
         label, zeros = each.kind.stages[snapshot.stage], snapshot.zeros / snapshot.n
         above = height[height > top]
-        said = f"{share(zeros, 0)} of the weights are exactly zero"
-        said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
+        said = f"{share(zeros, 0)} of these weights are exactly zero"
         if len(above):
-            said += f" The spike is cut off: it holds {share(above.sum(), 0)} of the weights."
+            said += f", {share(above.sum(), 0)} lie in the middle peak, which is cut off"
+        whole = f"; perplexity of the whole model: {perplexity.get(label)}."
+        said += whole if perplexity.get(label) else "."
         shown.append({
             "name": snapshot.stage, "label": label, "said": said, "zeros": round(zeros, 4),
             "colour": stage_style(snapshot.stage).colour,

@@ -104,7 +104,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     if predicted and not saved:
         saved = queries.model_bytes([job.id]).get(job.id)
     written = size_saved(saved, parameters) if saved else ""
-    pairs |= _beside_estimate("Size saved", written, size, predicted)
+    pairs |= _beside_estimate("Size after", written, size, predicted)
     if state := queued_state(known):
         pairs["Perplexity over dense"] = _beside_state(state, job.run)
     conditions = speed_conditions(job, results.rows.values())

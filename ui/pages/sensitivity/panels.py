@@ -115,7 +115,8 @@ def worst_chart(view: SensitivityView) -> Chart:
     if figure.adds and (whole := float(rows["value"].sum())):
         part = share(float(first["value"].sum()) / whole, 0)
         headline = f"{len(first)} of {count(len(rows))} layers carry {part} of the loss"
-    note = f"n = {len(first)} of {count(len(rows))} layers. Click a dot to pick its layer."
+    note = f"n = {len(first)} of {count(len(rows))} layers; orange: the picked one. Click a dot to "
+    note += "pick its layer."
     return Chart(
         go.Figure(trace, looks), _frame(view), note, name=_name(view, "layers"), headline=headline
     )
@@ -163,7 +164,8 @@ def curve_chart(view: SensitivityView) -> Chart:
     with np.errstate(divide="ignore", invalid="ignore"):
         times = own[place] / median[place]
     headline = f"{label} at {_words(view.form)}: {of_unit(float(times), '×', 2)} the median layer"
-    note = f"n = {len(formats)} formats. Filled: measured; open: the Fisher estimate, scaled."
+    note = f"n = {len(formats)} formats. Open dots: the Fisher estimate, scaled."
+    note += "" if np.isnan(measured).all() else " Filled: measured."
     return Chart(
         go.Figure(traces, looks), frame, note, name=_name(view, view.layer.name),
         headline=headline if np.isfinite(times) else "",

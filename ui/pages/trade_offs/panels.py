@@ -30,7 +30,7 @@ FRONT = Panel(
     "front", "Size against quality", "What does a smaller model cost, and which mix of formats is "
     "best? Click the line for a mix, a square for its run.", 440,
     theory="The line is the lower convex hull over all mixes (Everett 1963): a Lagrange multiplier "
-    "prices each byte. That losses of layers add up is an assumption.",
+    "prices each byte. Assumes that the losses of layers add up.",
 )  # fmt: skip
 MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
@@ -75,7 +75,7 @@ def front_chart(view: TradeoffView) -> Chart:
     )  # fmt: skip
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
-    note += f" ({beyond} worse than {of_unit(top, '×', 2)}: in the table)" if beyond else ""
+    note += f" ({beyond} above {of_unit(top, '×', 2)} are in the table alone)" if beyond else ""
     measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
@@ -115,7 +115,7 @@ def finding(view: TradeoffView) -> str:
     beaten = [x for x in pairs if x[1].ratio > mix.ratio and _cost(view, x[1]) >= cost]
     form, one = max(beaten, key=lambda x: (_cost(view, x[1]), -x[1].ratio), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    alone = f"{form.width.bits}{HOLD}bits" if form.width else form.label
+    alone = f"{form.width.bits}{HOLD}bits" if form.width else form.label.replace("%", f"{HOLD}%")
     dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
     beside = f", embedding in 16{HOLD}bits" if dense else ""
     return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"

@@ -204,11 +204,9 @@ def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) ->
 
 
 def histograms(request: Request) -> Response:
-    """Answer to `?run=sds-0042`, without it of the newest run, and to `&tensor=NAME&names=LIST`."""
+    """Answer to `?run=sds-0042`, without it of `_opened`, and to `&tensor=NAME&names=LIST`."""
     query = request.query_params
-    run = query.get("run", "") or next(
-        (job.run for job in real_first(queries.runs_with_weights())), ""
-    )
+    run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
         return packed_profiles(weights, tensor, query).answer(request)
     mark = _mark(run) if run else None
@@ -222,6 +220,20 @@ def histograms(request: Request) -> Response:
     weights = weights_of(run)
     numbers = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
     return _nothing(Markup.escape(TOO_LARGE.format(*numbers, MAX_BYTES // 1_000_000)), 413)
+
+
+def _opened() -> str:
+    """The newest run; of the examples, the one with most stages a method passes through."""
+    runs = [*real_first(queries.runs_with_weights())]
+    examples = [job for job in runs if job.id < 0]
+    if not runs or runs[0].id > 0:
+        return runs[0].run if runs else ""
+    return max(examples, key=lambda job: len([*filter(is_main, _stages_of(job.run))])).run
+
+
+def _stages_of(run: str) -> list[str]:
+    weights = weights_of(run)
+    return weights.stages if weights else []
 
 
 def _nothing(why: Markup, status: int) -> Response:

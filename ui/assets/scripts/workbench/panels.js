@@ -122,7 +122,7 @@ export class Panels {
     this.options("group", [...model.groups.map((each) => [`Groups of ${each}`, String(each)]), ["Whole rows", "0"]], String(one(({ group, width }) => (width ? group : this.group)) ?? this.group));
     for (const knob of ["pruner", "quantizer"]) this.element.querySelector(`[data-knob="${knob}"]`).value = this.now[knob];
     const slow = ["pruner", "quantizer"].filter((knob) => !this.isInstant(knob));
-    this.element.querySelector(".workbench-made").textContent = slow.length ? "A quick answer first; the exact one follows block by block" : "At once as a run makes it";
+    this.element.querySelector(".workbench-made").textContent = slow.length ? `A quick answer first, in seconds; then by ${slow.map((knob) => this.now[knob]).join(" and ")}, block by block` : "At once as a run makes it";
     for (const [name, off] of [["undo", !this.done.length], ["redo", !this.undone.length], ["keep", this.isDense]]) this.button(name).disabled = off;
     this.button("pin").textContent = chosen.size && [...chosen].every((i) => this.pinned.has(i)) ? "Unpin" : "Pin";
     this.#budget(totals);
