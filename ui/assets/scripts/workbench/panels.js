@@ -153,10 +153,17 @@ export class Panels {
 
   #histogram(why) {
     const { tensor, part } = this, t = this.focus, layer = this.layers[t], text = this.formats[t], title = part("histogram").querySelector("h2");
-    const canvas = part("histogram").querySelector("canvas");
-    canvas.hidden = !tensor || typeof tensor === "string";
-    if (canvas.hidden || tensor.name !== layer.name) {
+    const [canvas, comb] = part("histogram").querySelectorAll("canvas"), missing = !tensor || typeof tensor === "string", legend = part("histogram").querySelector(".weights-legend");
+    [canvas, comb].forEach((each, i) => { each.hidden = missing; each.parentElement.hidden = Boolean(this.bell) !== Boolean(i); });
+    for (const button of this.element.querySelectorAll('[data-group="bell"] button')) button.setAttribute("aria-pressed", String(button.dataset.value === this.bell));
+    if (missing || tensor.name !== layer.name) {
       title.textContent = typeof tensor === "string" ? `${layer.label}: ${tensor}` : layer.label;
+      return;
+    }
+    if (this.bell) {
+      const form = format(text), told = (words) => { title.textContent = comb.dataset.words = words; }, height = comb.parentElement.clientHeight;
+      legend.textContent = "";
+      told(this.comb.draw({ tensor, form, size: form.width ? form.group || tensor.columns : this.group || tensor.columns, score: this.score, layer: layer.name, colour: colour(form) ?? NONE, height, told }));
       return;
     }
     const exact = this.exact?.name === layer.name && this.exact.state === this.address && !this.holding ? this.exact : null;
@@ -169,7 +176,7 @@ export class Panels {
     title.textContent = `${layer.label}: ${label(format(text), true)}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
     canvas.dataset.words = title.textContent;
     const [prunes, rounds] = [["pruner", "pattern"], ["quantizer", "width"]].map(([knob, part]) => format(text)[part] && !this.isInstant(knob));
-    part("histogram").querySelector(".weights-legend").textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
+    legend.textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
       : rounds ? "at once, rounded to nearest" : "";
   }
 
