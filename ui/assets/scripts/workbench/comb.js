@@ -4,7 +4,7 @@ import { bottomAxis, em, inks, share, surface, ticks, tween, widthOf } from "../
 import { label } from "./formats.js";
 import { round } from "./tensor.js";
 
-const SIDE = 16, TOP = 8, BOTTOM = () => em(2.25), DOT = () => em(0.5), MOVE_MS = 300;
+const SIDE = 16, TOP = 8, BOTTOM = () => em(2.25), MOVE_MS = 300;
 
 export class Comb {
   #at = -1; #shown = null; #dots = []; #stop = () => {};
@@ -36,7 +36,8 @@ export class Comb {
     const most = kept.reduce((high, w) => Math.max(high, Math.abs(w)), 0) || 1, zero = 2 ** (form.bits - 1);
     const teeth = form.width ? Array.from({ length: 2 * zero }, (_, code) => ((code - zero) * most) / (zero - 0.5)) : [];
     const reach = 1.04 * Math.max(...dense.map(Math.abs), ...teeth.map(Math.abs));
-    this.#shown = { asked, dense, teeth, reach };
+    const dot = Math.min(em(0.5), 0.6 * Math.sqrt((widthOf(this.canvas) * asked.height) / size)); // wide; of many less
+    this.#shown = { asked, dense, teeth, reach, dot };
     const before = same && this.#dots.length === size ? this.#dots : this.#stacks(dense, true), after = this.#stacks(now, !form.width);
     this.#stop();
     this.#stop = tween((part) => this.#paint(before.map(([w, high], i) => [w + (after[i][0] - w) * part, high + (after[i][1] - high) * part])), MOVE_MS);
@@ -48,7 +49,7 @@ export class Comb {
 
   /** Of each weight its place and its height in a stack, in dots; `loose` ones stand in columns one dot wide. */
   #stacks(values, loose) {
-    const { reach } = this.#shown, across = (widthOf(this.canvas) - 2 * SIDE) / DOT(), heights = new Map();
+    const { reach, dot } = this.#shown, across = Math.round((widthOf(this.canvas) - 2 * SIDE) / dot), heights = new Map();
     const order = Array.from(values.keys()).sort((a, b) => values[a] - values[b]), stacked = new Array(values.length);
     for (const i of order) {
       const column = Math.round(((values[i] + reach) / (2 * reach)) * across), high = heights.get(column) ?? 0;
@@ -60,16 +61,16 @@ export class Comb {
 
   #paint(dots) {
     this.#dots = dots;
-    const { dense, teeth, reach, asked } = this.#shown, ink = inks(), area = surface(this.canvas, asked.height), { pen, width, height } = area, floor = height - BOTTOM();
+    const { dense, teeth, reach, asked, dot: wide } = this.#shown, ink = inks(), area = surface(this.canvas, asked.height), { pen, width, height } = area, floor = height - BOTTOM();
     const x = Object.assign((w) => SIDE + ((w + reach) / (2 * reach)) * (width - 2 * SIDE), { middle: width / 2 }), first = this.#stacks(dense, true);
-    const tall = 1 + Math.max(...dots.map(([, high]) => high), ...first.map(([, high]) => high)), step = Math.min(DOT(), (floor - TOP) / tall);
+    const tall = 1 + Math.max(...dots.map(([, high]) => high), ...first.map(([, high]) => high)), step = Math.min(wide, (floor - TOP) / tall);
     const dot = ([w, high], size) => { pen.beginPath(); pen.arc(x(w), floor - (high + 0.5) * step, size, 0, 2 * Math.PI); pen.fill(); };
     Object.assign(pen, { fillStyle: ink.muted, globalAlpha: 0.35 });
     for (const tooth of teeth) pen.fillRect(x(tooth) - 0.5, TOP, 1, floor - TOP);
     Object.assign(pen, { fillStyle: ink.muted, globalAlpha: 0.25 });
-    for (const each of first) dot(each, Math.max(1, step / 2 - 0.5));
+    for (const each of first) dot(each, Math.max(1, wide / 2 - 0.5));
     Object.assign(pen, { fillStyle: asked.colour, globalAlpha: 1 });
-    for (const each of dots) dot(each, Math.max(1, step / 2 - 0.5));
+    for (const each of dots) dot(each, Math.max(1, wide / 2 - 0.5));
     bottomAxis(area, ink, ticks(-reach, reach, 6), x, "Weight (lines: the grid, grey: before)");
   }
 }
