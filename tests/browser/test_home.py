@@ -1,4 +1,4 @@
-"""The first visit, a presentation a room reads and a phone follows, deletion with undo, and Back."""
+"""The first visit, a presentation a room reads and a phone follows, deletion with undo, Back."""
 
 import json
 import os

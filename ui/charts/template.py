@@ -63,7 +63,10 @@ def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any
 
 def category_axis(**options: Any) -> dict[str, Any]:
     """Names from top to bottom, in the colour of text: what each row of a chart is called."""
-    rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
+    rows = {
+        "type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text},
+        "ticklabelstandoff": 6,
+    }  # fmt: skip
     return axis(**rows | {"showgrid": False} | options)
 
 

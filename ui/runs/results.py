@@ -305,7 +305,9 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
     ratio = (
-        " Speed-up: the median of paired rounds." if any(r.metric == SPEED_UP for r in rows) else ""
+        " Speed-up: the median of the rounds' ratios, not the ratio of the median speeds."
+        if any(r.metric == SPEED_UP for r in rows)
+        else ""
     )
     return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
 

@@ -52,7 +52,7 @@ ALWAYS = {  # families shown even where only some runs have them: what compressi
     PAIRED.key.family, BITS_PER_WEIGHT.family, BYTES, SIZE.family, SPEED_UP.family,
 }  # fmt: skip
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
-BASELINE = LineStyle(LIGHT.muted, "dash")
+BASELINE = LineStyle(LIGHT.text)  # grey is the dense model
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 

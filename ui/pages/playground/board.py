@@ -141,8 +141,13 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
         here = each.conversation.id == current
         named = [*map(model_name, models)]
         entries.append((each.newest, here, _short(each.first), each.prompts, named))
-    recorded = queries.jobs([State.SUCCEEDED], generate.NAME, limit=1)
-    return HTML.history(entries, now, recorded[0].run if recorded else "")
+    return HTML.history(entries, now, recorded_last())
+
+
+def recorded_last() -> str:
+    """The newest run that recorded answers; empty where there is none."""
+    found = queries.jobs([State.SUCCEEDED], generate.NAME, limit=1)
+    return found[0].run if found else ""
 
 
 def _short(prompt: str) -> str:

@@ -217,9 +217,8 @@ def draw(request: gr.Request) -> Updates:
         board = boards.recorded_run(job)
     else:
         made = len(answering()) > len(models())
-        board = HTML.nothing(
-            boards.EXAMPLES, "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
-        )
+        form = "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        board = HTML.nothing(boards.EXAMPLES, form, boards.recorded_last())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}

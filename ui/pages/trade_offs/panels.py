@@ -76,7 +76,9 @@ def front_chart(view: TradeoffView) -> Chart:
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
     note += f" ({beyond} above {of_unit(top, '×', 2)} are in the table alone)" if beyond else ""
-    measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
+    measured = (
+        f"{count_runs(len(runs))}, measured: training and other methods move them off the line"
+    )
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
     elif view.profile.times:

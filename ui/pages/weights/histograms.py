@@ -33,6 +33,7 @@ from backend.statistics.names import (
 from backend.statistics.regions import Region, read_region
 from backend.statistics.tensors import BINS
 from backend.store import queries, tensors
+from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import in_order
 from ui.charts.statistics import STATISTICS, available, with_largest
@@ -223,17 +224,15 @@ def histograms(request: Request) -> Response:
 
 
 def _opened() -> str:
-    """The newest run; of the examples, the one with most stages a method passes through."""
+    """The newest run; of the examples, as on Home, that of the first kind with most stages that the
+    method passes through."""
     runs = [*real_first(queries.runs_with_weights())]
-    examples = [job for job in runs if job.id < 0]
     if not runs or runs[0].id > 0:
         return runs[0].run if runs else ""
-    return max(examples, key=lambda job: len([*filter(is_main, _stages_of(job.run))])).run
-
-
-def _stages_of(run: str) -> list[str]:
-    weights = weights_of(run)
-    return weights.stages if weights else []
+    first = next((kind for kind in kinds() if any(job.kind == kind for job in runs)), "")
+    found = [weights_of(job.run) for job in runs if job.id < 0 and job.kind == first]
+    shown = max(filter(None, found), key=lambda x: sum(map(is_main, x.stages)), default=None)
+    return shown.job.run if shown else runs[0].run
 
 
 def _nothing(why: Markup, status: int) -> Response:

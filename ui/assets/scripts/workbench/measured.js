@@ -45,7 +45,7 @@ export class Measured {
         break;
       }
       case "speed": Object.assign(now, { speed: event.tokens_per_s, dense: event.dense_tokens_per_s }); this.#bandwidth = event.dense_tokens_per_s; break;
-      case "refined": this.say(`${event.what} (${event.done} of ${event.of})`); return;
+      case "refined": this.say(event.what); return;
       case "missing": this.say(event.why, true); return;
       case "error": this.say([event.what, event.why, event.do].filter(Boolean).join(" "), true); return;
       default: return;
