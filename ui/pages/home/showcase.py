@@ -209,10 +209,7 @@ class Race:
     job: Job
     gain: float
     lanes: list[dict[str, Any]]
-
-    @property
-    def threads(self) -> str:
-        return _threads(self.job)
+    threads: str
 
 
 def race() -> Race | None:
@@ -228,7 +225,7 @@ def race() -> Race | None:
             continue
         first, other = timed[0], max(timed[1:], key=itemgetter(0))
         lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
-        return Race(job, other[0] / first[0], lanes)
+        return Race(job, other[0] / first[0], lanes, _threads(job))
     return None
 
 

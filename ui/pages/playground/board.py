@@ -20,7 +20,7 @@ from jobs.chat.arena import MIN_VOTES, Leaderboard, display_order, is_hidden, le
 from jobs.chat.asking import would_repeat
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.generate import config as generate
-from jobs.serving.transcript import Transcript, read_transcript, transcript_of
+from jobs.serving.transcript import read_transcript, transcript_of
 from ui.format import share, threads
 from ui.pages.playground.answers import (
     HTML,
@@ -65,7 +65,9 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
         texts = [transcript_of(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
-            decoders |= {_computed(text): None for text in texts if text.speed and text.decoder}
+            for text in filter(lambda text: text.speed and text.decoder, texts):
+                on = f" on {threads(text.threads)}" if text.threads else ""
+                decoders[f"{text.decoder} decoder{on}"] = None
         last = n == len(turns)
         below = _foot(turn, actor) if last else Markup()
         problems = [text.error for text in texts if text.error]
@@ -75,11 +77,6 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
     how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
     legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, how)
     return HTML.conversation(shown, legend)
-
-
-def _computed(text: Transcript) -> str:
-    """ "native (AVX2) decoder on 2 threads", without which a speed says little."""
-    return f"{text.decoder} decoder{f' on {threads(text.threads)}' if text.threads else ''}"
 
 
 def recorded_run(job: Job) -> Markup:
@@ -141,7 +138,7 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
         here = each.conversation.id == current
         named = [*map(model_name, models)]
         entries.append((each.newest, here, _short(each.first), each.prompts, named))
-    return HTML.history(entries, now, recorded_last())
+    return HTML.history(entries, now)
 
 
 def recorded_last() -> str:
