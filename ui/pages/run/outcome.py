@@ -17,7 +17,14 @@ from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import (
+    BITS_PER_WEIGHT,
+    BYTES,
+    PERPLEXITY,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    metric,
+)
 from jobs.wording import fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
@@ -39,6 +46,7 @@ from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
+GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -67,6 +75,7 @@ def paired_table(job: Job, results: RunResults) -> Markup:
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
+    names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
         [HTML.stage(results.label(s), paint[s], s == results.kept),
