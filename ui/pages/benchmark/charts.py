@@ -56,7 +56,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )  # fmt: skip
     texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
-    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1, layer="below")]})
+    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
     rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
     return Chart(figure, frame, note, headline=of_speed(rows))
 
