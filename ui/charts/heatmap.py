@@ -93,7 +93,7 @@ def block_heatmap(
         names.where(names.notna(), None).to_numpy().tolist(),
         texts.where(texts.notna(), "No value").to_numpy().tolist(),
         limits, title=title, diverging=diverging, view=view, picked=cell, xaxis=axis("Block"),
-        yaxis=axis(nticks=0, ticklabelstandoff=6),
+        yaxis=axis(nticks=0),
     )  # fmt: skip
     return figure.update_traces(xgap=1, ygap=1)
 

@@ -37,7 +37,7 @@ def _template(palette: Palette) -> go.layout.Template:
                 "bgcolor": palette.panel, "bordercolor": palette.line, "font": words,
                 "align": "left",
             },
-            "showlegend": False, "xaxis": ax, "yaxis": ax,
+            "showlegend": False, "xaxis": ax, "yaxis": ax | {"ticklabelstandoff": 6},
             "legend": {
                 "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "font": words,
                 "bgcolor": "rgba(0,0,0,0)", "itemsizing": "trace", "tracegroupgap": 0,
@@ -63,10 +63,7 @@ def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any
 
 def category_axis(**options: Any) -> dict[str, Any]:
     """Names from top to bottom, in the colour of text: what each row of a chart is called."""
-    rows = {
-        "type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text},
-        "ticklabelstandoff": 6,
-    }  # fmt: skip
+    rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
     return axis(**rows | {"showgrid": False} | options)
 
 

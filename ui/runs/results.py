@@ -21,6 +21,7 @@ from jobs.fields.saved_models import first_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
+    BITS_PER_WEIGHT,
     BYTES,
     PARAMETER_SHARE,
     PARAMETERS,
@@ -46,6 +47,8 @@ WRITE: dict[str, Callable[[float | None], str]] = {
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
+# families of what compression is for
+GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 
 

@@ -150,12 +150,6 @@ class TableResult:
         return [row for row in self.page_rows if row.job.id not in on_top]
 
     @property
-    def unseen(self) -> int:
-        """How many of the selected runs the filter hides."""
-        seen = {row.job.id for row in (*self.rows, *self.top_rows)}
-        return sum(row.job.id not in seen for row in self.selected)
-
-    @property
     def page_selected(self) -> str:
         runs = [row.job.run for row in self.page_rows]
         count = sum(run in self.query.pick for run in runs)

@@ -13,12 +13,9 @@ from backend.metric_key import MetricKey
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.store.queries import StoredResult
 from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    BYTES,
     PEAK,
     PERPLEXITY,
     SIZE,
-    SPEED_UP,
     TOOK,
     ZERO_SHARE,
     Metric,
@@ -30,6 +27,7 @@ from ui.format import NONE, number
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
+    GAINS,
     WINDOW_METRICS,
     format_stderr,
     format_value,
@@ -48,9 +46,7 @@ PAIRED = Metric(
     MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
-ALWAYS = {  # families shown even where only some runs have them: what compression is for
-    PAIRED.key.family, BITS_PER_WEIGHT.family, BYTES, SIZE.family, SPEED_UP.family,
-}  # fmt: skip
+ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = LineStyle(LIGHT.text)  # grey is the dense model
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")

@@ -41,7 +41,6 @@ VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30
 MAX_PROMPT = 120  # characters of an earlier prompt
 TICK, ROOM = 200, 40  # points between ticks, and beside the outermost intervals
-MAX_NAMED = 6  # models that are named without being ranked
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
     "Write a short story about a lost dog who finds a friend.",
@@ -152,9 +151,6 @@ def _short(prompt: str) -> str:
     return short if len(short) <= MAX_PROMPT else f"{short[:MAX_PROMPT]}…"
 
 
-# the leaderboard ----------------------------------------------------------------------------------
-
-
 def ranking() -> Markup:
     found, able = leaderboard(), [name for _, name in answering()]
     rated = found.ratings
@@ -167,9 +163,8 @@ def ranking() -> Markup:
     ticks = [(n, place(n)) for n in range(math.ceil(low / TICK) * TICK, round(high), TICK)]
     rows = [(x, place(x.low), place(x.high) - place(x.low), place(x.score)) for x in rated]
     pair = _closest(rated, able)
-    others = [name for name in able if name not in {*pair, *(each.name for each in rated)}]
     needed = [(wins, votes_needed(wins / 10)) for wins in (8, 6)]
-    return HTML.leaderboard(found, _leader(found), rows, ticks, pair, others[:MAX_NAMED], needed)
+    return HTML.leaderboard(found, _leader(found), rows, ticks, pair, needed)
 
 
 def _leader(board: Leaderboard) -> str:
@@ -196,6 +191,5 @@ def _closest(rated: Sequence[Rating], able: Sequence[str]) -> list[str]:
 
 
 def votes_needed(wins: float) -> int:
-    """Votes after which the 95 % interval of a share of wins leaves 1/2 out: (1.96 / 2d)^2, where d
-    is how far it is from 1/2 (normal approximation, variance at most 1/4)."""
+    """After which the normal 95 % interval of a share of wins leaves 1/2 out."""
     return math.ceil((NORMAL_95 / (2 * (wins - 0.5))) ** 2)

@@ -17,19 +17,13 @@ from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    BYTES,
-    PERPLEXITY,
-    SPEED_UP,
-    TOKENS_PER_SECOND,
-    metric,
-)
+from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
 from ui.runs.html import took
 from ui.runs.results import (
+    GAINS,
     RunResults,
     format_stderr,
     format_value,
@@ -46,7 +40,6 @@ from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
-GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 

@@ -229,8 +229,7 @@ def _opened() -> str:
     runs = [*real_first(queries.runs_with_weights())]
     if not runs or runs[0].id > 0:
         return runs[0].run if runs else ""
-    first = next((kind for kind in kinds() if any(job.kind == kind for job in runs)), "")
-    found = [weights_of(job.run) for job in runs if job.id < 0 and job.kind == first]
+    found = (weights_of(job.run) for job in runs if job.kind == next(iter(kinds())))
     shown = max(filter(None, found), key=lambda x: sum(map(is_main, x.stages)), default=None)
     return shown.job.run if shown else runs[0].run
 
