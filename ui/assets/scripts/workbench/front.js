@@ -50,12 +50,14 @@ export class FrontChart {
     }
     this.#points = [...landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low), ...runs, dense, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
       .filter(({ ratio }) => Number.isFinite(ratio)).map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
-    for (const { x: px, y: py, state, own, run, colour, ratio } of this.#points) {
+    for (const { x: px, y: py, state, own, run, colour, ratio, short } of this.#points) {
       pen.beginPath();
       if (colour) {
-        Object.assign(pen, { fillStyle: colour });
+        Object.assign(pen, { fillStyle: colour, textAlign: "left" });
         pen.arc(px, py, 3.5, 0, 7);
         pen.fill();
+        pen.fillStyle = ink.muted;
+        if (width > 300) pen.fillText(short, px + 6, py - 7);
         continue;
       }
       if (run) pen.rect(px - 5, py - 5, 10, 10); else pen.arc(px, py, own ? 7 : 6, 0, 7);

@@ -217,7 +217,7 @@ export class Panels {
     const { predictions, layers, dense } = this;
     return (predictions.uniform ??= predictions.formats.flatMap((text) => {
       const { nbytes, loss, unknown } = predictions.totals(layers.map(({ block, columns }, i) => (block >= 0 && fits(format(text), columns) ? text : dense[i]))), words = label(format(text));
-      return unknown ? [] : [{ nbytes, ratio: Math.exp(loss), colour: colour(format(text)), words: `All ${words}: ${megabytes(nbytes)}, ${times(Math.exp(loss))} dense, predicted` }];
+      return unknown ? [] : [{ nbytes, ratio: Math.exp(loss), colour: colour(format(text)), short: label(format(text), true).replace(" bits", ""), words: `All ${words}: ${megabytes(nbytes)}, ${times(Math.exp(loss))} dense, predicted` }];
     }));
   }
 
