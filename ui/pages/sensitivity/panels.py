@@ -115,8 +115,7 @@ def worst_chart(view: SensitivityView) -> Chart:
     if figure.adds and (whole := float(rows["value"].sum())):
         part = share(float(first["value"].sum()) / whole, 0)
         headline = f"{len(first)} of {count(len(rows))} layers carry {part} of the loss"
-    note = f"n = {len(first)} of {count(len(rows))} layers; orange: the picked one. Click a dot to "
-    note += "pick its layer."
+    note = f"n = {len(first)} of {count(len(rows))} layers; orange: the picked one. A click picks."
     return Chart(
         go.Figure(trace, looks), _frame(view), note, name=_name(view, "layers"), headline=headline
     )

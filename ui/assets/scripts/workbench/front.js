@@ -56,8 +56,7 @@ export class FrontChart {
         Object.assign(pen, { fillStyle: colour, textAlign: "left" });
         pen.arc(px, py, 3.5, 0, 7);
         pen.fill();
-        pen.fillStyle = ink.muted;
-        if (width > 300) pen.fillText(short, px + 6, py - 7);
+        if (width > 300) Object.assign(pen, { fillStyle: ink.muted }).fillText(short, px + 6, py - 7);
         continue;
       }
       if (run) pen.rect(px - 5, py - 5, 10, 10); else pen.arc(px, py, own ? 7 : 6, 0, 7);
