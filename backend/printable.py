@@ -23,18 +23,18 @@ def one_line(text: str) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """The two largest units: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    """The two largest units: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h; never broken between lines."""
     left = max(0, round(seconds))
     if 0 < seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}\u00a0s"
     parts: list[str] = []
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         amount, left = divmod(left, length)
         if amount or (unit == "s" and not parts):
-            parts.append(f"{amount} {unit}")
+            parts.append(f"{amount}\u00a0{unit}")
         elif parts:
             break
-    return " ".join(parts[:2])
+    return "\u00a0".join(parts[:2])
 
 
 def readable_bytes(count: float) -> str:

@@ -144,8 +144,8 @@ _ALL = (
     ),
     Metric(
         ZERO_SHARE, "Zeros",
-        "Share of the weights of the linear layers in the blocks that are exactly zero: the "
-        "sparsity reached.",
+        "Share of the weights of the linear layers in the blocks that are exactly zero, pruned or "
+        "rounded to it.",
         "higher", "share", aliases=("sparsity", "zeros"),
     ),
     Metric(

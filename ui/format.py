@@ -12,6 +12,7 @@ from backend.printable import readable_seconds
 from jobs.wording import fixed
 
 NONE = "–"
+HOLD = "\u00a0"  # between a figure and its unit: no line breaks there
 SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # of the time left, by work done
 ACTIVE_IN_GRADIO = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
@@ -38,6 +39,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return fixed(value, places)
 
 
+def of_unit(value: float | None, unit: str, digits: int = 4) -> str:
+    """1.3 × and 82.4 tokens/s, never broken between lines."""
+    return f"{number(value, digits)}{HOLD}{unit}"
+
+
 def count(value: int | None) -> str:
     """1,234,567."""
     return NONE if value is None else f"{value:,}"
@@ -48,14 +54,19 @@ def runs(number: int) -> str:
     return f"{number:,} run{'' if number == 1 else 's'}"
 
 
+def threads(number: int) -> str:
+    """1 thread, 2 threads."""
+    return f"{number}{HOLD}thread{'' if number == 1 else 's'}"
+
+
 def short_count(value: float | None) -> str:
     """134.5 M."""
-    return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
+    return NONE if value is None else _scaled(value, ("", "k", "M", "G", "T"))
 
 
 def size(value: float | None) -> str:
     """Bytes in decimal units: 262 MB."""
-    return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+    return NONE if value is None else _scaled(value, ("B", "kB", "MB", "GB", "TB"))
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
@@ -63,12 +74,12 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     while abs(value) >= 999.5 and step < len(units) - 1:
         value, step = value / 1000, step + 1
     places = 0 if step == 0 or abs(value) >= 99.95 else 1
-    return f"{value:,.{places}f}{units[step]}"
+    return f"{value:,.{places}f}{HOLD if units[step] else ''}{units[step]}"
 
 
 def share(value: float | None, places: int = 1) -> str:
     """0.5 as "50.0 %"."""
-    return NONE if value is None or math.isnan(value) else f"{fixed(100 * value, places)} %"
+    return NONE if value is None or math.isnan(value) else f"{fixed(100 * value, places)}{HOLD}%"
 
 
 def duration(seconds: float | None) -> str:
@@ -83,7 +94,7 @@ def eta(seconds: float | None) -> str:
     if seconds < 60:
         return "under a minute"
     minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
+    return f"about {minutes}{HOLD}min" if minutes < 90 else f"about {seconds / 3600:.1f}{HOLD}h"
 
 
 def eta_range(seconds: float | None, share: float | None) -> str:
@@ -96,9 +107,9 @@ def eta_range(seconds: float | None, share: float | None) -> str:
         return "under a minute"
     if high < 5400:
         first, last = max(1, round(low / 60)), round(high / 60)
-        return eta(seconds) if first >= last else f"{first} to {last} min"
+        return eta(seconds) if first >= last else f"{first} to {last}{HOLD}min"
     first_h, last_h = f"{low / 3600:.1f}", f"{high / 3600:.1f}"
-    return eta(seconds) if first_h == last_h else f"{first_h} to {last_h} h"
+    return eta(seconds) if first_h == last_h else f"{first_h} to {last_h}{HOLD}h"
 
 
 def moment(ms: int | None) -> str:
@@ -118,7 +129,7 @@ def ago(ms: int | None, now: int) -> str:
     seconds = max(0, (now - ms) // 1000)
     if seconds < 10:
         return "just now"
-    return " ".join(duration(seconds).split(" ")[:2]) + " ago"
+    return HOLD.join(duration(seconds).split(HOLD)[:2]) + " ago"
 
 
 def href(path: str, **query: object) -> Markup:
@@ -138,6 +149,6 @@ def exactly(value: float) -> str:
 
 FILTERS = {
     f.__name__: f
-    for f in (exactly, number, count, runs, short_count, size, share, duration, eta, eta_range,
-              moment, iso, ago, term_id)
+    for f in (exactly, number, of_unit, count, runs, short_count, size, share, duration, eta,
+              eta_range, moment, iso, ago, term_id)
 }  # fmt: skip

@@ -50,12 +50,13 @@ class Told:
 @dataclass(frozen=True)
 class Began:
     """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine;
-    `decoder`, `tree`: what computes and what drafts, in words."""
+    `decoder`, `tree`: what computes and what drafts, in words; `threads` compute now."""
 
     tokenizer: PreTrainedTokenizerBase
     decoder: str
     tree: str
     unused: bool
+    threads: int
 
 
 Happened = Told | Began | Waiting | NewPieces | Finished | SlimscopeError
@@ -167,7 +168,8 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             unused = bool(side.drafter) and requests[0].drafter is None
             drafter = requests[0].drafter
             tree = tree_words(drafter) if drafter else "without a drafter"
-            self.put((0, Began(model.loaded.tokenizer, model.decoder, tree, unused)))
+            about = model.loaded.tokenizer, model.decoder, tree, unused, self.pool.threads()
+            self.put((0, Began(*about)))
             self._carry_out(model, requests)
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

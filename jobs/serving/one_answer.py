@@ -87,7 +87,8 @@ class OneAnswer:
     def _told(self, happened: Told | Waiting | Began) -> Row:
         if isinstance(happened, Began):
             self._began = happened
-            return {"decoder": happened.decoder, "unused": happened.unused}
+            began = {"decoder": happened.decoder, "threads": happened.threads}
+            return began | {"unused": happened.unused}
         if isinstance(happened, Waiting):
             return {"waits": f"{happened.place} before you", "about": round(happened.seconds, 1)}
         return {"waits": happened.what, "about": round(happened.seconds, 1)}

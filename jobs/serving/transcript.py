@@ -2,7 +2,7 @@
 folder, of a chat a list with each message. A side without its last row is written anew by the next
 attempt.
 
-    {"decoder": "native (AVX2)", "unused": true}
+    {"decoder": "native (AVX2)", "threads": 2, "unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
@@ -45,6 +45,7 @@ class Transcript:
     unused: bool = False  # its drafter drafts nothing, because no tree pays on this machine
     error: str = ""  # why it failed
     decoder: str = ""  # what computed it, in words
+    threads: int = 0  # 0: not recorded
 
     @property
     def complete(self) -> bool:
@@ -109,6 +110,7 @@ def _add(transcript: Transcript, row: dict[str, Any]) -> None:
     else:
         transcript.unused = transcript.unused or bool(row.get("unused"))
         transcript.decoder = str(row.get("decoder", transcript.decoder))
+        transcript.threads = int(row.get("threads", transcript.threads))
 
 
 class TranscriptWriter:

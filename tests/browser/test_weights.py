@@ -123,7 +123,7 @@ def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboar
     visitor.mouse.down()
     visitor.mouse.move(middle + 60, y, steps=4)
     visitor.mouse.up()
-    expect(title).to_contain_text("Weights with |w| below")
+    expect(title).to_contain_text("Weights with magnitudes below")
     assert ink(visitor, "heatmap") != before
     visitor.wait_for_url("**brush=0**")
     (snapshot,) = [s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "dense"]
@@ -136,7 +136,7 @@ def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboar
     share = 100 * (snapshot.counts[96:160].sum() + snapshot.zeros) / snapshot.n
     assert float(row.get_attribute("data-value") or 0) == pytest.approx(share)
     visitor.locator("#weights-overlay canvas").press("Escape")
-    expect(title).not_to_contain_text("|w|")
+    expect(title).not_to_contain_text("with magnitudes")
     assert ink(visitor, "heatmap") == before
 
 

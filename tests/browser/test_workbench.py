@@ -52,6 +52,28 @@ def cell(page: Page, block: int, module: int) -> tuple[float, float]:
     return box["x"] + x, box["y"] + TOP + (module + 0.5) * down
 
 
+def test_a_group_snaps_to_its_grid_with_the_error_that_python_finds(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    card = visitor.locator("#workbench-histogram")
+    card.get_by_role("button", name="Group", exact=True).click()
+    place = card.locator("output").last
+    expect(place).to_have_text(re.compile("^Row"))
+    visitor.locator('[data-group="bits"] button[value="3"]').click()
+    expect(card.locator("h2")).to_contain_text("error at 3 bits")
+    row, first, last = map(int, re.findall(r"\d+", place.inner_text()))
+    weights = load("toy").model.get_parameter("model.layers.1.mlp.down_proj.weight")
+    dense = weights[row, first : last + 1].float()
+    scale = dense.abs().max() / 3.5
+    rounded = scale * ((dense / scale + 4).round().clamp(0, 7) - 4)
+    error = ((rounded - dense).norm() / dense.norm()).item()
+    said = f"{100 * error:.1f}\u00a0% error at 3 bits, {len(rounded.unique())} values used"
+    expect(card.locator("h2")).to_have_text(said)
+    card.locator("canvas").last.press("ArrowRight")
+    expect(place).not_to_have_text(re.compile(rf"^Row {row}, inputs {first} "))
+
+
 def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     visitor: Page, lab: Dashboard
 ) -> None:

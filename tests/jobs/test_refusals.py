@@ -175,7 +175,7 @@ def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
     seconds, size = (job.environment[key] for key in ("estimated_seconds", "estimated_bytes"))
     assert told == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
     job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
-    assert cost_text(job) == f"{told[:-1]}; took 1 min 30 s, 1 GB."
+    assert cost_text(job) == f"{told[:-1]}; took 1\u00a0min\u00a030\u00a0s, 1 GB."
     assert told in _queued(summary(queries.job(job.id)))
     assert told in _run_text(record(job.id))
     job.environment = {}

@@ -1,6 +1,7 @@
 """Words for numbers, times and people's texts."""
 
 import html
+import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from backend.errors import SlimscopeError
 from backend.store.states import State
 from ui.format import (
+    HOLD,
     NONE,
     ago,
     count,
@@ -54,16 +56,16 @@ def test_a_number_keeps_four_digits(value: float) -> None:
 def test_amounts_and_times() -> None:
     assert count(1234567) == "1,234,567"
     assert (short_count(134_515_008), short_count(999), short_count(1_500)) == (
-        "135 M", "999", "1.5 k",
+        "135\u00a0M", "999", "1.5\u00a0k",
     )  # fmt: skip
-    assert (size(0), size(999.6), size(262_000_000)) == ("0 B", "1.0 kB", "262 MB")
-    assert (share(0.5), share(0.12345, 2), share(None)) == ("50.0 %", "12.35 %", "–")
+    assert (size(0), size(999.6), size(262_000_000)) == ("0\u00a0B", "1.0\u00a0kB", "262\u00a0MB")
+    assert (share(0.5), share(0.12345, 2), share(None)) == ("50.0\u00a0%", "12.35\u00a0%", "–")
     assert [eta(s) for s in (20, 300, 7200, None)] == [
-        "under a minute", "about 5 min", "about 2.0 h", "–",
+        "under a minute", "about 5\u00a0min", "about 2.0\u00a0h", "–",
     ]  # fmt: skip
     assert moment(1_764_033_107_000) == "2025-11-25 01:11:47 UTC"
     assert [ago(0, ms) for ms in (2000, 240_000, 90_000_000)] == [
-        "just now", "4 min ago", "1 d ago",
+        "just now", "4\u00a0min ago", "1\u00a0d ago",
     ]  # fmt: skip
     assert 'title="1970-01-01 00:00:00 UTC"' in time_tag(0, 240_000)
 
@@ -76,7 +78,7 @@ def test_amounts_and_times() -> None:
     ],
 )  # fmt: skip
 def test_duration_names_the_two_largest_units(seconds: float | None, words: str) -> None:
-    assert duration(seconds) == words
+    assert duration(seconds) == words.replace(" ", HOLD)
 
 
 def test_states_links_and_problems() -> None:
@@ -108,4 +110,4 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
 def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     seconds: float | None, share: float | None, written: str
 ) -> None:
-    assert eta_range(seconds, share) == written
+    assert eta_range(seconds, share) == re.sub(" (min|h)$", rf"{HOLD}\1", written)

@@ -37,7 +37,7 @@ def _template(palette: Palette) -> go.layout.Template:
                 "bgcolor": palette.panel, "bordercolor": palette.line, "font": words,
                 "align": "left",
             },
-            "showlegend": False, "xaxis": ax, "yaxis": ax,
+            "showlegend": False, "xaxis": ax, "yaxis": ax | {"ticklabelstandoff": 6},
             "legend": {
                 "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "font": words,
                 "bgcolor": "rgba(0,0,0,0)", "itemsizing": "trace", "tracegroupgap": 0,
@@ -73,8 +73,17 @@ def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) 
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
         title, log=True, range=[*span] or None, tickvals=ticks,
-        ticktext=[f"{tick:,.4g}{unit}" for tick in ticks], **options,
+        ticktext=[f"{tick_text(tick)}{unit}" for tick in ticks], **options,
     )  # fmt: skip
+
+
+def tick_text(tick: float) -> str:
+    """A round positive number, as a power of ten where plain digits would be many."""
+    if 1e-4 <= tick < 1e6:
+        return f"{tick:,.6g}"
+    power = math.floor(math.log10(tick) + 1e-9)
+    factor = f"{tick / 10.0**power:.3g}·".removeprefix("1·")
+    return f"{factor}10<sup>{power}</sup>".replace("-", "−")
 
 
 def round_ticks(low: float, high: float) -> list[float]:
@@ -82,7 +91,7 @@ def round_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
-        if 2 <= len(ticks) <= MAX_TICKS:
+        if 3 <= len(ticks) <= MAX_TICKS:
             return ticks
     if len(ticks) > MAX_TICKS:
         return ticks[:: math.ceil(len(ticks) / MAX_TICKS)]

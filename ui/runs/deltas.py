@@ -12,7 +12,7 @@ from backend.metric_key import MetricKey
 from jobs.metrics import PERPLEXITY, Metric
 from jobs.metrics import metric as described
 from jobs.wording import signed as written_change
-from ui.format import duration, number, size
+from ui.format import HOLD, duration, number, size
 from ui.runs.results import base_model
 from ui.runs.rows import RunRow
 from ui.templates import fragments
@@ -99,7 +99,7 @@ def _rounded(amount: float, near: float) -> str:
 def percent(share: float | None) -> str:
     if share is None:
         return ""
-    return f"{written_change(100 * share, 1)} %"
+    return f"{written_change(100 * share, 1)}{HOLD}%"
 
 
 def delta_html(

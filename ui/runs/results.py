@@ -20,6 +20,7 @@ from jobs.fields.models import first_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
+    BITS_PER_WEIGHT,
     BYTES,
     PARAMETER_SHARE,
     PARAMETERS,
@@ -31,7 +32,7 @@ from jobs.metrics import (
     ordered,
 )
 from jobs.wording import StageComparison
-from ui.format import NONE, duration, number, size
+from ui.format import NONE, duration, number, size, threads
 from ui.widgets.config_form import advanced, extra, owner, title
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
@@ -46,6 +47,8 @@ WRITE: dict[str, Callable[[float | None], str]] = {
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
+# families of what compression is for
+GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 
 
@@ -296,16 +299,18 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
     if not details:
         return ""
     known = job.environment | {key: value for each in details for key, value in each.items()}
-    decoder, threads, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
+    decoder, many, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
     parts = [
         f"{decoder} decoder" if decoder else "decoder not recorded",
         known.get("dtype") or known.get("precision") or "precision not recorded",
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "threads not recorded",
+        threads(many) if many else "threads not recorded",
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
     ratio = (
-        " Speed-up: the median of paired rounds." if any(r.metric == SPEED_UP for r in rows) else ""
+        " Speed-up: the median of the rounds' ratios, not the ratio of the median speeds."
+        if any(r.metric == SPEED_UP for r in rows)
+        else ""
     )
     return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
 

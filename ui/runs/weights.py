@@ -38,6 +38,11 @@ class RunWeights:
     def of_stage(self, stage: str) -> pd.DataFrame:
         return self.table[self.table["stage"] == stage]
 
+    def zero_share(self, stage: str) -> float | None:
+        """Of the weights in the blocks; None of a stage that was not looked at."""
+        rows = self.of_stage(stage)
+        return float(rows["zeros"].sum() / rows["n"].sum()) if len(rows) else None
+
     @property
     def model(self) -> str:
         return str(self.job.config.get("model", ""))

@@ -91,7 +91,13 @@ def test_what_clients_send_without_effect_is_taken() -> None:
 TOKENIZER = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
 HI = NewPieces([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)], ["x"], 3.0)
 END = Finished("length", "!", 4, 2, 2, 0.25)
-EVENTS = (Told("Loading Toy", 4.2), Began(TOKENIZER, "native", "", False), Waiting(3, 4.0), HI, END)
+EVENTS = (
+    Told("Loading Toy", 4.2),
+    Began(TOKENIZER, "native", "", False, 2),
+    Waiting(3, 4.0),
+    HI,
+    END,
+)
 
 
 async def _all(stream: AsyncIterator[bytes]) -> str:

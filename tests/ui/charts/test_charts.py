@@ -191,9 +191,9 @@ def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
     ("values", "sentence"),
     [
         ([("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
-         "SDS wins back 50 % of the perplexity lost to pruned"),
+         "SDS wins back 50\u00a0% of the perplexity lost to pruned"),
         ([("Dense", 30.0), ("Pruned", 50.0), ("Pruned, adjusted", 40.0)],
-         "With adjusted, 50 % of the perplexity lost is won back"),
+         "With adjusted, 50\u00a0% of the perplexity lost is won back"),
         ([("Dense", 20.0), ("SDS", 30.0)], "SDS raises perplexity from 20.00 to 30.00"),
         ([("Dense", 20.0), ("Trained", 10.0)], "Trained lowers perplexity from 20.00 to 10.00"),
         ([("Dense", 20.0), ("8 bits", 20.1)], "8 bits keeps the perplexity of 20.00"),
@@ -233,7 +233,7 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     even = headlines.of_break_even([("A", 1.5, 1.2), ("B", 2.0, 2.5)])
     assert even == "A yields 1.50 tokens per step, more than the 1.20 it needs to pay"
     parts = headlines.of_parts("A", {"Draft": 1.0, "Verify": 3.0})
-    assert parts == "Verify takes 75 % of a step of A" and headlines.of_parts("A", {}) == ""
+    assert parts == "Verify takes 75\u00a0% of a step of A" and headlines.of_parts("A", {}) == ""
     tasks = headlines.of_tasks("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
     assert tasks == "A: 2.00\u00a0× in rewrite, 1.00\u00a0× in chat"
     assert headlines.of_tasks("A", {"chat": 1.0}) == ""
@@ -246,10 +246,10 @@ def test_cells_and_zeros() -> None:
     frame = pd.DataFrame({"Tensor": names, "Block": ["0", "7"], "Value": [0.5, -2.0]})
     assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
     percent = frame.rename(columns={"Value": "Error, %"})
-    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00 %")
+    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00\u00a0%")
     assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
     zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
-    assert zeros == "Pruned: 50.0 % of the weights are exactly zero"
+    assert zeros == "Pruned: 50.0\u00a0% of the weights are exactly zero"
 
 
 @pytest.mark.parametrize(("values", "from_zero"), [((1.0, 1.01), False), ((1.0, 2.0), True)])

@@ -55,7 +55,7 @@ def test_bins_zeros_and_the_rest_make_up_all_weights(series: list[Series]) -> No
         assert in_bins + kept.zeros + kept.below + kept.above == pytest.approx(kept.n)
         assert sum(line.customdata) == pytest.approx(in_bins)
     found = lines(overlay(series))
-    assert "50.0 % exact zeros" in found["First pruning"].name
+    assert "50.0\u00a0% exact zeros" in found["First pruning"].name
     middle = len(found["Dense"].y) // 2
     hole = max(found["First pruning"].y[middle - 1 : middle + 1])
     assert hole < min(found["Dense"].y[middle - 1 : middle + 1])

@@ -75,7 +75,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     gain, even, predicted = shown["yield_chart"].data
     assert list(predicted.x) != [None, 1.9, None]  # its run is not there
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
-    assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
+    assert len(shown["time_chart"].data) == 4 and " ms, 2.00 tokens" in str(shown["time_chart"])
     for name in CHARTS:
         assert shown[name], name
     assert 'data-value="1.5"' in shown["bars_table"]
@@ -123,7 +123,7 @@ def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     assert list(nodes.text)[1:] == ["40 %", "20 %", "30 %", "0 %", "10 %"]
     assert len(edges.x) == 3 * 5
     assert "accepted in 40.0 % of steps<br>on held-out answers 50.0 %" in nodes.customdata[1]
-    assert "The first guess is accepted in 40 % of steps" in shown["tree_title"]
+    assert "The first guess is accepted in 40\u00a0% of steps" in shown["tree_title"]
     assert "Head 2, 2nd choice after 1st" in shown["tree_table"]
     assert 'data-value="1.75"' in shown["yield_table"]  # expected of the whole tree
 
@@ -156,7 +156,7 @@ def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(tables: S
         )
     )
     shown = draw()
-    assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
+    assert "25\u00a0%" in shown["head"] and shown["charts"]["visible"] is False
     assert "appear here when the run has finished" in shown["head"]
 
 

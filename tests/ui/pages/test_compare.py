@@ -15,7 +15,7 @@ from backend.store import tensors
 from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.figures import profile_row
-from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, tensor_rows
+from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import records
@@ -128,10 +128,12 @@ def test_only_settings_and_machines_that_differ_are_shown() -> None:
 def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares() -> None:
     html = drawn(**WHOLE)["results"]
     perplexity = cells(html, "Perplexity")
-    assert perplexity[0] == "12.00" and "−1.00 (−8.3 %)" in perplexity[1] and "▼" in perplexity[1]
+    assert (
+        perplexity[0] == "12.00" and "−1.00 (−8.3\u00a0%)" in perplexity[1] and "▼" in perplexity[1]
+    )
     assert re.search(r'class="delta better"[^>]*><i[^>]*>▼</i>−1.00', html)
-    zeros = cells(html.partition("<details")[0], "Zeros, %")
-    assert zeros[2] == "–"  # in sight where only some runs have them
+    zeros = cells(html.partition("<details")[2], "Zeros, %")
+    assert zeros[2] == "–"  # folded away where only some runs have them
     assert "▼" in zeros[1] and "−10.00" in zeros[1]
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', html)
     assert "▼" in cells(html, "Size on disk")[1]
@@ -159,6 +161,17 @@ def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
     found = re.findall(r"<td.*?</td>", row, re.S)
     assert "0.905" in found[1] and "not significantly" not in found[1] and " to " in found[1]
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
+
+
+def test_zeros_of_a_run_that_was_not_to_prune_are_those_of_its_weights() -> None:
+    toy = load_file(TOY)
+    store(job(5, kept_stage="first"), *tensor_rows(5, toy, stages=2))
+    store(result(5, "first", "perplexity", 9.0))
+    shared = drawn(ids="sds-0001,sds-0005")["results"].partition("<details")[0]
+    layers = [w.float() for name, w in toy.items() if ".layers." in name and "norm" not in name]
+    zero = sum((stages_of(w)["first"] == 0).sum().item() for w in layers)
+    share = 100 * zero / sum(w.numel() for w in layers)
+    assert cells(shared, "Zeros, %")[1] == f"{share:.2f}"
 
 
 def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse() -> None:
@@ -242,11 +255,11 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
         samples(5, "model", {"A cat": "sat on a mat. <b>"}),
     )
     card = compare.draw(asked(**TWO))["texts"]
-    assert "sds-0002 writes 60 % of the baseline&#39;s words" in card
+    assert "sds-0002 writes 60\u00a0% of the baseline&#39;s words" in card
     assert "sat on<del> the red</del><ins> a</ins> mat.<ins> &lt;b&gt;</ins>" in card
     assert "Alone" not in card, "only one run has written after it"
     other = compare.draw(asked(**TWO, base="sds-0002"))["texts"]
-    assert "<ins> the red</ins>" in other and "sds-0001 writes 60 %" in other
+    assert "<ins> the red</ins>" in other and "sds-0001 writes 60\u00a0%" in other
 
 
 @pytest.mark.parametrize(
@@ -278,11 +291,11 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     assert "data" not in compare.export(pressed("csv"), asked())
 
 
-def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
+def test_the_baseline_is_a_line_of_the_colour_of_text_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
         compare.draw_curves(None, None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
-        assert (line.color, line.dash) == (LIGHT.muted, "dash")
+        assert (line.color, line.dash) == (LIGHT.text, "solid")

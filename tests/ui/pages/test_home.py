@@ -56,7 +56,7 @@ def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
 def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     page = overview.draw(asked())
     running, latest, side = page["running"], page["latest"], page["side"]
-    assert "sds-0002" in running and "61 %" in running and "min left" in running
+    assert "sds-0002" in running and "61\u00a0%" in running and "min left" in running
     assert "sds-0001" in latest and "sds-0005" not in latest
     assert side.index("sds-0003") < side.index("sds-0004")
     assert "The model ran out of memory." in side and "resume-sds-0004" in side
@@ -167,7 +167,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     heights = [stage["heights"] for stage in moving["stages"]]
     assert {len(each) for each in heights} == {showcase.BARS}
     assert max(max(each) for each in heights) <= 1.0
-    assert "perplexity 30.00." in moving["stages"][1]["said"]
+    assert "perplexity of the whole model: 30.00." in moving["stages"][1]["said"]
     shorter = {"dense": 10.0, "first": 30.0, "first-blocks": 12.0}  # newer, but without SDS itself
     store(job(2, kept_stage="first-blocks"), *(
         result(2, stage, "perplexity", value) for stage, value in shorter.items()
@@ -216,13 +216,13 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
     [
         (
             {"state": "queued"},
-            "is queued behind 3 runs and starts in about 5 min. Watch it",
+            "is queued behind 3 runs and starts in about 5\u00a0min. Watch it",
         ),
         ({"state": "starting"}, ""),  # "Running now" shows it
         ({"state": "running", "eta_s": 8.0}, ""),
         ({"state": "cancelling"}, "is being cancelled. Watch it"),
-        ({"state": "succeeded"}, "has pruned the toy model in 1 min. See its weights"),
-        ({"state": "failed"}, "has failed after 1 min. See what happened"),
+        ({"state": "succeeded"}, "has pruned the toy model in 1\u00a0min. See its weights"),
+        ({"state": "failed"}, "has failed after 1\u00a0min. See what happened"),
     ],
 )  # fmt: skip
 def test_what_is_said_of_the_toy_is_its_state(

@@ -73,7 +73,7 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     first, pruned, drafted, slow, fast = ([str(cell) for cell in row] for row in step_rows(jobs))
     assert first[:2] == ["toy", "10.00"] and pruned[1] == "12.00"
     assert drafted[1:] == ["–"] * 7
-    assert slow[4:7] == ["76.0 MB", "4.600", "40.00"] and fast[5:] == ["–", "60.00", "1.750"]
+    assert slow[4:7] == ["76.0\u00a0MB", "4.600", "40.00"] and fast[5:] == ["–", "60.00", "1.750"]
     head, body, form = page.draw(asked(id=drafter.run))
     assert (
         "3 steps" in head

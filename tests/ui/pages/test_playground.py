@@ -18,13 +18,14 @@ from starlette.testclient import TestClient
 
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import OverloadError, SlimscopeError
+from backend.evaluation.preferences import Rating
 from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from jobs.chat import display_order, is_hidden
+from jobs.chat import Leaderboard, display_order, is_hidden
 from jobs.dlqat.config import DLQATJob
 from jobs.generate.kind import GenerateJob
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
@@ -128,9 +129,13 @@ def test_answers_stand_side_by_side(answered: str) -> None:
 @pytest.mark.parametrize(
     ("tokens", "unused", "told"),
     [
-        ([["A", 0]], True, "33 tokens · 100.0 tokens/s · drafter unused: no draft tree is faster"),
-        ([["A", 0]], False, "33 tokens · 100.0 tokens/s · almost no draft token accepted"),
-        ([["A", 0], ["B", 1]], False, "65 tokens · 200.0 tokens/s · 2.00 tokens per step"),
+        (
+            [["A", 0]],
+            True,
+            "33 tokens · 100.0\u00a0tokens/s · drafter unused: no draft tree is faster",
+        ),
+        ([["A", 0]], False, "33 tokens · 100.0\u00a0tokens/s · almost no draft token accepted"),
+        ([["A", 0], ["B", 1]], False, "65 tokens · 200.0\u00a0tokens/s · 2.00 tokens per step"),
     ],
 )
 def test_a_drafter_that_is_good_for_nothing_is_told(
@@ -375,6 +380,30 @@ def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
     press("vote2", blind)
     html = board.ranking()
     assert html.index("amphista-0002") < html.index("toy") and "1 blind vote: too few" in html
+
+
+def test_the_leaderboard_leads_to_the_blind_vote_that_tells_most(
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "answering", lambda: [(name, name) for name in ("toy", "a", "b")])
+    pair = ["smollm2-135m", "b"]
+    assert f"Ask {' and '.join(pair)} blind" in board.ranking()
+    scores = {"toy": 1100.0, HOSTILE: 1080.0, "a": 1000.0, "b": 990.0}
+    rated = [Rating(name, at, at - 5, at + 5, 3.0, 6) for name, at in scores.items()]
+    monkeypatch.setattr(board, "leaderboard", lambda: Leaderboard(rated, 30, 0))
+    html = board.ranking()
+    assert "<h2>toy leads" in html and "in 53\u00a0% of comparisons" in html
+    assert HOSTILE not in html
+    assert "playground?sides=a%2Cb&amp;blind=1" in html
+    places = [float(at) for at in re.findall(r'<i style="left: ([\d.]+)%', html)]
+    assert places == sorted(places, reverse=True) and 0 < places[-1] < places[0] < 100
+
+
+@pytest.mark.parametrize("wins", [0.6, 0.8])
+def test_as_many_votes_as_are_named_tell_two_models_apart(wins: float) -> None:
+    votes = board.votes_needed(wins)
+    for many, apart in ((votes, True), (votes - 1, False)):
+        assert (1.96 * 0.5 / many**0.5 < wins - 0.5) is apart
 
 
 def test_programs_read_answers_and_vote(blind: str, answered: str) -> None:

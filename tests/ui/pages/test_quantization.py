@@ -128,7 +128,7 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     assert shown["group"] == "5,1" and "number 1 of 32 by error" in shown["weights_note"]
     assert "Row 5, inputs 16 to 31" in shown["weights_note"]
     assert "3 bits</dd><dd>groups of 16, symmetric" in shown["head"]
-    assert "2.0 MB</dd><dd>gptq" in shown["head"]
+    assert "2.0\u00a0MB</dd><dd>gptq" in shown["head"]
     assert "1.520</dd><dd>dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
     more = {panels.ENERGY: panels.NO_INPUTS}
     for panel in panels.CHARTS:
@@ -145,7 +145,7 @@ def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, sm
     assert "Packed decoding" not in opened(run="dlqat-0001")["head"]
     store(result(1, "dlqat", "speed_up", gain))
     head = opened(run="dlqat-0001")["head"]
-    said = f"{gain:.2f} ×</dd><dd>over dense bfloat16"
+    said = f"{gain:.2f}\u00a0×</dd><dd>over dense bfloat16"
     assert said in head and (panels.OVERHEAD in head) is small
 
 
@@ -223,8 +223,13 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
 def test_magnitudes_of_all_groups_are_a_fan_of_the_chosen_stage() -> None:
     shown = opened(run="dlqat-0001")
     names = {trace.name for trace in shown["magnitudes_chart"].data}
-    assert names == {"Median", "1 to 99 % of groups", "5 to 95 % of groups", "25 to 75 % of groups"}
-    assert "98 % of the group scales by at most 110.0 %" in shown["magnitudes_title"]
+    assert names == {
+        "Median",
+        "1 to 99 % of groups",
+        "5 to 95 % of groups",
+        "25 to 75 % of groups",
+    }
+    assert "98 % of the group scales by at most 110.0\u00a0%" in shown["magnitudes_title"]
     assert "n = 21 points" in shown["magnitudes_note"]
     assert (
         "DL-QAT, distilled has recorded no"

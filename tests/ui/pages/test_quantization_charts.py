@@ -37,8 +37,11 @@ def test_the_chart_marks_the_tensor_among_its_module() -> None:
     chart = input_energy_chart(every, "t0", "Block 0, q_proj", "dlqat")
     others, own = chart.figure.data
     assert set(others.customdata) == {"t1"} and set(own.customdata) == {"t0"}
-    assert chart.headline.startswith("Block 0, q_proj: inputs of group 1, 3.0 × the median, carry")
-    assert "98 %" in chart.headline and "n = 6 groups of 2 blocks" in chart.note
+    assert chart.headline.startswith(
+        "Block 0, q_proj: 98\u00a0% of the expected output error come from group 1, "
+    )
+    assert chart.headline.endswith("inputs are 3.0\u00a0× the median")
+    assert "n = 6 groups of 2 blocks" in chart.note
     alone = input_energy_chart(every[:1], "t0", "", "dlqat")
     assert len(alone.figure.data) == 1
 
@@ -68,7 +71,7 @@ def view(tables: Settings) -> QuantView:
 def test_errors_and_inputs_come_from_what_is_stored(view: QuantView) -> None:
     chart = energy_chart(view)
     assert "n = 6 groups of 2 blocks" in chart.note
-    assert "inputs of group 2, 1.0 × the median" in chart.headline
+    assert "from group 2, whose inputs are 1.0\u00a0× the median" in chart.headline
     assert view.input_groups[1].tensor == OTHER
     empty = QuantView(view.selection, view.quant)
     empty.__dict__["input_groups"] = []

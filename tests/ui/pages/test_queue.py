@@ -28,8 +28,10 @@ def board(**query: str) -> str:
 def test_active_jobs_stand_in_queue_order_with_place_and_progress(seeded: Settings) -> None:
     html = board()
     assert re.findall(r'id=(sds-\d+)"', html) == ["sds-0002", "sds-0003"]
-    assert "about 4 min" in html or "about 5 min" in html
-    assert re.search(r"<td>starts in about [45] min</td>", html)  # when the one before has ended
+    assert "about 4\u00a0min" in html or "about 5\u00a0min" in html
+    assert re.search(
+        r"<td>starts in about [45]\u00a0min</td>", html
+    )  # when the one before has ended
     assert 'data-testid="cancel-sds-0003"' in html
     assert re.search(r'<td class="num">1</td><td><a[^>]*id=sds-0003', html)
 

@@ -103,6 +103,12 @@ def did(do: str, pick: str, text: str = "", who: tuple[str, str] = HOST) -> str:
     return str(runs.act(pressed(do, text=text), asked(who, pick=pick))["message"]["value"])
 
 
+def test_selected_runs_that_the_filter_hides_are_told(lab: Settings) -> None:
+    both = {"pick": "sds-0001,sds-0002"}
+    assert "2 selected<" in table(**both)
+    assert "2 selected (1 hidden by the filter)" in table(**both, q="sds-0001")
+
+
 def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
     assert "Tagged: 2 runs." in did("tag", "sds-0001,sds-0002", "paper demo")
     assert [queries.job(i).tags for i in (1, 2)] == [["paper", "demo"], ["demo", "paper"]]

@@ -86,7 +86,7 @@ def test_what_each_setting_explains_adds_up() -> None:
     assert list(found) == ["pattern", "segments", "Together, and seeds"]
     assert found["pattern"] == pytest.approx(400 / 408) and sum(found.values()) == pytest.approx(1)
     chart = importance_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
-    assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
+    assert chart is not None and chart.headline == "Pattern explains 98\u00a0% of the differences"
     assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
     assert headline(rows_of({("a", 1): 3.0, ("b", 2): 2.0}), metric(PERPLEXITY)) == (
         "Best: b · 2, perplexity 2.000"

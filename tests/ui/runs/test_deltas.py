@@ -48,7 +48,8 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
     [
         ("perplexity", -0.0382, 1.573, "−0.038"), ("perplexity", 1.2, 11.2, "+1.20"),
         ("perplexity", 0.00004, 1.573, "+4.0e−5"), ("zero_share", 0.2, 0.7, "+20.00"),
-        ("bytes", -93e6, 262e6, "−93.0 MB"), ("seconds", 75.0, 200.0, "+1 min 15 s"),
+        ("bytes", -93e6, 262e6, "−93.0\u00a0MB"),
+        ("seconds", 75.0, 200.0, "+1\u00a0min\u00a015\u00a0s"),
         ("steps", -1200.0, 5000.0, "−1,200"), ("perplexity", 0.0, 1.0, "±0"),
     ],
 )  # fmt: skip
@@ -98,7 +99,9 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
 def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
     of = METRICS["perplexity"]
     html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)
-    assert re.search(r'class="delta worse"><i aria-hidden="true">▲</i>\+2\.00 \(\+20\.0 %\)', html)
+    assert re.search(
+        r'class="delta worse"><i aria-hidden="true">▲</i>\+2\.00 \(\+20\.0\u00a0%\)', html
+    )
     assert '<span class="hidden"> worse</span>' in html
     assert "(" not in difference_html(of, delta(of, 10.0, 10.0), 10.0, relative=True)
-    assert percent(None) == "" and percent(-0.024) == "−2.4 %"
+    assert percent(None) == "" and percent(-0.024) == "−2.4\u00a0%"

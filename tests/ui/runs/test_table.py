@@ -71,7 +71,7 @@ def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> 
     known = columns(shown)
     assert [known["perplexity"].value(row) for row in shown] == [12.0, 12.0, None]
     assert known["change"].value(shown[0]) == pytest.approx(0.2)
-    assert known["change"].html(shown[0]) == "+20.0 %"
+    assert known["change"].html(shown[0]) == "+20.0\u00a0%"
 
 
 def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() -> None:
@@ -190,7 +190,7 @@ def test_the_disk_space_of_runs_sorts_them() -> None:
     found = rows([job(n, disk_bytes=size) for n, size in sizes.items()], [])
     disk = columns(found)["disk"]
     assert [row.job.id for row in table.sorted_rows(found, disk, True)] == [3, 1, 2]
-    assert [str(disk.html(row)) for row in found] == ["2.0 MB", "–", "5.0 MB"]
+    assert [str(disk.html(row)) for row in found] == ["2.0\u00a0MB", "–", "5.0\u00a0MB"]
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@
       area.style.fill = fill;
       meter.firstChild.style.width = `${100 * zeros}%`;
       meter.firstChild.style.background = fill;
-      meter.lastChild.textContent = `${Math.round(100 * zeros)} % zeros`;
     }
 
     function words() {
       title.textContent = stages[place].label;
+      meter.lastChild.textContent = `${Math.round(100 * stages[place].zeros)}\u00a0% zeros`;
       said.textContent = stages[place].said.replaceAll(" %", "\u00a0%");
       [...group.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === place)));
     }

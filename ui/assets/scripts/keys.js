@@ -69,6 +69,7 @@
     const input = box.querySelector("input"), list = box.querySelector("ul");
     let options = [], active = -1, asked = 0, timer = 0;
     if (matchMedia("(max-width: 640px)").matches) input.placeholder = "Search"; // no keys there
+    else if (!/^Mac|^iP/.test(navigator.platform)) input.placeholder = "Search  Ctrl K";
 
     function close() {
       list.hidden = true;

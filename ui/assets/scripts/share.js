@@ -8,11 +8,20 @@
     const framed = window.parent !== window && window.parent.location.pathname.includes("/slimscope/");
     if (framed) {
       document.documentElement.classList.add("presenting");
+      setInterval(whole, 250);
       document.addEventListener("keydown", (event) => { // the frame has the focus after a click
         if (event.key === "Escape" && !document.fullscreenElement) window.parent.document.getElementById("leave")?.click();
       });
     }
   } catch { /* another site frames us: a Space */ }
+
+  /* On a wide screen a card is shown once all of it fits: none looks over the lower edge. */
+  function whole() {
+    for (const card of document.querySelectorAll(".card")) {
+      const { top, bottom } = card.getBoundingClientRect(), fits = bottom <= window.innerHeight + 1 || bottom - top > window.innerHeight;
+      card.classList.toggle("beyond", window.innerWidth > 640 && top > 0 && !fits);
+    }
+  }
 
   const here = () => `${location.pathname.split("/").pop()}${location.search}` || "./";
   const views = () => JSON.parse(localStorage.getItem(VIEWS) || "[]");
@@ -52,7 +61,8 @@
     const link = new URL(here(), base || location.href).href;
     part("input").value = link;
     part(".reach").textContent = base ? "" : "This link works on this computer only: the dashboard does not listen on the network. To share it, start it with slimscope serve --host 0.0.0.0.";
-    part(".qr").src = `slimscope/qr?address=${encodeURIComponent(here())}`;
+    if (!base) part(".qr").remove(); // a phone would look for itself
+    else part(".qr").src = `slimscope/qr?address=${encodeURIComponent(here())}`;
     part(".copy").onclick = async () => {
       part("input").select();
       try { await navigator.clipboard.writeText(link); part(".copy").textContent = "Copied"; } catch { part(".copy").textContent = "Press Ctrl+C"; }

@@ -169,7 +169,8 @@ window.slimscope = (() => {
       empty.hidden = !none || !value;
       canvas.style.visibility = none ? "hidden" : "visible";
       box.classList.toggle("loading", value === "");
-      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : (room + (meta().more || 0)) * (presented ? larger() : 1)}px`;
+      const height = room + (meta().more || 0);
+      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : presented ? Math.max(height, Math.min(height * larger(), 0.42 * window.innerHeight)) : height}px`;
       if (none) {
         empty.textContent = value?.nothing || value || "";
         return;

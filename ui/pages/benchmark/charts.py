@@ -56,7 +56,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )  # fmt: skip
     texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
-    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1, layer="below")]})
+    figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
     rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
     return Chart(figure, frame, note, headline=of_speed(rows))
 
@@ -110,7 +110,7 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
         for part, (label, colour) in PARTS.items()
     ]  # fmt: skip
     whole = frame[[*titles.values()]].sum(axis=1)
-    texts = [f"{t / d.accepted:.1f} ms/token" for t, d in zip(whole, decoders, strict=True)]
+    texts = [f"{t:.1f} ms, {d.accepted:.2f} tokens" for t, d in zip(whole, decoders, strict=True)]
     looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
     row = legend_row(traceorder="normal")
     figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)

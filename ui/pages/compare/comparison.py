@@ -13,12 +13,9 @@ from backend.metric_key import MetricKey
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.store.queries import StoredResult
 from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    BYTES,
     PEAK,
     PERPLEXITY,
     SIZE,
-    SPEED_UP,
     TOOK,
     ZERO_SHARE,
     Metric,
@@ -30,6 +27,7 @@ from ui.format import NONE, number
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
+    GAINS,
     WINDOW_METRICS,
     format_stderr,
     format_value,
@@ -39,6 +37,7 @@ from ui.runs.results import (
 )
 from ui.runs.rows import RunRow
 from ui.runs.view import csv_text
+from ui.runs.weights import weights_of
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 
@@ -47,12 +46,9 @@ PAIRED = Metric(
     MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
-ALWAYS = {  # families shown even where only some runs have them: what compression is for
-    PAIRED.key.family, BITS_PER_WEIGHT.family, BYTES, SIZE.family, SPEED_UP.family,
-    ZERO_SHARE.family,
-}  # fmt: skip
+ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
-BASELINE = LineStyle(LIGHT.muted, "dash")
+BASELINE = LineStyle(LIGHT.text)  # grey is the dense model
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
@@ -186,13 +182,20 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
     figure = row.figures.final_row(shown.key)
     if figure is None:
-        return ComparedFigure(NONE)
+        zeros = _zeros(row) if shown.key == ZERO_SHARE else None
+        return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
     return ComparedFigure(
         format_value(shown, figure.value), format_stderr(shown, figure.stderr),
         delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
     )  # fmt: skip
+
+
+def _zeros(row: RunRow) -> float | None:
+    """Those among the recorded weights of the kept stage, of a run that was not to prune."""
+    weights = weights_of(row.job.run)
+    return weights.zero_share(row.figures.kept or "") if weights else None
 
 
 def _figures_of_jobs(comparison: RunComparison) -> Iterator[tuple[Metric, list[ComparedFigure]]]:

@@ -19,7 +19,7 @@ from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.charts.series import rebinned
-from ui.format import number, share, size
+from ui.format import HOLD, number, of_unit, share, size, threads
 from ui.runs.results import (
     RunResults,
     find_job,
@@ -131,7 +131,8 @@ def _changes(each: Shown) -> list[tuple[str, str, str]]:
         before, after = size(2 * results.parameters), size(results.saved_bytes)
         rows.append(("Size, from 16 bits", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
-        rows.append((f"Speed, {_threads(each.job)}".strip(", "), "1 ×", f"{number(faster, 3)} ×"))
+        change = f"1{HOLD}×", of_unit(faster, "×", 3)
+        rows.append((f"Speed, {_threads(each.job)}".strip(", "), *change))
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
     if dense is not None and kept is not None:
         rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
@@ -180,10 +181,11 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     for snapshot, height in zip(drawn, heights, strict=True):
         label, zeros = each.kind.stages[snapshot.stage], snapshot.zeros / snapshot.n
         above = height[height > top]
-        said = f"{share(zeros, 0)} of the weights are exactly zero"
-        said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
+        said = f"{share(zeros, 0)} of these weights are exactly zero"
         if len(above):
-            said += f" The spike is cut off: it holds {share(above.sum(), 0)} of the weights."
+            said += f", {share(above.sum(), 0)} lie in the middle peak, which is cut off"
+        whole = f"; perplexity of the whole model: {perplexity.get(label)}."
+        said += whole if perplexity.get(label) else "."
         shown.append({
             "name": snapshot.stage, "label": label, "said": said, "zeros": round(zeros, 4),
             "colour": stage_style(snapshot.stage).colour,
@@ -195,7 +197,7 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
 def _threads(job: Job) -> str:
     """ "2 threads", without which a speed says little; empty where it was not recorded."""
     known = job.environment.get("threads")
-    return f"{known} thread{'' if known == 1 else 's'}" if known else ""
+    return threads(known) if known else ""
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,7 @@ class Race:
     job: Job
     gain: float
     lanes: list[dict[str, Any]]
-
-    @property
-    def threads(self) -> str:
-        return _threads(self.job)
+    threads: str
 
 
 def race() -> Race | None:
@@ -226,14 +225,14 @@ def race() -> Race | None:
             continue
         first, other = timed[0], max(timed[1:], key=itemgetter(0))
         lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
-        return Race(job, other[0] / first[0], lanes)
+        return Race(job, other[0] / first[0], lanes, _threads(job))
     return None
 
 
 def _lane(name: str, text: Transcript, speed: float) -> dict[str, Any]:
     job = find_job(name)
     known = RunResults(kind_of(job), queries.results([job.id]), job) if job else None
-    said = [f"{number(speed, 3)} tokens/s"]
+    said = [of_unit(speed, "tokens/s", 3)]
     if known and known.saved_bytes:
         said.append(size(known.saved_bytes))
     if known and (perplexity := known.final()) is not None:

@@ -1,11 +1,14 @@
 """A conversation, the votes for its answers, and the conversations before it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
+from backend.evaluation.preferences import NORMAL_95, Rating
 from backend.models.layer_names import read_names
 from backend.queue import permissions
 from backend.queue.actor import Actor
@@ -13,9 +16,11 @@ from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.chat import MIN_VOTES, display_order, is_hidden, leaderboard, would_repeat
+from jobs.chat import MIN_VOTES, Leaderboard, display_order, is_hidden, leaderboard, would_repeat
+from jobs.fields.types import DEFAULT_MODEL
 from jobs.generate import kind as generate
 from jobs.serving.transcript import read_transcript, transcript_of
+from ui.format import share, threads
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -27,12 +32,14 @@ from ui.pages.playground.answers import (
     may_not_begin,
 )
 from ui.pages.playground.token_strip import tints
+from ui.runs.choices import answering
 from ui.runs.html import model_name
 from ui.runs.results import speed_conditions
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30
 MAX_PROMPT = 120  # characters of an earlier prompt
+TICK, ROOM = 200, 40  # points between ticks, and beside the outermost intervals
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
     "Write a short story about a lost dog who finds a friend.",
@@ -56,14 +63,16 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
         texts = [transcript_of(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
-            decoders |= {text.decoder: None for text in texts if text.speed and text.decoder}
+            for text in filter(lambda text: text.speed and text.decoder, texts):
+                on = f" on {threads(text.threads)}" if text.threads else ""
+                decoders[f"{text.decoder} decoder{on}"] = None
         last = n == len(turns)
         below = _foot(turn, actor) if last else Markup()
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)
         votes = _votes(turn, actor, last)
         shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes, below))
-    how = f"Speeds: {', '.join(decoders)} decoder, prefill excluded." if decoders else ""
+    how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
     legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, how)
     return HTML.conversation(shown, legend)
 
@@ -127,8 +136,13 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
         here = each.conversation.id == current
         named = [*map(model_name, models)]
         entries.append((each.newest, here, _short(each.first), each.prompts, named))
-    recorded = queries.jobs([State.SUCCEEDED], generate.NAME, limit=1)
-    return HTML.history(entries, now, recorded[0].run if recorded else "")
+    return HTML.history(entries, now)
+
+
+def recorded_last() -> str:
+    """The newest run that recorded answers; empty where there is none."""
+    found = queries.jobs([State.SUCCEEDED], generate.NAME, limit=1)
+    return found[0].run if found else ""
 
 
 def _short(prompt: str) -> str:
@@ -137,5 +151,44 @@ def _short(prompt: str) -> str:
 
 
 def ranking() -> Markup:
-    found = leaderboard()
-    return HTML.leaderboard(found, found.votes < MIN_VOTES)
+    found, able = leaderboard(), [name for _, name in answering()]
+    rated = found.ratings
+    low = min([each.low for each in rated], default=0) - ROOM
+    high = max([each.high for each in rated], default=0) + ROOM
+
+    def place(points: float) -> float:
+        return 100 * (points - low) / (high - low)
+
+    ticks = [(n, place(n)) for n in range(math.ceil(low / TICK) * TICK, round(high), TICK)]
+    rows = [(x, place(x.low), place(x.high) - place(x.low), place(x.score)) for x in rated]
+    pair = _closest(rated, able)
+    needed = [(wins, votes_needed(wins / 10)) for wins in (8, 6)]
+    return HTML.leaderboard(found, _leader(found), rows, ticks, pair, needed)
+
+
+def _leader(board: Leaderboard) -> str:
+    """What the votes say of the first two."""
+    if not board.ratings:
+        return "No blind votes yet"
+    first, second = board.ratings[:2]
+    if board.votes < MIN_VOTES or first.low <= second.high:
+        many = f"{board.votes} blind vote{'' if board.votes == 1 else 's'}"
+        return f"{first.name} is ahead; {many}: too few to tell it from {second.name}"
+    wins = share(1 / (1 + 10 ** ((second.score - first.score) / 400)), 0)
+    return f"{first.name} leads: it is preferred to {second.name} in {wins} of comparisons"
+
+
+def _closest(rated: Sequence[Rating], able: Sequence[str]) -> list[str]:
+    """Two models to compare next: neighbours of the ranking that can answer, whose ratings are
+    nearest; without such, the default one and what was made last."""
+    there = [each for each in rated if each.name in able]
+    if len(there) > 1:
+        return [
+            x.name for x in min(pairwise(there), key=lambda pair: pair[0].score - pair[1].score)
+        ]
+    return [DEFAULT_MODEL, next((name for name in able[::-1] if name != DEFAULT_MODEL), "")]
+
+
+def votes_needed(wins: float) -> int:
+    """After which the normal 95 % interval of a share of wins leaves 1/2 out."""
+    return math.ceil((NORMAL_95 / (2 * (wins - 0.5))) ** 2)

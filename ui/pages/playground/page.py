@@ -139,7 +139,8 @@ class Composer:
         config, there = _shown_config(request) or address_values(request, GenerateJob), answering()
         updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=there)}
         if config:
-            updates |= self._chosen(config, choices=there)
+            blind = {"blind": True} if query(request, "blind") else {}
+            updates |= self._chosen(config | blind, choices=there)
         if reason := permissions.may_not_ask(current_user(request)):
             updates[self.message] = show_html(HTML.may_not(reason))
         return updates
@@ -215,9 +216,8 @@ def draw(request: gr.Request) -> Updates:
         board = boards.recorded_run(job)
     else:
         made = len(answering()) > len(models())
-        board = HTML.nothing(
-            boards.EXAMPLES, "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
-        )
+        form = "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        board = HTML.nothing(boards.EXAMPLES, form, boards.recorded_last())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}

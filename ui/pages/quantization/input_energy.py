@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from backend.sensitivity.profile import spearman
 from ui.charts.chart import Chart
 from ui.charts.template import layout, legend_row, log_axis
-from ui.format import count, number, share
+from ui.format import count, number, of_unit, share
 from ui.theme import LIGHT, stage_style
 
 X, Y = "Root mean square of the inputs", "Root mean square error of the weights"
@@ -58,8 +58,8 @@ def input_energy_chart(
     k = int(own.shares.argmax())
     times = own.inputs[k] / float(np.median(own.inputs))
     headline = (
-        f"{label}: inputs of group {k}, {number(times, 2)} × the median, carry "
-        f"{share(own.shares[k], 0)} of the expected output error"
+        f"{label}: {share(own.shares[k], 0)} of the expected output error come from group {k}, "
+        f"whose inputs are {of_unit(times, '×', 2)} the median"
     )
     x, y = (np.concatenate([getattr(one, name) for one in every]) for name in ("inputs", "errors"))
     rho = spearman(x, y) if len(x) > 2 else None

@@ -13,7 +13,7 @@ from backend.store.queries import StoredResult
 from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
 from ui.charts.lines import reduced_note
-from ui.format import NONE, count, href, number, share, size
+from ui.format import NONE, count, href, number, of_unit, share, size
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
 from ui.pages.quantization.input_energy import input_energy_chart
@@ -89,13 +89,9 @@ def _zero_facts(view: QuantView) -> Iterator[tuple[str, str]]:
     weights = weights_of(view.quant.job.run)
     if weights is None:
         return
-    shares = {}
-    for stage in (DENSE, view.selection.stage):
-        rows = weights.of_stage(stage)
-        shares[stage] = float(rows["zeros"].sum() / max(1, rows["n"].sum()))
-    if shares[DENSE] >= PRUNED:
-        now = share(shares[view.selection.stage])
-        yield "Zeros", f"{now}, {share(shares[DENSE])} in the model it began with"
+    before, now = map(weights.zero_share, (DENSE, view.selection.stage))
+    if before and before >= PRUNED:
+        yield "Zeros", f"{share(now)}, {share(before)} in the model it began with"
 
 
 def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str, str]]:
@@ -110,7 +106,7 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str
         yield "Perplexity", f"{perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
     if (gain := by_metric.get(SPEED_UP)) is not None:
         why = f": {OVERHEAD}" if gain < GAIN else ""
-        yield "Packed decoding", f"{number(gain, 3)} ×, over dense bfloat16{why}"
+        yield "Packed decoding", f"{of_unit(gain, '×', 3)}, over dense bfloat16{why}"
 
 
 def magnitudes_chart(view: QuantView) -> Chart:

@@ -15,12 +15,14 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
     """Magnitudes of all groups: bands of quantiles ("p05" -> step -> value) and the median."""
     colour = stage_style(stage).colour
     lines, names = [], [*FAN]
-    for low, high in zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True):
+    pairs = zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True)
+    for place, (low, high) in enumerate(pairs, 1):
         upper, lower = quantiles.get(high, {}), quantiles.get(low, {})
         steps = sorted(upper.keys() & lower.keys())
         name = f"{int(low[1:])} to {int(high[1:])} % of groups"
-        lines.append(_edge([*steps], [lower[s] for s in steps], None, name, colour))
-        lines.append(_edge([*steps], [upper[s] for s in steps], "tonexty", name, colour))
+        fill = tint(colour, 0.12 * place)  # the inner bands are darker, also in the legend
+        lines.append(_edge([*steps], [lower[s] for s in steps], None, name, fill))
+        lines.append(_edge([*steps], [upper[s] for s in steps], "tonexty", name, fill))
     middle = quantiles.get("p50", {})
     lines.append(
         go.Scatter(
@@ -37,12 +39,12 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
 
 
 def _edge(
-    steps: list[int], values: list[float], fill: str | None, name: str, colour: str
+    steps: list[int], values: list[float], fill: str | None, name: str, tinted: str
 ) -> go.Scatter:
     return go.Scatter(
         x=steps, y=values, name=name, legendgroup=name, mode="lines", fill=fill,
-        showlegend=fill is not None, fillcolor=tint(colour, 0.18),
-        line={"width": 0, "color": colour}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
+        showlegend=fill is not None, fillcolor=tinted,
+        line={"width": 0, "color": tinted}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
     )  # fmt: skip
 
 

@@ -20,9 +20,10 @@ from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.charts.headlines import lower
-from ui.format import NONE, duration, number, size
+from ui.format import HOLD, NONE, duration, number, of_unit, size
 from ui.runs.html import took
 from ui.runs.results import (
+    GAINS,
     RunResults,
     format_stderr,
     format_value,
@@ -67,6 +68,7 @@ def paired_table(job: Job, results: RunResults) -> Markup:
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
+    names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
         [HTML.stage(results.label(s), paint[s], s == results.kept),
@@ -104,7 +106,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     if predicted and not saved:
         saved = queries.model_bytes([job.id]).get(job.id)
     written = size_saved(saved, parameters) if saved else ""
-    pairs |= _beside_estimate("Size saved", written, size, predicted)
+    pairs |= _beside_estimate("Size after", written, size, predicted)
     if state := queued_state(known):
         pairs["Perplexity over dense"] = _beside_state(state, job.run)
     conditions = speed_conditions(job, results.rows.values())
@@ -113,7 +115,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 def _beside_state(state: QueuedState, run: str) -> Markup:
     said = {"predicted": state.predicted, "live": state.live, "final": over_dense(run)}
-    figures = (f"{how} {number(ratio, 3)} ×" for how, ratio in said.items() if ratio)
+    figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in said.items() if ratio)
     return HTML.beside(state, ", ".join(figures))
 
 
@@ -144,7 +146,7 @@ def _measured(job: Job) -> str:
     for other in queries.runs_from(job.run, TIMED):
         for row in queries.results([other.id]):
             if (row.stage, row.metric) == (job.run, SPEED_UP):
-                return f"{other.run} measured {fixed(row.value, 2)} ×."
+                return f"{other.run} measured {fixed(row.value, 2)}{HOLD}×."
     return "Not measured yet."
 
 

@@ -275,11 +275,11 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     figure = line_chart(drawn, view=view, x_title=x_title, y_title=y_title(card))
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
-    by_block, what = card.axis == BLOCK, lower(quantity)
-    question = f"In which blocks is {what} large?" if by_block else f"How does {what} develop?"
+    by_block = card.axis == BLOCK
+    question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     told = (of_blocks if by_block else of_curves)(frame, quantity, main)
-    note += "" if by_block else " The title compares the means of its first and last tenth."
+    note += "" if by_block else " The title compares the means of the first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
 
 

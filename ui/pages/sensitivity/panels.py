@@ -12,8 +12,16 @@ from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span, rows_axis
 from ui.charts.formats import format_colours, ordered
 from ui.charts.heatmap import block_heatmap
-from ui.charts.template import axis, layout, legend_row, log_axis, reference_line, round_ticks
-from ui.format import count, esc, number, share
+from ui.charts.template import (
+    axis,
+    layout,
+    legend_row,
+    log_axis,
+    reference_line,
+    round_ticks,
+    tick_text,
+)
+from ui.format import HOLD, count, esc, number, of_unit, share
 from ui.pages.sensitivity.selection import (
     ERROR,
     FIGURES,
@@ -64,10 +72,8 @@ def map_chart(view: SensitivityView) -> Chart:
         view=f"{view.selection.figure}/{view.form}", picked=view.selection.layer,
     )  # fmt: skip
     ticks = round_ticks(10**low, 10**high)
-    form = ".0e" if ticks[0] < 1e-4 else "g"
-    drawn.update_traces(
-        colorbar={"tickvals": np.log10(ticks).tolist(), "ticktext": [f"{t:{form}}" for t in ticks]}
-    )
+    places = {"tickvals": np.log10(ticks).tolist(), "ticktext": [*map(tick_text, ticks)]}
+    drawn.update_traces(colorbar=places)
     blocks = rows["block"].nunique()
     many = f"{blocks} block{'' if blocks == 1 else 's'}"
     note = f"n = {count(len(rows))} layers in {many}, {view.form.label}."
@@ -109,7 +115,7 @@ def worst_chart(view: SensitivityView) -> Chart:
     if figure.adds and (whole := float(rows["value"].sum())):
         part = share(float(first["value"].sum()) / whole, 0)
         headline = f"{len(first)} of {count(len(rows))} layers carry {part} of the loss"
-    note = f"n = {len(first)} of {count(len(rows))} layers. Click a dot to pick its layer."
+    note = f"n = {len(first)} of {count(len(rows))} layers; orange: the picked one. A click picks."
     return Chart(
         go.Figure(trace, looks), _frame(view), note, name=_name(view, "layers"), headline=headline
     )
@@ -156,8 +162,9 @@ def curve_chart(view: SensitivityView) -> Chart:
     place = formats.index(view.form)
     with np.errstate(divide="ignore", invalid="ignore"):
         times = own[place] / median[place]
-    headline = f"{label} at {_words(view.form)}: {number(float(times), 2)} × the median layer"
-    note = f"n = {len(formats)} formats. Filled: measured; open: the Fisher estimate, scaled."
+    headline = f"{label} at {_words(view.form)}: {of_unit(float(times), '×', 2)} the median layer"
+    note = f"n = {len(formats)} formats. Open dots: the Fisher estimate, scaled."
+    note += "" if np.isnan(measured).all() else " Filled: measured."
     return Chart(
         go.Figure(traces, looks), frame, note, name=_name(view, view.layer.name),
         headline=headline if np.isfinite(times) else "",
@@ -224,8 +231,8 @@ def _place(form: Format, columns: int) -> float:
 def _words(form: Format) -> str:
     """A format as it is said: "2 bits", "50 %", "2:4"."""
     if form.width and not form.pattern:
-        return f"{form.width.bits} bits"
-    return form.label.replace("%", " %")
+        return f"{form.width.bits}{HOLD}bits"
+    return form.label.replace("%", f"{HOLD}%")
 
 
 def _floor(values: pd.Series) -> float:

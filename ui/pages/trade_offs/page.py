@@ -9,7 +9,7 @@ from backend.budget import PREFIX
 from backend.errors import SlimscopeError
 from backend.store import queries
 from jobs.profile.profiles import KINDS
-from ui.format import href, number, share
+from ui.format import HOLD, href, of_unit, share
 from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import TITLES, TradeoffSelection, TradeoffView
@@ -94,7 +94,7 @@ def change_budget(view: TradeoffView) -> Updates:
 def draw(view: TradeoffView) -> Updates:
     """Charts and figures of the budget's mix, or beside its field why there is none."""
     run, dense = view.selection.run, [*view.front.uniform.values()][-1]
-    facts = [view.profile.model, f"{number(dense.nbytes / 1e6, 3)} MB in 16 bits"]
+    facts = [view.profile.model, f"{of_unit(dense.nbytes / 1e6, 'MB', 3)} in 16{HOLD}bits"]
     head = {"head": HTML.head(run, facts, href("sensitivity", run=run))}
     charts = (panel.show(made(view)) for panel, made in CHARTS.items())
     return updates(head, answer_of(view), *charts)
@@ -104,20 +104,20 @@ def answer_of(view: TradeoffView) -> Updates:
     if isinstance(view.answer, SlimscopeError):
         return {"refusal": show_html(field_error(view.answer)), "answer": EMPTY}
     asked, mix = view.answer
-    facts = [f"{number(mix.ratio)}\u00a0× the perplexity, predicted"]
+    facts = [f"{of_unit(mix.ratio, '×')} the perplexity, predicted"]
     if view.pruned:
         facts.append(f"{share(mix.sparsity)} zeros in the layers")
     else:
         facts += [
-            f"{number(mix.nbytes / 1e6, 3)} MB",
-            f"{number(mix.bits, 3)} bits a weight in the blocks",
+            of_unit(mix.nbytes / 1e6, "MB", 3),
+            f"{of_unit(mix.bits, 'bits', 3)} a weight in the blocks",
         ]
     if mix.milliseconds:
-        facts.append(f"{number(mix.milliseconds, 3)} ms a token, predicted")
+        facts.append(f"{of_unit(mix.milliseconds, 'ms', 3)} a token, predicted")
     inside = [mix.formats[layer.name].label for layer in view.blocks.layers]
     (usual, most), *others = Counter(inside).most_common()
     formats = [f"{'Mostly' if others else 'All'} {usual} ({most} of {len(inside)} layers)"]
-    formats += [f"{many} × {label}" for label, many in others]
+    formats += [f"{many}{HOLD}× {label}" for label, many in others]
     outside = {mix.formats[layer.name] for layer in view.outside}
     if not view.pruned:
         formats += [f"embedding: {form.label}" for form in outside]

@@ -14,7 +14,7 @@ from ui.charts.dots import dots, log_span
 from ui.charts.formats import format_colours, short_labels
 from ui.charts.heatmap import block_heatmap
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
-from ui.format import NONE, count, esc, href, number, share
+from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.landmarks import Landmark, source
 from ui.pages.trade_offs.selection import SIZE, SPEED, TradeoffView
@@ -30,7 +30,7 @@ FRONT = Panel(
     "front", "Size against quality", "What does a smaller model cost, and which mix of formats is "
     "best? Click the line for a mix, a square for its run.", 440,
     theory="The line is the lower convex hull over all mixes (Everett 1963): a Lagrange multiplier "
-    "prices each byte. That losses of layers add up is an assumption.",
+    "prices each byte. Assumes that the losses of layers add up.",
 )  # fmt: skip
 MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
@@ -75,13 +75,14 @@ def front_chart(view: TradeoffView) -> Chart:
     )  # fmt: skip
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
-    note += f" ({beyond} worse than {number(top, 2)}\u00a0×: in the table)" if beyond else ""
-    measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
+    note += f" ({beyond} above {of_unit(top, '×', 2)} are in the table alone)" if beyond else ""
+    measured = (
+        f"{count_runs(len(runs))}, measured: training and other methods move them off the line"
+    )
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
     elif view.profile.times:
-        threads = view.profile.times.threads
-        note += f"; by the native decoder on {count(threads)} thread{'s' if threads > 1 else ''}"
+        note += f"; by the native decoder on {threads(view.profile.times.threads)}"
     note += f"; llama.cpp's files as measured by {source()}." if view.landmarks else "."
     return Chart(
         go.Figure(traces, looks), _front_frame(view, title), note,
@@ -106,28 +107,25 @@ def _ranges(view: TradeoffView) -> tuple[list[float], float]:
 
 def finding(view: TradeoffView) -> str:
     """What the best mix of the budget loses, and the one format for all layers that it beats most
-    clearly: the largest that loses more, or else the one that loses most nearly as much."""
+    clearly: of those that cost as much or more and lose more, the one that costs most; or else the
+    one that costs most nearly as much."""
     if isinstance(view.answer, SlimscopeError):
         return ""
     mix = view.answer[1]
-    pairs = [*view.front.uniform.items()]
-    near = min(pairs, key=lambda pair: abs(pair[1].ratio - mix.ratio))
-    beaten = [
-        pair
-        for pair in pairs
-        if pair[1].ratio > mix.ratio and _cost(view, pair[1]) > _cost(view, mix)
-    ]
-    form, one = max(beaten, key=lambda pair: _cost(view, pair[1]), default=near)
+    cost, pairs = _cost(view, mix), [*view.front.uniform.items()]
+    near = min(pairs, key=lambda pair: (abs(_cost(view, pair[1]) - cost), pair[1].ratio))
+    beaten = [x for x in pairs if x[1].ratio > mix.ratio and _cost(view, x[1]) >= cost]
+    form, one = max(beaten, key=lambda x: (_cost(view, x[1]), -x[1].ratio), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    alone = f"{form.width.bits} bits" if form.width else form.label
+    alone = f"{form.width.bits}{HOLD}bits" if form.width else form.label.replace("%", f"{HOLD}%")
     dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
-    beside = ", embedding in 16\u00a0bits" if dense else ""
+    beside = f", embedding in 16{HOLD}bits" if dense else ""
     return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 
 def _cost(view: TradeoffView, mix: Mix) -> float:
-    """What the horizontal axis shows, such that less is better."""
-    x = view.across.x_of(mix)
+    """What the horizontal axis shows, to three decimals, such that less is better."""
+    x = round(view.across.x_of(mix), 3)
     return x if view.across is SIZE else -x
 
 

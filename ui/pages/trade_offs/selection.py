@@ -12,7 +12,7 @@ from backend.sensitivity.profile import SensitivityProfile
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
-from ui.format import number, share
+from ui.format import of_unit, share
 from ui.pages.trade_offs.landmarks import Landmark, landmarks_of
 from ui.runs.results import find_job
 from ui.runs.rows import RunRow
@@ -37,14 +37,14 @@ class Across:
     said: Callable[[float], str]
 
 
-SIZE = Across("Size, MB", "size", lambda mix: mix.nbytes / 1e6, lambda x: f"{number(x, 3)} MB")
+SIZE = Across("Size, MB", "size", lambda mix: mix.nbytes / 1e6, lambda x: of_unit(x, "MB", 3))
 ZEROS = Across(
     "Zeros in the layers, %", "sparsity", lambda mix: 100 * mix.sparsity,
     lambda x: f"{share(x / 100)} zeros",
 )  # fmt: skip
 SPEED = Across(
     "Tokens a second, predicted", "ms", lambda mix: 1e3 / (mix.milliseconds or float("inf")),
-    lambda x: f"{number(x, 3)} tokens/s",
+    lambda x: of_unit(x, "tokens/s", 3),
 )  # fmt: skip
 
 

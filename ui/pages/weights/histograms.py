@@ -33,6 +33,7 @@ from backend.statistics.names import (
 from backend.statistics.regions import Region, read_region
 from backend.statistics.tensors import BINS
 from backend.store import queries, tensors
+from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import in_order
 from ui.charts.statistics import STATISTICS, available, with_largest
@@ -204,11 +205,9 @@ def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) ->
 
 
 def histograms(request: Request) -> Response:
-    """Answer to `?run=sds-0042`, without it of the newest run, and to `&tensor=NAME&names=LIST`."""
+    """Answer to `?run=sds-0042`, without it of `_opened`, and to `&tensor=NAME&names=LIST`."""
     query = request.query_params
-    run = query.get("run", "") or next(
-        (job.run for job in real_first(queries.runs_with_weights())), ""
-    )
+    run = query.get("run", "") or _opened()
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
         return packed_profiles(weights, tensor, query).answer(request)
     mark = _mark(run) if run else None
@@ -222,6 +221,17 @@ def histograms(request: Request) -> Response:
     weights = weights_of(run)
     numbers = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
     return _nothing(Markup.escape(TOO_LARGE.format(*numbers, MAX_BYTES // 1_000_000)), 413)
+
+
+def _opened() -> str:
+    """The newest run; of the examples, as on Home, that of the first kind with most stages that the
+    method passes through."""
+    runs = [*real_first(queries.runs_with_weights())]
+    if not runs or runs[0].id > 0:
+        return runs[0].run if runs else ""
+    found = (weights_of(job.run) for job in runs if job.kind == next(iter(kinds())))
+    shown = max(filter(None, found), key=lambda x: sum(map(is_main, x.stages)), default=None)
+    return shown.job.run if shown else runs[0].run
 
 
 def _nothing(why: Markup, status: int) -> Response:

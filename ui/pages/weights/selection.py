@@ -39,8 +39,8 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
     ),
     "overlay": (
         "What did each step do to the distribution of this tensor's weights?",
-        "Magnitude pruning removes the middle of the distribution (Han et al. 2015); what stays "
-        "between the dotted lines was kept for its inputs.",
+        "Magnitude pruning removes the middle of the distribution (Han et al. 2015); the small "
+        "weights that stay between the dotted lines meet large inputs.",
     ),
     "ridges": (
         "How does the distribution change from block to block, and from stage to stage?",

@@ -44,7 +44,7 @@ def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, 
     store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
     store(result(3, "amphista-0002", "speed_up", 0.895))
     measured = outcome(row, figures, 0)
-    assert "benchmark-0003 measured 0.90 ×." in measured and "Not measured" not in measured
+    assert "benchmark-0003 measured 0.90\u00a0×." in measured and "Not measured" not in measured
 
 
 def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> None:
@@ -94,16 +94,18 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     html = stage_tables(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
     assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
-    assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
+    assert (
+        "1\u00a0min\u00a01\u00a0s" in outcome(row, figures, 0) and times(figures) == ""
+    )  # one bar says nothing
 
 
 @pytest.mark.parametrize(
     ("kind", "recorded", "details", "said"),
     [
         ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
-         "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
+         "native (AVX2) decoder, bfloat16, 1\u00a0thread, prefill included."),
         ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
-         "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
+         "decoder not recorded, bfloat16, 2\u00a0threads, 48 tokens after a prompt of 64, prefill "
          "excluded."),
         ("generate", {"precision": "float32"}, {},
          "decoder not recorded, float32, threads not recorded, prefill excluded."),

@@ -117,7 +117,7 @@ def test_a_plan_is_shown_by_its_parts_and_an_odd_one_is_left_out(
 def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     seeded: Settings,
 ) -> None:
-    rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "Kept: <b>-3 %</b>, SDS-2."
+    rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "Kept: <b>-3\u00a0%</b>, SDS-2."
     known = {"kept_reason": reason, "estimated_seconds": 60.0, "estimated_bytes": 2 * 10**9}
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
@@ -126,11 +126,11 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "Kept: &lt;b&gt;−3 %&lt;/b&gt;, SDS-2." in html
-    assert "1.0 GB (estimated 2.0 GB)" in html
-    assert "1 min 30 s (estimated 1 min)" in html
+    assert "Kept: &lt;b&gt;−3\u00a0%&lt;/b&gt;, SDS-2." in html
+    assert "1.0\u00a0GB (estimated 2.0\u00a0GB)" in html
+    assert "1\u00a0min\u00a030\u00a0s (estimated 1\u00a0min)" in html
     waiting = Job(id=2, kind="sds", config={}, environment=known)
-    assert "about 1 min (estimated)" in outcome(waiting, RunResults(None, []), 0)
+    assert "about 1\u00a0min (estimated)" in outcome(waiting, RunResults(None, []), 0)
     assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
     assert list(figures.seconds) == ["prune", "redense"]
     assert "width:50.0%" in times(figures)
@@ -139,12 +139,12 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
 @pytest.mark.parametrize(
     ("source", "parameters", "saved", "before", "after"),
     [
-        (98e6, 135e6, 538e6, "270 MB in 16 bits (source file: 98.0 MB, packed)",
-         "538 MB in 32 bits (smaller as GGUF)"),
-        (538e6, 135e6, 113e6, "270 MB in 16 bits (source file: 538 MB)", "113 MB"),
-        (270e6, 135e6, 270e6, "270 MB in 16 bits", "270 MB"),
-        (0, 135e6, 113e6, "270 MB", "113 MB"),
-        (98e6, 0, 538e6, "98.0 MB", "538 MB"),
+        (98e6, 135e6, 538e6, "270\u00a0MB in 16 bits (source file: 98.0\u00a0MB, packed)",
+         "538\u00a0MB in 32 bits (smaller as GGUF)"),
+        (538e6, 135e6, 113e6, "270\u00a0MB in 16 bits (source file: 538\u00a0MB)", "113\u00a0MB"),
+        (270e6, 135e6, 270e6, "270\u00a0MB in 16 bits", "270\u00a0MB"),
+        (0, 135e6, 113e6, "270\u00a0MB", "113\u00a0MB"),
+        (98e6, 0, 538e6, "98.0\u00a0MB", "538\u00a0MB"),
     ],
 )  # fmt: skip
 def test_sizes_are_told_against_16_bits(
@@ -346,15 +346,15 @@ def checkpoint(seeded: Settings) -> Path:
 
 def test_the_disk_space_of_a_run_is_told_and_freed_by_hosts(checkpoint: Path) -> None:
     html = disk_card(queries.job(4), Actor("guest"))
-    assert "3.0 MB" in html and "disabled" in html and READ_ONLY in html
+    assert "3.0\u00a0MB" in html and "disabled" in html and READ_ONLY in html
     page = draw("sds-0004")
-    assert "Checkpoints</dt><dd>3.0 MB" in page["disk"] and "Total" in page["disk"]
+    assert "Checkpoints</dt><dd>3.0\u00a0MB" in page["disk"] and "Total" in page["disk"]
     assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
     assert "No checkpoint is left" not in page["head"]
     said = actions.act(pressed("free", "sds-0004"), asked())
     assert "3 MB freed." in said["value"] and not checkpoint.exists()
     after = draw("sds-0004")
-    assert "Free space" not in after["disk"] and "Logs</dt><dd>50 B" in after["disk"]
+    assert "Free space" not in after["disk"] and "Logs</dt><dd>50\u00a0B" in after["disk"]
     assert "No checkpoint is left: resuming starts from the beginning." in after["head"]
     assert "checkpoints deleted" in after["history"] and "3 MB freed" in after["history"]
     assert "It starts from the beginning." in actions.run_action("resume", "sds-0004", HOST)

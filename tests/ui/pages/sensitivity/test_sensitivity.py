@@ -94,12 +94,12 @@ def test_clicks_choose_a_layer_and_a_format() -> None:
     other = view(layer="model.layers.1.self_attn.q_proj", format="70%")
     assert page.choose(other)["layer"] == "model.layers.1.self_attn.q_proj"
     assert page.choose(other)["format"] == "70%"
-    assert "Block 1, q_proj at 70 %" in page.choose(other)["curve_title"]
+    assert "Block 1, q_proj at 70\u00a0%" in page.choose(other)["curve_title"]
 
 
 def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
     drawn = chart(AGREEMENT, format="int2-g64")
-    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
+    assert "rank correlation 1.0" in drawn.headline and "3\u00a0bits" in drawn.note
     assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
     assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
 
@@ -110,7 +110,9 @@ def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
     others = int((losses[::-1].cumsum() <= losses[0]).sum())
     assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
     name = view().tensors[WORST]
-    said = f"{name} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
+    said = (
+        f"{name} alone costs 16 nats at 2\u00a0bits, as much as the {others} least sensitive layers"
+    )
     assert chart(MAP, format="int2-g64").headline == f"{said} together"
-    assert " at 50 %, " in chart(MAP, format="50%").headline
-    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline
+    assert " at 50\u00a0%, " in chart(MAP, format="50%").headline
+    assert "loses 5.00\u00a0% of its output at 3\u00a0bits" in chart(MAP, figure="error").headline

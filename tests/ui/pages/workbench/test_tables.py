@@ -71,7 +71,10 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
     finals = [each["final"] for each in found]
     assert finals[0] is None and finals[1:] == pytest.approx([1.2, 1.1])
     page = outcome(row := queries.job("sds-0094"), RunResults(None, [], row), 0)
-    assert "predicted 1.20 ×, live 1.30 ×, final 1.20 ×" in page and "512 tokens" in page
+    assert (
+        "predicted 1.20\u00a0×, live 1.30\u00a0×, final 1.20\u00a0×" in page
+        and "512 tokens" in page
+    )
     assert "state=~wanda~rtn~50p~0x22" in page
 
 

@@ -86,6 +86,7 @@ export function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 export const share = (value, places = 1) => (Number.isFinite(value) ? `${(100 * value).toFixed(places)}\u00a0%` : "–");
+export const times = (value, digits = 3) => (Number.isFinite(value) ? `${number(value, digits)}\u00a0×` : "–");
 export const lower = (label) => (/^[A-Z]{2}/.test(label) ? label : label[0].toLowerCase() + label.slice(1));
 
 /** Calls `paint` with 0 to 1 in 200 ms, or once with 1 for people who asked for less motion; returns what

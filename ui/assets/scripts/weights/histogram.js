@@ -117,7 +117,7 @@ export class HistogramChart {
     const marks = logs ? Array.from({ length: 6 }, (_, i) => 10 ** (Math.floor(Math.log10(top)) - i)).filter((h) => h >= least)
       : ticks(signed ? -top : 0, top, 4);
     for (const h of marks) {
-      pen.fillText(number(h), LEFT() - 6, y(h), LEFT() - 6);
+      pen.fillText(`${number(h)}\u00a0%`, LEFT() - 6, y(h), LEFT() - 6);
       stroke(pen, LEFT(), y(h), width - RIGHT, y(h));
     }
     if (brush) for (const [a, b] of added ? [brush] : [brush, [-brush[1], -brush[0]]]) {
@@ -147,7 +147,7 @@ export class HistogramChart {
       if ((each.own || each.base) && !added) {
         pen.lineTo(x(range[1]), y(signed ? 0 : logs ? least : 0));
         pen.lineTo(x(range[0]), y(signed ? 0 : logs ? least : 0));
-        Object.assign(pen, { fillStyle: colour, globalAlpha: each.own ? 0.32 : 0.14 });
+        Object.assign(pen, { fillStyle: colour, globalAlpha: each.own ? 0.32 : 0.2 });
         pen.fill();
         pen.globalAlpha = 1;
       }

@@ -206,8 +206,8 @@ class Page {
     const { name: stat, label, question, percent } = data.statistics.find(({ name }) => name === now.stat && this.measured(name, s))
       ?? data.statistics.find(({ name }) => name === INSTEAD) ?? data.statistics[0];
     if (brush) {
-      const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}`
-        : `Weights with |w| below ${number(brush[1])}`;
+      const words = brush[0] ? `Weights with magnitudes from ${number(brush[0])} to ${number(brush[1])}`
+        : `Weights with magnitudes below ${number(brush[1])}`;
       return { label: words, unit: " %", even: false, question: "Where do the weights live that are marked in the histogram?",
         values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)) };
     }

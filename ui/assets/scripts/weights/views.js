@@ -1,6 +1,6 @@
 /* Views of one tensor, or of its module in every block, from profiles that are fetched when they are looked at. A
    view is {title, note, plot, spec, table: [heads, rows], pick?}, or a sentence on why there is none. */
-import { lower, number, share } from "./canvas.js";
+import { lower, number, share, times } from "./canvas.js";
 import { profiles } from "./histograms.js";
 import { grid, lines } from "./plots.js";
 
@@ -53,7 +53,7 @@ async function matrix(page) {
     unit = percent ? " %" : "";
   const title = high - middle <= STEADY * high ? `${last.label}: ${lower(figure)} is ${number(middle)}${unit} all over the matrix`
     : !middle ? `${last.label}: ${lower(figure)} reaches ${number(high)}${unit}, in a few places`
-      : `${last.label}: ${lower(figure)} is ${number(high / middle, 2)} × its median in the top 1 % of places`;
+      : `${last.label}: ${lower(figure)} is ${times(high / middle, 2)} its median in the top 1 % of places`;
   const [outputs, inputs] = last.spans, cell = [outputs / last.rows, inputs / last.columns].map(Math.ceil);
   return {
     title, plot: grid, note: `${figure}. n = ${count(outputs * inputs)} weights, ${count(outputs)} outputs × ${count(inputs)} inputs, about ${cell[0]} × ${cell[1]} weights a cell. A click shows single weights.`,
@@ -149,7 +149,7 @@ async function channels(page) {
   });
   const across = now.order === "size" ? "Rank, each stage from its largest channel on" : "Number of the channel";
   const median = quantile(first, 0.5), kind = now.side === "row" ? "output channel" : "input channel",
-    times = `the largest is ${number(Math.max(...first) / median, 2)} × the median`;
+    largest = `the largest is ${times(Math.max(...first) / median, 2)} the median`;
   const many = outliers.length, stands = many === 1 ? `1 ${kind} stands out` : `${many} ${kind}s stand out`;
   const spared = found.filter((each) => !each.dense && each.get(zeros)).map((each) => {
     const all = each.get(zeros).data, mean = (list) => list.reduce((sum, v) => sum + v, 0) / (list.length || 1), ringed = new Set(outliers);
@@ -157,7 +157,7 @@ async function channels(page) {
   });
   const named = many ? `${many === 1 ? "1 outlier (ring)" : `${many} outliers (rings)`}: ${outliers.slice(0, NAMED).join(", ")}${many > NAMED ? " …" : ""}. ${spared.join(" ")}` : `No channel lies beyond the outer fences (${FENCE} interquartile ranges).`;
   return {
-    title: median ? `${found[own].label}: ${many ? stands : `no ${kind} stands out`}; ${times}`
+    title: median ? `${found[own].label}: ${many ? stands : `no ${kind} stands out`}; ${largest}`
       : `${found[own].label}: half of the channels have none`, plot: lines, file: `${data.tensors[t].name}-${name}`,
     note: `n = ${count(first.length)} channels${first.length > MOST_POINTS ? ", the lowest and highest of each stretch drawn" : ""}. ${named}`,
     spec: { series, yLog: now.y === "log", names: [CHANNEL_FIGURES[now.measure], across] },
@@ -249,7 +249,7 @@ async function inputs({ now, data, t, s }) {
   const panel = { label: `${short}${now.flow === "inputs" ? "" : `, ${stage.label}`}`, rows: rows.length, columns,
     spans: [rows.length, width], named: rows.map(({ block }) => block), data: cells, words: (i, j) => `block ${rows[i].block}, channel ${largest[i * columns + j]}` };
   return {
-    title: `Channel ${most.channel} stands out in block ${most.block}: ${number(most.times)} × the median of its block`, plot: grid,
+    title: `Channel ${most.channel} stands out in block ${most.block}: ${times(most.times)} the median of its block`, plot: grid,
     file: `${module}-${now.flow}`,
     note: `Colours: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${width > CELLS ? ` A cell shows the largest of about ${Math.round(width / CELLS)} channels.` : ""}`,
     spec: { panels: [panel], log: true, unit: "", names: ["Block", "Input channel"] },

@@ -1,5 +1,5 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, em, inks, number, stroke, surface, ticks } from "../weights/canvas.js";
+import { bottomAxis, em, inks, stroke, surface, ticks, times } from "../weights/canvas.js";
 
 const RIGHT = 14, TOP = 10, REACH = 14, LEFT = () => em(2.75), BOTTOM = () => em(2.25);
 const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
@@ -37,7 +37,7 @@ export class FrontChart {
     for (const tick of [1, 1.1, 1.25, 1.5, 2, 3, 4].filter((each) => each <= top)) {
       if (above - y(tick) < 0.75 * line) continue;
       above = y(tick);
-      pen.fillText(`${number(tick)} ×`, LEFT() - 5, y(tick), LEFT() - 6);
+      pen.fillText(`${times(tick)}`, LEFT() - 5, y(tick), LEFT() - 6);
       stroke(pen, LEFT(), y(tick), width - RIGHT, y(tick));
     }
     const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
@@ -50,12 +50,13 @@ export class FrontChart {
     }
     this.#points = [...landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low), ...runs, dense, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
       .filter(({ ratio }) => Number.isFinite(ratio)).map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
-    for (const { x: px, y: py, state, own, run, colour } of this.#points) {
+    for (const { x: px, y: py, state, own, run, colour, ratio, short } of this.#points) {
       pen.beginPath();
       if (colour) {
-        Object.assign(pen, { fillStyle: colour });
+        Object.assign(pen, { fillStyle: colour, textAlign: "left" });
         pen.arc(px, py, 3.5, 0, 7);
         pen.fill();
+        if (width > 300) Object.assign(pen, { fillStyle: ink.muted }).fillText(short, px + 6, py - 7);
         continue;
       }
       if (run) pen.rect(px - 5, py - 5, 10, 10); else pen.arc(px, py, own ? 7 : 6, 0, 7);
@@ -64,6 +65,7 @@ export class FrontChart {
       pen.stroke();
       Object.assign(pen, { fillStyle: ink.text, textAlign: "center" });
       if (state >= 0) pen.fillText(String(state + 1), px, py - 14);
+      if (own && ratio > top) pen.fillText(`↑ ${times(ratio)}`, px, py + 18);
     }
   }
 }

@@ -1,10 +1,10 @@
 /* What is known of each state: predicted, counted or measured; the gauges show it. */
-import { number, share } from "../weights/canvas.js";
+import { number, share, times } from "../weights/canvas.js";
 
 /** @typedef {{ratio?: number, low?: number, high?: number, kl?: number, loss?: number, tokens?: number, read?: number, speed?: number, exactly?: boolean}} Known */
 
 const key = (address) => address.replace(/^[^~]*/, ""); // the same of any version
-export const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
+export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 
 export class Measured {
   #known = new Map(); #now = ""; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
@@ -41,11 +41,11 @@ export class Measured {
         const { ratio, low, high, kl, loss, dense, tokens, of } = event;
         Object.assign(now, { ratio: ratio ?? Math.exp(loss - dense), low, high, kl, loss, tokens });
         this.#perplexity = Math.exp(dense);
-        this.say(`Perplexity ${number(now.ratio)} × dense, measured on ${tokens.toLocaleString("en")} tokens${tokens < of ? " so far" : ""}`);
+        this.say(`Perplexity ${times(now.ratio)} dense, measured on ${tokens.toLocaleString("en")} tokens${tokens < of ? " so far" : ""}`);
         break;
       }
       case "speed": Object.assign(now, { speed: event.tokens_per_s, dense: event.dense_tokens_per_s }); this.#bandwidth = event.dense_tokens_per_s; break;
-      case "refined": this.say(`${event.what} (${event.done} of ${event.of})`); return;
+      case "refined": this.say(event.what); return;
       case "missing": this.say(event.why, true); return;
       case "error": this.say([event.what, event.why, event.do].filter(Boolean).join(" "), true); return;
       default: return;
@@ -59,17 +59,17 @@ export class Measured {
     const how = known.exactly ? "measured" : "measured, quick version", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
     const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
-    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)}, dense ${number(perplexity)}` : "", text = against && `on ${this.#perplexity ? "the evaluation text" : "the profile's text"}`;
+    const text = this.#perplexity ? "the evaluation text" : "the profile's text", against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)}, dense ${number(perplexity)} on ${text}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : ""] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [against, text] : [text]);
+    this.#show("ratio", times(ratio), measured ? [against, interval, Number.isFinite(predicted) ? `predicted ${times(predicted)}` : ""] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [`on its first ${tokens}`] : []);
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
-    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
+    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
     this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)} on disk`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
     const read = known.read ?? totals.read;
     this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}${known.read ? " in memory" : ""}`], known.read ? "measured" : "counted");
     const speed = known.speed ?? (this.#bandwidth ? (this.#bandwidth * whole.read) / totals.read : NaN);
-    this.#show("speed", Number.isFinite(speed) ? `${number(speed)} tokens/s` : "–",
-      [this.#bandwidth ? `${number(speed / this.#bandwidth)} × dense` : page.model.live.why ? "Needs the live model" : "Measured with a text"], known.speed ? "measured" : this.#bandwidth ? "predicted" : "");
+    this.#show("speed", Number.isFinite(speed) ? `${number(speed)}\u00a0tokens/s` : "–",
+      [this.#bandwidth ? `${times(speed / this.#bandwidth)} dense` : page.model.live.why ? "Needs the live model" : "Measured with a text"], known.speed ? "measured" : this.#bandwidth ? "predicted" : "");
   }
 
   #show(name, value, details, how, more = []) { // more: in the title alone

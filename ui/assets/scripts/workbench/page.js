@@ -3,6 +3,7 @@
 import { measureAgain, number, still } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
+import { Comb } from "./comb.js";
 import { DENSE, addressOf, combined, fits, format, stateAt } from "./formats.js";
 import { FrontChart } from "./front.js";
 import { LiveStream } from "./live.js";
@@ -42,7 +43,7 @@ export function start(element) {
 }
 
 class Page extends Panels {
-  hovered = -1; holding = false; playing = 0; tensor = null; #key = ""; #rest = 0;
+  hovered = -1; holding = false; playing = 0; tensor = null; bell = ""; #key = ""; #rest = 0;
 
   constructor(element) {
     super();
@@ -53,6 +54,7 @@ class Page extends Panels {
     this.map = new LayerMap(canvas("map"), { hover: (t) => { this.hovered = t; this.draw("hover"); }, pick: (t, keeps) => this.pick(t, keeps),
       choose: (tensors, adds) => this.choose(new Set(adds ? [...this.chosen, ...tensors] : tensors)) });
     this.histogram = new HistogramChart(canvas("histogram"), part("histogram").querySelector("output"), { brush: () => {}, clear: () => {} }, 200);
+    this.comb = new Comb(...["canvas", "output"].map((tag) => part("histogram").querySelectorAll(tag)[1]));
     this.front = new FrontChart(canvas("front"), { hover: (words) => { part("front").querySelector("output").textContent = words; },
       pick: (place) => this.open(this.kept[place].address) });
     this.texts = new TextCard(part("words"), { write: () => this.measure(true), restore: (block) => this.restoreBlock(block) });
@@ -110,6 +112,7 @@ class Page extends Panels {
     this.colour = "";
     if (query.colour && this.element.querySelector(`[data-knob="colour"] [value="${CSS.escape(query.colour)}"]`)) this.colour = query.colour;
     this.texts.view = query.view === "why" ? "why" : "text";
+    this.bell = query.bell === "comb" ? "comb" : "";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
     if (!query.state) return;
     try {
@@ -225,7 +228,7 @@ class Page extends Panels {
   write() {
     clearTimeout(this.#rest); // browsers allow few changes of an address in a second
     this.#rest = setTimeout(() => window.slimscope.address({ model: this.model.model, state: this.isDense ? "" : this.address, focus: this.layers[this.focus].name,
-      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, prompt: this.texts.own }), REST_MS);
+      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, bell: this.bell, prompt: this.texts.own }), REST_MS);
   }
 
   pick(t, keeps = false) {
@@ -340,6 +343,7 @@ class Page extends Panels {
     const acts = { undo: () => this.step(this.done, this.undone), redo: () => this.step(this.undone, this.done), keep: () => this.keep(), play: () => this.play(),
       pin: () => { const all = [...this.chosen].every((i) => this.pinned.has(i)); for (const i of this.chosen) this.pinned[all ? "delete" : "add"](i); this.draw(); } };
     for (const [name, act] of Object.entries(acts)) this.button(name).onclick = act;
+    on('[data-group="bell"]', "click", ({ target }) => { if (target.matches("button")) { this.bell = target.dataset.value; this.draw(); this.write(); } });
     on('[data-group="view"]', "click", ({ target }) => { if (target.matches("button")) { this.texts.view = target.dataset.value; this.write(); this.measure(true); } });
     document.addEventListener("keydown", (event) => this.#key_down(event, hold));
     document.addEventListener("keyup", ({ key }) => { if (key === " ") hold(false); });

@@ -1,5 +1,5 @@
 /* The panels of the Workbench: each draws the state that the page holds, and says in its title what it shows. */
-import { number, share } from "../weights/canvas.js";
+import { number, share, times } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { DENSE, addressOf, bitsPerWeight, colour, combined, fits, format, label } from "./formats.js";
 import { megabytes } from "./measured.js";
@@ -122,7 +122,7 @@ export class Panels {
     this.options("group", [...model.groups.map((each) => [`Groups of ${each}`, String(each)]), ["Whole rows", "0"]], String(one(({ group, width }) => (width ? group : this.group)) ?? this.group));
     for (const knob of ["pruner", "quantizer"]) this.element.querySelector(`[data-knob="${knob}"]`).value = this.now[knob];
     const slow = ["pruner", "quantizer"].filter((knob) => !this.isInstant(knob));
-    this.element.querySelector(".workbench-made").textContent = slow.length ? "A quick answer first; the exact one follows block by block" : "At once as a run makes it";
+    this.element.querySelector(".workbench-made").textContent = slow.length ? `A quick answer first, in seconds; then by ${slow.map((knob) => this.now[knob]).join(" and ")}, block by block` : "At once as a run makes it";
     for (const [name, off] of [["undo", !this.done.length], ["redo", !this.undone.length], ["keep", this.isDense]]) this.button(name).disabled = off;
     this.button("pin").textContent = chosen.size && [...chosen].every((i) => this.pinned.has(i)) ? "Unpin" : "Pin";
     this.#budget(totals);
@@ -153,10 +153,17 @@ export class Panels {
 
   #histogram(why) {
     const { tensor, part } = this, t = this.focus, layer = this.layers[t], text = this.formats[t], title = part("histogram").querySelector("h2");
-    const canvas = part("histogram").querySelector("canvas");
-    canvas.hidden = !tensor || typeof tensor === "string";
-    if (canvas.hidden || tensor.name !== layer.name) {
+    const [canvas, comb] = part("histogram").querySelectorAll("canvas"), missing = !tensor || typeof tensor === "string", legend = part("histogram").querySelector(".weights-legend");
+    [canvas, comb].forEach((each, i) => { each.hidden = missing; each.parentElement.hidden = Boolean(this.bell) !== Boolean(i); });
+    for (const button of this.element.querySelectorAll('[data-group="bell"] button')) button.setAttribute("aria-pressed", String(button.dataset.value === this.bell));
+    if (missing || tensor.name !== layer.name) {
       title.textContent = typeof tensor === "string" ? `${layer.label}: ${tensor}` : layer.label;
+      return;
+    }
+    if (this.bell) {
+      const form = format(text), told = (words) => { title.textContent = comb.dataset.words = words; }, height = comb.parentElement.clientHeight;
+      legend.textContent = "";
+      told(this.comb.draw({ tensor, form, size: form.width ? form.group || tensor.columns : this.group || tensor.columns, score: this.score, layer: layer.name, colour: colour(form) ?? NONE, height, told }));
       return;
     }
     const exact = this.exact?.name === layer.name && this.exact.state === this.address && !this.holding ? this.exact : null;
@@ -169,7 +176,7 @@ export class Panels {
     title.textContent = `${layer.label}: ${label(format(text), true)}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
     canvas.dataset.words = title.textContent;
     const [prunes, rounds] = [["pruner", "pattern"], ["quantizer", "width"]].map(([knob, part]) => format(text)[part] && !this.isInstant(knob));
-    part("histogram").querySelector(".weights-legend").textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
+    legend.textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
       : rounds ? "at once, rounded to nearest" : "";
   }
 
@@ -186,7 +193,7 @@ export class Panels {
     const { predictions } = this, dense = predictions.totals(this.dense).nbytes, ratio = (loss) => Math.exp(loss);
     const lines = [...predictions.fronts].map(([name, points]) => ({ colour: name === "pruned" ? "#D55E00" : "#0072B2",
       points: points.map(({ nbytes, loss }) => ({ nbytes, ratio: ratio(loss) })) }));
-    const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)), said = (nbytes, value, how) => `${megabytes(nbytes)}, ${number(value)} × dense, ${how}`;
+    const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)), said = (nbytes, value, how) => `${megabytes(nbytes)}, ${times(value)} dense, ${how}`;
     this.front.draw({ lines, height: this.height("front"), measured: Boolean(known?.ratio), dense: { nbytes: dense, ratio: 1, words: `Dense, ${megabytes(dense)}` },
       now: { nbytes: totals.nbytes, ratio: own, words: said(totals.nbytes, own, known?.ratio ? "measured" : "predicted") },
       landmarks: this.#uniform(),
@@ -199,7 +206,7 @@ export class Panels {
     box.dataset.key = key;
     const button = (words, title, act, css = "") => Object.assign(document.createElement("button"), { type: "button", textContent: words, title, ariaLabel: title, onclick: act, className: css });
     const states = [...this.kept.flatMap((each, place) => [
-      button(`${place + 1} · ${megabytes(each.nbytes)} · ${number(each.ratio)} ×`, `Open state ${place + 1}`, () => this.open(each.address)),
+      button(`${place + 1} · ${megabytes(each.nbytes)} · ${times(each.ratio)}`, `Open state ${place + 1}`, () => this.open(each.address)),
       button("×", `Drop state ${place + 1}`, () => this.keepOnly(this.kept.toSpliced(place, 1)), "drop")]),
     ...this.queued.map((each) => button(`${each.run} · ${became(each)}`, `Open the state of ${each.run}`, () => this.open(each.state)))];
     box.replaceChildren(...(states.length ? states : ["Keep saves this state as a point to return to."]));
@@ -210,7 +217,7 @@ export class Panels {
     const { predictions, layers, dense } = this;
     return (predictions.uniform ??= predictions.formats.flatMap((text) => {
       const { nbytes, loss, unknown } = predictions.totals(layers.map(({ block, columns }, i) => (block >= 0 && fits(format(text), columns) ? text : dense[i]))), words = label(format(text));
-      return unknown ? [] : [{ nbytes, ratio: Math.exp(loss), colour: colour(format(text)), words: `All ${words}: ${megabytes(nbytes)}, ${number(Math.exp(loss))} × dense, predicted` }];
+      return unknown ? [] : [{ nbytes, ratio: Math.exp(loss), colour: colour(format(text)), short: label(format(text), true).replace(" bits", ""), words: `All ${words}: ${megabytes(nbytes)}, ${times(Math.exp(loss))} dense, predicted` }];
     }));
   }
 
@@ -222,7 +229,7 @@ export class Panels {
     if (this.isDense && this.hovered < 0) { box.textContent = `Nothing is compressed yet: ${this.settings.front ? "pull the budget to the left, or " : ""}set sparsity or bits.`; return; }
     if (!predictions.run) { box.replaceChildren(name, ": a profile would say what this layer loses in each format."); return; }
     const rank = all.filter((each) => each > own).length + 1, others = predictions.alternatives(t, text)
-      .map(({ text: each, more, loss }) => `${label(format(each))}: ${number(loss, 2)} nats, ${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`);
+      .map(({ text: each, more, loss }) => `${label(format(each))}: ${number(loss, 2)}\u00a0nats, ${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`);
     const first = text === DENSE ? " loses nothing." : Number.isFinite(own)
       ? ` loses ${number(own, 2)} nats a token, ${share(own / (whole || 1))} of all, rank ${rank} of ${all.length}.` : " has no prediction in this format.";
     box.replaceChildren(name, first, others.length ? ` Instead ${others.join("; ")}.` : "", this.pinned.has(t) ? " Pinned ◆." : "");

@@ -6,7 +6,7 @@ const FORMATS = { "compressed-tensors": "compressed-tensors", gguf: "GGUF", dens
 const line = (...parts) => { const p = document.createElement("p"); p.append(...parts); return p; };
 const link = (href, textContent) => Object.assign(document.createElement("a"), { href, textContent });
 const told = ({ what, why, do: help }) => [what, why, help].filter(Boolean).join(" ");
-const time = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
+const time = (seconds) => (seconds < 90 ? `${Math.round(seconds)}\u00a0s` : seconds < 5400 ? `${Math.round(seconds / 60)}\u00a0min` : `${(seconds / 3600).toFixed(1)}\u00a0h`);
 
 async function json(address, body) {
   const answer = await fetch(`slimscope/${address}`, body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -60,5 +60,5 @@ async function files(model, state, format, stream) {
   const name = `${model.replace(/[^A-Za-z0-9._-]+/g, "-")}-${format}-${new Date().toISOString().slice(0, 16).replace(/\D/g, "")}`;
   const made = await json("workbench/export", { model, state, browser: stream.browser, format, name });
   const size = made.files.reduce((sum, { bytes }) => sum + bytes, 0);
-  return [`models/${made.name} in the data folder: ${made.files.length} files, ${(size / 1e6).toFixed(1)} MB, with a card that says how it was made.`];
+  return [`models/${made.name} in the data folder: ${made.files.length} files, ${(size / 1e6).toFixed(1)}\u00a0MB, with a card that says how it was made.`];
 }

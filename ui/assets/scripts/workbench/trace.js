@@ -29,7 +29,7 @@ export class Trace {
     const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
     const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
     this.card.querySelector(".workbench-said").textContent = worst.length
-      ? worst.map(({ loss, block, token }) => `Block ${block} spoils “${token.trim()}”: putting that of the ${of} model back lowers its loss by ${number(-loss, 2)} nats.`).join(" ")
+      ? worst.map(({ loss, block, token }) => `Block ${block} spoils “${token.trim()}”: with that of the ${of} model instead, its loss is ${number(-loss, 2)}\u00a0nats lower.`).join(" ")
       : this.#losses.includes(null) ? "" : "No block alone makes a word of this text worse.";
   }
 }
