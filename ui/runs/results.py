@@ -1,7 +1,7 @@
 """The results of a run, by stage and metric, whatever its kind; and its stages compared on the same
 windows of text."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -67,15 +67,9 @@ def display_units(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def size_before(source: float, parameters: float) -> str:
-    """Of a model, "269 MB in 16 bits (source file: 98.4 MB, packed)": files of sources may hold 4
-    or 32 bits. `parameters`: 0 where they are not known."""
-    plain = 2 * parameters
-    if not plain or not source:
-        return size(plain or source or None)
-    told = f"{size(plain)} in 16 bits"
-    if abs(source / plain - 1) < AS_LARGE:
-        return told
-    return f"{told} (source file: {size(source)}{', packed' if source < plain else ''})"
+    """ "269 MB in 16 bits", whether its source holds 4 or 32; the size of the source where the
+    `parameters` are not known (0)."""
+    return f"{size(2 * parameters)} in 16 bits" if parameters else size(source or None)
 
 
 def size_saved(saved: float, parameters: float) -> str:
@@ -304,10 +298,15 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
-    ratio = (
-        " Speed-up: the median of paired rounds." if any(r.metric == SPEED_UP for r in rows) else ""
-    )
+    ratio = _beside_speeds(rows) if any(r.metric == SPEED_UP for r in rows) else ""
     return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
+
+
+def _beside_speeds(rows: Sequence[StoredResult]) -> str:
+    """That a speed-up need not be the ratio of the speeds beside it, and how far it is from it."""
+    speeds = [row.value for row in rows if row.metric == TOKENS_PER_SECOND]
+    apart = f", not of these two medians ({number(max(speeds) / min(speeds), 3)} ×)"
+    return f" Speed-up: the median of paired rounds{apart if len(speeds) == 2 else ''}."
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Jobs: the queue, its progress and its logs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gradio as gr
 from markupsafe import Markup
@@ -16,7 +16,16 @@ from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
 from ui.runs.actions.single import act, buttons
-from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took, waits
+from ui.runs.html import (
+    elapsed,
+    error_of,
+    kind_and_settings,
+    named_link,
+    progress,
+    time_left,
+    took,
+    waits,
+)
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
@@ -79,16 +88,23 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     jobs = [*status.live, *status.queued]
     idle = tab == "active" and not jobs and counts["ended"] > 0
     listed = "ended" if idle else tab
-    columns = _columns(listed, status, chosen.id if chosen else None, user)
     if listed != "active":
         ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
         jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
+    columns = _columns(listed, status, chosen.id if chosen else None, user, _longest(jobs))
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 
-def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
+def _longest(jobs: Sequence[Job]) -> float:
+    """Seconds; of jobs that have ended."""
+    return max((elapsed(job, 0) or 0 for job in jobs if job.finished_at), default=0) or 1
+
+
+def _columns(
+    tab: str, status: QueueStatus, open_id: int | None, user: Actor, longest: float
+) -> Columns:
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
     columns: Columns = {
@@ -107,7 +123,9 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
     else:
         if tab == "failed":
             columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))
-        columns["Took"] = lambda job: took(job, now)
+        columns["Took"] = lambda job: HTML.lasted(
+            (elapsed(job, now) or 0) / longest, took(job, now)
+        )
         columns["Ended"] = lambda job: time_tag(job.finished_at, now)
 
     columns["By"] = lambda job: job.owner
