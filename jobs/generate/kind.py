@@ -3,7 +3,15 @@
 from jobs.fields.sides import MAX_SIDES
 from jobs.generate.config import NAME, GenerateJob
 from jobs.generate.estimate import requirements
-from jobs.kind import Kind
+from jobs.kind import KeyFigure, Kind, Values
+from jobs.metrics import TOKENS_PER_SECOND
+
+
+def brief(values: Values, kept: str = "") -> KeyFigure | None:
+    speeds = [speed for (_, name), speed in values.items() if name == TOKENS_PER_SECOND]
+    texts = f"{len(speeds)} text{'s' if len(speeds) > 1 else ''}"
+    return KeyFigure(texts, f"at up to {max(speeds):.0f} tokens/s", "") if speeds else None
+
 
 KIND = Kind(
     name=NAME,
@@ -15,5 +23,6 @@ KIND = Kind(
     order=50,
     main_fields=("prompt", "sides", "max_new_tokens"),
     has_models=False,
+    brief=brief,
     stages={f"side-{n}": f"Side {n}" for n in range(1, MAX_SIDES + 1)},
 )

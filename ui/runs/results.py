@@ -1,7 +1,7 @@
 """The results of a run, by stage and metric, whatever its kind; and its stages compared on the same
 windows of text."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from jobs.fields.saved_models import first_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
+    BITS_PER_WEIGHT,
     BYTES,
     PARAMETER_SHARE,
     PARAMETERS,
@@ -46,6 +47,8 @@ WRITE: dict[str, Callable[[float | None], str]] = {
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
+# families of what compression is for
+GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 
 
@@ -196,10 +199,9 @@ class RunResults:
     @property
     def key_figure(self) -> KeyFigure | None:
         """The figure the run is told by; None until it is known, or where its kind has none."""
-        if self._kind is None or self._kind.key_figure is None:
-            return None
+        tell = self._kind and (self._kind.key_figure or self._kind.brief)
         values = {place: row.value for place, row in self.rows.items()}
-        return self._kind.key_figure(values, self.kept or "")
+        return tell(values, self.kept or "") if tell else None
 
     def get(self, stage: str, key: MetricKey) -> StoredResult | None:
         return self.rows.get((stage, key))
@@ -298,15 +300,12 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
-    ratio = _beside_speeds(rows) if any(r.metric == SPEED_UP for r in rows) else ""
+    ratio = (
+        " Speed-up: the median of the rounds' ratios, not the ratio of the median speeds."
+        if any(r.metric == SPEED_UP for r in rows)
+        else ""
+    )
     return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
-
-
-def _beside_speeds(rows: Sequence[StoredResult]) -> str:
-    """That a speed-up need not be the ratio of the speeds beside it, and how far it is from it."""
-    speeds = [row.value for row in rows if row.metric == TOKENS_PER_SECOND]
-    apart = f", not of these two medians ({number(max(speeds) / min(speeds), 3)} ×)"
-    return f" Speed-up: the median of paired rounds{apart if len(speeds) == 2 else ''}."
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Jobs: the queue, its progress and its logs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import gradio as gr
 from markupsafe import Markup
@@ -91,19 +91,14 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     if listed != "active":
         ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
         jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
-    columns = _columns(listed, status, chosen.id if chosen else None, user, _longest(jobs))
+    columns = _columns(listed, status, chosen.id if chosen else None, user, jobs)
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 
-def _longest(jobs: Sequence[Job]) -> float:
-    """Seconds; of jobs that have ended."""
-    return max((elapsed(job, 0) or 0 for job in jobs if job.finished_at), default=0) or 1
-
-
 def _columns(
-    tab: str, status: QueueStatus, open_id: int | None, user: Actor, longest: float
+    tab: str, status: QueueStatus, open_id: int | None, user: Actor, jobs: Iterable[Job]
 ) -> Columns:
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
@@ -123,9 +118,9 @@ def _columns(
     else:
         if tab == "failed":
             columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))
-        columns["Took"] = lambda job: HTML.lasted(
-            (elapsed(job, now) or 0) / longest, took(job, now)
-        )
+        seconds = {job.id: elapsed(job, now) or 0 for job in jobs}
+        longest = max(seconds.values(), default=0) or 1
+        columns["Took"] = lambda job: HTML.lasted(seconds[job.id] / longest, took(job, now))
         columns["Ended"] = lambda job: time_tag(job.finished_at, now)
 
     columns["By"] = lambda job: job.owner

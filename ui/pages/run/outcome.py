@@ -20,21 +20,13 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.fields.base_model import parameters_of
-from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    BYTES,
-    PERPLEXITY,
-    SPEED_UP,
-    TOKENS_PER_SECOND,
-    ZERO_SHARE,
-    metric,
-    ordered,
-)
+from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
 from jobs.wording import fixed
 from ui.charts.headlines import lower
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.results import (
+    GAINS,
     RunResults,
     base_model,
     format_stderr,
@@ -55,8 +47,6 @@ MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
 LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )
-FIRST = [PERPLEXITY.family, BITS_PER_WEIGHT.family, BYTES, SPEED_UP.family,
-         TOKENS_PER_SECOND.family, ZERO_SHARE.family]  # fmt: skip
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -84,11 +74,9 @@ def paired_table(job: Job, results: RunResults) -> Markup:
 
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:
-    facts = single(results)
-    names = [
-        n for n in results.metrics if any(results.get(s, n) for s in stages) and n not in facts
-    ]
-    names.sort(key=_place)
+    own = single(results)
+    names = [n for n in results.metrics if any(results.get(s, n) for s in stages) and n not in own]
+    names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
         [HTML.stage(results.label(s), paint[s], s == results.kept),
@@ -109,11 +97,6 @@ def single(results: RunResults) -> dict[MetricKey, StoredResult]:
         if key != PERPLEXITY
         and {each.value for (_, of), each in results.rows.items() if of == key} == {row.value}
     }  # fmt: skip
-
-
-def _place(key: MetricKey) -> int:
-    """Of a column: what compression is for comes first, the others as they are."""
-    return FIRST.index(key.family) if key.family in FIRST else len(FIRST)
 
 
 def _figure(row: StoredResult | None) -> str:
@@ -142,8 +125,8 @@ def _figures(results: RunResults) -> dict[str, str]:
         value = format_value(metric(name), row.value)
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     facts = single(results)
-    keys = [key for key in sorted(ordered(facts), key=_place) if key.family != BYTES]
-    return pairs | {metric(key).title: _figure(facts[key]) for key in keys}
+    keys = sorted(ordered(facts), key=lambda n: n.family not in GAINS)
+    return pairs | {metric(n).title: _figure(facts[n]) for n in keys if n.family != BYTES}
 
 
 def _sizes(job: Job, results: RunResults) -> dict[str, str]:

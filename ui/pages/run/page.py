@@ -55,7 +55,7 @@ from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
-    "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
+    "summary": "Summary", "measures": "Quality", "curves": "Curves", "log": "Log",
     "artefacts": "Artefacts", "provenance": "Provenance",
 }  # fmt: skip
 STAGES = Panel(

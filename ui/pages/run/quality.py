@@ -103,11 +103,9 @@ def responses(job: Job) -> Markup:
 
 
 def _told(name: str, text: Transcript) -> str:
-    """ "dlqat-0001, 120 tokens, 204 tokens/s", and how many a pass where they were drafted."""
-    parts = [name, f"{len(text.tokens)} tokens"]
-    parts += [f"{number(text.speed, 3)} tokens/s"] if text.speed else []
-    drafted = text.accepted and text.accepted > 1
-    return ", ".join(parts + [f"{number(text.accepted, 3)} tokens a pass"] * bool(drafted))
+    """ "dlqat-0001, 120 tokens, 204 tokens/s"."""
+    speed = f", {number(text.speed, 3)} tokens/s" if text.speed else ""
+    return f"{name}, {len(text.tokens)} tokens{speed}"
 
 
 def _pair(dense: Sample, compressed: Sample, label: str) -> tuple[str, list[tuple[str, str, str]]]:

@@ -172,11 +172,11 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     ]  # fmt: skip
     html = outcome(told, results, 0)
     assert re.findall("<dt>([^<]*)</dt><dd>([^<]*)", html) == [
-        ("Bits per weight", "4.250"), ("Speed-up, ×", "2.190"),
+        ("Speed-up, ×", "2.190"), ("Bits per weight", "4.250"),
     ]  # fmt: skip
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
     assert f"Kept: DL-QAT. {lower}" in html
-    assert "the median of paired rounds, not of these two medians (2.42 ×)" in html
+    assert "the median of the rounds" in html
 
 
 def test_the_texts_of_a_generation_stand_with_its_results(tables: Settings) -> None:
