@@ -153,6 +153,7 @@ class Kind:
         forecast: the figures a run ended with, to a sentence on what they promise for other runs.
         key_figure: the figures a run ended with, and the stage it kept, to the one it is
             remembered by; None where they do not suffice.
+        brief: the same of a kind whose runs are no result by themselves: for tables of runs.
         key_metric: what its stages are compared by at a glance.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
@@ -183,6 +184,7 @@ class Kind:
     verdict: Callable[[StageComparison], str] = lambda _: ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values, str], KeyFigure | None] | None = None
+    brief: Callable[[Values, str], KeyFigure | None] | None = None
     key_metric: MetricKey = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()

@@ -194,7 +194,7 @@ _ALL = (
         "lower", unit="passes", timed=True,
     ),
     Metric(
-        PARAMETERS, "Parameters",
+        PARAMETERS, "Trained parameters",
         "Trained parameters that were added to the model.",
         "lower", "count",
     ),
@@ -228,7 +228,7 @@ _ALL = (
     Metric(
         BITS_PER_WEIGHT, "Bits per weight",
         "Stored bits, scales and zero points counted, for each weight of the quantised layers.",
-        "lower", unit="bits",
+        "lower",
     ),
     Metric(
         MetricKey(BYTES), "Size",

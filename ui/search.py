@@ -15,14 +15,17 @@ Hit = dict[str, str]  # title, about, to: its address
 
 
 def search_terms(text: str) -> list[Hit]:
-    """Terms that begin with the text, or have a word that does."""
+    """Terms that begin with the text, or have a word that does; else those whose definitions have
+    all its words."""
     wanted = text.strip().lower()
-    found = (
+    found = [
         {"title": term, "about": definition, "to": f"{href('help')}#{term_id(term)}"}
         for term, definition in known_terms().items()
-        if wanted and f" {term.lower()}".find(f" {wanted}") >= 0
-    )
-    return sorted(found, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
+    ]
+    named = [hit for hit in found if wanted and f" {wanted}" in f" {hit['title'].lower()}"]
+    words = wanted.split()
+    told = [hit for hit in found if words and all(w in hit["about"].lower() for w in words)]
+    return sorted(named or told, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
 
 
 def search_runs(text: str) -> list[Hit]:

@@ -6,8 +6,8 @@ from typing import Any
 from backend.drafters.config import ARMS, SHAPE, arm_of, head_stage
 from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
 from jobs.amphista.estimate import requirements
-from jobs.kind import Kind, Values
-from jobs.metrics import DRAFT_COST, PREDICTED_SPEED_UP
+from jobs.kind import KeyFigure, Kind, Values
+from jobs.metrics import ACCEPTED_LENGTH, DRAFT_COST, PREDICTED_SPEED_UP
 from jobs.wording import fixed, times
 
 MIN_GAIN = 0.05  # of speed; a smaller one would not be measurable
@@ -31,6 +31,11 @@ def forecast(values: Values) -> str:
         f"Predicted {times(gain)} the speed of plain decoding on this machine{none}; one "
         f"draft costs {fixed(cost, 2)} of a forward pass of the base model."
     )
+
+
+def brief(values: Values, kept: str = "") -> KeyFigure | None:
+    length = values.get((DRAFTER, ACCEPTED_LENGTH))
+    return KeyFigure(f"{fixed(length, 2)} tokens", "a pass, with all heads", "") if length else None
 
 
 NOTES = {
@@ -64,4 +69,5 @@ KIND = Kind(
         "thorough": {"minutes": 60, "answers": 6000},
     },
     forecast=forecast,
+    brief=brief,
 )

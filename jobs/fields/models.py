@@ -184,11 +184,22 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
 
 def source_note(first: str) -> str:
     """What is known of the weights that a chain of runs began with, as far as they are here."""
+    facts = _facts_here(first)
+    return f"{first} was {facts.note}" if facts and facts.note.startswith(ROUNDED) else ""
+
+
+def parameters_of(model: str) -> int:
+    """Of the model that a chain of runs began with; 0 where it is not here."""
+    facts = _facts_here(first_model(model))
+    return facts.parameters if facts else 0
+
+
+def _facts_here(spec: str) -> ModelFacts | None:
+    """Without asking the hub."""
     try:
-        note = inspect(first).note if not is_hub_id(first) or hub.cached(first) else ""
+        return inspect(spec) if not is_hub_id(spec) or hub.cached(spec) else None
     except ModelError:
-        return ""
-    return f"{first} was {note}" if note.startswith(ROUNDED) else ""
+        return None
 
 
 def decodable_model(spec: str, precision: str, field: str = "model") -> ResolvedModel:

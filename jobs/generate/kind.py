@@ -11,8 +11,9 @@ from backend.options import option
 from jobs.fields.drafters import MAX_SIDES, GenerationSide, read_sides
 from jobs.fields.models import decodable_model, saved_config
 from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
-from jobs.kind import JobConfig, Kind, Requirements
+from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, Values
 from jobs.limits import require_context
+from jobs.metrics import TOKENS_PER_SECOND
 from jobs.runtime.duration import DECODE_COST
 from jobs.serving.openai_format import ChatBody
 
@@ -95,6 +96,12 @@ def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[st
     return {"generate": 2.0 * DECODE_COST * parameters * config.max_new_tokens}
 
 
+def brief(values: Values, kept: str = "") -> KeyFigure | None:
+    speeds = [speed for (_, name), speed in values.items() if name == TOKENS_PER_SECOND]
+    texts = f"{len(speeds)} text{'s' if len(speeds) > 1 else ''}"
+    return KeyFigure(texts, f"at up to {max(speeds):.0f} tokens/s", "") if speeds else None
+
+
 KIND = Kind(
     name=NAME,
     title="Generate text",
@@ -105,5 +112,6 @@ KIND = Kind(
     order=50,
     main_fields=("prompt", "sides", "max_new_tokens"),
     has_models=False,
+    brief=brief,
     stages={f"side-{n}": f"Side {n}" for n in range(1, MAX_SIDES + 1)},
 )

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.export.sizes import dense_bytes, growth
+from backend.export.sizes import dense_bytes
 from backend.models import memory
 from backend.models.facts import ModelFacts
 from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage
@@ -17,7 +17,6 @@ from jobs.profile.profiles import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
-DENSE = "Zeros are stored as numbers and packed weights are unpacked; a GGUF export shrinks it."
 BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
 
 
@@ -39,8 +38,7 @@ def requirements(config: SDSJob) -> Requirements:
         memory=needed,
         disk=disk_space(config, plan, facts),
         warnings=warnings,
-        sizes=(facts.bytes, saved := dense_bytes(facts), facts.parameters),
-        field_warnings={"model": why} if (why := growth(facts.bytes, saved, DENSE)) else {},
+        sizes=(facts.bytes, dense_bytes(facts), facts.parameters),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import backend.models.sources.toy
 from backend.metric_key import MetricKey
-from backend.queue import permissions
+from backend.queue import rate_limit
 from backend.settings import Settings, settings
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.store.migrate import upgrade
@@ -198,7 +198,7 @@ def served(built: gr.Blocks) -> Iterator[gr.Blocks]:
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
     for limiter in ("changes", "previews"):
-        monkeypatch.setattr(permissions, limiter, permissions.RateLimiter())
+        monkeypatch.setattr(rate_limit, limiter, rate_limit.RateLimiter())
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from backend.queue import permissions
+from backend.queue import permissions, rate_limit
 from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client, keys
 from jobs.serving.client import ended
@@ -49,7 +49,7 @@ class Double:
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Double:
     for name in ("answers", "changes"):
-        monkeypatch.setattr(permissions, name, RateLimiter())
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
     double = Double()
     monkeypatch.setattr(client, "_client", double.client)
     return double
@@ -141,7 +141,7 @@ def test_guests_ask_within_their_limits(
     assert error_of(shared(OTHER).post(CHAT, json=SAID)) == (403, "forbidden")
     set_up(monkeypatch, GUEST_ANSWERS="8")
     monkeypatch.setattr(permissions, "GUEST_LETTERS", 50)
-    monkeypatch.setattr(permissions, "ANSWERS_PER_MINUTE", 2)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
     guest = shared(OTHER)
     for path, more in (
         (CHAT, {**SAID, "max_tokens": 257}), (CHAT, {**SAID, "max_tokens": 129, "n": 2}),

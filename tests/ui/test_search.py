@@ -65,6 +65,8 @@ def test_terms_lead_to_their_place_in_help(visit: Visit) -> None:
     assert [hit["to"] for hit in found] == ["help#term-fisher-information"]
     assert 'id="term-fisher-information"' in HTML.terms(GLOSSARY)
     assert len(search_terms("s")) == MAX_TERMS and search_terms(" ") == []
+    told = search_terms("half-quadratic zero")  # of no title: of a definition
+    assert [hit["title"] for hit in told] == ["HQQ"]
 
 
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from backend.queue import permissions
+from backend.queue import rate_limit
 from backend.settings import Settings, settings
 from ui.security import auth
 
@@ -35,7 +35,7 @@ def web(blocks: gr.Blocks) -> App:
 @pytest.fixture
 def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
-    monkeypatch.setattr(auth, "logins", permissions.RateLimiter())
+    monkeypatch.setattr(auth, "logins", rate_limit.RateLimiter())
     auth.token.cache_clear()
 
     def arrive(client: str = "127.0.0.1", **headers: str) -> TestClient:

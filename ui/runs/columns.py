@@ -10,12 +10,15 @@ from markupsafe import Markup, escape
 
 from backend.metric_key import MetricKey
 from backend.store.tables import run_name
+from jobs.kind import KeyFigure
 from jobs.metrics import DISK, METRICS, PEAK, PERPLEXITY, SIZE, TOOK, metric, ordered
+from jobs.profile import kind as profile
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
 from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
+from ui.runs.sensitivity.profiles import first_to_break
 from ui.templates import fragments
 from ui.widgets.html import time_tag
 
@@ -95,8 +98,13 @@ def _summary(row: RunRow) -> str:
 
 
 def _result(row: RunRow) -> str:
-    figure = row.figures.key_figure
+    figure = _figure_told(row)
     return f"{figure.value} {figure.label}" if figure else ""
+
+
+def _figure_told(row: RunRow) -> KeyFigure | None:
+    layer = first_to_break(row.job.run) if row.job.kind == profile.NAME else ""
+    return KeyFigure(layer, "breaks first", "") if layer else row.figures.key_figure
 
 
 def _sweep(row: RunRow) -> str:
@@ -122,7 +130,7 @@ BEFORE = (
     _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
     _text("state", "State", lambda r: r.job.state, lambda r: HTML.state(r.job.shown_state),
            usual=True),
-    _text("result", "Result", _result, lambda r: HTML.result(r.figures.key_figure), usual=True),
+    _text("result", "Result", _result, lambda r: HTML.result(_figure_told(r)), usual=True),
     _text("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
     _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),

@@ -70,15 +70,9 @@ def display_units(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def size_before(source: float, parameters: float) -> str:
-    """Of a model, "269 MB in 16 bits (source file: 98.4 MB, packed)": files of sources may hold 4
-    or 32 bits. `parameters`: 0 where they are not known."""
-    plain = 2 * parameters
-    if not plain or not source:
-        return size(plain or source or None)
-    told = f"{size(plain)} in 16 bits"
-    if abs(source / plain - 1) < AS_LARGE:
-        return told
-    return f"{told} (source file: {size(source)}{', packed' if source < plain else ''})"
+    """ "269 MB in 16 bits", whether its source holds 4 or 32; the size of the source where the
+    `parameters` are not known (0)."""
+    return f"{size(2 * parameters)} in 16 bits" if parameters else size(source or None)
 
 
 def size_saved(saved: float, parameters: float) -> str:
@@ -205,10 +199,9 @@ class RunResults:
     @property
     def key_figure(self) -> KeyFigure | None:
         """The figure the run is told by; None until it is known, or where its kind has none."""
-        if self._kind is None or self._kind.key_figure is None:
-            return None
+        tell = self._kind and (self._kind.key_figure or self._kind.brief)
         values = {place: row.value for place, row in self.rows.items()}
-        return self._kind.key_figure(values, self.kept or "")
+        return tell(values, self.kept or "") if tell else None
 
     def get(self, stage: str, key: MetricKey) -> StoredResult | None:
         return self.rows.get((stage, key))

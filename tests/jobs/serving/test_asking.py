@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
-from backend.queue import conversations, permissions
+from backend.queue import conversations, permissions, rate_limit
 from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.queue.rate_limit import RateLimiter
 from backend.store import queries
@@ -22,12 +22,12 @@ SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
 @pytest.fixture(autouse=True)
 def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("answers", "changes"):
-        monkeypatch.setattr(permissions, name, RateLimiter())
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     for name, value in values.items():
-        monkeypatch.setattr(permissions, name, value)
+        monkeypatch.setattr(permissions if name.startswith("GUEST") else rate_limit, name, value)
 
 
 def asks(who: Actor, **values: object) -> int:
@@ -76,7 +76,7 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit(monkeypatch, ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
-    monkeypatch.setattr(permissions, "CHANGES_PER_MINUTE", 3)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             asks(ADA, max_new_tokens=17)
@@ -91,7 +91,7 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, ANSWERS_PER_MINUTE=1)
-    monkeypatch.setattr(permissions, "SHARED", 8)
+    monkeypatch.setattr(rate_limit, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:
         asks(person)

@@ -196,8 +196,9 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
     assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
-    shown = compare.draw_curves(None, None, asked(ids="sds-0003,sds-0004"))
-    assert shown["lines_chart"] == compare.NO_CURVES
+    for ids in ("sds-0003,sds-0004", "sds-0002,sds-0003"):  # none, and of one of them alone
+        shown = compare.draw_curves(None, None, asked(ids=ids))
+        assert shown["lines_chart"] == compare.NO_CURVES and not shown["card"]["visible"]
 
 
 def test_the_address_says_which_curve_is_open() -> None:

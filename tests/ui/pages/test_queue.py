@@ -60,6 +60,8 @@ def test_an_idle_queue_lists_what_has_ended(seeded: Settings) -> None:
     ended = {"sds-0001", "sds-0002", "sds-0003", "sds-0005"}
     assert "Nothing is running." in board() and {*re.findall(r'id=(sds-\d+)"', board())} == ended
     assert "Nothing is running." not in board(state="ended")
+    assert "Ended lately" in board() and "Ended lately" not in board(state="ended")
+    assert "width:100.0%" in board()  # that which took longest
 
 
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:

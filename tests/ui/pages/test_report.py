@@ -59,6 +59,10 @@ def test_every_chart_is_drawn_from_an_address_or_says_why_not(seeded: Settings) 
     assert failed == []
 
 
+def test_the_list_says_how_a_report_begins(number: int) -> None:
+    assert "second line</p>" in top() and "<img" not in top() and "Finding" not in top()
+
+
 def test_a_report_shows_its_blocks_in_order(number: int) -> None:
     view = draw(asked(n=str(number)))["view"]
     text, weights, results = view["blocks"]

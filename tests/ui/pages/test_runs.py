@@ -120,6 +120,12 @@ def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
     assert listed(q='"look again"') == [3]
 
 
+def test_a_selected_run_that_the_filter_hides_is_said(lab: Settings) -> None:
+    assert "2 selected</span>" in table(pick="sds-0001,sds-0003")
+    said = table(pick="sds-0001,sds-0003", q="perplexity<20")
+    assert "2 selected (1 hidden by the filter)" in said
+
+
 def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
     everything = ",".join(f"sds-000{i}" for i in range(1, 7))
     bar = table(pick=everything)

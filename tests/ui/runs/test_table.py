@@ -17,6 +17,7 @@ from backend.store.session import writing
 from backend.store.tables import Event, Job
 from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
+from tests.ui.pages.sensitivity.profiles import profile_rows
 from ui.pages.runs.page import HTML
 from ui.runs import rows as run_rows
 from ui.runs import view as table
@@ -91,6 +92,23 @@ def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out()
     assert setting_summary(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
     made.config = {**made.config, "seed": 2}
     assert setting_summary(made)[-1] == "seed 2"  # tells the runs of a sweep apart
+
+
+def test_runs_that_compress_nothing_have_a_result_too(tables: Settings) -> None:
+    profiled, figures = profile_rows(3)
+    store(
+        job(1, kind="amphista", kept_stage=None), profiled, *figures,
+        job(2, kind="generate", kept_stage=None), job(4, kind="generate", state="failed"),
+        result(1, "drafter", "accepted_length", 2.5),
+        result(2, "side-1", "tokens_per_second", 85.1),
+        result(2, "side-2", "tokens_per_second", 204.0),
+    )  # fmt: skip
+    shown = all_rows()
+    told = columns(shown)["result"]
+    assert [told.value(row) for row in shown] == [
+        "", "Block 0, down_proj breaks first",
+        "2 texts at up to 204 tokens/s", "2.50 tokens a pass, with all heads",
+    ]  # fmt: skip
 
 
 def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[RunRow]) -> None:

@@ -12,9 +12,9 @@
   /* --- shortcuts --------------------------------------------------------------------------- */
 
   function sheet(keys) {
-    const paper = window.slimscope.dialog("keys", '<h2>Keyboard shortcuts</h2><dl></dl><p><a href="help">Glossary and metrics</a></p><button>Close</button>');
+    const paper = window.slimscope.dialog("keys", '<h2>Keyboard shortcuts</h2><dl></dl><p><a href="help">Glossary and metrics</a><button autofocus>Close</button></p>');
     paper.ariaLabel = "Keyboard shortcuts";
-    const [, list, foot, close] = paper.children;
+    const [, list, foot] = paper.children, close = foot.lastChild;
     for (const [combination, effect] of keys) {
       const name = document.createElement("dt"), words = document.createElement("dd");
       name.append(...combination.split(" ").map((key) => {
@@ -30,7 +30,7 @@
       const asks = document.createElement("button");
       asks.textContent = "Notify me when runs end";
       asks.onclick = async () => { await Notification.requestPermission(); asks.remove(); };
-      foot.append(asks);
+      close.before(asks);
     }
     paper.onclose = () => paper.remove();
     paper.showModal();

@@ -6,6 +6,7 @@ window.slimscope = (() => {
 
   const THEME = "slimscope-theme";
   const dark = () => document.body.classList.contains("dark");
+  const NARROW = 480; // pixels of a chart: the last part of a long legend goes to a line of its own
 
   /* --- the frame ------------------------------------------------------------------------- */
 
@@ -177,6 +178,7 @@ window.slimscope = (() => {
       }
       const figure = shade(value);
       picked = meta().picked || null;
+      if (canvas.clientWidth < NARROW) for (const trace of figure.data) trace.name = trace.name?.replace(/ · (?=[^·]*$)/, "<br>");
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
       await Plotly.react(canvas, figure.data, figure.layout, config);
       describe();

@@ -50,7 +50,10 @@ def stage_dots(
     ]
     x = log_axis("Perplexity", log_span(values), showgrid=False, tickangle=0)
     looks = layout(view="stages", xaxis=x, yaxis=rows_axis([*rows]), **legend_row())
-    return Chart(go.Figure(traces, looks), frame, note)
+    ends = {run: end for run, each in results.items() if (end := each.final())}
+    best = min(ends, key=lambda run: ends[run], default="")
+    told = f"{best} ends lowest, at a perplexity of {number(ends[best])}" if len(ends) > 1 else ""
+    return Chart(go.Figure(traces, looks), frame, note, headline=told)
 
 
 def _dots(
@@ -65,11 +68,15 @@ def _dots(
 
 
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
-    """The points of every run; the curves of more than a single point that one or more of them has
+    """The points of every run; the curves of more than a single point that two or more of them have
     recorded, by name: what the processes took last, else those of most runs first, of these the
     errors of the stage the baseline kept, and losses."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
-    several = [key for lines in found.values() for key, points in lines.items() if len(points) > 1]
+    every = [key for lines in found.values() for key in lines]
+    several = [
+        key for lines in found.values() for key, points in lines.items()
+        if len(points) > 1 and every.count(key) > 1
+    ]  # fmt: skip
     kept = replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
         several, key=lambda k: (k in TAKEN, -several.count(k), k != kept, k.family != LOSS.family)

@@ -45,7 +45,7 @@ LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
 TOO_FEW = "Fewer than two of these runs are there."
-NO_CURVES = "None of these runs has recorded a curve."
+NO_CURVES = "No two of these runs have recorded the same curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 SUGGESTED_RUNS = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
@@ -70,7 +70,8 @@ def build() -> None:
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
             lines = Outputs(curve=curve, y=scale)
-            lines |= LINES.build("compare", [[curve, scale]])
+            with gr.Column(min_width=320) as lines["card"]:
+                lines |= LINES.build("compare", [[curve, scale]])
         page["texts"] = plain(elem_id="compare-texts")
         page["trace"] = plain(elem_id="compare-trace")
         page["config"] = plain(elem_id="compare-config")
@@ -140,11 +141,14 @@ def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Up
     runs = compared(request)
     points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
-        return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
+        hidden = {"curve": gr.update(choices=[]), "card": gr.update(visible=False)}
+        return {**hidden, **LINES.show(Chart(NO_CURVES))}
     key = chosen_curve(offered, curve)
     chart = curve_chart(runs, points, key, log_y=scale == "log")
+    chart = replace(chart, headline=curve_label(key, runs))
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
     shown = LINES.show(chart, str(key).replace("/", "-"))
+    shown["card"] = gr.update(visible=True)
     return {"curve": gr.update(choices=labels, value=str(key)), **shown}
 
 

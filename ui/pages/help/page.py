@@ -30,13 +30,15 @@ Source = catalogue.CatalogueEntry | corpora.CorpusInfo
 
 
 def build() -> None:
-    words = HTML.words(QUESTIONS, [m for m in METRICS.values() if m.definition], GLOSSARY)
     keys = shortcuts((page.key, page.name, page.path) for page in pages())
-    use = HTML.use(keys, FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS, sources())
+    words = HTML.words(QUESTIONS, keys, FILTERS, GLOSSARY, sources())
+    figures = HTML.figures([m for m in METRICS.values() if m.definition])
+    use = HTML.use(COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS)
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):
             gr.HTML(words, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-words")
         with gr.Column(scale=1, min_width=320):
+            gr.HTML(figures, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-figures")
             HtmlPanel(use, elem_id="help-use")
 
 

@@ -1,6 +1,6 @@
 """Jobs: the queue, its progress and its logs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gradio as gr
 from markupsafe import Markup
@@ -16,7 +16,16 @@ from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
 from ui.runs.actions.single import act, buttons
-from ui.runs.html import error_of, kind_and_settings, named_link, progress, time_left, took, waits
+from ui.runs.html import (
+    elapsed,
+    error_of,
+    kind_and_settings,
+    named_link,
+    progress,
+    time_left,
+    took,
+    waits,
+)
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
@@ -79,16 +88,18 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     jobs = [*status.live, *status.queued]
     idle = tab == "active" and not jobs and counts["ended"] > 0
     listed = "ended" if idle else tab
-    columns = _columns(listed, status, chosen.id if chosen else None, user)
     if listed != "active":
         ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
         jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
+    columns = _columns(listed, status, chosen.id if chosen else None, user, jobs)
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 
-def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
+def _columns(
+    tab: str, status: QueueStatus, open_id: int | None, user: Actor, jobs: Iterable[Job]
+) -> Columns:
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
     columns: Columns = {
@@ -107,7 +118,9 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
     else:
         if tab == "failed":
             columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))
-        columns["Took"] = lambda job: took(job, now)
+        seconds = {job.id: elapsed(job, now) or 0 for job in jobs}
+        longest = max(seconds.values(), default=0) or 1
+        columns["Took"] = lambda job: HTML.lasted(seconds[job.id] / longest, took(job, now))
         columns["Ended"] = lambda job: time_tag(job.finished_at, now)
 
     columns["By"] = lambda job: job.owner

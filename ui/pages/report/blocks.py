@@ -103,6 +103,12 @@ def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:
         return Chart(NOT_DRAWN)
 
 
+def opening(blocks: Iterable[ReportBlock]) -> str:
+    """The first paragraph of a report that is no heading; empty without one."""
+    said = (part for one in blocks for heading, part in paragraphs(one.text) if not heading)
+    return next(said, "")
+
+
 def paragraphs(text: str) -> list[tuple[bool, str]]:
     """Paragraphs, separated by empty lines, and whether each is a heading (begins with #)."""
     parts = [part.strip("\n") for part in text.split("\n\n")]

@@ -18,7 +18,7 @@ from ui import pages
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
-from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
+from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, opening, query_of, sources
 from ui.pages.report.export import exported, height_of
 from ui.runs.actions.action import MAX_COMPARED
 from ui.runs.rows import all_rows
@@ -92,7 +92,8 @@ def draw(request: gr.Request) -> Updates:
 
 
 def listing(request: gr.Request, off: str) -> str:
-    rows = [(each, runs_of(stored_blocks(each.blocks))) for each in reports()]
+    blocks = [(each, stored_blocks(each.blocks)) for each in reports()]
+    rows = [(each, runs_of(own), opening(own)) for each, own in blocks]
     source = known_charts().get(query(request, ADD))
     adding = f"{source.page.name}: {source.chart.title}" if source else ""
     html: str = HTML.listing(rows, now_ms(), off, adding)

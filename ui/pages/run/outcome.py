@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
 from backend.live.address import QueuedState, queued_state
+from backend.metric_key import MetricKey
 from backend.queue.service import (
     ESTIMATED_BYTES,
     ESTIMATED_SECONDS,
@@ -17,7 +19,8 @@ from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import PERPLEXITY, SPEED_UP, metric
+from jobs.fields.models import parameters_of
+from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
 from jobs.wording import fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
@@ -25,6 +28,7 @@ from ui.runs.html import took
 from ui.runs.results import (
     GAINS,
     RunResults,
+    base_model,
     format_stderr,
     format_value,
     kind_of,
@@ -40,6 +44,9 @@ from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
+LOWER = re.compile(  # so, too
+    r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
+)
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -67,7 +74,8 @@ def paired_table(job: Job, results: RunResults) -> Markup:
 
 
 def _stages(results: RunResults, stages: Sequence[str]) -> Table:
-    names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
+    own = single(results)
+    names = [n for n in results.metrics if any(results.get(s, n) for s in stages) and n not in own]
     names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
@@ -78,6 +86,19 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     return ["Stage", *(metric(n).title for n in names)], rows
 
 
+def single(results: RunResults) -> dict[MetricKey, StoredResult]:
+    """The metrics of the kept stage that no other stage has, or has another value of: facts of the
+    run, not columns."""
+    if not results.of_models or len(results.stages) < 2:
+        return {}
+    own = {key: row for (stage, key), row in results.rows.items() if stage == results.kept}
+    return {
+        key: row for key, row in own.items()
+        if key != PERPLEXITY
+        and {each.value for (_, of), each in results.rows.items() if of == key} == {row.value}
+    }  # fmt: skip
+
+
 def _figure(row: StoredResult | None) -> str:
     if row is None:
         return NONE
@@ -86,31 +107,50 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
-    pairs: dict[str, str] = {}
+    pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
+    if state := queued_state(job.environment or {}):
+        pairs["Perplexity over dense"] = _beside_state(state, job.run)
+    conditions = speed_conditions(job, results.rows.values())
+    reason = LOWER.sub(
+        r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
+        job.kept_reason,
+    )
+    return HTML.outcome(pairs, MINUS.sub("−", reason), _verdict(job, results), conditions)
+
+
+def _figures(results: RunResults) -> dict[str, str]:
+    """Of the run as a whole, and of the kept stage alone. Size is told beside that before."""
+    pairs = {}
     for name, row in results.of_run.items():
         value = format_value(metric(name), row.value)
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
-    if len(results.seconds) == 1:
-        pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
-    known = job.environment or {}
-    seconds, memory = known.get(ESTIMATED_SECONDS), known.get(ESTIMATED_BYTES)
-    pairs |= _beside_estimate(
-        "Duration", took(job, now) if job.started_at else "", duration, seconds
-    )
-    peak = size(job.peak_bytes) if job.peak_bytes else ""
-    pairs |= _beside_estimate("Peak memory", peak, size, memory)
-    parameters = known.get(PARAMETERS) or results.parameters
-    if source := known.get(SOURCE_BYTES):
-        pairs["Size before"] = size_before(source, parameters)
-    predicted, saved = known.get(PREDICTED_BYTES), results.saved_bytes
+    facts = single(results)
+    keys = sorted(ordered(facts), key=lambda n: n.family not in GAINS)
+    return pairs | {metric(n).title: _figure(facts[n]) for n in keys if n.family != BYTES}
+
+
+def _sizes(job: Job, results: RunResults) -> dict[str, str]:
+    known, saved = job.environment or {}, results.saved_bytes
+    parameters = known.get(PARAMETERS) or results.parameters or parameters_of(base_model(job))
+    source, predicted = known.get(SOURCE_BYTES), known.get(PREDICTED_BYTES)
+    before = {"Size before": size_before(source, parameters)} if source else {}
     if predicted and not saved:
         saved = queries.model_bytes([job.id]).get(job.id)
-    written = size_saved(saved, parameters) if saved else ""
-    pairs |= _beside_estimate("Size after", written, size, predicted)
-    if state := queued_state(known):
-        pairs["Perplexity over dense"] = _beside_state(state, job.run)
-    conditions = speed_conditions(job, results.rows.values())
-    return HTML.outcome(pairs, MINUS.sub("−", job.kept_reason), _verdict(job, results), conditions)
+    write = partial(size_saved, parameters=parameters)
+    written = write(saved) if saved else ""
+    return before | _beside_estimate("Size after", written, write, predicted)
+
+
+def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
+    known, seconds = job.environment or {}, results.seconds
+    step = {sentence_case(name): duration(s) for name, s in seconds.items()}
+    lasted = took(job, now) if job.started_at else ""
+    peak = size(job.peak_bytes) if job.peak_bytes else ""
+    return (
+        (step if len(step) == 1 else {})
+        | _beside_estimate("Duration", lasted, duration, known.get(ESTIMATED_SECONDS))
+        | _beside_estimate("Peak memory", peak, size, known.get(ESTIMATED_BYTES))
+    )
 
 
 def _beside_state(state: QueuedState, run: str) -> Markup:
@@ -120,13 +160,14 @@ def _beside_state(state: QueuedState, run: str) -> Markup:
 
 
 def _beside_estimate(
-    what: str, real: str, write: Callable[[float | None], str], estimated: float | None
+    what: str, real: str, write: Callable[[float], str], estimated: float | None
 ) -> dict[str, str]:
     """A cost of the run as a fact: what it was, what had been estimated, or both."""
     if estimated is None:
         return {what: real} if real else {}
     about = write(estimated)
-    return {what: f"{real} (estimated {about})" if real else f"about {about} (estimated)"}
+    under = f"estimated {about}" if about != real else ""
+    return {what: HTML.figure_of(real, under) if real else f"about {about} (estimated)"}
 
 
 def _verdict(job: Job, results: RunResults) -> str:

@@ -55,7 +55,7 @@ from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
-    "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
+    "summary": "Summary", "measures": "Quality", "curves": "Curves", "log": "Log",
     "artefacts": "Artefacts", "provenance": "Provenance",
 }  # fmt: skip
 STAGES = Panel(
@@ -210,12 +210,14 @@ def head_html(job: Job, actor: Actor) -> Markup:
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
-    stages = stage_tables(results)
+    texts = quality.responses(job)
+    stages = Markup() if texts else stage_tables(results)
     needed = awaited([job.id]).get(job.id, [])
-    waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
+    waiting = "" if texts or stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     waiting = waits(needed) if needed else waiting
     figures = outcome(job, results, now_ms())
-    return HTML.results(waiting, figures, stages + paired_table(job, results))
+    card = HTML.results(waiting, figures, stages + paired_table(job, results))
+    return WIDGETS.stack(card, texts)
 
 
 def history(job: Job) -> Markup:

@@ -12,6 +12,7 @@ from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from jobs.profile.kind import NAME
 from jobs.profile.profiles import profile_of_run
+from ui.runs.weights import tensor_names
 from ui.widgets.explorer import cached_by
 
 OF_PROFILES: dict[str, Any] = {  # of an `ExplorerPage`
@@ -41,6 +42,18 @@ def in_blocks(profile: SensitivityProfile) -> SensitivityProfile:
     return replace(
         profile, layers=layers, formats=formats, figures=profile.figures[rows][:, :, known]
     )
+
+
+def first_to_break(run: str) -> str:
+    """The layer that loses most in the format Sensitivity opens with; empty without a profile."""
+    whole = profile_at(run)
+    if whole is None or not (profile := in_blocks(whole)).layers:
+        return ""
+    measured = np.flatnonzero(np.isfinite(profile.figure("kl")).any(0))
+    column = int(measured[0]) if len(measured) else 0
+    losses = np.nan_to_num(profile.predicted[:, column], posinf=0.0)
+    table, layer = layers_table(profile), profile.layers[int(losses.argmax())]
+    return tensor_names(table)[layer.name]
 
 
 def layers_table(profile: SensitivityProfile) -> pd.DataFrame:

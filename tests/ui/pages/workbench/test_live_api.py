@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.models.sources.catalogue import inspect
-from backend.queue import permissions
+from backend.queue import permissions, rate_limit
 from backend.queue.actor import Actor
 from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client
@@ -49,7 +49,7 @@ class LiveDouble:
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> LiveDouble:
     for name in ("previews", "changes"):
-        monkeypatch.setattr(permissions, name, RateLimiter())
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
     monkeypatch.setattr(live_api, "_opened", set())
     double = LiveDouble()
     monkeypatch.setattr(client, "_client", double.client)
@@ -129,7 +129,7 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
         assert guest.post(f"{PATH}/live", json={**ASKED, named: "other"}).status_code == 403
     assert guest.post(f"{PATH}/live", json={**ASKED, "prompt": "x" * 51}).status_code == 403
     assert guest.post(f"{PATH}/export", json={**ASKED, "name": "mine"}).status_code == 403
-    monkeypatch.setattr(permissions, "PREVIEWS_PER_MINUTE", 1)
+    monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 1)
     late = guest.post(f"{PATH}/live", json=ASKED)
     assert late.status_code == 429 and late.headers["retry-after"] == "10"
     assert len(double.asked) == 2
