@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 
 from backend.store.tables import Job
 from ui.format import href, term_id
-from ui.pages.help.glossary import known_terms
+from ui.pages.help.glossary import QUESTIONS, known_terms
 from ui.runs.rows import all_rows
 
 MAX_HITS, MAX_TERMS = 8, 3
@@ -15,12 +15,15 @@ Hit = dict[str, str]  # title, about, to: its address
 
 
 def search_terms(text: str) -> list[Hit]:
-    """Terms that begin with the text, or have a word that does; else those whose definitions have
-    all its words."""
+    """Terms, and questions of Help, that begin with the text, or have a word that does; else those
+    whose definitions have all its words."""
     wanted = text.strip().lower()
     found = [
         {"title": term, "about": definition, "to": f"{href('help')}#{term_id(term)}"}
         for term, definition in known_terms().items()
+    ] + [
+        {"title": question, "about": answer, "to": href(page.replace("home", ""))}
+        for question, (answer, page) in QUESTIONS.items()
     ]
     named = [hit for hit in found if wanted and f" {wanted}" in f" {hit['title'].lower()}"]
     words = wanted.split()

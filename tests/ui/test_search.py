@@ -67,6 +67,7 @@ def test_terms_lead_to_their_place_in_help(visit: Visit) -> None:
     assert len(search_terms("s")) == MAX_TERMS and search_terms(" ") == []
     told = search_terms("half-quadratic zero")  # of no title: of a definition
     assert [hit["title"] for hit in told] == ["HQQ"]
+    assert [hit["title"] for hit in search_terms("smaller model")] == ["What does this do?"]
 
 
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:

@@ -73,10 +73,8 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     errors of the stage the baseline kept, and losses."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
     every = [key for lines in found.values() for key in lines]
-    several = [
-        key for lines in found.values() for key, points in lines.items()
-        if len(points) > 1 and every.count(key) > 1
-    ]  # fmt: skip
+    several = [key for lines in found.values() for key, points in lines.items() if len(points) > 1]
+    several = [key for key in several if every.count(key) > 1]
     kept = replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
         several, key=lambda k: (k in TAKEN, -several.count(k), k != kept, k.family != LOSS.family)
@@ -102,7 +100,8 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    return Chart(figure, frame, f"n = {lengths} points.{hidden}{reduced}")
+    note = f"n = {lengths} points.{hidden}{reduced}"
+    return Chart(figure, frame, note, headline=curve_label(key, comparison))
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:

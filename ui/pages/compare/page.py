@@ -145,7 +145,6 @@ def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Up
         return {**hidden, **LINES.show(Chart(NO_CURVES))}
     key = chosen_curve(offered, curve)
     chart = curve_chart(runs, points, key, log_y=scale == "log")
-    chart = replace(chart, headline=curve_label(key, runs))
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
     shown = LINES.show(chart, str(key).replace("/", "-"))
     shown["card"] = gr.update(visible=True)
@@ -181,8 +180,7 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
     if not offered:
         return Chart(NO_CURVES)
     key = chosen_curve(offered, query(request, "curve"))
-    chart = curve_chart(runs, points, key, log_y=query(request, "y") == "log")
-    return replace(chart, headline=curve_label(key, runs))
+    return curve_chart(runs, points, key, log_y=query(request, "y") == "log")
 
 
 def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:

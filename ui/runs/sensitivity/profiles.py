@@ -49,8 +49,7 @@ def first_to_break(run: str) -> str:
     whole = profile_at(run)
     if whole is None or not (profile := in_blocks(whole)).layers:
         return ""
-    measured = np.flatnonzero(np.isfinite(profile.figure("kl")).any(0))
-    column = int(measured[0]) if len(measured) else 0
+    column = int(np.isfinite(profile.figure("kl")).any(0).argmax())  # the first that was measured
     losses = np.nan_to_num(profile.predicted[:, column], posinf=0.0)
     table, layer = layers_table(profile), profile.layers[int(losses.argmax())]
     return tensor_names(table)[layer.name]
