@@ -42,11 +42,11 @@ def wait_until(run: int, *states: State, stage: str = "") -> State:
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
-    launch_on_toy(page, dashboard.url, steps=120, name=EVIL)
+    launch_on_toy(page, dashboard.url, steps=400, name=EVIL)
     page.goto(f"{dashboard.url}/run?id=sds-0001")
     wait_until(1, State.RUNNING, stage="Weight adjustment")
     expect(page.locator("#run-head")).to_contain_text("running")
-    expect(page.locator("#frame-status-line")).to_contain_text(re.compile(r"\d+ %"))
+    expect(page.locator("#frame-status-line")).to_contain_text(re.compile(r"\d+\s%"))
 
     ref = queries.attempts(1)[0].engine_ref
     os.kill(ref["pid"], signal.SIGKILL)

@@ -69,7 +69,7 @@ def test_a_stored_plan_is_that_of_its_config() -> None:
         ({"exclude": "*"}, "exclude", "No layer is left to quantise"),
         ({"group_size": 128}, "group_size", "Choose 8, 12, 16, 24, 32, 48, 96, or 0"),
         ({"stages": ""}, "stages", "No stage"),
-        ({"rank": 0}, "rank", "LoRA needs a rank"),
+        ({"rank": 0, "stages": "lora"}, "rank", "LoRA needs a rank"),
         ({"rank": 0, "stages": "lora-only"}, "rank", "nothing to train"),
         ({"rank": 0, "stages": "lora-gptq"}, "rank", "LoRA needs a rank"),
     ],
@@ -112,7 +112,7 @@ def test_stages_come_once_in_order_with_those_they_build_on() -> None:
     assert config(stages=["dlqat-kd", "rtn", "block-wise", "rtn", "dlqat"]).stages == (
         "rtn", "block-wise", "dlqat", "dlqat-kd",
     )  # fmt: skip
-    assert config().stages == ("rtn", "gptq", "dlqat", "lora")
+    assert config().stages == ("gptq", "dlqat")
 
 
 @pytest.mark.parametrize(
