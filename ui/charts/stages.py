@@ -45,7 +45,8 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
     label, in the order they are drawn."""
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
-    span = log_span([r.value + end for r in rows for end in (0.0, r.stderr or 0.0)], right=0.2)
+    ends = [r.value + side * (r.stderr or 0.0) for r in rows for side in (-1, 0, 1)]
+    span = log_span([end for end in ends if end > 0], right=0.2)
     looks = layout(
         view=PERPLEXITY.family, margin={"r": VALUE_WIDTH}, yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),

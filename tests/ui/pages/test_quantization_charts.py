@@ -38,7 +38,7 @@ def test_the_chart_marks_the_tensor_among_its_module() -> None:
     others, own = chart.figure.data
     assert set(others.customdata) == {"t1"} and set(own.customdata) == {"t0"}
     assert chart.headline.startswith(
-        "Block 0, q_proj: 98\u00a0% of the expected output error come from group 1, "
+        "Block 0, q_proj: 98\u00a0% of the expected output error comes from group 1, "
     )
     assert chart.headline.endswith("inputs are 3.0\u00a0× the median")
     assert "n = 6 groups of 2 blocks" in chart.note

@@ -58,7 +58,7 @@ def input_energy_chart(
     k = int(own.shares.argmax())
     times = own.inputs[k] / float(np.median(own.inputs))
     headline = (
-        f"{label}: {share(own.shares[k], 0)} of the expected output error come from group {k}, "
+        f"{label}: {share(own.shares[k], 0)} of the expected output error comes from group {k}, "
         f"whose inputs are {of_unit(times, '×', 2)} the median"
     )
     x, y = (np.concatenate([getattr(one, name) for one in every]) for name in ("inputs", "errors"))

@@ -168,7 +168,7 @@ export class HistogramChart {
     const { found, top, cutoff, curve } = this.#shown;
     const tall = found.map((each) => [each.label, Math.max(...each.heights)]).filter(([, most]) => curve !== "cumulative" && most > top);
     return [cutoff > 0 ? `Dotted: magnitude threshold at the same sparsity, ${number(cutoff)}.` : "",
-      tall.length ? `Cut off at zero; in the tallest bin: ${tall.map(([label, most]) => `${label} ${number(most)} %`).join(", ")}.` : ""].filter(Boolean).join(" ");
+      tall.length ? `Cut off at zero, where it reaches ${tall.map(([label, most]) => `${number(most)} % (${label})`).join(", ")}.` : ""].filter(Boolean).join(" ");
   }
 
   /** How much is drawn and what lies beyond the axes, in words. */
