@@ -65,6 +65,17 @@ def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
     return sorted(found, key=lambda rating: -rating.score)
 
 
+def win_probability(first: Rating, second: Rating) -> float:
+    """That the first is preferred to the second: 1 / (1 + exp((s2 - s1) / POINTS))."""
+    return 1 / (1 + math.exp((second.score - first.score) / POINTS))
+
+
+def votes_needed(wins: float) -> int:
+    """After which the normal 95 % interval of a share of `wins`, above 1/2, leaves 1/2 out. At most
+    0.5 / sqrt(n) is the standard error of the share."""
+    return math.ceil((NORMAL_95 / (2 * (wins - 0.5))) ** 2)
+
+
 def fit(wins: Vector) -> tuple[Vector, Vector]:
     """Strengths [n], whose mean is 0, and their standard deviations [n], by Newton's method.
     `wins`: [n, n], how often i beat j; the diagonal is zero."""

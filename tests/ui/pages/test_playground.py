@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import OverloadError, SlimscopeError
-from backend.evaluation.preferences import Rating
+from backend.evaluation.preferences import Rating, votes_needed
 from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.settings import Settings
@@ -401,7 +401,7 @@ def test_the_leaderboard_leads_to_the_blind_vote_that_tells_most(
 
 @pytest.mark.parametrize("wins", [0.6, 0.8])
 def test_as_many_votes_as_are_named_tell_two_models_apart(wins: float) -> None:
-    votes = board.votes_needed(wins)
+    votes = votes_needed(wins)
     for many, apart in ((votes, True), (votes - 1, False)):
         assert (1.96 * 0.5 / many**0.5 < wins - 0.5) is apart
 

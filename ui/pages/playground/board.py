@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from backend.evaluation.preferences import NORMAL_95, Rating
+from backend.evaluation.preferences import Rating, votes_needed, win_probability
 from backend.models.layer_names import read_names
 from backend.queue import permissions
 from backend.queue.actor import Actor
@@ -174,7 +174,7 @@ def _leader(board: Leaderboard) -> str:
     if board.votes < MIN_VOTES or first.low <= second.high:
         many = f"{board.votes} blind vote{'' if board.votes == 1 else 's'}"
         return f"{first.name} is ahead; {many}: too few to tell it from {second.name}"
-    wins = share(1 / (1 + 10 ** ((second.score - first.score) / 400)), 0)
+    wins = share(win_probability(first, second), 0)
     return f"{first.name} leads: it is preferred to {second.name} in {wins} of comparisons"
 
 
@@ -187,8 +187,3 @@ def _closest(rated: Sequence[Rating], able: Sequence[str]) -> list[str]:
             x.name for x in min(pairwise(there), key=lambda pair: pair[0].score - pair[1].score)
         ]
     return [DEFAULT_MODEL, next((name for name in able[::-1] if name != DEFAULT_MODEL), "")]
-
-
-def votes_needed(wins: float) -> int:
-    """After which the normal 95 % interval of a share of wins leaves 1/2 out."""
-    return math.ceil((NORMAL_95 / (2 * (wins - 0.5))) ** 2)

@@ -87,8 +87,8 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
 
 
 def single(results: RunResults) -> dict[MetricKey, StoredResult]:
-    """The metrics of the kept stage that no other stage has, or has another value of: facts of the
-    run, not columns."""
+    """The metrics that only the kept stage has, or that are the same at all stages: facts of the
+    run, not columns of its table."""
     if not results.of_models or len(results.stages) < 2:
         return {}
     own = {key: row for (stage, key), row in results.rows.items() if stage == results.kept}

@@ -7,7 +7,7 @@ import { round } from "./tensor.js";
 const SIDE = 16, TOP = 8, BOTTOM = () => em(2.25), MOVE_MS = 300;
 
 export class Comb {
-  #at = -1; #shown = null; #dots = []; #stop = () => {};
+  #at = 0; #shown = null; #dots = []; #stop = () => {};
 
   constructor(canvas, output) {
     Object.assign(this, { canvas, output });
@@ -28,7 +28,7 @@ export class Comb {
   /** Draws a group of `size` weights of a layer in a format; returns what it shows, in words. `told` takes those of another group. */
   draw(asked) {
     const { tensor, form, size, score, layer } = asked, groups = tensor.w.length / size, same = this.#shown?.asked.layer === layer && this.#shown.asked.size === size;
-    if (!same || this.#at < 0) this.#at = this.#at < 0 || !same ? Math.floor(groups / 2) : this.#at;
+    if (!same) this.#at = Math.floor(groups / 2);
     this.#at = (this.#at + groups) % groups;
     const start = this.#at * size, dense = tensor.w.subarray(start, start + size);
     const kept = form.pattern ? tensor.values({ ...form, width: "" }, score).slice(start, start + size) : dense.slice(), now = kept.slice();
