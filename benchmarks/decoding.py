@@ -39,8 +39,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from backend.compiler import NATIVE
 from backend.decoding.draft_tree import chain
-from backend.decoding.native.library import NATIVE
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import all_linears

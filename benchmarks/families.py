@@ -33,11 +33,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from backend.checkpoints import Checkpoints
+from backend.compiler import NATIVE
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Proposer, Tree
 from backend.decoding.engine import decode
 from backend.decoding.native.families import FAMILIES as DECODED
-from backend.decoding.native.library import NATIVE
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.generate import TreeProposer

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from backend.compiler import CompilerError
 from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.families import LONG, stable_context, unsupported
-from backend.decoding.native.library import CompilerError
 from backend.decoding.native.model import NativeModel
 from backend.errors import ModelError
 from backend.models.families.logits import LogitTransform

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.compiler import CompilerError
 from backend.decoding.native.families import stable_context, unsupported
-from backend.decoding.native.library import CompilerError
 from backend.decoding.native.model import NativeModel, Segment
 from backend.models.block_forward import NewBatches, after_blocks, each_logits
 from backend.models.block_offload import is_streamed

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from backend.decoding.native.library import CompilerError
+from backend.compiler import CompilerError
 from backend.errors import CancelledError
 from backend.evaluation import native_text as room
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backend.compiler import NATIVE
 from backend.decoding.native import library as c
 from backend.decoding.native.cache import CacheBlock, CacheBlocks, NativeCache
 from backend.decoding.native.families import (
@@ -24,7 +25,7 @@ from backend.decoding.native.families import (
     stable_context,
     window_of,
 )
-from backend.decoding.native.library import NATIVE, instructions, library
+from backend.decoding.native.library import instructions, library
 from backend.decoding.native.weights import WeightLayout
 from backend.quantization.grid import QuantizedWeight
 

@@ -1,30 +1,14 @@
-"""The C structures and functions of `cpp/` (shapes are there), and building them for the processor
-at hand, once, with the compiler the system has."""
+"""The C structures and functions of `cpp/` (shapes are there)."""
 
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p, sizeof
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from backend.errors import SlimscopeError
-from backend.settings import settings
+from backend.compiler import NATIVE, load
 
 SOURCES = Path(__file__).with_name("cpp")
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-NATIVE = (
-    "-march=native",
-)  # flags that choose the instructions of this processor, or for tests others
-TIMEOUT_S = 300
 
 
 def _fields(names: str, kind: Any = c_void_p) -> tuple[tuple[str, Any], ...]:
@@ -108,98 +92,13 @@ def declare(library: CDLL) -> CDLL:
     return library
 
 
-class CompilerError(SlimscopeError):
-    """The decoder cannot be built here; models decode in PyTorch instead."""
-
-
 @lru_cache
-def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
+def library(target: tuple[str, ...] = NATIVE) -> CDLL:
     """The decoder, loaded into this process; built first if it has not been. Raises CompilerError:
     it is turned off, there is no compiler, or it fails."""
-    if not settings().native:
-        raise CompilerError(
-            "The native decoder is not used.",
-            "SLIMSCOPE_NATIVE is false.",
-            "Unset it to decode faster.",
-        )
-    try:
-        path = _built(_compiler(), target)
-        try:
-            return declare(ctypes.CDLL(str(path)))
-        except OSError:
-            path.unlink(missing_ok=True)  # it is damaged, and built again next time
-            raise
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _failed(f"{error}.") from error
+    return load(SOURCES / "decoder.cpp", declare, target)
 
 
 def instructions(target: tuple[str, ...] = NATIVE) -> str:
     """The instructions the decoder was built for, such as AVX2; see `library`."""
     return str(library(target).slimscope_instructions().decode())
-
-
-def _built(compiler: str, target: tuple[str, ...]) -> Path:
-    """The file of the decoder, in a folder that is nobody else's."""
-    folder = settings().cache_dir / "native"
-    path = folder / f"decoder-{_key(compiler, target)}.so"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _check_private(folder)
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            part = path.with_suffix(".part")
-            line = [compiler, *FLAGS, *target, str(SOURCES / "decoder.cpp"), "-o", str(part)]
-            done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-            if done.returncode:
-                errors = [
-                    *(x for x in done.stderr.splitlines() if "error" in x),
-                    "It gave no reason.",
-                ]
-                raise _failed(f"{compiler} failed: {errors[0]}")
-            part.chmod(0o700)
-            part.replace(path)
-    _check_private(path)
-    return path
-
-
-def _check_private(path: Path) -> None:
-    """Raise `CompilerError` if another user could have put code there: a cache may be shared."""
-    found = path.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise CompilerError(
-            "The native decoder is not used.",
-            f"Other users can write to {path}.",
-            "Set SLIMSCOPE_CACHE_DIR to a folder of your own, or correct the permissions.",
-        )
-
-
-def _compiler() -> str:
-    chosen = os.environ.get("CXX", "")
-    if found := next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None):
-        return found
-    raise CompilerError(
-        "The native decoder cannot be built.",
-        "There is no C++ compiler.",
-        "Install one, such as g++ (Debian: apt install g++), and try again.",
-    )
-
-
-def _key(compiler: str, target: tuple[str, ...]) -> str:
-    """Changes with the source, the compiler and the processor."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*")))
-    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _processor() -> bytes:
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    return b"\n".join(sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))}))
-
-
-def _failed(why: str) -> CompilerError:
-    do = "Install a current g++ or clang++, and make the cache folder writable."
-    return CompilerError("The native decoder cannot be built.", why, do)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backend.compiler import NATIVE, CompilerError
 from backend.decoding.draft_tree import Tree
 from backend.decoding.native import library as c
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
-from backend.decoding.native.library import NATIVE, CompilerError, library
+from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
 from backend.models.families.logits import LogitTransform

@@ -5,7 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from backend.decoding.native.library import NATIVE, CompilerError, library
+from backend.compiler import NATIVE, CompilerError
+from backend.decoding.native.library import library
 
 
 @lru_cache

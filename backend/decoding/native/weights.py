@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from backend.compiler import NATIVE
 from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
-from backend.decoding.native.library import NATIVE, library
+from backend.decoding.native.library import library
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
 

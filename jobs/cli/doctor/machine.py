@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from backend.decoding.native.library import CompilerError, instructions
+from backend.compiler import CompilerError
+from backend.decoding.native.library import instructions
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalogue import entries
 from backend.printable import readable_bytes

@@ -3,7 +3,7 @@
 
 import os
 
-from backend.decoding.native import library
+from backend import compiler
 
 SANITIZERS = "SLIMSCOPE_TEST_SANITIZERS"
 FLAGS = (
@@ -12,5 +12,5 @@ FLAGS = (
 )  # fmt: skip
 
 if os.environ.get(SANITIZERS):
-    library.FLAGS = FLAGS
+    compiler.FLAGS = FLAGS
     os.environ.pop("LD_PRELOAD", None)  # not for the processes that these tests start

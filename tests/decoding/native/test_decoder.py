@@ -23,12 +23,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from backend import compiler
+from backend.compiler import NATIVE, CompilerError
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Tree
 from backend.decoding.engine import decode
 from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
-from backend.decoding.native.library import NATIVE, CompilerError
 from backend.decoding.native.model import NativeModel
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.prompt_lookup import PromptLookup
@@ -305,18 +306,18 @@ def library_file() -> str:
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing has been built yet."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
-    library.settings.cache_clear()
+    compiler.settings.cache_clear()
     library.library.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    library.settings.cache_clear()
+    compiler.settings.cache_clear()
     library.library.cache_clear()
 
 
 def test_without_a_compiler_pytorch_decodes_and_says_why(
     no_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
     monkeypatch.delenv("CXX", raising=False)
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from backend.decoding.native.library import _processor, instructions, library
+from backend.compiler import _processor
+from backend.decoding.native.library import instructions, library
 from backend.decoding.native.model import NativeModel
 from backend.decoding.native.weights import HEAD_GROUP, WIDTHS, NativeLinear
 from backend.quantization.grid import QuantizedWeight, minmax_grid

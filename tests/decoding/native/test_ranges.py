@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel
 
+from backend.compiler import CompilerError
 from backend.decoding.draft_tree import chain
 from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.library import CompilerError, library
+from backend.decoding.native.library import library
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS, NativeLinear

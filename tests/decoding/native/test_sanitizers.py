@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.library import CompilerError, _compiler
+from backend.compiler import CompilerError, _compiler
 from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
-FILES = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
+KERNELS = "../../quantization/test_kernels.py"
+FILES = ("test_ranges.py", "test_drafter.py", KERNELS, *(("test_decoder.py",) if MANY else ()))
 REPORTS = "SLIMSCOPE_TEST_REPORTS"  # the folder of what they find
 REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds
 OUT_OF_RANGE = """

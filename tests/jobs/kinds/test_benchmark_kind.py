@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.compiler import CompilerError
 from backend.decoding.native import model as native
-from backend.decoding.native.library import CompilerError
 from backend.decoding.native.model import decoding_dtype
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError
