@@ -29,7 +29,7 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     H = H.flip(0, 1)
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
-    return _inverse_cholesky(H).flip(0, 1)
+    return _inverse_cholesky(H).flip(0, 1).contiguous()
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:

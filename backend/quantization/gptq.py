@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
+from backend.calibration.threads import side_by_side
 from backend.quantization.grid import QuantGrid, split_zero, stacked
+from backend.quantization.native.kernels import gptq_columns, usable
 from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer
@@ -44,8 +46,11 @@ def gptq(
         energy = inputs.energy[columns]
         return search_range(V, settings.bits, 0, settings.grid, settings.space, energy)
 
-    size = settings.group_size or W.shape[1]
-    return compensate(W, inputs.inverse_root(damping), size, find_grid, settings.keep_zeros)
+    size, U = settings.group_size or W.shape[1], inputs.inverse_root(damping)
+    parts = W.chunk(torch.get_num_threads() if W.is_cpu else 1)
+    found = side_by_side(lambda V: compensate(V, U, size, find_grid, settings.keep_zeros), parts)
+    scale, zero = (torch.cat([getattr(g, part) for _, g in found]) for part in ("scale", "zero"))
+    return torch.cat([V for V, _ in found]), QuantGrid(settings.bits, scale, zero)
 
 
 @quantizer(
@@ -104,7 +109,8 @@ def compensate_ordered(
     for first in range(0, V.shape[1], BLOCK):
         part = slice(first, first + BLOCK)
         mask = None if kept is None else kept[:, part]
-        each = QuantGrid(grid.bits, scale[:, part], zero[:, part])  # one group a column
+        of_part = (scale[:, part].contiguous(), zero[:, part].contiguous())
+        each = QuantGrid(grid.bits, *of_part)  # one group a column
         V[:, part], E = _columns(V[:, part], U[part, part], each, mask)
         V[:, part.stop :] -= E @ U[part, part.stop :]
     return torch.empty_like(V).index_copy_(1, order, V)
@@ -130,7 +136,7 @@ def compensate(
             last = min(first + BLOCK, a + size)
             mask = None if kept is None else kept[:, first:last]
             W[:, first:last], E = _columns(W[:, first:last], U[first:last, first:last], grid, mask)
-            W[:, last:] -= E @ U[first:last, last:]
+            W[:, last:].addmm_(E, U[first:last, last:], alpha=-1)
     scale, zero = (torch.cat([getattr(g, part) for g in grids], 1) for part in ("scale", "zero"))
     return W, replace(grids[0], scale=scale, zero=zero)
 
@@ -141,6 +147,8 @@ def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tupl
     Args:
         grid: one group for all columns, or one for each.
     """
+    if usable(grid.scale, grid.zero, parts=(W, U)):
+        return W, gptq_columns(W, U, grid.scale, grid.zero, grid.tops, kept)
     # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
     whole, part = split_zero(grid.zero)

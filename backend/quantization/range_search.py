@@ -17,8 +17,10 @@ specify how it is determined.
 import torch
 from torch import Tensor
 
+from backend.calibration.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, group_scales, minmax_grid, unclipped_codes_
+from backend.quantization.native.kernels import grid_errors, usable
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 COARSE = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
@@ -39,8 +41,8 @@ def search_range(
     size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
     weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
     weight = weight.view(-1, size)
-    panels = (rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL // W.shape[1])))
-    grids = [method.search(V, bits, grid, weight) for V in panels]
+    panels = [rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL // W.shape[1]))]
+    grids = side_by_side(lambda V: method.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
@@ -77,6 +79,8 @@ def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
 
 def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
     """E of each group [.., rows, groups]; grids may be several."""
+    if usable(V, grid.scale, grid.zero, weight):
+        return grid_errors(V, grid.scale, grid.zero, weight, grid.top)
     D = V.expand(*grid.scale.shape, -1).clone()
     unclipped_codes_(D, grid.scale, grid.zero).clamp_(0, grid.top)
     D.sub_(grid.zero.unsqueeze(-1)).mul_(grid.scale.unsqueeze(-1)).sub_(V).square_().mul_(weight)

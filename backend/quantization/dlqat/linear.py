@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from backend.calibration.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
+from backend.quantization.native.kernels import HALF, RoundedRows, usable
 from backend.quantization.range_search import group_sums
 
 REFERENCE_RMS = 0.14  # near that of the weights of SmolLM2-135M (0.19), on which rates were tuned
@@ -86,64 +88,58 @@ class _FakeQuantLinear(torch.autograd.Function):
         needs_x, *needs = ctx.needs_input_grad[:4]
         dy = dy.to(x.dtype)
         G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # [out, in]
-        What, dm = torch.empty_like(G), torch.empty_like(m)
-        for panel, (to_What, of_G, to_dm) in layer.panels(What, G, dm):
-            if needs_x:
-                panel.values(to_What)
-            panel.backward(of_G, to_dm)
+        What, dm = torch.empty_like(G) if needs_x else None, torch.empty_like(m)
+
+        def turn(rows: slice) -> None:
+            out = None if What is None else What[rows]
+            layer.panel(rows, G.dtype).backward(G[rows], dm[rows], out)
+
+        side_by_side(turn, layer.parts(G.dtype))
         D, c = G, layer.factor
         dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
         found = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
-        dx = dy @ What if needs_x else None
+        dx = None if What is None else dy @ What
         return dx, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
 class _RowPanel:
-    """Some rows of a layer's weight on the grid.
-
-    Args:
-        W0, dense: [rows, in].
-        B: [rows, rank].
-        scale, low, high, part, m: [rows, groups, 1]; the least and the greatest level, and the
-            fractions f of the zero-points (None: they are whole).
-
-    Attributes:
-        level: q - z = clamp(round(W' / s + f) - f, -z, Q - z), float32 [rows, groups, size].
-    """
+    """`RoundedRows` by PyTorch: of any device and precision. Each of its methods is called once, as
+    it overwrites the levels."""
 
     def __init__(
-        self, layer: "DLQATLinear", W0: Tensor, dense: Tensor, B: Tensor,
-        scale: Tensor, m: Tensor, low: Tensor, high: Tensor, part: Tensor | None = None,
+        self, start: Tensor, dense: Tensor | None, A: Tensor, B: Tensor,
+        scale: Tensor, zero: Tensor, m: Tensor, top: int, factor: float,
     ) -> None:  # fmt: skip
-        self.scale, self.m = scale, m
-        W = torch.addmm(W0.to(m.dtype), B, layer.A.detach(), alpha=layer.factor)
-        self.rounded = W.view(len(W), scale.shape[1], -1)
-        self.rounded.div_(scale)
+        self._scale, self._m = scale.unsqueeze(-1), m.unsqueeze(-1)
+        whole, part = (x if x is None else x.unsqueeze(-1) for x in split_zero(zero))
+        W = torch.addmm(start.to(m.dtype), B, A, alpha=factor)
+        self._rounded = W.view(*scale.shape, -1).div_(self._scale)
+        low, high = -whole, top - whole
         if part is None:
-            self.rounded.round_()
-        else:
-            self.rounded.add_(part).round_().sub_(part)
-        self.level = torch.maximum(self.rounded, low)
-        torch.minimum(self.level, high, out=self.level)  # 4 times as fast as clamp
-        self.stays = dense.reshape(self.level.shape) != 0 if layer.keep_zeros else None
-        if self.stays is not None:
-            self.level.mul_(self.stays)
+            self._rounded.round_()
+        else:  # as levels are: k - f, so that those at a bound equal it
+            self._rounded.add_(part).round_().sub_(part)
+            low, high = low - part, high - part
+        self._level = torch.maximum(self._rounded, low)
+        torch.minimum(self._level, high, out=self._level)  # 4 times as fast as clamp
+        self._stays = None if dense is None else dense.reshape(self._level.shape) != 0
+        if self._stays is not None:
+            self._level.mul_(self._stays)
 
-    def inside(self) -> Tensor:
-        """1 where rounding was not clipped, else 0; called once."""
-        inside = self.rounded.eq_(self.level)
-        return inside if self.stays is None else inside.mul_(self.stays)
+    def levels(self) -> tuple[Tensor, Tensor]:
+        inside = self._rounded.eq_(self._level)
+        return self._level, inside if self._stays is None else inside.mul_(self._stays)
 
     def values(self, out: Tensor) -> None:
-        """Write What into `out` [rows, in]."""
-        torch.mul(self.level, self.m * self.scale, out=out.view(self.level.shape))
+        torch.mul(self._level, self._m * self._scale, out=out.view(self._level.shape))
 
-    def backward(self, G: Tensor, dm: Tensor) -> None:
-        """Turn dL/dWhat [rows, in] into D and write dL/dm [rows, groups]. Called last, as it
-        overwrites the levels."""
-        g, inside = G.view(self.level.shape).to(self.m.dtype), self.inside()
-        torch.mul(group_sums(self.level.mul_(g)), self.scale.squeeze(-1), out=dm)
-        torch.mul(g.mul_(inside), self.m, out=G.view(g.shape))
+    def backward(self, G: Tensor, dm: Tensor, out: Tensor | None) -> None:
+        if out is not None:
+            self.values(out)
+        level, inside = self.levels()
+        g = G.view(level.shape).to(self._m.dtype)
+        torch.mul(group_sums(level.mul_(g)), self._scale.squeeze(-1), out=dm)
+        torch.mul(g.mul_(inside), self._m, out=G.view(g.shape))
 
 
 class DLQATLinear(nn.Module):
@@ -193,37 +189,48 @@ class DLQATLinear(nn.Module):
         rows, columns = self._weight.shape
         return rows, columns
 
-    def panels(self, *others: Tensor) -> Iterator[tuple[_RowPanel, tuple[Tensor, ...]]]:
-        """The weight on its grid in chunks of rows, and the same rows of `others`."""
-        columns = self.shape[1]
+    def parts(self, dtype: torch.dtype | None = None) -> list[slice]:
+        """The rows of the weight in chunks, which `panel` takes. `dtype`: as there; None: small
+        ones in any case."""
+        count, columns = self.shape
+        if dtype is not None and self._is_native(dtype):
+            return [slice(0, count)]
         rows = max(1, PANEL.get(self.m.device.type, UNLIMITED) // columns)
-        dense, (whole, part) = self._weight, split_zero(self.grid.zero)
-        of_groups = [self.grid.scale, self.m.detach(), -whole, self.grid.top - whole]
-        if part is not None:  # as levels are: k - f, so that those at a bound equal it
-            of_groups = [*of_groups[:2], of_groups[2] - part, of_groups[3] - part, part]
-        of_rows = (dense if self.start is None else self.start, dense, self.B.detach())
-        own = (*of_rows, *(each.unsqueeze(-1) for each in of_groups))
-        parts = zip(*(each.split(rows) for each in (*own, *others)), strict=True)
-        for each in parts:
-            yield _RowPanel(self, *each[: len(own)]), each[len(own) :]
+        return [slice(first, min(first + rows, count)) for first in range(0, count, rows)]
+
+    def panel(
+        self, rows: slice, dtype: torch.dtype = torch.float32, rank: int | None = None
+    ) -> RoundedRows | _RowPanel:
+        """Rows of the weight on its grid. `dtype`: of What and its gradient. `rank`: of the update;
+        None: the whole."""
+        dense = self._weight[rows] if self.keep_zeros else None
+        A, B, m = self.A.detach()[:rank], self.B.detach()[rows, :rank], self.m.detach()[rows]
+        scale, zero, top = self.grid.scale[rows], self.grid.zero[rows], self.grid.top
+        kind = RoundedRows if self._is_native(dtype) else _RowPanel
+        return kind(self._start[rows], dense, A, B, scale, zero, m, top, self.factor)
+
+    @property
+    def _start(self) -> Tensor:
+        return self._weight if self.start is None else self.start
+
+    def _is_native(self, dtype: torch.dtype) -> bool:
+        own = (self._start, self._weight, self.A, self.B, self.grid.scale, self.grid.zero, self.m)
+        return dtype in HALF and usable(*own)
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What [out, in]."""
         What = torch.empty(self.shape, dtype=dtype, device=self.m.device)
         with torch.autocast(What.device.type, enabled=False):  # it would round W' and the codes
-            for panel, (rows,) in self.panels(What):
-                panel.values(rows)
+            parts = self.parts(dtype)
+            side_by_side(lambda rows: self.panel(rows, dtype).values(What[rows]), parts)
         return What
 
     @torch.no_grad()
     def walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Chunks of rows: the slice, q - z and whether inside, both [rows, groups, size]."""
-        first = 0
-        for panel, _ in self.panels():
-            rows = slice(first, first + len(panel.level))
-            yield rows, panel.level, panel.inside()
-            first = rows.stop
+        for rows in self.parts():
+            yield rows, *self.panel(rows).levels()
 
     def dense(self, rows: slice) -> Tensor:
         """Rows of the dense weight."""
@@ -234,11 +241,10 @@ class DLQATLinear(nn.Module):
         codes = (level + self.grid.zero[rows].unsqueeze(-1)).round_()
         return codes.clamp_(0, self.grid.top).view(len(level), -1)
 
-    def codes_at_start(self, rows: slice) -> Tensor:
-        """Rows of the codes before any training, float32 [rows, in]."""
-        W0 = self.dense(rows) if self.start is None else self.start[rows]
-        grid = QuantGrid(self.grid.bits, self.grid.scale[rows], self.grid.zero[rows])
-        return grid.codes(W0)
+    @torch.no_grad()
+    def level_at_start(self, rows: slice) -> Tensor:
+        """q - z of these rows before any training, float32 [rows, groups, size]."""
+        return self.panel(rows, rank=0).levels()[0]
 
     def convert(
         self, stored: torch.dtype = torch.float32, grid: GridType = "zero-point"

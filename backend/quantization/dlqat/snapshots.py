@@ -56,31 +56,36 @@ class TrainingSnapshots:
 
     def __call__(self, step: int) -> None:
         """Report after `step` steps; 0: before the first."""
-        if step % self._every == 0 or step == self._steps:
-            self._curves(step)
-        if step in self._at:
-            for name, layer in self._layers.items():
-                self._profiles(name, layer, step)
+        ends = step in (0, self._steps)
+        curve = step % self._every == 0 or ends
+        if not curve and step not in self._at:
+            return
+        changed = 0
+        for name, layer in self._layers.items():
+            figures = _Figures(layer, ends)
+            changed += figures.changed
+            if step in self._at:
+                self._profiles(name, layer, figures, step)
+        if curve:
+            self._curves(changed, step)
 
-    def _curves(self, step: int) -> None:
-        changed = sum(_changed(layer) for layer in self._layers.values())
+    def _curves(self, changed: int, step: int) -> None:
         weights = sum(rows * columns for rows, columns in (x.shape for x in self._layers.values()))
         self._reporter.metric(MetricKey("changed", self._stage), changed / weights, step)
         m = torch.cat([layer.m.detach().flatten() for layer in self._layers.values()])
         for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
             self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
-    def _profiles(self, name: str, layer: DLQATLinear, step: int) -> None:
+    def _profiles(self, name: str, layer: DLQATLinear, figures: "_Figures", step: int) -> None:
         m = layer.m.detach()
         self._profile(name, "magnitude", m.mul(M_STEPS).round_().div_(M_STEPS), step)
-        error, inside, codes = _figures(layer)
-        self._profile(name, "codes", codes, step)
+        self._profile(name, "codes", figures.codes, step)
         if step in (0, self._steps):
             self._profile(name, "scale", _short(m * layer.grid.scale), step)
-            self._profile(name, "error", _short(error), step)
-            self._profile(name, "clipped", _short(1 - inside), step)
+            self._profile(name, "error", _short(figures.error), step)
+            self._profile(name, "clipped", _short(1 - figures.inside), step)
         if step == self._steps and layer.shape[1] // layer.grid.groups <= MAX_GROUP_SIZE:
-            self._profile(name, "worst", _short(_worst(layer, error)), step)
+            self._profile(name, "worst", _short(_worst(layer, figures.error)), step)
 
     def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
         linear = self._linears[name]
@@ -95,26 +100,29 @@ def _short(values: Tensor) -> Tensor:
     return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
 
 
-def _changed(layer: DLQATLinear) -> int:
-    """Number of codes that differ from the initial ones."""
-    count = 0
-    for rows, level, _ in layer.walk():
-        count += int((layer.codes_at(level, rows) != layer.codes_at_start(rows)).sum())
-    return count
+class _Figures:
+    """What one walk over the weights of a layer finds.
 
+    Attributes:
+        changed: number of codes that differ from the initial ones.
+        codes: count of each code, [2^n].
+        error, inside: at the `ends`, root mean square error and share inside the range of each
+            group, [out, groups].
+    """
 
-def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
-    """Root mean square error and share inside the range of each group, and the code counts."""
-    size = layer.shape[1] // layer.grid.groups
-    scale, counts = layer.m.detach() * layer.grid.scale, torch.zeros(layer.grid.top + 1)
-    error, inside = torch.empty_like(scale), torch.empty_like(scale)
-    for rows, level, within in layer.walk():
-        inside[rows] = group_sums(within) / size
-        codes = layer.codes_at(level, rows).flatten().byte()
-        counts += torch.bincount(codes, minlength=len(counts)).cpu()
-        D = level.mul_(scale[rows].unsqueeze(-1)).sub_(layer.dense(rows).reshape(level.shape))
-        error[rows] = (group_sums(D.square_()) / size).sqrt_()
-    return error, inside, counts
+    def __init__(self, layer: DLQATLinear, ends: bool) -> None:
+        self.changed, self.codes = 0, torch.zeros(layer.grid.top + 1)
+        scale, size = layer.m.detach() * layer.grid.scale, layer.shape[1] // layer.grid.groups
+        self.error, self.inside = torch.empty_like(scale), torch.empty_like(scale)
+        for rows, level, within in layer.walk():
+            self.changed += int((level != layer.level_at_start(rows)).sum())
+            codes = layer.codes_at(level, rows).flatten().byte()
+            self.codes += torch.bincount(codes, minlength=len(self.codes)).cpu()
+            if ends:
+                self.inside[rows] = group_sums(within) / size
+                D = level.mul_(scale[rows].unsqueeze(-1))
+                D.sub_(layer.dense(rows).reshape(level.shape))
+                self.error[rows] = (group_sums(D.square_()) / size).sqrt_()
 
 
 def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:

@@ -1,0 +1,153 @@
+"""The functions of `kernels.cpp`. Those of a whole layer take as many threads as PyTorch, the
+others one: their callers share out rows, which do not depend on each other."""
+
+from ctypes import CDLL, POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, sizeof
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.compiler import CompilerError, load
+
+COLUMNS = 128  # the most that `gptq_columns` takes
+LEAST = 2**18  # weights, from which on several threads are worth it
+HALF = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Rows(Structure):
+    """Rows of a layer that is trained inside its grid."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("start", "dense", "A", "B", "scale", "zero", "m")),
+        *((name, c_int32) for name in ("rows", "columns", "group", "rank", "top")),
+        ("factor", c_float),
+    )
+
+
+FUNCTIONS = {
+    "slimscope_values": (POINTER(Rows), c_void_p, c_int32, c_int32),
+    "slimscope_backward": (POINTER(Rows), c_void_p, c_void_p, c_void_p, c_int32, c_int32),
+    "slimscope_levels": (POINTER(Rows), c_void_p, c_void_p, c_int32),
+    "slimscope_gptq_columns": (
+        c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_void_p, c_void_p,
+        c_void_p, c_int32, c_int32,
+    ),
+    "slimscope_grid_errors": (*(c_void_p,) * 5, c_int64, *(c_int32,) * 4),
+}  # fmt: skip
+
+
+def _declare(library: CDLL) -> CDLL:
+    for name, arguments in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = None, arguments
+    if library.slimscope_size_of_rows() != sizeof(Rows):
+        raise OSError("the rows have another size in the library")
+    return library
+
+
+@lru_cache
+def _library() -> CDLL | None:
+    try:
+        return load(Path(__file__).with_name("kernels.cpp"), _declare)
+    except CompilerError:
+        return None
+
+
+def usable(*tensors: Tensor, parts: tuple[Tensor, ...] = ()) -> bool:
+    """Whether the kernels can be called on these: float32 on a CPU, without gaps; of `parts` only
+    each row is."""
+    return (
+        _library() is not None
+        and all(x.is_cpu and x.dtype == torch.float32 for x in (*tensors, *parts))
+        and all(x.is_contiguous() for x in tensors)
+        and all(x.stride(-1) == 1 for x in parts)
+    )
+
+
+def grid_errors(V: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, top: int) -> Tensor:
+    """sum_j h_j (w_j - s (q_j - z))^2 of each group: [.., rows, groups].
+
+    Args:
+        V: [rows, groups, size].
+        scale, zero: [.., rows, groups], of several grids.
+        weight: h [groups, size].
+    """
+    rows, groups, size = V.shape
+    errors, count = torch.empty_like(scale), rows * groups
+    _call().slimscope_grid_errors(
+        *map(Tensor.data_ptr, (V, scale, zero, weight, errors)),
+        count, scale.numel() // max(count, 1), groups, size, top,
+    )  # fmt: skip
+    return errors
+
+
+def gptq_columns(
+    W: Tensor, U: Tensor, scale: Tensor, zero: Tensor, tops: Tensor, kept: Tensor | None
+) -> Tensor:
+    """Compensate some columns W [out, width] in place; the errors (w - q) / U_jj [out, width].
+
+    Args:
+        W, U: parts of larger matrices; U [width, width].
+        scale, zero: [out, 1] or [out, width].
+        tops: Q of each row, [out].
+        kept: [out, width] bool.
+    """
+    rows, width = W.shape
+    if width > COLUMNS or scale.shape[1] not in (1, width):
+        raise ValueError(f"{width} columns on {scale.shape[1]} groups")
+    errors = torch.empty(rows, width)
+    kept = None if kept is None else kept.contiguous()
+    _call().slimscope_gptq_columns(
+        W.data_ptr(), W.stride(0), U.data_ptr(), U.stride(0), scale.data_ptr(), zero.data_ptr(),
+        scale.shape[1], tops.data_ptr(), None if kept is None else kept.data_ptr(),
+        errors.data_ptr(), rows, width,
+    )  # fmt: skip
+    return errors
+
+
+class RoundedRows:
+    """Rows of a layer that is trained inside its grid; see `dlqat.linear`.
+
+    Args:
+        start, dense: W0 and, where its zeros stay, the dense weight, [rows, in].
+        A, B: [rank, in], [rows, rank].
+        scale, zero, m: [rows, groups].
+    """
+
+    def __init__(
+        self, start: Tensor, dense: Tensor | None, A: Tensor, B: Tensor,
+        scale: Tensor, zero: Tensor, m: Tensor, top: int, factor: float,
+    ) -> None:  # fmt: skip
+        self._held = (start, dense, A, B, scale, zero, m)
+        (rows, columns), groups = start.shape, scale.shape[1]
+        self._shape = rows, groups, columns // groups
+        self._threads = torch.get_num_threads() if rows * columns >= LEAST else 1
+        pointers = [None if x is None else x.data_ptr() for x in self._held]
+        self._rows = byref(
+            Rows(*pointers, rows, columns, columns // groups, len(A), top, factor)  # type: ignore[misc]
+        )
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """q - z, and 1 where rounding was not clipped: float32 [rows, groups, size]."""
+        level, inside = torch.empty(self._shape), torch.empty(self._shape)
+        places = level.data_ptr(), inside.data_ptr()
+        _call().slimscope_levels(self._rows, *places, self._threads)
+        return level, inside
+
+    def values(self, out: Tensor) -> None:
+        """Write What into `out` [rows, in]."""
+        where = out.data_ptr(), HALF[out.dtype]
+        _call().slimscope_values(self._rows, *where, self._threads)
+
+    def backward(self, G: Tensor, dm: Tensor, out: Tensor | None) -> None:
+        """Turn dL/dWhat [rows, in] into D, and write dL/dm [rows, groups] and, into `out`, What."""
+        place = None if out is None else out.data_ptr()
+        where = G.data_ptr(), place, dm.data_ptr(), HALF[G.dtype]
+        _call().slimscope_backward(self._rows, *where, self._threads)
+
+
+def _call() -> CDLL:
+    library = _library()
+    assert library is not None  # `usable` was asked
+    return library
