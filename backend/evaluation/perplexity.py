@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from backend.calibration.heldout import window_nll, windows_at_once
+from backend.calibration.heldout import heldout_losses, window_nll, windows_at_once
 from backend.errors import ComputeError
-from backend.evaluation.native_text import TextModel, passes
+from backend.evaluation.native_text import NativeText, TextModel, passes, text_model
 from backend.models.block_forward import NewBatches
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
@@ -100,3 +101,22 @@ def perplexity(
         bos=text.bos,
         windows=tuple(nlls.tolist()),
     )
+
+
+@torch.no_grad()
+def native_losses(
+    model: PreTrainedModel,
+    segments: Tensor,
+    dtype: torch.dtype,
+    tick: Callable[[float], None] = lambda _: None,
+    new: NewBatches = list,
+    batch: int = 1,
+) -> list[float]:
+    """`heldout_losses`, read by the native decoder where passes are in bfloat16 and it runs the
+    model."""
+    half = dtype == torch.bfloat16
+    reader, _ = text_model(model, "auto" if half else "float32", segments.shape[-1])
+    if not isinstance(reader, NativeText):
+        return heldout_losses(model, segments, dtype, tick, new, batch)
+    read = passes(reader, segments, batch, new, tick)
+    return torch.cat([window_nll(logits, ids) for ids, logits in read]).tolist()

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.errors import ModelError
@@ -229,7 +230,8 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    with no_init_weights():  # all are read, or it is an error
+        model: PreTrainedModel = auto.from_config(config, dtype=dtype)
     split_experts(model)
     _fill(model, rest, layers, folder, dtype)
     if (folder / GENERATION_CONFIG_NAME).is_file():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.kept_stage import KeptStage, choose
+from backend.evaluation.perplexity import native_losses
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
@@ -116,7 +117,7 @@ def method(
     calibration, ids, labels, heldout = rows
     return DLQAT(
         loaded.model, calibration, ids, labels, config, plan, context.checkpoints, config.seed,
-        dense, heldout,
+        dense, heldout, native_losses,
     )  # fmt: skip
 
 

@@ -28,36 +28,55 @@ def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
     linears = [x for block in range(run.blocks) for x in run.of_block(block).values()]
     largest = max((x.shape[0] * x.columns for x in linears), default=0)
     with beside(run.model.device, largest, reporter.log) as statistics:
-        AuditPass(run, statistics, reporter).walk(run.blocks)
+        audited = AuditPass(run, statistics, reporter)
+        audited.walk(run.blocks)
+        audited.finish()
     errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
     return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in run.plan.stages[1:]}
 
 
 class AuditPass(RunPass):
-    """Measures all stages of each block on the inputs of the dense model."""
+    """Measures all stages of each block on the inputs of the dense model. The statistics of a layer
+    are awaited behind the next one, those of a block behind the next pass."""
 
     def __init__(self, run: DLQATRun, statistics: Executor, reporter: Reporter) -> None:
         super().__init__(run, AUDIT, "Statistics", reporter)
         self._statistics = statistics
+        self._measured: list[Future[TensorMeasurement]] = []  # of the layer before
+        self._block, self._errors = -1, dict[str, list[float]]()  # that is not stored yet
 
     def solve(self, block: int) -> None:
         run = self.run
         linears = run.of_block(block)
         inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM, linears)
         self.stream.advance(hidden)
-        errors: dict[str, list[float]] = {stage: [] for stage in run.plan.stages[1:]}
+        self.finish()
+        self._block, self._errors = block, {stage: [] for stage in run.plan.stages[1:]}
         for linear in self.layers(block, linears):
             for stage, error in self._measure(linear, inputs[linear.module]).items():
-                errors[stage].append(error)
-        for stage, values in errors.items():
+                self._errors[stage].append(error)
+
+    def finish(self) -> None:
+        """Report and store the block that is not stored yet."""
+        if self._block < 0:
+            return
+        self._report([])
+        for stage, values in self._errors.items():
             if values:
                 key = MetricKey("error", stage, axis="block")
-                self.reporter.metric(key, fmean(values), block)
-        run.store.save(block_name(AUDIT, block), {}, errors=errors)
+                self.reporter.metric(key, fmean(values), self._block)
+        self.run.store.save(block_name(AUDIT, self._block), {}, errors=self._errors)
+        self._block = -1
+
+    def _report(self, following: list[Future[TensorMeasurement]]) -> None:
+        """Report what was measured before `following`."""
+        for waits in self._measured:
+            waits.result().report(self.reporter)
+        self._measured = following
 
     def _measure(self, linear: LinearWeight, inputs: InputStatistics) -> dict[str, float]:
-        """Report one tensor at every stage; return stage -> relative output error. While a stage is
-        measured, the next one is made."""
+        """Begin to measure one tensor at every stage; stage -> relative output error. While a stage
+        is measured, the next one is made."""
         run, dense = self.run, linear.read()
         reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
         names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
@@ -67,18 +86,24 @@ class AuditPass(RunPass):
         for stage in run.plan.stages:
             W, more = dense, dict[str, float]()
             if stage != DLQATStage.DENSE:
-                W = run.weight(stage, linear)
+                W, usage = self._stage(stage, linear)
                 errors[stage] = target.relative_error(W)
-                more[RELATIVE_ERROR] = errors[stage]
-            if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
-                usage = code_usage(run.store.quantized(stage, linear.name))
-                more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
+                more = {RELATIVE_ERROR: errors[stage], **usage}
             measure = partial(reference.measure, W, stage=stage, more=more, energy=energy)
             measured.append(self._statistics.submit(measure, **names))
             energy = None  # the same at all stages
-        for waits in measured:
-            waits.result().report(self.reporter)
+        self._report(measured)
         return errors
+
+    def _stage(self, stage: str, linear: LinearWeight) -> tuple[Tensor, dict[str, float]]:
+        """The weight [out, in] of `linear` at `stage`, and the use of its codes, where it has
+        some."""
+        if stage == DLQATStage.LORA:
+            return self.run.weight(stage, linear), {}
+        layer = self.run.store.quantized(stage, linear.name)
+        counts = code_usage(layer)
+        used = {"code_entropy": _entropy(counts), "codes_used": float((counts > 0).sum())}
+        return self.run.saved(layer), used
 
 
 def _entropy(counts: Tensor) -> float:

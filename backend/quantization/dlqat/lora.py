@@ -6,6 +6,8 @@ Same sequences, steps and schedule as DL-QAT, so that what is learned from the t
 for an effect of the method. A is initialised as in DL-QAT, B at zero.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -56,6 +58,8 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
         for part, parameter in layer.named_parameters(recurse=False)
     }
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-        loss = text_loss(run, run.model)
-        train_stage(run, DLQATStage.LORA, parameters, loss, lambda _: None, reporter)
+        loss, judge = text_loss(run, run.model), partial(run.heldout_losses, reporter)
+        train_stage(
+            run, DLQATStage.LORA, parameters, loss, lambda _: None, judge, judge(), reporter
+        )
     run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

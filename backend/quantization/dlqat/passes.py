@@ -6,7 +6,9 @@ BlockTraining    the model whose earlier blocks are already trained
 AuditPass        dense model: what every stage changes
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import nn
 
 from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
@@ -42,17 +44,25 @@ class RunPass(BlockWalk):
         doing = self._doing(block) if solved else REPLAY
         self.reporter.progress(block + 1, self.run.blocks, doing)
 
-    def forward(self, block: int, hidden: HiddenStates) -> HiddenStates:
-        """The outputs of `block`, with its current weights."""
+    def forward(
+        self, block: int, hidden: HiddenStates, until: Collection[nn.Module] = ()
+    ) -> HiddenStates:
+        """The outputs of `block`, with its current weights; `until`: see `run_block`."""
         model, stream = self.run.model, self.stream
-        return run_block(model, stream, block, hidden, lambda: stop_if_asked(self.reporter))
+        return run_block(model, stream, block, hidden, lambda: stop_if_asked(self.reporter), until)
 
     def collect_inputs(
-        self, block: int, level: StatisticsLevel, linears: Mapping[str, LinearWeight]
+        self,
+        block: int,
+        level: StatisticsLevel,
+        linears: Mapping[str, LinearWeight],
+        whole: bool = True,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run `block`; input statistics of some linears by module, and its outputs."""
+        """Run `block`; input statistics of some linears by module, and its outputs, if it is run to
+        its end (`whole`)."""
+        until = [] if whole else [linear.layer for linear in linears.values()]
         with InputCollector(linears, level) as collector:
-            outputs = self.forward(block, self.stream.hidden)
+            outputs = self.forward(block, self.stream.hidden, until)
             return collector.finish(), outputs
 
     def layers(self, block: int, linears: Mapping[str, LinearWeight]) -> Iterator[LinearWeight]:

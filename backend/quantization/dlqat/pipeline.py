@@ -20,13 +20,14 @@ Use it as
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
@@ -41,7 +42,7 @@ from backend.quantization.dlqat.lora import train_lora
 from backend.quantization.dlqat.losses import teacher_loss, text_loss
 from backend.quantization.dlqat.passes import ENERGY, EnergyPass
 from backend.quantization.dlqat.quantizer_pass import QuantizerPass, quantize_stage
-from backend.quantization.dlqat.run import DLQATRun
+from backend.quantization.dlqat.run import DLQATRun, Judge
 from backend.quantization.dlqat.snapshots import TrainingSnapshots
 from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
 from backend.quantization.dlqat.trainer import LOWERED, failed_attempts, train_stage, trainable
@@ -52,6 +53,8 @@ from backend.reporter import REPLAY, Reporter, SilentReporter, stop_if_asked
 from backend.training import distributed
 from backend.training.stage_store import block_name
 
+STARTS = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}  # what training goes on from
+
 
 class DLQAT:
     """One run. Deterministic for the same model, texts, config, seed, threads and machine, even if
@@ -61,7 +64,7 @@ class DLQAT:
         model: dense, in memory, on the device to work on. Its parameters are frozen; those that
             are not quantized are rounded to their stored precision, so that the dense reference
             has the same embeddings and norms as the quantized stages.
-        calibration, heldout, input_ids, labels, dense: see `DLQATRun`.
+        calibration, heldout, input_ids, labels, dense, judge: see `DLQATRun`.
         checkpoints: of this run alone; stored stages are not made again.
 
     Raises:
@@ -83,6 +86,7 @@ class DLQAT:
         seed: int = 0,
         dense: torch.dtype | None = None,
         heldout: Tensor | None = None,
+        judge: Judge = heldout_losses,
     ) -> None:
         heldout = calibration[:0] if heldout is None else heldout
         if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
@@ -102,9 +106,10 @@ class DLQAT:
         dtype = getattr(torch, precision)
         self.run = DLQATRun(
             model, linears, calibration, input_ids, labels, config, plan, dtype, store, seed, dense,
-            heldout,
+            heldout, judge,
         )  # fmt: skip
         self.seconds: dict[str, float] = {}
+        self._losses: dict[str, list[float]] = {}  # of finished stages, on held-out windows
         _round_rest(self.run)
 
     @property
@@ -140,8 +145,10 @@ class DLQAT:
 
     def heldout_losses(self, stage: str, reporter: Reporter) -> list[float]:
         """The losses of a finished stage on the held-out windows; empty without windows."""
-        with self.installed(stage):
-            return self.run.heldout_losses(reporter)
+        if stage not in self._losses:
+            with self.installed(stage):
+                self._losses[stage] = self.run.heldout_losses(reporter)
+        return self._losses[stage]
 
     def lowered(self, stage: str) -> float | None:
         """The learning rate of a stage where that of the config was too high."""
@@ -195,15 +202,35 @@ class DLQAT:
         }
         snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
         watch = snapshots if distributed.is_first() else lambda _: None
+        converted = dict[str, QuantizedWeight]()
+
+        def judge() -> list[float]:
+            converted.update(self._convert(layers))
+            return self._judged(stage, layers, converted, reporter)
+
+        begun = STARTS.get(config.start)  # a stage as it is, as no layer has moved yet
+        before = self.heldout_losses(begun, reporter) if begun in self.stages else judge()
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
-            train_stage(run, stage, parameters, loss, watch, reporter)
-        converted = {
-            name: layer.convert(run.stored, run.plan.settings(name).grid)
-            for name, layer in layers.items()
-        }
+            train_stage(run, stage, parameters, loss, watch, judge, before, reporter)
         run.store.save_stage(stage, converted)
+
+    def _convert(self, layers: Mapping[str, DLQATLinear]) -> dict[str, QuantizedWeight]:
+        run = self.run
+        return {n: x.convert(run.stored, run.plan.settings(n).grid) for n, x in layers.items()}
+
+    def _judged(
+        self, stage: str, layers: Mapping[str, DLQATLinear],
+        converted: Mapping[str, QuantizedWeight], reporter: Reporter,
+    ) -> list[float]:  # fmt: skip
+        """The held-out losses of a stage in training, whose `layers` may be in place: of what they
+        are `converted` to."""
+        run, own = self.run, {name: layer.base for name, layer in layers.items()}
+        weights = {name: run.saved(layer) for name, layer in converted.items()}
+        with swap_modules(run.model, own), run.with_weights(weights), run.with_embeddings(stage):
+            self._losses[stage] = run.heldout_losses(reporter)
+        return self._losses[stage]
 
     def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
         """Full name -> trainable layer that replaces that linear."""

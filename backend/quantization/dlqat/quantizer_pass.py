@@ -69,7 +69,7 @@ class QuantizerPass(RunPass):
         level = StatisticsLevel[self.quantizer.needs.upper()]
         while left:
             with run.with_weights({names[m]: W for m, W in weights.items()}):
-                inputs, _ = self.collect_inputs(block, level, left)
+                inputs, _ = self.collect_inputs(block, level, left, whole=False)
             step = _next(left, inputs) if self.quantizer.sequential else left
             starts |= self._quantize(block, step, weights, inputs)
             weights |= {module: _rounded_start(starts[module]) for module in step}

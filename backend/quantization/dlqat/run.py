@@ -1,6 +1,6 @@
 """What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +19,9 @@ from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.reporter import Reporter, stop_if_asked
+from backend.training import distributed
+
+Judge = Callable[..., list[float]]  # as `heldout_losses`
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class DLQATRun:
         dtype: of the forward passes.
         dense: dtype of the weights where the quantized model is saved dense; None: it is packed.
         heldout: token ids [windows, L], to judge by; may be empty.
+        judge: computes the losses on them.
         embeddings: full name -> the token embedding, and a head of its own, where the plan
             quantizes them. The dense model and the LoRA control keep theirs.
     """
@@ -49,10 +53,14 @@ class DLQATRun:
     seed: int
     dense: torch.dtype | None = None
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    judge: Judge = heldout_losses
 
     def heldout_losses(self, reporter: Reporter) -> list[float]:
-        """The losses on the held-out windows of the model as it is now, nats per token."""
-        return heldout_losses(
+        """The losses on the held-out windows of the model as it is now, nats per token; empty
+        without windows, and in all processes but the first."""
+        if not len(self.heldout) or not distributed.is_first():
+            return []
+        return self.judge(
             self.model, self.heldout, self.dtype, lambda _: stop_if_asked(reporter),
             batch=self.config.batch,
         )  # fmt: skip
@@ -104,11 +112,15 @@ class DLQATRun:
         if stage == DLQATStage.DENSE:
             return linear.read()
         if stage != DLQATStage.LORA:
-            W = self.store.quantized(stage, linear.name).dense()
-            return W if self.dense is None else W.to(self.dense).to(W.dtype)
+            return self.saved(self.store.quantized(stage, linear.name))
         low_rank, W = self.store.tensors(stage_name(stage), f"{linear.name}."), linear.read()
         factor = update_factor(W, ALPHA, self.config.rank)
         return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
+
+    def saved(self, layer: QuantizedWeight) -> Tensor:
+        """The weight [out, in] of a quantized layer as the model is saved, float32."""
+        W = layer.dense()
+        return W if self.dense is None else W.to(self.dense).to(W.dtype)
 
     @contextmanager
     def with_embeddings(self, stage: str) -> Iterator[None]:

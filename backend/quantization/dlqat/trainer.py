@@ -54,6 +54,8 @@ def train_stage(
     parameters: Mapping[str, nn.Parameter],
     loss: Loss,
     watch: Callable[[int], None],
+    judge: Callable[[], list[float]],
+    before: list[float],
     reporter: Reporter,
 ) -> None:
     """Train the parameters of a stage, which are part of the model of `run`; at lower rates where
@@ -62,12 +64,14 @@ def train_stage(
     Args:
         loss: sequence numbers -> summed loss.
         watch: called with the number of steps done, before the first and after each.
+        judge: the losses on the held-out windows as it is now; called after each training.
+        before: those at the start.
 
     Raises:
         DivergenceError: the first one, where it diverges at all rates.
     """
     begun = [p.detach().clone() for p in parameters.values()]
-    before, first = _judged(run, reporter), None
+    first = None
     for attempt in range(distributed.broadcast(failed_attempts(run.store, stage)), ATTEMPTS):
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), begun, strict=True):
@@ -76,7 +80,7 @@ def train_stage(
         worse, why = True, "diverged"
         try:
             trainer.train()
-            ratio = paired_ratio(_judged(run, reporter), before)
+            ratio = paired_ratio(judge(), before)
             worse = distributed.broadcast(ratio is not None and ratio.low > 1)
             if ratio:
                 why = f"raised the held-out perplexity by {100 * (ratio.value - 1):.1f} %"
@@ -100,11 +104,6 @@ def failed_attempts(store: DLQATStageStore, stage: str) -> int:
 
 def _failed(stage: str, attempt: int) -> str:
     return f".failed-{stage}-{attempt}"  # hidden: not a checkpoint to resume from
-
-
-def _judged(run: DLQATRun, reporter: Reporter) -> list[float]:
-    """The losses on the held-out windows, of the first process alone."""
-    return run.heldout_losses(reporter) if distributed.is_first() else []
 
 
 class StageTrainer(Trainer):
