@@ -30,7 +30,7 @@ NAME = "evaluation"
 DENSE, MODEL = "dense", "model"  # the two stages
 LABELS = {DENSE: "Dense", MODEL: "Model"}
 SAMPLED = metrics.GREEDY_AGREEMENT  # the figure that comes with texts
-TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
+TIMED_TOKENS, REPEATS = 32, 5  # decoded at a time, and how often
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
 Rows = Mapping[tuple[str, MetricKey], StoredResult]  # (stage, metric) -> row

@@ -91,6 +91,17 @@ def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(layer.effective(), expected)
 
 
+@pytest.mark.parametrize(("columns", "size"), SHAPES)
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_figures_of_snapshots(columns: int, size: int, grid_type: str, in_pytorch) -> None:
+    layer = layer_of(columns, size, grid_type, 4, grid_type != "offset")
+    changed, counts, error, inside = layer.figures(slice(0, ROWS))
+    wanted = in_pytorch(lambda: layer.figures(slice(0, ROWS)))
+    assert changed == wanted[0] > 0 and torch.equal(inside, wanted[2 + 1])
+    assert torch.equal(counts, wanted[1]) and counts.sum() == ROWS * columns
+    assert torch.allclose(error, wanted[2], rtol=1e-5)
+
+
 def test_what_is_not_a_number_stays_so() -> None:
     """Or a training that diverges would go on."""
     layer = layer_of(96, 48, "symmetric", 3, False)
@@ -99,6 +110,9 @@ def test_what_is_not_a_number_stays_so() -> None:
         dm = torch.empty_like(layer.m.data)
         layer.panel(slice(0, ROWS), G.dtype).backward(G, dm, None)
         assert not torch.isfinite(G[:, 1:]).all() and not torch.isfinite(dm).all()
+    layer.B.data[0] = torch.nan
+    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # and no code lies outside the counts
+    assert counts.sum() == ROWS * 96 and changed >= 96
 
 
 def test_other_devices_precisions_and_layouts_are_left_to_pytorch() -> None:

@@ -242,9 +242,18 @@ class DLQATLinear(nn.Module):
         return codes.clamp_(0, self.grid.top).view(len(level), -1)
 
     @torch.no_grad()
-    def level_at_start(self, rows: slice) -> Tensor:
-        """q - z of these rows before any training, float32 [rows, groups, size]."""
-        return self.panel(rows, rank=0).levels()[0]
+    def figures(self, rows: slice) -> tuple[int, Tensor, Tensor, Tensor]:
+        """See `RoundedRows.figures`; of these rows."""
+        panel, dense = self.panel(rows), self.dense(rows)
+        if isinstance(panel, RoundedRows):
+            return panel.figures(dense)
+        level, inside = panel.levels()
+        changed = int((level != self.panel(rows, rank=0).levels()[0]).sum())
+        codes = self.codes_at(level, rows).flatten().byte()
+        counts = torch.bincount(codes, minlength=self.grid.top + 1).cpu()
+        step = (self.m.detach() * self.grid.scale)[rows].unsqueeze(-1)
+        D = level.mul_(step).sub_(dense.reshape(level.shape))
+        return changed, counts, group_sums(D.square_()), group_sums(inside)
 
     def convert(
         self, stored: torch.dtype = torch.float32, grid: GridType = "zero-point"

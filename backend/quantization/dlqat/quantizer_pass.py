@@ -76,7 +76,7 @@ class QuantizerPass(RunPass):
             left = {module: x for module, x in left.items() if module not in step}
         run.store.save_starts(self.name, block, starts)
         if block < self.last:
-            self.replay(block)
+            self._advance(block, {names[module]: W for module, W in weights.items()})
 
     def _quantize(
         self,
@@ -115,8 +115,12 @@ class QuantizerPass(RunPass):
 
     def replay(self, block: int) -> None:
         run, linears = self.run, self.run.of_block(block)
-        rounded = {x.name: _rounded_start(run.store.start(self.name, x)) for x in linears.values()}
-        with run.with_weights(rounded):
+        starts = {x.name: run.store.start(self.name, x) for x in linears.values()}
+        self._advance(block, {name: _rounded_start(start) for name, start in starts.items()})
+
+    def _advance(self, block: int, rounded: Mapping[str, Tensor]) -> None:
+        """Move the hidden states past `block`, given its `rounded` weights by full name."""
+        with self.run.with_weights(rounded):
             super().replay(block)
 
 

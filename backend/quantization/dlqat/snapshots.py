@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.calibration.threads import side_by_side
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.range_search import group_sums
 from backend.reporter import Reporter
 from backend.statistics.magnitudes import ascending
 from backend.statistics.names import FAN
@@ -62,7 +62,7 @@ class TrainingSnapshots:
             return
         changed = 0
         for name, layer in self._layers.items():
-            figures = _Figures(layer, ends)
+            figures = _Figures(layer)
             changed += figures.changed
             if step in self._at:
                 self._profiles(name, layer, figures, step)
@@ -106,23 +106,17 @@ class _Figures:
     Attributes:
         changed: number of codes that differ from the initial ones.
         codes: count of each code, [2^n].
-        error, inside: at the `ends`, root mean square error and share inside the range of each
-            group, [out, groups].
+        error, inside: root mean square error and share inside the range of each group, [out,
+            groups].
     """
 
-    def __init__(self, layer: DLQATLinear, ends: bool) -> None:
-        self.changed, self.codes = 0, torch.zeros(layer.grid.top + 1)
-        scale, size = layer.m.detach() * layer.grid.scale, layer.shape[1] // layer.grid.groups
-        self.error, self.inside = torch.empty_like(scale), torch.empty_like(scale)
-        for rows, level, within in layer.walk():
-            self.changed += int((level != layer.level_at_start(rows)).sum())
-            codes = layer.codes_at(level, rows).flatten().byte()
-            self.codes += torch.bincount(codes, minlength=len(self.codes)).cpu()
-            if ends:
-                self.inside[rows] = group_sums(within) / size
-                D = level.mul_(scale[rows].unsqueeze(-1))
-                D.sub_(layer.dense(rows).reshape(level.shape))
-                self.error[rows] = (group_sums(D.square_()) / size).sqrt_()
+    def __init__(self, layer: DLQATLinear) -> None:
+        parts = side_by_side(layer.figures, layer.parts())
+        changed, codes, errors, inside = zip(*parts, strict=True)
+        size = layer.shape[1] // layer.grid.groups
+        self.changed, self.codes = sum(changed), torch.stack(codes).sum(0)
+        self.error = torch.cat(errors).div_(size).sqrt_()
+        self.inside = torch.cat(inside).div_(size)
 
 
 def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:

@@ -217,6 +217,35 @@ void slimscope_levels(const Rows* r, float* level, float* inside, int32_t thread
     });
 }
 
+// Of one thread: what a snapshot of a training tells. Adds to counts [top + 1] of codes and to the
+// number of those that differ from the ones of W0; of each group [rows, groups] the sum of
+// (What - dense)^2 and the number of weights inside the range.
+void slimscope_figures(const Rows* r, const float* dense, int64_t* counts, int64_t* changed,
+                       float* error, float* inside) {
+    Rows start = *r;
+    start.rank = 0;
+    each_tile(*r, 0, r->rows, [&](const Tile& t, int64_t at, int64_t of) {
+        Tile begun = t;
+        round(start, begun);
+        float step = r->m[of] * r->scale[of], zero = r->zero[of];
+        Vector squares = {}, kept = {};
+        each_vector(t, [&](int v, int i, int n) {
+            Vector codes = clamp(nearest(t.level[v] + zero), all(0), all(r->top));
+            Vector D = t.level[v] * step - load(dense + at + i, n);
+            for (int l = n; l < LANES; l++) D[l] = 0;
+            squares += D * D;
+            for (int l = 0; l < n; l++) {
+                counts[codes[l] == codes[l] ? int(codes[l]) : 0]++;  // not a number: no place
+                changed[0] += begun.level[v][l] != t.level[v][l];
+                kept[l] += t.inside[v][l];
+            }
+        });
+        bool first = t.column % r->group == 0;
+        error[of] = (first ? 0 : error[of]) + sum(squares);
+        inside[of] = (first ? 0 : inside[of]) + sum(kept);
+    });
+}
+
 // Columns of GPTQ, compensated in place, and the errors (w - q) / U_jj [rows, width].
 // W: rows lie `stride` apart; U: [width, width], rows `of_U` apart; scale, zero: [rows, groups], one
 // group for all columns or one for each; top: Q of each row; kept: [rows, width] or null.

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "slimscope_values": (POINTER(Rows), c_void_p, c_int32, c_int32),
     "slimscope_backward": (POINTER(Rows), c_void_p, c_void_p, c_void_p, c_int32, c_int32),
     "slimscope_levels": (POINTER(Rows), c_void_p, c_void_p, c_int32),
+    "slimscope_figures": (POINTER(Rows), *(c_void_p,) * 5),
     "slimscope_gptq_columns": (
         c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_void_p, c_void_p,
         c_void_p, c_int32, c_int32,
@@ -121,6 +122,7 @@ class RoundedRows:
     ) -> None:  # fmt: skip
         self._held = (start, dense, A, B, scale, zero, m)
         (rows, columns), groups = start.shape, scale.shape[1]
+        self._top = top
         self._shape = rows, groups, columns // groups
         self._threads = torch.get_num_threads() if rows * columns >= LEAST else 1
         pointers = [None if x is None else x.data_ptr() for x in self._held]
@@ -134,6 +136,16 @@ class RoundedRows:
         places = level.data_ptr(), inside.data_ptr()
         _call().slimscope_levels(self._rows, *places, self._threads)
         return level, inside
+
+    def figures(self, dense: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Codes that differ from those of W0; the count of each, [2^n]; of each group, [rows,
+        groups], the sum of (What - dense)^2 and the number of weights inside the range. On one
+        thread."""
+        counts, changed = torch.zeros(self._top + 1, dtype=torch.long), torch.zeros(1).long()
+        error, inside = torch.empty(self._shape[:2]), torch.empty(self._shape[:2])
+        places = map(Tensor.data_ptr, (dense, counts, changed, error, inside))
+        _call().slimscope_figures(self._rows, *places)
+        return int(changed), counts, error, inside
 
     def values(self, out: Tensor) -> None:
         """Write What into `out` [rows, in]."""
