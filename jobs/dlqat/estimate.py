@@ -191,9 +191,9 @@ def flops_by_phase(
     judging = 2 * (weights + head) * config.heldout_windows * context
     flops = {"dense": evaluation + samples, "prepare": prepare}
     for stage in config.stages:
-        trains = stage in (*TRAINED, DLQATStage.LORA)
+        judged = {DLQATStage.LORA: 2}.get(stage, int(stage in TRAINED))  # before and after training
         flops[f"make {stage}"] = stage_flops(stage, config, layers, head, tokens)
-        flops[f"make {stage}"] += 2 * judging * trains
+        flops[f"make {stage}"] += judged * judging
         flops[f"judge {stage}"] = judging
     for number, stage in enumerate(config.stages):  # samples are of the stage that is kept
         flops[f"measure {stage}"] = evaluation + samples * (number == len(config.stages) - 1)

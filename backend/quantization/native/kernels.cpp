@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int LANES = 16, VECTORS = 4, TILE = LANES * VECTORS;
+constexpr int AHEAD = 2048;   // weights, as those of a whole model come from memory
 constexpr int COLUMNS = 128;  // of a block of GPTQ
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -104,6 +105,7 @@ inline void merge(const Rows& r, const Tile& t, Vector* W) {
     const float* start = r.start + int64_t(t.row) * r.columns + t.column;
     for (int v = 0; v * LANES < t.width; v++) {
         int n = t.width - v * LANES < LANES ? t.width - v * LANES : LANES;
+        __builtin_prefetch(start + v * LANES + AHEAD);
         W[v] = load(start + v * LANES, n) + update[v] * r.factor;
     }
 }
@@ -231,6 +233,7 @@ void slimscope_figures(const Rows* r, const float* dense, int64_t* counts, int64
         Vector squares = {}, kept = {};
         each_vector(t, [&](int v, int i, int n) {
             Vector codes = clamp(nearest(t.level[v] + zero), all(0), all(r->top));
+            __builtin_prefetch(dense + at + i + AHEAD);
             Vector D = t.level[v] * step - load(dense + at + i, n);
             for (int l = n; l < LANES; l++) D[l] = 0;
             squares += D * D;
