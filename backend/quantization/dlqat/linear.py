@@ -16,8 +16,8 @@ Backward (straight-through: round is the identity inside the range), G = dL/dWha
 W', codes and m are float32 whatever the precision of the forward pass: m is close to 1, where a
 bfloat16 step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the size of the weight is
 kept between forward and backward: codes are recomputed from A and B, in C++ (`native`) or, on other
-devices, by PyTorch in chunks of rows that fit into a core's cache. Only one layer's full gradient exists at a time; products with it use the precision
-of the forward pass, as in LoRA.
+devices, by PyTorch in chunks of rows that fit into a core's cache. Only one layer's full gradient
+exists at a time; products with it use the precision of the forward pass, as in LoRA.
 """
 
 from collections.abc import Iterator
