@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 LEAF_SIZE = 128  # size up to which LAPACK inverts directly
-ITERATIONS, VECTORS, MARGIN = 20, 8, 1.05
+ITERATIONS, VECTORS, MARGIN = 12, 8, 1.05
 
 
 class NotPositiveDefiniteError(ArithmeticError):

@@ -43,7 +43,10 @@ class NativeText:
         """Of token ids [L], each after those before it: [1, L, V] float32."""
         cache = self._native.new_cache(len(ids))
         passes = [self._native.forward(x, cache, read_out=len(x)) for x in ids.split(TOKENS)]
-        hidden, logits = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        # joined with nothing, the logits of most texts, which are one pass, would be copied
+        hidden, logits = (
+            passes[0] if len(passes) == 1 else map(torch.cat, zip(*passes, strict=True))
+        )
         self.hidden = hidden[None]
         return logits[None]
 

@@ -52,19 +52,20 @@ def window_nlls(
     reporter: Reporter,
     new: NewBatches = list,
     observe: Observe = lambda *_: None,
+    doing: str = "Measuring perplexity",
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
     The batch is reduced where the logits of `batch` windows would exceed `MAX_LOGITS`. `new`:
     creates the container for the hidden states of a streamed model. `observe`: called with the ids
-    [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
-    not finite; CancelledError: cancellation was requested."""
+    [b, L] and the logits [b, L, V] of every forward pass. `doing`: what the progress says. Raises
+    ComputeError: a window's loss is not finite; CancelledError: cancellation was requested."""
     count, length = input_ids.shape
     batch = windows_at_once(model.config, length, batch)
 
     def tick(share: float) -> None:
         stop_if_asked(reporter)
-        reporter.progress(count * share, count, "Measuring perplexity")
+        reporter.progress(count * share, count, doing)
 
     nlls: list[Tensor] = []
     for part, logits in passes(model, input_ids, batch, new, tick):

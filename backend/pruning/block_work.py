@@ -91,7 +91,7 @@ class SDSRun:
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
         heldout: token ids [windows, L], to choose by.
-        statistics: what carries them out.
+        statistics: what carries them out, and stores a block behind its own.
         timed: time that belongs to no single block.
     """
 
@@ -109,6 +109,7 @@ class SDSRun:
     statistics: Executor = field(default_factory=AtOnce)
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
+    storing: Future[None] | None = None  # of the block that was finished last
 
     def __post_init__(self) -> None:
         self.patterns = {name: group.pattern for name, group in self.plan.layers.items()}
@@ -135,6 +136,13 @@ class SDSRun:
     def safe_point(self) -> None:
         """Stop here if cancellation was requested."""
         stop_if_asked(self.reporter)
+
+    def settle(self) -> None:
+        """Wait until every finished block is stored."""
+        if (storing := self.storing) is not None:
+            self.storing = None
+            with self.timed("checkpoints"):
+                storing.result()
 
     def forward(self, stream: BlockStream, block: int, hidden: HiddenStates) -> HiddenStates:
         """The outputs of `block`, with its current weights, for the inputs `hidden`."""
@@ -213,6 +221,7 @@ class BlockWork:
         needs = (PRUNERS[group.pruner].needs for group in planned)
         level = max(needs, default=StatisticsLevel.NOTHING)
         inputs, _ = self.collect_inputs(hidden, level, outputs=False)
+        self.run.settle()  # so that the stages of two blocks are not in memory at once
         pruned = Weights()
         for module in self.modules(doing):
             with self.timed("pruning"):
@@ -278,7 +287,7 @@ class BlockWork:
         )
 
     def _report_measured(self) -> None:
-        """Report what was recorded, in that order, as soon as it is measured."""
+        """Report what was recorded, in that order."""
         for waits in self._measured:
             with self.timed("statistics"):
                 measured = waits.result()
@@ -295,18 +304,22 @@ class BlockWork:
         self.run.reporter.log(text)
 
     def save(self, pass_name: str) -> None:
-        """Report the block's mean errors, then store what this pass computed.
+        """Have stored what this pass computed, as soon as it is measured: `SDSRun.settle` waits for
+        it."""
+        # by name: a block without pruned layers has its stages too
+        stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}
+        self.run.settle()
+        self.run.storing = self.run.statistics.submit(self._store, pass_name, stages)
 
-        In this order, because a stored block is not reported again."""
+    def _store(self, pass_name: str, stages: dict[SDSStage, Weights]) -> None:
+        """Report the block's statistics and mean errors, then store its stages: in this order,
+        because a stored block is not reported again."""
         self._report_measured()
         for stage, errors in self.report.errors.items():
             key = MetricKey("error", stage, axis="block")
             self.run.reporter.metric(key, fmean(errors.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
-        # by name: a block without pruned layers has its stages too
-        stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}
-        with self.run.timed("checkpoints"):
-            self.run.store.save(pass_name, self.block, stages, self.report)
+        self.run.store.save(pass_name, self.block, stages, self.report)
 
 
 def _diverged(name: str, stage: SDSStage) -> ComputeError:

@@ -54,6 +54,10 @@ class BlockPass(BlockWalk):
     def __init__(self, run: SDSRun) -> None:
         self.run, self.config = run, run.config
 
+    def walk(self, blocks: int) -> None:
+        super().walk(blocks)
+        self.run.settle()
+
     def is_stored(self, block: int) -> bool:
         return self.run.store.holds(self.name, block)
 
@@ -255,6 +259,7 @@ class ReconstructionPass(BlockPass):
         work.write(work.stages[self.name])
         self.hidden = work.forward(self.hidden)
         work.save(self.name)
+        self.run.settle()
 
     def replay(self, block: int) -> None:
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)

@@ -61,26 +61,28 @@ def proximal_descent(
     largest_eigenvalue: float,
     steps: int,
     prox: Callable[[Tensor, float], Tensor],
+    last_error: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield W_t, D_t = W_t - W_dense and D_t H, all [out, in], for the start and each iterate.
 
     Their memory is reused: copy what must outlive the next step. Without input energy only the
     start is yielded. `H`: [in, in], float32, or bfloat16 for products in that precision.
     `largest_eigenvalue`: of H, or an upper bound. `prox`: (point, step size) -> next iterate; may
-    work in place."""
+    work in place. `last_error`: whether D_t H of the last iterate is wanted: no step needs it."""
     W, W_old, D = start.clone(), start.clone(), start - dense
     P = _product(D, H, torch.empty_like(D))
     P_old = P.clone()
     yield W, D, P
     t, step = 1.0, 1 / largest_eigenvalue if largest_eigenvalue > 0 else 0.0
-    for _ in range(steps if largest_eigenvalue > 0 else 0):
+    for left in reversed(range(steps if largest_eigenvalue > 0 else 0)):
         t, t_old = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
         beta = (t_old - 1) / t
         V = torch.lerp(W_old, W, 1 + beta, out=W_old)
         gradient = torch.lerp(P_old, P, 1 + beta, out=P_old)
         W, W_old = prox(V.sub_(gradient, alpha=step), step), W
         torch.sub(W, dense, out=D)
-        P, P_old = _product(D, H, gradient), P
+        if left or last_error:
+            P, P_old = _product(D, H, gradient), P
         yield W, D, P
 
 
@@ -101,7 +103,7 @@ def redense(
     H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
 
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
-        path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold)
+        path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold, False)
         return deque(path, maxlen=1)[0][0]
 
     return by_rows(solve_rows, sparse, dense)

@@ -15,8 +15,10 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +58,38 @@ PASSES: dict[str, type[BlockPass]] = {
 }
 
 
+class StageReader(Protocol):
+    """What looks at the stages one after the other, while the model holds them."""
+
+    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
+        """Nats per predicted token of each of the held-out `windows` [n, L]."""
+
+    def is_missing(self, stage: SDSStage) -> bool:
+        """Whether something of a stage is still to be measured."""
+
+    def measure(self, stage: SDSStage) -> None:
+        """Measure it."""
+
+
+@dataclass
+class _OwnReader:
+    """Reads the held-out windows by the model itself, in the dtype of the forward passes."""
+
+    run: SDSRun
+
+    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
+        run = self.run
+        return heldout_losses(
+            run.model, windows, run.dtype, lambda _: run.safe_point(), run.new, run.config.batch
+        )
+
+    def is_missing(self, stage: SDSStage) -> bool:
+        return False
+
+    def measure(self, stage: SDSStage) -> None:
+        """Only what a job records."""
+
+
 @dataclass(frozen=True)
 class SDSResult:
     """The result of a run."""
@@ -84,6 +118,7 @@ def run_sds(
     reporter: Reporter,
     stored: torch.dtype = torch.float32,
     heldout: Tensor | None = None,
+    reader: StageReader | None = None,
 ) -> SDSResult:
     """Prune `model` in place as planned, and leave every stage's weights in `checkpoints`.
 
@@ -96,6 +131,7 @@ def run_sds(
         checkpoints: of this run alone; stored blocks are not computed again.
         stored: dtype the pruned weights are rounded to, that of the base model's files.
         heldout: token ids [windows, L] to choose the kept stage by; None: no stage is compared.
+        reader: of the stages; None: the model itself reads the held-out windows.
 
     Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
     CancelledError: cancellation was requested; all finished blocks are stored."""
@@ -110,7 +146,6 @@ def run_sds(
     dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
     passes = [PASSES[name] for name in plan.passes]
     units = sum(each.units(config) for each in passes) * len(linears)
-    units += len(plan.stages) * bool(len(heldout))
     passing = texts if config.reconstruct else calibration
     width = model.config.get_text_config().hidden_size
     needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
@@ -131,9 +166,10 @@ def run_sds(
             if block_pass is OutlierPass:
                 _allocate(run, linears)
     finally:
+        with suppress(Exception):  # what is finished is stored, whatever ended the run
+            run.settle()
         statistics.shutdown(cancel_futures=True)
-    with run.timed("heldout"):
-        losses = _heldout_losses(run, checkpoints)
+    losses = _heldout_losses(run, checkpoints, reader or _OwnReader(run))
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
     kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
@@ -143,23 +179,31 @@ def run_sds(
     return _summary(reports, kept, losses, run.timed.seconds, warnings)
 
 
-def _heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> dict[SDSStage, list[float]]:
-    """The losses of every stage on the held-out windows; empty without windows."""
+def _heldout_losses(
+    run: SDSRun, checkpoints: Checkpoints, reader: StageReader
+) -> dict[SDSStage, list[float]]:
+    """The losses of every stage on the held-out windows, empty without windows; what else is to be
+    read of a stage is read meanwhile."""
     losses: dict[SDSStage, list[float]] = {}
-    for stage in run.plan.stages if len(run.heldout) else ():
-        install(run.model, checkpoints, stage)
-        losses[stage] = heldout_losses(
-            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new,
-            run.config.batch,
-        )  # fmt: skip
-        if not all(map(math.isfinite, losses[stage])):
-            what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
-            why = "An activation overflowed, or pruning destroyed the model."
-            do = "Choose float32 as the forward precision, or a lower sparsity."
-            raise ComputeError(what, why, do, field="precision")
-        run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        run.advance(1, "Held-out loss")
+    for stage in run.plan.stages:
+        run.safe_point()
+        if len(run.heldout) or reader.is_missing(stage):
+            install(run.model, checkpoints, stage)
+        if len(run.heldout):
+            with run.timed("heldout"):
+                losses[stage] = reader.losses(stage, run.heldout)
+            _require_finite(stage, losses[stage])
+            run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
+        reader.measure(stage)
     return losses
+
+
+def _require_finite(stage: SDSStage, losses: Sequence[float]) -> None:
+    if not all(map(math.isfinite, losses)):
+        what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
+        why = "An activation overflowed, or pruning destroyed the model."
+        do = "Choose float32 as the forward precision, or a lower sparsity."
+        raise ComputeError(what, why, do, field="precision")
 
 
 def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:

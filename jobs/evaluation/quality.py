@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.native_text import NativeText, TextModel, text_model
-from backend.evaluation.perplexity import Observe, perplexity
+from backend.evaluation.perplexity import Observe, perplexity, window_nlls
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.metric_key import MetricKey
@@ -101,16 +102,22 @@ class Quality:
 
     def measure(self, stage: str, reporter: Phase, role: Role = "") -> None:
         """Records all there is to measure of the model as it is now: at `stage`."""
-        if not self.missing(stage, role):
-            reporter.progress(1, 1, REPLAY)
-            return
-        self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
         missing = [*self._missing(stage, role)]
+        if missing:
+            self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
+        else:
+            reporter.progress(1, 1, REPLAY)
         try:
             for number, measurement in enumerate(missing):
                 measurement(reporter.part(number, len(missing)))
         finally:
             self._reader = None
+
+    def losses(self, windows: Tensor, reporter: Phase) -> list[float]:
+        """Nats per predicted token of each of `windows` [n, L], of the same context as the text,
+        read by the model as it is now. What reads them reads the rest in `measure`."""
+        reading = self._read(), windows, self._batch, reporter, self._new
+        return window_nlls(*reading, doing="Held-out loss").tolist()
 
     def _read(self) -> TextModel:
         """What reads texts by the model as it is now."""

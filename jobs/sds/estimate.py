@@ -75,11 +75,11 @@ def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict
     # the dense and the compressed block once; forwards and backwards to train
     seen = (2 + 3 * config.reconstruct) * calibration + 2 * heldout
     reconstructed = made * 2.0 * weights * seen
-    one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
+    token = 2.0 * (weights + facts.vocabulary * facts.hidden)
     return {
-        "dense": one_evaluation,
+        "dense": token * evaluation,
         "prune": passes * (2.0 * weights + grams) * calibration + steps * solve + reconstructed,
-        "evaluate": (len(plan.stages) - 1) * one_evaluation,
+        "evaluate": token * (len(plan.stages) * (evaluation + heldout) - evaluation),
     }
 
 

@@ -1,6 +1,10 @@
 """SDS pruning as a job: load, measure, prune, re-densify, prune again, measure each stage, save."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
@@ -9,7 +13,7 @@ from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan
-from backend.pruning.sds import SDSResult, install, run_sds
+from backend.pruning.sds import SDSResult, run_sds
 from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality, hidden_state_store
 from jobs.fields.models import resolve_model
@@ -17,7 +21,7 @@ from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
-from jobs.runtime.progress import Phases
+from jobs.runtime.progress import Phase, Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
 
@@ -44,15 +48,33 @@ def run(config: SDSJob, context: JobContext) -> None:
     result = run_sds(
         loaded.model, texts.calibration.input_ids, config, plan, context.checkpoints,
         phases.phase("prune"), loaded.stored, texts.heldout.input_ids,
+        StageQuality(quality, phases, plan.stages),
     )  # fmt: skip
     record(result, context)
-    stages = plan.stages[1:]
-    for number, stage in enumerate(stages):
-        if quality.missing(stage):
-            install(loaded.model, context.checkpoints, stage)
-        quality.measure(stage, phases.phase("evaluate", number, len(stages)))
     save_model(loaded, result.kept, config, context)
     context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))
+
+
+@dataclass(frozen=True)
+class StageQuality:
+    """Reads held-out and evaluation text of a stage with what its weights are laid out for once."""
+
+    quality: Quality
+    phases: Phases
+    stages: Sequence[SDSStage]
+
+    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
+        return self.quality.losses(windows, self._part(stage, 0))
+
+    def is_missing(self, stage: SDSStage) -> bool:
+        return self.quality.missing(stage)
+
+    def measure(self, stage: SDSStage) -> None:
+        self.quality.measure(stage, self._part(stage, 1))
+
+    def _part(self, stage: SDSStage, half: int) -> Phase:
+        place = self.stages.index(stage)
+        return self.phases.phase("evaluate", place, len(self.stages)).part(half, 2)
 
 
 def record(result: SDSResult, context: JobContext) -> None:
@@ -72,8 +94,7 @@ def record(result: SDSResult, context: JobContext) -> None:
 
 
 def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext) -> None:
-    """Saves the kept stage so that plain transformers can load it."""
-    install(loaded.model, context.checkpoints, kept)
+    """Saves the kept stage, which the model holds, so that plain transformers can load it."""
     digest = weights_hash(loaded.model)
     origin = origin_of(config.model)
     text = card(loaded, kept, config, context, origin)

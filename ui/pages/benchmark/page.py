@@ -35,7 +35,8 @@ SPEED = Panel(
 GAIN = Panel(
     "yield", "Tokens per step and break-even",
     "Does a step yield more tokens than it costs? A bar beyond its line is a gain. Ring: what "
-    "the drafter's training predicted.", 300,
+    "the drafter's training predicted. The speed-up is not quite the ratio of both: it counts the "
+    "prompt's pass, too, and averages over prompts.", 300,
 )  # fmt: skip
 TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
 TIME = Panel(

@@ -26,11 +26,11 @@ class Attention {
             int cached) {
     const auto near = [&](int64_t place) { return !window || positions[i] - place < window; };
     const int64_t before = window ? positions[i] - window + 1 : 0;
+    if (!visible) cached += i + 1;  // of a text, the tokens of the pass follow the others
     first_ = (int)std::clamp<int64_t>(before, 0, cached), cached_ = cached;
     own_.clear();
-    for (int j = 0; j < (visible ? each : i + 1); j++)
-      if ((!visible || visible[(size_t)i * each + j]) && near(positions[j]))
-        own_.push_back(cached + j);
+    for (int j = 0; visible && j < each; j++)
+      if (visible[(size_t)i * each + j] && near(positions[j])) own_.push_back(cached + j);
     const bool any_cached = first_ < cached_ || own_.empty();
     const int64_t place = any_cached ? first_ : positions[own_[0] - cached];
     start_ = (any_cached ? first_ : own_[0]) / BLOCK * BLOCK, lead_ = place % BLOCK;
