@@ -8,8 +8,8 @@ mean squared change of a layer's output is a quadratic form in it:
     || (W - W_dense) X ||^2 / N  =  tr(D H D^T),   D = W - W_dense
 
 Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
-are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
-units: their values are representable, so nothing is rounded, and sums stay float32."""
+are float32. Where the forward pass ran in bfloat16, its values are multiplied in bfloat16 units
+(`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from backend.calibration.gram import add_gram, is_fast
 from backend.calibration.linalg import inverse_root, largest_eigenvalue
 from backend.errors import ComputeError
 from backend.models.blocks import LinearWeight
@@ -127,17 +128,25 @@ class _Sums:
 
     def add(self, x: Tensor) -> None:
         """Add one batch [..., in]."""
-        X = x.detach().reshape(-1, x.shape[-1]).float()
+        rows = x.detach().reshape(-1, x.shape[-1])
+        X = rows.float()
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
         self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
-        with _exact_products(x.dtype):
-            if self.level == StatisticsLevel.GRAM:
-                if not len(self.total):
-                    self.total = X.new_zeros(X.shape[1], X.shape[1])
-                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
-                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
-            else:
-                self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
+        if self.level != StatisticsLevel.GRAM:
+            self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
+        else:
+            if not len(self.total):
+                self.total = X.new_zeros(X.shape[1], X.shape[1])
+            self._add_gram(rows, X)
+
+    def _add_gram(self, rows: Tensor, X: Tensor) -> None:
+        """Add X^T X on and above the diagonal. `rows`: as they were, X: in float32, [n, in]."""
+        if is_fast(rows):
+            add_gram(self.total, rows)
+            return
+        with _exact_products(rows.dtype):
+            for a in range(0, len(self.total), PANEL):
+                self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
 
     def finish(self) -> InputStatistics:
         mean = self.sum / self.tokens
