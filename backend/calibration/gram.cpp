@@ -44,7 +44,7 @@ int32_t slimscope_gram_panel() { return SUPPORTED ? WIDE : 0; }
 
 // Puts panels `part`, `part` + `parts`, … into words; columns and a token that are missing are 0.
 void slimscope_gram_pack(const uint16_t* x, uint32_t* words, int32_t tokens, int32_t inputs,
-                         int32_t part, int32_t parts) {
+                         int32_t parts, int32_t part) {
   const int pairs = (tokens + 1) / 2;
   for (int panel = part; panel * WIDE < inputs; panel += parts) {
     uint32_t* to = words + (size_t)panel * pairs * WIDE;
@@ -61,7 +61,7 @@ void slimscope_gram_pack(const uint16_t* x, uint32_t* words, int32_t tokens, int
 
 // Adds the columns of panels `part`, `part` + `parts`, … to H [inputs, inputs].
 void slimscope_gram_add(const uint32_t* words, float* H, int32_t tokens, int32_t inputs,
-                        int32_t part, int32_t parts) {
+                        int32_t parts, int32_t part) {
   const int pairs = (tokens + 1) / 2;
   for (int panel = part; panel * WIDE < inputs; panel += parts) {
     const int first = panel * WIDE, end = std::min(first + WIDE, inputs);

@@ -49,5 +49,5 @@ def add_gram(H: Tensor, x: Tensor) -> None:
             (library.slimscope_gram_pack, (rows, words)),
             (library.slimscope_gram_add, (words, H)),
         ):
-            call = partial(step, *map(Tensor.data_ptr, places), len(rows), inputs)
-            side_by_side(lambda part, call=call: call(part, parts), range(parts))
+            shapes = *map(Tensor.data_ptr, places), len(rows), inputs, parts
+            side_by_side(partial(step, *shapes), range(parts))
