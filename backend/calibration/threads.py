@@ -46,12 +46,14 @@ class AtOnce(Executor):
         return done
 
 
-def beside(device: torch.device, largest: int, tell: Callable[[str], None]) -> Executor:
-    """What carries out statistics one after the other: beside the work on a CPU, where the run has
-    several threads and there is memory for both. `largest`: entries of the largest weight."""
+def beside(
+    device: torch.device, largest: int, tell: Callable[[str], None], workers: int = 1
+) -> Executor:
+    """What carries out statistics, on `workers` threads: beside the work on a CPU, where the run
+    has several threads and there is memory for all. `largest`: entries of the largest weight."""
     if device.type != "cpu" or torch.get_num_threads() == 1:
         return AtOnce()
-    if memory_available() < COPIES * 4 * largest:
+    if memory_available() < workers * COPIES * 4 * largest:
         tell("Statistics are computed in between: there is no memory to do it beside the work.")
         return AtOnce()
-    return _threads(1)
+    return _threads(workers)

@@ -5,6 +5,7 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
@@ -27,7 +28,8 @@ def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
     """Report the statistics of every tensor at every stage; stage -> mean relative output error."""
     linears = [x for block in range(run.blocks) for x in run.of_block(block).values()]
     largest = max((x.shape[0] * x.columns for x in linears), default=0)
-    with beside(run.model.device, largest, reporter.log) as statistics:
+    workers = torch.get_num_threads()  # as most of the time is theirs
+    with beside(run.model.device, largest, reporter.log, workers) as statistics:
         audited = AuditPass(run, statistics, reporter)
         audited.walk(run.blocks)
         audited.finish()

@@ -111,7 +111,7 @@ class _RowPanel:
         scale: Tensor, zero: Tensor, m: Tensor, top: int, factor: float,
     ) -> None:  # fmt: skip
         self._scale, self._m = scale.unsqueeze(-1), m.unsqueeze(-1)
-        whole, part = (x if x is None else x.unsqueeze(-1) for x in split_zero(zero))
+        whole, part = split_zero(zero.unsqueeze(-1))
         W = torch.addmm(start.to(m.dtype), B, A, alpha=factor)
         self._rounded = W.view(*scale.shape, -1).div_(self._scale)
         low, high = -whole, top - whole

@@ -226,6 +226,7 @@ void slimscope_figures(const Rows* r, const float* dense, int64_t* counts, int64
                        float* error, float* inside) {
     Rows start = *r;
     start.rank = 0;
+    int64_t found[4][256] = {};  // side by side, as neighbours often have the same code
     each_tile(*r, 0, r->rows, [&](const Tile& t, int64_t at, int64_t of) {
         Tile begun = t;
         round(start, begun);
@@ -234,19 +235,22 @@ void slimscope_figures(const Rows* r, const float* dense, int64_t* counts, int64
         each_vector(t, [&](int v, int i, int n) {
             Vector codes = clamp(nearest(t.level[v] + zero), all(0), all(r->top));
             __builtin_prefetch(dense + at + i + AHEAD);
-            Vector D = t.level[v] * step - load(dense + at + i, n);
-            for (int l = n; l < LANES; l++) D[l] = 0;
+            Vector D = t.level[v] * step - load(dense + at + i, n), in = t.inside[v];
+            Vector moved = begun.level[v] != t.level[v] ? all(1) : all(0);
+            for (int l = n; l < LANES; l++) D[l] = in[l] = moved[l] = 0;
             squares += D * D;
-            for (int l = 0; l < n; l++) {
-                counts[codes[l] == codes[l] ? int(codes[l]) : 0]++;  // not a number: no place
-                changed[0] += begun.level[v][l] != t.level[v][l];
-                kept[l] += t.inside[v][l];
-            }
+            kept += in;
+            changed[0] += sum(moved);
+            codes = codes == codes ? codes : all(0);  // what is not a number has no place
+            auto places = __builtin_convertvector(codes, Bits);
+            for (int l = 0; l < n; l++) found[l % 4][places[l]]++;
         });
         bool first = t.column % r->group == 0;
         error[of] = (first ? 0 : error[of]) + sum(squares);
         inside[of] = (first ? 0 : inside[of]) + sum(kept);
     });
+    for (auto& part : found)
+        for (int code = 0; code <= r->top; code++) counts[code] += part[code];
 }
 
 // Columns of GPTQ, compensated in place, and the errors (w - q) / U_jj [rows, width].

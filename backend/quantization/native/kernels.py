@@ -126,9 +126,7 @@ class RoundedRows:
         self._shape = rows, groups, columns // groups
         self._threads = torch.get_num_threads() if rows * columns >= LEAST else 1
         pointers = [None if x is None else x.data_ptr() for x in self._held]
-        self._rows = byref(
-            Rows(*pointers, rows, columns, columns // groups, len(A), top, factor)  # type: ignore[misc]
-        )
+        self._rows = byref(Rows(*pointers, rows, columns, columns // groups, len(A), top, factor))
 
     def levels(self) -> tuple[Tensor, Tensor]:
         """q - z, and 1 where rounding was not clipped: float32 [rows, groups, size]."""

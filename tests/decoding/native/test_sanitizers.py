@@ -67,7 +67,7 @@ def test_a_byte_elsewhere_is_found(environment: dict[str, str]) -> None:
 
 
 def test_the_decoder_reads_and_writes_only_what_it_may(environment: dict[str, str]) -> None:
-    files = [str(Path(__file__).with_name(name)) for name in FILES]
+    files = [str(Path(__file__).parent / name) for name in FILES]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({REBUILDS})"]
     done = run(environment, "-m", "pytest", *options, *files)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{report(environment)[:4000]}"
