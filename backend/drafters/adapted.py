@@ -38,7 +38,7 @@ from backend.drafters.adaptation import ClonedLayer, final_norm, plain_linear, u
 from backend.drafters.registry import Drafter, Embed
 from backend.models.blocks import decoder_blocks
 
-FIT_TOKENS = 16_384  # 8,192 determine twice 576 inputs badly, even with the ridge
+FIT_TOKENS = 6144  # twice as many explain 46 % instead of 42 %, and the training makes up for it
 RIDGE = 0.3
 UNSEEN = 10  # one row in so many is left out, to judge the fit by
 MIN_SCALE = 1e-4  # relative to the mean: a channel that is always zero must not be divided by zero

@@ -59,7 +59,7 @@ class TokenRecord:
         chances, best = most_likely(logits, 1)
         denominator = logits.gather(-1, best.long()).float() - chances
         before = (len(hidden) - len(logits), 0)
-        known = (pad(each[:, 0], before) for each in (denominator, best.int()))
+        known = pad(denominator[:, 0], before), pad(best[:, 0].int(), before)
         self._parts.append((hidden.bfloat16(), *known))
 
     def reading(self) -> Reading:
