@@ -64,7 +64,7 @@ KIND = Kind(
     recipes={name: ARMS[name] for name in NOTES},
     notes=NOTES,
     presets={
-        "quick look": {"minutes": 0.45, "answers": 112, "answer_tokens": 64, "heldout": 16},
+        "quick look": {"minutes": 0.5, "answers": 112, "answer_tokens": 64, "heldout": 16},
         "default": {},
         "thorough": {"minutes": 60, "answers": 6000},
     },

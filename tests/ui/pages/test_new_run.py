@@ -182,7 +182,7 @@ def test_recipes_and_presets_say_what_they_set_and_leave_the_rest(sds: Kind) -> 
     assert medusa["recipe-amphista"]["info"] == "Sets Drafter architecture = medusa."
     assert told(recipe, "Amphista")["amphista-field-architecture"]["value"] == "amphista"
     quick, usual = told(preset, "quick look"), told(preset, "default")
-    assert quick["amphista-field-minutes"]["value"] == 0.45
+    assert quick["amphista-field-minutes"]["value"] == 0.5
     assert usual["amphista-field-minutes"]["value"] == 10 and quick.keys() == usual.keys()
     assert usual["preset-amphista"]["info"] == "" and "amphista-field-architecture" not in quick
 
