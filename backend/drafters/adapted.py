@@ -38,7 +38,7 @@ from backend.drafters.adaptation import ClonedLayer, final_norm, plain_linear, u
 from backend.drafters.registry import Drafter, Embed
 from backend.models.blocks import decoder_blocks
 
-FIT_TOKENS = 16_384  # 8,192 determine twice 576 inputs badly, even with the ridge
+FIT_TOKENS = 6144  # twice as many explain 46 % instead of 42 %, and the training makes up for it
 RIDGE = 0.3
 UNSEEN = 10  # one row in so many is left out, to judge the fit by
 MIN_SCALE = 1e-4  # relative to the mean: a channel that is always zero must not be divided by zero
@@ -78,6 +78,15 @@ def collect_states(
 ) -> CollectedStates:
     """Hidden states, embeddings and inputs of `block` over `sequences` (token ids [L] each). The
     first token of a sequence counts as successor of the last one before it; there are few."""
+    ids = [sequence.to(target.device) for sequence in sequences]
+    read = _read_natively if target.native and block else _read
+    hidden, streams = zip(*(read(target, each, block) for each in ids), strict=True)
+    embedded = torch.cat([target.embed(each).float() for each in ids])
+    return CollectedStates(torch.cat(hidden), embedded, torch.cat(streams))
+
+
+def _read(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
+    """Hidden states of a text [L] and inputs of `block`; None: the hidden states again."""
     streams: list[Tensor] = []
     module = decoder_blocks(target.model)[block] if block is not None else nn.Identity()
 
@@ -87,12 +96,17 @@ def collect_states(
 
     hook = module.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        ids = [sequence[None].to(target.device) for sequence in sequences]
-        hidden = torch.cat([target.hidden(each)[0].float() for each in ids])
+        hidden = target.hidden(ids[None])[0].float()
     finally:
         hook.remove()
-    embedded = torch.cat([target.embed(each)[0].float() for each in ids])
-    return CollectedStates(hidden, embedded, torch.cat(streams) if streams else hidden)
+    return hidden, streams[0] if streams else hidden
+
+
+def _read_natively(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
+    assert target.native and block
+    before, behind = target.native.part(0, block), target.native.part(block, target.layers)
+    stream = before.read(ids, before.new_cache(len(ids)))
+    return behind(stream, behind.new_cache(len(ids))), stream.float()
 
 
 class AdaptedDrafter(Drafter):

@@ -66,7 +66,7 @@ class TrainingConfig(Options):
     Training steps (Advanced)."""
     steps: int = option(500, "Training steps", ge=1, le=10**7, unit="steps", advanced=True)
     """Used when the training time is 0."""
-    batch: int = option(8, "Batch size", ge=1, le=1024, unit="sequences", advanced=True)
+    batch: int = option(4, "Batch size", ge=1, le=1024, unit="sequences", advanced=True)
     """Sequences per step."""
     rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
     """Of new layers; of those copied from the base model relative to their weights."""

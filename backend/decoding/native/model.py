@@ -6,6 +6,7 @@ quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -95,6 +96,17 @@ class NativeModel(NativeBlocks):
         self.layout.release_matrix(read_out)
         if s.embedding != old:
             self.layout.release(old)
+
+    def part(self, start: int, end: int) -> "NativeModel":
+        """Its blocks [start, end), which read the same weights: of the ids or states before them
+        they give what enters block number `end`, or behind the last the hidden states."""
+        made, whole = copy(self), self.structure
+        made._layers = (c.Layer * (end - start))(*self._layers[start:end])
+        made.structure = s = c.Model.from_buffer_copy(whole)
+        s.layers, s.layer = end - start, made._layers
+        if end < whole.layers:
+            s.final_norm = None
+        return made
 
     def forward(
         self, ids: Tensor, cache: NativeCache,

@@ -317,7 +317,7 @@ class ServingEngine:
 
     def _open(self, sequence: ServedSequence) -> None:
         """Give a sequence a cache, with what others have read of its beginning."""
-        alone = sequence.drafts.needs_states or sequence.needs_logits or not self._prefixes
+        alone = sequence.needs_states or sequence.needs_logits or not self._prefixes
         held = [] if alone or not self._prefixes else self._prefixes.find(sequence.committed[:-1])
         sequence.open(self._passes.new_cache(sequence.capacity, held))
 

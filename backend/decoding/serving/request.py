@@ -12,8 +12,8 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer
 from backend.errors import SlimscopeError
 
-# The place of a part of the text, its hidden states [n, d], and the logits [n, V] after each; may
-# begin at 0 again
+# The place of a part of the text, its hidden states [n, d], and the logits [m, V] after the last m
+# of its tokens; may begin at 0 again
 Observe: TypeAlias = Callable[[int, Tensor, Tensor], None]
 Likely: TypeAlias = tuple[tuple[int, float], ...]  # tokens and their log-probabilities
 
@@ -31,7 +31,8 @@ class GenerationRequest:
         echo: the tokens of the prompt are told, too.
         person: whose turn it is; people take turns.
         drafter: drafts its tokens, and no others at the same time; `lookup`: so does the text.
-        observe: gets the states and logits of all tokens that are read, as they are.
+        observe: gets the states of all tokens that are read, and the logits of those that a token
+            of the answer follows, as they are.
     """
 
     prompt: tuple[int, ...]

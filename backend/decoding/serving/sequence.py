@@ -67,10 +67,14 @@ class ServedSequence:
         return len(self.committed) - len(self.request.prompt)
 
     @property
+    def needs_states(self) -> bool:
+        """Whether those of all tokens are wanted."""
+        return self.drafts.needs_states or self.request.observe is not None
+
+    @property
     def needs_logits(self) -> bool:
         """Whether those of all tokens of the prompt are wanted."""
-        told = self.request.echo and self.request.logprobs is not None
-        return told or self.request.observe is not None
+        return self.request.echo and self.request.logprobs is not None
 
     def open(self, cache: DecodingCache) -> None:
         """Begin to read; the cache may hold a beginning."""
@@ -86,7 +90,9 @@ class ServedSequence:
         ids = [*self.committed[start : start + tokens], *draft.tokens]
         read_out = int(tokens == self.unread and self.request.max_tokens > 0)
         scored = self.needs_logits and self._echoed < len(self.request.prompt)
-        if draft.tokens or scored or self.request.observe:
+        if self.request.observe is not None:
+            read_out = min(len(ids), max(0, start + len(ids) - len(self.request.prompt) + 1))
+        if draft.tokens or scored:
             read_out = len(ids)
         return Segment(self.cache, ids, draft.tree if draft.tokens else None, read_out)
 

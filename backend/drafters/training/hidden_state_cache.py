@@ -43,7 +43,8 @@ class CachedSequence:
     """One sequence of T tokens, whose response begins at `start` (0: the whole sequence counts).
 
     `ids` [T]; `hidden` [T, d] bfloat16; `denominator` [T] float32; `best` [T]: the teacher's first
-    choice of the *next* token. Of the last token of a response only the id is known."""
+    choice of the *next* token. Of the last token of a response only the id is known; of the prompt,
+    denominator and choice are those of its last token alone."""
 
     ids: Tensor
     start: int

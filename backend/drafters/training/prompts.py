@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
-from backend.decoding.acceptance import Sampling
+from backend.decoding.acceptance import Sampling, most_likely
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces
 from backend.decoding.target_model import TargetModel
@@ -53,11 +53,14 @@ class TokenRecord:
         self.ids, self._parts = [*ids], list[tuple[Tensor, Tensor, Tensor]]()
 
     def add(self, start: int, hidden: Tensor, logits: Tensor) -> None:
-        """Hidden states [n, d] and logits [n, V] of the tokens from `start` on."""
+        """Hidden states [n, d] of the tokens from `start` on, and logits [m, V] of the last m."""
         if not start:
             self._parts.clear()  # it begins again
-        logits = logits.float()
-        self._parts.append((hidden.bfloat16(), logits.logsumexp(-1), logits.argmax(-1).int()))
+        chances, best = most_likely(logits, 1)
+        denominator = logits.gather(-1, best.long()).float() - chances
+        before = (len(hidden) - len(logits), 0)
+        known = pad(denominator[:, 0], before), pad(best[:, 0].int(), before)
+        self._parts.append((hidden.bfloat16(), *known))
 
     def reading(self) -> Reading:
         parts = zip(*self._parts, strict=True)
@@ -82,8 +85,9 @@ def write_answers(
 ) -> list[Reading]:
     """A response to each prompt, up to a token of `ends` or `limit` tokens; temperature 0: greedy.
     The same prompts and seed give the same responses. The last token of a response is not read:
-    there all but its id is 0. Raises ComputeError: the logits of the target model are not finite;
-    CancelledError: cancellation was requested."""
+    there all but its id is 0. What follows a token of a prompt is known of the last alone. Raises
+    ComputeError: the logits of the target model are not finite; CancelledError:
+    cancellation was requested."""
     records, ended = [*map(TokenRecord, prompts)], SimpleQueue[Finished]()
 
     def observe(record: TokenRecord, start: int, hidden: Tensor, logits: Tensor) -> None:

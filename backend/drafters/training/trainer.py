@@ -54,7 +54,7 @@ CHECKPOINT = "drafter"
 PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
 PACE_SHARE = 0.02  # of the budget, in which the pace is measured
 SAVE_EVERY_S = 60.0
-EVALUATIONS, STEPS_BETWEEN = 10, 16  # at most so many, so many steps apart at least
+EVALUATIONS, STEPS_BETWEEN = 10, 64  # at most so many, so many steps apart at least
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
 WARMUP = 0.05  # share of the steps with a rising learning rate
@@ -124,10 +124,6 @@ class DrafterTrainer(Trainer):
         self.save()  # with the time of the evaluation
         return accuracy
 
-    def train(self) -> None:
-        super().train()
-        self.save()
-
     def begin(self) -> None:
         self.steps = self.steps or step_count(self.config, ())
         self._saved_at = time.monotonic()
@@ -139,7 +135,7 @@ class DrafterTrainer(Trainer):
         if open_end := not self.steps:
             self.steps = distributed.broadcast(step_count(self.config, self._step_seconds))
         steps = self.steps if distributed.is_first() else 0
-        if steps and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0:
+        if self.step < steps and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0:
             self.evaluate()
         first = len(self._step_seconds) == PACE_STEPS or (open_end and self.steps)
         if time.monotonic() - self._saved_at > SAVE_EVERY_S or first:

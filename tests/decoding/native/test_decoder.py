@@ -123,6 +123,17 @@ def test_logits_are_nearer_to_float32_than_pytorch(model: PreTrainedModel, varia
     assert error < 0.05
 
 
+def test_two_parts_one_behind_the_other_are_the_whole(model: PreTrainedModel) -> None:
+    native, ids = NativeModel(model), tokens(model, 24)
+    before, behind = native.part(0, 1), native.part(1, native.structure.layers)
+    stream = before.read(ids, before.new_cache(24))
+    found, (whole, _) = (
+        behind(stream, behind.new_cache(24)),
+        native.forward(ids, native.new_cache(24)),
+    )
+    assert distance(found, whole.float()) < 0.05 < distance(stream, whole.float())
+
+
 def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTrainedModel) -> None:
     native, ids = NativeModel(model), tokens(model, 30)
     cache, context = native.new_cache(64), ids[:20]

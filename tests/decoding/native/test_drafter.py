@@ -12,6 +12,7 @@ from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adaptation import NativeLayer
+from backend.drafters.adapted import collect_states
 from backend.drafters.config import ARMS, DrafterConfig
 from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
@@ -60,6 +61,18 @@ def test_its_drafts_are_those_of_its_weights(arm: str) -> None:
         alike += sum(a == b for a, b in zip(one, other, strict=True))
         count += len(one)
     assert alike > 0.9 * count  # rounded to 8 bits
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, None])
+@torch.inference_mode()
+def test_the_states_it_starts_from_are_those_of_pytorch(block: int | None) -> None:
+    target, texts = opened(), [torch.arange(3, 73), torch.arange(90, 130)]
+    assert target.native
+    found = collect_states(target, texts, block)
+    target.native = None
+    expected = collect_states(target, texts, block)
+    for name in ("hidden", "embedded", "stream"):
+        assert distance(getattr(found, name), getattr(expected, name)) < 0.05
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -140,6 +140,26 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
         assert engine.status().memory <= blocks * engine._passes.block_size
 
 
+def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open) -> None:
+    """Of one that begins again, too."""
+    engine, prompts = opened(blocks=7), [prompt_of(10 + 3 * n, n) for n in range(6)]
+    seen: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
+
+    def observe(of: list[tuple[int, int, list[int]]], start: int, *read: Tensor) -> None:
+        of.append((start, len(read[0]), read[1].argmax(-1).tolist()))
+
+    asked = zip(prompts, seen, strict=True)
+    answers = [ask(engine, p, 60, observe=partial(observe, of)) for p, of in asked]
+    for prompt, answer, of in zip(prompts, answers, seen, strict=True):
+        answer.wait()
+        last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it began again
+        starts, lengths, best = zip(*of[last:], strict=True)
+        assert [*starts] == [sum(lengths[:n]) for n in range(len(starts))]
+        assert sum(lengths) == len(prompt) + len(answer.tokens) - 1
+        assert [token for each in best for token in each] == answer.tokens
+    assert any(start == 0 for of in seen for start, *_ in of[1:])
+
+
 def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
     engine, ends = opened(), list[str]()
     stays = ask(engine, prompt_of(20, 1), 200)
