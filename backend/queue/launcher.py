@@ -227,6 +227,7 @@ def spare_request(job: Job | None) -> LaunchRequest:
     """The request of a process for a job whose attempt is still to be claimed, or for one that is
     still to be added, as by who has woken this process."""
     stored = job.environment if job else {}
+    check_intact(stored, "The environment")
     frozen, submitted = stored.get("settings", {}), stored.get(VARIABLES, submission_variables())
     environment, _ = job_environment(frozen, submitted)
     return LaunchRequest(0, (*RUN, "--spare"), environment, log="", folder=str(CODE))

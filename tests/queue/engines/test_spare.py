@@ -63,6 +63,13 @@ def spare_pid(engine: LocalEngine) -> int:
     return engine._spare._child.pid
 
 
+def kill_spare(engine: LocalEngine) -> None:
+    """Kill it, and wait until it is dead: until then it can be told something."""
+    assert engine._spare is not None
+    engine._spare._child.kill()
+    engine._spare._child.wait()
+
+
 def test_it_is_told_its_attempt_its_log_and_its_gpus(
     engine: LocalEngine, request_of: LaunchRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +96,7 @@ def test_where_it_does_not_fit_a_process_is_started_for_the_run(
     elif why == "code":
         (tmp_path / "jobs" / "new.py").touch()
     else:
-        os.kill(before, signal.SIGKILL)
+        kill_spare(engine)
     pid, printed = launched(engine, asked)
     assert pid != before and printed == " None\n"
 
@@ -115,8 +122,8 @@ def test_there_is_one_where_there_is_memory_and_none_after_its_death(
     assert engine._spare is None
     available = 2e9
     engine.prepare(mine, start=True)
-    os.kill(spare_pid(engine), signal.SIGKILL)
-    until(lambda: engine._spare is None, meanwhile=lambda: engine.prepare(mine, start=True))
+    kill_spare(engine)
+    engine.prepare(mine, start=True)
     engine.prepare(mine, start=True)
     assert engine._spare is None  # it would die again
 
@@ -143,7 +150,11 @@ def test_it_is_there_for_a_run_that_starts_soon(queue: Path) -> None:
             session.get_one(Job, first).eta_s = left
         loop.prepare()
         assert engine.asked == (True, starts)
-    service.cancel(second, HOST)
+    with writing() as session:
+        session.get_one(Job, second).environment = {"settings": 5}
+    loop.prepare()
+    assert engine.asked == (False, False)
+    assert [queries.job(n).state for n in (first, second)] == [State.RUNNING, State.FAILED]
     assert loop.prepare() and engine.asked == (False, False)  # the slot is taken
 
 
@@ -190,10 +201,12 @@ def test_killed_around_its_start_the_run_is_carried_out_once(
     loop.engine.prepare(spare_request(job), start=True)
     pid = spare_pid(loop.engine)
     os.kill(pid, signal.SIGSTOP)  # so that it reads nothing
-    if moment == "after":
+    if moment == "before":
+        kill_spare(loop.engine)
+    else:
         loop.turn()
         assert process_of(job.id).pid == pid
-    os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert len(queries.attempts(job.id)) == (2 if moment == "after" else 1)
     assert curve(job.id, "count") == [0, 1]
