@@ -206,12 +206,12 @@ class Kind:
         return values
 
 
-def load_work(name: str) -> Callable[[Any, Any], None]:
-    """Import "module:function", the `run` or `follow` of a kind: `run(config, context)`."""
+def load_work(name: str) -> Callable[..., Any]:
+    """Import "module:function", such as the `run` or `follow` of a kind: `run(config, context)`."""
     module, _, function = name.partition(":")
-    gc.disable()  # nothing that torch and transformers import is garbage: a second less
+    gc.disable()  # nothing that torch, transformers and Gradio import is garbage: a second less
     try:
-        loaded: Callable[[Any, Any], None] = getattr(importlib.import_module(module), function)
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
         gc.freeze()  # nor will it be: later collections need not look through it
     finally:
         gc.enable()
