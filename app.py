@@ -20,14 +20,14 @@ from backend.store.file_modes import restrict_access
 from backend.store.migrate import other_version, upgrade
 from jobs.cli.console import in_one_line
 from jobs.imported import check_row
-from ui.app import serve
-from ui.security.auth import host_link
+from jobs.kind import load_work
 from ui.security.connections import raise_file_limit
 from ui.security.log_throttle import throttle_logs
 
 log = logging.getLogger("slimscope")
 UVICORN_FORMATS = ("default", "access")
 LOOK_S = 5.0
+SERVE, HOST_LINK = "ui.app:serve", "ui.security.auth:host_link"  # they import Gradio: three seconds
 
 
 def main() -> None:
@@ -43,13 +43,14 @@ def main() -> None:
         upgrade()
         if here.examples:
             install_examples(check_row)
+    serve = load_work(SERVE)
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     for name in unknown_variables():
         print(f"{name} is no setting and has no effect: see docs/operations.md", flush=True)
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     if here.shared:
-        print(f"Its host, and nobody else, opens {host_link(here.port)}", flush=True)
+        print(f"Its host, and nobody else, opens {load_work(HOST_LINK)(here.port)}", flush=True)
     print("Ctrl+C ends the dashboard; runs go on.", flush=True)
     serve(here)
 

@@ -206,12 +206,13 @@ class Kind:
         return values
 
 
-def load_work(name: str) -> Callable[[Any, Any], None]:
-    """Import "module:function", the `run` or `follow` of a kind: `run(config, context)`."""
+def load_work(name: str) -> Callable[..., Any]:
+    """Import "module:function", such as the `run` or `follow` of a kind: `run(config, context)`."""
     module, _, function = name.partition(":")
-    gc.disable()  # nothing that torch and transformers import is garbage: a second less
+    gc.disable()  # nothing that torch, transformers and Gradio import is garbage: a second less
     try:
-        loaded: Callable[[Any, Any], None] = getattr(importlib.import_module(module), function)
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        gc.freeze()  # nor will it be: later collections need not look through it
     finally:
         gc.enable()
     return loaded
@@ -220,9 +221,9 @@ def load_work(name: str) -> Callable[[Any, Any], None]:
 @lru_cache
 def kinds() -> dict[str, Kind]:
     """All kinds by name: built-in ones in their order, then those of `SLIMSCOPE_PLUGINS`."""
-    built_in = sorted(_built_in(), key=lambda kind: (kind.order, kind.name))
+    ours = sorted(built_in(), key=lambda kind: (kind.order, kind.name))
     plugins = (kind for module in settings().plugins for kind in _plugin_kinds(module))
-    return {kind.name: kind for kind in (*built_in, *plugins)}
+    return {kind.name: kind for kind in (*ours, *plugins)}
 
 
 def _plugin_kinds(module: str) -> Sequence[Kind]:
@@ -238,7 +239,7 @@ def _plugin_kinds(module: str) -> Sequence[Kind]:
     return found
 
 
-def _built_in() -> Iterator[Kind]:
+def built_in() -> Iterator[Kind]:
     """The `KIND` of every folder of `jobs` that has a `kind.py`."""
     for file in Path(__file__).parent.glob("*/kind.py"):
         yield importlib.import_module(f"jobs.{file.parent.name}.kind").KIND

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from backend.statistics.paired import PairedRatio
+from backend.statistics.ratio import PairedRatio
 
 SCALARS = (str, int, float, type(None))
 HAS = "has a perplexity"

@@ -50,6 +50,9 @@ class ForkEngine(LocalEngine):
 
     again = True
 
+    def prepare(self, *_: object) -> None:
+        """Forks have imported everything."""
+
     def launch(self, launch: LaunchRequest) -> Ref:
         with reading() as session:
             attempt = session.get_one(Attempt, launch.attempt_id)

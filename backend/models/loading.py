@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.catalogue import inspect, materialise
+from backend.models.sources.catalogue import inspect, materialise, stamp
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
@@ -142,16 +143,26 @@ def refusing(
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of a model. Raises ModelError: it is missing, damaged, or has
-    tokens without an embedding."""
+    """The tokenizer in the folder of a model; the same one again if it was the last to be read, and
+    no file has changed. Raises ModelError: it is missing, damaged, or has tokens without an
+    embedding."""
     do = "Copy the tokenizer of the original model."
     with refusing(facts, "transformers cannot read its tokenizer", do):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        ids = set(tokenizer.get_vocab().values()) - special
-        tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
-    check_ids(folder, max(ids, default=-1), facts.vocabulary)
+        tokenizer, largest = _read_tokenizer(folder, stamp(folder))
+    check_ids(folder, largest, facts.vocabulary)
     return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _read_tokenizer(
+    folder: Path, stamped: tuple[object, ...]
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """A tokenizer that has read a text, and the largest id that is not of a special token."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = set(tokenizer.get_vocab().values()) - special
+    tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
+    return tokenizer, max(ids, default=-1)
 
 
 def _whole(

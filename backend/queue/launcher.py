@@ -53,6 +53,7 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
 VARIABLES = "variables"  # of the submission, in the environment of a job
 NICE = 10  # of a job beside the slots
+RUN = (sys.executable, "-m", "jobs.runtime.main")
 NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 CODE = Path(__file__).resolve().parents[2]
 
@@ -107,6 +108,22 @@ class FolderProcess:
             return
         child = started(self.module, self.lock_path().with_suffix(".log"))
         self._started[root] = (child, now)
+
+    def call(self) -> None:
+        """Let the process know that something is about to be asked of it."""
+        self._call_path().parent.mkdir(parents=True, exist_ok=True)
+        self._call_path().touch(mode=0o600)
+
+    def is_called(self) -> bool:
+        """Whether `call` was called since this was asked last."""
+        try:
+            self._call_path().unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _call_path(self) -> Path:
+        return self.lock_path().with_suffix(".called")
 
 
 def started(module: str, log: Path) -> subprocess.Popen[bytes]:
@@ -206,13 +223,23 @@ def _fingerprint(token: str | None) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest()[:FINGERPRINT] if token else None
 
 
+def spare_request(job: Job | None) -> LaunchRequest:
+    """The request of a process for a job whose attempt is still to be claimed, or for one that is
+    still to be added, as by who has woken this process."""
+    stored = job.environment if job else {}
+    check_intact(stored, "The environment")
+    frozen, submitted = stored.get("settings", {}), stored.get(VARIABLES, submission_variables())
+    environment, _ = job_environment(frozen, submitted)
+    return LaunchRequest(0, (*RUN, "--spare"), environment, log="", folder=str(CODE))
+
+
 def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -> LaunchRequest:
     """The request of an attempt that has just been claimed, with its slot. `remote`: it runs on a
     machine that gets nothing of the environment of this one, and writes its log by itself."""
     check_intact(job.config)
     check_intact(job.environment, "The environment")
     frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
-    argv = [sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)]
+    argv = [*RUN, "--attempt", str(attempt.id)]
     log, missing = log_file(job.run, attempt.n), list[str]()
     if remote:
         environment = node_environment(frozen, submitted)

@@ -95,6 +95,15 @@ def status() -> QueueStatus:
     return QueueStatus(live, waiting, states, alive, now, silent)
 
 
+def next_start() -> tuple[list[float], Job | None]:
+    """Seconds that are left of each run at work, infinite where that is not known, and the run that
+    waits for a slot, or for one of them, and comes first."""
+    with reading() as session:
+        left = session.scalars(select(Job.eta_s).where(Job.state.in_([*LIVE]))).all()
+        first = session.scalar(launch_order(database_ms(session)).limit(1))
+    return [math.inf if seconds is None else seconds for seconds in left], first
+
+
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
     open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())

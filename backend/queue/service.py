@@ -129,6 +129,15 @@ def enqueue_all(
     return jobs
 
 
+def expect_run(actor: Actor) -> None:
+    """Let the process of a run be ready when the actor, who is about to add one, has done so.
+    Raises ForbiddenError: the actor may not."""
+    permissions.require_adding(actor)
+    if settings().engine == "local":
+        SUPERVISOR.call()
+        wake_supervisor()
+
+
 def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
     """The settings and variables a run will find, and the sizes of its files."""
     frozen = parent.environment.get("settings") if parent else None

@@ -26,7 +26,7 @@ from backend.queue.artifacts import delete_folder, work_folder
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LocalEngine
-from backend.queue.launcher import SUPERVISOR, launch_request
+from backend.queue.launcher import SUPERVISOR, launch_request, spare_request
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
@@ -50,6 +50,7 @@ SAID_MS = 30_000  # after its outcome a process has nothing more to do
 LEAVING_MS = 60_000  # a process takes to leave
 CLEARED = 1000  # runs that ended last
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
+SOON_S = 30.0  # until the next run, for which a process is made ready
 
 
 class SupervisorLoop:
@@ -64,7 +65,7 @@ class SupervisorLoop:
         self._room, self._slots = Room(0, known=False), 0
         self._lanes = (Lane.SLOTS,) if engine.remote else (Lane.SLOTS, Lane.QUICK)
         self.host = platform.node()
-        self._beat_at = self._shrunk_at = -math.inf
+        self._beat_at = self._shrunk_at = self._called_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
         self._began: dict[int, float] = {}  # attempt -> time its process began
         self._make_room()
@@ -102,6 +103,26 @@ class SupervisorLoop:
         with reading() as session:
             active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
             return session.scalar(active) is not None
+
+    def prepare(self) -> bool:
+        """Have a process of this machine ready for the run that starts next; return whether a
+        person is about to add one.
+
+        It imports what it needs beside the runs at work, so only where that is of use: a run waits,
+        and one at work has less than `SOON_S` left; or a place is free, and a person writes a new
+        run. It stays for as long as the run waits, or the person was there within `idle_exit`."""
+        now = time.monotonic()
+        if SUPERVISOR.is_called():
+            self._called_at = now
+        is_called = now - self._called_at < settings().idle_exit
+        if isinstance(self.engine, LocalEngine):
+            left, job = scheduling.next_start()
+            is_asked = is_called and len(left) < self._room.places
+            launch = None
+            with lifecycle.failing_alone(job.id if job else None):
+                launch = spare_request(job) if is_asked or (job and left) else None
+            self.engine.prepare(launch, is_asked or min(left, default=math.inf) < SOON_S)
+        return is_called
 
     def _beat(self) -> None:
         """Write the heartbeat, and checkpoint the write-ahead log."""
@@ -331,6 +352,8 @@ def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
                 if why := other_version():
                     log.warning(why)
                     return
+                if lead.is_held() and loop.prepare():
+                    busy_at = time.monotonic()
             if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
         except Exception as error:

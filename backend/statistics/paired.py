@@ -8,30 +8,16 @@
 Texts differ far more from each other than models do on the same text, so this tells models apart
 that their standard errors do not. Models whose interval holds 1 are not significantly different."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from backend.statistics.ratio import PairedRatio
+
 WINDOW_LOSSES = "window_losses"  # the profile of a run's stage that holds nll_i
 DRAWS, MIN_WINDOWS = 10_000, 5
 LOW_QUANTILE, HIGH_QUANTILE = 0.025, 0.975
-
-
-@dataclass(frozen=True)
-class PairedRatio:
-    """Ratio of two perplexities on the same windows, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    windows: int
-
-    @property
-    def told_apart(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return not self.low <= 1 <= self.high
 
 
 def paired_ratio(one: ArrayLike, other: ArrayLike) -> PairedRatio | None:

@@ -106,7 +106,10 @@ class JobContext:
         self, done: float, total: float, stage: str, phase_end: float | None = None
     ) -> None:
         """How far the job is; `phase_end`: where its current phase ends, in units of `total`."""
+        is_awaited = not self._progress.is_under_way  # by people, who see little else yet
         self._progress.report(done, total, stage, total if phase_end is None else phase_end)
+        if is_awaited:
+            self._figures.ask()
 
     def metric(self, key: MetricKey, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -256,9 +256,7 @@ class FigureBuffer:
     def _await_turn(self) -> bool:
         """Whether the thread that serves has written all rows."""
         with self._turn:
-            self._asked, self._failure = self._asked + 1, None
-            mine = self._asked
-            self._turn.notify_all()
+            self._failure, mine = None, self.ask()
             answered = self._turn.wait_for(
                 lambda: (
                     self._served >= mine
@@ -276,6 +274,13 @@ class FigureBuffer:
         if not answered:
             self._note_away(f"the database has not answered for {TURN_S:g} s")
         return done
+
+    def ask(self) -> int:
+        """Let the thread that serves write at once; returns what `_served` is then, or more."""
+        with self._turn:
+            self._asked += 1
+            self._turn.notify_all()
+            return self._asked
 
     def serve(self, is_closed: Callable[[], bool], look: Callable[[], None]) -> None:
         """Write what is there once a second, and at once where somebody waits for it, until it is

@@ -1,6 +1,7 @@
 """Models and texts of a job, loaded by its process and recorded in its environment."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalogue import local_folder, materialise
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import (
@@ -151,10 +152,17 @@ def load_evaluation_text(
 ) -> slices.TextSlice:
     """The evaluation slice for the tokenizer of model `spec`; records it. To be called before the
     model is loaded: where the text is too short, the run ends at once."""
-    folder = materialise(resolve_model(spec).source, context.log)
+    source = resolve_model(spec).source
+    folder = local_folder(source) or materialise(source, context.log)
     facts = resolve_model(spec).facts  # again: setting up a model gives more precise facts
     corpus, length = evaluation_name(config, facts.default_text), context_length(config, facts)
-    text = slices.evaluation_slice(corpus, load_tokenizer(folder, facts), config.windows, length)
+    with ThreadPoolExecutor(1) as beside:
+        check = beside.submit(materialise, source, context.log)  # which sums up all its files
+        try:
+            tokenizer = load_tokenizer(folder, facts)
+            text = slices.evaluation_slice(corpus, tokenizer, config.windows, length)
+        finally:
+            check.result()  # where a file has changed, that is what is said
     record_texts({"evaluation": text}, context)
     return text
 

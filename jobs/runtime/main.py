@@ -1,9 +1,12 @@
-"""The process of one attempt: `python -m jobs.runtime.main --attempt ID`.
+"""The process of one attempt: `python -m jobs.runtime.main --attempt ID`. One started ahead of its
+attempt, with `--spare`, imports what runs need, and then reads which it is.
 
 Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 """
 
 import argparse
+import importlib
+import json
 import os
 import signal
 import sys
@@ -21,19 +24,28 @@ from backend.store.json_column import check_intact
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job
-from jobs.kind import kind_named, load_work
+from jobs.kind import built_in, kind_named, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.followers import followers
 from jobs.runtime.progress import limit_memory
 
+# of a common model, and with it what transformers imports when it reads any
+LATE_MODULES = ("transformers.models.llama.modeling_llama",)
+
 
 def main() -> int:
     """Claim the attempt, run its job, and record how it ended."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--attempt", type=int, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--attempt", type=int)
+    which.add_argument("--spare", action="store_true", help="the rest comes on the standard input")
     parser.add_argument("--log", type=Path, help="below the artefacts; else where output goes to")
     given = parser.parse_args()
+    if given.spare:
+        if (arguments := await_attempt()) is None:
+            return Exit.DONE
+        given = parser.parse_args(arguments)
     if given.log:
         write_output_to(settings().artifacts / given.log)
     limit_memory(settings().job_gb)
@@ -55,6 +67,23 @@ def main() -> int:
         with suppress(OSError):  # the disk may have no room for it
             traceback.print_exc()
         return away_code(error)
+
+
+def await_attempt() -> list[str] | None:
+    """Import what runs of every kind need, and wait for the arguments of an attempt; None: there
+    will be none. Plugins are imported by their runs alone."""
+    for kind in built_in():
+        load_work(kind.run)
+    for module in LATE_MODULES:
+        importlib.import_module(module)
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return None
+    task = json.loads(line)
+    os.environ |= task["environment"]
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+    arguments: list[str] = task["arguments"]
+    return arguments
 
 
 def away_code(error: OperationalError) -> Exit:

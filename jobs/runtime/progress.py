@@ -47,6 +47,11 @@ class Progress:
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
         self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether something is done."""
+        return self._done > 0
+
     def include(self, *pids: int) -> None:
         """Count the memory of these processes, too. Another thread may be reading: a new dict."""
         self._peaks = self._peaks | dict.fromkeys(map(str, pids), 0)

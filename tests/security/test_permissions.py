@@ -13,6 +13,7 @@ from backend.settings import settings
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
 from jobs.cli.app import main
+from ui import app as pages
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,9 @@ def start_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Does all that `python app.py` does, but for serving."""
     monkeypatch.setenv("SLIMSCOPE_PORT", "0")
     settings.cache_clear()
-    for name in ("serve", "throttle_logs", "raise_file_limit", "keep_supervised"):
+    for name in ("throttle_logs", "raise_file_limit", "keep_supervised"):
         monkeypatch.setattr(app, name, lambda *_: None)
+    monkeypatch.setattr(pages, "serve", lambda _: None)
     app.main()
 
 

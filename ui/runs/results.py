@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.models.sources.spec import TOY
-from backend.statistics.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
+from backend.statistics.paired import WINDOW_LOSSES, paired_ratio
+from backend.statistics.ratio import PairedRatio
 from backend.store import queries, tensors
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime

@@ -161,7 +161,7 @@ def _examined(spec: str, title: str, origin: str, licence: str) -> CatalogueEntr
     has not been converted is examined when it is chosen: parsing it takes a process."""
     path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
-    refused, note = ("", "") if pending or path is None else _looked_at(spec, _stamp(path))
+    refused, note = ("", "") if pending or path is None else _looked_at(spec, stamp(path))
     return CatalogueEntry(spec, title, note, origin, licence, not refused, refused)
 
 
@@ -177,7 +177,7 @@ def _looked_at(spec: str, stamp: tuple[object, ...]) -> tuple[str, str]:
         return f"{error}.", ""
 
 
-def _stamp(path: Path) -> tuple[object, ...]:
+def stamp(path: Path) -> tuple[object, ...]:
     """What changes when a model's files do."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -3,21 +3,28 @@ boot id and start tick, so a restarted supervisor finds its jobs again and never
 pid for a job."""
 
 import contextlib
+import math
 import os
 import platform
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from backend.models.memory import memory_available
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref, Room
+from backend.queue.engines.spare import GPUS, SpareProcess
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
 
 DEVICES = Path("/dev")  # where the driver lists the GPUs as nvidia0, nvidia1, …
+# bytes of memory available; a spare process takes 0.4e9 of them
+TO_START_SPARE, TO_KEEP_SPARE = 1.5e9, 0.5e9
+NEXT_SPARE_S = 60.0  # after one that died by itself
 
 
 class LocalEngine:
@@ -30,6 +37,8 @@ class LocalEngine:
         self.host = platform.node()
         self._slots = slots
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._spare: SpareProcess | None = None
+        self._no_spare_before = -math.inf
 
     def room(self) -> Room:
         return Room(self._slots)
@@ -37,27 +46,58 @@ class LocalEngine:
     def reference(self, launch: LaunchRequest) -> None:
         """The kernel numbers a process when it starts."""
 
+    def prepare(self, launch: LaunchRequest | None, start: bool) -> None:
+        """Keep the spare process if it fits this launch, of no attempt yet, and `start` one if
+        there is none. None: there is to be none. Nor is there one where memory is short."""
+        if self._spare and not self._spare.is_alive():
+            self._drop_spare()
+            self._no_spare_before = time.monotonic() + NEXT_SPARE_S
+        if self._spare:
+            if launch is None or not self._spare.fits(launch) or memory_available() < TO_KEEP_SPARE:
+                self._drop_spare()
+            return
+        may_start = start and time.monotonic() > self._no_spare_before
+        if launch and may_start and memory_available() > TO_START_SPARE:
+            self._spare = SpareProcess(launch)
+
+    def _drop_spare(self) -> None:
+        if self._spare:
+            self._spare.end()
+        self._spare = None
+
     def launch(self, launch: LaunchRequest) -> Ref:
+        environment = {**launch.environment, **visible_gpu(launch, self._slots)}
         log = Path(launch.log)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            child = subprocess.Popen(
+            child = self._from_spare(launch, environment) or subprocess.Popen(
                 launch.argv,
                 cwd=launch.folder,
-                env={**launch.environment, **visible_gpu(launch, self._slots)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self._children[child.pid] = child
-        if cores := cores_of(launch, self._slots):
-            with contextlib.suppress(psutil.Error, AttributeError):  # macOS cannot pin
-                psutil.Process(child.pid).cpu_affinity(cores)
-        if launch.nice:
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(child.pid).nice(launch.nice)
+        place(child.pid, cores_of(launch, self._slots), launch.nice)
         return reference(child.pid)
+
+    def _from_spare(
+        self, launch: LaunchRequest, environment: dict[str, str]
+    ) -> subprocess.Popen[bytes] | None:
+        """The spare process, which carries out a launch from now on; None if there is none that
+        fits and has the code of now. One that dies at this moment has not begun, or its attempt
+        ends as any other whose process dies at its start."""
+        spare = self._spare
+        if spare is None or not spare.fits(launch):
+            return None
+        self._spare = None
+        with contextlib.suppress(OSError):
+            if spare.is_current():
+                return spare.hand_over(launch, environment.get(GPUS))
+        spare.end()
+        return None
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
         return [self._poll(ref) for ref in refs]
@@ -116,6 +156,19 @@ def cores_of(launch: LaunchRequest, slots: int) -> list[int]:
     if slots == 1 or not share or max(launch.threads, settings().threads) > share:
         return []
     return cores[launch.slot * share : (launch.slot + 1) * share]
+
+
+def place(pid: int, cores: list[int], nice: int) -> None:
+    """Give a process these cores, and let it stand back for others; imports may have left it with
+    threads, each of which the kernel places by itself. None of them is lost: those that the first
+    starts meanwhile follow it."""
+    threads = [pid, *(int(each.name) for each in Path(f"/proc/{pid}/task").glob("*"))]
+    for thread in threads:
+        with contextlib.suppress(OSError, AttributeError):  # it has ended; macOS cannot pin
+            if nice:
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
+            if cores:
+                os.sched_setaffinity(thread, cores)
 
 
 def reference(pid: int) -> Ref:

@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from backend.statistics.paired import PairedRatio, paired_ratio
+from backend.statistics.paired import paired_ratio
+from backend.statistics.ratio import PairedRatio
 from jobs.dlqat import kind as dlqat
 from jobs.evaluation import kind as evaluation
 from jobs.sds import kind as sds

@@ -7,12 +7,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from backend.queue.launcher import SUPERVISOR
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.kind import Kind, kinds
 from tests.ui.lab import GUEST, HOST, asked
+from ui.frame import current_user
 from ui.pages.new_run import page as launch
 from ui.pages.new_run import preview
 from ui.runs import choices
@@ -167,6 +169,12 @@ def test_guests_find_the_button_off_with_the_reason_and_are_refused(sds: Kind) -
     said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
     assert error is not None and "may not" in said["value"]
     assert len(queries.jobs()) == 5
+
+
+def test_who_writes_a_run_is_expected_and_who_reads_is_not(sds: Kind) -> None:
+    for request, is_expected in ((asked(GUEST), False), (asked(), True)):
+        preview.preview_for(current_user(request), sds, TOY)
+        assert SUPERVISOR.is_called() == is_expected
 
 
 def test_recipes_and_presets_say_what_they_set_and_leave_the_rest(sds: Kind) -> None:

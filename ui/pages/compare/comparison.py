@@ -10,7 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.metric_key import MetricKey
-from backend.statistics.paired import PairedRatio, paired_ratio
+from backend.statistics.paired import paired_ratio
+from backend.statistics.ratio import PairedRatio
 from backend.store.queries import StoredResult
 from jobs.metrics import (
     PEAK,

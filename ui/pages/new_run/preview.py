@@ -7,7 +7,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import RateLimitError, SlimscopeError
-from backend.queue import permissions, rate_limit, scheduling
+from backend.queue import permissions, rate_limit, scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited
 from backend.store import queries
@@ -39,6 +39,7 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
         rate_limit.count_preview(user)
     except RateLimitError as error:
         return HTML.preview(command, error), 0, error, {}
+    service.expect_run(user)
     return preview_of(kind, values, pairs)
 
 
