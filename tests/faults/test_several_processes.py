@@ -25,7 +25,7 @@ DLQAT = {
     **test_dlqat.SMALL, "steps": 100, "processes": 2, "stages": "dlqat",
     "start": "rounded", "windows": 2, "sample_tokens": 0,
 }  # fmt: skip
-DRAFTER = {**test_amphista.SMALL, "answers": 32, "steps": 40}
+DRAFTER = {**test_amphista.SMALL, "answers": 32, "steps": 60, "batch": 16}
 
 
 def losses(run: int, name: str) -> dict[int, float]:
