@@ -20,7 +20,7 @@ GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram mat
 DECODE_COST = 4.0  # FLOPs of a token decoded alone, over those of one read in a batch
 STATISTICS_FLOPS = 700.0  # of one weight: it is sorted and counted
 ADAM_BYTES = 16  # of a trained parameter: itself, its gradient, two moments
-FLOPS_PER_THREAD = 40e9  # measured on two cores with bfloat16 units; used until a run has finished
+FLOPS_PER_THREAD = 90e9  # measured on two cores with bfloat16 units; used until a run has finished
 RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those nearest in size of them
 START_S = 6.0  # to start a process and import torch
 
