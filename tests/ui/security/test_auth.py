@@ -304,7 +304,8 @@ def test_a_guests_run_has_to_be_small(
 def test_a_guests_run_has_to_have_an_end_that_can_be_told(
     open_to_guests: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = add(open_to_guests(OTHER), base="alps", reconstruct=50, segments=16384)
+    set_up(monkeypatch, GUEST_SECONDS="60")
+    slow = add(open_to_guests(OTHER), base="alps", reconstruct=50, segments=4096)
     assert slow.status_code == 403 and "the limit is" in slow.json()["why"]
     _, cost = submit.checked("evaluation", {"model": "toy"})
     permissions.require_small(Actor("guest-1", "guest"), cost)
