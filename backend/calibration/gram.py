@@ -38,7 +38,8 @@ def is_fast(x: Tensor) -> bool:
 def add_gram(H: Tensor, x: Tensor) -> None:
     """Add x^T x to H [in, in], on and above the diagonal. `x`: [tokens, in], see `is_fast`."""
     library, inputs = _library(), x.shape[-1]
-    if library is None or x.dim() != 2 or H.shape != (inputs, inputs) or not H.is_contiguous():
+    fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
+    if library is None or not fits or (x.dtype, H.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
     panel, parts = library.slimscope_gram_panel(), torch.get_num_threads()
     panels = -(-inputs // panel)

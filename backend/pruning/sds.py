@@ -169,7 +169,7 @@ def run_sds(
         with suppress(Exception):  # what is finished is stored, whatever ended the run
             run.settle()
         statistics.shutdown(cancel_futures=True)
-    losses = _heldout_losses(run, checkpoints, reader or _OwnReader(run))
+    losses = _read_stages(run, checkpoints, reader or _OwnReader(run))
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
     kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
@@ -179,11 +179,11 @@ def run_sds(
     return _summary(reports, kept, losses, run.timed.seconds, warnings)
 
 
-def _heldout_losses(
+def _read_stages(
     run: SDSRun, checkpoints: Checkpoints, reader: StageReader
 ) -> dict[SDSStage, list[float]]:
-    """The losses of every stage on the held-out windows, empty without windows; what else is to be
-    read of a stage is read meanwhile."""
+    """Install one stage after the other, and measure each; their losses on the held-out windows,
+    empty without windows."""
     losses: dict[SDSStage, list[float]] = {}
     for stage in run.plan.stages:
         run.safe_point()

@@ -57,7 +57,7 @@ def run(config: SDSJob, context: JobContext) -> None:
 
 @dataclass(frozen=True)
 class StageQuality:
-    """Reads held-out and evaluation text of a stage with what its weights are laid out for once."""
+    """Reads held-out and evaluation text of a stage by one layout of its weights."""
 
     quality: Quality
     phases: Phases

@@ -52,3 +52,12 @@ def test_inputs_that_are_not_finite_are_seen() -> None:
 def test_shapes_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         gram.add_gram(torch.zeros(4, 4), torch.ones(shape, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("of_inputs", "of_gram"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)],
+)
+def test_other_precisions_are_refused(of_inputs: torch.dtype, of_gram: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        gram.add_gram(torch.zeros(4, 4, dtype=of_gram), torch.ones(3, 4, dtype=of_inputs))
