@@ -1,5 +1,6 @@
 """Settings of SDS: the source of form, CLI, API and stored record. Does not import torch."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -60,6 +61,13 @@ STAGE_LABELS: dict[str, str] = {
     SDSStage.FIRST_BLOCKS: "First pruning, blocks reconstructed",
     SDSStage.SDS_BLOCKS: "SDS, blocks reconstructed",
 }
+
+
+def judged(stages: Collection[SDSStage]) -> list[SDSStage]:
+    """Those of `stages` that held-out text is read by: the ones that can be kept, if there is a
+    choice, and their control."""
+    kept = [stage for stage in stages if stage in CANDIDATES]
+    return [x for x in stages if x in (*kept, SDSStage.CONTROL)] if len(kept) > 1 else []
 
 
 STEP_LABELS: dict[str, str] = {  # part of stored metric names

@@ -36,7 +36,7 @@ from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.precision import resolve_dtype
 from backend.pruning.block_work import SDSRun
-from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage
+from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
 from backend.pruning.owl import block_shares
 from backend.pruning.passes import (
     BlockPass,
@@ -96,7 +96,7 @@ class SDSResult:
 
     kept: SDSStage  # the stage that the model now holds
     reason: str  # why it is kept
-    # stage -> mean loss on the held-out windows, nats per token; empty without them
+    # stage of those `judged` -> mean loss on the held-out windows, nats per token
     heldout: dict[SDSStage, float]
     # stage -> relative output error, mean over all linears. The two passes measure on different
     # inputs: compare stages within a pass only
@@ -182,19 +182,22 @@ def run_sds(
 def _read_stages(
     run: SDSRun, checkpoints: Checkpoints, reader: StageReader
 ) -> dict[SDSStage, list[float]]:
-    """Install one stage after the other, and measure each; their losses on the held-out windows,
-    empty without windows."""
+    """Install one stage after the other, and measure each; the losses of those `judged` on the
+    held-out windows, empty without windows."""
     losses: dict[SDSStage, list[float]] = {}
+    read = judged(run.plan.stages) if len(run.heldout) else []
     for stage in run.plan.stages:
         run.safe_point()
-        if len(run.heldout) or reader.is_missing(stage):
+        missing = reader.is_missing(stage)
+        if missing or stage in read:
             install(run.model, checkpoints, stage)
-        if len(run.heldout):
+        if stage in read:
             with run.timed("heldout"):
                 losses[stage] = reader.losses(stage, run.heldout)
             _require_finite(stage, losses[stage])
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        reader.measure(stage)
+        if missing:
+            reader.measure(stage)
     return losses
 
 

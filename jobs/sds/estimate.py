@@ -7,7 +7,7 @@ from backend.errors import ConfigError
 from backend.export.sizes import dense_bytes
 from backend.models import memory
 from backend.models.facts import ModelFacts
-from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage
+from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage, judged
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
 from jobs.fields.models import resolve_model
@@ -76,10 +76,11 @@ def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict
     seen = (2 + 3 * config.reconstruct) * calibration + 2 * heldout
     reconstructed = made * 2.0 * weights * seen
     token = 2.0 * (weights + facts.vocabulary * facts.hidden)
+    judging = len(judged(plan.stages)) * heldout
     return {
         "dense": token * evaluation,
         "prune": passes * (2.0 * weights + grams) * calibration + steps * solve + reconstructed,
-        "evaluate": token * (len(plan.stages) * (evaluation + heldout) - evaluation),
+        "evaluate": token * ((len(plan.stages) - 1) * evaluation + judging),
     }
 
 

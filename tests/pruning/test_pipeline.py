@@ -15,7 +15,7 @@ from backend.calibration.second_moments import InputStatistics
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.blocks import block_linears
-from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.config import SDSConfig, SDSStage, judged
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
@@ -190,7 +190,8 @@ def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_says_what_was_kept(name: str, finished) -> None:
     result = finished[name]["result"]
-    assert result.heldout.keys() == set(MADE)
+    unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither can be kept
+    assert result.heldout.keys() == {*MADE} - unjudged
     assert result.kept == SDSStage.SDS
     assert result.heldout[SDSStage.SDS] <= result.heldout[SDSStage.SECOND]
     share = Pattern.parse(name.split()[1]).drop
@@ -287,7 +288,7 @@ def test_a_run_may_end_with_the_first_pruning(
     model, chosen = toy(), config(until="first", control=control, **few)
     result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
     made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
-    assert chosen.stages == made and list(result.heldout) == made
+    assert chosen.stages == made and not result.heldout  # there is nothing to choose
     assert {s.stage for s in told.snapshots} == set(made)
     assert result.kept == SDSStage.FIRST and told.progressed[-1][0] == told.progressed[-1][1]
     with pytest.raises(NotFoundError):
@@ -307,3 +308,10 @@ def test_without_held_out_segments_the_decision_is_said_to_be_untested(
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert "no text was held out" in result.reason
     assert set(told.lines) == {*result.warnings, result.reason}
+
+
+def test_held_out_text_is_read_where_there_is_a_choice() -> None:
+    dense, first, control, redense, second, sds, *_ = SDSStage
+    assert judged([dense, first, control]) == judged([dense, first]) == []
+    assert judged([dense, first, control, redense, second]) == [first, control, second]
+    assert judged([dense, first, redense, second, sds]) == [first, second, sds]
