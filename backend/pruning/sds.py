@@ -135,48 +135,64 @@ def run_sds(
 
     Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
     CancelledError: cancellation was requested; all finished blocks are stored."""
-    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        what = f"The calibration text has shape {list(calibration.shape)}."
-        why = "Calibration needs at least one segment of two tokens."
-        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
-    linears = _planned(model, plan)
-    store = SDSStageStore(checkpoints)
     heldout = calibration[:0] if heldout is None else heldout
-    texts = torch.cat([calibration, heldout])
-    dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
-    passes = [PASSES[name] for name in plan.passes]
-    units = sum(each.units(config) for each in passes) * len(linears)
-    passing = texts if config.reconstruct else calibration
-    width = model.config.get_text_config().hidden_size
-    needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
-    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
-    new = batches_in(checkpoints.root if on_disk else None)
-    largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
-    statistics = beside(model.device, largest, reporter.log)
-    run = SDSRun(
-        model, calibration, config, plan, dtype, store, reporter, units, new, stored, heldout,
-        statistics,
-    )  # fmt: skip
-    warnings = _calibration_warnings(linears, calibration.numel())
+    run = _begin(model, calibration, heldout, config, plan, checkpoints, reporter, stored)
+    warnings = _calibration_warnings(_planned(model, plan), calibration.numel())
     for text in warnings:
         reporter.log(text)
-    try:
-        for block_pass in passes:
-            block_pass(run).walk(run.blocks)
-            if block_pass is OutlierPass:
-                _allocate(run, linears)
-    finally:
-        with suppress(Exception):  # what is finished is stored, whatever ended the run
-            run.settle()
-        statistics.shutdown(cancel_futures=True)
+    _walk(run)
     losses = _read_stages(run, checkpoints, reader or _OwnReader(run))
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
     kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
     reporter.log(kept.reason)
     install(model, checkpoints, SDSStage(kept.stage))
-    reports = [store.report(name, block) for name in plan.passes for block in range(run.blocks)]
+    reports = [run.store.report(name, n) for name in plan.passes for n in range(run.blocks)]
     return _summary(reports, kept, losses, run.timed.seconds, warnings)
+
+
+def _begin(
+    model: PreTrainedModel,
+    calibration: Tensor,
+    heldout: Tensor,
+    config: SDSConfig,
+    plan: PruningPlan,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    stored: torch.dtype,
+) -> SDSRun:
+    """The run, bound to its checkpoints; see `run_sds`."""
+    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
+        what = f"The calibration text has shape {list(calibration.shape)}."
+        why = "Calibration needs at least one segment of two tokens."
+        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
+    linears = _planned(model, plan)
+    texts = torch.cat([calibration, heldout])
+    dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
+    units = sum(PASSES[name].units(config) for name in plan.passes) * len(linears)
+    passing = texts if config.reconstruct else calibration
+    width = model.config.get_text_config().hidden_size
+    needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
+    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
+    new = batches_in(checkpoints.root if on_disk else None)
+    largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
+    return SDSRun(
+        model, calibration, config, plan, dtype, SDSStageStore(checkpoints), reporter, units, new,
+        stored, heldout, beside(model.device, largest, reporter.log),
+    )  # fmt: skip
+
+
+def _walk(run: SDSRun) -> None:
+    """Make all stages, pass by pass."""
+    try:
+        for block_pass in (PASSES[name] for name in run.plan.passes):
+            block_pass(run).walk(run.blocks)
+            if block_pass is OutlierPass:
+                _allocate(run)
+    finally:
+        with suppress(Exception):  # what is finished is stored, whatever ended the run
+            run.settle()
+        run.statistics.shutdown(cancel_futures=True)
 
 
 def _read_stages(
@@ -220,10 +236,11 @@ def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
     return [linear for linear in linears if linear.name in plan.layers]
 
 
-def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
+def _allocate(run: SDSRun) -> None:
     """Give every block the sparsity that OWL assigns to it, and report it."""
     groups, weights = run.plan.layers, Counter[int]()
-    chosen = [linear for linear in linears if groups[linear.name].allocation == "owl"]
+    planned = _planned(run.model, run.plan)
+    chosen = [linear for linear in planned if groups[linear.name].allocation == "owl"]
     for linear in chosen:
         weights[linear.block] += linear.shape[0] * linear.columns
     outliers = {block: run.store.report(OutlierPass.name, block).outliers for block in weights}

@@ -25,6 +25,8 @@ from jobs.runtime.progress import Phase, Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
 
+LEAST_S = 0.05  # of a step whose time is recorded
+
 
 def run(config: SDSJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
@@ -88,7 +90,8 @@ def record(result: SDSResult, context: JobContext) -> None:
         for stage, value in values.items():
             context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
-        context.step_time(STEP_LABELS[step], seconds)
+        if seconds >= LEAST_S:  # beside the work, statistics are not waited for
+            context.step_time(STEP_LABELS[step], seconds)
     context.keep(KeptStage(result.kept, result.reason))
     context.environment(warnings=list(result.warnings))
 
