@@ -137,6 +137,14 @@ def one_thread() -> Iterator[None]:
     yield
 
 
+@pytest.fixture
+def two_threads(one_thread: None) -> None:
+    """PyTorch takes two threads in this test."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
 @pytest.fixture(scope="session")
 def migrated_database() -> Iterator[str]:
     """The name of a database with tables, to be copied, on the server of `make test-postgres`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backend.calibration.threads import side_by_side
 from backend.compiler import CompilerError, load
+from backend.models.threads import side_by_side
 
 TOKENS = 1024  # of which a panel stays in the cache
 

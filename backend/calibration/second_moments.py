@@ -11,6 +11,7 @@ Layers with the same input tensor (query, key and value; gate and up) share one 
 are float32. Where the forward pass ran in bfloat16, its values are multiplied in bfloat16 units
 (`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from backend.calibration.gram import add_gram, is_fast
 from backend.calibration.linalg import inverse_root, largest_eigenvalue
 from backend.errors import ComputeError
 from backend.models.blocks import LinearWeight
+from backend.models.threads import place
 
 PANEL = 256  # columns of H per product; the lower triangle is mirrored
 
@@ -148,6 +150,11 @@ class _Sums:
             for a in range(0, len(self.total), PANEL):
                 self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
 
+    def merge(self, other: "_Sums") -> None:
+        """Add the sums of other batches."""
+        self.tokens += other.tokens
+        self.sum, self.total = self.sum.add_(other.sum), self.total.add_(other.total)
+
     def finish(self) -> InputStatistics:
         mean = self.sum / self.tokens
         if self.level == StatisticsLevel.ENERGY:
@@ -159,7 +166,8 @@ class _Sums:
 
 
 class InputCollector:
-    """Collect the second moments of the inputs of some linears during forward passes.
+    """Collect the second moments of the inputs of some linears during forward passes. Batches may
+    be run side by side: those of each `place` are summed by themselves, in their order.
 
     Args:
         linears: name -> linear.
@@ -169,9 +177,10 @@ class InputCollector:
     def __init__(self, linears: Mapping[str, LinearWeight], level: StatisticsLevel) -> None:
         self._linears = linears
         self._new_sums = partial(_Sums, level)
-        self._sums: dict[str, _Sums] = {}
+        self._sums = defaultdict[str, dict[int, _Sums]](dict)
         self._leaders: dict[str, str] = {}
-        self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the current batch
+        # leaders and their inputs in the current batch of each place
+        self._batch = defaultdict[int, dict[str, Tensor]](dict)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "InputCollector":
@@ -187,20 +196,21 @@ class InputCollector:
 
     def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
-        if name in self._batch:  # second call: a new batch has begun
-            self._batch.clear()
-        leader = next((one for one, tensor in self._batch.items() if tensor is x), name)
+        batch = self._batch[place()]
+        if name in batch:  # second call: a new batch has begun
+            batch.clear()
+        leader = next((one for one, tensor in batch.items() if tensor is x), name)
         self._leaders[name] = leader
         if leader == name:
-            self._batch[name] = x
-            self._sums.setdefault(name, self._new_sums()).add(x)
+            batch[name] = x
+            self._sums[name].setdefault(place(), self._new_sums()).add(x)
 
     def finish(self) -> dict[str, InputStatistics]:
         """Name -> statistics; layers with the same input tensor share one object.
 
         An expert that no token was sent to gets those of independent inputs of equal size, H = I,
         and 0 tokens. Raises ComputeError: the inputs of a layer are not finite."""
-        finished = {name: sums.finish() for name, sums in self._sums.items()}
+        finished = {name: _merged(sums).finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
                 what = f"The inputs of {self._linears[name].name} are not finite."
@@ -213,3 +223,11 @@ class InputCollector:
                 mean = torch.zeros_like(gram[0])
                 finished[name] = InputStatistics(0, gram.diagonal(), gram, mean=mean)
         return {name: finished[self._leaders.get(name, name)] for name in self._linears}
+
+
+def _merged(sums: Mapping[int, _Sums]) -> _Sums:
+    """The sums of all places."""
+    first, *others = (sums[number] for number in sorted(sums))
+    for other in others:
+        first.merge(other)
+    return first

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Protocol
@@ -27,8 +27,11 @@ from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
+from backend.models.threads import side_by_side
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+SMALL_BLOCK = 2**24  # weights
+BATCHES = 4  # at most side by side: with more threads, each would hold the activations of one
 _PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tuple it returns, or 0
 
 
@@ -164,16 +167,37 @@ def run_block(
     """The outputs of decoder block `index` for `hidden`, one [b, L, d] per batch of the stream.
 
     The stream is not advanced. Hooks on the block's modules are called while the block is in memory
-    and its parameters are in the stream's dtype. `safe_point`: called before each batch; may raise
-    to end the pass. `until`: layers with hooks, if only the hooks are needed: the forward pass of a
-    batch ends at the input of the last of them, and there are no outputs."""
+    and its parameters are in the stream's dtype; batches of a small block may be run `side_by_side`
+    (`BATCHES`). `safe_point`: called before each batch; may raise to end the pass. `until`: layers
+    with hooks, if only the hooks are needed: the forward pass of a batch ends at the input of the
+    last of them, and there are no outputs."""
     block, outputs = decoder_blocks(model)[index], stream.new()
+
+    def one(batch: tuple[Tensor, Call]) -> Tensor | None:
+        states, (args, kwargs) = batch
+        with suppress(StopForwardError):
+            return _states(block(states, *args, **kwargs))
+        return None
+
     with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
-        for states, (args, kwargs) in zip(hidden, stream.calls[index], strict=True):
-            safe_point()
-            with ending_after(until), suppress(StopForwardError):
-                outputs.append(_states(block(states, *args, **kwargs)))
+        batches, count = zip(hidden, stream.calls[index], strict=True), _at_once(block)
+        with ending_after(until):
+            while some := [*islice(batches, count)]:
+                for _ in some:
+                    safe_point()
+                for states in side_by_side(one, some):
+                    if states is not None:
+                        outputs.append(states)
     return outputs
+
+
+def _at_once(block: nn.Module) -> int:
+    """How many batches to run side by side: one of a large block, whose products keep all cores
+    busy, and whose activations would need the memory several times."""
+    threads, first = torch.get_num_threads(), next(block.parameters())
+    small = sum(x.numel() for x in block.parameters()) <= SMALL_BLOCK
+    alike = first.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return threads if small and alike and threads <= BATCHES else 1
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Temporary changes to a module, as context managers."""
 
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -65,13 +67,14 @@ def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextMa
 def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
     """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input.
 
-    Hooks registered before run first."""
-    seen: set[nn.Module] = set()
+    Hooks registered before run first. Several threads may have a pass each."""
+    seen = defaultdict[int, set[nn.Module]](set)
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.add(layer)
-        if len(seen) == len(layers):
-            seen.clear()  # for the next batch
+        mine = seen[threading.get_ident()]
+        mine.add(layer)
+        if len(mine) == len(layers):
+            mine.clear()  # for the next batch
             raise StopForwardError
 
     with ExitStack() as stack:

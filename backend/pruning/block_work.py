@@ -21,13 +21,13 @@ from backend.calibration.second_moments import (
     InputStatistics,
     StatisticsLevel,
 )
-from backend.calibration.threads import AtOnce
 from backend.errors import ComputeError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.memory import is_out_of_memory
 from backend.models.precision import all_finite
+from backend.models.threads import AtOnce
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
 from backend.pruning.plan import PruningPlan

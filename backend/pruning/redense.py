@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
-from backend.calibration.threads import side_by_side
+from backend.models.threads import side_by_side
 
 CHUNK_ROWS = 256  # per chunk at most, on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|

@@ -26,7 +26,6 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
 from backend.calibration.kept_stage import KeptStage, choose
-from backend.calibration.threads import beside
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
@@ -35,6 +34,7 @@ from backend.models.blocks import LinearWeight, all_linears
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.precision import resolve_dtype
+from backend.models.threads import beside
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
 from backend.pruning.owl import block_shares

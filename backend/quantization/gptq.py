@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.calibration.threads import side_by_side
+from backend.models.threads import side_by_side
 from backend.quantization.grid import QuantGrid, split_zero, stacked
 from backend.quantization.native.kernels import gptq_columns, usable
 from backend.quantization.plan import QuantSettings

@@ -17,7 +17,7 @@ specify how it is determined.
 import torch
 from torch import Tensor
 
-from backend.calibration.threads import side_by_side
+from backend.models.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, group_scales, minmax_grid, unclipped_codes_
 from backend.quantization.native.kernels import grid_errors, usable

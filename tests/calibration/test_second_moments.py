@@ -80,6 +80,7 @@ def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.usefixtures("two_threads")  # batches are run side by side
 def test_grams_are_of_the_whole_model(kind: str, attention: str, batch: int, ids: Tensor) -> None:
     model = build(kind, attention)
     found = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
@@ -102,6 +103,24 @@ def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor)
         assert found == [["down_proj"], ["gate_proj", "up_proj"], attention, ["o_proj"]]
     else:
         assert found == [["fc1"], ["fc2"], attention, ["out_proj"]]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_batches_side_by_side_are_summed_the_same_each_time(ids: Tensor) -> None:
+    """And the passes end at the last of the layers, whichever batch comes first."""
+    model = build("llama")
+    stream, linears = open_stream(model, ids, 1), block_linears(model, 1)
+    until = [linears["mlp.gate_proj"].layer, linears["self_attn.q_proj"].layer]
+    found = []
+    for threads in (2, 2, 2, 1):
+        torch.set_num_threads(threads)
+        with InputCollector(linears, StatisticsLevel.GRAM) as collector:
+            assert not [*run_block(model, stream, 1, stream.hidden, until=until)]
+            inputs = collector.finish()
+        assert inputs["mlp.down_proj"].tokens == 0  # a pass has not come to it
+        found.append(inputs["mlp.up_proj"].gram)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
+    assert torch.allclose(found[0], found[3], rtol=1e-5)
 
 
 def linear(columns: int) -> dict[str, LinearWeight]:

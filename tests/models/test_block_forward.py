@@ -36,6 +36,7 @@ def run_all(model, stream):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.usefixtures("two_threads")  # batches are run side by side
 def test_blocks_give_what_the_model_gives(family, make, tokens, attention, batch):
     model = make(family, attn_implementation=attention)
     found = run_all(model, open_stream(model, tokens, batch))

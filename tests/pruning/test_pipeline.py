@@ -233,7 +233,7 @@ def test_statistics_beside_the_work_are_those_in_between(
     seen = []
     for threads, room in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
-        monkeypatch.setattr("backend.calibration.threads.memory_available", lambda n=room: n)
+        monkeypatch.setattr("backend.models.threads.memory_available", lambda n=room: n)
         told, folder = recorder(), tmp_path / f"{threads} {room}"
         chosen = config(redense_steps=5, adjust_steps=5)
         result = prune(toy(), calibration[:8], chosen, folder, told)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
-from backend.calibration.threads import beside
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
+from backend.models.threads import beside
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from backend.calibration.threads import side_by_side
+from backend.models.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.native.kernels import HALF, RoundedRows, usable

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.calibration.threads import side_by_side
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
+from backend.models.threads import side_by_side
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
 from backend.reporter import Reporter

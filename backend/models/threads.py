@@ -4,6 +4,7 @@ Products of a few hundred rows, and what lies between them, gain little from sev
 wait for each other after each; and much is lost where something else takes one of the cores."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
@@ -23,6 +24,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "worker", torch.set_num_threads, (1,))
 
 
+_place = threading.local()
 _workers = cache(_threads)  # count -> those of this process
 
 
@@ -34,7 +36,18 @@ def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     threads = torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
-    return [*_workers(threads).map(torch.no_grad()(work), parts)]
+
+    def one(part: tuple[int, T]) -> R:
+        _place.number = part[0]
+        return work(part[1])
+
+    return [*_workers(threads).map(torch.no_grad()(one), enumerate(parts))]
+
+
+def place() -> int:
+    """The number of the part that this thread works on `side_by_side` with others; else 0."""
+    number: int = getattr(_place, "number", 0)
+    return number
 
 
 class AtOnce(Executor):

@@ -1,21 +1,12 @@
 """Parts side by side: the same as one after the other, in a forked process, too."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from backend.calibration.threads import side_by_side
+from backend.models.threads import place, side_by_side
 from backend.pruning.redense import CHUNK_ROWS, by_rows
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -38,3 +29,9 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
     if (child := os.fork()) == 0:
         os._exit(side_by_side(lambda n: -n, [1, 2, 3]) != [-1, -2, -3])
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_part_knows_its_place() -> None:
+    assert side_by_side(lambda _: place(), "abcde") == [0, 1, 2, 3, 4] and place() == 0
+    assert side_by_side(lambda _: place(), "a") == [0]
