@@ -1,11 +1,11 @@
 // H += X^T X of inputs X [tokens, inputs] in bfloat16, on and above the diagonal; see `gram.py`.
 //
-// Two tokens of an input lie in one word (`tile.h`), and a panel stays in the cache while all columns
+// Two tokens of an input lie in one word (`tile.h`). A panel stays in the cache while all columns
 // before it pass.
 
-#include "tile.h"
-
 #include <algorithm>
+
+#include "tile.h"
 
 #if SUPPORTED
 static void add(const uint32_t* down, const uint32_t* across, int pairs, int width, float* H,

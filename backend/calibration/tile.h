@@ -1,5 +1,5 @@
-// Products in the instruction for bfloat16, whose sums are float32. It takes two neighbours of a sum
-// in one word. The right factor lies in panels: words[panel][pair][WIDE].
+// Products by the instruction for bfloat16, with sums in float32: it takes two terms of a sum in
+// one word. The right factor lies in panels: words[panel][pair][WIDE].
 
 #pragma once
 #include <cstddef>

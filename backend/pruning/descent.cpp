@@ -1,14 +1,14 @@
 // The descent of `redense.py` on rows of a layer: all steps of a chunk in one call.
 //
-// A tile of P = D H is still in registers when the next W of its entries is computed, and all that is
-// read again of a step are its W, P and, rounded, D. H lies in panels (`calibration/tile.h`).
-
-#include "../calibration/tile.h"
+// A tile of P = D H is still in registers when the next W of its entries is computed: a step reads
+// and writes each entry of W, P and, rounded, D once. H lies in panels (`calibration/tile.h`).
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
+
+#include "../calibration/tile.h"
 
 namespace {
 
@@ -18,9 +18,9 @@ constexpr int SHRINK = 0, FIXED = 1, ROWS = -1;
 struct Chunk {
   const float *start, *dense;  // [rows, inputs]
   const uint32_t* H;
-  float *W, *before, *P;       // W_t, W_t-1, D_t-1 H: rows `wide` apart, 0 behind the inputs
-  uint16_t *D, *next;          // D_t and D_t+1, in bfloat16, likewise
-  float* errors;               // D_t H D_t^T of each row
+  float *W, *before, *P;  // W_t, W_t-1, D_t-1 H: rows `wide` apart, 0 behind the inputs
+  uint16_t *D, *next;     // D_t and D_t+1, in bfloat16, likewise
+  float* errors;          // D_t H D_t^T of each row
   int rows, inputs, wide, keep;
   float step, shrink, beta;
   bool moves;  // or only the errors are wanted
@@ -36,15 +36,11 @@ inline __m512 largest(__m512 V, int keep) {
     const __m512i at = _mm512_xor_si512(lane, _mm512_set1_epi32(k));
     const __m512i other = _mm512_permutexvar_epi32(at, size);
     const __mmask16 first = _mm512_cmplt_epi32_mask(at, lane);
-    const __mmask16 wins = _mm512_cmpgt_epi32_mask(other, size) |
-                           _mm512_mask_cmpeq_epi32_mask(first, other, size);
+    const __mmask16 wins =
+        _mm512_cmpgt_epi32_mask(other, size) | _mm512_mask_cmpeq_epi32_mask(first, other, size);
     beaten = _mm512_mask_add_epi32(beaten, wins, beaten, _mm512_set1_epi32(1));
   }
   return _mm512_maskz_mov_ps(_mm512_cmplt_epi32_mask(beaten, _mm512_set1_epi32(keep)), V);
-}
-
-inline __mmask16 kept(__m512 W) {
-  return _mm512_cmp_ps_mask(W, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
 
 template <int KIND>
@@ -54,7 +50,8 @@ inline __m512 prox(const Chunk& c, __m512 V, size_t at, __mmask16 inside) {
     return _mm512_sub_ps(V, _mm512_max_ps(_mm512_min_ps(V, most), least));
   } else if constexpr (KIND == FIXED) {
     const __m512 start = _mm512_maskz_loadu_ps(inside, c.start + at);
-    return _mm512_maskz_mov_ps(kept(start), V);
+    const __mmask16 kept = _mm512_cmp_ps_mask(start, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    return _mm512_maskz_mov_ps(kept, V);
   } else if constexpr (KIND == ROWS) {
     return V;  // when it is complete
   } else {
@@ -88,7 +85,8 @@ inline void tile(const Chunk& c, int row, int column) {
     for (int v = 0; v < ACROSS; v++) {
       const int first = column + v * LANES;
       const __mmask16 inside = lanes(c.inputs - first);
-      const size_t at = (size_t)(row + r) * c.wide + first, from = (size_t)(row + r) * c.inputs + first;
+      const size_t at = (size_t)(row + r) * c.wide + first;
+      const size_t from = (size_t)(row + r) * c.inputs + first;
       const __m512 W = _mm512_load_ps(c.W + at), p = P[r][v];
       const __m512 dense = _mm512_maskz_loadu_ps(inside, c.dense + from);
       if (KIND != SHRINK) error = _mm512_fmadd_ps(p, _mm512_sub_ps(W, dense), error);
@@ -106,24 +104,25 @@ inline void tile(const Chunk& c, int row, int column) {
   }
 }
 
-inline __m512i sizes(const float* V) {
-  return _mm512_castps_si512(_mm512_abs_ps(_mm512_load_ps(V)));
+// Positive numbers are in the order of their bits.
+inline __mmask16 at_least(const float* V, int cut) {
+  const __m512i size = _mm512_castps_si512(_mm512_abs_ps(_mm512_load_ps(V)));
+  return _mm512_cmpge_epi32_mask(size, _mm512_set1_epi32(cut));
 }
 
 inline int count(const float* V, int wide, int cut) {
   int found = 0;
-  for (int i = 0; i < wide; i += LANES)
-    found += __builtin_popcount(_mm512_cmpge_epi32_mask(sizes(V + i), _mm512_set1_epi32(cut)));
+  for (int i = 0; i < wide; i += LANES) found += __builtin_popcount(at_least(V + i, cut));
   return found;
 }
 
 // Keeps as many of a row's next W as it has at the start: the largest, the first of equal ones.
 void keep_largest(const Chunk& c, int row) {
-  const float *start = c.start + (size_t)row * c.inputs;
+  const float* start = c.start + (size_t)row * c.inputs;
   float* V = c.before + (size_t)row * c.wide;
   int keep = 0, cut = 0, found = c.wide;
   for (int i = 0; i < c.inputs; i++) keep += start[i] != 0;
-  for (int bit = 1 << 30; bit && found != keep; bit >>= 1)  // of a positive number
+  for (int bit = 1 << 30; bit && found != keep; bit >>= 1)
     if (const int many = count(V, c.wide, cut | bit); many >= keep) cut |= bit, found = many;
   for (int i = c.inputs - 1; cut && found > keep; i--) {
     int size;
@@ -131,8 +130,7 @@ void keep_largest(const Chunk& c, int row) {
     if ((size & 0x7fffffff) == cut) V[i] = 0, found--;
   }
   for (int i = 0; i < c.wide; i += LANES)
-    _mm512_store_ps(V + i, _mm512_maskz_load_ps(
-                               _mm512_cmpge_epi32_mask(sizes(V + i), _mm512_set1_epi32(cut)), V + i));
+    _mm512_store_ps(V + i, _mm512_maskz_load_ps(at_least(V + i, cut), V + i));
 }
 
 void round_differences(const Chunk& c, const float* W, uint16_t* D, int row) {
@@ -154,16 +152,9 @@ void pass(const Chunk& c) {
   }
 }
 
+template <int... KINDS>
 void pass(const Chunk& c, int kind) {
-  switch (kind) {
-    case ROWS: return pass<ROWS>(c);
-    case SHRINK: return pass<SHRINK>(c);
-    case FIXED: return pass<FIXED>(c);
-    case 2: return pass<2>(c);
-    case 4: return pass<4>(c);
-    case 8: return pass<8>(c);
-    case 16: return pass<16>(c);
-  }
+  ((kind == KINDS ? pass<KINDS>(c) : void()), ...);
 }
 
 void copy_row(const float* from, float* to, int inputs) {
@@ -184,8 +175,10 @@ void slimscope_descend(const float* start, const float* dense, const uint32_t* H
   const size_t size = (size_t)((rows + DOWN - 1) / DOWN * DOWN) * wide;
   uint16_t* halves = (uint16_t*)(room + 3 * size);
   float *first = errors, *lowest = errors + rows;
-  Chunk c{start, dense, H, room, room + size, room + 2 * size, halves, halves + size,
-          errors + 2 * rows, rows, inputs, wide, keep, step, shrink, 0, true};
+  Chunk c{start, dense, H};
+  c.W = room, c.before = room + size, c.P = room + 2 * size, c.D = halves, c.next = halves + size;
+  c.errors = errors + 2 * rows, c.rows = rows, c.inputs = inputs, c.wide = wide;
+  c.keep = keep, c.step = step, c.shrink = shrink;
   for (int row = 0; row < rows; row++) {
     for (float* to : {c.W, c.before})
       copy_row(start + (size_t)row * inputs, to + (size_t)row * wide, inputs);
@@ -195,7 +188,7 @@ void slimscope_descend(const float* start, const float* dense, const uint32_t* H
   for (int n = 0; n < steps + (kind != SHRINK); n++) {
     const double further = (1 + std::sqrt(1 + 4 * t * t)) / 2;
     c.beta = (float)((t - 1) / further), t = further, c.moves = n < steps;
-    pass(c, kind);
+    pass<ROWS, SHRINK, FIXED, 2, 4, 8, 16>(c, kind);
     for (int row = 0; row < rows && kind != SHRINK; row++) {
       if (!n) first[row] = c.errors[row];
       if (n && !(c.errors[row] < lowest[row])) continue;

@@ -1,6 +1,6 @@
-"""The descents of `redense` and `weight_adjustment` in C++, where the processor has instructions for
-products of bfloat16: all steps of a chunk of rows in one call, without the interpreter's lock. The
-entries of D H are not rounded, as PyTorch's are; else it is the same algorithm."""
+"""The descents of `redense` and `weight_adjustment` in C++, where the processor has instructions
+for bfloat16: all steps of a chunk of rows in one call, without the interpreter's lock. The entries
+of D H are not rounded, as PyTorch's are; else it is the same algorithm."""
 
 from ctypes import CDLL, c_float, c_int32, c_void_p
 from functools import lru_cache
@@ -56,10 +56,11 @@ def descend(
             start. Else: `keep` of each group of `kind`. After thresholding, W is each row where its
             error was lowest, and the errors D H D^T are those of the start and of W.
     """
-    library, H, (rows, columns) = _library(), inputs.packed_gram, start.shape
-    if library is None or H is None or kind not in KINDS or not 0 <= steps < 2**31:
+    library, H, columns = _library(), inputs.packed_gram, len(inputs.gram)
+    if library is None or H is None or kind not in KINDS or not 0 <= steps < 2**31 - 1:
         raise ValueError(f"{steps} steps of kind {kind} are not computed here")
-    alike = dense.shape == start.shape and inputs.gram.shape == (columns, columns)
+    rows = len(start)
+    alike = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (columns,) * 2
     whole = all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in (start, dense))
     if not alike or not whole or (kind in GROUPS and columns % kind):
         raise ValueError(f"{[*start.shape]} {start.dtype} and {[*dense.shape]} do not fit")

@@ -52,7 +52,7 @@ def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return solve(*tensors)
     count, threads = len(tensors[0]), torch.get_num_threads()
     chunks = -(-count // (CHUNK_ROWS * threads)) * threads  # as many for each thread
-    parts = zip(*(tensor.split(-(-count // chunks)) for tensor in tensors), strict=True)
+    parts = zip(*(x.contiguous().split(-(-count // chunks)) for x in tensors), strict=True)
     return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
 
 
@@ -97,7 +97,7 @@ def redense(
     sparse: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, l1: float = L1_PENALTY
 ) -> Tensor:
     """W_redense [out, in] after `steps` steps of FISTA; a1 = l1 mean(diag H) mean|W_dense|."""
-    a1 = l1 * inputs.energy.mean().item() * dense.abs().mean().item()
+    a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
@@ -107,7 +107,7 @@ def redense(
 
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
         if native:
-            return descent.descend(sparse, dense, inputs, steps, descent.SHRINK, shrink=max(a1, 0))[0]
+            return descent.descend(sparse, dense, inputs, steps, descent.SHRINK, shrink=a1)[0]
         path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold, False)
         return deque(path, maxlen=1)[0][0]
 

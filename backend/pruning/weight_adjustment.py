@@ -65,8 +65,10 @@ def _in_pytorch(
         if group:
             start, dense = _to_planes(start, group), _to_planes(dense, group)
         threshold = _threshold(start, pattern, soft)
-        best, *errors = _best_of(proximal_descent(start, dense, H, largest, steps, threshold))
-        return best.view(len(best), group, -1).mT.reshape(best.shape) if group else best, *errors
+        path = proximal_descent(start, dense, H, largest, steps, threshold)
+        best, first, lowest = _best_of(path)
+        best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
+        return best, first, lowest
 
     return find
 
