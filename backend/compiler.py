@@ -28,7 +28,7 @@ class CompilerError(SlimscopeError):
 
 
 def load(source: Path, declare: Callable[[CDLL], CDLL], target: tuple[str, ...] = NATIVE) -> CDLL:
-    """The library of a C++ file and the headers beside it, loaded into this process; built first if
+    """The library of a C++ file and its headers, loaded into this process; built first if
     it has not been. `declare`: gives its functions their types; may raise OSError: it is another.
     Raises CompilerError: it is turned off, there is no compiler, or it fails."""
     if not settings().native:
@@ -95,9 +95,10 @@ def _compiler() -> str:
 
 
 def _key(source: Path, compiler: str, target: tuple[str, ...]) -> str:
-    """Changes with the source, the compiler and the processor."""
+    """Changes with the source, any header of this package, the compiler and the processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    sources = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.[ch]*")))
+    files = {*source.parent.glob("*.[ch]*"), *Path(__file__).parent.rglob("*.h")}
+    sources = b"".join(path.read_bytes() for path in sorted(files))
     parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

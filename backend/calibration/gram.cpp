@@ -1,41 +1,26 @@
 // H += X^T X of inputs X [tokens, inputs] in bfloat16, on and above the diagonal; see `gram.py`.
 //
-// Two tokens of an input lie in one word, as the instruction takes them: words[panel][pair][WIDE].
-// A panel stays in the cache while all columns before it pass.
+// Two tokens of an input lie in one word (`tile.h`). A panel stays in the cache while all columns
+// before it pass.
 
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
 
-constexpr int LANES = 16, ACROSS = 3, DOWN = 8, WIDE = ACROSS * LANES;  // 24 sums in registers
+#include "tile.h"
 
-// With AMX, PyTorch's own products are faster.
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-#include <immintrin.h>
-constexpr int SUPPORTED = 1;
-
-static void tile(const uint32_t* down, const uint32_t* across, int pairs, int width, float* H,
-                 size_t stride, int rows) {
-  __m512 sums[DOWN][ACROSS] = {};
-  for (int t = 0; t < pairs; t++, down += WIDE, across += WIDE) {
-    __m512bh right[ACROSS];
-    for (int c = 0; c < ACROSS; c++) right[c] = (__m512bh)_mm512_loadu_si512(across + c * LANES);
-    for (int r = 0; r < DOWN; r++) {
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(down[r]);
-      for (int c = 0; c < ACROSS; c++) sums[r][c] = _mm512_dpbf16_ps(sums[r][c], left, right[c]);
-    }
-  }
+#if SUPPORTED
+static void add(const uint32_t* down, const uint32_t* across, int pairs, int width, float* H,
+                size_t stride, int rows) {
+  Tile sums = {};
+  multiply(down, 1, WIDE, across, pairs, sums);
   for (int r = 0; r < rows; r++, H += stride)
     for (int c = 0; c < ACROSS; c++) {
-      const int left = std::clamp(width - c * LANES, 0, LANES);
-      const __mmask16 mask = (__mmask16)((1u << left) - 1);
+      const __mmask16 mask = lanes(width - c * LANES);
       float* to = H + c * LANES;
       _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), sums[r][c]));
     }
 }
 #else
-constexpr int SUPPORTED = 0;
-static void tile(const uint32_t*, const uint32_t*, int, int, float*, size_t, int) {}
+static void add(const uint32_t*, const uint32_t*, int, int, float*, size_t, int) {}
 #endif
 
 extern "C" {
@@ -66,9 +51,9 @@ void slimscope_gram_add(const uint32_t* words, float* H, int32_t tokens, int32_t
   for (int panel = part; panel * WIDE < inputs; panel += parts) {
     const int first = panel * WIDE, end = std::min(first + WIDE, inputs);
     for (int row = 0; row < end; row += DOWN)
-      tile(words + (size_t)(row / WIDE) * pairs * WIDE + row % WIDE,
-           words + (size_t)panel * pairs * WIDE, pairs, end - first,
-           H + (size_t)row * inputs + first, inputs, std::min(DOWN, end - row));
+      add(words + (size_t)(row / WIDE) * pairs * WIDE + row % WIDE,
+          words + (size_t)panel * pairs * WIDE, pairs, end - first,
+          H + (size_t)row * inputs + first, inputs, std::min(DOWN, end - row));
   }
 }
 }

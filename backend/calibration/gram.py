@@ -41,14 +41,20 @@ def add_gram(H: Tensor, x: Tensor) -> None:
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
     if library is None or not fits or (x.dtype, H.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
-    panel, parts = library.slimscope_gram_panel(), torch.get_num_threads()
-    panels = -(-inputs // panel)
-    for rows in map(Tensor.contiguous, x.split(TOKENS)):
-        pairs = -(-len(rows) // 2)
-        words = torch.empty(panels * pairs * panel, dtype=torch.int32)
-        for step, places in (
-            (library.slimscope_gram_pack, (rows, words)),
-            (library.slimscope_gram_add, (words, H)),
-        ):
-            shapes = *map(Tensor.data_ptr, places), len(rows), inputs, parts
-            side_by_side(partial(step, *shapes), range(parts))
+    for rows in x.split(TOKENS):
+        words, parts = packed(rows), torch.get_num_threads()
+        shapes = words.data_ptr(), H.data_ptr(), len(rows), inputs, parts
+        side_by_side(partial(library.slimscope_gram_add, *shapes), range(parts))
+
+
+def packed(x: Tensor) -> Tensor:
+    """x [tokens, in] as `tile.h` multiplies it: int32 [panels, pairs of tokens, WIDE]."""
+    if not is_fast(x) or x.dim() != 2:
+        raise ValueError(f"{x.dtype} {[*x.shape]} cannot be packed")
+    library, rows, parts = _library(), x.contiguous(), torch.get_num_threads()
+    assert library is not None
+    panel = library.slimscope_gram_panel()
+    words = torch.empty(-(-x.shape[1] // panel), -(-len(x) // 2), panel, dtype=torch.int32)
+    shapes = rows.data_ptr(), words.data_ptr(), *x.shape, parts
+    side_by_side(partial(library.slimscope_gram_pack, *shapes), range(parts))
+    return words

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from backend.calibration.gram import add_gram, is_fast
+from backend.calibration.gram import add_gram, is_fast, packed
 from backend.calibration.linalg import inverse_root, largest_eigenvalue
 from backend.errors import ComputeError
 from backend.models.blocks import LinearWeight
@@ -84,6 +84,11 @@ class InputStatistics:
     def rounded_gram(self) -> Tensor:
         """H, in bfloat16 where the inputs were, for products that need no more precision."""
         return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
+
+    @cached_property
+    def packed_gram(self) -> Tensor | None:
+        """`rounded_gram` as C++ multiplies it (`gram.packed`); None where PyTorch has to."""
+        return packed(self.rounded_gram) if is_fast(self.rounded_gram) else None
 
 
 def output_energy(D: Tensor, H: Tensor) -> float:

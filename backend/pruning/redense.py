@@ -22,12 +22,13 @@ The product with H dominates the cost of a step. It is linear in W, so that of V
 of W_t and W_t-1: one product per step, and the error of every iterate comes for free.
 
 Precision: everything is float32 except that product, which is computed in bfloat16 where the inputs
-were bfloat16: D, H and the entries of D H are rounded to 8 bits, sums are float32. D shrinks during
-the descent, and its rounding error with it: final errors match float32 within a tenth of a percent,
-in about 0.6 of the time (`make bench-scale.growth`).
+were bfloat16: D, H and, by PyTorch, the entries of D H are rounded to 8 bits, sums are float32. D
+shrinks during the descent, and its rounding error with it: final errors match float32 within a
+tenth of a percent, in about 0.6 of the time (`make bench-scale.growth`).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache.
+of a step stays in the CPU cache. On a CPU with instructions for bfloat16 the steps of a chunk are
+one call of C++ (`descent`), of which what follows is the reference.
 """
 
 from collections import deque
@@ -39,6 +40,7 @@ from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
 from backend.models.threads import side_by_side
+from backend.pruning import descent
 
 CHUNK_ROWS = 256  # per chunk at most, on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
@@ -50,7 +52,7 @@ def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return solve(*tensors)
     count, threads = len(tensors[0]), torch.get_num_threads()
     chunks = -(-count // (CHUNK_ROWS * threads)) * threads  # as many for each thread
-    parts = zip(*(tensor.split(-(-count // chunks)) for tensor in tensors), strict=True)
+    parts = zip(*(x.contiguous().split(-(-count // chunks)) for x in tensors), strict=True)
     return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
 
 
@@ -95,14 +97,17 @@ def redense(
     sparse: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, l1: float = L1_PENALTY
 ) -> Tensor:
     """W_redense [out, in] after `steps` steps of FISTA; a1 = l1 mean(diag H) mean|W_dense|."""
-    a1 = l1 * inputs.energy.mean().item() * dense.abs().mean().item()
+    a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
 
     H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
+    native = descent.usable(inputs, descent.SHRINK)
 
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
+        if native:
+            return descent.descend(sparse, dense, inputs, steps, descent.SHRINK, shrink=a1)[0]
         path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold, False)
         return deque(path, maxlen=1)[0][0]
 

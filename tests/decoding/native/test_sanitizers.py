@@ -1,5 +1,6 @@
-"""The tests of the native decoder once more, with the address and the undefined-behaviour sanitizer
-in the decoder: they end the process at the first byte that is read or written elsewhere."""
+"""The tests of the native decoder and of other C++ once more, with the address and the
+undefined-behaviour sanitizer in it: they end the process at the first byte that is read or written
+elsewhere."""
 
 import os
 import subprocess
@@ -13,8 +14,9 @@ from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
-KERNELS = "../../quantization/test_kernels.py"
-FILES = ("test_ranges.py", "test_drafter.py", KERNELS, *(("test_decoder.py",) if MANY else ()))
+OTHERS = ("quantization/test_kernels.py", "calibration/test_gram.py", "pruning/test_descent.py")
+HERE = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
+FILES = (*HERE, *(f"../../{name}" for name in OTHERS))
 REPORTS = "SLIMSCOPE_TEST_REPORTS"  # the folder of what they find
 REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds
 OUT_OF_RANGE = """

@@ -1,0 +1,187 @@
+"""Descents in C++: what PyTorch computes, and nothing written where it does not belong."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backend.calibration.second_moments import InputStatistics
+from backend.pruning import descent
+from backend.pruning.masks import keep_mask, top_per_row
+from backend.pruning.pattern import Pattern
+from backend.pruning.redense import redense
+from backend.pruning.weight_adjustment import adjust
+
+
+def inputs_of(H: Tensor) -> InputStatistics:
+    return InputStatistics(len(H), H.diagonal(), H, torch.bfloat16)
+
+
+pytestmark = pytest.mark.skipif(
+    not descent.usable(inputs_of(torch.eye(2)), descent.SHRINK),
+    reason="no AVX-512 with bfloat16",
+)
+
+
+def layer_of(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, InputStatistics]:
+    """Dense weights, and correlated inputs."""
+    torch.manual_seed(seed)
+    mix = torch.randn(columns, columns) / (2 * columns**0.5) + torch.eye(columns)
+    X = (torch.randn(3 * columns + 20, columns) @ mix).bfloat16().float()
+    return torch.randn(rows, columns) * 0.02, inputs_of(X.T @ X / len(X))
+
+
+def errors(W: Tensor, dense: Tensor, inputs: InputStatistics) -> Tensor:
+    D, H = (W - dense).double(), inputs.gram.double()
+    return torch.linalg.vecdot(D @ H, D)
+
+
+@pytest.fixture
+def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], Tensor]:
+    def compute(call: Callable[[], Tensor]) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(descent, "usable", lambda *_: False)
+            return call()
+
+    return compute
+
+
+SHAPES = [(1, 48, "2:4"), (5, 50, "1:2"), (13, 96, "4:8"), (8, 33, "50%"), (300, 144, "8:16")]
+
+
+@pytest.mark.parametrize(("rows", "columns", "pattern"), [*SHAPES, (200, 576, "2:4")])
+@pytest.mark.parametrize("step", ["redense", "fixed", "soft"])
+def test_a_layer_ends_at_the_error_of_pytorch(
+    rows: int, columns: int, pattern: str, step: str, in_pytorch
+) -> None:
+    dense, inputs = layer_of(rows, columns)
+    p = Pattern.parse(pattern)
+    start = dense * keep_mask(dense.abs(), p)
+
+    def solve() -> Tensor:
+        if step == "redense":
+            return redense(start, dense, inputs, 10)
+        return adjust(start, dense, inputs, p, 10, step == "soft")
+
+    found, expected = solve(), in_pytorch(solve)
+    assert not torch.equal(found, start)
+    left = errors(found, dense, inputs).sum() / errors(expected, dense, inputs).sum()
+    assert left.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "3:4", "4:8", "8:16", "15:16", "50%", "97%"])
+@pytest.mark.parametrize("soft", [True, False])
+def test_no_row_gets_worse_or_denser(pattern: str, soft: bool) -> None:
+    dense, inputs = layer_of(24, 64)
+    p = Pattern.parse(pattern)
+    start = dense * keep_mask(dense.abs(), p)
+    for steps in (0, 1, 2, 30):
+        found = adjust(start, dense, inputs, p, steps, soft)
+        bound = errors(start, dense, inputs) * (1 + 1e-5)
+        assert (errors(found, dense, inputs) <= bound).all()
+        assert ((found != 0).sum(1) <= (start != 0).sum(1)).all()
+        if p.structured:
+            assert ((found != 0).view(24, -1, p.group).sum(-1) <= p.keep).all()
+
+
+def identity(columns: int) -> InputStatistics:
+    """A step ends at the dense weights, whatever the start."""
+    inputs = inputs_of(torch.eye(columns))
+    inputs.__dict__["largest_eigenvalue"] = 1.0
+    return inputs
+
+
+@given(st.integers(0, 10**6), st.sampled_from(descent.GROUPS), st.integers(1, 15))
+@settings(max_examples=60, deadline=None)
+def test_equal_weights_of_a_group_are_chosen_as_by_masks(seed: int, group: int, keep: int) -> None:
+    torch.manual_seed(seed)
+    keep = min(keep, group - 1)
+    dense = torch.randint(-2, 3, (9, 64)).float()
+    start = torch.full_like(dense, 64.0)  # exact in bfloat16, and far away
+    W, _ = descent.descend(start, dense, identity(64), 1, group, keep)
+    assert torch.equal(W, dense * keep_mask(dense.abs(), Pattern(keep, group, 0.5)))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 70))
+@settings(max_examples=60, deadline=None)
+def test_equal_weights_of_a_row_are_chosen_as_by_masks(seed: int, columns: int) -> None:
+    torch.manual_seed(seed)
+    dense = torch.randint(-2, 3, (9, columns)).float()
+    start = 64.0 * (torch.rand(9, columns) < torch.rand(9, 1))
+    W, _ = descent.descend(start, dense, identity(columns), 1, descent.ROWS)
+    assert torch.equal(W, dense * top_per_row(dense.abs(), (start != 0).sum(1)))
+
+
+def test_weights_shrink_by_the_penalty() -> None:
+    dense = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.25, 1.0, 2.0]])
+    W, _ = descent.descend(0 * dense, dense, identity(7), 1, descent.SHRINK, shrink=0.5)
+    assert W.tolist() == [[-1.5, -0.5, 0, 0, 0, 0.5, 1.5]]
+
+
+@pytest.mark.parametrize("kind", descent.KINDS)
+def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
+    dense, inputs = layer_of(11, 48)
+    start = dense * keep_mask(dense.abs(), Pattern.parse("1:2"))
+    keep = max(1, kind // 2)
+    expected, _ = descent.descend(start, dense, inputs, 5, kind, keep)
+    for bad in (torch.nan, torch.inf):
+        start[3, 7] = bad
+        found, _ = descent.descend(start, dense, inputs, 5, kind, keep)
+        others = torch.arange(11) != 3
+        assert torch.equal(found[others], expected[others])
+
+
+@pytest.mark.parametrize("scale", [0.0, torch.nan])
+def test_without_input_energy_nothing_moves(scale: float) -> None:
+    dense, p = torch.randn(9, 32), Pattern.parse("2:4")
+    inputs = inputs_of(scale * torch.eye(32))
+    inputs.__dict__["largest_eigenvalue"] = scale
+    start = dense * keep_mask(dense.abs(), p)
+    assert torch.equal(redense(start, dense, inputs, 5), start)
+    assert torch.equal(adjust(start, dense, inputs, p, 5, True), start)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    dense, inputs = layer_of(6, 20)
+    wide = torch.zeros(6, 40)
+    for start, other, about, more in (
+        (dense.double(), dense, inputs, {}),
+        (dense, dense.bfloat16(), inputs, {}),
+        (dense, dense[:5], inputs, {}),
+        (wide[:, ::2], dense, inputs, {}),
+        (dense, wide[:, 20:], inputs, {}),
+        (dense[0], dense[0], inputs, {}),
+        (wide, wide, inputs, {}),
+        (dense, dense, replace(inputs, dtype=torch.float32), {}),
+        (dense, dense, replace(inputs, gram=torch.eye(21)), {}),
+        (dense, dense, replace(inputs, gram=torch.ones(20, 22)), {}),
+        (dense, dense, inputs, {"kind": 8, "keep": 4}),  # does not divide 20
+        (dense, dense, inputs, {"kind": 5}),
+        (dense, dense, inputs, {"steps": -1}),
+        (dense, dense, inputs, {"steps": 2**31 - 1}),
+    ):
+        words = {"steps": 1, "kind": descent.SHRINK, **more}
+        with pytest.raises(ValueError, match=r"do not fit|not computed here"):
+            descent.descend(start, other, about, **words)
+
+
+def test_weights_with_gaps_between_their_columns_are_copied() -> None:
+    dense, inputs = layer_of(6, 20)
+    start, gaps = dense * (dense > 0), torch.zeros(6, 40)
+    gaps[:, ::2] = start
+    found = redense(gaps[:, ::2], dense, inputs, 3)
+    assert torch.equal(found, redense(start, dense, inputs, 3))
+
+
+def test_pytorch_is_used_where_it_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, inputs = layer_of(4, 16)
+    assert not descent.usable(replace(inputs, dtype=torch.float32), descent.SHRINK)
+    assert not descent.usable(inputs, 5)
+    monkeypatch.setattr(descent, "_library", lambda: None)
+    assert not descent.usable(inputs, descent.SHRINK)
+    with pytest.raises(ValueError, match="not computed here"):
+        descent.descend(dense, dense, inputs, 1, descent.SHRINK)
