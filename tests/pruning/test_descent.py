@@ -118,7 +118,7 @@ def test_equal_weights_of_a_row_are_chosen_as_by_masks(seed: int, columns: int) 
 
 def test_weights_shrink_by_the_penalty() -> None:
     dense = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.25, 1.0, 2.0]])
-    W, _ = descent.descend(0 * dense, dense, identity(7), 1, descent.SHRINK, shrink=0.5)
+    W, _ = descent.descend(0 * dense, dense, identity(7), 1, descent.SHRINK, 0.5)
     assert W.tolist() == [[-1.5, -0.5, 0, 0, 0, 0.5, 1.5]]
 
 
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (dense, dense, replace(inputs, dtype=torch.float32), {}),
         (dense, dense, replace(inputs, gram=torch.eye(21)), {}),
         (dense, dense, replace(inputs, gram=torch.ones(20, 22)), {}),
-        (dense, dense, inputs, {"kind": 8, "keep": 4}),  # does not divide 20
+        (dense, dense, inputs, {"kind": 8}),  # does not divide 20
         (dense, dense, inputs, {"kind": 5}),
         (dense, dense, inputs, {"steps": -1}),
         (dense, dense, inputs, {"steps": 2**31 - 1}),
