@@ -69,14 +69,6 @@ template <int KIND>
 inline void tile(const Chunk& c, int row, int column) {
   Tile P = {};
   const int pairs = (c.inputs + 1) / 2, rows = std::min(DOWN, c.rows - row);
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < ACROSS; v++) {
-      const size_t at = (size_t)(row + r) * c.wide + column + v * LANES;
-      __builtin_prefetch(c.W + at);
-      __builtin_prefetch(c.before + at);
-      __builtin_prefetch(c.P + at);
-      __builtin_prefetch(c.dense + (size_t)(row + r) * c.inputs + column + v * LANES);
-    }
   multiply((const uint32_t*)(c.D + (size_t)row * c.wide), c.wide / 2, 1,
            c.H + (size_t)(column / WIDE) * pairs * WIDE, pairs, P);
   const __m512 beta = _mm512_set1_ps(c.beta), step = _mm512_set1_ps(c.step);
