@@ -69,14 +69,6 @@ template <int KIND>
 inline void tile(const Chunk& c, int row, int column) {
   Tile P = {};
   const int pairs = (c.inputs + 1) / 2, rows = std::min(DOWN, c.rows - row);
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < ACROSS; v++) {
-      const size_t at = (size_t)(row + r) * c.wide + column + v * LANES;
-      __builtin_prefetch(c.W + at);
-      __builtin_prefetch(c.before + at);
-      __builtin_prefetch(c.P + at);
-      __builtin_prefetch(c.dense + (size_t)(row + r) * c.inputs + column + v * LANES);
-    }
   multiply((const uint32_t*)(c.D + (size_t)row * c.wide), c.wide / 2, 1,
            c.H + (size_t)(column / WIDE) * pairs * WIDE, pairs, P);
   const __m512 beta = _mm512_set1_ps(c.beta), step = _mm512_set1_ps(c.step);
@@ -157,8 +149,26 @@ void pass(const Chunk& c, int kind) {
   ((kind == KINDS ? pass<KINDS>(c) : void()), ...);
 }
 
-void copy_row(const float* from, float* to, int inputs) {
-  std::memcpy(to, from, sizeof(float) * inputs);
+// All steps of rows whose room is empty. W, first and lowest: as of `slimscope_descend`.
+void descend(Chunk c, int kind, int steps, float* W, float* first, float* lowest) {
+  for (int row = 0; row < c.rows; row++) {
+    const float* from = c.start + (size_t)row * c.inputs;
+    for (float* to : {c.W, c.before}) std::copy_n(from, c.inputs, to + (size_t)row * c.wide);
+    round_differences(c, c.W, c.D, row);
+  }
+  double t = 1;
+  for (int n = 0; n <= steps; n++) {
+    const double further = (1 + std::sqrt(1 + 4 * t * t)) / 2;
+    c.beta = (float)((t - 1) / further), t = further, c.moves = n < steps;
+    if (c.moves || kind != SHRINK) pass<ROWS, SHRINK, FIXED, 2, 4, 8, 16>(c, kind);
+    for (int row = 0; row < c.rows; row++) {
+      if (!n) first[row] = c.errors[row];
+      if (kind == SHRINK ? c.moves : n && !(c.errors[row] < lowest[row])) continue;
+      lowest[row] = c.errors[row];
+      std::copy_n(c.W + (size_t)row * c.wide, c.inputs, W + (size_t)row * c.inputs);
+    }
+    std::swap(c.W, c.before), std::swap(c.D, c.next);
+  }
 }
 
 }  // namespace
@@ -167,37 +177,22 @@ extern "C" {
 
 // W [rows, inputs] after `steps` steps from `start`; but after thresholding (any `kind` but SHRINK)
 // each row where its error is lowest. errors [3, rows]: at the start, there, and at the end.
-// room: 4 floats for each entry, rows and inputs rounded up to whole tiles, all 0.
+// Threads that call it at once take `chunk` rows at a time, a multiple of DOWN, from row `next` on;
+// room, of each: 4 floats for each of their entries, inputs rounded up to whole panels.
 void slimscope_descend(const float* start, const float* dense, const uint32_t* H, float* W,
-                       float* errors, float* room, int32_t rows, int32_t inputs, int32_t steps,
-                       int32_t kind, int32_t keep, float step, float shrink) {
+                       float* errors, float* room, int32_t* next, int32_t rows, int32_t inputs,
+                       int32_t chunk, int32_t steps, int32_t kind, int32_t keep, float step,
+                       float shrink) {
   const int wide = (inputs + WIDE - 1) / WIDE * WIDE;
-  const size_t size = (size_t)((rows + DOWN - 1) / DOWN * DOWN) * wide;
+  const size_t size = (size_t)chunk * wide;
   uint16_t* halves = (uint16_t*)(room + 3 * size);
-  float *first = errors, *lowest = errors + rows;
-  Chunk c{start, dense, H};
-  c.W = room, c.before = room + size, c.P = room + 2 * size, c.D = halves, c.next = halves + size;
-  c.errors = errors + 2 * rows, c.rows = rows, c.inputs = inputs, c.wide = wide;
-  c.keep = keep, c.step = step, c.shrink = shrink;
-  for (int row = 0; row < rows; row++) {
-    for (float* to : {c.W, c.before})
-      copy_row(start + (size_t)row * inputs, to + (size_t)row * wide, inputs);
-    round_differences(c, c.W, c.D, row);
+  for (int row; (row = __atomic_fetch_add(next, chunk, __ATOMIC_RELAXED)) < rows;) {
+    const size_t at = (size_t)row * inputs;
+    Chunk c{start + at, dense + at, H, room, room + size, room + 2 * size, halves, halves + size};
+    c.errors = errors + 2 * rows + row, c.rows = std::min(chunk, rows - row);
+    c.inputs = inputs, c.wide = wide, c.keep = keep, c.step = step, c.shrink = shrink;
+    std::fill(room, room + 4 * size, 0.0f);
+    descend(c, kind, steps, W + at, errors + row, errors + rows + row);
   }
-  double t = 1;
-  for (int n = 0; n < steps + (kind != SHRINK); n++) {
-    const double further = (1 + std::sqrt(1 + 4 * t * t)) / 2;
-    c.beta = (float)((t - 1) / further), t = further, c.moves = n < steps;
-    pass<ROWS, SHRINK, FIXED, 2, 4, 8, 16>(c, kind);
-    for (int row = 0; row < rows && kind != SHRINK; row++) {
-      if (!n) first[row] = c.errors[row];
-      if (n && !(c.errors[row] < lowest[row])) continue;
-      lowest[row] = c.errors[row];
-      copy_row(c.W + (size_t)row * wide, W + (size_t)row * inputs, inputs);
-    }
-    if (c.moves) std::swap(c.W, c.before), std::swap(c.D, c.next);
-  }
-  for (int row = 0; row < rows && kind == SHRINK; row++)
-    copy_row(c.W + (size_t)row * wide, W + (size_t)row * inputs, inputs);
 }
 }

@@ -27,8 +27,8 @@ shrinks during the descent, and its rounding error with it: final errors match f
 tenth of a percent, in about 0.6 of the time (`make bench-scale.growth`).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache. On a CPU with instructions for bfloat16 the steps of a chunk are
-one call of C++ (`descent`), of which what follows is the reference.
+of a step stays in the CPU cache. On a CPU with instructions for bfloat16 they are C++ (`descent`),
+of which what follows is the reference.
 """
 
 from collections import deque
@@ -52,7 +52,7 @@ def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return solve(*tensors)
     count, threads = len(tensors[0]), torch.get_num_threads()
     chunks = -(-count // (CHUNK_ROWS * threads)) * threads  # as many for each thread
-    parts = zip(*(x.contiguous().split(-(-count // chunks)) for x in tensors), strict=True)
+    parts = zip(*(tensor.split(-(-count // chunks)) for tensor in tensors), strict=True)
     return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
 
 
@@ -99,15 +99,16 @@ def redense(
     """W_redense [out, in] after `steps` steps of FISTA; a1 = l1 mean(diag H) mean|W_dense|."""
     a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
+    if descent.usable(inputs, descent.SHRINK):
+        whole = sparse.contiguous(), dense.contiguous()
+        return descent.descend(*whole, inputs, steps, descent.SHRINK, a1)[0]
+
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
 
     H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
-    native = descent.usable(inputs, descent.SHRINK)
 
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
-        if native:
-            return descent.descend(sparse, dense, inputs, steps, descent.SHRINK, shrink=a1)[0]
         path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold, False)
         return deque(path, maxlen=1)[0][0]
 

@@ -35,46 +35,33 @@ def adjust(
 
     No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
     step."""
+    H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
     kind = (pattern.group or descent.ROWS) if soft else descent.FIXED
     native = descent.usable(inputs, kind)
-    find = None if native else _in_pytorch(inputs, pattern, steps, soft)
+    group = pattern.group if soft and not native and pattern.group <= SMALL_GROUP else 0
+    if group:
+        H = _to_planes(_to_planes(H, group).T, group)
 
     def solve_rows(start: Tensor, dense: Tensor) -> Tensor:
-        if find:
-            best, first, lowest = find(start, dense)
+        if native:
+            best, errors = descent.descend(start, dense, inputs, steps, kind, pattern.keep)
         else:
-            best, (first, lowest) = descent.descend(start, dense, inputs, steps, kind, pattern.keep)
-        if inputs.dtype == torch.bfloat16:
-            gained = lowest <= GAIN_THRESHOLD * first
-            _undo_losses(best, start, dense, inputs.gram, (~gained).nonzero().squeeze(1))
+            first, goal = (_to_planes(x, group) if group else x for x in (start, dense))
+            threshold = _threshold(first, pattern, soft)
+            best, errors = _best_of(proximal_descent(first, goal, H, largest, steps, threshold))
+            best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
+        if H.dtype != best.dtype:
+            little = ~(errors[1] <= GAIN_THRESHOLD * errors[0])
+            _undo_losses(best, start, dense, inputs.gram, little.nonzero().squeeze(1))
         return best.add_(0.0)  # no -0
 
+    if native:
+        return solve_rows(start.contiguous(), dense.contiguous())
     return by_rows(solve_rows, start, dense)
 
 
-def _in_pytorch(
-    inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """What adjusts rows where C++ does not: (start, dense) -> as `_best_of`."""
-    H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
-    if group:
-        H = _to_planes(_to_planes(H, group).T, group)
-    largest = inputs.largest_eigenvalue
-
-    def find(start: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if group:
-            start, dense = _to_planes(start, group), _to_planes(dense, group)
-        threshold = _threshold(start, pattern, soft)
-        path = proximal_descent(start, dense, H, largest, steps, threshold)
-        best, first, lowest = _best_of(path)
-        best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
-        return best, first, lowest
-
-    return find
-
-
-def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row at its lowest error, the initial and the lowest error [rows]."""
+def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Each row at its lowest error, and errors [2, rows]: the initial and the lowest."""
     W, D, P = next(path)
     best, first = W.clone(), torch.linalg.vecdot(P, D)
     lowest = first
@@ -82,7 +69,7 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
         error = torch.linalg.vecdot(P, D)
         torch.where((error < lowest).unsqueeze(1), W, best, out=best)
         lowest = torch.minimum(error, lowest)
-    return best, first, lowest
+    return best, torch.stack([first, lowest])
 
 
 def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
