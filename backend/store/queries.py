@@ -198,11 +198,11 @@ def result_places(ids: Iterable[int]) -> dict[int, Places]:
     that measured the same share the object."""
     place = Result.stage + PARTS + Result.family + PARTS + Result.series
     query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
-    read = lru_cache(1024)(_places)
     with reading() as session:
-        return {job: read(text) for job, text in rows_among(session, query, Result.job_id, ids)}
+        return {job: _places(text) for job, text in rows_among(session, query, Result.job_id, ids)}
 
 
+@lru_cache(1024)
 def _places(text: str) -> Places:
     rows = (row.split(PARTS) for row in text.split(ROWS) if row.count(PARTS) == 2)
     return frozenset((stage, MetricKey(family, "", series)) for stage, family, series in rows)

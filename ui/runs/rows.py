@@ -2,7 +2,7 @@
 open pages, and again only where a run is live or has had an event since; their figures when the
 first of a batch is asked for: most pages show those of a few runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from threading import Lock
@@ -25,9 +25,15 @@ class RunShape:
     there are far fewer shapes than runs."""
 
     kind: str
-    settings: tuple[tuple[str, bool], ...]  # fields of the config, and whether each is a number
+    fields: tuple[str, ...]  # of the config
+    types: tuple[type, ...]  # of their values
     places: Places  # stage and metric of its results
     tagged: bool
+
+    @property
+    def settings(self) -> Iterator[tuple[str, bool]]:
+        """The fields of the config, and whether each is a number; a switch is none."""
+        return ((name, of in (int, float)) for name, of in zip(self.fields, self.types, strict=True))
 
 
 _shape = lru_cache(maxsize=4096)(RunShape)
@@ -52,12 +58,9 @@ class RunRow:
 
     @cached_property
     def shape(self) -> RunShape:
-        config = self.job.config
-        settings = (  # a switch is no number
-            (name, isinstance(value, (int, float)) and not isinstance(value, bool))
-            for name, value in config.items()
-        )
-        return _shape(self.job.kind, tuple(settings), self.places, bool(self.job.tags))
+        job = self.job
+        types = tuple(map(type, job.config.values()))
+        return _shape(job.kind, tuple(job.config), types, self.places, bool(job.tags))
 
     @cached_property
     def names(self) -> str:
