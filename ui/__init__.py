@@ -31,7 +31,7 @@ def lean_gradio() -> Iterator[None]:
             raise OSError("It gets no stub.")
         return find(thing)
 
-    inspect.getfile = found
+    inspect.getfile = found  # type: ignore[assignment]
     hidden = sys.modules.setdefault("mcp", None) is None  # type: ignore[arg-type]
     try:
         yield

@@ -228,6 +228,32 @@ def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
         return newest, {*session.scalars(changed.union(others))}
 
 
+class RunHead(NamedTuple):
+    """What the list of all runs needs of a run that it does not show."""
+
+    id: int
+    kind: str
+    state: str
+    config: dict[str, Any]
+    tags: list[str]
+    created_at: int
+    archived_at: int | None
+    removed_at: int | None
+    purged: bool
+
+
+def run_heads(ids: Iterable[int]) -> list[RunHead]:
+    """The heads of these runs, in no particular order; unknown ids are omitted."""
+    query = select(*[getattr(Job, name) for name in RunHead._fields])
+    with reading() as session:
+        return [RunHead._make(row) for row in rows_among(session, query, Job.id, ids)]
+
+
+def examples() -> set[int]:
+    """The ids of the examples, the only runs whose rows may be deleted."""
+    return {*fetched(select(Job.id).where(Job.id < 0))}
+
+
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
     """These jobs, in no particular order; unknown ids are omitted."""
     with reading() as session:
