@@ -229,10 +229,11 @@ def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
 
 
 class RunHead(NamedTuple):
-    """What the list of all runs needs of a run that it does not show."""
+    """What lists and the search box need of a run that they do not show."""
 
     id: int
     kind: str
+    name: str
     state: str
     config: dict[str, Any]
     tags: list[str]
@@ -240,6 +241,10 @@ class RunHead(NamedTuple):
     archived_at: int | None
     removed_at: int | None
     purged: bool
+
+    @property
+    def run(self) -> str:
+        return run_name(self.kind, self.id)
 
 
 def run_heads(ids: Iterable[int]) -> list[RunHead]:

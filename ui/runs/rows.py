@@ -72,9 +72,9 @@ class RunRow:
     @cached_property
     def names(self) -> str:
         """What it is known by, in lower case: for the search box."""
-        job = self.job
-        model = str(job.config.get("model", ""))
-        return " ".join([job.run, job.name, model, job.state, *(job.tags or ())]).lower()
+        head = self.head
+        model = str(head.config.get("model", ""))
+        return " ".join([head.run, head.name, model, head.state, *(head.tags or ())]).lower()
 
     @cached_property
     def text(self) -> str:
@@ -156,5 +156,5 @@ def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
     wanted = dict.fromkeys(runs)
     numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
     numbers |= {str(row.head.id) for row in rows if row.head.id < 0}  # examples have no number
-    by_name = {row.job.run: row for row in rows if wanted and str(row.head.id) in numbers}
+    by_name = {row.head.run: row for row in rows if wanted and str(row.head.id) in numbers}
     return [by_name[run] for run in wanted if run in by_name]
