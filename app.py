@@ -21,13 +21,14 @@ from backend.store.migrate import other_version, upgrade
 from jobs.cli.console import in_one_line
 from jobs.imported import check_row
 from jobs.kind import load_work
+from ui import lean_gradio
 from ui.security.connections import raise_file_limit
 from ui.security.log_throttle import throttle_logs
 
 log = logging.getLogger("slimscope")
 UVICORN_FORMATS = ("default", "access")
 LOOK_S = 5.0
-SERVE, HOST_LINK = "ui.app:serve", "ui.security.auth:host_link"  # they import Gradio: three seconds
+SERVE, HOST_LINK = "ui.app:serve", "ui.security.auth:host_link"  # they import Gradio: seconds
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
         upgrade()
         if here.examples:
             install_examples(check_row)
-    serve = load_work(SERVE)
+    with lean_gradio():
+        serve = load_work(SERVE)
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     for name in unknown_variables():

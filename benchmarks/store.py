@@ -19,6 +19,7 @@ runs in a process of its own.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sqlite3
@@ -184,6 +185,7 @@ def _plain_copies(points: int) -> float:
 
 def runs() -> Figures:
     """*Runs* as the server makes it."""
+    gc.freeze()  # as the dashboard does with all that it has imported
     query = TableQuery("", "newest", True, 1, (), "", (), ())
 
     def page() -> None:

@@ -69,12 +69,12 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
         for page in others:
             with app.route(page.name, page.path, show_in_navbar=page.listed):
                 _fill(page, every)
+        app.queue(default_concurrency_limit=8, max_size=64)
     number_functions(app, VERSION)
     keep_sessions_small()
     without_files()
     check_calls()
     set_server_options(server_options())
-    app.queue(default_concurrency_limit=8, max_size=64)
     poll_less_often(app)
     limit_events(app)
     return app

@@ -66,9 +66,9 @@ def keep_sessions_small() -> None:
 
 @contextmanager
 def web_app_once() -> Iterator[None]:
-    """Pages that are added in this block get their web app from `queue`, and are described by
-    `launch`. Gradio 6.31 does both for all pages so far at the end of each, five sixths of the time
-    that building the pages took, although both are done again. For one thread at a time."""
+    """What is put together in this block is described, and gets its web app, by `launch`. Gradio
+    6.31 does both at the end of each page, for all so far, and in `queue`: most of the time that
+    building the pages took, although both are done again. For one thread at a time."""
     describe, create = gr.Blocks.get_config_file, App.create_app
     gr.Blocks.get_config_file = lambda _: {}  # type: ignore[method-assign, assignment, typeddict-item]
     App.create_app = staticmethod(lambda *_, **__: None)  # type: ignore[method-assign, assignment]

@@ -198,11 +198,11 @@ def result_places(ids: Iterable[int]) -> dict[int, Places]:
     that measured the same share the object."""
     place = Result.stage + PARTS + Result.family + PARTS + Result.series
     query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
-    read = lru_cache(1024)(_places)
     with reading() as session:
-        return {job: read(text) for job, text in rows_among(session, query, Result.job_id, ids)}
+        return {job: _places(text) for job, text in rows_among(session, query, Result.job_id, ids)}
 
 
+@lru_cache(1024)
 def _places(text: str) -> Places:
     rows = (row.split(PARTS) for row in text.split(ROWS) if row.count(PARTS) == 2)
     return frozenset((stage, MetricKey(family, "", series)) for stage, family, series in rows)
@@ -226,6 +226,37 @@ def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
     with reading() as session:
         newest = session.scalar(select(func.max(Event.id))) or 0
         return newest, {*session.scalars(changed.union(others))}
+
+
+class RunHead(NamedTuple):
+    """What lists and the search box need of a run that they do not show."""
+
+    id: int
+    kind: str
+    name: str
+    state: str
+    config: dict[str, Any]
+    tags: list[str]
+    created_at: int
+    archived_at: int | None
+    removed_at: int | None
+    purged: bool
+
+    @property
+    def run(self) -> str:
+        return run_name(self.kind, self.id)
+
+
+def run_heads(ids: Iterable[int]) -> list[RunHead]:
+    """The heads of these runs, in no particular order; unknown ids are omitted."""
+    query = select(*[getattr(Job, name) for name in RunHead._fields])
+    with reading() as session:
+        return [RunHead._make(row) for row in rows_among(session, query, Job.id, ids)]
+
+
+def examples() -> set[int]:
+    """The ids of the examples, the only runs whose rows may be deleted."""
+    return {*fetched(select(Job.id).where(Job.id < 0))}
 
 
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:

@@ -1,6 +1,8 @@
 """Gradio's internals as they are replaced, of the one release whose internals we know."""
 
 import asyncio
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from gradio.state_holder import StateHolder
 from packaging.requirements import Requirement
 
-from ui import GRADIO
+from ui import GRADIO, lean_gradio
 from ui.gradio_patches import SmallSession, number_functions
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,30 @@ def test_another_gradio_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert "Gradio 6.40.1 is installed" in done.stderr and f"gradio=={GRADIO}.*" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_components_get_no_stub_and_mcp_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mcp", raising=False)
+    find = inspect.getfile
+    for name in ("lean", "usual"):
+        (tmp_path / f"{name}_box.py").write_text(
+            "import gradio as gr\n\n\nclass Box(gr.HTML):\n    EVENTS = ['change']\n"
+        )
+    with lean_gradio():
+        lean = importlib.import_module("lean_box")
+        assert inspect.getfile(Path) == find(Path)
+        with pytest.raises(ImportError):
+            importlib.import_module("mcp")
+    importlib.import_module("usual_box")  # Gradio still writes stubs, and looks for this file
+    assert [stub.name for stub in tmp_path.glob("*.pyi")] == ["usual_box.pyi"]
+    assert "change" in vars(lean.Box) and inspect.getfile is find and "mcp" not in sys.modules
+    monkeypatch.setitem(sys.modules, "mcp", lean)  # one that is there stays
+    with lean_gradio():
+        assert importlib.import_module("mcp") is lean
+    assert sys.modules["mcp"] is lean
 
 
 def test_gradio_can_make_our_components_anew_as_in_an_update(

@@ -117,7 +117,7 @@ RUN_COLUMN = _text(
     measure=lambda r: r.job.run, usual=True,
 )  # fmt: skip
 AGE = Column(
-    NEWEST, "Age", lambda r: r.job.created_at, lambda r: time_tag(r.job.created_at, r.now),
+    NEWEST, "Age", lambda r: r.head.created_at, lambda r: time_tag(r.job.created_at, r.now),
     lambda r: (r.now - r.job.created_at) / 1000, True, usual=True, field="added_utc",
 )  # fmt: skip
 BEFORE = (

@@ -1,15 +1,15 @@
 """All runs with their results, for table, filter, comparison and home. They are read once for all
-open pages, and again only where a run is live or has had an event since; their figures when the
-first of a batch is asked for: most pages show those of a few runs."""
+open pages, and again only where a run is live or has had an event since; jobs and figures when the
+first of a batch is asked for: most pages show a few runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from threading import Lock
 
 from backend.settings import settings
 from backend.store import queries
-from backend.store.queries import Places, StoredResult
+from backend.store.queries import Places, RunHead, StoredResult
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
@@ -25,9 +25,17 @@ class RunShape:
     there are far fewer shapes than runs."""
 
     kind: str
-    settings: tuple[tuple[str, bool], ...]  # fields of the config, and whether each is a number
+    fields: tuple[str, ...]  # of the config
+    types: tuple[type, ...]  # of their values
     places: Places  # stage and metric of its results
     tagged: bool
+
+    @property
+    def settings(self) -> Iterator[tuple[str, bool]]:
+        """The fields of the config, and whether each is a number; a switch is none."""
+        return (
+            (name, of in (int, float)) for name, of in zip(self.fields, self.types, strict=True)
+        )
 
 
 _shape = lru_cache(maxsize=4096)(RunShape)
@@ -37,10 +45,15 @@ _shape = lru_cache(maxsize=4096)(RunShape)
 class RunRow:
     """One run, its results, and the size of the saved model in bytes."""
 
-    job: Job
+    head: Job | RunHead
     places: Places
+    jobs: Callable[[], Mapping[int, Job]]  # this one and others, by id
     stored: Callable[[], Mapping[int, Sequence[StoredResult]]]  # of this run and others, by job id
     size: int | None = None
+
+    @cached_property
+    def job(self) -> Job:
+        return self.jobs()[self.head.id]
 
     @cached_property
     def figures(self) -> RunResults:
@@ -52,19 +65,16 @@ class RunRow:
 
     @cached_property
     def shape(self) -> RunShape:
-        config = self.job.config
-        settings = (  # a switch is no number
-            (name, isinstance(value, (int, float)) and not isinstance(value, bool))
-            for name, value in config.items()
-        )
-        return _shape(self.job.kind, tuple(settings), self.places, bool(self.job.tags))
+        head = self.head
+        types = tuple(map(type, head.config.values()))
+        return _shape(head.kind, tuple(head.config), types, self.places, bool(head.tags))
 
     @cached_property
     def names(self) -> str:
         """What it is known by, in lower case: for the search box."""
-        job = self.job
-        model = str(job.config.get("model", ""))
-        return " ".join([job.run, job.name, model, job.state, *(job.tags or ())]).lower()
+        head = self.head
+        model = str(head.config.get("model", ""))
+        return " ".join([head.run, head.name, model, head.state, *(head.tags or ())]).lower()
 
     @cached_property
     def text(self) -> str:
@@ -77,7 +87,11 @@ class RunRow:
 def rows(jobs: Iterable[Job], results: Iterable[StoredResult]) -> list[RunRow]:
     stored = by_job(results)
     places = {job: frozenset((r.stage, r.metric) for r in of) for job, of in stored.items()}
-    return [RunRow(job, places.get(job.id, NOWHERE), lambda: stored) for job in jobs]
+    every = {job.id: job for job in jobs}
+    return [
+        RunRow(job, places.get(job.id, NOWHERE), lambda: every, lambda: stored)
+        for job in every.values()
+    ]
 
 
 def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
@@ -89,7 +103,7 @@ def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
 
 def all_rows(*, deleted: bool = False) -> list[RunRow]:
     rows = _cache(settings().url).rows()
-    return rows if deleted else [row for row in rows if not row.job.removed_at]
+    return rows if deleted else [row for row in rows if not row.head.removed_at]
 
 
 class RunCache:
@@ -109,16 +123,23 @@ class RunCache:
         self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
         self._live = set()
+        for vanished in {number for number in self._rows if number < 0} - queries.examples():
+            del self._rows[vanished]
         for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
-            jobs, places = queries.jobs_by_id(numbers), queries.result_places(numbers)
+            places, sizes = queries.result_places(numbers), queries.model_bytes(numbers)
+            jobs = cache(partial(_jobs, tuple(numbers)))
             stored = cache(partial(_results, tuple(numbers)))
-            sizes = queries.model_bytes(numbers)
-            for job in jobs:
-                at = places.get(job.id, NOWHERE)
-                self._rows[job.id] = RunRow(job, at, stored, sizes.get(job.id))
-                if job.purged:
-                    del self._rows[job.id]
-            self._live |= {job.id for job in jobs if job.state in LIVE}
+            for head in queries.run_heads(numbers):
+                at = places.get(head.id, NOWHERE)
+                self._rows[head.id] = RunRow(head, at, jobs, stored, sizes.get(head.id))
+                if head.purged:
+                    del self._rows[head.id]
+                elif head.state in LIVE:
+                    self._live.add(head.id)
+
+
+def _jobs(numbers: Sequence[int]) -> dict[int, Job]:
+    return {job.id: job for job in queries.jobs_by_id(numbers)}
 
 
 def _results(numbers: Sequence[int]) -> dict[int, list[StoredResult]]:
@@ -134,6 +155,6 @@ def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
     """Rows of these runs in the given order; unknown and repeated names are left out."""
     wanted = dict.fromkeys(runs)
     numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
-    numbers |= {str(row.job.id) for row in rows if row.job.id < 0}  # examples have no number
-    by_name = {row.job.run: row for row in rows if wanted and str(row.job.id) in numbers}
+    numbers |= {str(row.head.id) for row in rows if row.head.id < 0}  # examples have no number
+    by_name = {row.head.run: row for row in rows if wanted and str(row.head.id) in numbers}
     return [by_name[run] for run in wanted if run in by_name]

@@ -185,8 +185,8 @@ def query_runs(query: TableQuery) -> TableResult:
     runs = [  # archived and deleted ones where the filter names them
         row
         for row in every
-        if (not row.job.archived_at or "archived" in named)
-        and (not row.job.removed_at or "deleted" in named)
+        if (not row.head.archived_at or "archived" in named)
+        and (not row.head.removed_at or "deleted" in named)
     ]
     by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
     rows = sorted_rows(parsed.passed(runs), by, query.down)
