@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.calibration.threads import side_by_side
 from backend.compiler import CompilerError, load
+from backend.models.threads import side_by_side
 
 SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the largest of groups
 GROUPS = (2, 4, 8, 16)
