@@ -26,11 +26,11 @@ from transformers.cache_utils import Cache
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.memory import SMALL_BLOCK
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 from backend.models.threads import side_by_side
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-SMALL_BLOCK = 2**24  # weights
 BATCHES = 4  # at most side by side: with more threads, each would hold the activations of one
 _PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tuple it returns, or 0
 

@@ -15,6 +15,8 @@ from backend.printable import readable_bytes
 RUNTIME = 600 * 2**20  # interpreter and libraries
 STREAMING_THRESHOLD = 0.8  # share of memory a run may use before its model is streamed
 DISK_THRESHOLD = 0.25  # share of memory hidden states may use before they are kept on disk
+# weights of a block of which two may be at work at once, and several batches run side by side
+SMALL_BLOCK = 2**24
 MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight during a solve
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

@@ -25,7 +25,7 @@ from backend.errors import ComputeError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
-from backend.models.memory import is_out_of_memory
+from backend.models.memory import SMALL_BLOCK, is_out_of_memory
 from backend.models.precision import all_finite
 from backend.models.threads import AtOnce
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
@@ -55,7 +55,7 @@ class StepTimer:
 
     def __init__(self, where: str = "") -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._where = where
+        self.where = where
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
@@ -65,7 +65,7 @@ class StepTimer:
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
-                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self._where}."
+                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}."
                 why = str(error).split("\n")[0][:300]
                 raise ComputeError(what, why, do, field=field) from error
             raise
@@ -91,7 +91,7 @@ class SDSRun:
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
         heldout: token ids [windows, L], to choose by.
-        statistics: what carries them out, and stores a block behind its own.
+        statistics, storage: what carries them out, and stores a block when it has its own.
         timed: time that belongs to no single block.
     """
 
@@ -107,6 +107,7 @@ class SDSRun:
     stored: torch.dtype = torch.float32
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     statistics: Executor = field(default_factory=AtOnce)
+    storage: Executor = field(default_factory=AtOnce)
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
     storing: Future[None] | None = None  # of the block that was finished last
@@ -221,7 +222,8 @@ class BlockWork:
         needs = (PRUNERS[group.pruner].needs for group in planned)
         level = max(needs, default=StatisticsLevel.NOTHING)
         inputs, _ = self.collect_inputs(hidden, level, outputs=False)
-        self.run.settle()  # so that the stages of two blocks are not in memory at once
+        if self.report.weights > SMALL_BLOCK:
+            self.run.settle()  # so that the stages of two blocks are not in memory at once
         pruned = Weights()
         for module in self.modules(doing):
             with self.timed("pruning"):
@@ -288,8 +290,9 @@ class BlockWork:
 
     def _report_measured(self) -> None:
         """Report what was recorded, in that order."""
+        beside = StepTimer(self.timed.where)  # the work of the run does not wait
         for waits in self._measured:
-            with self.timed("statistics"):
+            with beside("statistics"):
                 measured = waits.result()
             found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
             self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
@@ -309,7 +312,7 @@ class BlockWork:
         # by name: a block without pruned layers has its stages too
         stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}
         self.run.settle()
-        self.run.storing = self.run.statistics.submit(self._store, pass_name, stages)
+        self.run.storing = self.run.storage.submit(self._store, pass_name, stages)
 
     def _store(self, pass_name: str, stages: dict[SDSStage, Weights]) -> None:
         """Report the block's statistics and mean errors, then store its stages: in this order,

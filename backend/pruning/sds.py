@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
@@ -34,7 +35,7 @@ from backend.models.blocks import LinearWeight, all_linears
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.precision import resolve_dtype
-from backend.models.threads import beside
+from backend.models.threads import AtOnce, beside
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
 from backend.pruning.owl import block_shares
@@ -176,9 +177,11 @@ def _begin(
     on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
     new = batches_in(checkpoints.root if on_disk else None)
     largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
+    statistics = beside(model.device, largest, reporter.log)
+    storage = AtOnce() if isinstance(statistics, AtOnce) else ThreadPoolExecutor(1, "storage")
     return SDSRun(
         model, calibration, config, plan, dtype, SDSStageStore(checkpoints), reporter, units, new,
-        stored, heldout, beside(model.device, largest, reporter.log),
+        stored, heldout, statistics, storage,
     )  # fmt: skip
 
 
@@ -192,7 +195,8 @@ def _walk(run: SDSRun) -> None:
     finally:
         with suppress(Exception):  # what is finished is stored, whatever ended the run
             run.settle()
-        run.statistics.shutdown(cancel_futures=True)
+        for executor in (run.statistics, run.storage):
+            executor.shutdown(cancel_futures=True)
 
 
 def _read_stages(

@@ -17,7 +17,7 @@ from jobs.profile.profiles import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
-BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
+BLOCK_COPIES = 6  # of a block at work: its stages, and a sorted one for statistics
 
 
 def requirements(config: SDSJob) -> Requirements:
@@ -98,7 +98,7 @@ def memory_bytes(
         "context": context_length(config, facts),
         "batch": config.batch,
         "streams": config.streams,
-        "stages": BLOCK_COPIES,
+        "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK)),
         "on_disk": memory.wait_on_disk(config.activations, states, available),
     }
     trained = memory.block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
