@@ -4,6 +4,7 @@ kind, state or tag."""
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from backend.store.queries import RunHead
 from backend.store.tables import Job
 from ui.format import href, term_id
 from ui.pages.help.glossary import QUESTIONS, known_terms
@@ -35,16 +36,16 @@ def search_runs(text: str) -> list[Hit]:
     """Newest runs that contain every word; first those whose id contains the first word."""
     words = text.lower().split()
     rows = all_rows() if words else []
-    found = [row.job for row in rows if all(word in row.names for word in words)]
-    return [_hit(job) for job in sorted(found, key=lambda job: words[0] not in job.run)[:MAX_HITS]]
+    found = [row.head for row in rows if all(word in row.names for word in words)]
+    return [_hit(run) for run in sorted(found, key=lambda run: words[0] not in run.run)[:MAX_HITS]]
 
 
-def _hit(job: Job) -> Hit:
-    model, tags = str(job.config.get("model", "")), [f"#{tag}" for tag in job.tags or ()]
+def _hit(run: Job | RunHead) -> Hit:
+    model, tags = str(run.config.get("model", "")), [f"#{tag}" for tag in run.tags or ()]
     return {
-        "title": job.run,
-        "about": " · ".join(filter(None, (job.state, job.name, model, *tags))),
-        "to": href("run", id=job.run),
+        "title": run.run,
+        "about": " · ".join(filter(None, (run.state, run.name, model, *tags))),
+        "to": href("run", id=run.run),
     }
 
 

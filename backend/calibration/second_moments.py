@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class StatisticsLevel(IntEnum):
     GRAM = 2  # H
 
 
+_precision = Lock()
 _nothing = partial(torch.empty, 0)
 
 
@@ -117,13 +119,15 @@ class DenseReference:
 
 @contextmanager
 def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Use the fastest float32 product that is exact for values converted from `dtype`."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    """Use the fastest float32 product that is exact for values converted from `dtype`: a setting of
+    the whole process."""
+    with _precision:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 class _Sums:
@@ -182,7 +186,7 @@ class InputCollector:
     def __init__(self, linears: Mapping[str, LinearWeight], level: StatisticsLevel) -> None:
         self._linears = linears
         self._new_sums = partial(_Sums, level)
-        self._sums = defaultdict[str, dict[int, _Sums]](dict)
+        self._sums: dict[str, dict[int, _Sums]] = {name: {} for name in linears}
         self._leaders: dict[str, str] = {}
         # leaders and their inputs in the current batch of each place
         self._batch = defaultdict[int, dict[str, Tensor]](dict)
@@ -215,7 +219,7 @@ class InputCollector:
 
         An expert that no token was sent to gets those of independent inputs of equal size, H = I,
         and 0 tokens. Raises ComputeError: the inputs of a layer are not finite."""
-        finished = {name: _merged(sums).finish() for name, sums in self._sums.items()}
+        finished = {name: _merged(sums).finish() for name, sums in self._sums.items() if sums}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
                 what = f"The inputs of {self._linears[name].name} are not finite."

@@ -26,12 +26,11 @@ from transformers.cache_utils import Cache
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.memory import SMALL_BLOCK
+from backend.models.memory import BATCHES, SMALL_BLOCK
 from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 from backend.models.threads import side_by_side
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-BATCHES = 4  # at most side by side: with more threads, each would hold the activations of one
 _PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tuple it returns, or 0
 
 
@@ -173,21 +172,27 @@ def run_block(
     last of them, and there are no outputs."""
     block, outputs = decoder_blocks(model)[index], stream.new()
 
-    def one(batch: tuple[Tensor, Call]) -> Tensor | None:
-        states, (args, kwargs) = batch
-        with suppress(StopForwardError):
-            return _states(block(states, *args, **kwargs))
-        return None
+    with (
+        resident(model, index),
+        eval_mode(block),
+        in_dtype(block, stream.dtype),
+        ending_after(until) as begin,
+    ):
 
-    with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
+        def one(batch: tuple[Tensor, Call]) -> Tensor | None:
+            states, (args, kwargs) = batch
+            begin()
+            with suppress(StopForwardError):
+                return _states(block(states, *args, **kwargs))
+            return None
+
         batches, count = zip(hidden, stream.calls[index], strict=True), _at_once(block)
-        with ending_after(until):
-            while some := [*islice(batches, count)]:
-                for _ in some:
-                    safe_point()
-                for states in side_by_side(one, some):
-                    if states is not None:
-                        outputs.append(states)
+        while some := [*islice(batches, count)]:
+            for _ in some:
+                safe_point()
+            for states in side_by_side(one, some):
+                if states is not None:
+                    outputs.append(states)
     return outputs
 
 

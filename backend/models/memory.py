@@ -17,6 +17,7 @@ STREAMING_THRESHOLD = 0.8  # share of memory a run may use before its model is s
 DISK_THRESHOLD = 0.25  # share of memory hidden states may use before they are kept on disk
 # weights of a block of which two may be at work at once, and several batches run side by side
 SMALL_BLOCK = 2**24
+BATCHES = 4  # at most side by side: with more threads, each would hold the activations of one
 MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight during a solve
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -86,12 +87,13 @@ def memory_parts(
     grams = Counter[int]()  # block -> entries of its Gram matrices [in, in]
     for linear in facts.linears:
         grams[linear.block] += linear.columns**2
+    sums = BATCHES if block_weights(facts) <= SMALL_BLOCK else 1  # of them
     row = context * facts.vocabulary  # of logits
     return {
         "runtime": RUNTIME,
         "weights": copies * in_memory * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, waiting, context, dtype),
-        "grams": 4 * max(grams.values(), default=0) if segments else 0,
+        "grams": 4 * sums * max(grams.values(), default=0) if segments else 0,
         "stages": 4 * (stages * block_weights(facts) + SCRATCH_COPIES * largest) if stages else 0,
         "logits": 2 * 4 * min(batch * row, max(row, MAX_LOGITS)),  # and their log-softmax
     }

@@ -1,7 +1,6 @@
 """Temporary changes to a module, as context managers."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -64,23 +63,26 @@ def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextMa
 
 
 @contextmanager
-def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
-    """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input.
+def ending_after(layers: Collection[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input; not
+    in one that does not come to all of them, as with experts without tokens. Yields what a thread
+    calls before each of its passes.
 
-    Hooks registered before run first. Several threads may have a pass each."""
-    seen = defaultdict[int, set[nn.Module]](set)
+    Hooks registered before run first."""
+    seen = threading.local()
+
+    def begin() -> None:
+        seen.layers = set()
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        mine = seen[threading.get_ident()]
-        mine.add(layer)
-        if len(mine) == len(layers):
-            mine.clear()  # for the next batch
+        seen.layers.add(layer)
+        if len(seen.layers) == len(layers):
             raise StopForwardError
 
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(note).remove)
-        yield
+        yield begin
 
 
 @contextmanager

@@ -6,7 +6,7 @@ wait for each other after each; and much is lost where something else takes one 
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -41,7 +41,10 @@ def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         _place.number = part[0]
         return work(part[1])
 
-    return [*_workers(threads).map(torch.no_grad()(one), enumerate(parts))]
+    pool, call = _workers(threads), torch.no_grad()(one)
+    calls = [pool.submit(call, part) for part in enumerate(parts)]
+    wait(calls)  # for all: what they work on may be taken away after an error
+    return [call.result() for call in calls]
 
 
 def place() -> int:

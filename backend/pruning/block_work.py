@@ -91,7 +91,7 @@ class SDSRun:
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
         heldout: token ids [windows, L], to choose by.
-        statistics, storage: what carries them out, and stores a block when it has its own.
+        statistics, storage: carry out statistics; store a block as soon as it is measured.
         timed: time that belongs to no single block.
     """
 

@@ -69,7 +69,7 @@ class StageReader(Protocol):
         """Whether something of a stage is still to be measured."""
 
     def measure(self, stage: SDSStage) -> None:
-        """Measure it."""
+        """Measure it, if anything is missing; the model is given another stage then."""
 
 
 @dataclass
@@ -216,7 +216,7 @@ def _read_stages(
                 losses[stage] = reader.losses(stage, run.heldout)
             _require_finite(stage, losses[stage])
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        if missing:
+        if missing or stage in read:  # which ends the reading of this stage
             reader.measure(stage)
     return losses
 

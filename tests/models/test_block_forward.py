@@ -1,4 +1,5 @@
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from backend.errors import CancelledError, ModelError
 from backend.models.block_forward import each_logits, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
+from backend.models.patching import StopForwardError, ending_after
+from backend.models.threads import side_by_side
 
 
 @torch.no_grad()
@@ -164,3 +167,23 @@ def test_each_logits_tells_how_far_it_is(tokens, streamed):
     assert [logits.shape[0] for logits in passes] == [2, 2, 1]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert len(shares) == (13 if streamed else 4)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pass_that_skips_a_layer_does_not_end_the_next_one():
+    """As that of experts to whom no token is sent."""
+    layers = [torch.nn.Linear(2, 2) for _ in range(3)]
+    x, seen = torch.ones(1, 2), []
+    layers[2].register_forward_pre_hook(lambda *_: seen.append(2))
+
+    def passing(chosen):
+        begin()
+        with suppress(StopForwardError):
+            for number in chosen:
+                layers[number](x)
+            return "ran on"
+
+    with ending_after(layers) as begin:
+        assert side_by_side(passing, [(1, 2), (0, 1)]) == ["ran on", "ran on"]
+        assert side_by_side(passing, [(0, 1, 2), (2, 0, 1), (0, 2)]) == [None, None, "ran on"]
+    assert len(seen) == 4

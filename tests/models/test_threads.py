@@ -1,6 +1,7 @@
 """Parts side by side: the same as one after the other, in a forked process, too."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -21,6 +22,21 @@ def test_rows_are_the_same_to_the_bit_on_two_threads() -> None:
 def test_an_error_of_a_part_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda n: 1 // n, [2, 1, 0])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
+    ended = []
+
+    def work(seconds: float) -> None:
+        if not seconds:
+            raise MemoryError
+        time.sleep(seconds)
+        ended.append(seconds)
+
+    with pytest.raises(MemoryError):
+        side_by_side(work, [0.0, 0.2])
+    assert ended == [0.2]
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -15,7 +15,7 @@ from backend.models.blocks import all_linears
 from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
-from backend.pruning.sds import SDSResult, install, run_sds
+from backend.pruning.sds import SDSResult, StageReader, install, run_sds
 from backend.reporter import Reporter, SilentReporter
 
 
@@ -28,6 +28,7 @@ def prune(
     stored: torch.dtype = torch.float32,
     plan: PruningPlan | None = None,
     held: float = 0.125,
+    reader: StageReader | None = None,
 ) -> SDSResult:
     """Plans a run, if it has no plan yet, and executes it; `held`: share of the ids to choose the
     kept stage by."""
@@ -35,7 +36,7 @@ def prune(
     plan, reporter = plan or pruning_plan(chosen, all_linears(model)), reporter or SilentReporter()
     fitted = len(ids) - min(len(ids) - 1, round(len(ids) * held))
     parts = ids[:fitted], ids[fitted:]
-    return run_sds(model, parts[0], chosen, plan, checkpoints, reporter, stored, parts[1])
+    return run_sds(model, parts[0], chosen, plan, checkpoints, reporter, stored, parts[1], reader)
 
 
 def cut_short(

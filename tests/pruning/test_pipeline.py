@@ -15,6 +15,7 @@ from backend.calibration.second_moments import InputStatistics
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.blocks import block_linears
+from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage, judged
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
@@ -315,3 +316,31 @@ def test_held_out_text_is_read_where_there_is_a_choice() -> None:
     assert judged([dense, first, control]) == judged([dense, first]) == []
     assert judged([dense, first, control, redense, second]) == [first, control, second]
     assert judged([dense, first, redense, second, sds]) == [first, second, sds]
+
+
+class Holding:
+    """Reads stages by a copy of the weights, as the native decoder does, until one is measured."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.held, self.read = model, "", dict[SDSStage, str]()
+
+    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
+        self.held = self.held or weights_hash(self.model)
+        self.read[stage] = self.held
+        return [1.0] * len(windows)
+
+    def is_missing(self, stage: SDSStage) -> bool:
+        return False
+
+    def measure(self, stage: SDSStage) -> None:
+        self.held = ""
+
+
+def test_a_resumed_run_reads_each_stage_by_its_own_weights(
+    toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    """Also where an earlier attempt has measured them all."""
+    model = toy()
+    reader, few = Holding(model), {"redense_steps": 2, "adjust_steps": 2}
+    prune(model, calibration[:16], config(**few), tmp_path, reader=reader)
+    assert [*reader.read] == judged(MADE) and len({*reader.read.values()}) == len(reader.read)
