@@ -64,10 +64,8 @@ STAGE_LABELS: dict[str, str] = {
 
 
 def judged(stages: Collection[SDSStage]) -> list[SDSStage]:
-    """Those of `stages` that held-out text is read by: the ones that can be kept, if there is a
-    choice, and their control."""
-    kept = [stage for stage in stages if stage in CANDIDATES]
-    return [x for x in stages if x in (*kept, SDSStage.CONTROL)] if len(kept) > 1 else []
+    """Those of `stages` that read held-out text: the ones that can be kept, and their control."""
+    return [stage for stage in stages if stage in (*CANDIDATES, SDSStage.CONTROL)]
 
 
 STEP_LABELS: dict[str, str] = {  # part of stored metric names

@@ -42,13 +42,14 @@ def wait_until(run: int, *states: State, stage: str = "") -> State:
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
-    launch_on_toy(page, dashboard.url, steps=400, name=EVIL)
-    page.goto(f"{dashboard.url}/run?id=sds-0001")
+    launch_on_toy(page, dashboard.url, steps=2000, name=EVIL)
     wait_until(1, State.RUNNING, stage="Weight adjustment")
+    ref = queries.attempts(1)[0].engine_ref
+    os.kill(ref["pid"], signal.SIGSTOP)  # else it would be over before it is looked at
+    page.goto(f"{dashboard.url}/run?id=sds-0001")
     expect(page.locator("#run-head")).to_contain_text("running")
     expect(page.locator("#frame-status-line")).to_contain_text(re.compile(r"\d+\s%"))
 
-    ref = queries.attempts(1)[0].engine_ref
     os.kill(ref["pid"], signal.SIGKILL)
     assert wait_until(1, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     first, second = queries.attempts(1)
