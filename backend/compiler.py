@@ -48,6 +48,14 @@ def load(source: Path, declare: Callable[[CDLL], CDLL], target: tuple[str, ...] 
         raise _failed(f"{error}.") from error
 
 
+def load_if_possible(source: Path, declare: Callable[[CDLL], CDLL]) -> CDLL | None:
+    """`load`; None where it cannot be: PyTorch computes the same there."""
+    try:
+        return load(source, declare)
+    except CompilerError:
+        return None
+
+
 def _built(source: Path, compiler: str, target: tuple[str, ...]) -> Path:
     """The file of the library, in a folder that is nobody else's."""
     folder = settings().cache_dir / "native"

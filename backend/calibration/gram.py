@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backend.compiler import CompilerError, load
+from backend.compiler import load_if_possible
 from backend.models.threads import side_by_side
 
 TOKENS = 1024  # of which a panel stays in the cache
@@ -23,11 +23,8 @@ def _declare(library: CDLL) -> CDLL:
 @lru_cache
 def _library() -> CDLL | None:
     """None where it cannot be built, or PyTorch is as fast."""
-    try:
-        library = load(Path(__file__).with_name("gram.cpp"), _declare)
-    except CompilerError:
-        return None
-    return library if library.slimscope_gram_panel() else None
+    library = load_if_possible(Path(__file__).with_name("gram.cpp"), _declare)
+    return library if library and library.slimscope_gram_panel() else None
 
 
 def is_fast(x: Tensor) -> bool:

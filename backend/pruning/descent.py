@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.compiler import CompilerError, load
+from backend.compiler import load_if_possible
 from backend.models.threads import side_by_side
 
 SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the largest of groups
@@ -27,10 +27,7 @@ def _declare(library: CDLL) -> CDLL:
 
 @lru_cache
 def _library() -> CDLL | None:
-    try:
-        return load(Path(__file__).with_name("descent.cpp"), _declare)
-    except CompilerError:
-        return None
+    return load_if_possible(Path(__file__).with_name("descent.cpp"), _declare)
 
 
 def usable(inputs: InputStatistics, kind: int) -> bool:

@@ -45,7 +45,7 @@ LIBRARIES = {  # of C
     # a tensor's memory serves the next one; the system would clear its pages
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
-    "MALLOC_ARENA_MAX": "1",  # and what one thread frees, the others
+    "MALLOC_ARENA_MAX": "1",  # what a thread frees serves the other threads, too
     # looks of an OpenMP thread at what it waits for, before it sleeps, a few microseconds; without
     # end, it would take the core of the one it waits for where others need the cores, too
     "GOMP_SPINCOUNT": "1000",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backend.compiler import CompilerError, load
+from backend.compiler import load_if_possible
 
 COLUMNS = 128  # the most that `gptq_columns` takes
 LEAST = 2**18  # weights, from which on several threads are worth it
@@ -49,10 +49,7 @@ def _declare(library: CDLL) -> CDLL:
 
 @lru_cache
 def _library() -> CDLL | None:
-    try:
-        return load(Path(__file__).with_name("kernels.cpp"), _declare)
-    except CompilerError:
-        return None
+    return load_if_possible(Path(__file__).with_name("kernels.cpp"), _declare)
 
 
 def usable(*tensors: Tensor, parts: tuple[Tensor, ...] = ()) -> bool:
