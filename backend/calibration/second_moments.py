@@ -79,7 +79,7 @@ class InputStatistics:
 
     @cached_property
     def largest_eigenvalue(self) -> float:
-        """lambda_max(H) by orthogonal iteration, plus 5 %."""
+        """lambda_max(H) by the Lanczos iteration, plus 5 %."""
         return largest_eigenvalue(self.gram)
 
     @cached_property

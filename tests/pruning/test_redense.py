@@ -63,3 +63,20 @@ def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, de
     H = X @ X.T / tokens
     exact = torch.linalg.eigvalsh(H.double())[-1].item()
     assert exact <= largest_eigenvalue(H) * (1 + 1e-5) <= 1.051 * exact
+
+
+@pytest.mark.parametrize("largest", [(), (1.3, 1.29), (1e6,)])
+def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple) -> None:
+    """Eigenvalues that lie close to each other are what an iteration takes longest to part."""
+    n, random = 1536, torch.Generator().manual_seed(3)
+    values = torch.ones(n)
+    values[: len(largest)] = torch.tensor(largest)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=random)).Q
+    exact = values.max().item()
+    assert exact <= largest_eigenvalue(Q * values @ Q.T) * (1 + 1e-5) <= 1.051 * exact
+
+
+def test_the_eigenvalue_of_few_directions_is_found() -> None:
+    """The iteration ends early where there is nothing more to find."""
+    for H, exact in ((torch.eye(300), 1.0), (torch.ones(50, 50), 50.0), (torch.zeros(9, 9), 0.0)):
+        assert largest_eigenvalue(H) == pytest.approx(1.05 * exact, rel=1e-4)
