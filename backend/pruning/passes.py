@@ -28,7 +28,7 @@ from torch import Tensor
 from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.metric_key import MetricKey
-from backend.models.block_forward import HiddenStates, open_stream
+from backend.models.block_forward import HiddenStates, even_batch, open_stream
 from backend.models.block_offload import resident
 from backend.pruning.block_work import BlockWork, SDSRun, StepTimer
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSPass, SDSStage
@@ -63,7 +63,8 @@ class BlockPass(BlockWalk):
 
     def open(self) -> None:
         run = self.run
-        self.stream = open_stream(run.model, run.calibration, self.config.batch, run.dtype, run.new)
+        batch = even_batch(run.model, len(run.calibration), self.config.batch)
+        self.stream = open_stream(run.model, run.calibration, batch, run.dtype, run.new)
         self.hidden, self.stream.hidden = self.stream.hidden, []
 
     def solve(self, block: int) -> None:

@@ -19,7 +19,7 @@ from backend.calibration.block_walk import BlockWalk
 from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.models.block_forward import BlockStream, HiddenStates, open_stream, run_block
+from backend.models.block_forward import BlockStream, HiddenStates, even_batch, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.families.stored import LinearShape
 from backend.models.patching import swap_weights
@@ -170,7 +170,8 @@ class DenseWalk(BlockWalk):
         return self.checkpoints.find(block_name(block)) is not None
 
     def open(self) -> None:
-        self.stream = open_stream(self.model, self.calibration, BATCH, self.dtype)
+        batch = even_batch(self.model, len(self.calibration), BATCH)
+        self.stream = open_stream(self.model, self.calibration, batch, self.dtype)
 
     def replay(self, block: int) -> None:
         self.stream.advance(self._outputs(block))

@@ -3,9 +3,11 @@ from contextlib import suppress
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
-from backend.models.block_forward import each_logits, open_stream, run_block
+from backend.models.block_forward import each_logits, even_batch, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
 from backend.models.patching import StopForwardError, ending_after
@@ -167,6 +169,20 @@ def test_each_logits_tells_how_far_it_is(tokens, streamed):
     assert [logits.shape[0] for logits in passes] == [2, 2, 1]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert len(shares) == (13 if streamed else 4)
+
+
+@given(st.integers(0, 70), st.integers(1, 20), st.integers(1, 3))
+def test_batches_that_run_side_by_side_are_of_one_size(rows: int, batch: int, threads: int):
+    """Each core gets as many rows as the next one, up to those that cannot be shared out."""
+    model = load("toy").model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        size = even_batch(model, rows, batch)
+    sizes = [len(part) for part in torch.zeros(rows, 1).split(size)]
+    longest = sum(max(sizes[i : i + threads]) for i in range(0, len(sizes), threads))
+    rounds = -(-rows // (batch * threads))
+    assert size <= batch and len(sizes) <= max(1, rounds * threads)
+    assert longest - rows / threads < max(1, rounds)
 
 
 @pytest.mark.usefixtures("two_threads")

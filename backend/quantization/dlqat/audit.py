@@ -2,7 +2,6 @@
 inputs of the dense model for all stages, and the statistics of its weights."""
 
 from concurrent.futures import Executor, Future
-from functools import partial
 from statistics import fmean
 
 import torch
@@ -55,8 +54,7 @@ class AuditPass(RunPass):
         self.finish()
         self._block, self._errors = block, {stage: [] for stage in run.plan.stages[1:]}
         for linear in self.layers(block, linears):
-            for stage, error in self._measure(linear, inputs[linear.module]).items():
-                self._errors[stage].append(error)
+            self._measure(linear, inputs[linear.module])
 
     def finish(self) -> None:
         """Report and store the block that is not stored yet."""
@@ -73,29 +71,43 @@ class AuditPass(RunPass):
     def _report(self, following: list[Future[TensorMeasurement]]) -> None:
         """Report what was measured before `following`."""
         for waits in self._measured:
-            waits.result().report(self.reporter)
+            measured = waits.result()
+            stage, stats = measured.snapshot.stage, measured.snapshot.stats
+            if stage != DLQATStage.DENSE:
+                self._errors[stage].append(stats[RELATIVE_ERROR])
+            measured.report(self.reporter)
         self._measured = following
 
-    def _measure(self, linear: LinearWeight, inputs: InputStatistics) -> dict[str, float]:
-        """Begin to measure one tensor at every stage; stage -> relative output error. While a stage
-        is measured, the next one is made."""
-        run, dense = self.run, linear.read()
-        reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
-        names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
-        errors: dict[str, float] = {}
-        measured: list[Future[TensorMeasurement]] = []
-        energy: Tensor | None = inputs.energy
-        for stage in run.plan.stages:
-            W, more = dense, dict[str, float]()
-            if stage != DLQATStage.DENSE:
-                W, usage = self._stage(stage, linear)
-                errors[stage] = target.relative_error(W)
-                more = {RELATIVE_ERROR: errors[stage], **usage}
-            measure = partial(reference.measure, W, stage=stage, more=more, energy=energy)
-            measured.append(self._statistics.submit(measure, **names))
-            energy = None  # the same at all stages
-        self._report(measured)
-        return errors
+    def _measure(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        """Begin to measure one tensor at every stage."""
+        dense, submit = linear.read(), self._statistics.submit
+        target = DenseReference(dense, inputs)
+        reference = submit(ReferenceTensor, dense)  # which the next ones wait for
+        stages = self.run.plan.stages
+        self._report([submit(self._at_stage, x, linear, reference, target) for x in stages])
+
+    def _at_stage(
+        self,
+        stage: str,
+        linear: LinearWeight,
+        reference: Future[ReferenceTensor],
+        target: DenseReference,
+    ) -> TensorMeasurement:
+        W, more, energy = target.dense, dict[str, float](), None
+        if stage == DLQATStage.DENSE:
+            energy = target.inputs.energy  # the same at all stages
+        else:
+            W, usage = self._stage(stage, linear)
+            more = {RELATIVE_ERROR: target.relative_error(W), **usage}
+        return reference.result().measure(
+            W,
+            tensor=f"{linear.name}.weight",
+            block=linear.block,
+            module=linear.module,
+            stage=stage,
+            more=more,
+            energy=energy,
+        )
 
     def _stage(self, stage: str, linear: LinearWeight) -> tuple[Tensor, dict[str, float]]:
         """The weight [out, in] of `linear` at `stage`, and the use of its codes, where it has

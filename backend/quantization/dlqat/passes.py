@@ -12,7 +12,7 @@ from torch import nn
 
 from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
-from backend.models.block_forward import HiddenStates, open_stream, run_block
+from backend.models.block_forward import HiddenStates, even_batch, open_stream, run_block
 from backend.models.blocks import LinearWeight
 from backend.quantization.config import CALIBRATION_BATCH
 from backend.quantization.dlqat.run import DLQATRun
@@ -35,7 +35,8 @@ class RunPass(BlockWalk):
 
     def open(self) -> None:
         run = self.run
-        self.stream = open_stream(run.model, run.calibration, self.batch, run.dtype)
+        batch = even_batch(run.model, len(run.calibration), self.batch)
+        self.stream = open_stream(run.model, run.calibration, batch, run.dtype)
 
     def replay(self, block: int) -> None:
         self.stream.advance(self.forward(block, self.stream.hidden))
