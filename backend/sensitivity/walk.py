@@ -19,7 +19,13 @@ from backend.calibration.block_walk import BlockWalk
 from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.models.block_forward import BlockStream, HiddenStates, even_batch, open_stream, run_block
+from backend.models.block_forward import (
+    BlockStream,
+    HiddenStates,
+    even_batch,
+    open_stream,
+    run_block,
+)
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.families.stored import LinearShape
 from backend.models.patching import swap_weights

@@ -9,7 +9,9 @@ all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also w
 with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -60,14 +62,22 @@ class TrainingSnapshots:
         curve = step % self._every == 0 or ends
         if not curve and step not in self._at:
             return
-        changed = 0
-        for name, layer in self._layers.items():
-            figures = _Figures(layer)
-            changed += figures.changed
-            if step in self._at:
-                self._profiles(name, layer, figures, step)
+        changed, look = 0, partial(self._look, step, step in self._at)
+        for _, names in groupby(self._layers, lambda name: self._linears[name].block):
+            block = [*names]
+            beside = self._layers[block[0]].m.device.type == "cpu"
+            for count, profiles in side_by_side(look, block) if beside else map(look, block):
+                changed += count
+                for profile in profiles:
+                    self._reporter.profile(profile)
         if curve:
             self._curves(changed, step)
+
+    def _look(self, step: int, whole: bool, name: str) -> tuple[int, list[TensorProfile]]:
+        """The number of codes of a layer that have changed, and, if they are wanted, its
+        profiles."""
+        figures = _Figures(self._layers[name])
+        return figures.changed, [*self._profiles(name, figures, step)] if whole else []
 
     def _curves(self, changed: int, step: int) -> None:
         weights = sum(rows * columns for rows, columns in (x.shape for x in self._layers.values()))
@@ -76,22 +86,22 @@ class TrainingSnapshots:
         for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
             self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
-    def _profiles(self, name: str, layer: DLQATLinear, figures: "_Figures", step: int) -> None:
+    def _profiles(self, name: str, figures: "_Figures", step: int) -> Iterator[TensorProfile]:
+        layer, profile = self._layers[name], partial(self._profile, name, step)
         m = layer.m.detach()
-        self._profile(name, "magnitude", m.mul(M_STEPS).round_().div_(M_STEPS), step)
-        self._profile(name, "codes", figures.codes, step)
+        yield profile("magnitude", m.mul(M_STEPS).round_().div_(M_STEPS))
+        yield profile("codes", figures.codes)
         if step in (0, self._steps):
-            self._profile(name, "scale", _short(m * layer.grid.scale), step)
-            self._profile(name, "error", _short(figures.error), step)
-            self._profile(name, "clipped", _short(1 - figures.inside), step)
+            yield profile("scale", _short(m * layer.grid.scale))
+            yield profile("error", _short(figures.error))
+            yield profile("clipped", _short(1 - figures.inside))
         if step == self._steps and layer.shape[1] // layer.grid.groups <= MAX_GROUP_SIZE:
-            self._profile(name, "worst", _short(_worst(layer, figures.error)), step)
+            yield profile("worst", _short(_worst(layer, figures.error)))
 
-    def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
+    def _profile(self, name: str, step: int, figure: str, values: Tensor) -> TensorProfile:
         linear = self._linears[name]
         names = (f"{name}.weight", linear.block, linear.module, self._stage, figure)
-        numbers = np.ascontiguousarray(values.float().cpu().numpy())
-        self._reporter.profile(TensorProfile(*names, numbers, step))
+        return TensorProfile(*names, np.ascontiguousarray(values.float().cpu().numpy()), step)
 
 
 def _short(values: Tensor) -> Tensor:
@@ -111,7 +121,7 @@ class _Figures:
     """
 
     def __init__(self, layer: DLQATLinear) -> None:
-        parts = side_by_side(layer.figures, layer.parts())
+        parts = map(layer.figures, layer.parts())
         changed, codes, errors, inside = zip(*parts, strict=True)
         size = layer.shape[1] // layer.grid.groups
         self.changed, self.codes = sum(changed), torch.stack(codes).sum(0)

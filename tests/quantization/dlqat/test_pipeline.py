@@ -112,7 +112,9 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
 def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkeypatch) -> None:
     seen = []
     # the sums of two batches side by side are rounded otherwise
-    monkeypatch.setattr("backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch)
+    monkeypatch.setattr(
+        "backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch
+    )
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         told = recorder()
