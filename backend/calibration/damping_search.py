@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from backend.calibration.linalg import NotPositiveDefiniteError
 from backend.errors import ComputeError
+from backend.linalg.decompositions import NotPositiveDefiniteError
 
 TRIES, FACTOR = 4, 10.0
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from backend.calibration.gram import add_gram, is_fast, packed
-from backend.calibration.linalg import inverse_root, largest_eigenvalue
 from backend.errors import ComputeError
+from backend.linalg.decompositions import inverse_root, largest_eigenvalue
+from backend.linalg.gram import add_gram, gram_dot, is_fast, packed
 from backend.models.blocks import LinearWeight
 from backend.models.threads import place
 
@@ -93,10 +93,13 @@ class InputStatistics:
         return packed(self.rounded_gram) if is_fast(self.rounded_gram) else None
 
 
-def output_energy(D: Tensor, H: Tensor) -> float:
-    """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in]; H in the precision of
-    the product, of which the sum over so many entries shows a hundred thousandth."""
-    return torch.linalg.vecdot((D.to(H.dtype) @ H).to(D.dtype), D).sum().item()
+def output_energy(D: Tensor, inputs: InputStatistics) -> float:
+    """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in], float32, for the
+    product in the precision of the inputs; the sum over so many shows a ten thousandth of that."""
+    rounded = D.to(inputs.dtype)
+    if is_fast(rounded):
+        return gram_dot(inputs.gram, rounded)
+    return torch.linalg.vecdot((rounded @ inputs.rounded_gram).to(D.dtype), D).sum().item()
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,11 @@ class DenseReference:
     @cached_property
     def energy(self) -> float:
         """tr(W_dense H W_dense^T)."""
-        return output_energy(self.dense, self.inputs.rounded_gram)
+        return output_energy(self.dense, self.inputs)
 
     def relative_error(self, W: Tensor) -> float:
         """tr(D H D^T) / tr(W_dense H W_dense^T); 0 when the layer's outputs are all zero."""
-        error = output_energy(W - self.dense, self.inputs.rounded_gram)
+        error = output_energy(W - self.dense, self.inputs)
         return error / self.energy if self.energy > 0 else 0.0
 
 

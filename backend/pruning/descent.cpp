@@ -1,14 +1,14 @@
 // The descent of `redense.py` on rows of a layer: all steps of a chunk in one call.
 //
 // A tile of P = D H is still in registers when the next W of its entries is computed: a step reads
-// and writes each entry of W, P and, rounded, D once. H lies in panels (`calibration/tile.h`).
+// and writes each entry of W, P and, rounded, D once. H lies in panels (`linalg/tile.h`).
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
-#include "../calibration/tile.h"
+#include "../linalg/tile.h"
 
 namespace {
 

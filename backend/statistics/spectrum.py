@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.linalg.gram import add_gram, is_fast
 from backend.statistics.channels import short
 from backend.statistics.names import SINGULAR_VALUES
 
@@ -44,15 +45,23 @@ def singular_values(weight: Tensor) -> Tensor | None:
     not finite."""
     W = weight.detach().float()
     W = W.T if W.shape[0] > W.shape[1] else W
-    unit = W.abs().amax().item()
-    if len(W) > MAX_SIDE or not 0 < unit < math.inf:
+    largest = W.abs().amax().item()
+    if len(W) > MAX_SIDE or not 0 < largest < math.inf:
         return None
-    W = W / unit  # so that no square overflows
-    squares = W.new_zeros(len(W), len(W))
+    unit = 2.0 ** math.frexp(largest)[1]  # so that no square overflows
+    eigenvalues = torch.linalg.eigvalsh(_squares(W / unit), UPLO="U")
+    return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
+
+
+def _squares(W: Tensor) -> Tensor:
+    """W W^T [rows, rows], on and above the diagonal."""
+    squares, half = W.new_zeros(len(W), len(W)), W.bfloat16()
+    if is_fast(half) and torch.equal(half.float(), W):  # nothing is rounded
+        add_gram(squares, half.T)
+        return squares
     for a in range(0, len(W), PANEL):
         squares[a : a + PANEL, a:].addmm_(W[a : a + PANEL], W[a:].T)
-    eigenvalues = torch.linalg.eigvalsh(squares, UPLO="U")
-    return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
+    return squares
 
 
 def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:

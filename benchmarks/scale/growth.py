@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from backend.calibration.linalg import inverse_root
 from backend.calibration.second_moments import DenseReference, InputStatistics
+from backend.linalg.decompositions import inverse_root
 from backend.pruning.config import SDSConfig
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS

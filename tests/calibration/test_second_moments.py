@@ -156,7 +156,7 @@ def test_the_objective_is_the_error_of_the_outputs() -> None:
     rows = X.view(-1, 16)
     direct = (((W - dense) @ rows.T) ** 2).sum().item() / len(rows)
     energy = ((dense @ rows.T) ** 2).sum().item() / len(rows)
-    assert output_energy(W - dense, inputs.gram) == pytest.approx(direct, rel=1e-5)
+    assert output_energy(W - dense, inputs) == pytest.approx(direct, rel=1e-5)
     assert DenseReference(dense, inputs).relative_error(W) == pytest.approx(
         direct / energy, rel=1e-5
     )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.calibration.linalg import NotPositiveDefiniteError
 from backend.calibration.second_moments import StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
+from backend.linalg.decompositions import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.pruning import passes

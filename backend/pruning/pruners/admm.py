@@ -15,8 +15,8 @@ gradually, s_t = s (1 - (1 - t / T)^3), and then the mask is fixed. ALPS belongs
 import torch
 from torch import Tensor
 
-from backend.calibration.linalg import cholesky
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
+from backend.linalg.decompositions import cholesky
 from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from backend.calibration.linalg import NotPositiveDefiniteError
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
+from backend.linalg.decompositions import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.models.patching import swap_weights

@@ -1,9 +1,12 @@
 """Gram matrices of bfloat16 inputs in the instructions for it, of which PyTorch gives only products
-that are rounded to bfloat16: H += X^T X with float32 sums, the half on and above the diagonal."""
+that are rounded to bfloat16: H += X^T X with float32 sums, the half on and above the diagonal; and
+tr(D H D^T), the sum of the entries of D^T D times those of H, from that half."""
 
-from ctypes import CDLL, c_int32, c_void_p
+from collections.abc import Callable, Iterator
+from ctypes import CDLL, c_double, c_int32, c_void_p
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +18,10 @@ TOKENS = 1024  # of which a panel stays in the cache
 
 
 def _declare(library: CDLL) -> CDLL:
-    for function in (library.slimscope_gram_pack, library.slimscope_gram_add):
+    pack, add, dot = (getattr(library, f"slimscope_gram_{name}") for name in ("pack", "add", "dot"))
+    for function in (pack, add, dot):
         function.restype, function.argtypes = None, (c_void_p, c_void_p, *(c_int32,) * 4)
+    dot.restype = c_double
     return library
 
 
@@ -34,14 +39,27 @@ def is_fast(x: Tensor) -> bool:
 
 def add_gram(H: Tensor, x: Tensor) -> None:
     """Add x^T x to H [in, in], on and above the diagonal. `x`: [tokens, in], see `is_fast`."""
+    for _ in _by_panels("add", H, x):
+        pass
+
+
+def gram_dot(H: Tensor, x: Tensor) -> float:
+    """tr(x H x^T) of x [tokens, in], see `is_fast`, and a symmetric H [in, in], of which the half
+    on and above the diagonal is read."""
+    return sum(_by_panels("dot", H, x))
+
+
+def _by_panels(function: str, H: Tensor, x: Tensor) -> Iterator[Any]:
+    """Call a function of the library on x, some tokens at a time, and H; what it returns."""
     library, inputs = _library(), x.shape[-1]
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
     if library is None or not fits or (x.dtype, H.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
+    call: Callable[..., Any] = getattr(library, f"slimscope_gram_{function}")
     for rows in x.split(TOKENS):
         words, parts = packed(rows), torch.get_num_threads()
         shapes = words.data_ptr(), H.data_ptr(), len(rows), inputs, parts
-        side_by_side(partial(library.slimscope_gram_add, *shapes), range(parts))
+        yield from side_by_side(partial(call, *shapes), range(parts))
 
 
 def packed(x: Tensor) -> Tensor:

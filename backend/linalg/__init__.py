@@ -1,0 +1,1 @@
+"""Gram matrices, their factors and eigenvalues; products in the instructions for bfloat16."""
