@@ -11,6 +11,7 @@ from backend.models.families.stored import GATE_UP, LinearShape, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
+    AUDIT_TOKENS,
     BLOCK_EPOCHS,
     CALIBRATION_BATCH,
     STAGE_LABELS,
@@ -198,7 +199,8 @@ def flops_by_phase(
     for number, stage in enumerate(config.stages):  # samples are of the stage that is kept
         flops[f"measure {stage}"] = evaluation + samples * (number == len(config.stages) - 1)
     statistics = STATISTICS_FLOPS * weights * len(planned.stages)
-    flops["audit"] = forward + gram_flops(layers, tokens) + statistics
+    audited = min(tokens, max(AUDIT_TOKENS, context))
+    flops["audit"] = 2 * weights * audited + gram_flops(layers, audited) + statistics
     flops["save"] = 100 * weights
     if planned.embedding:
         outside = sum(x.weights for x in facts.embeddings)

@@ -29,14 +29,15 @@ class RunPass(BlockWalk):
 
     def __init__(self, run: DLQATRun, name: str, label: str, reporter: Reporter) -> None:
         self.run, self.name, self.label, self.reporter = run, name, label, reporter
+        self.calibration = run.calibration
 
     def is_stored(self, block: int) -> bool:
         return self.run.store.holds(block_name(self.name, block))
 
     def open(self) -> None:
         run = self.run
-        batch = even_batch(run.model, len(run.calibration), self.batch)
-        self.stream = open_stream(run.model, run.calibration, batch, run.dtype)
+        batch = even_batch(run.model, len(self.calibration), self.batch)
+        self.stream = open_stream(run.model, self.calibration, batch, run.dtype)
 
     def replay(self, block: int) -> None:
         self.stream.advance(self.forward(block, self.stream.hidden))

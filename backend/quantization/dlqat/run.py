@@ -1,7 +1,7 @@
 """What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
 from backend.models.blocks import LinearWeight, decoder_blocks
-from backend.models.patching import swap_weights
+from backend.models.patching import swap_weights, with_data
 from backend.quantization.config import ALPHA, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.linear import update_factor
 from backend.quantization.dlqat.stage_store import DLQATStageStore, Start, stage_name
@@ -130,11 +130,9 @@ class DLQATRun:
         with swap_weights({self.embedding_weight(n): x.dense() for n, x in layers.items()}):
             yield
 
-    @contextmanager
-    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Temporarily replace weights by `weights`, [out, in] by full name."""
+    def with_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Temporarily replace weights by `weights`, [out, in] by full name, in their dtype."""
         linears = {name: self.linears[name] for name in weights}
-        with swap_weights(
+        return with_data(
             {x.layer.get_parameter("weight"): x.as_stored(weights[n]) for n, x in linears.items()}
-        ):
-            yield
+        )

@@ -18,6 +18,7 @@ from backend.models.loading import weights_hash
 from backend.models.patching import swap_weights
 from backend.quantization import GRID_NAMES, gptq
 from backend.quantization.config import DLQATConfig, DLQATStage
+from backend.quantization.dlqat import passes
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import StageTrainer
 from backend.quantization.range_search import search_range
@@ -121,6 +122,20 @@ def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkey
         run(start(f"{threads}", stages="rtn"), told)
         seen.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
     assert seen[0] == seen[1] and len(seen[0]) == 2 * 7 * 3
+
+
+def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
+    read, opened = [], passes.open_stream
+
+    def watched(model, ids, *rest):
+        read.append(len(ids))
+        return opened(model, ids, *rest)
+
+    qat = finished(start(stages="rtn"))
+    monkeypatch.setattr(passes, "open_stream", watched)
+    monkeypatch.setattr("backend.quantization.dlqat.audit.AUDIT_TOKENS", 1)
+    assert 0 < qat.audit(QUIET)["rtn"] < 1
+    assert read == [1] and len(qat.run.calibration) > 1
 
 
 def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
