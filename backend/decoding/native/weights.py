@@ -74,7 +74,8 @@ class WeightLayout:
         return part
 
     def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
-        weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()
+        halves = [_weight(x).detach().bfloat16() for x in linears]  # a head is large enough once
+        weight = (torch.cat(halves) if len(halves) > 1 else halves[0]).contiguous()
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)

@@ -14,7 +14,7 @@ from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
 ROOT = Path(__file__).parents[3]
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
-OTHERS = ("quantization/test_kernels.py", "calibration/test_gram.py", "pruning/test_descent.py")
+OTHERS = ("quantization/test_kernels.py", "linalg/test_gram.py", "pruning/test_descent.py")
 HERE = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
 FILES = (*HERE, *(f"../../{name}" for name in OTHERS))
 REPORTS = "SLIMSCOPE_TEST_REPORTS"  # the folder of what they find
