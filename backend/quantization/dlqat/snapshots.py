@@ -64,7 +64,7 @@ class TrainingSnapshots:
             return
         changed, look = 0, partial(self._look, step, step in self._at)
         for _, names in groupby(self._layers, lambda name: self._linears[name].block):
-            block = [*names]
+            block = sorted(names, key=lambda name: -self._layers[name].m.numel())  # evens out
             beside = self._layers[block[0]].m.device.type == "cpu"
             for count, profiles in side_by_side(look, block) if beside else map(look, block):
                 changed += count

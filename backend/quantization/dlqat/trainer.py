@@ -124,7 +124,9 @@ class StageTrainer(Trainer):
         attempt: int = 0,
     ) -> None:
         self.peak = run.config.rate * LOWERED**attempt
-        optimizer = torch.optim.AdamW(parameters.values(), self.peak, betas=BETAS, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            parameters.values(), self.peak, betas=BETAS, weight_decay=0.0, fused=True
+        )
         slots = (f"train-{stage}-{attempt}-0", f"train-{stage}-{attempt}-1")
         super().__init__(
             STAGE_LABELS[stage], parameters, parameters, optimizer, run.store, slots, reporter,
