@@ -96,10 +96,11 @@ class InputStatistics:
 def output_energy(D: Tensor, inputs: InputStatistics) -> float:
     """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in], float32, for the
     product in the precision of the inputs; the sum over so many shows a ten thousandth of that."""
-    rounded = D.to(inputs.dtype)
+    H = inputs.rounded_gram
+    rounded = D.to(H.dtype)
     if is_fast(rounded):
-        return gram_dot(inputs.gram, rounded)
-    return torch.linalg.vecdot((rounded @ inputs.rounded_gram).to(D.dtype), D).sum().item()
+        return gram_dot(inputs.gram.contiguous(), rounded)
+    return torch.linalg.vecdot((rounded @ H).to(D.dtype), D).sum().item()
 
 
 @dataclass(frozen=True)
