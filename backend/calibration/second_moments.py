@@ -96,10 +96,10 @@ class InputStatistics:
 def output_energy(D: Tensor, inputs: InputStatistics) -> float:
     """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in], float32, for the
     product in the precision of the inputs; the sum over so many shows a ten thousandth of that."""
-    H = inputs.rounded_gram
-    rounded = D.to(H.dtype)
+    rounded = D.bfloat16() if inputs.dtype == torch.bfloat16 else D
     if is_fast(rounded):
         return gram_dot(inputs.gram.contiguous(), rounded)
+    H = inputs.rounded_gram
     return torch.linalg.vecdot((rounded @ H).to(D.dtype), D).sum().item()
 
 

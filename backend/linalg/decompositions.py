@@ -58,6 +58,7 @@ def largest_eigenvalue(H: Tensor) -> float:
     (Golub and Van Loan, 10.1). It approaches lambda_max from below, and a descent with a step that
     is too large diverges."""
     steps, generator = min(LANCZOS_STEPS, len(H)), torch.Generator().manual_seed(0)
+    unit = H.diagonal().amax()  # in which no square leaves the range of float32
     v = torch.randn(len(H), generator=generator).to(H)
     Q, P = H.new_zeros(steps, len(H)), H.new_zeros(steps, len(H))
     for i in range(steps):
@@ -66,5 +67,5 @@ def largest_eigenvalue(H: Tensor) -> float:
             v = v - Q[:i].T @ (Q[:i] @ v)
         new = torch.linalg.vector_norm(v)
         Q[i] = torch.where(new > DEPENDENT * size, v / new, 0)  # 0: nothing new is to be found
-        P[i] = v = H @ Q[i]
-    return MARGIN * torch.linalg.eigvalsh(Q @ P.T)[-1].item()
+        P[i] = v = H @ Q[i] / unit
+    return MARGIN * (torch.linalg.eigvalsh(Q @ P.T)[-1] * unit).item() if unit > 0 else 0.0

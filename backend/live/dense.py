@@ -29,7 +29,7 @@ from backend.decoding.target_model import fingerprint
 from backend.errors import ConfigError, ModelError
 from backend.live.ranks import LARGEST_GROUP, WeightScores, rank_mask, rank_table
 from backend.live.running import LiveWeight, RunningModel, layers_of
-from backend.models.block_forward import block_of_weights, open_stream
+from backend.models.block_forward import block_of_weights, even_batch, open_stream
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.patching import with_data
 from backend.models.precision import resolve_dtype
@@ -87,8 +87,8 @@ class KeptTables:
 
 
 class CalibrationWalk:
-    """One pass over the blocks with `ids` [segments, L], `batch` of them at a time, in `dtype`.
-    `rest`: what is no matrix of a block is rounded to it; None: it stays as it is. `stop`: called
+    """One pass over the blocks with `ids` [segments, L], as many at a time as of a run (`even_batch`
+    of `batch`), in `dtype`. `rest`: what is no matrix of a block is rounded to it; None: it stays as it is. `stop`: called
     before each batch; may raise to end the pass."""
 
     def __init__(
@@ -99,7 +99,7 @@ class CalibrationWalk:
         _, *others = decoder_blocks(model)  # the first may be run once, to see what it returns
         inside = {id(p) for block in others for p in block.parameters()}
         with self._in_float32(p for p in model.parameters() if id(p) not in inside):
-            self._stream = open_stream(model, ids, batch, dtype)
+            self._stream = open_stream(model, ids, even_batch(model, len(ids), batch), dtype)
 
     @torch.no_grad()
     def inputs(

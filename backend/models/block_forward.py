@@ -208,7 +208,8 @@ def _at_once(block: nn.Module) -> int:
 def even_batch(model: PreTrainedModel, rows: int, batch: int) -> int:
     """How many of `rows` to put into a batch, at most `batch`, so that those that are run side by
     side (`run_block`) are of one size: no core waits for a larger one."""
-    at_once = _at_once(decoder_blocks(model)[0])
+    with resident(model, 0):  # as it is when it is run
+        at_once = _at_once(decoder_blocks(model)[0])
     rounds = max(1, -(-rows // (batch * at_once)))
     return max(1, -(-rows // (rounds * at_once)))
 

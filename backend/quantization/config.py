@@ -26,8 +26,8 @@ SYNTAX = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
-CALIBRATION_BATCH = 8  # calibration segments in one forward pass
-AUDIT_TOKENS = 4096  # errors of layers are read on: they tell that of a layer within 3 %
+CALIBRATION_BATCH = 8  # calibration segments in one forward pass, at most
+AUDIT_TOKENS = 4096  # that errors of layers are read on, but for experts
 BLOCK_EPOCHS = 4  # of block-wise training
 
 

@@ -43,7 +43,7 @@ from backend.sensitivity.profile import FIGURES
 PANEL = 192  # inputs whose products are taken at a time
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
 GRADIENTS, FISHER, CANDIDATES = "gradients", "fisher.safetensors", "candidates.safetensors"
-BATCH = 4  # calibration segments a pass
+BATCH = 4  # calibration segments a pass, at most
 
 Figures = NDArray[np.float32]
 Record = Callable[[LinearWeight, Figures], None]

@@ -48,7 +48,7 @@ def singular_values(weight: Tensor) -> Tensor | None:
     largest = W.abs().amax().item()
     if len(W) > MAX_SIDE or not 0 < largest < math.inf:
         return None
-    unit = 2.0 ** math.frexp(largest)[1]  # so that no square overflows
+    unit = 2.0 ** (math.frexp(largest)[1] - 1)  # so that no square overflows
     eigenvalues = torch.linalg.eigvalsh(_squares(W / unit), UPLO="U")
     return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
 

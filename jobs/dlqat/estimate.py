@@ -199,7 +199,8 @@ def flops_by_phase(
     for number, stage in enumerate(config.stages):  # samples are of the stage that is kept
         flops[f"measure {stage}"] = evaluation + samples * (number == len(config.stages) - 1)
     statistics = STATISTICS_FLOPS * weights * len(planned.stages)
-    audited = min(tokens, max(AUDIT_TOKENS, context))
+    experts = any(".experts." in x.name for x in layers)
+    audited = tokens if experts else min(tokens, max(AUDIT_TOKENS, context))
     flops["audit"] = 2 * weights * audited + gram_flops(layers, audited) + statistics
     flops["save"] = 100 * weights
     if planned.embedding:

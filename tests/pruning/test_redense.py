@@ -80,3 +80,9 @@ def test_the_eigenvalue_of_few_directions_is_found() -> None:
     """The iteration ends early where there is nothing more to find."""
     for H, exact in ((torch.eye(300), 1.0), (torch.ones(50, 50), 50.0), (torch.zeros(9, 9), 0.0)):
         assert largest_eigenvalue(H) == pytest.approx(1.05 * exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-26, 1e24])
+def test_the_eigenvalue_of_tiny_and_of_huge_inputs_is_found(scale: float) -> None:
+    H = torch.diag(torch.linspace(0.01, 1, 64)) * scale
+    assert largest_eigenvalue(H) == pytest.approx(1.05 * scale, rel=1e-2)

@@ -83,6 +83,13 @@ def test_it_ends_with_the_same_bits(
     assert streamed == whole
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_batches_side_by_side_are_the_same(make: Make, calibration: Tensor, tmp_path: Path) -> None:
+    ids, chosen = calibration[:8], config(batch=8, base="sparsegpt")
+    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
+    assert outcome(make("toy", True), ids, chosen, tmp_path / "streamed") == whole
+
+
 def test_a_run_goes_on_otherwise(make: Make, calibration: Tensor, tmp_path: Path, recorder) -> None:
     ids, chosen = calibration[:12], config(activations="disk")
     whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")

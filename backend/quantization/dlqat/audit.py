@@ -15,6 +15,7 @@ from backend.models.blocks import LinearWeight
 from backend.models.threads import beside
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass
+from backend.quantization.dlqat.quantizer_pass import role
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import code_usage
 from backend.reporter import Reporter
@@ -30,10 +31,13 @@ def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
     linears = [x for block in range(run.blocks) for x in run.of_block(block).values()]
     largest = max((x.shape[0] * x.columns for x in linears), default=0)
     workers = torch.get_num_threads()  # as most of the time is theirs
-    with beside(run.model.device, largest, reporter.log, workers) as statistics:
+    statistics = beside(run.model.device, largest, reporter.log, workers)
+    try:
         audited = AuditPass(run, statistics, reporter)
         audited.walk(run.blocks)
         audited.finish()
+    finally:
+        statistics.shutdown(cancel_futures=True)
     errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
     return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in run.plan.stages[1:]}
 
@@ -44,7 +48,8 @@ class AuditPass(RunPass):
 
     def __init__(self, run: DLQATRun, statistics: Executor, reporter: Reporter) -> None:
         super().__init__(run, AUDIT, "Statistics", reporter)
-        self.calibration = run.calibration[: max(1, AUDIT_TOKENS // run.calibration.shape[1])]
+        if all(role(x.module) == x.module for x in run.linears.values()):  # few reach an expert
+            self.calibration = run.calibration[: max(1, AUDIT_TOKENS // run.calibration.shape[1])]
         self._statistics = statistics
         self._measured: list[Future[TensorMeasurement]] = []  # of the layer before
         self._block, self._errors = -1, dict[str, list[float]]()  # that is not stored yet

@@ -20,7 +20,7 @@ Use it as
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
@@ -146,7 +146,7 @@ class DLQAT:
     def heldout_losses(self, stage: str, reporter: Reporter) -> list[float]:
         """The losses of a finished stage on the held-out windows; empty without windows."""
         if stage not in self._losses:
-            with self.installed(stage, self.run.dtype):
+            with self.installed(stage, self.run.passed):
                 self._losses[stage] = self.run.heldout_losses(reporter)
         return self._losses[stage]
 
@@ -227,8 +227,7 @@ class DLQAT:
         """The held-out losses of a stage in training, whose `layers` may be in place: of what they
         are `converted` to."""
         run, own = self.run, {name: layer.base for name, layer in layers.items()}
-        # a pass rounds them to its dtype in any case, and in that they take half of the memory
-        weights = {name: run.saved(layer).to(run.dtype) for name, layer in converted.items()}
+        weights = {name: run.passed(run.saved(layer)) for name, layer in converted.items()}
         with swap_modules(run.model, own), run.with_weights(weights), run.with_embeddings(stage):
             self._losses[stage] = run.heldout_losses(reporter)
         return self._losses[stage]
@@ -274,10 +273,13 @@ class DLQAT:
         return {**self.run.embeddings, **layers}
 
     @contextmanager
-    def installed(self, stage: str, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-        """Temporarily turn the model into that of a finished stage, with weights in `dtype`."""
+    def installed(
+        self, stage: str, change: Callable[[Tensor], Tensor] = lambda W: W
+    ) -> Iterator[None]:
+        """Temporarily turn the model into that of a finished stage, its weights as `change` returns
+        them."""
         linears = self.run.linears.items()
-        weights = {name: self.run.weight(stage, x).to(dtype) for name, x in linears}
+        weights = {name: change(self.run.weight(stage, x)) for name, x in linears}
         with self.run.with_weights(weights), self.run.with_embeddings(stage):
             yield
 

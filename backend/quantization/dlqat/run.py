@@ -131,8 +131,16 @@ class DLQATRun:
             yield
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Temporarily replace weights by `weights`, [out, in] by full name, in their dtype."""
-        linears = {name: self.linears[name] for name in weights}
-        return with_data(
-            {x.layer.get_parameter("weight"): x.as_stored(weights[n]) for n, x in linears.items()}
-        )
+        """Temporarily replace weights by `weights`, [out, in] by full name, in the dtype of the
+        model, or those of `passed` in theirs."""
+        others: dict[Tensor, Tensor] = {}
+        for name, W in weights.items():
+            own = self.linears[name].layer.get_parameter("weight")
+            dtype = W.dtype if W.dtype == torch.bfloat16 else own.dtype
+            others[own] = self.linears[name].as_stored(W).to(dtype)
+        return with_data(others)
+
+    def passed(self, W: Tensor) -> Tensor:
+        """`W` as a pass reads it: rounded to bfloat16 where it does that anyhow, which takes half
+        of the memory."""
+        return W.to(torch.bfloat16) if self.dtype == torch.bfloat16 else W

@@ -138,6 +138,19 @@ def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
     assert read == [1] and len(qat.run.calibration) > 1
 
 
+def test_a_model_of_16_bits_is_judged_in_its_own(start, calibration: Tensor, toy) -> None:
+    heldout = calibration[64:66, :LENGTH]
+    for precision in ("float32", "bfloat16"):
+        model = toy().bfloat16()
+        fields = {"stages": "rtn, dlqat", "precision": precision}
+        qat = start(precision, model, heldout=heldout, **fields)
+        finished(qat)
+        for stage in qat.stages:
+            assert all(map(math.isfinite, qat.heldout_losses(stage, QUIET)))
+            with qat.installed(stage):
+                assert model(input_ids=heldout).logits.isfinite().all()
+
+
 def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
