@@ -87,9 +87,9 @@ class KeptTables:
 
 
 class CalibrationWalk:
-    """One pass over the blocks with `ids` [segments, L], as many at a time as of a run (`even_batch`
-    of `batch`), in `dtype`. `rest`: what is no matrix of a block is rounded to it; None: it stays as
-    it is. `stop`: called before each batch; may raise to end the pass."""
+    """One pass over the blocks with `ids` [segments, L] in `dtype`, as many at a time as in a run
+    (`even_batch` of `batch`). `rest`: what is no matrix of a block is rounded to it; None: it stays
+    as it is. `stop`: called before each batch; may raise to end the pass."""
 
     def __init__(
         self, model: PreTrainedModel, ids: Tensor, batch: int, dtype: torch.dtype,
