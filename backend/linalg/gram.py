@@ -2,7 +2,7 @@
 that are rounded to bfloat16: H += X^T X with float32 sums, the half on and above the diagonal; and
 tr(D H D^T), the sum of the entries of D^T D times those of H, from that half."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ctypes import CDLL, c_double, c_int32, c_void_p
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,8 +39,7 @@ def is_fast(x: Tensor) -> bool:
 
 def add_gram(H: Tensor, x: Tensor) -> None:
     """Add x^T x to H [in, in], on and above the diagonal. `x`: [tokens, in], see `is_fast`."""
-    for _ in _by_panels("add", H, x):
-        pass
+    _by_panels("add", H, x)
 
 
 def gram_dot(H: Tensor, x: Tensor) -> float:
@@ -49,17 +48,19 @@ def gram_dot(H: Tensor, x: Tensor) -> float:
     return sum(_by_panels("dot", H, x))
 
 
-def _by_panels(function: str, H: Tensor, x: Tensor) -> Iterator[Any]:
+def _by_panels(function: str, H: Tensor, x: Tensor) -> list[Any]:
     """Call a function of the library on x, some tokens at a time, and H; what it returns."""
     library, inputs = _library(), x.shape[-1]
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
     if library is None or not fits or (x.dtype, H.dtype) != (torch.bfloat16, torch.float32):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
     call: Callable[..., Any] = getattr(library, f"slimscope_gram_{function}")
+    found: list[Any] = []
     for rows in x.split(TOKENS):
         words, parts = packed(rows), torch.get_num_threads()
         shapes = words.data_ptr(), H.data_ptr(), len(rows), inputs, parts
-        yield from side_by_side(partial(call, *shapes), range(parts))
+        found += side_by_side(partial(call, *shapes), range(parts))
+    return found
 
 
 def packed(x: Tensor) -> Tensor:
