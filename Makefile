@@ -1,8 +1,8 @@
 # Two commands are all most people need: `make run` and `make test`. Both may be repeated at will.
 
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 7860
+HOST ?= $(or $(SLIMSCOPE_HOST),127.0.0.1)
+PORT ?= $(or $(SLIMSCOPE_PORT),7860)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

@@ -110,9 +110,9 @@ def build() -> None:
             controls = _controls(kind, others)
     for form in forms.values():
         _wire_form(form, controls)
-    arrival = _wire_arrival(forms, controls)
-    _wire_chosen(forms, controls, arrival)
-    url_sync(_wire_kind(forms, kind), kind=kind)
+    other = _wire_kind(forms, kind)
+    _wire_chosen(forms, controls, (_wire_arrival(forms, controls), other))
+    url_sync(other, kind=kind)
     _wire_message(forms, controls)
 
 
@@ -189,26 +189,32 @@ def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
 
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
-    """Preview on every change of its inputs, and presets."""
+    """Presets, and the preview of what a person changes. What the page changes itself, several
+    fields at once, is previewed once all of it is there: an event of each field would send those
+    that are there so far, and the last answer need not be that of the last event."""
 
     def preview(request: gr.Request, kind: str, *given: Any) -> Any:
         if kind != this.kind.name:
             return gr.skip()
         return _preview(this, controls, request, given)
 
-    changes, inputs = [c.change for c in this.inputs], [controls.kind, *this.inputs]
-    gr.on(changes, preview, inputs, _previewed([this], controls), **LATEST)
+    inputs, outputs = [controls.kind, *this.inputs], _previewed([this], controls)
+    # the `input` of a text box is raised before the text is there
+    changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
+    gr.on(changes, preview, inputs, outputs, **LATEST)
     for option in this.options:
-        option.radio.input(
+        applied = option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
         )
+        applied.then(preview, inputs, outputs, **SILENT_EVENT)
 
 
-def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dependency) -> None:
-    """The preview after the arrival and of another kind, and the button that adds runs: one event
-    for all forms, which sends their inputs, as each event costs the browser more than what it
-    sends. Only once the values of the arrival are in their fields: a preview of what was there
-    before could come last."""
+def _wire_chosen(
+    forms: Mapping[str, KindForm], controls: Controls, shown: Iterable[Dependency]
+) -> None:
+    """The preview after the arrival and of another kind, once it is `shown`, and the button that
+    adds runs: one event for all forms, which sends their inputs, as each event costs the browser
+    more than what it sends."""
     kind, every = controls.kind, [c for form in forms.values() for c in form.inputs]
 
     def own(kind: str, given: Sequence[Any]) -> list[Any]:
@@ -225,10 +231,10 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dep
         return {**this.show_errors(error, values), controls.message: message}
 
     outputs = _previewed(forms.values(), controls)
-    kind.input(preview, [kind, *every], outputs, **LATEST)
-    arrival.then(preview, [kind, *every], outputs, **SILENT_EVENT)
-    shown = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
-    said = [*shown, controls.message]
+    for event in shown:
+        event.then(preview, [kind, *every], outputs, **SILENT_EVENT)
+    told = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
+    said = [*told, controls.message]
     controls.add.click(add, [kind, controls.name, *every], said, **PRIVATE_EVENT)
 
 
