@@ -17,6 +17,7 @@ IS_BELOW = """() => {
 
 def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) -> None:
     opened(visitor, f"{lab.url}/new?kind=dlqat&model=Toy")
+    the_command_names_all_that_a_preset_sets(visitor)
     what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(visitor)
     choose_method(visitor, "sds")
     the_list_of_a_dropdown_opens_below_it_where_it_fits(visitor)
@@ -28,6 +29,13 @@ def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) 
 def choose_method(page: Page, kind: str) -> None:
     page.locator(f"#new-kind input[value='{kind}']").check()
     expect(page.locator(f"#form-{kind}")).to_be_visible()
+
+
+def the_command_names_all_that_a_preset_sets(page: Page) -> None:
+    for preset, last in (("quick look", "--batch 2"), ("thorough", "--steps 200")):
+        page.locator("#preset-dlqat label", has_text=preset).click()
+        expect(page.locator("#new-preview")).to_contain_text(last)
+    expect(page.locator("#new-preview")).not_to_contain_text("--batch")
 
 
 def what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(page: Page) -> None:
