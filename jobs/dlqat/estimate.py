@@ -7,7 +7,7 @@ from backend.export.formats import ExportRequirements, check_format, experts_of,
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
-from backend.models.families.stored import GATE_UP, LinearShape, together
+from backend.models.families.stored import EXPERT, GATE_UP, LinearShape, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
@@ -199,7 +199,7 @@ def flops_by_phase(
     for number, stage in enumerate(config.stages):  # samples are of the stage that is kept
         flops[f"measure {stage}"] = evaluation + samples * (number == len(config.stages) - 1)
     statistics = STATISTICS_FLOPS * weights * len(planned.stages)
-    experts = any(".experts." in x.name for x in layers)
+    experts = any(EXPERT.fullmatch(x.name) for x in layers)
     audited = tokens if experts else min(tokens, max(AUDIT_TOKENS, context))
     flops["audit"] = 2 * weights * audited + gram_flops(layers, audited) + statistics
     flops["save"] = 100 * weights

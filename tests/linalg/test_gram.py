@@ -11,12 +11,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("tokens", "inputs"), [(1, 1), (2, 16), (7, 50), (65, 96), (1500, 145)])
-def test_sums_of_products_are_float32_and_nothing_else_is_written(
-    tokens: int, inputs: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_sums_of_products_are_float32_and_nothing_else_is_written(tokens: int, inputs: int) -> None:
     x = torch.randn(tokens, 2 * inputs).bfloat16()[:, ::2]  # with gaps between its columns
     edge = torch.full((inputs + 2, inputs), 7.0)
     H = edge[1:-1].zero_()
@@ -63,12 +65,9 @@ def test_other_precisions_are_refused(of_inputs: torch.dtype, of_gram: torch.dty
         gram.add_gram(torch.zeros(4, 4, dtype=of_gram), torch.ones(3, 4, dtype=of_inputs))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("rows", "inputs"), [(1, 1), (8, 2), (7, 50), (97, 145), (1500, 96)])
-def test_the_energy_of_outputs_is_read_from_half_of_the_gram(
-    rows: int, inputs: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+def test_the_energy_of_outputs_is_read_from_half_of_the_gram(rows: int, inputs: int) -> None:
     X = torch.randn(300, inputs)
     H, D = X.T @ X / 300, torch.randn(rows, 2 * inputs).bfloat16()[:, ::2]
     exact = ((D.double() @ H.double()) * D.double()).sum().item()

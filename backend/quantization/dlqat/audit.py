@@ -12,10 +12,10 @@ from torch import Tensor
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
+from backend.models.families.stored import EXPERT
 from backend.models.threads import beside
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass
-from backend.quantization.dlqat.quantizer_pass import role
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import code_usage
 from backend.reporter import Reporter
@@ -48,7 +48,7 @@ class AuditPass(RunPass):
 
     def __init__(self, run: DLQATRun, statistics: Executor, reporter: Reporter) -> None:
         super().__init__(run, AUDIT, "Statistics", reporter)
-        if all(role(x.module) == x.module for x in run.linears.values()):  # few reach an expert
+        if not any(map(EXPERT.fullmatch, run.linears)):  # which few tokens reach
             self.calibration = run.calibration[: max(1, AUDIT_TOKENS // run.calibration.shape[1])]
         self._statistics = statistics
         self._measured: list[Future[TensorMeasurement]] = []  # of the layer before

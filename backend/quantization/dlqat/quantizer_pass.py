@@ -155,11 +155,11 @@ def _next(
     """The layers that are quantized next: those with the inputs of the first, and the same layers
     of other experts."""
     first = inputs[next(iter(left))]
-    roles = {role(module) for module in left if inputs[module] is first}
-    return {module: linear for module, linear in left.items() if role(module) in roles}
+    roles = {_role(module) for module in left if inputs[module] is first}
+    return {module: linear for module, linear in left.items() if _role(module) in roles}
 
 
-def role(module: str) -> str:
+def _role(module: str) -> str:
     """The name of a layer without the number of its expert."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
