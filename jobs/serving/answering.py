@@ -5,7 +5,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,8 @@ class ThreadedEvents(Generic[T]):
         raise NotImplementedError
 
     def put(self, happened: T | None) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
+        with suppress(RuntimeError):  # the loop is closed, as the server stopped: nobody reads on
+            self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
 
     def _work(self) -> None:
         try:

@@ -127,7 +127,7 @@ def test_two_ask_at_once_both_texts_grow_and_one_is_stopped(
         one.get_by_test_id("stop").click()
         expect(one.locator("#playground-board")).to_contain_text("stopped")
         assert stored(stopped, 1)[-1] == {"end": "cancelled", "rest": ""}
-        assert len(transcript_of(stored(stopped, 1)).tokens) > 3
+        assert len(transcript_of(stored(stopped, 1)).tokens) > 1
         assert conversations.turn(going).unanswered == [1]
         other.get_by_test_id("stop").click()
         expect(other.locator("#playground-board")).to_contain_text("stopped")
