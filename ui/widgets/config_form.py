@@ -212,11 +212,13 @@ class ConfigForm:
             if only is None or name in only
         }
 
-    def arrival(self, values: Mapping[str, Any] | None) -> dict[Any, Any]:
-        updates = {} if values is None else self.show(values)
+    def arrival(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates of a new page, whose fields hold their defaults: the current choices and these
+        `values`. What a person has chosen meanwhile stays."""
+        updates = self.show(values, values)
         for name, choices in self.choices.items():
             field = self.fields[name]
-            value = {} if values is None else {"value": field.input_value(values)}
+            value = {"value": field.input_value(values)} if name in values else {}
             updates[field.input] = gr.update(choices=choices(), **value)
         return updates
 

@@ -305,7 +305,7 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
         for kind, this in forms.items():
             values = address_values(request, this.kind.config) if kind == chosen else {}
             config = clone.config if clone and kind == chosen else values
-            updates |= this.form.arrival(config or None)
+            updates |= this.form.arrival(config)
             if chosen in forms:
                 updates[this.column] = gr.update(visible=kind == chosen)
         if chosen in forms:

@@ -137,7 +137,7 @@ class Composer:
         """On opening: the current models, the settings of the run or of the address, and why
         prompts are not allowed."""
         config, there = _shown_config(request) or address_values(request, GenerateJob), answering()
-        updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=there)}
+        updates = self.form.arrival(config) | {self.sides: gr.update(choices=there)}
         if config:
             blind = {"blind": True} if query(request, "blind") else {}
             updates |= self._chosen(config | blind, choices=there)
