@@ -82,14 +82,6 @@ def event_of(web: App, elem_id: str, event: str) -> int:
     return next(found)
 
 
-def event_after(web: App, before: int) -> int:
-    """The number of the event that follows another one of that number."""
-    found = (
-        d["id"] for d in web.get_blocks().config["dependencies"] if d["trigger_after"] == before
-    )
-    return next(found)
-
-
 def unpacked(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a binary for a page's scripts."""
     start = 4 + int.from_bytes(content[:4], "little")

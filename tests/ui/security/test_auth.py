@@ -23,7 +23,7 @@ from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from jobs import submit
-from tests.ui.visits import OTHER, TOKEN, Visit, event_after, event_of, set_up
+from tests.ui.visits import OTHER, TOKEN, Visit, event_of, set_up
 from ui.security import auth
 
 
@@ -60,11 +60,6 @@ def raw_form(client: TestClient, web: App, number: int, **values: Any) -> str:
     answer = client.post("/gradio_api/run/predict", json=body)
     assert answer.status_code == 200, answer.text
     return json.dumps(answer.json()["data"])
-
-
-def preview_of(web: App) -> int:
-    """The number of the event that previews the form, after its method was chosen."""
-    return event_after(web, event_of(web, "new-kind", "input"))
 
 
 # who is who ---------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
         return catalogue.inspect(spec)
 
     monkeypatch.setattr("jobs.fields.models.inspect", inspect)
-    number = preview_of(web)
+    number = event_of(web, "sds-preview-due", "change")
     assert "--model org/name" in raw_form(shared(OTHER), web, number, model="org/name")
     assert looked == []
     raw_form(shared(authorization=f"Bearer {TOKEN}"), web, number, model="toy")
@@ -223,7 +218,10 @@ def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 2)
-    host, number = shared(authorization=f"Bearer {TOKEN}"), preview_of(web)
+    host, number = (
+        shared(authorization=f"Bearer {TOKEN}"),
+        event_of(web, "sds-preview-due", "change"),
+    )
     answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
     assert ["Too many requests" in answer for answer in answers] == [False, False, True]
     other = shared(OTHER, authorization=f"Bearer {TOKEN}")

@@ -1,5 +1,6 @@
 """New run: configure a run, see what it will cost, and add it to the queue."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -64,13 +65,14 @@ class OptionCards:
 
 @dataclass(frozen=True)
 class KindForm:
-    """The form of one kind, and the column it stands in."""
+    """The form of one kind, and the column it stands in; its preview is `due` when that changes."""
 
     kind: Kind
     column: gr.Column
     options: tuple[OptionCards, ...]
     form: ConfigForm
     sweep: SweepForm
+    due: gr.Textbox
 
     @property
     def inputs(self) -> list[Any]:
@@ -111,7 +113,9 @@ def build() -> None:
     for form in forms.values():
         _wire_form(form, controls)
     other = _wire_kind(forms, kind)
-    _wire_chosen(forms, controls, (_wire_arrival(forms, controls), other))
+    for shown in (_wire_arrival(forms, controls), other):
+        _preview_after(shown, forms, kind)
+    _wire_button(forms, controls)
     url_sync(other, kind=kind)
     _wire_message(forms, controls)
 
@@ -140,13 +144,15 @@ def _controls(kind: gr.Radio, others: gr.HTML) -> Controls:
 
 def _form(kind: Kind, *, visible: bool) -> KindForm:
     prefix = f"{kind.name}-"
+    # beside the column: what is not shown raises no event
+    due = gr.Textbox("0", visible="hidden", elem_id=f"{prefix}preview-due")
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
         recipes = _cards(kind, "Recipe", kind.recipes, next(iter(kind.recipes), None))
         presets = _cards(kind, "Preset", kind.presets, DEFAULT)
         form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
         sweeps = SweepForm(kind.config, prefix)
-    return KindForm(kind, column, (recipes, presets), form, sweeps)
+    return KindForm(kind, column, (recipes, presets), form, sweeps, due)
 
 
 def _cards(
@@ -189,60 +195,53 @@ def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
 
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
-    """Presets, and the preview of what a person changes. What the page changes itself, several
-    fields at once, is previewed once all of it is there: an event of each field would send those
-    that are there so far, and the last answer need not be that of the last event."""
+    """Presets, and the preview. It is one event, whose answers come in order, as answers of several
+    could overtake each other. What the page changes itself is previewed once all of it is there:
+    an event of each field would send those that are there so far."""
 
     def preview(request: gr.Request, kind: str, *given: Any) -> Any:
         if kind != this.kind.name:
             return gr.skip()
         return _preview(this, controls, request, given)
 
-    inputs, outputs = [controls.kind, *this.inputs], _previewed([this], controls)
     # the `input` of a text box is raised before the text is there
     changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
-    gr.on(changes, preview, inputs, outputs, **LATEST)
+    asked, inputs = [*changes, this.due.change], [controls.kind, *this.inputs]
+    gr.on(asked, preview, inputs, _previewed(this, controls), **LATEST)
     for option in this.options:
         applied = option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
         )
-        applied.then(preview, inputs, outputs, **SILENT_EVENT)
+        _preview_after(applied, {this.kind.name: this}, controls.kind)
 
 
-def _wire_chosen(
-    forms: Mapping[str, KindForm], controls: Controls, shown: Iterable[Dependency]
-) -> None:
-    """The preview after the arrival and of another kind, once it is `shown`, and the button that
-    adds runs: one event for all forms, which sends their inputs, as each event costs the browser
-    more than what it sends."""
-    kind, every = controls.kind, [c for form in forms.values() for c in form.inputs]
+def _preview_after(shown: Dependency, forms: Mapping[str, KindForm], kind: gr.Radio) -> None:
+    """Asks for the preview of the chosen kind, after an event that shows something in its form."""
+    dues, names = [form.due for form in forms.values()], json.dumps([*forms])
+    js = f"(kind, ...n) => {names}.map((name, i) => String(+n[i] + (name === kind)))"
+    shown.then(None, [kind, *dues], dues, js=js)
 
-    def own(kind: str, given: Sequence[Any]) -> list[Any]:
-        """Of the inputs of all forms those of one."""
-        rest = iter(given)
-        return {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[kind]
 
-    def preview(request: gr.Request, kind: str, *given: Any) -> dict[Any, Any]:
-        return _preview(forms[kind], controls, request, own(kind, given))
+def _wire_button(forms: Mapping[str, KindForm], controls: Controls) -> None:
+    """The button that adds runs: one event for all forms, which sends their inputs, as each event
+    costs the browser more than what it sends."""
+    every = [c for form in forms.values() for c in form.inputs]
 
     def add(request: gr.Request, kind: str, name: str, *given: Any) -> dict[Any, Any]:
-        this, values = forms[kind], own(kind, given)
+        this, rest = forms[kind], iter(given)
+        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[kind]
         message, error = enqueue(this.kind, name, *this.read(values), request)
         return {**this.show_errors(error, values), controls.message: message}
 
-    outputs = _previewed(forms.values(), controls)
-    for event in shown:
-        event.then(preview, [kind, *every], outputs, **SILENT_EVENT)
     told = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
     said = [*told, controls.message]
-    controls.add.click(add, [kind, controls.name, *every], said, **PRIVATE_EVENT)
+    controls.add.click(add, [controls.kind, controls.name, *every], said, **PRIVATE_EVENT)
 
 
-def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
+def _previewed(this: KindForm, controls: Controls) -> list[Any]:
     """What a preview changes."""
-    own = [c for f in forms for c in (*f.messages, *f.form.folds.values(), f.sweep.accordion)]
-    radios = [option.radio for form in forms for option in form.options]
-    return [*own, *radios, controls.add, controls.preview]
+    own = [*this.messages, *this.form.folds.values(), this.sweep.accordion]
+    return [*own, *(option.radio for option in this.options), controls.add, controls.preview]
 
 
 def _preview(
