@@ -7,7 +7,7 @@ const key = (address) => address.replace(/^[^~]*/, ""); // the same of any versi
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 
 export class Measured {
-  #known = new Map(); #now = ""; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
+  #known = new Map(); #now = ""; #runs = false; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
 
   constructor(element) {
     this.status = element.querySelector(".workbench-status");
@@ -16,7 +16,7 @@ export class Measured {
 
   begin(address) {
     this.#now = key(address);
-    this.say("Asking the live model …");
+    this.say(this.#runs ? "Asking the live model …" : "Starting the live model, about 10 s …");
   }
 
   /** @returns {Known | undefined} */
@@ -28,9 +28,10 @@ export class Measured {
   }
 
   take(event) {
+    this.#runs = event.event !== "error";
     const now = { ...this.#known.get(this.#now) };
     switch (event.event) {
-      case "waits": this.say(`${event.what}${event.about_s ? `, about ${Math.max(1, Math.round(event.about_s))} s` : " …"}`); return;
+      case "waits": this.say(`${event.what}${event.about_s ? `, about ${Math.max(1, Math.round(event.about_s))} s` : ""} …`); return;
       case "opened": this.say(`Live, ${event.decoder}`); return;
       case "applied":
         if (event.exactly && now.exactly === false) Object.assign(now, { ratio: undefined, low: undefined, high: undefined, tokens: undefined }); // of the instant answer
