@@ -60,11 +60,12 @@ export class Measured {
     const how = known.exactly ? "measured" : "measured, quick version", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
     const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
+    const outside = totals.untried && !unknown ? `⚠\u00a0${totals.untried} layers outside what was measured` : "";
     const text = this.#perplexity ? "the evaluation text" : "the profile's text", against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)}, dense ${number(perplexity)} on ${text}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", times(ratio), measured ? [against, interval, Number.isFinite(predicted) ? `predicted ${times(predicted)}` : ""] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [`on its first ${tokens}`] : []);
+    this.#show("ratio", times(ratio), measured ? [against, interval, Number.isFinite(predicted) ? `predicted ${times(predicted)}${predicted < known.low || predicted > known.high ? ", outside it" : ""}` : ""] : [outside, against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [`on its first ${tokens}`] : []);
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
-    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
+    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–", [measured ? tokens : unknown || outside || "Sum over the layers"], measured ? how : "predicted");
     this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)} on disk`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
     const read = known.read ?? totals.read;
     this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}${known.read ? " in memory" : ""}`], known.read ? "measured" : "counted");
