@@ -31,7 +31,7 @@ from ui.runs.results import (
     speed_conditions,
     stage_comparison,
 )
-from ui.runs.rows import RunRow, all_rows
+from ui.runs.rows import all_rows
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
@@ -109,24 +109,19 @@ def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
         row for row in all_rows() if (DENSE, PERPLEXITY) in row.places
         and row.head.kind in compressing and row.head.state == State.SUCCEEDED
     ]  # fmt: skip
-    looked_at = [row for n, row in enumerate(runs) if n < LOOKED_AT or row.head.id < 0]
-
-    def worth(row: RunRow) -> tuple[bool, float, int]:
-        known = len(_changes(row.job, row.figures))
-        dense, kept = _perplexities(row.figures)
-        loss = kept / dense - 1 if dense and kept and known > 1 else inf
-        return not of_toy(row.job), -max(loss, LITTLE), known
-
-    best = max(looked_at, key=worth, default=None)
-    if best is None or worth(best)[1] == -inf:
-        return None
-    return best.job, _changes(best.job, best.figures), _source(best.job)
+    runs = runs[:LOOKED_AT] + [row for row in runs[LOOKED_AT:] if row.head.id < 0]
+    found = [(_loss(row.figures), _changes(row.job, row.figures), row.job) for row in runs]
+    best = max(
+        (each for each in found if len(each[1]) > 1), default=None,
+        key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE), len(each[1])),
+    )  # fmt: skip
+    return (best[2], best[1], _source(best[2])) if best else None
 
 
-def _perplexities(results: RunResults) -> tuple[float | None, float | None]:
-    """Of the dense model, and of what was kept."""
+def _loss(results: RunResults) -> float:
+    """Share of perplexity that what was kept has lost."""
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
-    return dense, kept
+    return kept / dense - 1 if dense and kept else inf
 
 
 def _source(job: Job) -> str:
@@ -158,7 +153,7 @@ def _changes(job: Job, results: RunResults) -> list[tuple[str, str, str]]:
     if faster := results.value(results.kept, SPEED_UP):
         change = f"1{HOLD}×", of_unit(faster, "×", 3)
         rows.append((f"Speed, {_threads(job)}".strip(", "), *change))
-    dense, kept = _perplexities(results)
+    dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
     if dense is not None and kept is not None:
         rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
     return rows
