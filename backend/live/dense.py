@@ -168,6 +168,7 @@ class DenseModel:
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
+        self._measuring: Iterator[Progress] | None = None
         self._references: dict[torch.dtype, RunningModel] = {}
 
     @property
@@ -255,7 +256,10 @@ class DenseModel:
         after each step, and what is done stays."""
         pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
         if pruned and score == "wanda" and not self.energies:
-            yield from self.measure_inputs()
+            self._measuring = self._measuring or self.measure_inputs()
+            while step := next(self._measuring, None):  # `yield from` would close what is begun
+                yield step
+            self._measuring = None
         for done, (name, pattern) in enumerate(pruned.items(), 1):
             if pattern.group <= LARGEST_GROUP:
                 with self.lock:

@@ -298,9 +298,9 @@ class LiveAnswering(ThreadedEvents[Event]):
 def timed(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
     """Each step in words, and about how many seconds are left of what it is a step of."""
     began = before = time.perf_counter()
-    doing = ""
+    there, doing = 0.0, ""
     for done, of, what in steps:
         if what != doing:
-            began, doing = before, what
+            began, there, doing = before, done - 1, what  # some may have been there
         before = time.perf_counter()
-        yield f"{what}: {done:.0f} of {of:.0f}", (before - began) * (of / done - 1)
+        yield f"{what}: {done:.0f} of {of:.0f}", (before - began) * (of - done) / (done - there)
