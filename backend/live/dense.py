@@ -41,11 +41,11 @@ from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
 from backend.quantization.packed_linear import has_codes
 from backend.quantization.plan import QuantSettings, embedding_search
-from backend.reporter import at_block
 from backend.sensitivity.formats import Format
 
 Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 ROOM = 2**30  # bytes of tables
+INSTANT = 8  # segments of the text that the inputs of an instant answer are measured on
 IDENTITY = 12  # letters
 
 Progress: TypeAlias = tuple[float, float, str]  # done, of how many, the activity
@@ -168,6 +168,7 @@ class DenseModel:
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
+        self._measuring: Iterator[Progress] | None = None
         self._references: dict[torch.dtype, RunningModel] = {}
 
     @property
@@ -255,14 +256,17 @@ class DenseModel:
         after each step, and what is done stays."""
         pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
         if pruned and score == "wanda" and not self.energies:
-            yield from self.measure_inputs()
+            self._measuring = self._measuring or self.measure_inputs()
+            while step := next(self._measuring, None):  # `yield from` would close what is begun
+                yield step
+            self._measuring = None
         for done, (name, pattern) in enumerate(pruned.items(), 1):
             if pattern.group <= LARGEST_GROUP:
                 with self.lock:
                     if self.tables.find(_ranks(name, pattern, score)) is not None:
                         continue
                     self._mask(name, pattern, score)
-                yield done, len(pruned), "Ranks of weights"
+                yield done, len(pruned), "Ranking the weights of layers"
 
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
@@ -294,9 +298,9 @@ class DenseModel:
         return self._energies[name]
 
     def measure_inputs(self) -> Iterator[Progress]:
-        """One pass over the calibration text, for the energies of all inputs. Raises ConfigError:
-        there is none."""
-        walk = self.walk(self.sds.batch, self.sds.precision)
+        """One pass over the first segments of the calibration text, for the energies of all inputs.
+        Raises ConfigError: there is none."""
+        walk = self.walk(self.sds.batch, self.sds.precision, most=INSTANT)
         for block in range(self.blocks):
             with self.lock:
                 linears = block_linears(self.model, block)
@@ -304,7 +308,7 @@ class DenseModel:
                 inputs = walk.inputs(block, weights, linears, StatisticsLevel.ENERGY)
                 self._energies |= {linears[m].name: found.energy for m, found in inputs.items()}
                 walk.advance(block, weights)
-            yield block + 1, self.blocks, at_block(block, self.blocks, "Inputs")
+            yield block + 1, self.blocks, "Measuring the inputs of blocks"
 
     def require_text(self) -> Tensor:
         """The calibration text. Raises ConfigError: there is none."""
@@ -315,10 +319,10 @@ class DenseModel:
 
     def walk(
         self, batch: int, precision: str, rest: torch.dtype | None = None,
-        stop: Callable[[], None] = lambda: None,
+        stop: Callable[[], None] = lambda: None, most: int | None = None,
     ) -> CalibrationWalk:  # fmt: skip
-        """A pass over the calibration text."""
-        calibration = self.require_text()
+        """A pass over the calibration text, or its first segments."""
+        calibration = self.require_text()[:most]
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
             return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)

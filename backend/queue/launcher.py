@@ -60,9 +60,8 @@ CODE = Path(__file__).resolve().parents[2]
 
 
 class FolderProcess:
-    """A process of which a data folder has one: started when it is needed, it outlives whoever
-    started it, ends by itself, and holds a lock while it lives. `name`: of its files in
-    `.slimscope`."""
+    """A process of which a data folder has one: started when it is needed, it ends by itself, and
+    holds a lock while it lives. `name`: of its files in `.slimscope`."""
 
     def __init__(self, name: str, module: str) -> None:
         self.name, self.module = name, module

@@ -58,15 +58,13 @@ def _cancel_question(jobs: Sequence[Job]) -> str:
 
 def _cancelled(records: Records) -> str:
     if len(records) > 1:
-        return f"Cancelling {count(len(records))}."
+        return f"Asked to stop: {count(len(records))}."
     (run,) = records
     if run["state"] not in LIVE:
         cancelled = run["state"] == State.CANCELLED
         return f"{run['id']} is cancelled." if cancelled else f"{run['id']} has ended already."
-    killed = run["desired"] == "kill"
-    return (
-        f"{run['id']} is being killed." if killed else f"{run['id']} stops at the next safe point."
-    )
+    when = "now" if run["desired"] == "kill" else "at the next safe point"
+    return f"{run['id']} was asked to stop {when}."  # true also when it has stopped
 
 
 @operation(

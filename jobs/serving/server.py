@@ -133,9 +133,10 @@ class CpuShare:
         return max(1, every // 2 if self.jobs else every)
 
 
-def serve() -> None:
-    """Answer until nobody asks, the process is asked to end, has no data folder, or is of another
-    version than the database or the code on the disk."""
+def serve(parent: int) -> None:
+    """Answer until nobody asks, the process is asked to end, has no data folder, is of another
+    version than the database or the code on the disk, or is no longer a child of `parent`, which
+    ended, however it did."""
     with suppress(OSError):  # of this thread and of those it starts
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     share = CpuShare()
@@ -148,16 +149,15 @@ def serve() -> None:
     server = uvicorn.Server(options)
 
     async def watch() -> None:
-        while settings().root.is_dir():
-            if app.idle_s > IDLE_FACTOR * settings().idle_exit:
-                break
+        is_outdated = False
+        while settings().root.is_dir() and app.idle_s <= IDLE_FACTOR * settings().idle_exit:
             with suppress(SQLAlchemyError):
                 share.jobs, is_outdated = await asyncio.to_thread(_look)
-                if is_outdated:
-                    leave()
-                    while app.active:
-                        await asyncio.sleep(LOOK_S)
-                    break
+            if is_outdated or os.getppid() != parent:
+                leave()
+                while app.active:
+                    await asyncio.sleep(LOOK_S)
+                break
             await asyncio.sleep(LOOK_S)
         server.should_exit = True
 

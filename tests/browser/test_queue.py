@@ -95,7 +95,7 @@ def test_a_launched_run_has_place_start_and_its_config(page: Page, queue: Dashbo
     said = page.locator("#new-said")
     for place in (1, 2):
         page.locator("#new-add").click()
-        expect(said).to_contain_text(f"is number {place} in the queue and starts")
+        expect(said).to_contain_text(f"joined the queue as number {place}.")
     first, second = scheduling.queued()
     before = second.config
     page.get_by_role("button", name=re.compile("^Text")).click()

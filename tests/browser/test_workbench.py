@@ -178,6 +178,7 @@ def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Da
 def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
     formats_are_spelt_and_priced_alike(visitor)
+    what_a_profile_has_not_tried_is_counted(visitor)
     a_layer_is_the_one_that_the_live_model_makes(visitor)
 
 
@@ -192,6 +193,20 @@ def formats_are_spelt_and_priced_alike(page: Page) -> None:
     for text, (bits, words) in zip(texts, found, strict=True):
         assert bits == pytest.approx(Format.parse(text).bits_per_weight(576))
         assert words.replace("\u00a0", "") == Format.parse(text).label
+
+
+def what_a_profile_has_not_tried_is_counted(page: Page) -> None:
+    texts = ["dense", "50%", "40%", "int4-g64", "10%", "50%+int4-g64"]
+    found = page.evaluate(
+        f"""async texts => {{ const {{ Predictions }} = await ({MODULE})('predictions');
+        const layer = {{ name: 'a', module: 'm', block: 0, rows: 2, columns: 64 }};
+        const head = {{ run: 'r', formats: ['30%', '50%', 'int4-g64'], layers: [['a']] }};
+        const arrays = {{ predicted: {{ data: [.1, .2, .3] }} }};
+        const known = new Predictions([layer], 0, {{ head, arrays }});
+        return texts.map((text) => known.totals([text]).untried); }}""",
+        texts,
+    )
+    assert found == [0, 0, 0, 0, 1, 1]
 
 
 def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:

@@ -18,6 +18,7 @@ from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
 from backend.models.blocks import decoder_blocks
+from backend.sensitivity.formats import Format
 
 MIX = ("50%", "2:4", "int4-g32", "dense", "62.5%", "2:4+int3-g32", "int8")
 
@@ -53,6 +54,13 @@ def test_the_loss_is_that_of_a_model_made_the_plain_way(live: LiveModel, unseen:
         logits.append(native.forward(part, cache, read_out=len(part))[1])
     (found,) = losses(live, ids[None])
     assert found.loss == pytest.approx(token_nll(torch.cat(logits), ids).mean().item(), rel=1e-7)
+
+
+def test_what_a_newer_request_interrupts_goes_on_from_there(dense: DenseModel) -> None:
+    formats = dict.fromkeys(dense.in_blocks, Format.parse("50%"))
+    assert [next(dense.prepare(formats, "wanda"))[:2] for _ in range(2)] == [(1, 3), (2, 3)]
+    first, *others = dense.prepare(formats, "wanda")
+    assert first[:2] == (3, 3) and len(others) == len(formats) and dense.energies
 
 
 def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) -> None:

@@ -3,9 +3,10 @@
 
 waits       what it waits for, at any time
 opened      the model, once
+text        greedy text of the dense model, and later of the live one
 applied     its state was made: at once, or as a run would make it
 loss        on 256 tokens, and later on more
-text, speed greedy text of the live model, and of the dense one beside it
+speed       of both texts
 tokens, why of a text: what each token's loss becomes with one block restored
 refined     layers as a run makes them, block by block; then what was wanted, again
 done, cancelled, error    the last one
@@ -28,6 +29,8 @@ from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NoDraft
 from backend.decoding.engine import decode, refuse_prompt
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
+from backend.live.address import LiveState
+from backend.live.dense import Progress
 from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
@@ -121,7 +124,11 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._say(f"Loading {self.body.against}", 0.0)
             self._why(opened, live, opened.other(self.body.against, live.dtype))
             return
-        self._apply(opened, state)
+        asked = self._open(opened, live)
+        if self._writes:
+            for _ in self._dense_text(opened, live):
+                pass
+        self._apply(opened, state, asked)
         self._measure(opened, live)
         if "refine" in self.body.want and not all(self._exactly(live)):
             for done, of, what in live.refine():
@@ -130,17 +137,24 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._applied(live, 0, 0.0)
             self._measure(opened, live)
 
-    def _apply(self, opened: OpenedModel, state: BrowserState) -> None:
-        dense, live = opened.dense, state.live
-        asked = opened.asked(live, self.body.state)
+    @property
+    def _writes(self) -> bool:
+        return bool({"text", "speed"} & {*self.body.want})
+
+    def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
+        dense, asked = opened.dense, opened.asked(live, self.body.state)
         self._tell(
             "opened", identity=dense.identity, decoder=dense.reference(live.dtype).decoder,
             memory=self.pool.nbytes, budget=self.pool.budget,
         )  # fmt: skip
+        return asked
+
+    def _apply(self, opened: OpenedModel, state: BrowserState, asked: LiveState) -> None:
+        dense, live = opened.dense, state.live
         with opened.preparing:
             self.pool.share()
-            for done, of, what in dense.prepare(asked.formats, dense.score_of(asked.pruner)):
-                self._say(f"{what}: {done:.0f} of {of:.0f}", 0.0)
+            for what, left in timed(dense.prepare(asked.formats, dense.score_of(asked.pruner))):
+                self._say(what, left)
                 self._check()
             opened.remember()
         with state.changing:
@@ -163,7 +177,7 @@ class LiveAnswering(ThreadedEvents[Event]):
     def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
         """What is wanted: the first words, the first loss, and then the rest of both."""
         want, nothing = {*self.body.want}, iter(())
-        text = self._texts(opened, live) if want & {"text", "speed"} else nothing
+        text = self._live_text(opened, live) if self._writes else nothing
         loss = self._losses(opened, live) if "loss" in want else nothing
         for _ in chain(islice(text, WORDS), islice(loss, 1), text, loss):
             pass
@@ -197,29 +211,38 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     # texts ----------------------------------------------------------------------------------------
 
-    def _texts(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Tells the live model's text, then the dense one's, which is kept; pauses after each
-        piece."""
-        reference = opened.dense.reference(live.dtype)
-        if live.running.target is None or reference.target is None:
-            self._tell("missing", of="text", why=live.running.decoder)
+    def _dense_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
+        """Tells the dense model's text, which is kept: before the live one, as nothing has to be
+        made for it. Pauses after each piece."""
+        reference, body = opened.dense.reference(live.dtype), self.body
+        if reference.target is None:
+            self._tell("missing", of="text", why=reference.decoder)
             return
-        body, prompt = self.body, tuple(opened.tokenizer(self.body.prompt).input_ids)
+        prompt = self._prompt(opened)
         refuse_prompt(reference.target, prompt, body.tokens)
-        kept = opened.texts.get((prompt, body.tokens))
-        if kept:
+        if kept := opened.texts.get((prompt, body.tokens)):
             self._piece("dense", "".join(kept[0]))
-        speed = yield from self._written("live", opened, live.running, prompt, [])
-        if not kept:
+        else:
             pieces: list[str] = []
             kept = pieces, (yield from self._written("dense", opened, reference, prompt, pieces))
             while len(opened.texts) >= TEXTS_KEPT:
                 opened.texts.pop(next(iter(opened.texts)), None)
             opened.texts[prompt, body.tokens] = kept
-        for side in ("live", "dense"):
-            self._piece(side, "", done=True)
-        if "speed" in body.want:
-            self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=kept[1])
+        self._piece("dense", "", done=True)
+
+    def _live_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
+        """Tells the live model's text, and the speed of both; pauses after each piece."""
+        if live.running.target is None:
+            return
+        prompt = self._prompt(opened)
+        speed = yield from self._written("live", opened, live.running, prompt, [])
+        self._piece("live", "", done=True)
+        if "speed" in self.body.want:
+            _, dense = opened.texts.get((prompt, self.body.tokens), ([], None))
+            self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=dense)
+
+    def _prompt(self, opened: OpenedModel) -> tuple[int, ...]:
+        return tuple(opened.tokenizer(self.body.prompt).input_ids)
 
     def _written(
         self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
@@ -270,3 +293,14 @@ class LiveAnswering(ThreadedEvents[Event]):
             do = "Shorten it." if ids else "Write a text."
             raise ConfigError("The text cannot be traced.", why, do, "text")
         return torch.tensor(ids)
+
+
+def timed(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
+    """Each step in words, and about how many seconds are left of what it is a step of."""
+    began = before = time.perf_counter()
+    there, doing = 0.0, ""
+    for done, of, what in steps:
+        if what != doing:
+            began, there, doing = before, done - 1, what  # some may have been there
+        before = time.perf_counter()
+        yield f"{what}: {done:.0f} of {of:.0f}", (before - began) * (of - done) / (done - there)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
 from backend.live.address import LiveState, state_at
-from backend.live.dense import DenseModel
+from backend.live.dense import INSTANT, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.memory import check_memory, memory_available, weight_memory
@@ -33,8 +33,8 @@ from jobs.fields.text import context_length, corpus_names
 from jobs.runtime.loading import load_whole
 from jobs.sds.config import SDSJob
 from jobs.serving.answering import Unrecorded
-from jobs.serving.live.requests import ROOM, require_live
-from jobs.serving.pool import SHARE, Key, Say, choose_card, key_of, use_card
+from jobs.serving.live.requests import ROOM, live_memory, require_live
+from jobs.serving.pool import BYTES_PER_S, LOAD_S, SHARE, Key, Say, choose_card, key_of, use_card
 
 WINDOW, WINDOWS = 64, 32  # tokens of a window that losses are measured on, and windows
 STATES_KEPT, TEXTS_KEPT = 32, 64  # of each model
@@ -133,8 +133,8 @@ class OpenedModel:
 
     @property
     def _energies(self) -> Path:
-        """The file of what the inputs of this model are on this text, which takes a minute."""
-        digest = sha256(self.dense.require_text().numpy().tobytes()).hexdigest()[:16]
+        """The file of what the inputs of this model are on this text, which takes some seconds."""
+        digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
         name = f"{self.dense.identity}-{digest}-{dtype}.safetensors"
         return settings().cache_dir.expanduser() / "live" / name
@@ -176,7 +176,8 @@ class LivePool:
             opened = self._opened.get(key)
             if opened is None:
                 self._drop_models(0)
-                say(f"Loading {base.facts.title}", 0.0)
+                seconds = LOAD_S + sum(live_memory(base.facts).values()) / BYTES_PER_S
+                say(f"Loading {base.facts.title}", seconds)
                 opened = self._load(base, model, choose_card("auto"))
             with self._lock:
                 self._opened.pop(key, None)

@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import time
@@ -38,9 +39,11 @@ PASS_S = 0.02  # of a slow answer
 CHAT = "/v1/chat/completions"
 
 
-def live(environment: dict[str, str], log: Path, slow: bool, unix: bool) -> None:
-    """The life of the forked process."""
+def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_child: bool) -> None:
+    """The life of the forked process, or of a child of it."""
     begin_anew(environment, log, log)
+    if is_child and os.fork():
+        signal.pause()
     quick = ServingEngine._step
 
     def slowly(engine: ServingEngine) -> None:
@@ -61,9 +64,11 @@ def start(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts the process; so does a request, where it does not live."""
     begun: list[ForkServerProcess] = []
 
-    def once(idle: float = 60.0, slow: bool = False, unix: bool = True) -> ForkServerProcess:
+    def once(
+        idle: float = 60.0, slow: bool = False, unix: bool = True, is_child: bool = False
+    ) -> ForkServerProcess:
         environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": str(idle / 10)}
-        arguments = (environment, queue / "log.txt", slow, unix)
+        arguments = (environment, queue / "log.txt", slow, unix, is_child)
         begun.append(FORKS.Process(target=live, args=arguments))
         begun[-1].start()
         return begun[-1]
@@ -125,6 +130,16 @@ def test_it_answers_its_user_alone_and_ends_when_idle(start: Start, unix: bool) 
     process.join(PATIENCE_S)
     assert process.exitcode == 0 and not SERVING.is_alive()
     assert asyncio.run(serving_status()) == {}
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_who_started_it(start: Start, end: signal.Signals) -> None:
+    parent = start(is_child=True)
+    assert asked(max_tokens=5)[0] == 200
+    assert parent.pid
+    os.kill(parent.pid, end)
+    until(lambda: not SERVING.is_alive())
+    assert not socket_path().exists()
 
 
 def test_the_second_of_two_ends_at_once(start: Start) -> None:

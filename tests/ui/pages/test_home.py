@@ -211,6 +211,24 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
     assert "a 4-bit file and unpacked, so 4 bits cost it little. Trained and evaluated on" in told
 
 
+def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
+    def run(n: int, kept: float, model: str = "big") -> None:
+        config = {"model": model, "bits": 4}
+        store(job(n, kind="dlqat", config=config, kept_stage="rtn"),
+              result(n, "dense", "perplexity", 10.0), result(n, "rtn", "perplexity", kept),
+              result(n, "rtn", "bits_per_weight", 4.25))  # fmt: skip
+
+    assert showcase.changes() is None
+    for number, kept, headline in ((1, 17.0, 1), (2, 10.2, 2), (3, 17.4, 2), (4, 10.9, 4)):
+        run(number, kept)
+        found = showcase.changes()
+        assert found and found[0].id == headline
+    run(5, 10.0, "toy")
+    assert showcase.changes()[0].id == 4  # type: ignore[index]
+    page = exhibits.draw_exhibits(None, asked())
+    assert 'href="new?kind=dlqat&amp;from=dlqat-0004"' in page["methods"]
+
+
 @pytest.mark.parametrize(
     ("toy", "words"),
     [

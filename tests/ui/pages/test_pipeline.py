@@ -111,7 +111,7 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     head, body, _ = page.draw(asked(id=queued[4].run))
     assert "3 steps, and 2 runs of steps alone" in head
     assert body.count("<li>") == 4 and body.count("Alone: ") == 2
-    assert "Cancelling 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
+    assert "Asked to stop: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
     assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):

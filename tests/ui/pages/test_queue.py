@@ -12,7 +12,7 @@ from backend.store.session import writing
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
 from tests.queue.conftest import HOST
-from tests.ui.lab import GUEST, asked, job, pressed
+from tests.ui.lab import GUEST, asked, job, pressed, store
 from ui.pages.queue import page as jobs
 from ui.runs.actions.single import act, actions
 from ui.runs.html import progress
@@ -51,6 +51,9 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     assert "resume-sds-0004" in failed and "retry-sds-0004" in failed
     assert '<th scope="col">Why</th>' in failed and ">Why<" not in board(state="ended")
     assert board(state="nonsense") == board()
+    before = board(state="ended")
+    store(job(-1))  # an example, which nobody queued here
+    assert board(state="ended") == before
 
 
 def test_an_idle_queue_lists_what_has_ended(seeded: Settings) -> None:
@@ -75,7 +78,8 @@ def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings
 
 
 def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Settings) -> None:
-    act(pressed("cancel", "sds-0002"), asked())
+    said = act(pressed("cancel", "sds-0002"), asked())["value"]
+    assert "was asked to stop at the next safe point" in said  # true also when it has stopped
     assert queries.job(2).desired == "stop"
     act(pressed("cancel", "sds-0002"), asked())
     assert queries.job(2).desired == "stop"

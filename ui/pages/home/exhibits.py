@@ -42,7 +42,7 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
     hero = HTML.hero(
-        changes(shown), moving_histogram(), launch_address(), permissions.may_not_add(actor)
+        changes(), moving_histogram(), launch_address(), permissions.may_not_add(actor)
     )
     methods = HTML.methods(shown, race(), bool(there), bool(known) and not there, forbidden)
     return {"seen": mark, "hero": hero, "methods": methods}

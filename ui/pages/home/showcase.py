@@ -1,10 +1,12 @@
-"""Key figures, changes and moving histogram of the newest successful run of each method; until
-there are any, of the bundled examples. The toy is shown only where no real model is."""
+"""Key figures and moving histogram of the newest successful run of each method, until there are any
+of the bundled examples; and what the best run of all changed. The toy is shown only where no real
+model is."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
+from math import inf
 from operator import itemgetter
 from typing import Any
 
@@ -29,6 +31,7 @@ from ui.runs.results import (
     speed_conditions,
     stage_comparison,
 )
+from ui.runs.rows import all_rows
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
@@ -38,6 +41,7 @@ AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
 HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
 RACED_STEPS = 120  # of a text that is replayed
 MIN_STAGES = 3  # that make it worth moving
+LITTLE = 0.1  # share of perplexity lost that is called none
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,28 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
     return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
-def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]], str] | None:
-    """What compression changed, of the run where most is known: (what, before, after); and what
-    its figures rest on."""
-    found = [(each.job, _changes(each)) for each in shown if each.kind.compresses]
-    best = max(found, key=lambda pair: (not of_toy(pair[0]), len(pair[1])), default=None)
-    return (*best, _source(best[0])) if best and len(best[1]) > 1 else None
+def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
+    """What compression changed: (what, before, after), and what its figures rest on. Of the run
+    that lost least perplexity, `LITTLE` counting as none: of several the one of which most is
+    known, then the newest."""
+    compressing = {name for name, kind in kinds().items() if kind.compresses}
+    runs = [
+        row for row in all_rows() if (DENSE, PERPLEXITY) in row.places
+        and row.head.kind in compressing and row.head.state == State.SUCCEEDED
+    ]  # fmt: skip
+    runs = runs[:LOOKED_AT] + [row for row in runs[LOOKED_AT:] if row.head.id < 0]
+    found = [(_loss(row.figures), _changes(row.job, row.figures), row.job) for row in runs]
+    best = max(
+        (each for each in found if len(each[1]) > 1), default=None,
+        key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE), len(each[1])),
+    )  # fmt: skip
+    return (best[2], best[1], _source(best[2])) if best else None
+
+
+def _loss(results: RunResults) -> float:
+    """Share of perplexity that what was kept has lost."""
+    dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
+    return kept / dense - 1 if dense and kept else inf
 
 
 def _source(job: Job) -> str:
@@ -121,10 +141,10 @@ def _source(job: Job) -> str:
     return f"{told}{f', so {kept} bits cost it little' if cheap else ''}.{same}"
 
 
-def _changes(each: Shown) -> list[tuple[str, str, str]]:
+def _changes(job: Job, results: RunResults) -> list[tuple[str, str, str]]:
     """Bits, file, decoding speed and perplexity, as far as they were measured. Of speeds the ratio:
     those of two runs seldom agree. Against 16 bits: files of the source may hold 4 or 32."""
-    results, rows = each.results, []
+    rows = []
     if bits := results.value(results.kept, BITS_PER_WEIGHT):
         rows.append(("Bits per weight", "16", number(bits, 3)))
     if results.parameters and results.saved_bytes:
@@ -132,7 +152,7 @@ def _changes(each: Shown) -> list[tuple[str, str, str]]:
         rows.append(("Size, from 16 bits", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
         change = f"1{HOLD}×", of_unit(faster, "×", 3)
-        rows.append((f"Speed, {_threads(each.job)}".strip(", "), *change))
+        rows.append((f"Speed, {_threads(job)}".strip(", "), *change))
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
     if dense is not None and kept is not None:
         rows.append(("Perplexity", number(dense, 3), number(kept, 3)))

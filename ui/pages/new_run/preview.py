@@ -9,15 +9,13 @@ from markupsafe import Markup
 from backend.errors import RateLimitError, SlimscopeError
 from backend.queue import permissions, rate_limit, scheduling, service
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.models import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
-from ui.format import duration, eta, href, runs, short_count, size
+from ui.format import duration, eta, runs, short_count, size
 from ui.frame import current_user
-from ui.runs.queue_eta import start_times, start_words
 from ui.runs.results import size_before, size_saved
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
@@ -50,8 +48,7 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
         plan = sweep.plan(kind.name, values, swept)
     except SlimscopeError as error:
         command = submit.command_line(kind.name, values, swept)
-        general = error if error.field is None else None
-        return HTML.preview(command, general), 0, error, {}
+        return HTML.preview(command, error), 0, error, {}
     command = submit.command_line(kind.name, values, swept)
     pairs_shown = {
         **models_of(plan.configs),
@@ -115,7 +112,7 @@ def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:
 def enqueue(
     kind: Kind, name: str, values: Mapping[str, Any], pairs: Pairs, request: gr.Request
 ) -> tuple[Any, SlimscopeError | None]:
-    """Adds the runs to the queue; an update that says where they stand, or what is wrong."""
+    """Adds the runs to the queue; an update that says so, or what is wrong."""
     try:
         swept = sweep.read(kind.name, pairs)
         jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
@@ -125,20 +122,6 @@ def enqueue(
 
 
 def added(jobs: Sequence[Job]) -> Markup:
-    first, number = jobs[0], len(jobs)
-    if number == 1:
-        title, page = "The run was added.", (href("run", id=first.run), "Open the run")
-    else:
-        title, page = f"{number} runs were added.", (href("sweep", id=first.run), "Open the sweep")
-    return HTML.added(title, _place(first), [page, (href("queue", id=first.run), "Open the queue")])
-
-
-def _place(job: Job) -> str:
-    """Where the job stands in the queue, and when it may start."""
-    status = scheduling.status()
-    place = status.position(job.id)
-    if not place:
-        return f"{job.run} is about to start."
-    waiting = awaited(each.id for each in status.queued)
-    start = start_words(start_times(status, waiting).get(job.id))
-    return f"{job.run} is number {place} in the queue{f' and {start}' if start else ''}."
+    """What was added, in words that stay true when it runs."""
+    first, place = jobs[0], scheduling.status().position(jobs[0].id)
+    return HTML.added(first, len(jobs), place)

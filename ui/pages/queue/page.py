@@ -79,9 +79,9 @@ def draw(request: gr.Request) -> Updates:
 
 
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
-    counts = {
+    counts = {  # of runs that were queued here: examples were not
         "active": len(status.live) + len(status.queued),
-        "ended": status.finished - status.needs_attention,
+        "ended": status.finished - status.needs_attention - len(queries.examples()),
         "failed": status.needs_attention,
     }
     stalled = STALLED if status.stalled else ""
@@ -90,7 +90,7 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     listed = "ended" if idle else tab
     if listed != "active":
         ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
-        jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
+        jobs = sorted((j for j in ended if j.id > 0), key=lambda job: -(job.finished_at or 0))
     columns = _columns(listed, status, chosen.id if chosen else None, user, jobs)
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]

@@ -256,6 +256,7 @@ class Page extends Panels {
     if (this.model.live.why) return;
     const want = this.texts.view === "text" ? ["loss", "text", "speed", "refine"] : this.texts.whole ? ["loss", "why", "refine"] : ["text"];
     this.measured.begin(this.address);
+    this.texts.empty = this.measured.status.textContent;
     this.texts.begin();
     this.stream.ask({ model: this.model.model, state: this.address, want, prompt: this.texts.prompt, text: this.texts.whole, tokens: 48 }, at_once);
   }
@@ -265,7 +266,8 @@ class Page extends Panels {
     if (event.event === "opened" && this.now.identity !== event.identity) { this.now.identity = event.identity; this.write(); }
     if (event.event === "applied") this.#exactly(event);
     this.measured.take(event);
-    this.texts.take(event, this.address);
+    if (["waits", "error"].includes(event.event)) this.texts.empty = this.measured.status.textContent;
+    this.texts.take(event);
     if (["applied", "loss", "speed"].includes(event.event)) this.draw("measured");
   }
 

@@ -3,8 +3,8 @@
 import { fetched } from "../weights/histograms.js";
 import { DENSE, bitsPerWeight, format } from "./formats.js";
 
-/** @typedef {{loss: number, unknown: number, nbytes: number, read: number, zeros: number, rounded: number}} Totals
-    `loss`: nats a token; `unknown` layers are not in it; `read`: bytes a token; `zeros`: share of the layers of the blocks; `rounded`: how many layers are. */
+/** @typedef {{loss: number, unknown: number, untried: number, nbytes: number, read: number, zeros: number, rounded: number}} Totals
+    `loss`: nats a token; `unknown` layers are not in it, `untried` ones are but no such format was measured; `read`: bytes a token; `zeros`: share of the layers of the blocks; `rounded`: how many layers are. */
 
 export class Predictions {
   #sparsities = [];
@@ -30,6 +30,12 @@ export class Predictions {
     return form.of || form.width ? NaN : this.#between(form.drop, (each) => at(this.columns.get(each.text)));
   }
 
+  /** Whether a format, or sparsities on both sides of it, were measured. */
+  isTried(text) {
+    const { drop, of, width } = format(text);
+    return text === DENSE || this.columns.has(text) || (!of && !width && drop >= this.#sparsities[0]?.drop);
+  }
+
   #between(drop, value) {
     const all = this.#sparsities, above = all.findIndex((each) => each.drop > drop);
     if (all.length < 2 || above < 0) return NaN;
@@ -45,10 +51,11 @@ export class Predictions {
 
   /** @returns {Totals} */
   totals(formats) {
-    const found = { loss: 0, unknown: 0, nbytes: this.rest, read: 0, zeros: 0, rounded: 0 }, outside = this.layers.filter(({ block }) => block < 0).length;
+    const found = { loss: 0, unknown: 0, untried: 0, nbytes: this.rest, read: 0, zeros: 0, rounded: 0 }, outside = this.layers.filter(({ block }) => block < 0).length;
     formats.forEach((text, i) => {
       const { block, rows, columns, module } = this.layers[i], loss = text === DENSE ? 0 : this.figure("predicted", i, text), nbytes = this.nbytes(i, text);
       if (Number.isFinite(loss)) found.loss += loss; else found.unknown++;
+      if (!this.isTried(text)) found.untried++;
       found.nbytes += nbytes;
       if (block >= 0 || outside === 1 || !module.includes("embed")) found.read += nbytes; // of an embedding alone, one row
       if (format(text).width) found.rounded++;

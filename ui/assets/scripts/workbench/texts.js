@@ -20,8 +20,11 @@ export class TextCard {
   /** The text whose tokens are traced; "" where the dense model has not gone on with the prompt yet. */
   get whole() { return this.#dense.prompt === this.prompt ? this.prompt + this.#dense.text : ""; }
 
-  /** What stands where nothing is written yet. */
-  set empty(words) { this.places.dense.dataset.empty = words; }
+  /** What stands where the next words will be. */
+  set empty(words) {
+    this.places.dense.dataset.empty = words;
+    this.places.live.dataset.empty = this.#dense.text ? words : "";
+  }
 
   get view() { return this.#view; }
   set view(name) {
