@@ -111,6 +111,7 @@ class StageStyle:
     colour: str  # a name of the palette of `ui.theme`, such as "blue"
     dash: str = "solid"  # of its line, as Plotly names it; tells stages of one colour apart
     main: bool = False  # whether the method passes through it; else a control or a side result
+    pruned: bool = False  # whether its zeros were chosen, and not what rounding or regrowth left
 
 
 Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure a run ended with
