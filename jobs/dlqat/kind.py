@@ -97,6 +97,7 @@ KIND = Kind(
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,
     verdict=verdict,
+    remedy="more bits, smaller groups, and more training steps (the preset default or thorough)",
     key_figure=key_figure,
     recipes={
         "DL-QAT": {},

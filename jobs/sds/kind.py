@@ -124,6 +124,8 @@ KIND = Kind(
     styles=STYLES,
     default_stage=SDSStage.SDS,
     verdict=verdict,
+    remedy="a lower sparsity, zeros at any place (50% instead of 2:4), the pruner SparseGPT or "
+    "ALPS, and more calibration text (the preset default or thorough)",
     key_figure=key_figure,
     recipes={
         "SDS": {},

@@ -21,7 +21,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.fields.models import parameters_of
 from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
-from jobs.wording import fixed
+from jobs.wording import StageComparison, fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
 from ui.runs.html import took
@@ -115,7 +115,18 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
         job.kept_reason,
     )
-    return HTML.outcome(pairs, MINUS.sub("−", reason), _verdict(job, results), conditions)
+    compared = stage_comparison(job, results.perplexity) if results.kept else None
+    lost, verdict = _lost(job, results, compared), _verdict(job, results, compared)
+    return HTML.outcome(lost, pairs, MINUS.sub("−", reason), verdict, conditions)
+
+
+def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tuple[str, str]:
+    """What the model the run kept lost against its source, and what to do then."""
+    kind, dense, kept = kind_of(job), results.first or "", results.kept or ""
+    if not (kind and kind.compresses and compared) or dense == kept:
+        return "", ""
+    measured = {dense, kept} <= compared.perplexity.keys()
+    return compared.lost(kept, dense, kind.remedy) if measured else ("", "")
 
 
 def _figures(results: RunResults) -> dict[str, str]:
@@ -170,16 +181,14 @@ def _beside_estimate(
     return {what: HTML.figure_of(real, under) if real else f"about {about} (estimated)"}
 
 
-def _verdict(job: Job, results: RunResults) -> str:
+def _verdict(job: Job, results: RunResults, compared: StageComparison | None) -> str:
     kind = kind_of(job)
     if kind is None:
         return ""
-    values = {key: row.value for key, row in results.rows.items()}
-    perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
-    if not results.kept:
-        forecast = kind.forecast(values)
+    if compared is None:
+        forecast = kind.forecast({key: row.value for key, row in results.rows.items()})
         return f"{forecast} {_measured(job)}" if forecast else ""
-    verdict = kind.verdict(stage_comparison(job, perplexity))
+    verdict = kind.verdict(compared)
     return f"On the evaluation text, {lower(verdict)}" if verdict else ""
 
 

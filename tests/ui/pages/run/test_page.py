@@ -177,6 +177,7 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
     assert f"Kept: DL-QAT. {lower}" in html
     assert "the median of the rounds" in html
+    assert "<b>Little was lost: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
 
 
 def test_the_texts_of_a_generation_stand_with_its_results(tables: Settings) -> None:
