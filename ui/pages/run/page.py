@@ -41,7 +41,7 @@ from ui.runs.actions.single import (
     starts_anew,
     sweep_link,
 )
-from ui.runs.html import described, error_of, progress, took, unknown, waits
+from ui.runs.html import described, elapsed, error_of, progress, took, unknown, waits
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
@@ -150,7 +150,9 @@ def draw(request: gr.Request) -> Updates:
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
         "behind": WIDGETS.stack(
-            HTML.steps(times(results)), lineage_card(job), details.reproduction_card(job)
+            HTML.steps(times(results, elapsed(job, now_ms()))),
+            lineage_card(job),
+            details.reproduction_card(job),
         ),
         "stages": gr.update(visible=results.of_models),
         "settings": WIDGETS.stack(

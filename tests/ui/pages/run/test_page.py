@@ -134,7 +134,8 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     assert "about 1\u00a0min (estimated)" in outcome(waiting, RunResults(None, []), 0)
     assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
     assert list(figures.seconds) == ["prune", "redense"]
-    assert "width:50.0%" in times(figures)
+    assert "width:50.0%" in times(figures) and "All else" not in times(figures, 90.0)
+    assert re.search("All else: start, .*width:75.0%.*45", times(figures, 135.0), re.DOTALL)
 
 
 @pytest.mark.parametrize(
