@@ -18,6 +18,7 @@ from backend.queue.service import (
 from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
+from backend.store.states import RESUMABLE
 from backend.store.tables import Job
 from jobs.fields.models import parameters_of
 from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
@@ -145,12 +146,18 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     known, saved = job.environment or {}, results.saved_bytes
     parameters = known.get(PARAMETERS) or results.parameters or parameters_of(base_model(job))
     source, predicted = known.get(SOURCE_BYTES), known.get(PREDICTED_BYTES)
-    before = {"Size before": size_before(source, parameters)} if source else {}
-    if predicted and not saved:
-        saved = queries.model_bytes([job.id]).get(job.id)
+    before = {"Size before": _source(source, parameters)} if source else {}
+    counted = "Size after"
+    if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
+        counted = "Size after, with tokenizer"
     write = partial(size_saved, parameters=parameters)
-    written = write(saved) if saved else ""
-    return before | _beside_estimate("Size after", written, write, predicted)
+    return before | _beside_estimate(job, counted, write(saved) if saved else "", write, predicted)
+
+
+def _source(source: float, parameters: float) -> str:
+    """The model in 16 bits, by which all are compared, and its own file where that is another."""
+    usual, file = size_before(source, parameters), size(source)
+    return HTML.figure_of(usual, "" if usual.startswith(file) else f"its file: {file}")
 
 
 def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
@@ -160,8 +167,8 @@ def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
     peak = size(job.peak_bytes) if job.peak_bytes else ""
     return (
         (step if len(step) == 1 else {})
-        | _beside_estimate("Duration", lasted, duration, known.get(ESTIMATED_SECONDS))
-        | _beside_estimate("Peak memory", peak, size, known.get(ESTIMATED_BYTES))
+        | _beside_estimate(job, "Duration", lasted, duration, known.get(ESTIMATED_SECONDS))
+        | _beside_estimate(job, "Peak memory", peak, size, known.get(ESTIMATED_BYTES))
     )
 
 
@@ -172,14 +179,14 @@ def _beside_state(state: QueuedState, run: str) -> Markup:
 
 
 def _beside_estimate(
-    what: str, real: str, write: Callable[[float], str], estimated: float | None
+    job: Job, what: str, real: str, write: Callable[[float], str], estimated: float | None
 ) -> dict[str, str]:
-    """A cost of the run as a fact: what it was, what had been estimated, or both."""
-    if estimated is None:
-        return {what: real} if real else {}
-    about = write(estimated)
-    under = f"estimated {about}" if about != real else ""
-    return {what: HTML.figure_of(real, under) if real else f"about {about} (estimated)"}
+    """A cost of the run as a fact: what it was, what had been estimated, or both. What a run that
+    was cut short did not come to is no fact of it."""
+    about = "" if estimated is None else write(estimated)
+    if not real:
+        return {what: f"about {about} (estimated)"} if about and job.state not in RESUMABLE else {}
+    return {what: HTML.figure_of(real, f"estimated {about}" if about not in ("", real) else "")}
 
 
 def _verdict(job: Job, results: RunResults, compared: StageComparison | None) -> str:

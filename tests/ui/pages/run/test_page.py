@@ -132,6 +132,8 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     assert re.search("1\u00a0min\u00a030\u00a0s <span[^>]*>estimated 1\u00a0min<", html)
     waiting = Job(id=2, kind="sds", config={}, environment=known)
     assert "about 1\u00a0min (estimated)" in outcome(waiting, RunResults(None, []), 0)
+    stopped = Job(id=2, kind="sds", config={}, environment=known, state="cancelled")
+    assert "(estimated)" not in outcome(stopped, RunResults(None, []), 0)
     assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
     assert list(figures.seconds) == ["prune", "redense"]
     assert "width:50.0%" in times(figures) and "All else" not in times(figures, 90.0)
