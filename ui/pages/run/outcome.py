@@ -151,7 +151,8 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
         counted = "Size after, with tokenizer"
     write = partial(size_saved, parameters=parameters)
-    return before | _beside_estimate(job, counted, write(saved) if saved else "", write, predicted)
+    written, about = (write(saved), size) if saved else ("", write)
+    return before | _beside_estimate(job, counted, written, about, predicted)
 
 
 def _source(source: float, parameters: float) -> str:

@@ -1,5 +1,5 @@
 /* The Weights page: the toolbar and the panels, all of which draw one state. */
-import { inks, lower, measureAgain, number, picture, surface } from "./canvas.js";
+import { inks, lower, measureAgain, number, picture, stageInk, surface } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { HistogramChart } from "./histogram.js";
 import { load } from "./histograms.js";
@@ -294,7 +294,7 @@ class Page {
   #entries(panel, lines, ...others) {
     const box = panel.querySelector(".weights-legend"), entries = lines.map(({ words, colour, dash }) => {
       const entry = Object.assign(document.createElement("span"), { className: "weights-entry", textContent: words });
-      entry.style.setProperty("--stage", colour);
+      entry.style.setProperty("--stage", stageInk(colour));
       entry.dataset.dash = dash;
       return entry;
     });
@@ -345,7 +345,7 @@ class Page {
       const stop = Object.assign(document.createElement("button"),
         { type: "button", tabIndex: -1, title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label });
       stop.append(document.createElement("canvas"), label);
-      stop.style.setProperty("--stage", colour);
+      stop.style.setProperty("--stage", stageInk(colour));
       stop.onclick = () => { this.state.set({ stage: name }); this.slider.focus(); };
       return stop;
     }));
