@@ -212,6 +212,7 @@ def test_curves() -> None:
     assert headlines.of_curves(frame, "Loss") == "A: loss falls from 3.00 to 1.00"
     assert headlines.of_curves(frame[["Step", "A"]], "Loss") == "Loss falls from 3.00 to 1.00"
     assert headlines.of_curves(frame[["Step", "B"]], "Rate") == "Rate stays near 1.00"
+    assert headlines.of_curves(frame, "Loss", "A", "%") == "A: loss falls from 3.00 to 1.00\u00a0%"
     named = headlines.of_curves(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""

@@ -13,7 +13,7 @@ from jobs.metrics import ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title,
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.histograms import overlay_chart
-from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
 from ui.charts.series import Series
 from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
@@ -92,7 +92,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(
         [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
-        x_title=x_title, y_title=y_title(key), log_y=log_y,
+        x_title=x_title, y_title=metric(key).title, log_y=log_y,
     )  # fmt: skip
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
     frame = curves_frame(drawn, x_title).head(MAX_ROWS)
@@ -100,7 +100,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    note = f"n = {lengths} points.{hidden}{reduced}"
+    note = f"n = {lengths} {points_words(key)}.{hidden}{reduced}"
     return Chart(figure, frame, note, headline=curve_label(key, comparison))
 
 
