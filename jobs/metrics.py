@@ -286,7 +286,7 @@ _ALL = (
     Metric(MetricKey(COST), "Cost of verifying n tokens"),
     Metric(MetricKey(TREE), "Draft tree"),
     Metric(MEMORY, "Memory of the process", unit="MB"),
-    Metric(PROCESSOR, "Processor", unit="% of a core"),
+    Metric(PROCESSOR, "Use of the processor", unit="% of a core"),
 )  # fmt: skip
 METRICS = {metric.key.family: metric for metric in _ALL}
 _PLACES = {family: place for place, family in enumerate(METRICS)}

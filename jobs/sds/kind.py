@@ -125,7 +125,7 @@ KIND = Kind(
     default_stage=SDSStage.SDS,
     verdict=verdict,
     remedy="a lower sparsity, zeros at any place (50% instead of 2:4), the pruner SparseGPT or "
-    "ALPS, and more calibration text (the preset default or thorough)",
+    "ALPS, or more calibration text than a quick look has",
     key_figure=key_figure,
     recipes={
         "SDS": {},

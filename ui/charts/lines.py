@@ -28,10 +28,10 @@ class Line(NamedTuple):
     stroke: LineStyle
 
 
-def points_words(key: MetricKey) -> str:
-    """What the points of a curve are, behind their number."""
-    over = metric(key).over
-    return f"points, each the mean over {over}" if over else "points"
+def points_words(key: MetricKey, several: bool = False) -> str:
+    """What the points of a curve, or of each of several, are, behind their number."""
+    over, points = metric(key).over, "points per line" if several else "points"
+    return f"{points}, each the mean over {over}" if over else points
 
 
 def reduced_note(points: pd.DataFrame) -> str:

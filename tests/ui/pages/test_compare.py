@@ -70,7 +70,7 @@ def drawn(**address: str) -> dict[str, Any]:
 
 def cells(html: str, row: str) -> list[str]:
     """The text of the cells of one row of a comparison."""
-    found = re.search(rf'<th scope="row">(?:<span[^>]*>)?{row}.*?</tr>', html)
+    found = re.search(rf'<th scope="row">(?:<a[^>]*>)?{row}.*?</tr>', html)
     assert found, row
     return [re.sub(r"<[^>]+>", " ", c).strip() for c in re.findall(r"<td.*?</td>", found[0])]
 

@@ -25,6 +25,7 @@ from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
 from jobs.wording import StageComparison, fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
+from ui.pages.help.glossary import known_terms
 from ui.runs.html import took
 from ui.runs.results import (
     GAINS,
@@ -42,6 +43,7 @@ from ui.runs.results import (
 from ui.runs.sensitivity.measured import over_dense
 from ui.templates import fragments
 from ui.theme import name_colours
+from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
@@ -81,11 +83,11 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
-        [HTML.stage(results.label(s), paint[s], s == results.kept),
+        [HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
          *(_figure(results.get(s, n)) for n in names)]
         for s in stages
     ]  # fmt: skip
-    return ["Stage", *(metric(n).title for n in names)], rows
+    return [*map(explained, ("Stage", *(metric(n).title for n in names)))], rows
 
 
 def single(results: RunResults) -> dict[MetricKey, StoredResult]:
@@ -136,10 +138,12 @@ def _figures(results: RunResults) -> dict[str, str]:
     pairs = {}
     for name, row in results.of_run.items():
         value = format_value(metric(name), row.value)
-        pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
+        pairs[explained(metric(name).title)] = HTML.figure_of(value, row.details.get("of"))
     facts = single(results)
     keys = sorted(ordered(facts), key=lambda n: n.family not in GAINS)
-    return pairs | {metric(n).title: _figure(facts[n]) for n in keys if n.family != BYTES}
+    return pairs | {
+        explained(metric(n).title): _figure(facts[n]) for n in keys if n.family != BYTES
+    }
 
 
 def _sizes(job: Job, results: RunResults) -> dict[str, str]:
@@ -216,7 +220,12 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
         seconds[REST] = rest
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
-    return HTML.times([(sentence_case(step), *bar) for step, *bar in bars])
+    return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
+
+
+def explained(word: str) -> Markup:
+    """A term or a metric with what it means, where Help knows it."""
+    return WIDGETS.term(word, known_terms().get(word, ""))
 
 
 def sentence_case(text: str) -> str:

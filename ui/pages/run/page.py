@@ -279,8 +279,7 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     view = "|".join(map(str, keys))
     figure = line_chart(drawn, view=view, x_title=x_title, y_title=shown.title)
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
-    lines_of = " per line" if len(keys) > 1 else ""
-    note = f"n = {len(frame)} {points_words(card)}{lines_of}.{reduced_note(points)}"
+    note = f"n = {len(frame)} {points_words(card, len(keys) > 1)}.{reduced_note(points)}"
     by_block = card.axis == BLOCK
     question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")

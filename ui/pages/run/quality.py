@@ -14,9 +14,9 @@ from backend.store.tables import Job
 from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
 from jobs.fields.models import has_saved, ships_without
 from jobs.generate.kind import NAME as GENERATE
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from jobs.serving.transcript import Transcript, read_transcript
-from ui.format import href, number
+from ui.format import href, number, threads
 from ui.runs.actions.single import next_links
 from ui.runs.results import RunResults, kind_of, stage_comparison
 from ui.templates import fragments
@@ -77,7 +77,9 @@ def _invitation(job: Job) -> Markup:
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
     if has_saved(job, "model"):
-        return HTML.not_evaluated(href("new", kind=NAME, model=job.run), bool(samples(job)))
+        timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
+        launch = href("new", kind=NAME, model=job.run)
+        return HTML.not_evaluated(launch, bool(samples(job)), timed)
     return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), ships_without(job))
 
 
@@ -97,7 +99,11 @@ def responses(job: Job) -> Markup:
     names = read_names(str(job.config.get("sides", ""))) if job.kind == GENERATE else []
     found = [(name, read_transcript(job.run, n)) for n, name in enumerate(names, 1)]
     texts = [(_told(name, text), text.text.strip(), "") for name, text in found if text.text]
-    return HTML.samples([(job.config.get("prompt", ""), texts)], "") if texts else Markup()
+    timed, known = any(text.speed for _, text in found), job.environment or {}
+    parts = ["Speeds: one answer each, prefill excluded", str(known.get("precision", ""))]
+    parts += [threads(known["threads"])] if "threads" in known else []
+    how = f"{', '.join(filter(None, parts))}." if timed else ""
+    return HTML.samples([(job.config.get("prompt", ""), texts)], how) if texts else Markup()
 
 
 def _told(name: str, text: Transcript) -> str:
