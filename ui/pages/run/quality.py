@@ -18,7 +18,7 @@ from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import href, number, threads
 from ui.runs.actions.single import next_links
-from ui.runs.results import RunResults, kind_of, stage_comparison
+from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
 from ui.widgets.notice import plain
 from ui.widgets.panel import Outputs, Updates
@@ -67,9 +67,10 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     sentences = [text for text in (*verdicts, *size_and_speed(rows)) if text]
     where = evaluation.environment
     processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")
+    conditions = " · ".join(filter(None, (processor, speed_conditions(evaluation, rows.values()))))
     other = evaluation if evaluation.id != job.id else None
     waiting = evaluation.state in ACTIVE
-    return HTML.findings(sentences, waiting, _invitation(job), other, processor)
+    return HTML.findings(sentences, waiting, _invitation(job), other, conditions)
 
 
 def _invitation(job: Job) -> Markup:
