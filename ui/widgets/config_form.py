@@ -114,13 +114,12 @@ def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, An
     return found
 
 
-def spoken(info: FieldInfo, value: Any) -> str:
-    """A value with its unit; of a 0 that stands for something else what that is, by its help."""
-    meaning = ZERO.search(info.description or "") if value in (0, "0") else None
-    if meaning and not isinstance(value, bool):
-        return meaning[1]
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{text} {extra(info).get('unit', '')}".strip()
+def spoken(info: FieldInfo | None, value: Any) -> str:
+    """A value with the unit of its field; of a 0 that stands for something else what that is."""
+    if isinstance(value, bool) or info is None:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    meaning = ZERO.search(info.description or "") if value == 0 else None
+    return meaning[1] if meaning else f"{value} {extra(info).get('unit', '')}".strip()
 
 
 def in_short(info: FieldInfo, value: Any) -> str:

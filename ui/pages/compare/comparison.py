@@ -121,11 +121,7 @@ def config_card(comparison: RunComparison) -> Markup:
 
 
 def _value(value: Any, info: FieldInfo | None = None) -> str:
-    if value is None:
-        return NONE
-    if info:
-        return spoken(info, value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return NONE if value is None else spoken(info, value)
 
 
 class ComparedFigure(NamedTuple):

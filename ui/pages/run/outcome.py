@@ -129,7 +129,7 @@ def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tu
     kind, dense, kept = kind_of(job), results.first or "", results.kept or ""
     if not (kind and kind.compresses and compared) or dense == kept:
         return "", ""
-    measured = {dense, kept} <= compared.perplexity.keys()
+    measured = all(compared.perplexity.get(stage, 0) > 0 for stage in (dense, kept))
     return compared.lost(kept, dense, kind.remedy) if measured else ("", "")
 
 

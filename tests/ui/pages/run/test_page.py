@@ -182,6 +182,8 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     assert f"Kept: DL-QAT. {lower}" in html
     assert "the median of the rounds" in html
     assert "<b>Little was lost: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
+    odd = [result(1, "dense", "perplexity", 0.0), result(1, "dlqat", "perplexity", 21.0)]
+    assert "lost" not in outcome(told, RunResults(kind_of(told), odd, told), 0)  # of an import
 
 
 def test_the_texts_of_a_generation_stand_with_its_results(tables: Settings) -> None:
