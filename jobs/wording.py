@@ -128,7 +128,7 @@ class StageComparison:
             return f"Little {told}", ""
         if ratio <= SOME:
             return f"Some {told}", f"Read its texts before you use it.{less}"
-        return f"Too much {told}", f"Its texts probably repeat themselves and make no sense.{less}"
+        return f"Too much {told}", f"Its texts probably repeat themselves or make no sense.{less}"
 
     def clause(self, stage: str, rivals: Mapping[str, str], verb: str = HAS) -> str:
         """In words, where it lies: "has a perplexity 10.5 % lower than GPTQ (8.1 to 12.7 %)".

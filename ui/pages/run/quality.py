@@ -16,7 +16,7 @@ from jobs.fields.models import has_saved, ships_without
 from jobs.generate.kind import NAME as GENERATE
 from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from jobs.serving.transcript import Transcript, read_transcript
-from ui.format import href, number, threads
+from ui.format import href, number
 from ui.runs.actions.single import next_links
 from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
@@ -100,11 +100,7 @@ def responses(job: Job) -> Markup:
     names = read_names(str(job.config.get("sides", ""))) if job.kind == GENERATE else []
     found = [(name, read_transcript(job.run, n)) for n, name in enumerate(names, 1)]
     texts = [(_told(name, text), text.text.strip(), "") for name, text in found if text.text]
-    timed, known = any(text.speed for _, text in found), job.environment or {}
-    parts = ["Speeds: one answer each, prefill excluded", str(known.get("precision", ""))]
-    parts += [threads(known["threads"])] if "threads" in known else []
-    how = f"{', '.join(filter(None, parts))}." if timed else ""
-    return HTML.samples([(job.config.get("prompt", ""), texts)], how) if texts else Markup()
+    return HTML.samples([(job.config.get("prompt", ""), texts)], "") if texts else Markup()
 
 
 def _told(name: str, text: Transcript) -> str:
