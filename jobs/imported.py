@@ -50,6 +50,7 @@ class ResultDetails(BaseModel):
     nodes: Count = 0
     decoder: Text = ""
     dtype: Text = ""
+    rounded: Text = ""
     arm: Text = ""
     side: Text = ""
     end: Text = ""

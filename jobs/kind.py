@@ -111,6 +111,7 @@ class StageStyle:
     colour: str  # a name of the palette of `ui.theme`, such as "blue"
     dash: str = "solid"  # of its line, as Plotly names it; tells stages of one colour apart
     main: bool = False  # whether the method passes through it; else a control or a side result
+    pruned: bool = False  # whether its zeros were chosen, and not what rounding or regrowth left
 
 
 Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure a run ended with
@@ -150,6 +151,7 @@ class Kind:
         default_stage: the stage a page shows first; the last one where it is missing.
         verdict: the perplexities of the stages, to a sentence on whether the method helped on this
             model.
+        remedy: what loses less of the model than a run that lost too much, as a clause.
         forecast: the figures a run ended with, to a sentence on what they promise for other runs.
         key_figure: the figures a run ended with, and the stage it kept, to the one it is
             remembered by; None where they do not suffice.
@@ -182,6 +184,7 @@ class Kind:
     notes: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[StageComparison], str] = lambda _: ""
+    remedy: str = ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values, str], KeyFigure | None] | None = None
     brief: Callable[[Values, str], KeyFigure | None] | None = None

@@ -73,10 +73,13 @@ class Metric:
         return 100.0 if self.form == "share" else 1.0
 
     @property
+    def shown_unit(self) -> str:
+        return "%" if self.form == "share" else self.unit
+
+    @property
     def title(self) -> str:
         """The label with its unit, as in the head of a column."""
-        unit = "%" if self.form == "share" else self.unit
-        return f"{self.label}, {unit}" if unit else self.label
+        return f"{self.label}, {self.shown_unit}" if self.shown_unit else self.label
 
     @property
     def field(self) -> str:
@@ -137,10 +140,10 @@ _ALL = (
         "higher", "share",
     ),
     Metric(
-        RELATIVE_ERROR, "Relative error",
+        RELATIVE_ERROR, "Relative output error",
         "Squared difference of a layer's outputs from the dense layer's, relative to those, mean "
         "over all linear layers.",
-        "lower", calibrated=True,
+        "lower", "share", calibrated=True,
     ),
     Metric(
         ZERO_SHARE, "Zeros",
@@ -272,7 +275,7 @@ _ALL = (
     Metric(PEAK, "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
     # curves, recorded while a run works, and no figures in the end
     Metric(LOSS, "Loss", better="lower"),
-    Metric(ERROR, "Relative output error", better="lower", over="a block"),
+    Metric(ERROR, "Relative output error", better="lower", form="share", over="a block"),
     Metric(MetricKey("heldout"), "Held-out loss", better="lower"),
     Metric(MetricKey("accepted"), "Accepted", better="higher"),
     Metric(MetricKey("changed"), "Share of codes changed"),
@@ -282,8 +285,8 @@ _ALL = (
     Metric(MetricKey("reconstruction"), "Held-out error left by block reconstruction"),
     Metric(MetricKey(COST), "Cost of verifying n tokens"),
     Metric(MetricKey(TREE), "Draft tree"),
-    Metric(MEMORY, "Memory of the process in MB"),
-    Metric(PROCESSOR, "Use of the processor in % of one core"),
+    Metric(MEMORY, "Memory of the process", unit="MB"),
+    Metric(PROCESSOR, "Use of the processor", unit="% of a core"),
 )  # fmt: skip
 METRICS = {metric.key.family: metric for metric in _ALL}
 _PLACES = {family: place for place, family in enumerate(METRICS)}

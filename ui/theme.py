@@ -84,6 +84,11 @@ def ink(colour: str) -> str:
     return f"var(--{variables[colour]})" if colour in variables else colour
 
 
+def declared(stage: str) -> StageStyle:
+    """What its kind says of a stage; one that no kind names is neither main nor pruned."""
+    return stage_styles().get(stage, StageStyle("grey"))
+
+
 @lru_cache
 def stage_styles() -> Mapping[str, StageStyle]:
     known = reversed(kinds().values())

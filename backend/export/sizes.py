@@ -72,6 +72,6 @@ def growth(source: int, saved: int, do: str) -> str:
     if not source or saved <= source * (1 + ROUNDING):
         return ""
     return (
-        f"The saved model will be larger than its source: {readable_bytes(saved)} instead of "
-        f"{readable_bytes(source)}. {do}"
+        f"The saved model will be larger than the file of its source: {readable_bytes(saved)} "
+        f"instead of {readable_bytes(source)}, in which weights have fewer bits already. {do}"
     )

@@ -97,6 +97,7 @@ KIND = Kind(
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,
     verdict=verdict,
+    remedy="more bits, smaller groups, or more training than a quick look has",
     key_figure=key_figure,
     recipes={
         "DL-QAT": {},

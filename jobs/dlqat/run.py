@@ -58,6 +58,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     quality = Quality(
         config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS,
         precision=config.evaluation_precision,
+        rounded="" if config.format == "dense" else config.stored,
     )  # fmt: skip
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     losses: dict[str, list[float]] = {}

@@ -62,8 +62,9 @@ def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
 
 class Quality:
     """Measures the stages of one run, `batch` windows in a pass, with hidden states kept in what
-    `new` makes; `labels`: stage -> what people call it. Raises ConfigError, DatasetError: a task is
-    not known, or its data is not to be had."""
+    `new` makes; `labels`: stage -> what people call it; `rounded`: precision that the parameters
+    which are not compressed were rounded to, before the dense stage, if they were. Raises
+    ConfigError, DatasetError: a task is not known, or its data is not to be had."""
 
     def __init__(
         self,
@@ -77,12 +78,14 @@ class Quality:
         new: NewBatches = list,
         divergence: bool = True,
         precision: str = "auto",
+        rounded: str = "",
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
         self._reference, self._divergence = DenseOutputs(new), divergence
         self._precision, self._decoder = precision, ""
+        self._rounded = {"rounded": rounded} if rounded else {}
         self._reader: TextModel | None = None  # of the stage that is being measured
         names = config.harness_tasks
         self._tasks = load_tasks(names, settings().text_dir) if names else {}
@@ -161,7 +164,7 @@ class Quality:
         comparison = DivergenceObserver(model, self._reference) if compared else None
         with self._observer(model, role, comparison) as observe:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
-        about = text_facts(self._text) | {"decoder": self._decoder}
+        about = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
         result, n = self._context.result, measured.tokens
         divergence = comparison.result() if comparison else None
         # what `_text_missing` looks for comes last: a resumed run takes the rest for granted then

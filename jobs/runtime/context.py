@@ -52,12 +52,13 @@ from jobs.runtime.figures import (
     tensor_row,
     upsert,
 )
-from jobs.runtime.progress import Progress, UsageSampler
+from jobs.runtime.progress import EVERY, Progress, UsageSampler
 from jobs.runtime.rank import Rank
 from jobs.runtime.uploads import Uploads
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0
+SILENT_S = 10.0  # after which the log is told how far the run is; later at times `EVERY` apart
 OVERDUE_S = 20.0  # for a run to stop by itself; well before another machine takes it over
 LEAVING_S = 20.0  # for a run to store what is left; less than its silence is taken for its end
 
@@ -88,6 +89,7 @@ class JobContext:
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
         self._usage: UsageSampler | None = None
+        self._began = self._logged = time.monotonic()
         self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
 
     @property
@@ -124,6 +126,7 @@ class JobContext:
         self._figures.add(profile_row(self.job_id, profile))
 
     def log(self, text: str) -> None:
+        self._logged = time.monotonic()
         with suppress(OSError):  # a full disk must not end the run
             print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
@@ -339,6 +342,10 @@ class JobContext:
         if self._is_shared and self._figures.silence_s() > settings().offline_s + OVERDUE_S:
             self.log("The database is away for so long that another machine may take the run over.")
             os._exit(Exit.AWAY)
+        now = time.monotonic()
+        silent = now - self._logged >= max(SILENT_S, EVERY * (now - self._began))
+        if silent and (news := self._progress.news()):
+            self.log(news)
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()

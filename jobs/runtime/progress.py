@@ -20,6 +20,7 @@ from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
 SETTLED_S = 15.0  # in a phase, before its own pace is used
+DAMPED_S = 30.0  # in which the end that is told nears the one reckoned by 1 - 1/e
 HALF_TRUSTED = 0.05  # of the work done: the pace then counts as much as the estimate
 EVERY = 0.01  # of the time since the run began passes between two points
 LEAST_S = 1.0  # between two points
@@ -36,6 +37,8 @@ class Progress:
 
         ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
 
+    The end this gives jumps where phases differ in pace, so the one that is told follows it damped.
+
     Args:
         expected_s: seconds the whole job was estimated to take; None if that is not known.
     """
@@ -45,6 +48,8 @@ class Progress:
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
+        self._end: tuple[float, float] | None = None  # when it was reckoned last, and what was told
+        self._told = ""
         self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
 
     @property
@@ -64,6 +69,12 @@ class Progress:
             self._phase_start = now
         self._done, self._total, self._stage, self._phase_end = done, total, stage, phase_end
 
+    def news(self) -> str:
+        """How far it is, as a line of the log; empty where nothing has moved since it was asked."""
+        line = f"{100 * self._done / (self._total or 1.0):.0f} %: {self._stage}."
+        before, self._told = self._told, line
+        return line if self.is_under_way and line != before else ""
+
     def columns(self) -> dict[str, Any]:
         """The columns of the job row."""
         peaks = self._peaks
@@ -76,6 +87,15 @@ class Progress:
         }  # fmt: skip
 
     def _eta(self) -> float | None:
+        left, now = self._left(), time.monotonic()
+        if left is None:
+            return None
+        since, end = self._end or (now, now + left)
+        end += (1 - math.exp((since - now) / DAMPED_S)) * (now + left - end)
+        self._end = now, end
+        return max(0.0, end - now)
+
+    def _left(self) -> float | None:
         by_pace, total = self._left_by_pace(), self._total or 1.0
         if self.expected_s is None:
             return by_pace

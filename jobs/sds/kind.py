@@ -97,13 +97,13 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
 
 STYLES = {
     "dense": StageStyle("grey", main=True),
-    "first": StageStyle("vermillion", main=True),
-    "control": StageStyle("vermillion", "dot"),
+    "first": StageStyle("vermillion", main=True, pruned=True),
+    "control": StageStyle("vermillion", "dot", pruned=True),
     "redense": StageStyle("purple", main=True),
-    "second": StageStyle("blue", "dot"),
-    "sds": StageStyle("blue", main=True),
-    "first-blocks": StageStyle("green", "dash", main=True),
-    "sds-blocks": StageStyle("blue", "dash", main=True),
+    "second": StageStyle("blue", "dot", pruned=True),
+    "sds": StageStyle("blue", main=True, pruned=True),
+    "first-blocks": StageStyle("green", "dash", main=True, pruned=True),
+    "sds-blocks": StageStyle("blue", "dash", main=True, pruned=True),
 }
 KIND = Kind(
     name=NAME,
@@ -124,6 +124,8 @@ KIND = Kind(
     styles=STYLES,
     default_stage=SDSStage.SDS,
     verdict=verdict,
+    remedy="a lower sparsity, zeros at any place (50% instead of 2:4), the pruner SparseGPT or "
+    "ALPS, or more calibration text than a quick look has",
     key_figure=key_figure,
     recipes={
         "SDS": {},

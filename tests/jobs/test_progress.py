@@ -1,5 +1,7 @@
 """When a job will end, from how fast it went so far."""
 
+from itertools import pairwise
+
 import pytest
 
 from backend.reporter import REPLAY
@@ -11,6 +13,7 @@ from jobs.runtime.progress import Progress
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds; a test moves it."""
     now = [0.0]
+    monkeypatch.setattr(module, "DAMPED_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
@@ -61,3 +64,26 @@ def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None
     clock[0] = 200
     progress.report(0.5, 1.0, "One", phase_end=1.0)  # slower than estimated, and known well
     assert 180 < float(eta(progress) or 0) < 200
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(1e-9, 100, 1000), (30.0, 0, 10)])
+def test_what_is_told_moves_slowly_towards_what_is_reckoned(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, seconds: float, least: int, most: int
+) -> None:
+    monkeypatch.setattr(module, "DAMPED_S", seconds)
+    progress, told = Progress(), list[float]()
+    progress.report(0.0, 1.0, "Fast", phase_end=0.5)
+    for second in range(10, 200):  # after 50 the pace is a sixth
+        clock[0] = second
+        share = 0.01 * second if second < 50 else 0.5 + (second - 50) / 600
+        progress.report(share, 1.0, "Work", phase_end=0.5 if second < 50 else 1.0)
+        told.append(float(eta(progress) or 0))
+    assert least <= max(after - before for before, after in pairwise(told)) < most
+    assert told[0] == pytest.approx(90) and told[-1] == pytest.approx(150, abs=10)
+
+
+def test_the_log_is_told_what_has_moved() -> None:
+    progress = Progress()
+    assert progress.news() == ""
+    progress.report(0.24, 1.0, "Re-dense, block 3 of 30", phase_end=1.0)
+    assert progress.news() == "24 %: Re-dense, block 3 of 30." and progress.news() == ""

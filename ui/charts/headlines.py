@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from jobs.wording import apart, times
-from ui.format import HOLD, number, share
+from ui.format import HOLD, number, of_unit, share
 
 STEADY = 0.02  # a relative change below that is none
 NO_GAIN = "No decoder is measurably faster than plain decoding"
@@ -35,7 +35,7 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
     return f"{last_label} {verb} perplexity from {number(first)} to {number(last)}"
 
 
-def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
+def of_curves(frame: pd.DataFrame, quantity: str, main: str = "", unit: str = "") -> str:
     """Of lines over steps, a column each: change of `main`, or else of the last of the longest
     ones, from the mean of its first tenth to that of its last."""
     name, line = _spoken_of(frame, main)
@@ -46,18 +46,22 @@ def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
     first, last = values[:tenth].mean(), values[-tenth:].mean()
     whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
     if abs(last - first) <= STEADY * max(abs(first), abs(last)):
-        return f"{whose} stays near {number(last, 3)}"
+        return f"{whose} stays near {_with(unit, last)}"
     verb = "rises" if last > first else "falls"
-    return f"{whose} {verb} from {number(first, 3)} to {number(last, 3)}"
+    return f"{whose} {verb} from {number(first, 3)} to {_with(unit, last)}"
 
 
-def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
+def _with(unit: str, value: float) -> str:
+    return of_unit(value, unit, 3) if unit else number(value, 3)
+
+
+def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "", unit: str = "") -> str:
     """Of lines over blocks, as `of_curves` takes them: in which block one is largest and smallest.
     Blocks lie behind one another in the model, not in time."""
     name, line = _spoken_of(frame, main)
     whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
     blocks = frame.iloc[:, 0].loc[line.index]
-    return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)])
+    return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)], unit)
 
 
 def _spoken_of(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":
@@ -83,7 +87,7 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
-def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
+def of_depth(quantity: str, blocks: Sequence[tuple[str, float]], unit: str = "") -> str:
     """Of one figure by block, (block, value): where it is largest and smallest."""
     if len(blocks) < 2:
         return ""
@@ -91,8 +95,8 @@ def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
     if high[1] - low[1] <= STEADY * abs(high[1]):
         return f"{quantity} is the same in all blocks"
     return (
-        f"{quantity} is largest in block {high[0]}, {number(high[1], 3)}, and smallest in block "
-        f"{low[0]}, {number(low[1], 3)}"
+        f"{quantity} is largest in block {high[0]}, {_with(unit, high[1])}, and smallest in block "
+        f"{low[0]}, {_with(unit, low[1])}"
     )
 
 

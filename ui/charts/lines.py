@@ -28,9 +28,10 @@ class Line(NamedTuple):
     stroke: LineStyle
 
 
-def y_title(key: MetricKey) -> str:
-    described = metric(key)
-    return f"{described.title}, mean over {described.over}" if described.over else described.title
+def points_words(key: MetricKey, several: bool = False) -> str:
+    """What the points of a curve, or of each of several, are, behind their number."""
+    over, points = metric(key).over, "points per line" if several else "points"
+    return f"{points}, each the mean over {over}" if over else points
 
 
 def reduced_note(points: pd.DataFrame) -> str:

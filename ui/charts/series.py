@@ -14,14 +14,13 @@ from backend.statistics.tensors import TensorSnapshot
 from jobs.wording import extent
 from ui.charts.template import line_look, reference_line, tint
 from ui.format import count, number, share
-from ui.theme import LineStyle
+from ui.theme import LineStyle, declared
 
 FULL = 100  # weights a bin should hold on average
 MIN_WEIGHTS_PER_BIN = 64
 PEAK_WIDTH = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
 PEAK_RATIO = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
-PRUNED = 0.6  # of the most zeros any stage has
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
 WIDTHS = (4.0, 3.25, 2.5, 2.0)
 
@@ -162,14 +161,12 @@ def line_width(place: int) -> float:
 
 
 def cutoffs(series: Sequence[Series]) -> list[float]:
-    """The magnitude thresholds of the pruned stages drawn, neighbours once. A stage with far fewer
-    zeros than another, such as a re-dense one, is not pruned."""
-    most = max((s.zero_share for s in series), default=0.0)
+    """The magnitude thresholds of the pruned stages drawn, neighbours once. Zeros that rounding or
+    regrowth left have none: nobody chose them."""
     lines: list[float] = []
     for s in series:
-        at = s.snapshot.stats.get("cutoff")
-        new = at and all(abs(at / other - 1) > APART for other in lines)
-        if at and new and s.zero_share > PRUNED * most:
+        at = s.snapshot.stats.get("cutoff") if declared(s.snapshot.stage).pruned else None
+        if at and all(abs(at / other - 1) > APART for other in lines):
             lines.append(at)
     return lines
 

@@ -76,7 +76,9 @@ def perplexity_note(results: Sequence[StoredResult]) -> str:
     corpus, context = (first.details.get(key) for key in ("corpus", "context"))
     words += [f"text {corpus}"] if corpus else []
     words += [f"context {context} tokens"] if context else []
-    return ", ".join(words) + "."
+    rounded = first.details.get("rounded")
+    saved = f" What is not quantised is in {rounded}, as saved, at Dense, too." if rounded else ""
+    return f"{', '.join(words)}.{saved}"
 
 
 def _hover(result: StoredResult, label: str) -> str:

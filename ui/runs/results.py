@@ -229,6 +229,11 @@ class RunResults:
         return [s for s in self.labels if s in measured] + sorted(measured - set(self.labels))
 
     @property
+    def perplexity(self) -> dict[str, float]:
+        """By stage."""
+        return {stage: row.value for (stage, of), row in self.rows.items() if of == PERPLEXITY}
+
+    @property
     def metrics(self) -> list[MetricKey]:
         """The metrics measured at stages."""
         return ordered(key for stage, key in self.rows if stage != RUN)

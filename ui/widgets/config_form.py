@@ -26,6 +26,7 @@ HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # announced by screen readers when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
 IN_TITLE, SHORT = 3, 24  # values in the title of a fold, and characters of one
+ZERO = re.compile(r"\b0: ([^.;]+)")  # in the help of a field: what 0 stands for
 UNTOLD = ("auto", "off", "same", "none")
 RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
@@ -111,6 +112,14 @@ def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, An
         elif kind in NUMBERS and NUMBERS[kind].fullmatch(value):
             found[name] = kind(value)
     return found
+
+
+def spoken(info: FieldInfo | None, value: Any) -> str:
+    """A value with the unit of its field; of a 0 that stands for something else what that is."""
+    if isinstance(value, bool) or info is None:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    meaning = ZERO.search(info.description or "") if value == 0 else None
+    return meaning[1] if meaning else f"{value} {extra(info).get('unit', '')}".strip()
 
 
 def in_short(info: FieldInfo, value: Any) -> str:

@@ -51,6 +51,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     found = record(job.run)
     perplexity = figures(job, "perplexity")
     assert set(perplexity) == {"dense", "rtn", "gptq", "dlqat", "dlqat-kd", "lora"}
+    read = [r for r in found["results"] if r["metric"] == "perplexity"]
+    assert {r["rounded"] for r in read} == {"float16"}
     assert set(figures(job, "relative_error")) == set(perplexity) - {"dense"}
     assert figures(job, "bits_per_weight")["dlqat"] == 3.5
     trained = figures(job, "parameters")

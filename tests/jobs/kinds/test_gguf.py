@@ -45,7 +45,7 @@ def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
 def test_a_file_larger_than_its_source_is_told_beside_the_field(queue: Path) -> None:
     file = write_toy(queue / "models" / "toy.gguf", Kind.Q4_0)
     _, cost = checked("gguf", {"model": str(file)})
-    assert cost.sizes[1] > cost.sizes[0] and "larger than its source" in cost.field_warnings["type"]
+    assert cost.sizes[1] > cost.sizes[0] and "file of its source" in cost.field_warnings["type"]
     _, cost = checked("gguf", {"model": str(file), "type": "Q4_0", "embedding": "Q4_0"})
     assert not cost.field_warnings
 

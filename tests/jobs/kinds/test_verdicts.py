@@ -102,6 +102,21 @@ def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
     assert said in dlqat.verdict(stages(**shift))
 
 
+@pytest.mark.parametrize(
+    ("rise", "found", "then"),
+    [
+        (0.0, "No loss is measurable on this text: perplexity ", ""),
+        (0.05, "Little was lost: perplexity ", ""),
+        (0.3, "Some was lost: perplexity ", "Read its texts before you use it. Less is lost with"),
+        (1.8, "Too much was lost: perplexity ", "make no sense. Less is lost with more bits, "),
+    ],
+)
+def test_what_a_model_lost_is_said_in_plain_words(rise: float, found: str, then: str) -> None:
+    told, advice = stages(dense=0.0, dlqat=rise).lost("dlqat", "dense", dlqat.KIND.remedy)
+    assert told.startswith(found) and then in advice and bool(then) == bool(advice)
+    assert ("times" in told or "×" in told) is (rise > 1) and ("% higher" in told) is (0 < rise < 1)
+
+
 def test_the_verdict_on_an_evaluation() -> None:
     said = partial(evaluation.verdict)
     assert said(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")

@@ -131,6 +131,8 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
     assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
+    results[0].details["rounded"] = "float16"
+    assert perplexity_note(results).endswith("is in float16, as saved, at Dense, too.")
     assert perplexity_note([]) == ""
 
 
@@ -210,6 +212,7 @@ def test_curves() -> None:
     assert headlines.of_curves(frame, "Loss") == "A: loss falls from 3.00 to 1.00"
     assert headlines.of_curves(frame[["Step", "A"]], "Loss") == "Loss falls from 3.00 to 1.00"
     assert headlines.of_curves(frame[["Step", "B"]], "Rate") == "Rate stays near 1.00"
+    assert headlines.of_curves(frame, "Loss", "A", "%") == "A: loss falls from 3.00 to 1.00\u00a0%"
     named = headlines.of_curves(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from sqlalchemy import update
 
 from backend.store import tensors
+from backend.store.session import writing
 from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.figures import profile_row
@@ -68,7 +70,7 @@ def drawn(**address: str) -> dict[str, Any]:
 
 def cells(html: str, row: str) -> list[str]:
     """The text of the cells of one row of a comparison."""
-    found = re.search(rf'<th scope="row">(?:<span[^>]*>)?{row}.*?</tr>', html)
+    found = re.search(rf'<th scope="row">(?:<a[^>]*>)?{row}.*?</tr>', html)
     assert found, row
     return [re.sub(r"<[^>]+>", " ", c).strip() for c in re.findall(r"<td.*?</td>", found[0])]
 
@@ -199,6 +201,19 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     for ids in ("sds-0003,sds-0004", "sds-0002,sds-0003"):  # none, and of one of them alone
         shown = compare.draw_curves(None, None, asked(ids=ids))
         assert shown["lines_chart"] == compare.NO_CURVES and not shown["card"]["visible"]
+
+
+def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their_memory() -> None:
+    with writing() as session:
+        session.execute(update(MetricPoint).where(MetricPoint.job_id == 2).values(stage="dlqat"))
+        session.add_all(
+            point(run, "memory_mb", n, 1e3, axis="seconds") for run in (1, 2) for n in range(3)
+        )
+    shown = compare.draw_curves(None, None, asked(**TWO))
+    names = [value for _, value in shown["curve"]["choices"]]
+    assert names == ["error@kept stages", "memory_mb"] and names[0] == shown["curve"]["value"]
+    assert "each the mean over a block" in shown["lines_note"]
+    assert len(shown["lines_chart"].data) == 2 and len(shown["lines_chart"].data[0].x) > 1
 
 
 def test_the_address_says_which_curve_is_open() -> None:

@@ -235,7 +235,8 @@ window.slimscope = (() => {
       bound = true;
       canvas.on("plotly_click", clicked);
       canvas.addEventListener("keydown", key);
-      new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(canvas)).observe(box); // not while hidden
+      // not while hidden; at once, as Plots.resize waits, and a chart that is too tall covers what is below it
+      new ResizeObserver(() => box.offsetWidth && Plotly.relayout(canvas, { autosize: true })).observe(box);
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
     }
 

@@ -1,6 +1,7 @@
 """Several runs in the colours of the comparison: perplexity of their stages, one curve over each
 other, and the weights of one tensor as each left them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.metric_key import MetricKey
+from backend.statistics.names import RELATIVE_ERROR
 from backend.store import frames, tensors
 from jobs.metrics import ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.histograms import overlay_chart
-from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
 from ui.charts.series import Series
 from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
@@ -23,6 +25,7 @@ from ui.runs.weights import DENSE, RunWeights, grid_words, kept_stage, weights_o
 from ui.theme import LineStyle, stage_style
 
 TAKEN = (MEMORY, PROCESSOR)
+KEPT_ERROR = replace(ERROR, stage="kept stages")
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 MAX_ROWS = 2000  # of the table
 
@@ -70,16 +73,35 @@ def _dots(
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that two or more of them have
     recorded, by name: what the processes took last, else those of most runs first, of these the
-    errors of the stage the baseline kept, and losses."""
+    errors of the stage the baseline kept, and losses. Runs of two methods have no other curve in
+    common: they are compared by the errors of what each kept."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
-    every = [key for lines in found.values() for key in lines]
-    several = [key for lines in found.values() for key, points in lines.items() if len(points) > 1]
-    several = [key for key in several if every.count(key) > 1]
-    kept = replace(ERROR, stage=comparison.base.figures.kept or "")
+    if not {*_shared(found)} - {*TAKEN}:
+        for run, weights in weights_by_run(comparison).items():
+            found[run][KEPT_ERROR] = _errors_by_block(weights)
+    several, kept = _shared(found), replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
-        several, key=lambda k: (k in TAKEN, -several.count(k), k != kept, k.family != LOSS.family)
+        several, key=lambda k: (k in TAKEN, -several[k], k != kept, k.family != LOSS.family)
     )
     return found, {str(key): key for key in keys}
+
+
+def _shared(found: Points) -> dict[MetricKey, int]:
+    """The curves of more than a single point that several runs have: key -> how many have them."""
+    drawn = Counter(k for lines in found.values() for k, rows in lines.items() if len(rows) > 1)
+    every = Counter(key for lines in found.values() for key in lines)
+    return {key: many for key, many in drawn.items() if every[key] > 1}
+
+
+def _errors_by_block(weights: RunWeights) -> pd.DataFrame:
+    """Points of the mean relative output error of each block at the kept stage, %; none where it
+    was not measured."""
+    rows = weights.of_stage(kept_stage(weights, weights.stages)).reindex(
+        columns=["block", RELATIVE_ERROR]
+    )
+    means = rows.dropna().groupby("block")[RELATIVE_ERROR].mean()
+    scale = metric(ERROR).scale
+    return pd.DataFrame({"step": means.index, "value": scale * means.to_numpy(float)})
 
 
 def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> MetricKey:
@@ -92,7 +114,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(
         [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
-        x_title=x_title, y_title=y_title(key), log_y=log_y,
+        x_title=x_title, y_title=metric(key).title, log_y=log_y,
     )  # fmt: skip
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
     frame = curves_frame(drawn, x_title).head(MAX_ROWS)
@@ -100,7 +122,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    note = f"n = {lengths} points.{hidden}{reduced}"
+    note = f"n = {lengths} {points_words(key)}.{hidden}{reduced}"
     return Chart(figure, frame, note, headline=curve_label(key, comparison))
 
 

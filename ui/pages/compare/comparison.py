@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from markupsafe import Markup
+from pydantic.fields import FieldInfo
 
 from backend.metric_key import MetricKey
 from backend.statistics.paired import paired_ratio
@@ -30,10 +31,12 @@ from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
     GAINS,
     WINDOW_METRICS,
+    fields_of,
     format_stderr,
     format_value,
     kind_title,
     setting_title,
+    speed_conditions,
     window_losses,
 )
 from ui.runs.rows import RunRow
@@ -41,6 +44,7 @@ from ui.runs.view import csv_text
 from ui.runs.weights import weights_of
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
+from ui.widgets.config_form import spoken
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
@@ -103,18 +107,21 @@ def config_card(comparison: RunComparison) -> Markup:
     """A row for each setting that differs; those of only some runs are folded away."""
     found, place = differing(comparison), comparison.rows.index(comparison.base)
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
+    known = {
+        setting_title(row.job.kind, name): info
+        for row in comparison.rows for name, info in fields_of(row.job.kind).items()
+    }  # fmt: skip
     rows = {
-        name: [(_value(v), v != values[place]) for v in values] for name, values in found.items()
+        name: [(_value(v, known.get(name)), v != values[place]) for v in values]
+        for name, values in found.items()
     }
     shared = {name: cells for name, cells in rows.items() if None not in found[name]}
     single = {name: cells for name, cells in rows.items() if name not in shared}
     return HTML.settings(comparison.columns, comparison.base, shared, single, same)
 
 
-def _value(value: Any) -> str:
-    if value is None:
-        return NONE
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _value(value: Any, info: FieldInfo | None = None) -> str:
+    return NONE if value is None else spoken(info, value)
 
 
 class ComparedFigure(NamedTuple):
@@ -154,7 +161,10 @@ def metrics_card(comparison: RunComparison) -> Markup:
     ]  # fmt: skip
     shared = [row for row in rows if row not in single]
     kept = kept_labels(comparison)
-    return HTML.results(comparison.columns, comparison.base, kept, shared, single)
+    found = {r.job.run: speed_conditions(r.job, r.figures.rows.values()) for r in comparison.rows}
+    told = {text: run for run, text in found.items() if text}
+    conditions = [f"{run}: {text}" if len(told) > 1 else text for text, run in told.items()]
+    return HTML.results(comparison.columns, comparison.base, kept, shared, single, conditions)
 
 
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:

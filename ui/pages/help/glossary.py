@@ -9,6 +9,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Run": "A background job and everything it produced, with an id like sds-0042.",
         "Attempt": "One process that worked on a run. An interrupted run has several.",
         "Stage": "All weights after one step of a method, such as dense or re-dense.",
+        "Dense": "The model as it came: nothing is pruned or rounded.",
         "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
         "held-out text decides.",
         "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
@@ -37,7 +38,11 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "First pruning": "One-shot pruning of the dense model.",
         "Re-dense": "All weights are optimised again, with penalties that make the next pruning "
         "cheap.",
-        "Second pruning": "The re-dense model is pruned again.",
+        "Second pruning (SDS)": "The re-dense model is pruned again, and the weights that stay are "
+        "adjusted: what the method ends with.",
+        "Forward passes and Grams": "The calibration text runs through the blocks, and products "
+        "of each layer's inputs are summed up (a Gram matrix), by which errors are weighed.",
+        "Second pruning, not adjusted": "The re-dense model is pruned again.",
         "Weight adjustment": "Optimises the remaining weights so that each layer's outputs match "
         "those of the dense layer.",
         "Block reconstruction": "Trains the remaining weights of a whole block to give the dense "
@@ -46,6 +51,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "that SDS has to beat.",
     },
     "Quantisation (DL-QAT)": {
+        "DL-QAT": "Small updates of the weights, and a factor for each group, are trained inside "
+        "the rounding.",
         "RTN": "Rounds each weight to the nearest point of the grid. Needs no text.",
         "GPTQ": "Rounds column by column and updates the remaining weights to compensate.",
         "AWQ": "Before rounding, scales up the weights of the inputs that matter most.",

@@ -25,7 +25,7 @@ from ui.pages.run.outcome import sentence_case
 from ui.runs.actions.single import group_buttons
 from ui.runs.results import fields_of
 from ui.templates import fragments
-from ui.widgets.config_form import extra, title
+from ui.widgets.config_form import spoken, title
 from ui.widgets.download import AT_MOST
 from ui.widgets.html import time_tag
 
@@ -50,7 +50,7 @@ tokenizer = AutoTokenizer.from_pretrained({path!r})"""
 def config_card(job: Job) -> Markup:
     fields = fields_of(job.kind)
     changed = [
-        [title(n, fields[n]), f"{v} {extra(fields[n]).get('unit', '')}".strip(), fields[n].default]
+        [title(n, fields[n]), spoken(fields[n], v), spoken(fields[n], fields[n].default)]
         for n, v in job.config.items()
         if n in fields and v != fields[n].default
     ]

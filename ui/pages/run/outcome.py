@@ -18,12 +18,14 @@ from backend.queue.service import (
 from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
+from backend.store.states import RESUMABLE
 from backend.store.tables import Job
 from jobs.fields.models import parameters_of
 from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
-from jobs.wording import fixed
+from jobs.wording import StageComparison, fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
+from ui.pages.help.glossary import known_terms
 from ui.runs.html import took
 from ui.runs.results import (
     GAINS,
@@ -41,6 +43,7 @@ from ui.runs.results import (
 from ui.runs.sensitivity.measured import over_dense
 from ui.templates import fragments
 from ui.theme import name_colours
+from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
@@ -48,6 +51,7 @@ LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
+REST = "all else: start, loading, measuring, saving"  # of a run's time, besides its steps
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 
@@ -79,11 +83,11 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
-        [HTML.stage(results.label(s), paint[s], s == results.kept),
+        [HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
          *(_figure(results.get(s, n)) for n in names)]
         for s in stages
     ]  # fmt: skip
-    return ["Stage", *(metric(n).title for n in names)], rows
+    return [*map(explained, ("Stage", *(metric(n).title for n in names)))], rows
 
 
 def single(results: RunResults) -> dict[MetricKey, StoredResult]:
@@ -115,7 +119,18 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
         job.kept_reason,
     )
-    return HTML.outcome(pairs, MINUS.sub("−", reason), _verdict(job, results), conditions)
+    compared = stage_comparison(job, results.perplexity) if results.kept else None
+    lost, verdict = _lost(job, results, compared), _verdict(job, results, compared)
+    return HTML.outcome(lost, pairs, MINUS.sub("−", reason), verdict, conditions)
+
+
+def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tuple[str, str]:
+    """What the model the run kept lost against its source, and what to do then."""
+    kind, dense, kept = kind_of(job), results.first or "", results.kept or ""
+    if not (kind and kind.compresses and compared) or dense == kept:
+        return "", ""
+    measured = all(compared.perplexity.get(stage, 0) > 0 for stage in (dense, kept))
+    return compared.lost(kept, dense, kind.remedy) if measured else ("", "")
 
 
 def _figures(results: RunResults) -> dict[str, str]:
@@ -123,22 +138,31 @@ def _figures(results: RunResults) -> dict[str, str]:
     pairs = {}
     for name, row in results.of_run.items():
         value = format_value(metric(name), row.value)
-        pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
+        pairs[explained(metric(name).title)] = HTML.figure_of(value, row.details.get("of"))
     facts = single(results)
     keys = sorted(ordered(facts), key=lambda n: n.family not in GAINS)
-    return pairs | {metric(n).title: _figure(facts[n]) for n in keys if n.family != BYTES}
+    return pairs | {
+        explained(metric(n).title): _figure(facts[n]) for n in keys if n.family != BYTES
+    }
 
 
 def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     known, saved = job.environment or {}, results.saved_bytes
     parameters = known.get(PARAMETERS) or results.parameters or parameters_of(base_model(job))
     source, predicted = known.get(SOURCE_BYTES), known.get(PREDICTED_BYTES)
-    before = {"Size before": size_before(source, parameters)} if source else {}
-    if predicted and not saved:
-        saved = queries.model_bytes([job.id]).get(job.id)
+    before = {"Size before": _source(source, parameters)} if source else {}
+    counted = "Size after"
+    if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
+        counted = "Size after, with tokenizer"
     write = partial(size_saved, parameters=parameters)
-    written = write(saved) if saved else ""
-    return before | _beside_estimate("Size after", written, write, predicted)
+    written, about = (write(saved), size) if saved else ("", write)
+    return before | _beside_estimate(job, counted, written, about, predicted)
+
+
+def _source(source: float, parameters: float) -> str:
+    """The model in 16 bits, by which all are compared, and its own file where that is another."""
+    usual, file = size_before(source, parameters), size(source)
+    return HTML.figure_of(usual, "" if usual.startswith(file) else f"its file: {file}")
 
 
 def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
@@ -148,8 +172,8 @@ def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
     peak = size(job.peak_bytes) if job.peak_bytes else ""
     return (
         (step if len(step) == 1 else {})
-        | _beside_estimate("Duration", lasted, duration, known.get(ESTIMATED_SECONDS))
-        | _beside_estimate("Peak memory", peak, size, known.get(ESTIMATED_BYTES))
+        | _beside_estimate(job, "Duration", lasted, duration, known.get(ESTIMATED_SECONDS))
+        | _beside_estimate(job, "Peak memory", peak, size, known.get(ESTIMATED_BYTES))
     )
 
 
@@ -160,26 +184,24 @@ def _beside_state(state: QueuedState, run: str) -> Markup:
 
 
 def _beside_estimate(
-    what: str, real: str, write: Callable[[float], str], estimated: float | None
+    job: Job, what: str, real: str, write: Callable[[float], str], estimated: float | None
 ) -> dict[str, str]:
-    """A cost of the run as a fact: what it was, what had been estimated, or both."""
-    if estimated is None:
-        return {what: real} if real else {}
-    about = write(estimated)
-    under = f"estimated {about}" if about != real else ""
-    return {what: HTML.figure_of(real, under) if real else f"about {about} (estimated)"}
+    """A cost of the run as a fact: what it was, what had been estimated, or both. What a run that
+    was cut short did not come to is no fact of it."""
+    about = "" if estimated is None else write(estimated)
+    if not real:
+        return {what: f"about {about} (estimated)"} if about and job.state not in RESUMABLE else {}
+    return {what: HTML.figure_of(real, f"estimated {about}" if about not in ("", real) else "")}
 
 
-def _verdict(job: Job, results: RunResults) -> str:
+def _verdict(job: Job, results: RunResults, compared: StageComparison | None) -> str:
     kind = kind_of(job)
     if kind is None:
         return ""
-    values = {key: row.value for key, row in results.rows.items()}
-    perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
-    if not results.kept:
-        forecast = kind.forecast(values)
+    if compared is None:
+        forecast = kind.forecast({key: row.value for key, row in results.rows.items()})
         return f"{forecast} {_measured(job)}" if forecast else ""
-    verdict = kind.verdict(stage_comparison(job, perplexity))
+    verdict = kind.verdict(compared)
     return f"On the evaluation text, {lower(verdict)}" if verdict else ""
 
 
@@ -191,11 +213,19 @@ def _measured(job: Job) -> str:
     return "Not measured yet."
 
 
-def times(results: RunResults) -> Markup:
-    seconds = results.seconds if len(results.seconds) > 1 else {}
+def times(results: RunResults, lasted: float | None = None) -> Markup:
+    """Bars of the steps, and of what is left of the `lasted` seconds of the run."""
+    seconds = dict(results.seconds) if len(results.seconds) > 1 else {}
+    if seconds and lasted and (rest := lasted - sum(seconds.values())) >= 1:
+        seconds[REST] = rest
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
-    return HTML.times([(sentence_case(step), *bar) for step, *bar in bars])
+    return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
+
+
+def explained(word: str) -> Markup:
+    """A term or a metric with what it means, where Help knows it."""
+    return WIDGETS.term(word, known_terms().get(word, ""))
 
 
 def sentence_case(text: str) -> str:

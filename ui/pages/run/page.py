@@ -23,7 +23,7 @@ from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
 from ui.charts.histograms import overlay_chart
-from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
 from ui.charts.series import Series
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
@@ -41,7 +41,7 @@ from ui.runs.actions.single import (
     starts_anew,
     sweep_link,
 )
-from ui.runs.html import described, error_of, progress, took, unknown, waits
+from ui.runs.html import described, elapsed, error_of, progress, took, unknown, waits
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
@@ -150,7 +150,9 @@ def draw(request: gr.Request) -> Updates:
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
         "behind": WIDGETS.stack(
-            HTML.steps(times(results)), lineage_card(job), details.reproduction_card(job)
+            HTML.steps(times(results, elapsed(job, now_ms()))),
+            lineage_card(job),
+            details.reproduction_card(job),
         ),
         "stages": gr.update(visible=results.of_models),
         "settings": WIDGETS.stack(
@@ -265,7 +267,8 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     keys = sorted(lines, key=lambda key: (order.get(key.stage, len(order)), str(key)))
     named = {key: key.series or key.stage or key.family for key in keys}
     labels = {key: stages.get(name) or sentence_case(name) for key, name in named.items()}
-    x_title, quantity = axis_title(card.axis), metric(card).title
+    x_title, shown = axis_title(card.axis), metric(card)
+    quantity = shown.label
     if card.stage:
         quantity += f" of {stages.get(card.stage, card.stage)}"
     points = next(iter(lines.values()))
@@ -274,13 +277,13 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
         for place, key in enumerate(keys)
     ]
     view = "|".join(map(str, keys))
-    figure = line_chart(drawn, view=view, x_title=x_title, y_title=y_title(card))
+    figure = line_chart(drawn, view=view, x_title=x_title, y_title=shown.title)
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
-    note = f"n = {len(frame)} points per line.{reduced_note(points)}"
+    note = f"n = {len(frame)} {points_words(card, len(keys) > 1)}.{reduced_note(points)}"
     by_block = card.axis == BLOCK
     question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
-    told = (of_blocks if by_block else of_curves)(frame, quantity, main)
+    told = (of_blocks if by_block else of_curves)(frame, quantity, main, shown.shown_unit)
     note += "" if by_block else " The title compares the means of the first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
 

@@ -14,11 +14,11 @@ from backend.store.tables import Job
 from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
 from jobs.fields.models import has_saved, ships_without
 from jobs.generate.kind import NAME as GENERATE
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import href, number
 from ui.runs.actions.single import next_links
-from ui.runs.results import RunResults, kind_of, stage_comparison
+from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
 from ui.widgets.notice import plain
 from ui.widgets.panel import Outputs, Updates
@@ -67,9 +67,10 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
     sentences = [text for text in (*verdicts, *size_and_speed(rows)) if text]
     where = evaluation.environment
     processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")
+    conditions = " · ".join(filter(None, (processor, speed_conditions(evaluation, rows.values()))))
     other = evaluation if evaluation.id != job.id else None
     waiting = evaluation.state in ACTIVE
-    return HTML.findings(sentences, waiting, _invitation(job), other, processor)
+    return HTML.findings(sentences, waiting, _invitation(job), other, conditions)
 
 
 def _invitation(job: Job) -> Markup:
@@ -77,7 +78,9 @@ def _invitation(job: Job) -> Markup:
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
     if has_saved(job, "model"):
-        return HTML.not_evaluated(href("new", kind=NAME, model=job.run), bool(samples(job)))
+        timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
+        launch = href("new", kind=NAME, model=job.run)
+        return HTML.not_evaluated(launch, bool(samples(job)), timed)
     return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), ships_without(job))
 
 

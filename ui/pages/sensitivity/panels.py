@@ -179,7 +179,7 @@ def agreement_chart(view: SensitivityView) -> Chart:
     form = view.form if view.form in view.measured else view.measured[0]
     column = view.profile.formats.index(form)
     name = ERROR if view.selection.figure == ERROR else FISHER
-    found = {key: view.profile.figure(key)[:, column] for key in (FISHER, ERROR, MEASURED)}
+    found = {key: view.figures(key)[:, column] for key in (FISHER, ERROR, MEASURED)}
     rho = {key: spearman(found[key], found[MEASURED]) for key in (FISHER, ERROR)}
     seen = (found[name] > 0) & (found[MEASURED] > 0)
     layers = [x for x, is_seen in zip(view.profile.layers, seen, strict=True) if is_seen]
@@ -210,7 +210,7 @@ def agreement_chart(view: SensitivityView) -> Chart:
     )  # fmt: skip
     headline = (
         f"{FIGURES[FISHER].label} and measured KL: rank correlation {number(rho[FISHER], 2)}; "
-        f"output error {number(rho[ERROR], 2)}"
+        f"relative output error {number(rho[ERROR], 2)}"
     )
     note = f"n = {count(len(x))} layers at {_words(form)}."
     return Chart(drawn, frame, note, name=_name(view, "agreement"), headline=headline)

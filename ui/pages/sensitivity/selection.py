@@ -11,7 +11,7 @@ from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
-from ui.format import number, share
+from ui.format import number
 from ui.runs.sensitivity.profiles import in_blocks, layers_table, profile_at
 from ui.runs.weights import tensor_names
 from ui.widgets.explorer import Selection, known_or_first
@@ -33,7 +33,7 @@ class LayerFigure:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def say(self, value: float) -> str:
-        return f"{number(value, 2)} {self.unit}" if self.adds else share(value, 2)
+        return f"{number(value, 2)} {self.unit}"
 
 
 NATS = "nats a token"
@@ -41,7 +41,7 @@ FIGURES: Mapping[str, LayerFigure] = {
     PREDICTED: LayerFigure("Predicted loss", NATS, "costs"),
     MEASURED: LayerFigure("Measured KL divergence", NATS, "costs a measured"),
     FISHER: LayerFigure("Fisher estimate", NATS, "costs an estimated"),
-    ERROR: LayerFigure("Relative output error", "", "loses", adds=False),
+    ERROR: LayerFigure("Relative output error", "%", "loses", adds=False),
 }
 
 
@@ -105,9 +105,9 @@ class SensitivityView:
         return [x.name for x in self.profile.layers].index(self.selection.layer)
 
     def figures(self, name: str) -> Table:
-        """A key of `FIGURES` [layers, formats]; NaN where there is none."""
+        """A key of `FIGURES` [layers, formats], in its unit; NaN where there is none."""
         if name != PREDICTED:
-            return self.profile.figure(name)
+            return self.profile.figure(name) * (100 if name == ERROR else 1)
         return np.where(np.isfinite(self.profile.predicted), self.profile.predicted, np.nan)
 
     @cached_property

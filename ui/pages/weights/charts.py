@@ -12,7 +12,7 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells
 from ui.charts.heatmap import MapBaseline, cells, layer_map
 from ui.charts.histograms import overlay, overlay_chart
-from ui.charts.series import Series
+from ui.charts.series import Series, cutoffs
 from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.selection import DISTRIBUTIONS, TEXTS, VIEWS, WeightsSelection
@@ -127,7 +127,7 @@ def _baseline(view: WeightsView) -> MapBaseline | None:
 def tensor_chart(view: WeightsView) -> Chart:
     """The tensor's histograms."""
     series, asked = view.series(), view.selection.view
-    question, theory = TEXTS["overlay"]
+    question, of_lines = TEXTS["overlay"]
     if not series:
         return Chart(NOT_YET, question=question)
     figure = overlay(series, log_y=view.selection.y == "log")
@@ -135,6 +135,7 @@ def tensor_chart(view: WeightsView) -> Chart:
     chart = overlay_chart(series, elsewhere, figure=figure)
     against = f"-{view.other.job.run}" if view.other else ""
     name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"
+    theory = of_lines if cutoffs(series) else ""
     return replace(chart, question=question, name=name, theory=theory)
 
 

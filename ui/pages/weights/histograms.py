@@ -38,10 +38,10 @@ from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import in_order
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.format import href
-from ui.pages.weights.selection import WeightsSelection, default_stages, is_main
+from ui.pages.weights.selection import WeightsSelection, default_stages, main_stages
 from ui.runs.results import real_first
 from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
-from ui.theme import stage_style
+from ui.theme import declared, stage_style
 from ui.widgets.explorer import RunReader, empty_state
 from ui.widgets.packed import PackedArrays
 
@@ -134,8 +134,8 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         if r.metric == PERPLEXITY and np.isfinite(r.value)
     }
     stages = [
-        {"name": s, "label": weights.labels[s], "main": is_main(s),
-         "colour": stage_style(s).colour, "dash": stage_style(s).dash,
+        {"name": s, "label": weights.labels[s], "main": declared(s).main,
+         "pruned": declared(s).pruned, "colour": stage_style(s).colour, "dash": stage_style(s).dash,
          "perplexity": perplexity.get(s)}
         for s in weights.stages
     ]  # fmt: skip
@@ -230,7 +230,7 @@ def _opened() -> str:
     if not runs or runs[0].id > 0:
         return runs[0].run if runs else ""
     found = (weights_of(job.run) for job in runs if job.kind == next(iter(kinds())))
-    shown = max(filter(None, found), key=lambda x: sum(map(is_main, x.stages)), default=None)
+    shown = max(filter(None, found), key=lambda x: len(main_stages(x.stages)), default=None)
     return shown.job.run if shown else runs[0].run
 
 

@@ -7,7 +7,7 @@ from backend.statistics.names import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.statistics import available
 from ui.runs.weights import RunWeights, kept_stage
-from ui.theme import stage_styles
+from ui.theme import declared
 from ui.widgets.explorer import Selection, known_or_first
 
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
@@ -34,8 +34,8 @@ AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 TEXTS = {  # chart -> the question it answers, and what the literature says about such charts
     "map": (
         "",
-        "Layers differ in how much compression they bear, which is why OWL gives each block a "
-        "sparsity of its own (Yin et al. 2023).",
+        "Layers differ in how much compression they bear, which is why some methods give each a "
+        "sparsity (OWL, Yin et al. 2023) or bits (HAWQ, Dong et al. 2019) of its own.",
     ),
     "overlay": (
         "What did each step do to the distribution of this tensor's weights?",
@@ -64,8 +64,8 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
     ),
     "joint": (
         "What became of the weights, each by what it was in the dense tensor?",
-        "To remove a weight at the least cost, the others have to change, too (Optimal Brain "
-        "Surgeon, Hassibi and Stork 1993): what lies off the diagonal.",
+        "To remove or round a weight at the least cost, the others have to change, too (Optimal "
+        "Brain Surgeon, Hassibi and Stork 1993): what lies off the diagonal.",
     ),
     "spectrum": (
         "How many directions carry the weights, and how heavy is the tail?",
@@ -78,12 +78,6 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
         "a weight by its product with the norm of its input (Sun et al. 2023).",
     ),
 }
-
-
-def is_main(stage: str) -> bool:
-    """Whether a method passes through the stage, so that the page follows it."""
-    style = stage_styles().get(stage)
-    return style is not None and style.main
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class WeightsSelection(Selection):
 
 def main_stages(stages: Sequence[str]) -> list[str]:
     """The stages a model passes through on its way to what a method makes of it."""
-    main = [s for s in stages if is_main(s)]
+    main = [s for s in stages if declared(s).main]
     return main if len(main) > 1 else [*stages]
 
 

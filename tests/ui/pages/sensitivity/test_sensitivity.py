@@ -115,4 +115,4 @@ def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
     )
     assert chart(MAP, format="int2-g64").headline == f"{said} together"
     assert " at 50\u00a0%, " in chart(MAP, format="50%").headline
-    assert "loses 5.00\u00a0% of its output at 3\u00a0bits" in chart(MAP, figure="error").headline
+    assert "loses 5.0 % of its output at 3\u00a0bits" in chart(MAP, figure="error").headline

@@ -41,6 +41,7 @@ def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClien
     assert stages == ["dense", "first", "control", "redense", "second", "sds"]
     assert len(names) == 21 and arrays["counts"].shape == (21, 6, 256)
     assert [s["name"] for s in header["stages"] if s["main"]] == header["overlaid"]
+    assert {s["name"] for s in header["stages"] if not s["pruned"]} == {"dense", "redense"}
     typical = "model.layers.1.mlp.up_proj.weight"
     assert header["defaults"] == {"stage": "sds", "stat": "relative_error", "tensor": typical}
     assert header["kept"] == "sds" and header["stages"][1]["perplexity"] == 8.2

@@ -8,6 +8,9 @@ const PLASMA = [[13, 8, 135], [70, 3, 159], [114, 1, 168], [156, 23, 158], [189,
                 [251, 159, 58], [253, 202, 38], [240, 249, 33]];
 const COLD = [0, 114, 178], WARM = [213, 94, 0];
 
+/** The colour of a stage in HTML, which follows the mode by itself. */
+export const stageInk = (hex) => (INKS[hex] ? `var(--${INKS[hex]})` : hex);
+
 /* Looking at styles and widths makes the browser lay out the page anew, which takes longer than to draw. */
 let known = { mode: null, widths: new WeakMap() };
 

@@ -93,7 +93,7 @@ export class HistogramChart {
     const top = added ? 100 : found.length ? ceiling(found.map((each) => each.heights), whole) : 1, low = added ? 0 : -reach;
     const bin = (w) => Math.floor(((w - range[0]) / (range[1] - range[0])) * bins);
     const index = (w) => (added ? Math.round((Math.abs(w) / reach) * (POINTS - 1)) : Math.max(0, Math.min(bins - 1, bin(w))));
-    this.#shown = { ...asked, found, range, bins, reach, top, low, index, added, cutoff: data.value("cutoff", t, s),
+    this.#shown = { ...asked, found, range, bins, reach, top, low, index, added, cutoff: data.cutoff(t, s),
       width: widthOf(this.canvas) };
     this.#stop();
     const before = this.#before, fits = (heights, each) => (moves && heights?.length === each.heights.length ? heights : null);

@@ -1,6 +1,6 @@
 /* What a run has recorded, as `ui/widgets/packed.py` packs it. */
 
-/** @typedef {{name: string, label: string, main: boolean, colour: string, dash: string, perplexity: number | null}} Stage */
+/** @typedef {{name: string, label: string, main: boolean, pruned: boolean, colour: string, dash: string, perplexity: number | null}} Stage */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
 /** @typedef {{name: string, label: string, block: number, module: string}} Tensor */
 
@@ -45,6 +45,8 @@ export class Histograms {
     const place = this.places.get(name) ?? -1;
     return place < 0 ? NaN : this.values[(place * this.tensors.length + t) * this.stages.length + s];
   }
+  /** The magnitude threshold of a pruned stage, else NaN: zeros that rounding left were not chosen by size. */
+  cutoff(t, s) { return this.stages[s].pruned ? this.value("cutoff", t, s) : NaN; }
   shown(name, t, s) {
     return this.value(name, t, s) * (this.percent.has(name) ? 100 : 1);
   }

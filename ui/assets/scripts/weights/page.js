@@ -1,5 +1,5 @@
 /* The Weights page: the toolbar and the panels, all of which draw one state. */
-import { inks, lower, measureAgain, number, picture, surface } from "./canvas.js";
+import { inks, lower, measureAgain, number, picture, stageInk, surface } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { HistogramChart } from "./histogram.js";
 import { load } from "./histograms.js";
@@ -160,7 +160,7 @@ class Page {
     const brush = range(now.brush), other = this.twin(t, s);
     this.histogram.draw({ data, t, s, shown: this.shown, other: other?.t >= 0 && other.s >= 0 ? other : null, curve: now.curve,
       log: now.y === "log", brush }, moves);
-    this.part("overlay").querySelector(".theory").hidden = !(data.value("cutoff", t, s) > 0); // it speaks of the dotted lines
+    this.part("overlay").querySelector(".theory").hidden = !(data.cutoff(t, s) > 0); // it speaks of the dotted lines
     this.part("ridges").querySelector(".theory").hidden = data.stage("redense") < 0;
     const missing = now.vs && !(other?.t >= 0 && other.s >= 0) ? ` ${now.vs} has not recorded this tensor at this stage.` : "";
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
@@ -189,7 +189,8 @@ class Page {
     this.plot = none ? null : { ...view, ...view.plot(canvas, view.spec) };
     const scale = this.plot?.scale ? ` Colours: ${this.plot.scale}.` : "";
     this.#said("more", none ? view : view.title, none ? "" : `${view.note}${scale}`, question);
-    panel.querySelector(".theory").textContent = theory;
+    Object.assign(panel.querySelector(".theory"), { textContent: theory,
+      hidden: now.view === "magnitudes" && !(data.cutoff(t, s) > 0) }); // it speaks of pruning
     const lines = view.spec?.series?.filter((each) => !each.thin) ?? [];
     this.#entries(panel, lines.map((each) => ({ ...each, words: each.label })));
     canvas.style.cursor = this.plot?.pick ? "pointer" : "default";
@@ -293,7 +294,7 @@ class Page {
   #entries(panel, lines, ...others) {
     const box = panel.querySelector(".weights-legend"), entries = lines.map(({ words, colour, dash }) => {
       const entry = Object.assign(document.createElement("span"), { className: "weights-entry", textContent: words });
-      entry.style.setProperty("--stage", colour);
+      entry.style.setProperty("--stage", stageInk(colour));
       entry.dataset.dash = dash;
       return entry;
     });
@@ -344,7 +345,7 @@ class Page {
       const stop = Object.assign(document.createElement("button"),
         { type: "button", tabIndex: -1, title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label });
       stop.append(document.createElement("canvas"), label);
-      stop.style.setProperty("--stage", colour);
+      stop.style.setProperty("--stage", stageInk(colour));
       stop.onclick = () => { this.state.set({ stage: name }); this.slider.focus(); };
       return stop;
     }));

@@ -83,7 +83,7 @@ export function tiles(data, t, s) {
     ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`]];
   const found = [
     ["Exact zeros", ofZeros(data.tail(t, s).share).replace("no", "0 %"),
-      Number.isFinite(bySize) ? `${share(bySize, 0)} were among the smallest dense weights`
+      data.stages[s].pruned && Number.isFinite(bySize) ? `${share(bySize, 0)} were among the smallest dense weights`
       : `${base}: ${ofZeros(data.tail(t, first).share)}`],
     ["Spread", number(value("std")),
       s === first ? "Standard deviation" : Math.abs(wider) < 0.005 ? `As wide as ${lower(base)}`
