@@ -64,6 +64,22 @@ def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "", unit: str = ""
     return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)], unit)
 
 
+def of_rivals(
+    frame: pd.DataFrame, quantity: str, better: str, unit: str = "", over_blocks: bool = False
+) -> str:
+    """Of lines of several runs, a column each: whose mean is best, and that of the next; of lines
+    over steps the mean of their last tenth. `better`: "lower", "higher", or "" for neither."""
+    lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
+    ends = {x: y if over_blocks else y.tail(max(1, len(y) // 10)) for x, y in lines.items()}
+    means = sorted(((y.mean(), x) for x, y in ends.items() if len(y)), reverse=better == "higher")
+    if len(means) < 2 or not better:
+        return ""
+    (value, best), (other, rival) = means[:2]
+    if abs(other - value) <= STEADY * max(abs(value), abs(other)):
+        return f"{best} and {rival} are equally good: {lower(quantity)} {_with(unit, value)}"
+    return f"{best} is best: {lower(quantity)} {_with(unit, value)}, {rival} {_with(unit, other)}"
+
+
 def _spoken_of(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":
     """The line a headline is about, without gaps; empty where none has two points."""
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}

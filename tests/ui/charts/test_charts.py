@@ -216,6 +216,15 @@ def test_curves() -> None:
     named = headlines.of_curves(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""
+    assert headlines.of_rivals(frame, "Loss", "lower") == "A and B are equally good: loss 1.00"
+    assert headlines.of_rivals(frame, "Error", "lower", "%", True) == (
+        "B is best: error 1.00\u00a0%, A 2.00\u00a0%"
+    )
+    assert (
+        headlines.of_rivals(frame, "Loss", "")
+        == ""
+        == headlines.of_rivals(frame[["Step", "A"]], "Loss", "lower")
+    )
     frame = pd.DataFrame({"Block": [0, 1, 2], "A": [3.0, 1.0, 2.0], "B": [1.0, None, None]})
     said = headlines.of_blocks(frame, "Error", main="A")
     assert said == "A: error is largest in block 0, 3.00, and smallest in block 1, 1.00"

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from backend.metric_key import MetricKey
 from backend.statistics.names import RELATIVE_ERROR
 from backend.store import frames, tensors
-from jobs.metrics import ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
+from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.headlines import of_rivals
 from ui.charts.histograms import overlay_chart
 from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
 from ui.charts.series import Series
@@ -28,7 +29,6 @@ TAKEN = (MEMORY, PROCESSOR)
 KEPT_ERROR = replace(ERROR, stage="kept stages")
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 MAX_ROWS = 2000  # of the table
-
 
 Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
@@ -117,13 +117,16 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
         x_title=x_title, y_title=metric(key).title, log_y=log_y,
     )  # fmt: skip
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
-    frame = curves_frame(drawn, x_title).head(MAX_ROWS)
+    frame = curves_frame(drawn, x_title)
     lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
     note = f"n = {lengths} {points_words(key)}.{hidden}{reduced}"
-    return Chart(figure, frame, note, headline=curve_label(key, comparison))
+    shown = metric(key)
+    told = of_rivals(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
+    headline = told or curve_label(key, comparison)
+    return Chart(figure, frame.head(MAX_ROWS), note, headline=headline)
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:
