@@ -111,7 +111,7 @@ def moving(run: str) -> str:
 def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     other_context: BrowserContext, lab: Dashboard, visitor: Page
 ) -> None:
-    opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
+    opened(visitor, f"{lab.url}/weights?run={RUN}&stage=dense")
     visitor.evaluate("localStorage.setItem('slimscope-theme', 'dark')")  # of a light browser
     visitor.keyboard.press("p")
     visitor.wait_for_url("**/slimscope/present**")

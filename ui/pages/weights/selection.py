@@ -89,7 +89,6 @@ class WeightsSelection(Selection):
         run, vs: the run, and the one it is compared with.
         tensor: full name; `stage`, `stat`, `against`: of the map.
         show, y: stages and height axis of the histogram; `view`: the panel below it.
-        layers, topic, at: names of earlier addresses.
     """
 
     vs: str = ""
@@ -100,26 +99,21 @@ class WeightsSelection(Selection):
     view: str = ""
     show: tuple[str, ...] = ()
     y: str = ""
-    layers: str = ""
-    topic: str = ""
-    at: str = ""
 
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same, with everything that is not stored replaced by what is."""
         statistics = available(weights.table)
         default = next(name for name in (*FIRST_STATISTICS, *statistics) if name in statistics)
         stat = self.stat if self.stat in statistics else default
-        asked = self.stage or self.at
-        views = (self.view, self.topic, self.layers)
         return replace(
             self,
             run=weights.job.run,
             vs=other.job.run if other else "",
             tensor=self.tensor if self.tensor in weights.tensors else weights.typical,
-            stage=asked if asked in weights.stages else last_with(stat, weights),
+            stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
-            view=next((view for view in views if view in VIEWS), next(iter(VIEWS))),
+            view=known_or_first(self.view, VIEWS),
             show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
             or default_stages(weights, other is not None),
         )

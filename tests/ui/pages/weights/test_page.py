@@ -85,12 +85,8 @@ def test_two_runs_of_a_report_are_compared_at_what_each_kept(seeded: Settings) -
     weights_of.clear()
 
 
-def test_older_addresses_lead_to_what_they_asked_for(seeded: Settings) -> None:
-    old = settled(run="sds-0001", view="story", at="redense", layers="tree", start="12")
-    assert (old.view, old.stage) == ("ridges", "redense")
-    assert settled(run="sds-0001", layers="inputs").view == "inputs"
-    assert settled(run="sds-0001", view="joint", layers="inputs").view == "joint"
-    assert settled(run="sds-0001", topic="spectrum").view == "spectrum"
+def test_what_an_address_asks_for_and_is_not_there_is_replaced(seeded: Settings) -> None:
+    assert settled(run="sds-0001", view="joint", stage="redense").stage == "redense"
     assert settled().run == "sds-0002", "the newest"
     odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
     assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")

@@ -9,19 +9,14 @@
 const OPTIONS = { vs: "", view: "ridges", brush: "", against: "", show: "", curve: "histogram", y: "linear", side: "row",
                   measure: "norm", order: "size", cells: "mean", flow: "inputs", spot: "" };
 const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
-const OLDER = ["at", "layers", "topic", "group", "start", "look"]; // names of earlier addresses
-const CURVES = { difference: "difference", cumulative: "cumulative" }; // views that are curves now
 const REST_MS = 150;
 const DRAWN = ["ridges", "magnitudes", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
 
-/** What an address asks for; that of today, or of the pages before. @returns {State} */
+/** What an address asks for. @returns {State} */
 export function asked(search) {
   const query = new URLSearchParams(search);
   const state = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? OPTIONS[name] ?? ""]));
-  state.curve = CURVES[state.view] ?? state.curve;
-  state.stage ||= query.get("at") ?? (query.get("view") === "story" ? "dense" : ""); // a story began there
-  state.view = [query.get("view")?.replace(/^magnitude$/, "magnitudes"), query.get("topic"),
-    query.get("layers")].find((view) => DRAWN.includes(view)) ?? "ridges";
+  if (!DRAWN.includes(state.view)) state.view = OPTIONS.view;
   return state;
 }
 
@@ -58,7 +53,7 @@ export class Selection {
 
   write() {
     const short = NAMES.map((name) => [name, name !== "run" && this.now[name] === this.defaults[name] ? "" : this.now[name]]);
-    window.slimscope.address(Object.fromEntries([...short, ...OLDER.map((name) => [name, ""])]));
+    window.slimscope.address(Object.fromEntries(short));
   }
 }
 
