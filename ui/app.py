@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
@@ -121,7 +120,6 @@ def launch_options() -> dict[str, Any]:
 
 def routes() -> list[BaseRoute]:
     return [
-        *moved_routes(pages()),
         Route("/healthz", healthz),
         Route("/metrics", metrics),
         Route("/slimscope/pulse", pulse),
@@ -149,23 +147,6 @@ def serve(here: Settings) -> None:
     build().launch(
         server_name=here.host, server_port=here.port or None, inbrowser=screen, **launch_options()
     )
-
-
-def moved_routes(pages: Iterable[Page]) -> list[Route]:
-    """Redirects from the addresses the pages had before; the query stays."""
-    return [
-        Route(f"/{old}", _redirect(page.path), methods=["GET"], name=old)
-        for page in pages
-        for old in page.moved_from
-    ]
-
-
-def _redirect(path: str) -> Callable[[Request], Response]:
-    def redirect(request: Request) -> Response:
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{path or './'}{query}", 308)
-
-    return redirect
 
 
 def not_found(request: Request, error: Exception) -> Response:

@@ -66,7 +66,6 @@ class Page:
     key: str = ""  # letter that leads to it, pressed after "g"
     listed: bool = True  # False: of one run or sweep, where the navigation cannot lead
     heading: bool = True  # False: the page writes its own single `<h1>`
-    moved_from: tuple[str, ...] = ()  # earlier addresses, which redirect here
     charts: Mapping[str, PageChart] = field(default_factory=dict)  # id of the element -> chart
 
 

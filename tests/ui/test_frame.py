@@ -125,14 +125,6 @@ def config(built: gr.Blocks) -> dict[str, Any]:
     return built.get_config_file()
 
 
-def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
-    moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "benchmark",
-             "decoding": "benchmark", "generate": "playground", "overview": "./"}  # fmt: skip
-    for old, new in moved.items():
-        answer = client.get(f"/{old}?run=a-1&x=b%20c", headers=LOCAL, follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (308, f"{new}?run=a-1&x=b%20c")
-
-
 def test_nothing_is_drawn_by_gradios_plot_and_no_name_is_twice(
     config: dict[str, Any],
 ) -> None:

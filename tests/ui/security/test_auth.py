@@ -192,7 +192,7 @@ def test_a_guest_changes_nothing_by_raw_requests(
     assert [(j.state, j.desired) for j in queries.jobs()] == before
     assert len(caplog.messages) == 5 * 3 + 1 + 1 + 4  # the log keeps who asked for each of them
     assert all(OTHER in said and "may not" in said for said in caplog.messages)
-    assert "stops at the next safe point" in raw_act(
+    assert "to stop at the next safe point" in raw_act(
         shared(authorization=f"Bearer {TOKEN}"), web, "cancel", "sds-0002"
     )
 

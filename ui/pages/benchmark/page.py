@@ -148,7 +148,6 @@ def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
 
 PAGE = Page(
     "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
-    moved_from=("speed", "decoding"),
     charts=page_charts(
         "benchmark", reported, {p: itemgetter(p) for p in PANELS}, "run",
         "The benchmark has not ended, or was deleted.",

@@ -182,6 +182,6 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
 
 
 PAGE = Page(
-    "Home", "", build, order=0, section="Home", key="h", heading=False, moved_from=("overview",),
+    "Home", "", build, order=0, section="Home", key="h", heading=False,
     charts=page_charts("home", lambda request: request, {TRADEOFF: _tradeoff_at}),
 )  # fmt: skip

@@ -337,6 +337,4 @@ def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
     return {controls.add: gr.update(interactive=False), controls.message: message}
 
 
-PAGE = Page(
-    "New run", "new", build, order=10, section="New run", moved_from=("launch",)
-)  # "n" leads here
+PAGE = Page("New run", "new", build, order=10, section="New run")  # "n" leads here

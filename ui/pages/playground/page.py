@@ -235,5 +235,4 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
 
 PAGE = Page(
     "Playground", "playground", build, order=80, section="Playground", key="p",
-    moved_from=("generate",),
 )  # fmt: skip

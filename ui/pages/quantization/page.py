@@ -76,5 +76,5 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
 
 PAGE = Page(
     "Quantisation", "quantization", build, order=60, section="Explore", key="q",
-    moved_from=("quant",), charts=page_charts("quant", handlers.SHARED.at, CHARTS, "run"),
+    charts=page_charts("quant", handlers.SHARED.at, CHARTS, "run"),
 )  # fmt: skip

@@ -130,4 +130,4 @@ def _columns(
     return columns
 
 
-PAGE = Page("Queue", "queue", build, order=25, section="Runs", key="j", moved_from=("jobs",))
+PAGE = Page("Queue", "queue", build, order=25, section="Runs", key="j")
