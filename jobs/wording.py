@@ -13,7 +13,7 @@ SCALARS = (str, int, float, type(None))
 HAS = "has a perplexity"
 # times the perplexity of the dense model: a rule of thumb of ours. Of SmolLM2-135M in few bits,
 # texts at 1.02 times read like the dense model's, at 1.74 times they repeat themselves
-LITTLE, SOME = 1.1, 1.5
+LITTLE, SOME, FAR = 1.1, 1.5, 1000
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -119,9 +119,10 @@ class StageComparison:
         after, before = self.perplexity[stage], self.perplexity[dense]
         ratio, (now, then) = after / before, apart([after, before], places=2)
         higher = f"{times(ratio, 1)} as high" if ratio >= 2 else f"{100 * (ratio - 1):.1f} % higher"
-        less = f" Less is lost with {remedy}." if remedy else ""
+        higher = higher if ratio <= FAR else f"more than {times(FAR, 0)} as high"
+        less = f" Less is usually lost with {remedy}." if remedy else ""
         figures = f"perplexity {now} instead of {then}"
-        if self.order(stage, dense) != "above":
+        if self.order(stage, dense) != "above" or now == then:
             return f"No loss is measurable on this text: {figures}.", ""
         told = f"was lost: {figures}, {higher}."
         if ratio <= LITTLE:

@@ -73,5 +73,5 @@ def growth(source: int, saved: int, do: str) -> str:
         return ""
     return (
         f"The saved model will be larger than the file of its source: {readable_bytes(saved)} "
-        f"instead of {readable_bytes(source)}, in which weights have fewer bits already. {do}"
+        f"instead of {readable_bytes(source)}. {do}"
     )

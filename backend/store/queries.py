@@ -259,6 +259,13 @@ def examples() -> set[int]:
     return {*fetched(select(Job.id).where(Job.id < 0))}
 
 
+def examples_shown() -> int:
+    """How many examples were not removed."""
+    with reading() as session:
+        shown = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
+        return session.scalar(shown) or 0
+
+
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
     """These jobs, in no particular order; unknown ids are omitted."""
     with reading() as session:

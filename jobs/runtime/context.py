@@ -128,7 +128,8 @@ class JobContext:
     def log(self, text: str) -> None:
         self._logged = time.monotonic()
         with suppress(OSError):  # a full disk must not end the run
-            print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+            line = f"{time.strftime('%H:%M:%S')}  {text}\n"  # written at once: threads log
+            print(line, end="", flush=True)
 
     def should_stop(self) -> bool:
         if not self._stop.is_set() and self._figures.is_away_too_long():
@@ -342,10 +343,11 @@ class JobContext:
         if self._is_shared and self._figures.silence_s() > settings().offline_s + OVERDUE_S:
             self.log("The database is away for so long that another machine may take the run over.")
             os._exit(Exit.AWAY)
-        now = time.monotonic()
-        silent = now - self._logged >= max(SILENT_S, EVERY * (now - self._began))
-        if silent and (news := self._progress.news()):
-            self.log(news)
+        with suppress(Exception):
+            now = time.monotonic()
+            silent = now - self._logged >= max(SILENT_S, EVERY * (now - self._began))
+            if silent and (news := self._progress.news()):
+                self.log(news)
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()

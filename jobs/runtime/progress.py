@@ -20,7 +20,7 @@ from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
 SETTLED_S = 15.0  # in a phase, before its own pace is used
-DAMPED_S = 30.0  # in which the end that is told nears the one reckoned by 1 - 1/e
+DAMPED_S = 30.0  # at most, in which the end that is told nears the one reckoned by 1 - 1/e
 HALF_TRUSTED = 0.05  # of the work done: the pace then counts as much as the estimate
 EVERY = 0.01  # of the time since the run began passes between two points
 LEAST_S = 1.0  # between two points
@@ -64,7 +64,7 @@ class Progress:
     def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
         now = (time.monotonic(), done)
         if stage == REPLAY or done < self._job_start[1]:  # says nothing of the pace
-            self._job_start = self._phase_start = now
+            self._job_start, self._phase_start, self._end = now, now, None
         elif phase_end != self._phase_end:
             self._phase_start = now
         self._done, self._total, self._stage, self._phase_end = done, total, stage, phase_end
@@ -91,7 +91,8 @@ class Progress:
         if left is None:
             return None
         since, end = self._end or (now, now + left)
-        end += (1 - math.exp((since - now) / DAMPED_S)) * (now + left - end)
+        damped = max(LEAST_S, min(DAMPED_S, left / 4))  # near the end it counts what is reckoned
+        end += (1 - math.exp((since - now) / damped)) * (now + left - end)
         self._end = now, end
         return max(0.0, end - now)
 

@@ -38,6 +38,7 @@ MAX_REQUESTS = 256  # answered or waiting at the same time
 GONE = Response(status_code=499)  # nobody reads it
 NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
 IDLE_FACTOR = 10  # times as long as an idle supervisor
+ORPHAN_S = 2.0  # without a request, until it ends after who started it
 LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
 
 
@@ -135,8 +136,8 @@ class CpuShare:
 
 def serve(parent: int) -> None:
     """Answer until nobody asks, the process is asked to end, has no data folder, is of another
-    version than the database or the code on the disk, or is no longer a child of `parent`, which
-    ended, however it did."""
+    version than the database or the code on the disk, or `parent`, whose child it was, has ended
+    and nobody else asks."""
     with suppress(OSError):  # of this thread and of those it starts
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     share = CpuShare()
@@ -153,7 +154,8 @@ def serve(parent: int) -> None:
         while settings().root.is_dir() and app.idle_s <= IDLE_FACTOR * settings().idle_exit:
             with suppress(SQLAlchemyError):
                 share.jobs, is_outdated = await asyncio.to_thread(_look)
-            if is_outdated or os.getppid() != parent:
+            is_orphan = os.getppid() != parent and app.idle_s > ORPHAN_S
+            if is_outdated or is_orphan:
                 leave()
                 while app.active:
                     await asyncio.sleep(LOOK_S)

@@ -82,6 +82,24 @@ def test_what_is_told_moves_slowly_towards_what_is_reckoned(
     assert told[0] == pytest.approx(90) and told[-1] == pytest.approx(150, abs=10)
 
 
+def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reckoned(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DAMPED_S", 30.0)
+    progress = Progress(7200.0)
+    assert eta(progress) == pytest.approx(7200)
+    clock[0] = 4
+    progress.report(0.8, 1.0, REPLAY, phase_end=1.0)
+    assert eta(progress) == pytest.approx(1440)
+    progress = Progress(600.0)
+    progress.report(0.0, 1.0, "One", phase_end=1.0)
+    for second in range(1, 60):
+        clock[0] = 4 + second
+        progress.report(second / 60, 1.0, "One", phase_end=1.0)
+        left = float(eta(progress) or 0)
+    assert left < 10
+
+
 def test_the_log_is_told_what_has_moved() -> None:
     progress = Progress()
     assert progress.news() == ""

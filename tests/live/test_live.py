@@ -63,6 +63,18 @@ def test_what_a_newer_request_interrupts_goes_on_from_there(dense: DenseModel) -
     assert first[:2] == (3, 3) and len(others) == len(formats) and dense.energies
 
 
+def test_after_an_error_inputs_are_measured_anew(
+    dense: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats = dict.fromkeys(dense.in_blocks, Format.parse("50%"))
+    broken = iter([(1, 3, "")])
+    with monkeypatch.context() as patch:
+        patch.setattr(dense, "measure_inputs", lambda: map(lambda step: 1 / 0, broken))
+        with pytest.raises(ZeroDivisionError):
+            next(dense.prepare(formats, "wanda"))
+    assert next(dense.prepare(formats, "wanda"))[:2] == (1, 3)
+
+
 def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) -> None:
     """As by a histogram, or a format, that is asked for while blocks are refined."""
     dense = live.dense

@@ -39,11 +39,12 @@ from ui.widgets.config_form import advanced, extra, owner, title
 RUN = "run"  # the stage of figures that belong to the run as a whole
 SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
+SMALL_SHARE = 1e-3
 AS_LARGE = 0.1  # sizes that differ by less are of the same bits
 UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
     "number": number,
-    "share": lambda value: NONE if value is None else f"{100 * value:.2f}",
+    "share": lambda value: NONE if value is None else percent(value),
     "bytes": size,
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
@@ -51,6 +52,12 @@ WRITE: dict[str, Callable[[float | None], str]] = {
 # families of what compression is for
 GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
 WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
+
+
+def percent(value: float) -> str:
+    """A share in %, with two decimals, or two digits where these would say 0."""
+    is_small = 0 < abs(value) < SMALL_SHARE
+    return number(100 * value, 2) if is_small else f"{100 * value:.2f}"
 
 
 def format_value(metric: Metric, value: float | None) -> str:

@@ -125,10 +125,15 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._why(opened, live, opened.other(self.body.against, live.dtype))
             return
         asked = self._open(opened, live)
-        if self._writes:
-            for _ in self._dense_text(opened, live):
+        refused: ConfigError | None = None
+        try:
+            for _ in self._dense_text(opened, live) if self._writes else ():
                 pass
+        except ConfigError as error:
+            refused = error  # the text alone: the state is made all the same
         self._apply(opened, state, asked)
+        if refused:
+            raise refused
         self._measure(opened, live)
         if "refine" in self.body.want and not all(self._exactly(live)):
             for done, of, what in live.refine():

@@ -106,15 +106,24 @@ def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
     ("rise", "found", "then"),
     [
         (0.0, "No loss is measurable on this text: perplexity ", ""),
+        (1e-9, "No loss is measurable on this text: perplexity ", ""),
         (0.05, "Little was lost: perplexity ", ""),
-        (0.3, "Some was lost: perplexity ", "Read its texts before you use it. Less is lost with"),
-        (1.8, "Too much was lost: perplexity ", "make no sense. Less is lost with more bits, "),
+        (
+            0.3,
+            "Some was lost: perplexity ",
+            "Read its texts before you use it. Less is usually",
+        ),
+        (
+            1.8,
+            "Too much was lost: perplexity ",
+            "no sense. Less is usually lost with more bits, ",
+        ),
     ],
 )
 def test_what_a_model_lost_is_said_in_plain_words(rise: float, found: str, then: str) -> None:
     told, advice = stages(dense=0.0, dlqat=rise).lost("dlqat", "dense", dlqat.KIND.remedy)
     assert told.startswith(found) and then in advice and bool(then) == bool(advice)
-    assert ("times" in told or "×" in told) is (rise > 1) and ("% higher" in told) is (0 < rise < 1)
+    assert ("×" in told) is (rise > 1) and ("% higher" in told) is (0.01 < rise < 1)
 
 
 def test_the_verdict_on_an_evaluation() -> None:

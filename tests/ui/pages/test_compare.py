@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from backend.store import tensors
 from backend.store.session import writing
-from backend.store.tables import MetricPoint, Result
+from backend.store.tables import Event, Job, MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.figures import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
@@ -209,6 +209,11 @@ def test_runs_of_two_methods_are_compared_by_their_errors_and_not_first_by_their
         session.add_all(
             point(run, "memory_mb", n, 1e3, axis="seconds") for run in (1, 2) for n in range(3)
         )
+    shown = compare.draw_curves(None, None, asked(**TWO))
+    assert shown["curve"]["value"] == "memory_mb", "of what one kept there are no weights"
+    with writing() as session:
+        session.execute(update(Job).where(Job.id == 2).values(kept_stage="first"))
+        session.add(Event(job_id=2, at=0, type="succeeded", actor="supervisor"))
     shown = compare.draw_curves(None, None, asked(**TWO))
     names = [value for _, value in shown["curve"]["choices"]]
     assert names == ["error@kept stages", "memory_mb"] and names[0] == shown["curve"]["value"]

@@ -22,6 +22,7 @@ from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of
+from ui.runs.rows import RunRow
 from ui.runs.weights import DENSE, RunWeights, grid_words, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
@@ -77,8 +78,9 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     common: they are compared by the errors of what each kept."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
     if not {*_shared(found)} - {*TAKEN}:
-        for run, weights in weights_by_run(comparison).items():
-            found[run][KEPT_ERROR] = _errors_by_block(weights)
+        for row in comparison.rows:
+            if len(points := _errors_by_block(row)) > 1:
+                found[row.job.run][KEPT_ERROR] = points
     several, kept = _shared(found), replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
         several, key=lambda k: (k in TAKEN, -several[k], k != kept, k.family != LOSS.family)
@@ -93,12 +95,13 @@ def _shared(found: Points) -> dict[MetricKey, int]:
     return {key: many for key, many in drawn.items() if every[key] > 1}
 
 
-def _errors_by_block(weights: RunWeights) -> pd.DataFrame:
-    """Points of the mean relative output error of each block at the kept stage, %; none where it
-    was not measured."""
-    rows = weights.of_stage(kept_stage(weights, weights.stages)).reindex(
-        columns=["block", RELATIVE_ERROR]
-    )
+def _errors_by_block(run: RunRow) -> pd.DataFrame:
+    """Points of the mean relative output error of each block at the kept stage, %; none where
+    nothing was kept, or it was not measured."""
+    weights, kept = weights_of(run.job.run), run.figures.kept
+    if not weights or not kept or kept not in weights.stages:
+        return pd.DataFrame()
+    rows = weights.of_stage(kept).reindex(columns=["block", RELATIVE_ERROR])
     means = rows.dropna().groupby("block")[RELATIVE_ERROR].mean()
     scale = metric(ERROR).scale
     return pd.DataFrame({"step": means.index, "value": scale * means.to_numpy(float)})

@@ -26,6 +26,7 @@ from jobs.metrics import (
 )
 from ui.charts.chart import Chart
 from ui.format import NONE, number
+from ui.pages.help.glossary import known_terms
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
@@ -162,9 +163,14 @@ def metrics_card(comparison: RunComparison) -> Markup:
     shared = [row for row in rows if row not in single]
     kept = kept_labels(comparison)
     found = {r.job.run: speed_conditions(r.job, r.figures.rows.values()) for r in comparison.rows}
-    told = {text: run for run, text in found.items() if text}
-    conditions = [f"{run}: {text}" if len(told) > 1 else text for text, run in told.items()]
-    return HTML.results(comparison.columns, comparison.base, kept, shared, single, conditions)
+    told: dict[str, list[str]] = {}
+    for run, text in found.items():
+        told.setdefault(text, []).append(run)
+    told.pop("", None)
+    conditions = [f"{', '.join(x)}: {text}" if len(told) > 1 else text for text, x in told.items()]
+    return HTML.results(
+        comparison.columns, comparison.base, kept, shared, single, conditions, known_terms()
+    )
 
 
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from math import inf
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +19,7 @@ from jobs.generate import kind as generate
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
+from jobs.wording import LITTLE
 from ui.charts.series import rebinned
 from ui.format import HOLD, number, of_unit, share, size, threads
 from ui.runs.results import (
@@ -41,7 +41,6 @@ AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
 HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
 RACED_STEPS = 120  # of a text that is replayed
 MIN_STAGES = 3  # that make it worth moving
-LITTLE = 0.1  # share of perplexity lost that is called none
 
 
 @dataclass(frozen=True)
@@ -101,27 +100,25 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
 
 
 def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
-    """What compression changed: (what, before, after), and what its figures rest on. Of the run
-    that lost least perplexity, `LITTLE` counting as none: of several the one of which most is
-    known, then the newest."""
+    """What compression changed: (what, before, after), and what its figures rest on. Of the newest
+    runs that measured size or speed, too, and the examples it is the one that lost least
+    perplexity, `LITTLE` counting as none: of several the one of which most is known, then the
+    newest."""
     compressing = {name for name, kind in kinds().items() if kind.compresses}
     runs = [
         row for row in all_rows() if (DENSE, PERPLEXITY) in row.places
         and row.head.kind in compressing and row.head.state == State.SUCCEEDED
     ]  # fmt: skip
     runs = runs[:LOOKED_AT] + [row for row in runs[LOOKED_AT:] if row.head.id < 0]
-    found = [(_loss(row.figures), _changes(row.job, row.figures), row.job) for row in runs]
+    found = [
+        (loss, _changes(row.job, row.figures), row.job) for row in runs
+        if (loss := row.figures.change()) is not None
+    ]  # fmt: skip
     best = max(
         (each for each in found if len(each[1]) > 1), default=None,
-        key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE), len(each[1])),
+        key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE - 1), len(each[1])),
     )  # fmt: skip
     return (best[2], best[1], _source(best[2])) if best else None
-
-
-def _loss(results: RunResults) -> float:
-    """Share of perplexity that what was kept has lost."""
-    dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
-    return kept / dense - 1 if dense and kept else inf
 
 
 def _source(job: Job) -> str:

@@ -110,8 +110,9 @@ def build() -> None:
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             controls = _controls(kind, others)
-    for form in forms.values():
-        _wire_form(form, controls)
+    for name, form in forms.items():
+        previewed = _wire_form(form, controls)  # of a kind that was left meanwhile: the next
+        _preview_after(previewed, {n: f for n, f in forms.items() if n != name}, kind)
     other = _wire_kind(forms, kind)
     for shown in (_wire_arrival(forms, controls), other):
         _preview_after(shown, forms, kind)
@@ -194,10 +195,10 @@ def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
     gr.on(changed, None, None, controls.message, js=FORGET)
 
 
-def _wire_form(this: KindForm, controls: Controls) -> None:
-    """Presets, and the preview. It is one event, whose answers come in order, as answers of several
-    could overtake each other. What the page changes itself is previewed once all of it is there:
-    an event of each field would send those that are there so far."""
+def _wire_form(this: KindForm, controls: Controls) -> Dependency:
+    """Presets, and the preview: of each kind one event, whose answers come in order, as those of
+    several could overtake each other. What the page changes itself is previewed once all of it is
+    there: an event of each field would send those that are there so far."""
 
     def preview(request: gr.Request, kind: str, *given: Any) -> Any:
         if kind != this.kind.name:
@@ -207,16 +208,18 @@ def _wire_form(this: KindForm, controls: Controls) -> None:
     # the `input` of a text box is raised before the text is there
     changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
     asked, inputs = [*changes, this.due.change], [controls.kind, *this.inputs]
-    gr.on(asked, preview, inputs, _previewed(this, controls), **LATEST)
+    previewed = gr.on(asked, preview, inputs, _previewed(this, controls), **LATEST)
     for option in this.options:
         applied = option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
         )
         _preview_after(applied, {this.kind.name: this}, controls.kind)
+    return previewed
 
 
 def _preview_after(shown: Dependency, forms: Mapping[str, KindForm], kind: gr.Radio) -> None:
-    """Asks for the preview of the chosen kind, after an event that shows something in its form."""
+    """Asks for the preview of the chosen kind, if it is one of these, after an event that shows
+    something in its form."""
     dues, names = [form.due for form in forms.values()], json.dumps([*forms])
     js = f"(kind, ...n) => {names}.map((name, i) => String(+n[i] + (name === kind)))"
     shown.then(None, [kind, *dues], dues, js=js)

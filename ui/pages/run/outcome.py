@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 
 from markupsafe import Markup
 
@@ -41,6 +42,7 @@ from ui.runs.results import (
     window_losses,
 )
 from ui.runs.sensitivity.measured import over_dense
+from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colours
 from ui.widgets.html import WIDGETS
@@ -126,10 +128,10 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tuple[str, str]:
     """What the model the run kept lost against its source, and what to do then."""
-    kind, dense, kept = kind_of(job), results.first or "", results.kept or ""
+    kind, dense, kept = kind_of(job), DENSE, results.kept or ""
     if not (kind and kind.compresses and compared) or dense == kept:
         return "", ""
-    measured = all(compared.perplexity.get(stage, 0) > 0 for stage in (dense, kept))
+    measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (dense, kept))
     return compared.lost(kept, dense, kind.remedy) if measured else ("", "")
 
 
@@ -155,8 +157,10 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
         counted = "Size after, with tokenizer"
     write = partial(size_saved, parameters=parameters)
-    written, about = (write(saved), size) if saved else ("", write)
-    return before | _beside_estimate(job, counted, written, about, predicted)
+    if not saved:
+        return before | _beside_estimate(job, counted, "", write, predicted)
+    expected = predicted if predicted and size(predicted) != size(saved) else None
+    return before | _beside_estimate(job, counted, write(saved), size, expected)
 
 
 def _source(source: float, parameters: float) -> str:

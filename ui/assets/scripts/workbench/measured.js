@@ -7,7 +7,7 @@ const key = (address) => address.replace(/^[^~]*/, ""); // the same of any versi
 export const megabytes = (nbytes) => `${number(nbytes / 1e6)}\u00a0MB`;
 
 export class Measured {
-  #known = new Map(); #now = ""; #runs = false; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
+  #known = new Map(); #now = ""; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
 
   constructor(element) {
     this.status = element.querySelector(".workbench-status");
@@ -16,7 +16,7 @@ export class Measured {
 
   begin(address) {
     this.#now = key(address);
-    this.say(this.#runs ? "Asking the live model …" : "Starting the live model, about 10 s …");
+    this.say("Asking the live model; where its process is not running yet, about 10 s …");
   }
 
   /** @returns {Known | undefined} */
@@ -28,7 +28,6 @@ export class Measured {
   }
 
   take(event) {
-    this.#runs = event.event !== "error";
     const now = { ...this.#known.get(this.#now) };
     switch (event.event) {
       case "waits": this.say(`${event.what}${event.about_s ? `, about ${Math.max(1, Math.round(event.about_s))} s` : ""} …`); return;
@@ -60,10 +59,10 @@ export class Measured {
     const how = known.exactly ? "measured" : "measured, quick version", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
     const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
-    const outside = totals.untried && !unknown ? `⚠\u00a0${totals.untried} layers outside what was measured` : "";
+    const outside = totals.untried && !unknown ? `⚠\u00a0${totals.untried} ${totals.untried === 1 ? "layer" : "layers"} outside what was measured` : "";
     const text = this.#perplexity ? "the evaluation text" : "the profile's text", against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)}, dense ${number(perplexity)} on ${text}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", times(ratio), measured ? [against, interval, Number.isFinite(predicted) ? `predicted ${times(predicted)}${predicted < known.low || predicted > known.high ? ", outside it" : ""}` : ""] : [outside, against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [`on its first ${tokens}`] : []);
+    this.#show("ratio", times(ratio), measured ? [against, interval, Number.isFinite(predicted) ? `predicted ${times(predicted)}${interval && (predicted < known.low || predicted > known.high) ? ", outside it" : ""}` : ""] : [outside, against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [`on its first ${tokens}`] : []);
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
     this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)}\u00a0nats` : "–", [measured ? tokens : unknown || outside || "Sum over the layers"], measured ? how : "predicted");
     this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)} on disk`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
