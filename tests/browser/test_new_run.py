@@ -46,7 +46,7 @@ def what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(page: Page) ->
     expect(messages[0]).to_contain_text("It must be 8 or less.")
     expect(messages[1]).to_contain_text("does not fit this model")
     preview = page.locator("#new-preview")
-    expect(preview).to_contain_text("The command would be refused. Bits was not accepted.")
+    expect(preview).to_contain_text("These settings would be refused. Bits was not accepted.")
     expect(preview.get_by_role("button", name="Copy")).to_be_disabled()
     page.locator("#new-add").click()
     expect(page.locator("#new-said")).to_contain_text("was not accepted")

@@ -69,7 +69,7 @@ def test_after_an_error_inputs_are_measured_anew(
     formats = dict.fromkeys(dense.in_blocks, Format.parse("50%"))
     broken = iter([(1, 3, "")])
     with monkeypatch.context() as patch:
-        patch.setattr(dense, "measure_inputs", lambda: map(lambda step: 1 / 0, broken))
+        patch.setattr(dense, "measure_inputs", lambda: (1 / 0 for _ in broken))
         with pytest.raises(ZeroDivisionError):
             next(dense.prepare(formats, "wanda"))
     assert next(dense.prepare(formats, "wanda"))[:2] == (1, 3)
