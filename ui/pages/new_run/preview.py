@@ -48,7 +48,7 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
         plan = sweep.plan(kind.name, values, swept)
     except SlimscopeError as error:
         command = submit.command_line(kind.name, values, swept)
-        return HTML.preview(command, error), 0, error, {}
+        return HTML.preview(command, error, refused=True), 0, error, {}
     command = submit.command_line(kind.name, values, swept)
     pairs_shown = {
         **models_of(plan.configs),
