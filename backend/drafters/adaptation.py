@@ -21,6 +21,7 @@ from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel, packed_weights
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
+from backend.models.construction import alone
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import (
     DEFAULT_ATTENTION,
@@ -88,6 +89,7 @@ def _mask(visible: Tensor, states: Tensor) -> Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
+@alone
 def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:
     """A model of the same class with only layer `block`; everything outside it is the identity."""
     config: Any = deepcopy(model.config.get_text_config())

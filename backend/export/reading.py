@@ -19,6 +19,7 @@ from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite, tied_names
 from backend.models.blocks import turned
+from backend.models.construction import alone
 from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.families.stored import (
@@ -141,6 +142,7 @@ def _inconsistent(name: str, why: str) -> ModelError:
     )
 
 
+@alone
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     """Load a folder as a model on packed weights, in bfloat16, on the CPU. Layers that the int4
@@ -158,6 +160,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     return model.eval()
 
 
+@alone
 @torch.no_grad()
 def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are

@@ -24,6 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import each_parameter, is_streamed, stream_from
+from backend.models.construction import alone
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
@@ -108,6 +109,7 @@ def self_checked(
     return LoadedModel(model, tokenizer, facts)
 
 
+@alone
 def _read(
     folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str, streamed: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
+from backend.models.construction import alone
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
 from backend.models.sources.headers import INDEX, OPTIONS, read_headers
@@ -117,6 +118,7 @@ def check_saved(folder: Path, quantized: Mapping[str, tuple[str, Shape]] = NOT_Q
         raise _mismatch(f"{architecture} has no parameter {min(stored)}.")
 
 
+@alone
 def _expected_tensors(folder: Path) -> tuple[str, str, list[tuple[list[str], Shape]]]:
     """The class plain transformers builds for the folder's config, its family, and the names and
     the shape of each of its tensors."""

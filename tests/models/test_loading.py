@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,6 +55,26 @@ def test_a_loaded_model_is_ready_to_measure():
 
 def hash_of_toy():
     return weights_hash(load("toy").model)
+
+
+def test_models_are_built_one_at_a_time(monkeypatch):
+    whole, building, most = loading._whole, [], []
+
+    def slowly(*given):
+        building.append(given)
+        most.append(len(building))
+        time.sleep(0.1)
+        try:
+            return whole(*given)
+        finally:
+            building.pop()
+
+    monkeypatch.setattr(loading, "_whole", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        models = [x.model for x in threads.map(lambda _: load("toy"), range(3))]
+    assert most == [1, 1, 1]
+    assert {p.device.type for model in models for p in model.parameters()} == {"cpu"}
+    assert len({weights_hash(model) for model in models}) == 1
 
 
 def test_hash_is_the_same_in_another_process_and_sees_every_weight():

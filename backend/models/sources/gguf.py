@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
+from backend.models.construction import alone
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
 from backend.models.sources.headers import OPTIONS
@@ -69,6 +70,7 @@ def rounding_methods(*texts: str) -> str:
     return " and ".join(m for m in METHODS if any(m.lower() in text.lower() for text in texts))
 
 
+@alone
 def convert(path: Path, folder: Path, say: Say = silent) -> None:
     """Write the model in GGUF file `path` to `folder`: config, safetensors, tokenizer. Each tensor
     has the narrowest floating-point type that holds its values exactly. `say`: called with the
