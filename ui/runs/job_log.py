@@ -1,7 +1,8 @@
 """The log and the history of the job in the address, as Jobs and the page of a run show them.
 
 Of a log only new bytes travel. The browser keeps the cursor `{"source", "end"}`; the server answers
-with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated."""
+with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated, and so is one that
+was not drawn yet, which the browser keeps instead of a cursor."""
 
 from typing import Any, TypedDict
 
@@ -64,11 +65,12 @@ def part(job: Job, cursor: Any) -> LogPart | None:
     """Part of the newest attempt's log after the browser's cursor; None: nothing new."""
     n = job.attempts_made
     source = f"{job.run}/{n}"
-    known = isinstance(cursor, dict) and cursor.get("source") == source
-    after = cursor.get("end") if known else None
+    known = cursor if isinstance(cursor, dict) and cursor.get("source") == source else {}
+    is_drawn = "text" not in known  # else it stands in a tab that has not been opened yet
+    after = known.get("end" if is_drawn else "start")
     after = after if isinstance(after, int) else None
     text, start, end = read_log(job.run, n, after, TAIL_BYTES)
-    if after is not None and not text:
+    if after is not None and (not text or end == known.get("end")):
         return None
     if after is not None and start > after:
         start = 0  # so much was written meanwhile that the page begins anew

@@ -280,6 +280,9 @@ def test_the_log_grows_by_what_is_new(logged: Path) -> None:
         file.write("two é\n")
     more = part(queries.job(2), cursor)
     assert more and (more["start"], more["text"]) == (first["end"], "two é\n")
+    undrawn = part(queries.job(2), first)  # as its tab has not been opened yet
+    assert undrawn and (undrawn["start"], undrawn["text"]) == (0, "one\ntwo é\n")
+    assert part(queries.job(2), undrawn) is None, "until there is more"
     logged.write_text("x" * 100_000)
     found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
     assert found and found["start"] == 0 and len(found["text"]) < 100_000
@@ -303,7 +306,8 @@ HERE = {"source": "sds-0002/1"}
 @pytest.mark.parametrize(
     "cursor",
     ["text", 7, [], {}, {"source": None, "end": None},
-     *({**HERE, "end": end} for end in (-1, 10**12, "x", None, 2.5))],
+     *({**HERE, "end": end} for end in (-1, 10**12, "x", None, 2.5)),
+     {**HERE, "text": "x", "start": "x", "end": -1}],
 )  # fmt: skip
 def test_an_odd_cursor_gets_the_log_from_its_end_or_nothing(logged: Path, cursor: Any) -> None:
     found = part(queries.job(2), cursor)
