@@ -21,11 +21,13 @@ PAID = {
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
-    """A budget in place of the pattern, which it replaces."""
+    """A budget in place of the pattern, which it replaces; "one-shot" where SDS is left out."""
     allocation = str(values.get("allocation", ""))
     budget = allocation.removeprefix(PREFIX)
     first = f"{budget} on average" if budget != allocation else values.get("pattern")
-    return [str(value) for value in (first, values.get("base")) if value]
+    once = "one-shot " if values.get("until") == SDSStage.FIRST else ""
+    pruner = f"{once}{base}" if (base := values.get("base")) else ""
+    return [str(value) for value in (first, pruner) if value]
 
 
 def verdict(stages: StageComparison) -> str:

@@ -64,6 +64,14 @@ def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "", unit: str = ""
     return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)], unit)
 
 
+def of_usage(frame: pd.DataFrame, quantity: str, unit: str) -> str:
+    """Of what a process takes of the machine over time: the most of it, and the mean."""
+    line = frame.iloc[:, 1].dropna()
+    if line.empty:
+        return ""
+    return f"{quantity}: at most {_with(unit, line.max())}, {_with(unit, line.mean())} on average"
+
+
 def of_rivals(
     frame: pd.DataFrame, quantity: str, better: str, unit: str = "", over_blocks: bool = False
 ) -> str:

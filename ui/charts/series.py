@@ -140,6 +140,8 @@ def series_note(series: Sequence[Series]) -> str:
     beyond = [s.snapshot.below + s.snapshot.above for s in series]
     if any(beyond):
         words.append(f"{extent(beyond, '{:,}'.format)} lie beyond ±{number(first.hi, 3)}")
+    if any(s.snapshot.zeros for s in series):
+        words.append("exact zeros left out")
     return ", ".join(words) + "."
 
 

@@ -77,7 +77,7 @@ def perplexity_note(results: Sequence[StoredResult]) -> str:
     words += [f"text {corpus}"] if corpus else []
     words += [f"context {context} tokens"] if context else []
     rounded = first.details.get("rounded")
-    saved = f" What is not quantised is in {rounded}, as saved, at Dense, too." if rounded else ""
+    saved = f" All else was rounded to {rounded} before, at Dense, too." if rounded else ""
     return f"{', '.join(words)}.{saved}"
 
 

@@ -1,8 +1,8 @@
 """The log and the history of the job in the address, as Jobs and the page of a run show them.
 
 Of a log only new bytes travel. The browser keeps the cursor `{"source", "end"}`; the server answers
-with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated, and so is one that
-was not drawn yet, which the browser keeps instead of a cursor."""
+with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated, and so is one
+that was not drawn yet, which the browser keeps instead of a cursor."""
 
 from typing import Any, TypedDict
 

@@ -74,16 +74,24 @@ def _dots(
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that two or more of them have
     recorded, by name: what the processes took last, else those of most runs first, of these the
-    errors of the stage the baseline kept, and losses. Runs of two methods have no other curve in
-    common: they are compared by the errors of what each kept."""
+    errors of the stage the baseline kept, and losses. Runs that kept different stages are compared
+    by the errors of what each kept first."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
-    if not {*_shared(found)} - {*TAKEN}:
+    kept_stages = {row.figures.kept for row in comparison.rows}
+    if len(kept_stages) > 1 or not {*_shared(found)} - {*TAKEN}:
         for row in comparison.rows:
             if len(points := _errors_by_block(row)) > 1:
                 found[row.job.run][KEPT_ERROR] = points
     several, kept = _shared(found), replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
-        several, key=lambda k: (k in TAKEN, -several[k], k != kept, k.family != LOSS.family)
+        several,
+        key=lambda k: (
+            k in TAKEN,
+            k != KEPT_ERROR,
+            -several[k],
+            k != kept,
+            k.family != LOSS.family,
+        ),
     )
     return found, {str(key): key for key in keys}
 

@@ -21,7 +21,7 @@ from jobs.fields.models import NO_WEIGHTS, ships_without
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_blocks, of_curves
+from ui.charts.headlines import lower, of_blocks, of_curves, of_usage
 from ui.charts.histograms import overlay_chart
 from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
 from ui.charts.series import Series
@@ -283,6 +283,9 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     by_block = card.axis == BLOCK
     question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
+    if card in (MEMORY, PROCESSOR):
+        told = of_usage(frame, quantity, shown.shown_unit)
+        return Chart(figure, frame, note, question, headline=told or quantity)
     told = (of_blocks if by_block else of_curves)(frame, quantity, main, shown.shown_unit)
     note += "" if by_block else " The title compares the means of the first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)

@@ -64,7 +64,7 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     assert texts == ""
     assert "saved no model" in quality.update(queries.job(2))["findings"]
     assert 'href="new' not in quality.update(queries.job(2))["findings"]
-    assert "Size, speed and generated text" in words
+    assert "Speed and generated text" in words
     assert {*quality.update(None).values()} == {""}
     store(evaluation(3, "sds-0001", state="running"))
     measuring = quality.update(queries.job(1))
