@@ -98,7 +98,7 @@ def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
 def unreadable(folder: Path, why: str) -> ModelError:
     """The error for packed weights that cannot be read."""
     return ModelError(
-        f"The packed weights in {folder.name} cannot be read.",
+        f"The packed weights in {'/'.join(folder.parts[-2:])} cannot be read.",
         why,
         "Choose a complete model folder.",
         field="model",

@@ -121,7 +121,7 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
 
 
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
-    if first is None or not (first.end and transcript.end):
+    if first is None or not (first.end and transcript.end) or first.error or transcript.error:
         return []
     if first.text == transcript.text:
         return ["identical to A"]
