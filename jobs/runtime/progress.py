@@ -20,7 +20,7 @@ from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
 SETTLED_S = 15.0  # in a phase, before its own pace is used
-DAMPED_S = 30.0  # at most, in which the end that is told nears the one reckoned by 1 - 1/e
+DAMPED_S = 30.0  # time constant of that smoothing, at most
 HALF_TRUSTED = 0.05  # of the work done: the pace then counts as much as the estimate
 EVERY = 0.01  # of the time since the run began passes between two points
 LEAST_S = 1.0  # between two points
@@ -37,7 +37,7 @@ class Progress:
 
         ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
 
-    The end this gives jumps where phases differ in pace, so the one that is told follows it damped.
+    This estimate jumps where phases differ in pace, so what is reported is smoothed towards it.
 
     Args:
         expected_s: seconds the whole job was estimated to take; None if that is not known.
@@ -48,7 +48,7 @@ class Progress:
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
-        self._end: tuple[float, float] | None = None  # when it was reckoned last, and what was told
+        self._end: tuple[float, float] | None = None  # time of the last estimate, reported end
         self._told = ""
         self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
 
@@ -91,7 +91,7 @@ class Progress:
         if left is None:
             return None
         since, end = self._end or (now, now + left)
-        damped = max(LEAST_S, min(DAMPED_S, left / 4))  # near the end it counts what is reckoned
+        damped = max(LEAST_S, min(DAMPED_S, left / 4))  # near the end the estimate counts
         end += (1 - math.exp((since - now) / damped)) * (now + left - end)
         self._end = now, end
         return max(0.0, end - now)

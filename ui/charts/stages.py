@@ -77,7 +77,11 @@ def perplexity_note(results: Sequence[StoredResult]) -> str:
     words += [f"text {corpus}"] if corpus else []
     words += [f"context {context} tokens"] if context else []
     rounded = first.details.get("rounded")
-    saved = f" All else was rounded to {rounded} before, at Dense, too." if rounded else ""
+    saved = (
+        f" What is not quantised was rounded to {rounded} first, in the dense model, too."
+        if rounded
+        else ""
+    )
     return f"{', '.join(words)}.{saved}"
 
 

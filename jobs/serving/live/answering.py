@@ -237,7 +237,10 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def _live_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
         """Tells the live model's text, and the speed of both; pauses after each piece."""
+        if opened.dense.reference(live.dtype).target is None:
+            return  # which was told
         if live.running.target is None:
+            self._tell("missing", of="text", why=live.running.decoder)
             return
         prompt = self._prompt(opened)
         speed = yield from self._written("live", opened, live.running, prompt, [])

@@ -132,7 +132,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
     assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
     results[0].details["rounded"] = "float16"
-    assert perplexity_note(results).endswith("rounded to float16 before, at Dense, too.")
+    assert perplexity_note(results).endswith("rounded to float16 first, in the dense model, too.")
     assert perplexity_note([]) == ""
 
 

@@ -26,7 +26,7 @@ from jobs.metrics import (
 )
 from ui.charts.chart import Chart
 from ui.format import NONE, number
-from ui.pages.help.glossary import known_terms
+from ui.pages.help.glossary import explained
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.results import (
@@ -169,7 +169,7 @@ def metrics_card(comparison: RunComparison) -> Markup:
     told.pop("", None)
     conditions = [f"{', '.join(x)}: {text}" if len(told) > 1 else text for text, x in told.items()]
     return HTML.results(
-        comparison.columns, comparison.base, kept, shared, single, conditions, known_terms()
+        comparison.columns, comparison.base, kept, shared, single, conditions, explained
     )
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from jobs.metrics import METRICS
+from ui.widgets.html import WIDGETS
 
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Runs": {
@@ -182,3 +185,9 @@ def known_terms() -> dict[str, str]:
     """Term or metric -> what it means here."""
     metrics = {m.title: m.definition for m in METRICS.values() if m.definition}
     return metrics | {term: text for topic in GLOSSARY.values() for term, text in topic.items()}
+
+
+def explained(word: str, meaning: str = "") -> Markup:
+    """A term or a metric with what it means: where Help knows it, a link to it, else `meaning`."""
+    known = known_terms().get(word, "")
+    return WIDGETS.term(word, known or meaning, bool(known))

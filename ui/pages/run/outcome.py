@@ -26,7 +26,7 @@ from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
 from jobs.wording import StageComparison, fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
-from ui.pages.help.glossary import known_terms
+from ui.pages.help.glossary import explained
 from ui.runs.html import took
 from ui.runs.results import (
     GAINS,
@@ -45,7 +45,6 @@ from ui.runs.sensitivity.measured import over_dense
 from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colours
-from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
@@ -128,11 +127,11 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tuple[str, str]:
     """What the model the run kept lost against its source, and what to do then."""
-    kind, dense, kept = kind_of(job), DENSE, results.kept or ""
-    if not (kind and kind.compresses and compared) or dense == kept:
+    kind, kept = kind_of(job), results.kept or ""
+    if not (kind and kind.compresses and compared) or kept == DENSE:
         return "", ""
-    measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (dense, kept))
-    return compared.lost(kept, dense, kind.remedy) if measured else ("", "")
+    measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
+    return compared.lost(kept, DENSE, kind.remedy) if measured else ("", "")
 
 
 def _figures(results: RunResults) -> dict[str, str]:
@@ -225,11 +224,6 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
     return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
-
-
-def explained(word: str) -> Markup:
-    """A term or a metric with what it means, where Help knows it."""
-    return WIDGETS.term(word, known_terms().get(word, ""))
 
 
 def sentence_case(text: str) -> str:

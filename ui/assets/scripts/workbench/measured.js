@@ -16,7 +16,7 @@ export class Measured {
 
   begin(address) {
     this.#now = key(address);
-    this.say("Asking the live model; where its process is not running yet, about 10 s …");
+    this.say("Asking the live model. If its process has to start first, about 10 s …");
   }
 
   /** @returns {Known | undefined} */
