@@ -29,6 +29,8 @@ def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) 
 def choose_method(page: Page, kind: str) -> None:
     page.locator(f"#new-kind input[value='{kind}']").check()
     expect(page.locator(f"#form-{kind}")).to_be_visible()
+    # whose prices move what is below them
+    expect(page.locator("#new-preview")).to_contain_text(f"slimscope submit {kind}")
 
 
 def the_command_names_all_that_a_preset_sets(page: Page) -> None:
