@@ -40,7 +40,7 @@ from tests.browser.chromium import find
 from tests.fork_engine import ForkEngine, fork_all
 from tests.fork_server import FORKS, begin_anew
 
-PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
+PATIENCE_MS = 20_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
 # Else a page is drawn anew sixty times a second for as long as something is waited for.
 Page.wait_for_function = partialmethod(Page.wait_for_function, polling=50)  # type: ignore

@@ -119,7 +119,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
     context = browser.new_context(offline=True)
     alone = context.new_page()
     alone.goto(file.as_uri())
-    alone.locator(".plotly .xtick, .main-svg .xtick").first.wait_for(timeout=60_000)
+    alone.locator(".plotly .xtick, .main-svg .xtick").first.wait_for()
     expect(alone.locator("p").first).to_contain_text("Which runs are on the Pareto front?")
     assert alone.evaluate("document.body.dataset.x") is None
     context.close()

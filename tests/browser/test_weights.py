@@ -103,7 +103,7 @@ def test_the_slider_moves_every_panel_and_title(visitor: Page, lab: Dashboard) -
     assert seen[0] != seen[1] and "50.0" in seen[0]
     visitor.wait_for_url("**stage=redense**")
     visitor.locator("[data-play]").click()
-    visitor.wait_for_function("!location.search.includes('stage')", timeout=30_000)  # the last
+    visitor.wait_for_function("!location.search.includes('stage')")  # the last
     visitor.get_by_role("button", name="All statistics").click()
     table = visitor.locator("#weights-table")
     stored_zeros = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")

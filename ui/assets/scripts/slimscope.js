@@ -102,18 +102,31 @@ window.slimscope = (() => {
     if (touched) address({ tab: name });
   }
 
-  function address(fields) {
+  /* Browsers allow few changes of an address in a second: what moves under the hand is written once it rests. */
+  const REST_MS = 250;
+  let waiting = {}, rest = 0;
+  function address(fields, moving = false) {
+    Object.assign(waiting, fields);
+    clearTimeout(rest);
+    if (moving) rest = setTimeout(write, REST_MS);
+    else write();
+  }
+
+  function write() {
     const url = new URL(window.location);
-    for (const [name, value] of Object.entries(fields)) {
+    for (const [name, value] of Object.entries(waiting)) {
       const words = Array.isArray(value) ? value.join(",") : String(value ?? "");
       if (words) url.searchParams.set(name, words);
       else url.searchParams.delete(name);
     }
+    waiting = {};
+    clearTimeout(rest);
     if (url.href === window.location.href) return;
     const person = touched && performance.now() - pushed > 1000; // what follows at once belongs to it
     if (person) pushed = performance.now();
     history[person ? "pushState" : "replaceState"](history.state, "", url);
   }
+  window.addEventListener("pagehide", write);
 
   /* Back undoes the last view: the page is drawn anew for the address it then has. */
   let pushed = -1000;

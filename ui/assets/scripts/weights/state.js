@@ -9,7 +9,6 @@
 const OPTIONS = { vs: "", view: "ridges", brush: "", against: "", show: "", curve: "histogram", y: "linear", side: "row",
                   measure: "norm", order: "size", cells: "mean", flow: "inputs", spot: "" };
 const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
-const REST_MS = 150;
 const DRAWN = ["ridges", "magnitudes", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
 
 /** What an address asks for. @returns {State} */
@@ -21,7 +20,7 @@ export function asked(search) {
 }
 
 export class Selection {
-  #told = []; #rest = 0;
+  #told = [];
   /** @param {State} state */
   constructor(state) { this.now = state; this.defaults = {}; }
 
@@ -47,13 +46,13 @@ export class Selection {
     if (!changed.size) return;
     Object.assign(this.now, parts);
     for (const listener of this.#told) listener(changed);
-    clearTimeout(this.#rest); // browsers allow few changes of an address in a second
-    this.#rest = setTimeout(() => this.write(), REST_MS);
+    this.write("brush" in parts || "spot" in parts);
   }
 
-  write() {
+  /** `moving`: it changes under the hand. */
+  write(moving = false) {
     const short = NAMES.map((name) => [name, name !== "run" && this.now[name] === this.defaults[name] ? "" : this.now[name]]);
-    window.slimscope.address(Object.fromEntries(short));
+    window.slimscope.address(Object.fromEntries(short), moving);
   }
 }
 

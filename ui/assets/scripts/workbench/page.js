@@ -16,7 +16,7 @@ import { TextCard } from "./texts.js";
 
 const MOST_KEPT = 9;
 const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
-const SWEEP = { to: 70, step: 2, ms: 110 }, REST_MS = 250;
+const SWEEP = { to: 70, step: 2, ms: 110 };
 let early = null; // what the address asks for, loaded while Gradio starts
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
@@ -43,7 +43,7 @@ export function start(element) {
 }
 
 class Page extends Panels {
-  hovered = -1; holding = false; playing = 0; tensor = null; bell = ""; #key = ""; #rest = 0;
+  hovered = -1; holding = false; playing = 0; tensor = null; bell = ""; #key = "";
 
   constructor(element) {
     super();
@@ -189,7 +189,7 @@ class Page extends Panels {
     this.now = next;
     this.draw(key);
     this.measure();
-    this.write();
+    this.write(Boolean(key));
   }
 
   step(from, to) {
@@ -225,10 +225,10 @@ class Page extends Panels {
     this.set({ formats: this.now.formats.map((text, i) => (this.layers[i].block === block ? DENSE : text)) });
   }
 
-  write() {
-    clearTimeout(this.#rest); // browsers allow few changes of an address in a second
-    this.#rest = setTimeout(() => window.slimscope.address({ model: this.model.model, state: this.isDense ? "" : this.address, focus: this.layers[this.focus].name,
-      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, bell: this.bell, prompt: this.texts.own }), REST_MS);
+  /** `moving`: a slider is held. */
+  write(moving = false) {
+    window.slimscope.address({ model: this.model.model, state: this.isDense ? "" : this.address, focus: this.layers[this.focus].name,
+      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, bell: this.bell, prompt: this.texts.own }, moving);
   }
 
   pick(t, keeps = false) {
@@ -335,7 +335,7 @@ class Page extends Panels {
     for (const name of ["unit", "front"]) knob(name, (value) => { this.settings[name] = value; this.draw(); });
     part("sparsity").oninput = ({ target }) => this.prune(Number(target.value) ? `${target.value}%` : "", "sparsity");
     part("budget").oninput = () => this.solve();
-    for (const id of ["sparsity", "budget"]) part(id).onchange = () => { this.#key = ""; };
+    for (const id of ["sparsity", "budget"]) part(id).onchange = () => { this.#key = ""; this.write(); };
     on('[data-group="pattern"]', "click", ({ target }) => { if (target.matches("button")) this.prune(target.value); });
     on('[data-group="bits"]', "click", ({ target }) => {
       if (target.matches("button")) this.turn(({ pattern }) => ({ pattern, width: target.value === "16" ? "" : this.width(target.value) }));
