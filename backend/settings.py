@@ -16,8 +16,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 LEAST_TOKEN = 16  # characters
 PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR"))
 FROZEN = (  # what a run may be told of its submission: no other name of a stored row is a variable
-    *PLACES, "SLIMSCOPE_PLUGINS", "SLIMSCOPE_THREADS", "SLIMSCOPE_NATIVE", "SLIMSCOPE_INPUTS",
-)  # fmt: skip
+    *PLACES,
+    "SLIMSCOPE_PLUGINS",
+    "SLIMSCOPE_THREADS",
+    "SLIMSCOPE_NATIVE",
+    "SLIMSCOPE_INPUTS",
+)
 # An alias, and what is read by the shell of a node.
 OTHER_VARIABLES = {"SLIMSCOPE_ARTIFACTS", "SLIMSCOPE_PYTHON"}
 SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")

@@ -79,9 +79,17 @@ SIZES = (4, 8, 16)  # nodes of the static trees
 WATCHED, SPARE = 8, 16  # held-out answers during training; prompts of the training sets set aside
 RESULT = "result.json"
 DECISIVE = (  # arguments that a kept result depends on
-    "model", "precision", "answers", "answer_tokens", "steps", "minutes", "batch", "sets", "judged",
+    "model",
+    "precision",
+    "answers",
+    "answer_tokens",
+    "steps",
+    "minutes",
+    "batch",
+    "sets",
+    "judged",
     "longest",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -257,9 +265,15 @@ class Bench:
         watched = [self.corpora.judged[n] for n in range(min(WATCHED, len(self.corpora.judged)))]
         with TemporaryDirectory() as scratch:
             work = DrafterTrainer(
-                drafter, self.target, self.corpora.learnt, watched, config, seed,
-                Checkpoints(Path(scratch)), SILENT,
-            )  # fmt: skip
+                drafter,
+                self.target,
+                self.corpora.learnt,
+                watched,
+                config,
+                seed,
+                Checkpoints(Path(scratch)),
+                SILENT,
+            )
             if seconds is None:
                 work.run()
             else:
@@ -319,9 +333,13 @@ class Bench:
         for _ in range(chosen.rounds + 1):
             began = time.perf_counter()
             target.model.generate(
-                ids, attention_mask=mask, do_sample=False, max_new_tokens=chosen.new_tokens,
-                min_new_tokens=chosen.new_tokens, pad_token_id=0,
-            )  # fmt: skip
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=chosen.new_tokens,
+                min_new_tokens=chosen.new_tokens,
+                pad_token_id=0,
+            )
             taken.append(time.perf_counter() - began)
             vanilla = decoders_of(target, {VANILLA: NoDraft()})
             one = time_decoders(vanilla, ids[0].tolist(), chosen.new_tokens, (), 1, SILENT)
@@ -339,15 +357,30 @@ def with_margin(values: Sequence[float], sign: str = "") -> str:
 
 def accepted_table(found: Mapping[str, list[Outcome]], name: str) -> Table:
     """Accepted length on a set of prompts: mean over seeds with the standard deviation."""
-    made = Table("arm", "parameters", "steps", "s", "top-1 of heads", "all before right",
-                 *(f"{n} nodes" for n in SIZES), "default trees", title=name)  # fmt: skip
+    made = Table(
+        "arm",
+        "parameters",
+        "steps",
+        "s",
+        "top-1 of heads",
+        "all before right",
+        *(f"{n} nodes" for n in SIZES),
+        "default trees",
+        title=name,
+    )
     for arm, outcomes in found.items():
         one = outcomes[0]
         tops = (_mean_row([o.top1 for o in outcomes]), _mean_row([o.chained for o in outcomes]))
         trees = zip(*(o.accepted[name] for o in outcomes), strict=True)
         spread = [f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in trees]
-        made.add_row(arm, f"{one.parameters:,}", str(one.steps),
-                     f"{mean(o.seconds for o in outcomes):.0f}", *tops, *spread)  # fmt: skip
+        made.add_row(
+            arm,
+            f"{one.parameters:,}",
+            str(one.steps),
+            f"{mean(o.seconds for o in outcomes):.0f}",
+            *tops,
+            *spread,
+        )
     return made
 
 
@@ -367,24 +400,41 @@ def control_table(found: Mapping[str, list[Outcome]]) -> Table:
                 [a - b for a, b in zip(x.accepted[name], y.accepted[name], strict=True)]
                 for x, y in rows
             ]
-            made.add_row(f"{arm} − {other}", name,
-                         *(with_margin(c, "+") for c in zip(*leads, strict=True)))  # fmt: skip
+            made.add_row(
+                f"{arm} − {other}", name, *(with_margin(c, "+") for c in zip(*leads, strict=True))
+            )
     return made
 
 
 def speed_table(found: Mapping[str, DecoderSummary], predicted: Mapping[str, float]) -> Table:
     """Speed-ups, and where the time of a pass goes."""
-    made = Table("decoder", "tokens/s", "speed-up (range)", "accepted", "predicted", "break-even",
-                 "draft ms", "verify ms", "rest ms", "texts alike")  # fmt: skip
+    made = Table(
+        "decoder",
+        "tokens/s",
+        "speed-up (range)",
+        "accepted",
+        "predicted",
+        "break-even",
+        "draft ms",
+        "verify ms",
+        "rest ms",
+        "texts alike",
+    )
     for name, s in found.items():
         ms = {part: 1000 * seconds for part, seconds in s.parts.items()}
         up = s.speed_up
-        made.add_row(name, f"{s.speed.value:.1f}",
-                     f"{up.value:.2f} ({up.lowest:.2f}–{up.highest:.2f})", f"{s.accepted:.2f}",
-                     f"{predicted[name]:.2f}" if name in predicted else "",
-                     f"{s.break_even:.2f}", f"{ms['draft']:.2f}",
-                     f"{ms['verify']:.2f}", f"{ms['accept'] + ms['cache']:.2f}",
-                     f"{s.same}/{s.prompts}")  # fmt: skip
+        made.add_row(
+            name,
+            f"{s.speed.value:.1f}",
+            f"{up.value:.2f} ({up.lowest:.2f}–{up.highest:.2f})",
+            f"{s.accepted:.2f}",
+            f"{predicted[name]:.2f}" if name in predicted else "",
+            f"{s.break_even:.2f}",
+            f"{ms['draft']:.2f}",
+            f"{ms['verify']:.2f}",
+            f"{ms['accept'] + ms['cache']:.2f}",
+            f"{s.same}/{s.prompts}",
+        )
     return made
 
 
@@ -413,13 +463,17 @@ def main() -> None:
     console.print(*(accepted_table(found, name) for name in chosen.sets), control_table(found))
     console.print(speed_table(speeds, predicted))
     console.print(f"generate of transformers takes {ratio:.2f} times as long as our vanilla loop.")
-    print(json.dumps({
-        "accepted": {arm: [o.accepted for o in each] for arm, each in found.items()},
-        "predicted": predicted,
-        "decoded": {name: s.accepted for name, s in speeds.items()},
-        "speed_up": {name: s.speed_up.value for name, s in speeds.items()},
-        "generate_ratio": ratio,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "accepted": {arm: [o.accepted for o in each] for arm, each in found.items()},
+                "predicted": predicted,
+                "decoded": {name: s.accepted for name, s in speeds.items()},
+                "speed_up": {name: s.speed_up.value for name, s in speeds.items()},
+                "generate_ratio": ratio,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

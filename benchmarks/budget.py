@@ -103,9 +103,12 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
 
     def row(
-        self, mix: str, losses: Callable[[], Tensor], taken: Callable[[], float] | None = None,
+        self,
+        mix: str,
+        losses: Callable[[], Tensor],
+        taken: Callable[[], float] | None = None,
         **said: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         given = self.trial.given
         said |= {"mix": mix, "seed": given.seed, "once": bool(given.candidates)}
         found = next((x for x in self.rows if said.items() <= x.items()), None)
@@ -161,10 +164,16 @@ class Comparison:
             told = {"predicted_ms": round(predicted.milliseconds or 0, 3)}
         measured = self.solver("measured", self.profile.formats).mix(mix.formats)
         self.row(
-            label, partial(trial.mixed, mix.formats), taken, bits=round(mix.bits, 4),
-            MB=round(mix.nbytes / 1e6, 3), sparsity=round(mix.sparsity, 4),
-            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6), **told,
-        )  # fmt: skip
+            label,
+            partial(trial.mixed, mix.formats),
+            taken,
+            bits=round(mix.bits, 4),
+            MB=round(mix.nbytes / 1e6, 3),
+            sparsity=round(mix.sparsity, 4),
+            fisher=round(predicted.loss, 6),
+            measured=round(measured.loss, 6),
+            **told,
+        )
 
     def uniform(self, formats: Sequence[Format], budget: Budget) -> Formats:
         """One format, or two that alternate by blocks so that the budget is kept; of a file, with
@@ -199,10 +208,17 @@ class Comparison:
                 for row in trial.heldout.split(1)
             ]
         found = MixSearch(
-            mixed, solver, budget, trial.heldout, dense, 8, trial.given.seed,
-            Checkpoints(trial.given.candidates / str(budget)), SILENT,
+            mixed,
+            solver,
+            budget,
+            trial.heldout,
+            dense,
+            8,
+            trial.given.seed,
+            Checkpoints(trial.given.candidates / str(budget)),
+            SILENT,
             dict(solver.solve(budget).formats),
-        )  # fmt: skip
+        )
         mix = found.run(60 * trial.given.minutes)
         print(f"{found.generation} generations, {found.taken} improvements", flush=True)
         return mix

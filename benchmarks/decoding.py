@@ -115,9 +115,15 @@ class Transformers:
     def write(self, first: int, number: int) -> list[int]:
         ids = torch.cat([self._ids, torch.tensor([[first]])], 1)
         made = self._model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=number,
-            min_new_tokens=number, pad_token_id=0, use_cache=True, repetition_penalty=1.0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=number,
+            min_new_tokens=number,
+            pad_token_id=0,
+            use_cache=True,
+            repetition_penalty=1.0,
+        )
         return made[0, ids.shape[1] :].tolist()
 
     def rewind(self, length: int = CONTEXT) -> None:
@@ -275,8 +281,16 @@ def main() -> None:
         median(times["PyTorch loop, bf16"].cpu) if "PyTorch loop, bf16" in times else float("nan")
     )
     table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), {reach / 1e9:.0f} GB/s")
-    for head in ("engine", "ms", "tokens/s", "× PyTorch bf16", "limit ms",
-                 *(f"t({n})/t(1)" for n in WIDTHS), "error", "perplexity"):  # fmt: skip
+    for head in (
+        "engine",
+        "ms",
+        "tokens/s",
+        "× PyTorch bf16",
+        "limit ms",
+        *(f"t({n})/t(1)" for n in WIDTHS),
+        "error",
+        "perplexity",
+    ):
         table.add_column(head, justify="left" if head == "engine" else "right")
     lines = []
     for name, each in times.items():
@@ -285,15 +299,26 @@ def main() -> None:
         one = each.passes[1]
         ratios = [median(each.passes[n]) / median(one) if one else float("nan") for n in WIDTHS]
         table.add_row(
-            name, f"{1e3 * cpu:.1f}", f"{1 / wall:.0f}", f"{base / cpu:.2f}",
-            f"{1e3 * limit:.1f}", *(f"{r:.2f}" for r in ratios),
+            name,
+            f"{1e3 * cpu:.1f}",
+            f"{1 / wall:.0f}",
+            f"{base / cpu:.2f}",
+            f"{1e3 * limit:.1f}",
+            *(f"{r:.2f}" for r in ratios),
             *(f"{x[name]:.4f}" if name in x else "" for x in (errors, perplexities)),
-        )  # fmt: skip
-        lines.append({
-            "engine": name, "cpu_ms": 1e3 * cpu, "tokens_s": 1 / wall, "limit_ms": 1e3 * limit,
-            "speed_up": base / cpu, "ratios": dict(zip(WIDTHS, ratios, strict=True)),
-            "error": errors.get(name), "perplexity": perplexities.get(name),
-        })  # fmt: skip
+        )
+        lines.append(
+            {
+                "engine": name,
+                "cpu_ms": 1e3 * cpu,
+                "tokens_s": 1 / wall,
+                "limit_ms": 1e3 * limit,
+                "speed_up": base / cpu,
+                "ratios": dict(zip(WIDTHS, ratios, strict=True)),
+                "error": errors.get(name),
+                "perplexity": perplexities.get(name),
+            }
+        )
     Console(width=150).print(table)
     print(json.dumps({"threads": chosen.threads, "bandwidth": reach, "engines": lines}))
 

@@ -46,11 +46,21 @@ FORMATS: dict[GridType, Format] = {
     "offset": "slimscope",
 }
 SHAPES = {
-    "25m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 7,
-            "num_attention_heads": 8, "num_key_value_heads": 8},
-    "113m": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 9,
-             "num_attention_heads": 16, "num_key_value_heads": 16},
-}  # fmt: skip
+    "25m": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
+    "113m": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    },
+}
 BITS, SAMPLE = (2, 3, 4), (512, 1408)
 
 
@@ -188,9 +198,13 @@ def shown(training: dict[str, Any], decoding: dict[str, float], sizes: dict[str,
     steps = Table("training", "CPU s a step", "of LoRA", "of DoRA", "peak MB", "trained")
     for way, f in training.items():
         steps.add_row(
-            way, f"{f['seconds']:.3f}", f"{f['of peft LoRA']:.2f} ×", f"{f['of peft DoRA']:.2f} ×",
-            f"{f['peak'] / 1e6:.0f}", f"{f['trained']:,.0f}",
-        )  # fmt: skip
+            way,
+            f"{f['seconds']:.3f}",
+            f"{f['of peft LoRA']:.2f} ×",
+            f"{f['of peft DoRA']:.2f} ×",
+            f"{f['peak'] / 1e6:.0f}",
+            f"{f['trained']:,.0f}",
+        )
     decoded = Table("decoding", "tokens/CPU s")
     decoded.add_row("dense bfloat16", f"{decoding['dense']:.1f}")
     gain = decoding["speed-up"]

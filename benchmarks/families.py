@@ -101,9 +101,14 @@ def sds(tiny: TinyModel) -> None:
     loaded = tiny.loaded()
     with TemporaryDirectory() as work:
         run_sds(
-            loaded.model, tiny.text, config, pruning_plan(config, tiny.facts.linears),
-            Checkpoints(Path(work)), SilentReporter(), loaded.stored,
-        )  # fmt: skip
+            loaded.model,
+            tiny.text,
+            config,
+            pruning_plan(config, tiny.facts.linears),
+            Checkpoints(Path(work)),
+            SilentReporter(),
+            loaded.stored,
+        )
     with reloaded(loaded) as (again, facts):
         assert facts.linears == tiny.facts.linears and facts.dtype == tiny.facts.dtype
         for block in range(facts.blocks):
@@ -129,15 +134,26 @@ def reloaded(loaded: LoadedModel) -> Iterator[tuple[StoredLinears, ModelFacts]]:
 
 def dlqat(tiny: TinyModel) -> None:
     config = kinds()["dlqat"].config(
-        model="toy", steps=2, batch=2, length=LENGTH, group_size=8, rank=2, space="minmax",
+        model="toy",
+        steps=2,
+        batch=2,
+        length=LENGTH,
+        group_size=8,
+        rank=2,
+        space="minmax",
         stages=["rtn", "gptq", "dlqat"],
-    )  # fmt: skip
+    )
     model = tiny.loaded().model
     with TemporaryDirectory() as work:
         run = DLQAT(
-            model, tiny.text, tiny.text, tiny.text, config, plan(config, tiny.facts),
+            model,
+            tiny.text,
+            tiny.text,
+            tiny.text,
+            config,
+            plan(config, tiny.facts),
             Checkpoints(Path(work)),
-        )  # fmt: skip
+        )
         for stage in run.prepare(SilentReporter()):
             run.make(stage, SilentReporter())
             with run.installed(stage), torch.no_grad():
@@ -177,12 +193,24 @@ Method = tuple[str, dict[str, object], Callable[[TinyModel], str | None]]
 METHODS: dict[str, Method] = {  # column -> kind of run, its fields, and the work
     "Statistics": ("statistics", {}, statistics),
     "SDS": ("sds", {**TEXT, "context": LENGTH}, sds),
-    "DL-QAT": ("dlqat", {**TEXT, "context": LENGTH, "length": LENGTH, "group_size": 8,
-                         "format": "dense"}, dlqat),
+    "DL-QAT": (
+        "dlqat",
+        {**TEXT, "context": LENGTH, "length": LENGTH, "group_size": 8, "format": "dense"},
+        dlqat,
+    ),
     "Decoding": ("benchmark", {"max_new_tokens": NEW, "prompts": "toystories"}, decoding),
-    "Drafter": ("amphista", {"training_text": "toystories", "data": "text", "answer_tokens": LENGTH,
-                             "minutes": 0, "steps": 1}, drafter),
-}  # fmt: skip
+    "Drafter": (
+        "amphista",
+        {
+            "training_text": "toystories",
+            "data": "text",
+            "answer_tokens": LENGTH,
+            "minutes": 0,
+            "steps": 1,
+        },
+        drafter,
+    ),
+}
 
 
 def attempt(tiny: TinyModel, method: Method) -> str:
@@ -234,17 +262,34 @@ def markdown(found: dict[str, dict[str, str]]) -> str:
 
 
 SHAPE = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
-    "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 WINDOWED = {"sliding_window": 128}
 GEMMA = {"head_dim": 64, "query_pre_attn_scalar": 64, **WINDOWED}
 FURTHER: dict[str, dict[str, Any]] = {  # what families add to the shape
-    "mistral": WINDOWED, "qwen3": {"head_dim": 64}, "gemma": {"head_dim": 64}, "gemma2": GEMMA,
-    "gemma3_text": GEMMA, "phi3": {"rope_parameters": {
-        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
-}  # fmt: skip
+    "mistral": WINDOWED,
+    "qwen3": {"head_dim": 64},
+    "gemma": {"head_dim": 64},
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "phi3": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75,
+        }
+    },
+}
 
 
 def sized(family: str) -> PreTrainedModel:

@@ -37,14 +37,24 @@ START = {
     "hqq": SHIFTED,
     **dict.fromkeys(("rotated", "awq", "gptq", "rotated-gptq", "gptq-order"), "rtn"),
     **dict.fromkeys(TRAINED, "gptq"),
-}  # fmt: skip
+}
 OWN = ("sds", "reconstruction", "medusa", "amphista")  # their start is a stage of their own
 CLAIMS = (  # of docs/results, on SmolLM2-135M: better, worse
-    ("wanda", "magnitude"), ("sparsegpt", "wanda"), ("alps", "sparsegpt"), ("alps", "admm"),
-    ("sds", "wanda"), ("reconstruction", "wanda"), ("reconstruction", "sds"), ("gptq", "rtn"),
-    ("gptq-order", "gptq"), ("awq", "rtn"), ("dlqat", "gptq"), ("block-wise", "gptq"),
-    ("block-wise", "dlqat-kd"), ("dlqat-kd", "dlqat"),
-)  # fmt: skip
+    ("wanda", "magnitude"),
+    ("sparsegpt", "wanda"),
+    ("alps", "sparsegpt"),
+    ("alps", "admm"),
+    ("sds", "wanda"),
+    ("reconstruction", "wanda"),
+    ("reconstruction", "sds"),
+    ("gptq", "rtn"),
+    ("gptq-order", "gptq"),
+    ("awq", "rtn"),
+    ("dlqat", "gptq"),
+    ("block-wise", "gptq"),
+    ("block-wise", "dlqat-kd"),
+    ("dlqat-kd", "dlqat"),
+)
 
 
 def outcome(name: str, model: PreTrainedModel, rows: Tensor) -> Outcome | str:

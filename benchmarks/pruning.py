@@ -75,8 +75,11 @@ def measure(way: Way, folder: Path, peer: str | None) -> Figures:
     alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [python, "-m", "benchmarks.peers.one", str(folder), *words],
-        env={**os.environ, **alone}, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        env={**os.environ, **alone},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     print(way, json.dumps(figures), file=sys.stderr, flush=True)
     return figures
@@ -88,8 +91,20 @@ def middle(found: list[Figures], name: str) -> float | None:
 
 
 def table(found: dict[Way, list[Figures]], bytes_a_token: float) -> Table:
-    made = Table("tool", "method", "pattern", "forward", "CPU s", "÷ plain", "solving s", "÷ plain",
-                 "bits/byte", "− plain", "MiB more", "zeros")  # fmt: skip
+    made = Table(
+        "tool",
+        "method",
+        "pattern",
+        "forward",
+        "CPU s",
+        "÷ plain",
+        "solving s",
+        "÷ plain",
+        "bits/byte",
+        "− plain",
+        "MiB more",
+        "zeros",
+    )
     for way, rounds in found.items():
         plain = found.get(Way("plain", way.method, way.pattern), [])
         cpu, solving = (cell(rounds, plain, name) for name in ("cpu", "solving"))
@@ -97,8 +112,18 @@ def table(found: dict[Way, list[Figures]], bytes_a_token: float) -> Table:
         base = middle(plain, "bits")
         gap = "" if base is None else f"{bits - base / bytes_a_token:+.4f}"
         memory, zeros = middle(rounds, "memory") or 0, middle(rounds, "zeros") or 0
-        made.add_row(way.tool, way.method, way.pattern, way.precision, *cpu, *solving,
-                     f"{bits:.4f}", gap, f"{memory:.0f}", f"{zeros:.2%}")  # fmt: skip
+        made.add_row(
+            way.tool,
+            way.method,
+            way.pattern,
+            way.precision,
+            *cpu,
+            *solving,
+            f"{bits:.4f}",
+            gap,
+            f"{memory:.0f}",
+            f"{zeros:.2%}",
+        )
     return made
 
 

@@ -57,14 +57,18 @@ def account(job: Job) -> dict[str, Any]:
     found = {(x.stage, str(x.metric)): x for x in queries.results([job.id])}
     losses = {x.stage: x.values.tolist() for x in tensors.profiles(job.id, "", WINDOW_LOSSES)}
     return {
-        "state": job.state, "seconds": whole, "steps": seconds,
-        "peak": job.peak_bytes or 0, "kept": job.kept_stage,
+        "state": job.state,
+        "seconds": whole,
+        "steps": seconds,
+        "peak": job.peak_bytes or 0,
+        "kept": job.kept_stage,
         "perplexity": {
             stage: (x.value, x.stderr or 0.0, found[stage, "bits_per_byte"].value)
-            for (stage, metric), x in found.items() if metric == "perplexity"
+            for (stage, metric), x in found.items()
+            if metric == "perplexity"
         },
         "losses": losses,
-    }  # fmt: skip
+    }
 
 
 def show(title: str, found: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:

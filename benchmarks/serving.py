@@ -141,20 +141,34 @@ def measured(server: Server, prompts: Prompts, new: int) -> dict[str, float]:
     first = [own[0] for own in stamps]
     between = [b - a for own in stamps for a, b in pairwise(own)]
     return {
-        "tokens_s": tokens / max(own[-1] for own in stamps), "tokens_cpu_s": tokens / processor,
-        "first_p50": median(first), "first_p95": p95(first),
-        "between_ms_p95": 1e3 * p95(between), "mb": (memory.peak() - before) / 2**20,
-    }  # fmt: skip
+        "tokens_s": tokens / max(own[-1] for own in stamps),
+        "tokens_cpu_s": tokens / processor,
+        "first_p50": median(first),
+        "first_p95": p95(first),
+        "between_ms_p95": 1e3 * p95(between),
+        "mb": (memory.peak() - before) / 2**20,
+    }
 
 
 def main() -> None:
     chosen = arguments()
     torch.set_num_threads(chosen.threads)
     prompts, rows = prompts_of(chosen), list[dict[str, object]]()
-    table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), prompts of {chosen.prompt}, "
-                        f"answers of {chosen.new}")  # fmt: skip
-    for head in ("server", "streams", "tokens/s", "of CPU", "× one", "first p50 s", "p95 s",
-                 "between p95 ms", "MB"):  # fmt: skip
+    table = Table(
+        title=f"{chosen.model}, {chosen.threads} thread(s), prompts of {chosen.prompt}, "
+        f"answers of {chosen.new}"
+    )
+    for head in (
+        "server",
+        "streams",
+        "tokens/s",
+        "of CPU",
+        "× one",
+        "first p50 s",
+        "p95 s",
+        "between p95 ms",
+        "MB",
+    ):
         table.add_column(head, justify="left" if head == "server" else "right")
     with TemporaryDirectory() as scratch:
         for name, opened in openers(chosen, Path(scratch)).items():
@@ -166,11 +180,16 @@ def main() -> None:
                 rows.append({"server": name, "streams": streams, **found})
                 print(json.dumps(rows[-1]), file=sys.stderr)
                 table.add_row(
-                    name, str(streams), f"{found['tokens_s']:.0f}", f"{found['tokens_cpu_s']:.0f}",
-                    f"{found['tokens_cpu_s'] / one:.1f}", f"{found['first_p50']:.2f}",
-                    f"{found['first_p95']:.2f}", f"{found['between_ms_p95']:.0f}",
+                    name,
+                    str(streams),
+                    f"{found['tokens_s']:.0f}",
+                    f"{found['tokens_cpu_s']:.0f}",
+                    f"{found['tokens_cpu_s'] / one:.1f}",
+                    f"{found['first_p50']:.2f}",
+                    f"{found['first_p95']:.2f}",
+                    f"{found['between_ms_p95']:.0f}",
                     f"{found['mb']:.0f}",
-                )  # fmt: skip
+                )
             server.close()
     Console(width=120).print(table)
     print(json.dumps({"threads": chosen.threads, "rows": rows}))

@@ -129,9 +129,14 @@ def _running_job() -> tuple[int, int]:
     """Ids of a running job and of its attempt, not yet claimed."""
     with writing() as session:
         job = Job(
-            kind="sds", owner="benchmark", config={}, config_hash="", state=State.RUNNING,
-            created_at=now_ms(), queued_at=now_ms(),
-        )  # fmt: skip
+            kind="sds",
+            owner="benchmark",
+            config={},
+            config_hash="",
+            state=State.RUNNING,
+            created_at=now_ms(),
+            queued_at=now_ms(),
+        )
         session.add(job)
         session.flush()
         attempt = Attempt(job_id=job.id, n=1, token="benchmark", engine="local", launched_at=0)
@@ -206,10 +211,13 @@ def runs() -> Figures:
     warm = middle(page)
     wall, cpu = zip(*(one_more() for _ in range(TIMES)), strict=True)
     return {
-        "runs_cold_s": cold[0], "runs_cold_cpu_s": cold[1], "runs_warm_s": warm[0],
-        "runs_after_one_figure_s": median(wall), "runs_after_one_figure_cpu_s": median(cpu),
+        "runs_cold_s": cold[0],
+        "runs_cold_cpu_s": cold[1],
+        "runs_warm_s": warm[0],
+        "runs_after_one_figure_s": median(wall),
+        "runs_after_one_figure_cpu_s": median(cpu),
         "runs_peak_mb": memory.peak() / 1e6,
-    }  # fmt: skip
+    }
 
 
 def curve() -> Figures:
@@ -223,11 +231,23 @@ def curve() -> Figures:
 def queue() -> Figures:
     """1,000 queued runs."""
     rows = [
-        {"kind": "sds", "owner": f"person {n % 7}", "config": {}, "config_hash": "",
-         "environment": {}, "state": State.QUEUED, "desired": "run", "created_at": now_ms(),
-         "queued_at": now_ms(), "tags": [], "stage": "", "name": "", "note": ""}
+        {
+            "kind": "sds",
+            "owner": f"person {n % 7}",
+            "config": {},
+            "config_hash": "",
+            "environment": {},
+            "state": State.QUEUED,
+            "desired": "run",
+            "created_at": now_ms(),
+            "queued_at": now_ms(),
+            "tags": [],
+            "stage": "",
+            "name": "",
+            "note": "",
+        }
         for n in range(QUEUED)
-    ]  # fmt: skip
+    ]
     with writing() as session:
         session.execute(insert(Job), rows)
     status = scheduling.status()

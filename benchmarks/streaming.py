@@ -30,13 +30,28 @@ from backend.printable import readable_bytes
 from benchmarks.shared import memory
 
 SIZES = {  # as TinyLlama 1.1B and LLaMA 3.2 3B, the latter with fewer words
-    "small": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
-              "num_attention_heads": 8, "num_key_value_heads": 4},
-    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-           "num_attention_heads": 32, "num_key_value_heads": 4},
-    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-           "num_attention_heads": 24, "num_key_value_heads": 8},
-}  # fmt: skip
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "3b": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+    },
+}
 VOCABULARY, WORDS = 32000, 512  # all, and those that the text is made of
 
 
@@ -56,9 +71,13 @@ def arguments() -> argparse.Namespace:
 def build(folder: Path, size: str) -> int:
     """Write the model, a file for each block; returns its number of weights."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, tie_word_embeddings=False,
-        dtype="bfloat16", architectures=["LlamaForCausalLM"], **SIZES[size],
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+        **SIZES[size],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -103,11 +122,19 @@ def work(chosen: argparse.Namespace) -> None:
     random, words = torch.Generator().manual_seed(0), (chosen.segments, chosen.context)
     rows = torch.randint(WORDS, words, generator=random)
     config = SDSJob.model_validate(
-        {"model": str(chosen.folder), "weights": chosen.child, "until": chosen.until,
-         "segments": chosen.segments, "context": chosen.context, "control": False,
-         "adjust": "off", "redense_steps": 1, "batch": 1,
-         "activations": chosen.activations}
-    )  # fmt: skip
+        {
+            "model": str(chosen.folder),
+            "weights": chosen.child,
+            "until": chosen.until,
+            "segments": chosen.segments,
+            "context": chosen.context,
+            "control": False,
+            "adjust": "off",
+            "redense_steps": 1,
+            "batch": 1,
+            "activations": chosen.activations,
+        }
+    )
     _, parts = needed(config, inspect(config.model), memory_available())
     figures["estimate"] = sum(parts.values())
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
@@ -130,9 +157,12 @@ def run(chosen: argparse.Namespace, way: str) -> dict[str, float | str]:
     options = [*sys.argv[1:], "--folder", str(chosen.folder), "--child", way]
     environment = {**os.environ, "SLIMSCOPE_MODEL_DIRS": json.dumps([str(chosen.folder)])}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.streaming", *options], env=environment, check=True,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.streaming", *options],
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -65,9 +65,13 @@ def measure(root: Path, name: str) -> dict[str, Any]:
     ((fullest, files),) = folders.most_common(1)
     python, circles = lines.pop(".py"), 0 if name == "tests" else asked(root, CIRCLES, name)
     return {
-        "room": name, "Python": python, "other": lines.total(), "circles": circles,
-        "files": files, "fullest folder": fullest,
-    }  # fmt: skip
+        "room": name,
+        "Python": python,
+        "other": lines.total(),
+        "circles": circles,
+        "files": files,
+        "fullest folder": fullest,
+    }
 
 
 def measure_product(root: Path) -> dict[str, int]:
@@ -77,10 +81,12 @@ def measure_product(root: Path) -> dict[str, int]:
     texts = [path.read_text(encoding="utf-8") for path in files]
     words = Counter(word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text))
     private = [
-        node.name for text in texts for node in ast.walk(ast.parse(text))
+        node.name
+        for text in texts
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and re.match("_[a-z]", node.name)
-    ]  # fmt: skip
+    ]
     fields, settings = asked(root, FIELDS)
     once = sum(words[name] == 2 for name in private)
     return {"files": len(files), "called once": once, "fields": fields, "settings": settings}

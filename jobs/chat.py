@@ -73,9 +73,10 @@ def ask_again(number: int, actor: Actor) -> int:
     turn = conversations.turn(number)
     if would_repeat(turn):
         raise ConflictError(
-            "The answers would be the same.", "At temperature 0 the seed changes nothing.",
+            "The answers would be the same.",
+            "At temperature 0 the seed changes nothing.",
             "Raise the temperature under Settings and send the prompt again.",
-        )  # fmt: skip
+        )
     settings = turn.prompt.settings
     seed = (int(settings.get("seed", 0)) + 1) % SEEDS
     values = settings | {"prompt": turn.prompt.text, "sides": ", ".join(turn.names), "seed": seed}

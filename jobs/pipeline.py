@@ -237,10 +237,17 @@ def _queue_steps(
         if step.anew:
             model, drafters = pipeline.model, []
         values, before = step.on(model, drafters), [job.id for job in made[-1:]]
-        made.append(submit(
-            step.kind, values, actor, name=pipeline.name, priority=priority, after=before,
-            known=known if step is pipeline.steps[-1] else NOTHING,
-        ))  # fmt: skip
+        made.append(
+            submit(
+                step.kind,
+                values,
+                actor,
+                name=pipeline.name,
+                priority=priority,
+                after=before,
+                known=known if step is pipeline.steps[-1] else NOTHING,
+            )
+        )
         if step.alone:
             labels.tag([made[-1].run], [ALONE], actor)
         if step.saves == MODEL:

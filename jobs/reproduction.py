@@ -28,10 +28,17 @@ from jobs.submit import estimate, validated
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
-    "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES,
-    *service.SIZES, "text", "warnings", WEIGHTS, KEPT_REASON,
+    "settings",
+    VARIABLES,
+    service.ESTIMATED_SECONDS,
+    service.ESTIMATED_BYTES,
+    *service.SIZES,
+    "text",
+    "warnings",
+    WEIGHTS,
+    KEPT_REASON,
     WORKBENCH,
-}  # fmt: skip
+}
 SHOWN = 4
 
 
@@ -132,11 +139,16 @@ def compare(first: str | int, second: str | int) -> Reproduction:
     same = not (weights or texts or results)
     ended = one.state == other.state == State.SUCCEEDED
     return Reproduction(
-        one.run, other.run, "open" if not ended else "equal" if same else "different",
-        weights, texts, results, len(mine | theirs),
+        one.run,
+        other.run,
+        "open" if not ended else "equal" if same else "different",
+        weights,
+        texts,
+        results,
+        len(mine | theirs),
         tuple(_different(_config(one), _config(other))),
         tuple(_different(_place(one), _place(other))),
-    )  # fmt: skip
+    )
 
 
 def reproduced(job: Job) -> Reproduction | None:

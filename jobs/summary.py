@@ -12,13 +12,25 @@ from backend.store.tables import Job
 def summary(job: Job) -> dict[str, Any]:
     """One entry of a list of runs. Times are UTC milliseconds since 1970."""
     return {
-        "id": job.run, "kind": job.kind, "name": job.name, "owner": job.owner,
-        "state": job.state, "damaged": job.damaged, "desired": job.desired, "stage": job.stage,
-        "progress": job.share or 0.0, "eta_s": job.eta_s, "config": job.config,
-        "sweep": job.sweep, "parent": job.parent, "created_at": job.created_at,
-        "started_at": job.started_at, "finished_at": job.finished_at,
-        "disk_bytes": job.disk_bytes, "error": job.error,
-    }  # fmt: skip
+        "id": job.run,
+        "kind": job.kind,
+        "name": job.name,
+        "owner": job.owner,
+        "state": job.state,
+        "damaged": job.damaged,
+        "desired": job.desired,
+        "stage": job.stage,
+        "progress": job.share or 0.0,
+        "eta_s": job.eta_s,
+        "config": job.config,
+        "sweep": job.sweep,
+        "parent": job.parent,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "disk_bytes": job.disk_bytes,
+        "error": job.error,
+    }
 
 
 def cost_text(job: Job) -> str:

@@ -36,9 +36,11 @@ ATTACK = int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))  # so many times as m
 # Tests assert no times: a busy machine would fail a slow example. What a fixture has made is meant
 # to be the same for all examples.
 hypothesis.settings.register_profile(
-    "untimed", max_examples=30 * ATTACK, deadline=None,
+    "untimed",
+    max_examples=30 * ATTACK,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 hypothesis.settings.load_profile("untimed")
 flush_nothing()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost

@@ -23,15 +23,36 @@ ROOMS = ("backend", "jobs", "ui")
 MOST_FILES = 15
 # Packages that are extras, or take a second to load and few callers need; imported where used.
 LATE = {
-    "alembic", "datasets", "fsspec", "gguf", "llama_cpp", "lm_eval", "mcp", "torch", "transformers",
-}  # fmt: skip
+    "alembic",
+    "datasets",
+    "fsspec",
+    "gguf",
+    "llama_cpp",
+    "lm_eval",
+    "mcp",
+    "torch",
+    "transformers",
+}
 # Plotly reads these few tags in the text of a chart; they are no HTML of a page.
 CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
 TAG = re.compile(r"</?[a-z]+[ >]")  # but not b"<script", where the server adds a nonce
 WORDS = {  # ordinary words that are names of stages or metrics, too
-    "bytes", "control", "dense", "disk", "drafter", "first", "model", "parameters", "peak",
-    "perplexity", "second", "seconds", "size", "steps", "took",
-}  # fmt: skip
+    "bytes",
+    "control",
+    "dense",
+    "disk",
+    "drafter",
+    "first",
+    "model",
+    "parameters",
+    "peak",
+    "perplexity",
+    "second",
+    "seconds",
+    "size",
+    "steps",
+    "took",
+}
 
 
 @cache
@@ -72,6 +93,16 @@ def test_a_folder_holds_at_most_fifteen_files() -> None:
         if path.name != "__init__.py"
     )
     assert {str(folder): n for folder, n in counted.items() if n > MOST_FILES} == {}
+
+
+def test_formatters_decide_how_every_line_looks() -> None:
+    skips = re.compile(
+        r"(#|//|/\*|<!--|\{#) *(fmt: *(skip|off)|(prettier|djlint|clang-format)[ :-]*(ignore|off))"
+    )
+    sources = [
+        path for path in files() if path.suffix in (".py", ".js", ".css", ".html", ".cpp", ".h")
+    ]
+    assert [str(path) for path in sources if skips.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -82,10 +82,14 @@ def _add(
     )
     more: dict[str, Any] = {"response_class": FileResponse} if is_file else {}
     api.add_api_route(
-        path, endpoint, methods=["POST" if operation.writes else "GET"], operation_id=name,
-        status_code=operation.status, **{"summary": name.replace("_", " ").capitalize()} | about,
+        path,
+        endpoint,
+        methods=["POST" if operation.writes else "GET"],
+        operation_id=name,
+        status_code=operation.status,
+        **{"summary": name.replace("_", " ").capitalize()} | about,
         **more,
-    )  # fmt: skip
+    )
 
 
 # the page that describes it -----------------------------------------------------------------------

@@ -58,10 +58,14 @@ class ErrorBody(ErrorPart):
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": about}
     for status, about in (
-        (401, "Wrong token"), (403, "Not allowed"), (404, "Not found"),
-        (409, "Not possible in the run's state"), (422, "Invalid"), (429, "Too many requests"),
+        (401, "Wrong token"),
+        (403, "Not allowed"),
+        (404, "Not found"),
+        (409, "Not possible in the run's state"),
+        (422, "Invalid"),
+        (429, "Too many requests"),
     )
-}  # fmt: skip
+}
 
 
 def add_error_handlers(api: FastAPI) -> None:

@@ -149,6 +149,21 @@ def exactly(value: float) -> str:
 
 FILTERS = {
     f.__name__: f
-    for f in (exactly, number, of_unit, count, runs, short_count, size, share, duration, eta,
-              eta_range, moment, iso, ago, term_id)
-}  # fmt: skip
+    for f in (
+        exactly,
+        number,
+        of_unit,
+        count,
+        runs,
+        short_count,
+        size,
+        share,
+        duration,
+        eta,
+        eta_range,
+        moment,
+        iso,
+        ago,
+        term_id,
+    )
+}

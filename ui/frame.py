@@ -33,8 +33,10 @@ VERSION = version("slimscope")
 # Progress is shown on nothing: else Gradio 6.31 looks through the whole page, at each event, for
 # every output there has been so far.
 PRIVATE_EVENT: dict[str, Any] = {
-    "show_progress": "hidden", "show_progress_on": [], "api_visibility": "private",
-}  # fmt: skip
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "api_visibility": "private",
+}
 SILENT_EVENT: dict[str, Any] = {**PRIVATE_EVENT, "concurrency_limit": None, "queue": False}
 Handler = Callable[..., Any]  # of an event
 HTML = fragments("templates/frame.html")

@@ -116,7 +116,11 @@ async def _forwarded(
             _opened.update(_named(body))
 
     return await forwarded(
-        request, actor, f"{PREFIX}/{name}", body.model_dump_json().encode(),
-        last if isinstance(body, LiveBody) else None, begun,
+        request,
+        actor,
+        f"{PREFIX}/{name}",
+        body.model_dump_json().encode(),
+        last if isinstance(body, LiveBody) else None,
+        begun,
         None if isinstance(body, ExportBody) else SILENT_S,
-    )  # fmt: skip
+    )

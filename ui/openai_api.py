@@ -88,9 +88,14 @@ async def generate(request: Request) -> Response:
 
 
 async def forwarded(
-    request: Request, actor: Actor, path: str, content: bytes, last: Row | None,
-    begun: Callable[[], None], silent_s: float | None = None,
-) -> Response:  # fmt: skip
+    request: Request,
+    actor: Actor,
+    path: str,
+    content: bytes,
+    last: Row | None,
+    begun: Callable[[], None],
+    silent_s: float | None = None,
+) -> Response:
     """The response of the process, passed on as it comes.
 
     Args:

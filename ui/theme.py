@@ -32,13 +32,29 @@ class Palette(NamedTuple):
 
 
 LIGHT = Palette(
-    "#F4F5F7", "#FFFFFF", "#F7F8FA", "#E3E6EB", "#14181F", "#5B6472", "#8A93A0", "#0068A3",
-    "#0068A3", "#0072B2",
-)  # fmt: skip
+    "#F4F5F7",
+    "#FFFFFF",
+    "#F7F8FA",
+    "#E3E6EB",
+    "#14181F",
+    "#5B6472",
+    "#8A93A0",
+    "#0068A3",
+    "#0068A3",
+    "#0072B2",
+)
 DARK = Palette(
-    "#0A0C10", "#12161B", "#1A1F26", "#2C333D", "#E8EBF0", "#9AA4B2", "#66707E", "#6CB8EE",
-    "#0068A3", "#3D97D9",
-)  # fmt: skip
+    "#0A0C10",
+    "#12161B",
+    "#1A1F26",
+    "#2C333D",
+    "#E8EBF0",
+    "#9AA4B2",
+    "#66707E",
+    "#6CB8EE",
+    "#0068A3",
+    "#3D97D9",
+)
 
 
 # Okabe and Ito's colours, which people tell apart whatever colours they see
@@ -57,9 +73,17 @@ class LineStyle(NamedTuple):
 
 
 PALETTE = {
-    "grey": LIGHT.muted, "orange": ORANGE, "sky": SKY, "green": GREEN, "yellow": YELLOW,
-    "blue": BLUE, "vermillion": VERMILLION, "pink": PINK, "purple": PURPLE, "brown": BROWN,
-}  # fmt: skip
+    "grey": LIGHT.muted,
+    "orange": ORANGE,
+    "sky": SKY,
+    "green": GREEN,
+    "yellow": YELLOW,
+    "blue": BLUE,
+    "vermillion": VERMILLION,
+    "pink": PINK,
+    "purple": PURPLE,
+    "brown": BROWN,
+}
 
 
 def stage_style(stage: str, place: int | None = None) -> LineStyle:
@@ -122,52 +146,86 @@ def _hue(colour: str) -> gr.themes.Color:
 _COLOURS = {  # field of the palettes -> variables of the theme
     "ground": ("body_background_fill",),
     "text": (
-        "body_text_color", "checkbox_label_text_color", "checkbox_label_text_color_selected",
+        "body_text_color",
+        "checkbox_label_text_color",
+        "checkbox_label_text_color_selected",
         "button_secondary_text_color",
     ),
     "muted": (
-        "body_text_color_subdued", "block_info_text_color", "block_label_text_color",
-        "block_title_text_color", "input_placeholder_color", "checkbox_border_color",
+        "body_text_color_subdued",
+        "block_info_text_color",
+        "block_label_text_color",
+        "block_title_text_color",
+        "input_placeholder_color",
+        "checkbox_border_color",
     ),
     "paper": (
-        "background_fill_primary", "block_background_fill", "block_label_background_fill",
-        "input_background_fill", "checkbox_background_color", "checkbox_label_background_fill",
-        "table_even_background_fill", "table_odd_background_fill",
+        "background_fill_primary",
+        "block_background_fill",
+        "block_label_background_fill",
+        "input_background_fill",
+        "checkbox_background_color",
+        "checkbox_label_background_fill",
+        "table_even_background_fill",
+        "table_odd_background_fill",
         "button_secondary_background_fill",
     ),
     "panel": (
-        "background_fill_secondary", "color_accent_soft", "code_background_fill",
-        "checkbox_label_background_fill_hover", "checkbox_label_background_fill_selected",
+        "background_fill_secondary",
+        "color_accent_soft",
+        "code_background_fill",
+        "checkbox_label_background_fill_hover",
+        "checkbox_label_background_fill_selected",
         "button_secondary_background_fill_hover",
     ),
     "line": ("border_color_primary", "block_border_color", "table_border_color"),
     "accent": (
-        "border_color_accent", "link_text_color", "link_text_color_hover",
-        "link_text_color_visited", "link_text_color_active", "input_border_color_focus",
-        "checkbox_label_border_color_selected", "slider_color",
+        "border_color_accent",
+        "link_text_color",
+        "link_text_color_hover",
+        "link_text_color_visited",
+        "link_text_color_active",
+        "input_border_color_focus",
+        "checkbox_label_border_color_selected",
+        "slider_color",
     ),
     "edge": (
-        "input_border_color", "checkbox_label_border_color", "checkbox_label_border_color_hover",
+        "input_border_color",
+        "checkbox_label_border_color",
+        "checkbox_label_border_color_hover",
         "button_secondary_border_color",
     ),
     "button": (
-        "button_primary_background_fill", "button_primary_background_fill_hover",
+        "button_primary_background_fill",
+        "button_primary_background_fill_hover",
         "button_primary_border_color",
     ),
-}  # fmt: skip
+}
 _VALUES = {  # value -> variables of the theme, in both modes
     "0px": (
-        "block_border_width", "block_label_border_width", "block_padding", "form_gap_width",
+        "block_border_width",
+        "block_label_border_width",
+        "block_padding",
+        "form_gap_width",
         "shadow_spread",
     ),
     "none": (
-        "block_shadow", "block_label_shadow", "button_primary_shadow", "button_secondary_shadow",
-        "checkbox_label_shadow", "checkbox_shadow", "input_shadow", "input_shadow_focus",
-        "shadow_drop", "shadow_drop_lg",
+        "block_shadow",
+        "block_label_shadow",
+        "button_primary_shadow",
+        "button_secondary_shadow",
+        "checkbox_label_shadow",
+        "checkbox_shadow",
+        "input_shadow",
+        "input_shadow_focus",
+        "shadow_drop",
+        "shadow_drop_lg",
     ),
     "0.75rem": ("block_title_text_size", "block_info_text_size"),
     "600": (
-        "block_title_text_weight", "button_large_text_weight", "button_medium_text_weight",
+        "block_title_text_weight",
+        "button_large_text_weight",
+        "button_medium_text_weight",
         "section_header_text_weight",
     ),
     "1px": ("button_border_width", "input_border_width"),
@@ -175,7 +233,7 @@ _VALUES = {  # value -> variables of the theme, in both modes
     "400": ("button_small_text_weight",),
     "8px 12px": ("input_padding",),
     "16px": ("layout_gap",),
-}  # fmt: skip
+}
 
 
 def variables_of(palette: Palette) -> str:

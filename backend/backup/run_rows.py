@@ -267,10 +267,19 @@ class ArtifactRow(StoredRow):
 
 
 AnyRow = Annotated[
-    JobRow | AttemptRow | EventRow | VoteRow | MetricPointRow | ResultRow | StepTimeRow
-    | DecoderReportRow | TensorSnapshotRow | TensorProfileRow | ArtifactRow,
+    JobRow
+    | AttemptRow
+    | EventRow
+    | VoteRow
+    | MetricPointRow
+    | ResultRow
+    | StepTimeRow
+    | DecoderReportRow
+    | TensorSnapshotRow
+    | TensorProfileRow
+    | ArtifactRow,
     Field(discriminator="table"),
-]  # fmt: skip
+]
 LINE: TypeAdapter[StoredRow] = TypeAdapter(AnyRow)
 MODELS: dict[str, type[StoredRow]] = {
     model.model_fields["table"].default: model for model in StoredRow.__subclasses__()

@@ -97,9 +97,13 @@ def _fault(error: ValidationError) -> str:
 
 
 def import_run(
-    file: Path, actor: Actor, check: run_rows.Check, progress: Progress = silent, *,
+    file: Path,
+    actor: Actor,
+    check: run_rows.Check,
+    progress: Progress = silent,
+    *,
     example: int = 0,
-) -> tables.Job:  # fmt: skip
+) -> tables.Job:
     """Add a run from a file that `export_run` wrote, under a number of its own.
 
     Args:

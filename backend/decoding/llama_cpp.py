@@ -27,9 +27,13 @@ class LlamaCppDecoder:
         threads = torch.get_num_threads()
         with quiet():
             self._model: Any = llama_cpp.Llama(
-                str(file), n_ctx=capacity, n_batch=min(capacity, 512), n_threads=threads,
-                n_threads_batch=threads, verbose=False,
-            )  # fmt: skip
+                str(file),
+                n_ctx=capacity,
+                n_batch=min(capacity, 512),
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
         self._vocabulary = int(self._model.n_vocab())
 
     def decode(

@@ -120,10 +120,14 @@ class Amphista:
             if bad := next((name for name, W in weights.items() if not all_finite(W)), None):
                 raise ValueError(f"{bad} has values that are not finite")
             return cls(
-                DrafterConfig(**record["drafter"]), BaseFingerprint(**record["base"]), weights,
+                DrafterConfig(**record["drafter"]),
+                BaseFingerprint(**record["base"]),
+                weights,
                 [(tuple(path), value) for path, value in record["growth"]],
-                record["figures"], record["training"], record["context"],
-            )  # fmt: skip
+                record["figures"],
+                record["training"],
+                record["context"],
+            )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise NotFoundError(
                 f"There is no drafter in {folder}.",
@@ -134,9 +138,13 @@ class Amphista:
 
 
 def pack(
-    drafter: Drafter, base: BaseFingerprint, growth: Growth, figures: dict[str, list[float]],
-    training: dict[str, Any], context: int,
-) -> Amphista:  # fmt: skip
+    drafter: Drafter,
+    base: BaseFingerprint,
+    growth: Growth,
+    figures: dict[str, list[float]],
+    training: dict[str, Any],
+    context: int,
+) -> Amphista:
     """Package a trained module for saving; weights float32, on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)

@@ -36,13 +36,24 @@ from backend.errors import ConfigError
 
 TRIAL_NODES = 8  # of the tree whose drafts are timed
 UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
-    "num_beams": 1, "penalty_alpha": None, "dola_layers": None, "stop_strings": None,
-    "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "bad_words_ids": None,
-    "min_length": 0, "min_new_tokens": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "suppress_tokens": None, "begin_suppress_tokens": None,
-    "sequence_bias": None, "guidance_scale": None, "watermarking_config": None,
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "stop_strings": None,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
     "exponential_decay_length_penalty": None,
-}  # fmt: skip
+}
 
 
 class TreeProposer:

@@ -90,9 +90,12 @@ def zero_shot(
         for number, (name, task) in enumerate(tasks.items()):
             reporter.progress(number, len(tasks), f"Task {name}")
             output = evaluate(
-                harnessed, {name: task}, limit=limit or None, bootstrap_iters=RESAMPLES,
+                harnessed,
+                {name: task},
+                limit=limit or None,
+                bootstrap_iters=RESAMPLES,
                 log_samples=False,
-            )  # fmt: skip
+            )
             scores.append(_score(name, output))
     return scores
 
@@ -120,6 +123,9 @@ def _score(name: str, output: Any) -> TaskScore:
     metric = next((key for key in MAIN if key in means), means[0])
     counts = output.get("n-samples", {}).get(name, {})
     return TaskScore(
-        name, metric, float(metrics[metric]), metrics.get(f"{metric}_stderr"),
+        name,
+        metric,
+        float(metrics[metric]),
+        metrics.get(f"{metric}_stderr"),
         int(counts.get("effective", 0)),
-    )  # fmt: skip
+    )

@@ -272,9 +272,15 @@ is adaptation to that text: compare with the LoRA control, the same training wit
 
 
 def live_card(
-    title: str, base: str, origin: ModelOrigin, note: str, formats: Mapping[str, int],
-    made: Mapping[str, int], methods: tuple[str, str], address: str,
-) -> str:  # fmt: skip
+    title: str,
+    base: str,
+    origin: ModelOrigin,
+    note: str,
+    formats: Mapping[str, int],
+    made: Mapping[str, int],
+    methods: tuple[str, str],
+    address: str,
+) -> str:
     """The text of README.md of a live model. `formats`, `made`: how many layers are stored, and
     were made, so; `methods`: the pruner and the quantizer chosen."""
     warning = f"\nNote on the base model: {note}\n" if note else ""

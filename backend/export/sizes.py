@@ -13,8 +13,14 @@ from backend.printable import readable_bytes
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 
 GGUF_BITS = {
-    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q4_1": 5.0, "Q4_0": 4.5,
-}  # fmt: skip
+    "F32": 32.0,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.5625,
+    "Q4_1": 5.0,
+    "Q4_0": 4.5,
+}
 HEADER_BYTES = 108  # of a tensor in a safetensors file
 PARTS, VECTORS = 3, 3  # tensors of a packed matrix; norms and biases of a block
 TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge (of SmolLM2)

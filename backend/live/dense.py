@@ -92,9 +92,14 @@ class CalibrationWalk:
     as it is. `stop`: called before each batch; may raise to end the pass."""
 
     def __init__(
-        self, model: PreTrainedModel, ids: Tensor, batch: int, dtype: torch.dtype,
-        rest: torch.dtype | None, stop: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        ids: Tensor,
+        batch: int,
+        dtype: torch.dtype,
+        rest: torch.dtype | None,
+        stop: Callable[[], None],
+    ) -> None:
         self._model, self._rest, self._stop = model, rest, stop
         _, *others = decoder_blocks(model)  # the first may be run once, to see what it returns
         inside = {id(p) for block in others for p in block.parameters()}
@@ -103,9 +108,12 @@ class CalibrationWalk:
 
     @torch.no_grad()
     def inputs(
-        self, block: int, weights: Weights, linears: Mapping[str, LinearWeight],
+        self,
+        block: int,
+        weights: Weights,
+        linears: Mapping[str, LinearWeight],
         level: StatisticsLevel,
-    ) -> dict[str, InputStatistics]:  # fmt: skip
+    ) -> dict[str, InputStatistics]:
         """What some of the linears of a block, which has these weights, are given; by module."""
         with InputCollector(linears, level) as collector:
             self._forward(block, weights)
@@ -152,9 +160,13 @@ class DenseModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, calibration: Tensor | None = None,
-        sds: SDSConfig | None = None, dlqat: DLQATConfig | None = None, room: int = ROOM,
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        calibration: Tensor | None = None,
+        sds: SDSConfig | None = None,
+        dlqat: DLQATConfig | None = None,
+        room: int = ROOM,
+    ) -> None:
         self.model, self.calibration = model.requires_grad_(False), calibration
         self.sds, self.dlqat = sds or SDSConfig(), dlqat or DLQATConfig()
         self.blocks, self.lock = len(decoder_blocks(model)), threading.RLock()
@@ -324,9 +336,13 @@ class DenseModel:
         return self.calibration
 
     def walk(
-        self, batch: int, precision: str, rest: torch.dtype | None = None,
-        stop: Callable[[], None] = lambda: None, most: int | None = None,
-    ) -> CalibrationWalk:  # fmt: skip
+        self,
+        batch: int,
+        precision: str,
+        rest: torch.dtype | None = None,
+        stop: Callable[[], None] = lambda: None,
+        most: int | None = None,
+    ) -> CalibrationWalk:
         """A pass over the calibration text, or its first segments."""
         calibration = self.require_text()[:most]
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))

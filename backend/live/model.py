@@ -149,9 +149,10 @@ class LiveModel:
         CancelledError: there was a newer change; blocks that are done stay."""
         running, stop = self.running, self.safe_point()
         chosen = {
-            name: form for name, form in self.formats.items()
+            name: form
+            for name, form in self.formats.items()
             if form != DENSE and not self._is_final(name)
-        }  # fmt: skip
+        }
         refinement = Refinement(
             self.dense, chosen, self.pruner, self.quantizer, self.weight, lambda: stop()
         )

@@ -78,10 +78,15 @@ class Refinement:
             yield from self._pass("Quantisation", quantized, needs, self._quantize, *settings)
 
     def _pass(
-        self, doing: str, names: Collection[str], level: StatisticsLevel,
+        self,
+        doing: str,
+        names: Collection[str],
+        level: StatisticsLevel,
         solve: Callable[[str, Tensor, InputStatistics], Solved],
-        batch: int, precision: str, rest: torch.dtype | None,
-    ) -> Iterator[tuple[str, dict[str, LiveWeight]]]:  # fmt: skip
+        batch: int,
+        precision: str,
+        rest: torch.dtype | None,
+    ) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
         dense, last = self.dense, max(self.dense.layers[name].block for name in names)
         walk = dense.walk(batch, precision, rest, self.stop) if level else None
         for block in range(last + 1):

@@ -68,9 +68,10 @@ class DecodingClock:
         }
         most = head[str(Format())]
         return DecodingTimes(
-            layers=taken, head={form: own - most for form, own in head.items()},
+            layers=taken,
+            head={form: own - most for form, own in head.items()},
             threads=torch.get_num_threads(),
-        )  # fmt: skip
+        )
 
 
 def drawn(layer: LinearWeight, form: Format) -> LiveWeight:

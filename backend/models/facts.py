@@ -23,9 +23,13 @@ BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed")
 HEAD_COUNTS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
 CONTEXT = (
-    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "context_length",
     "seq_length",
-)  # fmt: skip
+)
 MAX_BLOCKS = 10_000
 MAX_LABELS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config

@@ -100,10 +100,15 @@ def pruning_plan(
             "stages": config.stages,
             "passes": config.passes,
             "groups": [
-                {"pattern": pattern, "pruner": config.base, "damping": config.damping,
-                 "allocation": allocation, "layers": names}
+                {
+                    "pattern": pattern,
+                    "pruner": config.base,
+                    "damping": config.damping,
+                    "allocation": allocation,
+                    "layers": names,
+                }
                 for (pattern, allocation), names in groups.items()
             ],
             "dense": dense,
         }
-    )  # fmt: skip
+    )

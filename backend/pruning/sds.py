@@ -180,9 +180,20 @@ def _begin(
     statistics = beside(model.device, largest, reporter.log)
     storage = AtOnce() if isinstance(statistics, AtOnce) else ThreadPoolExecutor(1, "storage")
     return SDSRun(
-        model, calibration, config, plan, dtype, SDSStageStore(checkpoints), reporter, units, new,
-        stored, heldout, statistics, storage,
-    )  # fmt: skip
+        model,
+        calibration,
+        config,
+        plan,
+        dtype,
+        SDSStageStore(checkpoints),
+        reporter,
+        units,
+        new,
+        stored,
+        heldout,
+        statistics,
+        storage,
+    )
 
 
 def _walk(run: SDSRun) -> None:
@@ -257,9 +268,13 @@ def _allocate(run: SDSRun) -> None:
 
 
 def _claim_dtype(
-    checkpoints: Checkpoints, model: PreTrainedModel, texts: Tensor, config: SDSConfig,
-    plan: PruningPlan, stored: torch.dtype,
-) -> torch.dtype:  # fmt: skip
+    checkpoints: Checkpoints,
+    model: PreTrainedModel,
+    texts: Tensor,
+    config: SDSConfig,
+    plan: PruningPlan,
+    stored: torch.dtype,
+) -> torch.dtype:
     """Bind the checkpoints to this model, text, config and plan; the dtype of the forward passes,
     which the first call decides, so that a run resumed on another machine keeps it."""
     identity = f"{config.model_dump_json()} {plan.model_dump_json()} {weights_hash(model)}"

@@ -93,9 +93,15 @@ def _output_energy(W: Tensor, H: Tensor) -> float:
 
 
 @quantizer(
-    "awq", label="AWQ", needs="gram", flops=5000.0, export_rank=24,
-    bases=input_scales, llama_only=True, saved=False,
-)  # fmt: skip
+    "awq",
+    label="AWQ",
+    needs="gram",
+    flops=5000.0,
+    export_rank=24,
+    bases=input_scales,
+    llama_only=True,
+    saved=False,
+)
 def awq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

@@ -206,11 +206,17 @@ def group_layers(
         by_width.setdefault(width, []).append(name)
     groups = tuple(
         QuantSettings(
-            width.bits, width.group, config.grid, config.space, config.keep_zeros,
-            config.quantizers, format, tuple(names),
+            width.bits,
+            width.group,
+            config.grid,
+            config.space,
+            config.keep_zeros,
+            config.quantizers,
+            format,
+            tuple(names),
         )
         for width, names in by_width.items()
-    )  # fmt: skip
+    )
     dense = tuple(x.name for x in layers if x.name not in chosen)
     stages = (DLQATStage.DENSE, *config.stages)
     return QuantizationPlan(stages=stages, groups=groups, dense=dense)

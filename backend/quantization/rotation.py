@@ -51,9 +51,16 @@ def _weights(block: nn.Module, norm: str) -> Tensor:
 
 
 @quantizer(
-    "rotated", label="RTN, rotated", needs="nothing", flops=2600.0, export_rank=22,
-    bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
-)  # fmt: skip
+    "rotated",
+    label="RTN, rotated",
+    needs="nothing",
+    flops=2600.0,
+    export_rank=22,
+    bases=rotations,
+    llama_only=True,
+    keeps_zeros=False,
+    saved=False,
+)
 def rotated(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
@@ -62,9 +69,16 @@ def rotated(
 
 
 @quantizer(
-    "rotated-gptq", label="GPTQ, rotated", needs="gram", flops=150.0, export_rank=28,
-    bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
-)  # fmt: skip
+    "rotated-gptq",
+    label="GPTQ, rotated",
+    needs="gram",
+    flops=150.0,
+    export_rank=28,
+    bases=rotations,
+    llama_only=True,
+    keeps_zeros=False,
+    saved=False,
+)
 def rotated_gptq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

@@ -87,14 +87,23 @@ def begin(sides: Sequence[str], blind: bool, actor: Actor, session: Session) -> 
 
 
 def add_prompt(
-    session: Session, conversation: int, after: int | None, text: str, settings: dict[str, Any],
+    session: Session,
+    conversation: int,
+    after: int | None,
+    text: str,
+    settings: dict[str, Any],
     author: str,
-) -> MessageRow:  # fmt: skip
+) -> MessageRow:
     """A new prompt; `after`: the prompt it follows."""
     prompt = MessageRow(
-        conversation_id=conversation, parent=after, author=author, text=text, at=now_ms(),
-        settings=settings, votes={},
-    )  # fmt: skip
+        conversation_id=conversation,
+        parent=after,
+        author=author,
+        text=text,
+        at=now_ms(),
+        settings=settings,
+        votes={},
+    )
     session.add(prompt)
     session.flush()
     return prompt
@@ -103,10 +112,19 @@ def add_prompt(
 def save_answer(
     prompt: MessageRow, side: int, text: str, transcript: Sequence[Any], session: Session
 ) -> None:
-    session.add(MessageRow(
-        conversation_id=prompt.conversation_id, parent=prompt.id, side=side, author="", text=text,
-        at=now_ms(), settings={}, transcript=[*transcript], votes={},
-    ))  # fmt: skip
+    session.add(
+        MessageRow(
+            conversation_id=prompt.conversation_id,
+            parent=prompt.id,
+            side=side,
+            author="",
+            text=text,
+            at=now_ms(),
+            settings={},
+            transcript=[*transcript],
+            votes={},
+        )
+    )
     session.flush()
 
 
@@ -126,14 +144,15 @@ def newest_conversations(limit: int) -> list[PastConversation]:
     """Those with the newest prompts, the newest first."""
     ends = (
         select(
-            MessageRow.conversation_id, func.max(MessageRow.id).label("newest"),
+            MessageRow.conversation_id,
+            func.max(MessageRow.id).label("newest"),
             func.min(MessageRow.id).label("first"),
         )
         .where(MessageRow.side.is_(None))
         .group_by(MessageRow.conversation_id)
         .order_by(func.max(MessageRow.id).desc())
         .limit(limit)
-    )  # fmt: skip
+    )
     prompts = select(MessageRow).where(MessageRow.side.is_(None))
     with reading() as session:
         found = []

@@ -32,9 +32,15 @@ FOR_SUPERVISOR = (
     "SLIMSCOPE_WEBHOOK",
 )
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
-    "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
-    "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "CUDA_VISIBLE_DEVICES",
-)  # fmt: skip
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_TOKEN_PATH",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "CUDA_VISIBLE_DEVICES",
+)
 NODE_TAKES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # no path, no secret
 QUIET = {
     "PYTHONUNBUFFERED": "1",

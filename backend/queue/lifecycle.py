@@ -143,9 +143,12 @@ def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
     if not move(session, job, State.STARTING, attempts_made=number):
         return None
     attempt = Attempt(
-        job_id=job.id, n=number, token=secrets.token_hex(16), engine=engine,
+        job_id=job.id,
+        n=number,
+        token=secrets.token_hex(16),
+        engine=engine,
         launched_at=database_ms(session),
-    )  # fmt: skip
+    )
     session.add(attempt)
     session.flush()
     session.refresh(job)

@@ -82,9 +82,12 @@ def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) 
     now, blocks = now_ms(), [*blocks]
     _check(blocks)
     made = Report(
-        title=_title(title), owner=actor.name, blocks=[asdict(block) for block in blocks],
-        created_at=now, saved_at=now,
-    )  # fmt: skip
+        title=_title(title),
+        owner=actor.name,
+        blocks=[asdict(block) for block in blocks],
+        created_at=now,
+        saved_at=now,
+    )
     with writing(durable=True) as session:
         session.add(made)
         session.flush()

@@ -106,13 +106,20 @@ def enqueue_all(
     about = {**_estimated(cost, len(runs)), **(known or {})}
     jobs = [
         Job(
-            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature,
-            config=run.config, config_hash=config_hash(kind, run.config), plan=run.plan,
-            environment=_environment(run, parent) | about, retries_left=RETRIES,
-            parent=parent.id if parent else None, priority=priority, lane=lane,
+            kind=kind,
+            name=one_line(name)[:RUN_NAME_LETTERS],
+            owner=actor.signature,
+            config=run.config,
+            config_hash=config_hash(kind, run.config),
+            plan=run.plan,
+            environment=_environment(run, parent) | about,
+            retries_left=RETRIES,
+            parent=parent.id if parent else None,
+            priority=priority,
+            lane=lane,
         )
         for run in runs
-    ]  # fmt: skip
+    ]
     with _queue_change() as session:
         permissions.require_free(session, actor)
         if (number := first_number(session)) is not None:
@@ -144,8 +151,9 @@ def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
     sizes = zip(SIZES, run.sizes or (), strict=False)
     return {
         "settings": frozen or {**settings().for_jobs(), **_inputs(run.config)},
-        VARIABLES: submission_variables(), **dict(sizes),
-    }  # fmt: skip
+        VARIABLES: submission_variables(),
+        **dict(sizes),
+    }
 
 
 def _estimated(cost: Cost | None, number: int) -> dict[str, float]:

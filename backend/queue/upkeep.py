@@ -101,9 +101,13 @@ def announce(job: Job) -> None:
     what Slack, Mattermost and their like show, so that names must hold none of their commands."""
     said = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
     message = {
-        "text": html.escape(said, quote=False), "run": job.run, "kind": job.kind,
-        "name": job.name, "state": job.state, "error": job.error,
-    }  # fmt: skip
+        "text": html.escape(said, quote=False),
+        "run": job.run,
+        "kind": job.kind,
+        "name": job.name,
+        "state": job.state,
+        "error": job.error,
+    }
     try:
         url = settings().webhook.get_secret_value()
         httpx.post(url, json=message, timeout=WEBHOOK_S).raise_for_status()

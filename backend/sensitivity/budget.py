@@ -62,9 +62,12 @@ class BudgetSolver:
     """
 
     def __init__(
-        self, profile: SensitivityProfile, fixed: float = 0.0,
-        formats: frozenset[Format] | None = None, loss: Table | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        profile: SensitivityProfile,
+        fixed: float = 0.0,
+        formats: frozenset[Format] | None = None,
+        loss: Table | None = None,
+    ) -> None:
         self.profile, self.fixed = profile, fixed
         kept = [at for at, x in enumerate(profile.formats) if formats is None or x in formats]
         self.formats = (Format(), *(profile.formats[at] for at in kept))
@@ -80,8 +83,11 @@ class BudgetSolver:
 
     def possible(self, name: str) -> list[Format]:
         """The formats that a layer can take."""
-        return [x for x, loss in zip(self.formats, self._loss[self.rows[name]], strict=True)
-                if np.isfinite(loss)]  # fmt: skip
+        return [
+            x
+            for x, loss in zip(self.formats, self._loss[self.rows[name]], strict=True)
+            if np.isfinite(loss)
+        ]
 
     def choices(self, kind: BudgetKind) -> Choices:
         """What each layer costs under a budget of that kind."""
@@ -184,10 +190,13 @@ class BudgetSolver:
         at = np.arange(len(chosen)), chosen
         nbytes, zeros = self._bytes[at], -self.costs("sparsity")[at].sum()
         return Mix(
-            formats, float(nbytes.sum() + self.fixed), float(self._loss[at].sum()),
-            float(zeros / self._linears), float(8 * nbytes[self._inside].sum() / self._linears),
+            formats,
+            float(nbytes.sum() + self.fixed),
+            float(self._loss[at].sum()),
+            float(zeros / self._linears),
+            float(8 * nbytes[self._inside].sum() / self._linears),
             self._milliseconds(chosen) if self.profile.times else None,
-        )  # fmt: skip
+        )
 
     def _milliseconds(self, chosen: Sequence[int]) -> float | None:
         """Of a token: what is one matrix is read in the slowest of its formats."""

@@ -63,9 +63,11 @@ class Format:
 
     def bits_per_weight(self, columns: int) -> float:
         """Bits a weight of a row of `columns` inputs takes, with scales, indices and masks."""
-        bits, scales = (DENSE_BITS, 0.0) if self.width is None else (
-            self.width.bits, SCALE_BITS / (self.width.group or columns)
-        )  # fmt: skip
+        bits, scales = (
+            (DENSE_BITS, 0.0)
+            if self.width is None
+            else (self.width.bits, SCALE_BITS / (self.width.group or columns))
+        )
         if self.pattern is None:
             return bits + scales
         index = (self.pattern.group - 1).bit_length() if self.pattern.structured else 0

@@ -199,7 +199,9 @@ class MixSearch:
     def _save(self) -> None:
         stored = {
             "best": {name: str(form) for name, form in self.best.items()},
-            "generation": self.generation, "taken": self.taken, "spent": self.spent,
-        }  # fmt: skip
+            "generation": self.generation,
+            "taken": self.taken,
+            "spent": self.spent,
+        }
         with self.checkpoints.write(STATE) as draft:
             (draft / "state.json").write_text(json.dumps(stored))

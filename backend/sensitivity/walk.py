@@ -69,9 +69,13 @@ class OutputError:
 
 
 def candidates(
-    W: Tensor, inputs: InputStatistics, formats: Sequence[Format], solvers: Solvers, name: str,
+    W: Tensor,
+    inputs: InputStatistics,
+    formats: Sequence[Format],
+    solvers: Solvers,
+    name: str,
     log: Callable[[str], None],
-) -> dict[Format, Tensor]:  # fmt: skip
+) -> dict[Format, Tensor]:
     """`W` [out, in] float32 as it would be in each format; scales are rounded to 16 bits. Formats
     that differ in bits alone are made in one pass. Raises ComputeError: no damping helped."""
     alike: dict[tuple[Pattern | None, int | None], list[Format]] = {}
@@ -86,9 +90,13 @@ def candidates(
 
 
 def _made(
-    W: Tensor, inputs: InputStatistics, pattern: Pattern | None, forms: Sequence[Format],
-    solvers: Solvers, damping: float,
-) -> dict[Format, Tensor]:  # fmt: skip
+    W: Tensor,
+    inputs: InputStatistics,
+    pattern: Pattern | None,
+    forms: Sequence[Format],
+    solvers: Solvers,
+    damping: float,
+) -> dict[Format, Tensor]:
     V = W if pattern is None else PRUNERS[solvers.pruner].prune(W, inputs, pattern, damping)
     widths = [
         QuantSettings(x.width.bits, x.width.group, solvers.grid, solvers.space, pattern is not None)
@@ -254,9 +262,12 @@ class CandidateWalk(DenseWalk):
 
 
 def profile_embedding(
-    model: PreTrainedModel, shape: LinearShape, formats: Sequence[Format],
-    tried: Sequence[Format], meter: SensitivityMeter,
-) -> Figures:  # fmt: skip
+    model: PreTrainedModel,
+    shape: LinearShape,
+    formats: Sequence[Format],
+    tried: Sequence[Format],
+    meter: SensitivityMeter,
+) -> Figures:
     """The figures [figures, formats] of the token embedding, or of a head that is not tied to it:
     what it costs, rounded to nearest as a run does, is always measured."""
     found = np.full((len(FIGURES), len(formats)), np.nan, np.float32)

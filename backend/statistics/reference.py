@@ -77,9 +77,21 @@ class ReferenceTensor:
         stats |= {} if same else self._against(weight, ordered, zeros)
         figures, values = spectrum(weight) if spectral else ({}, {})
         taken = TensorSnapshot(
-            tensor, block, module, stage, len(ordered), zeros, below, above, -edge, edge,
-            counts.numpy(), stats | figures | dict(more or {}), quantiles(ordered), step,
-        )  # fmt: skip
+            tensor,
+            block,
+            module,
+            stage,
+            len(ordered),
+            zeros,
+            below,
+            above,
+            -edge,
+            edge,
+            counts.numpy(),
+            stats | figures | dict(more or {}),
+            quantiles(ordered),
+            step,
+        )
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:
             values[JOINT] = joint_histogram(weight, self.dense, edge)

@@ -14,8 +14,10 @@ from backend.errors import ModelError
 from backend.models.sources.headers import MAX_HEADER, weight_files
 
 FLOATS: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-}  # fmt: skip
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 
 
 @dataclass(frozen=True)

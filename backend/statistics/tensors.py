@@ -6,10 +6,22 @@ from typing import Protocol
 import numpy as np
 
 BINS = 256
-BASE_STATISTICS = frozenset({  # of every tensor; see `tensor_statistics`
-    "zero_share", "near_zero", "mean", "std", "skewness", "kurtosis", "min", "max", "smallest",
-    "l1", "l2", "dense_std",
-})  # fmt: skip
+BASE_STATISTICS = frozenset(
+    {  # of every tensor; see `tensor_statistics`
+        "zero_share",
+        "near_zero",
+        "mean",
+        "std",
+        "skewness",
+        "kurtosis",
+        "min",
+        "max",
+        "smallest",
+        "l1",
+        "l2",
+        "dense_std",
+    }
+)
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 

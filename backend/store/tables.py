@@ -422,7 +422,15 @@ class Report(Table):
 TABLES_OF_A_RUN: dict[str, type[Table]] = {  # name -> table whose rows belong to one run each
     table.__tablename__: table
     for table in (
-        Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+        Attempt,
+        Event,
+        Vote,
+        MetricPoint,
+        Result,
+        StepTime,
+        DecoderRow,
+        TensorRow,
+        ProfileRow,
         Artifact,
     )
-}  # fmt: skip
+}

@@ -31,9 +31,16 @@ from backend.settings import settings
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {
-    "human": USER, USER: USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT,
-    "bot": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM, "developer": SYSTEM,
-}  # fmt: skip
+    "human": USER,
+    USER: USER,
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "model": ASSISTANT,
+    "bot": ASSISTANT,
+    ASSISTANT: ASSISTANT,
+    SYSTEM: SYSTEM,
+    "developer": SYSTEM,
+}
 CHECKED_BYTES = 1_000_000  # of a text, before a run is queued
 LISTS = ("messages", "conversations", "conversation", "turns")
 FORMS = (  # field names of prompt, further input, answers

@@ -153,9 +153,14 @@ def slice_of(
 
 
 def _too_little(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, corpus: str, role: Role,
-    requested: int, available: int, context: int,
-) -> DatasetError:  # fmt: skip
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: str,
+    role: Role,
+    requested: int,
+    available: int,
+    context: int,
+) -> DatasetError:
     tokens = sum(len(ids) for ids in encoded(texts, tokenizer))
     count = {"calibration": "the calibration segments", "evaluation": "the evaluation windows"}
     return DatasetError(

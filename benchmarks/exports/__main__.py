@@ -91,11 +91,15 @@ def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
             found = math.exp(losses.mean())
             rows.append(
                 {
-                    "model": spec, "type": type, "MB": file.stat().st_size / 1e6,
-                    "ours": value, "llama.cpp": found, "difference": found / value - 1,
+                    "model": spec,
+                    "type": type,
+                    "MB": file.stat().st_size / 1e6,
+                    "ours": value,
+                    "llama.cpp": found,
+                    "difference": found / value - 1,
                     "same tokens": tokens == tokenizer(SAMPLE, add_special_tokens=False).input_ids,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -142,9 +146,12 @@ def by_vllm(run: str, python: str) -> dict[str, Any]:
         found = json.loads(result.read_text())
     difference = found["perplexity"] / value - 1
     return {
-        "model": run, "ours": value, "vLLM": found["perplexity"], "difference": difference,
+        "model": run,
+        "ours": value,
+        "vLLM": found["perplexity"],
+        "difference": difference,
         "answer": found["answer"],
-    }  # fmt: skip
+    }
 
 
 def by_plain(run: str) -> dict[str, Any]:
@@ -158,9 +165,12 @@ def by_plain(run: str) -> dict[str, Any]:
     )
     found = json.loads(done.stdout)
     return {
-        "model": run, "ours": value, "plain": found["perplexity"],
-        "zeros": zeros.get(str(kept), ""), "plain zeros": found["zero_share"],
-    }  # fmt: skip
+        "model": run,
+        "ours": value,
+        "plain": found["perplexity"],
+        "zeros": zeros.get(str(kept), ""),
+        "plain zeros": found["zero_share"],
+    }
 
 
 if __name__ == "__main__":

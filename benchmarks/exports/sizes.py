@@ -45,25 +45,46 @@ from backend.text.slices import evaluation_slice
 
 SHAPES: dict[str, Any] = {
     "Qwen2.5-0.5B, untied": Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-        num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=4096,
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
         tie_word_embeddings=False,
     ),
     "SmolLM2-360M, untied": LlamaConfig(
-        vocab_size=49152, hidden_size=960, intermediate_size=2560, num_hidden_layers=32,
-        num_attention_heads=15, num_key_value_heads=5, max_position_embeddings=4096,
+        vocab_size=49152,
+        hidden_size=960,
+        intermediate_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        max_position_embeddings=4096,
         tie_word_embeddings=False,
     ),
     "Gemma-3-270M as LLaMA, untied": LlamaConfig(
-        vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
-        num_attention_heads=4, num_key_value_heads=1, head_dim=256, max_position_embeddings=4096,
+        vocab_size=262144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        max_position_embeddings=4096,
         tie_word_embeddings=False,
     ),
-}  # fmt: skip
+}
 CASES: tuple[tuple[str, int], ...] = (  # format, bits of embedding and head
-    ("compressed-tensors", 0), ("compressed-tensors", 8), ("compressed-tensors", 4), ("gptq", 0),
-    ("slimscope", 8), ("slimscope", 6), ("slimscope", 4),
-)  # fmt: skip
+    ("compressed-tensors", 0),
+    ("compressed-tensors", 8),
+    ("compressed-tensors", 4),
+    ("gptq", 0),
+    ("slimscope", 8),
+    ("slimscope", 6),
+    ("slimscope", 4),
+)
 PLAIN: tuple[tuple[str, EmbeddingType], ...] = (("F16", "auto"), ("Q8_0", "auto"), ("Q4_0", "auto"))
 BITS, GROUP = 4, 64
 WINDOWS, CONTEXT = 8, 512
@@ -108,9 +129,14 @@ def sizes(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _packed(
-    name: str, facts: ModelFacts, model: Any, tokenizer: PreTrainedTokenizerBase,
-    format: Any, bits: int, scratch: Path,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    name: str,
+    facts: ModelFacts,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    format: Any,
+    bits: int,
+    scratch: Path,
+) -> Iterator[dict[str, Any]]:
     """A folder of random codes in a format, and the GGUF file made of it."""
     outside = facts.embeddings
     if format == "compressed-tensors" and bits not in (0, BITS):
@@ -180,9 +206,12 @@ def _weights(folder: Path) -> int:
 
 def _row(name: str, file: str, embedding: str, predicted: int, saved: int) -> dict[str, Any]:
     return {
-        "model": name, "file": file, "embedding and head": embedding,
-        "predicted, MB": round(predicted / 1e6, 1) or "", "saved, MB": round(saved / 1e6, 1),
-    }  # fmt: skip
+        "model": name,
+        "file": file,
+        "embedding and head": embedding,
+        "predicted, MB": round(predicted / 1e6, 1) or "",
+        "saved, MB": round(saved / 1e6, 1),
+    }
 
 
 def embedding_costs(spec: str) -> Iterator[dict[str, Any]]:
@@ -225,10 +254,12 @@ def _cost(
     ratio = paired_ratio(found.windows, dense.windows)
     assert ratio is not None
     return {
-        "to": f"{of.bits} bits, {of.space}", "error": max(errors),
-        "perplexity": found.value, "ratio": ratio.value,
+        "to": f"{of.bits} bits, {of.space}",
+        "error": max(errors),
+        "perplexity": found.value,
+        "ratio": ratio.value,
         "95 %": f"{ratio.low:.4f} to {ratio.high:.4f}",
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -37,10 +37,16 @@ NEW = 24
 HOST = Actor("clients", "host")
 CONTEXT, WINDOWS = 512, 32
 TASK: dict[str, Any] = {
-    "task": "endings", "dataset_path": "json", "validation_split": "validation",
-    "output_type": "multiple_choice", "doc_to_text": "{{passage}}", "doc_to_choice": "endings",
-    "doc_to_target": "{{own}}", "target_delimiter": "", "metric_list": [{"metric": "acc"}],
-}  # fmt: skip
+    "task": "endings",
+    "dataset_path": "json",
+    "validation_split": "validation",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{passage}}",
+    "doc_to_choice": "endings",
+    "doc_to_target": "{{own}}",
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc"}],
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -55,8 +61,12 @@ def openai_answers(url: str, key: str, model: str) -> dict[str, str]:
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key=key)
-    said: Any = {"model": model, "max_tokens": NEW, "temperature": 0,
-                 "messages": [{"role": "user", "content": QUESTION}]}  # fmt: skip
+    said: Any = {
+        "model": model,
+        "max_tokens": NEW,
+        "temperature": 0,
+        "messages": [{"role": "user", "content": QUESTION}],
+    }
     whole = client.chat.completions.create(**said).choices[0].message.content
     chunks = client.chat.completions.create(**said, stream=True)
     parts = (chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -67,9 +77,14 @@ def openai_answers(url: str, key: str, model: str) -> dict[str, str]:
 def litellm_answers(url: str, key: str, model: str) -> dict[str, str]:
     import litellm
 
-    said: Any = {"model": f"openai/{model}", "api_base": f"{url}/v1", "api_key": key,
-                 "max_tokens": NEW, "temperature": 0,
-                 "messages": [{"role": "user", "content": QUESTION}]}  # fmt: skip
+    said: Any = {
+        "model": f"openai/{model}",
+        "api_base": f"{url}/v1",
+        "api_key": key,
+        "max_tokens": NEW,
+        "temperature": 0,
+        "messages": [{"role": "user", "content": QUESTION}],
+    }
     whole = litellm.completion(**said).choices[0].message.content
     chunks = litellm.completion(**said, stream=True)
     parts = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -101,10 +116,14 @@ def harness_scores(
         Path(folder, "endings.yaml").write_text(yaml.safe_dump(TASK | {"dataset_kwargs": files}))
         tasks = TaskManager(include_path=folder, include_defaults=False)
         served = LocalCompletionsAPI(
-            base_url=f"{url}/v1/completions", model=chosen.model, auth_token=key,
-            tokenizer=str(materialise(chosen.model)), num_concurrent=4, batch_size=8,
+            base_url=f"{url}/v1/completions",
+            model=chosen.model,
+            auth_token=key,
+            tokenizer=str(materialise(chosen.model)),
+            num_concurrent=4,
+            batch_size=8,
             max_length=CONTEXT,
-        )  # fmt: skip
+        )
         here = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=8)
         found = {}
         for name, model in (("lm-eval, local-completions", served), ("lm-eval, PyTorch", here)):

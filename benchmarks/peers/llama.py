@@ -17,15 +17,27 @@ from backend.decoding.llama_cpp import quiet
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
 MIXES = {
-    "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18,
-    "IQ3_XXS": 23, "IQ3_M": 27, "IQ2_M": 29, "IQ4_XS": 30,
-}  # fmt: skip
+    "Q2_K": 10,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ3_XXS": 23,
+    "IQ3_M": 27,
+    "IQ2_M": 29,
+    "IQ4_XS": 30,
+}
 
 
 def formats(
-    gguf: Path, folder: Path, threads: int, types: Mapping[str, int] = FORMATS,
+    gguf: Path,
+    folder: Path,
+    threads: int,
+    types: Mapping[str, int] = FORMATS,
     importance: Mapping[str, NDArray[np.float32]] | None = None,
-) -> Iterator[tuple[str, Path]]:  # fmt: skip
+) -> Iterator[tuple[str, Path]]:
     """The model in llama.cpp's formats, converted by itself: first to bfloat16, then from that.
     `importance`: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix."""
     import llama_cpp
@@ -59,9 +71,14 @@ class Llama:
 
         with quiet():
             self._llama = llama_cpp.Llama(
-                str(path), n_ctx=room, n_batch=room, n_threads=threads, n_threads_batch=threads,
-                logits_all=True, verbose=False,
-            )  # fmt: skip
+                str(path),
+                n_ctx=room,
+                n_batch=room,
+                n_threads=threads,
+                n_threads_batch=threads,
+                logits_all=True,
+                verbose=False,
+            )
         self._length, self.bytes = len(context), path.stat().st_size
         if context:
             self._llama.eval(list(context))

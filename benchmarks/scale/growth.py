@@ -180,9 +180,11 @@ def main() -> None:
         w: {p.name: p.flops(w, w, TOKENS) / found[w][p.name] for p in PARTS} for w in found
     }
     last, fitted = max(found), sorted(found)[-3:]
-    exponents = {
-        p.name: exponent(fitted, [found[w][p.name] for w in fitted]) for p in PARTS
-    } if len(fitted) > 1 else {}  # fmt: skip
+    exponents = (
+        {p.name: exponent(fitted, [found[w][p.name] for w in fitted]) for p in PARTS}
+        if len(fitted) > 1
+        else {}
+    )
     for part in PARTS:
         cells = [f"{found[w][part.name]:.3g}" for w in found]
         rate, grows = rates[last][part.name] / 1e9, exponents.get(part.name, math.nan)

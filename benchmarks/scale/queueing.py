@@ -44,8 +44,12 @@ def measure(engine: str, places: int, jobs: int, probes: int) -> dict[str, Any]:
         queued = [submit("count", {"steps": 3, "pause": 0.0}, ME).id for _ in range(jobs)]
         until(loop, lambda: all(queries.job(n).state == State.SUCCEEDED for n in queued))
         took = time.monotonic() - began
-    return {"engine": engine, "places": places, "per minute": 60 * jobs / took,
-            "first progress": median(soon)}  # fmt: skip
+    return {
+        "engine": engine,
+        "places": places,
+        "per minute": 60 * jobs / took,
+        "first progress": median(soon),
+    }
 
 
 def until(loop: SupervisorLoop, holds: Callable[[], bool]) -> None:
@@ -70,8 +74,13 @@ def _first_progress(loop: SupervisorLoop) -> float:
 def _places(engine: str, places: int) -> Iterator[None]:
     """A data folder with so many places, on this machine or on a cluster of as many nodes."""
     with tempfile.TemporaryDirectory(prefix="ss-") as folder, ExitStack() as stack:
-        chosen = {"DATA_DIR": folder, "SLOTS": str(places), "THREADS": "1", "EXAMPLES": "false",
-                  "PLUGINS": '["tests.plugins.job_kind"]'}  # fmt: skip
+        chosen = {
+            "DATA_DIR": folder,
+            "SLOTS": str(places),
+            "THREADS": "1",
+            "EXAMPLES": "false",
+            "PLUGINS": '["tests.plugins.job_kind"]',
+        }
         if engine == "ray":
             url = stack.enter_context(postgres.database(os.environ[postgres.SERVER]))
             chosen |= {"DATABASE_URL": url}

@@ -76,8 +76,13 @@ def arguments() -> argparse.Namespace:
 async def ask(client: httpx.AsyncClient, chosen: argparse.Namespace, seen: Seen) -> str:
     """One question; how it ended."""
     prompt = " ".join(random.choices(WORDS, k=30)) + ". Tell a story of all of these."
-    body = {"model": chosen.model, "max_tokens": chosen.new, "stream": True, "temperature": 0.8,
-            "messages": [{"role": "user", "content": prompt}]}  # fmt: skip
+    body = {
+        "model": chosen.model,
+        "max_tokens": chosen.new,
+        "stream": True,
+        "temperature": 0.8,
+        "messages": [{"role": "user", "content": prompt}],
+    }
     leaves, asked, stamps = random.randrange(chosen.leaves) == 0, time.monotonic(), list[float]()
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
@@ -162,21 +167,28 @@ async def measured(url: str, data: Path, chosen: argparse.Namespace) -> dict[str
     await asyncio.gather(*tasks)
     seconds = time.monotonic() - began
     return {
-        "clients": chosen.clients, "seconds": round(seconds), "run_s": run_s,
-        "ends": dict(seen.ends), "tokens_s": seen.tokens / seconds,
+        "clients": chosen.clients,
+        "seconds": round(seconds),
+        "run_s": run_s,
+        "ends": dict(seen.ends),
+        "tokens_s": seen.tokens / seconds,
         "first_s": [median(seen.first), p95(seen.first)],
         "between_ms": [1e3 * median(seen.between), 1e3 * p95(seen.between)],
         "pages_s": [median(seen.pages), p95(seen.pages)],
         "memory_mb": {name: [early.get(name, 0.0), mb] for name, mb in late.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
     chosen = arguments()
     with TemporaryDirectory() as folder, dashboard(Path(folder)) as shown, reads(Path(folder)):
         found = asyncio.run(measured(shown.url, Path(folder), chosen))
-    table = Table("", "median", "p95", title=f"{chosen.clients} people, {chosen.model}: "
-                  f"{found['tokens_s']:.0f} tokens/s together")  # fmt: skip
+    table = Table(
+        "",
+        "median",
+        "p95",
+        title=f"{chosen.clients} people, {chosen.model}: {found['tokens_s']:.0f} tokens/s together",
+    )
     for name in ("first_s", "between_ms", "pages_s"):
         low, high = found[name]  # type: ignore[misc]
         table.add_row(name, f"{low:.2f}", f"{high:.2f}")

@@ -54,8 +54,11 @@ from jobs.submit import submit
 COMMAND = [sys.executable, "-m", "jobs"]
 ME = Actor("soak", "host")
 RUN = {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}
-PARTS = {"jobs.runtime.main": "run", "backend.queue.supervisor": "supervisor",
-         "jobs.serving.main": "answers"}  # fmt: skip
+PARTS = {
+    "jobs.runtime.main": "run",
+    "backend.queue.supervisor": "supervisor",
+    "jobs.serving.main": "answers",
+}
 SAMPLE_S, GUEST_S, RUN_S, KILL_S = 10.0, 30.0, 120.0, 300.0
 PAGES = ("", "runs", "queue", "slimscope/pulse", "metrics")
 FORWARDED = {"X-Forwarded-For": "203.0.113.{}"}  # a proxy says so of guests
@@ -116,9 +119,11 @@ class Day:
         self.tokens, self.guests, self.killed = 0, itertools.count(), list[str]()
         self._victims = itertools.cycle(PARTS)
         self._acts: dict[Callable[[], None], tuple[float, float]] = {
-            self._look: (0.0, SAMPLE_S), self._ask: (5.0, GUEST_S), self._add: (0.0, RUN_S),
+            self._look: (0.0, SAMPLE_S),
+            self._ask: (5.0, GUEST_S),
+            self._add: (0.0, RUN_S),
             self._kill: (KILL_S / 2, KILL_S),
-        }  # fmt: skip
+        }
 
     def _look(self) -> None:
         self.samples.append(sample(self.shown, self.data))

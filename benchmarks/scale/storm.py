@@ -47,8 +47,17 @@ HOST = Actor("storm", "host")
 TEXT = {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}
 FLOAT32 = {"precision": "float32"}
 TRAINED = {"group_size": 32, "rank": 4, "steps": 60, "batch": 2, "length": 32}
-DRAFTER = {"model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0,
-           "steps": 60, "batch": 4, "threads": 1, "draft_vocabulary": 256}  # fmt: skip
+DRAFTER = {
+    "model": "toy",
+    "answers": 48,
+    "heldout": 16,
+    "answer_tokens": 24,
+    "minutes": 0,
+    "steps": 60,
+    "batch": 4,
+    "threads": 1,
+    "draft_vocabulary": 256,
+}
 CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dlqat", {**TEXT, **FLOAT32, **TRAINED}),
     ("amphista", {**DRAFTER, **FLOAT32}),

@@ -28,9 +28,15 @@ from benchmarks.dlqat import VOCABULARY, build
 
 SKIPPED = 2  # steps: the first compile kernels
 CONFIG = {
-    "steps": 8, "batch": 4, "length": 64, "rank": 16, "precision": "float32",
-    "start": "rounded", "space": "minmax", "stages": ["dlqat"],
-}  # fmt: skip
+    "steps": 8,
+    "batch": 4,
+    "length": 64,
+    "rank": 16,
+    "precision": "float32",
+    "start": "rounded",
+    "space": "minmax",
+    "stages": ["dlqat"],
+}
 
 
 class StepClock(SilentReporter):
@@ -60,9 +66,12 @@ def measure(world: int, threads: int) -> dict[str, Any]:
         told = [json.loads(each.communicate()[0].splitlines()[-1]) for each in started]
     first = told[0]
     return {
-        "processes": world, "threads": threads, "ms": first["ms"],
-        "CPU ms": sum(each["CPU ms"] for each in told), "losses": first["losses"],
-    }  # fmt: skip
+        "processes": world,
+        "threads": threads,
+        "ms": first["ms"],
+        "CPU ms": sum(each["CPU ms"] for each in told),
+        "losses": first["losses"],
+    }
 
 
 def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
@@ -87,8 +96,11 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
         qat.follow()
     spent = _processor_s() - began
     steps = [later - one for one, later in pairwise(reporter.times[SKIPPED:])]
-    return {"ms": 1000 * median(steps) if steps else 0.0, "losses": reporter.losses,
-            "CPU ms": 1000 * spent / config.steps}  # fmt: skip
+    return {
+        "ms": 1000 * median(steps) if steps else 0.0,
+        "losses": reporter.losses,
+        "CPU ms": 1000 * spent / config.steps,
+    }
 
 
 def _processor_s() -> float:

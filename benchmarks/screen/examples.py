@@ -37,7 +37,8 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
         "2:4 by ALPS, blocks reconstructed",
     ),
     "dlqat": (
-        (MODEL, *FOUR_BITS, "--stages=rtn, gptq, dlqat, dlqat-kd"), "4 bits",
+        (MODEL, *FOUR_BITS, "--stages=rtn, gptq, dlqat, dlqat-kd"),
+        "4 bits",
     ),
     "dlqat-2": (
         ("--model={sds}", *FOUR_BITS, "--keep-zeros", "--stages=gptq, dlqat-kd"),
@@ -46,23 +47,38 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "profile": ((MODEL,), "Which layers break first"),
     "sds-2": ((MODEL, "--pattern=2:4", "--control"), "2:4 by Wanda: what goes wrong"),
     "amphista": (
-        (MODEL, "--architecture=hydra", "--answers=640", "--heldout=32", "--minutes=0",
-         "--steps=350", "--threads=1"), "Hydra, 350 steps",
+        (
+            MODEL,
+            "--architecture=hydra",
+            "--answers=640",
+            "--heldout=32",
+            "--minutes=0",
+            "--steps=350",
+            "--threads=1",
+        ),
+        "Hydra, 350 steps",
     ),
     "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
     "generate": (
-        (f"--prompt={PROMPT}", "--sides=smollm2-135m,{dlqat},{sds}",
-         "--max-new-tokens=120", "--repetition-penalty=1.15"),
+        (
+            f"--prompt={PROMPT}",
+            "--sides=smollm2-135m,{dlqat},{sds}",
+            "--max-new-tokens=120",
+            "--repetition-penalty=1.15",
+        ),
         "One prompt, three models",
     ),
-}  # fmt: skip
+}
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
 GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artefacts
 NAMED = (  # where one run names another
-    ("jobs", "config"), ("results", "stage"), ("decoder_reports", "decoder"),
-    ("decoder_reports", "report"), ("metric_points", "stage"),
-)  # fmt: skip
+    ("jobs", "config"),
+    ("results", "stage"),
+    ("decoder_reports", "decoder"),
+    ("decoder_reports", "report"),
+    ("metric_points", "stage"),
+)
 EXPORT = """
 import sys
 from pathlib import Path

@@ -89,8 +89,11 @@ def sweep(page: Page, url: str) -> Iterator[Frame]:
 
 
 MADE: dict[str, Callable[[Page, str], Iterator[Frame]]] = {
-    "zip": zipped, "comb": comb, "race": race, "sweep": sweep,
-}  # fmt: skip
+    "zip": zipped,
+    "comb": comb,
+    "race": race,
+    "sweep": sweep,
+}
 
 
 def main() -> None:

@@ -31,9 +31,10 @@ from jobs.serving.client import sent
 HOST = Actor("benchmark", "host")
 TRACED = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4
 KNOBS = {  # what is changed -> formats of all layers that take turns
-    "sparsity": ("30p", "40p", "50p", "60p"), "n:m": ("2of4", "4of8"),
+    "sparsity": ("30p", "40p", "50p", "60p"),
+    "n:m": ("2of4", "4of8"),
     "bits": ("int4-g64", "int3-g64", "int6-g64"),
-}  # fmt: skip
+}
 
 
 Rows = dict[str, dict[str, float]]
@@ -107,9 +108,11 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {
-            "SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_THREADS": str(chosen.threads),
-            "SLIMSCOPE_IDLE_EXIT": "1", "OMP_NUM_THREADS": str(chosen.threads),
-        }  # fmt: skip
+            "SLIMSCOPE_DATA_DIR": folder,
+            "SLIMSCOPE_THREADS": str(chosen.threads),
+            "SLIMSCOPE_IDLE_EXIT": "1",
+            "OMP_NUM_THREADS": str(chosen.threads),
+        }
         settings.cache_clear()
         upgrade()
         rows = asyncio.run(measured(Knob(chosen.model), chosen.rounds))

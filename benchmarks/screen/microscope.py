@@ -173,9 +173,11 @@ def in_browser(data: Path, run: str) -> Figures:
         with visitor(browser) as page:
             tiles = zooms(page, shown.url, run)
     return found | {
-        "click_median_ms": median(taken), "click_p95_ms": p95(taken),
-        "zoom_median_ms": median(tiles), "zoom_p95_ms": p95(tiles),
-    }  # fmt: skip
+        "click_median_ms": median(taken),
+        "click_p95_ms": p95(taken),
+        "zoom_median_ms": median(tiles),
+        "zoom_p95_ms": p95(tiles),
+    }
 
 
 def main() -> None:

@@ -34,15 +34,32 @@ WAIT_MS = 300_000
 FIRST_ANSWER = re.compile("/run/predict|/workbench/")
 AT_REST_MS = 2500  # after the first answer, until its charts begin to load
 RUNS = (
-    ("sds", "--model=toy", "--preset=quick look", "--sweep=base=magnitude,wanda,sparsegpt",
-     "--sweep=pattern=2:4,50%"),
+    (
+        "sds",
+        "--model=toy",
+        "--preset=quick look",
+        "--sweep=base=magnitude,wanda,sparsegpt",
+        "--sweep=pattern=2:4,50%",
+    ),
     ("dlqat", "--model=toy", "--preset=quick look"),
-    ("amphista", "--model=toy", "--minutes=0", "--steps=200", "--answers=256",
-     "--answer-tokens=48"),
-    ("benchmark", "--model=toy", "--drafters=amphista-0008", "--count=6", "--max-new-tokens=32",
-     "--rounds=2"),
+    (
+        "amphista",
+        "--model=toy",
+        "--minutes=0",
+        "--steps=200",
+        "--answers=256",
+        "--answer-tokens=48",
+    ),
+    (
+        "benchmark",
+        "--model=toy",
+        "--drafters=amphista-0008",
+        "--count=6",
+        "--max-new-tokens=32",
+        "--rounds=2",
+    ),
     ("generate", "--sides=toy, amphista-0008", "--prompt=Once upon a time"),
-)  # fmt: skip
+)
 AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image')

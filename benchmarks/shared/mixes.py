@@ -88,9 +88,15 @@ class Trial:
         self.restore()
         checkpoints = Checkpoints(self.given.candidates)
         CandidateWalk(
-            self.model, self.calibration, self.dtype, self.given.formats, SOLVERS, checkpoints,
-            SILENT, "",
-        ).run()  # fmt: skip
+            self.model,
+            self.calibration,
+            self.dtype,
+            self.given.formats,
+            SOLVERS,
+            checkpoints,
+            SILENT,
+            "",
+        ).run()
         return MixedModel(self.model, checkpoints, self.embeddings)
 
     @torch.no_grad()
@@ -132,9 +138,14 @@ class Trial:
         """Losses of the model that a run with SparseGPT and OWL's percentages makes."""
         self.restore()
         config = SDSConfig.model_validate(
-            {"base": "sparsegpt", "until": "first", "control": False, "pattern": pattern,
-             "allocation": "owl"}
-        )  # fmt: skip
+            {
+                "base": "sparsegpt",
+                "until": "first",
+                "control": False,
+                "pattern": pattern,
+                "allocation": "owl",
+            }
+        )
         plan = pruning_plan(config, all_linears(self.model), {})
         with TemporaryDirectory() as folder:
             run_sds(self.model, self.calibration, config, plan, Checkpoints(Path(folder)), SILENT)

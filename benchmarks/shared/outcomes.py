@@ -73,9 +73,14 @@ def pruned(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
         checkpoints = Checkpoints(Path(folder))
         planned = pruning_plan(config, linears)
         result = run_sds(
-            model, rows[:-held], config, planned, checkpoints, SilentReporter(),
+            model,
+            rows[:-held],
+            config,
+            planned,
+            checkpoints,
+            SilentReporter(),
             heldout=rows[-held:],
-        )  # fmt: skip
+        )
         store, blocks = SDSStageStore(checkpoints), range(len(decoder_blocks(model)))
         masks: dict[str, dict[str, Tensor]] = {}
         for stage in config.stages[1:]:
@@ -86,8 +91,17 @@ def pruned(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
 
 def quantized(model: PreTrainedModel, rows: Tensor, stage: str, **fields: Any) -> Outcome:
     """A stage of a quantization run, on three quarters of the text."""
-    few = {"bits": 3, "group_size": 32, "rank": 4, "steps": 8, "batch": 2, "stored": "float32",
-           "length": rows.shape[1], "precision": "float32", "stages": [stage]}  # fmt: skip
+    few = {
+        "bits": 3,
+        "group_size": 32,
+        "rank": 4,
+        "steps": 8,
+        "batch": 2,
+        "stored": "float32",
+        "length": rows.shape[1],
+        "precision": "float32",
+        "stages": [stage],
+    }
     config = DLQATConfig.model_validate({**few, **fields})
     linears, held = all_linears(model), len(rows) // 4
     facts: Any = SimpleNamespace(linears=linears, architecture=type(model).__name__)

@@ -21,17 +21,26 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # title -> family, what is an
     "llama": ("llama", {}),
     "llama, tied": ("llama", TIED),
     "llama, one block": ("llama", {"num_hidden_layers": 1}),
-    "llama, 8 narrow blocks": ("llama", {"hidden_size": 32, "num_hidden_layers": 8,
-                                         "num_attention_heads": 2, "num_key_value_heads": 1}),
-    "llama, 2 wide blocks": ("llama", {"hidden_size": 128, "intermediate_size": 256,
-                                       "num_hidden_layers": 2}),
+    "llama, 8 narrow blocks": (
+        "llama",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "llama, 2 wide blocks": (
+        "llama",
+        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+    ),
     "qwen2 (biases)": ("qwen2", TIED),
     "qwen3 (head norms)": ("qwen3", TIED),
     "gemma2 (caps, windows)": ("gemma2", {**TIED, **CAPPED}),
     "gemma3 (windows, head norms)": ("gemma3_text", TIED),
     "gpt2": ("gpt2", {}),
     "mixtral (experts)": ("mixtral", {}),
-}  # fmt: skip
+}
 
 
 def texts(count: int, length: int, seed: int = TRAIN_SEED) -> Tensor:

@@ -62,9 +62,15 @@ def follow(config: AmphistaJob, context: FollowerContext) -> None:
     for _ in distributed.tasks():
         learnt, heldout = (stored(context.checkpoints, name) for name in (LEARNT, HELD))
         DrafterTrainer(
-            untrained(config, target, learnt), target, learnt, heldout, training, config.seed,
-            context.checkpoints, context,
-        ).train()  # fmt: skip
+            untrained(config, target, learnt),
+            target,
+            learnt,
+            heldout,
+            training,
+            config.seed,
+            context.checkpoints,
+            context,
+        ).train()
 
 
 def untrained(config: AmphistaJob, target: TargetModel, learnt: HiddenStateCache) -> Drafter:
@@ -154,9 +160,15 @@ class DrafterRun:
         count = drafter.parameter_count()
         context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
         trainer = DrafterTrainer(
-            drafter, self.target, learnt, heldout, config_part(config, TrainingConfig), config.seed,
-            context.checkpoints, self.phases.phase("train"),
-        )  # fmt: skip
+            drafter,
+            self.target,
+            learnt,
+            heldout,
+            config_part(config, TrainingConfig),
+            config.seed,
+            context.checkpoints,
+            self.phases.phase("train"),
+        )
         distributed.announce("train")
         accuracy = trainer.run()
         distributed.announce("")

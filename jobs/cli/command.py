@@ -52,9 +52,13 @@ def command_for(operation: Operation) -> Any:
     if below := operation.below:
         commands: Any = Commands(below, lambda name: below()[name])
         return TyperGroup(
-            name=operation.name, help=operation.about, no_args_is_help=True, commands=commands,
-            rich_markup_mode=MARKUP, context_settings=CONTEXT,
-        )  # fmt: skip
+            name=operation.name,
+            help=operation.about,
+            no_args_is_help=True,
+            commands=commands,
+            rich_markup_mode=MARKUP,
+            context_settings=CONTEXT,
+        )
 
     def command(**values: Any) -> None:
         as_json, wait = values.pop("as_json", False), operation.waits and values.pop("wait")

@@ -99,8 +99,12 @@ def logs(
         time.sleep(NAP_S)
 
 
-@operation("submit", path="", tool="",
-           below=lambda: {name: _operation(kind) for name, kind in kinds().items()})  # fmt: skip
+@operation(
+    "submit",
+    path="",
+    tool="",
+    below=lambda: {name: _operation(kind) for name, kind in kinds().items()},
+)
 def submit() -> None:
     """Add a run to the queue."""
 
@@ -165,9 +169,12 @@ def _queued_code(answer: str | list[Record]) -> int:
 
 
 @operation(
-    "pipeline", path="", tool="", exit_code=_queued_code,
+    "pipeline",
+    path="",
+    tool="",
+    exit_code=_queued_code,
     said=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
-)  # fmt: skip
+)
 def queue_pipeline(
     actor: Actor,
     file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
@@ -217,10 +224,16 @@ def _benchmark_text(found: Record) -> str:
     if found["error"]:
         return f"{run}: {queries.job(run).error_text}"
     rows = (
-        (r.label, f"{r.speed:.1f}", f"{r.speed_up:.2f}", f"{r.accepted:.2f}",
-         f"{r.break_even:.2f}", r.nodes)
+        (
+            r.label,
+            f"{r.speed:.1f}",
+            f"{r.speed_up:.2f}",
+            f"{r.accepted:.2f}",
+            f"{r.break_even:.2f}",
+            r.nodes,
+        )
         for r in reports
-    )  # fmt: skip
+    )
     return "\n".join([table(COLUMNS, rows), *verdicts(reports)])
 
 
@@ -249,9 +262,12 @@ def benchmark_drafters(
 
 
 @operation(
-    "generate", path="", tool="", said=lambda _: "",
+    "generate",
+    path="",
+    tool="",
+    said=lambda _: "",
     exit_code=lambda texts: exit_of(queries.job(texts[0]["run"]).state),
-)  # fmt: skip
+)
 def generate_text(
     actor: Actor,
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
@@ -270,9 +286,13 @@ def generate_text(
     usual = str(generate.GenerateJob.model_fields["sides"].default)
     sides = [*(model or ()), *(drafter or ())] or [usual]
     values = {
-        "prompt": prompt, "sides": ", ".join(sides), "max_new_tokens": max_new_tokens,
-        "temperature": temperature, "seed": seed, "lookup": lookup,
-    }  # fmt: skip
+        "prompt": prompt,
+        "sides": ", ".join(sides),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "lookup": lookup,
+    }
     job = queue_run(generate.NAME, values, actor)
     try:
         for number, side in enumerate(read_sides(job.config["sides"]), 1):

@@ -33,12 +33,27 @@ state is succeeded, failed, cancelled or lost. kinds lists what can be run, and 
 config; models and texts list what it may name. The kind gguf writes a model as GGUF."""
 log = logging.getLogger("slimscope.mcp")
 CHECKS = (
-    machine.variables, machine.data_folder, machine.privacy, machine.disk, machine.memory,
-    machine.threads, machine.device, machine.native_decoder, machine.clock, machine.models,
-    machine.cached_models, machine.texts, machine.database_version, machine.integrity,
-    machine.copies, machine.orphans, cluster.artefact_store, cluster.engine, cluster.nodes,
+    machine.variables,
+    machine.data_folder,
+    machine.privacy,
+    machine.disk,
+    machine.memory,
+    machine.threads,
+    machine.device,
+    machine.native_decoder,
+    machine.clock,
+    machine.models,
+    machine.cached_models,
+    machine.texts,
+    machine.database_version,
+    machine.integrity,
+    machine.copies,
+    machine.orphans,
+    cluster.artefact_store,
+    cluster.engine,
+    cluster.nodes,
     machine.supervisor,
-)  # fmt: skip
+)
 
 
 def build(actor: Actor) -> Any:
@@ -105,9 +120,13 @@ def serve_agents(actor: Actor) -> None:
 
 
 @operation(
-    "setup", path="", tool="", database="none", said=lambda _: "",
+    "setup",
+    path="",
+    tool="",
+    database="none",
+    said=lambda _: "",
     exit_code=lambda made: 0 if made["ready"] else FAILED,
-)  # fmt: skip
+)
 def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> Record:
     """Fetch the default model, or another, and the sample text."""
     name = model or DEFAULT_MODEL
@@ -128,9 +147,12 @@ def _findings(checks: Sequence[Record]) -> str:
 
 
 @operation(
-    "doctor", path="", tool="", said=_findings,
+    "doctor",
+    path="",
+    tool="",
+    said=_findings,
     exit_code=lambda checks: 0 if all(check["ok"] for check in checks) else FAILED,
-)  # fmt: skip
+)
 def doctor(
     probe: Annotated[
         bool, Field(description="Send a job to the cluster: its versions, and its artefacts.")

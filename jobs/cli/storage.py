@@ -113,9 +113,11 @@ def export(
 
 
 @operation(
-    "import", path="", tool="",
+    "import",
+    path="",
+    tool="",
     said=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
-)  # fmt: skip
+)
 def import_file(
     file: Annotated[Path, Field(description="A file that `slimscope export` wrote.")], actor: Actor
 ) -> Record:
@@ -135,10 +137,14 @@ def _bar(title: str) -> Iterator[writing.Progress]:
 def _disk_text(found: Record) -> str:
     parts = [f"{part:<24} {readable_bytes(size):>10}" for part, size in found["bytes"].items()]
     rows = [
-        (run["id"], run["state"], readable_bytes(sum(run["bytes"].values())),
-         ", ".join(f"{part} {readable_bytes(size)}" for part, size in run["bytes"].items()))
+        (
+            run["id"],
+            run["state"],
+            readable_bytes(sum(run["bytes"].values())),
+            ", ".join(f"{part} {readable_bytes(size)}" for part, size in run["bytes"].items()),
+        )
         for run in found["largest"]
-    ]  # fmt: skip
+    ]
     none = "No run that has ended has been measured yet."
     parts.append(table(("run", "state", "total", "of which"), rows) if rows else none)
     if freeable := found["freeable"]:

@@ -151,8 +151,10 @@ def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, 
     if bits and config.embedding != "auto" and not outside:
         raise ConfigError(
             "The embedding of this model cannot be quantised.",
-            "It has none of the names that are known.", "Choose stored.", "embedding",
-        )  # fmt: skip
+            "It has none of the names that are known.",
+            "Choose stored.",
+            "embedding",
+        )
     head_alone = config.format == "compressed-tensors" and bits not in (0, config.bits)
     return outside[1:] if head_alone and len(outside) > 1 else outside
 
@@ -372,9 +374,11 @@ def export_requirements(
     layers, most = planned_layers(planned, facts), max(planned.groups, key=lambda x: len(x.layers))
     joined = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
     experts = experts_of(
-        facts.support.separate, {x.name for x in facts.linears}, {*most.layers},
+        facts.support.separate,
+        {x.name for x in facts.linears},
+        {*most.layers},
         {x.name for x in layers}.difference(most.layers),
-    )  # fmt: skip
+    )
     return ExportRequirements(
         bits=group.bits,
         grid=group.grid,

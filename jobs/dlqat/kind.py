@@ -122,9 +122,13 @@ KIND = Kind(
     },
     presets={
         "quick look": {
-            "segments": 12, "context": 256, "windows": 8, "steps": 10, "batch": 2,
+            "segments": 12,
+            "context": 256,
+            "windows": 8,
+            "steps": 10,
+            "batch": 2,
         },
         "default": {},
         "thorough": {"segments": 64, "windows": 32, "steps": 200},
     },
-)  # fmt: skip
+)

@@ -56,10 +56,15 @@ def run(config: DLQATJob, context: JobContext) -> None:
     qat = method(config, loaded, rows, context)
     distributed.broadcast(tuple(each.cpu() for each in rows))
     quality = Quality(
-        config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS,
+        config,
+        loaded,
+        evaluation,
+        context,
+        batch=CALIBRATION_BATCH,
+        labels=STAGE_LABELS,
         precision=config.evaluation_precision,
         rounded="" if config.format == "dense" else config.stored,
-    )  # fmt: skip
+    )
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     losses: dict[str, list[float]] = {}
     for stage in qat.prepare(phases.phase("prepare")):
@@ -117,9 +122,18 @@ def method(
     dense = loaded.stored if config.format == "dense" else None
     calibration, ids, labels, heldout = rows
     return DLQAT(
-        loaded.model, calibration, ids, labels, config, plan, context.checkpoints, config.seed,
-        dense, heldout, native_losses,
-    )  # fmt: skip
+        loaded.model,
+        calibration,
+        ids,
+        labels,
+        config,
+        plan,
+        context.checkpoints,
+        config.seed,
+        dense,
+        heldout,
+        native_losses,
+    )
 
 
 def load_training(
@@ -142,9 +156,15 @@ def load_training(
         training = TrainingSet(text, text.input_ids, "text")
     else:
         training = training_set(
-            name, loaded.tokenizer, config.steps * size, config.length, seed, size,
-            shared=name == evaluated, apart=[x.input_ids for x in texts.judged if x.tokens],
-        )  # fmt: skip
+            name,
+            loaded.tokenizer,
+            config.steps * size,
+            config.length,
+            seed,
+            size,
+            shared=name == evaluated,
+            apart=[x.input_ids for x in texts.judged if x.tokens],
+        )
     check_apart(training.text, texts.evaluation)
     epochs = config.steps * size / len(training.labels)
     context.log(

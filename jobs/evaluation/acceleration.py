@@ -76,10 +76,17 @@ def record_decoding(
     for (stage, model), taken in zip(models.items(), seconds, strict=True):
         speed = MedianRange.of([TIMED_TOKENS / s for s in taken])
         context.result(  # of the last one last: then all are there
-            stage, TOKENS_PER_SECOND, speed.value, n=REPEATS, lowest=speed.lowest,
-            highest=speed.highest, tokens=TIMED_TOKENS, prompt=len(prompt), decoder=name,
+            stage,
+            TOKENS_PER_SECOND,
+            speed.value,
+            n=REPEATS,
+            lowest=speed.lowest,
+            highest=speed.highest,
+            tokens=TIMED_TOKENS,
+            prompt=len(prompt),
+            decoder=name,
             dtype=str(model.dtype).removeprefix("torch."),
-        )  # fmt: skip
+        )
         span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
         context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
 

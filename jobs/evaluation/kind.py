@@ -164,9 +164,13 @@ def memory_bytes(
 
     def needed(streamed: bool) -> dict[str, int]:
         sizes = memory.memory_parts(
-            facts, dtype=dtype, copies=models, context=context,
-            batch=config.batch, streamed=streamed,
-        )  # fmt: skip
+            facts,
+            dtype=dtype,
+            copies=models,
+            context=context,
+            batch=config.batch,
+            streamed=streamed,
+        )
         return sizes | {"activations": states}
 
     tight = sum(needed(False).values()) > memory.STREAMING_THRESHOLD * available

@@ -219,9 +219,15 @@ class Quality:
         asked = questions(self._text, self._config.task_limit)
         score = score_endings(self._read(), asked, self._batch, reporter, self._new)
         self._context.result(
-            stage, ENDINGS_ACCURACY, score.accuracy, stderr=score.stderr, n=len(score.right),
-            task=ENDINGS, figure="accuracy", **text_facts(self._text),
-        )  # fmt: skip
+            stage,
+            ENDINGS_ACCURACY,
+            score.accuracy,
+            stderr=score.stderr,
+            n=len(score.right),
+            task=ENDINGS,
+            figure="accuracy",
+            **text_facts(self._text),
+        )
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
         results = queries.results([self._context.run])
@@ -230,12 +236,21 @@ class Quality:
 
     def _answer(self, stage: str, reporter: Phase) -> None:
         for score in zero_shot(
-            self._loaded.model, self._loaded.tokenizer, self._unanswered(stage),
-            self._config.task_limit, self._batch, reporter,
-        ):  # fmt: skip
+            self._loaded.model,
+            self._loaded.tokenizer,
+            self._unanswered(stage),
+            self._config.task_limit,
+            self._batch,
+            reporter,
+        ):
             family = ACCURACY.family if score.metric in ACCURACIES else score.metric
             metric = MetricKey(family, series=score.task)
             self._context.result(
-                stage, metric, score.value, stderr=score.stderr, n=score.n, task=score.task,
+                stage,
+                metric,
+                score.value,
+                stderr=score.stderr,
+                n=score.n,
+                task=score.task,
                 figure=score.metric,
-            )  # fmt: skip
+            )

@@ -72,10 +72,16 @@ def measure(
     alone = DENSE not in models
     first = next(iter(models.values()))
     quality = Quality(
-        config, first, text, context, batch=config.batch, labels=LABELS,
-        new=hidden_state_store("auto", first.facts, text, context), divergence=not alone,
+        config,
+        first,
+        text,
+        context,
+        batch=config.batch,
+        labels=LABELS,
+        new=hidden_state_store("auto", first.facts, text, context),
+        divergence=not alone,
         precision=config.evaluation_precision,
-    )  # fmt: skip
+    )
     for stage, loaded in models.items():
         role: Role = "dense" if alone or stage == DENSE else "kept"
         quality.of(loaded).measure(stage, phases.phase(stage), role)

@@ -99,9 +99,11 @@ def read_sides(text: str) -> list[GenerationSide]:
     names = read_names(text)
     if not 1 <= len(names) <= MAX_SIDES:
         raise ConfigError(
-            f"{len(names)} models are selected.", f"1 to {MAX_SIDES} can be compared.",
-            "Separate them by commas.", "sides",
-        )  # fmt: skip
+            f"{len(names)} models are selected.",
+            f"1 to {MAX_SIDES} can be compared.",
+            "Separate them by commas.",
+            "sides",
+        )
     return [read_side(name) for name in names]
 
 

@@ -62,9 +62,11 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
         raise without_weights(job.run, field)
     if not saved:
         raise ConfigError(
-            f"{run} has saved no model.", f"It is {job.state}.",
-            "Choose a run that succeeded, or wait for it.", field,
-        )  # fmt: skip
+            f"{run} has saved no model.",
+            f"It is {job.state}.",
+            "Choose a run that succeeded, or wait for it.",
+            field,
+        )
     return str(present(settings().artifacts / saved[-1])), str(job.config.get("model", ""))
 
 

@@ -19,22 +19,26 @@ PromptSet = Annotated[str, option(min_length=1, max_length=300, title="Prompts")
 Precision = Annotated[
     Dtype,
     option(
-        title="Precision", advanced=True,
+        title="Precision",
+        advanced=True,
         description="auto: bfloat16 where it is faster. Only float32 reproduces the base model's "
         "text token for token.",
     ),
-]  # fmt: skip
+]
 NewTokens = Annotated[
     int, option(title="New tokens", unit="tokens", description="Maximum length of a response.")
 ]
 TreeSize = Annotated[
     int,
     option(
-        title="Tree size", ge=0, le=256, unit="nodes",
+        title="Tree size",
+        ge=0,
+        le=256,
+        unit="nodes",
         description="Draft tokens verified at once, the root included. 0: at each step as many as "
         "pay on this machine, measured first.",
     ),
-]  # fmt: skip
+]
 DEFAULT_MODEL = smollm2.NAME
 OURS = (TOY, smollm2.NAME)
 

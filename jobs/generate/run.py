@@ -43,9 +43,12 @@ def run(config: GenerateJob, context: JobContext) -> None:
 
 
 async def write(
-    config: GenerateJob, side: GenerationSide, pool: ModelPool, writer: TranscriptWriter,
+    config: GenerateJob,
+    side: GenerationSide,
+    pool: ModelPool,
+    writer: TranscriptWriter,
     context: JobContext,
-) -> None:  # fmt: skip
+) -> None:
     """Add what one side answers to its file, row by row."""
     body = chat_body(config.model_dump(), side.name, [{"role": "user", "content": config.prompt}])
     device = choose_card(config.device)

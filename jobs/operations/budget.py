@@ -79,10 +79,16 @@ def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method)
     """What is told of a mix."""
     command = f"slimscope submit {KINDS[method]} --model {profile.model}"
     return {
-        "model": profile.model, "profile": profile.run, "budget": str(asked), "bytes": mix.nbytes,
-        "bits": mix.bits, "sparsity": mix.sparsity, "loss": mix.loss,
-        "perplexity_ratio": mix.ratio, "milliseconds": mix.milliseconds,
+        "model": profile.model,
+        "profile": profile.run,
+        "budget": str(asked),
+        "bytes": mix.nbytes,
+        "bits": mix.bits,
+        "sparsity": mix.sparsity,
+        "loss": mix.loss,
+        "perplexity_ratio": mix.ratio,
+        "milliseconds": mix.milliseconds,
         "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
         "layers": {name: str(form) for name, form in mix.formats.items()},
         "command": f"{command} --allocation 'budget:{asked}'",
-    }  # fmt: skip
+    }

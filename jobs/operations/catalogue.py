@@ -34,10 +34,14 @@ def list_kinds() -> list[Record]:
 
 def _models_text(records: Sequence[Record]) -> str:
     rows = (
-        (entry["name"], "yes" if entry["ready"] else "refused" if entry["refused"] else "no",
-         entry["refused"] or entry["title"], entry["licence"])
+        (
+            entry["name"],
+            "yes" if entry["ready"] else "refused" if entry["refused"] else "no",
+            entry["refused"] or entry["title"],
+            entry["licence"],
+        )
         for entry in records
-    )  # fmt: skip
+    )
     return table(("model", "ready", "what it is", "licence"), rows)
 
 

@@ -32,12 +32,16 @@ def summaries(runs: Sequence[str]) -> list[Record]:
 
 
 @operation(
-    "next", writes=True, action="reorder the queue",
-    said=lambda run: f"{run['id']} is the next to start.", buttons=(
-        Button("next", "Run next", lambda job: job.state == State.QUEUED, group="queue",
-               several=False),
+    "next",
+    writes=True,
+    action="reorder the queue",
+    said=lambda run: f"{run['id']} is the next to start.",
+    buttons=(
+        Button(
+            "next", "Run next", lambda job: job.state == State.QUEUED, group="queue", several=False
+        ),
     ),
-)  # fmt: skip
+)
 def run_next(run: Run, actor: Actor) -> Record:
     """Move a queued run to the front of the queue."""
     return summary(service.run_next(run, actor))
@@ -68,16 +72,33 @@ def _cancelled(records: Records) -> str:
 
 
 @operation(
-    "cancel", writes=True, who="guest", may_not=permissions.may_not_cancel, tool="cancel_run",
-    said=_cancelled, buttons=(
-        Button("cancel", "Cancel run", is_stoppable, _cancel_question, values={"once": True},
-               group="queue"),
-        Button("kill", "Kill now", lambda job: job.state in LIVE and job.desired == "stop",
-               group="queue", several=False,
-               question=lambda jobs: f"Kill {jobs[0].run} now? Work since its last checkpoint is "
-               "lost."),
+    "cancel",
+    writes=True,
+    who="guest",
+    may_not=permissions.may_not_cancel,
+    tool="cancel_run",
+    said=_cancelled,
+    buttons=(
+        Button(
+            "cancel",
+            "Cancel run",
+            is_stoppable,
+            _cancel_question,
+            values={"once": True},
+            group="queue",
+        ),
+        Button(
+            "kill",
+            "Kill now",
+            lambda job: job.state in LIVE and job.desired == "stop",
+            group="queue",
+            several=False,
+            question=lambda jobs: (
+                f"Kill {jobs[0].run} now? Work since its last checkpoint is lost."
+            ),
+        ),
     ),
-)  # fmt: skip
+)
 def cancel_runs(
     runs: Runs,
     actor: Actor,
@@ -108,11 +129,21 @@ def _resumed(records: Records) -> str:
 
 
 @operation(
-    "resume", writes=True, action="resume a run", tool="resume_run", said=_resumed, buttons=(
-        Button("resume", "Resume", is_resumable, group="queue",
-               question=lambda jobs: f"Resume {_names(jobs)}?" if len(jobs) > 1 else ""),
+    "resume",
+    writes=True,
+    action="resume a run",
+    tool="resume_run",
+    said=_resumed,
+    buttons=(
+        Button(
+            "resume",
+            "Resume",
+            is_resumable,
+            group="queue",
+            question=lambda jobs: f"Resume {_names(jobs)}?" if len(jobs) > 1 else "",
+        ),
     ),
-)  # fmt: skip
+)
 def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
     """Queue failed, cancelled or lost runs again, from their last checkpoints."""
     if len(runs) == 1:
@@ -128,12 +159,23 @@ def _free_question(jobs: Sequence[Job]) -> str:
 
 
 @operation(
-    "free", writes=True, action="free space", tool="", question=_free_question,
-    said=lambda found: f"{found['id']}: {readable_bytes(found['freed_bytes'])} freed.", buttons=(
-        Button("free", "Free space", group="disk", several=False, question=_free_question,
-               fits=lambda job: job.state in TERMINAL and has_checkpoints(job.run)),
+    "free",
+    writes=True,
+    action="free space",
+    tool="",
+    question=_free_question,
+    said=lambda found: f"{found['id']}: {readable_bytes(found['freed_bytes'])} freed.",
+    buttons=(
+        Button(
+            "free",
+            "Free space",
+            group="disk",
+            several=False,
+            question=_free_question,
+            fits=lambda job: job.state in TERMINAL and has_checkpoints(job.run),
+        ),
     ),
-)  # fmt: skip
+)
 def free_space(run: Run, actor: Actor) -> Record:
     """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
     Answers with the bytes that were freed."""
@@ -150,12 +192,22 @@ def _is_own(job: Job) -> bool:
 
 
 @operation(
-    "rename", writes=True, action="rename a run",
-    said=lambda run: f"{run['id']} is called {run['name'] or 'nothing'} now.", buttons=(
-        Button("rename", "Rename", _is_own, prompt="Name of {runs}:", takes="name",
-               initial=lambda jobs: jobs[0].name, several=False),
+    "rename",
+    writes=True,
+    action="rename a run",
+    said=lambda run: f"{run['id']} is called {run['name'] or 'nothing'} now.",
+    buttons=(
+        Button(
+            "rename",
+            "Rename",
+            _is_own,
+            prompt="Name of {runs}:",
+            takes="name",
+            initial=lambda jobs: jobs[0].name,
+            several=False,
+        ),
     ),
-)  # fmt: skip
+)
 def rename_run(
     run: Run, name: Annotated[str, Field(description="Its new name.")], actor: Actor
 ) -> Record:
@@ -181,13 +233,21 @@ def tag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
 
 
 @operation(
-    "untag", writes=True, action="tag a run", said=lambda runs: f"Untagged: {named(runs)}.",
+    "untag",
+    writes=True,
+    action="tag a run",
+    said=lambda runs: f"Untagged: {named(runs)}.",
     buttons=(
-        Button("untag", "Untag", lambda job: _is_own(job) and bool(job.tags), takes="tags",
-               prompt="Tags to remove from {runs}:",
-               initial=lambda jobs: " ".join(sorted({tag for job in jobs for tag in job.tags}))),
+        Button(
+            "untag",
+            "Untag",
+            lambda job: _is_own(job) and bool(job.tags),
+            takes="tags",
+            prompt="Tags to remove from {runs}:",
+            initial=lambda jobs: " ".join(sorted({tag for job in jobs for tag in job.tags})),
+        ),
     ),
-)  # fmt: skip
+)
 def untag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
     """Remove tags from runs."""
     labels.untag(runs, labels.tags_in(tags), actor)
@@ -195,13 +255,22 @@ def untag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
 
 
 @operation(
-    "note", writes=True, action="write a note",
+    "note",
+    writes=True,
+    action="write a note",
     said=lambda run: f"The note on {run['id']} was saved.",
     buttons=(
-        Button("note", "Note", _is_own, prompt="Note on {runs}:", takes="text", several=False,
-               initial=lambda jobs: jobs[0].note),
+        Button(
+            "note",
+            "Note",
+            _is_own,
+            prompt="Note on {runs}:",
+            takes="text",
+            several=False,
+            initial=lambda jobs: jobs[0].note,
+        ),
     ),
-)  # fmt: skip
+)
 def annotate_run(
     run: Run, text: Annotated[str, Field(description="Empty: no note.")], actor: Actor
 ) -> Record:
@@ -218,14 +287,24 @@ def _archived(records: Records) -> str:
 
 
 @operation(
-    "archive", writes=True, action="archive a run", buttons=(
-        Button("archive", "Archive", lambda job: _is_own(job) and job.state in TERMINAL
-               and not job.archived_at),
-        Button("unarchive", "Take out of the archive", values={"back": True},
-               fits=lambda job: bool(job.archived_at) and not job.removed_at),
+    "archive",
+    writes=True,
+    action="archive a run",
+    buttons=(
+        Button(
+            "archive",
+            "Archive",
+            lambda job: _is_own(job) and job.state in TERMINAL and not job.archived_at,
+        ),
+        Button(
+            "unarchive",
+            "Take out of the archive",
+            values={"back": True},
+            fits=lambda job: bool(job.archived_at) and not job.removed_at,
+        ),
     ),
     said=_archived,
-)  # fmt: skip
+)
 def archive_runs(
     runs: Runs,
     actor: Actor,
@@ -250,15 +329,25 @@ def _deleted(records: Records) -> str:
 
 
 @operation(
-    "delete", writes=True, action="delete a run", tool="", said=_deleted,
-    question=_delete_question, buttons=(
-        Button("delete", "Delete", lambda job: _is_own(job) and job.state in TERMINAL,
-               _delete_question),
-        Button("purge", "Free the space now", lambda job: bool(job.removed_at) and not job.purged,
-               lambda jobs: f"Delete files and figures of {_names(jobs)} now? This cannot be "
-               "undone.", values={"now": True}),
+    "delete",
+    writes=True,
+    action="delete a run",
+    tool="",
+    said=_deleted,
+    question=_delete_question,
+    buttons=(
+        Button(
+            "delete", "Delete", lambda job: _is_own(job) and job.state in TERMINAL, _delete_question
+        ),
+        Button(
+            "purge",
+            "Free the space now",
+            lambda job: bool(job.removed_at) and not job.purged,
+            lambda jobs: f"Delete files and figures of {_names(jobs)} now? This cannot be undone.",
+            values={"now": True},
+        ),
     ),
-)  # fmt: skip
+)
 def delete_runs(
     runs: Runs,
     actor: Actor,
@@ -275,12 +364,16 @@ def delete_runs(
 
 
 @operation(
-    "undelete", writes=True, action="restore a run", path="/runs/{run}/restore", tool="",
+    "undelete",
+    writes=True,
+    action="restore a run",
+    path="/runs/{run}/restore",
+    tool="",
     said=lambda runs: f"Restored: {named(runs)}." if runs else "None of them is deleted.",
     buttons=(
         Button("restore", "Undo delete", lambda job: bool(job.removed_at) and not job.purged),
     ),
-)  # fmt: skip
+)
 def restore_runs(runs: Runs, actor: Actor) -> list[Record]:
     """Bring back runs that were deleted less than a day ago."""
     return [summary(job) for job in removal.restore(runs, actor)]

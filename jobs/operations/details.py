@@ -39,10 +39,14 @@ def results_text(found: Record) -> str:
     """Every figure of a run, by its record."""
     names = stage_labels(found["kind"])
     rows = [
-        (row["metric"], names.get(row["stage"], row["stage"]), f"{row['value']:.6g}",
-         "" if row["stderr"] is None else f"{row['stderr']:.3g}")
+        (
+            row["metric"],
+            names.get(row["stage"], row["stage"]),
+            f"{row['value']:.6g}",
+            "" if row["stderr"] is None else f"{row['stderr']:.3g}",
+        )
         for row in found["results"]
-    ]  # fmt: skip
+    ]
     times = {step: s for step, s in found["timings"].items() if step != "peak_bytes"}
     rows += [(f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in times.items()]
     figures = table(("metric", "stage", "value", "±"), rows)
@@ -89,10 +93,15 @@ def sweep_text(found: Record, metric: str) -> str:
     names = stage_labels(found["runs"][0]["kind"])
     fields = [field for field in found["fields"] if field != sweep.SEED]
     lines = (
-        (*(row["values"][field] for field in fields), names.get(row["stage"], row["stage"]),
-         f"{row['mean']:.6g}", "" if row["spread"] is None else f"{row['spread']:.3g}", row["n"])
+        (
+            *(row["values"][field] for field in fields),
+            names.get(row["stage"], row["stage"]),
+            f"{row['mean']:.6g}",
+            "" if row["spread"] is None else f"{row['spread']:.3g}",
+            row["n"],
+        )
         for row in rows
-    )  # fmt: skip
+    )
     return table((*fields, "stage", metric, "±", "n"), lines)
 
 

@@ -99,8 +99,12 @@ def _name(layer: LinearShape) -> str:
     return f"{layer.block}.{layer.module}"
 
 
-@operation("plan-state", path="/plan-state", tool="",
-           said=lambda steps: "\n".join(step["command"] for step in steps))  # fmt: skip
+@operation(
+    "plan-state",
+    path="/plan-state",
+    tool="",
+    said=lambda steps: "\n".join(step["command"] for step in steps),
+)
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time
     and memory. They work as the steps of a pipeline."""
@@ -108,8 +112,9 @@ def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record
     return [_step(kind, {"model": model, **config}) for kind, config in planned]
 
 
-@operation("queue-state", path="/queue-state", tool="", command=False, writes=True, who="guest",
-           status=201)  # fmt: skip
+@operation(
+    "queue-state", path="/queue-state", tool="", command=False, writes=True, who="guest", status=201
+)
 def queue_state(
     model: Model,
     state: State,
@@ -138,6 +143,10 @@ def _step(kind: str, config: dict[str, Any]) -> Record:
     """Refuses what cannot run, as the form does."""
     _, estimate = checked(kind, config)
     return {
-        "kind": kind, "config": config, "seconds": estimate.seconds, "bytes": estimate.bytes,
-        "warnings": [*estimate.warnings], "command": command_line(kind, config),
-    }  # fmt: skip
+        "kind": kind,
+        "config": config,
+        "seconds": estimate.seconds,
+        "bytes": estimate.bytes,
+        "warnings": [*estimate.warnings],
+        "command": command_line(kind, config),
+    }

@@ -22,8 +22,14 @@ Choice = Annotated[int, Field(description="The better answer, from 1; 0: a tie; 
 
 
 def _record(model: str, text: Transcript) -> Record:
-    return {"model": model, "text": text.text, "tokens": len(text.tokens), "end": text.end,
-            "tokens_per_second": text.speed, "tokens_per_step": text.accepted}  # fmt: skip
+    return {
+        "model": model,
+        "text": text.text,
+        "tokens": len(text.tokens),
+        "end": text.end,
+        "tokens_per_second": text.speed,
+        "tokens_per_step": text.accepted,
+    }
 
 
 @operation("answers")

@@ -30,10 +30,15 @@ Limit = Annotated[int, Field(ge=1, le=500, description="Number of runs.")]
 
 def runs_text(records: Sequence[Record]) -> str:
     rows = (
-        (run["id"], "damaged" if run["damaged"] else run["state"], f"{run['progress']:.0%}",
-         run["config"].get("model", ""), run["name"])
+        (
+            run["id"],
+            "damaged" if run["damaged"] else run["state"],
+            f"{run['progress']:.0%}",
+            run["config"].get("model", ""),
+            run["name"],
+        )
         for run in records
-    )  # fmt: skip
+    )
     none = f"No runs in {settings().root}. {FIRST_STEP}"
     return table(("run", "state", "progress", "model", "name"), rows) if records else none
 
@@ -88,10 +93,15 @@ def run_artifacts(run: Run) -> list[Record]:
     """The saved artifacts of a run: kind, path below the artifact folder, size, sha256, and the
     files of each folder with their sizes in bytes."""
     return [
-        {"kind": a.kind, "path": a.path, "bytes": a.bytes, "sha256": a.sha256,
-         "files": _files(settings().artifacts / a.path)}
+        {
+            "kind": a.kind,
+            "path": a.path,
+            "bytes": a.bytes,
+            "sha256": a.sha256,
+            "files": _files(settings().artifacts / a.path),
+        }
         for a in queries.artifacts(run)
-    ]  # fmt: skip
+    ]
 
 
 def _files(path: Path) -> dict[str, int]:

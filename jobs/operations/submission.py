@@ -43,8 +43,9 @@ def submit_run(
     return run_status(job.run)
 
 
-@operation("submit-sweep", writes=True, who="guest", path="/sweeps/{kind}", command=False,
-           status=201)  # fmt: skip
+@operation(
+    "submit-sweep", writes=True, who="guest", path="/sweeps/{kind}", command=False, status=201
+)
 def submit_sweep(
     kind: str,
     config: Config,
@@ -62,8 +63,14 @@ def submit_sweep(
     return [summary(job) for job in jobs]
 
 
-@operation("submit-pipeline", writes=True, path="/pipelines", command=False, status=201,
-           action="queue a pipeline")  # fmt: skip
+@operation(
+    "submit-pipeline",
+    writes=True,
+    path="/pipelines",
+    command=False,
+    status=201,
+    action="queue a pipeline",
+)
 def submit_pipeline(
     pipeline: Mapping[str, Any], actor: Actor, priority: Priority = 0
 ) -> list[Record]:
@@ -75,15 +82,24 @@ def submit_pipeline(
 
 
 @operation(
-    "reproduce", writes=True, who="guest", tool="reproduce_run", waits=True,
+    "reproduce",
+    writes=True,
+    who="guest",
+    tool="reproduce_run",
+    waits=True,
     may_not=lambda actor, _: permissions.may_not_add(actor),
     said=lambda run: f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}.",
     buttons=(
         Button("retry", "Retry", is_resumable, group="queue", several=False),
-        Button("reproduce", "Reproduce", group="queue", several=False,
-               fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at),
+        Button(
+            "reproduce",
+            "Reproduce",
+            group="queue",
+            several=False,
+            fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at,
+        ),
     ),
-)  # fmt: skip
+)
 def reproduce_run(run: Run, actor: Actor) -> Record:
     """Repeat a run with its frozen config, settings and texts, to be compared with it."""
     return summary(reproduction.reproduce(run, actor))

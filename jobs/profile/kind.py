@@ -95,9 +95,12 @@ def requirements(config: ProfileJob) -> Requirements:
             "the estimates is made.",
         )
     return Requirements(
-        model=config.model, title=facts.title, flops=flops_by_phase(config, facts),
-        memory=needed, warnings=warnings,
-    )  # fmt: skip
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, facts),
+        memory=needed,
+        warnings=warnings,
+    )
 
 
 def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
@@ -158,9 +161,14 @@ def memory_bytes(
     """Whether the model is streamed, and then purpose -> bytes at the peak."""
     context = context_length(config, facts)
     sizes: dict[str, Any] = {
-        "dtype": dtype, "segments": config.segments, "context": context, "batch": 4, "streams": 1,
-        "stages": 2, "on_disk": False,
-    }  # fmt: skip
+        "dtype": dtype,
+        "segments": config.segments,
+        "context": context,
+        "batch": 4,
+        "streams": 1,
+        "stages": 2,
+        "on_disk": False,
+    }
     kept = (facts.blocks + 1) * memory.activation_memory(
         facts, config.heldout_windows, context, dtype
     )
@@ -187,7 +195,11 @@ KIND = Kind(
         "quick look": {"context": 256, "segments": 16},
         "default": {"context": 256},
         "measured": {"context": 256, "windows": 2, "measured": "int3-g64, 50%"},
-        "thorough": {"context": 512, "holdout": 0.5, "windows": 4,
-                     "measured": "int2-g64, int3-g64, int4-g64, 50%, 70%, 2:4"},
+        "thorough": {
+            "context": 512,
+            "holdout": 0.5,
+            "windows": 4,
+            "measured": "int2-g64, int3-g64, int4-g64, 50%, 70%, 2:4",
+        },
     },
-)  # fmt: skip
+)

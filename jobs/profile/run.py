@@ -76,16 +76,29 @@ def run(config: ProfileJob, context: JobContext) -> None:
         )
 
     walk.SensitivityWalk(
-        loaded.model, calibration.input_ids, passes, parsed(config.formats), solvers,
-        context.checkpoints, phases.phase("layers"), "Layers alone", config.all_formats,
-        dense.fisher, frozenset(measured), meter, record,
-    ).run()  # fmt: skip
+        loaded.model,
+        calibration.input_ids,
+        passes,
+        parsed(config.formats),
+        solvers,
+        context.checkpoints,
+        phases.phase("layers"),
+        "Layers alone",
+        config.all_formats,
+        dense.fisher,
+        frozenset(measured),
+        meter,
+        record,
+    ).run()
     for shape in outside:
         assert meter is not None
         context.log(f"Measuring {shape.name}.")
-        record(shape, walk.profile_embedding(
-            loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
-        ))  # fmt: skip
+        record(
+            shape,
+            walk.profile_embedding(
+                loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
+            ),
+        )
     if not streamed and device == "cpu":
         _time(loaded.model, config, context, phases.phase("decoding"))
     summarize(profile_of_run(context.run), context)

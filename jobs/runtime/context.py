@@ -82,9 +82,10 @@ class JobContext:
         self._is_shared = self._is_elsewhere or named  # with other machines
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
-            lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
+            lambda rows, durable: self._write(rows, durable),
+            FigureSpool(self.work / SPOOL),
             lambda text: self.log(text),
-        )  # fmt: skip
+        )
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
@@ -140,9 +141,15 @@ class JobContext:
     # what a job may record besides -----------------------------------------------------------
 
     def result(
-        self, stage: str, metric: MetricKey, value: float, *, stderr: float | None = None,
-        n: int | None = None, **details: Any,
-    ) -> None:  # fmt: skip
+        self,
+        stage: str,
+        metric: MetricKey,
+        value: float,
+        *,
+        stderr: float | None = None,
+        n: int | None = None,
+        **details: Any,
+    ) -> None:
         """Records one of the figures the run ends with; a later one of that metric replaces it.
         Raises ComputeError: the value is not finite."""
         if not math.isfinite(value):
@@ -152,9 +159,15 @@ class JobContext:
                 "Choose float32 as forward precision, or other text.",
             )
         self._add(
-            Result, stage=stage, family=metric.family, series=metric.series, value=float(value),
-            stderr=stderr, n=n, details=details,
-        )  # fmt: skip
+            Result,
+            stage=stage,
+            family=metric.family,
+            series=metric.series,
+            value=float(value),
+            stderr=stderr,
+            n=n,
+            details=details,
+        )
         self.settle()
 
     def outcome(self, **columns: str | float) -> None:
@@ -191,10 +204,13 @@ class JobContext:
     def artifact(self, path: Path, kind: str, sha256: str = "") -> None:
         """Records a file or folder below the run's folder."""
         row = Artifact(
-            job_id=self.job_id, kind=kind, sha256=sha256, created_at=now_ms(),
+            job_id=self.job_id,
+            kind=kind,
+            sha256=sha256,
+            created_at=now_ms(),
             path=str(path.relative_to(settings().artifacts)),
             bytes=folder_bytes(path),
-        )  # fmt: skip
+        )
 
         def write(session: Session) -> None:
             session.query(Artifact).where(Artifact.path == row.path).delete()
@@ -323,9 +339,11 @@ class JobContext:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""
         newest = select(func.max(Attempt.n)).where(Attempt.job_id == self.job_id).scalar_subquery()
         mine = update(Attempt).where(
-            Attempt.id == self.attempt_id, Attempt.token == self.token,
-            Attempt.ended_at.is_(None), newest == self.attempt_n,
-        )  # fmt: skip
+            Attempt.id == self.attempt_id,
+            Attempt.token == self.token,
+            Attempt.ended_at.is_(None),
+            newest == self.attempt_n,
+        )
         if not change(session, mine.values(beat_at=database_ms(session), **values)):
             raise LeaseLostError
 

@@ -46,9 +46,10 @@ def estimate_seconds(
         device, processes: as in the config.
     """
     alike = [
-        run for run in _finished(kind, model)
+        run
+        for run in _finished(kind, model)
         if (run.timed > 0) == (timed_seconds > 0) and run.processes == processes
-    ]  # fmt: skip
+    ]
     unknown = settings().engine in CLUSTERS or _may_use_gpu(device)  # then the newest run tells
     there = _newest_class(alike, device) if unknown else processor()
     alike = [run for run in alike if run.machine == there]
@@ -122,11 +123,13 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
     ]
     return [
         FinishedRun(
-            job.flops, max(seconds, 0.1), job.timed_seconds or 0.0,
+            job.flops,
+            max(seconds, 0.1),
+            job.timed_seconds or 0.0,
             _class_in(job.environment or {}),
             str((job.environment or {}).get("device", "cpu")) != "cpu",
             int(job.config.get("processes") or 1),
         )
         for job, seconds in runs[:RECENT_RUNS]
         if job.flops
-    ]  # fmt: skip
+    ]

@@ -38,22 +38,36 @@ Write = Callable[[list[Row], bool], None]  # rows, whether to survive a power cu
 
 def tensor_row(job_id: int, snapshot: TensorSnapshot) -> Row:
     return TensorRow, {
-        "job_id": job_id, "tensor": snapshot.tensor, "stage": snapshot.stage, "step": snapshot.step,
-        "block": snapshot.block, "module": snapshot.module, "n": snapshot.n,
-        "zeros": snapshot.zeros, "below": snapshot.below, "above": snapshot.above,
-        "lo": snapshot.lo, "hi": snapshot.hi,
+        "job_id": job_id,
+        "tensor": snapshot.tensor,
+        "stage": snapshot.stage,
+        "step": snapshot.step,
+        "block": snapshot.block,
+        "module": snapshot.module,
+        "n": snapshot.n,
+        "zeros": snapshot.zeros,
+        "below": snapshot.below,
+        "above": snapshot.above,
+        "lo": snapshot.lo,
+        "hi": snapshot.hi,
         "counts": zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes(), LEVEL),
-        "stats": snapshot.stats, "quantiles": list(snapshot.quantiles),
-    }  # fmt: skip
+        "stats": snapshot.stats,
+        "quantiles": list(snapshot.quantiles),
+    }
 
 
 def profile_row(job_id: int, profile: TensorProfile) -> Row:
     return ProfileRow, {
-        "job_id": job_id, "tensor": profile.tensor, "stage": profile.stage, "step": profile.step,
-        "name": profile.name, "block": profile.block, "module": profile.module,
+        "job_id": job_id,
+        "tensor": profile.tensor,
+        "stage": profile.stage,
+        "step": profile.step,
+        "name": profile.name,
+        "block": profile.block,
+        "module": profile.module,
         "shape": list(profile.values.shape),
         "values": zlib.compress(profile.values.astype(np.dtype("<f4")).tobytes(), LEVEL),
-    }  # fmt: skip
+    }
 
 
 def upsert(connection: Connection, rows: Iterable[Row]) -> None:

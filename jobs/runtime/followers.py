@@ -129,12 +129,19 @@ class FollowerProcesses:
         self._children = [
             self._start(
                 FollowerTask(
-                    kind.name, values, model, str(context.work), context.attempt_n,
-                    str(first.rendezvous), number, first.world, context.plan if kind.plan else {},
+                    kind.name,
+                    values,
+                    model,
+                    str(context.work),
+                    context.attempt_n,
+                    str(first.rendezvous),
+                    number,
+                    first.world,
+                    context.plan if kind.plan else {},
                 )
             )
             for number in range(1, first.world)
-        ]  # fmt: skip
+        ]
         context.accompany([child.pid for child in self._children])
 
     def _start(self, task: FollowerTask) -> subprocess.Popen[bytes]:

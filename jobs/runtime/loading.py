@@ -60,9 +60,12 @@ def load_decoding(
 
 
 def load_whole(
-    base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext,
+    base: ResolvedModel,
+    device: str,
+    dtype: torch.dtype,
+    context: RunContext,
     streamed: bool = False,
-) -> LoadedModel:  # fmt: skip
+) -> LoadedModel:
     """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`.
     What is known of its weights is recorded."""
     if base.facts.note:
@@ -138,9 +141,15 @@ def load_texts(
         )
     else:
         calibration, heldout = slices.calibration_slices(
-            calibration_corpus, loaded.tokenizer, config.segments, length, seed, held, evaluation,
+            calibration_corpus,
+            loaded.tokenizer,
+            config.segments,
+            length,
+            seed,
+            held,
+            evaluation,
             shared=calibration_corpus == evaluation_corpus,
-        )  # fmt: skip
+        )
     slices.check_apart(calibration, evaluation)
     texts = RunTexts(calibration, heldout, evaluation)
     record_texts(texts.by_role, context)
@@ -178,6 +187,10 @@ def record_texts(texts: Mapping[str, slices.TextSlice], context: JobContext) -> 
 def text_facts(text: slices.TextSlice) -> dict[str, Any]:
     """What identifies a slice: enough to cut the same one again."""
     return {
-        "corpus": text.corpus, "sha256": text.sha256, "seed": text.seed, "context": text.context,
-        "windows": int(text.input_ids.shape[0]), "preprocessing": text.preprocessing,
-    }  # fmt: skip
+        "corpus": text.corpus,
+        "sha256": text.sha256,
+        "seed": text.seed,
+        "context": text.context,
+        "windows": int(text.input_ids.shape[0]),
+        "preprocessing": text.preprocessing,
+    }

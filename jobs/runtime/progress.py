@@ -82,9 +82,12 @@ class Progress:
             with suppress(OSError, StopIteration):
                 peaks[process] = peak_memory(process)
         return {
-            "done": self._done, "total": self._total, "stage": self._stage, "eta_s": self._eta(),
+            "done": self._done,
+            "total": self._total,
+            "stage": self._stage,
+            "eta_s": self._eta(),
             "peak_bytes": sum(peaks.values()),
-        }  # fmt: skip
+        }
 
     def _eta(self) -> float | None:
         left, now = self._left(), time.monotonic()

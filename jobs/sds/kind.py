@@ -83,9 +83,12 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
         return None
     blocks = values.get((SDSStage.FIRST_BLOCKS, PERPLEXITY)) if blocks is None else blocks
     named = {
-        "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
+        "dense": dense,
+        "pruned": first,
+        "only adjusted": control,
+        "after SDS": sds,
         "blocks reconstructed": blocks,
-    }  # fmt: skip
+    }
     known = {name: value for name, value in named.items() if value is not None}
     told = zip(apart([*known.values()]), known, strict=True)
     entropy = log(first / end) / log(first / dense)

@@ -42,16 +42,27 @@ def run(config: SDSJob, context: JobContext) -> None:
     phases = Phases(context, flops_by_phase(config, plan, loaded.facts))
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
-        TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
+        TEXT_ALONE,
+        loaded,
+        evaluation,
+        context,
+        batch=config.batch,
+        labels=STAGE_LABELS,
         new=hidden_state_store(config.activations, loaded.facts, evaluation, context),
         precision=config.evaluation_precision,
-    )  # fmt: skip
+    )
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
-        loaded.model, texts.calibration.input_ids, config, plan, context.checkpoints,
-        phases.phase("prune"), loaded.stored, texts.heldout.input_ids,
+        loaded.model,
+        texts.calibration.input_ids,
+        config,
+        plan,
+        context.checkpoints,
+        phases.phase("prune"),
+        loaded.stored,
+        texts.heldout.input_ids,
         StageQuality(quality, phases, plan.stages),
-    )  # fmt: skip
+    )
     record(result, context)
     save_model(loaded, result.kept, config, context)
     context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))

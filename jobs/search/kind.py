@@ -92,10 +92,14 @@ def flops_by_phase(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -
 def memory_bytes(config: SearchJob, facts: ModelFacts) -> dict[str, int]:
     """Purpose -> bytes at the peak."""
     sizes: dict[str, Any] = {
-        "dtype": "float32", "segments": config.segments + config.heldout_windows,
-        "context": context_length(config, facts), "batch": 4, "streams": 1, "stages": 2,
+        "dtype": "float32",
+        "segments": config.segments + config.heldout_windows,
+        "context": context_length(config, facts),
+        "batch": 4,
+        "streams": 1,
+        "stages": 2,
         "on_disk": False,
-    }  # fmt: skip
+    }
     windows = config.heldout_windows * context_length(config, facts)
     reference = {"dense distributions": 2 * windows * facts.vocabulary}
     return memory_parts(facts, streamed=False, **sizes) | reference
@@ -118,11 +122,17 @@ KIND = Kind(
     order=56,
     main_fields=("budget", "minutes"),
     stages=LABELS,
-    styles={DENSE: StageStyle("grey", main=True), SOLVER: StageStyle("vermillion"),
-            FOUND: StageStyle("blue", main=True)},
+    styles={
+        DENSE: StageStyle("grey", main=True),
+        SOLVER: StageStyle("vermillion"),
+        FOUND: StageStyle("blue", main=True),
+    },
     default_stage=FOUND,
     has_models=False,
     verdict=verdict,
-    presets={"quick look": {"context": 256, "segments": 16, "minutes": 2, "windows": 8},
-             "default": {}, "thorough": {"segments": 32, "minutes": 30}},
-)  # fmt: skip
+    presets={
+        "quick look": {"context": 256, "segments": 16, "minutes": 2, "windows": 8},
+        "default": {},
+        "thorough": {"segments": 32, "minutes": 30},
+    },
+)

@@ -36,9 +36,14 @@ def run(config: SearchJob, context: JobContext) -> None:
     evaluation = load_evaluation_text(config, config.model, context)
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
-        TEXT_ALONE, loaded, evaluation, context, batch=4, labels=LABELS,
+        TEXT_ALONE,
+        loaded,
+        evaluation,
+        context,
+        batch=4,
+        labels=LABELS,
         precision=config.evaluation_precision,
-    )  # fmt: skip
+    )
     quality.measure(DENSE, phases.phase("dense"))
     dtype = getattr(torch, resolve_dtype("auto", torch.device(device)))
     dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates", 0, 2))
@@ -48,16 +53,29 @@ def run(config: SearchJob, context: JobContext) -> None:
             for rows, hidden in zip(texts.heldout.input_ids.split(1), dense.inputs[-1], strict=True)
         ]
     CandidateWalk(
-        loaded.model, texts.calibration.input_ids, dtype, solver.formats[1:], Solvers(),
-        context.checkpoints, phases.phase("candidates", 1, 2), "Candidates",
-    ).run()  # fmt: skip
+        loaded.model,
+        texts.calibration.input_ids,
+        dtype,
+        solver.formats[1:],
+        Solvers(),
+        context.checkpoints,
+        phases.phase("candidates", 1, 2),
+        "Candidates",
+    ).run()
     outside = [x.name for x in solver.profile.layers if x.block < 0]
     mixed = MixedModel(loaded.model, context.checkpoints, outside)
     search = MixSearch(
-        mixed, solver, Budget.parse(config.budget), texts.heldout.input_ids,
-        reference, config.offspring, config.seed, context.checkpoints,
-        phases.phase("search"), dict(mix.formats),
-    )  # fmt: skip
+        mixed,
+        solver,
+        Budget.parse(config.budget),
+        texts.heldout.input_ids,
+        reference,
+        config.offspring,
+        config.seed,
+        context.checkpoints,
+        phases.phase("search"),
+        dict(mix.formats),
+    )
     found = search.run(seconds)
     context.log(f"{search.generation} generations, {search.taken} improvements.")
     context.environment(mix={name: str(form) for name, form in found.formats.items()})

@@ -117,9 +117,13 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
     have finished, or an error; leaving it ends the choices that have not."""
 
     def __init__(
-        self, body: Body, person: str, pool: ModelPool, device: str = "auto",
+        self,
+        body: Body,
+        person: str,
+        pool: ModelPool,
+        device: str = "auto",
         context: RunContext | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(person)
         self.body, self.pool = body, pool
         self._device, self._context = device, context or Unrecorded()
@@ -195,18 +199,28 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             yield proposer if proposer.nodes > 1 else None
 
     def _request(
-        self, ids: tuple[int, ...], limit: int, nth: int, drafter: Proposer | None,
+        self,
+        ids: tuple[int, ...],
+        limit: int,
+        nth: int,
+        drafter: Proposer | None,
         loaded: LoadedModel,
-    ) -> GenerationRequest:  # fmt: skip
+    ) -> GenerationRequest:
         body = self.body
         seed = ((body.seed or 0) + nth) % SEEDS
         sampling = Sampling(body.temperature, body.top_k, body.top_p, body.repetition_penalty, seed)
         return GenerationRequest(
-            prompt=ids, max_tokens=limit, sampling=sampling, stop=body.stops, person=self.person,
+            prompt=ids,
+            max_tokens=limit,
+            sampling=sampling,
+            stop=body.stops,
+            person=self.person,
             ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
-            logprobs=body.likeliest, echo=isinstance(body, CompletionBody) and body.echo,
-            drafter=drafter, lookup=body.lookup,
-        )  # fmt: skip
+            logprobs=body.likeliest,
+            echo=isinstance(body, CompletionBody) and body.echo,
+            drafter=drafter,
+            lookup=body.lookup,
+        )
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:
         tickets: list[Ticket] = []

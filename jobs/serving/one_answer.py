@@ -27,10 +27,12 @@ def row_of(event: NewPieces | Finished) -> Row:
         tokens = [[piece.text, piece.head] for piece in event.pieces]
         return {"ms": round(event.ms, 2), "tokens": tokens, "rejected": event.rejected}
     return {
-        "end": ENDS.get(event.reason, event.reason), "rest": event.rest,
-        "first_token_s": round(event.first_token_s, 3), "prompt_tokens": event.prompt_tokens,
+        "end": ENDS.get(event.reason, event.reason),
+        "rest": event.rest,
+        "first_token_s": round(event.first_token_s, 3),
+        "prompt_tokens": event.prompt_tokens,
         "shared_tokens": event.shared_tokens,
-    }  # fmt: skip
+    }
 
 
 @dataclass
@@ -128,9 +130,11 @@ class OneAnswer:
         shared = sum(each.shared_tokens for each in prompts)
         completion = sum(each.completion_tokens for each in ended)
         return {
-            "prompt_tokens": prompt, "completion_tokens": completion,
-            "total_tokens": prompt + completion, "prompt_tokens_details": {"cached_tokens": shared},
-        }  # fmt: skip
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": shared},
+        }
 
 
 # log probabilities --------------------------------------------------------------------------------

@@ -26,12 +26,21 @@ MAX_STOPS, MAX_STOP = 16, 300  # stop strings, and characters of one
 MAX_MESSAGES, MAX_LETTERS = 200, 500_000
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(  # field -> values that change nothing
     {
-        "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],),
-        "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},), "suffix": ("",), "best_of": (1,), "store": (False,),
-        "parallel_tool_calls": (True, False), "modalities": (["text"],),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "logit_bias": ({},),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "suffix": ("",),
+        "best_of": (1,),
+        "store": (False,),
+        "parallel_tool_calls": (True, False),
+        "modalities": (["text"],),
     }
-)  # fmt: skip
+)
 ABOUT = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")  # not read
 
 R = TypeVar("R", bound="GenerationBody")
@@ -243,8 +252,10 @@ class ResponseFormat:
         name = "chat.completion" if self.chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "object": name, "created": int(time.time()), "model": body.model,
-        }  # fmt: skip
+            "object": name,
+            "created": int(time.time()),
+            "model": body.model,
+        }
         self._chunk = self._head | ({"object": f"{name}.chunk"} if self.chat else {})
 
     def begin(self, index: int) -> Row:

@@ -144,9 +144,13 @@ def serve(parent: int) -> None:
     app = ServingApp(ModelPool(share.threads), LivePool(share.threads))
     bound, token = listen()
     options = uvicorn.Config(
-        with_token(app.asgi, token), log_level="warning", access_log=False, ws="none",
-        lifespan="off", timeout_graceful_shutdown=5,
-    )  # fmt: skip
+        with_token(app.asgi, token),
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+    )
     server = uvicorn.Server(options)
 
     async def watch() -> None:

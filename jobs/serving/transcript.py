@@ -21,9 +21,12 @@ from backend.queue.artifacts import run_folder
 
 MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {
-    "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
-    "error": "failed", "cancelled": "stopped",
-}  # fmt: skip
+    "limit": "max tokens reached",
+    "end": "ended by the model",
+    "stop": "stop string reached",
+    "error": "failed",
+    "cancelled": "stopped",
+}
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,16 @@ def rows() -> Iterator[Table]:
     made = {"owner": "mira", "config_hash": "", "created_at": 1, "queued_at": 2}
     for number in (example_number("sds", 1), 1, 2):
         yield Job(
-            id=number, kind="sds", config={"model": ODD}, state="succeeded", name=ODD.strip(),
-            parent=None if number < 2 else 1, tags=["a", "Ä"], purged=number == 2, **made,
-        )  # fmt: skip
+            id=number,
+            kind="sds",
+            config={"model": ODD},
+            state="succeeded",
+            name=ODD.strip(),
+            parent=None if number < 2 else 1,
+            tags=["a", "Ä"],
+            purged=number == 2,
+            **made,
+        )
     ref = {"pid": 1}
     yield Attempt(id=1, job_id=1, n=1, token="t", engine="local", launched_at=1, engine_ref=ref)
     yield Slot(host="here", number=0)
@@ -98,13 +105,33 @@ def rows() -> Iterator[Table]:
     yield StepTime(job_id=1, step="prune", seconds=1.5)
     yield DecoderRow(job_id=1, decoder="vanilla", report={})
     yield TensorRow(
-        job_id=1, tensor="a", stage="dense", step=0, block=0, module="a", n=4, zeros=0, below=0,
-        above=0, lo=-1.0, hi=1.0, counts=bytes(range(256)), stats={"x": 1.0}, quantiles=[0.5],
-    )  # fmt: skip
+        job_id=1,
+        tensor="a",
+        stage="dense",
+        step=0,
+        block=0,
+        module="a",
+        n=4,
+        zeros=0,
+        below=0,
+        above=0,
+        lo=-1.0,
+        hi=1.0,
+        counts=bytes(range(256)),
+        stats={"x": 1.0},
+        quantiles=[0.5],
+    )
     yield ProfileRow(
-        job_id=1, tensor="a", stage="dense", step=0, name="scale", block=0, module="a", shape=[1],
+        job_id=1,
+        tensor="a",
+        stage="dense",
+        step=0,
+        name="scale",
+        block=0,
+        module="a",
+        shape=[1],
         values=b"\x00\xff",
-    )  # fmt: skip
+    )
     yield Artifact(id=3, job_id=1, kind="model", path="sds-0001/model", bytes=2**40, created_at=1)
     yield SavedView(name="v", query="q", owner="mira", saved_at=1)
     yield Need(job_id=2, needed_id=1)
@@ -187,8 +214,9 @@ def test_nothing_is_moved_while_another_process_has_the_database_open(
     script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(folder / "results.db")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as other:  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
         assert other.stdout is not None and other.stdout.readline()
         with pytest.raises(BackupError, match=f"use the database: {other.pid}"):
             move_database(there)
@@ -241,8 +269,14 @@ def test_a_value_that_the_new_database_cannot_hold_is_named(
     with pytest.raises(BackupError, match="did not take a row of jobs"):
         move_database(there)
     with engine_for(there).connect() as connection:
-        assert connection.scalar(select(func.count()).select_from(text("pg_tables")).where(
-            text("schemaname = 'public'"))) == 0  # fmt: skip
+        assert (
+            connection.scalar(
+                select(func.count())
+                .select_from(text("pg_tables"))
+                .where(text("schemaname = 'public'"))
+            )
+            == 0
+        )
 
 
 def test_a_dump_brings_the_tables_of_a_server_back(

@@ -42,8 +42,14 @@ from tests.queue.conftest import HOST
 Move = Callable[[Path], None]
 Line = dict[str, Any]
 OWN = (
-    "id", "owner", "artifacts", "disk_bytes", "finished_at", "environment", "queued_at",
-)  # of where it is  # fmt: skip
+    "id",
+    "owner",
+    "artifacts",
+    "disk_bytes",
+    "finished_at",
+    "environment",
+    "queued_at",
+)  # of where it is
 
 
 @pytest.fixture
@@ -151,8 +157,9 @@ def rewritten(
     files(folder)
     found = [
         SourceFile(x.relative_to(folder).as_posix(), x, x.stat().st_size)
-        for x in folder.rglob("*") if x.is_file()
-    ]  # fmt: skip
+        for x in folder.rglob("*")
+        if x.is_file()
+    ]
     target = folder.with_suffix(".tar")
     write_archive(target, found, layout.silent, weights=False, checkpoints=False)
     return target
@@ -319,10 +326,13 @@ def archived(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]], declare
     rows = b"{}\n"
     sizes = {entry.name: declared for entry, _ in entries} | {ROWS: len(rows)}
     manifest = {
-        "version": "0.1.0", "schema_revision": newest_revision(), "created_at": 1,
-        "weights": False, "checkpoints": False,
+        "version": "0.1.0",
+        "schema_revision": newest_revision(),
+        "created_at": 1,
+        "weights": False,
+        "checkpoints": False,
         "files": {name: {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()},
-    }  # fmt: skip
+    }
     plain = [(ROWS, rows), ("manifest.json", json.dumps(manifest).encode())]
     with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as archive:
         for entry, data in entries:
@@ -386,8 +396,11 @@ def test_budgets_of_rows_bytes_and_seconds(
 ) -> None:
     file = exported(ended, tmp_path)
     for limit, value in (
-        ("LONGEST_LINE", 100), ("MOST_ROWS", 3), ("MOST_UNPACKED", 15), ("MOST_SECONDS", -1.0),
-    ):  # fmt: skip
+        ("LONGEST_LINE", 100),
+        ("MOST_ROWS", 3),
+        ("MOST_UNPACKED", 15),
+        ("MOST_SECONDS", -1.0),
+    ):
         with monkeypatch.context() as patch, pytest.raises(BackupError):
             patch.setattr(f"backend.backup.single.{limit}", value)
             add(file)

@@ -59,8 +59,17 @@ def test_both_sides_prune_alike(
         assert (a - b)[kept].norm() < 0.01 * a.norm()
 
 
-SMALL = ("--answers=20", "--answer-tokens=12", "--steps=2", "--batch=2", "--seeds=2",
-         "--judged=3", "--prompts=1", "--rounds=1", "--threads=1")  # fmt: skip
+SMALL = (
+    "--answers=20",
+    "--answer-tokens=12",
+    "--steps=2",
+    "--batch=2",
+    "--seeds=2",
+    "--judged=3",
+    "--prompts=1",
+    "--rounds=1",
+    "--threads=1",
+)
 
 
 def test_every_arm_is_trained_and_decodes(
@@ -88,9 +97,13 @@ TRICKY = {  # family -> columns that are refused, and a word of the reason
     "opt, as 350m": {},  # a narrow embedding
     "gpt_neo": {"Decoding": "local attention", "Drafter": "local attention"},
     "qwen3_5_text": {"Decoding": "one state", "Drafter": "one state"},
-    "mamba": {"SDS": "no attention", "DL-QAT": "no attention", "Decoding": "one state",
-              "Drafter": "one state"},
-}  # fmt: skip
+    "mamba": {
+        "SDS": "no attention",
+        "DL-QAT": "no attention",
+        "Decoding": "one state",
+        "Drafter": "one state",
+    },
+}
 
 
 @pytest.mark.parametrize("family", TRICKY)
@@ -126,15 +139,36 @@ def test_a_setting_that_a_family_does_not_support_is_refused(family: str, data_d
 @pytest.fixture
 def one_run(tables: object) -> None:
     """A run with one figure, and three tensors in two blocks."""
-    job = Job(id=1, kind="sds", owner="me", config={"model": "toy", "seed": 0}, config_hash="",
-              state="succeeded", created_at=1, queued_at=1)  # fmt: skip
+    job = Job(
+        id=1,
+        kind="sds",
+        owner="me",
+        config={"model": "toy", "seed": 0},
+        config_hash="",
+        state="succeeded",
+        created_at=1,
+        queued_at=1,
+    )
     held = [(0, "mlp.up"), (0, "mlp.down"), (1, "mlp.up")]
     tensors = [
-        TensorRow(job_id=1, tensor=f"layers.{block}.{module}.weight", stage="dense", block=block,
-                  module=module, n=4, zeros=0, below=0, above=0, lo=-1.0, hi=1.0, counts=b"",
-                  stats={}, quantiles=[])
+        TensorRow(
+            job_id=1,
+            tensor=f"layers.{block}.{module}.weight",
+            stage="dense",
+            block=block,
+            module=module,
+            n=4,
+            zeros=0,
+            below=0,
+            above=0,
+            lo=-1.0,
+            hi=1.0,
+            counts=b"",
+            stats={},
+            quantiles=[],
+        )
         for block, module in held
-    ]  # fmt: skip
+    ]
     with writing() as session:
         session.add(job)
         session.flush()

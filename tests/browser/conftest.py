@@ -69,9 +69,13 @@ OFF = (
     "OptimizationHints,SpareRendererForSitePerProcess,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
 )
 QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-    "--process-per-site", f"--disable-features={OFF}",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--process-per-site",
+    f"--disable-features={OFF}",
+)
 SCREEN = {"viewport": {"width": 1400, "height": 900}, "reduced_motion": "reduce"}
 PHONE = {"width": 390, "height": 844}
 
@@ -351,9 +355,15 @@ def wide_model() -> Path:
     """A folder with a model of one block that is as wide as those of large models."""
     folder = settings().root / "models" / "wide"
     config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=1, num_attention_heads=32,
-        num_key_value_heads=1, vocab_size=512, tie_word_embeddings=True, dtype="bfloat16",
-    )  # fmt: skip
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+        num_key_value_heads=1,
+        vocab_size=512,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     load("toy").tokenizer.save_pretrained(folder)
     return folder

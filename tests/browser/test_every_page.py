@@ -23,11 +23,17 @@ from ui.frame import Page as OwnPage
 from ui.pages import pages
 
 QUERIES = {
-    "runs": "base=sds-0001&pins=sds-0002&pick=sds-0003", "run": "id=sds-0001",
-    "sweep": "id=sds-0001", "weights": "run=sds-0001", "quantization": "run=dlqat-0005",
-    "sensitivity": "run=profile-0008", "trade-offs": "run=profile-0008",
-    "benchmark": "run=benchmark-0006", "compare": "ids=sds-0001,sds-0002,sds-0003", "report": "n=1",
-}  # fmt: skip
+    "runs": "base=sds-0001&pins=sds-0002&pick=sds-0003",
+    "run": "id=sds-0001",
+    "sweep": "id=sds-0001",
+    "weights": "run=sds-0001",
+    "quantization": "run=dlqat-0005",
+    "sensitivity": "run=profile-0008",
+    "trade-offs": "run=profile-0008",
+    "benchmark": "run=benchmark-0006",
+    "compare": "ids=sds-0001,sds-0002,sds-0003",
+    "report": "n=1",
+}
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 RULES = {  # in the dark only those that look at colours: the page is the same
     "light": {"type": "tag", "values": TAGS},

@@ -101,10 +101,15 @@ def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browse
 def moving(run: str) -> str:
     """A histogram of two stages."""
     stages = [
-        {"label": label, "colour": "#0072B2", "zeros": 0.5, "heights": [0.1, 0.9],
-         "said": f"{run} {label}"}
+        {
+            "label": label,
+            "colour": "#0072B2",
+            "zeros": 0.5,
+            "heights": [0.1, 0.9],
+            "said": f"{run} {label}",
+        }
         for label in ("dense", "first")
-    ]  # fmt: skip
+    ]
     return json.dumps({"edge": 1.0, "stages": stages})
 
 

@@ -31,7 +31,7 @@ from tests.browser.conftest import (
     opened,
     wait_for,
     warm_tab,
-)  # fmt: skip
+)
 from tests.browser.test_playground import ask, choose
 from tests.waiting import until
 
@@ -115,8 +115,13 @@ def shared(
     data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, list[str]]]:
     """A dashboard other machines can reach, started as people do, and what it has printed."""
-    values = {"PORT": str(port), "HOST": "0.0.0.0", "EXAMPLES": "false",
-              "IDLE_EXIT": "1", "PLUGINS": PLUGIN}  # fmt: skip
+    values = {
+        "PORT": str(port),
+        "HOST": "0.0.0.0",
+        "EXAMPLES": "false",
+        "IDLE_EXIT": "1",
+        "PLUGINS": PLUGIN,
+    }
     for name, value in values.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
     monkeypatch.setenv("BROWSER", "true")  # opens nothing
@@ -124,9 +129,13 @@ def shared(
     upgrade()
     submit("count", {"steps": 3000}, HOST)  # it is at work until the end
     process = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=ROOT, env=dict(os.environ), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env=dict(os.environ),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert process.stdout is not None
     printed: list[str] = []
     threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()

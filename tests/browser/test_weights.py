@@ -153,8 +153,10 @@ def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -
         [each.tolist() for each in (bell, gap, three, rng.poisson(300, 256), np.zeros(256))],
     )
     assert said[:3] == [
-        "one peak", "two peaks with a gap between them", "three peaks, the middle one at zero",
-    ]  # fmt: skip
+        "one peak",
+        "two peaks with a gap between them",
+        "three peaks, the middle one at zero",
+    ]
     assert said[3] in ("no peak", "one peak") and said[4] == "no peak"
     stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
     heights = visitor.evaluate(
@@ -172,9 +174,10 @@ def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -
         ["stage=redense", "view=joint&y=log", "view=tree&show=dense,first"],
     )
     assert read == [
-        ["redense", "ridges", "linear", ""], ["", "joint", "log", ""],
+        ["redense", "ridges", "linear", ""],
+        ["", "joint", "log", ""],
         ["", "ridges", "linear", "dense,first"],
-    ]  # fmt: skip
+    ]
 
 
 def saved(page: Page, panel: str, format: str, folder: Path) -> Path:
@@ -204,8 +207,13 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     bins = rows_of(saved(visitor, "overlay", "csv", tmp_path))
     taken = {s.stage: s for s in tensors.tensor_snapshots(1, FIRST_TENSOR)}
     assert [*bins[0]] == [
-        "From", "To", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)",
-    ]  # fmt: skip
+        "From",
+        "To",
+        "Dense",
+        "First pruning",
+        "Re-dense",
+        "Second pruning (SDS)",
+    ]
     for label, stage in (("Dense", "dense"), ("Re-dense", "redense")):
         assert sum(int(row[label]) for row in bins) == taken[stage].counts.sum()
     ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))

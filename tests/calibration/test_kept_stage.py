@@ -21,23 +21,44 @@ def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:
 @pytest.mark.parametrize(
     ("shifts", "kept", "said"),
     [
-        ({"gptq": 0, "m": 0.01, "qat": -0.1 + NOISE}, "qat",
-         ["Kept: DL-QAT. Its perplexity on held-out text is 9.5 % lower than with GPTQ (9."]),
-        ({"gptq": 0, "m": NOISE - 0.001, "qat": 0.1 + NOISE}, "gptq",
-         ["Kept: GPTQ. Magnitudes only is not better on held-out text (perplexity −0.", " to +"]),
-        ({"gptq": 0, "m": -0.05 + NOISE, "qat": -0.051 + 2 * NOISE}, "m",
-         [" lower than with GPTQ (", " %). DL-QAT is not better"]),
-        ({"gptq": 0, "m": 0, "qat": 0.2}, "gptq",
-         ["Kept: GPTQ. DL-QAT is not better", "Magnitudes only changed nothing: it is GPTQ."]),
-        ({"gptq": 0, "m": 0, "qat": 0}, "gptq",
-         ["Kept: GPTQ.", "DL-QAT changed nothing: it is GPTQ."]),
-        ({"gptq": 0.1, "m": 0, "qat": 0}, "m",
-         ["lower than with GPTQ", "DL-QAT changed nothing: it is Magnitudes only."]),
-        ({"gptq": 0, "m": 0.1, "qat": 0.2, "lora": -0.5}, "gptq",
-         ["LoRA (control) is better on held-out text, but never kept."]),
+        (
+            {"gptq": 0, "m": 0.01, "qat": -0.1 + NOISE},
+            "qat",
+            ["Kept: DL-QAT. Its perplexity on held-out text is 9.5 % lower than with GPTQ (9."],
+        ),
+        (
+            {"gptq": 0, "m": NOISE - 0.001, "qat": 0.1 + NOISE},
+            "gptq",
+            ["Kept: GPTQ. Magnitudes only is not better on held-out text (perplexity −0.", " to +"],
+        ),
+        (
+            {"gptq": 0, "m": -0.05 + NOISE, "qat": -0.051 + 2 * NOISE},
+            "m",
+            [" lower than with GPTQ (", " %). DL-QAT is not better"],
+        ),
+        (
+            {"gptq": 0, "m": 0, "qat": 0.2},
+            "gptq",
+            ["Kept: GPTQ. DL-QAT is not better", "Magnitudes only changed nothing: it is GPTQ."],
+        ),
+        (
+            {"gptq": 0, "m": 0, "qat": 0},
+            "gptq",
+            ["Kept: GPTQ.", "DL-QAT changed nothing: it is GPTQ."],
+        ),
+        (
+            {"gptq": 0.1, "m": 0, "qat": 0},
+            "m",
+            ["lower than with GPTQ", "DL-QAT changed nothing: it is Magnitudes only."],
+        ),
+        (
+            {"gptq": 0, "m": 0.1, "qat": 0.2, "lora": -0.5},
+            "gptq",
+            ["LoRA (control) is better on held-out text, but never kept."],
+        ),
         ({"gptq": 0, "m": 0.1, "qat": 0.2, "lora": NOISE}, "gptq", ["Magnitudes only is not"]),
     ],
-)  # fmt: skip
+)
 def test_the_simplest_that_is_not_told_apart_from_the_best_is_kept(
     shifts: dict, kept: str, said: list[str]
 ) -> None:

@@ -85,10 +85,15 @@ class RayCluster:
     def start_head(self) -> None:
         """Start the head, and wait until it answers."""
         self._start(
-            "head", "--head", "--num-cpus=0", f"--port={self.port}",
-            f"--node-ip-address={self.ip('head')}", f"--dashboard-host={self.ip('head')}",
-            f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}",
-        )  # fmt: skip
+            "head",
+            "--head",
+            "--num-cpus=0",
+            f"--port={self.port}",
+            f"--node-ip-address={self.ip('head')}",
+            f"--dashboard-host={self.ip('head')}",
+            f"--dashboard-port={self.dashboard}",
+            f"--temp-dir={self.folder}",
+        )
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -102,17 +107,21 @@ class RayCluster:
     def start_node(self, number: int) -> None:
         """Start a machine with one processor."""
         self._start(
-            str(number), f"--address={self.ip('head')}:{self.port}", "--num-cpus=1",
+            str(number),
+            f"--address={self.ip('head')}:{self.port}",
+            "--num-cpus=1",
             f"--node-ip-address={self.ip(str(number))}",
-        )  # fmt: skip
+        )
 
     def _start(self, name: str, *given: str) -> None:
         inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
         environment = {
-            **inherited, **self.told,
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
+            **inherited,
+            **self.told,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
             "RAY_JOB_START_TIMEOUT_SECONDS": "31536000",  # else what waits fails
-        }  # fmt: skip
+        }
         line = [*self.entered(name), str(install()), "start", "--disable-usage-stats", *given]
         with (self.folder / f"{name}.log").open("ab") as log:
             started = subprocess.Popen(

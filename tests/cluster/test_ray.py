@@ -59,10 +59,12 @@ def cluster(queue: Path, apart: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     folder = Path(tempfile.mkdtemp(prefix="sr-"))
     told = {
         "SLIMSCOPE_PYTHON": f"env PYTHONPATH={ROOT} {sys.executable}",
-        "SLIMSCOPE_DATABASE_URL": here.database_url, "SLIMSCOPE_DATA_DIR": str(apart),
-        "SLIMSCOPE_ARTIFACTS": here.artifact_place, "SLIMSCOPE_CACHE_DIR": str(here.cache_dir),
+        "SLIMSCOPE_DATABASE_URL": here.database_url,
+        "SLIMSCOPE_DATA_DIR": str(apart),
+        "SLIMSCOPE_ARTIFACTS": here.artifact_place,
+        "SLIMSCOPE_CACHE_DIR": str(here.cache_dir),
         "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+    }
     made = RayCluster(folder, told)
     try:
         made.start_head()

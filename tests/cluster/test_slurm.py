@@ -43,10 +43,14 @@ def until(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Until:
     """Turns the loop. The variables of the nodes come from here, for want of a profile."""
     told = ",".join(f"SLIMSCOPE_{name}" for name in TOLD)
     for name, value in {
-        "ENGINE": "slurm", "SLOTS": "2", "SLURM_ARGS": f"--export={told}", "OFFLINE_S": "120",
-        "CACHE_DIR": str(settings().cache_dir), "THREADS": "1",
+        "ENGINE": "slurm",
+        "SLOTS": "2",
+        "SLURM_ARGS": f"--export={told}",
+        "OFFLINE_S": "120",
+        "CACHE_DIR": str(settings().cache_dir),
+        "THREADS": "1",
         "PYTHON": f"env PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 {sys.executable}",
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
     settings.cache_clear()
     kinds.cache_clear()

@@ -131,17 +131,25 @@ def start_ray(trial: Trial, url: str) -> RayCluster:
 def start_dashboard(trial: Trial, url: str, address: str) -> None:
     """Start the dashboard, and wait until it answers."""
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "SLIMSCOPE_DATABASE_URL": url,
-        "SLIMSCOPE_DATA_DIR": str(trial.data), "SLIMSCOPE_ENGINE": "ray",
-        "SLIMSCOPE_RAY_ADDRESS": address, "SLIMSCOPE_RAY_TOKEN": trial.token,
-        "SLIMSCOPE_PORT": str(trial.port), "BROWSER": "true",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "SLIMSCOPE_DATABASE_URL": url,
+        "SLIMSCOPE_DATA_DIR": str(trial.data),
+        "SLIMSCOPE_ENGINE": "ray",
+        "SLIMSCOPE_RAY_ADDRESS": address,
+        "SLIMSCOPE_RAY_TOKEN": trial.token,
+        "SLIMSCOPE_PORT": str(trial.port),
+        "BROWSER": "true",
+    }
     log = Path(trial.folder) / "dashboard.log"
     with log.open("ab") as output:
         subprocess.Popen(
             [sys.executable, str(ROOT / "app.py")],
-            env=environment, stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + ANSWERS_S
     while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):

@@ -149,9 +149,15 @@ class Fixed:
 
 def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     target, count = TargetModel(built(config)), 1200
     rule = Acceptance(Sampling(temperature=1.0, seed=5))
     drawn = Counter(
@@ -175,9 +181,13 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
     sampling = Sampling(repetition_penalty=1.3)
     ids = torch.tensor([prompt])
     expected = target.model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
-        repetition_penalty=1.3, eos_token_id=None,
-    )[0, len(prompt) :].tolist()  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=40,
+        repetition_penalty=1.3,
+        eos_token_id=None,
+    )[0, len(prompt) :].tolist()
     for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
         steps = decode(target, proposer, prompt, Acceptance(sampling), 40)
         assert [t for step in steps for t in step.tokens] == expected
@@ -210,10 +220,12 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_k": -1}, "top_k"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
-)  # fmt: skip
+)
 def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Sampling(**fields)

@@ -70,9 +70,12 @@ def test_a_stop_is_obeyed_between_answers() -> None:
 
 
 def timed(
-    tokens: list[int], seconds: list[float], lengths: list[int], verify: float,
+    tokens: list[int],
+    seconds: list[float],
+    lengths: list[int],
+    verify: float,
     ends: list[list[int]] | None = None,
-) -> TimedAnswer:  # fmt: skip
+) -> TimedAnswer:
     parts = {"draft": 0.25, "verify": verify, "accept": 0.0, "cache": 0.0}
     return TimedAnswer(
         tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds)

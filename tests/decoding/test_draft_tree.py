@@ -242,9 +242,11 @@ def test_a_window_is_not_the_context() -> None:
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     """Past the original context a tree would read the tokens before it otherwise."""
     rope = {
-        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
         "long_factor": [3.0] * 4,
-    }  # fmt: skip
+    }
     lengths = {"max_position_embeddings": 96, "original_max_position_embeddings": 48}
     more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
     target = TargetModel(built(Phi3Config(**more, rope_parameters=rope)))

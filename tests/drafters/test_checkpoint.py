@@ -34,8 +34,10 @@ def test_what_is_loaded_is_what_was_saved(arm: str, tmp_path: Path) -> None:
     loaded = Amphista.load(tmp_path)
     assert loaded.arm == arm and loaded.growth == GROWTH and loaded.context == 40
     assert (loaded.base, loaded.figures, loaded.training) == (
-        saved.base, saved.figures, saved.training,
-    )  # fmt: skip
+        saved.base,
+        saved.figures,
+        saved.training,
+    )
     one, other = saved.bind(target), loaded.bind(target)
     ids = random_ids(target, 12)
     hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
@@ -56,15 +58,20 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ("qwen2", "architecture LlamaForCausalLM"), ("wide", "width 32; this one has 64"),
-        ("words", "vocabulary 128; this one has 256"), ("deep", "layers 3; this one has 4"),
+        ("qwen2", "architecture LlamaForCausalLM"),
+        ("wide", "width 32; this one has 64"),
+        ("words", "vocabulary 128; this one has 256"),
+        ("deep", "layers 3; this one has 4"),
         ("trained", "sha256"),
     ],
-)  # fmt: skip
+)
 def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
     saved, grouped = stored(tmp_path), ARCHITECTURES["grouped"].to_dict()
-    changes = {"wide": {"hidden_size": 64, "head_dim": 16}, "words": {"vocab_size": 256},
-               "deep": {"num_hidden_layers": 4}}  # fmt: skip
+    changes = {
+        "wide": {"hidden_size": 64, "head_dim": 16},
+        "words": {"vocab_size": 256},
+        "deep": {"num_hidden_layers": 4},
+    }
     if other == "qwen2":
         target = base("qwen2")
     else:
@@ -119,9 +126,11 @@ def test_a_drafter_that_was_changed_is_refused(tmp_path: Path) -> None:
 PAGE = Path(__file__).parents[2] / "docs" / "drafter-format.md"
 HEADS, LAYERS = 3, 2
 SHAPES = {
-    "whole": {}, "encoder only": {"ablation": "encoder only"},
-    "no sampled token": {"ablation": "no sampled token"}, "Medusa": {"architecture": "medusa"},
-}  # fmt: skip
+    "whole": {},
+    "encoder only": {"ablation": "encoder only"},
+    "no sampled token": {"ablation": "no sampled token"},
+    "Medusa": {"architecture": "medusa"},
+}
 
 
 def rows(head: str) -> list[list[str]]:
@@ -139,11 +148,13 @@ def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, li
     sizes = {"v": vocabulary, "d": width, "K": config.heads, "R": 1}
     token = config.ablation != "no sampled token"
     holds = {
-        "always": True, "N < S": config.adaptation_layers > 0,
-        "S > 0": config.adaptation_layers > 0, "sampled token": token,
+        "always": True,
+        "N < S": config.adaptation_layers > 0,
+        "S > 0": config.adaptation_layers > 0,
+        "sampled token": token,
         "no sampled token": not token,
         "block": config.architecture == "amphista" and config.ablation != "adaptation only",
-    }  # fmt: skip
+    }
     found = {}
     for name, shape, there, _ in rows("tensor"):
         if not all(holds[each.strip()] for each in there.split(",")) or "*" in name:
@@ -162,8 +173,11 @@ def test_a_saved_drafter_is_as_specified(fields: dict[str, object], tmp_path: Pa
     growth = [((0, 1), 0.25)]
     pack(drafter, BaseFingerprint.of(target), growth, {"top1": [0.5]}, {}, 40).save(tmp_path)
     saved = load_file(tmp_path / WEIGHTS)
-    own = {name: list(t.shape) for name, t in saved.items()
-           if not re.match(r"layers\.\d+\.block\.|norm\.", name)}  # fmt: skip
+    own = {
+        name: list(t.shape)
+        for name, t in saved.items()
+        if not re.match(r"layers\.\d+\.block\.|norm\.", name)
+    }
     assert own == expected(drafter.config, target.width, target.vocabulary)
     for name, tensor in saved.items():
         assert tensor.dtype == (torch.int64 if name == "vocabulary" else torch.float32)
@@ -182,9 +196,12 @@ def test_the_tensors_of_the_other_architectures_are_as_specified(architecture: s
     d, v = target.width, target.vocabulary
     drafter = drafter_of(target, heads=HEADS, architecture=architecture)
     wanted = {
-        "vocabulary": [v], "hidden_scale": [d], "stream_scale": [d], "token_scale": [1],
+        "vocabulary": [v],
+        "hidden_scale": [d],
+        "stream_scale": [d],
+        "token_scale": [1],
         "fusions.0.weight": [d, 2 * d],
-    }  # fmt: skip
+    }
     for of, name, shape, there, _ in rows("of"):
         for N in range(HEADS if there == "N < K" else 1):
             dims = re.sub(r"\) d", ") * d", shape[1:-1].replace("−", "-")).split(",")

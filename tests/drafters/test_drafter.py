@@ -71,9 +71,13 @@ def test_no_anchor_sees_what_comes_after_it(arm: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arm"),
-    [("grouped", "EAGLE"), ("gpt2", "EAGLE"), ("capped, some windows", "EAGLE"),
-     ("grouped", "Hydra")],
-)  # fmt: skip
+    [
+        ("grouped", "EAGLE"),
+        ("gpt2", "EAGLE"),
+        ("capped, some windows", "EAGLE"),
+        ("grouped", "Hydra"),
+    ],
+)
 @torch.no_grad()
 def test_a_sequential_draft_is_that_of_the_text_along_each_path(name: str, arm: str) -> None:
     target, anchor = base(name), 20

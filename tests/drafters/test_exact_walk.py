@@ -34,11 +34,14 @@ def confident(architecture: str, least: float = 0.05) -> TreeProposer:
 
 
 PROPOSERS: dict[str, Callable[[], Proposer]] = {
-    "none": NoDraft, "lookup": PromptLookup, "parallel": lambda: drafted("amphista"),
-    "sequential": lambda: drafted("eagle"), "parallel, confident": lambda: confident("amphista"),
+    "none": NoDraft,
+    "lookup": PromptLookup,
+    "parallel": lambda: drafted("amphista"),
+    "sequential": lambda: drafted("eagle"),
+    "parallel, confident": lambda: confident("amphista"),
     "sequential, confident": lambda: confident("eagle"),
     "lookup first": lambda: PromptLookupFirst(drafted("amphista")),
-}  # fmt: skip
+}
 
 
 @lru_cache

@@ -72,10 +72,16 @@ def test_more_than_one_prompt_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("no_repeat_ngram_size", 3), ("bad_words_ids", [[5]]), ("suppress_tokens", [7]),
-     ("min_new_tokens", 4), ("exponential_decay_length_penalty", (5, 1.1)), ("num_beams", 4),
-     ("stop_strings", ["The end"])],
-)  # fmt: skip
+    [
+        ("no_repeat_ngram_size", 3),
+        ("bad_words_ids", [[5]]),
+        ("suppress_tokens", [7]),
+        ("min_new_tokens", 4),
+        ("exponential_decay_length_penalty", (5, 1.1)),
+        ("num_beams", 4),
+        ("stop_strings", ["The end"]),
+    ],
+)
 def test_settings_that_would_write_another_text_are_refused(name: str, value: object) -> None:
     model = built(ARCHITECTURES["grouped"])
     setattr(model.generation_config, name, value)

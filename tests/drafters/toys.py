@@ -47,13 +47,17 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
     "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=512),
     "windows": MistralConfig(**SIZES, **MORE, num_key_value_heads=2, sliding_window=12),
     "capped, some windows": Gemma2Config(
-        **SIZES, **MORE, num_key_value_heads=2, head_dim=8, sliding_window=12,
+        **SIZES,
+        **MORE,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=12,
         final_logit_softcapping=3.0,
     ),
     "divided": GraniteConfig(**SIZES, **MORE, num_key_value_heads=2, logits_scaling=8.0),
     "scaled": CohereConfig(**SIZES, **MORE, num_key_value_heads=2, logit_scale=0.25),
     "tuples": FalconConfig(**SIZES, max_position_embeddings=512, bos_token_id=1, eos_token_id=2),
-}  # fmt: skip
+}
 
 
 def built(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:

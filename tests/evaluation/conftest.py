@@ -12,23 +12,43 @@ from backend.text.slices import TextSlice
 VOCABULARY = 300
 CONFIGS = {
     "llama": LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, initializer_range=0.3,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
     ),
     "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
         initializer_range=0.3,
     ),
     "opt": OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=24, init_std=0.3,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=24,
+        init_std=0.3,
     ),
     "gemma2": Gemma2Config(  # caps its logits behind the head
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=3.0,
         initializer_range=0.3,
     ),
-}  # fmt: skip
+}
 
 
 def text_of(rows: Tensor, bos: bool = False) -> TextSlice:

@@ -17,9 +17,14 @@ def make_layer() -> Callable[..., QuantizedWeight]:
     """Codes, scales and zero-points at random; scales are float16 numbers."""
 
     def make(
-        rows: int = 32, columns: int = 64, bits: int = 4, groups: int = 2,
-        grid_type: str = "symmetric", seed: int = 0, least_zero: int = 0,
-    ) -> QuantizedWeight:  # fmt: skip
+        rows: int = 32,
+        columns: int = 64,
+        bits: int = 4,
+        groups: int = 2,
+        grid_type: str = "symmetric",
+        seed: int = 0,
+        least_zero: int = 0,
+    ) -> QuantizedWeight:
         random = torch.Generator().manual_seed(seed)
         codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
         scale = (torch.rand(rows, groups, generator=random) * 0.1 + 0.01).half().float()
@@ -48,9 +53,12 @@ def quantized(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
     model holds the result too."""
 
     def make(
-        bits: int = 4, group_size: int = 32, grid_type: str = "symmetric",
-        model: PreTrainedModel = toy.model, left: str = "none",
-    ) -> dict[str, QuantizedWeight]:  # fmt: skip
+        bits: int = 4,
+        group_size: int = 32,
+        grid_type: str = "symmetric",
+        model: PreTrainedModel = toy.model,
+        left: str = "none",
+    ) -> dict[str, QuantizedWeight]:
         layers = {}
         for block in range(len(decoder_blocks(model))):
             for linear in block_linears(model, block).values():

@@ -44,9 +44,12 @@ def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callab
     and its logits."""
 
     def make(
-        bits: int, names: tuple[str, ...] = (EMBEDDING,), format: str = "slimscope",
-        alike: bool = False, grid: str = "symmetric",
-    ) -> tuple[Path, torch.Tensor]:  # fmt: skip
+        bits: int,
+        names: tuple[str, ...] = (EMBEDDING,),
+        format: str = "slimscope",
+        alike: bool = False,
+        grid: str = "symmetric",
+    ) -> tuple[Path, torch.Tensor]:
         layers = quantized(4, 32, grid)
         model = toy.model
         if HEAD in names:
@@ -87,13 +90,22 @@ def test_what_was_measured_is_read_again_to_the_bit(
 
 @pytest.mark.parametrize(
     ("bits", "names", "alike", "dequantize", "within"),
-    [(4, (EMBEDDING,), True, True, 0.02), (4, (EMBEDDING, HEAD), True, True, 0.02),
-     (8, (HEAD,), False, False, 0.0)],
-)  # fmt: skip
+    [
+        (4, (EMBEDDING,), True, True, 0.02),
+        (4, (EMBEDDING, HEAD), True, True, 0.02),
+        (8, (HEAD,), False, False, 0.0),
+    ],
+)
 def test_transformers_reads_what_the_form_allows(
-    exported: Callable, plain_transformers: Callable, tmp_path: Path,
-    bits: int, names: tuple, alike: bool, dequantize: bool, within: float,
-) -> None:  # fmt: skip
+    exported: Callable,
+    plain_transformers: Callable,
+    tmp_path: Path,
+    bits: int,
+    names: tuple,
+    alike: bool,
+    dequantize: bool,
+    within: float,
+) -> None:
     folder, expected = exported(bits, names, "compressed-tensors", alike)
     out = str(tmp_path / "logits.safetensors")
     asked = {"folder": str(folder), "ids": IDS.tolist(), "logits": out}
@@ -107,9 +119,12 @@ REQUIRED = ExportRequirements(4, "symmetric", "float16", False, True, frozenset(
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("choice", "can"),
-    [({"embedding": 8}, {"slimscope"}), ({"head": 8}, {"slimscope", "compressed-tensors"}),
-     ({"embedding": 4, "alike": True}, {"slimscope", "compressed-tensors"})],
-)  # fmt: skip
+    [
+        ({"embedding": 8}, {"slimscope"}),
+        ({"head": 8}, {"slimscope", "compressed-tensors"}),
+        ({"embedding": 4, "alike": True}, {"slimscope", "compressed-tensors"}),
+    ],
+)
 def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(
     format: str, choice: dict, can: set[str]
 ) -> None:

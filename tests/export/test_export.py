@@ -33,9 +33,12 @@ def exported(toy, quantized, tmp_path: Path):
     """Quantises the toy and exports it; gives the folder and the layers."""
 
     def make(
-        format: str = "compressed-tensors", bits: int = 4, size: int = 32,
-        grid_type: str = "symmetric", stored: torch.dtype = torch.float16,
-    ):  # fmt: skip
+        format: str = "compressed-tensors",
+        bits: int = 4,
+        size: int = 32,
+        grid_type: str = "symmetric",
+        stored: torch.dtype = torch.float16,
+    ):
         layers = quantized(bits, size, grid_type)
         layout = Layout("slimscope" if grid_type == "offset" else format, bits, size, grid_type)
         folder = tmp_path / "model"
@@ -138,8 +141,15 @@ def test_layers_left_dense_are_named_in_the_config(
     assert "lm_head" in ignored and "model.layers.2.mlp.down_proj" in ignored
     assert torch.equal(plain_logits(folder), logits(toy.model))
     with pytest.raises(ConfigError, match="leave single layers"):
-        export(toy.model, toy.tokenizer, some, Layout("gptq", 4, 32, "symmetric"), torch.float16,
-               folder, "")  # fmt: skip
+        export(
+            toy.model,
+            toy.tokenizer,
+            some,
+            Layout("gptq", 4, 32, "symmetric"),
+            torch.float16,
+            folder,
+            "",
+        )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -182,9 +192,15 @@ def spoil_config(folder: Path, **changed: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"num_bits": 3}, {"num_bits": 16}, {"group_size": 64}, {"group_size": "many"},
-                {"symmetric": False}],
-)  # fmt: skip
+    "changed",
+    [
+        {"num_bits": 3},
+        {"num_bits": 16},
+        {"group_size": 64},
+        {"group_size": "many"},
+        {"symmetric": False},
+    ],
+)
 def test_a_config_that_does_not_fit_the_weights_is_refused(exported, changed: dict) -> None:
     folder, _ = exported()
     spoil_config(folder, **changed)
@@ -245,9 +261,17 @@ def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> 
 def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) -> None:
     layout = Layout(format, 3, 64, grid_type)
     card = model_card(
-        "Toy", "dlqat-0001", "DL-QAT", ModelOrigin(), "A note.", layout, 3.25,
-        {"Dense": 12.5, "DL-QAT": 13.25}, {"bits": 3}, {"training": {"corpus": "toystories"}},
-    )  # fmt: skip
+        "Toy",
+        "dlqat-0001",
+        "DL-QAT",
+        ModelOrigin(),
+        "A note.",
+        layout,
+        3.25,
+        {"Dense": 12.5, "DL-QAT": 13.25},
+        {"bits": 3},
+        {"training": {"corpus": "toystories"}},
+    )
     assert said in card and "| DL-QAT | 13.250 |" in card and "A note." in card
     assert "3 bits, groups of 64" in card and "dlqat-0001" in card and "toystories" in card
 

@@ -31,24 +31,30 @@ PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(6
         ("gptq", {"bits": 5}, "2, 3, 4, 8 bits, not 5", "compressed-tensors, slimscope or dense"),
         ("gptq_v2", {"bits": 7}, "not 7", "compressed-tensors, slimscope or dense"),
         (
-            "gptq", {"grid": "zero-point"}, "zero-point",
+            "gptq",
+            {"grid": "zero-point"},
+            "zero-point",
             "compressed-tensors, gptq_v2, slimscope or dense",
         ),
         ("gptq_v2", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
         ("compressed-tensors", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
         ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
         (
-            "gptq_v2", {"whole": False}, "leave single layers",
+            "gptq_v2",
+            {"whole": False},
+            "leave single layers",
             "compressed-tensors, slimscope or dense",
         ),
         (
-            "gptq_v2", {"shapes": frozenset({(64, 40)})}, "64 × 40",
+            "gptq_v2",
+            {"shapes": frozenset({(64, 40)})},
+            "64 × 40",
             "compressed-tensors, slimscope or dense",
         ),
         ("compressed-tensors", {"in_out": True}, "transposed", "gptq, gptq_v2, slimscope or dense"),
         ("compressed-tensors", {"architecture": "GPTBigCodeForCausalLM"}, "cannot load", "dense"),
     ],
-)  # fmt: skip
+)
 def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
     choice = replace(PLAIN, **changed)
     with pytest.raises(ConfigError) as refused:

@@ -108,10 +108,17 @@ def test_a_plain_model_comes_back(
 
 @pytest.mark.parametrize(
     ("bits", "size", "grid_type", "type"),
-    [(4, 32, "symmetric", "Q4_0"), (3, 64, "symmetric", "Q4_0"), (2, 0, "symmetric", "Q4_0"),
-     (4, 32, "symmetric", "Q8_0"), (8, 32, "symmetric", "Q8_0"), (5, 64, "zero-point", "Q8_0"),
-     (4, 32, "symmetric", "F32"), (4, 32, "offset", "F32")],
-)  # fmt: skip
+    [
+        (4, 32, "symmetric", "Q4_0"),
+        (3, 64, "symmetric", "Q4_0"),
+        (2, 0, "symmetric", "Q4_0"),
+        (4, 32, "symmetric", "Q8_0"),
+        (8, 32, "symmetric", "Q8_0"),
+        (5, 64, "zero-point", "Q8_0"),
+        (4, 32, "symmetric", "F32"),
+        (4, 32, "offset", "F32"),
+    ],
+)
 def test_codes_are_carried_over_exactly(
     toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int, grid_type: str, type: str
 ) -> None:
@@ -189,19 +196,44 @@ def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> N
         architecture_of(toy.model.config.to_dict() | change)
 
 
-SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32,
-         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
-         "pad_token_id": 0}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64, "rope_theta": 1e4}  # fmt: skip
-LONG = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0],
-        "rope_theta": 1e4, "partial_rotary_factor": 0.25}  # fmt: skip
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 1e4,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 2.0],
+    "long_factor": [3.0, 4.0],
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.25,
+}
 GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24}
-GEMMA2 = {"gemma2.attention.sliding_window": 24, "gemma2.attn_logit_softcapping": 50.0,
-          "gemma2.final_logit_softcapping": 30.0}  # fmt: skip
-GEMMA3 = {"gemma3.attention.sliding_window": 24, "gemma3.rope.freq_base": 1e6,
-          "gemma3.rope.freq_base_swa": 1e4, "gemma3.rope.scaling.type": "linear",
-          "gemma3.rope.scaling.factor": 8.0}  # fmt: skip
+GEMMA2 = {
+    "gemma2.attention.sliding_window": 24,
+    "gemma2.attn_logit_softcapping": 50.0,
+    "gemma2.final_logit_softcapping": 30.0,
+}
+GEMMA3 = {
+    "gemma3.attention.sliding_window": 24,
+    "gemma3.rope.freq_base": 1e6,
+    "gemma3.rope.freq_base_swa": 1e4,
+    "gemma3.rope.scaling.type": "linear",
+    "gemma3.rope.scaling.factor": 8.0,
+}
 PHI3 = {
     "phi3.rope.dimension_count": 4,
     "phi3.attention.sliding_window": 0,
@@ -213,12 +245,11 @@ FAMILIES: dict[str, tuple[PretrainedConfig, dict[str, object]]] = {
     "gemma": (GemmaConfig(**SIZES, head_dim=16), {"gemma.attention.key_length": 16}),
     "gemma2": (Gemma2Config(**GEMMA), GEMMA2),
     "gemma3": (
-        Gemma3TextConfig(**GEMMA, rope_scaling={"rope_type": "linear", "factor": 8.0}), GEMMA3
+        Gemma3TextConfig(**GEMMA, rope_scaling={"rope_type": "linear", "factor": 8.0}),
+        GEMMA3,
     ),
-    "phi3": (
-        Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=64), PHI3
-    ),
-}  # fmt: skip
+    "phi3": (Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=64), PHI3),
+}
 
 
 def written(config: PretrainedConfig, saved: Path, file: Path) -> dict[str, torch.Tensor]:
@@ -260,10 +291,11 @@ ROUND_TRIPS: dict[str, PretrainedConfig] = {
     **{name: config for name, (config, _) in FAMILIES.items() if name != "gemma"},
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
     "linear": LlamaConfig(
-        **SIZES, head_dim=32,
+        **SIZES,
+        head_dim=32,
         rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)

@@ -101,10 +101,15 @@ def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
         layer_from("x", held, made)
 
 
-@pytest.mark.parametrize(("format", "grid_type"), [
-    *GPTQ, ("compressed-tensors", "symmetric"), ("compressed-tensors", "zero-point"),
-    ("slimscope", "offset"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("format", "grid_type"),
+    [
+        *GPTQ,
+        ("compressed-tensors", "symmetric"),
+        ("compressed-tensors", "zero-point"),
+        ("slimscope", "offset"),
+    ],
+)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: int) -> None:
     for size, groups in ((32, 2), (0, 1)):

@@ -101,8 +101,9 @@ def test_experts_have_the_names_of_the_base_models_files(exported, folder: Path)
     names = {name for name in read_headers(folder) if ".experts.10." in name and "layers.1" in name}
     assert names == {
         f"model.layers.1.block_sparse_moe.experts.10.{w}.weight_{part}"
-        for w in ("w1", "w2", "w3") for part in ("packed", "scale", "shape")
-    }  # fmt: skip
+        for w in ("w1", "w2", "w3")
+        for part in ("packed", "scale", "shape")
+    }
     assert "model.layers.1.block_sparse_moe.gate.weight" in read_headers(folder)
 
 
@@ -132,10 +133,13 @@ def one_group(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        without(".experts.4.up_proj."), without(".experts.4."), without(".experts.4.down_proj."),
-        without(".experts.4.gate_proj.weight_scale"), one_group,
+        without(".experts.4.up_proj."),
+        without(".experts.4."),
+        without(".experts.4.down_proj."),
+        without(".experts.4.gate_proj.weight_scale"),
+        one_group,
     ],
-)  # fmt: skip
+)
 def test_damaged_experts_are_refused(exported, folder: Path, damage) -> None:
     exported("qwen3_moe")
     tensors = load_file(folder / "model.safetensors")

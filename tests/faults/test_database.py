@@ -126,9 +126,20 @@ def revision_of(path: Path) -> bool:
 
 LOCKED = pytest.mark.sqlite("another program locks it")
 SNAPSHOT = TensorSnapshot(
-    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]),
-    dict.fromkeys(BASE_STATISTICS, 1.0), (0.5,) * len(QUANTILES),
-)  # fmt: skip
+    "a",
+    0,
+    "a",
+    "dense",
+    4,
+    1,
+    0,
+    0,
+    -1.0,
+    1.0,
+    np.array([1, 2, 3]),
+    dict.fromkeys(BASE_STATISTICS, 1.0),
+    (0.5,) * len(QUANTILES),
+)
 
 
 def lead() -> DatabaseLock:
@@ -150,9 +161,11 @@ def other(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Conn
 
 @LOCKED
 def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
-    claim_here: ClaimHere, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch,
+    claim_here: ClaimHere,
+    other: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     context = claim_here()
     monkeypatch.setattr(figures, "BEAT_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
@@ -198,9 +211,11 @@ def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
 
 @LOCKED
 def test_the_next_attempt_writes_what_the_last_one_has_left(
-    claim_here: ClaimHere, loop: SupervisorLoop, other: sqlite3.Connection,
+    claim_here: ClaimHere,
+    loop: SupervisorLoop,
+    other: sqlite3.Connection,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     context = claim_here()
     other.execute("BEGIN IMMEDIATE")
     context.metric(MetricKey("loss"), 2.0, 1)

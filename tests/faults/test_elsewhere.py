@@ -243,10 +243,15 @@ def test_another_machine_is_told_no_path_and_no_secret(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "HF_TOKEN": "hf_mine", "HF_HOME": "/here/hf", "HF_HUB_OFFLINE": "1", "HTTP_PROXY": "http://p",
-        "SLIMSCOPE_MODEL_DIRS": '["/here/models"]', "SLIMSCOPE_TEXT_DIR": "/here/texts",
-        "SLIMSCOPE_NATIVE": "false", "SLIMSCOPE_HOST_TOKEN": "a-token-no-run-needs",
-    }.items():  # fmt: skip
+        "HF_TOKEN": "hf_mine",
+        "HF_HOME": "/here/hf",
+        "HF_HUB_OFFLINE": "1",
+        "HTTP_PROXY": "http://p",
+        "SLIMSCOPE_MODEL_DIRS": '["/here/models"]',
+        "SLIMSCOPE_TEXT_DIR": "/here/texts",
+        "SLIMSCOPE_NATIVE": "false",
+        "SLIMSCOPE_HOST_TOKEN": "a-token-no-run-needs",
+    }.items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
     told = node_environment(settings().for_jobs(), submission_variables())

@@ -28,7 +28,7 @@ KILLS = {  # kind -> its config, and the checkpoints at which its process is kil
         {**test_amphista.SMALL, "answers": 24, "heldout": 8, "answer_tokens": 16, "steps": 40},
         ["drafter"],
     ),
-}  # fmt: skip
+}
 TIMED = (COST, TREE, MEMORY.family, PROCESSOR.family)  # curves that depend on the machine
 
 

@@ -55,8 +55,10 @@ def test_an_error_fails_without_retry_and_can_be_resumed(wait: Wait) -> None:
     assert wait(job.id, State.FAILED) == State.FAILED
     failed = queries.job(job.id)
     assert failed.error == {
-        "what": "The count failed.", "why": "It was told to.", "do": "Resume it.",
-    }  # fmt: skip
+        "what": "The count failed.",
+        "why": "It was told to.",
+        "do": "Resume it.",
+    }
     assert failed.attempts_made == 1
     assert "Traceback" in read_log(job.run, 1)[0]
     assert free_slots() == 1

@@ -22,9 +22,14 @@ from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
 
 DLQAT = {
-    **test_dlqat.SMALL, "steps": 100, "processes": 2, "stages": "dlqat",
-    "start": "rounded", "windows": 2, "sample_tokens": 0,
-}  # fmt: skip
+    **test_dlqat.SMALL,
+    "steps": 100,
+    "processes": 2,
+    "stages": "dlqat",
+    "start": "rounded",
+    "windows": 2,
+    "sample_tokens": 0,
+}
 DRAFTER = {**test_amphista.SMALL, "answers": 32, "steps": 60, "batch": 16}
 
 

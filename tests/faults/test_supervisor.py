@@ -138,10 +138,13 @@ def thousand(queue: Path) -> None:
     """A thousand queued runs, and as many that have ended."""
     now = now_ms()
     rows = [
-        bare_job(owner=f"user-{n % 7}", priority=n * 31 % 11,
-                 queued_at=now - (n * 7919 % 1000) * scheduling.HOUR_MS // 10)
+        bare_job(
+            owner=f"user-{n % 7}",
+            priority=n * 31 % 11,
+            queued_at=now - (n * 7919 % 1000) * scheduling.HOUR_MS // 10,
+        )
         for n in range(1000)
-    ]  # fmt: skip
+    ]
     with writing() as opened:
         opened.add_all([*rows, *(bare_job(state=State.SUCCEEDED) for _ in range(1000))])
 

@@ -18,9 +18,16 @@ TOKENS = 64  # in the vocabulary of most
 
 def tiny(**fields: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"vocab_size": TOKENS, "hidden_size": 32, "intermediate_size": 64,
-             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-             "max_position_embeddings": 64, "tie_word_embeddings": True}  # fmt: skip
+    sizes = {
+        "vocab_size": TOKENS,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
     config = LlamaConfig(**{**sizes, **fields})
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 

@@ -76,9 +76,12 @@ def outcome(_toy: tuple[PreTrainedModel, Tensor]) -> Callable[[str], Outcome]:
     ("method", "names"), CELLS, ids=lambda x: x if str(x) == x else "+".join(x)
 )
 def test_a_model_that_only_looks_different_gives_the_same(
-    method: str, names: tuple[str, ...], toy, calibration: Tensor,
+    method: str,
+    names: tuple[str, ...],
+    toy,
+    calibration: Tensor,
     outcome: Callable[[str], Outcome],
-) -> None:  # fmt: skip
+) -> None:
     model = toy()
     for name in names:
         changed = change(model, name, UNIT)

@@ -101,12 +101,16 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
 SMALL = {
     "sds": {"segments": 8, "context": 32, "windows": 8, "until": "first", "adjust_steps": 1},
     "dlqat": {
-        "segments": 8, "context": 32, "windows": 8, "stages": "rtn", "group_size": 32,
+        "segments": 8,
+        "context": 32,
+        "windows": 8,
+        "stages": "rtn",
+        "group_size": 32,
         "format": "dense",
     },
     "statistics": {},
     "evaluation": {"windows": 8, "context": 32, "speed": False, "sample_tokens": 0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["sds", "statistics", "evaluation"])
@@ -141,9 +145,15 @@ def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> Non
 def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) -> None:
     base = saved("dlqat", bits=4)
     values = {
-        "model": base, "minutes": 0, "steps": 3, "answers": 12, "answer_tokens": 24, "heldout": 4,
-        "batch": 4, "threads": 1,
-    }  # fmt: skip
+        "model": base,
+        "minutes": 0,
+        "steps": 3,
+        "answers": 12,
+        "answer_tokens": 24,
+        "heldout": 4,
+        "batch": 4,
+        "threads": 1,
+    }
     trained = succeeded(wait, "amphista", values)
     both = {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}
     job = succeeded(wait, "generate", both)

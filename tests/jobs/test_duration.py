@@ -17,10 +17,16 @@ def finished(
 ) -> None:
     """A run that took `seconds`, of which it had been given `timed`."""
     row = {
-        "id": number, "kind": "amphista", "config": {"model": "toy"}, "state": State.SUCCEEDED,
-        "attempts_made": 1, "started_at": 1000, "finished_at": 1000 + round(1000 * seconds),
-        "flops": work, "timed_seconds": timed,
-    }  # fmt: skip
+        "id": number,
+        "kind": "amphista",
+        "config": {"model": "toy"},
+        "state": State.SUCCEEDED,
+        "attempts_made": 1,
+        "started_at": 1000,
+        "finished_at": 1000 + round(1000 * seconds),
+        "flops": work,
+        "timed_seconds": timed,
+    }
     with writing() as session:
         session.add(bare_job(**(row | values)))
 
@@ -40,9 +46,14 @@ def test_only_machines_of_its_class_count(queue: Path, monkeypatch: pytest.Monke
     """The processor of this machine; where the GPU is not known, that of the newest run."""
     here = {"device": "cpu", "cpu": f"{duration.processor()}, 2 of 64 cores"}
     for number, (seconds, environment) in enumerate(
-        [(500, {"device": "cpu", "cpu": "Slow, fast, 2 of 2 cores"}), (100, here),
-         (7, {"device": "NVIDIA B1", "cpu": here["cpu"]}), (5, {"device": "NVIDIA B2"})], 1,
-    ):  # fmt: skip
+        [
+            (500, {"device": "cpu", "cpu": "Slow, fast, 2 of 2 cores"}),
+            (100, here),
+            (7, {"device": "NVIDIA B1", "cpu": here["cpu"]}),
+            (5, {"device": "NVIDIA B2"}),
+        ],
+        1,
+    ):
         finished(number, 1e9, START_S + seconds, environment=environment)
     finished(9, 1e9, START_S + 60, config={"model": "toy", "processes": 2}, environment=here)
 

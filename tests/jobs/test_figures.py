@@ -97,9 +97,12 @@ def test_who_waits_goes_on_when_all_is_written(
 
 
 def test_a_database_that_stands_still_is_waited_for_once(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool, said: list[str],
+    buffer: FigureBuffer,
+    database: Database,
+    spool: FigureSpool,
+    said: list[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(figures, "TURN_S", 0.05)
     database.answers.clear()
     with served(buffer):

@@ -29,13 +29,18 @@ def in_state(state: State) -> str:
 @pytest.mark.parametrize(
     ("state", "name", "event"),
     [
-        (State.QUEUED, "cancel", "cancelled"), (State.RUNNING, "cancel", "asked to stop"),
-        (State.QUEUED, "next", "put first"), (State.FAILED, "resume", "resumed"),
-        (State.FAILED, "free", "checkpoints deleted"), (State.FAILED, "tag", "tagged"),
-        (State.FAILED, "note", "note written"), (State.FAILED, "rename", "renamed"),
-        (State.FAILED, "archive", "archived"), (State.FAILED, "delete", "deleted"),
+        (State.QUEUED, "cancel", "cancelled"),
+        (State.RUNNING, "cancel", "asked to stop"),
+        (State.QUEUED, "next", "put first"),
+        (State.FAILED, "resume", "resumed"),
+        (State.FAILED, "free", "checkpoints deleted"),
+        (State.FAILED, "tag", "tagged"),
+        (State.FAILED, "note", "note written"),
+        (State.FAILED, "rename", "renamed"),
+        (State.FAILED, "archive", "archived"),
+        (State.FAILED, "delete", "deleted"),
     ],
-)  # fmt: skip
+)
 def test_one_event_for_each_change(queue: Path, state: State, name: str, event: str) -> None:
     first = in_state(State.QUEUED)
     run, other = in_state(state), Actor("kim", "host")

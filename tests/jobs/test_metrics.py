@@ -51,8 +51,14 @@ def test_a_series_is_described_by_its_family() -> None:
 def test_described_metrics_come_first_in_their_order() -> None:
     names = ["zzz", "speed_up/chat", "took", "aaa", "perplexity", "bytes/a", "zero_share"]
     assert [str(key) for key in ordered(map(MetricKey.parse, names))] == [
-        "perplexity", "zero_share", "took", "aaa", "bytes/a", "speed_up/chat", "zzz",
-    ]  # fmt: skip
+        "perplexity",
+        "zero_share",
+        "took",
+        "aaa",
+        "bytes/a",
+        "speed_up/chat",
+        "zzz",
+    ]
 
 
 def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
@@ -105,8 +111,9 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
         "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
         "In cross-entropy, 38 %."
     )
-    worse = sds.key_figure({("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0,
-                            ("sds", PERPLEXITY): 2.001}, "sds")  # fmt: skip
+    worse = sds.key_figure(
+        {("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0, ("sds", PERPLEXITY): 2.001}, "sds"
+    )
     assert worse is not None and worse.value == "0 %"
     figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
     held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}

@@ -53,8 +53,10 @@ def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> Non
     assert {job.name for job in queued} == {"all three"}
     found = awaited(job.id for job in queued)
     assert {n: [job.run for job in jobs] for n, jobs in found.items()} == {
-        dlqat.id: [sds.run], drafter.id: [dlqat.run], speed.id: [dlqat.run, drafter.run],
-    }  # fmt: skip
+        dlqat.id: [sds.run],
+        drafter.id: [dlqat.run],
+        speed.id: [dlqat.run, drafter.run],
+    }
     assert [job.run for job in connected(drafter.id)] == [job.run for job in queued]
 
 
@@ -171,8 +173,11 @@ def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
     kinds = ["dlqat", "benchmark", "amphista", "benchmark"]
     assert [job.kind for job in queued[4:]] == kinds
     assert [job.config["model"] for job in queued[4:]] == [
-        "toy", queued[4].run, "toy", "toy",
-    ]  # fmt: skip
+        "toy",
+        queued[4].run,
+        "toy",
+        "toy",
+    ]
     assert queued[7].config["drafters"] == queued[6].run and not queued[5].config["drafters"]
     assert startable() == [sds.id]
     for job in queued[:4]:

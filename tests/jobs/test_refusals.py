@@ -48,14 +48,27 @@ def test_no_such_gpu(queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gp
         ("sds", {"evaluation_text": "file:few.txt"}, "evaluation_text"),
         ("dlqat", {"calibration_text": "file:few.txt"}, "calibration_text"),
         # enough for either part, not for both
-        ("sds", {"calibration_text": "file:few.txt", "evaluation_text": "file:few.txt",
-                 "segments": 1, "windows": 1, "context": 100}, "calibration_text"),
+        (
+            "sds",
+            {
+                "calibration_text": "file:few.txt",
+                "evaluation_text": "file:few.txt",
+                "segments": 1,
+                "windows": 1,
+                "context": 100,
+            },
+            "calibration_text",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_text_with_fewer_bytes_than_tokens_are_needed(
-    queue: Path, tmp_path: Path, given: Given, kind: str, fields: dict,
+    queue: Path,
+    tmp_path: Path,
+    given: Given,
+    kind: str,
+    fields: dict,
     field: str,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "few.txt").write_text("word " * 100)
     given(TEXT_DIR=str(tmp_path))
     with pytest.raises(DatasetError, match=r"few\.txt is too short") as refused:
@@ -85,9 +98,15 @@ def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPa
 )
 @pytest.mark.parametrize("kind", ["dlqat", "amphista"])
 def test_processes_that_have_no_room_or_nothing_to_share(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, kind: str, fields: dict,
-    gpus: int, slots: int, refused: tuple[str, str] | None,
-) -> None:  # fmt: skip
+    queue: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: Given,
+    kind: str,
+    fields: dict,
+    gpus: int,
+    slots: int,
+    refused: tuple[str, str] | None,
+) -> None:
     monkeypatch.setattr(processes, "available_threads", lambda: 8)
     monkeypatch.setattr(processes, "installed_gpus", lambda: [*range(gpus)])
     monkeypatch.setattr(processes, "gpu_count", lambda: gpus)

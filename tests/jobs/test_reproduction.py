@@ -24,9 +24,11 @@ from tests.shell import slimscope
 def made(number: int, results: dict[str, float], **values: object) -> None:
     """A run that has ended with these figures of the SDS stage."""
     row = {
-        "id": number, "config": {"pattern": "2:4"}, "state": State.SUCCEEDED,
+        "id": number,
+        "config": {"pattern": "2:4"},
+        "state": State.SUCCEEDED,
         "environment": {"weights_sha256": "aa", "threads": 1, "versions": {"torch": "2.9"}},
-    }  # fmt: skip
+    }
     with writing() as session:
         session.add(bare_job(**(row | values)))
         session.flush()
@@ -74,9 +76,12 @@ def test_what_differs_is_told_in_words(queue: Path) -> None:
     found = compare(1, 2)
     assert found.outcome == "different" and found.compared == 1  # clocks do not count
     assert [(d.what, d.first, d.second) for d in found.differences] == [
-        ("sha256 of the weights", "aa", "bb"), ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
-        ("pattern", "2:4", "50%"), ("threads", 1, 2), ("torch", "2.9", "2.10"),
-    ]  # fmt: skip
+        ("sha256 of the weights", "aa", "bb"),
+        ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
+        ("pattern", "2:4", "50%"),
+        ("threads", 1, 2),
+        ("torch", "2.9", "2.10"),
+    ]
     assert "threads 1 → 2; torch 2.9 → 2.10" in str(found)
 
 

@@ -128,8 +128,10 @@ def test_mean_and_sample_deviation_over_seeds() -> None:
     results = [figure(1, 10.0), figure(2, 13.0), figure(3, 5.0), figure(1, 4.0, "dense")]
     rows = sweep.table(jobs, results)
     assert [(r.values, r.stage, r.n) for r in rows] == [
-        ({"base": "wanda"}, "dense", 1), ({"base": "wanda"}, "sds", 2), ({"base": "x"}, "sds", 1),
-    ]  # fmt: skip
+        ({"base": "wanda"}, "dense", 1),
+        ({"base": "wanda"}, "sds", 2),
+        ({"base": "x"}, "sds", 1),
+    ]
     assert rows[1].mean == 11.5 and rows[1].spread == pytest.approx(4.5**0.5)
     assert rows[2].spread is None  # one run tells no spread
 

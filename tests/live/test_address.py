@@ -19,14 +19,16 @@ PATTERNS = ["", "2:4", "4:8", "50%", "33.3333%", "0.0000000001%", "99.9%", "1:2"
 WIDTHS = ["", *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g32", "-g128"))]
 FORMATS = st.builds(
     lambda *parts: Format.parse("+".join(filter(None, parts)) or "dense"),
-    st.sampled_from(PATTERNS), st.sampled_from(WIDTHS),
-)  # fmt: skip
+    st.sampled_from(PATTERNS),
+    st.sampled_from(WIDTHS),
+)
 LISTS = st.lists(FORMATS, min_size=len(LAYERS), max_size=len(LAYERS))
 STATES = st.builds(
-    LiveState, LISTS.map(lambda each: dict(zip(LAYERS, each, strict=True))),
+    LiveState,
+    LISTS.map(lambda each: dict(zip(LAYERS, each, strict=True))),
     st.sampled_from(["magnitude", "wanda", "sparsegpt", "alps"]),
     st.sampled_from(["rtn", "gptq", "hqq"]),
-)  # fmt: skip
+)
 
 
 @given(STATES)
@@ -57,13 +59,20 @@ def test_any_text_is_refused_in_words(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("address", "why"),
-    [("", "no address"), ("~" * LONGEST * 2, "no address"),
-     ("abd~alps~gptq~50p~0x12", "another model"), ("abc~magic~gptq~50p~0x12", "no method 'magic'"),
-     ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
-     ("abc~alps~gptq~100p~0x12", "not between 0 and 100"), ("abc~alps~gptq~50p~1x12", "layers"),
-     ("abc~alps~gptq~50p~0x13", "layers"), ("abc~alps~gptq~50p~0x11", "layers"),
-     ("abc~alps~gptq~50p~0x0_0x12_x", "layers"), ("abc~alps~gptq~50p~٠x12", "no address")],
-)  # fmt: skip
+    [
+        ("", "no address"),
+        ("~" * LONGEST * 2, "no address"),
+        ("abd~alps~gptq~50p~0x12", "another model"),
+        ("abc~magic~gptq~50p~0x12", "no method 'magic'"),
+        ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
+        ("abc~alps~gptq~100p~0x12", "not between 0 and 100"),
+        ("abc~alps~gptq~50p~1x12", "layers"),
+        ("abc~alps~gptq~50p~0x13", "layers"),
+        ("abc~alps~gptq~50p~0x11", "layers"),
+        ("abc~alps~gptq~50p~0x0_0x12_x", "layers"),
+        ("abc~alps~gptq~50p~٠x12", "no address"),
+    ],
+)
 def test_the_reason_is_told(address: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         state_at(address, "abc", LAYERS)
@@ -83,11 +92,25 @@ RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "liv
 
 @pytest.mark.parametrize(
     "strange",
-    [{"state": "<img src=x>"}, {"state": "a" * (LONGEST + 1)}, {"state": None}, {"model": ""},
-     {"model": "x" * 301}, {"predicted": 0}, {"predicted": -1.0}, {"predicted": "1"},
-     {"live": float("nan")}, {"live": float("inf")}, {"live": 1e300}, {"live": True},
-     {"tokens": -1}, {"tokens": 2**70}, {"tokens": 1.5}, {"more": 1}],
-)  # fmt: skip
+    [
+        {"state": "<img src=x>"},
+        {"state": "a" * (LONGEST + 1)},
+        {"state": None},
+        {"model": ""},
+        {"model": "x" * 301},
+        {"predicted": 0},
+        {"predicted": -1.0},
+        {"predicted": "1"},
+        {"live": float("nan")},
+        {"live": float("inf")},
+        {"live": 1e300},
+        {"live": True},
+        {"tokens": -1},
+        {"tokens": 2**70},
+        {"tokens": 1.5},
+        {"more": 1},
+    ],
+)
 def test_what_a_run_keeps_of_its_state_is_bounded(strange: dict[str, object]) -> None:
     kept = queued_state({WORKBENCH: RECORD})
     assert kept is not None and kept.model_dump() == RECORD

@@ -55,14 +55,26 @@ def read(linears: list[LinearWeight]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("pruner", "pattern", "precision"),
-    [("magnitude", "50%", "float32"), ("magnitude", "33.3%", "bfloat16"),
-     ("magnitude", "4:8", "float32"), ("wanda", "41.7%", "float32"), ("wanda", "2:4", "bfloat16"),
-     ("sparsegpt", "2:4", "bfloat16"), ("sparsegpt", "50%", "float32"), ("alps", "60%", "float32")],
-)  # fmt: skip
+    [
+        ("magnitude", "50%", "float32"),
+        ("magnitude", "33.3%", "bfloat16"),
+        ("magnitude", "4:8", "float32"),
+        ("wanda", "41.7%", "float32"),
+        ("wanda", "2:4", "bfloat16"),
+        ("sparsegpt", "2:4", "bfloat16"),
+        ("sparsegpt", "50%", "float32"),
+        ("alps", "60%", "float32"),
+    ],
+)
 def test_pruned(
-    make: Make, toy: Toy, calibration: Tensor, tmp_path: Path, pruner: str, pattern: str,
+    make: Make,
+    toy: Toy,
+    calibration: Tensor,
+    tmp_path: Path,
+    pruner: str,
+    pattern: str,
     precision: str,
-) -> None:  # fmt: skip
+) -> None:
     live = LiveModel(make(precision))
     live.apply(dict.fromkeys(live.dense.in_blocks, pattern), pruner)
     fields = {"pattern": pattern, "base": pruner}
@@ -83,11 +95,22 @@ def test_rounded(
     fields = {"grid": grid, "space": "weighted", "stored": "bfloat16"}
     live, ids = LiveModel(make(precision, **fields)), calibration[:12]
     qat = finished(
-        begun(toy(), tmp_path, ids, bits=3, group_size=32, stages="rtn, gptq", exclude="1.mlp.*",
-              precision=precision, **fields)
-    )  # fmt: skip
-    run = {stage: {n: qat.run.weight(stage, x) for n, x in qat.run.linears.items()}
-           for stage in qat.stages}  # fmt: skip
+        begun(
+            toy(),
+            tmp_path,
+            ids,
+            bits=3,
+            group_size=32,
+            stages="rtn, gptq",
+            exclude="1.mlp.*",
+            precision=precision,
+            **fields,
+        )
+    )
+    run = {
+        stage: {n: qat.run.weight(stage, x) for n, x in qat.run.linears.items()}
+        for stage in qat.stages
+    }
     live.apply(dict.fromkeys(qat.run.linears, "int3-g32"))
     assert same(live, run["rtn"])
     codes = live.stored(next(iter(qat.run.linears)))
@@ -125,10 +148,14 @@ GROUPS = st.sampled_from(["1:2", "2:4", "3:4", "4:8", "7:8", "5:16", "20:48"])
 
 
 @given(
-    st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([48, 240, 624]), PERCENT | GROUPS,
-    st.booleans(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    st.integers(0, 2**32),
+    st.integers(1, 5),
+    st.sampled_from([48, 240, 624]),
+    PERCENT | GROUPS,
+    st.booleans(),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     st.sampled_from([2, 30, 10**6]),
-)  # fmt: skip
+)
 def test_masks_are_those_of_the_pruners(
     seed: int, rows: int, columns: int, text: str, wanda: bool, dtype: torch.dtype, values: int
 ) -> None:

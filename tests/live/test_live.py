@@ -137,13 +137,19 @@ def test_only_what_changed_is_made_and_laid_out(live: LiveModel, unseen: Tensor)
 
 @pytest.mark.parametrize(
     ("formats", "pruner", "why"),
-    [({0: "int0"}, "", "0 bits are not offered"), ({0: "100%"}, "", "not between 0 and 100"),
-     ({0: "0%"}, "", "not between"), ({0: "int4-g40"}, "", "does not divide"),
-     ({0: "3:7"}, "", "does not divide"), ({0: "what"}, "", "not a pattern"),
-     ({"model.layers.9.mlp": "50%"}, "", "no layer of this model"),
-     ({"model.embed_tokens": "50%"}, "", "rounded only"), ({}, "magic", "no method 'magic'"),
-     ({}, "wanda", "no calibration text")],
-)  # fmt: skip
+    [
+        ({0: "int0"}, "", "0 bits are not offered"),
+        ({0: "100%"}, "", "not between 0 and 100"),
+        ({0: "0%"}, "", "not between"),
+        ({0: "int4-g40"}, "", "does not divide"),
+        ({0: "3:7"}, "", "does not divide"),
+        ({0: "what"}, "", "not a pattern"),
+        ({"model.layers.9.mlp": "50%"}, "", "no layer of this model"),
+        ({"model.embed_tokens": "50%"}, "", "rounded only"),
+        ({}, "magic", "no method 'magic'"),
+        ({}, "wanda", "no calibration text"),
+    ],
+)
 def test_what_cannot_be_is_refused_and_changes_nothing(
     make: Callable[..., DenseModel], formats: dict[str | int, str], pruner: str, why: str
 ) -> None:
@@ -165,9 +171,12 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 
 def test_text_that_cannot_be_measured_on_is_refused(live: LiveModel, unseen: Tensor) -> None:
     for windows, why in (
-        (unseen[:, :1], "takes two"), (unseen[:0], "takes two"), (unseen + 512, "0 to 511"),
-        (unseen.reshape(4, -1), "at most 256"), (-unseen - 1, "0 to 511"),
-    ):  # fmt: skip
+        (unseen[:, :1], "takes two"),
+        (unseen[:0], "takes two"),
+        (unseen + 512, "0 to 511"),
+        (unseen.reshape(4, -1), "at most 256"),
+        (-unseen - 1, "0 to 511"),
+    ):
         with pytest.raises(ConfigError, match=why):
             next(losses(live, windows))
     with pytest.raises(ConfigError, match="at most 128"):

@@ -22,10 +22,17 @@ from transformers import (
 
 LENGTH, WINDOW = 24, 8
 SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 OPT_SIZES = {
     **{k: v for k, v in SIZES.items() if k not in ("intermediate_size", "num_key_value_heads")},
@@ -46,10 +53,15 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": lambda: OPTConfig(**OPT_SIZES, word_embed_proj_dim=32),
     "opt-350m": lambda: OPTConfig(**OPT_SIZES, word_embed_proj_dim=16, do_layer_norm_before=False),
     "gpt2": lambda: GPT2Config(
-        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
+        vocab_size=96,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
         eos_token_id=2,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=CONFIGS)

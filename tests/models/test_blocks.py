@@ -7,10 +7,14 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.families.experts import fused, split_experts
 
 LLAMA = {
-    "self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
-    "self_attn.o_proj": (32, 32), "mlp.gate_proj": (48, 32), "mlp.up_proj": (48, 32),
+    "self_attn.q_proj": (32, 32),
+    "self_attn.k_proj": (16, 32),
+    "self_attn.v_proj": (16, 32),
+    "self_attn.o_proj": (32, 32),
+    "mlp.gate_proj": (48, 32),
+    "mlp.up_proj": (48, 32),
     "mlp.down_proj": (32, 48),
-}  # fmt: skip
+}
 OPT = {f"self_attn.{name}": (32, 32) for name in ("k_proj", "v_proj", "q_proj", "out_proj")}
 OPT |= {"fc1": (48, 32), "fc2": (32, 48)}
 EXPECTED = {
@@ -24,16 +28,20 @@ EXPECTED = {
     "phi": {f"self_attn.{n}": LLAMA[f"self_attn.{n}"] for n in ("q_proj", "k_proj", "v_proj")}
     | {"self_attn.dense": (32, 32), "mlp.fc1": (48, 32), "mlp.fc2": (32, 48)},
     "phi3": {
-        "self_attn.qkv_proj": (64, 32), "self_attn.o_proj": (32, 32), "mlp.gate_up_proj": (96, 32),
+        "self_attn.qkv_proj": (64, 32),
+        "self_attn.o_proj": (32, 32),
+        "mlp.gate_up_proj": (96, 32),
         "mlp.down_proj": (32, 48),
     },
     "opt": OPT,
     "opt-350m": OPT,
     "gpt2": {
-        "attn.c_attn": (96, 32), "attn.c_proj": (32, 32), "mlp.c_fc": (128, 32),
+        "attn.c_attn": (96, 32),
+        "attn.c_proj": (32, 32),
+        "mlp.c_fc": (128, 32),
         "mlp.c_proj": (32, 128),
     },
-}  # fmt: skip
+}
 
 
 def test_every_linear_of_a_block_is_found_with_its_shape(family, model):
@@ -87,9 +95,14 @@ def test_a_matrix_of_another_shape_is_not_broadcast(make):
 
 def test_every_expert_has_linears_of_its_own(make):
     config = MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+    )
     model = make(config).eval()
     ids = torch.arange(40).view(2, 20)
     before = model(input_ids=ids).logits

@@ -79,9 +79,12 @@ def test_it_writes_what_generate_writes() -> None:
     prompt = [5, 17, 40, 9]
     given = torch.tensor([prompt])
     expected = model.generate(
-        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=25,
+        given,
+        attention_mask=torch.ones_like(given),
+        do_sample=False,
+        max_new_tokens=25,
         eos_token_id=None,
-    )[0, len(prompt) :]  # fmt: skip
+    )[0, len(prompt) :]
     assert list(islice(greedy(model, prompt), 25)) == expected.tolist()
 
 

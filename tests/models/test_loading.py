@@ -118,10 +118,12 @@ def test_a_tokenizer_whose_config_breaks_it_is_refused(own_folder):
 @pytest.mark.parametrize(
     "change",
     [
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, {"rms_norm_eps": -1.0},
-        {"rms_norm_eps": "small"}, {"hidden_act": "none such"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}},
+        {"rms_norm_eps": -1.0},
+        {"rms_norm_eps": "small"},
+        {"hidden_act": "none such"},
     ],
-)  # fmt: skip
+)
 def test_a_config_that_makes_logits_nan_is_refused(own_folder, change, streamed):
     config = json.loads((own_folder / "config.json").read_text()) | change
     (own_folder / "config.json").write_text(json.dumps(config))

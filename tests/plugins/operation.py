@@ -11,9 +11,12 @@ from jobs.operations.registry import Button, Run, operation
 
 
 @operation(
-    "star", writes=True, action="star a run", said=lambda run: f"{run['id']} has a star.",
+    "star",
+    writes=True,
+    action="star a run",
+    said=lambda run: f"{run['id']} has a star.",
     buttons=(Button("star", "Star", lambda job: job.id > 0),),
-)  # fmt: skip
+)
 def star(
     run: Run, actor: Actor, stars: Annotated[int, Field(ge=1, le=5, description="How many.")] = 1
 ) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def test_a_pruner_a_quantizer_and_a_drafter_are_one_file_each(tmp_path: Path) ->
     plugins = [f"tests.plugins.{name}" for name in ("pruner", "quantizer", "drafter")]
     script = "".join((DECLARED, ESTIMATED, PRUNER, QUANTIZER, DRAFTER))
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True,
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"SLIMSCOPE_PLUGINS": json.dumps(plugins)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -40,9 +40,13 @@ def prune(
 
 
 def cut_short(
-    model: Callable[[], PreTrainedModel], ids: Tensor, chosen: SDSConfig, folder: Path,
-    counts: Sequence[int], recorder: Callable[..., Any],
-) -> list[tuple[str, float, int]]:  # fmt: skip
+    model: Callable[[], PreTrainedModel],
+    ids: Tensor,
+    chosen: SDSConfig,
+    folder: Path,
+    counts: Sequence[int],
+    recorder: Callable[..., Any],
+) -> list[tuple[str, float, int]]:
     """Attempts of one run, each stopped once so many blocks are stored; the metrics they told."""
     metrics = []
     for count in counts:

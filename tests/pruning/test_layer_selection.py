@@ -77,9 +77,18 @@ def test_what_would_keep_or_drop_everything_is_no_pattern(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("mlp.down_proj", 3), ("*.down_proj", 3), ("0.*", 7), ("self_attn.?_proj", 12),
-     ("2.mlp.up_proj", 1), ("model.layers.1.*", 7), ("*", 21), ("down_proj", 0), ("MLP.*", 0)],
-)  # fmt: skip
+    [
+        ("mlp.down_proj", 3),
+        ("*.down_proj", 3),
+        ("0.*", 7),
+        ("self_attn.?_proj", 12),
+        ("2.mlp.up_proj", 1),
+        ("model.layers.1.*", 7),
+        ("*", 21),
+        ("down_proj", 0),
+        ("MLP.*", 0),
+    ],
+)
 def test_what_a_name_fits(name: str, count: int) -> None:
     assert sum(fits(name, layer) for layer in LAYERS) == count
 
@@ -90,12 +99,19 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
     )
     patterns = layer_patterns(LAYERS, chosen)
     assert len(patterns) == 12
-    found = {layer.module: str(patterns[layer.name]) for layer in LAYERS if layer.block == 0
-             and layer.name in patterns}  # fmt: skip
+    found = {
+        layer.module: str(patterns[layer.name])
+        for layer in LAYERS
+        if layer.block == 0 and layer.name in patterns
+    }
     assert found == {
-        "self_attn.q_proj": "2:4", "self_attn.k_proj": "2:4", "self_attn.v_proj": "2:4",
-        "mlp.gate_proj": "50%", "mlp.up_proj": "50%", "mlp.down_proj": "4:8",
-    }  # fmt: skip
+        "self_attn.q_proj": "2:4",
+        "self_attn.k_proj": "2:4",
+        "self_attn.v_proj": "2:4",
+        "mlp.gate_proj": "50%",
+        "mlp.up_proj": "50%",
+        "mlp.down_proj": "4:8",
+    }
 
 
 @pytest.mark.parametrize(

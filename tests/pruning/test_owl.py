@@ -103,8 +103,9 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
 ) -> None:
     model, told = toy(), recorder()
     prune(model, calibration[:16], config(batch=5), tmp_path, told, held=0)
-    said = {n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in
-            range(3)}  # fmt: skip
+    said = {
+        n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in range(3)
+    }
     expected = plain_outliers(toy(), calibration[:16])
     assert {n: v[0] for n, v in said.items()} == pytest.approx(expected, abs=1e-4)
     shares = {s: v for name, v, s in told.metrics if name == "owl/sparsity"}

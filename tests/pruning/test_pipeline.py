@@ -156,9 +156,12 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
             loss = fmean(heldout_losses(model, ids[96:], torch.float32))
             perplexity[stage] = torch.tensor(loss).exp().item()
         runs[name] = {
-            "perplexity": perplexity, "result": result, "told": told, "changed": changed,
+            "perplexity": perplexity,
+            "result": result,
+            "told": told,
+            "changed": changed,
             "model": model,
-        }  # fmt: skip
+        }
     return runs
 
 

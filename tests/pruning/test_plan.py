@@ -14,9 +14,15 @@ from tests.pruning.stages import prune
 
 LAYERS = inspect("toy").linears
 MIXED = SDSConfig.model_validate(
-    {"pattern": "60%", "allocation": "owl", "base": "alps", "damping": 0.1, "exclude": "0.*",
-     "overrides": "mlp.down_proj=4:8, mlp.up_proj=60%"}
-)  # fmt: skip
+    {
+        "pattern": "60%",
+        "allocation": "owl",
+        "base": "alps",
+        "damping": 0.1,
+        "exclude": "0.*",
+        "overrides": "mlp.down_proj=4:8, mlp.up_proj=60%",
+    }
+)
 
 
 def test_layers_of_one_pattern_are_a_group() -> None:
@@ -34,11 +40,13 @@ def test_layers_of_one_pattern_are_a_group() -> None:
     [
         ({}, ["first", "second"]),
         ({"until": "first"}, ["first"]),
-        ({"reconstruct": 1, "pattern": "50%", "allocation": "owl", "control": True},
-         ["owl", "first", "second", "first-blocks", "sds-blocks"]),
+        (
+            {"reconstruct": 1, "pattern": "50%", "allocation": "owl", "control": True},
+            ["owl", "first", "second", "first-blocks", "sds-blocks"],
+        ),
         ({"reconstruct": 1}, ["first", "second", "sds-blocks"]),
     ],
-)  # fmt: skip
+)
 def test_the_passes_are_those_that_make_the_stages(fields: dict, passes: list[str]) -> None:
     plan = pruning_plan(SDSConfig.model_validate(fields), LAYERS)
     assert [*plan.passes] == passes

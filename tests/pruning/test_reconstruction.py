@@ -56,8 +56,9 @@ def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, 
         texts = zip(ids.split(6), dense.split(6), strict=True)  # fitted and held out
         wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
     for start, made in (
-        (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS), (SDSStage.SDS, SDSStage.SDS_BLOCKS)
-    ):  # fmt: skip
+        (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS),
+        (SDSStage.SDS, SDSStage.SDS_BLOCKS),
+    ):
         assert wrong[made][0] < 0.9 * wrong[start][0]
         assert wrong[made][1] < wrong[start][1]
         assert result.heldout[made] < result.heldout[start]
@@ -89,10 +90,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize(
     ("fields", "made"),
-    [({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
-     ({"control": False}, {SDSStage.SDS_BLOCKS}),
-     ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
-)  # fmt: skip
+    [
+        ({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
+        ({"control": False}, {SDSStage.SDS_BLOCKS}),
+        ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
+    ],
+)
 def test_it_starts_from_the_last_stage_there_is(
     fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
@@ -202,9 +205,15 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
     ("rate", "attempts", "lowered"), [(1.0, 4, True), (1.0, 1, False)], ids=["repeated", "dropped"]
 )
 def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
-    rate: float, attempts: int, lowered: bool, toy, ids: Tensor, tmp_path: Path, recorder,
+    rate: float,
+    attempts: int,
+    lowered: bool,
+    toy,
+    ids: Tensor,
+    tmp_path: Path,
+    recorder,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """At one whole weight a step every block diverges; from a quarter of it on some do not."""
     monkeypatch.setattr(block_reconstruction, "ATTEMPTS", attempts)
     chosen, told = config(reconstruct_rate=rate, until="first"), recorder()

@@ -22,15 +22,30 @@ from tests.pruning.stages import cut_short, prune, stage_hashes
 
 CONFIGS = {
     "gpt2": GPT2Config(
-        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
-        eos_token_id=2, initializer_range=0.3,
+        vocab_size=96,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
     ),
     "opt": OPTConfig(
-        vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=64, word_embed_proj_dim=16, do_layer_norm_before=False,
-        init_std=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=96,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        do_layer_norm_before=False,
+        init_std=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
-}  # fmt: skip
+}
 Make = Callable[[str, bool], PreTrainedModel]
 
 
@@ -154,9 +169,13 @@ def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_pa
     ],
 )
 def test_memory_that_does_not_last_is_told_with_its_step(
-    error: Exception, told: bool, toy, calibration: Tensor, tmp_path: Path,
+    error: Exception,
+    told: bool,
+    toy,
+    calibration: Tensor,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def fail(*_: object) -> Tensor:
         raise error
 
@@ -179,9 +198,15 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     ],
 )
 def test_memory_that_does_not_last_elsewhere_is_told_so(
-    place: str, step: str, field: str, threads: int, toy, calibration: Tensor, tmp_path: Path,
+    place: str,
+    step: str,
+    field: str,
+    threads: int,
+    toy,
+    calibration: Tensor,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def fail(*_: object, **__: object) -> float:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 

@@ -133,9 +133,13 @@ def test_gptq(
     W, X = torch.randn(ROWS, columns), torch.randn(columns, 2 * columns)
     W[:, ::5] = 0
     settings = QuantSettings(
-        bits=3, group_size=size, grid=grid_type, space="weighted", layers=("a",),
+        bits=3,
+        group_size=size,
+        grid=grid_type,
+        space="weighted",
+        layers=("a",),
         keep_zeros=keep_zeros and grid_type != "offset",
-    )  # fmt: skip
+    )
     H = X @ X.T / X.shape[1]
     method = {"gptq": gptq.gptq, "gptq-order": gptq.gptq_order}.get(name)
 

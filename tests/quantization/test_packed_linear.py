@@ -55,9 +55,11 @@ def test_groups_that_are_no_power_of_two_are_split() -> None:
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        (layer(5), "not 5"), (layer(rows=24), "24 outputs"), (layer(size=8), "group size 8"),
+        (layer(5), "not 5"),
+        (layer(rows=24), "24 outputs"),
+        (layer(size=8), "group size 8"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_says_why(held: QuantizedWeight, said: str) -> None:
     assert said in obstacle(held)
 

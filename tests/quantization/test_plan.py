@@ -82,9 +82,13 @@ def test_what_cannot_work_is_refused_beside_its_field(fields: dict, field: str, 
 
 @pytest.mark.parametrize(
     ("stages", "architecture", "refused"),
-    [("awq", "LlamaForCausalLM", ""), ("awq", "GPT2LMHeadModel", "AWQ"), ("hqq", "X", ""),
-     ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated")],
-)  # fmt: skip
+    [
+        ("awq", "LlamaForCausalLM", ""),
+        ("awq", "GPT2LMHeadModel", "AWQ"),
+        ("hqq", "X", ""),
+        ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated"),
+    ],
+)
 def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
     stages: str, architecture: str, refused: str
 ) -> None:
@@ -99,9 +103,17 @@ def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"bits": 1}, {"bits": 9}, {"rank": -1}, {"group_size": -1}, {"stages": "guess"}, {"rate": 0},
-     {"space": "guess"}, {"steps": 0}],
-)  # fmt: skip
+    [
+        {"bits": 1},
+        {"bits": 9},
+        {"rank": -1},
+        {"group_size": -1},
+        {"stages": "guess"},
+        {"rate": 0},
+        {"space": "guess"},
+        {"steps": 0},
+    ],
+)
 def test_values_out_of_range_are_refused(fields: dict) -> None:
     with pytest.raises(ValidationError):
         config(**fields)
@@ -110,19 +122,24 @@ def test_values_out_of_range_are_refused(fields: dict) -> None:
 def test_stages_come_once_in_order_with_those_they_build_on() -> None:
     assert config(stages="lora-gptq").stages == ("lora", "lora-gptq")
     assert config(stages=["dlqat-kd", "rtn", "block-wise", "rtn", "dlqat"]).stages == (
-        "rtn", "block-wise", "dlqat", "dlqat-kd",
-    )  # fmt: skip
+        "rtn",
+        "block-wise",
+        "dlqat",
+        "dlqat-kd",
+    )
     assert config().stages == ("gptq", "dlqat")
 
 
 @pytest.mark.parametrize(
     ("stage", "fields", "trains"),
     [
-        ("dlqat", {}, (True, True)), ("dlqat", {"rank": 0}, (False, True)),
-        ("m-only", {}, (False, True)), ("lora-only", {}, (True, False)),
+        ("dlqat", {}, (True, True)),
+        ("dlqat", {"rank": 0}, (False, True)),
+        ("m-only", {}, (False, True)),
+        ("lora-only", {}, (True, False)),
         ("lora", {}, (True, False)),
     ],
-)  # fmt: skip
+)
 def test_what_a_stage_trains(stage: str, fields: dict, trains: tuple[bool, bool]) -> None:
     assert config(**fields).trains(stage) == trains
 

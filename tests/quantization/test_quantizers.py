@@ -106,9 +106,10 @@ def test_hqq_is_the_authors_iteration_with_the_best_round_of_each_group(layer) -
 def test_hqq_leaves_whole_zero_points_whole_and_symmetric_grids_alone(layer) -> None:
     found = search_range(layer.W, 3, SIZE, "zero-point", "hqq")
     assert torch.equal(found.zero, found.zero.round().clamp(0, 7))
-    assert (p_norm(layer.W, found) <= p_norm(layer.W, search_range(
-        layer.W, 3, SIZE, "zero-point", "minmax"
-    )) + 1e-6).all()  # fmt: skip
+    assert (
+        p_norm(layer.W, found)
+        <= p_norm(layer.W, search_range(layer.W, 3, SIZE, "zero-point", "minmax")) + 1e-6
+    ).all()
     even = search_range(layer.W, 3, SIZE, "symmetric", "hqq")
     assert torch.equal(even.zero, torch.full_like(even.zero, 4))
 
@@ -126,10 +127,15 @@ def test_rotations_are_orthogonal_and_spread_every_input(size: int) -> None:
 
 @pytest.mark.parametrize(
     "basis",
-    [Basis(torch.linspace(-2, -0.5, 24)), Basis(None, 24, 0), Basis(None, 0, 4), Basis(None, 8, 16),
-     Basis(torch.linspace(0.5, 2, 24), 12, 16)],
+    [
+        Basis(torch.linspace(-2, -0.5, 24)),
+        Basis(None, 24, 0),
+        Basis(None, 0, 4),
+        Basis(None, 8, 16),
+        Basis(torch.linspace(0.5, 2, 24), 12, 16),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_basis_changes_nothing_by_itself(basis: Basis) -> None:
     torch.manual_seed(0)
     W, X = torch.randn(16, 24), torch.randn(24, 200)
@@ -147,9 +153,15 @@ def llama() -> LlamaForCausalLM:
     """A model whose norms are not ones, with two heads for each value."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=96, num_hidden_layers=2, head_dim=8,
-        num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        head_dim=8,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        tie_word_embeddings=False,
+    )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "norm" in name:

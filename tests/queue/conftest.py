@@ -80,8 +80,14 @@ def curve(run: int, family: str) -> list[float]:
 
 def bare_job(**values: Any) -> Job:
     """A row of a run, with what every row has."""
-    row = {"kind": "sds", "owner": "mira", "config": {}, "config_hash": "", "created_at": 1,
-           "queued_at": 1}  # fmt: skip
+    row = {
+        "kind": "sds",
+        "owner": "mira",
+        "config": {},
+        "config_hash": "",
+        "created_at": 1,
+        "queued_at": 1,
+    }
     return Job(**(row | values))
 
 

@@ -28,8 +28,10 @@ def test_tags_are_put_on_and_taken_off_without_repeating_themselves() -> None:
     assert tags() == [["paper"], ["paper"]]
     history = [(e.type, e.text) for e in queries.events(1)]
     assert history == [
-        ("tagged", "demo"), ("tagged", "paper demo"), ("untagged", "demo never there"),
-    ]  # fmt: skip
+        ("tagged", "demo"),
+        ("tagged", "paper demo"),
+        ("untagged", "demo never there"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "  ", "<b>", "a b/c\td;e", "x" * 41, "${1}"])
@@ -50,8 +52,9 @@ def test_a_view_is_saved_replaced_and_forgotten() -> None:
     labels.save_view("best", "sort=zero_share", HOST)
     labels.save_view("all", "", HOST)
     assert [(v.name, v.query, v.owner) for v in queries.views()] == [
-        ("all", "", "mira"), ("best", "sort=zero_share", "mira"),
-    ]  # fmt: skip
+        ("all", "", "mira"),
+        ("best", "sort=zero_share", "mira"),
+    ]
     labels.delete_view("all", HOST)
     assert [v.name for v in queries.views()] == ["best"]
     for name in ("", "  ", "x" * 61):

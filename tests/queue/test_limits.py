@@ -18,15 +18,22 @@ from tests.fork_server import FORKS
 @pytest.mark.parametrize(
     ("named", "slots", "device", "expected"),
     [
-        ("", 2, "auto", ["0", "1"]), ("", 4, "cuda", ["0", "1", "10", "0"]),
-        ("2,5", 2, "auto", ["2", "5"]), ("7", 2, "auto", [None, None]),
-        ("", 2, "cuda:1", [None, None]), ("", 1, "auto", [None]),
+        ("", 2, "auto", ["0", "1"]),
+        ("", 4, "cuda", ["0", "1", "10", "0"]),
+        ("2,5", 2, "auto", ["2", "5"]),
+        ("7", 2, "auto", [None, None]),
+        ("", 2, "cuda:1", [None, None]),
+        ("", 1, "auto", [None]),
     ],
-)  # fmt: skip
+)
 def test_each_slot_has_a_gpu_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, slots: int, device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+    slots: int,
+    device: str,
     expected: list[str | None],
-) -> None:  # fmt: skip
+) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl"):
         (tmp_path / name).touch()
     monkeypatch.setattr(local, "DEVICES", tmp_path)

@@ -93,9 +93,17 @@ def test_resume_refuses_what_waits_or_succeeded(wait: Wait) -> None:
 def test_the_stored_config_is_whole_and_bad_values_name_their_field(queue: Path) -> None:
     job = submit("count", {"steps": 2}, HOST)
     assert job.config == {
-        "seed": 0, "threads": 0, "device": "auto", "steps": 2, "pause": 0.1, "dies_at": -1,
-        "tears_at": -1, "fails_at": -1, "full_at": -1, "deaf": False,
-    }  # fmt: skip
+        "seed": 0,
+        "threads": 0,
+        "device": "auto",
+        "steps": 2,
+        "pause": 0.1,
+        "dies_at": -1,
+        "tears_at": -1,
+        "fails_at": -1,
+        "full_at": -1,
+        "deaf": False,
+    }
     with pytest.raises(ConfigError) as refused:
         submit("count", {"steps": 0}, HOST)
     assert refused.value.field == "steps"

@@ -121,7 +121,8 @@ def test_an_example_has_a_name_and_takes_no_number() -> None:
         with pytest.raises(ConflictError, match="read-only"):
             change("sds-example", "mine", HOST)
     assert [job.run for job in (enqueue("sds", {}, HOST), enqueue("sds", {}, HOST))] == [
-        "sds-0001", "sds-0002",
-    ]  # fmt: skip
+        "sds-0001",
+        "sds-0002",
+    ]
     assert listed() == ["sds-0001", "sds-0002", "sds-example"]
     assert settings().artifacts / "sds-example" == run_folder("sds-example")

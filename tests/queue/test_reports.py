@@ -23,8 +23,9 @@ def test_a_report_is_put_together_and_read_again() -> None:
     reports.move_block(number, 2, -5, HOST)
     assert reports.report(number).title == "What 2:4 costs"
     assert blocks(number) == [
-        (2, "compare-lines", "They part early."), (1, "", "Two runs.\nOne text.")
-    ]  # fmt: skip
+        (2, "compare-lines", "They part early."),
+        (1, "", "Two runs.\nOne text."),
+    ]
     (chart, _) = reports.stored_blocks(reports.report(number).blocks)
     assert chart.runs == ["sds-0001", "sds-0002"]
     reports.remove_block(number, 2, HOST)

@@ -182,5 +182,8 @@ def test_a_message_that_repeats_is_left_out_and_counted(
     for clock[0] in (*range(50), 61.0):
         logger.error("accept failed: %d", clock[0])
     assert [text.partition(": ")[2] for text in caplog.messages] == [
-        "0", "1", "2", "61 (47 more were not logged)",
-    ]  # fmt: skip
+        "0",
+        "1",
+        "2",
+        "61 (47 more were not logged)",
+    ]

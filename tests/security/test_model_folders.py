@@ -147,8 +147,15 @@ def test_a_pipe_is_not_waited_for(folder: Path) -> None:
 def retokenize(folder: Path, token: str, number: int, special: bool) -> None:
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
-    added = {"id": number, "content": token, "special": special, "single_word": False,
-             "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
+    added = {
+        "id": number,
+        "content": token,
+        "special": special,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
     tokenizer["added_tokens"].append(added)
     path.write_text(json.dumps(tokenizer))
 

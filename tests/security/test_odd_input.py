@@ -15,12 +15,53 @@ from jobs.cli.server import build
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
 
-ODD = st.sampled_from([
-    None, True, -1, 0, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "x",
-    "\0", "../../etc/passwd", "/", "~", "http://127.0.0.1:1/x", "toy", "toy,toy", "sds-0001",
-    "example-", "sds-example", "2:4", "0:0", "4:2", "1e400%", "-50%", "100.1%", "*", "a" * 5000,
-    "q_proj=2:4," * 100, "\x1b[31m", "\u202e", "\ud800", [], [[]], ["toy"], {}, {"x": 1}, b"x",
-])  # fmt: skip
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**31,
+        2**70,
+        0.5,
+        -0.0,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        " ",
+        "x",
+        "\0",
+        "../../etc/passwd",
+        "/",
+        "~",
+        "http://127.0.0.1:1/x",
+        "toy",
+        "toy,toy",
+        "sds-0001",
+        "example-",
+        "sds-example",
+        "2:4",
+        "0:0",
+        "4:2",
+        "1e400%",
+        "-50%",
+        "100.1%",
+        "*",
+        "a" * 5000,
+        "q_proj=2:4," * 100,
+        "\x1b[31m",
+        "\u202e",
+        "\ud800",
+        [],
+        [[]],
+        ["toy"],
+        {},
+        {"x": 1},
+        b"x",
+    ]
+)
 BASE: Mapping[str, dict[str, Any]] = {
     kind: {"sides": "toy", "prompt": "One day"} if kind == "generate" else {"model": "toy"}
     for kind in kinds()
@@ -78,11 +119,39 @@ def test_a_tool_answers_or_says_what_is_wrong(
 
 
 TEXT = pipeline.preset("prune, quantise, draft", "toy")
-PIECES = st.sampled_from([
-    "", "- sds: {}", "steps:", "model: toy", "[", "{", "}", "&a", "*a", "!!python/object:os.system",
-    "? ", ": ", "- ", "\t", "\n", "- nothing: {}", "alone: yes", "preset: none", "0", "2:4", "null",
-    "!!int x", "!!binary x", "- sds: [1]", "- [sds]", "pattern:", "\0", "\ud800", "<<: {a: b}",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        "",
+        "- sds: {}",
+        "steps:",
+        "model: toy",
+        "[",
+        "{",
+        "}",
+        "&a",
+        "*a",
+        "!!python/object:os.system",
+        "? ",
+        ": ",
+        "- ",
+        "\t",
+        "\n",
+        "- nothing: {}",
+        "alone: yes",
+        "preset: none",
+        "0",
+        "2:4",
+        "null",
+        "!!int x",
+        "!!binary x",
+        "- sds: [1]",
+        "- [sds]",
+        "pattern:",
+        "\0",
+        "\ud800",
+        "<<: {a: b}",
+    ]
+)
 
 
 @QUIET

@@ -22,9 +22,18 @@ from tests.security.conftest import refusal
 
 @pytest.mark.parametrize(
     "name",
-    ["../other/model.safetensors", "/etc/passwd", "..\\model.safetensors", "..", "config.json",
-     "", "a\0.safetensors", 7, ["shard.safetensors"]],
-)  # fmt: skip
+    [
+        "../other/model.safetensors",
+        "/etc/passwd",
+        "..\\model.safetensors",
+        "..",
+        "config.json",
+        "",
+        "a\0.safetensors",
+        7,
+        ["shard.safetensors"],
+    ],
+)
 def test_an_index_names_files_of_the_folder_alone(folder: Path, name: object) -> None:
     """Those of the other folder exist, and the last part of the name in this one, too."""
     shutil.copytree(folder, folder.parent / "other")

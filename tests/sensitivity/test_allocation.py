@@ -83,11 +83,14 @@ def test_what_cannot_be_kept_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "bits", "words"),
     [
-        ("dense", 16, "16 bits"), ("int4-g64", 4.25, "4 bits in groups of 64"), ("2:4", 9, "2:4"),
-        ("50%", 9, "50%"), ("2:4+int4-g64", 3.25, "2:4, 4 bits in groups of 64"),
+        ("dense", 16, "16 bits"),
+        ("int4-g64", 4.25, "4 bits in groups of 64"),
+        ("2:4", 9, "2:4"),
+        ("50%", 9, "50%"),
+        ("2:4+int4-g64", 3.25, "2:4, 4 bits in groups of 64"),
         ("int8", 8 + 16 / 128, "8 bits"),
     ],
-)  # fmt: skip
+)
 def test_formats_are_read_back_and_have_bytes(text: str, bits: float, words: str) -> None:
     form = Format.parse(text)
     assert str(form) == text

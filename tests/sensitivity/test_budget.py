@@ -34,11 +34,15 @@ def profile() -> SensitivityProfile:
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
     [
-        ("80MB", "size", 80e6), ("80 mb", "size", 80e6), ("1.5GiB", "size", 1.5 * 2**30),
-        ("3.25bits", "bits", 3.25), ("50%", "sparsity", 0.5), ("loss 2%", "loss", 0.02),
+        ("80MB", "size", 80e6),
+        ("80 mb", "size", 80e6),
+        ("1.5GiB", "size", 1.5 * 2**30),
+        ("3.25bits", "bits", 3.25),
+        ("50%", "sparsity", 0.5),
+        ("loss 2%", "loss", 0.02),
         ("6.5ms", "ms", 6.5),
     ],
-)  # fmt: skip
+)
 def test_budgets_are_read(text: str, kind: str, value: float) -> None:
     budget = Budget.parse(text)
     assert budget.kind == kind
@@ -102,7 +106,7 @@ def test_a_sparsity_is_reached_and_a_pin_is_held(profile: SensitivityProfile) ->
         (Budget("size", 1e9), "Choose 0.4MB or less"),
         (Budget("bits", 16.1), "Choose 16bits or less"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(
     profile: SensitivityProfile, budget: Budget, nearest: str
 ) -> None:
@@ -151,11 +155,21 @@ def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
         assert said in refused.value.do
 
 
-@pytest.mark.parametrize("change", [
-    None, "x", [], {"threads": 0}, {"layers": {"int3-g64": -1}}, {"layers": {"int3-g64": "nan"}},
-    {"layers": {"dense": float("inf")}}, {"head": {"dense": 1e12}}, {"more": 1},
-    {"layers": dict.fromkeys(map(str, range(101)), 1.0)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        "x",
+        [],
+        {"threads": 0},
+        {"layers": {"int3-g64": -1}},
+        {"layers": {"int3-g64": "nan"}},
+        {"layers": {"dense": float("inf")}},
+        {"head": {"dense": 1e12}},
+        {"more": 1},
+        {"layers": dict.fromkeys(map(str, range(101)), 1.0)},
+    ],
+)
 def test_times_that_are_damaged_are_none(timed: SensitivityProfile, change: object) -> None:
     stored = timed.times.model_dump() | change if isinstance(change, dict) else change
     profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)

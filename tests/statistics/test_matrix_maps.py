@@ -25,9 +25,11 @@ def test_cells_are_means_and_maxima_of_their_weights(dense: torch.Tensor) -> Non
     cells = np.abs(weight.numpy()).reshape(64, 2, 64, 3)
     before = np.abs(dense.numpy()).reshape(64, 2, 64, 3)
     expected = {
-        "map_mean": cells.mean((1, 3)), "map_max": cells.max((1, 3)),
-        "map_zeros": (cells == 0).mean((1, 3)), "map_change": (cells - before).mean((1, 3)),
-    }  # fmt: skip
+        "map_mean": cells.mean((1, 3)),
+        "map_max": cells.max((1, 3)),
+        "map_zeros": (cells == 0).mean((1, 3)),
+        "map_change": (cells - before).mean((1, 3)),
+    }
     assert set(maps) == set(expected)
     for name, values in expected.items():
         step = np.abs(values).max() / LEVELS

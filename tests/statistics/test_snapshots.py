@@ -41,11 +41,19 @@ def test_figures_are_numpys(weight: torch.Tensor) -> None:
     w = weight.double().numpy().ravel()
     z = (w - w.mean()) / w.std()
     expected = {
-        "zero_share": (w == 0).mean(), "near_zero": (np.abs(w) < 0.05 * 0.03).mean(),
-        "mean": w.mean(), "std": w.std(), "skewness": (z**3).mean(), "kurtosis": (z**4).mean(),
-        "min": w.min(), "max": w.max(), "smallest": np.abs(w[w != 0]).min(), "l1": np.abs(w).sum(),
-        "l2": np.sqrt((w**2).sum()), "dense_std": 0.03,
-    }  # fmt: skip
+        "zero_share": (w == 0).mean(),
+        "near_zero": (np.abs(w) < 0.05 * 0.03).mean(),
+        "mean": w.mean(),
+        "std": w.std(),
+        "skewness": (z**3).mean(),
+        "kurtosis": (z**4).mean(),
+        "min": w.min(),
+        "max": w.max(),
+        "smallest": np.abs(w[w != 0]).min(),
+        "l1": np.abs(w).sum(),
+        "l2": np.sqrt((w**2).sum()),
+        "dense_std": 0.03,
+    }
     figures = tensor_statistics(ascending(weight.flatten()), dense_std=0.03)
     assert figures == pytest.approx(expected, rel=1e-4, abs=1e-7)
 

@@ -34,14 +34,25 @@ from tests.waiting import until
 
 RUNS = (
     ("sds", {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}),
-    ("amphista", {
-        "model": "toy", "answers": 24, "heldout": 8, "answer_tokens": 16, "minutes": 0, "steps": 8,
-        "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 64,
-    }),
+    (
+        "amphista",
+        {
+            "model": "toy",
+            "answers": 24,
+            "heldout": 8,
+            "answer_tokens": 16,
+            "minutes": 0,
+            "steps": 8,
+            "batch": 4,
+            "threads": 1,
+            "precision": "float32",
+            "draft_vocabulary": 64,
+        },
+    ),
     ("count", {"steps": 4, "pause": 0, "fails_at": 2}),
     ("count", {"steps": 12, "pause": 1}),
     ("count", {"steps": 3, "pause": 0}),
-)  # fmt: skip
+)
 AT_WORK, STEPS = 3, 3
 KEPT = ("results.db", "artifacts", "dump.sql")
 

@@ -48,9 +48,11 @@ def counted(run: int) -> list[float]:
 
 @pytest.fixture(params=sorted(file.name for file in RELEASES.glob("*.tar.xz")))
 def left(
-    request: pytest.FixtureRequest, data_dir: Path, database_url: str,
+    request: pytest.FixtureRequest,
+    data_dir: Path,
+    database_url: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The data folder that a release has left; where there is a server, its tables are there."""
     data_dir.mkdir()
     with tarfile.open(RELEASES / request.param) as archive:

@@ -125,9 +125,11 @@ def test_a_character_that_is_no_text_hides_no_run(store: Path) -> None:
 POINTS = 5000
 LOSS = MetricKey("loss", "sds")
 OTHERS = [  # whose keys differ from it in one part each
-    MetricKey("rate", "sds"), MetricKey("loss"), MetricKey("loss", "sds", "a"),
+    MetricKey("rate", "sds"),
+    MetricKey("loss"),
+    MetricKey("loss", "sds", "a"),
     MetricKey("loss", "sds", axis="block"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture

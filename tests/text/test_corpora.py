@@ -24,11 +24,15 @@ def test_what_is_listed(text_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("wikitext2", "hub"), ("c4", "hub"), ("wikipedia", "slimscope setup"),
-        ("nothing", "Choose one of: toystories"), ("file:", "SLIMSCOPE_TEXT_DIR"),
-        ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"), ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
+        ("wikitext2", "hub"),
+        ("c4", "hub"),
+        ("wikipedia", "slimscope setup"),
+        ("nothing", "Choose one of: toystories"),
+        ("file:", "SLIMSCOPE_TEXT_DIR"),
+        ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"),
+        ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
     ],
-)  # fmt: skip
+)
 def test_refusals_name_field_and_way_out(text_dir: Path, name: str, says: str, field: str) -> None:
     (text_dir.parent / "secret.txt").write_text("secret")
     with pytest.raises(DatasetError, match=says) as refused:
@@ -45,9 +49,13 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
-    [("a.jsonl", b"no json\n", "Line 1"), ("a.jsonl", b'{"title": 1}\n', "neither"),
-     ("a.jsonl", b'{"messages": [3]}\n', "message"), ("a.txt", b"caf\xe9 au lait", "utf-8")],
-)  # fmt: skip
+    [
+        ("a.jsonl", b"no json\n", "Line 1"),
+        ("a.jsonl", b'{"title": 1}\n', "neither"),
+        ("a.jsonl", b'{"messages": [3]}\n', "message"),
+        ("a.txt", b"caf\xe9 au lait", "utf-8"),
+    ],
+)
 def test_a_wrong_file_is_refused(text_dir: Path, name: str, content: bytes, why: str) -> None:
     (text_dir / name).write_bytes(content)
     with pytest.raises(DatasetError, match=why) as refused:
@@ -82,9 +90,22 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.txt", "link.txt", "linked", "linked/secret.txt", "/etc/hosts", "", "a\0b.txt",
-     "x" * 300 + ".txt", "empty.txt", "notes.md", ".hidden.txt", "absent.txt", "full/link.txt"],
-)  # fmt: skip
+    [
+        "../secret.txt",
+        "link.txt",
+        "linked",
+        "linked/secret.txt",
+        "/etc/hosts",
+        "",
+        "a\0b.txt",
+        "x" * 300 + ".txt",
+        "empty.txt",
+        "notes.md",
+        ".hidden.txt",
+        "absent.txt",
+        "full/link.txt",
+    ],
+)
 def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
     outside = text_dir.parent / "outside"
     outside.mkdir()

@@ -93,9 +93,11 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
     (text_dir / "q.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     found = benchmark_prompts("file:q.jsonl")
     assert {(p.task, p.text) for p in found} == {
-        ("mt_bench", "First."), ("rag", "Context."), ("prompts", "Do this."),
+        ("mt_bench", "First."),
+        ("rag", "Context."),
+        ("prompts", "Do this."),
         ("prompts", "How many?"),
-    }  # fmt: skip
+    }
     learnt, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
     assert len(heldout) == 1 and {p.text for p in learnt + heldout} == {p.text for p in found}
     require_prompts("file:q.jsonl", "prompts")
@@ -104,16 +106,32 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
-        ({"conversations": [{"from": "system", "value": "Be kind."},
-                            {"from": "human", "value": "Why?"},
-                            {"from": "gpt", "value": "So."}]}, "Why?"),
-        ({"messages": [{"role": "system", "content": "Be kind."},
-                       {"role": "user", "content": [{"type": "text", "text": "How?"}]}]}, "How?"),
-        ({"instruction": "Sum up.", "input": "A cat sat.", "output": "Cat."},
-         "Sum up.\n\nA cat sat."),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be kind."},
+                    {"from": "human", "value": "Why?"},
+                    {"from": "gpt", "value": "So."},
+                ]
+            },
+            "Why?",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be kind."},
+                    {"role": "user", "content": [{"type": "text", "text": "How?"}]},
+                ]
+            },
+            "How?",
+        ),
+        (
+            {"instruction": "Sum up.", "input": "A cat sat.", "output": "Cat."},
+            "Sum up.\n\nA cat sat.",
+        ),
         ({"text": "A text."}, "A text."),
     ],
-)  # fmt: skip
+)
 def test_conversations_are_prompts(text_dir: Path, row: dict, prompt: str) -> None:
     (text_dir / "q.jsonl").write_text(json.dumps(row))
     assert [p.text for p in benchmark_prompts("file:q.jsonl")] == [prompt]

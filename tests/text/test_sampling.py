@@ -19,15 +19,25 @@ from tests.toy_layers import Recorder
 
 CONFIGS = [
     LlamaConfig(
-        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, eos_token_id=0,
+        vocab_size=512,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=0,
     ),
     GPT2Config(vocab_size=512, n_embd=16, n_layer=2, n_head=2, n_positions=64),
     OPTConfig(
-        vocab_size=512, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=1,
+        vocab_size=512,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=16,
+        max_position_embeddings=64,
+        pad_token_id=1,
     ),
-]  # fmt: skip
+]
 
 
 @torch.no_grad()

@@ -253,10 +253,13 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("texts", "context", "windows"),
     [
-        (["abcdefgh"], 3, ["abc", "def"]), (["ab", "cd", "ef"], 4, ["ab.c"]),
-        (["ab", "cdefgh", "ijkl"], 4, ["ab.c", "defg", "ijkl"]), (["abc"], 4, []), ([], 4, []),
+        (["abcdefgh"], 3, ["abc", "def"]),
+        (["ab", "cd", "ef"], 4, ["ab.c"]),
+        (["ab", "cdefgh", "ijkl"], 4, ["ab.c", "defg", "ijkl"]),
+        (["abc"], 4, []),
+        ([], 4, []),
     ],
-)  # fmt: skip
+)
 def test_rows_and_windows(texts: list[str], context: int, windows: list[str]) -> None:
     assert cut(texts, context) == [ids(window) for window in windows]
 

@@ -42,9 +42,13 @@ def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "answered"),
-    [("instruction", "output"), ("prompt", "response"), ("prompt", "completion"),
-     ("question", "answer")],
-)  # fmt: skip
+    [
+        ("instruction", "output"),
+        ("prompt", "response"),
+        ("prompt", "completion"),
+        ("question", "answer"),
+    ],
+)
 def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered: str) -> None:
     corpus = write(text_dir, "asked.jsonl", pairs(12, asked, answered))
     found = training_set(corpus, tokenizer, 100, 64, seed=0)
@@ -60,8 +64,11 @@ def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypat
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     found = training_set(write(text_dir, "asked.jsonl", pairs(1)), tokenizer, 1, 96, seed=0)
     assert "[user] Tell of dog 0. [assistant]" in tokenizer.decode(found.text.input_ids[0])
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
-                {"role": "assistant", "content": "Hi."}]  # fmt: skip
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hi."},
+    ]
     with pytest.raises(DatasetError, match="chat template") as refused:
         training_set(
             write(text_dir, "asked.jsonl", [{"messages": messages}]), tokenizer, 1, 96, seed=0
@@ -88,8 +95,10 @@ def test_examples_are_packed_and_none_is_lost_or_split() -> None:
 def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
     tokenizer, text_dir: Path
 ) -> None:
-    lines = [{"instruction": "Go on.", "output": "A dog ran. " * 50},
-             {"instruction": "A dog ran. " * 50, "output": "Yes."}]  # fmt: skip
+    lines = [
+        {"instruction": "Go on.", "output": "A dog ran. " * 50},
+        {"instruction": "A dog ran. " * 50, "output": "Yes."},
+    ]
     found = training_set(write(text_dir, "asked.jsonl", lines), tokenizer, 10, 64, seed=0)
     assert len(found.labels) == 1 and (found.labels != IGNORED_LABEL).sum() > 20
 

@@ -33,15 +33,17 @@ def test_markup_goes_and_prose_stays(markup: str, plain: str) -> None:
 @pytest.mark.parametrize(
     "markup",
     [
-        "== A heading ==", "* a list item." + REST,
+        "== A heading ==",
+        "* a list item." + REST,
         "{| class=x\n| a cell." + REST + "\n{|\n| nested\n|}\n|}",
         "The sum <math>a + b</math> is missing here." + REST,
-        "A letter written {{angbr|a}} is missing here." + REST, "A short line.",
+        "A letter written {{angbr|a}} is missing here." + REST,
+        "A short line.",
         "and the rest of a broken sentence." + REST,
         "No end of a sentence in this line" + REST[:-1],
         "== See also ==\nNothing after it is prose." + REST,
     ],
-)  # fmt: skip
+)
 def test_what_is_no_prose_is_dropped_whole(markup: str) -> None:
     assert prose(markup) == ""
 

@@ -30,8 +30,11 @@ from tests.training.together import together
 
 STEPS = 4
 DRAFTING = {
-    "minutes": 0, "steps": STEPS, "batch": 6, "rate": 2e-3,
-}  # fmt: skip
+    "minutes": 0,
+    "steps": STEPS,
+    "batch": 6,
+    "rate": 2e-3,
+}
 
 
 class LossRecorder(SilentReporter):

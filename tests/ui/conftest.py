@@ -27,8 +27,13 @@ from ui import app
 __all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]  # fixtures
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PERPLEXITIES = {
-    "dense": 4.9, "first": 8.2, "control": 6.1, "redense": 5.6, "second": 7.0, "sds": 5.9,
-}  # fmt: skip
+    "dense": 4.9,
+    "first": 8.2,
+    "control": 6.1,
+    "redense": 5.6,
+    "second": 7.0,
+    "sds": 5.9,
+}
 TOY = Path(backend.models.sources.toy.__file__).parent / "model.safetensors"
 FILLED: dict[Callable[[], object], Path] = {}  # what stores runs -> a folder with them
 MEASURED: dict[tuple[str, bytes], list[TensorMeasurement]] = {}  # name, weights -> its stages
@@ -47,9 +52,13 @@ def stages_of(dense: Tensor) -> dict[str, Tensor]:
     redense = first + 0.4 * (dense - first)
     second = keep_2_of_4(redense)
     return {
-        "dense": dense, "first": first, "control": first * 1.02, "redense": redense,
-        "second": second, "sds": second * 1.05,
-    }  # fmt: skip
+        "dense": dense,
+        "first": first,
+        "control": first * 1.02,
+        "redense": redense,
+        "second": second,
+        "sds": second * 1.05,
+    }
 
 
 def mapped(row: Row) -> Table:
@@ -83,9 +92,14 @@ def measured_stages(name: str, dense: Tensor) -> Iterator[TensorMeasurement]:
         energy = dense.new_full((dense.shape[1],), 1.0 + int(block))
         energy[7] *= 400  # an input that stands out
         yield reference.measure(
-            now, tensor=name, block=int(block), module=module, stage=stage, more=more,
+            now,
+            tensor=name,
+            block=int(block),
+            module=module,
+            stage=stage,
+            more=more,
             energy=energy if stage == "first" else None,
-        )  # fmt: skip
+        )
 
 
 def mask_overlap(a: Tensor, b: Tensor) -> float:
@@ -97,10 +111,17 @@ def job_row(job_id: int, state: str, **values: object) -> Job:
     """A job queued a little before now."""
     now = now_ms() - 60_000 * (20 - job_id)
     row = {
-        "id": job_id, "kind": "sds", "name": "", "owner": "local", "state": state,
+        "id": job_id,
+        "kind": "sds",
+        "name": "",
+        "owner": "local",
+        "state": state,
         "config": {"model": "toy", "pattern": "2:4", "base": "magnitude"},
-        "config_hash": "0" * 64, "created_at": now, "queued_at": now, "started_at": now + 1000,
-    }  # fmt: skip
+        "config_hash": "0" * 64,
+        "created_at": now,
+        "queued_at": now,
+        "started_at": now + 1000,
+    }
     return Job(**(row | values))
 
 
@@ -108,9 +129,14 @@ def result_rows(job_id: int) -> Iterator[Result]:
     """Perplexity of every stage."""
     for stage, value in PERPLEXITIES.items():
         yield Result(
-            job_id=job_id, stage=stage, family="perplexity", value=value, stderr=value / 50,
-            n=4080, details={"corpus": "toystories", "context": 256},
-        )  # fmt: skip
+            job_id=job_id,
+            stage=stage,
+            family="perplexity",
+            value=value,
+            stderr=value / 50,
+            n=4080,
+            details={"corpus": "toystories", "context": 256},
+        )
 
 
 def seed(tensors: dict[str, Tensor]) -> None:
@@ -120,14 +146,19 @@ def seed(tensors: dict[str, Tensor]) -> None:
     error = {"what": "The model ran out of memory.", "why": HOSTILE, "do": "Use fewer segments."}
     rows: list[Table] = [
         job_row(
-            1, "succeeded", name=HOSTILE, finished_at=now - 500_000, done=1, total=1,
+            1,
+            "succeeded",
+            name=HOSTILE,
+            finished_at=now - 500_000,
+            done=1,
+            total=1,
             kept_stage="sds",
         ),
         job_row(2, "running", name="half way", done=0.61, total=1.0, eta_s=270.0, stage="Block 2"),
         job_row(3, "queued", name="next", started_at=None),
         job_row(4, "failed", finished_at=now, error=error),
         job_row(5, "cancelled", name="no statistics", finished_at=now),
-    ]  # fmt: skip
+    ]
     rows += [Event(job_id=i, at=now, type="queued", actor="local") for i in range(1, 6)]
     rows += [*tensor_rows(1, tensors), *tensor_rows(2, tensors, stages=2), *result_rows(1)]
     rows += [

@@ -29,12 +29,22 @@ def pressed(do: str, run: str = "", text: str = "", file: str = "") -> Any:
 
 def job(number: int, **values: Any) -> Job:
     row = {
-        "id": number, "kind": "sds", "name": f"run {number}", "owner": "mira", "state": "succeeded",
+        "id": number,
+        "kind": "sds",
+        "name": f"run {number}",
+        "owner": "mira",
+        "state": "succeeded",
         "lane": Lane.SLOTS,
         "config": {"model": "toy", "pattern": "2:4", "base": "wanda", "seed": 0, "control": True},
-        "config_hash": "", "created_at": number * 1000, "queued_at": number * 1000,
-        "started_at": 0, "finished_at": 60_000, "tags": [], "note": "", "environment": {},
-    }  # fmt: skip
+        "config_hash": "",
+        "created_at": number * 1000,
+        "queued_at": number * 1000,
+        "started_at": 0,
+        "finished_at": 60_000,
+        "tags": [],
+        "note": "",
+        "environment": {},
+    }
     ended = {"kept_stage": "sds", "flops": 1e12} if (row | values)["state"] == "succeeded" else {}
     return Job(**(row | ended | values))
 
@@ -53,9 +63,13 @@ def point(number: int, name: str, step: int, value: float, axis: str = "step") -
 
 
 def measured(
-    number: int, final: float, zeros: float = 0.5, *, dense: float = 10.0,
+    number: int,
+    final: float,
+    zeros: float = 0.5,
+    *,
+    dense: float = 10.0,
     text: dict[str, Any] = TEXT,
-) -> list[Result]:  # fmt: skip
+) -> list[Result]:
     """The figures of an SDS run."""
     return [
         result(number, "dense", "perplexity", dense, **text),

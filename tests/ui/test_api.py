@@ -157,9 +157,12 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
     refused = guest.post(f"{API}/runs/sds-0003/cancel")
     assert refused.status_code == 403
     assert refused.json() == {
-        "what": "guest may not cancel this run.", "why": "Guests have read-only access.",
-        "do": "Ask the person who started Slimscope.", "field": None, "others": [],
-    }  # fmt: skip
+        "what": "guest may not cancel this run.",
+        "why": "Guests have read-only access.",
+        "do": "Ask the person who started Slimscope.",
+        "field": None,
+        "others": [],
+    }
     assert guest.post(f"{API}/runs/sds-0003/next").status_code == 403
     assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200
     assert queries.job("sds-0003").state == "cancelled"
@@ -241,8 +244,11 @@ def test_the_documentation_names_every_request() -> None:
     text = DOCS.read_text()
     for operation in (each for each in OPERATIONS.values() if each.path):
         method, names = "POST" if operation.writes else "GET", operation.parameters.keys()
-        line = next(line for line in text.splitlines() if re.search(
-            rf"`{method} {re.escape(operation.path)}[?`]", line))  # fmt: skip
+        line = next(
+            line
+            for line in text.splitlines()
+            if re.search(rf"`{method} {re.escape(operation.path)}[?`]", line)
+        )
         asked = re.search(rf"{re.escape(operation.path)}(\?[\w=&]*)?`", line)
         told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
         elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}

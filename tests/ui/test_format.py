@@ -39,10 +39,17 @@ def test_escaped_text_reads_the_same_and_holds_nothing_active(text: str) -> None
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (0, "0"), (12.3456, "12.35"),
-        (-0.014324, "−0.01432"), (1234.5, "1,234"), (3.2e-6, "3.200e−6"), (4.56e9, "4.560e9"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+        (0, "0"),
+        (12.3456, "12.35"),
+        (-0.014324, "−0.01432"),
+        (1234.5, "1,234"),
+        (3.2e-6, "3.200e−6"),
+        (4.56e9, "4.560e9"),
     ],
-)  # fmt: skip
+)
 def test_number(value: float | None, words: str) -> None:
     assert number(value) == words
 
@@ -56,27 +63,40 @@ def test_a_number_keeps_four_digits(value: float) -> None:
 def test_amounts_and_times() -> None:
     assert count(1234567) == "1,234,567"
     assert (short_count(134_515_008), short_count(999), short_count(1_500)) == (
-        "135\u00a0M", "999", "1.5\u00a0k",
-    )  # fmt: skip
+        "135\u00a0M",
+        "999",
+        "1.5\u00a0k",
+    )
     assert (size(0), size(999.6), size(262_000_000)) == ("0\u00a0B", "1.0\u00a0kB", "262\u00a0MB")
     assert (share(0.5), share(0.12345, 2), share(None)) == ("50.0\u00a0%", "12.35\u00a0%", "–")
     assert [eta(s) for s in (20, 300, 7200, None)] == [
-        "under a minute", "about 5\u00a0min", "about 2.0\u00a0h", "–",
-    ]  # fmt: skip
+        "under a minute",
+        "about 5\u00a0min",
+        "about 2.0\u00a0h",
+        "–",
+    ]
     assert moment(1_764_033_107_000) == "2025-11-25 01:11:47 UTC"
     assert [ago(0, ms) for ms in (2000, 240_000, 90_000_000)] == [
-        "just now", "4\u00a0min ago", "1\u00a0d ago",
-    ]  # fmt: skip
+        "just now",
+        "4\u00a0min ago",
+        "1\u00a0d ago",
+    ]
     assert 'title="1970-01-01 00:00:00 UTC"' in time_tag(0, 240_000)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (None, "–"), (0, "0 s"), (0.42, "0.4 s"), (42, "42 s"), (60, "1 min"), (200, "3 min 20 s"),
-        (7500, "2 h 5 min"), (3600 * 76 + 7, "3 d 4 h"),
+        (None, "–"),
+        (0, "0 s"),
+        (0.42, "0.4 s"),
+        (42, "42 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+        (3600 * 76 + 7, "3 d 4 h"),
     ],
-)  # fmt: skip
+)
 def test_duration_names_the_two_largest_units(seconds: float | None, words: str) -> None:
     assert duration(seconds) == words.replace(" ", HOLD)
 
@@ -102,11 +122,16 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "share", "written"),
     [
-        (None, 0.5, NONE), (20.0, 0.01, "under a minute"), (600.0, 0.01, "6 to 14 min"),
-        (600.0, 0.3, "8 to 12 min"), (600.0, 0.9, "9 to 11 min"), (70.0, 0.9, "about 1 min"),
-        (7200.0, None, "1.2 to 2.8 h"), (7200.0, 0.9, "1.8 to 2.2 h"),
+        (None, 0.5, NONE),
+        (20.0, 0.01, "under a minute"),
+        (600.0, 0.01, "6 to 14 min"),
+        (600.0, 0.3, "8 to 12 min"),
+        (600.0, 0.9, "9 to 11 min"),
+        (70.0, 0.9, "about 1 min"),
+        (7200.0, None, "1.2 to 2.8 h"),
+        (7200.0, 0.9, "1.8 to 2.2 h"),
     ],
-)  # fmt: skip
+)
 def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     seconds: float | None, share: float | None, written: str
 ) -> None:

@@ -36,12 +36,18 @@ def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **hea
 @pytest.mark.parametrize(
     ("request_", "role"),
     [
-        (asked(), "host"), (asked("::1", host="[::1]:7860"), "host"), (asked("10.0.0.7"), "guest"),
-        (asked(x_forwarded_for="10.0.0.7"), "guest"), (asked(X_Forwarded_For="127.0.0.1"), "guest"),
-        (asked(forwarded="for=10.0.0.7"), "guest"), (asked(host="slimscope.example:7860"), "guest"),
-        (asked(host=""), "guest"), (asked("not an address"), "guest"), (None, "guest"),
+        (asked(), "host"),
+        (asked("::1", host="[::1]:7860"), "host"),
+        (asked("10.0.0.7"), "guest"),
+        (asked(x_forwarded_for="10.0.0.7"), "guest"),
+        (asked(X_Forwarded_For="127.0.0.1"), "guest"),
+        (asked(forwarded="for=10.0.0.7"), "guest"),
+        (asked(host="slimscope.example:7860"), "guest"),
+        (asked(host=""), "guest"),
+        (asked("not an address"), "guest"),
+        (None, "guest"),
     ],
-)  # fmt: skip
+)
 def test_only_who_sits_at_this_machine_is_the_host(request_: Any, role: str) -> None:
     assert frame.current_user(request_).role == role
 

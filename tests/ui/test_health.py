@@ -52,8 +52,12 @@ def test_guests_get_no_more_metrics_than_pages_show(shared: Visit) -> None:
         for answer in (guest, host)
     )
     of_all = (
-        "connections", "disk_free_bytes", "answers", "requests_total", "request_seconds_total",
-    )  # fmt: skip
+        "connections",
+        "disk_free_bytes",
+        "answers",
+        "requests_total",
+        "request_seconds_total",
+    )
     assert of_host - of_guest == {f"slimscope_{name}" for name in of_all}
     watched = {name for name in OPERATIONS if name.startswith("slimscope_")}
     assert watched <= of_host  # what Help says to watch

@@ -46,10 +46,35 @@ from ui.runs.weights import weights_of
 
 EXAMPLES, MOST_SHOWN = 60 * ATTACK, 2 * ATTACK
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 2**53, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../../etc", "\0",
-    "<img src=x onerror=alert(1)>", "{{7*7}}", "a" * 300_000, [], [1], [[1]], ["x"], {}, {"x": 1},
-    {"x": {"x": "y"}}, "2:4", "succeeded", "running", "AAAA", "\ud800",
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    2**53,
+    2**70,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../etc",
+    "\0",
+    "<img src=x onerror=alert(1)>",
+    "{{7*7}}",
+    "a" * 300_000,
+    [],
+    [1],
+    [[1]],
+    ["x"],
+    {},
+    {"x": 1},
+    {"x": {"x": "y"}},
+    "2:4",
+    "succeeded",
+    "running",
+    "AAAA",
+    "\ud800",
+)
 KEPT_TENSORS = 3  # of a bundled run: enough for every page
 
 
@@ -105,8 +130,10 @@ def mutated(lines: list[dict[str, Any]], chance: Random) -> list[Any]:
     number = chance.choice([n for n, line in enumerate(lines) if line["table"] == table])
     place = chance.choice([*places(lines[number])])
     return [
-        *lines[:number], changed(lines[number], place, chance.choice(ODD)), *lines[number + 1 :],
-    ]  # fmt: skip
+        *lines[:number],
+        changed(lines[number], place, chance.choice(ODD)),
+        *lines[number + 1 :],
+    ]
 
 
 def drawn_everywhere(job: Job) -> None:
@@ -145,8 +172,9 @@ def imported(bundle: Bundle, lines: list[Any], folder: Path) -> Job:
     (folder / ROWS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     files = [SourceFile(ROWS, folder / ROWS, (folder / ROWS).stat().st_size)] + [
         SourceFile(x.relative_to(source).as_posix(), x, x.stat().st_size)
-        for x in (source / "artifacts").rglob("*") if x.is_file()
-    ]  # fmt: skip
+        for x in (source / "artifacts").rglob("*")
+        if x.is_file()
+    ]
     target = folder / "run.tar"
     target.unlink(missing_ok=True)
     write_archive(target, files, layout.silent, weights=False, checkpoints=False)
@@ -177,13 +205,16 @@ def test_an_odd_file_is_refused_or_shown(
 
 JUNK = ("null", "[1]", '"x"', "7", '{"x": [1]}', "[" * 5_000 + "]" * 5_000)
 COLUMNS = {  # those of a line are damaged together: a page that reads one of them reads all
-    "sds-example": ("jobs.config", "jobs.environment jobs.error",
-                    "jobs.tags tensor_snapshots.counts",
-                    "results.details tensor_snapshots.stats tensor_profiles.shape",
-                    "tensor_snapshots.quantiles tensor_profiles.values"),
+    "sds-example": (
+        "jobs.config",
+        "jobs.environment jobs.error",
+        "jobs.tags tensor_snapshots.counts",
+        "results.details tensor_snapshots.stats tensor_profiles.shape",
+        "tensor_snapshots.quantiles tensor_profiles.values",
+    ),
     "benchmark-example": ("decoder_reports.report", "results.details"),
     "generate-example": ("jobs.config", "attempts.engine_ref"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.sqlite("it stores values of any type")

@@ -89,7 +89,7 @@ def test_the_host_of_this_machine_asks_and_streams(visit: Visit, double: Double)
         (b"[]", (400, "invalid_value")),
         (b"", (400, "invalid_value")),
     ],
-)  # fmt: skip
+)
 def test_bad_bodies_reach_nobody(
     visit: Visit, double: Double, content: bytes, found: tuple[int, str]
 ) -> None:
@@ -144,9 +144,10 @@ def test_guests_ask_within_their_limits(
     monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
     guest = shared(OTHER)
     for path, more in (
-        (CHAT, {**SAID, "max_tokens": 257}), (CHAT, {**SAID, "max_tokens": 129, "n": 2}),
+        (CHAT, {**SAID, "max_tokens": 257}),
+        (CHAT, {**SAID, "max_tokens": 129, "n": 2}),
         (TEXT, {"model": "toy", "prompt": "x" * 51}),
-    ):  # fmt: skip
+    ):
         assert error_of(guest.post(path, json=more)) == (403, "forbidden")
     double.status = 429  # what the process refuses does not count either
     refused = guest.post(CHAT, json=SAID)

@@ -101,8 +101,9 @@ def test_a_guest_is_refused_what_is_for_hosts(plugged: None, monkeypatch: Any) -
     refused = guest.post("/runs/sds-0001/star")
     assert refused.status_code == 403 and "may not star a run" in refused.json()["what"]
     assert guest.get("/longest-name").status_code == 200
-    (star,) = (each for each in action.offered([queries.job(1)], GUEST, "order")
-               if each.name == "star")  # fmt: skip
+    (star,) = (
+        each for each in action.offered([queries.job(1)], GUEST, "order") if each.name == "star"
+    )
     assert star.forbidden
     with pytest.raises(Exception, match="may not star a run"):
         action.carry_out("star", [queries.job(1)], "", GUEST)

@@ -28,8 +28,11 @@ def test_a_plugins_page_stands_in_its_place_and_answers(plugged: None, tables: S
     assert names.index("Compare") < names.index("Toy page") < names.index("Weights")
     config = app.build((pages()[0], *plugin.PAGES)).get_config_file()
     assert [*config["pages"][1]][:2] == ["toy-page", "Toy page"]
-    ids = {c["props"].get("elem_id") for c in config["components"]
-           if c["id"] in config["page"]["toy-page"]["components"]}  # fmt: skip
+    ids = {
+        c["props"].get("elem_id")
+        for c in config["components"]
+        if c["id"] in config["page"]["toy-page"]["components"]
+    }
     assert {"toy-states", "frame-header"} <= ids
     store(job(1), job(2), job(3, state="failed"))
     updates = plugin.draw()

@@ -36,8 +36,13 @@ def ended(state: State = State.FAILED, days_ago: float = 0) -> Job:
     with writing() as session:
         row = session.get_one(Job, job.id)
         row.state, row.finished_at = state, now_ms() - int(days_ago * DAY_MS)
-    for name, size in (("a1/log.txt", 10), ("a2/log.txt", 5), ("model/weights", 2000),
-                       ("work/step-0/done", 300), ("text-a.jsonl", 7)):  # fmt: skip
+    for name, size in (
+        ("a1/log.txt", 10),
+        ("a2/log.txt", 5),
+        ("model/weights", 2000),
+        ("work/step-0/done", 300),
+        ("text-a.jsonl", 7),
+    ):
         file = run_folder(job.run) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * size)

@@ -64,8 +64,9 @@ def test_a_run_is_told_once_and_names_hold_no_commands(
         upkeep.measure_ended()
     told.sort(key=lambda each: each["run"])
     assert [(each["run"], each["state"]) for each in told] == [
-        (done.run, "succeeded"), (failed.run, "failed"),
-    ]  # fmt: skip
+        (done.run, "succeeded"),
+        (failed.run, "failed"),
+    ]
     assert "/hook" not in caplog.text
     assert told[0]["text"] == f"{done.run} (&lt;!channel&gt; &amp; &lt;@U1|all&gt;): succeeded"
     assert set(told[0]) == {"text", "run", "kind", "name", "state", "error"}

@@ -16,16 +16,26 @@ ROW = 44  # pixels
 
 
 def dots(
-    values: Sequence[float], rows: Sequence[object], colour: str | Sequence[str],
-    symbol: str | Sequence[str], hover: Sequence[str], size: int = SIZE, **options: Any,
-) -> go.Scatter:  # fmt: skip
+    values: Sequence[float],
+    rows: Sequence[object],
+    colour: str | Sequence[str],
+    symbol: str | Sequence[str],
+    hover: Sequence[str],
+    size: int = SIZE,
+    **options: Any,
+) -> go.Scatter:
     """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
     line = {"width": 2, "color": colour}
     return go.Scatter(
-        x=[*values], y=[*rows], mode="markers", hovertext=[*hover],
+        x=[*values],
+        y=[*rows],
+        mode="markers",
+        hovertext=[*hover],
         marker={"size": size, "color": colour, "symbol": symbol, "line": line},
-        hovertemplate="%{hovertext}<extra></extra>", cliponaxis=False, **options,
-    )  # fmt: skip
+        hovertemplate="%{hovertext}<extra></extra>",
+        cliponaxis=False,
+        **options,
+    )
 
 
 def rows_axis(rows: Sequence[str]) -> dict[str, Any]:

@@ -48,16 +48,24 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def layer_map(
-    table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None,
+    table: pd.DataFrame,
+    stage: str,
+    statistic: str,
+    picked: str | None = None,
     base: MapBaseline | None = None,
-) -> Chart:  # fmt: skip
+) -> Chart:
     """The figures of a stage by layer. Colour limits are robust (2-98 %); with a base they diverge
     from white. `picked`: name of the tensor whose cell is outlined."""
     rows, shown, even = cells(table, stage, statistic, base), STATISTICS[statistic], bool(base)
     figure = block_heatmap(
-        rows, _hover(rows, shown, base), colour_limits(rows["value"].to_numpy(dtype=float), even),
-        title=title_of(shown, base, short=True), diverging=even, view=stage, picked=picked,
-    )  # fmt: skip
+        rows,
+        _hover(rows, shown, base),
+        colour_limits(rows["value"].to_numpy(dtype=float), even),
+        title=title_of(shown, base, short=True),
+        diverging=even,
+        view=stage,
+        picked=picked,
+    )
     few = rows["block"].nunique() <= PRINTED
     figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title_of(shown, base)}
@@ -66,9 +74,15 @@ def layer_map(
 
 
 def block_heatmap(
-    rows: pd.DataFrame, hover: Sequence[str], limits: tuple[float, float], *, title: str, view: str,
-    picked: str | None, diverging: bool = False,
-) -> go.Figure:  # fmt: skip
+    rows: pd.DataFrame,
+    hover: Sequence[str],
+    limits: tuple[float, float],
+    *,
+    title: str,
+    view: str,
+    picked: str | None,
+    diverging: bool = False,
+) -> go.Figure:
     """Blocks from left to right, modules from top to bottom; a picked cell gives its tensor.
 
     Args:
@@ -82,28 +96,44 @@ def block_heatmap(
         for column in ("tensor", "hover")
     )
     cell = next(
-        ([str(row.block), _short(row.module, grid.index)]
-         for row in rows[rows["tensor"] == picked].itertuples()),
+        (
+            [str(row.block), _short(row.module, grid.index)]
+            for row in rows[rows["tensor"] == picked].itertuples()
+        ),
         None,
-    )  # fmt: skip
+    )
     figure = heatmap(
         [str(block) for block in grid.columns],
         [_short(module, grid.index) for module in grid.index],
         grid.to_numpy(dtype=float),
         names.where(names.notna(), None).to_numpy().tolist(),
         texts.where(texts.notna(), "No value").to_numpy().tolist(),
-        limits, title=title, diverging=diverging, view=view, picked=cell, xaxis=axis("Block"),
+        limits,
+        title=title,
+        diverging=diverging,
+        view=view,
+        picked=cell,
+        xaxis=axis("Block"),
         yaxis=axis(nticks=0),
-    )  # fmt: skip
+    )
     return figure.update_traces(xgap=1, ygap=1)
 
 
 def heatmap(
-    columns: Sequence[str], rows: Sequence[str], values: np.ndarray,
-    names: Sequence[Sequence[str | None]], hover: Sequence[Sequence[str]],
-    limits: tuple[float, float], *, title: str, diverging: bool, view: str,
-    picked: Sequence[str] | None, xaxis: dict[str, Any], yaxis: dict[str, Any],
-) -> go.Figure:  # fmt: skip
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: np.ndarray,
+    names: Sequence[Sequence[str | None]],
+    hover: Sequence[Sequence[str]],
+    limits: tuple[float, float],
+    *,
+    title: str,
+    diverging: bool,
+    view: str,
+    picked: Sequence[str] | None,
+    xaxis: dict[str, Any],
+    yaxis: dict[str, Any],
+) -> go.Figure:
     """A map whose cells can be picked.
 
     Args:
@@ -115,11 +145,17 @@ def heatmap(
     low, high = limits
     holes = [[None if np.isnan(v) else float(v) for v in row] for row in values]
     heat = go.Heatmap(
-        x=columns, y=rows, z=holes, customdata=names, text=hover,
-        hovertemplate="%{text}<extra></extra>", zmin=low, zmax=high,
+        x=columns,
+        y=rows,
+        z=holes,
+        customdata=names,
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
+        zmin=low,
+        zmax=high,
         colorscale=DIVERGING if diverging else "viridis",
         colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
-    )  # fmt: skip
+    )
     category: dict[str, Any] = {"type": "category", "showgrid": False}
     across = category | {"nticks": 12} | xaxis
     across["title"] |= {"standoff": 20}  # else it stands between the ticks
@@ -211,7 +247,17 @@ def colour_bar(title: str) -> dict[str, Any]:
     """A flat bar above the map, with its title."""
     small = {"size": 12, "color": LIGHT.muted}
     return {
-        "title": {"text": title, "side": "top", "font": small}, "orientation": "h",
-        "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "len": 1, "thickness": 8,
-        "xpad": 0, "ypad": 0, "outlinewidth": 0, "nticks": 4, "tickfont": small,
-    }  # fmt: skip
+        "title": {"text": title, "side": "top", "font": small},
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "len": 1,
+        "thickness": 8,
+        "xpad": 0,
+        "ypad": 0,
+        "outlinewidth": 0,
+        "nticks": 4,
+        "tickfont": small,
+    }

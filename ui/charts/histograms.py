@@ -33,13 +33,15 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
     view = f"{tensor}/{'log' if log_y else 'linear'}"
     decades: dict[str, Any] = {"dtick": 1} if log_y else {"range": [0, ceiling(drawn)]}
     looks = layout(
-        view=tensor, hovermode="x unified",
+        view=tensor,
+        hovermode="x unified",
         yaxis=axis(PER_BIN, log=log_y, nticks=6, uirevision=view, **decades),
         xaxis=axis(
             "Weight", showgrid=False, range=None if log_y else reach(drawn), uirevision=view
         ),
-        **legend_rows(len(drawn)), **cutoff_lines(drawn),
-    )  # fmt: skip
+        **legend_rows(len(drawn)),
+        **cutoff_lines(drawn),
+    )
     return go.Figure([_outline(s, place, log_y) for place, s in enumerate(drawn)], looks)
 
 
@@ -57,9 +59,12 @@ def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
     log axis leaves out empty bins. `place`: in the order of drawing."""
     filled = place == 0 and series.is_dense
     return step_line(
-        series.centres, [None if log_y and h == 0 else float(h) for h in series.heights],
-        series.stroke, 1 if filled else line_width(place),
+        series.centres,
+        [None if log_y and h == 0 else float(h) for h in series.heights],
+        series.stroke,
+        1 if filled else line_width(place),
         fill=0.25 if filled and not log_y else 0.0,
-        customdata=series.snapshot.counts.tolist(), name=series.title,
+        customdata=series.snapshot.counts.tolist(),
+        name=series.title,
         hovertemplate=f"{series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
-    )  # fmt: skip
+    )

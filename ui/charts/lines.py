@@ -70,11 +70,15 @@ def _trace(line: Line) -> go.Scatter:
     step, value = line.points["step"].to_numpy(), line.points["value"].to_numpy(dtype=float)
     x, y = thinned(step, value)
     return go.Scatter(
-        x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label,
-        mode="lines+markers" if len(x) <= MARKED else "lines", marker={"size": 5},
+        x=x.tolist(),
+        y=y.tolist(),
+        name=line.label,
+        legendgroup=line.label,
+        mode="lines+markers" if len(x) <= MARKED else "lines",
+        marker={"size": 5},
         line=line_look(line.stroke),
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
-    )  # fmt: skip
+    )
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

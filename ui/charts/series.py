@@ -90,9 +90,13 @@ def rebinned(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
         return replace(snapshot, counts=counts)
     upto = np.interp(edges, own, snapshot.below + np.concatenate([[0], snapshot.counts.cumsum()]))
     return replace(
-        snapshot, counts=np.diff(upto), lo=edges[0], hi=edges[-1], below=round(upto[0]),
+        snapshot,
+        counts=np.diff(upto),
+        lo=edges[0],
+        hi=edges[-1],
+        below=round(upto[0]),
         above=round(snapshot.n - snapshot.zeros - upto[-1]),
-    )  # fmt: skip
+    )
 
 
 def ceiling(series: Sequence[Series]) -> float:
@@ -146,15 +150,24 @@ def series_note(series: Sequence[Series]) -> str:
 
 
 def step_line(
-    x: np.ndarray, y: np.ndarray | Sequence[float | None], stroke: LineStyle, width: float, *,
-    fill: float = 0.0, **options: Any,
-) -> go.Scatter:  # fmt: skip
+    x: np.ndarray,
+    y: np.ndarray | Sequence[float | None],
+    stroke: LineStyle,
+    width: float,
+    *,
+    fill: float = 0.0,
+    **options: Any,
+) -> go.Scatter:
     """A histogram as a line, with the shape below it filled where `fill`, its opacity, is given."""
     return go.Scatter(
-        x=x.tolist(), y=np.asarray(y).tolist(), mode="lines",
-        line=line_look(stroke, shape="hvh", width=width), fill="tozeroy" if fill else None,
-        fillcolor=tint(stroke.colour, fill) if fill else None, **options,
-    )  # fmt: skip
+        x=x.tolist(),
+        y=np.asarray(y).tolist(),
+        mode="lines",
+        line=line_look(stroke, shape="hvh", width=width),
+        fill="tozeroy" if fill else None,
+        fillcolor=tint(stroke.colour, fill) if fill else None,
+        **options,
+    )
 
 
 def line_width(place: int) -> float:

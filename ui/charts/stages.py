@@ -35,9 +35,11 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     through = [r for r in ordered if r.stage not in styles or styles[r.stage].main]  # no controls
     labelled = [(names.get(r.stage, r.stage), r.value) for r in through]
     return Chart(
-        stage_perplexities(results, names), frame, perplexity_note(results),
+        stage_perplexities(results, names),
+        frame,
+        perplexity_note(results),
         headline=of_stages(labelled),
-    )  # fmt: skip
+    )
 
 
 def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
@@ -48,22 +50,33 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
     ends = [r.value + side * (r.stderr or 0.0) for r in rows for side in (-1, 0, 1)]
     span = log_span([end for end in ends if end > 0], right=0.2)
     looks = layout(
-        view=PERPLEXITY.family, margin={"r": VALUE_WIDTH}, yaxis=rows_axis(labels),
+        view=PERPLEXITY.family,
+        margin={"r": VALUE_WIDTH},
+        yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
         more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
-    )  # fmt: skip
+    )
     strokes, errors = [stage_style(r.stage) for r in rows], [r.stderr or 0.0 for r in rows]
     marks = dots(
-        [r.value for r in rows], labels, [s.colour for s in strokes], [*map(symbol, strokes)],
+        [r.value for r in rows],
+        labels,
+        [s.colour for s in strokes],
+        [*map(symbol, strokes)],
         [*map(_hover, rows, labels)],
         error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
-    )  # fmt: skip
+    )
     printed = go.Scatter(  # each behind the line of its error
-        x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
-        text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
-        textfont={"size": 14}, hoverinfo="skip", showlegend=False, cliponaxis=False,
-    )  # fmt: skip
+        x=[r.value + (r.stderr or 0.0) for r in rows],
+        y=labels,
+        mode="text",
+        text=[f"  {number(r.value)}" for r in rows],
+        textposition="middle right",
+        textfont={"size": 14},
+        hoverinfo="skip",
+        showlegend=False,
+        cliponaxis=False,
+    )
     return go.Figure([marks, printed], looks)
 
 

@@ -26,25 +26,43 @@ def _template(palette: Palette) -> go.layout.Template:
     small = {"size": 12, "color": palette.muted}
     words = {"family": FAMILY, "size": 12, "color": palette.text}
     ax = {
-        "title": {"font": small, "standoff": 8}, "tickfont": small, "gridcolor": palette.line,
-        "linecolor": palette.line, "zeroline": False, "ticks": "", "nticks": 7, "automargin": True,
-    }  # fmt: skip
+        "title": {"font": small, "standoff": 8},
+        "tickfont": small,
+        "gridcolor": palette.line,
+        "linecolor": palette.line,
+        "zeroline": False,
+        "ticks": "",
+        "nticks": 7,
+        "automargin": True,
+    }
     return go.layout.Template(
         layout={
-            "font": words, "paper_bgcolor": palette.paper, "plot_bgcolor": palette.paper,
+            "font": words,
+            "paper_bgcolor": palette.paper,
+            "plot_bgcolor": palette.paper,
             "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
             "hoverlabel": {
-                "bgcolor": palette.panel, "bordercolor": palette.line, "font": words,
+                "bgcolor": palette.panel,
+                "bordercolor": palette.line,
+                "font": words,
                 "align": "left",
             },
-            "showlegend": False, "xaxis": ax, "yaxis": ax | {"ticklabelstandoff": 6},
+            "showlegend": False,
+            "xaxis": ax,
+            "yaxis": ax | {"ticklabelstandoff": 6},
             "legend": {
-                "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "font": words,
-                "bgcolor": "rgba(0,0,0,0)", "itemsizing": "trace", "tracegroupgap": 0,
+                "x": 0,
+                "y": 1,
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "font": words,
+                "bgcolor": "rgba(0,0,0,0)",
+                "itemsizing": "trace",
+                "tracegroupgap": 0,
             },
             "annotationdefaults": {"showarrow": False, "font": small, "xanchor": "left"},
         }
-    )  # fmt: skip
+    )
 
 
 def templates() -> str:
@@ -72,9 +90,13 @@ def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) 
     value; empty where nothing is drawn."""
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
-        title, log=True, range=[*span] or None, tickvals=ticks,
-        ticktext=[f"{tick_text(tick)}{unit}" for tick in ticks], **options,
-    )  # fmt: skip
+        title,
+        log=True,
+        range=[*span] or None,
+        tickvals=ticks,
+        ticktext=[f"{tick_text(tick)}{unit}" for tick in ticks],
+        **options,
+    )
 
 
 def tick_text(tick: float) -> str:

@@ -26,9 +26,12 @@ HTML = fragments("runs/runs.html")
 NEWEST = "age"
 GROUPS = ("Run", "Results", "Settings")
 ALIASES = {  # other names a filter may use
-    "setting": "choices", "id": "run", "tag": "tags", "by": "owner",
+    "setting": "choices",
+    "id": "run",
+    "tag": "tags",
+    "by": "owner",
     **{alias: known.name for known in METRICS.values() for alias in known.aliases},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -113,41 +116,80 @@ def _sweep(row: RunRow) -> str:
 
 
 RUN_COLUMN = _text(
-    "run", "Run", lambda r: r.job.id, lambda r: named_link(r.job),
-    measure=lambda r: r.job.run, usual=True,
-)  # fmt: skip
+    "run",
+    "Run",
+    lambda r: r.job.id,
+    lambda r: named_link(r.job),
+    measure=lambda r: r.job.run,
+    usual=True,
+)
 AGE = Column(
-    NEWEST, "Age", lambda r: r.head.created_at, lambda r: time_tag(r.job.created_at, r.now),
-    lambda r: (r.now - r.job.created_at) / 1000, True, usual=True, field="added_utc",
-)  # fmt: skip
+    NEWEST,
+    "Age",
+    lambda r: r.head.created_at,
+    lambda r: time_tag(r.job.created_at, r.now),
+    lambda r: (r.now - r.job.created_at) / 1000,
+    True,
+    usual=True,
+    field="added_utc",
+)
 BEFORE = (
     RUN_COLUMN,
     _text("name", "Name", lambda r: r.job.name),
-    _text("kind", "Kind", lambda r: kind_title(r.job),
-           measure=lambda r: f"{r.job.kind} {kind_title(r.job)}", usual=True),
-    _text("model", "Model", lambda r: str(r.job.config.get("model", "")),
-           lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
+    _text(
+        "kind",
+        "Kind",
+        lambda r: kind_title(r.job),
+        measure=lambda r: f"{r.job.kind} {kind_title(r.job)}",
+        usual=True,
+    ),
+    _text(
+        "model",
+        "Model",
+        lambda r: str(r.job.config.get("model", "")),
+        lambda r: model_name(r.job.config.get("model", NONE)),
+        usual=True,
+    ),
     _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
-    _text("state", "State", lambda r: r.job.state, lambda r: HTML.state(r.job.shown_state),
-           usual=True),
+    _text(
+        "state", "State", lambda r: r.job.state, lambda r: HTML.state(r.job.shown_state), usual=True
+    ),
     _text("result", "Result", _result, lambda r: HTML.result(_figure_told(r)), usual=True),
-    _text("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
-           lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
+    _text(
+        "tags",
+        "Tags",
+        lambda r: " ".join(r.job.tags or ()),
+        lambda r: tags_html(r.job.tags or ()),
+        measure=lambda r: r.job.tags or (),
+    ),
     _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),
     _text("owner", "By", lambda r: r.job.owner),
     _text("archived", "Archived", lambda r: "yes" if r.job.archived_at else "no"),
     _text("deleted", "Deleted", lambda r: "yes" if r.job.removed_at else "no"),
     _text("sweep", "Sweep", _sweep, lambda r: HTML.sweep_name(_sweep(r))),
-)  # fmt: skip
+)
 PERPLEXITY_COLUMNS = (
-    replace(_figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
-            key="dense", title="Perplexity, dense", group=GROUPS[1], usual=False,
-            field=f"{PERPLEXITY}_dense"),
+    replace(
+        _figure(PERPLEXITY, lambda r: r.figures.value(r.figures.first, PERPLEXITY)),
+        key="dense",
+        title="Perplexity, dense",
+        group=GROUPS[1],
+        usual=False,
+        field=f"{PERPLEXITY}_dense",
+    ),
     _final(PERPLEXITY, True),
-    Column("change", "Change to its source", lambda r: r.figures.change(),
-           lambda r: percent(r.figures.change()) or NONE, lambda r: r.figures.change(), True,
-           GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
-)  # fmt: skip
+    Column(
+        "change",
+        "Change to its source",
+        lambda r: r.figures.change(),
+        lambda r: percent(r.figures.change()) or NONE,
+        lambda r: r.figures.change(),
+        True,
+        GROUPS[1],
+        True,
+        field=f"{PERPLEXITY}_change_share",
+    ),
+)
 AFTER = (
     _figure(SIZE, lambda r: r.size),
     _figure(DISK, lambda r: r.job.disk_bytes),

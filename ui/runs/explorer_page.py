@@ -69,10 +69,12 @@ class ExplorerPage(Generic[S, View]):
             launch = href("new", kind=self.kind)
             reason = empty_state(run, self.no_run, self.lacks, self.later, launch)
             return {
-                "head": "", "seen": None, "notice": gr.update(value=reason, visible=True),
+                "head": "",
+                "seen": None,
+                "notice": gr.update(value=reason, visible=True),
                 "charts": gr.update(visible=False),
                 "run": gr.update(choices=runs, value=run or None),
-            }  # fmt: skip
+            }
         offers = as_kept({"run": {"choices": runs}} | self.offers(view))
         return updates(
             {"notice": gr.update(visible=False), "charts": gr.update(visible=True)},

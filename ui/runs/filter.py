@@ -20,13 +20,26 @@ TERM = re.compile(  # minus, key, operator, quoted text, word
 )
 NUMBER = re.compile(r"([+\-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+\-]?\d+)?)\s*([A-Za-z%]*)")
 UNITS = {
-    "": 1.0, "%": 0.01, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "kb": 1e3, "mb": 1e6,
-    "gb": 1e9, "tb": 1e12,
-}  # fmt: skip
+    "": 1.0,
+    "%": 0.01,
+    "s": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86_400.0,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+}
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le, "=": operator.eq,
-    "!=": operator.ne, ":": operator.eq,
-}  # fmt: skip
+    ">": operator.gt,
+    "<": operator.lt,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "=": operator.eq,
+    "!=": operator.ne,
+    ":": operator.eq,
+}
 ORDERS = ("<", "<=", ">", ">=")
 
 

@@ -191,9 +191,12 @@ class RunResults:
     order."""
 
     def __init__(
-        self, kind: Kind | None, results: Iterable[StoredResult], job: Job | None = None,
+        self,
+        kind: Kind | None,
+        results: Iterable[StoredResult],
+        job: Job | None = None,
         step_times: Iterable[StepTime] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
         self.ended = job is not None and job.flops is not None
         times = {time.step: time.seconds for time in step_times}

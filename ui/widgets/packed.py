@@ -46,8 +46,10 @@ class PackedArrays:
 
     def answer(self, request: Request) -> Response:
         headers = {
-            "ETag": self.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding",
-        }  # fmt: skip
+            "ETag": self.etag,
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept-Encoding",
+        }
         if self.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         content = self.plain

@@ -25,9 +25,11 @@ from ui.static import SCRIPT_URL
 from ui.widgets.html import WIDGETS
 
 FORMATS = {
-    "png": "Image", "svg": "Vector image", "csv": "Data of the chart",
+    "png": "Image",
+    "svg": "Vector image",
+    "csv": "Data of the chart",
     "html": "Interactive chart in a file that needs no network",
-}  # fmt: skip
+}
 SAVE = WIDGETS.save_chart(FORMATS)
 NOT_THERE = "The run has no such figures, or was deleted."
 Found = TypeVar("Found")
@@ -103,9 +105,11 @@ class Panel:
             view = PlotlyView(self.title, self.height, self.id_on(page))
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
             gr.HTML(
-                SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False,
+                SAVE,
+                js_on_load="slimscope.saving(element)",
+                apply_default_css=False,
                 elem_classes="save-menu",
-            )  # fmt: skip
+            )
             with gr.Accordion("Data", open=False, elem_classes="card-data"):
                 table = gr.HTML("", js_on_load="slimscope.table(element)")
         return dict(zip(self.parts, (view, note, table, title), strict=True))
@@ -128,9 +132,12 @@ class Panel:
 
 
 def page_charts(
-    page: str, find: Callable[[gr.Request], Found | None],
-    drawn: Mapping[Panel, Callable[[Found], Chart]], runs: str = "", missing: str = NOT_THERE,
-) -> dict[str, PageChart]:  # fmt: skip
+    page: str,
+    find: Callable[[gr.Request], Found | None],
+    drawn: Mapping[Panel, Callable[[Found], Chart]],
+    runs: str = "",
+    missing: str = NOT_THERE,
+) -> dict[str, PageChart]:
     """Entries of `Page.charts`: each draws what is found at an address, else says `missing`."""
 
     def drawn_by(draw: Callable[[Found], Chart]) -> Callable[[gr.Request], Chart]:

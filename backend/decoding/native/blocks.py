@@ -44,9 +44,13 @@ class NativeBlocks:
     """
 
     def __init__(
-        self, model: PreTrainedModel, blocks: Iterable[nn.Module],
-        target: tuple[str, ...] = NATIVE, rounded: bool = False, sparse: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        blocks: Iterable[nn.Module],
+        target: tuple[str, ...] = NATIVE,
+        rounded: bool = False,
+        sparse: bool = True,
+    ) -> None:
         self._library = library(target)
         self.instructions = instructions(target)
         self.layout = WeightLayout(self._library, rounded, sparse)
@@ -59,11 +63,18 @@ class NativeBlocks:
         self._stable, self._shift = stable_context(config), norm_shift(config)
         self._types = rotary_types(self._rotary)
         self.structure = c.Model(
-            0, self.width, config.num_attention_heads, config.num_key_value_heads,
-            head_size(config), config.intermediate_size, 2 * self._angles(1)[0][0].shape[1],
-            ACTIVATIONS[activation_of(config)], config.rms_norm_eps, embedding_scale=1.0,
+            0,
+            self.width,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            head_size(config),
+            config.intermediate_size,
+            2 * self._angles(1)[0][0].shape[1],
+            ACTIVATIONS[activation_of(config)],
+            config.rms_norm_eps,
+            embedding_scale=1.0,
             logit_scale=1.0,
-        )  # fmt: skip
+        )
         s = self.structure
         if s.rotated > s.head or len(self._types) > c.ROTARIES:
             raise ValueError(f"{s.rotated} of {s.head} values of a head are rotated")
@@ -102,9 +113,12 @@ class NativeBlocks:
         return NativeCache(self.call, blocks, capacity, held, len(held) * c.BLOCK)
 
     def __call__(
-        self, states: Tensor, cache: NativeCache,
-        positions: Tensor | None = None, visible: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        states: Tensor,
+        cache: NativeCache,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """Append n tokens to the cache: hidden states [n, width] -> [n, width] in float32.
         `positions`: [n]; None: those that follow the cached ones. `visible`: [n, n] bool, which
         tokens of the pass each sees; None: those before it."""
@@ -115,9 +129,13 @@ class NativeBlocks:
         return self._run(task, [len(states)], [cache], positions, [visible])
 
     def _run(
-        self, task: c.Pass, lengths: Sequence[int], caches: Sequence[NativeCache],
-        positions: Tensor | None, visible: Sequence[Tensor | None],
-    ) -> Tensor:  # fmt: skip
+        self,
+        task: c.Pass,
+        lengths: Sequence[int],
+        caches: Sequence[NativeCache],
+        positions: Tensor | None,
+        visible: Sequence[Tensor | None],
+    ) -> Tensor:
         """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree;
         see `__call__`. Raises ValueError: something is out of range; the library would read or
         write elsewhere."""
@@ -154,9 +172,12 @@ class NativeBlocks:
         return hidden
 
     def relay(
-        self, index: int, block: Any, changed: Collection[nn.Module],
+        self,
+        index: int,
+        block: Any,
+        changed: Collection[nn.Module],
         codes: Mapping[nn.Module, QuantizedWeight],
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
         and tell how many; no pass may run meanwhile. `codes`: of linears of the block; those that
         lie below each other are read as codes where all of them have some. Raises ValueError: a

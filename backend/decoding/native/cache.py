@@ -56,9 +56,13 @@ class NativeCache:
     the library on the model. `held`: the beginning of another cache, shared with it."""
 
     def __init__(
-        self, call: Callable[..., None], blocks: CacheBlocks, capacity: int,
-        held: Sequence[CacheBlock] = (), length: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        call: Callable[..., None],
+        blocks: CacheBlocks,
+        capacity: int,
+        held: Sequence[CacheBlock] = (),
+        length: int = 0,
+    ) -> None:
         self.call, self.capacity, self._blocks = call, capacity, blocks
         self._held: list[CacheBlock] = []
         self._places = (ctypes.c_void_p * blocks_for(capacity))()

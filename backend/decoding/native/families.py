@@ -58,8 +58,11 @@ def rotaries(config: PreTrainedConfig) -> list[dict[str, Any]]:
 def stable_context(config: PreTrainedConfig) -> int:
     """Maximum position up to which rotary frequencies do not depend on the length of a pass: beyond
     its original context `longrope` uses other frequencies for every token, cached ones included."""
-    limits = [r["original_max_position_embeddings"] for r in rotaries(config)
-              if r.get("rope_type") == LONG]  # fmt: skip
+    limits = [
+        r["original_max_position_embeddings"]
+        for r in rotaries(config)
+        if r.get("rope_type") == LONG
+    ]
     return min(limits, default=FAR)
 
 

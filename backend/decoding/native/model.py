@@ -109,9 +109,13 @@ class NativeModel(NativeBlocks):
         return made
 
     def forward(
-        self, ids: Tensor, cache: NativeCache,
-        positions: Tensor | None = None, visible: Tensor | None = None, read_out: int = 0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        ids: Tensor,
+        cache: NativeCache,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+        read_out: int = 0,
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states [n, width] in bfloat16 of the tokens `ids` [n], which are appended to the
         cache, and logits [read_out, vocabulary] in float32 of the last; see `NativeBlocks`."""
         if ids.dim() != 1:
@@ -134,9 +138,14 @@ class NativeModel(NativeBlocks):
         return self._pass(torch.tensor(ids), lengths, caches, places, visible, read_out)
 
     def _pass(
-        self, ids: Tensor, lengths: Sequence[int], caches: Sequence[NativeCache],
-        positions: Tensor | None, visible: Sequence[Tensor | None], read_out: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        ids: Tensor,
+        lengths: Sequence[int],
+        caches: Sequence[NativeCache],
+        positions: Tensor | None,
+        visible: Sequence[Tensor | None],
+        read_out: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
         """As many of the tokens `ids` [n] for each of the caches, and the logits of the last
         `read_out` of them; see `forward`."""
         if sum(lengths) != len(ids) or len(read_out) != len(lengths):

@@ -62,10 +62,13 @@ class WeightLayout:
         """`count` outputs of a matrix from `first` on, multiples of `LANES`, in its memory."""
         groups = matrix.inputs // matrix.group
         steps = {  # bytes of a block of outputs
-            "weights": _block_bytes(matrix.format) * matrix.inputs, "masks": 2 * matrix.inputs,
-            "starts": 8, "scales": 2 * LANES * groups, "zeros": 2 * LANES * groups,
+            "weights": _block_bytes(matrix.format) * matrix.inputs,
+            "masks": 2 * matrix.inputs,
+            "starts": 8,
+            "scales": 2 * LANES * groups,
+            "zeros": 2 * LANES * groups,
             "bias": 4 * LANES,
-        }  # fmt: skip
+        }
         part = c.Matrix.from_buffer_copy(matrix)
         part.outputs = count
         for name, step in steps.items():
@@ -115,9 +118,13 @@ class WeightLayout:
         codes, scale = pad(codes, padding).contiguous(), pad(scale, padding)
         zero = pad(zero, padding, value=2 ** (bits - 1)) - 2 ** (bits - 1)
         matrix = c.Matrix(
-            bits, len(codes), inputs, group, scales=self._part(_blocks(scale.T.bfloat16())),
+            bits,
+            len(codes),
+            inputs,
+            group,
+            scales=self._part(_blocks(scale.T.bfloat16())),
             bias=self._bias(linears, len(codes)),
-        )  # fmt: skip
+        )
         if zero.any() or not self._two_of_four(matrix, codes):
             layout = torch.empty(codes.numel() * bits // 8, dtype=torch.uint8)
             places = codes.data_ptr(), layout.data_ptr(), *codes.shape, bits

@@ -118,9 +118,13 @@ class ServingEngine:
     """
 
     def __init__(
-        self, target: TargetModel, tokenizer: PreTrainedTokenizerBase | None, *, memory: int,
+        self,
+        target: TargetModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        memory: int,
         threads: Callable[[], int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._target, self._tokenizer, self._threads = target, tokenizer, threads
         self._passes = passes_of(target)
         self._blocks = memory // self._passes.block_size
@@ -189,11 +193,15 @@ class ServingEngine:
         batch, drafted = passed[-1].sequences if passed else 0, sum(x.drafted for x in passed)
         writing = sum(x.sequences * x.seconds for x in passed) / seconds if seconds else 1.0
         return EngineStatus(
-            running, waiting, batch, speed, speed / writing,
+            running,
+            waiting,
+            batch,
+            speed,
+            speed / writing,
             sum(x.accepted for x in passed) / drafted if drafted else None,
             self._passes.used * self._passes.block_size,
             self._target.decoder + self._passes.words,
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """End all that is served, and the thread."""
@@ -345,9 +353,13 @@ class ServingEngine:
     def _record(self, seconds: float, work: Sequence[Work]) -> None:
         drafted = [each for each in work if each.draft.tokens]
         record = PassRecord(
-            time.monotonic(), seconds, len(work), sum(each.new for each in work),
-            sum(len(each.draft.tokens) for each in drafted), sum(each.new - 1 for each in drafted),
-        )  # fmt: skip
+            time.monotonic(),
+            seconds,
+            len(work),
+            sum(each.new for each in work),
+            sum(len(each.draft.tokens) for each in drafted),
+            sum(each.new - 1 for each in drafted),
+        )
         with self._changed:
             self._passed.append(record)
             while self._passed[0].end < record.end - WINDOW_S:

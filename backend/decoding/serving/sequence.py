@@ -42,9 +42,12 @@ class ServedSequence:
     """
 
     def __init__(
-        self, request: GenerationRequest, deliver: Deliver,
-        tokenizer: PreTrainedTokenizerBase | None, drafts: Drafts,
-    ) -> None:  # fmt: skip
+        self,
+        request: GenerationRequest,
+        deliver: Deliver,
+        tokenizer: PreTrainedTokenizerBase | None,
+        drafts: Drafts,
+    ) -> None:
         self.request, self.drafts, self._deliver = request, drafts, deliver
         self.committed = list(request.prompt)
         self.capacity = len(request.prompt) + request.max_tokens + drafts.nodes
@@ -205,7 +208,12 @@ class ServedSequence:
         request = self.request
         self.tell(
             Finished(
-                reason, self._detokenizer.rest(), len(request.prompt), self._shared or 0,
-                self.generated, self._first_token_s, error,
+                reason,
+                self._detokenizer.rest(),
+                len(request.prompt),
+                self._shared or 0,
+                self.generated,
+                self._first_token_s,
+                error,
             )
-        )  # fmt: skip
+        )

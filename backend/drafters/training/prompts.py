@@ -105,10 +105,13 @@ def write_answers(
         with engine.together():
             for number, (prompt, record) in enumerate(zip(prompts, records, strict=True)):
                 request = GenerationRequest(
-                    tuple(prompt), min(limit, target.context - len(prompt)),
-                    Sampling(temperature, seed=SEED_STEP * seed + number), frozenset(ends),
-                    person=str(number), observe=partial(observe, record),
-                )  # fmt: skip
+                    tuple(prompt),
+                    min(limit, target.context - len(prompt)),
+                    Sampling(temperature, seed=SEED_STEP * seed + number),
+                    frozenset(ends),
+                    person=str(number),
+                    observe=partial(observe, record),
+                )
                 engine.submit(request, partial(deliver, record))
         for _ in prompts:
             if error := ended.get().error:

@@ -97,9 +97,14 @@ class DrafterTrainer(Trainer):
     ) -> None:
         store = StageStore(checkpoints, device=str(target.device))
         super().__init__(
-            "the drafter", dict(drafter.named_parameters()), drafter.state_dict(),
-            _optimizer(drafter, config), store, (CHECKPOINT,), reporter,
-        )  # fmt: skip
+            "the drafter",
+            dict(drafter.named_parameters()),
+            drafter.state_dict(),
+            _optimizer(drafter, config),
+            store,
+            (CHECKPOINT,),
+            reporter,
+        )
         self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
         self.learnt, self.heldout, self.seconds = learnt, heldout, 0.0
         self._step_seconds: list[float] = []
@@ -192,9 +197,14 @@ class DrafterTrainer(Trainer):
             return whole.to(device)
 
         return AnchorBatch(
-            batch("hidden"), batch("ids").long(), batch("denominator"),
-            rows.to(device), places.to(device), valid.to(device), anchors,
-        )  # fmt: skip
+            batch("hidden"),
+            batch("ids").long(),
+            batch("denominator"),
+            rows.to(device),
+            places.to(device),
+            valid.to(device),
+            anchors,
+        )
 
     def _anchors(self, indices: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Sequence and position of each anchor [n]: a random share of all answer positions, with n

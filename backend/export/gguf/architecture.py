@@ -18,10 +18,19 @@ from backend.errors import ConfigError
 from backend.models.sources.gguf_config import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
-    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
-    "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi3",
-    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe",
-}  # fmt: skip
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "olmoe": "olmoe",
+}
 NORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
 INTERLEAVED = "llama"
 GEMMA = ("gemma", "gemma2", "gemma3")

@@ -79,9 +79,14 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def write_gguf(
-    folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter,
+    folder: Path,
+    path: Path,
+    type: str,
+    packed: bool,
+    title: str,
+    reporter: Reporter,
     embedding: types.EmbeddingType = "auto",
-) -> None:  # fmt: skip
+) -> None:
     """Write the model in `folder` to `path`. Raises ConfigError: model, tokenizer or weights have
     no counterpart in GGUF; ModelError: the folder is damaged.
 
@@ -138,8 +143,10 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
     writer.add_vocab_size(sizes.vocabulary)
     add: dict[type, Callable[[str, Any], None]] = {
-        int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-    }  # fmt: skip
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
     for key, value in sizes.keys.items():
         add[type(value)](f"{sizes.name}.{key}", value)
 

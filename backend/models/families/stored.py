@@ -28,11 +28,23 @@ ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_up_proj|down_proj)")
 SEPARATE = {  # families whose checkpoints hold experts one by one -> gate, up and down projection
     **dict.fromkeys(("mixtral", "phimoe", "minimax", "lfm2_moe"), ("w1", "w3", "w2")),
     **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3",
-         "dots1", "ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe", "jamba"),
+        (
+            "qwen2_moe",
+            "qwen3_moe",
+            "qwen3_next",
+            "olmoe",
+            "flex_olmo",
+            "deepseek_v2",
+            "deepseek_v3",
+            "dots1",
+            "ernie4_5_moe",
+            "glm4_moe",
+            "hunyuan_v1_moe",
+            "jamba",
+        ),
         ("gate_proj", "up_proj", "down_proj"),
     ),
-}  # fmt: skip
+}
 RENAMED = {  # family -> names in a checkpoint, and in the loaded model
     **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "minimax")},
     "phimoe": {".block_sparse_moe.": ".mlp.", ".mlp.gate.": ".mlp.router."},

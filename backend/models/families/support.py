@@ -12,8 +12,13 @@ from backend.models.families.stored import SEPARATE
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MIXTURES = (  # families whose experts can be compressed one by one
-    *SEPARATE, "granitemoe", "granitemoeshared", "granitemoehybrid", "gpt_oss", "qwen3_5_moe_text",
-)  # fmt: skip
+    *SEPARATE,
+    "granitemoe",
+    "granitemoeshared",
+    "granitemoehybrid",
+    "gpt_oss",
+    "qwen3_5_moe_text",
+)
 SEQUENTIAL = "Its hidden states are changed between its blocks"
 NOT_BY_BLOCK = {
     "rwkv": f"{SEQUENTIAL}, and its weights are divided while it runs.",
@@ -24,16 +29,34 @@ STATE = "Some of its layers cache one state for all tokens, so a tree of drafts 
 ALIBI = "Its positions are distances between cached tokens (ALiBi), and a tree has other distances."
 NO_TREES = {
     **dict.fromkeys(
-        ("rwkv", "mamba", "mamba2", "falcon_mamba", "jamba", "falcon_h1", "zamba", "zamba2",
-         "nemotron_h", "bamba", "recurrent_gemma", "minimax", "lfm2", "lfm2_moe",
-         "granitemoehybrid", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "kimi_linear"),
+        (
+            "rwkv",
+            "mamba",
+            "mamba2",
+            "falcon_mamba",
+            "jamba",
+            "falcon_h1",
+            "zamba",
+            "zamba2",
+            "nemotron_h",
+            "bamba",
+            "recurrent_gemma",
+            "minimax",
+            "lfm2",
+            "lfm2_moe",
+            "granitemoehybrid",
+            "qwen3_next",
+            "qwen3_5_text",
+            "qwen3_5_moe_text",
+            "kimi_linear",
+        ),
         STATE,
     ),
     **dict.fromkeys(("bloom", "mpt"), ALIBI),
     "openai-gpt": "It has no cache of keys and values.",
     "bert": "A further layer lies between its last block and its head.",
     "gpt_neo": "Its local attention counts cached tokens, not positions.",
-}  # fmt: skip
+}
 NOT_CLONED = {"gemma3n_text": "Its layers read several versions of the hidden states at once."}
 PACKED = "Its weights are packed, and all are unpacked at once."
 EXPERTS = "Its experts are stored as other tensors than they are loaded."
@@ -65,9 +88,13 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
     stream = PACKED if packed else EXPERTS if mixture else ""
     return ModelSupport(
-        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture,
+        _compress(family, mixture, linears),
+        _decode(family, config),
+        clone,
+        stream,
+        mixture,
         family in SEPARATE,
-    )  # fmt: skip
+    )
 
 
 def _compress(family: str, mixture: bool, linears: int) -> str:

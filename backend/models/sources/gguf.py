@@ -41,9 +41,13 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     link = re.fullmatch(r"https://huggingface\.co/([\w.-]+/[\w.-]+)", about["base_model"])
     note = dequantized_note(kinds, rounding_methods(path.stem, *about.values()))
     origin = CacheOrigin(
-        path.stem, note, str(path), about["licence"] or UNKNOWN, path.stat().st_size,
+        path.stem,
+        note,
+        str(path),
+        about["licence"] or UNKNOWN,
+        path.stat().st_size,
         link[1] if link else "",
-    )  # fmt: skip
+    )
     return header["config"], tensors, origin
 
 

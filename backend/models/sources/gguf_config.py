@@ -111,7 +111,9 @@ def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
     if not usable or not np.allclose(again, factors, rtol=TOLERANCE):
         raise UnknownRopeError("Its rotary frequencies are scaled in a way of its own.")
     return {
-        "rope_type": "llama3", "factor": most, "low_freq_factor": low,
+        "rope_type": "llama3",
+        "factor": most,
+        "low_freq_factor": low,
         "high_freq_factor": round(float(high), 4),
         "original_max_position_embeddings": int(original),
-    }  # fmt: skip
+    }

@@ -147,8 +147,11 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         raise _refused(str(error)) from error
     kind = MODEL_TYPES.get(architecture, architecture)
     return {
-        "architectures": [ARCHITECTURES[architecture]], "model_type": kind, **sizes, **more,
-    }  # fmt: skip
+        "architectures": [ARCHITECTURES[architecture]],
+        "model_type": kind,
+        **sizes,
+        **more,
+    }
 
 
 def _name(architecture: str, name: str) -> str:

@@ -51,9 +51,14 @@ def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]
     try:
         with CHILDREN:
             done = subprocess.run(
-                command, cwd=CODE, env=environment, stdin=subprocess.DEVNULL,
-                capture_output=True, timeout=WALL_S, check=False,
-            )  # fmt: skip
+                command,
+                cwd=CODE,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=WALL_S,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         return {"why": f"Reading it takes more than {WALL_S} s."}
     if -done.returncode in OUT_OF_LIMITS:

@@ -25,12 +25,20 @@ PARTS = {  # method -> what a packed layer has instead of a weight, the codes fi
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
     "compressed-tensors": (
-        "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+        "weight_packed",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
     ),
     "slimscope": (
-        "weight_packed", "weight_scale", "weight_offset", "weight_zero_point", "weight_shape",
+        "weight_packed",
+        "weight_scale",
+        "weight_offset",
+        "weight_zero_point",
+        "weight_shape",
     ),
-}  # fmt: skip
+}
 SCALES = {
     **dict.fromkeys(("gptq", "awq"), "scales"),
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
@@ -127,11 +135,13 @@ def _ours(settings: Mapping[str, Any]) -> Layout:
     sizes = int(settings["bits"]), int(settings["group_size"])
     others = [
         PackedGroup(
-            tuple(group["layers"]), int(group["bits"]), int(group["group_size"]),
+            tuple(group["layers"]),
+            int(group["bits"]),
+            int(group["group_size"]),
             group.get("grid", "symmetric"),
         )
         for group in settings.get("groups", ())
-    ]  # fmt: skip
+    ]
     return Layout("slimscope", *sizes, grid, _apart(others))
 
 

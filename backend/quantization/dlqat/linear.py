@@ -107,9 +107,17 @@ class _RowPanel:
     it overwrites the levels."""
 
     def __init__(
-        self, start: Tensor, dense: Tensor | None, A: Tensor, B: Tensor,
-        scale: Tensor, zero: Tensor, m: Tensor, top: int, factor: float,
-    ) -> None:  # fmt: skip
+        self,
+        start: Tensor,
+        dense: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        m: Tensor,
+        top: int,
+        factor: float,
+    ) -> None:
         self._scale, self._m = scale.unsqueeze(-1), m.unsqueeze(-1)
         whole, part = split_zero(zero.unsqueeze(-1))
         W = torch.addmm(start.to(m.dtype), B, A, alpha=factor)

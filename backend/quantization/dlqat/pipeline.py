@@ -105,9 +105,20 @@ class DLQAT:
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
         dtype = getattr(torch, precision)
         self.run = DLQATRun(
-            model, linears, calibration, input_ids, labels, config, plan, dtype, store, seed, dense,
-            heldout, judge,
-        )  # fmt: skip
+            model,
+            linears,
+            calibration,
+            input_ids,
+            labels,
+            config,
+            plan,
+            dtype,
+            store,
+            seed,
+            dense,
+            heldout,
+            judge,
+        )
         self.seconds: dict[str, float] = {}
         self._losses: dict[str, list[float]] = {}  # of finished stages, on held-out windows
         _round_rest(self.run)
@@ -221,9 +232,12 @@ class DLQAT:
         return {n: x.convert(run.stored, run.plan.settings(n).grid) for n, x in layers.items()}
 
     def _judged(
-        self, stage: str, layers: Mapping[str, DLQATLinear],
-        converted: Mapping[str, QuantizedWeight], reporter: Reporter,
-    ) -> list[float]:  # fmt: skip
+        self,
+        stage: str,
+        layers: Mapping[str, DLQATLinear],
+        converted: Mapping[str, QuantizedWeight],
+        reporter: Reporter,
+    ) -> list[float]:
         """The held-out losses of a stage in training, whose `layers` may be in place: of what they
         are `converted` to."""
         run, own = self.run, {name: layer.base for name, layer in layers.items()}

@@ -25,8 +25,9 @@ from backend.quantization.registry import QUANTIZERS, BlockLayers
 from backend.reporter import Reporter, stop_if_asked
 
 FAILURE = (
-    "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
-)  # fmt: skip
+    "quantised",
+    "Use more calibration text, or start from the rounded weights without GPTQ.",
+)
 DAMPING = 0.01  # first tried; relative to the mean energy of the inputs
 Starts = dict[str, Start]
 

@@ -61,9 +61,12 @@ class DLQATRun:
         if not len(self.heldout) or not distributed.is_first():
             return []
         return self.judge(
-            self.model, self.heldout, self.dtype, lambda _: stop_if_asked(reporter),
+            self.model,
+            self.heldout,
+            self.dtype,
+            lambda _: stop_if_asked(reporter),
             batch=self.config.batch,
-        )  # fmt: skip
+        )
 
     @property
     def blocks(self) -> int:

@@ -50,9 +50,12 @@ class DLQATStageStore(StageStore):
             f"{module}.{part}": tensor
             for module, (W, grid, basis) in starts.items()
             for part, tensor in {
-                "start": W, "scale": grid.scale, "zero": grid.zero, **basis.tensors()
+                "start": W,
+                "scale": grid.scale,
+                "zero": grid.zero,
+                **basis.tensors(),
             }.items()
-        }  # fmt: skip
+        }
         self.save(block_name(name, block), tensors)
 
     def start(self, name: str, linear: LinearWeight) -> Start:

@@ -129,9 +129,15 @@ class StageTrainer(Trainer):
         )
         slots = (f"train-{stage}-{attempt}-0", f"train-{stage}-{attempt}-1")
         super().__init__(
-            STAGE_LABELS[stage], parameters, parameters, optimizer, run.store, slots, reporter,
+            STAGE_LABELS[stage],
+            parameters,
+            parameters,
+            optimizer,
+            run.store,
+            slots,
+            reporter,
             run.config.steps,
-        )  # fmt: skip
+        )
         self.run, self.stage, self.loss, self.watch = run, stage, loss, watch
 
     def begin(self) -> None:

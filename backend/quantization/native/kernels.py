@@ -31,11 +31,21 @@ FUNCTIONS = {
     "slimscope_levels": (POINTER(Rows), c_void_p, c_void_p, c_int32),
     "slimscope_figures": (POINTER(Rows), *(c_void_p,) * 5),
     "slimscope_gptq_columns": (
-        c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_void_p, c_void_p,
-        c_void_p, c_int32, c_int32,
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_void_p,
+        c_int32,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_int32,
+        c_int32,
     ),
     "slimscope_grid_errors": (*(c_void_p,) * 5, c_int64, *(c_int32,) * 4),
-}  # fmt: skip
+}
 
 
 def _declare(library: CDLL) -> CDLL:
@@ -75,8 +85,12 @@ def grid_errors(V: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, top: int
     errors, count = torch.empty_like(scale), rows * groups
     _call().slimscope_grid_errors(
         *map(Tensor.data_ptr, (V, scale, zero, weight, errors)),
-        count, scale.numel() // max(count, 1), groups, size, top,
-    )  # fmt: skip
+        count,
+        scale.numel() // max(count, 1),
+        groups,
+        size,
+        top,
+    )
     return errors
 
 
@@ -97,10 +111,19 @@ def gptq_columns(
     errors = torch.empty(rows, width)
     kept = None if kept is None else kept.contiguous()
     _call().slimscope_gptq_columns(
-        W.data_ptr(), W.stride(0), U.data_ptr(), U.stride(0), scale.data_ptr(), zero.data_ptr(),
-        scale.shape[1], tops.data_ptr(), None if kept is None else kept.data_ptr(),
-        errors.data_ptr(), rows, width,
-    )  # fmt: skip
+        W.data_ptr(),
+        W.stride(0),
+        U.data_ptr(),
+        U.stride(0),
+        scale.data_ptr(),
+        zero.data_ptr(),
+        scale.shape[1],
+        tops.data_ptr(),
+        None if kept is None else kept.data_ptr(),
+        errors.data_ptr(),
+        rows,
+        width,
+    )
     return errors
 
 
@@ -114,9 +137,17 @@ class RoundedRows:
     """
 
     def __init__(
-        self, start: Tensor, dense: Tensor | None, A: Tensor, B: Tensor,
-        scale: Tensor, zero: Tensor, m: Tensor, top: int, factor: float,
-    ) -> None:  # fmt: skip
+        self,
+        start: Tensor,
+        dense: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        m: Tensor,
+        top: int,
+        factor: float,
+    ) -> None:
         self._held = (start, dense, A, B, scale, zero, m)
         (rows, columns), groups = start.shape, scale.shape[1]
         self._top = top

@@ -17,9 +17,16 @@ ANSWER_S = 10.0  # within which a command has to end
 JOBS_S = 5.0  # for which the list of jobs is good, and before a stop is repeated
 NOTICE_S = 120  # before its time is over or it is preempted, a job is told
 ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-    "PREEMPTED", "TIMEOUT",
-}  # fmt: skip
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
 SCRIPT = "#!/bin/sh -l\n{variables}\nexec ${{SLIMSCOPE_PYTHON:-python}} {arguments}\n"
 
 
@@ -80,10 +87,18 @@ class SlurmEngine:
     def launch(self, launch: LaunchRequest) -> Ref:
         ref = self.reference(launch)
         line = [
-            "sbatch", "--parsable", f"--job-name={ref['job']}", "--no-requeue", "--nodes=1",
-            "--ntasks=1", f"--cpus-per-task={self._cpus}", f"--signal=B:USR1@{NOTICE_S}",
-            "--export=NONE", "--output=/dev/null", *self._arguments,
-        ]  # fmt: skip
+            "sbatch",
+            "--parsable",
+            f"--job-name={ref['job']}",
+            "--no-requeue",
+            "--nodes=1",
+            "--ntasks=1",
+            f"--cpus-per-task={self._cpus}",
+            f"--signal=B:USR1@{NOTICE_S}",
+            "--export=NONE",
+            "--output=/dev/null",
+            *self._arguments,
+        ]
         if self._gpus:
             line.append(f"--gres=gpu:{self._gpus}")
         script = SCRIPT.format(

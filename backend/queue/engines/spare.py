@@ -24,9 +24,13 @@ class SpareProcess:
     def __init__(self, launch: LaunchRequest) -> None:
         self._launch, self._code = launch, code_state(launch.folder)
         self._child = subprocess.Popen(
-            launch.argv, cwd=launch.folder, env=_imported(launch.environment),
-            stdin=subprocess.PIPE, bufsize=0, start_new_session=True,
-        )  # fmt: skip
+            launch.argv,
+            cwd=launch.folder,
+            env=_imported(launch.environment),
+            stdin=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
 
     def is_alive(self) -> bool:
         return self._child.poll() is None
@@ -34,10 +38,10 @@ class SpareProcess:
     def fits(self, launch: LaunchRequest) -> bool:
         """Whether it was started as the process of this launch would be."""
         mine, words = self._launch, len(self._launch.argv) - 1
-        return (
-            (mine.folder, mine.argv[:words]) == (launch.folder, launch.argv[:words])
-            and _imported(mine.environment) == _imported(launch.environment)
-        )  # fmt: skip
+        return (mine.folder, mine.argv[:words]) == (
+            launch.folder,
+            launch.argv[:words],
+        ) and _imported(mine.environment) == _imported(launch.environment)
 
     def is_current(self) -> bool:
         """Whether the code on the disk is still what it has imported."""

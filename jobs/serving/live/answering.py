@@ -58,9 +58,12 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def failed(self, error: SlimscopeError) -> Event:
         return {
-            "event": "error", "what": error.what, "why": error.why, "do": error.do,
+            "event": "error",
+            "what": error.what,
+            "why": error.why,
+            "do": error.do,
             "field": error.field,
-        }  # fmt: skip
+        }
 
     async def next_event(self) -> Event | None:
         """What happens next; where nothing does, how long already, and at last an error."""
@@ -149,9 +152,12 @@ class LiveAnswering(ThreadedEvents[Event]):
     def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
         dense, asked = opened.dense, opened.asked(live, self.body.state)
         self._tell(
-            "opened", identity=dense.identity, decoder=dense.reference(live.dtype).decoder,
-            memory=self.pool.nbytes, budget=self.pool.budget,
-        )  # fmt: skip
+            "opened",
+            identity=dense.identity,
+            decoder=dense.reference(live.dtype).decoder,
+            memory=self.pool.nbytes,
+            budget=self.pool.budget,
+        )
         return asked
 
     def _apply(self, opened: OpenedModel, state: BrowserState, asked: LiveState) -> None:
@@ -171,9 +177,13 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def _applied(self, live: LiveModel, changed: int, seconds: float) -> None:
         self._tell(
-            "applied", ms=1000 * seconds, changed=changed, exactly=all(self._exactly(live)),
-            address=live.address, read_bytes=live.running.read_bytes,
-        )  # fmt: skip
+            "applied",
+            ms=1000 * seconds,
+            changed=changed,
+            exactly=all(self._exactly(live)),
+            address=live.address,
+            read_bytes=live.running.read_bytes,
+        )
 
     @staticmethod
     def _exactly(live: LiveModel) -> Iterator[bool]:
@@ -208,10 +218,13 @@ class LiveAnswering(ThreadedEvents[Event]):
         ratio, n = loss.ratio, len(loss.windows)
         dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
         figures = {
-            "loss": loss.loss, "dense": dense, "kl": kl,
+            "loss": loss.loss,
+            "dense": dense,
+            "kl": kl,
             "ratio": torch.tensor(loss.loss - dense).exp().item(),
-            "low": ratio.low if ratio else nan, "high": ratio.high if ratio else nan,
-        }  # fmt: skip
+            "low": ratio.low if ratio else nan,
+            "high": ratio.high if ratio else nan,
+        }
         self._tell("loss", tokens=n * length, of=of, **finite(figures))
 
     # texts ----------------------------------------------------------------------------------------
@@ -253,9 +266,13 @@ class LiveAnswering(ThreadedEvents[Event]):
         return tuple(opened.tokenizer(self.body.prompt).input_ids)
 
     def _written(
-        self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
+        self,
+        side: str,
+        opened: OpenedModel,
+        running: RunningModel,
+        prompt: Sequence[int],
         pieces: list[str],
-    ) -> Generator[None, None, float | None]:  # fmt: skip
+    ) -> Generator[None, None, float | None]:
         """Writes a text into `pieces` as it comes; tokens a second behind the prompt."""
         assert running.target is not None
         text, seconds = Detokenizer(opened.tokenizer), list[float]()

@@ -58,10 +58,15 @@ def _write_folder(
     codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
     model = _with_weights(live, weights)
     card = live_card(
-        title, opened.base.facts.title, origin_of(opened.base.source), opened.base.facts.note,
-        Counter(map(str, live.formats.values())), Counter(live.made.values()),
-        (live.pruner, live.quantizer), live.address,
-    )  # fmt: skip
+        title,
+        opened.base.facts.title,
+        origin_of(opened.base.source),
+        opened.base.facts.note,
+        Counter(map(str, live.formats.values())),
+        Counter(live.made.values()),
+        (live.pruner, live.quantizer),
+        live.address,
+    )
     if not codes:
         save(model, opened.tokenizer, folder, card, live.dense.model.dtype)
         return

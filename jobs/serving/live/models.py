@@ -286,9 +286,15 @@ def _texts(
     length = context_length(config, base.facts)
     evaluation = evaluation_slice(evaluated, tokenizer, config.windows, length)
     calibration, _ = calibration_slices(
-        calibrated, tokenizer, config.segments, length, config.seed, config.heldout_windows,
-        evaluation, shared=calibrated == evaluated,
-    )  # fmt: skip
+        calibrated,
+        tokenizer,
+        config.segments,
+        length,
+        config.seed,
+        config.heldout_windows,
+        evaluation,
+        shared=calibrated == evaluated,
+    )
     parts = evaluation.input_ids.split(min(WINDOW, length), 1)
     windows = torch.cat([part for part in parts if part.shape[1] == parts[0].shape[1]])
     return calibration.input_ids, windows[:WINDOWS]

@@ -60,9 +60,11 @@ class LiveRoutes:
         return await self._done(request, ExportBody, _exported)
 
     async def _done(
-        self, request: Request, kind: type[B],
+        self,
+        request: Request,
+        kind: type[B],
         work: Callable[[B, OpenedModel, BrowserState], Response],
-    ) -> Response:  # fmt: skip
+    ) -> Response:
         """What a short request comes to, in a thread."""
         person, guest = _person(request)
 
@@ -88,8 +90,10 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
     form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
     with dense.lock:
         if (live.formats[body.name], live.pruner, live.quantizer) == (
-            form, asked.pruner, asked.quantizer,
-        ):  # fmt: skip
+            form,
+            asked.pruner,
+            asked.quantizer,
+        ):
             found = layer_histogram(dense, body.name, live.stored(body.name), live.made[body.name])
         else:
             made = dense.made(body.name, form, dense.score_of(asked.pruner))
@@ -101,8 +105,10 @@ def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Res
     asked, live = opened.asked(state.live, body.state), state.live
     with state.changing:
         if (asked.formats, asked.pruner, asked.quantizer) != (
-            live.formats, live.pruner, live.quantizer,
-        ):  # fmt: skip
+            live.formats,
+            live.pruner,
+            live.quantizer,
+        ):
             live.apply(asked.formats, asked.pruner, asked.quantizer)
         return JSONResponse(write_live(body, opened, live))
 

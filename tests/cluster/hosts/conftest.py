@@ -114,8 +114,10 @@ def lab(
     }
     more = {
         "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.lab/slimscope",
-        "SLIMSCOPE_EXAMPLES": "false", "SLIMSCOPE_HOST": "0.0.0.0", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        "SLIMSCOPE_EXAMPLES": "false",
+        "SLIMSCOPE_HOST": "0.0.0.0",
+        "HF_HUB_OFFLINE": "1",
+    }
     with ExitStack() as stack:
         network = Network(stack)
         db = Host(network, "db", 1, tmp_path / "db")

@@ -105,9 +105,14 @@ class Host:
     """
 
     def __init__(
-        self, network: Network, name: str, number: int, folder: Path, boot: str = "",
+        self,
+        network: Network,
+        name: str,
+        number: int,
+        folder: Path,
+        boot: str = "",
         told: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network, self.name, self.folder = network, name, folder
         self.address, self.told = NET.format(number), {**(told or {})}
         (folder / "data").mkdir(parents=True)

@@ -14,9 +14,11 @@ PACKAGES = Path(os.environ.get("SLIMSCOPE_TEST_S3", ROOT / ".cluster" / "s3"))
 NEEDED = ("moto[server]", "s3fs")
 PORT, BUCKET, ACCOUNT, LIST = 9000, "slimscope", "123456789012", "/stored"
 CLIENT = {
-    "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
     "SLIMSCOPE_ARTIFACTS": f"s3://{BUCKET}",
-}  # fmt: skip
+}
 
 
 def failing(app: Callable[..., Iterable[bytes]], objects: Any, fault: Path) -> Callable[..., Any]:

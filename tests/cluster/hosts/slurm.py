@@ -64,8 +64,11 @@ def start(folder: Path, head: Host, nodes: Sequence[Host]) -> dict[str, str]:
     for host in (head, *nodes):
         host.told |= told  # each looks up who asks
     parts = {
-        "socket": "munge", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "seed",
-    }  # fmt: skip
+        "socket": "munge",
+        "pid-file": "munge.pid",
+        "log-file": "munge.log",
+        "seed-file": "seed",
+    }
     munge = [f"--{option}={folder / name}" for option, name in parts.items()]
     head.execute("munged", "--foreground", "--force", f"--key-file={key}", *munge)
     until((folder / "munge").exists)

@@ -38,9 +38,10 @@ def test_another_supervisor_leads_in_time(lab: Lab, fails: Callable[[Lab], None]
 
 
 @pytest.mark.parametrize(
-    ("fails", "pause"), [(lost, 0.5), (both_ways, 0.5), (both_ways, 90.0)],
+    ("fails", "pause"),
+    [(lost, 0.5), (both_ways, 0.5), (both_ways, 90.0)],
     ids=["lost", "cut off", "cut off in a long step"],
-)  # fmt: skip
+)
 def test_a_run_goes_on_elsewhere_once_its_machine_can_write_nothing_more(
     lab: Lab, fails: Callable[[Lab], None], pause: float
 ) -> None:

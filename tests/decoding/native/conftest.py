@@ -7,9 +7,17 @@ from backend import compiler
 
 SANITIZERS = "SLIMSCOPE_TEST_SANITIZERS"
 FLAGS = (
-    "-std=c++17", "-O0", "-g1", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread",
-    "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
-)  # fmt: skip
+    "-std=c++17",
+    "-O0",
+    "-g1",
+    "-ffp-contract=fast",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+)
 
 if os.environ.get(SANITIZERS):
     compiler.FLAGS = FLAGS

@@ -110,9 +110,18 @@ std::vector<float> logits(const Model& model, int threads, int each) {
       if (i < each || positions.back() == LENGTH - 1) wanted.push_back(i);
     }
     const int32_t starts[] = {0, each, n};
-    const Pass pass{n,           (int)wanted.size(), threads,       1 + (more > 0),
-                    caches,      starts,             ids.data(),    nullptr,
-                    positions.data(), causal,        wanted.data(), hidden.data(),
+    const Pass pass{n,
+                    (int)wanted.size(),
+                    threads,
+                    1 + (more > 0),
+                    caches,
+                    starts,
+                    ids.data(),
+                    nullptr,
+                    positions.data(),
+                    causal,
+                    wanted.data(),
+                    hidden.data(),
                     &found[start * WORDS]};
     require(!slimscope_forward(&model, &pass), "a pass");
     if ((int)wanted.size() > each)

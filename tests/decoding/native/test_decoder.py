@@ -41,16 +41,37 @@ from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear, pack_model
 
 SIZES = {
-    "vocab_size": 203, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 112,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
+    "vocab_size": 203,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 112,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 WINDOW = 14  # shorter than what is read
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32, "rope_theta": 1e4}  # fmt: skip
-LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [4.0] * 4,
-        "rope_theta": 1e4, "partial_rotary_factor": 0.5}  # fmt: skip
-GEMMA = {**SIZES, "head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 24,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 1e4,
+}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [4.0] * 4,
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+}
+GEMMA = {
+    **SIZES,
+    "head_dim": 32,
+    "sliding_window": WINDOW,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),

@@ -20,9 +20,14 @@ from backend.quantization.packed_linear import PackedLinear
 from tests.decoding.native.test_decoder import VARIANTS, distance
 
 CONFIG = LlamaConfig(
-    vocab_size=203, hidden_size=64, num_hidden_layers=3, intermediate_size=128,
-    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-)  # fmt: skip
+    vocab_size=203,
+    hidden_size=64,
+    num_hidden_layers=3,
+    intermediate_size=128,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+)
 TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)])
 
 

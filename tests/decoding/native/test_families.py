@@ -36,12 +36,17 @@ def sizes(chance: random.Random) -> dict[str, Any]:
     """Of a random model with a small context, at times of one block."""
     kv = chance.choice([1, 2, 3])
     return {
-        "vocab_size": chance.choice([97, 512, 1003]), "hidden_size": 48 * chance.choice([1, 2]),
-        "num_hidden_layers": chance.choice([1, 2, 4]), "num_attention_heads": 6,
-        "intermediate_size": 16 * chance.randint(2, 12), "num_key_value_heads": kv,
-        "head_dim": chance.choice([16, 32, 80, 256]), "max_position_embeddings": 64,
-        "tie_word_embeddings": chance.random() < 0.5, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": chance.choice([97, 512, 1003]),
+        "hidden_size": 48 * chance.choice([1, 2]),
+        "num_hidden_layers": chance.choice([1, 2, 4]),
+        "num_attention_heads": 6,
+        "intermediate_size": 16 * chance.randint(2, 12),
+        "num_key_value_heads": kv,
+        "head_dim": chance.choice([16, 32, 80, 256]),
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": chance.random() < 0.5,
+        "pad_token_id": 0,
+    }
 
 
 def gemma(chance: random.Random) -> dict[str, Any]:
@@ -50,9 +55,11 @@ def gemma(chance: random.Random) -> dict[str, Any]:
     types = ["sliding_attention", "full_attention"]
     layers = [chance.choice(types) for _ in range(found["num_hidden_layers"])]
     return {
-        **found, "layer_types": layers, "sliding_window": chance.randint(2, 30),
+        **found,
+        "layer_types": layers,
+        "sliding_window": chance.randint(2, 30),
         "query_pre_attn_scalar": chance.randint(8, 300),
-    }  # fmt: skip
+    }
 
 
 def phi(chance: random.Random) -> dict[str, Any]:
@@ -63,8 +70,20 @@ def phi(chance: random.Random) -> dict[str, Any]:
     half = int(32 * partial) // 2
     factors = {"short_factor": [1.0 + n / half for n in range(half)], "long_factor": [9.0] * half}
     rope = {"partial_rotary_factor": partial, "rope_theta": 1e4, "rope_type": "default"}
-    return found | {"rope_parameters": chance.choice([rope, {**LONG, **rope, **factors,
-        "rope_type": "longrope", "original_max_position_embeddings": 64}])}  # fmt: skip
+    return found | {
+        "rope_parameters": chance.choice(
+            [
+                rope,
+                {
+                    **LONG,
+                    **rope,
+                    **factors,
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 64,
+                },
+            ]
+        )
+    }
 
 
 FAMILIES: dict[str, Callable[[random.Random], PretrainedConfig]] = {
@@ -76,14 +95,15 @@ FAMILIES: dict[str, Callable[[random.Random], PretrainedConfig]] = {
     "qwen3": lambda r: Qwen3Config(**sizes(r)),
     "gemma": lambda r: GemmaConfig(**sizes(r)),
     "gemma2": lambda r: Gemma2Config(
-        **gemma(r), attn_logit_softcapping=r.choice([None, 2.0, 50.0]),
+        **gemma(r),
+        attn_logit_softcapping=r.choice([None, 2.0, 50.0]),
         final_logit_softcapping=r.choice([None, 0.2, 1.0]),
     ),
     "gemma3": lambda r: Gemma3TextConfig(
         **gemma(r), rope_scaling={"rope_type": "linear", "factor": 1.0 + r.randint(0, 7)}
     ),
     "phi3": lambda r: Phi3Config(**phi(r)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=[(name, seed) for name in FAMILIES for seed in range(3)], ids=str)
@@ -149,13 +169,20 @@ def test_a_vocabulary_of_256_thousand_is_read() -> None:
     [
         (GemmaConfig(**sizes(random.Random(0)), use_bidirectional_attention=True), "after them"),
         (GemmaConfig(**sizes(random.Random(0)), hidden_act="relu"), "relu, not silu or gelu"),
-        (LlamaConfig(**sizes(random.Random(0)), rope_parameters={
-            "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
-        (LlamaConfig(**SIZES | {"hidden_size": 40, "num_attention_heads": 5}, head_dim=8),
-         "multiples of 16"),
+        (
+            LlamaConfig(
+                **sizes(random.Random(0)),
+                rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            ),
+            "dynamic",
+        ),
+        (
+            LlamaConfig(**SIZES | {"hidden_size": 40, "num_attention_heads": 5}, head_dim=8),
+            "multiples of 16",
+        ),
         (LlamaConfig(**SIZES, hidden_act="gelu"), "gelu"),
     ],
-)  # fmt: skip
+)
 def test_what_it_does_not_run_is_left_to_pytorch(config: PretrainedConfig, why: str) -> None:
     model = built(config)
     assert why in unsupported(model)

@@ -58,9 +58,7 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     "too many positions": lambda m: m.forward(IDS, m.new_cache(8), IDS.repeat(2)),
     "a small mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.eye(5).bool()),
     "a long mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.ones(36).bool()),
-    "a mask of nothing": lambda m: m.forward(
-        IDS, m.new_cache(8), visible=torch.zeros(6, 6).bool()
-    ),
+    "a mask of nothing": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.zeros(6, 6).bool()),
     "a cache of nothing": lambda m: m.new_cache(0),
     "a cache without end": lambda m: m.new_cache(2**40),
     "no segments": lambda m: m.forward_segments([]),
@@ -90,7 +88,7 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     "a tree of another size": lambda m: m.forward_segments(
         [Segment(m.new_cache(8), [1, 2]), Segment(m.new_cache(8), [1, 2], chain(2))]
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -137,7 +135,7 @@ LIES: dict[str, Callable[[PreTrainedModel], object]] = {
     "an odd size of a head": lambda m: setattr(m.config, "head_dim", 8),
     "the width": lambda m: setattr(m.config, "hidden_size", 128),
     "the inner width": lambda m: setattr(m.config, "intermediate_size", 4096),
-}  # fmt: skip
+}
 
 
 def wide(module: nn.Module, *shape: int) -> None:

@@ -45,9 +45,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if built.returncode or not all(Path(library).is_absolute() for library in libraries):
         pytest.skip(f"{compiler} has no sanitizers: {built.stderr[:200]}")
     return {
-        **os.environ, SANITIZERS: "1", "LD_PRELOAD": ":".join(libraries),
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / 'report'}", REPORTS: str(folder),
-    }  # fmt: skip
+        **os.environ,
+        SANITIZERS: "1",
+        "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / 'report'}",
+        REPORTS: str(folder),
+    }
 
 
 def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:

@@ -41,8 +41,14 @@ def target_of(name: str) -> TargetModel:
     with torch.inference_mode():
         model = built(MODELS[name])
         if name == "4 bits":
-            pack_model(model, {x.name: packed(x.read()) for n in range(3)
-                               for x in block_linears(model, n).values()})  # fmt: skip
+            pack_model(
+                model,
+                {
+                    x.name: packed(x.read())
+                    for n in range(3)
+                    for x in block_linears(model, n).values()
+                },
+            )
         return TargetModel(model.float() if "PyTorch" in name else model)
 
 

@@ -75,8 +75,9 @@ def test_log_probabilities_of_prompt_and_answer_are_those_of_the_model(
     with torch.inference_mode():
         cache = target.native.new_cache(length + new)
         ids = torch.tensor(answer.tokens)
-        logits = [target.native.forward(some, cache, read_out=len(some))[1]
-                  for some in ids.split(64)]  # fmt: skip
+        logits = [
+            target.native.forward(some, cache, read_out=len(some))[1] for some in ids.split(64)
+        ]
     expected = torch.cat(logits).log_softmax(-1)[:-1]
     first, *others = answer.pieces
     assert (first.logprob, first.top) == (None, ()) and answer.end.shared_tokens == 0

@@ -72,10 +72,19 @@ def test_beside_any_number_of_others(
         texts.append([*prompt, *alone(target, prompt, limit, sampling)])
         kinds = [None, Knowing(texts[-1]), drafter and TreeProposer(drafter, target, TREE)]
         answers.append(
-            ask(engine, prompt, limit, sampling=sampling, drafter=kinds[n % 3], lookup=n % 4 < 2,
-                echo=n % 5 == 0, person=str(n % 3), logprobs=n % 6 or None,
-                observe=None if n % len(SAMPLINGS) else partial(observe, n))
-        )  # fmt: skip
+            ask(
+                engine,
+                prompt,
+                limit,
+                sampling=sampling,
+                drafter=kinds[n % 3],
+                lookup=n % 4 < 2,
+                echo=n % 5 == 0,
+                person=str(n % 3),
+                logprobs=n % 6 or None,
+                observe=None if n % len(SAMPLINGS) else partial(observe, n),
+            )
+        )
         leaves = ask(engine, prompt, 40)
         if chance.random() < 0.7:
             (answers[-1] if chance.random() < 0.5 else leaves).wait()
@@ -98,8 +107,14 @@ def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> 
     """A token, a tree, and parts of prompts, each with other logits wanted: to the last bit."""
     model = built(FAMILIES[name])
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 60)
-    kinds = [(3, 1, None, 1), (20, 7, TREE, 7), (0, 17, None, 0), (31, 4, chain(3), 4),
-             (17, 9, None, 1), (1, 2, None, 2)]  # fmt: skip
+    kinds = [
+        (3, 1, None, 1),
+        (20, 7, TREE, 7),
+        (0, 17, None, 0),
+        (31, 4, chain(3), 4),
+        (17, 9, None, 1),
+        (1, 2, None, 2),
+    ]
 
     def segments() -> list[Segment]:
         made = []

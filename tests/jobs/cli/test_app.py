@@ -111,8 +111,11 @@ def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None
     path = f"{tmp_path}:{ROOT}"
     told = subprocess.run(
         [sys.executable, "-c", "import slimscope; slimscope.main()"],
-        env={**os.environ, "PYTHONPATH": path}, cwd="/", capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": path},
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
     assert told.returncode == 1 and len(told.stderr.splitlines()) == 1
     assert "'jobs' is not Slimscope's" in told.stderr and "pipx install" in told.stderr
 
@@ -120,8 +123,12 @@ def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None
 def test_the_command_line_of_a_config_makes_the_same_config() -> None:
     kind = kinds()["sds"]
     values = {
-        "model": "toy", "pattern": "4:8", "control": True, "segments": 4, "base": "sparsegpt",
-    }  # fmt: skip
+        "model": "toy",
+        "pattern": "4:8",
+        "control": True,
+        "segments": 4,
+        "base": "sparsegpt",
+    }
     line = command_line("sds", values)
     assert line == (
         "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --control --model toy"

@@ -41,9 +41,11 @@ def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
     made, listed, ended, again, shown = talk(
         mcp_server.build(HOST),
         ("submit_run", {"kind": "count", "config": {"steps": 7}, "name": "by an agent"}),
-        ("runs", {"state": "queued"}), ("cancel_run", {"run": "count-0001"}),
-        ("resume_run", {"run": "1"}), ("show", {"run": "count-0001"}),
-    )  # fmt: skip
+        ("runs", {"state": "queued"}),
+        ("cancel_run", {"run": "count-0001"}),
+        ("resume_run", {"run": "1"}),
+        ("show", {"run": "count-0001"}),
+    )
     assert (made["id"], made["place"], made["config"]["steps"]) == ("count-0001", 1, 7)
     assert [run["name"] for run in listed] == ["by an agent"]
     assert ended["state"] == "cancelled" and again["state"] == shown["state"] == "queued"
@@ -57,10 +59,12 @@ def test_every_error_has_a_reason(queue: Path, monkeypatch: pytest.MonkeyPatch) 
     failing = replace(OPERATIONS["status"], function=fail)
     monkeypatch.setitem(OPERATIONS._entries, "status", failing)
     full, unexpected, both, priority = talk(
-        mcp_server.build(HOST), ("show", {"run": "1"}), ("show", {"run": "2"}),
+        mcp_server.build(HOST),
+        ("show", {"run": "1"}),
+        ("show", {"run": "2"}),
         ("submit_run", {"kind": "count", "config": {"steps": 0, "seed": -1}}),
         ("submit_run", {"kind": "count", "config": {}, "priority": 2**70}),
-    )  # fmt: skip
+    )
     assert "The disk is full." in full and "RuntimeError: something else" in unexpected
     assert "steps" in both and "Seed" in both and "The priority was not accepted." in priority
     assert queries.jobs() == []

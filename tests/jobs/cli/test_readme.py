@@ -20,10 +20,12 @@ AMPHISTA = (
     "--draft-vocabulary 256"
 )
 SMALL = {  # what makes the walk short: added at the end of a line, where it counts
-    ("submit", "sds"): SDS, ("submit", "dlqat"): DLQAT, ("submit", "amphista"): AMPHISTA,
+    ("submit", "sds"): SDS,
+    ("submit", "dlqat"): DLQAT,
+    ("submit", "amphista"): AMPHISTA,
     ("benchmark", "amphista-0003"): "--preset 'quick look'",
     ("generate", "--drafter"): "--max-new-tokens 8",
-}  # fmt: skip
+}
 WAITS = {"--wait", "benchmark", "generate"}
 
 
@@ -50,6 +52,11 @@ def test_the_lines_of_the_guide_work_in_their_order(supervised: SupervisorLoop) 
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     runs = {job.run: job.state for job in queries.jobs()}
     assert [*runs][::-1][:6] == [
-        "sds-0001", "dlqat-0002", "amphista-0003", "benchmark-0004", "generate-0005", "sds-0006",
-    ]  # fmt: skip
+        "sds-0001",
+        "dlqat-0002",
+        "amphista-0003",
+        "benchmark-0004",
+        "generate-0005",
+        "sds-0006",
+    ]
     assert len(runs) == 12 and runs["sds-0012"] == "queued"

@@ -34,9 +34,17 @@ from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
 
 SMALL = {
-    "model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0, "steps": 24,
-    "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 256,
-}  # fmt: skip
+    "model": "toy",
+    "answers": 48,
+    "heldout": 16,
+    "answer_tokens": 24,
+    "minutes": 0,
+    "steps": 24,
+    "batch": 4,
+    "threads": 1,
+    "precision": "float32",
+    "draft_vocabulary": 256,
+}
 
 
 def finished(wait: Wait, **values: object) -> Job:
@@ -63,9 +71,16 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
     assert {*map(str, frames.by_key(frames.curves(job.id)))} >= {
-        "loss", "top1@head-1", "top5@head-4", "chained@head-2", "accepted", "cost/verify",
-        "cost/break even", "tree/accepted", "tree/speed-up",
-    }  # fmt: skip
+        "loss",
+        "top1@head-1",
+        "top5@head-4",
+        "chained@head-2",
+        "accepted",
+        "cost/verify",
+        "cost/break even",
+        "tree/accepted",
+        "tree/speed-up",
+    }
     (artifact,) = queries.artifacts(job.run)
     assert artifact.kind == "drafter" and artifact.sha256 == job.environment["weights_sha256"]
     assert not work_folder(job.run).exists()

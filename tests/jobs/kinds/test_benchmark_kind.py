@@ -27,9 +27,13 @@ from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
-    "model": "toy", "count": 4, "max_new_tokens": 16, "rounds": 1, "threads": 1,
+    "model": "toy",
+    "count": 4,
+    "max_new_tokens": 16,
+    "rounds": 1,
+    "threads": 1,
     "precision": "float32",
-}  # fmt: skip
+}
 GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
 
 
@@ -70,8 +74,9 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
     right = sum(arms[one.run].hits.values())
     assert arms[one.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
-    assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
-               for arm in arms.values())  # fmt: skip
+    assert all(
+        set(arm.milliseconds) == {"draft", "verify", "accept", "cache"} for arm in arms.values()
+    )
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
     assert "cost/verify" in {*map(str, frames.by_key(frames.curves(job.id)))}
     said = verdicts(decoder_reports(job.id))[:5]  # behind them, perhaps, that others worked here
@@ -156,12 +161,19 @@ def reports(
 
     def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
         return DecoderReport(
-            name, kind="" if name == VANILLA else "Amphista", nodes=8, speed_up=up,
-            accepted=accepted, break_even=verify + draft, same=same, prompts=12,
-            first_difference=None if same == 1 else 4, ranges={"speed_up": (up - 0.01, up + 0.01)},
+            name,
+            kind="" if name == VANILLA else "Amphista",
+            nodes=8,
+            speed_up=up,
+            accepted=accepted,
+            break_even=verify + draft,
+            same=same,
+            prompts=12,
+            first_difference=None if same == 1 else 4,
+            ranges={"speed_up": (up - 0.01, up + 0.01)},
             lengths={1: 3, 2: 9},
             milliseconds={"draft": draft, "verify": verify, "accept": 0.0, "cache": 0.0},
-        )  # fmt: skip
+        )
 
     drafter = report("amphista-0007", up, accepted, verify, draft)
     return [report(VANILLA, 1.0, 1.0, 1.0, 0.0), drafter]
@@ -201,8 +213,20 @@ def test_a_busy_machine_is_reported() -> None:
 
 def test_a_report_is_read_as_it_was_recorded() -> None:
     written = DecoderReport(
-        "amphista-0007", "Amphista", 8, 30.0, 1.3, 1.8, 1.35, 0.75, 12, 4,
-        ranges={"speed_up": (1.2, 1.4)}, lengths={1: 3, 2: 9}, hits={(0,): 0.5, (0, 1): 0.25},
-        milliseconds={"verify": 20.0}, tasks={"math": (1.4, 1.9)},
-    )  # fmt: skip
+        "amphista-0007",
+        "Amphista",
+        8,
+        30.0,
+        1.3,
+        1.8,
+        1.35,
+        0.75,
+        12,
+        4,
+        ranges={"speed_up": (1.2, 1.4)},
+        lengths={1: 3, 2: 9},
+        hits={(0,): 0.5, (0, 1): 0.25},
+        milliseconds={"verify": 20.0},
+        tasks={"math": (1.4, 1.9)},
+    )
     assert DecoderReport.from_record(json.loads(json.dumps(written.record()))) == written

@@ -31,11 +31,22 @@ from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
-    "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
-    "steps": 4, "batch": 2, "length": 32, "threads": 1, "precision": "float32",
+    "model": "toy",
+    "segments": 4,
+    "context": 64,
+    "windows": 4,
+    "group_size": 32,
+    "rank": 4,
+    "steps": 4,
+    "batch": 2,
+    "length": 32,
+    "threads": 1,
+    "precision": "float32",
     "evaluation_precision": "float32",
-    "sample_tokens": 4, "stages": ["rtn", "gptq", "dlqat"], "packed": False,
-}  # fmt: skip
+    "sample_tokens": 4,
+    "stages": ["rtn", "gptq", "dlqat"],
+    "packed": False,
+}
 
 
 def finished(wait: Wait, **values: object) -> Job:
@@ -100,9 +111,16 @@ def test_instructions_and_another_format(wait: Wait, texts: Path) -> None:
     lines = [{"instruction": f"Tell of dog {n}.", "output": f"Dog {n} ran."} for n in range(80)]
     (texts / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     job = finished(
-        wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point",
-        stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
-    )  # fmt: skip
+        wait,
+        training_text="file:asked.jsonl",
+        format="gptq_v2",
+        grid="zero-point",
+        stages="rtn, dlqat",
+        start="rounded",
+        checkpointing=True,
+        keep="rtn",
+        length=128,
+    )
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
     assert job.kept_stage == "rtn" and "Kept: RTN, min-max, as" in job.kept_reason
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
@@ -167,14 +185,16 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
     ("perplexity", "said"),
     [
         ({"dlqat": 20.0, "gptq": 40.0}, "DL-QAT has a perplexity 50.0 % lower than GPTQ."),
-        ({"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
-         "50.0 % lower than GPTQ and 20.0 % lower than LoRA, then GPTQ. The same training without "
-         "quantisation reaches 16.00: rounding itself raises it by 25.0 %."),
+        (
+            {"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
+            "50.0 % lower than GPTQ and 20.0 % lower than LoRA, then GPTQ. The same training "
+            "without quantisation reaches 16.00: rounding itself raises it by 25.0 %.",
+        ),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % lower than AWQ."),
         ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "20.0 % lower than Block-wise"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
     found = verdict(StageComparison(perplexity))
     assert said in found and bool(found) == bool(said)
@@ -182,10 +202,13 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("values", "candidates"),
-    [({"stages": "hqq, awq"}, ["hqq"]), ({"stages": "awq, lora-gptq"}, ["lora-gptq"]),
-     ({"stages": "awq, rtn", "format": "dense"}, ["rtn", "awq"]),
-     ({"stages": "dlqat, gptq, lora, m-only"}, ["gptq", "m-only", "dlqat"]),
-     ({"stages": "dlqat, gptq", "keep": "gptq"}, ["gptq"])],
-)  # fmt: skip
+    [
+        ({"stages": "hqq, awq"}, ["hqq"]),
+        ({"stages": "awq, lora-gptq"}, ["lora-gptq"]),
+        ({"stages": "awq, rtn", "format": "dense"}, ["rtn", "awq"]),
+        ({"stages": "dlqat, gptq, lora, m-only"}, ["gptq", "m-only", "dlqat"]),
+        ({"stages": "dlqat, gptq", "keep": "gptq"}, ["gptq"]),
+    ],
+)
 def test_what_can_be_kept_is_what_the_format_can_hold(values: dict, candidates: list[str]) -> None:
     assert DLQATJob.model_validate({**SMALL, **values}).candidates == candidates

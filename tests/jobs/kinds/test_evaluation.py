@@ -145,11 +145,13 @@ def row(stage: str, metric: MetricKey, value: float, **details: object) -> Resul
 @pytest.mark.parametrize(
     ("up", "stderr", "words"),
     [
-        (1.04, 0.001, "no speed-up here"), (1.2, 0.2, "no speed-up here"),
-        (0.9, 0.2, "no speed-up here"), (1.6, 0.01, "1.60\u00a0× the dense speed"),
+        (1.04, 0.001, "no speed-up here"),
+        (1.2, 0.2, "no speed-up here"),
+        (0.9, 0.2, "no speed-up here"),
+        (1.6, 0.01, "1.60\u00a0× the dense speed"),
         (0.55, 0.1, "slower than the dense model here, 0.55\u00a0×"),
     ],
-)  # fmt: skip
+)
 def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     up: float, stderr: float, words: str
 ) -> None:

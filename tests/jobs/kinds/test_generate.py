@@ -27,9 +27,13 @@ from tests.queue.conftest import HOST, Wait, succeeded
 
 PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
 SMALL = {
-    "prompt": PROMPT, "sides": "toy", "max_new_tokens": 24, "threads": 1, "precision": "float32",
+    "prompt": PROMPT,
+    "sides": "toy",
+    "max_new_tokens": 24,
+    "threads": 1,
+    "precision": "float32",
     "nodes": 4,
-}  # fmt: skip
+}
 
 
 def finished(wait: Wait, **values: object) -> Job:

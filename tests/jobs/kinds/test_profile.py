@@ -18,9 +18,12 @@ from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
-    "model": "toy", "context": 32, "segments": 4,
-    "formats": "int2-g64, int4-g64, 50%, 2:4", "measured": "int2-g64, 50%",
-}  # fmt: skip
+    "model": "toy",
+    "context": 32,
+    "segments": 4,
+    "formats": "int2-g64, int4-g64, 50%, 2:4",
+    "measured": "int2-g64, 50%",
+}
 
 
 @pytest.mark.parametrize(
@@ -88,9 +91,17 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     succeeded(wait, "profile", SMALL | {"measured": ""})
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
-    config = {"model": "toy", "allocation": "budget:3bits", "packed": False, "stages": "gptq",
-              "overrides": "mlp.down_proj=int4-g64", "context": 32, "segments": 4, "windows": 4,
-              "sample_tokens": 0}  # fmt: skip
+    config = {
+        "model": "toy",
+        "allocation": "budget:3bits",
+        "packed": False,
+        "stages": "gptq",
+        "overrides": "mlp.down_proj=int4-g64",
+        "context": 32,
+        "segments": 4,
+        "windows": 4,
+        "sample_tokens": 0,
+    }
     job = succeeded(wait, "dlqat", config)
     quantized = queries.plan(job.id)
     layout = read_layout(run_folder(job.run) / "model")
@@ -113,10 +124,17 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
             submit(kind, {"model": "toy", "allocation": allocation}, HOST)
     search = submit(
         "search",
-        {"model": "toy", "budget": "3bits", "minutes": 0.02, "context": 32, "segments": 4,
-         "windows": 8, "offspring": 4},
+        {
+            "model": "toy",
+            "budget": "3bits",
+            "minutes": 0.02,
+            "context": 32,
+            "segments": 4,
+            "windows": 8,
+            "offspring": 4,
+        },
         HOST,
-    )  # fmt: skip
+    )
     with pytest.raises(ConfigError, match="has found no mix yet"):
         submit("dlqat", config | {"allocation": search.run}, HOST)
     assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
@@ -135,10 +153,13 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
         submit("sds", {"model": "toy", "allocation": search.run}, HOST)
 
     for damaged, said in (
-        ({}, "found no mix"), ([1], "found no mix"), ({"x": "int99"}, "cannot be read"),
-        ({"x": None}, "cannot be read"), ({"no.such.layer": "int4-g64"}, "No layer is left"),
+        ({}, "found no mix"),
+        ([1], "found no mix"),
+        ({"x": "int99"}, "cannot be read"),
+        ({"x": None}, "cannot be read"),
+        ({"no.such.layer": "int4-g64"}, "No layer is left"),
         (dict.fromkeys(mix, "int4-g50"), "does not fit"),
-    ):  # fmt: skip
+    ):
         with writing() as session:
             session.get_one(Job, search.id).environment = {"mix": damaged}
         with pytest.raises(ConfigError, match=said):

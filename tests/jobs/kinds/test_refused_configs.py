@@ -11,9 +11,12 @@ from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, tes
 from tests.queue.conftest import HOST
 
 CONFIGS = {
-    "sds": test_sds.SMALL, "dlqat": test_dlqat.SMALL, "amphista": test_amphista.SMALL,
-    "benchmark": test_benchmark_kind.SMALL, "generate": test_generate.SMALL,
-}  # fmt: skip
+    "sds": test_sds.SMALL,
+    "dlqat": test_dlqat.SMALL,
+    "amphista": test_amphista.SMALL,
+    "benchmark": test_benchmark_kind.SMALL,
+    "generate": test_generate.SMALL,
+}
 REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("sds", {"pattern": "3:5"}, ConfigError, "pattern", ""),
     ("sds", {"pattern": "two"}, ConfigError, "pattern", ""),
@@ -26,8 +29,13 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("sds", {"overrides": "mlp.*=5:9"}, ConfigError, "overrides", ""),
     ("sds", {"overrides": "mlp.*"}, ConfigError, "overrides", ""),
     ("sds", {"allocation": "owl"}, ConfigError, "allocation", ""),
-    ("sds", {"weights": "streamed", "calibration_text": "self"}, ConfigError, "calibration_text",
-     ""),
+    (
+        "sds",
+        {"weights": "streamed", "calibration_text": "self"},
+        ConfigError,
+        "calibration_text",
+        "",
+    ),
     ("sds", {"model": "/etc"}, ModelError, "model", ""),
     ("sds", {"model": "nobody/nothing"}, ModelError, "model", ""),
     ("sds", {"calibration_text": "file:../../etc/passwd"}, DatasetError, "calibration_text", ""),
@@ -40,16 +48,26 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("dlqat", {"stages": "dlqat, gptq-4"}, ConfigError, "stages", "It must be 'rtn', "),
     ("dlqat", {"length": 4096}, ConfigError, "length", "256"),
     ("dlqat", {"exclude": "attention.*"}, ConfigError, "exclude", "attention"),
-    ("dlqat", {"format": "gptq", "bits": 5}, ConfigError, "format",
-     "compressed-tensors, slimscope or dense"),
+    (
+        "dlqat",
+        {"format": "gptq", "bits": 5},
+        ConfigError,
+        "format",
+        "compressed-tensors, slimscope or dense",
+    ),
     ("dlqat", {"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
     ("dlqat", {"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
     ("dlqat", {"embedding": "8"}, ConfigError, "embedding", "3 bits, the group size and the grid"),
     ("dlqat", {"embedding": "8", "format": "gptq"}, ConfigError, "embedding", "format slimscope"),
     ("dlqat", {"embedding": "4", "format": "dense"}, ConfigError, "embedding", "Choose stored"),
     ("dlqat", {"embedding": "5"}, ConfigError, "embedding", "'stored', '8', '6' or '4'"),
-    ("dlqat", {"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid",
-     "0"),
+    (
+        "dlqat",
+        {"grid": "offset", "format": "slimscope", "keep_zeros": True},
+        ConfigError,
+        "grid",
+        "0",
+    ),
     ("dlqat", {"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
     ("dlqat", {"start": "block-wise"}, ConfigError, "start", "not among the stages"),
     ("dlqat", {"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
@@ -68,14 +86,24 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("amphista", {"heads": 0}, ConfigError, "heads", ""),
     ("amphista", {"heldout": 48}, ConfigError, "heldout", ""),
     ("amphista", {"answer_tokens": 4096}, ConfigError, "answer_tokens", ""),
-    ("amphista", {"architecture": "hydra", "ablation": "encoder only"}, ConfigError, "ablation",
-     ""),
+    (
+        "amphista",
+        {"architecture": "hydra", "ablation": "encoder only"},
+        ConfigError,
+        "ablation",
+        "",
+    ),
     ("amphista", {"speed": 9}, ConfigError, "speed", ""),
     ("amphista", {"model": "nobody/nothing"}, ModelError, "model", ""),
     ("amphista", {"prompts": "file:../../etc/passwd"}, DatasetError, "prompts", ""),
     ("amphista", {"prompts": "unknown"}, DatasetError, "prompts", ""),
-    ("amphista", {"data": "text", "training_text": "file:none.txt"}, DatasetError, "training_text",
-     ""),
+    (
+        "amphista",
+        {"data": "text", "training_text": "file:none.txt"},
+        DatasetError,
+        "training_text",
+        "",
+    ),
     ("amphista", {"data": "text", "training_text": "self"}, DatasetError, "training_text", ""),
     ("amphista", {"data": "songs"}, ConfigError, "data", ""),
     ("benchmark", {"drafters": "amphista-0999"}, ConfigError, "drafters", ""),
@@ -96,7 +124,7 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("generate", {"temperature": -1}, ConfigError, "temperature", ""),
     ("generate", {"temperature": 1e-40}, ConfigError, "temperature", ""),
     ("generate", {"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "values", "error", "field", "said"), REFUSED)

@@ -31,10 +31,17 @@ from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
-    "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
-    "redense_steps": 5, "threads": 1, "precision": "float32", "evaluation_precision": "float32",
+    "model": "toy",
+    "segments": 8,
+    "context": 64,
+    "windows": 8,
+    "adjust_steps": 5,
+    "redense_steps": 5,
+    "threads": 1,
+    "precision": "float32",
+    "evaluation_precision": "float32",
     "control": True,
-}  # fmt: skip
+}
 
 
 LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
@@ -121,10 +128,13 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
 @pytest.mark.parametrize(
     ("available", "values", "streamed"),
     [
-        (10**10, {}, False), (10**10, {"weights": "streamed"}, True), (LITTLE, {}, True),
-        (LITTLE, {"weights": "memory"}, False), (LITTLE, {"calibration_text": "self"}, False),
+        (10**10, {}, False),
+        (10**10, {"weights": "streamed"}, True),
+        (LITTLE, {}, True),
+        (LITTLE, {"weights": "memory"}, False),
+        (LITTLE, {"calibration_text": "self"}, False),
     ],
-)  # fmt: skip
+)
 def test_what_would_not_fit_is_streamed(available: int, values: dict, streamed: bool) -> None:
     config = SDSJob.model_validate({**SMALL, **values})
     chosen, needed = memory_bytes(config, inspect("toy"), available)
@@ -186,14 +196,24 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [requirements(SDSJob.model_validate({**SMALL, **x})).disk.bytes for x in (
-        {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
-    )]  # fmt: skip
+    sizes = [
+        requirements(SDSJob.model_validate({**SMALL, **x})).disk.bytes
+        for x in (
+            {},
+            {"control": False},
+            {"base": "sparsegpt"},
+            {"until": "first"},
+            {"activations": "disk"},
+        )
+    ]
     states = 2 * 4 * 8 * 64 * facts.hidden
     assert sizes == [
-        sizes[0], sizes[0] - 2 * pruned, sizes[0], sizes[0] - 8 * pruned,
+        sizes[0],
+        sizes[0] - 2 * pruned,
+        sizes[0],
+        sizes[0] - 8 * pruned,
         sizes[0] + states,
-    ]  # fmt: skip
+    ]
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
         checked("sds", SMALL)

@@ -19,9 +19,7 @@ def stages(**shift: float) -> StageComparison:
     """Stages whose losses lie so far from a first one, each window by its own chance."""
     random = np.random.default_rng(0)
     text = random.normal(3.0, 0.6, WINDOWS)  # texts differ far more than stages
-    losses = {
-        name: text + random.normal(amount, 0.02, WINDOWS) for name, amount in shift.items()
-    }  # fmt: skip
+    losses = {name: text + random.normal(amount, 0.02, WINDOWS) for name, amount in shift.items()}
 
     def ratio(one: str, other: str) -> PairedRatio | None:
         return paired_ratio(losses[one], losses[other])

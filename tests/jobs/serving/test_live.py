@@ -99,13 +99,19 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
     losses = of(events, "loss")
     assert [x["tokens"] for x in losses] == [256, 512, 1024, 2048] and losses[-1]["of"] == 2048
     assert losses[-1]["low"] < losses[-1]["ratio"] < losses[-1]["high"] and losses[-1]["kl"] > 0
-    texts = {s: "".join(x["delta"] for x in of(events, "text") if x["side"] == s)
-             for s in ("live", "dense")}  # fmt: skip
+    texts = {
+        s: "".join(x["delta"] for x in of(events, "text") if x["side"] == s)
+        for s in ("live", "dense")
+    }
     assert texts["live"] and texts["dense"] and of(events, "speed")[0]["tokens_per_s"] > 0
     again = door.ask(applied["address"], "loss", "text", prompt="One day", tokens=9)
     assert of(again, "applied")[0]["changed"] == 0 and of(again, "loss") == losses
-    assert of(again, "text")[0] == {"event": "text", "side": "dense", "delta": texts["dense"],
-                                    "done": False}  # fmt: skip
+    assert of(again, "text")[0] == {
+        "event": "text",
+        "side": "dense",
+        "delta": texts["dense"],
+        "done": False,
+    }
     dense = door.ask(address("dense"), "loss")
     assert of(dense, "loss")[-1]["ratio"] == 1.0 and of(dense, "loss")[-1]["kl"] == 0
 
@@ -124,10 +130,13 @@ def test_why_tells_each_block(door: Door) -> None:
     ("body", "words"),
     [
         ({"state": address("50p").replace("~", "123456789abc~", 1)}, "another version"),
-        ({"state": address("0p")}, "between 0 and 100"), ({"state": address("100p")}, "0 and 100"),
-        ({"state": address("int1-g64")}, "2 to 8"), ({"state": address("int4-g7")}, "divide"),
+        ({"state": address("0p")}, "between 0 and 100"),
+        ({"state": address("100p")}, "0 and 100"),
+        ({"state": address("int1-g64")}, "2 to 8"),
+        ({"state": address("int4-g7")}, "divide"),
         ({"state": address("int4-g32", rest="50p")}, "rounded only"),
-        ({"state": address("50p", pruner="x")}, "no method"), ({"state": ""}, "no address"),
+        ({"state": address("50p", pruner="x")}, "no method"),
+        ({"state": ""}, "no address"),
         ({"state": f"~wanda~rtn~dense~0x{N}"}, "layers are not those"),
         ({"model": "toy2", "state": address("50p")}, "not a model"),
         ({"state": address("50p"), "want": ["text"]}, "prompt is empty"),
@@ -137,7 +146,7 @@ def test_why_tells_each_block(door: Door) -> None:
         ({"state": address("50p", quantizer="awq"), "want": ["refine"]}, "done"),
         ({"state": address("int4-g32", quantizer="awq"), "want": ["refine"]}, "runs only"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) -> None:
     rest = {name: value for name, value in body.items() if name not in ("state", "want")}
     events = door.ask(body["state"], *body.get("want", ()), **rest)
@@ -147,10 +156,21 @@ def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) ->
 
 @pytest.mark.parametrize(
     "body",
-    [{"state": 5}, {"browser": ""}, {"browser": "x" * 41}, {"browser": "a b"}, {"tokens": 0},
-     {"tokens": 257}, {"want": ["all"]}, {"want": "loss"}, {"strange": 1}, {"prompt": "x" * 20_001},
-     {"state": "x" * 20_001}, {"model": ""}],
-)  # fmt: skip
+    [
+        {"state": 5},
+        {"browser": ""},
+        {"browser": "x" * 41},
+        {"browser": "a b"},
+        {"tokens": 0},
+        {"tokens": 257},
+        {"want": ["all"]},
+        {"want": "loss"},
+        {"strange": 1},
+        {"prompt": "x" * 20_001},
+        {"state": "x" * 20_001},
+        {"model": ""},
+    ],
+)
 def test_bad_bodies_are_refused_with_their_field(door: Door, body: dict[str, Any]) -> None:
     refused = door.post("answer", **{"state": address("50p"), **body})
     assert refused.status_code == 400 and refused.json()["field"] == next(iter(body))
@@ -331,8 +351,12 @@ def test_a_state_becomes_configs(queue: Path) -> None:
         {"model": "toy", "pattern": "60%", "base": "wanda"},
     )
     assert gptq["config"] == {
-        "model": "toy", "bits": 4, "group_size": 32, "stages": "gptq", "embedding": "stored",
-    }  # fmt: skip
+        "model": "toy",
+        "bits": 4,
+        "group_size": 32,
+        "stages": "gptq",
+        "embedding": "stored",
+    }
     first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
     assert first["kind"] == "sds" and second["config"]["keep_zeros"]
     assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")
@@ -340,8 +364,11 @@ def test_a_state_becomes_configs(queue: Path) -> None:
     (step,) = plan(mixed)
     one, two = (f"{x.block}.{x.module}" for x in FACTS.linears[-2:])
     assert step["config"]["overrides"] == f"{one}=2:4" and step["config"]["exclude"] == two
-    for state, words in ((address("dense"), "nothing to run"), ("x", "no address"),
-                         (address("int4-g32", rest="int3-g32"), "embedding")):  # fmt: skip
+    for state, words in (
+        (address("dense"), "nothing to run"),
+        ("x", "no address"),
+        (address("int4-g32", rest="int3-g32"), "embedding"),
+    ):
         with pytest.raises(Exception, match=words):
             plan(state)
 
@@ -356,8 +383,10 @@ def test_a_state_is_queued_with_what_was_known_of_it(queue: Path) -> None:
 
     (alone,) = queued(pruned := address("50p"))
     assert alone.config["until"] == "first" and alone.environment[WORKBENCH] == {
-        "model": "toy", "state": pruned, **known
-    }  # fmt: skip
+        "model": "toy",
+        "state": pruned,
+        **known,
+    }
     sds, dlqat = queued(both := address("50pandint4-g32"))
     assert WORKBENCH not in sds.environment and dlqat.config["model"] == sds.run
     assert dlqat.environment[WORKBENCH]["state"] == both and dlqat.config["keep_zeros"]

@@ -33,7 +33,9 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (CHAT, {"messages": SAID * 201}, "messages", "at most 200"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, "messages", "'system'"),
         (
-            CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages",
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages",
             "",
         ),
         (CHAT, {"n": 1000}, "n", "less than or equal to 16"),
@@ -56,7 +58,7 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (TEXT, {"prompt": "x" * 500_001}, "prompt", "at most 500000"),
         (TEXT, {"messages": SAID}, "messages", "no such parameter"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(path: str, values: dict[str, Any], field: str, why: str) -> None:
     with pytest.raises(ConfigError) as refused:
         body(path, **values)
@@ -71,10 +73,17 @@ def test_what_is_no_request_is_refused(text: bytes) -> None:
 
 def test_what_clients_send_without_effect_is_taken() -> None:
     sent = body(
-        frequency_penalty=0, presence_penalty=0.0, logit_bias={}, tools=None, user="x", n=None,
-        response_format={"type": "text"}, stream_options={"include_usage": True}, store=False,
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logit_bias={},
+        tools=None,
+        user="x",
+        n=None,
+        response_format={"type": "text"},
+        stream_options={"include_usage": True},
+        store=False,
         messages=[{"role": "developer", "content": [{"type": "text", "text": "Be short."}]}, *SAID],
-    )  # fmt: skip
+    )
     assert sent.prompts == [[{"role": "system", "content": "Be short."}, *SAID]] and sent.n == 1
     for prompt, read in (
         ("a", ["a"]),
@@ -123,8 +132,10 @@ def test_a_chat_streams_chunks_and_comments() -> None:
     asked = body(stream=True, stream_options={"include_usage": True}, details=True)
     found, text = chunks(asked, *EVENTS)
     assert [c["choices"][0]["delta"] for c in found[:3]] == [
-        {"role": "assistant", "content": ""}, {"content": "Hi"}, {"content": "!"},
-    ]  # fmt: skip
+        {"role": "assistant", "content": ""},
+        {"content": "Hi"},
+        {"content": "!"},
+    ]
     assert [c["choices"][0]["finish_reason"] for c in found[:3]] == [None, None, "length"]
     usage = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
     assert found[3]["choices"] == [] and found[3]["usage"].items() >= usage.items()
@@ -144,9 +155,11 @@ def test_a_whole_answer_with_log_probabilities() -> None:
     text = asyncio.run(answer(body(TEXT, logprobs=1), *EVENTS).whole())
     assert text["object"] == "text_completion" and text["choices"][0]["text"] == "Hi!"
     assert text["choices"][0]["logprobs"] == {
-        "tokens": ["<7>", "<9>"], "token_logprobs": [-0.5, -0.1], "text_offset": [0, 2],
+        "tokens": ["<7>", "<9>"],
+        "token_logprobs": [-0.5, -0.1],
+        "text_offset": [0, 2],
         "top_logprobs": [{"<7>": -0.5, "<8>": -1.5}, {}],
-    }  # fmt: skip
+    }
 
 
 BROKE = ComputeError("It broke.")

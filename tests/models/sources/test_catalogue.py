@@ -204,9 +204,14 @@ def test_smollm2_expected_shapes_are_those_of_its_config(data_dir, tmp_path, mon
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
     settings.cache_clear()
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     real = {(x.name, x.shape) for i in range(30) for x in block_linears(model, i).values()}

@@ -20,9 +20,11 @@ from backend.quantization.range_search import search_range
 
 LAYOUTS = [
     Layout("compressed-tensors", 3, 32, "symmetric"),
-    Layout("compressed-tensors", 4, 0, "symmetric"), Layout("gptq", 4, 32, "symmetric"),
-    Layout("gptq_v2", 4, 32, "zero-point"), Layout("slimscope", 3, 32, "offset"),
-]  # fmt: skip
+    Layout("compressed-tensors", 4, 0, "symmetric"),
+    Layout("gptq", 4, 32, "symmetric"),
+    Layout("gptq_v2", 4, 32, "zero-point"),
+    Layout("slimscope", 3, 32, "offset"),
+]
 
 
 @pytest.fixture
@@ -72,8 +74,12 @@ def test_a_row_that_ends_inside_a_word_has_the_inputs_its_file_says() -> None:
 
 def quantization(strategy: str, size: int | None) -> dict[str, object]:
     weights = {
-        "num_bits": 4, "type": "int", "symmetric": True, "strategy": strategy, "group_size": size,
-    }  # fmt: skip
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": strategy,
+        "group_size": size,
+    }
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

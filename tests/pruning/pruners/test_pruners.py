@@ -223,9 +223,15 @@ def test_it_follows_the_pattern_and_beats_the_others(solver: Solver, text: str, 
     ids=["admm", "alps"],
 )
 def test_it_comes_close_to_the_optimum_of_its_mask_and_many_steps_reach_it(
-    solver: Solver, module: object, steps: str, many: int, usual: float, damping: float,
-    make_layer, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    solver: Solver,
+    module: object,
+    steps: str,
+    many: int,
+    usual: float,
+    damping: float,
+    make_layer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     layer, half = make_layer(rows=12, columns=32), Pattern.parse("50%")
     found = solver(layer.W, layer.inputs, half, damping)
     best = layer.error(exact(layer.W, layer.inputs.gram, found != 0))

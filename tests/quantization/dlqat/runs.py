@@ -38,9 +38,16 @@ def begun(
     config = DLQATConfig.model_validate({"precision": "float32", **fields})
     calibration, labels = (rows if x is None else x for x in (calibration, labels))
     return DLQAT(
-        model, calibration, rows, labels, config, plan_of(config, model), Checkpoints(folder), seed,
+        model,
+        calibration,
+        rows,
+        labels,
+        config,
+        plan_of(config, model),
+        Checkpoints(folder),
+        seed,
         heldout=heldout,
-    )  # fmt: skip
+    )
 
 
 def finished(qat: DLQAT, reporter: Reporter = QUIET) -> DLQAT:

@@ -143,9 +143,15 @@ def test_what_is_trained_is_what_is_stored(grid: str) -> None:
 def mixture() -> PreTrainedModel:
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=8, num_experts_per_tok=1,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=8,
+        num_experts_per_tok=1,
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     split_experts(model)
     return model

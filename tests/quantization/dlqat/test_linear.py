@@ -61,9 +61,14 @@ def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("grid_type", "keep_zeros"),
-    [("symmetric", False), ("symmetric", True), ("zero-point", False), ("zero-point", True),
-     ("offset", False)],
-)  # fmt: skip
+    [
+        ("symmetric", False),
+        ("symmetric", True),
+        ("zero-point", False),
+        ("zero-point", True),
+        ("offset", False),
+    ],
+)
 def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str) -> None:
     layer = doubled(made(grid_type=grid_type, keep_zeros=keep_zeros))
     layer.base.weight.data[:, ::5] = 0

@@ -28,8 +28,13 @@ from tests.quantization.dlqat.runs import QUIET, begun, finished
 LENGTH = 64
 ALL = [stage for stage in DLQATStage if stage != DLQATStage.DENSE]
 QUICK = {
-    "bits": 2, "group_size": 32, "rank": 16, "steps": 3, "batch": 2, "length": LENGTH,
-}  # fmt: skip
+    "bits": 2,
+    "group_size": 32,
+    "rank": 16,
+    "steps": 3,
+    "batch": 2,
+    "length": LENGTH,
+}
 STOPPED = {"stages": "rtn, gptq, dlqat, dlqat-kd, lora, lora-gptq"}
 
 
@@ -252,13 +257,28 @@ def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> Non
 def test_other_architectures(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     if kind == "gpt2":
-        sizes = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2,
-                           resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # fmt: skip
+        sizes = GPT2Config(
+            vocab_size=64,
+            n_positions=32,
+            n_embd=32,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+        )
         model = GPT2LMHeadModel(sizes).eval()
     else:
-        sizes = OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
-                          num_attention_heads=2, max_position_embeddings=32,
-                          word_embed_proj_dim=32, dropout=0)  # fmt: skip
+        sizes = OPTConfig(
+            vocab_size=64,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            word_embed_proj_dim=32,
+            dropout=0,
+        )
         model = OPTForCausalLM(sizes).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()  # biases that are not zero, too

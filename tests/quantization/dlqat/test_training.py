@@ -19,9 +19,16 @@ from tests.quantization.dlqat.runs import QUIET, begun
 
 ROWS, LENGTH = 12, 48
 QUICK = {
-    "group_size": 32, "rank": 16, "steps": 4, "batch": 2, "length": LENGTH, "rate": 2e-3,
-    "start": "rounded", "space": "minmax", "stages": "dlqat",
-}  # fmt: skip
+    "group_size": 32,
+    "rank": 16,
+    "steps": 4,
+    "batch": 2,
+    "length": LENGTH,
+    "rate": 2e-3,
+    "start": "rounded",
+    "space": "minmax",
+    "stages": "dlqat",
+}
 
 
 @pytest.fixture
@@ -144,10 +151,12 @@ def test_more_passes_a_step_are_one_larger_batch(start) -> None:
 @pytest.mark.parametrize(
     ("fields", "codes", "scales"),
     [
-        ({"stages": "m-only"}, False, True), ({"stages": "lora-only"}, True, False),
-        ({}, True, True), ({"rank": 0}, False, True),
+        ({"stages": "m-only"}, False, True),
+        ({"stages": "lora-only"}, True, False),
+        ({}, True, True),
+        ({"rank": 0}, False, True),
     ],
-)  # fmt: skip
+)
 def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
     qat = start(rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])

@@ -34,13 +34,20 @@ class Clock:
 def node(number: str, ip: str, **resources: float) -> dict[str, Any]:
     """A machine as the state API lists it."""
     return {
-        "node_id": number, "node_ip": ip, "is_head_node": number == HEAD, "state": "ALIVE",
-        "state_message": None, "node_name": ip, "labels": {"ray.io/node-id": number},
+        "node_id": number,
+        "node_ip": ip,
+        "is_head_node": number == HEAD,
+        "state": "ALIVE",
+        "state_message": None,
+        "node_name": ip,
+        "labels": {"ray.io/node-id": number},
         "resources_total": {
-            "memory": 15940069376.0, "object_store_memory": 6831458304.0, f"node:{ip}": 1.0,
+            "memory": 15940069376.0,
+            "object_store_memory": 6831458304.0,
+            f"node:{ip}": 1.0,
             **resources,
         },
-    }  # fmt: skip
+    }
 
 
 class Head:
@@ -54,9 +61,10 @@ class Head:
 
     def __init__(self) -> None:
         self.nodes = [
-            node(HEAD, "127.0.0.2"), node(FIRST, "127.0.1.1", CPU=2.0, GPU=1.0),
+            node(HEAD, "127.0.0.2"),
+            node(FIRST, "127.0.1.1", CPU=2.0, GPU=1.0),
             node(SECOND, "127.0.1.2", CPU=1.0),
-        ]  # fmt: skip
+        ]
         self.jobs: dict[str, dict[str, Any]] = {}
         self.silence: set[str] = set()
         self.fails = 0
@@ -100,12 +108,21 @@ class Head:
         if name in self.jobs:
             return 500, TWICE.format(name)
         self.jobs[name] = {
-            "type": "SUBMISSION", "job_id": None, "submission_id": name, "driver_info": None,
-            "status": "RUNNING", "message": "Job is currently running.", "error_type": None,
-            "start_time": 1795786864470, "end_time": None, "metadata": None,
-            "driver_agent_http_address": "http://127.0.1.1:-1", "driver_node_id": FIRST,
-            "driver_exit_code": None, **body,
-        }  # fmt: skip
+            "type": "SUBMISSION",
+            "job_id": None,
+            "submission_id": name,
+            "driver_info": None,
+            "status": "RUNNING",
+            "message": "Job is currently running.",
+            "error_type": None,
+            "start_time": 1795786864470,
+            "end_time": None,
+            "metadata": None,
+            "driver_agent_http_address": "http://127.0.1.1:-1",
+            "driver_node_id": FIRST,
+            "driver_exit_code": None,
+            **body,
+        }
         return 200, {"job_id": name, "submission_id": name}
 
     def _delete(self, name: str) -> tuple[int, Any]:

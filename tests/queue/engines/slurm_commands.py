@@ -23,18 +23,26 @@ STATES = {  # what squeue --json lists -> what becomes of it
     "completing": (["CANCELLED", "COMPLETING"], FINE, "None", ("running", None)),
     "done": (["COMPLETED"], FINE, "None", ("exited", 0)),
     "bad": (
-        ["FAILED"], exit_code("ERROR", number(3), UNSET), "NonZeroExitCode", ("exited", 3),
+        ["FAILED"],
+        exit_code("ERROR", number(3), UNSET),
+        "NonZeroExitCode",
+        ("exited", 3),
     ),
     "killed": (
-        ["FAILED"], exit_code("SIGNALED", UNSET, number(9), "KILL"), "RaisedSignal",
+        ["FAILED"],
+        exit_code("SIGNALED", UNSET, number(9), "KILL"),
+        "RaisedSignal",
         ("exited", -9),
     ),
     "cancelled": (
-        ["CANCELLED"], exit_code("SIGNALED", UNSET, number(15), "TERM"), "None", ("exited", -15),
+        ["CANCELLED"],
+        exit_code("SIGNALED", UNSET, number(15), "TERM"),
+        "None",
+        ("exited", -15),
     ),
     "lost": (["NODE_FAIL"], FINE, "NodeDown", ("exited", None)),
     "of an older Slurm": ("RUNNING", FINE, "None", ("running", None)),
-}  # fmt: skip
+}
 
 
 class Slurm:
@@ -68,5 +76,8 @@ class Slurm:
 
     def list(self, name: str, state: object, code: dict, reason: str) -> None:
         self.jobs[name] = {
-            "name": name, "job_state": state, "exit_code": code, "state_reason": reason,
-        }  # fmt: skip
+            "name": name,
+            "job_state": state,
+            "exit_code": code,
+            "state_reason": reason,
+        }

@@ -31,9 +31,14 @@ def test_a_batch_job_says_what_it_runs_and_takes(cluster: Slurm, engine: SlurmEn
     engine.launch(request())
     line, script = cluster.ran[-1]
     assert {
-        "--job-name=slimscope-7-01234567", "--cpus-per-task=2", "--gres=gpu:1", "--partition=gpu",
-        "--no-requeue", "--signal=B:USR1@120", "--export=NONE",
-    } <= {*line}  # fmt: skip
+        "--job-name=slimscope-7-01234567",
+        "--cpus-per-task=2",
+        "--gres=gpu:1",
+        "--partition=gpu",
+        "--no-requeue",
+        "--signal=B:USR1@120",
+        "--export=NONE",
+    } <= {*line}
     assert script == (
         "#!/bin/sh -l\nexport A='b c'\n"
         "exec ${SLIMSCOPE_PYTHON:-python} -m jobs.runtime.main --attempt 7\n"

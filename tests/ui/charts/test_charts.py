@@ -59,8 +59,14 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
     heat = drawn(layer_map(table, "dense", "std").figure)[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    ]  # fmt: skip
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     assert in_order(["mlp.odd", "mlp.c_fc", "attn.q_proj"])[0] == "attn.q_proj"
     heat = drawn(layer_map(table, "first", "zero_share").figure)[0]
     said = heat.text[5][1]
@@ -192,17 +198,21 @@ def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ([("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
-         "SDS wins back 50\u00a0% of the perplexity lost to pruned"),
-        ([("Dense", 30.0), ("Pruned", 50.0), ("Pruned, adjusted", 40.0)],
-         "With adjusted, 50\u00a0% of the perplexity lost is won back"),
+        (
+            [("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
+            "SDS wins back 50\u00a0% of the perplexity lost to pruned",
+        ),
+        (
+            [("Dense", 30.0), ("Pruned", 50.0), ("Pruned, adjusted", 40.0)],
+            "With adjusted, 50\u00a0% of the perplexity lost is won back",
+        ),
         ([("Dense", 20.0), ("SDS", 30.0)], "SDS raises perplexity from 20.00 to 30.00"),
         ([("Dense", 20.0), ("Trained", 10.0)], "Trained lowers perplexity from 20.00 to 10.00"),
         ([("Dense", 20.0), ("8 bits", 20.1)], "8 bits keeps the perplexity of 20.00"),
         ([("Dense", 20.0)], ""),
         ([], ""),
     ],
-)  # fmt: skip
+)
 def test_stages(values: list[tuple[str, float]], sentence: str) -> None:
     assert headlines.of_stages(values) == sentence
 

@@ -91,9 +91,10 @@ def test_cutoffs_are_marked_for_pruned_stages_alone_and_peaks_that_are_cut_off_a
     tall = series[0].snapshot.counts.copy()
     tall[128] = 40_000
     peaked = replace(
-        series[0], label="Peaked",
+        series[0],
+        label="Peaked",
         snapshot=replace(series[0].snapshot, counts=tall, stage="redense", n=int(tall.sum())),
-    )  # fmt: skip
+    )
     assert "Cut off at zero; in the tallest bin: Peaked" in cut_off_peaks([series[0], peaked])
     higher = replace(peaked, snapshot=replace(peaked.snapshot, n=2 * peaked.snapshot.n))
     assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
@@ -104,9 +105,18 @@ def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
     given_ = {"zeros": 0, "below": 0, "above": 0} | values
     total = sum(counts) + sum(given_.values())
     taken = TensorSnapshot(
-        "t", 0, "m", "dense", n or total, lo=-1.0, hi=1.0, counts=np.array(counts), stats={},
-        quantiles=(-0.9, 0.9), **given_,
-    )  # fmt: skip
+        "t",
+        0,
+        "m",
+        "dense",
+        n or total,
+        lo=-1.0,
+        hi=1.0,
+        counts=np.array(counts),
+        stats={},
+        quantiles=(-0.9, 0.9),
+        **given_,
+    )
     return Series(taken, "Dense", stage_style("dense"))
 
 

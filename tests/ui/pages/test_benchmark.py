@@ -22,14 +22,22 @@ from ui.theme import LIGHT, ink
 HOSTILE = "<b>amphista</b>"
 CHARTS = [part for panel in page.PANELS for part in panel.parts]
 CONFIG = {
-    "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
-    "precision": "auto", "count": 12, "nodes": 8,
-}  # fmt: skip
+    "model": "toy",
+    "drafters": "amphista-0002",
+    "rounds": 3,
+    "max_new_tokens": 64,
+    "precision": "auto",
+    "count": 12,
+    "nodes": 8,
+}
 HITS = {(0,): 0.4, (1,): 0.2, (0, 0): 0.3, (0, 1): 0.0, (1, 0): 0.1}
 HERE = {
-    "cpu": "a processor, 2 of 2 cores", "device": "cpu", "threads": 1, "precision": "float32",
+    "cpu": "a processor, 2 of 2 cores",
+    "device": "cpu",
+    "threads": 1,
+    "precision": "float32",
     "text": {"prompts": {"corpus": "toystories", "count": 12}},
-}  # fmt: skip
+}
 
 
 def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> DecoderRow:
@@ -38,13 +46,20 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
     tasks = {"question": up - 0.2, "story": up + 0.2}
     spread = (up - 0.1, up + 0.1)
     report = DecoderReport(
-        name, kind, 8 if kind else 1, 50 * up, up, accepted, 1.1 if kind else 1.0, prompts=12,
+        name,
+        kind,
+        8 if kind else 1,
+        50 * up,
+        up,
+        accepted,
+        1.1 if kind else 1.0,
+        prompts=12,
         ranges=dict.fromkeys(("speed_up", *(f"speed_up/{task}" for task in tasks)), spread),
         lengths=lengths,
         hits=HITS if kind and not name.endswith(COMBINED) else {},  # else a part of it is asked
         milliseconds={"draft": 1.0 if kind else 0.0, "verify": 10.0, "accept": 0.5, "cache": 0.25},
         tasks={task: (each, accepted) for task, each in tasks.items()},
-    )  # fmt: skip
+    )
     return DecoderRow(job_id=1, decoder=name, report=report.record())
 
 
@@ -52,9 +67,11 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
 def measured(tables: Settings) -> str:
     run = job(1, kind="benchmark", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
-        run, figures(VANILLA, 1.0, {1: 100}), figures("lookup", 1.1, {1: 80, 3: 20}),
+        run,
+        figures(VANILLA, 1.0, {1: 100}),
+        figures("lookup", 1.1, {1: 80, 3: 20}),
         figures("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
-    )  # fmt: skip
+    )
     return "benchmark-0001"
 
 
@@ -133,7 +150,7 @@ def test_a_drafter_is_drawn_with_its_prediction(measured: str) -> None:
         job(2, kind="amphista", config={"architecture": "eagle"}),
         result(2, "drafter", "predicted_length", 1.9),
         result(2, "drafter", "parameters", 1234),
-    )  # fmt: skip
+    )
     shown = draw()
     assert shown["yield_chart"].data[2].x[1] != 1.9  # of the trees that are the default
     assert "1,234" in shown["yield_table"]

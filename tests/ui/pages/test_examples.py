@@ -12,12 +12,16 @@ from ui.pages import pages
 from ui.pages.report.blocks import drawn, sources
 
 SHOWS = {  # page -> kinds of the runs it offers
-    "weights": {"sds", "dlqat"}, "quantization": {"dlqat"}, "sensitivity": {"profile"},
-    "trade-offs": {"profile"}, "benchmark": {"benchmark"},
-}  # fmt: skip
+    "weights": {"sds", "dlqat"},
+    "quantization": {"dlqat"},
+    "sensitivity": {"profile"},
+    "trade-offs": {"profile"},
+    "benchmark": {"benchmark"},
+}
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
-    "sensitivity-agreement", "compare-lines",
-}  # fmt: skip
+    "sensitivity-agreement",
+    "compare-lines",
+}
 
 
 COMPARED = [f"{kind}-example,{kind}-example-2" for kind in ("sds", "dlqat")]

@@ -21,8 +21,12 @@ from ui.runs.rows import rows
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
     html = page.HTML.licences(page.sources())
-    for name, licence in (("toy", "same as Slimscope"), ("smollm2-135m", "Apache-2.0"),
-                          ("wikipedia", "CC BY-SA 3.0 / GFDL"), ("c4", "ODC-By 1.0")):  # fmt: skip
+    for name, licence in (
+        ("toy", "same as Slimscope"),
+        ("smollm2-135m", "Apache-2.0"),
+        ("wikipedia", "CC BY-SA 3.0 / GFDL"),
+        ("c4", "ODC-By 1.0"),
+    ):
         assert f"<code>{name}</code>" in html and esc(licence) in html
     assert "<code>/" not in html and "file:" not in html
 

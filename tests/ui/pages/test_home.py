@@ -28,12 +28,16 @@ from ui.runs.rows import all_rows
 def lab(tables: Settings) -> Settings:
     """Four runs on one text, the third worse than the first in both; one on another; one failed."""
     store(
-        *[job(n) for n in range(1, 6)], job(6, state="failed", error={"what": "Out of memory."}),
-        *measured(1, 12.0, 0.5), *measured(2, 11.0, 0.4), *measured(3, 13.0, 0.4),
-        *measured(4, 30.0, 0.7), *measured(5, 5.0, 0.9, text=OTHER),
+        *[job(n) for n in range(1, 6)],
+        job(6, state="failed", error={"what": "Out of memory."}),
+        *measured(1, 12.0, 0.5),
+        *measured(2, 11.0, 0.4),
+        *measured(3, 13.0, 0.4),
+        *measured(4, 30.0, 0.7),
+        *measured(5, 5.0, 0.9, text=OTHER),
         *(model_folder(n, 100 * n) for n in (1, 2, 3)),
         *(result(n, "run", "tokens_per_second", 40.0 + n) for n in (1, 2)),
-    )  # fmt: skip
+    )
     return tables
 
 
@@ -139,9 +143,20 @@ def pruned(tables: Settings) -> Settings:
         counts = np.full(BINS, 10 - place)
         zeros = 10 * BINS - int(counts.sum())
         seen = TensorSnapshot(
-            "model.layers.0.mlp.up_proj.weight", 0, "mlp.up_proj", stage, 10 * BINS, zeros, 0, 0,
-            -1.0, 1.0, counts, dict.fromkeys(BASE_STATISTICS, 1.0), (0.0,) * len(QUANTILES),
-        )  # fmt: skip
+            "model.layers.0.mlp.up_proj.weight",
+            0,
+            "mlp.up_proj",
+            stage,
+            10 * BINS,
+            zeros,
+            0,
+            0,
+            -1.0,
+            1.0,
+            counts,
+            dict.fromkeys(BASE_STATISTICS, 1.0),
+            (0.0,) * len(QUANTILES),
+        )
         table, values = tensor_row(1, seen)
         store(table(**values))
     return tables
@@ -151,9 +166,11 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     (shown,) = showcase.showcase()
     assert shown.figure.value == "50 %" and "22.0 only adjusted" in shown.figure.text
     assert [(label, text) for label, _, text, _ in shown.bars] == [
-        ("Dense", "10.00"), ("First pruning", "30.00"), ("Re-dense", "15.00"),
+        ("Dense", "10.00"),
+        ("First pruning", "30.00"),
+        ("Re-dense", "15.00"),
         ("Second pruning (SDS)", "20.00"),
-    ]  # fmt: skip
+    ]
     hero = exhibits.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
@@ -169,9 +186,10 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     assert max(max(each) for each in heights) <= 1.0
     assert "perplexity of the whole model: 30.00." in moving["stages"][1]["said"]
     shorter = {"dense": 10.0, "first": 30.0, "first-blocks": 12.0}  # newer, but without SDS itself
-    store(job(2, kept_stage="first-blocks"), *(
-        result(2, stage, "perplexity", value) for stage, value in shorter.items()
-    ))  # fmt: skip
+    store(
+        job(2, kept_stage="first-blocks"),
+        *(result(2, stage, "perplexity", value) for stage, value in shorter.items()),
+    )
     assert [each.job.id for each in showcase.showcase()] == [1]
 
 
@@ -195,16 +213,25 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
         "source": "dequantised from Q4_1: already rounded to a 4-bit grid",
         "text": texts,
     }
-    figures = {"perplexity": 12.0, "bits_per_weight": 4.25, "speed_up": 2.19, "parameters": 5e6,
-               "parameter_share": 0.05, "bytes/compressed-tensors": 113e6}  # fmt: skip
+    figures = {
+        "perplexity": 12.0,
+        "bits_per_weight": 4.25,
+        "speed_up": 2.19,
+        "parameters": 5e6,
+        "parameter_share": 0.05,
+        "bytes/compressed-tensors": 113e6,
+    }
     store(
         job(
-            1, kind="dlqat", config={"model": "big", "bits": 4}, kept_stage="dlqat",
+            1,
+            kind="dlqat",
+            config={"model": "big", "bits": 4},
+            kept_stage="dlqat",
             environment=rests,
         ),
         result(1, "dense", "perplexity", 10.0),
         *(result(1, "dlqat", name, value) for name, value in figures.items()),
-    )  # fmt: skip
+    )
     hero = exhibits.draw_exhibits(None, asked())["hero"]
     told = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", hero))
     assert "Size, from 16 bits 200 → 113 MB" in told and "Speed, 1 thread 1 × → 2.19 ×" in told
@@ -214,9 +241,12 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
 def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
     def run(n: int, kept: float, model: str = "big") -> None:
         config = {"model": model, "bits": 4}
-        store(job(n, kind="dlqat", config=config, kept_stage="rtn"),
-              result(n, "dense", "perplexity", 10.0), result(n, "rtn", "perplexity", kept),
-              result(n, "rtn", "bits_per_weight", 4.25))  # fmt: skip
+        store(
+            job(n, kind="dlqat", config=config, kept_stage="rtn"),
+            result(n, "dense", "perplexity", 10.0),
+            result(n, "rtn", "perplexity", kept),
+            result(n, "rtn", "bits_per_weight", 4.25),
+        )
 
     assert showcase.changes() is None
     for number, kept, headline in ((1, 17.0, 1), (2, 10.2, 2), (3, 17.4, 2), (4, 10.9, 4)):
@@ -242,16 +272,18 @@ def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
         ({"state": "succeeded"}, "has pruned the toy model in 1\u00a0min. See its weights"),
         ({"state": "failed"}, "has failed after 1\u00a0min. See what happened"),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_the_toy_is_its_state(
     tables: Settings, monkeypatch: pytest.MonkeyPatch, toy: dict[str, Any], words: str
 ) -> None:
     """One run is at work, for four minutes still, and two of half a minute wait before it."""
     monkeypatch.setattr(queue_eta, "expected_seconds", lambda *_: 30.0)
     store(
-        job(1, state="running", eta_s=240.0), job(2, state="queued"), job(3, state="queued"),
+        job(1, state="running", eta_s=240.0),
+        job(2, state="queued"),
+        job(3, state="queued"),
         job(9, **toy),
-    )  # fmt: skip
+    )
     said = exhibits.draw_toy(["sds-0009"])["said"]["value"]
     assert re.sub("<[^>]*>", "", said).strip() == f"sds-0009 {words}" if words else not said
 

@@ -43,12 +43,15 @@ def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"pattern": "5:3"}, "pattern"), ({"pattern": "3:7"}, "pattern"),
-        ({"segments": None}, "segments"), ({"damping": 99}, "damping"),
-        ({"model": "/etc/passwd"}, "model"), ({"model": "nothing"}, "model"),
+        ({"pattern": "5:3"}, "pattern"),
+        ({"pattern": "3:7"}, "pattern"),
+        ({"segments": None}, "segments"),
+        ({"damping": 99}, "damping"),
+        ({"model": "/etc/passwd"}, "model"),
+        ({"model": "nothing"}, "model"),
         ({"evaluation_text": "nothing"}, "evaluation_text"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_names_its_field_before_it_is_queued(
     sds: Kind, values: dict[str, Any], field: str
 ) -> None:
@@ -93,11 +96,13 @@ def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> No
 @pytest.mark.parametrize(
     ("row", "values", "field"),
     [
-        (("pattern", "2:4, 5:3"), {}, "pattern"), (("seed", "0..99"), {}, "seed"),
-        (("seed", ""), {}, "seed"), (("", "1, 2"), {}, ""),
+        (("pattern", "2:4, 5:3"), {}, "pattern"),
+        (("seed", "0..99"), {}, "seed"),
+        (("seed", ""), {}, "seed"),
+        (("", "1, 2"), {}, ""),
         (("seed", "0, 1"), {"segments": 0}, "segments"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_sweep_is_explained_beside_its_row(
     sds: Kind, row: tuple[str, str], values: dict[str, Any], field: str
 ) -> None:

@@ -57,12 +57,14 @@ def test_it_is_queued_from_the_page_and_refused_to_guests(seeded: Settings) -> N
 def test_what_each_step_gives(queued: list[Job]) -> None:
     sds, drafter, speed = queued
     figures: list[tuple[Job, str, str, float]] = [
-        (sds, "dense", "perplexity", 10.0), (sds, "sds", "perplexity", 12.0),
+        (sds, "dense", "perplexity", 10.0),
+        (sds, "sds", "perplexity", 12.0),
         (speed, "vanilla", "tokens_per_second", 40.0),
-        (speed, "vanilla", "bytes_per_token", 76e6), (speed, "vanilla", "pass_ms", 4.6),
+        (speed, "vanilla", "bytes_per_token", 76e6),
+        (speed, "vanilla", "pass_ms", 4.6),
         (speed, drafter.run, "tokens_per_second", 60.0),
         (speed, drafter.run, "accepted_length", 1.75),
-    ]  # fmt: skip
+    ]
     with writing() as session:
         for job, stage, metric, value in figures:
             row = Result(job_id=job.id, stage=stage, family=metric, value=value, details={})

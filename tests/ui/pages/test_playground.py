@@ -298,8 +298,11 @@ def test_an_answer_is_streamed_and_stored_at_its_end(process: Answers) -> None:
 def test_blind_answers_tell_nothing_of_their_author(process: Answers) -> None:
     text = process.ask(prompted(blind=True), 2).text
     assert "Loading a model" in text and "Toy" not in text and "unused" not in text
-    assert all(row["ms"] == 0 and row["rejected"] == [] for row in rows_of(process.ask(
-        prompted(blind=True), 2)) if "tokens" in row)  # fmt: skip
+    assert all(
+        row["ms"] == 0 and row["rejected"] == []
+        for row in rows_of(process.ask(prompted(blind=True), 2))
+        if "tokens" in row
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,12 +74,24 @@ def profiles(job_id: int, stages: tuple[str, ...]) -> list[Any]:
 def tensors(job_id: int) -> list[TensorRow]:
     return [
         TensorRow(
-            job_id=job_id, tensor=t, stage="dlqat", step=0, block=int(t.split(".")[2]),
-            module=t[15:-7], n=ROWS * GROUPS * SIZE, zeros=0, below=0, above=0, lo=-1.0, hi=1.0,
-            counts=b"", stats={"relative_error": 0.1 * (n + 1)}, quantiles=[],
+            job_id=job_id,
+            tensor=t,
+            stage="dlqat",
+            step=0,
+            block=int(t.split(".")[2]),
+            module=t[15:-7],
+            n=ROWS * GROUPS * SIZE,
+            zeros=0,
+            below=0,
+            above=0,
+            lo=-1.0,
+            hi=1.0,
+            counts=b"",
+            stats={"relative_error": 0.1 * (n + 1)},
+            quantiles=[],
         )
         for n, t in enumerate(TENSORS)
-    ]  # fmt: skip
+    ]
 
 
 def curves(job_id: int) -> list[MetricPoint]:
@@ -98,12 +110,19 @@ def store_runs() -> None:
     config = {"model": "toy", "bits": BITS, "group_size": SIZE, "grid": "symmetric"}
     kind = {"kind": "dlqat", "config": config}
     store(
-        job(1, **kind, name=HOSTILE), job(2, **kind, state="running"),
-        job(3, **kind, state="queued"), job(4),
-        *profiles(1, ("dlqat", "dlqat-kd")), *profiles(2, ("dlqat",)), *tensors(1), *curves(1),
-        result(1, "dlqat", "bits_per_weight", 4.0), result(1, "dlqat", "bytes/gptq", 2_000_000.0),
-        result(1, "dlqat", "perplexity", 1.52), result(1, "dense", "perplexity", 1.5),
-    )  # fmt: skip
+        job(1, **kind, name=HOSTILE),
+        job(2, **kind, state="running"),
+        job(3, **kind, state="queued"),
+        job(4),
+        *profiles(1, ("dlqat", "dlqat-kd")),
+        *profiles(2, ("dlqat",)),
+        *tensors(1),
+        *curves(1),
+        result(1, "dlqat", "bits_per_weight", 4.0),
+        result(1, "dlqat", "bytes/gptq", 2_000_000.0),
+        result(1, "dlqat", "perplexity", 1.52),
+        result(1, "dense", "perplexity", 1.5),
+    )
 
 
 def opened(**query: str) -> dict[str, Any]:
@@ -112,8 +131,14 @@ def opened(**query: str) -> dict[str, Any]:
 
 def given(**values: Any) -> QuantSelection:
     """What the browser sends."""
-    first = {"run": "dlqat-0001", "stage": "dlqat", "tensor": TENSORS[0],
-             "figure": "magnitude", "step": 20, "group": "5,1"}  # fmt: skip
+    first = {
+        "run": "dlqat-0001",
+        "stage": "dlqat",
+        "tensor": TENSORS[0],
+        "figure": "magnitude",
+        "step": 20,
+        "group": "5,1",
+    }
     return QuantSelection.from_controls([(first | values)[n] for n in QuantSelection.names()])
 
 
@@ -136,8 +161,9 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
         drawn = isinstance(figure, go.Figure)
         assert drawn if panel not in more else figure.startswith(more[panel])
     assert [words for words, _ in shown["tensor"]["choices"]][:2] == [
-        "Block 0, up_proj", "Block 0, down_proj",
-    ]  # fmt: skip
+        "Block 0, up_proj",
+        "Block 0, down_proj",
+    ]
 
 
 @pytest.mark.parametrize(("gain", "small"), [(2.6, False), (1.2, True)])
@@ -150,8 +176,14 @@ def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, sm
 
 
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:
-    shown = opened(run="dlqat-0001", stage="dlqat-kd", figure="error", step="12", group="3,2",
-                   tensor=TENSORS[3])  # fmt: skip
+    shown = opened(
+        run="dlqat-0001",
+        stage="dlqat-kd",
+        figure="error",
+        step="12",
+        group="3,2",
+        tensor=TENSORS[3],
+    )
     chosen = QuantView.at(QuantSelection(run="dlqat-0001", step="12", group="3,2"))
     assert chosen and chosen.selection.step == "10" and chosen.group == (3, 2)
     assert (
@@ -165,9 +197,12 @@ def test_an_address_is_taken_as_far_as_it_is_right() -> None:
 
 @pytest.mark.parametrize(
     ("run", "said"),
-    [("dlqat-0003", "has recorded no groups yet"), ("sds-0004", "has recorded no groups."),
-     ("none", "There is no run none.")],
-)  # fmt: skip
+    [
+        ("dlqat-0003", "has recorded no groups yet"),
+        ("sds-0004", "has recorded no groups."),
+        ("none", "There is no run none."),
+    ],
+)
 def test_a_run_without_groups_says_why(run: str, said: str) -> None:
     shown = opened(run=run)
     assert said in shown["notice"]["value"] and shown["charts"]["visible"] is False
@@ -251,8 +286,10 @@ def test_while_it_works_nothing_is_drawn_until_more_is_recorded_and_once_more_at
 def test_who_looks_at_the_newest_picture_sees_the_next(step: int, then: int) -> None:
     seen = opened(run="dlqat-0002")["seen"]
     m = np.ones((ROWS, GROUPS), np.float32)
-    more = [TensorProfile(t, n // 2, t[15:-7], "dlqat", "magnitude", m, 30)
-            for n, t in enumerate(TENSORS)]  # fmt: skip
+    more = [
+        TensorProfile(t, n // 2, t[15:-7], "dlqat", "magnitude", m, 30)
+        for n, t in enumerate(TENSORS)
+    ]
     store(*(mapped(profile_row(2, profile)) for profile in more))
     shown = page.refresh(seen, given(run="dlqat-0002", step=step))
     assert f"As of step {then}." in shown["map_note"] and shown["step"]["maximum"] == 30
@@ -319,5 +356,9 @@ def test_code_usage_in_shares_and_bits() -> None:
 def test_the_fan_has_bands_inside_each_other() -> None:
     held = {f"p{n}": {0: float(n), 1: float(n)} for n in ("01", "05", "25", "50", "75", "95", "99")}
     names = [trace.name for trace in magnitude_bands(held, "dlqat").data]
-    assert names[::2] == ["1 to 99 % of groups", "5 to 95 % of groups", "25 to 75 % of groups",
-                          "Median"]  # fmt: skip
+    assert names[::2] == [
+        "1 to 99 % of groups",
+        "5 to 95 % of groups",
+        "25 to 75 % of groups",
+        "Median",
+    ]

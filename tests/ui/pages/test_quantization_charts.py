@@ -52,17 +52,25 @@ def view(tables: Settings) -> QuantView:
     error = np.full((ROWS, GROUPS), 0.1, np.float32)
     error[40, 2] = 0.5
     figures = {
-        "magnitude": np.ones((ROWS, GROUPS)), "scale": np.ones((ROWS, GROUPS)), "error": error,
-        "clipped": np.zeros((ROWS, GROUPS)), "codes": np.full(8, ROWS * COLUMNS / 8),
-    }  # fmt: skip
+        "magnitude": np.ones((ROWS, GROUPS)),
+        "scale": np.ones((ROWS, GROUPS)),
+        "error": error,
+        "clipped": np.zeros((ROWS, GROUPS)),
+        "codes": np.full(8, ROWS * COLUMNS / 8),
+    }
     rows = [
-        mapped(profile_row(1, TensorProfile(
-            tensor, block, "mlp.up_proj", stage, name, np.asarray(values, np.float32), 0
-        )))
+        mapped(
+            profile_row(
+                1,
+                TensorProfile(
+                    tensor, block, "mlp.up_proj", stage, name, np.asarray(values, np.float32), 0
+                ),
+            )
+        )
         for block, tensor in enumerate((TENSOR, OTHER))
         for stage, each in (("dlqat", figures), ("dense", {INPUT_ENERGY: np.ones(COLUMNS)}))
         for name, values in each.items()
-    ]  # fmt: skip
+    ]
     config = {"model": "toy", "bits": 3, "group_size": GROUP}
     store(job(1, kind="dlqat", config=config, kept_stage="dlqat"), *rows)
     return QuantView.at(QuantSelection("dlqat-0001", tensor=TENSOR))

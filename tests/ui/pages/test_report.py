@@ -188,5 +188,6 @@ def test_a_chart_of_an_address_begins_a_report_or_joins_one(seeded: Settings) ->
     assert made["leave"] == "report?n=1"
     act(pressed("add", "1"), asked(**address | {"stat": "std"}))
     assert [b.query for b in stored_blocks(report(1).blocks)] == [
-        "run=sds-0001&stat=kurtosis", "run=sds-0001&stat=std"
-    ]  # fmt: skip
+        "run=sds-0001&stat=kurtosis",
+        "run=sds-0001&stat=std",
+    ]

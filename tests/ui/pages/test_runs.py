@@ -21,11 +21,17 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 def lab(tables: Settings) -> Settings:
     """Six runs: four measured, one failed, one waiting."""
     store(
-        job(1, name="half way"), job(2, tags=["demo"]), job(3), job(4, name=HOSTILE, note=HOSTILE),
+        job(1, name="half way"),
+        job(2, tags=["demo"]),
+        job(3),
+        job(4, name=HOSTILE, note=HOSTILE),
         job(5, state="failed", error={"what": HOSTILE}),
-        job(6, state="queued", started_at=None, finished_at=None), *measured(1, 12.0, 0.5),
-        *measured(2, 15.0, 0.3), *measured(3, 30.0, 0.7), *measured(4, 11.0, 0.2),
-    )  # fmt: skip
+        job(6, state="queued", started_at=None, finished_at=None),
+        *measured(1, 12.0, 0.5),
+        *measured(2, 15.0, 0.3),
+        *measured(3, 30.0, 0.7),
+        *measured(4, 11.0, 0.2),
+    )
     return tables
 
 
@@ -145,10 +151,12 @@ def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
 @pytest.mark.parametrize(
     ("do", "pick", "text"),
     [
-        ("tag", "", "x"), ("tag", "sds-0001", "<b>"), ("frobnicate", "sds-0001", ""),
+        ("tag", "", "x"),
+        ("tag", "sds-0001", "<b>"),
+        ("frobnicate", "sds-0001", ""),
         ("", "sds-0001", ""),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_told(lab: Settings, do: str, pick: str, text: str) -> None:
     said = did(do, pick, text)
     assert 'role="alert"' in said and "<b>" not in said
@@ -169,13 +177,21 @@ def test_guests_see_why_and_are_refused(lab: Settings) -> None:
 
 
 def test_a_view_keeps_what_is_looked_at_and_not_what_is_selected(lab: Settings) -> None:
-    look = {"q": "tag:demo", "sort": "perplexity", "base": "sds-0001", "pick": "sds-0002",
-            "page": "2", "odd": "x"}  # fmt: skip
+    look = {
+        "q": "tag:demo",
+        "sort": "perplexity",
+        "base": "sds-0001",
+        "pick": "sds-0002",
+        "page": "2",
+        "odd": "x",
+    }
     runs.act(pressed("save-view", text="best <b>"), asked(**look))
     (view,) = queries.views()
     assert parse_qs(view.query) == {
-        "q": ["tag:demo"], "sort": ["perplexity"], "base": ["sds-0001"],
-    }  # fmt: skip
+        "q": ["tag:demo"],
+        "sort": ["perplexity"],
+        "base": ["sds-0001"],
+    }
     tools = str(runs.draw(asked())["tools"])
     assert 'href="runs?q=tag%3Ademo&amp;sort=perplexity&amp;base=sds-0001"' in tools
     assert "best &lt;b&gt;" in tools
@@ -188,9 +204,17 @@ def test_the_export_holds_all_pages_in_the_order_of_the_screen(lab: Settings) ->
     look = asked(q="perplexity>0", sort="perplexity", dir="asc", cols="perplexity", page="7")
     csv_file, json_file = (runs.act(pressed(form), look)["download"] for form in ("csv", "json"))
     lines = base64.b64decode(csv_file["data"]).decode().splitlines()
-    assert lines == ["run,perplexity", "sds-0004,11.0", "sds-0001,12.0", "sds-0002,15.0",
-                     "sds-0003,30.0"]  # fmt: skip
+    assert lines == [
+        "run,perplexity",
+        "sds-0004,11.0",
+        "sds-0001,12.0",
+        "sds-0002,15.0",
+        "sds-0003,30.0",
+    ]
     assert [r["perplexity"] for r in json.loads(base64.b64decode(json_file["data"]))] == [
-        11.0, 12.0, 15.0, 30.0,
-    ]  # fmt: skip
+        11.0,
+        12.0,
+        15.0,
+        30.0,
+    ]
     assert json_file["name"] == "slimscope-runs.json"

@@ -42,24 +42,31 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
     time.time_ns = lambda: moment
     PostgreSQL.now_ms = lambda self, session: None  # the time of this machine
     found: dict[str, object] = {
-        "home": home.draw(asked()), "playground": playground.draw(asked()),
+        "home": home.draw(asked()),
+        "playground": playground.draw(asked()),
         "compare": compare.draw(asked(runs="sds-0001,sds-0002")),
         **{f"queue {tab}": queue.draw(asked(state=tab)) for tab in ("active", "ended")},
         **{f"runs {by}": runs.draw(asked(sort=by, dir="asc")) for by in ("name", "run", "ppl")},
-        "names": search_runs("sds"), "cursor": queries.cursor(), "mark": queries.figures_mark(),
-        "queued": [job.run for job in scheduling.queued()], "with weights": with_weights(),
-        "results": queries.results(RUNS), "bytes": queries.model_bytes([1, 2]),
-    }  # fmt: skip
+        "names": search_runs("sds"),
+        "cursor": queries.cursor(),
+        "mark": queries.figures_mark(),
+        "queued": [job.run for job in scheduling.queued()],
+        "with weights": with_weights(),
+        "results": queries.results(RUNS),
+        "bytes": queries.model_bytes([1, 2]),
+    }
     for name in RUNS:
         asking = asked(id=name)
         found |= {
-            f"{name} page": run.draw(asking), f"{name} measures": run.draw_measures(asking),
-            f"{name} curves": run.draw_curves(asking), f"{name} record": record(name),
+            f"{name} page": run.draw(asking),
+            f"{name} measures": run.draw_measures(asking),
+            f"{name} curves": run.draw_curves(asking),
+            f"{name} record": record(name),
             f"{name} points": frames.curves(name).to_csv(),
             f"{name} spans": frames.spans(int(name[-1])),
             f"{name} tensors": frames.tensor_table(name).to_csv(),
             f"{name} profiles": frames.profile_names(name).to_csv(),
-        }  # fmt: skip
+        }
     first = queries.tensor_rows(1)[0]["tensor"]
     found["outline"] = frames.outline(2, ERROR, frames.spans(2)[ERROR], 2)
     found["histograms"] = [str(vars(each)) for each in tensors.tensor_snapshots(1, first)]

@@ -46,13 +46,16 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "near", "text"),
     [
-        ("perplexity", -0.0382, 1.573, "−0.038"), ("perplexity", 1.2, 11.2, "+1.20"),
-        ("perplexity", 0.00004, 1.573, "+4.0e−5"), ("zero_share", 0.2, 0.7, "+20.00"),
+        ("perplexity", -0.0382, 1.573, "−0.038"),
+        ("perplexity", 1.2, 11.2, "+1.20"),
+        ("perplexity", 0.00004, 1.573, "+4.0e−5"),
+        ("zero_share", 0.2, 0.7, "+20.00"),
         ("bytes", -93e6, 262e6, "−93.0\u00a0MB"),
         ("seconds", 75.0, 200.0, "+1\u00a0min\u00a015\u00a0s"),
-        ("steps", -1200.0, 5000.0, "−1,200"), ("perplexity", 0.0, 1.0, "±0"),
+        ("steps", -1200.0, 5000.0, "−1,200"),
+        ("perplexity", 0.0, 1.0, "±0"),
     ],
-)  # fmt: skip
+)
 def test_changes_are_written_like_figures(name: str, change: float, near: float, text: str) -> None:
     assert signed(metric(MetricKey.parse(name)), change, near) == text
 

@@ -17,17 +17,25 @@ def runs() -> list[RunRow]:
     found = rows(
         [
             job(1, tags=["demo", "paper"], finished_at=600_000),
-            job(2, name="half way", state="failed", owner="ben", kept_stage="sds",
-                config={"model": "smollm2-135m", "pattern": "50%", "seed": 7, "control": False}),
+            job(
+                2,
+                name="half way",
+                state="failed",
+                owner="ben",
+                kept_stage="sds",
+                config={"model": "smollm2-135m", "pattern": "50%", "seed": 7, "control": False},
+            ),
             job(3, tags=["demonstration"], note="look at block 2"),
             job(4, state="queued", started_at=None, finished_at=None),
             job(5, kind="gone", config={"model": "toy"}),
         ],
         [
-            *measured(1, 12.0, 0.5), *measured(2, 15.0, 0.3), *measured(3, 30.0, 0.7),
+            *measured(1, 12.0, 0.5),
+            *measured(2, 15.0, 0.3),
+            *measured(3, 30.0, 0.7),
             result(5, "run", "accepted_length", 2.5),
         ],
-    )  # fmt: skip
+    )
     sizes = {1: 500_000_000, 3: 900_000_000}
     return [replace(row, size=sizes.get(row.job.id)) for row in found]
 
@@ -39,18 +47,41 @@ def passed(runs: list[RunRow], text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", [1, 2, 3, 4, 5]), ("wanda", [1, 3, 4]), ("WANDA sds-0001", [1]),
-        ("sparsity>0.4", [1, 3]), ("sparsity>40%", [1, 3]), ("zeros>=0.5 perplexity<20", [1]),
-        ("ppl<=15", [1, 2]), ("ppl!=15", [1, 3, 4, 5]), ("perplexity=30", [3]),
-        ("state:failed", [2]), ("-state:failed", [1, 3, 4, 5]), ("tag:demo", [1]),
-        ("-tag:demo", [2, 3, 4, 5]), ("tag!=demo", [2, 3, 4, 5]), ("kind:sds state:queue", [4]),
-        ("kind:pruning", [1, 2, 3, 4]), ("model=toy", [1, 3, 4, 5]), ("model:toy", [1, 3, 4, 5]),
-        ("by:ben", [2]), ("2:4", [1, 3, 4]), ("pattern=2:4", [1, 3, 4]), ('name="half way"', [2]),
-        ('"half way"', [2]), ('"block 2"', [3]), ("note:block", [3]), ("seed=7", [2]),
-        ("seed>0", [2]), ("control:false", [2]), ("size>600MB", [3]), ("took>5min", [1]),
-        ("run:0003", [3]), ("accepted_length>2", [5]), ("-accepted_length>2", [1, 2, 3, 4]),
+        ("", [1, 2, 3, 4, 5]),
+        ("wanda", [1, 3, 4]),
+        ("WANDA sds-0001", [1]),
+        ("sparsity>0.4", [1, 3]),
+        ("sparsity>40%", [1, 3]),
+        ("zeros>=0.5 perplexity<20", [1]),
+        ("ppl<=15", [1, 2]),
+        ("ppl!=15", [1, 3, 4, 5]),
+        ("perplexity=30", [3]),
+        ("state:failed", [2]),
+        ("-state:failed", [1, 3, 4, 5]),
+        ("tag:demo", [1]),
+        ("-tag:demo", [2, 3, 4, 5]),
+        ("tag!=demo", [2, 3, 4, 5]),
+        ("kind:sds state:queue", [4]),
+        ("kind:pruning", [1, 2, 3, 4]),
+        ("model=toy", [1, 3, 4, 5]),
+        ("model:toy", [1, 3, 4, 5]),
+        ("by:ben", [2]),
+        ("2:4", [1, 3, 4]),
+        ("pattern=2:4", [1, 3, 4]),
+        ('name="half way"', [2]),
+        ('"half way"', [2]),
+        ('"block 2"', [3]),
+        ("note:block", [3]),
+        ("seed=7", [2]),
+        ("seed>0", [2]),
+        ("control:false", [2]),
+        ("size>600MB", [3]),
+        ("took>5min", [1]),
+        ("run:0003", [3]),
+        ("accepted_length>2", [5]),
+        ("-accepted_length>2", [1, 2, 3, 4]),
     ],
-)  # fmt: skip
+)
 def test_what_passes(runs: list[RunRow], text: str, expected: list[int]) -> None:
     assert passed(runs, text) == expected
 
@@ -74,9 +105,20 @@ def test_what_is_not_understood_is_told_and_filters_nothing(
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.4", 0.4), ("40%", 0.4), ("2h", 7200), ("1d", 86400), ("500MB", 5e8), ("-1e-3", -1e-3),
-     ("5 min", 300), ("", None), ("x", None), ("4 apples", None), ("1.2.3", None)],
-)  # fmt: skip
+    [
+        ("0.4", 0.4),
+        ("40%", 0.4),
+        ("2h", 7200),
+        ("1d", 86400),
+        ("500MB", 5e8),
+        ("-1e-3", -1e-3),
+        ("5 min", 300),
+        ("", None),
+        ("x", None),
+        ("4 apples", None),
+        ("1.2.3", None),
+    ],
+)
 def test_numbers_carry_units(text: str, value: float | None) -> None:
     assert parse_number(text) == (None if value is None else pytest.approx(value))
 

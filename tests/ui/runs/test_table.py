@@ -50,11 +50,20 @@ def html(
     return str(
         HTML.runs(
             TableResult(
-                query, known, visible_columns((), known), known["age"], RunFilter((), ()), shown, 1,
-                len(shown), base, [*pinned], chosen(shown, selected),
+                query,
+                known,
+                visible_columns((), known),
+                known["age"],
+                RunFilter((), ()),
+                shown,
+                1,
+                len(shown),
+                base,
+                [*pinned],
+                chosen(shown, selected),
             )
         )
-    )  # fmt: skip
+    )
 
 
 # columns ------------------------------------------------------------------------------------------
@@ -97,25 +106,32 @@ def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out()
 def test_runs_that_compress_nothing_have_a_result_too(tables: Settings) -> None:
     profiled, figures = profile_rows(3)
     store(
-        job(1, kind="amphista", kept_stage=None), profiled, *figures,
-        job(2, kind="generate", kept_stage=None), job(4, kind="generate", state="failed"),
+        job(1, kind="amphista", kept_stage=None),
+        profiled,
+        *figures,
+        job(2, kind="generate", kept_stage=None),
+        job(4, kind="generate", state="failed"),
         result(1, "drafter", "accepted_length", 2.5),
         result(2, "side-1", "tokens_per_second", 85.1),
         result(2, "side-2", "tokens_per_second", 204.0),
-    )  # fmt: skip
+    )
     shown = all_rows()
     told = columns(shown)["result"]
     assert [told.value(row) for row in shown] == [
-        "", "Block 0, down_proj breaks first",
-        "2 texts at up to 204 tokens/s", "2.50 tokens a pass, with all heads",
-    ]  # fmt: skip
+        "",
+        "Block 0, down_proj breaks first",
+        "2 texts at up to 204 tokens/s",
+        "2.50 tokens a pass, with all heads",
+    ]
 
 
 def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[RunRow]) -> None:
     known = columns(shown)
     assert [c.key for c in visible_columns(["seed", "ppl", "nonsense"], known)] == [
-        "run", "perplexity", "seed",
-    ]  # fmt: skip
+        "run",
+        "perplexity",
+        "seed",
+    ]
     assert visible_columns(["nonsense"], known) == visible_columns((), known)
 
 
@@ -152,9 +168,11 @@ def test_the_export_has_the_same_rows_columns_and_full_figures(shown: list[RunRo
     assert body[1][1] == HOSTILE
     assert float(body[0][2]) == 12.0 and body[2][2] == ""
     assert json.loads(table.to_json(shown, of))[0] == {
-        "run": "sds-0001", "name": "run 1", "perplexity": 12.0,
+        "run": "sds-0001",
+        "name": "run 1",
+        "perplexity": 12.0,
         "added": "1970-01-01T00:00:01+00:00",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])

@@ -148,10 +148,16 @@ def test_an_answer_that_goes_on_and_half_a_request_hold_no_turn(
 
     def scope(method: str, path: str) -> Said:
         return {
-            "type": "http", "method": method, "path": path, "query_string": b"", "state": {},
-            "client": (OTHER, 1), "server": ("127.0.0.1", 80), "scheme": "http",
+            "type": "http",
+            "method": method,
+            "path": path,
+            "query_string": b"",
+            "state": {},
+            "client": (OTHER, 1),
+            "server": ("127.0.0.1", 80),
+            "scheme": "http",
             "headers": [(b"host", b"127.0.0.1"), (b"content-length", b"5")],
-        }  # fmt: skip
+        }
 
     async def held() -> int:
         kinds = (scope("GET", "/stream"), scope("POST", "/slow"))

@@ -39,9 +39,14 @@ values = st.recursive(
 )
 values |= st.sampled_from(RARE)
 fitting = {  # values a component may have
-    gr.Checkbox: st.booleans(), gr.Number: numbers, gr.Slider: numbers, gr.HTML: values,
-    gr.JSON: values, gr.Textbox: texts, gr.Dropdown: texts | st.lists(texts, max_size=3),
-}  # fmt: skip
+    gr.Checkbox: st.booleans(),
+    gr.Number: numbers,
+    gr.Slider: numbers,
+    gr.HTML: values,
+    gr.JSON: values,
+    gr.Textbox: texts,
+    gr.Dropdown: texts | st.lists(texts, max_size=3),
+}
 deeds = st.dictionaries(st.sampled_from(["do", "run", "file", "text"]), values) | values
 
 
@@ -83,20 +88,27 @@ def test_calls_no_page_makes_are_refused(
             if data.draw(st.booleans()):
                 sent[place] = data.draw(kinds[0] if kinds else values)
     body = {
-        "fn_index": number, "data": sent, "event_data": data.draw(deeds),
+        "fn_index": number,
+        "data": sent,
+        "event_data": data.draw(deeds),
         "session_hash": data.draw(st.sampled_from(["abc", None, "x" * 99, "../"])),
         "trigger_id": data.draw(st.none() | st.integers(-1, 2000)),
-    }  # fmt: skip
+    }
     client = shared(OTHER)
     answered(client, "POST", "/gradio_api/run/predict", content=encoded(body))
     assert client.get("/slimscope/pulse").status_code == 200
 
 
 SERVED = [each for each in OPERATIONS.values() if each.path]
-paths = st.sampled_from([
-    *(re.sub(r"{\w+}", "{}", each.path[1:]) for each in SERVED),
-    "{}", "submit/sds", "submit/generate", "sweeps/sds",
-])  # fmt: skip
+paths = st.sampled_from(
+    [
+        *(re.sub(r"{\w+}", "{}", each.path[1:]) for each in SERVED),
+        "{}",
+        "submit/sds",
+        "submit/generate",
+        "sweeps/sds",
+    ]
+)
 names = st.sampled_from([*{name for each in SERVED for name in each.parameters}, "no_such"])
 HOST = {"authorization": f"Bearer {TOKEN}"}
 fields = st.sampled_from(
@@ -106,14 +118,23 @@ fields = st.sampled_from(
 
 @attack
 @given(
-    method=st.sampled_from(["GET", "POST", "PUT", "HEAD"]), path=paths, run=texts,
+    method=st.sampled_from(["GET", "POST", "PUT", "HEAD"]),
+    path=paths,
+    run=texts,
     query=st.dictionaries(names, st.integers().map(str) | texts, max_size=3),
-    body=st.none() | st.dictionaries(fields, values, max_size=3) | values, data=st.data(),
-)  # fmt: skip
+    body=st.none() | st.dictionaries(fields, values, max_size=3) | values,
+    data=st.data(),
+)
 def test_requests_with_changed_values_are_refused(
-    quiet: None, open_to_guests: Visit, method: str, path: str, run: str,
-    query: dict[str, str], body: Any, data: st.DataObject,
-) -> None:  # fmt: skip
+    quiet: None,
+    open_to_guests: Visit,
+    method: str,
+    path: str,
+    run: str,
+    query: dict[str, str],
+    body: Any,
+    data: st.DataObject,
+) -> None:
     client = open_to_guests(OTHER, **data.draw(st.sampled_from([{}, HOST])))
     asked = "&".join(f"{n}={quote(v, errors='surrogatepass')}" for n, v in query.items())
     where = f"{API_PATH}/{path.format(quote(run, safe='', errors='surrogatepass'))}?{asked}"

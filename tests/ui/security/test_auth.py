@@ -34,9 +34,11 @@ def role(client: TestClient) -> str:
 def raw_act(client: TestClient, web: App, deed: str, run: str, panel: str = "queue-board") -> str:
     """What the server says when the browser claims that this button was pressed."""
     body = {
-        "fn_index": event_of(web, panel, "act"), "data": [], "session_hash": "x",
+        "fn_index": event_of(web, panel, "act"),
+        "data": [],
+        "session_hash": "x",
         "event_data": {"do": deed, "run": run},
-    }  # fmt: skip
+    }
     answer = client.post("/gradio_api/run/predict", json=body)
     assert answer.status_code == 200
     return json.dumps(answer.json()["data"])
@@ -71,9 +73,18 @@ def test_on_loopback_whoever_sits_here_is_host_and_whoever_comes_through_a_proxy
     assert role(visit()) == "host"
     assert role(visit(OTHER)) == "guest"
     for header in (
-        "x_forwarded_for", "x_forwarded_proto", "x_forwarded", "forwarded", "via", "x_real_ip",
-        "cf_connecting_ip", "true_client_ip", "x_client_ip", "fly_client_ip", "x_original_for",
-    ):  # fmt: skip
+        "x_forwarded_for",
+        "x_forwarded_proto",
+        "x_forwarded",
+        "forwarded",
+        "via",
+        "x_real_ip",
+        "cf_connecting_ip",
+        "true_client_ip",
+        "x_client_ip",
+        "fly_client_ip",
+        "x_original_for",
+    ):
         assert role(visit(**{header: "127.0.0.1"})) == "guest", header
 
 
@@ -359,9 +370,11 @@ def test_the_real_queue_refuses_too(
 ) -> None:
     """Over a socket: `/queue/join` runs the function, which is refused where it would change."""
     body = {
-        "fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "abc",
+        "fn_index": event_of(web, "queue-board", "act"),
+        "data": [],
+        "session_hash": "abc",
         "event_data": {"do": "cancel", "run": "sds-0003"},
-    }  # fmt: skip
+    }
     for headers, state in (({"x-forwarded-for": OTHER}, "queued"), ({}, "cancelled")):
         with httpx.Client(base_url=blocks.local_url, headers=headers, timeout=30) as client:
             assert client.post("gradio_api/queue/join", json=body).status_code == 200

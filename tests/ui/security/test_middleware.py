@@ -48,20 +48,32 @@ def test_no_file_of_the_machine_can_be_fetched(visit: Visit, seeded: Settings) -
     log.write_text("secret of the log")
     code = Path(app.__file__)
     targets = [
-        seeded.root / "results.db", log, code, Path("/proc/self/environ"), Path("/etc/passwd"),
-    ]  # fmt: skip
+        seeded.root / "results.db",
+        log,
+        code,
+        Path("/proc/self/environ"),
+        Path("/etc/passwd"),
+    ]
     client = visit()
     for target in targets:
         assert target.exists()
         relative = Path("../" * 12) / str(target)[1:]
         for path in (
-            f"/gradio_api/file={target}", f"/gradio_api/file/{target}", f"/file={target}",
-            f"/gradio_api/file={relative}", f"/static/{relative}", f"/assets/{relative}",
-            f"/svelte/{relative}", f"/static/{str(relative).replace('/', '%2F')}",
-            f"/assets/..%2f..%2f..%2f..%2f{target}", f"/gradio_api/file%3D{target}",
-            f"/gradio_api/proxy=file://{target}", f"/slimscope/api/runs/{target}",
-            f"/gradio_api//file={target}", f"//gradio_api/file={target}",
-        ):  # fmt: skip
+            f"/gradio_api/file={target}",
+            f"/gradio_api/file/{target}",
+            f"/file={target}",
+            f"/gradio_api/file={relative}",
+            f"/static/{relative}",
+            f"/assets/{relative}",
+            f"/svelte/{relative}",
+            f"/static/{str(relative).replace('/', '%2F')}",
+            f"/assets/..%2f..%2f..%2f..%2f{target}",
+            f"/gradio_api/file%3D{target}",
+            f"/gradio_api/proxy=file://{target}",
+            f"/slimscope/api/runs/{target}",
+            f"/gradio_api//file={target}",
+            f"//gradio_api/file={target}",
+        ):
             answer = client.get(path)
             assert answer.status_code in (403, 404), (path, answer.status_code)
             assert "secret" not in answer.text and "root:" not in answer.text
@@ -80,13 +92,27 @@ def test_gradio_itself_would_serve_no_file_either(visit: Visit, seeded: Settings
 def test_doors_no_page_uses_are_closed(visit: Visit) -> None:
     client = visit()
     for method, path in (
-        ("POST", "upload"), ("GET", "file=http://example.org/"), ("GET", "proxy=http://a.hf.space"),
-        ("POST", "call/act"), ("POST", "call/v2/act"), ("POST", "api/act"), ("POST", "run/act"),
-        ("POST", "component_server"), ("POST", "process_recording"), ("POST", "vibe-edit"),
-        ("GET", "deep_link"), ("GET", "info"), ("GET", "openapi.json"), ("GET", "custom_component"),
-        ("GET", "dev/reload"), ("GET", "token"), ("GET", "runs"), ("GET", "mcp/"),
-        ("GET", "queue/status"), ("GET", "profiling/traces"),
-    ):  # fmt: skip
+        ("POST", "upload"),
+        ("GET", "file=http://example.org/"),
+        ("GET", "proxy=http://a.hf.space"),
+        ("POST", "call/act"),
+        ("POST", "call/v2/act"),
+        ("POST", "api/act"),
+        ("POST", "run/act"),
+        ("POST", "component_server"),
+        ("POST", "process_recording"),
+        ("POST", "vibe-edit"),
+        ("GET", "deep_link"),
+        ("GET", "info"),
+        ("GET", "openapi.json"),
+        ("GET", "custom_component"),
+        ("GET", "dev/reload"),
+        ("GET", "token"),
+        ("GET", "runs"),
+        ("GET", "mcp/"),
+        ("GET", "queue/status"),
+        ("GET", "profiling/traces"),
+    ):
         assert client.request(method, f"/gradio_api/{path}").status_code == 404, path
     for path in ("/monitoring", "/login", "/logout", "/config", "/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404, path

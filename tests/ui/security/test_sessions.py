@@ -88,9 +88,11 @@ def test_a_session_acts_through_the_event_queue_until_it_ends(
 ) -> None:
     """Over a socket, where Gradio hands the request of another route to the handlers."""
     body = {
-        "fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "host",
+        "fn_index": event_of(web, "queue-board", "act"),
+        "data": [],
+        "session_hash": "host",
         "event_data": {"do": "cancel", "run": "sds-0003"},
-    }  # fmt: skip
+    }
     with httpx.Client(base_url=blocks.local_url, timeout=30) as client:
         for leave, state in ((True, "queued"), (False, "cancelled")):
             client.post("slimscope/host", data={"token": TOKEN})

@@ -48,9 +48,14 @@ def test_every_field_has_one_input_that_suits_its_type_with_help_unit_and_defaul
         form = ConfigForm(Own)
     kinds = {name: type(field.input) for name, field in form.fields.items()}
     assert kinds == {
-        "mode": gr.Radio, "many": gr.Dropdown, "rate": gr.Number, "size": gr.Number,
-        "deep": gr.Checkbox, "pattern": gr.Dropdown, "note": gr.Textbox,
-    }  # fmt: skip
+        "mode": gr.Radio,
+        "many": gr.Dropdown,
+        "rate": gr.Number,
+        "size": gr.Number,
+        "deep": gr.Checkbox,
+        "pattern": gr.Dropdown,
+        "note": gr.Textbox,
+    }
     assert len({field.input.elem_id for field in form.fields.values()}) == len(kinds)
     with gr.Blocks():
         form = ConfigForm(Own)
@@ -130,12 +135,14 @@ def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) ->
     st.fixed_dictionaries(
         {},
         optional={
-            "segments": st.integers(1, 4096), "holdout": st.floats(0, 0.5),
-            "control": st.booleans(), "pattern": st.sampled_from(["2:4", "50%"]),
+            "segments": st.integers(1, 4096),
+            "holdout": st.floats(0, 0.5),
+            "control": st.booleans(),
+            "pattern": st.sampled_from(["2:4", "50%"]),
             "adjust": st.sampled_from(["soft", "fixed", "off"]),
         },
     )
-)  # fmt: skip
+)
 def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str, Any]) -> None:
     updates = form.show(values)
     read = form.values(updates[component]["value"] for component in form.inputs)

@@ -26,9 +26,11 @@ class Looks(Selection):
 
 
 OFFERS: dict[str, dict[str, Any]] = {
-    "run": {"choices": [("a", "a")]}, "stage": {"choices": []}, "show": {},
+    "run": {"choices": [("a", "a")]},
+    "stage": {"choices": []},
+    "show": {},
     "step": {"minimum": 0, "maximum": 9},
-}  # fmt: skip
+}
 
 
 def test_address_and_controls_give_the_same_selection() -> None:

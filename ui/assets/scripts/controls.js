@@ -2,13 +2,18 @@
 (() => {
   /* A list handles its keys late: after Tab has left it, it would open again and stay open. And a
      long one would catch the focus and take it along when it closes. */
-  window.addEventListener("keydown", (event) => {
-    const input = event.key === "Tab" && event.target.closest(".secondary-wrap [role='combobox']");
-    if (!input) return;
-    event.stopPropagation();
-    const list = document.getElementById(input.getAttribute("aria-controls"));
-    if (list) list.tabIndex = -1;
-  }, { capture: true });
+  window.addEventListener(
+    "keydown",
+    (event) => {
+      const input =
+        event.key === "Tab" && event.target.closest(".secondary-wrap [role='combobox']");
+      if (!input) return;
+      event.stopPropagation();
+      const list = document.getElementById(input.getAttribute("aria-controls"));
+      if (list) list.tabIndex = -1;
+    },
+    { capture: true },
+  );
 
   /* Every radio button of a group has a name of its own, so arrow keys would not move between them
      and each would be a stop of the Tab key. Gradio names the taken ones anew at every choice. */
@@ -22,17 +27,23 @@
     return taken;
   }
 
-  document.addEventListener("keydown", (event) => {
-    if (event.key.startsWith("Arrow")) grouped(event.target);
-  }, { capture: true });
+  document.addEventListener(
+    "keydown",
+    (event) => {
+      if (event.key.startsWith("Arrow")) grouped(event.target);
+    },
+    { capture: true },
+  );
 
   /* A list opens where there is more room, so in the lower half of a page upwards, over what stands
      there. It opens downwards where it fits. Gradio places it anew whenever the page scrolls. */
-  const FITS = 240, GAP = 4; // px
+  const FITS = 240,
+    GAP = 4; // px
   function openBelow(block, field) {
     const list = block.querySelector(".options");
     if (!list || !parseFloat(list.style.bottom)) return;
-    const { bottom } = field.getBoundingClientRect(), room = window.innerHeight - bottom - 3 * GAP;
+    const { bottom } = field.getBoundingClientRect(),
+      room = window.innerHeight - bottom - 3 * GAP;
     if (room < Math.min(FITS, list.firstElementChild.scrollHeight)) return;
     Object.assign(list.style, { top: `${bottom + GAP}px`, bottom: "auto", maxHeight: `${room}px` });
   }
@@ -45,7 +56,12 @@
     openBelow(block, field); // the list may be there already
     if (placed.has(field)) return;
     placed.add(field);
-    const options = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
+    const options = {
+      childList: true,
+      subtree: true,
+      attributes: true,
+      attributeFilter: ["style"],
+    };
     new MutationObserver(() => openBelow(block, field)).observe(block, options);
   });
 
@@ -64,7 +80,7 @@
     if (playing) return stop();
     button.textContent = "Pause";
     button.setAttribute("aria-pressed", "true");
-    const step = () => document.hidden ? stop() : document.getElementById(next)?.click();
+    const step = () => (document.hidden ? stop() : document.getElementById(next)?.click());
     step();
     playing = setInterval(step, STEP_MS);
   }

@@ -1,7 +1,6 @@
 /* Files saved from a page: a chart as an image, as the CSV of its data table, or as an HTML file that
    needs no network. All of it is made in the browser. */
 (() => {
-
   function save(name, parts, type) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(parts, { type }));
@@ -14,7 +13,8 @@
   function download(props, watch) {
     watch("value", () => {
       const file = props.value;
-      if (file && file.data) save(file.name, [Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0))]);
+      if (file && file.data)
+        save(file.name, [Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0))]);
     });
   }
 
@@ -27,12 +27,28 @@
     const [open, close] = ["<scr" + "ipt>", "</scr" + "ipt>"]; // whole, they would end this script
     const { width, height, ...layout } = chart.layout;
     const css = getComputedStyle(document.body);
-    return ["<!doctype html><html lang=en><meta charset=utf-8><title>", text(heading), "</title>",
+    return [
+      "<!doctype html><html lang=en><meta charset=utf-8><title>",
+      text(heading),
+      "</title>",
       `<style>body{font:14px/20px system-ui,sans-serif;margin:24px;background:${css.getPropertyValue("--paper")};`,
       `color:${css.getPropertyValue("--text")}}h1{font-size:20px}#chart{height:70vh}p{max-width:70ch}</style><h1>`,
-      text(heading), "</h1><div id=chart></div><p>", text(question), "</p>",
-      open, script.replaceAll("</scr", "<\\/scr"), close, open, "Plotly.newPlot('chart',", safe(chart.data), ",",
-      safe({ ...layout, autosize: true }), ",{responsive:true,displaylogo:false,showSendToCloud:false})", close, "</html>"];
+      text(heading),
+      "</h1><div id=chart></div><p>",
+      text(question),
+      "</p>",
+      open,
+      script.replaceAll("</scr", "<\\/scr"),
+      close,
+      open,
+      "Plotly.newPlot('chart',",
+      safe(chart.data),
+      ",",
+      safe({ ...layout, autosize: true }),
+      ",{responsive:true,displaylogo:false,showSendToCloud:false})",
+      close,
+      "</html>",
+    ];
   }
 
   /* The data table of a chart's card. Gradio builds what an accordion holds when it first opens. */
@@ -64,7 +80,9 @@
   /* Buttons with data-save="png|svg|csv|html" save the chart of their card; "report" adds it to one. */
   function saving(element) {
     const menu = element.querySelector("details");
-    document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+    document.addEventListener("click", (event) => {
+      if (!menu.contains(event.target)) menu.open = false;
+    });
     menu.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !menu.open) return;
       menu.open = false;
@@ -79,16 +97,29 @@
       if (!chart || !chart.data || chart.style.visibility === "hidden") return;
       const format = button.dataset.save;
       if (format === "report") return addToReport(chart.closest(".block[id]").id);
-      const name = ((chart.layout.meta || {}).name || chart.closest(".plot").dataset.label)
-        .replace(/[^\w.-]+/g, "-");
+      const name = ((chart.layout.meta || {}).name || chart.closest(".plot").dataset.label).replace(
+        /[^\w.-]+/g,
+        "-",
+      );
       const size = { width: chart.clientWidth, height: chart.clientHeight };
       if (format === "csv") {
         window.slimscope.saveTable(await dataTable(card), name);
       } else if (format === "html") {
-        const words = [...card.querySelectorAll(".question")].map((each) => each.textContent).join(" ");
-        save(`${name}.html`, await standAlone(chart, card.querySelector("h2")?.textContent || name, words), "text/html");
+        const words = [...card.querySelectorAll(".question")]
+          .map((each) => each.textContent)
+          .join(" ");
+        save(
+          `${name}.html`,
+          await standAlone(chart, card.querySelector("h2")?.textContent || name, words),
+          "text/html",
+        );
       } else {
-        window.Plotly.downloadImage(chart, { format, filename: name, ...size, scale: format === "png" ? 2 : 1 });
+        window.Plotly.downloadImage(chart, {
+          format,
+          filename: name,
+          ...size,
+          scale: format === "png" ? 2 : 1,
+        });
       }
     });
   }

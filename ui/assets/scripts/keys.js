@@ -2,26 +2,37 @@
    as JSON in the header. */
 (() => {
   const typing = (target) =>
-    target.isContentEditable || Boolean(target.closest("input, textarea, select, [role='textbox']"));
+    target.isContentEditable ||
+    Boolean(target.closest("input, textarea, select, [role='textbox']"));
 
   /* The card of the chart under the pointer, else of the one with the focus. */
   const chartCard = () =>
-    [...document.querySelectorAll(".card:has([data-full])")].filter((card) =>
-      card.matches(":fullscreen, :hover") || card.contains(document.activeElement)).pop();
+    [...document.querySelectorAll(".card:has([data-full])")]
+      .filter(
+        (card) => card.matches(":fullscreen, :hover") || card.contains(document.activeElement),
+      )
+      .pop();
 
   /* --- shortcuts --------------------------------------------------------------------------- */
 
   function sheet(keys) {
-    const paper = window.slimscope.dialog("keys", '<h2>Keyboard shortcuts</h2><dl></dl><p><a href="help">Glossary and metrics</a><button autofocus>Close</button></p>');
+    const paper = window.slimscope.dialog(
+      "keys",
+      '<h2>Keyboard shortcuts</h2><dl></dl><p><a href="help">Glossary and metrics</a><button autofocus>Close</button></p>',
+    );
     paper.ariaLabel = "Keyboard shortcuts";
-    const [, list, foot] = paper.children, close = foot.lastChild;
+    const [, list, foot] = paper.children,
+      close = foot.lastChild;
     for (const [combination, effect] of keys) {
-      const name = document.createElement("dt"), words = document.createElement("dd");
-      name.append(...combination.split(" ").map((key) => {
-        const cap = document.createElement("kbd");
-        cap.textContent = key;
-        return cap;
-      }));
+      const name = document.createElement("dt"),
+        words = document.createElement("dd");
+      name.append(
+        ...combination.split(" ").map((key) => {
+          const cap = document.createElement("kbd");
+          cap.textContent = key;
+          return cap;
+        }),
+      );
       words.textContent = effect;
       list.append(name, words);
     }
@@ -29,7 +40,10 @@
     if (window.isSecureContext && window.Notification?.permission === "default") {
       const asks = document.createElement("button");
       asks.textContent = "Notify me when runs end";
-      asks.onclick = async () => { await Notification.requestPermission(); asks.remove(); };
+      asks.onclick = async () => {
+        await Notification.requestPermission();
+        asks.remove();
+      };
       close.before(asks);
     }
     paper.onclose = () => paper.remove();
@@ -38,14 +52,16 @@
 
   function listen(keys, focusSearch) {
     const places = new Map(keys.filter((each) => each[2]).map(([k, , to]) => [k, to]));
-    let first = "", timer = 0;
+    let first = "",
+      timer = 0;
     document.addEventListener("keydown", (event) => {
       if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
         event.preventDefault();
         return focusSearch();
       }
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-      if (typing(event.target) || document.querySelector("dialog[open], [popover]:popover-open")) return;
+      if (typing(event.target) || document.querySelector("dialog[open], [popover]:popover-open"))
+        return;
       const pressed = first ? `${first} ${event.key}` : event.key;
       first = "";
       clearTimeout(timer);
@@ -56,7 +72,9 @@
       else if (pressed === "f") window.slimscope.fullScreen(chartCard());
       else if ([...places.keys()].some((k) => k.startsWith(`${event.key} `))) {
         first = event.key;
-        timer = setTimeout(() => { first = ""; }, 1500);
+        timer = setTimeout(() => {
+          first = "";
+        }, 1500);
         return;
       } else return;
       event.preventDefault();
@@ -66,9 +84,14 @@
   /* --- search ------------------------------------------------------------------------------ */
 
   function searchBox(box, pages) {
-    const input = box.querySelector("input"), list = box.querySelector("ul");
-    let options = [], active = -1, asked = 0, timer = 0;
-    if (matchMedia("(max-width: 640px)").matches) input.placeholder = "Search"; // no keys there
+    const input = box.querySelector("input"),
+      list = box.querySelector("ul");
+    let options = [],
+      active = -1,
+      asked = 0,
+      timer = 0;
+    if (matchMedia("(max-width: 640px)").matches)
+      input.placeholder = "Search"; // no keys there
     else if (!/^Mac|^iP/.test(navigator.platform)) input.placeholder = "Search  Ctrl K";
 
     function close() {
@@ -81,7 +104,9 @@
 
     function mark(place) {
       active = place;
-      [...list.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === place)));
+      [...list.children].forEach((item, i) =>
+        item.setAttribute("aria-selected", String(i === place)),
+      );
       if (list.children[place]) {
         input.setAttribute("aria-activedescendant", list.children[place].id);
         list.children[place].scrollIntoView({ block: "nearest" });
@@ -90,16 +115,23 @@
 
     function show(found) {
       options = found;
-      list.replaceChildren(...found.map(({ title, about }, i) => {
-        const item = document.createElement("li"), name = document.createElement("b"), more = document.createElement("span");
-        item.id = `search-${i}`;
-        item.setAttribute("role", "option");
-        name.textContent = title;
-        more.textContent = about;
-        item.append(name, more);
-        item.onpointerdown = (event) => { event.preventDefault(); open(i); };
-        return item;
-      }));
+      list.replaceChildren(
+        ...found.map(({ title, about }, i) => {
+          const item = document.createElement("li"),
+            name = document.createElement("b"),
+            more = document.createElement("span");
+          item.id = `search-${i}`;
+          item.setAttribute("role", "option");
+          name.textContent = title;
+          more.textContent = about;
+          item.append(name, more);
+          item.onpointerdown = (event) => {
+            event.preventDefault();
+            open(i);
+          };
+          return item;
+        }),
+      );
       list.hidden = false;
       input.setAttribute("aria-expanded", "true");
       mark(0);
@@ -110,21 +142,34 @@
     }
 
     async function look() {
-      const words = input.value.trim(), mine = ++asked;
+      const words = input.value.trim(),
+        mine = ++asked;
       if (!words) return close();
-      const named = pages.filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
+      const named = pages
+        .filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
         .map(([name, to]) => ({ title: name, about: "page", to }));
       let found = [];
       try {
         found = await (await fetch(`slimscope/search?q=${encodeURIComponent(words)}`)).json();
-      } catch { /* the status strip says that the server is away */ }
+      } catch {
+        /* the status strip says that the server is away */
+      }
       if (mine !== asked || document.activeElement !== input) return;
-      const more = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${encodeURIComponent(words)}` };
+      const more = {
+        title: "Filter runs",
+        about: `by ${words}`,
+        to: `runs?q=${encodeURIComponent(words)}`,
+      };
       show([...named, ...found, more]);
     }
 
-    input.oninput = () => { clearTimeout(timer); timer = setTimeout(look, 120); };
-    input.onfocus = () => { if (input.value.trim()) look(); };
+    input.oninput = () => {
+      clearTimeout(timer);
+      timer = setTimeout(look, 120);
+    };
+    input.onfocus = () => {
+      if (input.value.trim()) look();
+    };
     input.onblur = close;
     input.onkeydown = (event) => {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -139,7 +184,10 @@
         else close();
       }
     };
-    return () => { input.focus(); input.select(); };
+    return () => {
+      input.focus();
+      input.select();
+    };
   }
 
   /* Called once a page, with the header. */

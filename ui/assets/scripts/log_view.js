@@ -3,9 +3,13 @@
   const KEEP = 400000; // characters on the page
 
   function logView(element, props, watch) {
-    const pre = element.querySelector("pre"), follow = element.querySelector("input");
-    const toBottom = () => { pre.scrollTop = pre.scrollHeight; };
-    let source = null, end = 0;
+    const pre = element.querySelector("pre"),
+      follow = element.querySelector("input");
+    const toBottom = () => {
+      pre.scrollTop = pre.scrollHeight;
+    };
+    let source = null,
+      end = 0;
 
     function draw() {
       const part = props.value;
@@ -20,8 +24,12 @@
       if (follow.checked) toBottom();
     }
 
-    follow.addEventListener("change", () => { if (follow.checked) toBottom(); });
-    pre.addEventListener("wheel", (event) => { if (event.deltaY < 0) follow.checked = false; });
+    follow.addEventListener("change", () => {
+      if (follow.checked) toBottom();
+    });
+    pre.addEventListener("wheel", (event) => {
+      if (event.deltaY < 0) follow.checked = false;
+    });
     watch("value", draw);
     draw();
   }

@@ -38,14 +38,20 @@
     if (!section) return;
     const strip = section.querySelector(".strip");
     if (strip !== answer.strip) strip.replaceWith(answer.strip);
-    section.querySelector(".facts-line").textContent = answer.tokens ? `${answer.tokens} tokens` : "";
-    const place = section.querySelector(".waits"), { what, about, since } = answer.waits || {};
+    section.querySelector(".facts-line").textContent = answer.tokens
+      ? `${answer.tokens} tokens`
+      : "";
+    const place = section.querySelector(".waits"),
+      { what, about, since } = answer.waits || {};
     const said = what && `${what}${about ? ` (about ${Math.max(1, Math.round(about))} s)` : "…"}`;
     if (place.dataset.said !== (said || "")) {
       place.dataset.said = said || "";
       place.replaceChildren();
       if (!said) return;
-      const line = Object.assign(document.createElement("p"), { className: "quiet", role: "status" });
+      const line = Object.assign(document.createElement("p"), {
+        className: "quiet",
+        role: "status",
+      });
       line.append(said);
       if (about) line.append(Object.assign(document.createElement("progress"), { max: 1 }));
       place.append(line);
@@ -63,19 +69,26 @@
     wait(answer, "Starting", 0);
     try {
       for (;;) {
-        const response = await fetch(`slimscope/answer?${query}`, { method: "POST", signal: stop.signal });
+        const response = await fetch(`slimscope/answer?${query}`, {
+          method: "POST",
+          signal: stop.signal,
+        });
         if (response.status === 429) {
-          const { error } = await response.json(), seconds = Number(response.headers.get("retry-after")) || 5;
+          const { error } = await response.json(),
+            seconds = Number(response.headers.get("retry-after")) || 5;
           wait(answer, error.message, seconds);
           await pause(1000 * seconds);
           if (!stop.signal.aborted) continue;
-        } else if (response.ok) await window.slimscope.events(response, (row) => {
-          if (row.tokens) add(answer, row);
-          else if (row.waits) wait(answer, row.waits, row.about);
-        });
+        } else if (response.ok)
+          await window.slimscope.events(response, (row) => {
+            if (row.tokens) add(answer, row);
+            else if (row.waits) wait(answer, row.waits, row.about);
+          });
         break;
       }
-    } catch { /* stopped, or the server has gone, as the status strip says */ }
+    } catch {
+      /* stopped, or the server has gone, as the status strip says */
+    }
     await pause(stop.signal.aborted ? 400 : 0); // until it is stored
     answer.over = true;
     if ([...writing.values()].every((each) => each.over)) {
@@ -119,8 +132,13 @@
       const name = localStorage.getItem("slimscope-name");
       if (name) enter(field, name);
       field.addEventListener("change", () => localStorage.setItem("slimscope-name", field.value));
-    } catch { /* a browser that keeps nothing */ }
+    } catch {
+      /* a browser that keeps nothing */
+    }
   }
 
-  setInterval(() => { look(); remember(); }, 100);
+  setInterval(() => {
+    look();
+    remember();
+  }, 100);
 })();

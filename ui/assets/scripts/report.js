@@ -1,15 +1,24 @@
 /* A report: its blocks, each drawn once and again only when it has changed. */
 (() => {
   function report(element, props, watch) {
-    const head = element.querySelector(".report-top"), list = element.querySelector(".report-blocks");
+    const head = element.querySelector(".report-top"),
+      list = element.querySelector(".report-blocks");
     const kept = new Map(); // id -> { text, node }
 
     function built(block) {
       const shell = document.createElement("template");
       shell.innerHTML = block.html;
       const node = shell.content.firstElementChild;
-      if (block.figure) requestAnimationFrame(() => // in the page, so that it has a width
-        window.slimscope.plot(node, { value: block.figure }, () => {}, () => {}));
+      if (block.figure)
+        requestAnimationFrame(() =>
+          // in the page, so that it has a width
+          window.slimscope.plot(
+            node,
+            { value: block.figure },
+            () => {},
+            () => {},
+          ),
+        );
       return node;
     }
 
@@ -26,7 +35,8 @@
     }
 
     function show() {
-      const { top = "", blocks = [] } = props.value || {}, before = focused();
+      const { top = "", blocks = [] } = props.value || {},
+        before = focused();
       if (head.innerHTML !== top) head.innerHTML = top;
       const wanted = new Set(blocks.map((block) => block.id));
       for (const [id, each] of kept) {
@@ -35,7 +45,8 @@
         kept.delete(id);
       }
       blocks.forEach((block, place) => {
-        const text = JSON.stringify(block), known = kept.get(block.id);
+        const text = JSON.stringify(block),
+          known = kept.get(block.id);
         if (known?.text !== text) {
           known?.node.remove();
           kept.set(block.id, { text, node: built(block) });
@@ -52,7 +63,9 @@
 
   /* Goes to the address it is given. */
   function leave(props, watch) {
-    watch("value", () => { if (props.value) window.location.href = props.value; });
+    watch("value", () => {
+      if (props.value) window.location.href = props.value;
+    });
   }
 
   Object.assign(window.slimscope, { report, leave });

@@ -2,8 +2,14 @@
    the blue that its traces name exchanged for their dark counterparts. Pages and exported reports
    draw with it. */
 window.slimscopeShade = (figure, templates, dark, css) => {
-  const pairs = { "#FFFFFF": "--paper", "#F7F8FA": "--panel", "#E3E6EB": "--line",
-                  "#14181F": "--text", "#5B6472": "--muted", "#0072B2": "--blue" };
+  const pairs = {
+    "#FFFFFF": "--paper",
+    "#F7F8FA": "--panel",
+    "#E3E6EB": "--line",
+    "#14181F": "--text",
+    "#5B6472": "--muted",
+    "#0072B2": "--blue",
+  };
   let text = JSON.stringify(figure);
   if (dark)
     for (const [light, name] of Object.entries(pairs))

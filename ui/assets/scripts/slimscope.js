@@ -41,7 +41,9 @@ window.slimscope = (() => {
       main.tabIndex = -1;
       main.focus();
     };
-    element.querySelector("#frame-subnav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    element
+      .querySelector("#frame-subnav [aria-current]")
+      ?.scrollIntoView({ block: "nearest", inline: "center" });
     applyTheme();
     applyTitle();
     new MutationObserver(applyTheme).observe(document.body, { attributeFilter: ["class"] });
@@ -56,12 +58,19 @@ window.slimscope = (() => {
   async function notify(run) {
     const job = await (await fetch(`slimscope/api/runs/${run}`)).json();
     const note = new Notification(`${run} has ${job.state}`, { body: job.name ?? "", tag: run });
-    note.onclick = () => { window.focus(); window.location.href = `run?id=${run}`; };
+    note.onclick = () => {
+      window.focus();
+      window.location.href = `run?id=${run}`;
+    };
   }
 
   function pulse(element, changed) {
     const line = element.querySelector(".status-line");
-    let pages = null, cursor = null, timer = null, last = new Date(), working = [];
+    let pages = null,
+      cursor = null,
+      timer = null,
+      last = new Date(),
+      working = [];
     async function ask() {
       clearTimeout(timer);
       if (document.hidden && !(mayNotify() && working.length)) return;
@@ -70,7 +79,8 @@ window.slimscope = (() => {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         pages ??= answer.pages;
         if (pages !== answer.pages) {
-          line.innerHTML = '<span class="problem">The dashboard has changed since this page was opened. <a href="">Reload the page</a></span>';
+          line.innerHTML =
+            '<span class="problem">The dashboard has changed since this page was opened. <a href="">Reload the page</a></span>';
           return; // its events would be refused
         }
         last = new Date();
@@ -95,7 +105,13 @@ window.slimscope = (() => {
   /* Gradio also selects tabs by itself while a page is built; only a person's choice counts. */
   let touched = false;
   for (const kind of ["pointerdown", "keydown"]) {
-    document.addEventListener(kind, () => { touched = true; }, { capture: true });
+    document.addEventListener(
+      kind,
+      () => {
+        touched = true;
+      },
+      { capture: true },
+    );
   }
 
   function tab(name) {
@@ -104,7 +120,8 @@ window.slimscope = (() => {
 
   /* Browsers allow few changes of an address in a second: what moves under the hand is written once it rests. */
   const REST_MS = 250;
-  let waiting = {}, rest = 0;
+  let waiting = {},
+    rest = 0;
   function address(fields, moving = false) {
     Object.assign(waiting, fields);
     clearTimeout(rest);
@@ -130,7 +147,9 @@ window.slimscope = (() => {
 
   /* Back undoes the last view: the page is drawn anew for the address it then has. */
   let pushed = -1000;
-  window.addEventListener("popstate", () => { if (!api.back?.()) window.location.reload(); });
+  window.addEventListener("popstate", () => {
+    if (!api.back?.()) window.location.reload();
+  });
 
   /* --- charts ---------------------------------------------------------------------------- */
 
@@ -138,7 +157,12 @@ window.slimscope = (() => {
 
   /* The figure in the mode of the page, with larger type on wide screens. */
   function shade(figure) {
-    const shaded = window.slimscopeShade(figure, api.templates, dark(), getComputedStyle(document.body));
+    const shaded = window.slimscopeShade(
+      figure,
+      api.templates,
+      dark(),
+      getComputedStyle(document.body),
+    );
     if (larger() !== 1) shaded.layout.template = enlarged(shaded.layout.template, larger());
     return shaded;
   }
@@ -146,7 +170,8 @@ window.slimscope = (() => {
   /* The template with larger type, for wide screens and projectors. */
   function enlarged(template, factor) {
     return JSON.parse(JSON.stringify(template), (key, value) =>
-      key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
+      key === "size" && typeof value === "number" ? Math.round(value * factor) : value,
+    );
   }
 
   function plot(element, props, watch, select) {
@@ -156,24 +181,33 @@ window.slimscope = (() => {
     const empty = element.querySelector(".plot-empty");
     const room = parseFloat(box.style.minHeight);
     const config = {
-      displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
+      displaylogo: false,
+      responsive: true,
+      showSendToCloud: false,
+      plotlyServerURL: "",
       displayModeBar: false, // drag zooms, a double click shows all again
     };
-    let picked = null, bound = false;
+    let picked = null,
+      bound = false;
 
-    function meta() { return (props.value && props.value.layout && props.value.layout.meta) || {}; }
+    function meta() {
+      return (props.value && props.value.layout && props.value.layout.meta) || {};
+    }
 
     function outline() {
       if (!picked) return [];
       const trace = props.value.data[0];
-      const i = trace.x.indexOf(picked[0]), j = trace.y.indexOf(picked[1]);
+      const i = trace.x.indexOf(picked[0]),
+        j = trace.y.indexOf(picked[1]);
       if (i < 0 || j < 0) return [];
       const css = getComputedStyle(document.body);
       const [text, paper] = ["--text", "--paper"].map((name) => css.getPropertyValue(name).trim());
       const line = { color: text, width: 3 };
       const place = { x0: i - 0.5, x1: i + 0.5, y0: j - 0.5, y1: j + 0.5 };
-      return [{ type: "rect", layer: "above", ...place, line },
-              { type: "rect", layer: "above", ...place, line: { color: paper, width: 1 } }];
+      return [
+        { type: "rect", layer: "above", ...place, line },
+        { type: "rect", layer: "above", ...place, line: { color: paper, width: 1 } },
+      ];
     }
 
     async function draw() {
@@ -191,7 +225,8 @@ window.slimscope = (() => {
       }
       const figure = shade(value);
       picked = meta().picked || null;
-      if (canvas.clientWidth < NARROW) for (const trace of figure.data) trace.name = trace.name?.replace(/ · (?=[^·]*$)/, "<br>");
+      if (canvas.clientWidth < NARROW)
+        for (const trace of figure.data) trace.name = trace.name?.replace(/ · (?=[^·]*$)/, "<br>");
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
       await Plotly.react(canvas, figure.data, figure.layout, config);
       describe();
@@ -238,9 +273,12 @@ window.slimscope = (() => {
       event.preventDefault();
       const trace = props.value.data[0];
       const down = (props.value.layout.yaxis || {}).autorange === "reversed" ? 1 : -1;
-      let i = picked ? trace.x.indexOf(picked[0]) : 0, j = picked ? trace.y.indexOf(picked[1]) : 0;
-      do { i += move[0]; j += move[1] * down; }
-      while (trace.z[j] && i in trace.z[j] && trace.z[j][i] === null);
+      let i = picked ? trace.x.indexOf(picked[0]) : 0,
+        j = picked ? trace.y.indexOf(picked[1]) : 0;
+      do {
+        i += move[0];
+        j += move[1] * down;
+      } while (trace.z[j] && i in trace.z[j] && trace.z[j][i] === null);
       if (trace.z[j] && i in trace.z[j]) pick(i, j);
     }
 
@@ -249,7 +287,9 @@ window.slimscope = (() => {
       canvas.on("plotly_click", clicked);
       canvas.addEventListener("keydown", key);
       // not while hidden; at once, as Plots.resize waits, and a chart that is too tall covers what is below it
-      new ResizeObserver(() => box.offsetWidth && Plotly.relayout(canvas, { autosize: true })).observe(box);
+      new ResizeObserver(
+        () => box.offsetWidth && Plotly.relayout(canvas, { autosize: true }),
+      ).observe(box);
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
     }
 
@@ -269,7 +309,8 @@ window.slimscope = (() => {
   function saveTable(source, name) {
     if (!source) return;
     const rows = [...source.rows].map((row) =>
-      [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
+      [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","),
+    );
     api.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
   }
 
@@ -285,7 +326,8 @@ window.slimscope = (() => {
   function modules(folder) {
     api.module = (name) => import(`${folder}/${name}.js`);
     const page = location.pathname.split("/").pop();
-    if (["weights", "workbench"].includes(page)) api.module(`${page}/page`).then((each) => each.ahead());
+    if (["weights", "workbench"].includes(page))
+      api.module(`${page}/page`).then((each) => each.ahead());
   }
 
   document.addEventListener("submit", (event) => {
@@ -307,13 +349,19 @@ window.slimscope = (() => {
         figure.stop = draw(figure);
       }
     };
-    new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });
+    new MutationObserver(look).observe(document.documentElement, {
+      childList: true,
+      subtree: true,
+    });
     look();
   }
 
   /* A question to the person, not yet shown, outside of the panels: a redraw does not close it. */
   function dialog(css, html) {
-    const made = Object.assign(document.createElement("dialog"), { className: `ask ${css}`, innerHTML: html });
+    const made = Object.assign(document.createElement("dialog"), {
+      className: `ask ${css}`,
+      innerHTML: html,
+    });
     document.body.append(made);
     return made;
   }
@@ -330,6 +378,21 @@ window.slimscope = (() => {
     }
   }
 
-  const api = { header, pulse, address, tab, plot, table, saveTable, modules, still, figures, dialog, events, picked: null, templates: {} };
+  const api = {
+    header,
+    pulse,
+    address,
+    tab,
+    plot,
+    table,
+    saveTable,
+    modules,
+    still,
+    figures,
+    dialog,
+    events,
+    picked: null,
+    templates: {},
+  };
   return api;
 })();

@@ -20,9 +20,11 @@ BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it
 ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
 PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, colour
-    "draft": ("Draft", ORANGE), "verify": ("Verify", BLUE), "accept": ("Accept", GREEN),
+    "draft": ("Draft", ORANGE),
+    "verify": ("Verify", BLUE),
+    "accept": ("Accept", GREEN),
     "cache": ("Cache", PINK),
-}  # fmt: skip
+}
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
@@ -43,17 +45,18 @@ def bar_label(decoder: DecoderReport) -> str:
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     """Speed-up over vanilla; the lowest and highest repetition as a line through the bar."""
     frame = pd.DataFrame(
-        [(d.label, d.speed_up, *d.speed_up_range(), d.speed, 100 * d.same)
-         for d in decoders],
+        [(d.label, d.speed_up, *d.speed_up_range(), d.speed, 100 * d.same) for d in decoders],
         columns=["Decoder", "Speed-up, ×", "Lowest", "Highest", "Tokens/s", "Same texts, %"],
-    )  # fmt: skip
+    )
     up, low, high = frame["Speed-up, ×"], frame["Lowest"], frame["Highest"]
     bars = _bars(
-        decoders, up, error_x=_range(up, low, high, LIGHT.text),
+        decoders,
+        up,
+        error_x=_range(up, low, high, LIGHT.text),
         customdata=[*zip(low, high, (d.accepted for d in decoders), strict=True)],
         hovertemplate="<b>%{y}</b><br>%{x:.2f} × (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
         "<br>%{customdata[2]:.2f} tokens per step<extra></extra>",
-    )  # fmt: skip
+    )
     texts = [*map(times, up)]
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
@@ -67,26 +70,48 @@ def gain(
     """Tokens per step as a bar, break-even as a line, prediction as a ring."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
-        [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)
-         for d, k in zip(decoders, known, strict=True)],
-        columns=["Decoder", "Tokens per step", "Predicted", "Break-even", "Tree nodes",
-                 "Parameters", "Training steps"],
-    )  # fmt: skip
+        [
+            (
+                d.label,
+                d.accepted,
+                k.expected(d, default),
+                d.break_even,
+                d.nodes,
+                k.parameters,
+                k.steps,
+            )
+            for d, k in zip(decoders, known, strict=True)
+        ],
+        columns=[
+            "Decoder",
+            "Tokens per step",
+            "Predicted",
+            "Break-even",
+            "Tree nodes",
+            "Parameters",
+            "Training steps",
+        ],
+    )
     bars = _bars(
-        decoders, frame["Tokens per step"],
+        decoders,
+        frame["Tokens per step"],
         hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step<extra></extra>",
-    )  # fmt: skip
+    )
     marks = go.Scatter(
-        x=frame["Break-even"], y=bars.y, mode="markers",
+        x=frame["Break-even"],
+        y=bars.y,
+        mode="markers",
         marker={"symbol": "line-ns", "size": 32, "line": {"width": 3, "color": LIGHT.text}},
         hovertemplate="<b>%{y}</b><br>needs %{x:.2f} tokens per step<extra></extra>",
-    )  # fmt: skip
+    )
     frame["Predicted"] = frame["Predicted"].astype(float)
     rings = go.Scatter(
-        x=frame["Predicted"], y=bars.y, mode="markers",
+        x=frame["Predicted"],
+        y=bars.y,
+        mode="markers",
         marker={"symbol": "circle-open", "size": 12, "line": {"width": 2, "color": LIGHT.text}},
         hovertemplate="<b>%{y}</b><br>%{x:.2f} tokens per step were predicted<extra></extra>",
-    )  # fmt: skip
+    )
     reach = frame[["Tokens per step", "Break-even", "Predicted"]].max(axis=1)
     texts = [f"{d.accepted:.2f}, needs {d.break_even:.2f}" for d in decoders]
     looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MOST_ROOM)
@@ -104,11 +129,14 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )
     traces = [
         _bars(
-            decoders, frame[titles[part]], name=label, marker={"color": colour},
+            decoders,
+            frame[titles[part]],
+            name=label,
+            marker={"color": colour},
             hovertemplate=f"<b>%{{y}}</b><br>{label}: %{{x:.2f}} ms<extra></extra>",
         )
         for part, (label, colour) in PARTS.items()
-    ]  # fmt: skip
+    ]
     whole = frame[[*titles.values()]].sum(axis=1)
     texts = [f"{t:.1f} ms, {d.accepted:.2f} tokens" for t, d in zip(whole, decoders, strict=True)]
     looks = _bar_layout("time", "Milliseconds per step", decoders, whole, texts, MORE_ROOM)
@@ -131,14 +159,24 @@ def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> di
 
 
 def _bar_layout(
-    view: str, title: str, decoders: Sequence[DecoderReport], ends: pd.Series,
-    texts: Sequence[str], room: float = ROOM,
-) -> dict[str, Any]:  # fmt: skip
+    view: str,
+    title: str,
+    decoders: Sequence[DecoderReport],
+    ends: pd.Series,
+    texts: Sequence[str],
+    room: float = ROOM,
+) -> dict[str, Any]:
     notes = [
-        {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text},
-         "bgcolor": LIGHT.paper}
+        {
+            "x": end,
+            "y": bar_label(d),
+            "text": text,
+            "xshift": 8,
+            "font": {"color": LIGHT.text},
+            "bgcolor": LIGHT.paper,
+        }
         for d, end, text in zip(decoders, ends, texts, strict=True)
-    ]  # fmt: skip
+    ]
     return layout(
         view=view,
         more=BAR * max(0, len(decoders) - FEW_BARS),
@@ -152,10 +190,13 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
     """One row a task, one dot a decoder: speed-up with its range."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
-        [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
-         for d in drafters for name, (up, n) in d.tasks.items()],
+        [
+            (d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
+            for d in drafters
+            for name, (up, n) in d.tasks.items()
+        ],
         columns=["Decoder", "Task", "Speed-up, ×", "Lowest", "Highest", "Tokens per step"],
-    )  # fmt: skip
+    )
     tasks = [*dict.fromkeys(frame["Task"])]
     paint, figure = colours(decoders), go.Figure()
     for place, decoder in enumerate(drafters):
@@ -163,21 +204,30 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         up = rows["Speed-up, ×"]
         shift = JITTER * ((place + 0.5) / len(drafters) - 0.5)
         figure.add_scatter(
-            x=up, y=[tasks.index(task) + shift for task in rows["Task"]],
-            name=esc(decoder.label), mode="markers", cliponaxis=False,
+            x=up,
+            y=[tasks.index(task) + shift for task in rows["Task"]],
+            name=esc(decoder.label),
+            mode="markers",
+            cliponaxis=False,
             marker={"size": 9, "color": paint[decoder.name]},
             error_x=_range(up, rows["Lowest"], rows["Highest"], paint[decoder.name]),
             customdata=[*map(esc, rows["Task"])],
             hovertemplate="<b>%{customdata}</b><br>%{fullData.name}: %{x:.2f}<extra></extra>",
-        )  # fmt: skip
+        )
     rows_axis = axis(
-        tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
-        range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
-    )  # fmt: skip
+        tickvals=[*range(len(tasks))],
+        ticktext=[*map(esc, tasks)],
+        showgrid=False,
+        range=[len(tasks) - 0.5, -0.5],
+        tickfont={"color": LIGHT.text},
+    )
     looks = layout(
-        view="tasks", xaxis=axis("Speed-up over vanilla, ×"), yaxis=rows_axis,
-        shapes=[reference_line(x=1)], **legend_rows(len(drafters), grow=True),
-    )  # fmt: skip
+        view="tasks",
+        xaxis=axis("Speed-up over vanilla, ×"),
+        yaxis=rows_axis,
+        shapes=[reference_line(x=1)],
+        **legend_rows(len(drafters), grow=True),
+    )
     fastest = max(drafters, key=lambda d: d.speed_up, default=None)
     ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
     headline = of_tasks(fastest.label, ups) if fastest else ""

@@ -28,28 +28,42 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
     row = TREE_HEIGHT / (1 + max(places.values()))
     largest = min(LARGE, max(LEAST, 0.8 * row))
     nodes = go.Scatter(
-        x=[len(path) for path in shares], y=[places[path] for path in shares],
+        x=[len(path) for path in shares],
+        y=[places[path] for path in shares],
         mode="markers+text" if len(hits) <= WRITTEN else "markers",
         text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
-        textposition="top right", textfont={"size": 12, "color": LIGHT.text},
-        marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
-                "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1, "line": {"width": 0}},
+        textposition="top right",
+        textfont={"size": 12, "color": LIGHT.text},
+        marker={
+            "size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
+            "color": [LIGHT.muted, *[BLUE] * len(hits)],
+            "opacity": 1,
+            "line": {"width": 0},
+        },
         customdata=[_hover(path, share, expected) for path, share in shares.items()],
-        hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
-    )  # fmt: skip
+        hovertemplate="%{customdata}<extra></extra>",
+        cliponaxis=False,
+    )
     deepest = max(map(len, shares))
     columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
     looks = layout(
         view="tree",
-        xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
-                   range=[-0.3, deepest + 0.75], side="top"),
+        xaxis=axis(
+            tickvals=[*range(deepest + 1)],
+            ticktext=columns,
+            showgrid=False,
+            range=[-0.3, deepest + 0.75],
+            side="top",
+        ),
         yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
-    )  # fmt: skip
+    )
     frame = pd.DataFrame(
-        [(name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
-         for path, share in hits.items()],
+        [
+            (name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
+            for path, share in hits.items()
+        ],
         columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
-    )  # fmt: skip
+    )
     tree = decoder.tree or f"{decoder.nodes} nodes with the root"
     note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
     if decoder.tree:

@@ -29,25 +29,31 @@ NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 CONTROLS = ("run", "drafter")
 SPEED = Panel(
-    "bars", "Speed-up", "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
+    "bars",
+    "Speed-up",
+    "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
     300,
-)  # fmt: skip
+)
 GAIN = Panel(
-    "yield", "Tokens per step and break-even",
+    "yield",
+    "Tokens per step and break-even",
     "Does a step yield more tokens than it costs? A bar beyond its line is a gain. Ring: what "
     "the drafter's training predicted. The speed-up is not quite the ratio of both: it counts the "
-    "prompt's pass, too, and averages over prompts.", 300,
-)  # fmt: skip
+    "prompt's pass, too, and averages over prompts.",
+    300,
+)
 TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: vanilla decoding.")
 TIME = Panel(
-    "time", "Where is the time spent?",
+    "time",
+    "Where is the time spent?",
     "Drafting pays off when the accepted length exceeds the relative cost of a step.",
-)  # fmt: skip
+)
 TREE = Panel(
-    "tree", "Draft tree",
+    "tree",
+    "Draft tree",
     "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
     400,
-)  # fmt: skip
+)
 PANELS = (SPEED, GAIN, TASKS, TIME, TREE)  # those with data are shown
 
 
@@ -82,12 +88,16 @@ def draw(run: str | None, drafter: str | None, request: gr.Request) -> Updates:
         return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
     tree = shown.tree(drafter or query(request, "drafter"))
     controls = {
-        "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
-                         visible=True),
-        "drafter": gr.update(choices=[(d.label, d.name) for d in shown.trees],
-                             value=tree and tree.name, visible=len(shown.trees) > 1),
+        "run": gr.update(
+            choices=run_choices(runs, shown.job.run), value=shown.job.run, visible=True
+        ),
+        "drafter": gr.update(
+            choices=[(d.label, d.name) for d in shown.trees],
+            value=tree and tree.name,
+            visible=len(shown.trees) > 1,
+        ),
         "charts": gr.update(visible=shown.complete),
-    }  # fmt: skip
+    }
     drawn = _charts(shown, tree) if shown.complete else {}
     panels = [
         panel.show(chart, shown.job.run) | {panel.name: gr.update(visible=chart.frame is not None)}
@@ -101,9 +111,15 @@ def head(shown: Benchmark) -> Markup:
     drafters = str(job.config["drafters"]).replace(",", " ")
     command = " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
     return HTML.head(
-        job, shown.verdicts, job.state in ACTIVE, progress(job), error_of(job), conditions(job),
-        command, clone_link(job),
-    )  # fmt: skip
+        job,
+        shown.verdicts,
+        job.state in ACTIVE,
+        progress(job),
+        error_of(job),
+        conditions(job),
+        command,
+        clone_link(job),
+    )
 
 
 def conditions(job: Job) -> dict[str, object]:
@@ -147,9 +163,17 @@ def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
 
 
 PAGE = Page(
-    "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
+    "Benchmark",
+    "benchmark",
+    build,
+    order=70,
+    section="Explore",
+    key="d",
     charts=page_charts(
-        "benchmark", reported, {p: itemgetter(p) for p in PANELS}, "run",
+        "benchmark",
+        reported,
+        {p: itemgetter(p) for p in PANELS},
+        "run",
         "The benchmark has not ended, or was deleted.",
     ),
-)  # fmt: skip
+)

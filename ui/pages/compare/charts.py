@@ -124,9 +124,12 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     drawn = {run: lines[key] for run, lines in found.items() if key in lines}
     x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(
-        [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
-        x_title=x_title, y_title=metric(key).title, log_y=log_y,
-    )  # fmt: skip
+        [Line(run, points, strokes[run]) for run, points in drawn.items()],
+        view=f"{key}{log_y}",
+        x_title=x_title,
+        y_title=metric(key).title,
+        log_y=log_y,
+    )
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
     frame = curves_frame(drawn, x_title)
     lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())

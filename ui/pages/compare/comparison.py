@@ -49,9 +49,11 @@ from ui.widgets.config_form import spoken
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
-    MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
-    "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
-)  # fmt: skip
+    MetricKey("paired_perplexity"),
+    "Perplexity ÷ baseline",
+    "Ratio of the perplexities on the same windows of text, with its 95 % interval.",
+    "lower",
+)
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = LineStyle(LIGHT.text)  # grey is the dense model
@@ -110,8 +112,9 @@ def config_card(comparison: RunComparison) -> Markup:
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
     known = {
         setting_title(row.job.kind, name): info
-        for row in comparison.rows for name, info in fields_of(row.job.kind).items()
-    }  # fmt: skip
+        for row in comparison.rows
+        for name, info in fields_of(row.job.kind).items()
+    }
     rows = {
         name: [(_value(v, known.get(name)), v != values[place]) for v in values]
         for name, values in found.items()
@@ -157,9 +160,8 @@ def kept_labels(comparison: RunComparison) -> list[str]:
 def metrics_card(comparison: RunComparison) -> Markup:
     rows = [*figure_rows(comparison), *_figures_of_jobs(comparison)]
     single = [
-        row for row in rows
-        if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])
-    ]  # fmt: skip
+        row for row in rows if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])
+    ]
     shared = [row for row in rows if row not in single]
     kept = kept_labels(comparison)
     found = {r.job.run: speed_conditions(r.job, r.figures.rows.values()) for r in comparison.rows}
@@ -182,10 +184,11 @@ def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
     ]
     base = losses[comparison.rows.index(comparison.base)]
     return [
-        paired_ratio(mine, base) if mine is not None and base is not None and mine is not base
+        paired_ratio(mine, base)
+        if mine is not None and base is not None and mine is not base
         else None
         for mine in losses
-    ]  # fmt: skip
+    ]
 
 
 def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
@@ -204,9 +207,10 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
     return ComparedFigure(
-        format_value(shown, figure.value), format_stderr(shown, figure.stderr),
+        format_value(shown, figure.value),
+        format_stderr(shown, figure.stderr),
         delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
-    )  # fmt: skip
+    )
 
 
 def _zeros(row: RunRow) -> float | None:

@@ -38,9 +38,11 @@ from ui.widgets.notice import plain
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
-    "stages", "Perplexity by stage",
-    "Which run keeps the model's perplexity best, stage by stage? Lower is better.", 360,
-)  # fmt: skip
+    "stages",
+    "Perplexity by stage",
+    "Which run keeps the model's perplexity best, stage by stage? Lower is better.",
+    360,
+)
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
@@ -58,9 +60,14 @@ def build() -> None:
     curve = dropdown("Curve", "compare-curve", min_width=200)
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
     scale = gr.Radio(
-        choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
-        scale=0, min_width=160,
-    )  # fmt: skip
+        choices(SCALES),
+        value="linear",
+        label="Y axis",
+        elem_id="compare-y",
+        render=False,
+        scale=0,
+        min_width=160,
+    )
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         with gr.Row(equal_height=False):
@@ -194,17 +201,28 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
 
 
 REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
-    Panel("figures", "Results", "What did each run end with?", 0):
-        lambda at: comparison.results_chart(at[0]),
-    Panel("texts", "Generated text", "Where do the runs write something else after the same "
-          "prompt?", 0): lambda at: texts_chart(at[0]),
-    Panel("config", "Configuration differences", "Which settings differ?", 0):
-        lambda at: comparison.settings_chart(at[0]),
+    Panel("figures", "Results", "What did each run end with?", 0): lambda at: (
+        comparison.results_chart(at[0])
+    ),
+    Panel(
+        "texts",
+        "Generated text",
+        "Where do the runs write something else after the same prompt?",
+        0,
+    ): lambda at: texts_chart(at[0]),
+    Panel("config", "Configuration differences", "Which settings differ?", 0): lambda at: (
+        comparison.settings_chart(at[0])
+    ),
     STAGES: lambda at: stages_chart(at[0]),
     LINES: lambda at: lines_chart(*at),
     WEIGHTS: lambda at: weights_chart(*at),
-}  # fmt: skip
+}
 PAGE = Page(
-    "Compare", "compare", build, order=30, section="Runs", key="c",
+    "Compare",
+    "compare",
+    build,
+    order=30,
+    section="Runs",
+    key="c",
     charts=page_charts("compare", reported, REPORTED, "ids", TOO_FEW),
-)  # fmt: skip
+)

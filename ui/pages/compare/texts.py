@@ -114,9 +114,10 @@ def trace_card(comparison: RunComparison) -> Markup:
     """Asks the live model which blocks of a run lose a text; of runs saved of one model."""
     first = first_model(comparison.base.job.run)
     saved = [
-        row.job.run for row in comparison.rows
+        row.job.run
+        for row in comparison.rows
         if has_saved(row.job, MODEL) and first_model(row.job.run) == first
-    ]  # fmt: skip
+    ]
     if not saved:
         return Markup()
     written = texts_of(comparison.base)

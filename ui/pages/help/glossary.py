@@ -95,24 +95,29 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
 QUESTIONS = {  # question -> answer, page
     "What does this do?": (
         "It makes a language model smaller or faster, and shows what that changed in its weights "
-        "and in its answers.", "home",
+        "and in its answers.",
+        "home",
     ),
     "How do I compress a model?": (
         "Choose a recipe and a model, look at the time and memory it takes, and add it to the "
-        "queue.", "new",
+        "queue.",
+        "new",
     ),
     "Which model fits into 80 MB?": (
         "A sensitivity profile says what each layer loses in each format; a budget then gives "
-        "every layer its own.", "trade-offs",
+        "every layer its own.",
+        "trade-offs",
     ),
     "What happened to the weights?": (
-        "Their distribution before and after, layer by layer.", "weights",
+        "Their distribution before and after, layer by layer.",
+        "weights",
     ),
     "Is the compressed model still good?": (
-        "Ask it, beside the original, or vote without knowing which is which.", "playground",
+        "Ask it, beside the original, or vote without knowing which is which.",
+        "playground",
     ),
     "Which of my runs is best?": ("Filter, sort and compare them.", "runs"),
-}  # fmt: skip
+}
 
 FILTERS = {
     "wanda": "runs with this word in their id, name, model, settings, state, tags or note",

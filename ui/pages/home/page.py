@@ -120,9 +120,12 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
     return HTML.side(
-        queued, len(status.queued), problems if status.needs_attention else [],
-        status.needs_attention, now_ms(),
-    )  # fmt: skip
+        queued,
+        len(status.queued),
+        problems if status.needs_attention else [],
+        status.needs_attention,
+        now_ms(),
+    )
 
 
 def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) -> Updates:
@@ -182,6 +185,12 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
 
 
 PAGE = Page(
-    "Home", "", build, order=0, section="Home", key="h", heading=False,
+    "Home",
+    "",
+    build,
+    order=0,
+    section="Home",
+    key="h",
+    heading=False,
     charts=page_charts("home", lambda request: request, {TRADEOFF: _tradeoff_at}),
-)  # fmt: skip
+)

@@ -163,10 +163,13 @@ def tradeoff(
         for place, kind in enumerate(kinds)
     ]
     front = go.Scatter(  # steps: between two runs of the front, only the worse is to be had
-        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
+        x=[scale_of(x) * p.x for p in best],
+        y=[p.y for p in best],
+        mode="lines",
         line={"color": LIGHT.muted, "width": 1, "shape": "vh" if x.better == "higher" else "hv"},
-        hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
+        hoverinfo="skip",
+        showlegend=False,
+    )
     ys = [p.y for p in points] + ([dense] if dense else [])
     log = math.log10(max(ys, default=2.0) / min(ys, default=1.0)) >= DECADE
     up = log_axis("Perplexity", log_span(ys, right=0.2)) if log else axis("Perplexity", nticks=5)
@@ -179,9 +182,13 @@ def tradeoff(
     if dense:
         figure.add_shape(reference_line(y=dense))
         figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
-            text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
+            text=f"dense {number(dense)}",
+            xref="paper",
+            x=1,
+            xanchor="right",
+            yanchor="top",
             y=math.log10(dense) if log else dense,
-        )  # fmt: skip
+        )
     return Chart(figure, _frame(points, x), note, headline=of_front(len(best), len(points)))
 
 
@@ -219,16 +226,22 @@ def _dots(
     middle = (min(xs, default=0.0) + max(xs, default=0.0)) / 2
     fill = [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points]
     return dots(
-        [scale_of(x) * p.x for p in points], [p.y for p in points], colour,
-        SYMBOLS[place % len(SYMBOLS)], [_hover(p, x) for p in points],
-        name=points[0].kind, customdata=[p.run for p in points],
+        [scale_of(x) * p.x for p in points],
+        [p.y for p in points],
+        colour,
+        SYMBOLS[place % len(SYMBOLS)],
+        [_hover(p, x) for p in points],
+        name=points[0].kind,
+        customdata=[p.run for p in points],
         text=[esc(p.label) if p.run in named else "" for p in points],
         textposition=["bottom left" if p.x > middle else "bottom right" for p in points],
         textfont={"color": LIGHT.text},
     ).update(
-        mode="markers+text", marker_size=[_size(p.speed, fastest) for p in points],
-        marker_color=fill, marker_opacity=1.0,
-    )  # fmt: skip
+        mode="markers+text",
+        marker_size=[_size(p.speed, fastest) for p in points],
+        marker_color=fill,
+        marker_opacity=1.0,
+    )
 
 
 def _size(speed: float | None, fastest: float) -> float:

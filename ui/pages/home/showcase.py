@@ -106,18 +106,23 @@ def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
     newest."""
     compressing = {name for name, kind in kinds().items() if kind.compresses}
     runs = [
-        row for row in all_rows() if (DENSE, PERPLEXITY) in row.places
-        and row.head.kind in compressing and row.head.state == State.SUCCEEDED
-    ]  # fmt: skip
+        row
+        for row in all_rows()
+        if (DENSE, PERPLEXITY) in row.places
+        and row.head.kind in compressing
+        and row.head.state == State.SUCCEEDED
+    ]
     runs = runs[:LOOKED_AT] + [row for row in runs[LOOKED_AT:] if row.head.id < 0]
     found = [
-        (loss, _changes(row.job, row.figures), row.job) for row in runs
+        (loss, _changes(row.job, row.figures), row.job)
+        for row in runs
         if (loss := row.figures.change()) is not None
-    ]  # fmt: skip
+    ]
     best = max(
-        (each for each in found if len(each[1]) > 1), default=None,
+        (each for each in found if len(each[1]) > 1),
+        default=None,
         key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE - 1), len(each[1])),
-    )  # fmt: skip
+    )
     return (best[2], best[1], _source(best[2])) if best else None
 
 
@@ -203,11 +208,16 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
             said += f", {share(above.sum(), 0)} lie in the middle peak, which is cut off"
         whole = f"; perplexity of the whole model: {perplexity.get(label)}."
         said += whole if perplexity.get(label) else "."
-        shown.append({
-            "name": snapshot.stage, "label": label, "said": said, "zeros": round(zeros, 4),
-            "colour": stage_style(snapshot.stage).colour,
-            "heights": [round(min(1.0, float(h / top)), 4) for h in height],
-        })  # fmt: skip
+        shown.append(
+            {
+                "name": snapshot.stage,
+                "label": label,
+                "said": said,
+                "zeros": round(zeros, 4),
+                "colour": stage_style(snapshot.stage).colour,
+                "heights": [round(min(1.0, float(h / top)), 4) for h in height],
+            }
+        )
     return {"run": each.job.run, "tensor": tensor, "edge": edge, "stages": shown}
 
 

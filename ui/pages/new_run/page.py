@@ -88,9 +88,11 @@ class KindForm:
         return self.form.values(given[:own]), self.sweep.pairs(given[own:])
 
     def show_errors(
-        self, error: SlimscopeError | None, given: Sequence[Any],
+        self,
+        error: SlimscopeError | None,
+        given: Sequence[Any],
         warnings: Mapping[str, str] = NO_CHOICES,
-    ) -> dict[Any, Any]:  # fmt: skip
+    ) -> dict[Any, Any]:
         """Updates that show the error beside its field, in the sweep when the field is swept."""
         swept = given[len(self.form.inputs) :]
         own = None if self.sweep.rows_of(error, swept) else error
@@ -133,9 +135,12 @@ def others_html(chosen: str = "") -> Markup:
 
 def _controls(kind: gr.Radio, others: gr.HTML) -> Controls:
     name = gr.Textbox(
-        label="Name of the run", info="Optional label", max_length=120, max_lines=1,
+        label="Name of the run",
+        info="Optional label",
+        max_length=120,
+        max_lines=1,
         elem_id="new-name",
-    )  # fmt: skip
+    )
     add = gr.Button(ADD, variant="primary", elem_id="new-add")
     message = notice("new-said")
     return Controls(
@@ -160,10 +165,13 @@ def _cards(
     kind: Kind, label: str, values: Mapping[str, Mapping[str, Any]], first: str | None
 ) -> OptionCards:
     radio = gr.Radio(
-        cards(values, kind.notes, {}), value=first if values else None, label=label,
-        visible=len(values) > 1, elem_id=f"{label.lower()}-{kind.name}",
+        cards(values, kind.notes, {}),
+        value=first if values else None,
+        label=label,
+        visible=len(values) > 1,
+        elem_id=f"{label.lower()}-{kind.name}",
         elem_classes="preset-cards",
-    )  # fmt: skip
+    )
     return OptionCards(radio, values, kind.notes)
 
 

@@ -46,14 +46,19 @@ class SweepForm:
         with gr.Row(elem_classes="form-grid"):
             with gr.Column(min_width=200, elem_classes="form-field"):
                 field = gr.Dropdown(
-                    choices, value=NO_FIELD, label=f"Field {number}",
+                    choices,
+                    value=NO_FIELD,
+                    label=f"Field {number}",
                     elem_id=f"{self.prefix}sweep-field-{number}",
-                )  # fmt: skip
+                )
             with gr.Column(min_width=200, elem_classes="form-field"):
                 values = gr.Textbox(
-                    label="Values", max_lines=1, max_length=600, placeholder=self.example,
+                    label="Values",
+                    max_lines=1,
+                    max_length=600,
+                    placeholder=self.example,
                     elem_id=f"{self.prefix}sweep-values-{number}",
-                )  # fmt: skip
+                )
                 self.messages.append(notice(f"{self.prefix}sweep-message-{number}"))
         self.inputs += [field, values]
 

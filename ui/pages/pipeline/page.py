@@ -55,8 +55,14 @@ NOTE = (
 ALONE = "Alone: "  # a step on the model the pipeline begins with
 STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
-    PERPLEXITY, TOP1_AGREEMENT, SIZE, BYTES_PER_TOKEN, PASS_MS, TOKENS_PER_SECOND, ACCEPTED_LENGTH,
-)  # fmt: skip
+    PERPLEXITY,
+    TOP1_AGREEMENT,
+    SIZE,
+    BYTES_PER_TOKEN,
+    PASS_MS,
+    TOKENS_PER_SECOND,
+    ACCEPTED_LENGTH,
+)
 HEADS = ["Step", *(metric(name).title for name in METRICS)]  # columns of `step_rows`
 Row = list[object]
 
@@ -70,9 +76,13 @@ def build() -> None:
                 preset = gr.Radio([*pipeline.PRESETS], value=FIRST_PRESET, label="Preset")
                 model = dropdown("Model", "pipeline-model", value=DEFAULT_MODEL).render()
             text = gr.Textbox(
-                label="Pipeline", info=ABOUT, lines=9, max_lines=40, elem_id="pipeline-text",
+                label="Pipeline",
+                info=ABOUT,
+                lines=9,
+                max_lines=40,
+                elem_id="pipeline-text",
                 max_length=pipeline.LETTERS,
-            )  # fmt: skip
+            )
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             add = gr.Button("Add to queue", variant="primary", elem_id="pipeline-add")
             message = notice("pipeline-said")

@@ -52,9 +52,13 @@ class Answer:
 
 
 def answers_of(
-    names: Sequence[str], order: Sequence[int], hidden: bool, texts: dict[int, Transcript],
-    status: str = "", begins: bool = False,
-) -> list[Answer]:  # fmt: skip
+    names: Sequence[str],
+    order: Sequence[int],
+    hidden: bool,
+    texts: dict[int, Transcript],
+    status: str = "",
+    begins: bool = False,
+) -> list[Answer]:
     """Columns in this order; `status` and `begins` are of those that have no text."""
     first = texts.get(order[0])
     shown = []
@@ -63,14 +67,18 @@ def answers_of(
         found = text or Transcript()
         other = first if text and side != order[0] else None
         differs = first_difference(other.text, found.text) if other else None
-        shown.append(Answer(
-            side, letter if len(order) > 1 else "",
-            None if hidden else model_name(names[side - 1]),
-            "" if text else status, begins and not text,
-            [*facts(found, hidden), *_difference(other, found, differs)],
-            [Span(found.text)] if hidden else token_spans(found, differs or None),
-            found.text if found.complete else "",
-        ))  # fmt: skip
+        shown.append(
+            Answer(
+                side,
+                letter if len(order) > 1 else "",
+                None if hidden else model_name(names[side - 1]),
+                "" if text else status,
+                begins and not text,
+                [*facts(found, hidden), *_difference(other, found, differs)],
+                [Span(found.text)] if hidden else token_spans(found, differs or None),
+                found.text if found.complete else "",
+            )
+        )
     return shown
 
 

@@ -91,10 +91,13 @@ def recorded_run(job: Job) -> Markup:
 
 def _foot(turn: Turn, actor: Actor) -> Markup:
     return HTML.turn_foot(
-        turn.number, bool(turn.unanswered) and (is_written(turn) or not may_not_begin(turn, actor)),
-        permissions.may_not_cancel(actor, turn.prompt.author), permissions.may_not_ask(actor),
-        would_repeat(turn), actor.role == "host",
-    )  # fmt: skip
+        turn.number,
+        bool(turn.unanswered) and (is_written(turn) or not may_not_begin(turn, actor)),
+        permissions.may_not_cancel(actor, turn.prompt.author),
+        permissions.may_not_ask(actor),
+        would_repeat(turn),
+        actor.role == "host",
+    )
 
 
 def choices(turn: Turn) -> dict[int, str]:

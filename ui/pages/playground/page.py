@@ -48,10 +48,13 @@ def build() -> None:
             earlier = HtmlPanel(elem_id="playground-earlier")
             form = _settings()
             alias = gr.Textbox(
-                label="Your name", info="Stands beside what you ask and on your votes. Optional.",
-                max_length=ALIAS_LETTERS, visible=False, elem_id="playground-name",
+                label="Your name",
+                info="Stands beside what you ask and on your votes. Optional.",
+                max_length=ALIAS_LETTERS,
+                visible=False,
+                elem_id="playground-name",
                 elem_classes="form-field",
-            )  # fmt: skip
+            )
         with gr.Column(scale=5, min_width=320, elem_id="playground-main"):
             sides, blind = _top()
             board = HtmlPanel(elem_id="playground-board", min_height=240)
@@ -74,9 +77,11 @@ def build() -> None:
 
     prompt, said = composer.prompt, [composer.message, composer.chat]
     asked = prompt.submit(
-        composer.ask, [prompt, sides, blind, alias, *form.inputs],
-        [prompt, *said, *form.folds.values(), *form.messages], **PRIVATE_EVENT,
-    )  # fmt: skip
+        composer.ask,
+        [prompt, sides, blind, alias, *form.inputs],
+        [prompt, *said, *form.folds.values(), *form.messages],
+        **PRIVATE_EVENT,
+    )
     acted = board.act(act, alias, said, **PRIVATE_EVENT)
     for event in (asked, acted):
         url_sync(event, chat=composer.chat).then(*show, **SILENT_EVENT)
@@ -87,9 +92,11 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], answering(), "playground-")
         blind = gr.Checkbox(
-            label="Blind", elem_id="playground-field-blind", elem_classes="form-field",
+            label="Blind",
+            elem_id="playground-field-blind",
+            elem_classes="form-field",
             info="Hides the names of the models and shuffles the columns until you have voted.",
-        )  # fmt: skip
+        )
         plain(HTML.new_chat(), elem_id="playground-anew")
     assert isinstance(chosen, gr.Dropdown)
     return chosen, blind
@@ -99,10 +106,11 @@ def _settings() -> ConfigForm:
     with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
         form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
         gr.Checkbox(  # read by the style sheet alone
-            label="Show rejected draft tokens", elem_id="playground-vain",
+            label="Show rejected draft tokens",
+            elem_id="playground-vain",
             info="The first draft token of each step that the base model rejected.",
             elem_classes="form-field",
-        )  # fmt: skip
+        )
     return form
 
 
@@ -110,10 +118,14 @@ def _composer() -> tuple[gr.Textbox, gr.HTML]:
     with gr.Column(elem_id="playground-composer"):
         message = notice("playground-said")
         prompt = gr.Textbox(
-            label="Prompt", show_label=False, lines=1, max_lines=8, submit_btn="Send",
+            label="Prompt",
+            show_label=False,
+            lines=1,
+            max_lines=8,
+            submit_btn="Send",
             placeholder="Write a prompt. Enter sends it, Shift+Enter begins a new line.",
             elem_id="playground-prompt",
-        )  # fmt: skip
+        )
     return prompt, message
 
 
@@ -234,5 +246,10 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
 
 
 PAGE = Page(
-    "Playground", "playground", build, order=80, section="Playground", key="p",
-)  # fmt: skip
+    "Playground",
+    "playground",
+    build,
+    order=80,
+    section="Playground",
+    key="p",
+)

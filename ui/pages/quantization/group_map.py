@@ -56,16 +56,20 @@ class GroupFigure:
 
 FIGURES: dict[str, GroupFigure] = {
     "magnitude": GroupFigure(
-        "Magnitude m", "Which groups did training scale up or down?", "log₂, 0 is unchanged",
+        "Magnitude m",
+        "Which groups did training scale up or down?",
+        "log₂, 0 is unchanged",
         ratio=True,
     ),
     "scale": GroupFigure("Scale m·s", "Which groups have a coarse step size?"),
     "error": GroupFigure("Error", "Which groups are farthest from their dense weights?", "RMS"),
     "clipped": GroupFigure(
-        "Clipped", "Where do weights lie outside the range of the grid?", "% of a group",
+        "Clipped",
+        "Where do weights lie outside the range of the grid?",
+        "% of a group",
         percent=True,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,19 @@ def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
     x, y = [*map(_span_label, cells.columns)], [*map(_span_label, cells.rows)]
     i, j = cells.cell_of(picked) if picked else (0, 0)
     return heatmap(
-        x, y, cells.mean,
+        x,
+        y,
+        cells.mean,
         [[f"{row},{group}" for row, group in line] for line in cells.farthest],
         [[_cell_text(mapped, (i, j)) for j in range(len(x))] for i in range(len(y))],
         (mapped.low, mapped.high),
-        title=figure.title, diverging=figure.ratio, view=view, picked=picked and [x[j], y[i]],
-        xaxis=axis("Group along the inputs"), yaxis=axis("Output row", nticks=8),
-    )  # fmt: skip
+        title=figure.title,
+        diverging=figure.ratio,
+        view=view,
+        picked=picked and [x[j], y[i]],
+        xaxis=axis("Group along the inputs"),
+        yaxis=axis("Output row", nticks=8),
+    )
 
 
 def group_map_note(mapped: GroupMap) -> str:

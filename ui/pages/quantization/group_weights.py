@@ -43,16 +43,26 @@ class GroupWeights:
 def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
     """Change of each weight over its dense value; a band for rounding to nearest."""
     dots = go.Scatter(
-        x=group.dense.tolist(), y=group.residual.tolist(), customdata=group.quantized.tolist(),
-        mode="markers", marker={"size": 7, "color": stage_style(stage).colour},
+        x=group.dense.tolist(),
+        y=group.residual.tolist(),
+        customdata=group.quantized.tolist(),
+        mode="markers",
+        marker={"size": 7, "color": stage_style(stage).colour},
         hovertemplate="Dense %{x:.5f}<br>now %{customdata:.5f}<br>moved by %{y:.5f}<extra></extra>",
-    )  # fmt: skip
+    )
     points = group.points.tolist()
     lines = [reference_line(x=point, dash="dot", layer="below") for point in points]
     band: dict[str, object] = {
-        "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -group.half, "y1": group.half,
-        "layer": "below", "fillcolor": tint(LIGHT.muted, 0.12), "line": {"width": 0},
-    }  # fmt: skip
+        "type": "rect",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": -group.half,
+        "y1": group.half,
+        "layer": "below",
+        "fillcolor": tint(LIGHT.muted, 0.12),
+        "line": {"width": 0},
+    }
     ends = np.concatenate([group.points, group.dense])
     reach = [float(ends.min() - group.half), float(ends.max() + group.half)]
     across = axis("Dense weight (dotted: the grid)", showgrid=False, nticks=6, range=reach)

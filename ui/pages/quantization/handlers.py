@@ -88,7 +88,14 @@ def _draw(view: QuantView, *chosen: Panel) -> Updates:
 
 
 SHARED = ExplorerPage(
-    QuantSelection, QuantView.at, mark, offers, draw, profile=MAGNITUDE, kind=dlqat.NAME,
-    no_run="No run has trained inside a quantisation grid yet.", lacks="recorded no groups",
+    QuantSelection,
+    QuantView.at,
+    mark,
+    offers,
+    draw,
+    profile=MAGNITUDE,
+    kind=dlqat.NAME,
+    no_run="No run has trained inside a quantisation grid yet.",
+    lacks="recorded no groups",
     later="They appear here when training begins.",
-)  # fmt: skip
+)

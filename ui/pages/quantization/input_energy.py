@@ -50,9 +50,7 @@ class InputGroups:
         return shares
 
 
-def input_energy_chart(
-    every: Sequence[InputGroups], tensor: str, label: str, stage: str
-) -> Chart:  # fmt: skip
+def input_energy_chart(every: Sequence[InputGroups], tensor: str, label: str, stage: str) -> Chart:
     """Error over inputs on log axes, one point a group, with its tensor as `customdata`."""
     own = next(one for one in every if one.tensor == tensor)
     k = int(own.shares.argmax())
@@ -65,10 +63,14 @@ def input_energy_chart(
     rho = spearman(x, y) if len(x) > 2 else None
     blocks = f"{len(every)} block{'' if len(every) == 1 else 's'}"
     note = f"n = {count(len(x))} groups of {blocks}, rank correlation {number(rho, 2)}."
-    frame = pd.DataFrame({
-        "Group": map(str, range(len(own.inputs))), X: own.inputs, Y: own.errors,
-        "Share of the expected output error, %": 100 * own.shares,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "Group": map(str, range(len(own.inputs))),
+            X: own.inputs,
+            Y: own.errors,
+            "Share of the expected output error, %": 100 * own.shares,
+        }
+    )
     others = [one for one in every if one is not own]
     figure = go.Figure()
     if others:
@@ -80,9 +82,11 @@ def input_energy_chart(
         logs = np.log10([positive.min(), positive.max()])
         spans.append([float(logs[0]) - ROOM, float(logs[1]) + ROOM])
     looks = layout(
-        view=f"energy/{own.tensor}", xaxis=log_axis(X, spans[0]), yaxis=log_axis(Y, spans[1]),
+        view=f"energy/{own.tensor}",
+        xaxis=log_axis(X, spans[0]),
+        yaxis=log_axis(Y, spans[1]),
         **legend_row(),
-    )  # fmt: skip
+    )
     return Chart(figure.update_layout(looks), frame, note, headline=headline)
 
 
@@ -98,7 +102,10 @@ def _points(
     return go.Scatter(
         x=np.concatenate([one.inputs for one in groups]).round(6).tolist(),
         y=[float(f"{e:.5g}") for one in groups for e in one.errors],
-        customdata=[one.tensor for one in groups for _ in one.inputs], text=said, mode="markers",
-        marker={"color": colour, "size": size, "opacity": opacity}, name=name,
+        customdata=[one.tensor for one in groups for _ in one.inputs],
+        text=said,
+        mode="markers",
+        marker={"color": colour, "size": size, "opacity": opacity},
+        name=name,
         hovertemplate="%{text}<extra></extra>",
-    )  # fmt: skip
+    )

@@ -14,8 +14,12 @@ from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, page_charts
 
 BUTTONS = {
-    "worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next snapshot", "play": "Play",
-}  # fmt: skip
+    "worst": "Worst",
+    "back": "Previous",
+    "on": "Next",
+    "steps": "Next snapshot",
+    "play": "Play",
+}
 PLAY = "() => slimscope.play('quant-play-button', 'quant-steps-button')"
 
 
@@ -25,10 +29,11 @@ def build() -> None:
         stage=dropdown("Stage", "quant-stage", min_width=200),
         tensor=dropdown("Tensor", "quant-tensor"),
         figure=dropdown("Colour", "quant-figure"),
-        step=gr.Slider(0, 1, step=1, label="Training step", elem_id="quant-step",
-                       min_width=200, render=False),
+        step=gr.Slider(
+            0, 1, step=1, label="Training step", elem_id="quant-step", min_width=200, render=False
+        ),
         group=gr.Textbox(visible=False, elem_id="quant-group", render=False),
-    )  # fmt: skip
+    )
     buttons = {name: _button(name, label) for name, label in BUTTONS.items()}
     with gr.Row(elem_classes="bar"):
         page["run"].render()
@@ -75,6 +80,11 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
 
 
 PAGE = Page(
-    "Quantisation", "quantization", build, order=60, section="Explore", key="q",
+    "Quantisation",
+    "quantization",
+    build,
+    order=60,
+    section="Explore",
+    key="q",
     charts=page_charts("quant", handlers.SHARED.at, CHARTS, "run"),
-)  # fmt: skip
+)

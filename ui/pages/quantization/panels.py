@@ -58,18 +58,21 @@ def _panel(name: str, title: str, question: str = "") -> Panel:
 
 MAP = _panel("map", "Groups of one tensor")
 WEIGHTS = _panel(
-    "weights", "One group on its grid",
+    "weights",
+    "One group on its grid",
     "Is the grid used well, and do weights lie beyond its ends?",
-)  # fmt: skip
+)
 MAGNITUDES = _panel(
-    "magnitudes", "Magnitudes of all groups",
+    "magnitudes",
+    "Magnitudes of all groups",
     "How far did training move the magnitudes from 1, and have they settled?",
-)  # fmt: skip
+)
 USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?")
 ENERGY = _panel(
-    "energy", "Errors and inputs", "Do groups that meet large inputs have small errors? Rounding "
-    "hurts towards the upper right.",
-)  # fmt: skip
+    "energy",
+    "Errors and inputs",
+    "Do groups that meet large inputs have small errors? Rounding hurts towards the upper right.",
+)
 
 
 def head_html(view: QuantView) -> Markup:
@@ -191,6 +194,9 @@ def energy_chart(view: QuantView) -> Chart:
 
 
 CHARTS: dict[Panel, Callable[[QuantView], Chart]] = {
-    MAP: map_chart, WEIGHTS: weights_chart, MAGNITUDES: magnitudes_chart, USAGE: usage_chart,
+    MAP: map_chart,
+    WEIGHTS: weights_chart,
+    MAGNITUDES: magnitudes_chart,
+    USAGE: usage_chart,
     ENERGY: energy_chart,
-}  # fmt: skip
+}

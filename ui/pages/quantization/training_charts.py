@@ -26,15 +26,22 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
     middle = quantiles.get("p50", {})
     lines.append(
         go.Scatter(
-            x=sorted(middle), y=[middle[s] for s in sorted(middle)], name="Median", mode="lines",
-            line={"color": colour}, hovertemplate="Median %{y:.5f}<extra></extra>",
+            x=sorted(middle),
+            y=[middle[s] for s in sorted(middle)],
+            name="Median",
+            mode="lines",
+            line={"color": colour},
+            hovertemplate="Median %{y:.5f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     looks = layout(
-        view=f"{stage}/fan", hovermode="x unified", xaxis=axis("Step", showgrid=False),
-        yaxis=axis("Magnitude m", nticks=6), shapes=[reference_line(y=1, layer="below")],
+        view=f"{stage}/fan",
+        hovermode="x unified",
+        xaxis=axis("Step", showgrid=False),
+        yaxis=axis("Magnitude m", nticks=6),
+        shapes=[reference_line(y=1, layer="below")],
         **legend_row(),
-    )  # fmt: skip
+    )
     return go.Figure(lines, looks)
 
 
@@ -42,10 +49,17 @@ def _edge(
     steps: list[int], values: list[float], fill: str | None, name: str, tinted: str
 ) -> go.Scatter:
     return go.Scatter(
-        x=steps, y=values, name=name, legendgroup=name, mode="lines", fill=fill,
-        showlegend=fill is not None, fillcolor=tinted,
-        line={"width": 0, "color": tinted}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
-    )  # fmt: skip
+        x=steps,
+        y=values,
+        name=name,
+        legendgroup=name,
+        mode="lines",
+        fill=fill,
+        showlegend=fill is not None,
+        fillcolor=tinted,
+        line={"width": 0, "color": tinted},
+        hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
+    )
 
 
 def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
@@ -58,17 +72,24 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
     ]
     bars = [
         go.Bar(
-            x=list(range(len(usage[step]))), y=(100 * usage[step] / usage[step].sum()).tolist(),
-            customdata=usage[step].tolist(), name=f"Step {step}", marker=look,
+            x=list(range(len(usage[step]))),
+            y=(100 * usage[step] / usage[step].sum()).tolist(),
+            customdata=usage[step].tolist(),
+            name=f"Step {step}",
+            marker=look,
             hovertemplate=f"Step {step}: %{{y:.2f}} %, n = %{{customdata:,.0f}}<extra></extra>",
         )
         for step, look in zip(at, looks_of[-len(at) :], strict=True)
-    ]  # fmt: skip
+    ]
     looks = layout(
-        view=f"{stage}/codes", bargap=0.15, barmode="overlay", hovermode="x unified",
-        xaxis=axis("Code", showgrid=False, nticks=16), yaxis=axis("Share of weights, %"),
+        view=f"{stage}/codes",
+        bargap=0.15,
+        barmode="overlay",
+        hovermode="x unified",
+        xaxis=axis("Code", showgrid=False, nticks=16),
+        yaxis=axis("Share of weights, %"),
         **legend_row() | {"showlegend": len(bars) > 1},
-    )  # fmt: skip
+    )
     return go.Figure(bars, looks)
 
 

@@ -111,10 +111,15 @@ def _columns(
         start = start_times(status, waiting)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
-            "Time left": lambda job: waits(waiting[job.id]) if job.id in waiting
-            else start_words(start.get(job.id)) if place(job.id) else time_left(job),
+            "Time left": lambda job: (
+                waits(waiting[job.id])
+                if job.id in waiting
+                else start_words(start.get(job.id))
+                if place(job.id)
+                else time_left(job)
+            ),
             "Running for": lambda job: took(job, now) if job.started_at else "",
-        }  # fmt: skip
+        }
     else:
         if tab == "failed":
             columns["Why"] = lambda job: HTML.why((job.error or {}).get("what"))

@@ -32,11 +32,19 @@ def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
     heights = {each.block.id: height_of(each) for each in blocks}
     shade = (SCRIPTS / "shade.js").read_text(encoding="utf-8")
     return render(
-        "pages/report/export.html", report=report, runs=runs_of(each.block for each in blocks),
-        blocks=blocks, tables=tables, heights=heights, now=now_ms(), version=VERSION,
-        plotly=_script(get_plotlyjs()), shade=_script(shade), templates=_json(templates()),
+        "pages/report/export.html",
+        report=report,
+        runs=runs_of(each.block for each in blocks),
+        blocks=blocks,
+        tables=tables,
+        heights=heights,
+        now=now_ms(),
+        version=VERSION,
+        plotly=_script(get_plotlyjs()),
+        shade=_script(shade),
+        templates=_json(templates()),
         figures=_json(json.dumps(figures)),
-    )  # fmt: skip
+    )
 
 
 def _table(chart: Chart) -> tuple[list[str], list[list[str]]]:

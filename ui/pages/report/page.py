@@ -59,7 +59,7 @@ def build() -> None:
     page = Outputs(view=ReportView(elem_id="report-view", min_height=240))
     runs = dropdown(
         "Runs", "report-runs", multiselect=True, max_choices=MAX_COMPARED, min_width=320, scale=3
-    )  # fmt: skip
+    )
     chart = dropdown("Chart", "report-chart", min_width=240, scale=3)
     with gr.Row(visible=False, elem_id="report-add", elem_classes="card") as page["adding"]:
         runs.render()
@@ -123,13 +123,18 @@ def _view(shown: Report, off: str) -> dict[str, Any]:
                 "id": each.block.id,
                 "figure": each.figure,
                 "html": HTML.block(
-                    shown.id, each, height_of(each) if each.figure else 0, _table(shown, each),
-                    place == 0, place == last, off,
+                    shown.id,
+                    each,
+                    height_of(each) if each.figure else 0,
+                    _table(shown, each),
+                    place == 0,
+                    place == last,
+                    off,
                 ),
             }
             for place, each in enumerate(blocks)
         ],
-    }  # fmt: skip
+    }
 
 
 def _table(shown: Report, block: DrawnBlock) -> str:

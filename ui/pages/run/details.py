@@ -32,13 +32,23 @@ from ui.widgets.html import time_tag
 HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan
 NOT_ENVIRONMENT = (  # shown elsewhere
-    "variables", "text", "warnings", "estimated_seconds", "estimated_bytes", "kept_reason",
-    *SIZES, WORKBENCH,
-)  # fmt: skip
+    "variables",
+    "text",
+    "warnings",
+    "estimated_seconds",
+    "estimated_bytes",
+    "kept_reason",
+    *SIZES,
+    WORKBENCH,
+)
 LABELS = {
-    "sha256": "sha256", "weights_sha256": "Checksum of the weights", "cpu": "Processor",
-    "dtype": "Precision", "windows": "Segments or windows", "context": "Context, tokens",
-}  # fmt: skip
+    "sha256": "sha256",
+    "weights_sha256": "Checksum of the weights",
+    "cpu": "Processor",
+    "dtype": "Precision",
+    "windows": "Segments or windows",
+    "context": "Context, tokens",
+}
 MAX_FILES = 200
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -102,12 +112,15 @@ def label(key: str) -> str:
 def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
     rows = [
         [
-            a.n, time_tag(a.started_at or a.launched_at, now), _lasted(a),
-            a.outcome or "working", NONE if a.exit_code is None else a.exit_code,
+            a.n,
+            time_tag(a.started_at or a.launched_at, now),
+            _lasted(a),
+            a.outcome or "working",
+            NONE if a.exit_code is None else a.exit_code,
             a.resumed_from or NONE,
         ]
         for a in attempts
-    ]  # fmt: skip
+    ]
     return HTML.attempts(rows, now)
 
 
@@ -142,9 +155,15 @@ def _artefact(run: str, row: Artifact) -> Markup:
     path = settings().artifacts / row.path
     load = LOAD.format(path=str(path)) if row.kind == "model" else ""
     return HTML.artefact(
-        sentence_case(row.kind), str(path), size(row.bytes), row.sha256, not path.exists(), load,
-        run, _files(run, row),
-    )  # fmt: skip
+        sentence_case(row.kind),
+        str(path),
+        size(row.bytes),
+        row.sha256,
+        not path.exists(),
+        load,
+        run,
+        _files(run, row),
+    )
 
 
 def _files(run: str, row: Artifact) -> list[list[str]]:
@@ -162,5 +181,7 @@ def _file(run: str, file: Path, artefact: Path, root: Path) -> list[str]:
     length = file.stat().st_size
     limit = size(AT_MOST) if length > AT_MOST else ""
     return [
-        HTML.file_name(name), size(length), HTML.download(run, str(file.relative_to(root)), limit)
-    ]  # fmt: skip
+        HTML.file_name(name),
+        size(length),
+        HTML.download(run, str(file.relative_to(root)), limit),
+    ]

@@ -84,10 +84,12 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
     paint = name_colours(results.stages)
     rows = [
-        [HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
-         *(_figure(results.get(s, n)) for n in names)]
+        [
+            HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
+            *(_figure(results.get(s, n)) for n in names),
+        ]
         for s in stages
-    ]  # fmt: skip
+    ]
     return [*map(explained, ("Stage", *(metric(n).title for n in names)))], rows
 
 
@@ -98,10 +100,11 @@ def single(results: RunResults) -> dict[MetricKey, StoredResult]:
         return {}
     own = {key: row for (stage, key), row in results.rows.items() if stage == results.kept}
     return {
-        key: row for key, row in own.items()
+        key: row
+        for key, row in own.items()
         if key != PERPLEXITY
         and {each.value for (_, of), each in results.rows.items() if of == key} == {row.value}
-    }  # fmt: skip
+    }
 
 
 def _figure(row: StoredResult | None) -> str:

@@ -55,13 +55,19 @@ from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
-    "summary": "Summary", "measures": "Quality", "curves": "Curves", "log": "Log",
-    "artefacts": "Artefacts", "provenance": "Provenance",
-}  # fmt: skip
+    "summary": "Summary",
+    "measures": "Quality",
+    "curves": "Curves",
+    "log": "Log",
+    "artefacts": "Artefacts",
+    "provenance": "Provenance",
+}
 STAGES = Panel(
-    "stages", "Perplexity by stage",
-    "How much perplexity does each stage cost, and how much does it win back?", 280,
-)  # fmt: skip
+    "stages",
+    "Perplexity by stage",
+    "How much perplexity does each stage cost, and how much does it win back?",
+    280,
+)
 WEIGHTS = Panel(
     "weights", "Weights before and after", "What did the run do to the weights of a layer?", 260
 )
@@ -71,12 +77,14 @@ NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
 NO_PERPLEXITY = (
-    "This run measured no perplexity.", "Perplexity appears here as the stages are measured.",
-)  # fmt: skip
+    "This run measured no perplexity.",
+    "Perplexity appears here as the stages are measured.",
+)
 NO_WEIGHT_STATISTICS = "This run has stored no weight statistics of two stages."
 NO_ARTEFACTS = (
-    "This run saved no artefacts.", "The run saves its model here when it succeeds.",
-)  # fmt: skip
+    "This run saved no artefacts.",
+    "The run saves its model here when it succeeds.",
+)
 
 
 def build() -> None:
@@ -206,9 +214,16 @@ def head_html(job: Job, actor: Actor) -> Markup:
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     keeping = group_buttons(job, actor, "order")
     return HTML.head(
-        job, now, actions, keeping, described(job), took(job, now), progress(job), error_of(job),
+        job,
+        now,
+        actions,
+        keeping,
+        described(job),
+        took(job, now),
+        progress(job),
+        error_of(job),
         starts_anew(job),
-    )  # fmt: skip
+    )
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
@@ -316,6 +331,12 @@ REPORTED = {STAGES: _stages, WEIGHTS: weights_chart} | {
     panel: _curve(place) for place, panel in enumerate(CURVES)
 }
 PAGE = Page(
-    "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
+    "Run",
+    "run",
+    build,
+    order=100,
+    section="Runs",
+    listed=False,
+    heading=False,
     charts=page_charts("run", chosen_job, REPORTED, "id", "The run was deleted."),
-)  # fmt: skip
+)

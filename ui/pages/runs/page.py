@@ -32,9 +32,14 @@ def build() -> None:
     outcome = Outputs(message=notice("runs-said"))
     with gr.Row(elem_classes="toolbar"):
         filter_box = gr.Textbox(
-            label="Filter", show_label=False, placeholder=EXAMPLE, max_lines=1, scale=4,
-            min_width=200, elem_id="runs-filter",
-        )  # fmt: skip
+            label="Filter",
+            show_label=False,
+            placeholder=EXAMPLE,
+            max_lines=1,
+            scale=4,
+            min_width=200,
+            elem_id="runs-filter",
+        )
         shown = Outputs(tools=HtmlPanel(skeleton(36), elem_id="runs-tools"))
         outcome["download"] = Download()
     shown["table"] = HtmlPanel(skeleton(400), elem_id="runs-board")

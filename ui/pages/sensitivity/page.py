@@ -88,10 +88,21 @@ def offers(view: SensitivityView) -> dict[str, dict[str, Any]]:
 
 
 SHARED = ExplorerPage(
-    SensitivitySelection, SensitivityView.at, profiles_seen, offers, draw, **OF_PROFILES,
-    lacks="measured no layer", later="They appear here block by block.",
-)  # fmt: skip
+    SensitivitySelection,
+    SensitivityView.at,
+    profiles_seen,
+    offers,
+    draw,
+    **OF_PROFILES,
+    lacks="measured no layer",
+    later="They appear here block by block.",
+)
 PAGE = Page(
-    "Sensitivity", "sensitivity", build, order=62, section="Explore", key="s",
+    "Sensitivity",
+    "sensitivity",
+    build,
+    order=62,
+    section="Explore",
+    key="s",
     charts=page_charts("sensitivity", SHARED.at, CHARTS, "run"),
-)  # fmt: skip
+)

@@ -36,20 +36,24 @@ from ui.widgets.panel import Panel
 FIRST = 15  # layers drawn one by one
 HEIGHT = 400
 MAP = Panel(
-    "map", "All layers", "What does this layer alone lose, all others dense?", HEIGHT,
+    "map",
+    "All layers",
+    "What does this layer alone lose, all others dense?",
+    HEIGHT,
     theory="The loss to expect is half the Fisher information of a layer's outputs times their "
     "squared error (Optimal Brain Damage, LeCun et al. 1990; Fisher-weighted as in SqueezeLLM, Kim "
     "et al. 2024).",
-)  # fmt: skip
+)
 WORST = Panel(
     "worst", "The first to break", "Which layers break first? The table has all of them.", HEIGHT
 )
 CURVE = Panel("curve", "The picked layer", "How far can this layer be compressed?")
 AGREEMENT = Panel(
-    "agreement", "Estimate and measurement", "Can the cheap estimate be trusted? Each dot is a "
-    "layer.",
+    "agreement",
+    "Estimate and measurement",
+    "Can the cheap estimate be trusted? Each dot is a layer.",
     theory="The estimate is of second order: it is best where the loss is small.",
-)  # fmt: skip
+)
 NOT_MEASURED = "The divergence is measured in {} alone: choose that, or another figure."
 NONE_MEASURED = "This profile holds estimates alone: it measured no format."
 
@@ -68,9 +72,13 @@ def map_chart(view: SensitivityView) -> Chart:
         for x in rows.itertuples()
     ]
     drawn = block_heatmap(
-        rows.assign(value=values), hover, (low, high), title=f"{figure.title} (log scale)",
-        view=f"{view.selection.figure}/{view.form}", picked=view.selection.layer,
-    )  # fmt: skip
+        rows.assign(value=values),
+        hover,
+        (low, high),
+        title=f"{figure.title} (log scale)",
+        view=f"{view.selection.figure}/{view.form}",
+        picked=view.selection.layer,
+    )
     ticks = round_ticks(10**low, 10**high)
     places = {"tickvals": np.log10(ticks).tolist(), "ticktext": [*map(tick_text, ticks)]}
     drawn.update_traces(colorbar=places)
@@ -136,29 +144,40 @@ def curve_chart(view: SensitivityView) -> Chart:
         for form, value, kl in zip(formats, own, measured, strict=True)
     ]
     marks = {
-        "size": 11, "color": [colours[form] for form in formats],
+        "size": 11,
+        "color": [colours[form] for form in formats],
         "symbol": ["circle-open" if np.isnan(kl) else "circle" for kl in measured],
         "line": {"width": 2},
-    }  # fmt: skip
+    }
     traces = [
         _line(x, median, LIGHT.muted, "Median of all layers", dash="dot"),
         _line(x, own, LIGHT.text, label).update(
-            mode="lines+markers", marker=marks, hovertext=said, customdata=names, hoverinfo="all",
+            mode="lines+markers",
+            marker=marks,
+            hovertext=said,
+            customdata=names,
+            hoverinfo="all",
             hovertemplate="%{hovertext}<extra></extra>",
         ),
-    ]  # fmt: skip
+    ]
     title = "Bits a weight, scales included" if view.form.quantized else "Sparsity, %"
     positive = [float(v) for v in (*own, *median) if v > 0]
     looks = layout(
-        view=f"{view.layer.name}/{view.form.quantized}", xaxis=axis(title, showgrid=False),
+        view=f"{view.layer.name}/{view.form.quantized}",
+        xaxis=axis(title, showgrid=False),
         yaxis=log_axis("Predicted loss, nats a token", log_span(positive)),
         shapes=[reference_line(x=_place(view.form, view.layer.columns), dash="dot")],
         **legend_row(),
-    )  # fmt: skip
+    )
     frame = pd.DataFrame(
-        {"Format": names, title: x, f"{label}, predicted": own, f"{label}, measured KL": measured,
-         "Median of all layers": median}
-    )  # fmt: skip
+        {
+            "Format": names,
+            title: x,
+            f"{label}, predicted": own,
+            f"{label}, measured KL": measured,
+            "Median of all layers": median,
+        }
+    )
     place = formats.index(view.form)
     with np.errstate(divide="ignore", invalid="ignore"):
         times = own[place] / median[place]
@@ -166,9 +185,12 @@ def curve_chart(view: SensitivityView) -> Chart:
     note = f"n = {len(formats)} formats. Open dots: the Fisher estimate, scaled."
     note += "" if np.isnan(measured).all() else " Filled: measured."
     return Chart(
-        go.Figure(traces, looks), frame, note, name=_name(view, view.layer.name),
+        go.Figure(traces, looks),
+        frame,
+        note,
+        name=_name(view, view.layer.name),
         headline=headline if np.isfinite(times) else "",
-    )  # fmt: skip
+    )
 
 
 def agreement_chart(view: SensitivityView) -> Chart:
@@ -191,23 +213,33 @@ def agreement_chart(view: SensitivityView) -> Chart:
         for one, a, b in zip(layers, x, y, strict=True)
     ]
     trace = go.Scatter(
-        x=x.tolist(), y=y.tolist(), mode="markers", hovertext=said,
-        customdata=[one.name for one in layers], hovertemplate="%{hovertext}<extra></extra>",
-        marker={"size": [11 if p else 7 for p in picked], "opacity": 0.75,
-                "color": [VERMILLION if p else BLUE for p in picked]},
-    )  # fmt: skip
+        x=x.tolist(),
+        y=y.tolist(),
+        mode="markers",
+        hovertext=said,
+        customdata=[one.name for one in layers],
+        hovertemplate="%{hovertext}<extra></extra>",
+        marker={
+            "size": [11 if p else 7 for p in picked],
+            "opacity": 0.75,
+            "color": [VERMILLION if p else BLUE for p in picked],
+        },
+    )
     looks = layout(
-        view=f"{name}/{form}", xaxis=log_axis(FIGURES[name].title, log_span([*x])),
+        view=f"{name}/{form}",
+        xaxis=log_axis(FIGURES[name].title, log_span([*x])),
         yaxis=log_axis(FIGURES[MEASURED].title, log_span([*y])),
-    )  # fmt: skip
+    )
     drawn = go.Figure(trace, looks)
     if name == FISHER and len(x):
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         drawn.add_trace(_line(ends, np.array(ends), LIGHT.muted, "Equal", dash="dash"))
     frame = pd.DataFrame(
-        {"Layer": [one.name for one in view.profile.layers],
-         **{FIGURES[key].title: values for key, values in found.items()}}
-    )  # fmt: skip
+        {
+            "Layer": [one.name for one in view.profile.layers],
+            **{FIGURES[key].title: values for key, values in found.items()},
+        }
+    )
     headline = (
         f"{FIGURES[FISHER].label} and measured KL: rank correlation {number(rho[FISHER], 2)}; "
         f"relative output error {number(rho[ERROR], 2)}"
@@ -218,9 +250,13 @@ def agreement_chart(view: SensitivityView) -> Chart:
 
 def _line(x: list[float], y: np.ndarray, colour: str, name: str, dash: str = "solid") -> go.Scatter:
     return go.Scatter(
-        x=x, y=[float(v) if v > 0 else None for v in y], name=name, mode="lines",
-        line={"color": colour, "dash": dash, "width": 1.5}, hoverinfo="skip",
-    )  # fmt: skip
+        x=x,
+        y=[float(v) if v > 0 else None for v in y],
+        name=name,
+        mode="lines",
+        line={"color": colour, "dash": dash, "width": 1.5},
+        hoverinfo="skip",
+    )
 
 
 def _place(form: Format, columns: int) -> float:
@@ -258,5 +294,8 @@ def _name(view: SensitivityView, what: str) -> str:
 
 
 CHARTS: dict[Panel, Callable[[SensitivityView], Chart]] = {
-    MAP: map_chart, WORST: worst_chart, CURVE: curve_chart, AGREEMENT: agreement_chart,
-}  # fmt: skip
+    MAP: map_chart,
+    WORST: worst_chart,
+    CURVE: curve_chart,
+    AGREEMENT: agreement_chart,
+}

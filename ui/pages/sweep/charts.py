@@ -28,10 +28,15 @@ def sweep_means(
     scale = shown.scale
     columns = ["Combination", "Stage", shown.title, "±", "n"]
     figures = [
-        (row.label, labels.get(row.stage, row.stage), scale * row.mean,
-         None if row.spread is None else scale * row.spread, row.n)
+        (
+            row.label,
+            labels.get(row.stage, row.stage),
+            scale * row.mean,
+            None if row.spread is None else scale * row.spread,
+            row.n,
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     frame = pd.DataFrame(figures, columns=columns)
     combinations = {repr(row.values): in_lines(esc(row.label)) for row in rows}
     drawn = frame.assign(
@@ -41,9 +46,12 @@ def sweep_means(
     if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
         x = log_axis(shown.title, log_span(values.tolist()), showgrid=False, tickangle=0)
     looks = layout(
-        view=shown.name, xaxis=x, yaxis=rows_axis([*combinations.values()]), **legend_row(top=56),
+        view=shown.name,
+        xaxis=x,
+        yaxis=rows_axis([*combinations.values()]),
+        **legend_row(top=56),
         more=rows_height(len(combinations), AROUND, MIN_HEIGHT) - HEIGHT,
-    )  # fmt: skip
+    )
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
     note = f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}"
     return Chart(go.Figure(traces, looks), frame, note, headline=headline)
@@ -55,11 +63,15 @@ def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:
     is_dense = stage == DENSE  # a tick, so that a stage as good as dense does not hide it
     said = zip(rows["Combination"], rows["Stage"], rows[title], spreads, rows["n"], strict=True)
     return dots(
-        rows[title].tolist(), rows["place"], stroke.colour,
-        "line-ns" if is_dense else symbol(stroke), [_hover(*row) for row in said],
-        size=22 if is_dense else 10, name=label,
+        rows[title].tolist(),
+        rows["place"],
+        stroke.colour,
+        "line-ns" if is_dense else symbol(stroke),
+        [_hover(*row) for row in said],
+        size=22 if is_dense else 10,
+        name=label,
         error_x={"array": spreads.fillna(0.0).tolist(), "color": stroke.colour},
-    )  # fmt: skip
+    )
 
 
 def _hover(combination: str, label: str, mean: float, spread: float, n: int) -> str:

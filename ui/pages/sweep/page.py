@@ -35,13 +35,17 @@ from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 MEANS = Panel(
-    "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?",
+    "chart",
+    "Mean and spread over seeds",
+    "Which setting is best, by more than seeds differ?",
     HEIGHT,
-)  # fmt: skip
+)
 IMPORTANCE = Panel(
-    "importance", "What matters", "How much of the differences does each setting explain alone?",
+    "importance",
+    "What matters",
+    "How much of the differences does each setting explain alone?",
     320,
-)  # fmt: skip
+)
 NO_METRIC = MetricKey("")
 WAITING = "Results appear here as the runs measure them."
 HTML = fragments("pages/sweep/page.html")
@@ -127,10 +131,13 @@ def head(jobs: Sequence[Job], actor: Actor) -> Markup:
     actions = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
     actions += [("resume-sweep", f"Resume {runs(ended)}", "")] if ended else []
     return HTML.head(
-        first, Counter(job.state for job in jobs), actions, permissions.may_not_change(actor),
+        first,
+        Counter(job.state for job in jobs),
+        actions,
+        permissions.may_not_change(actor),
         [kind_title(first), *model, f"{len(jobs)} runs"],
         [setting_title(first.kind, field) for field in sweep.varied(jobs)],
-    )  # fmt: skip
+    )
 
 
 def means_table(
@@ -170,18 +177,31 @@ def body(
     heads = ["Run", *(setting_title(jobs[0].kind, field) for field in fields), "State"]
     heads += ["Progress", "Duration"] if live else ["Duration"]
     run_rows = [
-        [run_link(job), *(job.config.get(field) for field in fields), badge(job.state),
-         *([progress(job)] if live else []), took(job, now)]
+        [
+            run_link(job),
+            *(job.config.get(field) for field in fields),
+            badge(job.state),
+            *([progress(job)] if live else []),
+            took(job, now),
+        ]
         for job in jobs
-    ]  # fmt: skip
+    ]
     means = means_table(jobs, rows, shown, labels)
     return HTML.body(shown.title, means, SPREAD, heads, run_rows)
 
 
 PAGE = Page(
-    "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
+    "Sweep",
+    "sweep",
+    build,
+    order=110,
+    section="Runs",
+    listed=False,
+    heading=False,
     charts=page_charts(
-        "sweep", reported, {p: itemgetter(p) for p in (MEANS, IMPORTANCE)},
+        "sweep",
+        reported,
+        {p: itemgetter(p) for p in (MEANS, IMPORTANCE)},
         missing="There is no such sweep any more.",
     ),
-)  # fmt: skip
+)

@@ -34,10 +34,15 @@ def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[st
     percent = [100 * value for value in shares.values()]
     colours = [*[BLUE] * (len(names) - 1), LIGHT.muted]
     bars = go.Bar(
-        x=percent, y=names, orientation="h", marker={"color": colours},
-        text=[f"{value:.0f} %" for value in percent], textposition="outside", cliponaxis=False,
+        x=percent,
+        y=names,
+        orientation="h",
+        marker={"color": colours},
+        text=[f"{value:.0f} %" for value in percent],
+        textposition="outside",
+        cliponaxis=False,
         hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
-    )  # fmt: skip
+    )
     looks = layout(
         view=f"importance/{shown.name}",
         xaxis=axis(f"Share of the differences in {shown.title}, %", range=[0, 108]),

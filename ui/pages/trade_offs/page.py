@@ -37,10 +37,15 @@ def build() -> None:
         method=segmented("Formats", "tradeoffs-method"),
         across=segmented("Across", "tradeoffs-across"),
         budget=gr.Textbox(
-            label="Budget", info="80MB, 3.25bits, 50% of zeros, 6.5ms or loss 2%", max_length=40,
-            max_lines=1, elem_id="tradeoffs-budget", min_width=200, render=False,
+            label="Budget",
+            info="80MB, 3.25bits, 50% of zeros, 6.5ms or loss 2%",
+            max_length=40,
+            max_lines=1,
+            elem_id="tradeoffs-budget",
+            min_width=200,
+            render=False,
         ),
-    )  # fmt: skip
+    )
     solve = gr.Button(
         "Find the mix", elem_id="tradeoffs-solve", scale=0, min_width=120, render=False
     )
@@ -141,11 +146,21 @@ def offers(view: TradeoffView) -> dict[str, dict[str, Any]]:
 
 
 SHARED = ExplorerPage(
-    TradeoffSelection, TradeoffView.at, lambda _: [*queries.figures_mark()], offers, draw,
-    **OF_PROFILES, lacks="not measured all layers in formats of one kind",
+    TradeoffSelection,
+    TradeoffView.at,
+    lambda _: [*queries.figures_mark()],
+    offers,
+    draw,
+    **OF_PROFILES,
+    lacks="not measured all layers in formats of one kind",
     later="The front appears here when it has.",
-)  # fmt: skip
+)
 PAGE = Page(
-    "Trade-offs", "trade-offs", build, order=64, section="Explore", key="b",
+    "Trade-offs",
+    "trade-offs",
+    build,
+    order=64,
+    section="Explore",
+    key="b",
     charts=page_charts("tradeoffs", SHARED.at, CHARTS, "run"),
-)  # fmt: skip
+)

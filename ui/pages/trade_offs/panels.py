@@ -27,11 +27,14 @@ from ui.widgets.panel import Panel
 RATIO = "Perplexity over dense"
 NAMED = 6  # runs whose setting is written beside them
 FRONT = Panel(
-    "front", "Size against quality", "What does a smaller model cost, and which mix of formats is "
-    "best? Click the line for a mix, a square for its run.", 440,
+    "front",
+    "Size against quality",
+    "What does a smaller model cost, and which mix of formats is "
+    "best? Click the line for a mix, a square for its run.",
+    440,
     theory="The line is the lower convex hull over all mixes (Everett 1963): a Lagrange multiplier "
     "prices each byte. Assumes that the losses of layers add up.",
-)  # fmt: skip
+)
 MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
 
@@ -43,19 +46,27 @@ def front_chart(view: TradeoffView) -> Chart:
     colours = format_colours([*uniform])
     alone, labels = [*uniform.values()], short_labels([*uniform])
     best = go.Scatter(
-        x=[x_of(mix) for mix in mixes], y=[mix.ratio for mix in mixes], name="Best mixes",
-        mode="lines", line={"color": LIGHT.text, "width": 2},
+        x=[x_of(mix) for mix in mixes],
+        y=[mix.ratio for mix in mixes],
+        name="Best mixes",
+        mode="lines",
+        line={"color": LIGHT.text, "width": 2},
         customdata=[str(mix.budget(across.kind)) for mix in mixes],
         hovertext=[f"<b>Best mix</b><br>{_said(mix)}" for mix in mixes],
         hovertemplate="%{hovertext}<extra></extra>",
-    )  # fmt: skip
+    )
     each = dots(
-        [x_of(mix) for mix in alone], [mix.ratio for mix in alone], [*colours.values()],
-        "circle", [f"<b>{form.label}</b>, all layers<br>{_said(mix)}"
-                   for form, mix in uniform.items()],
-        name="One format", text=labels, textposition="top right",
-        customdata=[str(mix.budget(across.kind)) for mix in alone], textfont={"color": LIGHT.muted},
-    ).update(mode="markers+text")  # fmt: skip
+        [x_of(mix) for mix in alone],
+        [mix.ratio for mix in alone],
+        [*colours.values()],
+        "circle",
+        [f"<b>{form.label}</b>, all layers<br>{_said(mix)}" for form, mix in uniform.items()],
+        name="One format",
+        text=labels,
+        textposition="top right",
+        customdata=[str(mix.budget(across.kind)) for mix in alone],
+        textfont={"color": LIGHT.muted},
+    ).update(mode="markers+text")
     traces = [best, each]
     if runs:
         traces.append(_runs(runs, title))
@@ -68,11 +79,13 @@ def front_chart(view: TradeoffView) -> Chart:
         traces.append(star)
     limits, top = _ranges(view)
     looks = layout(
-        view=f"{view.selection.run}/{view.method}", hovermode="closest",
+        view=f"{view.selection.run}/{view.method}",
+        hovermode="closest",
         xaxis=axis(title, showgrid=False, range=limits),
         yaxis=log_axis(RATIO, log_span([1.0, top]), " ×"),
-        shapes=[reference_line(y=1)], **legend_row(),
-    )  # fmt: skip
+        shapes=[reference_line(y=1)],
+        **legend_row(),
+    )
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
     note += f" ({beyond} above {of_unit(top, '×', 2)} are in the table alone)" if beyond else ""
@@ -85,9 +98,12 @@ def front_chart(view: TradeoffView) -> Chart:
         note += f"; by the native decoder on {threads(view.profile.times.threads)}"
     note += f"; llama.cpp's files as measured by {source()}." if view.landmarks else "."
     return Chart(
-        go.Figure(traces, looks), _front_frame(view, title), note,
-        name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
-    )  # fmt: skip
+        go.Figure(traces, looks),
+        _front_frame(view, title),
+        note,
+        name=f"{view.selection.run}-{view.method}-front",
+        headline=finding(view),
+    )
 
 
 def _ranges(view: TradeoffView) -> tuple[list[float], float]:
@@ -144,27 +160,48 @@ def _said(mix: Mix) -> str:
 def _runs(runs: Sequence[MeasuredRun], title: str) -> go.Scatter:
     """Squares; their `customdata` is the address of the run."""
     return dots(
-        [run.x for run in runs], [run.ratio for run in runs], BLUE, "square",
-        [f"<b>{esc(run.run)}</b> {esc(run.label)}<br>{title} {number(run.x, 3)}"
-         f"<br>measured {number(run.ratio)}\u00a0× dense" for run in runs],
-        name="Your runs, measured", customdata=[str(href("run", id=run.run)) for run in runs],
+        [run.x for run in runs],
+        [run.ratio for run in runs],
+        BLUE,
+        "square",
+        [
+            f"<b>{esc(run.run)}</b> {esc(run.label)}<br>{title} {number(run.x, 3)}"
+            f"<br>measured {number(run.ratio)}\u00a0× dense"
+            for run in runs
+        ],
+        name="Your runs, measured",
+        customdata=[str(href("run", id=run.run)) for run in runs],
         text=[esc(run.run) if place < NAMED else "" for place, run in enumerate(runs)],
-        textposition="top left", textfont={"color": LIGHT.text},
-    ).update(mode="markers+text")  # fmt: skip
+        textposition="top left",
+        textfont={"color": LIGHT.text},
+    ).update(mode="markers+text")
 
 
 def _landmarks(files: Sequence[Landmark]) -> go.Scatter:
     """Diamonds with their intervals."""
-    hover = [f"<b>llama.cpp's {x.file}</b><br>{number(x.megabytes)} MB<br>measured "
-             f"{number(x.ratio)} ({number(x.low)} to {number(x.high)}) × dense"
-             for x in files]  # fmt: skip
+    hover = [
+        f"<b>llama.cpp's {x.file}</b><br>{number(x.megabytes)} MB<br>measured "
+        f"{number(x.ratio)} ({number(x.low)} to {number(x.high)}) × dense"
+        for x in files
+    ]
     marks = dots(
-        [x.megabytes for x in files], [x.ratio for x in files], GREEN, "diamond", hover,
-        name="llama.cpp, measured", text=[x.file for x in files], textposition="bottom center",
+        [x.megabytes for x in files],
+        [x.ratio for x in files],
+        GREEN,
+        "diamond",
+        hover,
+        name="llama.cpp, measured",
+        text=[x.file for x in files],
+        textposition="bottom center",
         textfont={"color": LIGHT.text},
-        error_y={"type": "data", "array": [x.high - x.ratio for x in files],
-                 "arrayminus": [x.ratio - x.low for x in files], "thickness": 1, "width": 3},
-    )  # fmt: skip
+        error_y={
+            "type": "data",
+            "array": [x.high - x.ratio for x in files],
+            "arrayminus": [x.ratio - x.low for x in files],
+            "thickness": 1,
+            "width": 3,
+        },
+    )
     return marks.update(mode="markers+text")
 
 
@@ -176,8 +213,9 @@ def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
     rows: list[tuple[object, ...]] = [
         (WIDGETS.run_link(run), run.x, run.ratio, "measured", run.label) for run in view.measured
     ]
-    rows += [(f"llama.cpp's {x.file}", x.megabytes, x.ratio, source(), NONE)
-             for x in view.landmarks]  # fmt: skip
+    rows += [
+        (f"llama.cpp's {x.file}", x.megabytes, x.ratio, source(), NONE) for x in view.landmarks
+    ]
     rows += [(what, view.across.x_of(mix), mix.ratio, "predicted", NONE) for what, mix in mixes]
     return pd.DataFrame(rows, columns=["Of", title, RATIO, "How known", "Setting"])
 
@@ -200,9 +238,13 @@ def map_chart(view: TradeoffView) -> Chart:
     ]
     places = [formats.index(form) for form in chosen]
     figure = block_heatmap(
-        rows.assign(value=places), hover, (-0.5, len(formats) - 0.5), view=view.selection.budget,
-        title="Format" if view.pruned else "Bits", picked=None,
-    )  # fmt: skip
+        rows.assign(value=places),
+        hover,
+        (-0.5, len(formats) - 0.5),
+        view=view.selection.budget,
+        title="Format" if view.pruned else "Bits",
+        picked=None,
+    )
     steps = np.repeat(np.linspace(0, 1, len(formats) + 1), 2)[1:-1].tolist()
     figure.update_traces(
         colorscale=[[at, colours[place // 2]] for place, at in enumerate(steps)],
@@ -210,17 +252,30 @@ def map_chart(view: TradeoffView) -> Chart:
     )
     figure.update_layout(meta={})
     frame = rows.assign(
-        format=[str(form) for form in chosen], loss=losses,
-        bits=[x.bits_per_weight(one.columns) for x, one in
-              zip(chosen, profile.layers, strict=True)],
-    ).rename(columns={"tensor": "Layer", "block": "Block", "module": "Matrix", "n": "Weights",
-                      "format": "Format", "bits": "Bits a weight",
-                      "loss": "Predicted loss, nats a token"})  # fmt: skip
+        format=[str(form) for form in chosen],
+        loss=losses,
+        bits=[
+            x.bits_per_weight(one.columns) for x, one in zip(chosen, profile.layers, strict=True)
+        ],
+    ).rename(
+        columns={
+            "tensor": "Layer",
+            "block": "Block",
+            "module": "Matrix",
+            "n": "Weights",
+            "format": "Format",
+            "bits": "Bits a weight",
+            "loss": "Predicted loss, nats a token",
+        }
+    )
     note = f"n = {count(len(rows))} layers."
     return Chart(
-        figure, frame, note, name=f"{view.selection.run}-{view.method}-mix",
+        figure,
+        frame,
+        note,
+        name=f"{view.selection.run}-{view.method}-mix",
         headline=_spared(view, mix),
-    )  # fmt: skip
+    )
 
 
 def _spared(view: TradeoffView, mix: Mix) -> str:

@@ -39,13 +39,17 @@ class Across:
 
 SIZE = Across("Size, MB", "size", lambda mix: mix.nbytes / 1e6, lambda x: of_unit(x, "MB", 3))
 ZEROS = Across(
-    "Zeros in the layers, %", "sparsity", lambda mix: 100 * mix.sparsity,
+    "Zeros in the layers, %",
+    "sparsity",
+    lambda mix: 100 * mix.sparsity,
     lambda x: f"{share(x / 100)} zeros",
-)  # fmt: skip
+)
 SPEED = Across(
-    "Tokens a second, predicted", "ms", lambda mix: 1e3 / (mix.milliseconds or float("inf")),
+    "Tokens a second, predicted",
+    "ms",
+    lambda mix: 1e3 / (mix.milliseconds or float("inf")),
     lambda x: of_unit(x, "tokens/s", 3),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,12 @@ DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axe
 CODES = "codes"  # profile of a quantised tensor: how often each is used
 PROFILES = {  # that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
-    *map(map_profile, MAPS), JOINT, MAGNITUDES, SINGULAR_VALUES, INPUT_ENERGY,
-}  # fmt: skip
+    *map(map_profile, MAPS),
+    JOINT,
+    MAGNITUDES,
+    SINGULAR_VALUES,
+    INPUT_ENERGY,
+}
 SPOT = re.compile(r"(\d{1,6}),(\d{1,6})")  # output, input
 ZOOM = 48  # rows and columns of single weights
 NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
@@ -114,12 +118,14 @@ def _values(weights: RunWeights) -> np.ndarray:
     """Statistics [statistics, tensors, stages], those that are drawn only last."""
     table = with_largest(weights.table)
     names = [*available(table), *_drawn_only(weights)]
-    return np.stack([
-        table.pivot(index="tensor", columns="stage", values=name)
-        .reindex(index=[*weights.tensors], columns=weights.stages)
-        .to_numpy("<f8")
-        for name in names
-    ])  # fmt: skip
+    return np.stack(
+        [
+            table.pivot(index="tensor", columns="stage", values=name)
+            .reindex(index=[*weights.tensors], columns=weights.stages)
+            .to_numpy("<f8")
+            for name in names
+        ]
+    )
 
 
 def _drawn_only(weights: RunWeights) -> list[str]:
@@ -134,28 +140,42 @@ def _header(weights: RunWeights) -> dict[str, Any]:
         if r.metric == PERPLEXITY and np.isfinite(r.value)
     }
     stages = [
-        {"name": s, "label": weights.labels[s], "main": declared(s).main,
-         "pruned": declared(s).pruned, "colour": stage_style(s).colour, "dash": stage_style(s).dash,
-         "perplexity": perplexity.get(s)}
+        {
+            "name": s,
+            "label": weights.labels[s],
+            "main": declared(s).main,
+            "pruned": declared(s).pruned,
+            "colour": stage_style(s).colour,
+            "dash": stage_style(s).dash,
+            "perplexity": perplexity.get(s),
+        }
         for s in weights.stages
-    ]  # fmt: skip
+    ]
     statistics = [
-        {"name": name, "label": STATISTICS[name].label, "question": STATISTICS[name].question,
-         "percent": STATISTICS[name].percent}
+        {
+            "name": name,
+            "label": STATISTICS[name].label,
+            "question": STATISTICS[name].question,
+            "percent": STATISTICS[name].percent,
+        }
         for name in available(weights.table)
-    ]  # fmt: skip
+    ]
     return {
-        "run": job.run, "model": weights.model, "kept": kept_stage(weights, weights.stages),
-        "runs": run_choices(queries.runs_with_weights(), job.run), "stages": stages,
+        "run": job.run,
+        "model": weights.model,
+        "kept": kept_stage(weights, weights.stages),
+        "runs": run_choices(queries.runs_with_weights(), job.run),
+        "stages": stages,
         "modules": in_order([*{module: None for _, module in weights.places.values()}]),
         "tensors": [
             [name, label, *weights.places[name]] for name, label in weights.tensors.items()
         ],
-        "statistics": statistics, "unlisted": _drawn_only(weights),
+        "statistics": statistics,
+        "unlisted": _drawn_only(weights),
         "groups": bool(tensors.profiles(job.id, settled.tensor, CODES)),
         "defaults": {"stage": settled.stage, "stat": settled.stat, "tensor": settled.tensor},
         "overlaid": default_stages(weights, two_runs=False),
-    }  # fmt: skip
+    }
 
 
 # one tensor ---------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ HTML = fragments("pages/weights/page.html")
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")
 TENSOR = Panel("tensor", "One tensor", height=440, element="overlay")
 PERPLEXITY = Panel(
-    "perplexity", "Perplexity by stage",
-    "How does perplexity change from stage to stage? Lower is better.", 280,
-)  # fmt: skip
+    "perplexity",
+    "Perplexity by stage",
+    "How does perplexity change from stage to stage? Lower is better.",
+    280,
+)
 REPORTED = {LAYERS: map_chart, TENSOR: tensor_chart, PERPLEXITY: stages_chart}
 START = (
     "slimscope.module('weights/page').then("
@@ -45,6 +47,12 @@ def build() -> None:
 
 
 PAGE = Page(
-    "Weights", "weights", build, order=50, section="Explore", key="w", heading=False,
+    "Weights",
+    "weights",
+    build,
+    order=50,
+    section="Explore",
+    key="w",
+    heading=False,
     charts=page_charts("weights", WeightsView.of_address, REPORTED, "run"),
-)  # fmt: skip
+)

@@ -13,23 +13,43 @@ from ui.widgets.explorer import Selection, known_or_first
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
 DISTRIBUTIONS = ("ridges", "statistics")  # views of the histograms themselves
 VIEWS = {  # below the map and the histogram
-    "ridges": "Ridges", "magnitudes": "Magnitudes", "matrix": "Matrix", "joint": "Before/after",
-    "channels": "Channels", "spectrum": "Spectrum", "inputs": "Inputs",
+    "ridges": "Ridges",
+    "magnitudes": "Magnitudes",
+    "matrix": "Matrix",
+    "joint": "Before/after",
+    "channels": "Channels",
+    "spectrum": "Spectrum",
+    "inputs": "Inputs",
     "statistics": "All statistics",
-}  # fmt: skip
+}
 OPTIONS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # view -> field -> label, choices
-    "matrix": {"cells": ("Cells", {
-        "mean": "Mean", "max": "Largest", "zeros": "Zeros", "change": "Change",
-    })},
+    "matrix": {
+        "cells": (
+            "Cells",
+            {
+                "mean": "Mean",
+                "max": "Largest",
+                "zeros": "Zeros",
+                "change": "Change",
+            },
+        )
+    },
     "channels": {
         "side": ("Channels", {"row": "Output channels", "column": "Input channels"}),
         "measure": ("Figure", {"norm": "Norm", "max": "Largest magnitude", "zeros": "Exact zeros"}),
         "order": ("Order", {"size": "By size", "index": "By number"}),
     },
-    "inputs": {"flow": ("Figure", {
-        "inputs": "Inputs", "weights": "Weights", "product": "Product",
-    })},
-}  # fmt: skip
+    "inputs": {
+        "flow": (
+            "Figure",
+            {
+                "inputs": "Inputs",
+                "weights": "Weights",
+                "product": "Product",
+            },
+        )
+    },
+}
 AGAINST = {"": "Nothing", "dense": "Dense", "run": "Other run"}
 TEXTS = {  # chart -> the question it answers, and what the literature says about such charts
     "map": (

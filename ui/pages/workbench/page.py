@@ -13,9 +13,12 @@ from ui.templates import fragments
 HTML = fragments("pages/workbench/page.html")
 START = "slimscope.module('workbench/page').then((page) => page.start(element))"
 COLOURS = {
-    "format": "Format", "predicted": "Predicted loss", "sensitivity": "Sensitivity",
-    "error": "Output error", "bytes": "Bytes",
-}  # fmt: skip
+    "format": "Format",
+    "predicted": "Predicted loss",
+    "sensitivity": "Sensitivity",
+    "error": "Output error",
+    "bytes": "Bytes",
+}
 UNITS = {"size": "MB of the file", "read": "MB read per token", "loss": "% perplexity lost"}
 GAUGES = {
     "ratio": ("Perplexity", "Over that of the dense model, with its 95 % interval"),

@@ -73,20 +73,25 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
     rest = 2 * (facts.parameters - sum(x.weights for x in layers))
     runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
-        "model": model, "title": facts.title, "models": offered,
+        "model": model,
+        "title": facts.title,
+        "models": offered,
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
-        "rest": rest, "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
+        "rest": rest,
+        "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
         "queued": queued_runs(model),
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
-        "groups": GROUPS, "patterns": PATTERNS,
+        "groups": GROUPS,
+        "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
         "made": AT_ONCE | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
-        "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
-    }  # fmt: skip
+        "perplexity": _perplexity(run),
+        "live": live_parts(facts, model, actor),
+    }
 
 
 def _method(name: str) -> dict[str, Any]:
@@ -126,9 +131,12 @@ def packed_profile(run: str) -> PackedArrays | None:
     for method, front in fronts.items():
         arrays |= _packed_front(known, method, front.mixes[METHODS[method]])
     header = {
-        "run": run, "model": known.model, "formats": [*map(str, formats)], "fronts": [*fronts],
+        "run": run,
+        "model": known.model,
+        "formats": [*map(str, formats)],
+        "fronts": [*fronts],
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
-    }  # fmt: skip
+    }
     return PackedArrays.of(header, arrays)
 
 

@@ -93,8 +93,10 @@ def _deleted(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 MESSAGES: Mapping[str, Callable[[Any], str]] = {  # with a link
-    "retry": _reproduced, "reproduce": _reproduced, "delete": _deleted,
-}  # fmt: skip
+    "retry": _reproduced,
+    "reproduce": _reproduced,
+    "delete": _deleted,
+}
 
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:

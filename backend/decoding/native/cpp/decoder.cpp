@@ -261,8 +261,8 @@ int32_t slimscope_supports(int32_t format) {
 // Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own;
 // tokens of a block.
 int32_t slimscope_size_of(int32_t place) {
-  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache),
-                              sizeof(Pass), BLOCK};
+  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model),
+                              sizeof(Cache),  sizeof(Pass),  BLOCK};
   return (int32_t)sizes[place];
 }
 

@@ -37,15 +37,17 @@ def upgrade() -> None:
         sa.Column("transcript", sa.JSON(), nullable=False),
         sa.Column("votes", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["conversation_id"], ["conversations.id"],
-            name=op.f("fk_messages_conversation_id"), ondelete="CASCADE",
+            ["conversation_id"],
+            ["conversations.id"],
+            name=op.f("fk_messages_conversation_id"),
+            ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
             ["parent"], ["messages.id"], name=op.f("fk_messages_parent"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
         sa.UniqueConstraint("parent", "side", name=op.f("uq_messages_parent_side")),
-    )  # fmt: skip
+    )
     op.create_index(op.f("ix_messages_conversation_id"), "messages", ["conversation_id"])
     op.create_table(
         "api_keys",

@@ -17,9 +17,10 @@ from ui.runs.results import RunResults, display_units, kind_of, speed_conditions
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
 DRAFTER = [
-    result(2, "drafter", "steps", 500.0), result(2, "drafter", "accepted_length", 1.85, nodes=8),
+    result(2, "drafter", "steps", 500.0),
+    result(2, "drafter", "accepted_length", 1.85, nodes=8),
     *HEADS,
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -35,8 +36,9 @@ def stored(tables: Settings) -> None:
 def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, said: str) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
     assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
-    more = [result(2, "drafter", n, v) for n, v in
-            (("predicted_speed_up", gain), ("draft_cost", 2.65))]  # fmt: skip
+    more = [
+        result(2, "drafter", n, v) for n, v in (("predicted_speed_up", gain), ("draft_cost", 2.65))
+    ]
     figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
     html = outcome(row, figures, 0)
     assert f"Predicted {gain:.2f}\u00a0× the speed of plain decoding on this {said}" in html
@@ -48,8 +50,11 @@ def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, 
 
 
 def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> None:
-    rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5),
-            result(1, "sds", "perplexity", 9.5)]  # fmt: skip
+    rows = [
+        result(1, "dense", "perplexity", 9.0),
+        result(1, "sds", "zero_share", 0.5),
+        result(1, "sds", "perplexity", 9.5),
+    ]
     figures = RunResults(kinds()["sds"], rows)
     assert figures.alike() == [["dense", "sds"]]
     assert "<table" in stage_tables(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
@@ -57,8 +62,10 @@ def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> Non
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
     html = stage_tables(RunResults(kinds()["sds"], rows))
     assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
-    found = [result(2, stage, name, 1.0) for stage, name in
-             (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
+    found = [
+        result(2, stage, name, 1.0)
+        for stage, name in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))
+    ]
     assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
     points = pd.DataFrame({"family": ["top1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
     assert display_units(points)["value"].tolist() == [25.0, 2.0]
@@ -102,15 +109,27 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
 @pytest.mark.parametrize(
     ("kind", "recorded", "details", "said"),
     [
-        ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
-         "native (AVX2) decoder, bfloat16, 1\u00a0thread, prefill included."),
-        ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
-         "decoder not recorded, bfloat16, 2\u00a0threads, 48 tokens after a prompt of 64, prefill "
-         "excluded."),
-        ("generate", {"precision": "float32"}, {},
-         "decoder not recorded, float32, threads not recorded, prefill excluded."),
+        (
+            "benchmark",
+            {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1},
+            {},
+            "native (AVX2) decoder, bfloat16, 1\u00a0thread, prefill included.",
+        ),
+        (
+            "dlqat",
+            {"threads": 2},
+            {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
+            "decoder not recorded, bfloat16, 2\u00a0threads, 48 tokens after a prompt of 64, "
+            "prefill excluded.",
+        ),
+        (
+            "generate",
+            {"precision": "float32"},
+            {},
+            "decoder not recorded, float32, threads not recorded, prefill excluded.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_speed_is_told_with_its_conditions(
     kind: str, recorded: dict[str, Any], details: dict[str, Any], said: str
 ) -> None:

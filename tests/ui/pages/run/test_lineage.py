@@ -16,13 +16,14 @@ def chain() -> None:
     """toy -> sds-0001 -> dlqat-0002 -> amphista-0003; a benchmark with the drafter; and others."""
     upgrade()
     store(
-        job(1), *measured(1, 12.5),
+        job(1),
+        *measured(1, 12.5),
         job(2, kind="dlqat", config={"model": "sds-0001", "bits": 3}, kept_stage="dlqat"),
         job(3, kind="amphista", config={"model": "dlqat-0002"}),
         job(4, kind="benchmark", config={"model": "dlqat-0002", "drafters": "amphista-0003"}),
         job(5, kind="evaluation", config={"model": "sds-0010"}, state="running"),
         job(6, name="sds-0001", note="after sds-0001"),
-    )  # fmt: skip
+    )
 
 
 def test_ancestors_and_what_started_from_a_run_are_found(current: Settings) -> None:

@@ -110,8 +110,10 @@ def test_a_plan_is_shown_by_its_parts_and_an_odd_one_is_left_out(
         cards.append(plan_card(queries.job(1)))
     rows = re.findall(r"<tr>.*?</tr>", cards[0], re.S)[1:]
     assert [re.findall(r"<td[^>]*>([^<]*)", row)[:2] for row in rows] == [
-        ["11", "wanda, 2:4"], ["7", "left dense"], ["3", "wanda, 4:8"],
-    ]  # fmt: skip
+        ["11", "wanda, 2:4"],
+        ["7", "left dense"],
+        ["3", "wanda, 4:8"],
+    ]
     assert "all others" in rows[0] and "and 3 more" in rows[1] and "2.mlp.up_proj" in rows[2]
     assert cards[1:] == ["", "", ""]
 
@@ -122,9 +124,15 @@ def test_the_kept_stage_has_its_reason_and_costs_their_estimates(
     rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "Kept: <b>-3\u00a0%</b>, SDS-2."
     known = {"kept_reason": reason, "estimated_seconds": 60.0, "estimated_bytes": 2 * 10**9}
     job = Job(
-        id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
-        kept_stage="sds", environment=known,
-    )  # fmt: skip
+        id=1,
+        kind="sds",
+        config={},
+        started_at=1000,
+        finished_at=91_000,
+        peak_bytes=10**9,
+        kept_stage="sds",
+        environment=known,
+    )
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
@@ -157,13 +165,18 @@ def test_sizes_are_told_against_16_bits(
 
 def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) -> None:
     rows = [
-        result(1, "dense", "perplexity", 20.0), result(1, "gptq", "perplexity", 25.0),
-        result(1, "dlqat", "perplexity", 21.0), result(1, "gptq", "bits_per_weight", 4.25),
-        result(1, "dlqat", "bits_per_weight", 4.25), result(1, "dlqat", "speed_up", 2.19),
-        result(1, "dense", "tokens_per_second", 31.0), result(1, "gptq", "kl_to_dense", 0.3),
-        result(1, "dlqat", "tokens_per_second", 75.0), result(1, "dense", "heldout_loss", 2.5),
+        result(1, "dense", "perplexity", 20.0),
+        result(1, "gptq", "perplexity", 25.0),
+        result(1, "dlqat", "perplexity", 21.0),
+        result(1, "gptq", "bits_per_weight", 4.25),
+        result(1, "dlqat", "bits_per_weight", 4.25),
+        result(1, "dlqat", "speed_up", 2.19),
+        result(1, "dense", "tokens_per_second", 31.0),
+        result(1, "gptq", "kl_to_dense", 0.3),
+        result(1, "dlqat", "tokens_per_second", 75.0),
+        result(1, "dense", "heldout_loss", 2.5),
         result(1, "dlqat", "heldout_loss", 2.6),
-    ]  # fmt: skip
+    ]
     reason = "DL-QAT is kept: better on held-out text than GPTQ (-16.1 %, -18.2 to -13.8 %)."
     told = Job(
         id=1, kind="dlqat", config={}, kept_stage="dlqat", environment={"kept_reason": reason}
@@ -171,13 +184,17 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     results = RunResults(kind_of(told), rows, told)
     heads = re.findall("<th [^>]*><a[^>]*>([^<]*)<", stage_tables(results))
     assert heads == [
-        "Stage", "Perplexity", "Decoding speed, tokens/s", "Held-out loss, nats per token",
+        "Stage",
+        "Perplexity",
+        "Decoding speed, tokens/s",
+        "Held-out loss, nats per token",
         "KL to dense, nats",
-    ]  # fmt: skip
+    ]
     html = outcome(told, results, 0)
     assert re.findall("<dt><a[^>]*>([^<]*)</a></dt><dd>([^<]*)", html) == [
-        ("Speed-up, ×", "2.190"), ("Bits per weight", "4.250"),
-    ]  # fmt: skip
+        ("Speed-up, ×", "2.190"),
+        ("Bits per weight", "4.250"),
+    ]
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
     assert f"Kept: DL-QAT. {lower}" in html
     assert "the median of the rounds" in html
@@ -205,8 +222,10 @@ def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:
     stored = [queries.job(n) for n in (1, 2, 3)]
     told = [grid_words(stored[0], f"{name}.weight") for name in (rounded, row, dense)]
     assert told == [
-        "every group of 64 weights has at most 16 values", "every row has at most 4 values", "",
-    ]  # fmt: skip
+        "every group of 64 weights has at most 16 values",
+        "every row has at most 4 values",
+        "",
+    ]
     assert not any(grid_words(each, f"{rounded}.weight") for each in stored[1:])
 
 
@@ -236,8 +255,10 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
 def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Settings) -> None:
     shown = run.draw_curves(asked(id="sds-0002"))
     assert [line.name for line in shown["curve1_chart"].data] == [
-        "First pruning", "Re-dense", "Second pruning (SDS)",
-    ]  # fmt: skip
+        "First pruning",
+        "Re-dense",
+        "Second pruning (SDS)",
+    ]
     assert "n = 3 points" in shown["curve1_note"] and shown["curve1_table"].count("<tr>") == 4
     assert shown["curve1"]["visible"] and not shown["curve2"]["visible"]
     loss = [point(2, "loss@sds", step, value) for step, value in ((1, 2.0), (2, 1.0))]
@@ -305,10 +326,16 @@ HERE = {"source": "sds-0002/1"}
 
 @pytest.mark.parametrize(
     "cursor",
-    ["text", 7, [], {}, {"source": None, "end": None},
-     *({**HERE, "end": end} for end in (-1, 10**12, "x", None, 2.5)),
-     {**HERE, "text": "x", "start": "x", "end": -1}],
-)  # fmt: skip
+    [
+        "text",
+        7,
+        [],
+        {},
+        {"source": None, "end": None},
+        *({**HERE, "end": end} for end in (-1, 10**12, "x", None, 2.5)),
+        {**HERE, "text": "x", "start": "x", "end": -1},
+    ],
+)
 def test_an_odd_cursor_gets_the_log_from_its_end_or_nothing(logged: Path, cursor: Any) -> None:
     found = part(queries.job(2), cursor)
     known = isinstance(cursor, dict) and cursor.get("source") == HERE["source"]
@@ -340,9 +367,13 @@ def model(seeded: Settings) -> Path:
     (folder / "config.json").write_text("{}")
     (run_folder("sds-0001") / "secret.txt").write_text("not an artefact")
     row = Artifact(
-        job_id=1, kind="model", path="sds-0001/model", bytes=2, sha256="ab" * 32,
+        job_id=1,
+        kind="model",
+        path="sds-0001/model",
+        bytes=2,
+        sha256="ab" * 32,
         created_at=now_ms(),
-    )  # fmt: skip
+    )
     with writing() as session:
         session.add(row)
     return folder
@@ -368,10 +399,22 @@ def test_artefacts_tell_where_they_are_and_give_small_files_alone(
 
 @pytest.mark.parametrize(
     "path",
-    ["sds-0001/secret.txt", "../results.db", "sds-0001/model/../secret.txt", "/etc/passwd", "",
-     "sds-0001/model", "sds-0001/model/link", "sds-0001/model/a\0b", "sds-0001/model/\ud800",
-     "sds-0001/model/" + "x" * 5000, "x" * 5000, "../" * 50, "."],
-)  # fmt: skip
+    [
+        "sds-0001/secret.txt",
+        "../results.db",
+        "sds-0001/model/../secret.txt",
+        "/etc/passwd",
+        "",
+        "sds-0001/model",
+        "sds-0001/model/link",
+        "sds-0001/model/a\0b",
+        "sds-0001/model/\ud800",
+        "sds-0001/model/" + "x" * 5000,
+        "x" * 5000,
+        "../" * 50,
+        ".",
+    ],
+)
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")
     file, said = download("sds-0001", path)
@@ -431,9 +474,17 @@ def test_the_config_shows_what_differs_and_attempts_are_listed(
     assert "Damping" not in html
     assert "slimscope submit sds" in html
     attempt = Attempt(
-        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
-        outcome="succeeded", exit_code=0, resumed_from="block-3",
-    )  # fmt: skip
+        job_id=1,
+        n=1,
+        token="t",
+        engine="local",
+        launched_at=1,
+        started_at=1000,
+        ended_at=61_000,
+        outcome="succeeded",
+        exit_code=0,
+        resumed_from="block-3",
+    )
     with writing() as session:
         session.add(attempt)
     assert "block-3" in draw("sds-0001")["history"]

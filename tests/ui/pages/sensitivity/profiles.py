@@ -16,10 +16,18 @@ FISHER = np.array([0.2, 0.05, 0.01, 0.03, 0.2, 0.05])
 MEASURED = ("int3-g64", "50%")
 WORST = "model.layers.0.mlp.down_proj"
 TIMES = {
-    "layers": {"dense": 9.0, "int2-g64": 3.0, "int3-g64": 4.0, "int4-g64": 5.0, "50%": 7.0,
-               "70%": 6.0, "2:4": 6.5},
-    "head": {"dense": 0.0}, "threads": 2,
-}  # fmt: skip
+    "layers": {
+        "dense": 9.0,
+        "int2-g64": 3.0,
+        "int3-g64": 4.0,
+        "int4-g64": 5.0,
+        "50%": 7.0,
+        "70%": 6.0,
+        "2:4": 6.5,
+    },
+    "head": {"dense": 0.0},
+    "threads": 2,
+}
 
 
 def profile_rows(number: int, blocks: int = 99, **values: object) -> tuple[Job, list[Table]]:

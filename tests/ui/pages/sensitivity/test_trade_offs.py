@@ -36,21 +36,24 @@ def store_runs() -> None:
     of another model."""
     timed = {DECODING_TIMES: TIMES, WEIGHTS_MARK: mark_of(resolve_model("toy"))}
     profiles = [
-        profile_rows(1), profile_rows(2, environment=timed),
+        profile_rows(1),
+        profile_rows(2, environment=timed),
         profile_rows(3, blocks=1, state="running"),
-    ]  # fmt: skip
+    ]
     quantised = {"kind": "dlqat", "kept_stage": "dlqat", "name": HOSTILE}
     runs = [
-        job(4, **quantised, config={"model": "toy", "bits": 3}), job(5, name=HOSTILE),
+        job(4, **quantised, config={"model": "toy", "bits": 3}),
+        job(5, name=HOSTILE),
         job(6, **quantised, config={"model": "smollm2-135m", "bits": 3}),
-    ]  # fmt: skip
+    ]
     store(*(one for one, _ in profiles), *runs, *(row for _, rows in profiles for row in rows))
     for number, stage in ((4, "dlqat"), (5, "sds"), (6, "dlqat")):
         figure = ("zero_share", 0.5) if stage == "sds" else ("bits_per_weight", 3.25)
         store(
-            result(number, "dense", "perplexity", 10.0), result(number, stage, *figure),
+            result(number, "dense", "perplexity", 10.0),
+            result(number, stage, *figure),
             result(number, stage, "perplexity", 12.0),
-        )  # fmt: skip
+        )
 
 
 def opened(**query: str) -> dict[str, Any]:
@@ -87,9 +90,13 @@ def test_a_mix_of_pruned_layers_stands_beside_the_pattern_of_the_same_share() ->
 
 @pytest.mark.parametrize(
     ("budget", "method", "kind"),
-    [("3.25bits", "quantized", DLQATJob), ("0.2MB", "quantized", DLQATJob),
-     ("50%", "pruned", SDSJob), ("loss 20%", "quantized", DLQATJob)],
-)  # fmt: skip
+    [
+        ("3.25bits", "quantized", DLQATJob),
+        ("0.2MB", "quantized", DLQATJob),
+        ("50%", "pruned", SDSJob),
+        ("loss 20%", "quantized", DLQATJob),
+    ],
+)
 def test_a_budget_leads_to_a_form_that_takes_it(budget: str, method: str, kind: Any) -> None:
     """The address fills in a form that can be queued as it is."""
     asked_for = view(budget=budget)

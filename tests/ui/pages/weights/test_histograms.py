@@ -123,8 +123,9 @@ def test_who_may_not_see_pages_gets_no_numbers_and_guests_what_pages_show(shared
     here = {"params": {"run": "sds-0001"}}
     assert shared(OTHER).get(histograms.PATH, **here).status_code == 200
     for headers, refused in (
-        ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Authorization": "Bearer wrong"}, 401),
-    ):  # fmt: skip
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Authorization": "Bearer wrong"}, 401),
+    ):
         answer = shared(OTHER).get(histograms.PATH, **here, headers=headers)
         assert answer.status_code == refused and b"counts" not in answer.content
     for method in ("post", "put", "delete"):
@@ -151,13 +152,15 @@ def test_many_histograms_come_with_fewer_bins_and_too_many_not_at_all(
 def test_damaged_rows_are_left_out(client: TestClient, seeded: Settings) -> None:
     with writing() as session:
         session.execute(
-            update(TensorRow).where(TensorRow.tensor == TENSOR, TensorRow.stage == "sds").values(
-                counts=b"broken")
-        )  # fmt: skip
+            update(TensorRow)
+            .where(TensorRow.tensor == TENSOR, TensorRow.stage == "sds")
+            .values(counts=b"broken")
+        )
         session.execute(
-            update(TensorRow).where(TensorRow.tensor == TENSOR, TensorRow.stage == "first").values(
-                lo=-9.0)
-        )  # fmt: skip
+            update(TensorRow)
+            .where(TensorRow.tensor == TENSOR, TensorRow.stage == "first")
+            .values(lo=-9.0)
+        )
     histograms.packed_of.clear()
     header, arrays = got(client, run="sds-0001")
     t = [name for name, *_ in header["tensors"]].index(TENSOR)

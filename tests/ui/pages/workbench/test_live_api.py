@@ -66,15 +66,19 @@ def test_a_host_asks_and_what_comes_passes_through(visit: Visit, double: LiveDou
     assert here.get(f"{PATH}/tensor", params={**query, "name": "q"}).json() == {"what": "No layer."}
     assert here.post(f"{PATH}/export", json={**ASKED, "name": "mine"}).status_code == 200
     assert [each[:3] for each in double.asked] == [
-        ("answer", "local", "host"), *[("tensor", "local", "host")] * 2, ("export", "local", "host")
-    ]  # fmt: skip
+        ("answer", "local", "host"),
+        *[("tensor", "local", "host")] * 2,
+        ("export", "local", "host"),
+    ]
     assert double.asked[0][3]["want"] == ["loss"]
 
 
 @pytest.mark.parametrize(
     ("way", "content", "found"),
     [
-        ("live", b"x", 422), ("live", b"[]", 422), ("live", b"", 422),
+        ("live", b"x", 422),
+        ("live", b"[]", 422),
+        ("live", b"", 422),
         ("live", b"x" * 2_000_000, 413),
         ("live", json.dumps({**ASKED, "browser": "a b"}).encode(), 422),
         ("live", json.dumps({**ASKED, "state": 5}).encode(), 422),
@@ -84,7 +88,7 @@ def test_a_host_asks_and_what_comes_passes_through(visit: Visit, double: LiveDou
         ("export", json.dumps({**ASKED, "name": "../x"}).encode(), 422),
         ("export", json.dumps(ASKED).encode(), 422),
     ],
-)  # fmt: skip
+)
 def test_bad_bodies_reach_nobody(
     visit: Visit, double: LiveDouble, way: str, content: bytes, found: int
 ) -> None:
@@ -117,9 +121,10 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
     for way in ("live", "tensor"):
         query = {**ASKED, "name": "q"}
         refused = (
-            guest.post(f"{PATH}/live", json=ASKED) if way == "live"
+            guest.post(f"{PATH}/live", json=ASKED)
+            if way == "live"
             else guest.get(f"{PATH}/tensor", params=query)
-        )  # fmt: skip
+        )
         assert refused.status_code == 403 and "a host has opened" in refused.json()["why"]
     assert "a host has opened" in live_parts(inspect("toy"), "toy", GUEST)["why"]
     assert host.post(f"{PATH}/live", json=ASKED).status_code == 200

@@ -59,15 +59,20 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
     kept = {WORKBENCH: said | {"tokens": 512}}
     chained = {"model": "sds-0093", "pattern": "50%", "base": "wanda"}
     store(
-        job(93, environment=kept), *measured(93, 11.0, dense=10.0),
-        job(94, environment=kept, config=chained), *measured(94, 12.0, dense=11.0),
-        job(95, environment={WORKBENCH: said | {"tokens": -1}}), job(96, state="queued"),
+        job(93, environment=kept),
+        *measured(93, 11.0, dense=10.0),
+        job(94, environment=kept, config=chained),
+        *measured(94, 12.0, dense=11.0),
+        job(95, environment={WORKBENCH: said | {"tokens": -1}}),
+        job(96, state="queued"),
         job(97, environment=kept, state="running"),
-    )  # fmt: skip
+    )
     found = client.get(tables.START).json()["queued"]
     assert [(each["run"], each["at"]) for each in found] == [
-        ("sds-0097", "running"), ("sds-0094", "succeeded"), ("sds-0093", "succeeded")
-    ]  # fmt: skip
+        ("sds-0097", "running"),
+        ("sds-0094", "succeeded"),
+        ("sds-0093", "succeeded"),
+    ]
     finals = [each["final"] for each in found]
     assert finals[0] is None and finals[1:] == pytest.approx([1.2, 1.1])
     page = outcome(row := queries.job("sds-0094"), RunResults(None, [], row), 0)
