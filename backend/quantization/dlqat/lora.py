@@ -6,8 +6,6 @@ Same sequences, steps and schedule as DL-QAT, so that what is learned from the t
 for an effect of the method. A is initialised as in DL-QAT, B at zero.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -38,6 +36,10 @@ class LoRALinear(nn.Module):
         A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
 
+    def merged(self, W: Tensor) -> Tensor:
+        """W0 + c B A [out, in] in the dtype of `W`, the weights of the base."""
+        return torch.addmm(W, self.B.detach(), self.A.detach(), alpha=self.factor)
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
@@ -57,8 +59,16 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
         for name, layer in layers.items()
         for part, parameter in layer.named_parameters(recurse=False)
     }
+
+    def judge() -> list[float]:
+        """The held-out losses of the merged weights, which the native decoder can read."""
+        merged = {n: run.passed(layers[n].merged(x.read())) for n, x in run.linears.items()}
+        bases = {n: layer.base for n, layer in layers.items()}
+        with swap_modules(run.model, bases), run.with_weights(merged):
+            return run.heldout_losses(reporter)
+
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-        loss, judge = text_loss(run, run.model), partial(run.heldout_losses, reporter)
+        loss = text_loss(run, run.model)
         train_stage(
             run, DLQATStage.LORA, parameters, loss, lambda _: None, judge, judge(), reporter
         )

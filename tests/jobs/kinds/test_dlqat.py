@@ -57,6 +57,13 @@ def figures(job: Job, metric: str) -> dict[str, float]:
     return {r.stage: r.value for r in queries.results([job.id]) if str(r.metric) == metric}
 
 
+def test_lora_is_judged_where_passes_are_in_bfloat16(wait: Wait) -> None:
+    """There the native decoder reads held-out texts, which knows no low-rank branch."""
+    job = finished(wait, stages="rtn, lora", precision="bfloat16", steps=2)
+    assert figures(job, "perplexity").keys() == {"dense", "rtn", "lora"}
+    assert figures(job, "heldout_loss").keys() == {"rtn", "lora"}
+
+
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
     found = record(job.run)
