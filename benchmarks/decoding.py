@@ -48,7 +48,7 @@ from backend.models.loading import load
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import has_codes, pack_model
+from backend.quantization.packed_linear import pack_model
 from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
 from benchmarks.shared.timing import timed
@@ -173,9 +173,8 @@ def quantized(model: PreTrainedModel, bits: int | Mapping[str, int]) -> PreTrain
         grid = minmax_grid(weight.view(len(weight), -1, GROUP), own, "symmetric")
         layers[name] = QuantizedWeight(grid, grid.codes(weight).byte())
     packed = deepcopy(model)
-    left = pack_model(packed, layers)
-    if unread := [name for name in left if not has_codes(packed.get_submodule(name))]:
-        sys.exit(f"Not read as codes: {unread}")
+    if lost := pack_model(packed, layers):
+        sys.exit(f"Not read as codes: {lost}")
     return packed
 
 

@@ -18,10 +18,9 @@ from backend.errors import ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.patching import swap_weights
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import GROUPS
+from backend.quantization.packed_linear import RUN
 
 LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
-RUN = GROUPS[-1]  # inputs of a group that the native decoder reads as codes, or a multiple
 
 
 class RunningModel:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import token_nll, window_nll
 from backend.decoding.native.model import NativeModel
-from backend.errors import CancelledError, ConfigError, ModelError
+from backend.errors import CancelledError, ConfigError
 from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
@@ -181,13 +181,6 @@ def test_text_that_cannot_be_measured_on_is_refused(live: LiveModel, unseen: Ten
             next(losses(live, windows))
     with pytest.raises(ConfigError, match="at most 128"):
         next(traced_losses(live, unseen[:2].flatten()[:129]))
-
-
-def test_a_quantized_model_is_refused(dense: DenseModel) -> None:
-    model = deepcopy(dense.model)
-    model.model.layers[0].mlp.up_proj.quant_grid = None
-    with pytest.raises(ModelError, match="quantised already"):
-        DenseModel(model)
 
 
 def test_a_newer_change_cancels_what_is_older(live: LiveModel, unseen: Tensor) -> None:

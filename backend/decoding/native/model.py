@@ -20,7 +20,7 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.native import library as c
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.cache import DecodingCache, NativeCache
-from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
+from backend.decoding.native.families import FAMILIES, LANES, embedding_scale, unsupported
 from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
@@ -43,6 +43,17 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
             library()
             return "bfloat16"
     return resolve_dtype(precision, device)
+
+
+def obstacle(model: PreTrainedModel) -> str:
+    """Why the native decoder does not run a model here; empty if it does."""
+    if why := unsupported(model):
+        return f"The native decoder does not run this model: {why}."
+    try:
+        library()
+    except CompilerError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
 from backend.decoding.native.library import library
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
+from backend.quantization.packed_linear import RUN, PackedLinear, codes_of, has_codes
 
 BFLOAT16, SPARSE_BFLOAT16, INT4_2_4 = 0, 1, 24  # formats; codes: the number of their bits
 WIDTHS = (2, 3, 4, 5, 6, 8)  # bits of codes
@@ -24,7 +24,7 @@ SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
 SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
-RUN = 32  # inputs whose codes lie together: a group is of one or more
+GROUPS = (256, 128, 64, RUN)  # inputs that are rounded to 8 bits with one scale
 ALONE = 2**20  # weights that one thread multiplies before a second has started
 
 
@@ -49,7 +49,8 @@ class WeightLayout:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
         their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
         linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
-        of `LANES`, or packed ones have other tables than their shapes say."""
+        of `LANES`, groups are no multiple of `RUN`, or scales of other
+        shapes than the codes."""
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
@@ -107,13 +108,16 @@ class WeightLayout:
     def _codes(self, layers: list[QuantizedWeight], linears: Sequence[nn.Module]) -> c.Matrix:
         codes, inputs = torch.cat([x.codes for x in layers]), layers[0].codes.shape[1]
         bits = next(n for n in WIDTHS if n >= max(x.grid.bits for x in layers))
-        group = math.gcd(*(x.group_size for x in layers))
-        if group % RUN:
-            raise ValueError(f"groups of {group} inputs are no multiple of {RUN}")
+        shared = math.gcd(*(x.group_size for x in layers))
+        if shared % RUN:
+            raise ValueError(f"groups of {shared} inputs are no multiple of {RUN}")
+        group = next(size for size in GROUPS if shared % size == 0)
         scale, zero = (
             torch.cat([part.repeat_interleave(x.group_size // group, 1) for x, part in parts])
             for parts in ([(x, x.grid.scale) for x in layers], [(x, x.grid.zero) for x in layers])
         )
+        if {scale.shape, zero.shape} != {(len(codes), inputs // group)}:
+            raise ValueError(f"scales {[*scale.shape]} are of other codes than {[*codes.shape]}")
         padding = 0, 0, 0, -len(codes) % LANES
         codes, scale = pad(codes, padding).contiguous(), pad(scale, padding)
         zero = pad(zero, padding, value=2 ** (bits - 1)) - 2 ** (bits - 1)
@@ -194,12 +198,12 @@ class WeightLayout:
 
 
 def _inputs(linear: Any) -> int:
-    packed = isinstance(linear, PackedLinear)
-    return int(linear.in_features if packed else linear.weight.shape[1])
+    weight = codes_of(linear).codes if has_codes(linear) else _weight(linear)
+    return weight.shape[1]
 
 
 def _weight(linear: Any) -> Tensor:
-    weight: Tensor = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
+    weight: Tensor = linear.weight  # of packed ones, expanded
     return weight
 
 
