@@ -16,7 +16,6 @@ from backend.models.blocks import turned
 from backend.quantization.grid import QuantizedWeight
 
 RUN = 32  # inputs whose codes the native decoder reads together: a group is of one or more
-CODES = "quantized"  # attribute of a module: its weights as codes
 
 
 class PackedLinear(nn.Module):
@@ -39,14 +38,8 @@ class PackedLinear(nn.Module):
 
 
 def has_codes(module: nn.Module) -> bool:
-    """Whether the weights of a module are at hand as codes."""
-    return hasattr(module, CODES)
-
-
-def codes_of(module: Any) -> QuantizedWeight:
-    """Codes and grid of a module that `has_codes`."""
-    layer: QuantizedWeight = getattr(module, CODES)
-    return layer
+    """Whether the weights of a module are at hand as codes, as its attribute `quantized`."""
+    return hasattr(module, "quantized")
 
 
 @torch.no_grad()
@@ -72,7 +65,7 @@ def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) ->
         expand(model, {name: layer})
         for place in (embedding, head) if tied else (module,):
             if name in readable:
-                setattr(place, CODES, layer)
+                place.quantized = layer
     return [name for name in layers if name not in readable]
 
 

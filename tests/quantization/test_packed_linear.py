@@ -12,7 +12,6 @@ from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import (
     PackedLinear,
-    codes_of,
     expand,
     has_codes,
     pack_model,
@@ -58,7 +57,7 @@ def test_embedding_and_head_are_expanded_and_keep_their_codes(tied: bool) -> Non
     model, held = tiny(tied), layer(64, 32)
     assert pack_model(model, {EMBEDDING: held}) == []
     assert torch.equal(model.model.embed_tokens.weight, held.dense().bfloat16())
-    assert codes_of(model.model.embed_tokens) is held
+    assert model.model.embed_tokens.quantized is held
     assert has_codes(model.lm_head) == tied
 
 

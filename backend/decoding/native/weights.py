@@ -16,7 +16,7 @@ from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
 from backend.decoding.native.library import library
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.packed_linear import RUN, PackedLinear, codes_of, has_codes
+from backend.quantization.packed_linear import RUN, PackedLinear, has_codes
 
 BFLOAT16, SPARSE_BFLOAT16, INT4_2_4 = 0, 1, 24  # formats; codes: the number of their bits
 WIDTHS = (2, 3, 4, 5, 6, 8)  # bits of codes
@@ -45,7 +45,7 @@ class WeightLayout:
         """Bytes of the matrices, masks and scales included: what a pass reads."""
         return sum(self._kept[address].nbytes for address in self._parts)
 
-    def matrix(self, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
+    def matrix(self, *linears: Any, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
         their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
         linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
@@ -55,7 +55,7 @@ class WeightLayout:
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
         if codes or all(map(has_codes, linears)):
-            return self._codes([*codes] or [codes_of(linear) for linear in linears], linears)
+            return self._codes([*codes] or [x.quantized for x in linears], linears)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
@@ -77,8 +77,8 @@ class WeightLayout:
                 setattr(part, name, address + first // LANES * step)
         return part
 
-    def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
-        halves = [_weight(x).detach().bfloat16() for x in linears]  # a head is large enough once
+    def _dense(self, linears: Sequence[Any]) -> c.Matrix:
+        halves = [x.weight.detach().bfloat16() for x in linears]  # a head is large enough once
         weight = (torch.cat(halves) if len(halves) > 1 else halves[0]).contiguous()
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
@@ -152,9 +152,9 @@ class WeightLayout:
         matrix.format, matrix.weights = INT4_2_4, self._part(layout)
         return True
 
-    def int8(self, *linears: nn.Module) -> c.Matrix:
+    def int8(self, *linears: Any) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
-        weight = torch.cat([_weight(x) for x in linears]).detach().float()
+        weight = torch.cat([x.weight for x in linears]).detach().float()
         groups = weight.view(len(weight), -1, HEAD_GROUP)
         scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16().float()
         grid = QuantGrid(8, scale, torch.full_like(scale, 128))
@@ -198,13 +198,8 @@ class WeightLayout:
 
 
 def _inputs(linear: Any) -> int:
-    weight = codes_of(linear).codes if has_codes(linear) else _weight(linear)
+    weight: Tensor = linear.quantized.codes if has_codes(linear) else linear.weight
     return weight.shape[1]
-
-
-def _weight(linear: Any) -> Tensor:
-    weight: Tensor = linear.weight  # of packed ones, expanded
-    return weight
 
 
 def _block_bytes(format: int) -> int:
