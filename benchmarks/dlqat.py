@@ -168,8 +168,8 @@ def compare_training(rounds: int) -> dict[str, dict[str, float]]:
 def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     """Tokens for each second of processor time, dense bfloat16 and packed with 4 bits."""
     dense = build("113m")
-    to_bfloat16(dense)
     packed = quantized(dense, 4)
+    to_bfloat16(dense)
     decoders, _ = decoders_of([dense, packed], tokens)
     seconds = decode_seconds(
         decoders, list(range(64)), tokens, rounds, SilentReporter(), process_time

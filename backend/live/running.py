@@ -18,7 +18,7 @@ from backend.errors import ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.patching import swap_weights
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import RUN
+from backend.quantization.packed_linear import has_codes, set_codes
 
 LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
 
@@ -40,7 +40,6 @@ class RunningModel:
         self.model: PreTrainedModel = deepcopy(dense, shared)
         self.layers, self.blocks = layers_of(self.model), decoder_blocks(self.model)
         self._dense = {p.data_ptr() for p in dense.parameters()}
-        self._codes: dict[nn.Module, QuantizedWeight] = {}
         self.laid = 0
         self.target: TargetModel | None = None
         try:
@@ -58,7 +57,8 @@ class RunningModel:
     def nbytes(self) -> int:
         """Bytes in memory beside the dense model's, the native layout included."""
         own = [p for p in self.model.parameters() if p.data_ptr() not in self._dense]
-        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in [*self._codes.values()])
+        held: list[Any] = [x.layer for x in self.layers.values() if has_codes(x.layer)]
+        codes = sum(x.quantized.codes.nbytes + 2 * x.quantized.grid.scale.nbytes for x in held)
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property
@@ -70,10 +70,9 @@ class RunningModel:
         """Exchange the weights of some layers, and lay out only the matrices they are part of."""
         for name, made in weights.items():
             layer = self.layers[name]
-            self._codes.pop(layer.layer, None)
+            codes = made if isinstance(made, QuantizedWeight) else None
             dense = made.dense() if isinstance(made, QuantizedWeight) else made
-            if isinstance(made, QuantizedWeight) and made.group_size % RUN == 0:
-                self._codes[layer.layer] = made
+            set_codes(self.model, layer.layer, codes)
             parameter = layer.layer.get_parameter("weight")
             parameter.data = layer.as_stored(dense).to(parameter.dtype)
         if self._native:
@@ -83,13 +82,9 @@ class RunningModel:
         changed = {self.layers[name].layer for name in weights}
         for block in blocks:
             if block >= 0:
-                self.laid += self._native.relay(block, self.blocks[block], changed, self._codes)
+                self.laid += self._native.relay(block, self.blocks[block], changed)
             else:
-                head, tied = self.model.get_output_embeddings(), self.model.get_input_embeddings()
-                codes = self._codes.get(head) or (
-                    self._codes.get(tied) if head.weight is tied.weight else None
-                )
-                self._native.relay_outside(self.model, {head: codes} if codes else {})
+                self._native.relay_outside(self.model)
                 self.laid += 1
 
     @torch.no_grad()

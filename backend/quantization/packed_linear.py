@@ -39,7 +39,23 @@ class PackedLinear(nn.Module):
 
 def has_codes(module: nn.Module) -> bool:
     """Whether the weights of a module are at hand as codes, as its attribute `quantized`."""
-    return hasattr(module, "quantized")
+    return getattr(module, "quantized", None) is not None
+
+
+def set_codes(model: PreTrainedModel, module: nn.Module, layer: QuantizedWeight | None) -> None:
+    """Keep the codes of a module's weights beside them, of a tied embedding and head in both; None,
+    or codes that the native decoder cannot read: it has none."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(head, "weight", None) is getattr(embedding, "weight", None)
+    kept = layer if layer is not None and is_readable(layer) else None
+    place: Any
+    for place in (embedding, head) if tied and module in (embedding, head) else (module,):
+        place.quantized = kept
+
+
+def is_readable(layer: QuantizedWeight) -> bool:
+    """Whether the native decoder can read the codes of a layer."""
+    return layer.group_size % RUN == 0 and layer.basis.plain
 
 
 @torch.no_grad()
@@ -54,19 +70,15 @@ def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) ->
     """Replace `layers` in `model`, which the native decoder runs, by packed ones. Embedding and
     head are expanded, and their codes kept beside them. Returns the names of those that the decoder
     cannot read as codes, which are expanded, too."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = getattr(head, "weight", None) is getattr(embedding, "weight", None)
-    readable = {n: x for n, x in layers.items() if not x.group_size % RUN and x.basis.plain}
+    outside = model.get_input_embeddings(), model.get_output_embeddings()
     for name, layer in layers.items():
         module: Any = model.get_submodule(name)
-        if name in readable and module not in (embedding, head):
+        if is_readable(layer) and module not in outside:
             model.set_submodule(name, PackedLinear(layer, module.bias))
-            continue
-        expand(model, {name: layer})
-        for place in (embedding, head) if tied else (module,):
-            if name in readable:
-                place.quantized = layer
-    return [name for name in layers if name not in readable]
+        else:
+            expand(model, {name: layer})
+            set_codes(model, module, layer)
+    return [name for name, layer in layers.items() if not is_readable(layer)]
 
 
 def unpack_model(model: PreTrainedModel) -> None:

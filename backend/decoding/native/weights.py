@@ -45,17 +45,16 @@ class WeightLayout:
         """Bytes of the matrices, masks and scales included: what a pass reads."""
         return sum(self._kept[address].nbytes for address in self._parts)
 
-    def matrix(self, *linears: Any, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
+    def matrix(self, *linears: Any) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
-        their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
-        linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
-        of `LANES`, groups are no multiple of `RUN`, or scales of other
-        shapes than the codes."""
+        their bits and groups differ, the widest and the smallest are those of all. Raises
+        ValueError: their inputs differ or are no multiple of `LANES`, groups are no multiple of
+        `RUN`, or scales of other shapes than the codes."""
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
-        if codes or all(map(has_codes, linears)):
-            return self._codes([*codes] or [x.quantized for x in linears], linears)
+        if all(map(has_codes, linears)):
+            return self._codes([x.quantized for x in linears], linears)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
