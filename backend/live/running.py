@@ -3,7 +3,7 @@ runs it, else in PyTorch. What is not changed shares its memory with the dense m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, TypeAlias
@@ -30,7 +30,6 @@ class RunningModel:
     Attributes:
         target: writes text; None where a model cannot verify trees.
         decoder: what computes the passes, in words.
-        laid: matrices that were laid out anew so far.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -40,7 +39,6 @@ class RunningModel:
         self.model: PreTrainedModel = deepcopy(dense, shared)
         self.layers, self.blocks = layers_of(self.model), decoder_blocks(self.model)
         self._dense = {p.data_ptr() for p in dense.parameters()}
-        self.laid = 0
         self.target: TargetModel | None = None
         try:
             self.target = TargetModel(self.model)
@@ -75,17 +73,14 @@ class RunningModel:
             set_codes(self.model, layer.layer, codes)
             parameter = layer.layer.get_parameter("weight")
             parameter.data = layer.as_stored(dense).to(parameter.dtype)
-        if self._native:
-            self._lay_out({self.layers[name].block for name in weights}, weights)
-
-    def _lay_out(self, blocks: Collection[int], weights: Collection[str]) -> None:
+        if self._native is None:
+            return
         changed = {self.layers[name].layer for name in weights}
-        for block in blocks:
+        for block in {self.layers[name].block for name in weights}:
             if block >= 0:
-                self.laid += self._native.relay(block, self.blocks[block], changed)
+                self._native.relay(block, self.blocks[block], changed)
             else:
                 self._native.relay_outside(self.model)
-                self.laid += 1
 
     @torch.no_grad()
     def logits(self, ids: Tensor, stop: Callable[[], None]) -> Tensor:

@@ -170,18 +170,15 @@ class NativeBlocks:
         self.call("slimscope_forward", task)
         return hidden
 
-    def relay(self, index: int, block: Any, changed: Collection[nn.Module]) -> int:
-        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
-        and return how many; no pass may run meanwhile. Raises ValueError: a weight has another
-        shape than before."""
-        layer, count = self._layers[index], 0
+    def relay(self, index: int, block: Any, changed: Collection[nn.Module]) -> None:
+        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears;
+        no pass may run meanwhile. Raises ValueError: a weight has another shape than before."""
+        layer = self._layers[index]
         for name, (outputs, inputs, linears) in self._matrices(block).items():
             if any(linear in changed for linear in linears):
                 old = c.Matrix.from_buffer_copy(getattr(layer, name.split()[0]))
                 self._set(layer, name, self.matrix(outputs, inputs, *linears))
                 self.layout.release_matrix(old)
-                count += 1
-        return count
 
     @contextmanager
     def borrowing(self, other: "NativeBlocks", index: int) -> Iterator[None]:
