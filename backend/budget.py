@@ -16,7 +16,7 @@ SYNTAX = (
     "Write a size (80MB), bits a weight (3.25bits), sparsity (50%), a loss (loss 2%) or the time "
     "of a token (6.5ms)."
 )
-PREFIX, SEARCH = "budget:", re.compile(r"search-\d{1,15}")  # allocations that mix formats
+PREFIX = "budget:"  # of an allocation that mixes formats
 
 BudgetKind = Literal["size", "bits", "sparsity", "loss", "ms"]
 
@@ -55,21 +55,16 @@ class Budget:
 
 
 def allocation(text: str, *others: str) -> str:
-    """An allocation as it is stored: one of `others`, "budget:" and a budget, or a run that has
-    searched for a mix. Raises ValueError: it is neither."""
+    """An allocation as it is stored: one of `others`, or "budget:" and a budget. Raises ValueError:
+    it is neither."""
     text = text.strip()
-    if text in others or SEARCH.fullmatch(text):
+    if text in others:
         return text
     if text.startswith(PREFIX):
         return f"{PREFIX}{Budget.parse(text.removeprefix(PREFIX))}"
     raise ValueError(f"{text[:40]!r} is no allocation. Write {', '.join(others)} or budget:50%.")
 
 
-def is_mixed(text: str) -> bool:
-    """Whether an allocation gives each layer a format of its own."""
-    return text.startswith(PREFIX) or bool(SEARCH.fullmatch(text))
-
-
 def budget_of(text: str) -> Budget | None:
-    """The budget of an allocation; None of others."""
+    """The budget of an allocation that gives each layer a format of its own; None of others."""
     return Budget.parse(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None

@@ -32,8 +32,8 @@ from backend.evaluation.size import sizes
 from backend.evaluation.speed import decode_seconds
 from backend.models.blocks import all_linears
 from backend.models.loading import load
+from backend.models.precision import to_bfloat16
 from backend.pruning.pattern import Pattern
-from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import SilentReporter
 from backend.text.chat_template import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts

@@ -28,10 +28,10 @@ from backend.evaluation.speed import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.writing import layer_tensors
 from backend.models.blocks import all_linears
+from backend.models.precision import to_bfloat16
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import to_bfloat16
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 from benchmarks.decoding import quantized

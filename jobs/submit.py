@@ -16,7 +16,6 @@ from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
 from jobs.fields.models import needed_runs
-from jobs.fields.processes import ProcessesConfig
 from jobs.kind import Estimate, JobConfig, Kind, kind_named
 from jobs.limits import gpu_count, require_device, require_disk
 from jobs.runtime.duration import estimate_seconds
@@ -52,9 +51,8 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())
-    processes = config.processes if isinstance(config, ProcessesConfig) else 1
     seconds, basis = estimate_seconds(
-        kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
+        kind.name, needs.model, flops, needs.timed_seconds, config.device
     )
     needed = sum(needs.memory.values())
     return Estimate(**vars(needs), seconds=seconds, bytes=needed, basis=basis)

@@ -36,7 +36,7 @@ from backend.models.kv_cache import (
     sliding_window,
     use_grouped,
 )
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import PackedLinear, unpack_model
 
 KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
@@ -52,7 +52,8 @@ Read = tuple[Tensor, Tensor]  # hidden states and logits
 
 
 class TargetModel:
-    """A model that verifies trees, with the native decoder where `native` and that supports it.
+    """A model that verifies trees, with the native decoder where `native` and that supports it; for
+    PyTorch its packed weights are expanded.
     Raises ModelError: it cannot verify trees; says why.
 
     Attributes:
@@ -84,6 +85,7 @@ class TargetModel:
         if native:
             self._use_native()
         if self.native is None:
+            unpack_model(model)
             check_tree(self)
 
     def _use_native(self) -> None:
@@ -251,7 +253,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 def packed_weights(module: nn.Module) -> dict[str, Tensor]:
     """Name -> dense weight of every layer on packed weights, which have no weight parameter."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
-    return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
+    return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:

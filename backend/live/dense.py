@@ -39,7 +39,6 @@ from backend.pruning.pattern import Pattern
 from backend.quantization.config import DLQATConfig
 from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
-from backend.quantization.packed_linear import has_codes
 from backend.quantization.plan import QuantSettings, embedding_search
 from backend.sensitivity.formats import Format
 
@@ -174,9 +173,9 @@ class DenseModel:
         # Read at any time: while a block runs on other weights, its modules hold those.
         self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
-        if len(self.outside) == len(self.layers) or any(map(has_codes, model.modules())):
-            why, do = "Its layers are quantised already, or no linear ones.", "Choose a dense one."
-            raise ModelError("The model cannot be changed live.", why, do, "model")
+        if len(self.outside) == len(self.layers):
+            what, why = "The model cannot be changed live.", "Its blocks have no linear layers."
+            raise ModelError(what, why, "Choose another model.", "model")
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs

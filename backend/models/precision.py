@@ -1,7 +1,7 @@
-"""The precision of forward passes on a device, and whether values fit into theirs."""
+"""The precision of forward passes on a device, casts to it, and whether values fit into theirs."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def resolve_dtype(precision: str, device: torch.device) -> str:
@@ -25,3 +25,9 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+
+
+def to_bfloat16(model: nn.Module) -> None:
+    """Cast all parameters; buffers stay unchanged, since rotary frequencies are float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,2 +1,2 @@
 """What trains in common: the base of the training loops, optimizer state, checkpoints of stages,
-block-wise reconstruction, several processes."""
+block-wise reconstruction."""

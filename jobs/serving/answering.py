@@ -29,8 +29,7 @@ from backend.models.loading import LoadedModel
 from backend.text.chat_template import chat_ids, end_ids
 from jobs.fields.drafters import read_side
 from jobs.fields.models import ResolvedModel, decodable_model
-from jobs.runtime.loading import load_model
-from jobs.runtime.rank import Rank, RunContext
+from jobs.runtime.loading import RunContext, load_model
 from jobs.serving.openai_format import Body, ChatBody, CompletionBody
 from jobs.serving.pool import ModelPool, WarmModel, key_of
 
@@ -245,8 +244,6 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
 
 class Unrecorded:
     """What loading needs of a run, where there is none."""
-
-    rank: Rank | None = None
 
     def log(self, text: str) -> None:
         print(text, flush=True)

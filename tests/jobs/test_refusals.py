@@ -13,7 +13,6 @@ from backend.settings import settings
 from backend.store import queries
 from jobs import limits
 from jobs.cli.runs import _queued
-from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.details import _run_text
 from jobs.record import record
@@ -82,51 +81,6 @@ def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPa
     limits.gpu_count.cache_clear()
     assert limits.gpu_count() == 0
     limits.gpu_count.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("fields", "gpus", "slots", "refused"),
-    [
-        ({"processes": 4, "batch": 8}, 0, 1, None),
-        ({"processes": 4, "batch": 2}, 0, 1, ("processes", "cannot share")),
-        ({"processes": 9, "batch": 9}, 0, 1, ("processes", "8 cores")),
-        ({"processes": 4, "batch": 8}, 0, 4, ("processes", "2 cores")),
-        ({"processes": 4, "batch": 8}, 2, 1, ("processes", "2 GPUs")),
-        ({"processes": 4, "batch": 8, "device": "cpu"}, 2, 1, None),
-        ({"processes": 2, "batch": 8, "device": "cuda:1"}, 2, 1, ("device", "GPU of its own")),
-    ],
-)
-@pytest.mark.parametrize("kind", ["dlqat", "amphista"])
-def test_processes_that_have_no_room_or_nothing_to_share(
-    queue: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    given: Given,
-    kind: str,
-    fields: dict,
-    gpus: int,
-    slots: int,
-    refused: tuple[str, str] | None,
-) -> None:
-    monkeypatch.setattr(processes, "available_threads", lambda: 8)
-    monkeypatch.setattr(processes, "installed_gpus", lambda: [*range(gpus)])
-    monkeypatch.setattr(processes, "gpu_count", lambda: gpus)
-    monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
-    given(SLOTS=str(slots))
-    if refused is None:
-        alone = checked(kind, {"model": "toy", **fields, "processes": 1})[1]
-        assert checked(kind, {"model": "toy", **fields})[1].bytes > 2 * alone.bytes
-        return
-    with pytest.raises(ConfigError) as error:
-        checked(kind, {"model": "toy", **fields})
-    assert error.value.field == refused[0]
-    assert refused[1] in f"{error.value.what} {error.value.why}"
-
-
-def test_on_a_cluster_a_run_has_room_for_what_it_asks(data_dir: Path, given: Given) -> None:
-    given(DATABASE_URL="postgresql+psycopg://nobody@nowhere/db", ENGINE="slurm", THREADS="8")
-    for gpus, expected in (("0", (8, 8)), ("4", (4, 8))):
-        given(JOB_GPUS=gpus)
-        assert tuple(processes.places(each)[0] for each in ("auto", "cpu")) == expected
 
 
 @pytest.mark.parametrize("kind", READ_TEXT)

@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -27,7 +27,6 @@ from backend.decoding.native.families import (
 )
 from backend.decoding.native.library import instructions, library
 from backend.decoding.native.weights import WeightLayout
-from backend.quantization.grid import QuantizedWeight
 
 MOST_ROWS = 2**24  # of a cache
 
@@ -171,29 +170,15 @@ class NativeBlocks:
         self.call("slimscope_forward", task)
         return hidden
 
-    def relay(
-        self,
-        index: int,
-        block: Any,
-        changed: Collection[nn.Module],
-        codes: Mapping[nn.Module, QuantizedWeight],
-    ) -> int:
-        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
-        and tell how many; no pass may run meanwhile. `codes`: of linears of the block; those that
-        lie below each other are read as codes where all of them have some. Raises ValueError: a
-        weight has another shape than before."""
-        layer, count = self._layers[index], 0
+    def relay(self, index: int, block: Any, changed: Collection[nn.Module]) -> None:
+        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears;
+        no pass may run meanwhile. Raises ValueError: a weight has another shape than before."""
+        layer = self._layers[index]
         for name, (outputs, inputs, linears) in self._matrices(block).items():
             if any(linear in changed for linear in linears):
-                known = [codes[x] for x in linears if x in codes]
                 old = c.Matrix.from_buffer_copy(getattr(layer, name.split()[0]))
-                made = self.matrix(
-                    outputs, inputs, *linears, codes=known if len(known) == len(linears) else ()
-                )
-                self._set(layer, name, made)
+                self._set(layer, name, self.matrix(outputs, inputs, *linears))
                 self.layout.release_matrix(old)
-                count += 1
-        return count
 
     @contextmanager
     def borrowing(self, other: "NativeBlocks", index: int) -> Iterator[None]:
@@ -247,11 +232,9 @@ class NativeBlocks:
         for number, field in enumerate((first, *second)):
             setattr(layer, field, self.layout.rows(matrix, number * half, half))
 
-    def matrix(
-        self, outputs: int, inputs: int, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()
-    ) -> c.Matrix:
+    def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
         """Linears one below the other, [outputs, inputs] together."""
-        matrix = self.layout.matrix(*linears, codes=codes)
+        matrix = self.layout.matrix(*linears)
         self.require((matrix.outputs, matrix.inputs), (outputs, inputs))
         return matrix
 

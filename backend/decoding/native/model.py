@@ -4,7 +4,7 @@ Where the blocks are packed, the inputs of products are rounded to 8 bits, and a
 quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.compiler import NATIVE, CompilerError
@@ -20,13 +20,12 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.native import library as c
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.cache import DecodingCache, NativeCache
-from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
+from backend.decoding.native.families import FAMILIES, LANES, embedding_scale, unsupported
 from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
 from backend.models.families.logits import LogitTransform
 from backend.models.precision import resolve_dtype
-from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import has_codes
 
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
@@ -43,6 +42,17 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
             library()
             return "bfloat16"
     return resolve_dtype(precision, device)
+
+
+def obstacle(model: PreTrainedModel) -> str:
+    """Why the native decoder does not run a model here; empty if it does."""
+    if why := unsupported(model):
+        return f"The native decoder does not run this model: {why}."
+    try:
+        library()
+    except CompilerError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,14 @@ class NativeModel(NativeBlocks):
         found = self.structure.read_out.outputs, self.structure.read_out.inputs
         self.require(found, (self._outputs, self.width))
 
-    def relay_outside(
-        self, model: PreTrainedModel, codes: Mapping[nn.Module, QuantizedWeight]
-    ) -> None:
-        """Read embedding and head anew, the head as its `codes` where it has some; see `relay`."""
+    def relay_outside(self, model: PreTrainedModel) -> None:
+        """Read embedding and head anew; see `relay`."""
         source: Any = model.get_input_embeddings()
         head, s = model.get_output_embeddings(), self.structure
         table: Tensor = source.weight.detach().bfloat16().contiguous()
         old, read_out = s.embedding, c.Matrix.from_buffer_copy(s.read_out)
         self.require(table.shape, (self.vocabulary, self.width))
-        s.read_out = self.layout.matrix(head, codes=[codes[head]] if head in codes else ())
+        s.read_out = self.layout.matrix(head)
         s.embedding = self.layout.own(table)
         self.layout.release_matrix(read_out)
         if s.embedding != old:

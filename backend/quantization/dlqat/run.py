@@ -19,7 +19,6 @@ from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.reporter import Reporter, stop_if_asked
-from backend.training import distributed
 
 Judge = Callable[..., list[float]]  # as `heldout_losses`
 
@@ -57,8 +56,8 @@ class DLQATRun:
 
     def heldout_losses(self, reporter: Reporter) -> list[float]:
         """The losses on the held-out windows of the model as it is now, nats per token; empty
-        without windows, and in all processes but the first."""
-        if not len(self.heldout) or not distributed.is_first():
+        without windows."""
+        if not len(self.heldout):
             return []
         return self.judge(
             self.model,

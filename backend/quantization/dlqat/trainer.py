@@ -4,7 +4,7 @@
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
 
 The gradient of a step is the mean over all its predicted tokens, whatever the gradient
-accumulation and the number of processes that share its sequences.
+accumulation.
 
 Rates that suit one model may be too high for another. A training that diverges, or ends with a
 significantly higher loss on held-out text than it began with, is repeated from its start at a
@@ -30,7 +30,6 @@ from backend.quantization.dlqat.stage_store import DLQATStageStore
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.paired import paired_ratio
 from backend.text.training import IGNORED_LABEL
-from backend.training import distributed
 from backend.training.optimizer import cosine_decay
 from backend.training.trainer import DivergenceError, Trainer
 
@@ -72,7 +71,7 @@ def train_stage(
     """
     begun = [p.detach().clone() for p in parameters.values()]
     first = None
-    for attempt in range(distributed.broadcast(failed_attempts(run.store, stage)), ATTEMPTS):
+    for attempt in range(failed_attempts(run.store, stage), ATTEMPTS):
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), begun, strict=True):
                 parameter.copy_(value)
@@ -81,7 +80,7 @@ def train_stage(
         try:
             trainer.train()
             ratio = paired_ratio(judge(), before)
-            worse = distributed.broadcast(ratio is not None and ratio.low > 1)
+            worse = ratio is not None and ratio.low > 1
             if ratio:
                 why = f"raised the held-out perplexity by {100 * (ratio.value - 1):.1f} %"
         except DivergenceError as error:
@@ -148,7 +147,7 @@ class StageTrainer(Trainer):
     def backward(self) -> float:
         rows, total = self.rows(self.step), 0.0
         judged = int((self.run.labels[rows][:, 1:] != IGNORED_LABEL).sum())
-        for part in distributed.shard(rows).split(self.run.config.batch):
+        for part in rows.split(self.run.config.batch):
             stop_if_asked(self.reporter)
             loss = self.loss(part) / max(judged, 1)
             loss.backward()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from backend.compiler import CompilerError
@@ -24,8 +24,8 @@ from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load
 from backend.models.sources.gguf import convert
-from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes, keep_grid
+from backend.quantization.grid import QuantGrid, QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import PackedLinear
 from backend.settings import Settings
 from tests.decoding.native.conftest import SANITIZERS
 from tests.decoding.native.test_decoder import SIZES, built
@@ -154,13 +154,7 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(
 def packed(outputs: int = 32, inputs: int = 64, group: int = 32, bits: int = 4) -> nn.Module:
     weight = torch.randn(outputs, inputs)
     grid = minmax_grid(weight.view(outputs, -1, group), bits, "symmetric")
-    layer = QuantizedWeight(grid, grid.codes(weight).byte())
-    if bits <= 4:
-        return PackedLinear(layer)
-    linear = nn.Linear(inputs, outputs, dtype=torch.bfloat16)
-    linear.weight.data.copy_(layer.dense())
-    assert keep_grid(linear, layer)
-    return linear
+    return PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -171,30 +165,25 @@ def test_codes_of_any_width_are_read_to_their_end_and_no_further(bits: int) -> N
             assert linear(torch.randn(rows, inputs)).isfinite().all()
 
 
-def test_weights_that_moved_off_their_grid_have_no_codes() -> None:
-    linear = packed(bits=6)
-    layer = codes_of(linear)
-    linear.weight.data *= 1.5
-    assert not keep_grid(linear, layer) and not has_codes(linear)
-
-
 @pytest.mark.parametrize(
-    ("name", "table"),
+    ("name", "shape"),
     [
-        ("scale", torch.ones(1, 32, 2, dtype=torch.bfloat16)),
-        ("scale", torch.ones(2, 16, 2, dtype=torch.bfloat16)),
-        ("pairs", torch.zeros(32, 64, dtype=torch.uint8)),
-        ("pairs", torch.zeros(32, 4, dtype=torch.uint8)),
-        ("pairs", torch.zeros(24, 32, dtype=torch.uint8)),
-        ("zero", torch.zeros(32, 1, dtype=torch.uint8)),
+        ("scale", (16, 2)),
+        ("scale", (32, 3)),
+        ("zero", (32, 1)),
+        ("zero", (24, 2)),
+        ("codes", (24, 64)),
+        ("codes", (32, 8)),
     ],
 )
-def test_packed_tables_that_do_not_fit_together_are_refused(name: str, table: Tensor) -> None:
-    linear = packed()
-    assert NativeLinear(linear)(torch.randn(2, 64)).shape == (2, 32)
-    setattr(linear, name, nn.Buffer(table))
+def test_packed_tables_that_do_not_fit_together_are_refused(
+    name: str, shape: tuple[int, int]
+) -> None:
+    tables = {"scale": (32, 2), "zero": (32, 2), "codes": (32, 64)}
+    made = {name: torch.ones(*shape) for name, shape in (tables | {name: shape}).items()}
+    grid = QuantGrid(4, made["scale"], made["zero"])
     with pytest.raises((ValueError, RuntimeError)):
-        NativeLinear(linear)
+        NativeLinear(PackedLinear(QuantizedWeight(grid, made["codes"].byte())))
 
 
 @pytest.mark.parametrize("inputs", [1, 7, 24, 63])
