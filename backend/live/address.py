@@ -4,19 +4,20 @@
     model        pruner    quantizer  formats     layers in order: number of a format, times
 
 The model may be left out: then it is the one there is. Formats are spelled as everywhere, but for
-% (p), : (of) and + (and)."""
+% (p), : (of) and + (and). The Workbench writes addresses (`assets/scripts/workbench/formats.js`);
+here they are read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from backend.errors import ConfigError
+from backend.models.families.stored import LinearShape
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.sensitivity.formats import Format
@@ -63,19 +64,6 @@ def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
         return None
 
 
-def address_of(state: LiveState, identity: str) -> str:
-    """The address of a state of the model of that identity."""
-    known = list(dict.fromkeys(state.formats.values()))
-    runs = []
-    for number, same in groupby(map(known.index, state.formats.values())):
-        times = len([*same])
-        runs.append(f"{number}x{times}" if times > 1 else str(number))
-    spelled = "_".join(map(str, known))
-    for sign, letters in SPELLING.items():
-        spelled = spelled.replace(sign, letters)
-    return "~".join((identity, state.pruner, state.quantizer, spelled, "_".join(runs)))
-
-
 def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
     """The state at an address. `identity`, `layers`: of the model it should belong to. Raises
     ConfigError: it is no address, belongs to another model, or names methods or formats that are
@@ -103,6 +91,15 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
     if len(chosen) != len(layers):
         _refuse(strange)
     return LiveState(dict(zip(layers, chosen, strict=True)), parts[1], parts[2])
+
+
+def checked_state(address: str, layers: Sequence[LinearShape]) -> LiveState:
+    """The state at an address of whatever version of a model with these layers. Raises ConfigError:
+    it is none, or a layer cannot be stored so."""
+    state = state_at(address, address.partition("~")[0], [x.name for x in layers])
+    for layer in layers:
+        state.formats[layer.name].require_fit(layer.name, layer.columns, layer.block < 0)
+    return state
 
 
 def _refuse(why: str) -> NoReturn:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import AT_ONCE, LiveState, address_of
+from backend.live.address import AT_ONCE, LiveState
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -62,11 +62,6 @@ class LiveModel:
         if pruner == "wanda":
             self.dense.require_text()
         return LiveState(asked, pruner, quantizer)
-
-    @property
-    def address(self) -> str:
-        """The state as a text; what is refined is made at once there."""
-        return address_of(LiveState(self.formats, self.pruner, self.quantizer), self.dense.identity)
 
     @property
     def made(self) -> dict[str, Making]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from math import nan
+from math import exp, nan
 from statistics import median
 from typing import Any
 
@@ -42,6 +42,7 @@ from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody
 
 FIRST = 256  # tokens of the first loss that is told; then twice as many each time
 WORDS = 3  # pieces of text before it
+MOST_NATS = 700.0  # whose exponential is a number
 
 Event = dict[str, Any]
 
@@ -181,7 +182,6 @@ class LiveAnswering(ThreadedEvents[Event]):
             ms=1000 * seconds,
             changed=changed,
             exactly=all(self._exactly(live)),
-            address=live.address,
             read_bytes=live.running.read_bytes,
         )
 
@@ -221,7 +221,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             "loss": loss.loss,
             "dense": dense,
             "kl": kl,
-            "ratio": torch.tensor(loss.loss - dense).exp().item(),
+            "ratio": exp(min(loss.loss - dense, MOST_NATS)),
             "low": ratio.low if ratio else nan,
             "high": ratio.high if ratio else nan,
         }

@@ -11,6 +11,7 @@ from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import local_folder
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
+from backend.statistics.tensors import BINS, QUANTILES, histogram_edge
 from backend.store import queries, tensors
 from jobs.fields.models import is_run, resolve_model
 from ui.api_errors import error_response
@@ -43,7 +44,9 @@ def _packed(model: str, name: str) -> PackedArrays:
         raise NotFoundError(f"{name[:80]!r} is no layer of {model[:80]}.")
     values = _rows(resolved.source, shape)
     arrays = {"weights": values} | _energy(model, f"{name}.weight", shape.columns)
-    return PackedArrays.of({"name": name, "rows": shape.rows}, arrays, compress=False)
+    edge = histogram_edge(*map(float, np.quantile(values, (QUANTILES[0], QUANTILES[-1]))))
+    header = {"name": name, "rows": shape.rows, "bins": BINS, "edge": edge}
+    return PackedArrays.of(header, arrays, compress=False)
 
 
 def _rows(source: str, shape: LinearShape) -> np.ndarray:
