@@ -94,7 +94,7 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
     assert told[:2] == ["opened", "text"] and told[-1] == "done"  # of the dense model
     assert told.index("applied") < told.index("loss")
     assert told.index("loss") < len(told) - told[::-1].index("text")  # between words
-    (applied,) = of(events, "applied")
+    (opened,), (applied,) = of(events, "opened"), of(events, "applied")
     assert applied["exactly"] and applied["changed"] == N
     losses = of(events, "loss")
     assert [x["tokens"] for x in losses] == [256, 512, 1024, 2048] and losses[-1]["of"] == 2048
@@ -104,7 +104,8 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
         for s in ("live", "dense")
     }
     assert texts["live"] and texts["dense"] and of(events, "speed")[0]["tokens_per_s"] > 0
-    again = door.ask(applied["address"], "loss", "text", prompt="One day", tokens=9)
+    whole = f"{opened['identity']}{address('50p')}"
+    again = door.ask(whole, "loss", "text", prompt="One day", tokens=9)
     assert of(again, "applied")[0]["changed"] == 0 and of(again, "loss") == losses
     assert of(again, "text")[0] == {
         "event": "text",

@@ -4,7 +4,7 @@ import { need } from "./elements.js";
 
 /** @typedef {import("./live.js").LiveEvent} LiveEvent */
 /** @typedef {Extract<LiveEvent, {event: "loss"}>} LossEvent */
-/** @typedef {{ratio?: number, low?: number | null, high?: number | null, kl?: number | null, tokens?: number, read?: number,
+/** @typedef {{ratio?: number, low?: number | null, high?: number | null, kl?: number | null, tokens?: number, read?: number | null,
       speed?: number | null, exactly?: boolean}} Known
     Measured on a state: perplexity over dense with its interval, nats, tokens of text, bytes and tokens a second.
     `exactly`: the layers are as a run makes them. */

@@ -48,10 +48,10 @@ export class MapPanel {
       height,
       colours: isFormats
         ? formats.map((form) => colour(form) ?? view.model.colours.unchanged)
-        : null,
-      chosen: view.chosen.size < view.scope("all").size ? view.chosen : null,
+        : undefined,
+      chosen: view.chosen.size < view.scope("all").size ? view.chosen : undefined,
       pinned: view.pinned,
-      key: isFormats ? key : null,
+      key: isFormats ? key : undefined,
     });
     const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
     need(this.card, '[data-knob="colour"]', HTMLSelectElement).value = by;
