@@ -64,14 +64,14 @@ def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
         return None
 
 
-def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
-    """The state at an address. `identity`, `layers`: of the model it should belong to. Raises
-    ConfigError: it is no address, belongs to another model, or names methods or formats that are
-    not there."""
+def state_at(address: str, layers: Sequence[LinearShape], identity: str | None = None) -> LiveState:
+    """The state at an address. `layers`, `identity`: of the model it should belong to, of any
+    version by default. Raises ConfigError: it is no address, belongs to another model, names
+    methods or formats that are not there, or a layer cannot be stored so."""
     parts = address.split("~") if re.fullmatch(PLAIN, address[: LONGEST + 1]) else []
     if len(parts) != 5 or len(address) > LONGEST:
         _refuse("It is no address of a state.")
-    if parts[0] not in ("", identity):
+    if identity is not None and parts[0] not in ("", identity):
         _refuse("It belongs to another model, or another version of this one.")
     if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
         _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")
@@ -90,16 +90,10 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
         chosen += [known[int(found[1])]] * int(found[2] or 1)
     if len(chosen) != len(layers):
         _refuse(strange)
-    return LiveState(dict(zip(layers, chosen, strict=True)), parts[1], parts[2])
-
-
-def checked_state(address: str, layers: Sequence[LinearShape]) -> LiveState:
-    """The state at an address of whatever version of a model with these layers. Raises ConfigError:
-    it is none, or a layer cannot be stored so."""
-    state = state_at(address, address.partition("~")[0], [x.name for x in layers])
-    for layer in layers:
-        state.formats[layer.name].require_fit(layer.name, layer.columns, layer.block < 0)
-    return state
+    for layer, form in zip(layers, chosen, strict=True):
+        form.require_fit(layer.name, layer.columns, layer.block < 0)
+    names = (layer.name for layer in layers)
+    return LiveState(dict(zip(names, chosen, strict=True)), parts[1], parts[2])
 
 
 def _refuse(why: str) -> NoReturn:

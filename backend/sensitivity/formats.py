@@ -65,14 +65,12 @@ class Format:
     def require_fit(self, name: str, columns: int, outside: bool) -> None:
         """Refuse a layer of `columns` inputs that cannot be stored so; `outside`: of the blocks.
         Raises ConfigError: it says why."""
-        if not self.fits(columns):
-            why = f"It does not divide its {columns} inputs."
-        elif self.pattern and outside:
+        why = "" if self.fits(columns) else f"It does not divide its {columns} inputs."
+        if self.pattern and outside:
             why = "Embedding and head are rounded only, as in a run."
-        else:
-            return
-        what, do = f"{name} cannot be stored as {self}.", "Choose another format for it."
-        raise ConfigError(what, why, do, "formats")
+        if why:
+            what, do = f"{name} cannot be stored as {self}.", "Choose another format for it."
+            raise ConfigError(what, why, do, "formats")
 
     def bits_per_weight(self, columns: int) -> float:
         """Bits a weight of a row of `columns` inputs takes, with scales, indices and masks."""

@@ -19,7 +19,7 @@ from backend.live.address import (
     LiveState,
     QueuedState,
     Ratio,
-    checked_state,
+    state_at,
 )
 from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
@@ -51,7 +51,7 @@ def planned_steps(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Kind and config of each run, without its model. Raises ConfigError: the address is none of
     this model, or the state is dense."""
-    state = checked_state(address, [*facts.linears, *facts.embeddings])
+    state = state_at(address, [*facts.linears, *facts.embeddings])
     forms = [(x, state.formats[x.name]) for x in facts.linears]
     patterns = {x: form.pattern for x, form in forms if form.pattern}
     widths = {x: form.width for x, form in forms if form.width}

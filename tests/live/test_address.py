@@ -13,16 +13,17 @@ from backend.live.address import (
     LONGEST,
     WORKBENCH,
     LiveState,
-    checked_state,
     queued_state,
     state_at,
 )
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
+from backend.models.sources.catalogue import inspect
 from backend.sensitivity.formats import Format
 
-LAYERS = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
+NAMES = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
+LAYERS = [LinearShape(name, n, "mlp.down_proj", 8, 128) for n, name in enumerate(NAMES)]
 PATTERNS = ["", "2:4", "4:8", "50%", "33.3333%", "0.0000000001%", "99.9%", "1:2"]
 WIDTHS = ["", *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g32", "-g128"))]
 FORMATS = st.builds(
@@ -46,7 +47,7 @@ def written(draw: st.DrawFn) -> tuple[str, LiveState]:
         spelled = spelled.replace(sign, letters)
     runs = "_".join(f"{at}x{many}" if many > 1 else str(at) for at, many in enumerate(times))
     each = [form for form, many in zip(forms, times, strict=True) for _ in range(many)]
-    state = LiveState(dict(zip(LAYERS, each, strict=True)), pruner, quantizer)
+    state = LiveState(dict(zip(NAMES, each, strict=True)), pruner, quantizer)
     return f"abc~{pruner}~{quantizer}~{spelled}~{runs}", state
 
 
@@ -54,7 +55,7 @@ def written(draw: st.DrawFn) -> tuple[str, LiveState]:
 def test_an_address_is_read(given: tuple[str, LiveState]) -> None:
     address, state = given
     assert re.fullmatch(r"[\w.~-]+", address, re.ASCII)
-    assert state_at(address, "abc", LAYERS) == state
+    assert state_at(address, LAYERS, "abc") == state == state_at(address, LAYERS)
 
 
 @given(written(), st.data())
@@ -65,17 +66,17 @@ def test_what_was_changed_is_another_or_refused(
     place = data.draw(st.integers(0, len(address)))
     changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]
     try:
-        found = state_at(changed, "abc", LAYERS)
+        found = state_at(changed, LAYERS, "abc")
     except ConfigError as error:
         assert error.field == "address"
     else:
-        assert [*found.formats] == LAYERS
+        assert [*found.formats] == NAMES
 
 
 @given(st.text() | st.from_regex(r"[0-9a-z~_.x]{0,60}"))
 def test_any_text_is_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigError):
-        state_at(text, "abc", LAYERS)
+        state_at(text, LAYERS, "abc")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_any_text_is_refused_in_words(text: str) -> None:
 )
 def test_the_reason_is_told(address: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        state_at(address, "abc", LAYERS)
+        state_at(address, LAYERS, "abc")
 
 
 @pytest.mark.parametrize(
@@ -107,18 +108,19 @@ def test_layers_that_cannot_be_stored_so_are_refused(forms: str, why: str) -> No
     layers = [LinearShape("q", 0, "q", 8, 64), LinearShape("head", -1, "head", 8, 64)]
     address = f"abc~wanda~rtn~{forms}~0_1"
     if not why:
-        first, last = checked_state(address, layers).formats.values()
+        first, last = state_at(address, layers).formats.values()
         assert (str(first), str(last)) == ("50%", "int8-g32")
         return
     with pytest.raises(ConfigError, match=why):
-        checked_state(address, layers)
+        state_at(address, layers)
 
 
 def test_a_state_is_opened_again(dense: DenseModel) -> None:
     n = len(dense.in_blocks)
     address = f"{dense.identity}~sparsegpt~gptq~2of4andint4-g32_dense_int8-g32~0x3_1_0x{n - 4}_2"
-    found = state_at(address, dense.identity, [*dense.layers])
-    live = LiveModel(dense)
+    facts, live = inspect("toy"), LiveModel(dense)
+    assert [*dense.layers] == [x.name for x in (*facts.linears, *facts.embeddings)]
+    found = state_at(address, (*facts.linears, *facts.embeddings), dense.identity)
     live.apply(found.formats, found.pruner, found.quantizer)
     assert found == LiveState(live.formats, "sparsegpt", "gptq")
     assert live.formats[dense.in_blocks[3]] == Format()

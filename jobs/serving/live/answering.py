@@ -151,7 +151,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         return bool({"text", "speed"} & {*self.body.want})
 
     def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
-        dense, asked = opened.dense, opened.asked(live, self.body.state)
+        dense, asked = opened.dense, opened.asked(self.body.state)
         self._tell(
             "opened",
             identity=dense.identity,

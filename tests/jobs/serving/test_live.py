@@ -182,8 +182,9 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
     door.ask(address("2of4"))
     for state, made in ((address("2of4"), "refined"), (address("2of4", "wanda"), "instant")):
         found = door.post("tensor", state=state, name=FIRST).json()
-        assert found["made"] == made and sum(found["counts"]) + found["zeros"] <= found["n"]
-        assert found["zeros"] == found["n"] / 2
+        n, zeros, below, above = found["tails"]
+        assert found["made"] == made and sum(found["counts"]) + zeros + below + above == n
+        assert zeros == n / 2
     for name, state, words in (("x", address("2of4"), "no layer"), (FIRST, "x", "no address")):
         refused = door.post("tensor", state=state, name=name)
         assert refused.status_code == 400 and words in refused.text

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
-from backend.live.address import AT_ONCE, checked_state
+from backend.live.address import AT_ONCE, state_at
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -19,9 +19,7 @@ from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import MAX_BITS, MIN_BITS, Width
 from backend.queue.actor import Actor
 from backend.queue.rate_limit import count_preview
-from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import DENSE_BITS, Format
-from backend.sensitivity.profile import SensitivityProfile
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
@@ -29,7 +27,6 @@ from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.kind import QUANTIZER, ProfileJob
-from jobs.profile.profiles import Method
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.format import HOLD
@@ -54,7 +51,6 @@ OFFERED = (  # what the knobs reach; formats of a pattern and a width are made o
     *(Format(Width(bits, group)) for group in (0, *GROUPS) for bits in BITS),
 )
 NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), Width(DENSE_BITS)
-COLOURS = {"dense": LIGHT.muted, "unchanged": DARK.muted}
 FRONTS = {"quantized": ("by bits", BLUE), "pruned": ("by sparsity", VERMILLION)}
 DENSE_CODE = 255
 
@@ -112,7 +108,7 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS,
         "patterns": PATTERNS,
         "parts": _parts(OFFERED, layers),
-        "colours": COLOURS,
+        "colours": {"dense": LIGHT.muted, "unchanged": DARK.muted},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*AT_ONCE.values()],
@@ -127,7 +123,7 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
 
 def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
     """Methods, the formats of all layers as names of parts, and these parts."""
-    state = checked_state(address, layers)
+    state = state_at(address, layers)
     formats = state.formats.values()
     return {
         "identity": address.partition("~")[0],
@@ -143,7 +139,7 @@ def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[
     the model."""
     for run in queued_runs(model):
         with suppress(ConfigError):
-            formats = checked_state(run["state"], layers).formats
+            formats = state_at(run["state"], layers).formats
             nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
             yield {**run, "nbytes": rest + nbytes}
 
@@ -205,8 +201,15 @@ def packed_profile(run: str) -> PackedArrays | None:
     predicted = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
     arrays = {"error": known.figure("error").astype("<f4"), "predicted": predicted.astype("<f4")}
     fronts = fronts_of(run) or {}
+    code = {form: at for at, form in enumerate(formats)} | {Format(): DENSE_CODE}
     for method, front in fronts.items():
-        arrays |= _packed_front(known, method, front.mixes[METHODS[method]])
+        mixes = front.mixes[METHODS[method]]
+        chosen = [[code[mix.formats[x.name]] for x in layers] for mix in mixes]
+        arrays |= {
+            f"{method}_formats": np.array(chosen, "<u1"),
+            f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
+            f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
+        }
     widths = [Format(Width(bits, x.width.group)) for x in formats if x.width for bits in BITS]
     header = {
         "run": run,
@@ -216,15 +219,3 @@ def packed_profile(run: str) -> PackedArrays | None:
         "layers": [x.name for x in layers],
     }
     return PackedArrays.of(header, arrays)
-
-
-def _packed_front(
-    known: SensitivityProfile, method: Method, mixes: list[Mix]
-) -> dict[str, np.ndarray]:
-    code = {form: at for at, form in enumerate(known.formats)} | {Format(): DENSE_CODE}
-    chosen = [[code[mix.formats[x.name]] for x in known.layers] for mix in mixes]
-    return {
-        f"{method}_formats": np.array(chosen, "<u1"),
-        f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
-        f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
-    }

@@ -85,7 +85,7 @@ export class LiveStream {
     const query = new URLSearchParams({ model, state, name, browser: this.browser });
     const answer = await fetch(`slimscope/workbench/tensor?${query}`).catch(() => null);
     if (!answer?.ok) return null;
-    const { made, counts, n, zeros, below, above } = await answer.json();
-    return made === "instant" ? null : { name, state, counts, tails: [n, zeros, below, above] };
+    const { made, counts, tails } = await answer.json();
+    return made === "instant" ? null : { name, state, counts, tails };
   }
 }

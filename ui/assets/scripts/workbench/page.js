@@ -19,6 +19,7 @@ import { View } from "./view.js";
 /** @typedef {{start: import("./view.js").Start, tables: import("./predictions.js").Profile | null, refused: string}} Loaded
     `refused`: why the state of the address cannot be opened. */
 /** @typedef {Record<string, string>} Query */
+/** @typedef {import("./knobs.js").Offer} Offer */
 
 const MOST_KEPT = 9;
 const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
@@ -141,13 +142,17 @@ export class Page {
       this.all.hidden = true;
       this.notice.textContent = reason(error);
       const newest = error instanceof Refused ? await load().catch(() => null) : null;
-      if (newest)
-        offer(
-          this.#select("model"),
-          [["Choose a model", ""], ...newest.start.models.map(([title, name]) => [title, name])],
-          "",
-        );
+      if (newest) this.#offerModels(newest.start, "");
     }
+  }
+
+  /** Fills the list of models, of which that is shown; "": none. @param {import("./view.js").Start} start @param {string} shown */
+  #offerModels({ models }, shown) {
+    /** @type {Offer[]} */
+    const choices = shown ? [] : [["Choose a model", ""]];
+    for (const [title, name, profiled] of models)
+      choices.push([profiled ? title : `${title} (no profile)`, name]);
+    offer(this.#select("model"), choices, shown);
   }
 
   /** @param {Loaded} loaded */
@@ -157,11 +162,7 @@ export class Page {
     const view = new View(model, tables, settings);
     this.#view = view;
     if (model.state) view.now = view.opened(model.state);
-    const models = model.models.map(([title, name, profiled]) => [
-      profiled ? title : `${title} (no profile)`,
-      name,
-    ]);
-    offer(this.#select("model"), models, model.model);
+    this.#offerModels(model, model.model);
     this.knobs.fill(view);
     this.#read(asked());
     this.notice.replaceChildren(refused);

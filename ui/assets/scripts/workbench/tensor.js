@@ -6,8 +6,8 @@ import { Histograms, fetched } from "../weights/histograms.js";
 /** @typedef {import("./formats.js").Format} Format */
 /** @typedef {"magnitude" | "wanda"} Score */
 /** @typedef {{shape: number[], data: Float32Array}} Matrix */
-/** @typedef {{head: {name: string, bins: number, edge: number}, arrays: {weights: Matrix, energy?: Matrix}}} SentTensor
-    `edge`: the bins run from -edge to edge. */
+/** @typedef {{head: {name: string, bins: number, edge: number}, arrays: Record<string, Matrix>}} SentTensor
+    `weights` and, where a run has stored it, `energy` of the inputs; the bins run from -`edge` to `edge`. */
 /** @typedef {{counts: ArrayLike<number>, tails: number[]}} Counts
     `counts` in bins; `tails`: all weights, exact zeros, those below and above the bins. */
 
