@@ -81,10 +81,6 @@ class KeptTables:
             self.nbytes -= self._kept.pop(next(iter(self._kept))).nbytes
         return table
 
-    def clear(self) -> None:
-        self._kept.clear()
-        self.nbytes = 0
-
 
 class CalibrationWalk:
     """One pass over the blocks with `ids` [segments, L] in `dtype`, as many at a time as in a run

@@ -100,11 +100,10 @@ def layer_histogram(
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:
     """Of one window; not to be cancelled, as it serves the next change, too."""
-
-    def measured() -> Tensor:
-        return token_nll(_dense_logits(live, ids), ids).mean()
-
-    return live.dense.tables.get(("loss", *_key(live, ids)), measured).item()
+    key = "loss", *_key(live, ids)
+    return live.dense.tables.get(
+        key, lambda: token_nll(_dense_logits(live, ids), ids).mean()
+    ).item()
 
 
 def _divergence(live: LiveModel, ids: Tensor, logits: Tensor) -> float:

@@ -42,7 +42,6 @@ from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody
 
 FIRST = 256  # tokens of the first loss that is told; then twice as many each time
 WORDS = 3  # pieces of text before it
-MOST_NATS = 700.0  # whose exponential is a number
 
 Event = dict[str, Any]
 
@@ -221,7 +220,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             "loss": loss.loss,
             "dense": dense,
             "kl": kl,
-            "ratio": exp(min(loss.loss - dense, MOST_NATS)),
+            "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
             "low": ratio.low if ratio else nan,
             "high": ratio.high if ratio else nan,
         }

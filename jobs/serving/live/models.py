@@ -90,12 +90,9 @@ class OpenedModel:
     preparing: threading.Lock = field(default_factory=threading.Lock)
 
     def asked(self, address: str) -> LiveState:
-        """The state at an address. Raises ConfigError: it cannot be opened, or made."""
+        """The state at an address. Raises ConfigError: it cannot be opened."""
         layers = (*self.base.facts.linears, *self.base.facts.embeddings)
-        state = state_at(address, layers, self.dense.identity)
-        if state.pruner == "wanda":
-            self.dense.require_text()
-        return state
+        return state_at(address, layers, self.dense.identity)
 
     def other(self, spec: str, dtype: torch.dtype) -> RunningModel:
         """A saved model of the same shapes, which is kept until there is another one. Raises

@@ -85,9 +85,9 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
     dense, live = opened.dense, state.live
     asked = opened.asked(body.state)
     form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
-    wanted = form, asked.pruner, asked.quantizer
     with dense.lock:
-        same = (live.formats[body.name], live.pruner, live.quantizer) == wanted
+        now = live.formats[body.name], live.pruner, live.quantizer
+        same = now == (form, asked.pruner, asked.quantizer)
         made = live.made[body.name] if same else "instant"
         weights = (
             live.stored(body.name)
@@ -95,9 +95,8 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
             else dense.made(body.name, form, dense.score_of(asked.pruner))
         )
         counts, *outside = layer_histogram(dense, body.name, weights)
-    n = dense.weight(body.name).numel()
-    found = {"name": body.name, "made": made, "counts": counts.tolist(), "tails": [n, *outside]}
-    return JSONResponse(found)
+    tails = [dense.weight(body.name).numel(), *outside]
+    return JSONResponse({"made": made, "counts": counts.tolist(), "tails": tails})
 
 
 def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:

@@ -141,7 +141,7 @@ def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[
         with suppress(ConfigError):
             formats = state_at(run["state"], layers).formats
             nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
-            yield {**run, "nbytes": rest + nbytes}
+            yield run | {"nbytes": rest + nbytes}
 
 
 def _names(form: Format) -> tuple[str, str]:

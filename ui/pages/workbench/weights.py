@@ -45,8 +45,7 @@ def _packed(model: str, name: str) -> PackedArrays:
     values = _rows(resolved.source, shape)
     arrays = {"weights": values} | _energy(model, f"{name}.weight", shape.columns)
     edge = histogram_edge(*map(float, np.quantile(values, (QUANTILES[0], QUANTILES[-1]))))
-    header = {"name": name, "rows": shape.rows, "bins": BINS, "edge": edge}
-    return PackedArrays.of(header, arrays, compress=False)
+    return PackedArrays.of({"name": name, "bins": BINS, "edge": edge}, arrays, compress=False)
 
 
 def _rows(source: str, shape: LinearShape) -> np.ndarray:
