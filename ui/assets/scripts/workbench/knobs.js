@@ -83,62 +83,60 @@ export class Knobs {
 
   /** @param {View} view @param {import("./predictions.js").Totals} totals of what is shown */
   draw(view, totals) {
-    const { model, chosen } = view;
+    const { chosen } = view;
     const forms = [...chosen].map((i) => view.formats[i]);
-    /** The value that all chosen layers have; null where they differ.
-        @template T @param {(form: Format) => T} value */
-    const one = (value) => {
-      const [first, ...others] = new Set(forms.map(value));
-      return others.length ? null : (first ?? null);
-    };
     const [single] = chosen;
     const title = chosen.size === 1 ? view.layers[single].label : plural(chosen.size, "layer");
     need(this.card, "h2", HTMLElement).textContent = title;
+    const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
+    need(this.card, '[data-do="pin"]', HTMLElement).textContent = isPinned ? "Unpin" : "Pin";
     this.#scopes(view);
     this.#drawSparsity(view, forms);
-    this.#buttons(
-      "pattern",
-      one(({ pattern }) => pattern),
-      [
-        { words: "None", value: "", form: view.known.dense },
-        ...model.patterns.map((text) => ({
-          words: text,
-          value: text,
-          form: view.known.of(text, ""),
-        })),
-      ],
-    );
-    this.#buttons(
-      "bits",
-      one(({ bits }) => String(bits)),
-      [
-        ...[16, ...model.widths.toReversed()].map((bits) => ({
-          words: String(bits),
-          value: String(bits),
-          form: view.known.of("", view.width(bits)),
-        })),
-      ],
-    );
-    /** @type {Offer[]} */
-    const groups = model.groups.map((size) => [`Groups of ${size}`, String(size)]);
-    const group = one(({ group: size, width }) => (width ? size : view.group)) ?? view.group;
-    offer(this.#select("group"), [...groups, ["Whole rows", "0"]], String(group));
+    this.#drawFormats(view, forms);
     for (const name of METHODS) this.#select(name).value = view.now[name];
     const slow = METHODS.filter((name) => !view.isInstant(name)).map((name) => view.now[name]);
     need(this.card, ".workbench-made", HTMLElement).textContent = slow.length
       ? `A quick answer first, in seconds; then by ${slow.join(" and ")}, block by block`
       : "At once as a run makes it";
-    const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
-    need(this.card, '[data-do="pin"]', HTMLElement).textContent = isPinned ? "Unpin" : "Pin";
     this.#drawBudget(view, totals);
+  }
+
+  /** @param {View} view @param {Format[]} forms of the chosen layers */
+  #drawFormats(view, forms) {
+    const { known, model } = view;
+    /** The value that all of them have; null where they differ.
+        @template T @param {(form: Format) => T} value */
+    const one = (value) => {
+      const [first, ...others] = new Set(forms.map(value));
+      return others.length ? null : (first ?? null);
+    };
+    const patterns = ["", ...model.patterns].map((text) => ({
+      words: text || "None",
+      value: text,
+      form: known.of(text, ""),
+    }));
+    const widths = [16, ...model.widths.toReversed()].map((bits) => ({
+      words: String(bits),
+      value: String(bits),
+      form: known.of("", view.width(bits)),
+    }));
+    const pattern = one((form) => form.pattern);
+    const bits = one((form) => String(form.bits));
+    this.#buttons("pattern", pattern, patterns);
+    this.#buttons("bits", bits, widths);
+    const group = one(({ group: size, width }) => (width ? size : view.group)) ?? view.group;
+    /** @type {Offer[]} */
+    const groups = model.groups.map((size) => [`Groups of ${size}`, String(size)]);
+    offer(this.#select("group"), [...groups, ["Whole rows", "0"]], String(group));
   }
 
   /** @param {View} view */
   #scopes(view) {
+    const { scoped } = view;
     /** @type {Offer[]} */
     const modules = view.model.modules.map((name) => [name.split(".").pop() ?? "", name]);
     /** @type {Offer[]} */
-    const picked = view.scoped ? [] : [["Picked", ""]];
+    const picked = scoped ? [] : [["Picked", ""]];
     /** @type {Offer[]} */
     const scopes = [
       ...picked,
@@ -149,7 +147,7 @@ export class Knobs {
       ...modules,
       ["Embedding, head", "outside"],
     ];
-    offer(this.#select("scope"), scopes, view.scoped);
+    offer(this.#select("scope"), scopes, scoped);
   }
 
   /** @param {View} view @param {Format[]} forms of the chosen layers */
