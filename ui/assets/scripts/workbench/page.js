@@ -157,7 +157,10 @@ export class Page {
 
   /** @param {Loaded} loaded */
   #open({ start: model, tables, refused }) {
-    if (this.#view && this.#view.model.model !== model.model) this.measured.forget();
+    if (this.#view?.model.model !== model.model) {
+      this.stream.end();
+      this.measured.forget();
+    }
     const settings = this.#view?.settings ?? { unit: "size", front: "", group: null };
     const view = new View(model, tables, settings);
     this.#view = view;
@@ -313,8 +316,10 @@ export class Page {
 
   /** Opens a state that was kept or queued; of a model that has changed since, the process says so. @param {string} address */
   async open(address) {
+    const { view } = this;
     try {
-      this.set(await this.#state(address));
+      const state = await this.#state(address);
+      if (view === this.#view) this.set(state);
     } catch (error) {
       this.measured.say(reason(error), true);
     }

@@ -1,4 +1,4 @@
-/* What the Workbench shows of one model: its state, and the layers that are chosen and looked at. */
+/* The view of one model on the Workbench: its state, and the layers that are chosen and looked at. */
 import { addressOf, bitsPerWeight, fits, Formats } from "./formats.js";
 import { Predictions } from "./predictions.js";
 
@@ -226,7 +226,7 @@ export class View {
     };
   }
 
-  /** What a state takes of the budget. @param {import("./predictions.js").Totals} totals */
+  /** The amount of the budget that a state takes. @param {import("./predictions.js").Totals} totals */
   spent({ loss, nbytes, read }) {
     return { loss: Math.exp(loss) - 1, size: nbytes, read }[this.settings.unit];
   }
