@@ -80,15 +80,13 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
     profiled = {str(job.config["model"]) for job in profiles_of("")}
-    offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
     rest = 2 * (facts.parameters - sum(x.weights for x in layers))
-    runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
         "model": model,
         "title": facts.title,
-        "models": offered,
+        "models": [(title, name, name in profiled) for title, name in models()],
         "layers": [
             {
                 "name": x.name,
@@ -102,7 +100,10 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         ],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
         "rest": rest,
-        "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
+        "runs": [
+            (one.run, one.label, one.x, one.ratio)
+            for one in measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
+        ],
         "queued": [*_queued(model, layers, rest)],
         "widths": WIDTHS,
         "groups": GROUPS,
@@ -122,8 +123,12 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
 
 
 def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
-    """Methods, the formats of all layers as names of parts, and these parts."""
-    state = state_at(address, layers)
+    """Methods, the formats of all layers as names of parts, and these parts; or why there is no
+    such state."""
+    try:
+        state = state_at(address, layers)
+    except ConfigError as error:
+        return {"refused": f"{error.what} {error.why}"}
     formats = state.formats.values()
     return {
         "identity": address.partition("~")[0],

@@ -67,9 +67,8 @@ def _rows(source: str, shape: LinearShape) -> np.ndarray:
 
 def _energy(model: str, tensor: str, columns: int) -> dict[str, np.ndarray]:
     """Mean square [columns] of the inputs in the dense model, of the newest run that has it."""
-    for job in queries.runs_with_profile(INPUT_ENERGY):
-        if job.config.get("model") != model:
-            continue
+    jobs = queries.runs_with_profile(INPUT_ENERGY)
+    for job in (job for job in jobs if job.config.get("model") == model):
         for found in tensors.profiles(job.id, tensor, INPUT_ENERGY):
             if found.stage == DENSE and len(found.values) == columns:
                 return {"energy": found.values.astype("<f4")}

@@ -16,8 +16,7 @@ import { TextCard } from "./texts.js";
 import { View } from "./view.js";
 
 /** @typedef {import("./formats.js").State} State */
-/** @typedef {{start: import("./view.js").Start, tables: import("./predictions.js").Profile | null, refused: string}} Loaded
-    `refused`: why the state of the address cannot be opened. */
+/** @typedef {{start: import("./view.js").Start, tables: import("./predictions.js").Profile | null}} Loaded */
 /** @typedef {Record<string, string>} Query */
 /** @typedef {import("./knobs.js").Offer} Offer */
 
@@ -30,7 +29,7 @@ let early = null; // what the address asks for, loaded while Gradio starts
 /** @returns {Query} */
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** The server refuses a model or a state. */
+/** The server refuses a model. */
 class Refused extends Error {}
 
 /** @param {string} model "": the one that was profiled last @param {string} state its address @returns {Promise<import("./view.js").Start>} */
@@ -42,16 +41,11 @@ async function begin(model, state) {
   throw new Refused([start.what, start.why].filter(Boolean).join(" "));
 }
 
-/** A model with its profile, and the state if it can be opened. @param {string} [model] @param {string} [state]
+/** A model with its profile, and the state at an address. @param {string} [model] @param {string} [state]
     @returns {Promise<Loaded>} */
 async function load(model = "", state = "") {
-  try {
-    const start = await begin(model, state);
-    return { start, tables: await profile(start.profile), refused: "" };
-  } catch (error) {
-    if (!state || !(error instanceof Refused)) throw error;
-    return { ...(await load(model)), refused: `${error.message} The dense model is shown.` };
-  }
+  const start = await begin(model, state);
+  return { start, tables: await profile(start.profile) };
 }
 
 function first() {
@@ -156,7 +150,7 @@ export class Page {
   }
 
   /** @param {Loaded} loaded */
-  #open({ start: model, tables, refused }) {
+  #open({ start: model, tables }) {
     if (this.#view?.model.model !== model.model) {
       this.stream.end();
       this.measured.forget();
@@ -164,17 +158,29 @@ export class Page {
     const settings = this.#view?.settings ?? { unit: "size", front: "", group: null };
     const view = new View(model, tables, settings);
     this.#view = view;
-    if (model.state) view.now = view.opened(model.state);
+    this.notice.replaceChildren();
+    this.#take(model.state);
     this.#offerModels(model, model.model);
     this.knobs.fill(view);
     this.#read(asked());
-    this.notice.replaceChildren(refused);
     this.#missing(view);
     this.all.hidden = false;
     this.#place();
     this.draw();
     this.look();
     if (!view.isDense) this.measure();
+  }
+
+  /** Takes the state that an address asks for; the dense one with a notice where there is none.
+      @param {import("./view.js").SentState | null} sent */
+  #take(sent) {
+    const { view } = this;
+    view.now = { ...view.now, formats: view.dense };
+    try {
+      if (sent) view.now = view.opened(sent);
+    } catch (error) {
+      this.notice.textContent = `${reason(error)} The dense model is shown. `;
+    }
   }
 
   /** Takes what an address asks for, but for the state. @param {Query} query */
@@ -248,15 +254,12 @@ export class Page {
       this.show(load(query.model, query.state));
       return;
     }
-    /** @type {State} */
-    let state = { ...view.now, formats: view.dense };
-    try {
-      if (query.state) state = await this.#state(query.state);
-    } catch (error) {
-      this.notice.textContent = `${reason(error)} The dense model is shown.`;
-    }
+    const refused = (/** @type {unknown} */ error) => ({ state: { refused: reason(error) } });
+    const { state } = query.state
+      ? await begin(view.model.model, query.state).catch(refused)
+      : { state: null };
     if (view !== this.#view || query.state !== asked().state) return; // the address has changed since
-    view.now = state;
+    this.#take(state);
     this.#read(query);
     this.look();
     this.draw();
@@ -264,15 +267,6 @@ export class Page {
   }
 
   /* --- the state ----------------------------------------------------------------------------- */
-
-  /** The state at an address of this model. Throws an Error that says why there is none.
-      @param {string} address @returns {Promise<State>} */
-  async #state(address) {
-    const { view } = this;
-    const { state } = await begin(view.model.model, address);
-    if (!state) throw new Refused("There is no such state.");
-    return view.opened(state);
-  }
 
   /** Takes a new state; those of one `key` in a row are undone together. @param {Partial<State>} parts */
   set(parts, key = "") {
@@ -318,8 +312,8 @@ export class Page {
   async open(address) {
     const { view } = this;
     try {
-      const state = await this.#state(address);
-      if (view === this.#view) this.set(state);
+      const { state } = await begin(view.model.model, address);
+      if (view === this.#view) this.set(view.opened(state));
     } catch (error) {
       this.measured.say(reason(error), true);
     }

@@ -6,8 +6,9 @@ import { Predictions } from "./predictions.js";
 /** @typedef {import("./formats.js").State} State */
 /** @typedef {import("./formats.js").Method} Method */
 /** @typedef {import("./predictions.js").Layer} Layer */
-/** @typedef {{identity: string, pruner: string, quantizer: string, formats: import("./formats.js").Names[],
-      parts: import("./formats.js").Parts}} SentState */
+/** @typedef {{refused: string} | {identity: string, pruner: string, quantizer: string,
+      formats: import("./formats.js").Names[], parts: import("./formats.js").Parts}} SentState
+    `refused`: why the address of a state cannot be opened. */
 /** @typedef {{run: string, at: string, final: number | null, predicted: number | null, live: number | null, tokens: number,
       state: string, nbytes: number}} QueuedRun
     A run that was queued from a state; figures are perplexities over dense, `at` is the state of the run. */
@@ -246,8 +247,11 @@ export class View {
     );
   }
 
-  /** The state of another answer of the server, its formats put together. @param {SentState} sent @returns {State} */
-  opened({ identity, pruner, quantizer, formats, parts }) {
+  /** A state of the server, its formats put together. Throws an Error that says why there is none.
+      @param {SentState | null} sent @returns {State} */
+  opened(sent) {
+    if (!sent || "refused" in sent) throw new Error(sent?.refused);
+    const { identity, pruner, quantizer, formats, parts } = sent;
     this.known.add(parts);
     return { identity, pruner, quantizer, formats: this.known.all(formats) };
   }
