@@ -173,6 +173,8 @@ def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Da
         visitor.evaluate(BACK, state)
         expect(notice).to_contain_text(said)
         expect(title).to_contain_text("16 bits")
+    visitor.evaluate(BACK, "~magnitude~rtn~33.3pandint4-g32_dense~0x21_1")
+    expect(title).to_contain_text("33.3\u00a0%, 4 bits")
 
 
 def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
