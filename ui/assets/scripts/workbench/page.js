@@ -73,6 +73,7 @@ export class Page {
   #view = null;
   #key = "";
   #playing = 0;
+  #wishes = 0; // addresses that were asked for
 
   /** @param {HTMLElement} element */
   constructor(element) {
@@ -254,11 +255,13 @@ export class Page {
       this.show(load(query.model, query.state));
       return;
     }
+    this.stream.end(); // whose events would write the address of the state that is left
+    const wish = ++this.#wishes;
     const refused = (/** @type {unknown} */ error) => ({ state: { refused: reason(error) } });
     const { state } = query.state
       ? await begin(view.model.model, query.state).catch(refused)
       : { state: null };
-    if (view !== this.#view || query.state !== asked().state) return; // the address has changed since
+    if (view !== this.#view || wish !== this.#wishes) return; // a newer address is asked for
     this.#take(state);
     this.#read(query);
     this.look();
