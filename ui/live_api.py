@@ -19,6 +19,7 @@ from jobs.serving.live.requests import (
     SILENT_S,
     ExportBody,
     LiveBody,
+    StateBody,
     TensorBody,
     live_memory,
     require_live,
@@ -60,10 +61,9 @@ def _require_opened(actor: Actor, *models: str) -> None:
         raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
 
 
-Answer = Callable[[Request, Actor], Coroutine[Any, Any, Response]]
-
-
-def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+def _guarded(
+    answer: Callable[[Request, Actor], Coroutine[Any, Any, Response]],
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     async def guarded(request: Request) -> Response:
         try:
             actor = current_user(request)
@@ -86,7 +86,7 @@ async def live(request: Request, actor: Actor) -> Response:
     return await _forwarded(request, actor, "answer", body)
 
 
-def _named(body: LiveBody | TensorBody | ExportBody) -> list[str]:
+def _named(body: StateBody) -> list[str]:
     """The models it is about."""
     return [body.model, *filter(None, [getattr(body, "against", "")])]
 
@@ -104,9 +104,7 @@ async def export(request: Request, actor: Actor) -> Response:
     return await _forwarded(request, actor, "export", read_fields(ExportBody, await request.body()))
 
 
-async def _forwarded(
-    request: Request, actor: Actor, name: str, body: LiveBody | TensorBody | ExportBody
-) -> Response:
+async def _forwarded(request: Request, actor: Actor, name: str, body: StateBody) -> Response:
     """The response of the process."""
     error = ended()
     last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}

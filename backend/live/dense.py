@@ -80,10 +80,6 @@ class KeptTables:
             self.nbytes -= self._kept.pop(next(iter(self._kept))).nbytes
         return table
 
-    def clear(self) -> None:
-        self._kept.clear()
-        self.nbytes = 0
-
 
 class CalibrationWalk:
     """One pass over the blocks with `ids` [segments, L] in `dtype`, as many at a time as in a run
@@ -215,14 +211,7 @@ class DenseModel:
         except ValueError as error:
             what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
             raise ConfigError(what, str(error), do, "formats") from error
-        columns, why = self.weight(name).shape[1], ""
-        if not read.fits(columns):
-            why = f"It does not divide its {columns} inputs."
-        elif read.pattern and name in self.outside:
-            why = "Embedding and head are rounded only, as in a run."
-        if why:
-            what, do = f"{name} cannot be stored as {read}.", "Choose another format for it."
-            raise ConfigError(what, why, do, "formats")
+        read.require_fit(name, self.weight(name).shape[1], name in self.outside)
         return read
 
     def score_of(self, pruner: str) -> Score:

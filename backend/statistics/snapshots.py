@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.statistics.tensors import BINS, QUANTILES
+from backend.statistics.tensors import BINS, QUANTILES, histogram_edge
 
 NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
-HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ def scale_of(ordered: Tensor) -> HistogramScale:
     """The scale of dense weights, sorted [n]: 1.5 times their larger absolute 0.1 % quantile, and
     their standard deviation."""
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
-    edge = HEADROOM * max(abs(low), abs(high))
-    return HistogramScale(edge or 1.0, _moments(ordered)[1] ** 0.5)
+    return HistogramScale(histogram_edge(low, high), _moments(ordered)[1] ** 0.5)
 
 
 def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[float, ...]:

@@ -25,6 +25,15 @@ BASE_STATISTICS = frozenset(
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
+HEADROOM = 1.5  # of a histogram: weight compensation makes the remaining weights larger
+
+
+def histogram_edge(low: float, high: float) -> float:
+    """The histograms of a tensor run from -edge to edge; `low`, `high`: the outermost `QUANTILES`
+    of its dense weights."""
+    return HEADROOM * max(abs(low), abs(high)) or 1.0
+
+
 @dataclass(frozen=True)
 class TensorSnapshot:
     """Statistics and histogram of one tensor `[out, in]` at one stage.

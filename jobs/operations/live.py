@@ -51,8 +51,7 @@ def planned_steps(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Kind and config of each run, without its model. Raises ConfigError: the address is none of
     this model, or the state is dense."""
-    layers = [*facts.linears, *facts.embeddings]
-    state = state_at(address, address.partition("~")[0], [x.name for x in layers])
+    state = state_at(address, [*facts.linears, *facts.embeddings])
     forms = [(x, state.formats[x.name]) for x in facts.linears]
     patterns = {x: form.pattern for x, form in forms if form.pattern}
     widths = {x: form.width for x, form in forms if form.width}

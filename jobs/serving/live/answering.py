@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from math import nan
+from math import exp, nan
 from statistics import median
 from typing import Any
 
@@ -150,7 +150,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         return bool({"text", "speed"} & {*self.body.want})
 
     def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
-        dense, asked = opened.dense, opened.asked(live, self.body.state)
+        dense, asked = opened.dense, opened.asked(self.body.state)
         self._tell(
             "opened",
             identity=dense.identity,
@@ -181,7 +181,6 @@ class LiveAnswering(ThreadedEvents[Event]):
             ms=1000 * seconds,
             changed=changed,
             exactly=all(self._exactly(live)),
-            address=live.address,
             read_bytes=live.running.read_bytes,
         )
 
@@ -221,7 +220,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             "loss": loss.loss,
             "dense": dense,
             "kl": kl,
-            "ratio": torch.tensor(loss.loss - dense).exp().item(),
+            "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
             "low": ratio.low if ratio else nan,
             "high": ratio.high if ratio else nan,
         }

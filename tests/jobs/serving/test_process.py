@@ -207,10 +207,11 @@ def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
         return [each for each in told if each["event"] in ("applied", "loss", "done")]
 
     layers = f"0x{len(shape.linears)}_1x{len(shape.embeddings)}"
-    (before, *_) = asyncio.run(changed(f"~magnitude~rtn~2of4_dense~{layers}", True))
+    state = f"~magnitude~rtn~2of4_dense~{layers}"
+    asyncio.run(changed(state, True))
     process.join()
-    after = asyncio.run(changed(before["address"], False))
-    assert after[0]["address"] == before["address"] and after[0]["exactly"]
+    after = asyncio.run(changed(state, False))
+    assert after[0]["changed"] == len(shape.linears) and after[0]["exactly"]
     assert after[-2]["event"] == "loss" and after[-1] == {"event": "done"}
 
 
