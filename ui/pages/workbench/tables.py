@@ -13,8 +13,8 @@ from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import MAX_BITS, MIN_BITS
+from backend.queue import gate
 from backend.queue.actor import Actor
-from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
@@ -54,7 +54,7 @@ def start(request: Request) -> Response:
     try:
         actor = current_user(request)
         if actor.role != "host":
-            count_preview(actor)  # a model may be looked up on the Hub
+            gate.previews.spend(actor)  # a model may be looked up on the Hub
         return JSONResponse(_start(request.query_params.get("model", ""), actor))
     except SlimscopeError as error:
         return error_response(error)
