@@ -81,7 +81,6 @@ def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response
 
 async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
-    require(actor, CHANGE, may_not_ask(actor))
     body = await run_in_threadpool(read_fields, LiveBody, await request.body())
     _require_opened(actor, *_named(body))
     require_asking(actor, body.letters, body.tokens)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from backend.decoding.limits import MIN_PENALTY, Temperature
 from backend.errors import (
@@ -48,7 +48,7 @@ R = TypeVar("R", bound="GenerationBody")
 M = TypeVar("M", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 Text = Annotated[str, Field(max_length=MAX_LETTERS)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), FailFast()]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 DONE = b"data: [DONE]\n\n"
 FAULTS: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, type, code
     (OverloadError, 429, "rate_limit_error", "overloaded"),
@@ -81,7 +81,7 @@ class GenerationBody(BaseModel):
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=0)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS), FailFast()] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: Temperature = Field(1.0, ge=0, le=5)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -122,7 +122,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS), FailFast()]
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str = ""
 
     @property
@@ -136,9 +136,7 @@ class ChatMessage(BaseModel):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`. `chat_template`: whether the model's template is used."""
 
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(
-        min_length=1, max_length=MAX_MESSAGES
-    )
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -167,8 +165,8 @@ class CompletionBody(GenerationBody):
     prompt: (
         Text
         | Ids
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), FailFast()]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), FailFast()]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)

@@ -29,7 +29,7 @@ from backend.errors import (
 )
 from backend.queue.actor import Actor, reject
 from backend.queue.gate import place_of_request
-from backend.queue.permissions import ASK
+from backend.queue.permissions import ASK, READ_ONLY, require
 from backend.settings import is_loopback, settings, space_host
 from jobs.serving.keys import key_name
 from jobs.serving.openai_format import error_body, error_headers
@@ -39,6 +39,7 @@ from ui.security.payload import MAX_TOKEN_IDS, MAX_VALUES, json_problem
 
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 OPENAI_PATH = "/v1/"
+ASKING_PATHS = (OPENAI_PATH, "/slimscope/workbench/live")  # read for those who may ask alone
 COMPLETIONS_PATH = "/v1/completions"
 FORM = "application/x-www-form-urlencoded"  # of the login
 TURN = "slimscope.turn"  # in a scope; whoever waits for another process closes it
@@ -96,14 +97,20 @@ class SecurityMiddleware:
     async def _answer(self, request: Request, response: "SecuredSend") -> None:
         """Lets the application answer when the request is whole and its turn has come. The turn
         ends when the answer begins, as that may take as long as its client likes."""
-        body, user = await request.body(), auth.current_user(request)
+        user = auth.current_user(request)
         try:
+            if request.url.path.startswith(ASKING_PATHS) and request.method == "POST":
+                may_ask = user.role == "host" or settings().guest_answers
+                require(user, "ask for this answer", "" if may_ask else READ_ONLY)
+            body = await request.body()
             async with place_of_request(user) as response.turn:
                 if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
                     await run_in_threadpool(_check_json, body, request.url.path)
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
                 await self.app(scope, _received(body, request.receive), response)
+        except ForbiddenError as error:
+            raise RequestRejectedError(403, error) from error
         except RateLimitError as error:
             raise RequestRejectedError(429, error) from error
 
