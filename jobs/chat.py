@@ -10,11 +10,10 @@ from typing import Any
 from backend.errors import ConfigError, ConflictError
 from backend.evaluation.preferences import Comparison, Rating, ratings
 from backend.models.layer_names import read_names
-from backend.queue import conversations
+from backend.queue import conversations, gate
 from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, MAX_TURNS, TIE, Turn, all_votes
 from backend.queue.permissions import require_asking
-from backend.queue.rate_limit import count_answer, count_change
 from backend.store.session import writing
 from jobs.generate.kind import NAME, GenerateJob, chat_body
 from jobs.serving.openai_format import ChatBody
@@ -37,7 +36,7 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         ConflictError: the prompt before is still being answered.
         SlimscopeError: it cannot be answered; `field` says where it is wrong.
     """
-    count_answer(actor, spend=False)
+    gate.count_answer(actor, spend=False)
     config, _ = checked(NAME, values)
     assert isinstance(config, GenerateJob)
     sides = [*read_names(config.sides)]
@@ -55,8 +54,8 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
     letters = len(config.system) + len(config.prompt) + sum(map(_letters, before))
     require_asking(actor, letters, config.max_new_tokens)
-    count_change(actor)
-    count_answer(actor)
+    gate.changes.spend(actor)
+    gate.count_answer(actor)
     settings = config.model_dump(mode="json", exclude={*ELSEWHERE})
     with writing(durable=True) as session:
         if before:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.models import memory
-from backend.queue import permissions, rate_limit, service
+from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
 from jobs.fields.models import needed_runs
@@ -141,7 +141,7 @@ def submit(
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     permissions.require_adding(actor)
-    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
+    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     run = new_run(config, cost, after)
     return service.enqueue(kind, run, actor, name=name, priority=priority, cost=cost, known=known)

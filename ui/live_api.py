@@ -4,15 +4,16 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from backend.errors import ForbiddenError, SlimscopeError
 from backend.models.facts import ModelFacts
+from backend.queue import gate
 from backend.queue.actor import Actor
 from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
-from backend.queue.rate_limit import count_preview
 from jobs.serving.client import ended
 from jobs.serving.live.requests import (
     PREFIX,
@@ -30,6 +31,7 @@ from ui.openai_api import forwarded
 from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
+CHANGE = "change a model live"
 NOT_OPENED = "Guests may change the models that a host has opened on this page."
 _opened: set[str] = set()  # by hosts, since the dashboard was started
 
@@ -55,10 +57,9 @@ def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
 
 def _require_opened(actor: Actor, *models: str) -> None:
     """Raise `ForbiddenError` for a guest who may not ask, or not about these models."""
-    action = "change a model live"
-    require(actor, action, may_not_ask(actor))
+    require(actor, CHANGE, may_not_ask(actor))
     if actor.role != "host" and not _opened.issuperset(models):
-        raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
+        raise ForbiddenError(f"{actor.name} may not {CHANGE}.", NOT_OPENED, ASK)
 
 
 def _guarded(
@@ -68,7 +69,7 @@ def _guarded(
         try:
             actor = current_user(request)
             if actor.role != "host":
-                count_preview(actor)
+                gate.previews.spend(actor)
             return await answer(request, actor)
         except SlimscopeError as error:
             response = error_response(error)
@@ -80,7 +81,7 @@ def _guarded(
 
 async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
-    body = read_fields(LiveBody, await request.body())
+    body = await run_in_threadpool(read_fields, LiveBody, await request.body())
     _require_opened(actor, *_named(body))
     require_asking(actor, body.letters, body.tokens)
     return await _forwarded(request, actor, "answer", body)

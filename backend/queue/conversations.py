@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, undefer
 
-from backend.errors import ConfigError, ConflictError, NotFoundError
-from backend.queue.actor import Actor
-from backend.queue.permissions import require_host, require_voting
+from backend.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError
+from backend.queue.actor import Actor, network_of
+from backend.queue.gate import SHARED, in_room
+from backend.queue.permissions import ASK, require_host, require_voting
 from backend.store.session import now_ms, reading, writing
 from backend.store.tables import Conversation, Job, MessageRow, Vote
 
@@ -216,6 +217,7 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         ConflictError: it is not answered, or this person has voted.
     """
     require_voting(actor)
+    from_here = network_of(actor.name)
     voted, what = turn(number), "The vote was not saved."
     sides = len(voted.names)
     if sides < 2 or choice not in (BAD, TIE, *range(1, sides + 1)):
@@ -226,4 +228,8 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         prompt = session.get_one(MessageRow, number, with_for_update=True)
         if actor.name in prompt.votes:
             raise ConflictError(what, "You have voted on these answers before.")
+        neighbours = sum(network_of(voter) == from_here for voter in prompt.votes)
+        if actor.role == "guest" and not in_room(actor.client) and neighbours >= SHARED:
+            why = f"{neighbours} visitors at your network address have voted on these answers."
+            raise ForbiddenError(what, why, ASK)
         prompt.votes = prompt.votes | {actor.name: [choice, blind]}

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
-from backend.queue import conversations, permissions, rate_limit
+from backend.queue import conversations, gate, permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
-from backend.queue.rate_limit import RateLimiter
+from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
 from jobs.chat import ask, ask_again, body_of
 from jobs.submit import submit
 from tests.conftest import Given
+from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 
 ADA, BOB, EVE = (Actor(guest_name(f"aa{n}", "1234"), "guest", f"10.0.0.{n}") for n in range(3))
@@ -21,13 +22,12 @@ SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
 
 @pytest.fixture(autouse=True)
 def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("answers", "changes"):
-        monkeypatch.setattr(rate_limit, name, RateLimiter())
+    nothing_asked(monkeypatch)
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     for name, value in values.items():
-        monkeypatch.setattr(permissions if name.startswith("GUEST") else rate_limit, name, value)
+        monkeypatch.setattr(permissions, name, value)
 
 
 def asks(who: Actor, **values: object) -> int:
@@ -56,7 +56,7 @@ def test_the_host_may_turn_it_off(given: Given) -> None:
     given(GUEST_ANSWERS="0")
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(ADA)
-    assert permissions.may_not_ask(ADA) and not permissions.gives_names()
+    assert permissions.may_not_ask(ADA) and not settings().names_guests
     assert conversations.newest_conversations(9) == []
 
 
@@ -75,8 +75,9 @@ def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.Monke
 def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit(monkeypatch, ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
-    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
+    limit(monkeypatch, GUEST_TOKENS=16)
+    monkeypatch.setattr(gate.answers, "most", 2)
+    monkeypatch.setattr(gate.changes, "most", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             asks(ADA, max_new_tokens=17)
@@ -90,8 +91,8 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, ANSWERS_PER_MINUTE=1)
-    monkeypatch.setattr(rate_limit, "SHARED", 8)
+    monkeypatch.setattr(gate.answers, "most", 1)
+    monkeypatch.setattr(gate, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:
         asks(person)

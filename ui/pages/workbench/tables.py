@@ -17,8 +17,8 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import MAX_BITS, MIN_BITS, Width
+from backend.queue import gate
 from backend.queue.actor import Actor
-from backend.queue.rate_limit import count_preview
 from backend.sensitivity.formats import DENSE_BITS, Format
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
@@ -67,7 +67,7 @@ def start(request: Request) -> Response:
     try:
         actor, query = current_user(request), request.query_params
         if actor.role != "host":
-            count_preview(actor)  # a model may be looked up on the Hub
+            gate.previews.spend(actor)  # a model may be looked up on the Hub
         return JSONResponse(_start(query.get("model", ""), query.get("state", ""), actor))
     except SlimscopeError as error:
         return error_response(error)
