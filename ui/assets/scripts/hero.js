@@ -2,7 +2,7 @@
    colours move between two measured stages; nothing in between is measured. People who asked for less motion
    choose the stages themselves. */
 (() => {
-  const { create, find, findAll, still } = window.slimscope;
+  const { create, find, still } = window.slimscope;
   const STAY_MS = 2600;
   const MOVE_MS = 700;
   const WIDTH = 960;
