@@ -177,9 +177,9 @@
       if (!words) return this.close();
       const query = encodeURIComponent(words);
       /** @type {SearchHit[]} */
-      let found = [];
+      let hits = [];
       try {
-        found = await (await fetch(`slimscope/search?q=${query}`)).json();
+        hits = await (await fetch(`slimscope/search?q=${query}`)).json();
       } catch {
         /* the status line says that the server is away */
       }
@@ -188,7 +188,7 @@
         .filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
         .map(([name, to]) => ({ title: name, about: "page", to }));
       const filter = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${query}` };
-      this.show([...pages, ...found, filter]);
+      this.show([...pages, ...hits, filter]);
     }
 
     /** @param {KeyboardEvent} event */

@@ -1,22 +1,27 @@
 /* Two answers on Home, replayed at the pace they were written, once they are seen. People who asked
    for less motion see both whole. */
 (() => {
-  const { find, figures, still } = window.slimscope;
+  const { find, findAll, figures, still } = window.slimscope;
 
-  /** @param {HTMLElement} figure */
-  function race(figure) {
+  /** The answers side by side: texts by the ms at which they were written. @param {HTMLElement} figure */
+  function lanesOf(figure) {
     /** @type {{steps: [ms: number, text: string][]}[]} */
     const recorded = JSON.parse(figure.dataset.race ?? "");
-    const lanes = recorded.map(({ steps }, place) => {
-      const box = figure.querySelectorAll(".race-lanes > div")[place];
+    const boxes = findAll(figure, ".race-lanes > div");
+    return recorded.map(({ steps }, i) => {
       let at = 0;
       return {
         steps: steps.map(([ms, text]) => ({ at: (at += ms), text })),
         end: at,
-        text: find(box, ".race-text"),
-        meter: find(box, ".race-meter"),
+        text: find(boxes[i], ".race-text"),
+        meter: find(boxes[i], ".race-meter"),
       };
     });
+  }
+
+  /** @param {HTMLElement} figure */
+  function race(figure) {
+    const lanes = lanesOf(figure);
     let frame = 0;
 
     /** Shows what was written after so many ms; true when all was. @param {number} time */

@@ -46,8 +46,8 @@
     function focus({ do: action, file }) {
       const same = file ? `[data-do="${action}"][data-file="${file}"]` : `[data-do="${action}"]`;
       const other = file && element.querySelector(`[data-file="${file}"]`);
-      const found = element.querySelector(same) ?? other;
-      if (found instanceof HTMLElement) found.focus();
+      const button = element.querySelector(same) ?? other;
+      if (button instanceof HTMLElement) button.focus();
     }
 
     function show() {

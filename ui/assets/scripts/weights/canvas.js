@@ -173,10 +173,10 @@ export function ticks(low, high, count = 5) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = power * ([1, 2, 5].find((factor) => factor * power >= raw * 0.999) ?? 10);
-  const found = [];
+  const marks = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high * (1 + 1e-9) + 1e-12; tick += step)
-    found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
-  return found;
+    marks.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+  return marks;
 }
 
 /**

@@ -65,13 +65,13 @@ export const logs = (values) => Array.from(values, (v) => (v > 0 ? Math.log10(v)
  * @returns {Range}
  */
 export function limits(values, even) {
-  const known = values
+  const sorted = values
     .filter(Number.isFinite)
     .map((v) => (even ? Math.abs(v) : v))
     .sort((a, b) => a - b);
-  if (!known.length) return [0, 1];
-  const low = known[Math.round(0.02 * (known.length - 1))];
-  const high = known[Math.round(0.98 * (known.length - 1))];
+  if (!sorted.length) return [0, 1];
+  const low = sorted[Math.round(0.02 * (sorted.length - 1))];
+  const high = sorted[Math.round(0.98 * (sorted.length - 1))];
   if (even) return [-(high || 1), high || 1];
   if (high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high))) return [low, high];
   const room = 0.1 * Math.abs(low) || 1;

@@ -77,7 +77,7 @@ class Page {
   /** @type {(View & Plot) | null} */
   plot = null;
   /** @type {MapFigure | null} */
-  mapFigure = null;
+  drawnFigure = null;
   /** Stages that `step` has passed. @type {Set<string>} */
   passed = new Set();
   viewRequest = 0; // stale responses are dropped
@@ -153,7 +153,7 @@ class Page {
   }
 
   /** Names of the stages drawn in the histogram. */
-  get shown() {
+  get shownStages() {
     const chosen = chosenStages(this.state.now);
     if (chosen.length) return chosen;
     const { stages, main, overlaid } = this.data;
@@ -329,7 +329,7 @@ class Page {
         data,
         t,
         s,
-        shown: this.shown.map((name) => data.stage(name)),
+        shown: this.shownStages.map((name) => data.stage(name)),
         other: twin,
         curve: now.curve,
         log: now.y === "log",
@@ -389,7 +389,7 @@ class Page {
   }
 
   /** @returns {MapFigure} */
-  figure() {
+  mapFigure() {
     const { data, s } = this;
     const { now } = this.state;
     const brush = range(now.brush);
@@ -448,10 +448,10 @@ class Page {
   #drawMap() {
     const { data, s, hovered } = this;
     const { now } = this.state;
-    const figure = this.figure();
+    const figure = this.mapFigure();
     const { label, unit, values, stat, question } = figure;
     const stage = data.stages[s].label;
-    this.mapFigure = figure;
+    this.drawnFigure = figure;
     const select = find(this.element, '[data-state="stat"]', HTMLSelectElement);
     select.value = stat ?? now.stat; // what is drawn
     select.disabled = !stat;
@@ -513,10 +513,10 @@ class Page {
 
   /** The legend of the histogram, with a list that adds and removes stages. */
   #legend() {
-    const { data, shown } = this;
+    const { data, shownStages } = this;
     const { stage } = this.state.now;
-    const added = data.stages.filter(({ name }) => !shown.includes(name) && name !== stage);
-    const removed = data.stages.filter(({ name }) => shown.includes(name) && name !== stage);
+    const added = data.stages.filter(({ name }) => !shownStages.includes(name) && name !== stage);
+    const removed = data.stages.filter(({ name }) => shownStages.includes(name) && name !== stage);
     const list = create("select", { ariaLabel: "Add or remove a stage" });
     list.append(
       new Option("Stages …", ""),
@@ -524,9 +524,9 @@ class Page {
       ...removed.map(({ name, label }) => new Option(`Remove ${label}`, name)),
     );
     list.onchange = () => {
-      const others = shown.filter((name) => name !== list.value);
-      const isRemoved = others.length < shown.length;
-      const stages = isRemoved ? others : [...shown, list.value].slice(-MAX_STAGES);
+      const others = shownStages.filter((name) => name !== list.value);
+      const isRemoved = others.length < shownStages.length;
+      const stages = isRemoved ? others : [...shownStages, list.value].slice(-MAX_STAGES);
       this.state.set({ show: stages.join(",") || stage });
     };
     this.#entries(this.panel("overlay"), this.histogram.legend(), list);
@@ -589,8 +589,8 @@ class Page {
       const { module } = data.tensors[t];
       return [this.ridges.table(), `${data.run}-${now.stage}-${module}-ridges`];
     }
-    if (!this.mapFigure) return null;
-    const { label, unit, values } = this.mapFigure;
+    if (!this.drawnFigure) return null;
+    const { label, unit, values } = this.drawnFigure;
     const heads = ["Tensor", "Block", "Weights", unit ? `${label}, ${unit.trim()}` : label];
     const rows = data.tensors.map(({ name, block }, tensor) => [
       name,

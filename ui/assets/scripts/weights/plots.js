@@ -260,8 +260,8 @@ function axisOf([low, high], log, from, to) {
 function axisTicks({ low, high, log }) {
   const decades = [];
   for (let power = Math.ceil(low); power <= high; power++) decades.push(10 ** power);
-  const found = log ? decades : ticks(low, high, 5);
-  if (found.length > 1) return found;
+  const marks = log ? decades : ticks(low, high, 5);
+  if (marks.length > 1) return marks;
   return [low, (low + high) / 2, high].map((value) => (log ? 10 ** value : value));
 }
 

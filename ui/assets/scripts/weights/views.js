@@ -32,7 +32,7 @@ import { shortName } from "./words.js";
 /** @typedef {(input: ViewInput) => Promise<View | string>} DrawView A sentence where there is nothing to draw. */
 /**
  * Profiles of a tensor at a stage of a run, and how its line is drawn.
- * @typedef {object} Stored
+ * @typedef {object} RecordedStage
  * @property {Histograms} data
  * @property {number} t
  * @property {number} s
@@ -91,9 +91,9 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / (values
  * Profiles at every stage that is drawn, of both runs; only stages that have the first of the names.
  * @param {ViewInput} input
  * @param {string[]} names
- * @returns {Promise<Stored[]>}
+ * @returns {Promise<RecordedStage[]>}
  */
-async function stored({ data, t, drawn, twin }, names) {
+async function recordedStages({ data, t, drawn, twin }, names) {
   const twins = drawn.flatMap((s) => {
     const place = twin(t, s);
     return place ? [{ ...place, stage: data.stages[s] }] : [];
@@ -103,7 +103,7 @@ async function stored({ data, t, drawn, twin }, names) {
     (other) => other.data.model !== data.model || other.data.stages[other.s].name !== "dense",
   );
   const query = { names: names.join(",") };
-  const found = await Promise.all(
+  const recorded = await Promise.all(
     [own, others]
       .filter((places) => places.length)
       .map(async (places) => {
@@ -129,7 +129,7 @@ async function stored({ data, t, drawn, twin }, names) {
         });
       }),
   );
-  return found.flat();
+  return recorded.flat();
 }
 
 /* --- the matrix ------------------------------------------------------------------------------ */
@@ -170,12 +170,12 @@ async function matrix(input) {
   const { now, data, t } = input;
   if (now.spot) return singleWeights(input);
   const figure = CELL_FIGURES[now.cells];
-  const found = await stored(input, [`map_${now.cells}`, "row_norm", "column_norm"]);
-  if (!found.length && now.cells === "change")
+  const recorded = await recordedStages(input, [`map_${now.cells}`, "row_norm", "column_norm"]);
+  if (!recorded.length && now.cells === "change")
     return "Choose a stage besides dense: the change is that from dense.";
-  if (!found.length) return missing("maps of matrices");
+  if (!recorded.length) return missing("maps of matrices");
   const unit = now.cells === "zeros" ? " %" : "";
-  const panels = found.map(({ label, profile, get }) => {
+  const panels = recorded.map(({ label, profile, get }) => {
     const spans = ["row_norm", "column_norm"].map(
       (name, side) => get(name)?.shape[0] ?? profile.shape[side],
     );
@@ -248,16 +248,16 @@ async function joint(input) {
   const last = input.drawn.findLast((stage) => data.stages[stage].name !== "dense");
   if (last === undefined)
     return "Choose a stage besides dense: weights are drawn by what they were in the dense tensor.";
-  const found = await stored({ ...input, drawn: [last] }, ["joint"]);
-  if (!found.length) return missing("joint histograms");
-  const panels = found.map(jointPanel);
+  const recorded = await recordedStages({ ...input, drawn: [last] }, ["joint"]);
+  if (!recorded.length) return missing("joint histograms");
+  const panels = recorded.map(jointPanel);
   const rows = panels.flatMap(({ label, data: counts, columns, edge }) =>
     counts.flatMap((n, at) =>
       n ? [[label, edge(at % columns), edge(Math.floor(at / columns)), n]] : [],
     ),
   );
   return {
-    title: jointTitle(found, data.tail(t, last).share),
+    title: jointTitle(recorded, data.tail(t, last).share),
     draw: (canvas) =>
       grid(canvas, {
         panels,
@@ -274,7 +274,7 @@ async function joint(input) {
   };
 }
 
-/** Counts by weight after and before, as a panel. @param {Stored} found */
+/** Counts by weight after and before, as a panel. @param {RecordedStage} recorded */
 function jointPanel({ label, data, t, profile }) {
   const [bins] = profile.shape;
   const axis = data.range(t);
@@ -288,19 +288,19 @@ function jointPanel({ label, data, t, profile }) {
   return { label, rows: bins, columns: bins, data: counts, axis, edge, words };
 }
 
-/** @type {(found: Stored[], zeros: number) => string} */
-function jointTitle(found, zeros) {
-  const moved = found.map(({ data, t, s }) => ({
+/** @type {(recorded: RecordedStage[], zeros: number) => string} */
+function jointTitle(recorded, zeros) {
+  const moved = recorded.map(({ data, t, s }) => ({
     run: data.run,
     value: data.value("moved", t, s),
   }));
   const known = moved.filter(({ value }) => Number.isFinite(value));
-  if (found.length > 1) {
+  if (recorded.length > 1) {
     const parts = known.map(({ run, value }) => `${share(value)} in ${run}`);
     return `The weights move by ${parts.join(", ")}, of their norm`;
   }
   const pruned = zeros ? `; ${share(zeros)} are exactly zero` : "";
-  return `${found[0].label} moves the weights by ${share(moved[0].value)} of their norm${pruned}`;
+  return `${recorded[0].label} moves the weights by ${share(moved[0].value)} of their norm${pruned}`;
 }
 
 /* --- channels -------------------------------------------------------------------------------- */
@@ -334,12 +334,12 @@ function envelope(values) {
 async function channels(input) {
   const { now, data, t } = input;
   const name = `${now.side}_${now.measure}`;
-  const found = (await stored(input, [name, `${now.side}_zeros`])).filter(
+  const recorded = (await recordedStages(input, [name, `${now.side}_zeros`])).filter(
     ({ profile }, _, [first]) => profile.shape[0] === first.profile.shape[0],
   );
   const scale = now.measure === "zeros" ? 100 : 1;
-  const figures = found.map(({ profile }) => Array.from(profile.data, (value) => scale * value));
-  const front = found.findLastIndex((each) => each.data === data);
+  const figures = recorded.map(({ profile }) => Array.from(profile.data, (value) => scale * value));
+  const front = recorded.findLastIndex((each) => each.data === data);
   if (front < 0) return missing("statistics of channels");
   const values = figures[front];
   const outliers = outliersOf(values);
@@ -347,27 +347,27 @@ async function channels(input) {
     const order = [...figure.keys()];
     return now.order === "size" ? order.sort((a, b) => figure[b] - figure[a]) : order;
   });
-  const series = found.map((each, k) => channelLine(each, figures[k], orders[k], outliers));
+  const series = recorded.map((each, k) => channelLine(each, figures[k], orders[k], outliers));
   const across =
     now.order === "size" ? "Rank, each stage from its largest channel on" : "Number of the channel";
   const kind = now.side === "row" ? "output channel" : "input channel";
   const drawn = values.length > MAX_POINTS ? ", the lowest and highest of each stretch drawn" : "";
   const yLog = now.y === "log";
   return {
-    title: `${found[front].label}: ${channelTitle(values, kind, outliers.length)}`,
+    title: `${recorded[front].label}: ${channelTitle(values, kind, outliers.length)}`,
     draw: (canvas) =>
       lines(canvas, { series, yLog, names: [CHANNEL_FIGURES[now.measure], across] }),
     legend: series,
     file: `${data.tensors[t].name}-${name}`,
-    note: `n = ${count(values.length)} channels${drawn}. ${outlierNote(found, `${now.side}_zeros`, outliers)}`,
+    note: `n = ${count(values.length)} channels${drawn}. ${outlierNote(recorded, `${now.side}_zeros`, outliers)}`,
     table: [
-      ["Channel", ...found.map(({ label }) => label)],
+      ["Channel", ...recorded.map(({ label }) => label)],
       orders[0].map((i) => [String(i), ...figures.map((figure) => figure[i])]),
     ],
   };
 }
 
-/** @type {(stored: Stored, figure: number[], order: number[], outliers: number[]) => Line} */
+/** @type {(stage: RecordedStage, figure: number[], order: number[], outliers: number[]) => Line} */
 function channelLine({ label, colour, dash }, figure, order, outliers) {
   const x = envelope(order.map((i) => figure[i]));
   const names = x.map((place) => order[place]);
@@ -392,11 +392,11 @@ function channelTitle(values, kind, outliers) {
   return `${subject}; the largest is ${times(Math.max(...values) / median, 2)} the median`;
 }
 
-/** @type {(found: Stored[], zerosName: string, outliers: number[]) => string} */
-function outlierNote(found, zerosName, outliers) {
+/** @type {(recorded: RecordedStage[], zerosName: string, outliers: number[]) => string} */
+function outlierNote(recorded, zerosName, outliers) {
   if (!outliers.length)
     return `No channel lies beyond the outer fences (${FENCE} interquartile ranges).`;
-  const zeros = found.flatMap(({ data, s, label, get }) => {
+  const zeros = recorded.flatMap(({ data, s, label, get }) => {
     const profile = get(zerosName);
     if (!profile || data.stages[s].name === "dense") return [];
     const others = Array.from(profile.data).filter((_, i) => !outliers.includes(i));
@@ -415,9 +415,9 @@ function outlierNote(found, zerosName, outliers) {
 /** @type {DrawView} */
 async function magnitudes(input) {
   const { now, data, t, s } = input;
-  const found = await stored(input, ["magnitudes"]);
-  if (!found.length) return missing("magnitudes");
-  const series = found.map((each) => {
+  const recorded = await recordedStages(input, ["magnitudes"]);
+  if (!recorded.length) return missing("magnitudes");
+  const series = recorded.map((each) => {
     const counts = Array.from(each.profile.data);
     const std = each.data.value("dense_std", each.t, each.s) || 1;
     const { n } = each.data.tail(each.t, each.s);
@@ -454,7 +454,7 @@ async function magnitudes(input) {
 
 /**
  * Both ends of the power law of the tail, whose ranks are 1 + a * (value / start)^(-2(alpha - 1)).
- * @param {Stored} stored
+ * @param {RecordedStage} stage
  * @param {number[]} values
  * @returns {Line[]}
  */
@@ -471,14 +471,14 @@ function tailLine({ data, t, s, label, colour }, values) {
 /** @type {DrawView} */
 async function spectrum(input) {
   const { data, t } = input;
-  const found = await stored(input, ["singular_values"]);
-  if (!found.length) return missing("spectra");
-  const spectra = found.map(({ label, colour, dash, profile }) => {
+  const recorded = await recordedStages(input, ["singular_values"]);
+  if (!recorded.length) return missing("spectra");
+  const spectra = recorded.map(({ label, colour, dash, profile }) => {
     const y = Array.from(profile.data);
     return { label, colour, dash, x: y.map((_, i) => i + 1), y };
   });
-  const tails = found.flatMap((each, k) => tailLine(each, spectra[k].y));
-  const fits = found
+  const tails = recorded.flatMap((each, k) => tailLine(each, spectra[k].y));
+  const fits = recorded
     .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
     .filter(({ alpha }) => Number.isFinite(alpha))
     .map(({ label, alpha }) => `${label} α = ${number(alpha)}`);

@@ -147,7 +147,7 @@ export function tiles(data, t, s) {
   const base = data.stages[first].label;
   const overlap = value("mask_overlap");
   /** @type {(Tile | null)[]} */
-  const found = [
+  const candidates = [
     zerosTile(data, t, s),
     spreadTile(data, t, s),
     errorTile(data, t, s),
@@ -161,7 +161,7 @@ export function tiles(data, t, s) {
     ["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
     ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`],
   ];
-  return found.filter((tile) => tile !== null).slice(0, 4);
+  return candidates.filter((tile) => tile !== null).slice(0, 4);
 }
 
 /** @type {(data: Histograms, t: number, s: number) => Tile} */
