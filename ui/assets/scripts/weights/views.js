@@ -477,14 +477,13 @@ async function spectrum(input) {
     const y = Array.from(profile.data);
     return { label, colour, dash, x: y.map((_, i) => i + 1), y };
   });
-  const tails = recorded.flatMap((each, k) => tailLine(each, spectra[k].y));
   const fits = recorded
     .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
     .filter(({ alpha }) => Number.isFinite(alpha))
     .map(({ label, alpha }) => `${label} α = ${number(alpha)}`);
   const fitted = fits.length ? ` Dotted: power law of the tail, ${fits.join(", ")}.` : "";
   const [{ x: ranks }] = spectra;
-  const series = [...spectra, ...tails];
+  const series = recorded.flatMap((each, k) => [spectra[k], ...tailLine(each, spectra[k].y)]);
   return {
     title: spectrumTitle(spectra),
     note: `n = ${ranks.length} singular values.${fitted}`,
