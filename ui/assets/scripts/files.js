@@ -38,26 +38,13 @@
     const { width, height, ...layout } = chart.layout;
     const css = getComputedStyle(document.body);
     return [
-      "<!doctype html><html lang=en><meta charset=utf-8><title>",
-      text(heading),
-      "</title>",
+      `<!doctype html><html lang=en><meta charset=utf-8><title>${text(heading)}</title>`,
       `<style>body{font:14px/20px system-ui,sans-serif;margin:24px;background:${css.getPropertyValue("--paper")};`,
-      `color:${css.getPropertyValue("--text")}}h1{font-size:20px}#chart{height:70vh}p{max-width:70ch}</style><h1>`,
-      text(heading),
-      "</h1><div id=chart></div><p>",
-      text(question),
-      "</p>",
-      open,
-      script.replaceAll("</scr", "<\\/scr"),
-      close,
-      open,
-      "Plotly.newPlot('chart',",
-      json(chart.data),
-      ",",
-      json({ ...layout, autosize: true }),
-      ",{responsive:true,displaylogo:false,showSendToCloud:false})",
-      close,
-      "</html>",
+      `color:${css.getPropertyValue("--text")}}h1{font-size:20px}#chart{height:70vh}p{max-width:70ch}</style>`,
+      `<h1>${text(heading)}</h1><div id=chart></div><p>${text(question)}</p>`,
+      `${open}${script.replaceAll("</scr", "<\\/scr")}${close}`,
+      `${open}Plotly.newPlot('chart',${json(chart.data)},${json({ ...layout, autosize: true })},`,
+      `{responsive:true,displaylogo:false,showSendToCloud:false})${close}</html>`,
     ];
   }
 
