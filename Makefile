@@ -59,7 +59,7 @@ lint: $(LINTERS) ## Style, types and import directions of Python, scripts, style
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/djlint --profile=jinja --check --quiet ui
-	@$(NODE) $(PRETTIER) --check --log-level warn .
+	@$(NODE) $(PRETTIER) --check --log-level warn . && $(NODE) node_modules/typescript/bin/tsc
 	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 	@$(BIN)/mypy && $(BIN)/lint-imports
 
