@@ -75,7 +75,7 @@ def visitor_of(actor: Actor) -> str:
 
 
 @dataclass(eq=False)
-class Ticket:
+class Entrant:
     """One use of a gate, at work or waiting."""
 
     address: str
@@ -97,8 +97,8 @@ class Gate:
 
     def __init__(self, places: Callable[[], int]) -> None:
         self._places = places
-        self._working: list[Ticket] = []
-        self._waiting: list[Ticket] = []
+        self._working: list[Entrant] = []
+        self._waiting: list[Entrant] = []
         self._refused: dict[str, float] = {}  # address -> when
         self._time_taken: dict[str, tuple[float, float]] = {}  # address -> seconds, as of when
 
@@ -112,26 +112,26 @@ class Gate:
         Raises:
             OverloadError: too many wait already, or none may.
         """
-        ticket = Ticket(address_of(actor), visitor_of(actor), most)
-        if self._admits(ticket):
-            self._working.append(ticket)
+        entrant = Entrant(address_of(actor), visitor_of(actor), most)
+        if self._admits(entrant):
+            self._working.append(entrant)
         else:
-            self._require_room(ticket, waiting)
-            await self._wait(ticket)
+            self._require_room(entrant, waiting)
+            await self._wait(entrant)
         began = time.monotonic()
         async with AsyncExitStack() as taken:
-            taken.callback(self._release, ticket, began)
+            taken.callback(self._release, entrant, began)
             yield taken
 
-    def _admits(self, ticket: Ticket) -> bool:
-        if _count(self._working, ticket.visitor) >= ticket.most:
+    def _admits(self, entrant: Entrant) -> bool:
+        if _count(self._working, entrant.visitor) >= entrant.most:
             return False
         used = Counter(each.address for each in self._working)
         places = self._places()
         half = (places + 1) // 2
-        if used[ticket.address] < half:
+        if used[entrant.address] < half:
             return sum(min(count, half) for count in used.values()) < places
-        return used.total() < places and not self._others_wait(ticket.address)
+        return used.total() < places and not self._others_wait(entrant.address)
 
     def _others_wait(self, address: str) -> bool:
         now = time.monotonic()
@@ -139,36 +139,36 @@ class Gate:
         waiting = {each.address for each in self._waiting}
         return bool((waiting | self._refused.keys()) - {address})
 
-    def _require_room(self, ticket: Ticket, waiting: int) -> None:
-        own = _count(self._waiting, ticket.visitor)
+    def _require_room(self, entrant: Entrant, waiting: int) -> None:
+        own = _count(self._waiting, entrant.visitor)
         if own < waiting:
             return
-        mine, before = _count(self._working, ticket.visitor) + own, len(self._working)
+        mine, before = _count(self._working, entrant.visitor) + own, len(self._working)
         do = "Wait until they are answered."
-        if mine < ticket.most:  # others are in the way
-            self._refused[ticket.address] = time.monotonic()
+        if mine < entrant.most:  # others are in the way
+            self._refused[entrant.address] = time.monotonic()
             do = "Try again in a few seconds."
         before += len(self._waiting)
         why = f"{before} are before you, {mine} of them yours."
         raise OverloadError("It is not your turn.", why, do, retry_after_s=RETRY_S, before=before)
 
-    async def _wait(self, ticket: Ticket) -> None:
-        self._waiting.append(ticket)
+    async def _wait(self, entrant: Entrant) -> None:
+        self._waiting.append(entrant)
         try:
-            await ticket.turn.wait()
+            await entrant.turn.wait()
         except BaseException:
-            for tickets in (self._waiting, self._working):  # its turn may have come as it left
-                if ticket in tickets:
-                    tickets.remove(ticket)
+            for entrants in (self._waiting, self._working):  # its turn may have come as it left
+                if entrant in entrants:
+                    entrants.remove(entrant)
             self._call_next()
             raise
 
-    def _release(self, ticket: Ticket, began: float) -> None:
-        self._working.remove(ticket)
-        self._refused.pop(ticket.address, None)
+    def _release(self, entrant: Entrant, began: float) -> None:
+        self._working.remove(entrant)
+        self._refused.pop(entrant.address, None)
         now = time.monotonic()
         taken = {address: self._taken(address, now) for address in self._time_taken}
-        taken[ticket.address] = taken.get(ticket.address, 0.0) + now - began
+        taken[entrant.address] = taken.get(entrant.address, 0.0) + now - began
         self._time_taken = {a: (seconds, now) for a, seconds in taken.items() if seconds > 0.001}
         self._call_next()
 
@@ -181,15 +181,15 @@ class Gate:
         """Gives free places to those who wait: first to the address that has taken least time."""
         now = time.monotonic()
         by_time = sorted(self._waiting, key=lambda each: self._taken(each.address, now))
-        for ticket in by_time:
-            if self._admits(ticket):
-                self._waiting.remove(ticket)
-                self._working.append(ticket)
-                ticket.turn.set()
+        for entrant in by_time:
+            if self._admits(entrant):
+                self._waiting.remove(entrant)
+                self._working.append(entrant)
+                entrant.turn.set()
 
 
-def _count(tickets: list[Ticket], visitor: str) -> int:
-    return sum(each.visitor == visitor for each in tickets)
+def _count(entrants: list[Entrant], visitor: str) -> int:
+    return sum(each.visitor == visitor for each in entrants)
 
 
 requests = Gate(lambda: REQUESTS)
