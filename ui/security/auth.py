@@ -59,7 +59,12 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
     if isinstance(request, HTTPConnection) and (key := request.scope.get(KEY)):
         return Actor(f"key {key}", "host", client)
     name = _read_cookie(headers, "guest") or UNNAMED_GUEST
-    return Actor(name, "guest", client, is_new=getattr(request.state, NEW_GUEST, False))
+    return Actor(
+        name,
+        "guest",
+        client,
+        is_new=bool(getattr(getattr(request, "state", None), NEW_GUEST, False)),
+    )
 
 
 def _local(client: str, headers: Mapping[str, str]) -> bool:
