@@ -121,7 +121,7 @@ SETTINGS = {
     "opt, as 350m": ("amphista", {}, "cannot be cloned", "architecture"),
     "granitemoe": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
     "qwen3_moe": ("sds", {"weights": "streamed"}, "block by block", "weights"),
-    "bloom": ("generate", {}, "ALiBi", "sides"),
+    "bloom": ("benchmark", {}, "ALiBi", "model"),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_setting_that_a_family_does_not_support_is_refused(family: str, data_d
     write_tiny(family, data_dir / "models" / "tiny")
     kind, more, why, field = SETTINGS[family]
     fields = {column[0]: column[1] for column in METHODS.values()}.get(kind, {"max_new_tokens": 8})
-    model = {"sides" if kind == "generate" else "model": str(data_dir / "models" / "tiny")}
+    model = {"model": str(data_dir / "models" / "tiny")}
     with pytest.raises(SlimscopeError, match=why) as refused:
         kinds()[kind].requirements(kinds()[kind].config(**{**fields, **model, **more}))
     assert refused.value.field == field

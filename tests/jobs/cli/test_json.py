@@ -41,7 +41,6 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "logs": [[RUN]],
     "kinds": [[]],
     "texts": [[]],
-    "leaderboard": [[]],
     "artifacts": [[RUN]],
     "curves": [[RUN]],
     "results": [[RUN]],
@@ -49,7 +48,6 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "tensors": [[RUN]],
     "pipeline": [["--preset", "prune, quantise", "--model", "toy"]],
     "benchmark": [["--model", "toy", "--preset", "quick look"]],
-    "generate": [["Why?", "--model", "toy", "--max-new-tokens", "2"]],
     "submit": [["count", "--steps", "1"]],
 }
 ELSEWHERE = {
@@ -57,7 +55,6 @@ ELSEWHERE = {
     "move",
     "setup",
     "vote",
-    "answers",
     "budget",
     "chat",
     "token",
@@ -91,7 +88,7 @@ def test_one_value_is_printed(supervised: SupervisorLoop, tmp_path: Path, comman
     ]
     for line in before:
         assert slimscope(*line).returncode == 0, line
-    turn = supervised.turn if command in ("benchmark", "generate") else None
+    turn = supervised.turn if command == "benchmark" else None
     done = slimscope(command, *words, "--json", meanwhile=turn)
     assert json.loads(done.stdout) or command in EMPTY, done
     assert done.stderr == "" and done.returncode in CODES.get(command, (0,)), done
