@@ -1,6 +1,6 @@
 """Commands that add runs and follow them: `slimscope submit KIND …`, whose options are drawn from
-the kind's config, `slimscope pipeline FILE.yaml`, `slimscope benchmark`, which people watch to its
-end, `slimscope wait` and `--wait`, `slimscope logs`."""
+the kind's config, `slimscope pipeline FILE.yaml`, `slimscope wait` and `--wait`, `slimscope
+logs`."""
 
 import inspect
 import sys
@@ -18,8 +18,6 @@ from backend.queue.artifacts import read_log, whole_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
-from jobs.benchmark import kind as benchmark
-from jobs.benchmark.report import decoder_reports, verdicts
 from jobs.cli.command import escaped
 from jobs.cli.console import DIFFERENT, NAP_S, exit_of, follow, me, write
 from jobs.fields.types import options
@@ -29,12 +27,10 @@ from jobs.operations.details import comparison_text, results_text, sweep_text
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
 from jobs.record import record, sweep_record
 from jobs.reproduction import reproduced
-from jobs.submit import submit as queue_run
 from jobs.summary import cost_text, summary
-from jobs.wording import count, table
+from jobs.wording import count
 
 STDIN = "-"
-COLUMNS = ("decoder", "tokens/s", "speed-up", "accepted", "break-even", "nodes")
 
 
 def _ended_code(found: Record) -> int:
@@ -210,46 +206,3 @@ def _source(file: str, preset: str, model: str) -> str:
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read.", f"{error}.", "", "file") from error
-
-
-def _benchmark_text(found: Record) -> str:
-    """One line a decoder, and what limits them."""
-    run, reports = found["id"], decoder_reports(found["id"])
-    if found["error"]:
-        return f"{run}: {queries.job(run).error_text}"
-    rows = (
-        (
-            r.label,
-            f"{r.speed:.1f}",
-            f"{r.speed_up:.2f}",
-            f"{r.accepted:.2f}",
-            f"{r.break_even:.2f}",
-            r.nodes,
-        )
-        for r in reports
-    )
-    return "\n".join([table(COLUMNS, rows), *verdicts(reports)])
-
-
-@operation(
-    "benchmark",
-    path="",
-    tool="",
-    said=_benchmark_text,
-    exit_code=lambda found: exit_of(found["state"]),
-)
-def benchmark_drafters(
-    actor: Actor,
-    drafters: Annotated[
-        list[str] | None, typer.Argument(help="Runs such as amphista-0007.", show_default=False)
-    ] = None,
-    model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
-    prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
-    preset: Annotated[str, typer.Option(help=" | ".join(benchmark.KIND.presets))] = "default",
-) -> Record:
-    """Time decoding with and without drafters on this machine, and report what limits it."""
-    usual = str(benchmark.BenchmarkJob.model_fields["model"].default)
-    base = str(queries.job(drafters[0]).config.get("model", usual)) if drafters else usual
-    values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "model": model or base}
-    job = queue_run(benchmark.NAME, {**benchmark.KIND.preset(preset), **values}, actor)
-    return record(follow(job.run).run)

@@ -29,7 +29,7 @@ def test_they_are_added_once_and_take_no_number() -> None:
     assert job.state == "succeeded" and job.id < 0 and queries.results([SMALLEST])
     assert enqueue("sds", {}, HOST).run == "sds-0001"
     with pytest.raises(ConflictError, match="read-only"):
-        labels.tag([SMALLEST], ["mine"], HOST)
+        labels.edit([SMALLEST], HOST, add=["mine"])
 
 
 def test_what_was_removed_stays_away_until_it_is_restored() -> None:

@@ -48,7 +48,7 @@ def test_what_is_printed_of_a_run_controls_nothing(hostile_run: Job) -> None:
 
 def test_names_notes_and_views_are_cleaned_where_they_come_in(tables: Settings) -> None:
     job = service.enqueue("sds", {}, HOST, name=f"a{HOSTILE}\nb\ud800")
-    labels.annotate(job.run, f"first{HOSTILE}\r\n\tsecond\0", HOST)
+    labels.edit([job.run], HOST, text=f"first{HOSTILE}\r\n\tsecond\0")
     labels.save_view(f"best{HOSTILE}", "q=1", HOST)
     stored = queries.job(job.id)
     assert stored.name == f"a{CLEAN} b" and stored.note == f"first{CLEAN}\n\tsecond"

@@ -1,4 +1,4 @@
-"""`slimscope benchmark`, in a process of its own."""
+"""`slimscope submit benchmark`, in a process of its own."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from tests.shell import slimscope
 
 
 def test_decoders_are_timed_and_judged(supervised: SupervisorLoop) -> None:
-    words = ("benchmark", "--model", "toy", "--preset", "quick look")
+    words = ("submit", "benchmark", "--model", "toy", "--preset", "quick look", "--wait")
     done = slimscope(*words, meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
@@ -16,8 +16,8 @@ def test_decoders_are_timed_and_judged(supervised: SupervisorLoop) -> None:
 
 def test_what_is_not_there_is_refused(queue: Path) -> None:
     for words in (
-        ("benchmark", "amphista-0099"),
-        ("benchmark", "--model", "toy", "--preset", "none such"),
+        ("submit", "benchmark", "--drafters", "amphista-0099"),
+        ("submit", "benchmark", "--model", "toy", "--preset", "none such"),
     ):
         refused = slimscope(*words)
         assert refused.returncode == 2 and refused.stderr.startswith("slimscope:"), words
