@@ -31,7 +31,7 @@ from backend.sensitivity.formats import Format
 from backend.sensitivity.search import MixedModel
 from backend.sensitivity.walk import CandidateWalk, Solvers, candidates, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
-from benchmarks.exports.__main__ import by_llama
+from benchmarks.exports import by_llama
 from jobs.fields.models import resolve_model
 from jobs.profile.kind import EMBEDDING_FORMATS
 
