@@ -186,7 +186,7 @@ def test_a_recorded_conversation_comes_with_the_examples(tables: Settings) -> No
         "sds-example": "63 tokens · 99.5\u00a0tokens/s · ended by the model",
     }.items():
         assert model in html and said in html
-    assert "native (AVX-512 with BF16 and VNNI) decoder on 2\u00a0threads" in html
+    assert "native (AVX-512 with BF16 and VNNI, AMD EPYC) decoder on 2\u00a0threads" in html
     assert "recorded one model after the other" in html and "run at the same time" not in html
     assert html.count('title="chosen by the base model, step ') > 300
     config = page._shown_config(asked(chat=link))
