@@ -127,7 +127,7 @@ class KeyFigure:
 
 
 def capitalized(stage: str) -> str:
-    """The name of a stage as words: "side-1" is "Side-1"."""
+    """The name of a stage as words: "head-1" is "Head-1"."""
     return stage.replace("_", " ").capitalize()
 
 

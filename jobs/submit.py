@@ -5,7 +5,7 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -38,6 +38,7 @@ WORDS = {  # type of a validator's error -> what it says
     "literal_error": "It must be {expected}",
     "extra_forbidden": "There is no such setting",
 }
+Config = TypeVar("Config", bound=JobConfig)
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
@@ -59,9 +60,13 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
+    """The config of a kind made of these values; raises what `parse_config` does."""
+    return parse_config(kind_named(kind).config, values)
+
+
+def parse_config(config: type[Config], values: Mapping[str, Any]) -> Config:
     """The config made of these values; raises `ConfigError` for the first field at fault, with the
     `others`."""
-    config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:

@@ -14,7 +14,7 @@ from backend.queue.actor import Actor, network_of
 from backend.queue.gate import SHARED, in_room
 from backend.queue.permissions import ASK, require_host, require_voting
 from backend.store.session import now_ms, reading, writing
-from backend.store.tables import Conversation, Job, MessageRow, Vote
+from backend.store.tables import Conversation, MessageRow
 
 TIE, BAD = 0, -1  # choices that are no side
 MAX_TURNS = 50
@@ -78,6 +78,17 @@ def turns_to(number: int) -> list[Turn]:
 def turn(number: int) -> Turn:
     """The last of `turns_to`."""
     return turns_to(number)[-1]
+
+
+def first_turn(owner: str) -> Turn | None:
+    """The first prompt in conversations that `owner` began; None without one."""
+    prompts = select(MessageRow.id).join(
+        Conversation, Conversation.id == MessageRow.conversation_id
+    )
+    begun = prompts.where(Conversation.owner == owner, MessageRow.side.is_(None))
+    with reading() as session:
+        number = session.scalar(begun.order_by(MessageRow.id).limit(1))
+    return turn(number) if number else None
 
 
 def begin(sides: Sequence[str], blind: bool, actor: Actor, session: Session) -> Conversation:
@@ -176,33 +187,6 @@ def remove(number: int, actor: Actor) -> None:
 
 
 # votes --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StoredVote:
-    """A vote."""
-
-    choice: int  # the best side, from 1, `TIE` or `BAD`
-    blind: bool  # whether the voter did not see which model wrote what
-    sides: str  # the models, separated by commas
-
-
-def all_votes() -> list[StoredVote]:
-    """Every vote, those on runs that were not deleted first."""
-    runs = select(Vote.choice, Vote.blind, Job.config).join(Job, Job.id == Vote.job_id)
-    chats = select(MessageRow.votes, Conversation.sides).join(
-        Conversation, Conversation.id == MessageRow.conversation_id
-    )
-    with reading() as session:
-        found = [
-            StoredVote(choice, blind, str(config.get("sides", "")))
-            for choice, blind, config in session.execute(runs.where(Job.removed_at.is_(None)))
-        ]
-        for votes, sides in session.execute(
-            chats.where(MessageRow.side.is_(None)).order_by(MessageRow.id)
-        ):
-            found += [StoredVote(int(c), bool(b), ", ".join(sides)) for c, b in votes.values()]
-    return found
 
 
 def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:

@@ -30,7 +30,7 @@ from backend.reporter import SilentReporter
 from backend.sensitivity.formats import Format
 from backend.sensitivity.walk import Solvers, candidates, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
-from benchmarks.exports.__main__ import by_llama
+from benchmarks.exports import by_llama
 from jobs.fields.models import resolve_model
 from jobs.profile.kind import EMBEDDING_FORMATS
 

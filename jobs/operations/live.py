@@ -102,7 +102,7 @@ def _name(layer: LinearShape) -> str:
     "plan-state",
     path="/plan-state",
     tool="",
-    said=lambda steps: "\n".join(step["command"] for step in steps),
+    command=False,
 )
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time

@@ -27,7 +27,6 @@ from tests.jobs.kinds import (
     test_amphista,
     test_benchmark_kind,
     test_dlqat,
-    test_generate,
     test_profile,
     test_sds,
 )
@@ -107,7 +106,6 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "amphista": (test_amphista.SMALL, CHECKPOINT, full),
     "benchmark": (test_benchmark_kind.SMALL, CHECKPOINT, full),
     "statistics": ({"model": "toy"}, CHECKPOINT, full),
-    "generate": (test_generate.SMALL, "jobs.serving.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),
     "gguf": ({"model": "toy"}, CHECKPOINT, full),
     "profile": (test_profile.SMALL, CHECKPOINT, full),

@@ -12,6 +12,7 @@ from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
+from jobs.chat import ask
 from jobs.cli.runs import _queued
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.details import _run_text
@@ -22,12 +23,8 @@ from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
 
-KINDS = ("sds", "dlqat", "amphista", "benchmark", "generate", "evaluation", "statistics")
+KINDS = ("sds", "dlqat", "amphista", "benchmark", "evaluation", "statistics")
 READ_TEXT = KINDS[:-1]
-
-
-def values(kind: str, model: str) -> dict[str, object]:
-    return {"sides": model, "prompt": "One day"} if kind == "generate" else {"model": model}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,7 +32,7 @@ def values(kind: str, model: str) -> dict[str, object]:
 def test_no_such_gpu(queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int) -> None:
     monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
     with pytest.raises(ConfigError, match="no device cuda:99") as refused:
-        submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
+        submit(kind, {"model": "toy", "device": "cuda:99"}, HOST)
     assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
     assert queries.jobs() == []
 
@@ -92,14 +89,13 @@ def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> Non
     if harm == "damaged":
         (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read text") as refused:
-        submit(kind, values(kind, str(folder)), HOST)
-    assert refused.value.field == ("sides" if kind == "generate" else "model")
+        submit(kind, {"model": str(folder)}, HOST)
+    assert refused.value.field == "model"
     assert queries.jobs() == []
     submit("statistics", {"model": str(folder)}, HOST)  # of the weights alone
 
 
-@pytest.mark.parametrize("kind", ["benchmark", "generate"])
-def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
+def test_a_drafter_that_was_cut_short(queue: Path) -> None:
     run, asked = trained(), len(queries.jobs())
     folder = drafter_folder(run)
     whole = folder.rename(folder.with_name("whole"))
@@ -107,10 +103,12 @@ def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
         shutil.copytree(whole, draft, dirs_exist_ok=True)
     weights = folder / "drafter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    chosen = {"sides": run.run, "prompt": "One day"}
     with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
-        submit(kind, chosen if kind == "generate" else {"model": "toy", "drafters": run.run}, HOST)
-    assert refused.value.field == ("sides" if kind == "generate" else "drafters")
+        submit("benchmark", {"model": "toy", "drafters": run.run}, HOST)
+    assert refused.value.field == "drafters"
+    with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
+        ask({"sides": run.run, "prompt": "One day"}, False, HOST)
+    assert refused.value.field == "sides"
     assert len(queries.jobs()) == asked
 
 

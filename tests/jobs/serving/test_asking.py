@@ -4,12 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
+from backend.errors import (
+    ConfigError,
+    ConflictError,
+    ForbiddenError,
+    RateLimitError,
+    SlimscopeError,
+)
 from backend.queue import conversations, gate, permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
+from jobs import chat
 from jobs.chat import ask, ask_again, body_of
 from jobs.submit import submit
 from tests.conftest import Given
@@ -45,11 +52,41 @@ def answered(number: int, end: str = "limit", text: str = "there was") -> int:
 
 def test_a_guest_asks_by_default_and_adds_no_run() -> None:
     assert conversations.turn(asks(ADA)).prompt.author == ADA.name and queries.jobs() == []
-    for kind, config in (("count", {"steps": 1}), ("generate", SHORT)):
-        with pytest.raises(ForbiddenError, match="read-only"):
-            submit(kind, config, ADA)
+    with pytest.raises(ForbiddenError, match="read-only"):
+        submit("count", {"steps": 1}, ADA)
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(Actor("guest"))  # one without a name
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"sides": " , "}, "sides"),
+        ({"sides": "toy,toy,toy,toy,toy"}, "sides"),
+        ({"sides": "amphista-0999"}, "sides"),
+        ({"sides": "sds-0999"}, "sides"),
+        ({"sides": "toy, nobody/nothing"}, "sides"),
+        ({"sides": "/etc"}, "sides"),
+        ({"max_new_tokens": 4000}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_its_field(
+    values: dict[str, object], field: str
+) -> None:
+    with pytest.raises(SlimscopeError) as refused:
+        asks(HOST, **values)
+    assert refused.value.field == field and refused.value.what
+    assert conversations.newest_conversations(9) == []
+
+
+def test_models_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "memory_available", lambda: 10**6)
+    with pytest.raises(SlimscopeError, match="memory"):
+        asks(HOST)
 
 
 def test_the_host_may_turn_it_off(given: Given) -> None:
