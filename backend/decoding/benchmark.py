@@ -22,9 +22,10 @@ from typing import Protocol
 
 import torch
 
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import Path, Proposer
-from backend.decoding.engine import PARTS, DecodeStep, LapTimer, decode
+from backend.decoding.serving.loop import decode
+from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
 from backend.reporter import Reporter, stop_if_asked
 
@@ -52,7 +53,7 @@ class TargetDecoder:
     def decode(
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
-        return decode(self._target, self.proposer, prompt, Acceptance(Sampling()), limit, ends)
+        return decode(self._target, self.proposer, prompt, limit, ends)
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:

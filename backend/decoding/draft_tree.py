@@ -49,7 +49,8 @@ MAX_NODES = 256  # maximum number of nodes
 
 class Tree:
     """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
-    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too. `mask`:
+    `ancestors` in bytes.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -67,6 +68,7 @@ class Tree:
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
             self._ancestors[node] |= self._ancestors[parent]
+        self.mask = self._ancestors.byte()
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""

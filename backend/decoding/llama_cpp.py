@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import NO_TREE, NoDraft, Proposer
-from backend.decoding.engine import DecodeStep, LapTimer
+from backend.decoding.serving.request import DecodeStep
 
 
 class LlamaCppDecoder:

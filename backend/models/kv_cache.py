@@ -55,49 +55,6 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return min(windows, default=None)
 
 
-class StackedLayer(CacheLayerMixin):
-    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
-    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
-
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, layers: "Sequence[LayerCache]", lengths: Tensor) -> None:
-        super().__init__()
-        first, capacity = layers[0].keys, max(layer.capacity for layer in layers)
-        shape = len(layers), first.shape[1], capacity, first.shape[3]
-        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
-        for number, layer in enumerate(layers):
-            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
-                stacked[number, :, : layer.length] = own[0, :, : layer.length]
-            layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
-            layer.capacity = capacity
-        self.lengths, self._sequences = lengths, torch.arange(len(layers), device=first.device)
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append a row `[b, heads, 1, head]` to each."""
-        end = int(self.lengths.max()) + 1
-        self.keys[self._sequences, :, self.lengths] = key_states[:, :, 0]
-        self.values[self._sequences, :, self.lengths] = value_states[:, :, 0]
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return int(self.lengths.max()) + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return int(self.lengths.max())
-
-    def get_max_length(self) -> int:
-        return int(self.keys.shape[2])
-
-
 class LayerCache(CacheLayerMixin):
     """Keys and values of one layer, `[b, heads, capacity, head]`, the first `length` in use."""
 
@@ -135,6 +92,33 @@ class LayerCache(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.capacity
+
+
+class StackedLayer(LayerCache):
+    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
+    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
+
+    def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
+        super().__init__(max(layer.capacity for layer in layers))
+        first = layers[0].keys
+        shape = len(layers), first.shape[1], self.capacity, first.shape[3]
+        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
+        for number, layer in enumerate(layers):
+            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
+                stacked[number, :, : layer.length] = own[0, :, : layer.length]
+            layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
+            layer.capacity = self.capacity
+        self.lengths, self._sequences = lengths, torch.arange(len(layers), device=first.device)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append a row `[b, heads, 1, head]` to each."""
+        self.length = int(self.lengths.max()) + 1
+        self.keys[self._sequences, :, self.lengths] = key_states[:, :, 0]
+        self.values[self._sequences, :, self.lengths] = value_states[:, :, 0]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 class PreallocatedCache(Cache):
@@ -180,7 +164,8 @@ class StackedCache(Cache):
         self._lengths = torch.tensor([cache.length for cache in caches])
         self._lengths = self._lengths.to(caches[0].rows[0].keys.device)
         parts = zip(*(cache.rows for cache in caches), strict=True)
-        super().__init__(layers=[StackedLayer(layers, self._lengths) for layers in parts])
+        self._rows = [StackedLayer(layers, self._lengths) for layers in parts]
+        super().__init__(layers=list(self._rows))
 
     def holds(self, caches: Sequence[PreallocatedCache]) -> bool:
         """Whether it is made of these, in this order."""
@@ -189,6 +174,8 @@ class StackedCache(Cache):
     def lengths(self) -> Tensor:
         """Numbers of cached tokens [b], as they are now."""
         found = [cache.length for held in self._caches if (cache := held()) is not None]
+        for layer in self._rows:
+            layer.length = max(found)
         return self._lengths.copy_(torch.tensor(found))
 
     def appended(self) -> None:

@@ -8,10 +8,9 @@ from statistics import median, stdev
 
 from transformers import PreTrainedModel
 
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.benchmark import MedianRange
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.engine import decode
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import sizes
@@ -104,5 +103,5 @@ def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[De
 
 
 def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
-    steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), limit)
+    steps = decode(target, NoDraft(), prompt, limit)
     return (token for step in steps for token in step.tokens)

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from backend.checkpoints import Checkpoints
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, best_tree, grow
-from backend.decoding.engine import decode
 from backend.decoding.serving.engine import ServingEngine, Ticket
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, TrainingConfig
@@ -104,7 +103,7 @@ def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
     assert bool(target.native) == (dtype == torch.bfloat16)
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
-        steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
+        steps = decode(target, NoDraft(), prompt, 30, [END])
         assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
 
@@ -319,7 +318,7 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
     for prompt in toy_prompts(78)[72:]:
-        steps = list(decode(target, proposer, prompt, Acceptance(Sampling()), 48, [END]))
+        steps = list(decode(target, proposer, prompt, 48, [END]))
         found.append(mean_accepted(steps))
     return mean(found)
 

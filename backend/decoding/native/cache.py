@@ -82,7 +82,9 @@ class NativeCache:
         return end - first - sum(not block.shared for block in self._held[first:end])
 
     def make_room(self, tokens: int) -> None:
-        """Have blocks of its own for as many more tokens."""
+        """Have blocks of its own for as many more tokens. Raises ValueError: they do not fit."""
+        if self.length + tokens > self.capacity:
+            raise ValueError(f"{tokens} more tokens do not fit into the cache")
         self._own(self.length, self.length + tokens)
 
     def _own(self, start: int, end: int) -> None:

@@ -25,14 +25,13 @@ from transformers import (
 
 from backend import compiler
 from backend.compiler import NATIVE, CompilerError
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Tree
-from backend.decoding.engine import decode
 from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
 from backend.decoding.native.model import NativeModel
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -159,8 +158,8 @@ def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTraine
     native, ids = NativeModel(model), tokens(model, 30)
     cache, context = native.new_cache(64), ids[:20]
     native.read(context, cache)
-    nodes, depths = ids[20:27], torch.tensor(TREE.depths)
-    _, logits = native.forward(nodes, cache, 20 + depths, TREE.ancestors(), len(nodes))
+    nodes = ids[20:27]
+    _, logits = native.forward(nodes, cache, TREE, len(nodes))
     path = TREE.lineage(6)
     alone = native.new_cache(64)
     native.read(context, alone)
@@ -319,7 +318,7 @@ def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
     for prompt in ([1, 5, 9, 5, 9], [7]):
         texts = []
         for target, proposer in ((native, NoDraft()), (native, PromptLookup()), (plain, NoDraft())):
-            steps = decode(target, proposer, prompt, Acceptance(Sampling()), 40)
+            steps = decode(target, proposer, prompt, 40)
             texts.append([token for step in steps for token in step.tokens])
         assert texts[0] == texts[1]  # whatever is drafted
         assert texts[0][:6] == texts[2][:6]  # until two tokens are nearly equally likely
