@@ -18,12 +18,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from statistics import mean, median
-from typing import Protocol
-
-import torch
+from typing import TypeAlias
 
 from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import Path, Proposer
+from backend.decoding.llama_cpp import LlamaCppDecoder
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
@@ -32,20 +31,8 @@ from backend.reporter import Reporter, stop_if_asked
 VANILLA = "vanilla"
 
 
-class Decoder(Protocol):
-    """An arm: whatever decodes greedily, step by step."""
-
-    device: torch.device
-    proposer: Proposer
-
-    def decode(
-        self, prompt: Sequence[int], limit: int, ends: Collection[int]
-    ) -> Iterator[DecodeStep]:
-        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
-
-
 class TargetDecoder:
-    """A target model verifies what a proposer drafts."""
+    """A target model verifies what a proposer drafts; decodes greedily, step by step."""
 
     def __init__(self, target: TargetModel, proposer: Proposer) -> None:
         self.device, self.proposer, self._target = target.device, proposer, target
@@ -54,6 +41,9 @@ class TargetDecoder:
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
         return decode(self._target, self.proposer, prompt, limit, ends)
+
+
+Decoder: TypeAlias = TargetDecoder | LlamaCppDecoder  # an arm
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from backend.compiler import CompilerError
@@ -43,7 +42,6 @@ KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
-MASKS = 16  # of trees, kept; a policy may choose another tree at every step
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
 COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
@@ -78,8 +76,6 @@ class TargetModel:
         self.transform = LogitTransform.of(config)
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
-        self._masks: dict[Tree, Tensor] = {}
-        self._stacked: StackedCache | None = None
         self.native: NativeModel | None = None
         self.decoder = "PyTorch"
         if isinstance(native, NativeModel):
@@ -192,31 +188,26 @@ class TargetModel:
     def _append(self, segments: Sequence[Segment]) -> list[Read]:
         """One token each."""
         caches = [x.cache for x in segments if isinstance(x.cache, PreallocatedCache)]
-        if self._stacked is None or not self._stacked.holds(caches):
-            self._stacked = StackedCache(caches)
-        lengths = self._stacked.lengths()
+        lengths = torch.tensor([cache.length for cache in caches], device=self.device)
+        stack = StackedCache.of(caches, lengths)
         columns = torch.arange(int(lengths.max()) + 1, device=self.device)
         distance = (lengths[:, None] - columns)[:, None, None]
         mask = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
         mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
         visible = self.windowed(mask, distance >= self.window) if self.window else mask
         ids = torch.tensor([segment.ids for segment in segments], device=self.device)
-        hidden = self.hidden(ids, self._stacked, lengths[:, None], visible)
-        self._stacked.appended()
+        hidden = self.hidden(ids, stack, lengths[:, None], visible)
+        for cache in caches:
+            cache.rewind(cache.length + 1)
         logits = self.logits(hidden[:, 0])
         return [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(segments)]
 
     def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
         """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
         [n] behind as many tokens, which all of them see."""
-        own = self._masks.get(tree)
-        if own is None:
-            if len(self._masks) >= MASKS:
-                self._masks.clear()
-            own = torch.zeros(1, 1, len(tree), len(tree), dtype=self.dtype)
-            own.masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
-            own = self._masks[tree] = own.to(self.device)
-        mask = pad(own, (length, 0))
+        mask = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
+        mask[..., length:].masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
+        mask = mask.to(self.device)
         if self.window is None or mask.shape[-1] <= self.window:
             return mask
         columns = torch.cat([torch.arange(length, device=self.device), places])

@@ -44,12 +44,7 @@ class NativeText:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Of token ids [L], each after those before it: [1, L, V] float32."""
-        cache = self.native.new_cache(len(ids))
-        passes = [self.native.forward(x, cache, read_out=len(x)) for x in ids.split(TOKENS)]
-        # joined with nothing, the logits of most texts, which are one pass, would be copied
-        hidden, logits = (
-            passes[0] if len(passes) == 1 else map(torch.cat, zip(*passes, strict=True))
-        )
+        hidden, logits = self.native.read_text(ids, TOKENS)
         self.hidden = hidden[None]
         return logits[None]
 

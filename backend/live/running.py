@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.decoding.native.model import PREFILL
+from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
@@ -63,7 +63,7 @@ class RunningModel:
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property
-    def _native(self) -> Any:
+    def _native(self) -> NativeModel | None:
         return self.target.native if self.target else None
 
     @torch.no_grad()
@@ -77,20 +77,22 @@ class RunningModel:
                 self._codes[layer.layer] = made
             parameter = layer.layer.get_parameter("weight")
             parameter.data = layer.as_stored(dense).to(parameter.dtype)
-        if self._native:
-            self._lay_out({self.layers[name].block for name in weights}, weights)
+        if native := self._native:
+            self._lay_out(native, {self.layers[name].block for name in weights}, weights)
 
-    def _lay_out(self, blocks: Collection[int], weights: Collection[str]) -> None:
+    def _lay_out(
+        self, native: NativeModel, blocks: Collection[int], weights: Collection[str]
+    ) -> None:
         changed = {self.layers[name].layer for name in weights}
         for block in blocks:
             if block >= 0:
-                self.laid += self._native.relay(block, self.blocks[block], changed, self._codes)
+                self.laid += native.relay(block, self.blocks[block], changed, self._codes)
             else:
                 head, tied = self.model.get_output_embeddings(), self.model.get_input_embeddings()
                 codes = self._codes.get(head) or (
                     self._codes.get(tied) if head.weight is tied.weight else None
                 )
-                self._native.relay_outside(self.model, {head: codes} if codes else {})
+                native.relay_outside(self.model, {head: codes} if codes else {})
                 self.laid += 1
 
     @torch.no_grad()
@@ -104,11 +106,7 @@ class RunningModel:
                     hooks.callback(hook.remove)
                 rows = ids[None].to(self.model.device)
                 return self.model(input_ids=rows, use_cache=False).logits[0].float()
-        cache, found = self._native.new_cache(len(ids)), list[Tensor]()
-        for part in ids.split(PREFILL):
-            stop()
-            found.append(self._native.forward(part, cache, read_out=len(part))[1])
-        return torch.cat(found)
+        return self._native.read_text(ids, stop=stop)[1]
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:

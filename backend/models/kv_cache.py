@@ -10,7 +10,6 @@ and the plainest of the loops, greedy decoding.
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +97,7 @@ class StackedLayer(LayerCache):
     """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
     own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
 
-    def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
         super().__init__(max(layer.capacity for layer in layers))
         first = layers[0].keys
         shape = len(layers), first.shape[1], self.capacity, first.shape[3]
@@ -108,16 +107,20 @@ class StackedLayer(LayerCache):
                 stacked[number, :, : layer.length] = own[0, :, : layer.length]
             layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
             layer.capacity = self.capacity
-        self.lengths, self._sequences = lengths, torch.arange(len(layers), device=first.device)
+        self._sequences = torch.arange(len(layers), device=first.device)
         self.is_initialized = True
+
+    def begin(self, lengths: Tensor) -> None:
+        """Let the next row of each follow as many."""
+        self._lengths, self.length = lengths, int(lengths.max())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append a row `[b, heads, 1, head]` to each."""
-        self.length = int(self.lengths.max()) + 1
-        self.keys[self._sequences, :, self.lengths] = key_states[:, :, 0]
-        self.values[self._sequences, :, self.lengths] = value_states[:, :, 0]
+        self.keys[self._sequences, :, self._lengths] = key_states[:, :, 0]
+        self.values[self._sequences, :, self._lengths] = value_states[:, :, 0]
+        self.length += 1
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
@@ -127,6 +130,7 @@ class PreallocatedCache(Cache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.rows = [LayerCache(capacity) for _ in range(layers)]
+        self.seat: tuple[StackedCache, int] | None = None
         super().__init__(layers=list(self.rows))
 
     @property
@@ -160,29 +164,21 @@ class StackedCache(Cache):
     a token to all; they go on to work alone."""
 
     def __init__(self, caches: Sequence[PreallocatedCache]) -> None:
-        self._caches = [*map(ref, caches)]
-        self._lengths = torch.tensor([cache.length for cache in caches])
-        self._lengths = self._lengths.to(caches[0].rows[0].keys.device)
-        parts = zip(*(cache.rows for cache in caches), strict=True)
-        self._rows = [StackedLayer(layers, self._lengths) for layers in parts]
-        super().__init__(layers=list(self._rows))
+        self.rows = [StackedLayer(x) for x in zip(*(cache.rows for cache in caches), strict=True)]
+        super().__init__(layers=list(self.rows))
+        self.seats = [(self, number) for number in range(len(caches))]
+        for cache, seat in zip(caches, self.seats, strict=True):
+            cache.seat = seat
 
-    def holds(self, caches: Sequence[PreallocatedCache]) -> bool:
-        """Whether it is made of these, in this order."""
-        return [found() for found in self._caches] == [*caches]
-
-    def lengths(self) -> Tensor:
-        """Numbers of cached tokens [b], as they are now."""
-        found = [cache.length for held in self._caches if (cache := held()) is not None]
-        for layer in self._rows:
-            layer.length = max(found)
-        return self._lengths.copy_(torch.tensor(found))
-
-    def appended(self) -> None:
-        """Let each cache have the row that a pass has appended."""
-        for held in self._caches:
-            if (cache := held()) is not None:
-                cache.rewind(cache.length + 1)
+    @classmethod
+    def of(cls, caches: Sequence[PreallocatedCache], lengths: Tensor) -> "StackedCache":
+        """The stack of these caches, which hold `lengths` [b] tokens; that of the last pass where
+        it is of the same."""
+        seats = [cache.seat for cache in caches]
+        stack = seats[0][0] if seats[0] and seats == seats[0][0].seats else cls(caches)
+        for layer in stack.rows:
+            layer.begin(lengths)
+        return stack
 
 
 def grouped_attention(

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer
-from backend.decoding.serving.engine import Ticket
 from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
+from backend.decoding.serving.sequence import ServedSequence
 from backend.drafters.generate import tree_words
 from backend.errors import (
     CancelledError,
@@ -223,7 +223,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         )
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:
-        tickets: list[Ticket] = []
+        tickets = list[ServedSequence]()
         try:
             for number, request in enumerate(requests):
                 tickets.append(model.engine.submit(request, partial(self._deliver, number)))

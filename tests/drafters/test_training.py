@@ -1,17 +1,14 @@
 """Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
 
 import json
-import time
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import pytest
 import torch
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.draft_tree import NoDraft, best_tree, grow
-from backend.decoding.serving.engine import ServingEngine, Ticket
 from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
@@ -128,23 +125,6 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
         return [each["ids"].tolist() for each in found]
 
     assert written(1) == written(1) != written(2)
-
-
-def test_states_do_not_depend_on_when_each_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor what is trained on them after a kill: PyTorch rounds otherwise in another batch."""
-    target, submit = TargetModel(load("toy", dtype=torch.float32).model), ServingEngine.submit
-
-    def late(*asked: Any) -> Ticket:
-        time.sleep(0.01)
-        return submit(*asked)
-
-    prompts = [[7] * length for length in range(3, 30)]
-    made = write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter())
-    monkeypatch.setattr(ServingEngine, "submit", late)
-    for one, other in zip(
-        made, write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter()), strict=True
-    ):
-        assert all(one[name].equal(other[name]) for name in one)
 
 
 def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> None:

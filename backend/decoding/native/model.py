@@ -4,7 +4,7 @@ Where the blocks are packed, the inputs of products are rounded to 8 bits, and a
 quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from ctypes import addressof, c_int32, c_int64
@@ -120,12 +120,14 @@ class NativeModel(NativeBlocks):
         caches = [x.cache for x in segments if isinstance(x.cache, NativeCache)]
         for segment in segments:
             start, number = segment.cache.length, len(segment.ids)
-            depths = range(number) if segment.tree is None else segment.tree.depths
-            if not 0 <= segment.read_out <= number or len(depths) != number:
-                why = f"{segment.read_out} logits of {number} tokens, {len(depths)} in their tree"
+            if not 0 <= segment.read_out <= number or number != len(segment.tree or segment.ids):
+                why = f"{segment.read_out} logits of {number} tokens; its tree is {segment.tree}"
                 raise ValueError(f"a segment does not fit itself: {why}")
             ids += segment.ids
-            positions += [min(start + depth, last) for depth in depths]  # those beyond are not kept
+            if segment.tree:  # nodes beyond the last position are never kept
+                positions += [min(start + depth, last) for depth in segment.tree.depths]
+            else:
+                positions += range(start, start + number)
             rows += range(len(ids) - segment.read_out, len(ids))
         if not ids or min(ids) < 0 or max(ids) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
@@ -156,3 +158,16 @@ class NativeModel(NativeBlocks):
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
         return torch.cat([self.forward(some, cache)[0] for some in ids.split(PREFILL)])
+
+    def read_text(
+        self, ids: Tensor, tokens: int = PREFILL, stop: Callable[[], None] = lambda: None
+    ) -> Read:
+        """Hidden states [L, width] and logits [L, vocabulary] of a text [L], in passes over so many
+        tokens; `stop`: called between them; may raise."""
+        cache, found = self.new_cache(len(ids)), list[Read]()
+        for part in ids.split(tokens):
+            stop()
+            found.append(self.forward(part, cache, read_out=len(part)))
+        # joined with nothing, the logits of most texts, which are one pass, would be copied
+        hidden, logits = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+        return hidden, logits

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from backend.decoding.native.cache import SharedPrefixes
 from backend.decoding.native.model import PREFILL
 from backend.decoding.serving.loop import DecodingLoop, Work
 from backend.decoding.serving.request import Deliver, GenerationRequest
 from backend.decoding.serving.sequence import ServedSequence
-from backend.decoding.serving.shared_prefixes import SharedPrefixes
 from backend.decoding.serving.speculation import Speculation
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, OverloadError, SlimscopeError
@@ -59,22 +59,6 @@ class PassRecord:
     accepted: int
 
 
-class Ticket:
-    """A request that was taken."""
-
-    def __init__(self, engine: ServingEngine, sequence: ServedSequence) -> None:
-        self._engine, self._sequence = engine, sequence
-
-    def cancel(self) -> None:
-        """End it before the next pass."""
-        self._sequence.cancelled = True
-        self._engine.wake()
-
-    @property
-    def done(self) -> bool:
-        return self._sequence.done
-
-
 class ServingEngine(DecodingLoop):
     """A loop in a thread of its own, which calls back. Beginnings that were read before are shared,
     and drafts are made where they pay.
@@ -104,15 +88,14 @@ class ServingEngine(DecodingLoop):
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
+    def submit(self, request: GenerationRequest, deliver: Deliver | None = None) -> ServedSequence:
         """Serve a request; `deliver` gets its events, must not wait, and is called by the engine's
         thread. Raises ConfigError: it could never be served; OverloadError: too many wait."""
         with self._changed:
-            sequence = self.sequence(request, deliver)
             self._refuse_overload(request.person)
-            self._waiting.add(sequence)
+            sequence = super().submit(request, deliver)
             self._changed.notify()
-        return Ticket(self, sequence)
+        return sequence
 
     def _refuse_overload(self, person: str) -> None:
         of_person, before = self._waiting.of(person), len(self._waiting)
@@ -126,10 +109,6 @@ class ServingEngine(DecodingLoop):
         raise OverloadError(
             "Too many requests wait.", why, do, retry_after_s=seconds, before=before
         )
-
-    def wake(self) -> None:
-        with self._changed:
-            self._changed.notify()
 
     def status(self) -> EngineStatus:
         with self._changed:

@@ -32,11 +32,10 @@ from transformers import PreTrainedTokenizerBase
 from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import DraftTokens, Proposer
-from backend.decoding.native.cache import CacheBlocks, NativeCache, blocks_for
+from backend.decoding.native.cache import CacheBlocks, NativeCache, SharedPrefixes, blocks_for
 from backend.decoding.native.model import PREFILL, Read, Segment
 from backend.decoding.serving.request import DecodeStep, Deliver, GenerationRequest
 from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence
-from backend.decoding.serving.shared_prefixes import SharedPrefixes
 from backend.decoding.serving.speculation import Drafts, Speculation
 from backend.decoding.serving.waiting_line import WaitingLine
 from backend.decoding.target_model import TargetModel
@@ -84,9 +83,9 @@ class DecodingLoop:
         self._changed, self._pace = threading.Condition(), FIRST_PACE_S
         self._clock = LapTimer(target.device)
 
-    def sequence(self, request: GenerationRequest, deliver: Deliver | None) -> ServedSequence:
-        """A sequence that can wait for its turn; `deliver` gets its events within `step`, if there
-        is one. Raises ConfigError: it could never be served."""
+    def submit(self, request: GenerationRequest, deliver: Deliver | None = None) -> ServedSequence:
+        """Take a request; `deliver` gets its events within `step`. Raises ConfigError: it could
+        never be served."""
         refuse_prompt(self._target, request)
         drafts = Drafts(request, self._target.width)
         sequence = ServedSequence(request, deliver, self._tokenizer, drafts)
@@ -98,11 +97,6 @@ class DecodingLoop:
                 "Generate fewer tokens, or shorten the prompt.",
                 "max_new_tokens",
             )
-        return sequence
-
-    def add(self, request: GenerationRequest) -> ServedSequence:
-        """Take a request, of which nobody wants the events; see `sequence`."""
-        sequence = self.sequence(request, None)
         self._waiting.add(sequence)
         return sequence
 
@@ -258,7 +252,7 @@ def answers(
     """Answer requests at the same time: the number of a request and a step of it, as they come.
     Raises ConfigError: one cannot be answered."""
     loop = DecodingLoop(target)
-    sequences = [loop.add(request) for request in requests]
+    sequences = [*map(loop.submit, requests)]
     while not all(sequence.done for sequence in sequences):
         for work in loop.step():
             if work.step:

@@ -62,6 +62,10 @@ class ServedSequence:
         self._prompt_text = Detokenizer(tokenizer)
         self._asked, self._first_token_s = time.monotonic(), 0.0
 
+    def cancel(self) -> None:
+        """End it before the next pass."""
+        self.cancelled = True
+
     @property
     def unread(self) -> int:
         """Tokens that are not in the cache; 1 while tokens are generated."""

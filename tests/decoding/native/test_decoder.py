@@ -1,7 +1,7 @@
 """The native decoder: the same logits as transformers, on every instruction set this machine has,
 and PyTorch where it cannot be used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +28,7 @@ from backend.compiler import NATIVE, CompilerError
 from backend.decoding.draft_tree import NoDraft, Tree
 from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
-from backend.decoding.native.model import NativeModel
+from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.prompt_lookup import PromptLookup
 from backend.decoding.serving.loop import decode
@@ -417,13 +417,12 @@ def test_a_compiler_or_a_cache_that_cannot_be_used_is_told(
 
 
 def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = NativeModel.forward
+    right = NativeModel.run
 
-    def wrong(self: NativeModel, *given: object, **more: object) -> tuple[Tensor, Tensor]:
-        hidden, logits = right(self, *given, **more)  # type: ignore[arg-type]
-        return hidden, logits.flip(-1)
+    def wrong(self: NativeModel, segments: Sequence[Segment]) -> list[tuple[Tensor, Tensor]]:
+        return [(hidden, logits.flip(-1)) for hidden, logits in right(self, segments)]
 
-    monkeypatch.setattr(NativeModel, "forward", wrong)
+    monkeypatch.setattr(NativeModel, "run", wrong)
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None
     assert "differ" in target.decoder

@@ -13,9 +13,10 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.serving.engine import ServingEngine, Ticket
+from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces, Piece
+from backend.decoding.serving.sequence import ServedSequence
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -60,7 +61,7 @@ class Answer:
     """The events of one request."""
 
     def __init__(self) -> None:
-        self.ticket: Ticket
+        self.ticket: ServedSequence
         self.events = list[Event]()
         self._ended = threading.Event()
 
