@@ -51,8 +51,8 @@ Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
 
 class TargetModel:
     """A model that verifies trees, with the native decoder where `native` and that supports it, or
-    with a given one, which is not compared with it. Raises ModelError: it cannot verify trees; says
-    why.
+    with a given one, which is not compared with it and goes on beyond the context. Raises
+    ModelError: it cannot verify trees; says why.
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
@@ -80,6 +80,7 @@ class TargetModel:
         self.decoder = "PyTorch"
         if isinstance(native, NativeModel):
             self.native, self.decoder = native, f"native ({native.instructions})"
+            self.context = stable
             return
         use_grouped(model, self.device)
         if native:
