@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import Path, Proposer
-from backend.decoding.llama_cpp import LlamaCppDecoder
+from backend.decoding.peers import PlainDecoder
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
@@ -43,7 +43,7 @@ class TargetDecoder:
         return decode(self._target, self.proposer, prompt, limit, ends)
 
 
-Decoder: TypeAlias = TargetDecoder | LlamaCppDecoder  # an arm
+Decoder: TypeAlias = TargetDecoder | PlainDecoder  # an arm
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:

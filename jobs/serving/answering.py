@@ -173,7 +173,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             unused = bool(side.drafter) and requests[0].drafter is None
             drafter = requests[0].drafter
             tree = tree_words(drafter) if drafter else "without a drafter"
-            about = model.loaded.tokenizer, model.decoder, tree, unused, self.pool.threads()
+            about = model.loaded.tokenizer, model.target.decoder, tree, unused, self.pool.threads()
             self.put((0, Began(*about)))
             self._carry_out(model, requests)
 
