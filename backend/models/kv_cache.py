@@ -1,10 +1,10 @@
-"""A preallocated key-value cache for the decoding loops, `[b, heads, capacity, head]` a layer: new
+"""A preallocated key-value cache for decoding in PyTorch, `[b, heads, capacity, head]` a layer: new
 rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
 sliding window keep all tokens here, and a mask hides those before it.
 
 Beside it, fast CPU attention for a few new tokens over a long cache: the query heads that share a
 key head are stacked as additional queries of it, so the cache is not copied, as transformers does;
-and the plainest of the loops, greedy decoding.
+and greedy decoding with a model's own cache, which any model has.
 """
 
 import inspect

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from backend.decoding.native.cache import SharedPrefixes
+from backend.decoding.native.cache import SharedPrefixes, blocks_for
 from backend.decoding.native.model import PREFILL
 from backend.decoding.serving.loop import DecodingLoop, Work
 from backend.decoding.serving.request import Deliver, GenerationRequest
@@ -114,6 +114,7 @@ class ServingEngine(DecodingLoop):
         with self._changed:
             passed = [x for x in self._passed if x.end > time.monotonic() - WINDOW_S]
             running, waiting = len(self._running), len(self._waiting)
+            whole = sum(blocks_for(x.capacity) for x in self._running if x.cache is not None)
         seconds = sum(x.seconds for x in passed)
         speed = sum(x.tokens for x in passed) / seconds if seconds else 0.0
         batch, drafted = passed[-1].sequences if passed else 0, sum(x.drafted for x in passed)
@@ -125,7 +126,7 @@ class ServingEngine(DecodingLoop):
             speed,
             speed / writing,
             sum(x.accepted for x in passed) / drafted if drafted else None,
-            self.used * self._target.block_size,
+            (self._pool.used if self._pool else whole) * self._target.block_size,
             self._target.decoder + ("" if self._pool else NEAR_TIES),
         )
 

@@ -100,13 +100,6 @@ class DecodingLoop:
         self._waiting.add(sequence)
         return sequence
 
-    @property
-    def used(self) -> int:
-        """Number of blocks in memory."""
-        if self._pool:
-            return self._pool.used
-        return sum(blocks_for(x.capacity) for x in self._running if x.cache is not None)
-
     def step(self) -> list[Work]:
         """One pass, and what follows from it."""
         self._take_in()
