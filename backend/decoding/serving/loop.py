@@ -118,6 +118,8 @@ class DecodingLoop:
     def _take_in(self) -> None:
         """Let go who has left or is done, take in who has room."""
         with self._changed:
+            if not len(self._waiting) and not any(x.cancelled or x.done for x in self._running):
+                return
             gone = self._waiting.drop_cancelled() + [x for x in self._running if x.cancelled]
             self._running = [x for x in self._running if not (x.cancelled or x.done)]
             left = [*self._waiting.order(self._running)]
@@ -198,7 +200,7 @@ class DecodingLoop:
         that came first, then of the shortest. Of a long one half, so that it holds nobody up."""
         writing = [x for x in self._running if x.cache is not None and x.unread == 1]
         plan, room = [(sequence, 1) for sequence in writing], self._prefill
-        reading = [sequence for sequence in self._running if sequence not in writing]
+        reading = [x for x in self._running if x.cache is None or x.unread > 1]
         reading[1:] = sorted(reading[1:], key=lambda sequence: sequence.unread)
         for number, sequence in enumerate(reading):
             if not room:

@@ -55,8 +55,6 @@ class WaitingLine:
 
     def order(self, running: Iterable[ServedSequence]) -> Iterator[ServedSequence]:
         """All that wait, as they will be served if nobody leaves."""
-        if not len(self):
-            return
         yield from [*self._back]
         counts, turn = Counter(x.request.person for x in running), self._turns
         lines = {person: iter([*line]) for person, line in self._lines.items()}
