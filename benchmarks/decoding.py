@@ -86,15 +86,15 @@ class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
-        native = NativeModel(model, tuple(flags.split())) if flags else None
-        self._target = target = TargetModel(model, native=False)
-        target.native = native
+        native = NativeModel(model, tuple(flags.split())) if flags else False
+        self._target = target = TargetModel(model, native)
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
-        target.prefill(context, self._cache)
+        target.read(context, self._cache)
         self.bytes = target.native.layout.size if target.native else _bytes(model)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        return self._target.verify(tokens, chain(len(tokens) - 1), self._cache)[1]
+        tree = chain(len(tokens) - 1) if len(tokens) > 1 else None
+        return self._target.read(tokens, self._cache, tree, len(tokens))[1]
 
     def write(self, first: int, number: int) -> list[int]:
         written = [first]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.decoding.native.model import PREFILL
+from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
@@ -60,7 +60,7 @@ class RunningModel:
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property
-    def _native(self) -> Any:
+    def _native(self) -> NativeModel | None:
         return self.target.native if self.target else None
 
     @torch.no_grad()
@@ -93,11 +93,7 @@ class RunningModel:
                     hooks.callback(hook.remove)
                 rows = ids[None].to(self.model.device)
                 return self.model(input_ids=rows, use_cache=False).logits[0].float()
-        cache, found = self._native.new_cache(len(ids)), list[Tensor]()
-        for part in ids.split(PREFILL):
-            stop()
-            found.append(self._native.forward(part, cache, read_out=len(part))[1])
-        return torch.cat(found)
+        return self._native.read_text(ids, stop=stop)[1]
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer
-from backend.decoding.serving.engine import Ticket
 from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
+from backend.decoding.serving.sequence import ServedSequence
 from backend.errors import (
     CancelledError,
     ComputeError,
@@ -161,7 +161,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
                 )
             unused = bool(side.drafter) and requests[0].drafter is None
             tokenizer, threads = model.loaded.tokenizer, self.pool.threads()
-            self.put((0, Began(tokenizer, model.decoder, unused, threads)))
+            self.put((0, Began(tokenizer, model.target.decoder, unused, threads)))
             self._carry_out(model, requests)
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         )
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:
-        tickets: list[Ticket] = []
+        tickets = list[ServedSequence]()
         try:
             for number, request in enumerate(requests):
                 tickets.append(model.engine.submit(request, partial(self._deliver, number)))

@@ -29,9 +29,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from backend.checkpoints import Checkpoints
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Proposer, Tree
-from backend.decoding.engine import decode
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.generate import TreeProposer
@@ -174,7 +173,7 @@ def drafter(tiny: TinyModel) -> str:
 def compare(target: TargetModel, proposer: Proposer) -> None:
     """Greedy text is that of plain `generate`."""
     prompt = list(range(3, 10))
-    steps = decode(target, proposer, prompt, Acceptance(Sampling()), NEW)
+    steps = decode(target, proposer, prompt, NEW)
     found = [token for step in steps for token in step.tokens]
     ids = torch.tensor([prompt])
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None}

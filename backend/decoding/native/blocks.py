@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes import c_int32, c_int64
 from itertools import accumulate
 from typing import Any
 
@@ -124,49 +125,46 @@ class NativeBlocks:
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
         inputs = states.float().contiguous()
-        task = c.Pass(inputs=inputs.data_ptr())
-        return self._run(task, [len(states)], [cache], positions, [visible])
+        places = range(cache.length, cache.length + len(states))
+        return self._run(
+            c.Pass(inputs=inputs.data_ptr()),
+            [len(states)],
+            [cache],
+            places if positions is None else positions.tolist(),
+            [None if visible is None else _mask(len(states), visible)],
+        )
 
     def _run(
         self,
         task: c.Pass,
         lengths: Sequence[int],
         caches: Sequence[NativeCache],
-        positions: Tensor | None,
-        visible: Sequence[Tensor | None],
+        positions: Sequence[int],
+        masks: Sequence[Tensor | None],
     ) -> Tensor:
-        """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree;
-        see `__call__`. Raises ValueError: something is out of range; the library would read or
-        write elsewhere."""
+        """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree in
+        bytes; see `__call__`. Raises ValueError: something is out of range; the library would read
+        or write elsewhere."""
         tokens, apart = sum(lengths), len({*map(id, caches)}) == len(caches)
-        if not (len(lengths) == len(caches) == len(visible)) or min(lengths, default=0) < 1:
+        if not (len(lengths) == len(caches) == len(masks)) or min(lengths, default=0) < 1:
             raise ValueError(f"{[*lengths]} tokens cannot be appended to {len(caches)} caches")
         if not apart or any(cache.call != self.call for cache in caches):
             raise ValueError("a cache is another model's, or twice in the pass")
-        for length, cache in zip(lengths, caches, strict=True):
-            if cache.length + length > cache.capacity:
-                raise ValueError(f"{length} more tokens do not fit into the cache")
-        if positions is None:
-            ranges = (range(x.length, x.length + n) for n, x in zip(lengths, caches, strict=True))
-            positions = torch.tensor([place for each in ranges for place in each])
-        if positions.shape != (tokens,) or int(positions.max()) >= self._rows:
-            raise ValueError(f"the positions {[*positions.shape]} do not fit the pass or the cache")
-        if int(positions.min()) < 0:
-            raise ValueError("a position is negative")
-        masks = [*map(_mask, lengths, visible)]
+        if len(positions) != tokens or min(positions) < 0 or max(positions) >= self._rows:
+            raise ValueError(f"the positions {[*positions]} do not fit the pass or the cache")
         for length, cache in zip(lengths, caches, strict=True):
             cache.make_room(length)
         # its type is named: while another thread builds a model, the default is of that one
         hidden = torch.empty(tokens, self.width, dtype=torch.float32)
-        places = positions.long().contiguous()
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        places, starts = (c_int64 * tokens)(*positions), [*accumulate(lengths, initial=0)]
+        begins = (c_int32 * len(starts))(*starts)
         addresses = (None if mask is None else mask.data_ptr() for mask in masks)
         shown = (ctypes.c_void_p * len(masks))(*addresses)
         pointers = [ctypes.pointer(cache.structure) for cache in caches]
         task.caches = (ctypes.POINTER(c.Cache) * len(caches))(*pointers)
         task.tokens, task.sequences, task.threads = tokens, len(caches), torch.get_num_threads()
-        task.starts, task.visible = starts.data_ptr(), ctypes.addressof(shown)
-        task.hidden, task.positions = hidden.data_ptr(), places.data_ptr()
+        task.starts, task.visible = ctypes.addressof(begins), ctypes.addressof(shown)
+        task.hidden, task.positions = hidden.data_ptr(), ctypes.addressof(places)
         self.call("slimscope_forward", task)
         return hidden
 
@@ -273,10 +271,8 @@ class NativeBlocks:
         return [[x[0, :, : x.shape[-1] // 2].float().contiguous() for x in both] for both in found]
 
 
-def _mask(tokens: int, visible: Tensor | None) -> Tensor | None:
-    """The mask of a tree in bytes; None: causal."""
-    if visible is None:
-        return None
+def _mask(tokens: int, visible: Tensor) -> Tensor:
+    """The mask of a tree in bytes."""
     if visible.shape != (tokens, tokens) or not visible.diagonal().all():
         raise ValueError("of a tree, every token sees itself and some of the others")
     return visible.to(torch.uint8).contiguous()

@@ -24,10 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.engine import decode, refuse_prompt
+from backend.decoding.serving.loop import decode
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
@@ -236,7 +235,6 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._tell("missing", of="text", why=reference.decoder)
             return
         prompt = self._prompt(opened)
-        refuse_prompt(reference.target, prompt, body.tokens)
         if kept := opened.texts.get((prompt, body.tokens)):
             self._piece("dense", "".join(kept[0]))
         else:
@@ -276,9 +274,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         assert running.target is not None
         text, seconds = Detokenizer(opened.tokenizer), list[float]()
         ends = end_ids(opened.tokenizer, opened.dense.model.generation_config)
-        steps = decode(
-            running.target, NoDraft(), prompt, Acceptance(Sampling()), self.body.tokens, ends
-        )
+        steps = decode(running.target, NoDraft(), prompt, self.body.tokens, ends)
         while True:
             self._step()
             with opened.dense.lock:

@@ -17,7 +17,7 @@ from backend.compiler import CompilerError
 from backend.decoding.draft_tree import chain
 from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.library import library
+from backend.decoding.native.library import Pass, library
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS, NativeLinear
@@ -43,49 +43,52 @@ def native(model: PreTrainedModel) -> NativeModel:
     return NativeModel(model)
 
 
-IDS = torch.arange(3, 9)
+IDS, STATES = torch.arange(3, 9), torch.zeros(6, 64)
 PASSES: dict[str, Callable[[NativeModel], object]] = {
     "an id beyond": lambda m: m.forward(torch.tensor([203]), m.new_cache(8)),
     "a negative id": lambda m: m.forward(torch.tensor([-1]), m.new_cache(8)),
     "no ids": lambda m: m.forward(IDS[:0], m.new_cache(8)),
-    "two dimensions": lambda m: m.forward(IDS[None], m.new_cache(8)),
     "more ids than rows": lambda m: m.forward(IDS.repeat(2), m.new_cache(8)),
     "more logits than ids": lambda m: m.forward(IDS, m.new_cache(8), read_out=7),
     "less than no logits": lambda m: m.forward(IDS, m.new_cache(8), read_out=-1),
-    "a position beyond": lambda m: m.forward(IDS, m.new_cache(8), IDS + 1000),
-    "a negative position": lambda m: m.forward(IDS, m.new_cache(8), IDS - 4),
-    "too few positions": lambda m: m.forward(IDS, m.new_cache(8), IDS[:3]),
-    "too many positions": lambda m: m.forward(IDS, m.new_cache(8), IDS.repeat(2)),
-    "a small mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.eye(5).bool()),
-    "a long mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.ones(36).bool()),
-    "a mask of nothing": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.zeros(6, 6).bool()),
+    "a position beyond": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS + 1000),
+    "a negative position": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS - 4),
+    "too few positions": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS[:3]),
+    "too many positions": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS.repeat(2)),
+    "a small mask": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.eye(5).bool()
+    ),
+    "a long mask": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.ones(36).bool()
+    ),
+    "a mask of nothing": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.zeros(6, 6).bool()
+    ),
     "a cache of nothing": lambda m: m.new_cache(0),
     "a cache without end": lambda m: m.new_cache(2**40),
-    "no segments": lambda m: m.forward_segments([]),
-    "a cache twice": lambda m: m.forward_segments([Segment(m.new_cache(8), [1])] * 2),
-    "a cache of another kind": lambda m: m.forward_segments(
-        [Segment(PreallocatedCache(1, 8), [1])]
-    ),
-    "more segments than lengths": lambda m: m._pass(
-        IDS, [6], [m.new_cache(8) for _ in range(4)], None, [None], [0]
+    "no segments": lambda m: m.run([]),
+    "a cache twice": lambda m: m.run([Segment(m.new_cache(8), [1])] * 2),
+    "a cache of another kind": lambda m: m.run([Segment(PreallocatedCache(1, 8), [1])]),
+    "more caches than lengths": lambda m: m._run(
+        Pass(), [6], [m.new_cache(8) for _ in range(4)], range(6), [None]
     ),
     "narrow states": lambda m: NativeBlocks.__call__(m, torch.zeros(3, 48), m.new_cache(8)),
     "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),
     "rows not read": lambda m: m.new_cache(8).rewind(3),
     "rows before the first": lambda m: m.new_cache(8).rewind(-1),
-    "a mask of a batch": lambda m: m._pass(
-        IDS, [3, 3], [m.new_cache(8), m.new_cache(8)], None, [torch.ones(6, 6).bool(), None], [0, 0]
-    ),
-    "more logits than a segment": lambda m: m.forward_segments(
+    "more logits than a segment": lambda m: m.run(
         [Segment(m.new_cache(8), [1, 2], read_out=3), Segment(m.new_cache(8), [3, 4])]
     ),
-    "a segment of nothing": lambda m: m.forward_segments(
+    "a segment of nothing": lambda m: m.run(
         [Segment(m.new_cache(8), []), Segment(m.new_cache(8), [3])]
     ),
-    "a segment that does not fit": lambda m: m.forward_segments(
+    "a segment that does not fit": lambda m: m.run(
         [Segment(m.new_cache(8), [1]), Segment(m.new_cache(8), [1] * 9)]
     ),
-    "a tree of another size": lambda m: m.forward_segments(
+    "two trees that are as large together": lambda m: m.run(
+        [Segment(m.new_cache(8), [1, 2], chain(2)), Segment(m.new_cache(8), [1, 2, 3], chain(1))]
+    ),
+    "a tree of another size": lambda m: m.run(
         [Segment(m.new_cache(8), [1, 2]), Segment(m.new_cache(8), [1, 2], chain(2))]
     ),
 }

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.loop import Work
 from backend.errors import SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
@@ -44,14 +45,14 @@ def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_chil
     begin_anew(environment, log, log)
     if is_child and os.fork():
         signal.pause()
-    quick = ServingEngine._step
+    quick = ServingEngine.step
 
-    def slowly(engine: ServingEngine) -> None:
+    def slowly(engine: ServingEngine) -> list[Work]:
         time.sleep(PASS_S)
-        quick(engine)
+        return quick(engine)
 
     if slow:
-        ServingEngine._step = slowly  # type: ignore[method-assign]
+        ServingEngine.step = slowly  # type: ignore[method-assign]
     client.MAX_PATH = 10_000 if unix else 0
     main.main()
 
