@@ -145,7 +145,7 @@ class Leaderboard:
 def leaderboard() -> Leaderboard:
     stored = all_votes()
     blind = [each for each in stored if each.blind]
-    pairs = [pair for each in blind for pair in _pairs([*read_names(each.sides)], each.choice)]
+    pairs = [pair for each in blind for pair in _pairs(each.names, each.choice)]
     return Leaderboard(ratings(pairs), len(blind), len(stored) - len(blind))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep

@@ -159,14 +159,6 @@ class EventRow(StoredRow):
     text: Note
 
 
-class VoteRow(StoredRow):
-    table: Literal["votes"] = "votes"
-    voter: Name
-    choice: Annotated[int, Field(ge=-1, le=8)]
-    blind: bool
-    at: Moment
-
-
 class MetricPointRow(StoredRow):
     table: Literal["metric_points"] = "metric_points"
     family: Family
@@ -228,11 +220,6 @@ class TensorSnapshotRow(StoredRow):
             raise ValueError(f"the statistic {min(missing)} is missing")
         return self
 
-    @property
-    def packed(self) -> tuple[bytes, int]:
-        """The packed histogram, and the bytes it unpacks to."""
-        return self.counts, 4 * BINS
-
 
 class TensorProfileRow(StoredRow):
     table: Literal["tensor_profiles"] = "tensor_profiles"
@@ -251,11 +238,6 @@ class TensorProfileRow(StoredRow):
             raise ValueError("the profile is too large")
         return self
 
-    @property
-    def packed(self) -> tuple[bytes, int]:
-        """The packed values, and the bytes they unpack to."""
-        return self.values, 4 * math.prod(self.shape)
-
 
 class ArtifactRow(StoredRow):
     table: Literal["artifacts"] = "artifacts"
@@ -270,7 +252,6 @@ AnyRow = Annotated[
     JobRow
     | AttemptRow
     | EventRow
-    | VoteRow
     | MetricPointRow
     | ResultRow
     | StepTimeRow
@@ -301,9 +282,13 @@ def line_of(table: str, columns: dict[str, Any]) -> bytes:
 def unpacked_bytes(row: StoredRow) -> int:
     """The bytes the packed part of a row unpacks to, which its other columns say; `ValueError` if
     it is none, or unpacks to more or less."""
-    if not isinstance(row, TensorSnapshotRow | TensorProfileRow):
-        return 0
-    packed, size = row.packed
+    match row:
+        case TensorSnapshotRow():
+            packed, size = row.counts, 4 * BINS
+        case TensorProfileRow():
+            packed, size = row.values, 4 * math.prod(row.shape)
+        case _:
+            return 0
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(packed, size + 1)

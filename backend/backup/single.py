@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from backend.backup import run_rows
 from backend.backup.reading import ArchiveReader, open_archive
@@ -139,7 +138,14 @@ class RunImport:
             for row in rows:
                 self._check_row(row)
                 pickle.dump((row.table, row.columns()), file)
-        self._check_files()
+        work = work_folder(self._run).name
+        for name in archive.manifest.files:  # none of another run; resuming trusts checkpoints
+            top, _, inside = name.partition("/")
+            run, _, rest = inside.partition("/")
+            hidden = any(part.startswith(".") for part in rest.split("/"))
+            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
+            if top == ARTIFACTS and (run != self._run or hidden or not kept):
+                raise archive.damaged(f"{name!r} is not a file of {self._run}.")
 
     def _rows(self) -> Iterator[run_rows.StoredRow]:
         """The rows, one after the other; `BackupError` if a line is none of a run."""
@@ -175,22 +181,16 @@ class RunImport:
         if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 
-    def _check_files(self) -> None:
-        """Raise `BackupError` for files of another run, and checkpoints: resuming trusts them."""
-        work = work_folder(self._run).name
-        for name in self._archive.manifest.files:
-            top, _, inside = name.partition("/")
-            run, _, rest = inside.partition("/")
-            hidden = any(part.startswith(".") for part in rest.split("/"))
-            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
-            if top == ARTIFACTS and (run != self._run or hidden or not kept):
-                raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
-
     def add(self, actor: Actor, file: str, example: int) -> tables.Job:
         """Write the run and move its files into place, both or neither."""
         try:
             with writing(durable=True) as session:
-                job = self._add_job(session, actor, example)
+                kind, values = self._job.kind, self._job.columns()
+                number = tables.example_number(kind, example) if example else first_number(session)
+                values |= {"id": number, "config_hash": tables.config_hash(kind, values["config"])}
+                session.add(job := tables.Job(**values, owner=actor.name))
+                session.flush()
+                session.refresh(job)
                 for table, rows in self._batches(job):
                     session.execute(insert(tables.TABLES_OF_A_RUN[table]), rows)
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
@@ -198,17 +198,6 @@ class RunImport:
                 return job
         except IntegrityError as error:
             raise self._archive.damaged("It holds a row twice.") from error
-
-    def _add_job(self, session: Session, actor: Actor, example: int) -> tables.Job:
-        values = self._job.columns()
-        kind = self._job.kind
-        values["id"] = tables.example_number(kind, example) if example else first_number(session)
-        values["config_hash"] = tables.config_hash(self._job.kind, values["config"])
-        job = tables.Job(**values, owner=actor.name)
-        session.add(job)
-        session.flush()
-        session.refresh(job)
-        return job
 
     def _batches(self, job: tables.Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The other rows as they belong to the new run, those of a table together."""

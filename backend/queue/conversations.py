@@ -13,7 +13,7 @@ from backend.errors import ConfigError, ConflictError, NotFoundError
 from backend.queue.actor import Actor
 from backend.queue.permissions import require_host, require_voting
 from backend.store.session import now_ms, reading, writing
-from backend.store.tables import Conversation, Job, MessageRow, Vote
+from backend.store.tables import Conversation, MessageRow
 
 TIE, BAD = 0, -1  # choices that are no side
 MAX_TURNS = 50
@@ -183,25 +183,21 @@ class StoredVote:
 
     choice: int  # the best side, from 1, `TIE` or `BAD`
     blind: bool  # whether the voter did not see which model wrote what
-    sides: str  # the models, separated by commas
+    names: list[str]  # of the models
 
 
 def all_votes() -> list[StoredVote]:
-    """Every vote, those on runs that were not deleted first."""
-    runs = select(Vote.choice, Vote.blind, Job.config).join(Job, Job.id == Vote.job_id)
-    chats = select(MessageRow.votes, Conversation.sides).join(
+    """Every vote, the oldest prompts first."""
+    query = select(MessageRow.votes, Conversation.sides).join(
         Conversation, Conversation.id == MessageRow.conversation_id
     )
+    query = query.where(MessageRow.side.is_(None)).order_by(MessageRow.id)
     with reading() as session:
-        found = [
-            StoredVote(choice, blind, str(config.get("sides", "")))
-            for choice, blind, config in session.execute(runs.where(Job.removed_at.is_(None)))
+        return [
+            StoredVote(int(choice), bool(blind), sides)
+            for votes, sides in session.execute(query)
+            for choice, blind in votes.values()
         ]
-        for votes, sides in session.execute(
-            chats.where(MessageRow.side.is_(None)).order_by(MessageRow.id)
-        ):
-            found += [StoredVote(int(c), bool(b), ", ".join(sides)) for c, b in votes.values()]
-    return found
 
 
 def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:

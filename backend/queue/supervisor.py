@@ -23,18 +23,17 @@ from backend.logs import start_logging
 from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.artifacts import delete_folder, work_folder
+from backend.queue.engines import engine_of
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
-from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, launch_request, spare_request
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
-from backend.store.database_lock import DatabaseLock
+from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
-from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import other_version, upgrade
-from backend.store.session import database_ms, engine_for, reading, writing
+from backend.store.session import DatabaseLock, database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
@@ -48,7 +47,6 @@ OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
 SAID_MS = 30_000  # after its outcome a process has nothing more to do
 LEAVING_MS = 60_000  # a process takes to leave
-CLEARED = 1000  # runs that ended last
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 SOON_S = 30.0  # until the next run, for which a process is made ready
 
@@ -79,7 +77,17 @@ class SupervisorLoop:
     def turn(self) -> bool:
         """Run one iteration; return whether any job is queued or running."""
         self._make_room()
-        self._beat()
+        now = time.monotonic()  # the system clock may be set back
+        if now - self._beat_at > BEAT_S:
+            self._beat_at = now
+            with writing() as session:
+                moment = database_ms(session)
+                session.merge(Supervisor(host=self.host, beat_at=moment))
+                if self.engine.remote and self._room.known:
+                    session.merge(Supervisor(host=CLUSTER, beat_at=moment))
+        if now - self._shrunk_at > SHRINK_LOG_S:
+            self._shrunk_at = now
+            shrink_log()
         self._reconcile_all(self._live())
         for attempt, job in self._live():
             with lifecycle.failing_alone(job.id):
@@ -123,20 +131,6 @@ class SupervisorLoop:
                 launch = spare_request(job) if is_asked or (job and left) else None
             self.engine.prepare(launch, is_asked or min(left, default=math.inf) < SOON_S)
         return is_called
-
-    def _beat(self) -> None:
-        """Write the heartbeat, and checkpoint the write-ahead log."""
-        now = time.monotonic()  # the system clock may be set back
-        if now - self._beat_at > BEAT_S:
-            self._beat_at = now
-            with writing() as session:
-                moment = database_ms(session)
-                session.merge(Supervisor(host=self.host, beat_at=moment))
-                if self.engine.remote and self._room.known:
-                    session.merge(Supervisor(host=CLUSTER, beat_at=moment))
-        if now - self._shrunk_at > SHRINK_LOG_S:
-            self._shrunk_at = now
-            shrink_log()
 
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
@@ -226,10 +220,9 @@ class SupervisorLoop:
             lifecycle.fail_job(job_id, ValueError("its lane is none"))
         with reading() as session:
             done = select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED)
-            newest = session.execute(done.order_by(Job.finished_at.desc()).limit(CLEARED))
-            folders = [work_folder(run_name(kind, number)) for kind, number in newest]
-        for folder in folders:
-            delete_folder(folder)
+            newest = session.execute(done.order_by(Job.finished_at.desc()).limit(1000)).all()
+        for kind, number in newest:
+            delete_folder(work_folder(run_name(kind, number)))
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""

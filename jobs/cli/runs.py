@@ -21,8 +21,7 @@ from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
 from jobs.benchmark import kind as benchmark
 from jobs.benchmark.report import decoder_reports, verdicts
-from jobs.cli.command import escaped
-from jobs.cli.console import DIFFERENT, NAP_S, exit_of, follow, me, write
+from jobs.cli.command import DIFFERENT, NAP_S, escaped, exit_of, follow, me, write
 from jobs.fields.drafters import read_sides
 from jobs.fields.types import options
 from jobs.generate import kind as generate

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from backend.errors import ConfigError
 from backend.options import Options, option
-from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines import CLUSTERS
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from jobs.limits import gpu_count

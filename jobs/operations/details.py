@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backend.errors import NotFoundError
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import queries
 from jobs import sweep
 from jobs.kind import stage_labels

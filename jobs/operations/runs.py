@@ -69,7 +69,7 @@ def run_results(run: Run) -> list[Record]:
 @operation("curves", tool="")
 def run_curves(run: Run) -> list[Record]:
     """The points of the run's curves: name, step, value, at."""
-    return queries.curve_rows(queries.job(run).id)
+    return [dict(point._mapping) for point in queries.curve_points(queries.job(run).id)]
 
 
 @operation("tensors", tool="")

@@ -10,7 +10,7 @@ from backend.queue.lifecycle import note
 from backend.queue.service import enqueue
 from backend.settings import Settings, settings
 from backend.store import queries
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name

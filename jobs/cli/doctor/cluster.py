@@ -10,8 +10,8 @@ from importlib import import_module
 from uuid import uuid4
 
 from backend.queue.artifacts import store, store_or_folder
+from backend.queue.engines import CLUSTERS, engine_of
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref
-from backend.queue.engines.choose import CLUSTERS, engine_of
 from backend.queue.launcher import CODE, node_environment
 from backend.settings import settings
 from backend.store import queries

@@ -28,7 +28,7 @@ from backend.store.copies import (
     has_file,
     repair_advice,
 )
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from backend.text.corpora import corpora

@@ -6,7 +6,7 @@ import pytest
 
 from backend.errors import ForbiddenError
 from backend.queue import scheduling
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.queue import permissions
-from backend.queue.dependencies import connected
+from backend.queue.scheduling import connected
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline

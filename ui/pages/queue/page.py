@@ -7,8 +7,7 @@ from markupsafe import Markup
 
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
-from backend.queue.scheduling import QueueStatus
+from backend.queue.scheduling import QueueStatus, awaited
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State

@@ -12,7 +12,7 @@ from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.printable import one_line
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.dependencies import connected
 from backend.queue.removal import has_checkpoints
+from backend.queue.scheduling import connected
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
