@@ -62,7 +62,7 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
     assert record(done.run) | {"environment": {}} == known | {"environment": {}}
     assert log_file(done.run, 1).read_text() and queries.job(live.id).state == State.QUEUED
     assert wait(live.id, State.SUCCEEDED) == State.SUCCEEDED
-    made = {r["step"]: r["value"] for r in queries.curve_rows(live.id) if r["family"] == "attempt"}
+    made = {r.step: r.value for r in queries.curve_points(live.id) if r.family == "attempt"}
     assert made[0] == made[1] == 1 and made[5] == 2  # what was finished was not repeated
 
 
@@ -283,7 +283,7 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x 
         ),
         (with_statement("CREATE VIRTUAL TABLE v USING fts5(x)"), "more than tables"),
         (with_statement("CREATE UNIQUE INDEX u ON jobs (state)"), "more than tables"),
-        (with_statement("DROP TABLE votes"), "has no table votes"),
+        (with_statement("DROP TABLE views"), "has no table views"),
         (with_statement("DROP TABLE alembic_version"), "cannot be read"),
         (with_statement("UPDATE alembic_version SET version_num = 'x'"), "another version"),
         (change_byte, "config.json differs from its checksum"),

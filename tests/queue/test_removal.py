@@ -82,7 +82,7 @@ def test_only_what_was_deleted_a_day_ago_is_purged(
     removal.remove([1], HOST)
     removal.purge_expired()
     assert not queries.job(1).purged
-    tomorrow = now_ms() + removal.UNDO_MS + 1
+    tomorrow = now_ms() + removal.DAY_MS + 1
     monkeypatch.setattr(removal, "now_ms", lambda: tomorrow)
     removal.purge_expired()
     assert queries.job(1).purged and not queries.job(2).purged

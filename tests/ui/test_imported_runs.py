@@ -36,7 +36,7 @@ from ui.pages import pages
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
-from ui.pages.quantization import handlers as quantization
+from ui.pages.quantization import page as quantization
 from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs

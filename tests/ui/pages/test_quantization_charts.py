@@ -9,7 +9,7 @@ from backend.statistics.tensors import TensorProfile
 from jobs.runtime.figures import profile_row
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store
-from ui.pages.quantization.input_energy import InputGroups, input_energy_chart
+from ui.pages.quantization.charts import InputGroups, input_energy_chart
 from ui.pages.quantization.panels import NO_INPUTS, energy_chart
 from ui.pages.quantization.selection import QuantSelection, QuantView
 

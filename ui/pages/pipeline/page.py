@@ -1,6 +1,7 @@
 """A pipeline: written as YAML and queued; and what each of its steps gives."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -170,7 +171,11 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     stored = by_job(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
-    rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
+    measured = (results.value(results.first, PERPLEXITY) for results in found.values())
+    base = {PERPLEXITY: next(filter(None, measured), None)}
+    with suppress(SlimscopeError):
+        base[SIZE] = 2.0 * resolve_model(base_model(jobs[0])).facts.parameters  # in 16 bits
+    rows = [_row(base_model(jobs[0]), base)]
     alone = {job.id for job in split_alone(jobs)[1]}
     for job in jobs:
         results, mark = found[job.id], ALONE if job.id in alone else ""
@@ -181,16 +186,6 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
             values = finals | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
-
-
-def _base(first: Job, found: Sequence[RunResults]) -> Mapping[MetricKey, float | None]:
-    """Of the model a pipeline begins with: its perplexity, and its usual size, in 16 bits."""
-    measured = (results.value(results.first, PERPLEXITY) for results in found)
-    try:
-        size: float | None = 2.0 * resolve_model(base_model(first)).facts.parameters
-    except SlimscopeError:
-        size = None
-    return {PERPLEXITY: next(filter(None, measured), None), SIZE: size}
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
