@@ -29,7 +29,6 @@ from ui.openai_api import forwarded
 from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
-NOT_OPENED = "Guests may change the models that a host has opened on this page."
 _opened: set[str] = set()  # by hosts, since the dashboard was started
 
 
@@ -57,7 +56,11 @@ def _require_opened(actor: Actor, *models: str) -> None:
     action = "change a model live"
     require(actor, action, may_not_ask(actor))
     if actor.role != "host" and not _opened.issuperset(models):
-        raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
+        raise ForbiddenError(
+            f"{actor.name} may not {action}.",
+            "Guests may change the models that a host has opened on this page.",
+            ASK,
+        )
 
 
 Answer = Callable[[Request, Actor], Coroutine[Any, Any, Response]]

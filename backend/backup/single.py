@@ -40,7 +40,6 @@ from backend.store import queries, tables
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
 
-NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
 BATCH = 5_000  # rows
 CHECKED = ".checked-rows"  # in the folder of an import
@@ -67,7 +66,9 @@ def export_run(
                 file.writelines(_lines(job))
         except ValidationError as error:
             do = "Restore a daily copy of the database, or run it again."
-            raise BackupError(NOT_EXPORTED, f"A row is damaged: {_fault(error)}.", do) from error
+            raise BackupError(
+                "The run was not exported.", f"A row is damaged: {_fault(error)}.", do
+            ) from error
         whole = SourceFile(ROWS, rows, rows.stat().st_size)
         files = [whole, *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)

@@ -34,7 +34,6 @@ OTHER_VERSION = {
     "database.",
     "do": "Install the same version on every machine, restart the dashboard, and resume.",
 }
-ERROR_LETTERS = 1000
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
@@ -78,7 +77,7 @@ def fail_job(job_id: int, cause: BaseException) -> None:
     do = "Its row in the database may be damaged: add the run anew, or restore a daily copy."
     if isinstance(cause, SlimscopeError):
         what, why, do = cause.what, cause.why, cause.do
-    error = {"what": what, "why": printable(why)[:ERROR_LETTERS], "do": do}
+    error = {"what": what, "why": printable(why)[:1000], "do": do}
     with writing(durable=True) as session:
         now = database_ms(session)
         ours = select(Attempt.id).where(Attempt.job_id == job_id)

@@ -33,7 +33,6 @@ from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job
 DAY_MS = 86_400_000
 FREED = ".freed"
 CHECKPOINTS, OTHER = "checkpoints", "other files"
-HISTORY = (Attempt, Event)  # what stays of a purged run, beside its row
 
 
 def folder_bytes(path: Path) -> int:
@@ -219,7 +218,7 @@ def _purge(job_id: int, actor: str) -> int:
     remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
-        for table in {*TABLES_OF_A_RUN.values()} - {*HISTORY}:
+        for table in {*TABLES_OF_A_RUN.values()} - {Attempt, Event}:  # they stay, beside its row
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
         note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")

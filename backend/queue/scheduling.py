@@ -17,7 +17,6 @@ from backend.store.tables import CLUSTER, Job, Need, Supervisor
 HOUR_MS = 3_600_000
 ALIVE_MS = 15_000
 SILENT_MS = 60_000  # after which a cluster that does not answer is told
-STARTS_WITHIN_MS = 30_000
 
 
 @lru_cache(maxsize=1)  # the supervisor asks at every turn
@@ -114,7 +113,7 @@ class QueueStatus:
         """Whether runs wait for a supervisor that should have come by now: one starts in seconds
         after a run is added."""
         oldest = min((job.queued_at for job in self.queued), default=math.inf)
-        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
+        return not self.supervisor_alive and self.at - oldest > 30_000
 
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""

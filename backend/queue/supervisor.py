@@ -38,10 +38,8 @@ from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
 log = logging.getLogger("slimscope.supervisor")
-TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
-UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
@@ -355,8 +353,8 @@ def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
             busy_at = time.monotonic()
             log.warning("%s: %s", type(error).__name__, error)
             if not isinstance(error, OperationalError | sqlite3.Error | OSError):
-                time.sleep(UNEXPECTED_S)  # it will be there in the next turn, too
-        time.sleep(TICK_S)
+                time.sleep(5.0)  # the error will be there in the next turn, too
+        time.sleep(0.25)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,11 @@ from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS, Operation
 from jobs.operations.runs import sweep_of
-from jobs.summary import summary
+from jobs.record import summary
 from jobs.wording import as_text
 
 EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
-EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
 
 
@@ -88,7 +87,12 @@ def write(text: str, end: str = "\n") -> None:
 
 def exit_of(state: str) -> int:
     """The exit code of a command whose run has ended in this state."""
-    return EXIT[State(state)]
+    return {
+        State.SUCCEEDED: 0,
+        State.FAILED: FAILED,
+        State.LOST: FAILED,
+        State.CANCELLED: CANCELLED,
+    }[State(state)]
 
 
 def follow(run: str) -> Job:

@@ -30,11 +30,10 @@ from jobs.metrics import PERPLEXITY
 from jobs.operations.changes import cancel_runs
 from jobs.operations.details import comparison_text, results_text, sweep_text
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
-from jobs.record import record, sweep_record
+from jobs.record import cost_text, record, summary, sweep_record
 from jobs.reproduction import reproduced
 from jobs.serving.transcript import read_transcript
 from jobs.submit import submit as queue_run
-from jobs.summary import cost_text, summary
 from jobs.wording import count, table
 
 STDIN = "-"

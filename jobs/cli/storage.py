@@ -28,7 +28,7 @@ from backend.store.copies import check_integrity, repair_advice
 from backend.store.states import RESUMABLE
 from jobs.imported import check_row
 from jobs.operations.registry import Record, Run, operation
-from jobs.summary import summary
+from jobs.record import summary
 from jobs.wording import count, table
 
 Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]

@@ -32,8 +32,7 @@ from backend.store import queries
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
 from jobs.evaluation.kind import SAMPLED, samples_of
-from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
-from jobs.fields.text import default_prompts
+from jobs.fields.text import ENDINGS, SAMPLE_PROMPTS, QualityConfig, default_prompts
 from jobs.metrics import ACCURACY, BITS_PER_BYTE, KL_TO_DENSE, PERPLEXITY, TOP1_AGREEMENT
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
@@ -41,7 +40,6 @@ from jobs.runtime.progress import Phase
 
 TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
 Role = Literal["dense", "kept", ""]  # what a stage is to the others
-ACCURACIES = ("acc_norm", "acc", "exact_match")
 ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 
 
@@ -243,7 +241,8 @@ class Quality:
             self._batch,
             reporter,
         ):
-            family = ACCURACY.family if score.metric in ACCURACIES else score.metric
+            is_accuracy = score.metric in ("acc_norm", "acc", "exact_match")
+            family = ACCURACY.family if is_accuracy else score.metric
             metric = MetricKey(family, series=score.task)
             self._context.result(
                 stage,

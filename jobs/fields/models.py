@@ -26,7 +26,6 @@ from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import kind_named
 
 NO_WEIGHTS = "Examples ship without weights."
-NAMING = ("model", "dense", "drafters")  # the fields that name runs to work on
 ROUNDED = ("dequantised", "packed")  # how notes on weights that are rounded begin
 
 
@@ -100,7 +99,8 @@ def first_model(spec: str) -> str:
 
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
-    texts = (str(config.get(field) or "") for field in NAMING)
+    # the fields that name runs to work on
+    texts = (str(config.get(field) or "") for field in ("model", "dense", "drafters"))
     names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
     planned = (planned_run(name, "model", "drafter") for name in names)
     return [job.id for job in planned if job]

@@ -17,7 +17,7 @@ from backend.store import queries
 from backend.store.copies import has_database
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs import summary
+from jobs import record
 from jobs.operations.registry import Record, Run, operation
 from jobs.wording import table
 
@@ -49,7 +49,7 @@ def list_runs(
 ) -> list[Record]:
     """List runs, the newest first."""
     found = queries.jobs([state] if state else None, kind, limit) if has_database() else []
-    return [summary.summary(job) for job in found]
+    return [record.summary(job) for job in found]
 
 
 @operation("status", tool="show")
@@ -57,13 +57,13 @@ def run_status(run: Run) -> Record:
     """State, stage, progress, config and place in the queue of a run, and its error if it
     failed."""
     job = queries.job(run)
-    return summary.summary(job) | {"place": scheduling.status().position(job.id)}
+    return record.summary(job) | {"place": scheduling.status().position(job.id)}
 
 
 @operation("results")
 def run_results(run: Run) -> list[Record]:
     """The figures a run ended with: stage, metric, value, standard error."""
-    return summary.results(queries.job(run).id)
+    return record.results(queries.job(run).id)
 
 
 @operation("curves", tool="")
@@ -75,7 +75,7 @@ def run_curves(run: Run) -> list[Record]:
 @operation("tensors", tool="")
 def run_tensors(run: Run) -> list[Record]:
     """The statistics of every tensor at every stage."""
-    return summary.tensors(queries.job(run).id)
+    return record.tensors(queries.job(run).id)
 
 
 @operation("log", command=False)

@@ -26,8 +26,7 @@ from jobs import sweep
 from jobs.evaluation.kind import MODEL
 from jobs.imported import check_row
 from jobs.operations.runs import runs_text
-from jobs.record import record
-from jobs.summary import summary
+from jobs.record import record, summary
 from tests.conftest import ATTACK
 from tests.queue.conftest import HOST
 from tests.ui.conftest import HOSTILE

@@ -15,7 +15,6 @@ import plotly.io as pio
 from ui.theme import DARK, LIGHT, SANS, LineStyle, Palette
 
 pio.templates.default = "none"
-FAMILY = ", ".join(map(str, SANS))
 MAX_TICKS = 5
 LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
 
@@ -24,7 +23,7 @@ def _template(palette: Palette) -> go.layout.Template:
     """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label,
     and a legend above the plot, left-aligned."""
     small = {"size": 12, "color": palette.muted}
-    words = {"family": FAMILY, "size": 12, "color": palette.text}
+    words = {"family": ", ".join(map(str, SANS)), "size": 12, "color": palette.text}
     ax = {
         "title": {"font": small, "standoff": 8},
         "tickfont": small,

@@ -23,7 +23,6 @@ from ui.runs.rows import RunRow, all_rows, chosen
 
 PAGE_ROWS = 50
 MAX_PINS = 5
-MAX_RUNS = 100
 MAX_LENGTH = 300  # characters of a text in the address
 SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
 Address = dict[str, str]  # fields of the address a button writes
@@ -76,7 +75,7 @@ def query_text(request: gr.Request, name: str) -> str:
     return str(dict(request.query_params or {}).get(name, ""))[:MAX_LENGTH]
 
 
-def query_list(request: gr.Request, name: str, most: int = MAX_RUNS) -> tuple[str, ...]:
+def query_list(request: gr.Request, name: str, most: int = 100) -> tuple[str, ...]:
     """List of runs in the address, without malformed names."""
     text = str(dict(request.query_params or {}).get(name, ""))[: 20 * most]
     return tuple(dict.fromkeys(n for n in text.split(",") if RUN_NAME.fullmatch(n)))[:most]

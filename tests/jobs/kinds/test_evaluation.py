@@ -35,7 +35,7 @@ from jobs.evaluation.kind import (
     verdict,
 )
 from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality
-from jobs.fields.quality import SAMPLE_PROMPTS
+from jobs.fields.text import SAMPLE_PROMPTS
 from jobs.metrics import (
     BITS_PER_BYTE,
     GREEDY_AGREEMENT,

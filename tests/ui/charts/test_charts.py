@@ -16,7 +16,6 @@ from backend.settings import Settings
 from backend.store import frames, queries
 from jobs.benchmark.report import DecoderReport
 from ui.charts import headlines
-from ui.charts.dots import log_span
 from ui.charts.heatmap import (
     MapBaseline,
     cells,
@@ -26,7 +25,7 @@ from ui.charts.heatmap import (
     layer_map,
     title_of,
 )
-from ui.charts.lines import Line, line_chart, thinned
+from ui.charts.lines import Line, line_chart, log_span, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks

@@ -159,7 +159,7 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     assert "3 bits</dd><dd>groups of 16, symmetric" in shown["head"]
     assert "2.0\u00a0MB</dd><dd>gptq" in shown["head"]
     assert "1.520</dd><dd>dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
-    more = {panels.ENERGY: panels.NO_INPUTS}
+    more = {panels.ENERGY: "This run has stored no input statistics; runs started from now on do."}
     for panel in panels.CHARTS:
         figure = shown[panel.parts[0]]
         drawn = isinstance(figure, go.Figure)

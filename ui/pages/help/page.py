@@ -9,8 +9,7 @@ from backend.text import corpora
 from backend.text.files import PREFIX
 from jobs.metrics import METRICS
 from ui.api_errors import API_PATH
-from ui.frame import Page
-from ui.keyboard import shortcuts
+from ui.frame import Page, shortcuts
 from ui.pages import pages
 from ui.pages.help.glossary import (
     COMMANDS,

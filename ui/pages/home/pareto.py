@@ -26,8 +26,8 @@ from jobs.metrics import (
     ordered,
 )
 from ui.charts.chart import Chart
-from ui.charts.dots import dots, log_span
 from ui.charts.headlines import of_front
+from ui.charts.lines import dots, log_span
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import esc, number
 from ui.runs.deltas import comparable_by

@@ -54,7 +54,6 @@ NOTE = (
     "bits. Speeds were measured in runs of their own, on this machine as it was then."
 )
 ALONE = "Alone: "  # a step on the model the pipeline begins with
-STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
     PERPLEXITY,
     TOP1_AGREEMENT,
@@ -182,7 +181,9 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
         if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
-            finals = {name: results.final(name) for name in STEP_METRICS}
+            finals = {
+                name: results.final(name) for name in (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
+            }
             values = finals | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows

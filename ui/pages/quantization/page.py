@@ -25,7 +25,6 @@ BUTTONS = {
     "steps": "Next snapshot",
     "play": "Play",
 }
-PLAY = "() => slimscope.play('quant-play-button', 'quant-steps-button')"
 
 
 def change_run(selection: QuantSelection) -> Updates:
@@ -173,7 +172,9 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on(buttons["on"].click, partial(move_group, by=1))
     explorer.on(buttons["steps"].click, next_step)
     explorer.on_point("energy_chart", "tensor", choose_tensor)
-    buttons["play"].click(None, None, None, js=PLAY)
+    buttons["play"].click(
+        None, None, None, js="() => slimscope.play('quant-play-button', 'quant-steps-button')"
+    )
     explorer.on_change(refresh)
 
 

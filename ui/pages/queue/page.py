@@ -37,9 +37,7 @@ HTML = fragments("pages/queue/page.html")
 TABS = {"active": "Active", "ended": "Ended", "failed": "Failed"}
 ENDED = (State.SUCCEEDED, State.CANCELLED)
 FAILED = (State.FAILED, State.LOST)
-MAX_JOBS = 100
 STALLED = "The supervisor is not running: no job starts until it does."
-NUMERIC = ("", "Actions")  # columns at the right edge
 Columns = dict[str, Callable[[Job], object]]
 
 
@@ -88,11 +86,11 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     idle = tab == "active" and not jobs and counts["ended"] > 0
     listed = "ended" if idle else tab
     if listed != "active":
-        ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
+        ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=100)
         jobs = sorted((j for j in ended if j.id > 0), key=lambda job: -(job.finished_at or 0))
     columns = _columns(listed, status, chosen.id if chosen else None, user, jobs)
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
-    numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
+    numeric = [place for place, title in enumerate(columns) if title in ("", "Actions")]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 

@@ -28,6 +28,7 @@ from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
 from ui.pages.help.glossary import explained
 from ui.runs.html import took
+from ui.runs.profiles import over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -41,7 +42,6 @@ from ui.runs.results import (
     stage_comparison,
     window_losses,
 )
-from ui.runs.sensitivity.measured import over_dense
 from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colours

@@ -22,9 +22,8 @@ from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title,
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves, of_usage
-from ui.charts.histograms import overlay_chart
 from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
-from ui.charts.series import Series
+from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data

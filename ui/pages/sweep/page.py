@@ -23,8 +23,8 @@ from jobs.metrics import Metric, metric, ordered
 from jobs.sweep import SweepRow, importance
 from jobs.wording import extent
 from ui.charts.chart import Chart
-from ui.charts.dots import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.charts.headlines import lower
+from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.charts.template import axis, category_axis, layout, legend_row, log_axis
 from ui.format import NONE, esc, number, runs, share
 from ui.frame import Page, current_user, live, query, url_sync

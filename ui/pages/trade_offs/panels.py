@@ -10,15 +10,13 @@ from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from ui.charts.chart import Chart
-from ui.charts.dots import dots, log_span
-from ui.charts.formats import format_colours, short_labels
 from ui.charts.heatmap import block_heatmap
+from ui.charts.lines import dots, log_span
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import SIZE, SPEED, Landmark, TradeoffView, landmarks_file
-from ui.runs.sensitivity.measured import MeasuredRun
-from ui.runs.sensitivity.profiles import layers_table
+from ui.runs.profiles import MeasuredRun, format_colours, layers_table, short_labels
 from ui.theme import BLUE, GREEN, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel

@@ -16,11 +16,18 @@ from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
 from ui.format import of_unit, share
+from ui.runs.profiles import (
+    METHODS,
+    MeasuredRun,
+    MixFront,
+    fronts_of,
+    in_blocks,
+    measured_runs,
+    profile_at,
+    quantized_bytes,
+)
 from ui.runs.results import find_job
 from ui.runs.rows import RunRow
-from ui.runs.sensitivity.fronts import METHODS, MixFront, fronts_of
-from ui.runs.sensitivity.measured import MeasuredRun, measured_runs, quantized_bytes
-from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection
 
 TITLES: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}

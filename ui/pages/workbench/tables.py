@@ -30,9 +30,14 @@ from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.runs.choices import models
-from ui.runs.sensitivity.fronts import METHODS, fronts_of
-from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
-from ui.runs.sensitivity.profiles import profile_at
+from ui.runs.profiles import (
+    METHODS,
+    fronts_of,
+    measured_runs,
+    profile_at,
+    quantized_bytes,
+    queued_runs,
+)
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays

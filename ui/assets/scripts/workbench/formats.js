@@ -65,7 +65,7 @@ export function bitsPerWeight({ pattern, drop, of, width, bits, group }, columns
     : bits + scales;
 }
 
-/** On one ordered scale, as `ui/charts/formats.py`: the less is left, the brighter; dense has none. */
+/** On one ordered scale, as `ui/runs/profiles.py`: the less is left, the brighter; dense has none. */
 export function colour({ pattern, drop, width, bits }) {
   if (!pattern && !width) return null;
   const left = width ? (Math.log2(bits * (1 - drop)) - 1) / 2 : (0.8 - drop) / 0.5;
