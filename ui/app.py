@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
 import gradio as gr
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
@@ -54,7 +56,6 @@ from ui.theme import css, theme
 
 MAX_HITS, MAX_TERMS = 8, 3
 Hit = dict[str, str]  # title, about, to: its address
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
 NOWHERE = Page("", "", lambda: None, 0, section="")  # no page of the navigation

@@ -19,7 +19,6 @@ from ui.theme import LineStyle
 
 MAX_POINTS = 2000  # of a line
 FLAT = 0.8  # lowest over highest value, above which the axis does not begin at 0
-SIZE = 11  # pixels
 
 
 class Line(NamedTuple):
@@ -99,7 +98,7 @@ def dots(
     colour: str | Sequence[str],
     symbol: str | Sequence[str],
     hover: Sequence[str],
-    size: int = SIZE,
+    size: int = 11,  # pixels
     **options: Any,
 ) -> go.Scatter:
     """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""

@@ -1,6 +1,6 @@
 """One tensor at one stage of one run, ready to be drawn, and its stages over each other on bins
-that they share. A height is a share of *all* weights, exact zeros too, which are no bar, as it would
-flatten all others: they are counted in words."""
+that they share. A height is a share of *all* weights, exact zeros too, which are no bar, as it
+would flatten all others: they are counted in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
