@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from backend.settings import Settings, settings
 from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH
-from ui.charts.template import templates
+from ui.charts.chart import templates
 from ui.format import href, term_id
 from ui.frame import VERSION, Page, frame, navigation, pulse
 from ui.gradio_patches import (

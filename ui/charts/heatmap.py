@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, axis, layout, ticks_to
 from ui.charts.statistics import STATISTICS, Statistic, with_largest
-from ui.charts.template import axis, layout, ticks_to
 from ui.format import count, esc
 from ui.theme import BLUE, LIGHT, VERMILLION
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from backend.metric_key import MetricKey
 from backend.store.frames import REDUCED
 from jobs.metrics import metric
-from ui.charts.template import axis, category_axis, layout, legend_row, line_look
+from ui.charts.chart import axis, category_axis, layout, legend_row, line_look
 from ui.theme import LineStyle
 
 MAX_POINTS = 2000  # of a line

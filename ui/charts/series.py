@@ -12,9 +12,8 @@ import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
 from jobs.wording import extent
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, axis, layout, legend_rows, line_look, reference_line, tint
 from ui.charts.headlines import of_zeros
-from ui.charts.template import axis, layout, legend_rows, line_look, reference_line, tint
 from ui.format import count, number, share
 from ui.theme import LineStyle, declared
 

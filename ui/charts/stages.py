@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 
 from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, layout, log_axis, reference_line
 from ui.charts.headlines import of_stages
 from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
-from ui.charts.template import layout, log_axis, reference_line
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style, stage_styles
 

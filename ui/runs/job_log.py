@@ -17,8 +17,7 @@ from jobs.fields.models import NO_WEIGHTS, ships_without
 from ui.frame import SILENT_EVENT, live, query
 from ui.runs.results import find_job
 from ui.templates import fragments
-from ui.widgets.download import AT_MOST, Download, file_payload
-from ui.widgets.notice import show_error, show_html
+from ui.widgets.html import AT_MOST, Download, file_payload, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
 HTML, LOG = fragments("runs/runs.html"), fragments("widgets/log_view.html")

@@ -20,7 +20,7 @@ from jobs.fields.types import options
 from ui.frame import query
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 
 HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # announced by screen readers when it appears

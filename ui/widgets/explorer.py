@@ -20,8 +20,7 @@ from backend.store import queries
 from backend.store.states import ACTIVE
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
-from ui.widgets.html import WIDGETS
-from ui.widgets.html_panel import LATEST
+from ui.widgets.html import LATEST, WIDGETS
 from ui.widgets.panel import Outputs, Updates
 
 OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing

@@ -16,6 +16,7 @@ from backend.settings import Settings
 from backend.store import frames, queries
 from jobs.benchmark.report import DecoderReport
 from ui.charts import headlines
+from ui.charts.chart import round_ticks
 from ui.charts.heatmap import (
     MapBaseline,
     cells,
@@ -28,7 +29,6 @@ from ui.charts.heatmap import (
 from ui.charts.lines import Line, line_chart, log_span, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
-from ui.charts.template import round_ticks
 from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"

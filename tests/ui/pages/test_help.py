@@ -15,8 +15,8 @@ from ui.api import build
 from ui.format import esc
 from ui.pages.help import glossary, page
 from ui.runs.columns import columns
-from ui.runs.filter import parse
 from ui.runs.rows import rows
+from ui.runs.view import parse
 
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.ui.lab import job, measured, result
 from ui.runs.columns import columns
-from ui.runs.filter import parse, parse_number
 from ui.runs.rows import RunRow, rows
+from ui.runs.view import parse, parse_number
 
 
 @pytest.fixture(scope="module")

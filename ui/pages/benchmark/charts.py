@@ -16,9 +16,16 @@ from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS
 from jobs.wording import times
-from ui.charts.chart import Chart
+from ui.charts.chart import (
+    Chart,
+    axis,
+    category_axis,
+    layout,
+    legend_row,
+    legend_rows,
+    reference_line,
+)
 from ui.charts.headlines import of_break_even, of_parts, of_speed, of_tasks
-from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
 from ui.format import esc
 from ui.format import share as share_of
 from ui.runs.results import find_job

@@ -14,13 +14,13 @@ from ui.charts.chart import Chart
 from ui.frame import Page, live, query, url_sync
 from ui.pages.benchmark import charts
 from ui.pages.benchmark.charts import Benchmark, tree_chart
-from ui.runs.actions.single import clone_link
+from ui.runs.actions import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.html import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")

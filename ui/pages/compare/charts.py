@@ -12,7 +12,7 @@ from backend.metric_key import MetricKey
 from backend.statistics.names import RELATIVE_ERROR
 from backend.store import frames, tensors
 from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, layout, legend_row, log_axis
 from ui.charts.headlines import of_rivals
 from ui.charts.lines import (
     Line,
@@ -27,7 +27,6 @@ from ui.charts.lines import (
     symbol,
 )
 from ui.charts.series import Series, overlay_chart
-from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of

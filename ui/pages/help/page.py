@@ -21,7 +21,7 @@ from ui.pages.help.glossary import (
     REQUESTS,
 )
 from ui.templates import fragments
-from ui.widgets.html_panel import HtmlPanel
+from ui.widgets.html import HtmlPanel
 
 HTML = fragments("pages/help/page.html")
 TO_TERM = "document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: 'center' })"

@@ -31,16 +31,14 @@ from jobs.metrics import (
 from ui.format import NONE, eta, href, runs
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run.lineage import LineageNode, node
-from ui.runs.actions.single import act, pipeline_button
+from ui.runs.actions import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.html import kind_and_settings, run_link
 from ui.runs.results import RunResults, base_model, find_job, format_value, kind_of
 from ui.runs.rows import by_job
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html import problem
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, show_error, show_success
+from ui.widgets.html import LATEST, HtmlPanel, notice, problem, show_error, show_success
 
 HTML = fragments("pages/pipeline/page.html")
 FIRST_PRESET = next(iter(pipeline.PRESETS))

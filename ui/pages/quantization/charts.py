@@ -9,8 +9,7 @@ import plotly.graph_objects as go
 
 from backend.sensitivity.profile import spearman
 from backend.statistics.names import FAN
-from ui.charts.chart import Chart
-from ui.charts.template import axis, layout, legend_row, log_axis, reference_line, tint
+from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line, tint
 from ui.format import NONE, count, number, of_unit, share
 from ui.theme import LIGHT, stage_style
 

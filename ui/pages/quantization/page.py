@@ -15,7 +15,7 @@ from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
 from ui.runs.explorer_page import ExplorerPage, profiles_seen
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 BUTTONS = {

@@ -14,7 +14,7 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
-from ui.runs.actions.single import act, buttons
+from ui.runs.actions import act, buttons
 from ui.runs.html import (
     elapsed,
     error_of,
@@ -28,9 +28,7 @@ from ui.runs.html import (
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
-from ui.widgets.html import time_tag
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_html, time_tag
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/queue/page.html")

@@ -18,20 +18,18 @@ from backend.queue.reports import report, reports, runs_of, stored_blocks
 from backend.store.session import now_ms
 from backend.store.tables import Report
 from ui import pages
-from ui.charts.template import templates
+from ui.charts.chart import templates
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, VERSION, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, opening, query_of, sources
-from ui.runs.actions.action import MAX_COMPARED
+from ui.runs.actions import MAX_COMPARED
 from ui.runs.rows import all_rows
 from ui.runs.weights import run_choices
 from ui.static import SCRIPT_URL, SCRIPTS
 from ui.templates import fragments, render
-from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html import WIDGETS
-from ui.widgets.notice import notice, show_error, show_html
+from ui.widgets.html import WIDGETS, Download, file_payload, notice, show_error, show_html
 from ui.widgets.panel import Outputs, Updates, cell, frame_table
 
 MAX_ROWS = 200  # of a table

@@ -31,7 +31,7 @@ from ui.pages.run import details, quality
 from ui.pages.run.details import artefacts, disk_card
 from ui.pages.run.lineage import lineage_card
 from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
-from ui.runs.actions.single import (
+from ui.runs.actions import (
     act,
     buttons,
     clone_link,
@@ -46,10 +46,17 @@ from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
-from ui.widgets.download import Download, small_file
-from ui.widgets.html import WIDGETS, empty
-from ui.widgets.html_panel import HtmlPanel
-from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.html import (
+    WIDGETS,
+    Download,
+    HtmlPanel,
+    empty,
+    notice,
+    plain,
+    show_error,
+    show_html,
+    small_file,
+)
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")

@@ -17,10 +17,10 @@ from jobs.generate.kind import NAME as GENERATE
 from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import href, number
-from ui.runs.actions.single import next_links
+from ui.runs.actions import next_links
 from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
-from ui.widgets.notice import plain
+from ui.widgets.html import plain
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/run/quality.html")

@@ -16,7 +16,7 @@ from ui.runs.profiles import OF_PROFILES
 from ui.templates import fragments
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
 HTML = fragments("pages/sensitivity/page.html")

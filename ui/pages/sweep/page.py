@@ -22,13 +22,12 @@ from jobs import sweep
 from jobs.metrics import Metric, metric, ordered
 from jobs.sweep import SweepRow, importance
 from jobs.wording import extent
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, axis, category_axis, layout, legend_row, log_axis
 from ui.charts.headlines import lower
 from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
-from ui.charts.template import axis, category_axis, layout, legend_row, log_axis
 from ui.format import NONE, esc, number, runs, share
 from ui.frame import Page, current_user, live, query, url_sync
-from ui.runs.actions.single import act
+from ui.runs.actions import act
 from ui.runs.html import model_name, progress, run_link, took, unknown
 from ui.runs.results import (
     RUN,
@@ -42,9 +41,7 @@ from ui.runs.results import (
 from ui.templates import fragments
 from ui.theme import BLUE, LIGHT, stage_style
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html import WIDGETS, badge
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import LATEST, WIDGETS, HtmlPanel, badge, notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 DENSE = "dense"

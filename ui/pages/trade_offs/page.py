@@ -19,7 +19,7 @@ from ui.templates import fragments
 from ui.widgets.config_form import field_error
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import EMPTY, notice, plain, show_html
+from ui.widgets.html import EMPTY, notice, plain, show_html
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
 HTML = fragments("pages/trade_offs/page.html")

@@ -9,10 +9,9 @@ import plotly.graph_objects as go
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
-from ui.charts.chart import Chart
+from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line
 from ui.charts.heatmap import block_heatmap
 from ui.charts.lines import dots, log_span
-from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import SIZE, SPEED, Landmark, TradeoffView, landmarks_file
