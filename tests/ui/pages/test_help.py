@@ -16,7 +16,7 @@ from ui.format import esc
 from ui.pages.help import glossary, page
 from ui.runs.columns import columns
 from ui.runs.rows import rows
-from ui.runs.view import parse
+from ui.runs.view import parse_filter
 
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
@@ -34,7 +34,7 @@ def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> Non
 @pytest.mark.parametrize("text", glossary.FILTERS)
 def test_every_filter_is_understood(text: str) -> None:
     known = columns(rows([job(1)], measured(1, 12.0)))
-    found = parse(text, known)
+    found = parse_filter(text, known)
     assert found.terms and not found.problems
 
 
