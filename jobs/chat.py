@@ -53,7 +53,10 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     if len(before) >= MAX_TURNS:
         why = f"A conversation has at most {MAX_TURNS} prompts."
         raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
-    letters = len(config.system) + len(config.prompt) + sum(map(_letters, before))
+    letters = len(config.system) + len(config.prompt)
+    for turn in before:  # a prompt and its longest answer
+        answers = [len(each.text) for each in turn.answers.values()]
+        letters += len(turn.prompt.text) + max(answers, default=0)
     require_asking(actor, letters, config.max_new_tokens)
     count_change(actor)
     count_answer(actor)
@@ -96,13 +99,6 @@ def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
         said.append({"role": "assistant", "content": turn.answers[side].text})
     said.append({"role": "user", "content": turns[-1].prompt.text})
     return chat_body(turns[-1].prompt.settings, turns[-1].names[side - 1], said)
-
-
-def _letters(turn: Turn) -> int:
-    """Characters of a prompt and its longest answer."""
-    return len(turn.prompt.text) + max(
-        (len(each.text) for each in turn.answers.values()), default=0
-    )
 
 
 def is_hidden(turns: Sequence[Turn], voter: str) -> bool:

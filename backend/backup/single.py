@@ -195,7 +195,16 @@ class RunImport:
                 for table, rows in self._batches(job):
                     session.execute(insert(tables.TABLES_OF_A_RUN[table]), rows)
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
-                _move_files(self._folder / ARTIFACTS / self._run, run_folder(job.run))
+                source, target = self._folder / ARTIFACTS / self._run, run_folder(job.run)
+                if target.exists():
+                    why = f"There is a folder {target} already."
+                    do = "slimscope doctor names artefacts that belong to no run."
+                    raise BackupError(NOT_IMPORTED, why, do)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir():
+                    source.rename(target)
+                else:
+                    target.mkdir()
                 return job
         except IntegrityError as error:
             raise self._archive.damaged("It holds a row twice.") from error
@@ -220,14 +229,3 @@ class RunImport:
         if table == tables.Artifact.__tablename__:
             values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
         return values
-
-
-def _move_files(source: Path, target: Path) -> None:
-    if target.exists():
-        do = "slimscope doctor names artefacts that belong to no run."
-        raise BackupError(NOT_IMPORTED, f"There is a folder {target} already.", do)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        source.rename(target)
-    else:
-        target.mkdir()

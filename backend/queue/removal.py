@@ -123,7 +123,7 @@ def free_expired() -> None:
     for leftover in settings().artifacts.glob(f"*/{FREED}"):
         delete_folder(leftover)
     if days := settings().keep_checkpoints_days:
-        for job in queries.ended_before(RESUMABLE, now_ms() - int(days * DAY_MS)):
+        for job in queries.resumable_before(now_ms() - int(days * DAY_MS)):
             if has_checkpoints(job.run):
                 _free(job.id, ME, f" after {days:g} days")
 

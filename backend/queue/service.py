@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -56,19 +56,7 @@ class NewRun:
     sizes: tuple[int, int, int] | None = None  # `SIZES`
 
 
-class EnqueueOptions(TypedDict, total=False):
-    """Keywords of `enqueue_all`."""
-
-    name: str
-    priority: int
-    parent: Job | None
-    cost: Cost | None
-    known: Mapping[str, Any]
-
-
-def enqueue(
-    kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Unpack[EnqueueOptions]
-) -> Job:
+def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
     """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
     runs = [run if isinstance(run, NewRun) else NewRun(run)]
     return enqueue_all(kind, runs, actor, **options)[0]

@@ -24,7 +24,7 @@ from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.artifacts import delete_folder, work_folder
 from backend.queue.engines import engine_of
-from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
+from backend.queue.engines.base import Engine, PollResult, Room
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, launch_request, spare_request
 from backend.queue.service import cancel
@@ -223,10 +223,18 @@ class SupervisorLoop:
             delete_folder(work_folder(run_name(kind, number)))
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
-        """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
-        if job.desired == "run" and self._is_overdue(attempt, job):
-            with contextlib.suppress(ConflictError):  # it ended meanwhile
-                cancel(job.run, OVERTIME)
+        """Cancel a run that exceeds the limit of the host, or of guests. Apply a stop request:
+        first the flag in the database, then SIGTERM, then SIGKILL."""
+        if job.desired == "run" and attempt.started_at is not None:
+            now = time.monotonic()
+            if attempt.id not in self._began:
+                self._began[attempt.id] = now - _age_ms(attempt.started_at) / 1000
+            limits = [3600 * settings().job_hours] if settings().job_hours else []
+            if job.owner.startswith(GUEST):  # several times theirs: the estimate was wrong
+                limits.append(LENIENCE * settings().guest_seconds)
+            if now - self._began[attempt.id] > min(limits, default=math.inf):
+                with contextlib.suppress(ConflictError):  # it ended meanwhile
+                    cancel(job.run, OVERTIME)
         engine = self._engine_of(attempt)
         if job.desired == "run" or attempt.engine_ref is None or engine is None:
             return
@@ -240,20 +248,6 @@ class SupervisorLoop:
         elif waited > 0:
             engine.stop(attempt.engine_ref)
 
-    def _is_overdue(self, attempt: Attempt, job: Job) -> bool:
-        """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that
-        of guests: its estimate was wrong."""
-        if attempt.started_at is None:
-            return False
-        now = time.monotonic()
-        if attempt.id not in self._began:
-            self._began[attempt.id] = now - _age_ms(attempt.started_at) / 1000
-        began = self._began[attempt.id]
-        limits = [3600 * settings().job_hours] if settings().job_hours else []
-        if job.owner.startswith(GUEST):
-            limits.append(LENIENCE * settings().guest_seconds)
-        return now - began > min(limits, default=math.inf)
-
     def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
@@ -261,10 +255,17 @@ class SupervisorLoop:
         if other_version():  # whose process would not begin
             return False
         with lifecycle.failing_alone():
-            claimed = self._claim_next(lane)
-            if claimed is None:
-                return False
-            attempt, launch, known = claimed
+            with writing(durable=True) as session:
+                attempt = lifecycle.start_attempt(
+                    session, self.engine.host, self.engine.name, self._room.places, lane
+                )
+                if attempt is None:
+                    return False
+                job = session.get_one(Job, attempt.job_id)
+                with lifecycle.rows_of(job.id):
+                    launch = launch_request(session, attempt, job, self.engine.remote)
+                if (known := self.engine.reference(launch)) is not None:
+                    attempt.engine_ref = known
             try:
                 with lifecycle.rows_of(attempt.job_id):  # such as NUL in a stored variable
                     ref = self.engine.launch(launch)
@@ -278,22 +279,6 @@ class SupervisorLoop:
                 with writing(durable=True) as session:
                     session.execute(mine.values(engine_ref=ref))
         return True
-
-    def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
-        """Claim the next queued job: attempt, launch, and reference if the engine knows it
-        before."""
-        with writing(durable=True) as session:
-            attempt = lifecycle.start_attempt(
-                session, self.engine.host, self.engine.name, self._room.places, lane
-            )
-            if attempt is None:
-                return None
-            job = session.get_one(Job, attempt.job_id)
-            with lifecycle.rows_of(job.id):
-                launch = launch_request(session, attempt, job, self.engine.remote)
-            if (known := self.engine.reference(launch)) is not None:
-                attempt.engine_ref = known
-        return attempt, launch, known
 
 
 def _age_ms(moment: int) -> int:

@@ -15,7 +15,7 @@ from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects import dialect_of
 from backend.store.json_column import DamagedJson, read_object
 from backend.store.session import fetched, reading
-from backend.store.states import ACTIVE, LIVE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import (
     EXAMPLE,
     Artifact,
@@ -314,9 +314,9 @@ def unmeasured(limit: int) -> list[Job]:
     return fetched(query.order_by(Job.id.desc()).limit(limit))
 
 
-def ended_before(states: Iterable[State], moment: int) -> list[Job]:
-    """Runs in one of these states that ended before a moment, oldest first."""
-    query = select(Job).where(Job.state.in_([*states]), Job.finished_at < moment)
+def resumable_before(moment: int) -> list[Job]:
+    """Runs that did not succeed and ended before a moment, oldest first."""
+    query = select(Job).where(Job.state.in_([*RESUMABLE]), Job.finished_at < moment)
     return fetched(query.order_by(Job.id))
 
 

@@ -160,7 +160,11 @@ class Quality:
         model = self._read()
         compared = role == "kept" and self._comparable(model)
         comparison = DivergenceObserver(model, self._reference) if compared else None
-        with self._observer(model, role, comparison) as observe:
+        looking: AbstractContextManager[Observe]
+        looking = nullcontext(comparison or (lambda rows, logits: None))
+        if role == "dense" and self._divergence:
+            looking = self._reference.recording(model)
+        with looking as observe:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
         result, n = self._context.result, measured.tokens
@@ -193,14 +197,6 @@ class Quality:
             "dense model."
         )
         return False
-
-    def _observer(
-        self, model: TextModel, role: Role, comparison: DivergenceObserver | None
-    ) -> AbstractContextManager[Observe]:
-        """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
-        if role == "dense" and self._divergence:
-            return self._reference.recording(model)
-        return nullcontext(comparison or (lambda rows, logits: None))
 
     # what it writes and answers --------------------------------------------------------------
 

@@ -175,19 +175,15 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         saved_config(Path(source), spec, field)
         first = first_model(spec)
         facts, text = inspect(source), default_text(first)
-        note = "; ".join(filter(None, (facts.note, source_note(first))))
+        note, began = facts.note, _facts_here(first)  # with which a chain of runs began
+        if began and began.note.startswith(ROUNDED):
+            note = "; ".join(filter(None, (note, f"{first} was {began.note}")))
         facts = replace(facts, title=spec, default_text=text, note=note)
     else:
         facts = inspect(spec)
     if reads:
         require_tokenizer(source, facts.vocabulary)
     return ResolvedModel(source, facts)
-
-
-def source_note(first: str) -> str:
-    """What is known of the weights that a chain of runs began with, as far as they are here."""
-    facts = _facts_here(first)
-    return f"{first} was {facts.note}" if facts and facts.note.startswith(ROUNDED) else ""
 
 
 def parameters_of(model: str) -> int:

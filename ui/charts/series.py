@@ -171,11 +171,6 @@ def step_line(
     )
 
 
-def line_width(place: int) -> float:
-    """By the place in the order of drawing: a line that hides another leaves its rim to be seen."""
-    return WIDTHS[min(place, len(WIDTHS) - 1)]
-
-
 def cutoffs(series: Sequence[Series]) -> list[float]:
     """The magnitude thresholds of the pruned stages drawn, neighbours once. Zeros that rounding or
     regrowth left have none: nobody chose them."""
@@ -185,12 +180,6 @@ def cutoffs(series: Sequence[Series]) -> list[float]:
         if at and all(abs(at / other - 1) > APART for other in lines):
             lines.append(at)
     return lines
-
-
-def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
-    """Layout: a thin line at each threshold, on both sides."""
-    lines = [side * at for at in cutoffs(series) for side in (-1, 1)]
-    return {"shapes": [reference_line(x=x, dash="dot") for x in lines]}
 
 
 def cutoff_note(series: Sequence[Series]) -> str:
@@ -217,6 +206,7 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
     drawn = on_shared_bins(series)
     tensor = drawn[0].snapshot.tensor if drawn else ""
     view = f"{tensor}/{'log' if log_y else 'linear'}"
+    thresholds = [side * at for at in cutoffs(drawn) for side in (-1, 1)]
     decades: dict[str, Any] = {"dtick": 1} if log_y else {"range": [0, ceiling(drawn)]}
     looks = layout(
         view=tensor,
@@ -228,7 +218,7 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
             "Weight", showgrid=False, range=None if log_y else reach(drawn), uirevision=view
         ),
         **legend_rows(len(drawn)),
-        **cutoff_lines(drawn),
+        shapes=[reference_line(x=x, dash="dot") for x in thresholds],
     )
     return go.Figure([_outline(s, place, log_y) for place, s in enumerate(drawn)], looks)
 
@@ -250,7 +240,8 @@ def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
         series.centres,
         [None if log_y and h == 0 else float(h) for h in series.heights],
         series.stroke,
-        1 if filled else line_width(place),
+        # a line that hides another leaves its rim to be seen
+        1 if filled else WIDTHS[min(place, len(WIDTHS) - 1)],
         fill=0.25 if filled and not log_y else 0.0,
         customdata=series.snapshot.counts.tolist(),
         name=series.title,

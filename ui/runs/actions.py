@@ -119,11 +119,15 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     jobs = [row.job for row in table.selected]
     if not jobs:
         return []
+    pins = dict.fromkeys([*table.query.pins, *(job.run for job in jobs)])
+    pin = Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
+    if len(pins) > MAX_PINS:
+        pin = Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
     baseline = Action("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
     return [
         _compare(table),
         *([baseline] if len(jobs) == 1 else []),
-        _pin(table),
+        pin,
         *(each for each in offered(jobs, user, "queue", "order") if each.name != "next"),
         Action("clear", "Clear", view={"pick": ""}),
     ]
@@ -141,13 +145,6 @@ def _compare(table: TableResult) -> Action:
         )
     address = href("compare", ids=",".join(runs), base=base)
     return Action("compare", f"Compare {len(runs)}", address=address)
-
-
-def _pin(table: TableResult) -> Action:
-    pins = dict.fromkeys([*table.query.pins, *(row.job.run for row in table.selected)])
-    if len(pins) > MAX_PINS:
-        return Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
-    return Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
 
 
 def actions(job: Job, user: Actor, place: int | None = None) -> list[Action]:

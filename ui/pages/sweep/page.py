@@ -64,13 +64,6 @@ IMPORTANCE = Panel(
 HTML = fragments("pages/sweep/page.html")
 
 
-def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
-    order = [*labels]
-    stages = {row.stage for row in rows}
-    last = max(stages, key=lambda stage: order.index(stage) if stage in order else -1, default="")
-    return [row for row in rows if row.stage == last]
-
-
 def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]) -> Chart:
     shares = importance(rows)
     if not shares:
@@ -243,7 +236,9 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[S
 def _charts(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> dict[Panel, Chart]:
     """Charts of one metric, empty where there are too few runs."""
     labels = stages_of(jobs[0])
-    last = last_stage(rows, labels)
+    order, stages = [*labels], {row.stage for row in rows}
+    final = max(stages, key=lambda s: order.index(s) if s in order else -1, default="")
+    last = [row for row in rows if row.stage == final]
     titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
     told = headline(last, shown, ties(jobs, last, shown)) if len(last) > 1 else ""
     return {
