@@ -34,7 +34,7 @@ from ui.gradio_patches import (
 )
 from ui.health import healthz, metrics
 from ui.pages import pages
-from ui.pages.help.glossary import QUESTIONS, known_terms
+from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.pages.workbench import tables, weights

@@ -103,15 +103,9 @@ def rebinned(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
 def ceiling(series: Sequence[Series]) -> float:
     """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
     tensor has, which would flatten all else. A dense tensor is always seen whole."""
-    whole = max((float(s.heights.max()) for s in series if s.is_dense), default=0.0)
-    return axis_limit([s.heights for s in series], whole)
-
-
-def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
-    """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
-    highest = max((float(c.max()) for c in curves), default=0.0)
-    seen = least
-    for curve in curves:
+    highest = max((float(s.heights.max()) for s in series), default=0.0)
+    seen = max((float(s.heights.max()) for s in series if s.is_dense), default=0.0)
+    for curve in (s.heights for s in series):
         half, middle = max(1, round(len(curve) * PEAK_WIDTH / 2)), len(curve) // 2
         besides = np.concatenate([curve[: middle - half], curve[middle + half :]])
         seen = max(seen, float(np.abs(besides).max()))

@@ -22,7 +22,6 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from backend.text.slices import evaluation_slice
-from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.kind import (
     DENSE,
     MODEL,
@@ -34,7 +33,7 @@ from jobs.evaluation.kind import (
     size_and_speed,
     verdict,
 )
-from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality
+from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality, decoders_of, record_decoding
 from jobs.fields.text import SAMPLE_PROMPTS
 from jobs.metrics import (
     BITS_PER_BYTE,

@@ -3,8 +3,6 @@ tells whether those have changed since, which takes a migration."""
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 tables = "493c7106423b00b3ae804fdae8fa36b3516bd453ab27bc8017884d98f69de628"
 
 
