@@ -1,4 +1,4 @@
-/* The log of a run (ui/widgets/log_view.py): each part is appended where the last one ended. */
+/* The log of a run (ui/runs/job_log.py): each part is appended where the last one ended. */
 (() => {
   const KEEP = 400000; // characters on the page
 
