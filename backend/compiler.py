@@ -37,16 +37,8 @@ def load(source: Path, declare: Callable[[CDLL], CDLL], target: tuple[str, ...] 
             "SLIMSCOPE_NATIVE is false.",
             "Unset it to compute faster.",
         )
-    commands = (os.environ.get("CXX", ""), *COMPILERS)
-    compiler = next(filter(None, map(shutil.which, commands)), None)
-    if compiler is None:
-        raise CompilerError(
-            "Native code cannot be built.",
-            "There is no C++ compiler.",
-            "Install one, such as g++ (Debian: apt install g++), and try again.",
-        )
     try:
-        path = _built(source, compiler, target)
+        path = _built(source, _compiler(), target)
         try:
             return declare(CDLL(str(path)))
         except OSError:
@@ -99,18 +91,32 @@ def _check_private(path: Path) -> None:
         )
 
 
+def _compiler() -> str:
+    chosen = os.environ.get("CXX", "")
+    if found := next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None):
+        return found
+    raise CompilerError(
+        "Native code cannot be built.",
+        "There is no C++ compiler.",
+        "Install one, such as g++ (Debian: apt install g++), and try again.",
+    )
+
+
 def _key(source: Path, compiler: str, target: tuple[str, ...]) -> str:
     """Changes with the source, any header of this package, the compiler and the processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
     files = {*source.parent.glob("*.[ch]*"), *Path(__file__).parent.rglob("*.h")}
     sources = b"".join(path.read_bytes() for path in sorted(files))
+    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-        facts = sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))})
     except OSError:
-        facts = [f"{platform.machine()} {platform.processor()}".encode()]
-    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), *facts)
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        return f"{platform.machine()} {platform.processor()}".encode()
+    return b"\n".join(sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))}))
 
 
 def _failed(why: str) -> CompilerError:
