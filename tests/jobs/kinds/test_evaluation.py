@@ -276,7 +276,6 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
     made._decoder, made._rounded = "", {}
     monkeypatch.setattr(made, "_read", lambda: None)
     monkeypatch.setattr(made, "_comparable", lambda _: True)
-    monkeypatch.setattr(made, "_observer", lambda *_: pytest.MonkeyPatch.context())
     return made
 
 
