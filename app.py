@@ -16,9 +16,9 @@ from backend.logs import JsonFormatter, start_logging
 from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings, unknown_variables
-from backend.store.file_modes import restrict_access
 from backend.store.migrate import other_version, upgrade
-from jobs.cli.console import in_one_line
+from jobs.cli.app import restrict_access
+from jobs.cli.command import in_one_line
 from jobs.imported import check_row
 from jobs.kind import load_work
 from ui import lean_gradio

@@ -191,13 +191,10 @@ class Checkpoints:
     def _sweep(self, name: str) -> None:
         """Remove drafts of `name` left by killed processes."""
         for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
-            if self._is_left_over(old.name.split("-")[1]):
+            writer = old.name.split("-")[1]
+            mine = self._attempt is not None or writer == str(os.getpid())
+            if mine or not writer.isdecimal() or not psutil.pid_exists(int(writer)):
                 shutil.rmtree(old, ignore_errors=True)
-
-    def _is_left_over(self, writer: str) -> bool:
-        if self._attempt is not None or not writer.isdecimal():
-            return True
-        return int(writer) == os.getpid() or not psutil.pid_exists(int(writer))
 
     def newest(self) -> str | None:
         """Name of the most recent complete checkpoint of work, if there is one."""

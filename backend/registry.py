@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -47,7 +46,12 @@ class Declarations(Mapping[str, Declaration]):
 
     @cached_property
     def _found(self) -> dict[str, Declaration]:
-        modules = [*chain(*map(_submodules, self.packages)), *settings().plugins]
+        modules = []
+        for package in self.packages:
+            file = source_file(package)
+            paths = sorted(file.parent.glob("[!_]*.py")) if file else []
+            modules += [f"{package}.{path.stem}" for path in paths]
+        modules += settings().plugins
         found = (each for module in modules for each in _declared(module, self.decorator))
         return {each.name: each for each in found}
 
@@ -94,13 +98,6 @@ def source_file(module: str) -> Path | None:
     """The source file of a module; None where there is none."""
     spec = find_spec(module)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def _submodules(package: str) -> list[str]:
-    """Full names of the modules in `package`, in alphabetical order."""
-    file = source_file(package)
-    paths = sorted(file.parent.glob("[!_]*.py")) if file else []
-    return [f"{package}.{path.stem}" for path in paths]
 
 
 def _declared(module: str, decorator: str) -> Iterator[Declaration]:

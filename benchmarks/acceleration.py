@@ -36,7 +36,7 @@ from backend.text.chat_template import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
 from benchmarks.decoding import prune
 from benchmarks.shared.timing import decode_seconds, timed
-from jobs.evaluation.acceleration import decoders_of
+from jobs.evaluation.quality import decoders_of
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ROUNDS, CALLS = 15, 10

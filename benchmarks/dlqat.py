@@ -35,7 +35,7 @@ from backend.quantization.range_search import search_range
 from benchmarks.decoding import quantized
 from benchmarks.shared import memory
 from benchmarks.shared.timing import decode_seconds
-from jobs.evaluation.acceleration import decoders_of
+from jobs.evaluation.quality import decoders_of
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
 GROUP, VOCABULARY = 64, 4096

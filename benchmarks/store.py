@@ -45,7 +45,7 @@ from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import frames, queries, tables
 from backend.store.copies import has_file
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Event, Job, Result

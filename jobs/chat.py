@@ -91,7 +91,10 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     if len(before) >= MAX_TURNS:
         why = f"A conversation has at most {MAX_TURNS} prompts."
         raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
-    letters = len(config.system) + len(config.prompt) + sum(map(_letters, before))
+    letters = len(config.system) + len(config.prompt)
+    for turn in before:  # a prompt and its longest answer
+        answers = [len(each.text) for each in turn.answers.values()]
+        letters += len(turn.prompt.text) + max(answers, default=0)
     require_asking(actor, letters, config.max_new_tokens)
     gate.changes.spend(actor)
     gate.count_answer(actor)
@@ -159,13 +162,6 @@ def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
     stop = [*filter(None, str(settings.get("stop", "")).split(STOPS))]
     about = {"model": turns[-1].names[side - 1], "messages": [*first, *said], "stop": stop}
     return ChatBody.model_validate(kept | about | {"stream": True, "details": True})
-
-
-def _letters(turn: Turn) -> int:
-    """Characters of a prompt and its longest answer."""
-    return len(turn.prompt.text) + max(
-        (len(each.text) for each in turn.answers.values()), default=0
-    )
 
 
 def is_hidden(turns: Sequence[Turn], voter: str) -> bool:

@@ -3,7 +3,7 @@ figures."""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from backend.backup.run_rows import (
     Count,
@@ -33,31 +33,30 @@ class Sample(BaseModel):
     tokens: list[Count]
 
 
-class ResultDetails(BaseModel):
-    """The notes of a figure that pages read, where it has them; others are only shown."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-    corpus: Text = ""
-    sha256: Sha256 = ""
-    seed: Count = 0
-    context: Count = 0
-    windows: Count = 0
-    preprocessing: Text = ""
-    lowest: Number = 0.0
-    highest: Number = 0.0
-    tokens: Count = 0
-    prompt: Count = 0
-    nodes: Count = 0
-    decoder: Text = ""
-    dtype: Text = ""
-    rounded: Text = ""
-    arm: Text = ""
-    side: Text = ""
-    end: Text = ""
-    task: Text = ""
-    figure: Text = ""
-    of: Text = ""
-    samples: Annotated[list[Sample], Field(max_length=1000)] = []
+NOTES: dict[str, Any] = {  # of a figure, that pages read; others are only shown
+    "corpus": (Text, ""),
+    "sha256": (Sha256, ""),
+    "seed": (Count, 0),
+    "context": (Count, 0),
+    "windows": (Count, 0),
+    "preprocessing": (Text, ""),
+    "lowest": (Number, 0.0),
+    "highest": (Number, 0.0),
+    "tokens": (Count, 0),
+    "prompt": (Count, 0),
+    "nodes": (Count, 0),
+    "decoder": (Text, ""),
+    "dtype": (Text, ""),
+    "rounded": (Text, ""),
+    "arm": (Text, ""),
+    "side": (Text, ""),
+    "end": (Text, ""),
+    "task": (Text, ""),
+    "figure": (Text, ""),
+    "of": (Text, ""),
+    "samples": (Annotated[list[Sample], Field(max_length=1000)], []),
+}
+DETAILS = create_model("ResultDetails", __config__=ConfigDict(strict=True), **NOTES)
 
 
 def check_row(kind: str, row: StoredRow) -> None:
@@ -71,7 +70,7 @@ def check_row(kind: str, row: StoredRow) -> None:
             row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
             row.lane = Lane.SLOTS
         case ResultRow():
-            ResultDetails.model_validate(row.details)
+            DETAILS.model_validate(row.details)
             if MetricKey(row.family, series=row.series) == SAMPLED and "samples" not in row.details:
                 raise ValueError(f"{SAMPLED} comes without samples")
         case DecoderReportRow():

@@ -21,7 +21,7 @@ whose shapes it will have.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -152,17 +152,15 @@ def read(text: str) -> Pipeline:
         place = ".".join(map(str, first["loc"])) or "the file"
         raise _refused(f"{place}: {first['msg']}.") from error
     steps = [_step(n, x) for n, x in enumerate(file.steps, 1)]
-    return Pipeline(file.name, file.model, [*steps, *(_alone(steps) if file.alone else ())])
-
-
-def _alone(steps: Sequence[Step]) -> Iterator[Step]:
-    """Those that work on a saved model and save something, on the first model, each timed."""
-    timed = next((step for step in reversed(steps) if step.kind == BENCHMARK), None)
-    first = next((n for n, step in enumerate(steps) if step.saves == MODEL), len(steps))
-    for step in steps[first + 1 :]:
-        if step.saves:
-            yield replace(step, anew=True, alone=True)
-            yield from [replace(timed, alone=True)] if timed else ()
+    alone: list[Step] = []
+    if file.alone:  # what works on a saved model and saves something, on the first model, timed
+        timed = next((step for step in reversed(steps) if step.kind == BENCHMARK), None)
+        saves = [step.saves for step in steps]
+        for step in steps[saves.index(MODEL) + 1 :] if MODEL in saves else []:
+            if step.saves:
+                alone.append(replace(step, anew=True, alone=True))
+                alone += [replace(timed, alone=True)] if timed else []
+    return Pipeline(file.name, file.model, [*steps, *alone])
 
 
 def _loaded(text: str) -> dict[Any, Any]:
@@ -222,38 +220,29 @@ def queue(
     not so often; SlimscopeError: one of them cannot be carried out."""
     permissions.require_host(actor, "queue a pipeline")
     plan(pipeline)  # before the transaction, which then finds models examined
-    with one_transaction():
-        made = _queue_steps(pipeline, actor, priority, known)
-    service.wake_supervisor()  # who was woken before saw nothing yet
-    return made
-
-
-def _queue_steps(
-    pipeline: Pipeline, actor: Actor, priority: int, known: Mapping[str, Any]
-) -> list[Job]:
     made: list[Job] = []
     model, drafters = pipeline.model, list[str]()
-    for step in pipeline.steps:
-        if step.anew:
-            model, drafters = pipeline.model, []
-        values, before = step.on(model, drafters), [job.id for job in made[-1:]]
-        made.append(
-            submit(
+    with one_transaction():
+        for step in pipeline.steps:
+            if step.anew:
+                model, drafters = pipeline.model, []
+            job = submit(
                 step.kind,
-                values,
+                step.on(model, drafters),
                 actor,
                 name=pipeline.name,
                 priority=priority,
-                after=before,
+                after=[before.id for before in made[-1:]],
                 known=known if step is pipeline.steps[-1] else NOTHING,
             )
-        )
-        if step.alone:
-            labels.edit([made[-1].run], actor, add=[ALONE])
-        if step.saves == MODEL:
-            model, drafters = made[-1].run, []
-        elif step.saves:
-            drafters = [*drafters, made[-1].run]
+            made.append(job)
+            if step.alone:
+                labels.edit([job.run], actor, add=[ALONE])
+            if step.saves == MODEL:
+                model, drafters = job.run, []
+            elif step.saves:
+                drafters = [*drafters, job.run]
+    service.wake_supervisor()  # who was woken before saw nothing yet
     return made
 
 

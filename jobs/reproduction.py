@@ -21,7 +21,7 @@ from backend.store.states import State
 from backend.store.tables import KEPT_REASON, Job
 from jobs.benchmark.report import decoder_reports
 from jobs.fields.models import needed_runs
-from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
+from jobs.kind import kind_named, kinds, stage_labels
 from jobs.metrics import metric
 from jobs.submit import estimate, validated
 
@@ -55,15 +55,10 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
     again = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
-    cost = _cost(old.kind, config)
+    cost = None
+    with suppress(SlimscopeError):  # it cannot be told under today's settings
+        cost = estimate(kind_named(old.kind), config)
     return service.enqueue(old.kind, again, actor, name=old.name, parent=old, cost=cost)
-
-
-def _cost(kind: str, config: JobConfig) -> Estimate | None:
-    """What it will take; None where it cannot be told under today's settings."""
-    with suppress(SlimscopeError):
-        return estimate(kind_named(kind), config)
-    return None
 
 
 @dataclass(frozen=True)
@@ -110,12 +105,10 @@ class Reproduction:
             return (
                 f"{both} are equal: weights, texts and all {self.compared} figures. {self._why()}"
             )
-        return f"{both} differ: {', '.join(self._what())}. {self._why()}"
-
-    def _what(self) -> list[str]:
         parts = ["other weights"] if self.weights else []
         parts += [f"another {text.what}" for text in self.texts]
-        return [*parts, *([f"{len(self.results)} figures differ"] if self.results else [])]
+        parts += [f"{len(self.results)} figures differ"] if self.results else []
+        return f"{both} differ: {', '.join(parts)}. {self._why()}"
 
     def _why(self) -> str:
         changed = [*self.config, *self.environment]

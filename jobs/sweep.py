@@ -127,14 +127,10 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         seen[same] = described
         configs.append(config)
         estimates.append(estimate)
-    return SweepPlan(configs, estimates, _combined(estimates))
-
-
-def _combined(estimates: Sequence[Estimate]) -> Estimate:
     side_by_side = min(settings().slots, len(estimates))
     seconds = [e.seconds for e in estimates if e.seconds is not None]
     known = len(seconds) == len(estimates)
-    return replace(
+    together = replace(
         estimates[-1],
         seconds=sum(seconds) / side_by_side if known else None,
         bytes=max(e.bytes for e in estimates),
@@ -145,6 +141,7 @@ def _combined(estimates: Sequence[Estimate]) -> Estimate:
         },
         sizes=max((e.sizes for e in estimates if e.sizes), key=itemgetter(1), default=None),
     )
+    return SweepPlan(configs, estimates, together)
 
 
 def queue(

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from backend.statistics.ratio import PairedRatio
 
-SCALARS = (str, int, float, type(None))
-HAS = "has a perplexity"
 # times the perplexity of the dense model: a rule of thumb of ours. Of SmolLM2-135M in few bits,
 # texts at 1.02 times read like the dense model's, at 1.74 times they repeat themselves
 LITTLE, SOME, FAR = 1.1, 1.5, 1000
@@ -32,7 +30,11 @@ def as_text(answer: Any) -> str:
         return str(answer)
     if not answer or not isinstance(answer[0], Mapping):
         return "\n".join(map(str, answer)) or "None."
-    named = [key for key in answer[0] if all(isinstance(each.get(key), SCALARS) for each in answer)]
+    named = [
+        key
+        for key in answer[0]
+        if all(isinstance(each.get(key), (str, int, float, type(None))) for each in answer)
+    ]
     rows = ([_cell(each.get(key)) for key in named] for each in answer)
     return table(named, rows)
 
@@ -131,7 +133,7 @@ class StageComparison:
             return f"Some {told}", f"Read its texts before you use it.{less}"
         return f"Too much {told}", f"Its texts probably repeat themselves or make no sense.{less}"
 
-    def clause(self, stage: str, rivals: Mapping[str, str], verb: str = HAS) -> str:
+    def clause(self, stage: str, rivals: Mapping[str, str], verb: str = "has a perplexity") -> str:
         """In words, where it lies: "has a perplexity 10.5 % lower than GPTQ (8.1 to 12.7 %)".
         `rivals`: stage -> its name in the sentence."""
         parts, last = list[str](), ""

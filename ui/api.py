@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse
 
 from backend.errors import ConfigError
-from jobs.kind import Kind, kinds
+from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS, Operation
 from ui.api_errors import API_PATH, RESPONSES, add_error_handlers
 from ui.security.auth import current_user
@@ -30,22 +30,20 @@ def build() -> FastAPI:
     for operation in OPERATIONS.values():
         if operation.path == SUBMIT:
             for kind in kinds().values():
-                _add_kind(api, operation, kind)
+                schema = kind.config.model_json_schema()
+                body = {"content": {"application/json": {"schema": schema}}}
+                told = f"{kind.summary} The body holds the settings that differ from the defaults."
+                about = {
+                    "summary": f"Add a run: {kind.title}",
+                    "description": told,
+                    "openapi_extra": {"requestBody": body},
+                }
+                path, fixed = SUBMIT.format(kind=kind.name), {"kind": kind.name}
+                _add(api, operation, path, f"submit_{kind.name}", about, fixed)
         elif operation.path:
             name = operation.name.replace("-", "_")
             _add(api, operation, operation.path, name, {"description": operation.about})
     return api
-
-
-def _add_kind(api: FastAPI, operation: Operation, kind: Kind) -> None:
-    schema = kind.config.model_json_schema()
-    about = {
-        "summary": f"Add a run: {kind.title}",
-        "description": f"{kind.summary} The body holds the settings that differ from the defaults.",
-        "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": schema}}}},
-    }
-    path, fixed = SUBMIT.format(kind=kind.name), {"kind": kind.name}
-    _add(api, operation, path, f"submit_{kind.name}", about, fixed)
 
 
 def _add(

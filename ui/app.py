@@ -1,4 +1,4 @@
-"""The pages put together, and the web server that shows them."""
+"""The pages put together, the search over them, and the web server that shows them."""
 
 import os
 import sys
@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from backend.settings import Settings, settings
 from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH
-from ui.charts.template import templates
+from ui.charts.chart import templates
+from ui.format import href, term_id
 from ui.frame import VERSION, Page, frame, navigation, pulse
 from ui.gradio_patches import (
     check_calls,
@@ -33,10 +34,11 @@ from ui.gradio_patches import (
 )
 from ui.health import healthz, metrics
 from ui.pages import pages
+from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.pages.workbench import tables, weights
-from ui.search import search
+from ui.runs.rows import all_rows
 from ui.security import auth
 from ui.security.connections import server_options
 from ui.security.middleware import SecurityMiddleware
@@ -52,10 +54,49 @@ from ui.static import (
 from ui.templates import render
 from ui.theme import css, theme
 
+MAX_HITS, MAX_TERMS = 8, 3
+Hit = dict[str, str]  # title, about, to: its address
+
+
 NOWHERE = Page("", "", lambda: None, 0, section="")  # no page of the navigation
-DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 THREADS = 16  # of Gradio's functions
 SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
+
+
+def search_terms(text: str) -> list[Hit]:
+    """Terms, and questions of Help, that begin with the text, or have a word that does; else those
+    whose definitions have all its words."""
+    wanted = text.strip().lower()
+    found = [
+        {"title": term, "about": definition, "to": f"{href('help')}#{term_id(term)}"}
+        for term, definition in known_terms().items()
+    ] + [
+        {"title": question, "about": answer, "to": href(page.replace("home", ""))}
+        for question, (answer, page) in QUESTIONS.items()
+    ]
+    named = [hit for hit in found if wanted and f" {wanted}" in f" {hit['title'].lower()}"]
+    words = wanted.split()
+    told = [hit for hit in found if words and all(w in hit["about"].lower() for w in words)]
+    return sorted(named or told, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
+
+
+def search_runs(text: str) -> list[Hit]:
+    """Newest runs that contain every word; first those whose id contains the first word."""
+    words = text.lower().split()
+    rows = all_rows() if words else []
+    found = [row.head for row in rows if all(word in row.names for word in words)]
+    hits = []
+    for run in sorted(found, key=lambda run: words[0] not in run.run)[:MAX_HITS]:
+        model, tags = str(run.config.get("model", "")), [f"#{tag}" for tag in run.tags or ()]
+        about = " · ".join(filter(None, (run.state, run.name, model, *tags)))
+        hits.append({"title": run.run, "about": about, "to": href("run", id=run.run)})
+    return hits
+
+
+def search(request: Request) -> Response:
+    text = request.query_params.get("q", "")[:100]
+    hits = [*search_runs(text), *search_terms(text)]
+    return JSONResponse(hits, headers={"Cache-Control": "no-store"})
 
 
 def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
@@ -143,7 +184,9 @@ def routes() -> list[BaseRoute]:
 
 def serve(here: Settings) -> None:
     # without a display, a browser might take over the terminal
-    screen = not sys.platform.startswith("linux") or any(map(os.environ.get, DISPLAYS))
+    screen = not sys.platform.startswith("linux") or any(
+        map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
+    )
     build().launch(
         server_name=here.host, server_port=here.port or None, inbrowser=screen, **launch_options()
     )

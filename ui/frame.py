@@ -1,4 +1,5 @@
-"""What every page shares: header, status strip, heading, footer, and the current user.
+"""The frame around every page: header, status strip, heading, footer, keyboard shortcuts, and the
+current user.
 
 A page is redrawn only when something has changed. The browser polls `pulse` (a plain request, one
 for each open page: every 2 s while something runs, else every 10 s, and not in a hidden tab);
@@ -6,7 +7,7 @@ only when the cursor in the answer differs from the last one does `live` run a G
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
 from ui.health import READER
-from ui.keyboard import shortcuts
 from ui.security.auth import current_user as current_user
 from ui.templates import fragments
 
@@ -42,6 +42,32 @@ Handler = Callable[..., Any]  # of an event
 HTML = fragments("templates/frame.html")
 _NAMES = re.compile(r"[\w .:,/+\-@~()%]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
+
+
+class Shortcut(NamedTuple):
+    """Keys, pressed one after the other; their effect; the address they open, if any."""
+
+    keys: str
+    effect: str
+    address: str = ""
+
+
+FIXED = (
+    Shortcut("/", "Search runs, pages and terms; Ctrl or ⌘ and K as well"),
+    Shortcut("?", "List keyboard shortcuts"),
+    Shortcut("n", "New run", "new"),
+    Shortcut("p", "Present this view on the full screen"),
+    Shortcut("f", "Show the chart under the pointer, or in focus, on the full screen"),
+    Shortcut("Esc", "Close the open dialog or list"),
+)
+
+
+def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
+    """Fixed shortcuts, then one for each page (letter, name, path) that has a letter."""
+    return [
+        *FIXED,
+        *(Shortcut(f"g {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),
+    ]
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ from backend.queue.actor import is_unnamed, reject
 from backend.queue.gate import client_network
 from ui.security.auth import current_user
 
-POLL_SECONDS = 0.02
 FUNCTIONS = 4096  # of all pages, at most
-CHANGED = "The dashboard has changed since the page was opened."
 find_function = route_utils.get_fn
 EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # in the queue
 SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
@@ -82,7 +80,7 @@ def web_app_once() -> Iterator[None]:
 def poll_less_often(app: gr.Blocks) -> None:
     """Lets the idle event queue look for work less often (Gradio 6.31 has no option): every 1 ms,
     the default, takes 4 % of a core."""
-    app._queue.sleep_when_free = POLL_SECONDS
+    app._queue.sleep_when_free = 0.02
 
 
 def without_startup_check() -> dict[str, Any]:
@@ -143,7 +141,11 @@ def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> 
     try:
         function = find_function(blocks, api_name, body)
     except (KeyError, route_utils.FnIndexInferError):
-        raise ConfigError("The call was not accepted.", CHANGED, "Reload the page.") from None
+        raise ConfigError(
+            "The call was not accepted.",
+            "The dashboard has changed since the page was opened.",
+            "Reload the page.",
+        ) from None
     if function.fn is None:
         raise ConfigError("The call was not accepted.", "It is a function of the browser.")
     if len(body.data) < len(function.inputs):

@@ -30,7 +30,6 @@ from ui.security.connections import GuardedProtocol
 from ui.security.middleware import TIMES
 
 log = logging.getLogger("slimscope.database")
-FRESH_S = 1.0
 PATIENCE_S, KNOWN_AWAY_S = 5.0, 0.5  # the latter where it did not answer when last asked
 
 
@@ -57,7 +56,7 @@ class StatusReader:
         """What was read last, and what to say without an answer, or of another version."""
         with self._lock:
             now, url, asked = time.monotonic(), settings().url, self._asked
-            is_old = asked is not None and asked.done() and now - self._asked_at >= FRESH_S
+            is_old = asked is not None and asked.done() and now - self._asked_at >= 1.0
             if asked is None or is_old or url != self._url:
                 self._asked = asked = self._thread.submit(_look)
                 self._asked_at, self._url = now, url

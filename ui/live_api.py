@@ -32,7 +32,6 @@ from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
 CHANGE = "change a model live"
-NOT_OPENED = "Guests may change the models that a host has opened on this page."
 _opened: set[str] = set()  # by hosts, since the dashboard was started
 
 
@@ -59,7 +58,11 @@ def _require_opened(actor: Actor, *models: str) -> None:
     """Raise `ForbiddenError` for a guest who may not ask, or not about these models."""
     require(actor, CHANGE, may_not_ask(actor))
     if actor.role != "host" and not _opened.issuperset(models):
-        raise ForbiddenError(f"{actor.name} may not {CHANGE}.", NOT_OPENED, ASK)
+        raise ForbiddenError(
+            f"{actor.name} may not {CHANGE}.",
+            "Guests may change the models that a host has opened on this page.",
+            ASK,
+        )
 
 
 def _guarded(

@@ -13,7 +13,6 @@ from ui.static import STYLES
 # semi-bold files lack letters, so bold stands for the weight 600.
 WEIGHTS = (400, 700)
 SANS = (gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif")
-MONO = (gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace")
 
 
 class Palette(NamedTuple):
@@ -130,7 +129,7 @@ def theme() -> gr.themes.Base:
         spacing_size="sm",
         radius_size=gr.themes.Size(*["8px"] * 7),
         font=SANS,
-        font_mono=MONO,
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
     )
     colours = [(name, field) for field, names in _COLOURS.items() for name in names]
     light = {name: getattr(LIGHT, field) for name, field in colours}

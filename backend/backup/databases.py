@@ -31,8 +31,8 @@ from backend.store.copies import (
     database_files,
     only_tables,
 )
+from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
-from backend.store.dialects.choice import dialect_of
 from backend.store.json_column import JsonColumn, write_json
 from backend.store.migrate import newest_revision, run_migrations, upgrade
 from backend.store.session import engine_for
@@ -183,9 +183,20 @@ def replace_database(copy: Path) -> Path:
     """Put a copy in place of the database; return where the old one lies now. `BackupError` if it
     is in use, or the copy is damaged or of a newer version."""
     database = database_file()
-    _check_copy(copy)
-    lock = SUPERVISOR.try_lock()
-    if lock is None:
+    try:
+        with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+            (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
+            (revision,) = opened.execute("SELECT version_num FROM alembic_version").fetchone()
+        plain = only_tables(copy)
+    except (sqlite3.Error, TypeError) as error:
+        raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
+    if not plain:
+        raise BackupError(NOT_REPLACED, f"{copy} holds more than tables.", "Use a daily copy.")
+    if found != "ok":
+        raise BackupError(NOT_REPLACED, f"{copy} is damaged: {found}.", "Use an older copy.")
+    if revision > newest_revision():
+        raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
+    if (lock := SUPERVISOR.try_lock()) is None:
         why = "The supervisor of this data folder is at work."
         raise BackupError(NOT_REPLACED, why, "Wait until its runs have ended.")
     try:
@@ -200,22 +211,6 @@ def replace_database(copy: Path) -> Path:
     upgrade()
     check_integrity()
     return kept
-
-
-def _check_copy(copy: Path) -> None:
-    try:
-        with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as opened:
-            (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
-            (revision,) = opened.execute("SELECT version_num FROM alembic_version").fetchone()
-        plain = only_tables(copy)
-    except (sqlite3.Error, TypeError) as error:
-        raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
-    if not plain:
-        raise BackupError(NOT_REPLACED, f"{copy} holds more than tables.", "Use a daily copy.")
-    if found != "ok":
-        raise BackupError(NOT_REPLACED, f"{copy} is damaged: {found}.", "Use an older copy.")
-    if revision > newest_revision():
-        raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
 
 
 def _exchange(copy: Path, database: Path) -> Path:

@@ -121,13 +121,14 @@ def _known(run: str) -> bool:
 
 
 def _add_missing(check: Check) -> list[Job]:
-    return [_install(file, check) for run, file in bundled().items() if not _known(run)]
-
-
-def _install(file: Path, check: Check) -> Job:
-    with TemporaryDirectory(prefix="slimscope-example-") as folder:
-        archive = Path(folder, file.name.removesuffix(".xz"))
-        with lzma.open(file) as packed, archive.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-        place = int(_stem(file).partition("-")[2] or 1)
-        return import_run(archive, PACKAGE, check, example=place)
+    added = []
+    for run, file in bundled().items():
+        if _known(run):
+            continue
+        with TemporaryDirectory(prefix="slimscope-example-") as folder:
+            archive = Path(folder, file.name.removesuffix(".xz"))
+            with lzma.open(file) as packed, archive.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+            place = int(_stem(file).partition("-")[2] or 1)
+            added.append(import_run(archive, PACKAGE, check, example=place))
+    return added

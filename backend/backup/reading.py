@@ -117,8 +117,12 @@ class ArchiveReader:
             except tarfile.FilterError:
                 safe = False
             regular = entry.isreg() and not entry.issparse()
-            own = _is_plain(name) and name.split("/")[0] in self._tops
-            if not safe or not regular or not own:
+            # written in the one way that leads to its file, and one that can be a file's here
+            parts = name.split("/")
+            sizes = [len(os.fsencode(part)) for part in parts]
+            short = max(sizes) <= MAX_PART and sum(sizes) <= MAX_NAME and len(parts) <= MAX_PARTS
+            plain = short and not {"", ".", ".."} & {*parts}
+            if not safe or not regular or not plain or parts[0] not in self._tops:
                 raise self.damaged(f"{name!r} is not a file of a backup.")
             if any(str(parent) in entries for parent in PurePosixPath(name).parents):
                 raise self.damaged(f"{name!r} lies in a file.")
@@ -145,14 +149,6 @@ class ArchiveReader:
                 size = output.tell()
             if (size, reader.digest.hexdigest()) != (expected.bytes, expected.sha256):
                 raise self.damaged(f"{name} differs from its checksum.")
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name is written in the one way that leads to its file, and can be a file's here."""
-    parts = name.split("/")
-    sizes = [len(os.fsencode(part)) for part in parts]
-    short = max(sizes) <= MAX_PART and sum(sizes) <= MAX_NAME and len(parts) <= MAX_PARTS
-    return short and not {"", ".", ".."} & {*parts}
 
 
 def restore_backup(file: Path, progress: Progress = silent) -> Manifest:

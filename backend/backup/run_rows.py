@@ -220,11 +220,6 @@ class TensorSnapshotRow(StoredRow):
             raise ValueError(f"the statistic {min(missing)} is missing")
         return self
 
-    @property
-    def packed(self) -> tuple[bytes, int]:
-        """The packed histogram, and the bytes it unpacks to."""
-        return self.counts, 4 * BINS
-
 
 class TensorProfileRow(StoredRow):
     table: Literal["tensor_profiles"] = "tensor_profiles"
@@ -242,11 +237,6 @@ class TensorProfileRow(StoredRow):
         if 4 * math.prod(self.shape) > LARGEST_PROFILE:
             raise ValueError("the profile is too large")
         return self
-
-    @property
-    def packed(self) -> tuple[bytes, int]:
-        """The packed values, and the bytes they unpack to."""
-        return self.values, 4 * math.prod(self.shape)
 
 
 class ArtifactRow(StoredRow):
@@ -292,9 +282,13 @@ def line_of(table: str, columns: dict[str, Any]) -> bytes:
 def unpacked_bytes(row: StoredRow) -> int:
     """The bytes the packed part of a row unpacks to, which its other columns say; `ValueError` if
     it is none, or unpacks to more or less."""
-    if not isinstance(row, TensorSnapshotRow | TensorProfileRow):
-        return 0
-    packed, size = row.packed
+    match row:
+        case TensorSnapshotRow():
+            packed, size = row.counts, 4 * BINS
+        case TensorProfileRow():
+            packed, size = row.values, 4 * math.prod(row.shape)
+        case _:
+            return 0
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(packed, size + 1)

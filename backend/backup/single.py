@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from backend.backup import run_rows
 from backend.backup.reading import ArchiveReader, open_archive
@@ -41,7 +40,6 @@ from backend.store import queries, tables
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
 
-NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
 BATCH = 5_000  # rows
 CHECKED = ".checked-rows"  # in the folder of an import
@@ -68,7 +66,9 @@ def export_run(
                 file.writelines(_lines(job))
         except ValidationError as error:
             do = "Restore a daily copy of the database, or run it again."
-            raise BackupError(NOT_EXPORTED, f"A row is damaged: {_fault(error)}.", do) from error
+            raise BackupError(
+                "The run was not exported.", f"A row is damaged: {_fault(error)}.", do
+            ) from error
         whole = SourceFile(ROWS, rows, rows.stat().st_size)
         files = [whole, *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
@@ -139,7 +139,14 @@ class RunImport:
             for row in rows:
                 self._check_row(row)
                 pickle.dump((row.table, row.columns()), file)
-        self._check_files()
+        work = work_folder(self._run).name
+        for name in archive.manifest.files:  # none of another run; resuming trusts checkpoints
+            top, _, inside = name.partition("/")
+            run, _, rest = inside.partition("/")
+            hidden = any(part.startswith(".") for part in rest.split("/"))
+            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
+            if top == ARTIFACTS and (run != self._run or hidden or not kept):
+                raise archive.damaged(f"{name!r} is not a file of {self._run}.")
 
     def _rows(self) -> Iterator[run_rows.StoredRow]:
         """The rows, one after the other; `BackupError` if a line is none of a run."""
@@ -175,40 +182,32 @@ class RunImport:
         if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 
-    def _check_files(self) -> None:
-        """Raise `BackupError` for files of another run, and checkpoints: resuming trusts them."""
-        work = work_folder(self._run).name
-        for name in self._archive.manifest.files:
-            top, _, inside = name.partition("/")
-            run, _, rest = inside.partition("/")
-            hidden = any(part.startswith(".") for part in rest.split("/"))
-            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
-            if top == ARTIFACTS and (run != self._run or hidden or not kept):
-                raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
-
     def add(self, actor: Actor, file: str, example: int) -> tables.Job:
         """Write the run and move its files into place, both or neither."""
         try:
             with writing(durable=True) as session:
-                job = self._add_job(session, actor, example)
+                kind, values = self._job.kind, self._job.columns()
+                number = tables.example_number(kind, example) if example else first_number(session)
+                values |= {"id": number, "config_hash": tables.config_hash(kind, values["config"])}
+                session.add(job := tables.Job(**values, owner=actor.name))
+                session.flush()
+                session.refresh(job)
                 for table, rows in self._batches(job):
                     session.execute(insert(tables.TABLES_OF_A_RUN[table]), rows)
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
-                _move_files(self._folder / ARTIFACTS / self._run, run_folder(job.run))
+                source, target = self._folder / ARTIFACTS / self._run, run_folder(job.run)
+                if target.exists():
+                    why = f"There is a folder {target} already."
+                    do = "slimscope doctor names artefacts that belong to no run."
+                    raise BackupError(NOT_IMPORTED, why, do)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir():
+                    source.rename(target)
+                else:
+                    target.mkdir()
                 return job
         except IntegrityError as error:
             raise self._archive.damaged("It holds a row twice.") from error
-
-    def _add_job(self, session: Session, actor: Actor, example: int) -> tables.Job:
-        values = self._job.columns()
-        kind = self._job.kind
-        values["id"] = tables.example_number(kind, example) if example else first_number(session)
-        values["config_hash"] = tables.config_hash(self._job.kind, values["config"])
-        job = tables.Job(**values, owner=actor.name)
-        session.add(job)
-        session.flush()
-        session.refresh(job)
-        return job
 
     def _batches(self, job: tables.Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The other rows as they belong to the new run, those of a table together."""
@@ -230,14 +229,3 @@ class RunImport:
         if table == tables.Artifact.__tablename__:
             values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
         return values
-
-
-def _move_files(source: Path, target: Path) -> None:
-    if target.exists():
-        do = "slimscope doctor names artefacts that belong to no run."
-        raise BackupError(NOT_IMPORTED, f"There is a folder {target} already.", do)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        source.rename(target)
-    else:
-        target.mkdir()

@@ -235,32 +235,25 @@ def _below(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress) -> None:
+    """Write files, then the manifest. Of a log that grows, what was there when it was opened."""
     advance = counted(progress, sum(file.bytes for file in files))
     with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
         for file in files:
-            if archived := _add(archive, file, advance):
-                manifest.files[file.name] = archived
+            try:
+                source = file.path.open("rb")
+            except FileNotFoundError:  # it has been deleted meanwhile
+                continue
+            with source:
+                size = os.fstat(source.fileno()).st_size
+                reader = HashingReader(source, advance)
+                archive.addfile(_entry(file.name, size), reader)
+            archived = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
+            manifest.files[file.name] = archived
         text = manifest.model_dump_json(indent=1).encode()
         archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
         archive.close()
         output.flush()
         os.fsync(output.fileno())
-
-
-def _add(
-    archive: tarfile.TarFile, file: SourceFile, advance: Callable[[int], None]
-) -> ArchivedFile | None:
-    """Append one file; None if it has been deleted meanwhile. Of a log that grows, what was there
-    when it was opened."""
-    try:
-        source = file.path.open("rb")
-    except FileNotFoundError:
-        return None
-    with source:
-        size = os.fstat(source.fileno()).st_size
-        reader = HashingReader(source, advance)
-        archive.addfile(_entry(file.name, size), reader)
-    return ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
 
 
 def _entry(name: str, size: int) -> tarfile.TarInfo:

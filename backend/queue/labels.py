@@ -12,7 +12,7 @@ from backend.queue.actor import Actor
 from backend.queue.lifecycle import note
 from backend.queue.permissions import require_host
 from backend.store import queries
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.session import locked, now_ms, writing
 from backend.store.tables import Job, SavedView, Table
 

@@ -22,7 +22,6 @@ from backend.store.states import QUICK_SLOT
 from backend.store.tables import Attempt, Job, Slot
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
-LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
 FOR_SUPERVISOR = (
     "SLIMSCOPE_ENGINE",
@@ -57,7 +56,6 @@ LIBRARIES = {  # of C
     "GOMP_SPINCOUNT": "1000",
 }
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-FINGERPRINT = 16  # hex digits
 VARIABLES = "variables"  # of the submission, in the environment of a job
 NICE = 10  # of a job beside the slots
 RUN = (sys.executable, "-m", "jobs.runtime.main")
@@ -99,10 +97,10 @@ class FolderProcess:
 
     def hold(self) -> BaseFileLock | None:
         """Acquire the lock, with retries: `is_alive` checks hold it briefly."""
-        for _ in range(LOCK_TRIES):
+        for _ in range(10):
             if (lock := self.try_lock()) is not None:
                 return lock
-            time.sleep(LOCK_WAIT_S)
+            time.sleep(0.1)
         return None
 
     def wake(self) -> None:
@@ -226,7 +224,7 @@ def _texts(stored: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
 
 
 def _fingerprint(token: str | None) -> str | None:
-    return hashlib.sha256(token.encode()).hexdigest()[:FINGERPRINT] if token else None
+    return hashlib.sha256(token.encode()).hexdigest()[:16] if token else None
 
 
 def spare_request(job: Job | None) -> LaunchRequest:

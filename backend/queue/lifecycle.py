@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
-from backend.queue.dependencies import waiting
 from backend.queue.engines.local import LocalEngine
-from backend.queue.scheduling import launch_order
-from backend.store.dialects.choice import dialect_of
+from backend.queue.scheduling import launch_order, waiting
+from backend.store.dialects import dialect_of
 from backend.store.session import change, database_ms, locked, writing
 from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
@@ -35,7 +34,6 @@ OTHER_VERSION = {
     "database.",
     "do": "Install the same version on every machine, restart the dashboard, and resume.",
 }
-ERROR_LETTERS = 1000
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
@@ -79,7 +77,7 @@ def fail_job(job_id: int, cause: BaseException) -> None:
     do = "Its row in the database may be damaged: add the run anew, or restore a daily copy."
     if isinstance(cause, SlimscopeError):
         what, why, do = cause.what, cause.why, cause.do
-    error = {"what": what, "why": printable(why)[:ERROR_LETTERS], "do": do}
+    error = {"what": what, "why": printable(why)[:1000], "do": do}
     with writing(durable=True) as session:
         now = database_ms(session)
         ours = select(Attempt.id).where(Attempt.job_id == job_id)
@@ -120,7 +118,12 @@ def start_attempt(
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), place)
     free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
     slot, now = session.scalars(free).first(), database_ms(session)
-    due = launch_order(now, lane).where(_due(now)).limit(1)
+    # A job may start when what it works on is there, and it need not wait for a retry. None waits
+    # longer than the longest delay: a later `not_before` was written before the system clock was
+    # set back.
+    longest = max([AGAIN_DELAY_MS, *RETRY_DELAYS_MS.values()])
+    is_due = (Job.not_before <= now) | (Job.not_before > now + longest)
+    due = launch_order(now, lane).where(~waiting(), is_due).limit(1)
     job = session.scalars(due.with_for_update(of=Job, skip_locked=True)).first()
     if slot is None or job is None:
         return None
@@ -153,14 +156,6 @@ def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
     session.flush()
     session.refresh(job)
     return attempt
-
-
-def _due(now: int) -> ColumnElement[bool]:
-    """Whether a job may start: what it works on is there, and it need not wait for a retry. None
-    waits longer than the longest delay: a later `not_before` was written before the system clock
-    was set back."""
-    longest = max([AGAIN_DELAY_MS, *RETRY_DELAYS_MS.values()])
-    return ~waiting() & ((Job.not_before <= now) | (Job.not_before > now + longest))
 
 
 def mark_running(session: Session, attempt: Attempt) -> None:

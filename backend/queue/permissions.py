@@ -20,7 +20,6 @@ GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
 GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
 READ_ONLY = "Guests have read-only access."
 NO_COOKIE = "Votes need the cookie that this page sets."
-OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 
 
@@ -59,7 +58,7 @@ def may_not_cancel(actor: Actor, owner: str) -> str:
     """The same for cancelling a run of `owner`."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
         return ""
-    return OWN_RUNS if settings().guest_runs else READ_ONLY
+    return "Guests may cancel only their own runs." if settings().guest_runs else READ_ONLY
 
 
 def require_host(actor: Actor, action: str) -> None:
@@ -129,17 +128,12 @@ def require_asking(actor: Actor, letters: int, tokens: int) -> None:
 
 
 def require_free(session: Session, actor: Actor) -> None:
-    """The last check of a run that is added, and its count: whether there is room for it. Inside
-    the transaction that adds it, so that only one of two concurrent requests succeeds."""
-    _require_room(session, actor)
-    gate.changes.spend(actor)
-
-
-def _require_room(session: Session, actor: Actor) -> None:
-    """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
-    limit, or those at the same address half of it (rounded up): who drops the cookie is another
-    guest."""
+    """The last check of a run that is added, and its count. Inside the transaction that adds it, so
+    that only one of two concurrent requests succeeds. Raise `ForbiddenError` if the guest already
+    has an active run, or guests have reached their limit, or those at the same address half of it
+    (rounded up): who drops the cookie is another guest."""
     if actor.role == "host":
+        gate.changes.spend(actor)
         return
     alone(session, NamedLock.GUESTS)
     owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
@@ -156,3 +150,4 @@ def _require_room(session: Session, actor: Actor) -> None:
     if len(owners) >= every:
         why = f"Guests already have {len(owners)} active runs, the maximum."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
+    gate.changes.spend(actor)

@@ -25,15 +25,14 @@ from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copies_folder
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.session import engine_for, locked, now_ms, writing
 from backend.store.states import ACTIVE, RESUMABLE, TERMINAL
 from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job
 
 DAY_MS = 86_400_000
 FREED = ".freed"
-CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
-UNDO_MS = DAY_MS
+CHECKPOINTS, OTHER = "checkpoints", "other files"
 HISTORY = (Attempt, Event)  # what stays of a purged run, beside its row
 
 
@@ -66,7 +65,7 @@ def disk_use(run: str) -> dict[str, int]:
         if entry == work_folder(run):
             part = CHECKPOINTS
         elif re.fullmatch(r"a\d+", entry.name):
-            part = LOGS
+            part = "logs"
         elif entry.name.startswith("."):
             part = OTHER
         use[part] = use.get(part, 0) + folder_bytes(entry)
@@ -125,7 +124,7 @@ def free_expired() -> None:
     for leftover in settings().artifacts.glob(f"*/{FREED}"):
         delete_folder(leftover)
     if days := settings().keep_checkpoints_days:
-        for job in queries.ended_before(RESUMABLE, now_ms() - int(days * DAY_MS)):
+        for job in queries.resumable_before(now_ms() - int(days * DAY_MS)):
             if has_checkpoints(job.run):
                 _free(job.id, ME, f" after {days:g} days")
 
@@ -136,7 +135,9 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         if job.state not in TERMINAL or not has_checkpoints(job.run):
             return None
         use = disk_use(job.run)
-        aside = _set_aside(work_folder(job.run))
+        aside = work_folder(job.run).with_name(FREED)
+        delete_folder(aside)
+        work_folder(job.run).rename(aside)
         freed = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
         again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
@@ -145,12 +146,6 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
     delete_folder(aside)
     remove_stored(work_folder(job.run))
     return freed
-
-
-def _set_aside(work: Path) -> Path:
-    aside = work.with_name(FREED)
-    delete_folder(aside)
-    return work.rename(aside)
 
 
 def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
@@ -212,7 +207,7 @@ def forget(runs: Iterable[str | int], actor: Actor) -> None:
 
 def purge_expired() -> None:
     """Purge what was deleted more than a day ago."""
-    for job in queries.removed(before=now_ms() - UNDO_MS):
+    for job in queries.removed(before=now_ms() - DAY_MS):
         _purge(job.id, ME)
 
 
@@ -224,7 +219,7 @@ def _purge(job_id: int, actor: str) -> int:
     remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
-        for table in {*TABLES_OF_A_RUN.values()} - {*HISTORY}:
+        for table in {*TABLES_OF_A_RUN.values()} - {Attempt, Event}:  # they stay, beside its row
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
         note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")

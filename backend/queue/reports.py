@@ -18,12 +18,10 @@ from backend.queue.permissions import require_host
 from backend.store.session import fetched, locked, now_ms, reading, writing
 from backend.store.tables import RUN_NAME, Report
 
-MOST_LISTED = 500
 MOST_BLOCKS = 40
 MOST_RUNS = 6
 TITLE_LETTERS = 120
 TEXT_LETTERS = 8000
-QUERY_LETTERS = 2000
 CHART = re.compile(r"[a-z][a-z0-9-]{0,60}")
 NOT_SAVED = "The report was not saved."
 
@@ -71,7 +69,7 @@ def report(number: int) -> Report:
 
 def reports() -> list[Report]:
     """Reports, the one saved last first."""
-    query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(MOST_LISTED)
+    query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500)
     return fetched(query)
 
 
@@ -117,7 +115,7 @@ def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
     """Add a chart at the end; `ConfigError` for no address, or too many runs. The caller knows
     whether there is such a chart."""
     query = one_line(query)
-    if not CHART.fullmatch(chart) or len(query) > QUERY_LETTERS:
+    if not CHART.fullmatch(chart) or len(query) > 2000:
         raise ConfigError("The chart was not added.", "Its address is not one of a page.")
     _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), chart, query)])
 

@@ -1,22 +1,62 @@
-"""Scheduling: the order in which queued jobs start, and the status of the queue."""
+"""Scheduling: the order in which queued jobs start, those that wait for what another one will save,
+and the status of the queue."""
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, select
 
-from backend.queue.dependencies import waiting
 from backend.store.session import database_ms, fetched, reading
 from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
-from backend.store.tables import CLUSTER, Job, Supervisor
+from backend.store.tables import CLUSTER, Job, Need, Supervisor
 
 HOUR_MS = 3_600_000
 ALIVE_MS = 15_000
 SILENT_MS = 60_000  # after which a cluster that does not answer is told
-STARTS_WITHIN_MS = 30_000
+
+
+@lru_cache(maxsize=1)  # the supervisor asks at every turn
+def waiting() -> ColumnElement[bool]:
+    """Whether a run that a job works on has not succeeded yet."""
+    needed = Job.__table__.alias("needed")
+    return exists(
+        select(Need.needed_id)
+        .join(needed, needed.c.id == Need.needed_id)
+        .where(Need.job_id == Job.id, needed.c.state != State.SUCCEEDED)
+        .correlate(Job)
+    )
+
+
+def awaited(runs: Iterable[int]) -> dict[int, list[Job]]:
+    """Run id -> the runs it waits for."""
+    found: dict[int, list[Job]] = {}
+    query = select(Need.job_id, Job).join(Job, Job.id == Need.needed_id)
+    query = query.where(Need.job_id.in_([*runs]), Job.state != State.SUCCEEDED).order_by(Job.id)
+    with reading() as session:
+        for run, job in session.execute(query):
+            found.setdefault(run, []).append(job)
+    return found
+
+
+def connected(run: int) -> list[Job]:
+    """The runs of the pipeline that `run` belongs to, oldest first: all that are linked by what one
+    saves and another works on. Others that were deleted are left out."""
+    with reading() as session:
+        links: dict[int, set[int]] = {}
+        for one, other in session.execute(select(Need.job_id, Need.needed_id)):
+            links.setdefault(one, set()).add(other)
+            links.setdefault(other, set()).add(one)
+        reached, ends = set[int](), {run}
+        while ends:
+            reached |= ends
+            ends = set[int]().union(*(links.get(end, set()) for end in ends)) - reached
+        kept = Job.removed_at.is_(None) | (Job.id == run)
+        shown = select(Job).where(kept, Job.id.in_(reached))
+        return list(session.scalars(shown.order_by(Job.id)))
 
 
 def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
@@ -73,7 +113,7 @@ class QueueStatus:
         """Whether runs wait for a supervisor that should have come by now: one starts in seconds
         after a run is added."""
         oldest = min((job.queued_at for job in self.queued), default=math.inf)
-        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
+        return not self.supervisor_alive and self.at - oldest > 30_000
 
     def position(self, job_id: int) -> int | None:
         """1 for the next job to start; None if the job is not queued."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -14,11 +14,11 @@ from backend.inputs import inputs_of
 from backend.printable import one_line
 from backend.queue import permissions, scheduling
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import SUPERVISOR, VARIABLES, submission_variables
 from backend.queue.lifecycle import first_number, move, note
 from backend.queue.permissions import Cost, require_host
+from backend.queue.scheduling import awaited
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
@@ -56,19 +56,7 @@ class NewRun:
     sizes: tuple[int, int, int] | None = None  # `SIZES`
 
 
-class EnqueueOptions(TypedDict, total=False):
-    """Keywords of `enqueue_all`."""
-
-    name: str
-    priority: int
-    parent: Job | None
-    cost: Cost | None
-    known: Mapping[str, Any]
-
-
-def enqueue(
-    kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Unpack[EnqueueOptions]
-) -> Job:
+def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
     """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
     runs = [run if isinstance(run, NewRun) else NewRun(run)]
     return enqueue_all(kind, runs, actor, **options)[0]
@@ -148,12 +136,13 @@ def expect_run(actor: Actor) -> None:
 def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
     """The settings and variables a run will find, and the sizes of its files."""
     frozen = parent.environment.get("settings") if parent else None
-    sizes = zip(SIZES, run.sizes or (), strict=False)
-    return {
-        "settings": frozen or {**settings().for_jobs(), **_inputs(run.config)},
-        VARIABLES: submission_variables(),
-        **dict(sizes),
-    }
+    if not frozen:
+        frozen = settings().for_jobs()
+        # machines of a cluster are told which models and texts a run means
+        if settings().engine != "local" and (inputs := inputs_of(run.config)):
+            frozen = {**frozen, INPUTS: json.dumps(inputs)}
+    sizes = dict(zip(SIZES, run.sizes or (), strict=False))
+    return {"settings": frozen, VARIABLES: submission_variables(), **sizes}
 
 
 def _estimated(cost: Cost | None, number: int) -> dict[str, float]:
@@ -169,14 +158,6 @@ def _lane(cost: Cost | None, jobs: int) -> Lane:
     if jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
         return Lane.SLOTS
     return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else Lane.SLOTS
-
-
-def _inputs(config: dict[str, Any]) -> dict[str, str]:
-    """The setting that tells machines of a cluster which models and texts a run means."""
-    if settings().engine == "local":
-        return {}
-    found = inputs_of(config)
-    return {INPUTS: json.dumps(found)} if found else {}
 
 
 def cancel(run: str | int, actor: Actor) -> State:
@@ -252,15 +233,13 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     """Queue all failed, cancelled or lost jobs among these again, all at once; return those."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
+    resumed = []
     with _queue_change() as session:
-        return [job for job in locked(session, Job, ids) if _resume(session, job, actor)]
-
-
-def _resume(session: Session, job: Job, actor: Actor) -> bool:
-    """Queue a job again, if that is possible."""
-    reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
-    reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
-    possible = job.state in RESUMABLE and not job.removed_at
-    if possible := possible and move(session, job, State.QUEUED, **reset):
-        note(session, job.id, "resumed", actor.name)
-    return possible
+        reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
+        reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
+        for job in locked(session, Job, ids):
+            possible = job.state in RESUMABLE and not job.removed_at
+            if possible and move(session, job, State.QUEUED, **reset):
+                note(session, job.id, "resumed", actor.name)
+                resumed.append(job)
+    return resumed

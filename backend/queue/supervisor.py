@@ -23,32 +23,28 @@ from backend.logs import start_logging
 from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.artifacts import delete_folder, work_folder
-from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of
+from backend.queue.engines.base import Engine, PollResult, Room
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, launch_request, spare_request
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
-from backend.store.database_lock import DatabaseLock
+from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
-from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import other_version, upgrade
-from backend.store.session import database_ms, engine_for, reading, writing
+from backend.store.session import DatabaseLock, database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
 log = logging.getLogger("slimscope.supervisor")
-TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
-UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
 SAID_MS = 30_000  # after its outcome a process has nothing more to do
 LEAVING_MS = 60_000  # a process takes to leave
-CLEARED = 1000  # runs that ended last
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 SOON_S = 30.0  # until the next run, for which a process is made ready
 
@@ -79,7 +75,17 @@ class SupervisorLoop:
     def turn(self) -> bool:
         """Run one iteration; return whether any job is queued or running."""
         self._make_room()
-        self._beat()
+        now = time.monotonic()  # the system clock may be set back
+        if now - self._beat_at > BEAT_S:
+            self._beat_at = now
+            with writing() as session:
+                moment = database_ms(session)
+                session.merge(Supervisor(host=self.host, beat_at=moment))
+                if self.engine.remote and self._room.known:
+                    session.merge(Supervisor(host=CLUSTER, beat_at=moment))
+        if now - self._shrunk_at > SHRINK_LOG_S:
+            self._shrunk_at = now
+            shrink_log()
         self._reconcile_all(self._live())
         for attempt, job in self._live():
             with lifecycle.failing_alone(job.id):
@@ -123,20 +129,6 @@ class SupervisorLoop:
                 launch = spare_request(job) if is_asked or (job and left) else None
             self.engine.prepare(launch, is_asked or min(left, default=math.inf) < SOON_S)
         return is_called
-
-    def _beat(self) -> None:
-        """Write the heartbeat, and checkpoint the write-ahead log."""
-        now = time.monotonic()  # the system clock may be set back
-        if now - self._beat_at > BEAT_S:
-            self._beat_at = now
-            with writing() as session:
-                moment = database_ms(session)
-                session.merge(Supervisor(host=self.host, beat_at=moment))
-                if self.engine.remote and self._room.known:
-                    session.merge(Supervisor(host=CLUSTER, beat_at=moment))
-        if now - self._shrunk_at > SHRINK_LOG_S:
-            self._shrunk_at = now
-            shrink_log()
 
     def _live(self) -> list[tuple[Attempt, Job]]:
         live = select(Attempt, Job).join(Job, Job.id == Attempt.job_id)
@@ -226,16 +218,23 @@ class SupervisorLoop:
             lifecycle.fail_job(job_id, ValueError("its lane is none"))
         with reading() as session:
             done = select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED)
-            newest = session.execute(done.order_by(Job.finished_at.desc()).limit(CLEARED))
-            folders = [work_folder(run_name(kind, number)) for kind, number in newest]
-        for folder in folders:
-            delete_folder(folder)
+            newest = session.execute(done.order_by(Job.finished_at.desc()).limit(1000)).all()
+        for kind, number in newest:
+            delete_folder(work_folder(run_name(kind, number)))
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
-        """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
-        if job.desired == "run" and self._is_overdue(attempt, job):
-            with contextlib.suppress(ConflictError):  # it ended meanwhile
-                cancel(job.run, OVERTIME)
+        """Cancel a run that exceeds the limit of the host, or of guests. Apply a stop request:
+        first the flag in the database, then SIGTERM, then SIGKILL."""
+        if job.desired == "run" and attempt.started_at is not None:
+            now = time.monotonic()
+            if attempt.id not in self._began:
+                self._began[attempt.id] = now - _age_ms(attempt.started_at) / 1000
+            limits = [3600 * settings().job_hours] if settings().job_hours else []
+            if job.owner.startswith(GUEST):  # several times theirs: the estimate was wrong
+                limits.append(LENIENCE * settings().guest_seconds)
+            if now - self._began[attempt.id] > min(limits, default=math.inf):
+                with contextlib.suppress(ConflictError):  # it ended meanwhile
+                    cancel(job.run, OVERTIME)
         engine = self._engine_of(attempt)
         if job.desired == "run" or attempt.engine_ref is None or engine is None:
             return
@@ -249,20 +248,6 @@ class SupervisorLoop:
         elif waited > 0:
             engine.stop(attempt.engine_ref)
 
-    def _is_overdue(self, attempt: Attempt, job: Job) -> bool:
-        """Whether an attempt exceeds the limit of the host; or a guest's run, several times, that
-        of guests: its estimate was wrong."""
-        if attempt.started_at is None:
-            return False
-        now = time.monotonic()
-        if attempt.id not in self._began:
-            self._began[attempt.id] = now - _age_ms(attempt.started_at) / 1000
-        began = self._began[attempt.id]
-        limits = [3600 * settings().job_hours] if settings().job_hours else []
-        if job.owner.startswith(GUEST):
-            limits.append(LENIENCE * settings().guest_seconds)
-        return now - began > min(limits, default=math.inf)
-
     def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
@@ -270,10 +255,17 @@ class SupervisorLoop:
         if other_version():  # whose process would not begin
             return False
         with lifecycle.failing_alone():
-            claimed = self._claim_next(lane)
-            if claimed is None:
-                return False
-            attempt, launch, known = claimed
+            with writing(durable=True) as session:
+                attempt = lifecycle.start_attempt(
+                    session, self.engine.host, self.engine.name, self._room.places, lane
+                )
+                if attempt is None:
+                    return False
+                job = session.get_one(Job, attempt.job_id)
+                with lifecycle.rows_of(job.id):
+                    launch = launch_request(session, attempt, job, self.engine.remote)
+                if (known := self.engine.reference(launch)) is not None:
+                    attempt.engine_ref = known
             try:
                 with lifecycle.rows_of(attempt.job_id):  # such as NUL in a stored variable
                     ref = self.engine.launch(launch)
@@ -287,22 +279,6 @@ class SupervisorLoop:
                 with writing(durable=True) as session:
                     session.execute(mine.values(engine_ref=ref))
         return True
-
-    def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
-        """Claim the next queued job: attempt, launch, and reference if the engine knows it
-        before."""
-        with writing(durable=True) as session:
-            attempt = lifecycle.start_attempt(
-                session, self.engine.host, self.engine.name, self._room.places, lane
-            )
-            if attempt is None:
-                return None
-            job = session.get_one(Job, attempt.job_id)
-            with lifecycle.rows_of(job.id):
-                launch = launch_request(session, attempt, job, self.engine.remote)
-            if (known := self.engine.reference(launch)) is not None:
-                attempt.engine_ref = known
-        return attempt, launch, known
 
 
 def _age_ms(moment: int) -> int:
@@ -362,8 +338,8 @@ def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
             busy_at = time.monotonic()
             log.warning("%s: %s", type(error).__name__, error)
             if not isinstance(error, OperationalError | sqlite3.Error | OSError):
-                time.sleep(UNEXPECTED_S)  # it will be there in the next turn, too
-        time.sleep(TICK_S)
+                time.sleep(5.0)  # the error will be there in the next turn, too
+        time.sleep(0.25)
 
 
 if __name__ == "__main__":

@@ -23,17 +23,14 @@ from backend.queue.removal import CHECKPOINTS, DAY_MS, disk_use, free_expired, p
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import check_integrity, copy_daily, last_check
-from backend.store.database_lock import DatabaseLock
-from backend.store.session import change, now_ms, writing
+from backend.store.session import DatabaseLock, change, now_ms, writing
 from backend.store.states import LIVE, TERMINAL, State
 from backend.store.tables import Job
 
 log = logging.getLogger("slimscope.upkeep")
 TURN_S = 5.0
-DAY_S = DAY_MS / 1000
 BATCH = 100  # runs measured in one turn
 NEWS_MS = 3_600_000  # a run that ended longer ago, such as an imported one, is none
-WEBHOOK_S = 5.0
 
 
 @contextmanager
@@ -60,7 +57,7 @@ def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
             fetch_logs()
             measure_ended()
             purge_expired()
-            if time.monotonic() - daily_at > DAY_S:
+            if time.monotonic() - daily_at > DAY_MS / 1000:
                 daily_at = time.monotonic()
                 daily()
         except (SQLAlchemyError, SlimscopeError, sqlite3.Error, OSError) as error:
@@ -87,11 +84,10 @@ def measure_ended() -> None:
             Job.id == job.id, Job.state.in_([*TERMINAL]), Job.disk_bytes.is_(None)
         )
         with writing() as session:
-            if change(session, ended.values(disk_bytes=size)):
-                parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
-                note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
-            else:
+            if not change(session, ended.values(disk_bytes=size)):
                 continue
+            parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
+            note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
         if settings().webhook and now_ms() - (job.finished_at or 0) < NEWS_MS:
             announce(job)
 
@@ -110,7 +106,7 @@ def announce(job: Job) -> None:
     }
     try:
         url = settings().webhook.get_secret_value()
-        httpx.post(url, json=message, timeout=WEBHOOK_S).raise_for_status()
+        httpx.post(url, json=message, timeout=5.0).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("The webhook was not told of %s: %s", job.run, type(error).__name__)
 

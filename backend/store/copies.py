@@ -21,8 +21,8 @@ from sqlalchemy import Engine, create_engine
 
 from backend.errors import BackupError
 from backend.settings import settings
+from backend.store.dialects import dialect_of
 from backend.store.dialects.base import driver_connection
-from backend.store.dialects.choice import dialect_of
 from backend.store.json_column import read_json, write_json
 from backend.store.session import engine_for, now_ms
 from backend.store.tables import Table
@@ -109,7 +109,9 @@ def copy_daily() -> Path | None:
     nothing to do, or the disk is too full for another copy."""
     keep, folder = settings().backups, copies_folder()
     today = folder / f"results-{datetime.now(UTC):%Y-%m-%d}.db"
-    if not keep or today.exists() or not _room():
+    if not keep or today.exists():
+        return None
+    if shutil.disk_usage(settings().root).free < database_file().stat().st_size + SPARE_BYTES:
         return None
     folder.mkdir(exist_ok=True)
     try:
@@ -136,11 +138,6 @@ def copies_folder() -> Path:
     return settings().root / "backups"
 
 
-def _room() -> bool:
-    needed = database_file().stat().st_size + SPARE_BYTES
-    return shutil.disk_usage(settings().root).free > needed
-
-
 @dataclass(frozen=True)
 class IntegrityResult:
     """The result of a check at `at`, UTC milliseconds since 1970: problems as SQLite words them."""
@@ -154,7 +151,18 @@ def check_integrity() -> IntegrityResult | None:
     `sqlite3.OperationalError` if it cannot be read now, which says nothing about it."""
     if not has_file():
         return None
-    result = IntegrityResult(now_ms(), _problems())
+    with engine_for(settings().url).connect() as connection:
+        raw = driver_connection(connection)
+        try:
+            rows = raw.execute(f"PRAGMA quick_check({MOST_PROBLEMS})").fetchall()
+            orphans = raw.execute("PRAGMA foreign_key_check").fetchmany(MOST_PROBLEMS)
+            problems = [str(text) for (text,) in rows if text != "ok"]
+            problems += [f"{table}: row {row} has lost its {of}" for table, row, of, _ in orphans]
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:  # too damaged to be checked
+            problems = [str(error)]
+    result = IntegrityResult(now_ms(), problems)
     draft = _file().with_suffix(".tmp")
     draft.parent.mkdir(exist_ok=True)
     draft.write_text(json.dumps(asdict(result)))
@@ -174,19 +182,3 @@ def last_check() -> IntegrityResult | None:
 
 def _file() -> Path:
     return settings().root / ".slimscope" / "integrity.json"
-
-
-def _problems() -> list[str]:
-    with engine_for(settings().url).connect() as connection:
-        raw = driver_connection(connection)
-        try:
-            rows = raw.execute(f"PRAGMA quick_check({MOST_PROBLEMS})").fetchall()
-            orphans = raw.execute("PRAGMA foreign_key_check").fetchmany(MOST_PROBLEMS)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:  # too damaged to be checked
-            return [str(error)]
-    pages = [str(text) for (text,) in rows if text != "ok"]
-    return pages + [
-        f"{table}: row {row} has lost its {parent}" for table, row, parent, _ in orphans
-    ]

@@ -7,15 +7,15 @@ from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Row, Select, Text, cast, exists, func, select
+from sqlalchemy import Row, Select, Text, cast, exists, func, select
 from sqlalchemy.orm import Session
 
 from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.json_column import DamagedJson, read_object
 from backend.store.session import fetched, reading
-from backend.store.states import ACTIVE, LIVE, State
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, State
 from backend.store.tables import (
     EXAMPLE,
     Artifact,
@@ -314,9 +314,9 @@ def unmeasured(limit: int) -> list[Job]:
     return fetched(query.order_by(Job.id.desc()).limit(limit))
 
 
-def ended_before(states: Iterable[State], moment: int) -> list[Job]:
-    """Runs in one of these states that ended before a moment, oldest first."""
-    query = select(Job).where(Job.state.in_([*states]), Job.finished_at < moment)
+def resumable_before(moment: int) -> list[Job]:
+    """Runs that did not succeed and ended before a moment, oldest first."""
+    query = select(Job).where(Job.state.in_([*RESUMABLE]), Job.finished_at < moment)
     return fetched(query.order_by(Job.id))
 
 
@@ -355,11 +355,6 @@ def curve_points(run: str | int) -> list[Row[Any]]:
         return [*session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
 
 
-def curve_rows(run: str | int) -> list[dict[str, Any]]:
-    """All curve points of a run: the columns of the key, step, value, at."""
-    return [dict(point._mapping) for point in curve_points(run)]
-
-
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:
     """One row per tensor, stage and step: tensor, block, module, stage, step, n, zeros, below,
     above, zero_share, and every named statistic of the run (None if missing)."""
@@ -395,7 +390,8 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 
 def runs_with_weights() -> list[Job]:
     """Runs with stored weight statistics, newest first."""
-    return _runs_where(exists().where(TensorRow.job_id == Job.id))
+    has_weights = exists().where(TensorRow.job_id == Job.id)
+    return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()))
 
 
 def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:
@@ -416,11 +412,8 @@ def weights_mark(run: str | int) -> tuple[Any, ...] | None:
 
 def runs_with_profile(name: str) -> list[Job]:
     """Runs with a stored profile of that name, newest first."""
-    return _runs_where(exists().where(ProfileRow.job_id == Job.id, ProfileRow.name == name))
-
-
-def _runs_where(condition: ColumnElement[bool]) -> list[Job]:
-    return fetched(select(Job).where(SHOWN, condition).order_by(Job.id.desc()))
+    has_profile = exists().where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
+    return fetched(select(Job).where(SHOWN, has_profile).order_by(Job.id.desc()))
 
 
 def profiles_mark(run: str | int) -> tuple[Any, ...] | None:

@@ -1,21 +1,31 @@
 """One connection pool per process, with read and write transactions. A write transaction of SQLite
-has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`)."""
+has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`). And
+a lock on the database that one process holds, whatever machine it is on."""
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CursorResult, Engine, Select, Update, create_engine
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Select,
+    Update,
+    create_engine,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError
 from backend.settings import settings
+from backend.store.dialects import DIALECTS, dialect_of
 from backend.store.dialects.base import NamedLock
-from backend.store.dialects.choice import dialect_named, dialect_of
 from backend.store.json_column import read_json, write_json
 from backend.store.tables import Attempt, Job, Report
 
@@ -23,7 +33,7 @@ Numbered = TypeVar("Numbered", Job, Attempt, Report)
 Fetched = TypeVar("Fetched")
 _joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`, `one_view`
 NOW = "now"  # in what a session remembers
-NOT_ACCEPTED = "The database URL was not accepted."
+ASK_S = 1.0  # between two tries to get a `DatabaseLock`
 EXAMPLES = (
     "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db or "
     "postgresql+psycopg://user@host/slimscope, or leave it unset."
@@ -49,24 +59,20 @@ def engine_for(url: str) -> Engine:
     """The engine of this database, created once per process. `ConfigError` for no URL, or a
     database for which no driver is installed."""
     try:
-        if (dialect := dialect_named(url)) is None:
+        if (dialect := DIALECTS.get(make_url(url).get_backend_name())) is None:
             raise NoSuchModuleError
         engine = create_engine(
             url, json_deserializer=read_json, json_serializer=write_json, **dialect.options()
         )
     except (ArgumentError, ImportError, ValueError) as error:
-        raise ConfigError(NOT_ACCEPTED, _reason(error), EXAMPLES) from error
+        why = "It is not the URL of a database."  # SQLAlchemy repeats it, with its password
+        if isinstance(error, NoSuchModuleError):
+            why = "There is no such kind of database."
+        elif isinstance(error, ImportError):
+            why = f"The Python package {error.name} is not installed."
+        raise ConfigError("The database URL was not accepted.", why, EXAMPLES) from error
     dialect.prepare(engine)
     return engine
-
-
-def _reason(error: Exception) -> str:
-    """Why a URL is none. SQLAlchemy repeats the URL, which may hold a password."""
-    if isinstance(error, NoSuchModuleError):
-        return "There is no such kind of database."
-    if isinstance(error, ImportError):
-        return f"The Python package {error.name} is not installed."
-    return "It is not the URL of a database."
 
 
 @contextmanager
@@ -148,3 +154,46 @@ def alone(session: Session, lock: NamedLock) -> None:
 def change(session: Session, statement: Update) -> int:
     """Execute an UPDATE and return the number of changed rows, for compare-and-set."""
     return cast(CursorResult[Any], session.execute(statement)).rowcount
+
+
+class DatabaseLock:
+    """A lock that is held by a connection of its own: whatever ends the process or cuts it off
+    releases it. SQLite needs none: a lock in the folder of its file keeps others away."""
+
+    def __init__(self, engine: Engine, lock: NamedLock) -> None:
+        self._engine, self._lock = engine, lock
+        self._connection: Connection | None = None
+        self._asked_at = float("-inf")
+
+    @property
+    def was_held(self) -> bool:
+        """Whether this process held the lock when `is_held` last looked."""
+        return self._connection is not None or dialect_of(self._engine).one_machine
+
+    def is_held(self) -> bool:
+        """Whether this process holds the lock now; it tries to get it if it does not.
+        `OperationalError` while the database is away."""
+        if dialect_of(self._engine).one_machine:
+            return True
+        if self._connection is not None:
+            try:
+                self._connection.execute(select(1))
+            except SQLAlchemyError:
+                self.release()
+            return self._connection is not None
+        if time.monotonic() - self._asked_at >= ASK_S:
+            self._asked_at = time.monotonic()
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if dialect_of(connection).try_lock(connection, self._lock):
+                self._connection = connection
+            else:
+                connection.close()
+        return self._connection is not None
+
+    def release(self) -> None:
+        """Let another process have it. The connection is not used again: it would keep the lock."""
+        if self._connection is not None:
+            with suppress(SQLAlchemyError):
+                self._connection.invalidate()
+                self._connection.close()
+            self._connection = None

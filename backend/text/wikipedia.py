@@ -20,8 +20,8 @@ from typing import IO
 from xml.etree import ElementTree
 
 from backend.errors import DatasetError
+from backend.files import check_sum, fetch
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
-from backend.wheels import check_sum, fetch
 
 PLACEHOLDER = "\0"  # placeholder for unreadable content
 MIN_PARAGRAPH, MIN_ARTICLE = 80, 2000  # characters

@@ -15,7 +15,7 @@ from typing import Any
 
 from backend.queue import service
 from backend.queue.actor import Actor
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries

@@ -4,6 +4,9 @@ Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 t
 cancelled, 4 reproduction mismatch. With --json a command prints one JSON value and nothing else.
 """
 
+import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -11,13 +14,33 @@ from typer.core import TyperGroup
 
 from backend.errors import NotFoundError
 from backend.settings import settings
-from backend.store.copies import has_database
-from backend.store.file_modes import restrict_access
+from backend.store.copies import database_files, has_database
 from backend.store.migrate import upgrade
-from jobs.cli.command import CONTEXT, MARKUP, Commands
-from jobs.cli.console import in_one_line
+from jobs.cli.command import CONTEXT, MARKUP, Commands, in_one_line
 from jobs.operations.registry import OPERATIONS
 from jobs.operations.runs import FIRST_STEP
+
+log = logging.getLogger("slimscope")
+
+
+def restrict_access() -> None:
+    """Of a shared dashboard, keep the data folder (0700) and the database (0600) from other users,
+    and so every file that this process and its children make later."""
+    here = settings()
+    if not here.shared:
+        return
+    os.umask(0o077)
+    here.root.mkdir(parents=True, exist_ok=True)
+    _restrict(here.root, 0o700)
+    for file in database_files():
+        _restrict(file, 0o600)
+
+
+def _restrict(path: Path, mode: int) -> None:
+    try:
+        path.chmod(mode)
+    except OSError as error:  # it belongs to another user, or is on a disk without permissions
+        log.warning("Other users may be able to read %s: %s", path, error.strerror)
 
 
 def _names() -> list[str]:
@@ -61,7 +84,3 @@ def main() -> None:
     """The console script."""
     with in_one_line():
         app()
-
-
-if __name__ == "__main__":
-    main()

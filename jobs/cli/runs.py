@@ -18,16 +18,14 @@ from backend.queue.artifacts import read_log, whole_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
-from jobs.cli.command import escaped
-from jobs.cli.console import DIFFERENT, NAP_S, exit_of, follow, me, write
+from jobs.cli.command import DIFFERENT, NAP_S, escaped, exit_of, follow, me, write
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
 from jobs.operations.details import comparison_text, results_text, sweep_text
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
-from jobs.record import record, sweep_record
+from jobs.record import cost_text, record, summary, sweep_record
 from jobs.reproduction import reproduced
-from jobs.summary import cost_text, summary
 from jobs.wording import count
 
 STDIN = "-"

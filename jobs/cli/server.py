@@ -21,7 +21,7 @@ from backend.models.sources.catalogue import materialise
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
 from backend.text.wikipedia import main as set_up_text
-from jobs.cli.console import EXPECTED, FAILED, in_words
+from jobs.cli.command import EXPECTED, FAILED, in_words
 from jobs.cli.doctor import cluster, machine
 from jobs.cli.doctor.machine import HealthCheck
 from jobs.fields.types import DEFAULT_MODEL

@@ -25,10 +25,9 @@ from backend.queue.removal import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import check_integrity, repair_advice
-from backend.store.states import RESUMABLE
 from jobs.imported import check_row
 from jobs.operations.registry import Record, Run, operation
-from jobs.summary import summary
+from jobs.record import summary
 from jobs.wording import count, table
 
 Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]
@@ -158,7 +157,7 @@ def _disk_text(found: Record) -> str:
 def disk(limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10) -> Record:
     """Show what takes disk space, and what can be freed."""
     measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]
-    unfinished = queries.ended_before(RESUMABLE, int(time.time() * 1000))
+    unfinished = queries.resumable_before(int(time.time() * 1000))
     freeable = {job.run: n for job in unfinished if (n := disk_use(job.run).get(CHECKPOINTS, 0))}
     largest = [{"id": job.run, "state": job.state, "bytes": parts} for job, parts in measured]
     return {"bytes": data_folder_use(), "largest": largest, "freeable": freeable}

@@ -5,8 +5,7 @@ from typing import Literal, TypeAlias
 from backend.export.formats import Format
 from backend.options import option
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, can_be_packed
-from jobs.fields.quality import QualityConfig
-from jobs.fields.text import TextConfig
+from jobs.fields.text import QualityConfig, TextConfig
 from jobs.fields.types import CorpusName, ModelConfig
 from jobs.kind import JobConfig
 

@@ -29,8 +29,15 @@ from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
-from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
-from jobs.fields.text import check_text, context_length, require_text
+from jobs.fields.text import (
+    DECODED_TOKEN_COST,
+    check_quality,
+    check_text,
+    context_length,
+    ending_flops,
+    require_text,
+    sample_flops,
+)
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.profile.profiles import quantized_mix

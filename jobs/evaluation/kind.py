@@ -14,14 +14,16 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
 from jobs.fields.models import is_run, model_before, resolve_model
-from jobs.fields.quality import (
+from jobs.fields.text import (
     DECODED_TOKEN_COST,
+    EvaluationText,
     QualityConfig,
+    check_evaluation_text,
     check_quality,
+    context_length,
     ending_flops,
     sample_flops,
 )
-from jobs.fields.text import EvaluationText, check_evaluation_text, context_length
 from jobs.fields.types import DEFAULT_MODEL, ModelConfig, ModelSpec, absolute
 from jobs.kind import JobConfig, Kind, Requirements
 from jobs.wording import StageComparison, times

@@ -1,47 +1,68 @@
 """Quality of a run's stages: perplexity and bits per byte of every one; for the dense model and the
-stage that is kept also divergence, greedy samples, and tasks. What an earlier attempt has recorded
-is not measured again."""
+stage that is kept also divergence, greedy samples, and tasks. And size and speed beside the dense
+model, on this machine: bytes in the formats there are, and tokens per second. What an earlier
+attempt has recorded is not measured again."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import partial
+from statistics import median, stdev
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from backend.decoding.benchmark import Decoder, MedianRange, TargetDecoder, time_decoders
+from backend.decoding.draft_tree import NoDraft
+from backend.decoding.peers import TransformersDecoder
+from backend.decoding.target_model import TargetModel
+from backend.errors import ModelError
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.native_text import NativeText, TextModel, text_model
 from backend.evaluation.perplexity import Observe, perplexity, window_nlls
 from backend.evaluation.samples import agreement, write_samples
+from backend.evaluation.size import sizes
 from backend.evaluation.zero_shot import load_tasks, zero_shot
+from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.block_forward import NewBatches, batches_in
 from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
-from backend.reporter import REPLAY
+from backend.models.sources.catalogue import materialise
+from backend.reporter import REPLAY, Reporter
 from backend.settings import settings
 from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import TensorProfile
 from backend.store import queries
+from backend.text.chat_template import prompt_ids
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
-from jobs.evaluation.kind import SAMPLED, samples_of
-from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
-from jobs.fields.text import default_prompts
-from jobs.metrics import ACCURACY, BITS_PER_BYTE, KL_TO_DENSE, PERPLEXITY, TOP1_AGREEMENT
+from jobs.evaluation.kind import DENSE, MODEL, REPEATS, SAMPLED, TIMED_TOKENS, samples_of
+from jobs.fields.text import ENDINGS, SAMPLE_PROMPTS, QualityConfig, default_prompts
+from jobs.metrics import (
+    ACCURACY,
+    BITS_PER_BYTE,
+    KL_TO_DENSE,
+    LINEAR_BYTES,
+    PERPLEXITY,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    TOP1_AGREEMENT,
+    ZERO_SHARE,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
 from jobs.runtime.progress import Phase
 
 TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
 Role = Literal["dense", "kept", ""]  # what a stage is to the others
-ACCURACIES = ("acc_norm", "acc", "exact_match")
 ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 
 
@@ -162,7 +183,11 @@ class Quality:
         model = self._read()
         compared = role == "kept" and self._comparable(model)
         comparison = DivergenceObserver(model, self._reference) if compared else None
-        with self._observer(model, role, comparison) as observe:
+        looking: AbstractContextManager[Observe]
+        looking = nullcontext(comparison or (lambda rows, logits: None))
+        if role == "dense" and self._divergence:
+            looking = self._reference.recording(model)
+        with looking as observe:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
         result, n = self._context.result, measured.tokens
@@ -195,14 +220,6 @@ class Quality:
             "dense model."
         )
         return False
-
-    def _observer(
-        self, model: TextModel, role: Role, comparison: DivergenceObserver | None
-    ) -> AbstractContextManager[Observe]:
-        """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
-        if role == "dense" and self._divergence:
-            return self._reference.recording(model)
-        return nullcontext(comparison or (lambda rows, logits: None))
 
     # what it writes and answers --------------------------------------------------------------
 
@@ -243,7 +260,8 @@ class Quality:
             self._batch,
             reporter,
         ):
-            family = ACCURACY.family if score.metric in ACCURACIES else score.metric
+            is_accuracy = score.metric in ("acc_norm", "acc", "exact_match")
+            family = ACCURACY.family if is_accuracy else score.metric
             metric = MetricKey(family, series=score.task)
             self._context.result(
                 stage,
@@ -254,3 +272,78 @@ class Quality:
                 task=score.task,
                 figure=score.metric,
             )
+
+
+def record_sizes(facts: ModelFacts, context: JobContext) -> None:
+    """Records zeros and bytes of the linears of the stored model, read block by block."""
+    if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
+        return
+    stored = linears_in(materialise(facts.spec), facts, facts.linears)
+    measured = sizes(weight for block in range(facts.blocks) for _, weight in stored.block(block))
+    context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
+    formats = {"bitmask": measured.bitmask}
+    if measured.pattern and measured.compact is not None:
+        formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
+    for name, value in (formats | {DENSE: measured.dense}).items():  # last: then all are there
+        context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
+
+
+def prompt_for(loaded: LoadedModel) -> list[int]:
+    first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
+    return prompt_ids(first.text, loaded.tokenizer)
+
+
+def record_decoding(
+    models: Mapping[str, PreTrainedModel],
+    prompt: Sequence[int],
+    longest: int,
+    context: JobContext,
+    reporter: Reporter,
+) -> None:
+    """Records how fast the model of each stage decodes, and the speed-up of the last over the
+    first. They take turns behind the same prompt, of which a context of `longest` tokens may hold
+    less."""
+    *_, last = models
+    decoders, name = decoders_of([*models.values()])
+    prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
+    if not prompt:
+        context.log(f"Decoding is not timed: the context holds {longest} tokens only.")
+        reporter.progress(1, 1, "Measuring speed")
+        return
+    context.log(f"Decoder: {name}.")
+    reporter.progress(0, 1, "Measuring speed")
+    arms = dict(zip(models, decoders, strict=True))
+    answers = time_decoders(arms, prompt, 1 + TIMED_TOKENS, (), REPEATS, reporter)
+    seconds = [[sum(parts.values()) for parts in each.parts] for each in answers.values()]
+    if len(models) > 1:
+        ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
+        stderr = stdev(ratios) / math.sqrt(REPEATS)
+        context.result(last, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
+    for (stage, model), taken in zip(models.items(), seconds, strict=True):
+        speed = MedianRange.of([TIMED_TOKENS / s for s in taken])
+        context.result(  # of the last one last: then all are there
+            stage,
+            TOKENS_PER_SECOND,
+            speed.value,
+            n=REPEATS,
+            lowest=speed.lowest,
+            highest=speed.highest,
+            tokens=TIMED_TOKENS,
+            prompt=len(prompt),
+            decoder=name,
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+        span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
+        context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
+
+
+def decoders_of(models: Sequence[PreTrainedModel]) -> tuple[list[Decoder], str]:
+    """Greedy decoders of each model, all alike; and how, in words."""
+    try:
+        targets = [TargetModel(model) for model in models]
+    except ModelError:  # they cannot verify the trees of drafts
+        return [TransformersDecoder(model) for model in models], "transformers"
+    slowest = next((target for target in targets if not target.native), targets[0])
+    if not slowest.native:
+        targets = [TargetModel(model, native=False) for model in models]
+    return [TargetDecoder(target, NoDraft()) for target in targets], slowest.decoder

@@ -8,7 +8,6 @@ from backend.models.loading import LoadedModel, free_memory
 from backend.reporter import REPLAY
 from backend.store import queries
 from backend.text.slices import TextSlice
-from jobs.evaluation.acceleration import prompt_for, record_decoding, record_sizes
 from jobs.evaluation.kind import (
     DENSE,
     LABELS,
@@ -19,7 +18,14 @@ from jobs.evaluation.kind import (
     memory_bytes,
     size_and_speed,
 )
-from jobs.evaluation.quality import Quality, Role, hidden_state_store
+from jobs.evaluation.quality import (
+    Quality,
+    Role,
+    hidden_state_store,
+    prompt_for,
+    record_decoding,
+    record_sizes,
+)
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.metrics import TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext

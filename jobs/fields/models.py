@@ -26,7 +26,6 @@ from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import kind_named
 
 NO_WEIGHTS = "Examples ship without weights."
-NAMING = ("model", "dense", "drafters")  # the fields that name runs to work on
 ROUNDED = ("dequantised", "packed")  # how notes on weights that are rounded begin
 
 
@@ -100,7 +99,8 @@ def first_model(spec: str) -> str:
 
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
     """Ids of the runs named in a config that have still to save what it works on."""
-    texts = (str(config.get(field) or "") for field in NAMING)
+    # the fields that name runs to work on
+    texts = (str(config.get(field) or "") for field in ("model", "dense", "drafters"))
     names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
     planned = (planned_run(name, "model", "drafter") for name in names)
     return [job.id for job in planned if job]
@@ -175,19 +175,15 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         saved_config(Path(source), spec, field)
         first = first_model(spec)
         facts, text = inspect(source), default_text(first)
-        note = "; ".join(filter(None, (facts.note, source_note(first))))
+        note, began = facts.note, _facts_here(first)  # with which a chain of runs began
+        if began and began.note.startswith(ROUNDED):
+            note = "; ".join(filter(None, (note, f"{first} was {began.note}")))
         facts = replace(facts, title=spec, default_text=text, note=note)
     else:
         facts = inspect(spec)
     if reads:
         require_tokenizer(source, facts.vocabulary)
     return ResolvedModel(source, facts)
-
-
-def source_note(first: str) -> str:
-    """What is known of the weights that a chain of runs began with, as far as they are here."""
-    facts = _facts_here(first)
-    return f"{first} was {facts.note}" if facts and facts.note.startswith(ROUNDED) else ""
 
 
 def parameters_of(model: str) -> int:

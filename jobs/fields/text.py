@@ -1,22 +1,32 @@
-"""The texts and the prompts of a job: fields shared by the kinds that calibrate, evaluate or
-decode."""
+"""The texts and the prompts of a job, and what is measured besides perplexity: fields shared by the
+kinds that calibrate, evaluate or decode."""
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from backend.errors import ConfigError, DatasetError, for_field
+from backend.evaluation.tasks import CHOICES, PART, question_count, require_harness
+from backend.evaluation.tasks import MIN_CONTEXT as ENDINGS_CONTEXT
 from backend.models.facts import ModelFacts
+from backend.models.layer_names import read_names
 from backend.models.sources.catalogue import require_tokenizer
 from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from backend.text.prompts import BUILT_IN, STORIES
 from jobs.fields.types import CorpusName, PromptSet
 
-DEFAULT_CONTEXT = 512
 MIN_CONTEXT = 16
 MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
+SAMPLE_PROMPTS = 4
+DECODED_TOKEN_COST = 20.0  # of a token decoded alone, over one of a batch; measured
+TASK_NAME = re.compile(r"[\w.\-]{1,100}")
+MAX_TASKS = 20
+ENDINGS = "endings"  # the task that is made from the evaluation text
 
 
 class ContextLength(Options):
@@ -70,7 +80,7 @@ class TextConfig(CalibrationText, EvaluationText):
 
 def context_length(config: ContextLength, facts: ModelFacts) -> int:
     """Tokens of a segment and of a window."""
-    return config.context or min(DEFAULT_CONTEXT, facts.context)
+    return config.context or min(512, facts.context)
 
 
 def corpus_names(config: TextConfig, default: str) -> tuple[str, str]:
@@ -152,3 +162,62 @@ def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What identifies prompts, given as token ids: their set, number and sha256."""
     digest = hashlib.sha256(json.dumps([list(row) for row in rows]).encode())
     return {"corpus": name, "sha256": digest.hexdigest(), "count": len(rows)}
+
+
+class QualityConfig(Options):
+    """What is measured besides perplexity."""
+
+    sample_tokens: int = option(48, "Sample length", ge=0, le=512, unit="tokens", advanced=True)
+    """Greedy samples of the dense and the kept model, side by side. 0: none."""
+    tasks: str = option("", "Tasks", max_length=400, advanced=True)
+    """endings: which of four endings continues a passage of the evaluation text? Other names are
+    tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra slimscope[tasks]."""
+    task_limit: int = option(
+        0, "Questions per task", ge=0, le=1_000_000, unit="questions", advanced=True
+    )
+    """The first ones of each task. 0: all."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, text: str) -> str:
+        names = [ENDINGS if name.lower() == ENDINGS else name for name in read_names(text)]
+        if len(names) > MAX_TASKS or not all(TASK_NAME.fullmatch(name) for name in names):
+            raise ValueError(f"At most {MAX_TASKS} task names, separated by commas")
+        return ", ".join(dict.fromkeys(names))
+
+    @property
+    def harness_tasks(self) -> list[str]:
+        return [name for name in self._names_of_tasks if name != ENDINGS]
+
+    @property
+    def asks_endings(self) -> bool:
+        return ENDINGS in self._names_of_tasks
+
+    @property
+    def _names_of_tasks(self) -> list[str]:
+        return self.tasks.split(", ") if self.tasks else []
+
+
+def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
+    """Refuse what cannot be measured on windows of `context` tokens; else warnings."""
+    if config.asks_endings and context < ENDINGS_CONTEXT:
+        raise ConfigError(
+            f"A context of {context} tokens is too short to choose endings from.",
+            f"A window has to hold {CHOICES} passages with their endings, {PART} tokens each.",
+            f"Raise the context length to {ENDINGS_CONTEXT} or more, or leave out endings.",
+            "tasks",
+        )
+    if not config.harness_tasks:
+        return ()
+    require_harness()
+    return ("The estimate leaves out the zero-shot tasks.",)
+
+
+def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
+    tokens = SAMPLE_PROMPTS * config.sample_tokens
+    return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
+
+
+def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+    asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
+    return 2.0 * facts.weights_per_token * asked * CHOICES * PART

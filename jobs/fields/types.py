@@ -40,7 +40,6 @@ TreeSize = Annotated[
     ),
 ]
 DEFAULT_MODEL = smollm2.NAME
-OURS = (TOY, smollm2.NAME)
 
 
 def options(annotation: Any) -> tuple[str, ...]:
@@ -66,7 +65,7 @@ def absolute(spec: str) -> str:
     """`spec` without blanks around it; a model of ours in lower case; a path absolute, from the
     current folder or else from the data folder."""
     spec = spec.strip()
-    if spec.lower() in OURS:
+    if spec.lower() in (TOY, smollm2.NAME):
         return spec.lower()
     if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
         return spec

@@ -14,7 +14,7 @@ from backend.store import queries
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import Button, Record, Run, Runs, operation
-from jobs.summary import summary
+from jobs.record import summary
 from jobs.wording import count, named, names
 
 Records = Sequence[Record]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backend.errors import NotFoundError
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import queries
 from jobs import sweep
 from jobs.benchmark.report import decoder_reports, verdicts
@@ -15,8 +15,7 @@ from jobs.kind import stage_labels
 from jobs.metrics import PERPLEXITY
 from jobs.operations.registry import Record, Run, operation
 from jobs.operations.runs import sweep_of
-from jobs.record import record, sweep_record
-from jobs.summary import cost_text
+from jobs.record import cost_text, record, sweep_record
 from jobs.wording import count, table
 
 DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, beside the weights

@@ -29,8 +29,8 @@ from backend.queue.actor import Actor
 from jobs import pipeline as pipelines
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
+from jobs.record import summary
 from jobs.submit import checked, command_line, submit
-from jobs.summary import summary
 
 Effort = Literal["one-shot", "full"]
 EMBEDDING_BITS = (8, 6, 4)

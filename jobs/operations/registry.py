@@ -22,7 +22,7 @@ from backend.queue.actor import Actor
 from backend.registry import Declarations, Registry
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.summary import summary
+from jobs.record import summary
 
 Record = dict[str, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])

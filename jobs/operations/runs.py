@@ -16,7 +16,7 @@ from backend.store import queries
 from backend.store.copies import has_database
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs import summary
+from jobs import record
 from jobs.operations.registry import Record, Run, operation
 from jobs.wording import table
 
@@ -47,25 +47,25 @@ def list_runs(
 ) -> list[Record]:
     """List runs, the newest first."""
     found = queries.jobs([state] if state else None, kind, limit) if has_database() else []
-    return [summary.summary(job) for job in found]
+    return [record.summary(job) for job in found]
 
 
 @operation("results")
 def run_results(run: Run) -> list[Record]:
     """The figures a run ended with: stage, metric, value, standard error."""
-    return summary.results(queries.job(run).id)
+    return record.results(queries.job(run).id)
 
 
 @operation("curves", tool="")
 def run_curves(run: Run) -> list[Record]:
     """The points of the run's curves: name, step, value, at."""
-    return queries.curve_rows(queries.job(run).id)
+    return [dict(point._mapping) for point in queries.curve_points(queries.job(run).id)]
 
 
 @operation("tensors", tool="")
 def run_tensors(run: Run) -> list[Record]:
     """The statistics of every tensor at every stage."""
-    return summary.tensors(queries.job(run).id)
+    return record.tensors(queries.job(run).id)
 
 
 @operation("log", command=False)

@@ -17,7 +17,7 @@ from jobs import sweep as sweeps
 from jobs.kind import kind_named
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import Button, Record, Run, operation
-from jobs.summary import summary
+from jobs.record import summary
 
 Priority = Annotated[
     int, Field(description=f"Higher starts first: -{MAX_PRIORITY} to {MAX_PRIORITY}.")

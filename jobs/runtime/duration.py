@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines import CLUSTERS
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from backend.store import queries

@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.tables import TABLES_OF_A_RUN, ProfileRow, Result, Table, TensorRow
 
 Values = dict[str, Any]

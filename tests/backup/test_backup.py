@@ -62,7 +62,7 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
     assert record(done.run) | {"environment": {}} == known | {"environment": {}}
     assert log_file(done.run, 1).read_text() and queries.job(live.id).state == State.QUEUED
     assert wait(live.id, State.SUCCEEDED) == State.SUCCEEDED
-    made = {r["step"]: r["value"] for r in queries.curve_rows(live.id) if r["family"] == "attempt"}
+    made = {r.step: r.value for r in queries.curve_points(live.id) if r.family == "attempt"}
     assert made[0] == made[1] == 1 and made[5] == 2  # what was finished was not repeated
 
 

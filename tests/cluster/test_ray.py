@@ -12,7 +12,7 @@ import pytest
 from backend.checkpoints import is_whole
 from backend.queue import service
 from backend.queue.artifacts import read_log
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of
 from backend.queue.supervisor import SupervisorLoop
 from backend.queue.upkeep import measure_ended
 from backend.settings import settings

@@ -9,7 +9,7 @@ import pytest
 
 from backend.queue import service
 from backend.queue.artifacts import read_log
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of
 from backend.queue.engines.slurm import run_command
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings

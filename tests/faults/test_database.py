@@ -22,11 +22,10 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.statistics.tensors import BASE_STATISTICS, QUANTILES, TensorSnapshot
 from backend.store import frames, queries, tensors
-from backend.store.database_lock import DatabaseLock
 from backend.store.dialects import sqlite
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.postgresql import CONNECT_S, GONE_S
-from backend.store.session import engine_for, reading, writing
+from backend.store.session import DatabaseLock, engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
 from jobs.metrics import PERPLEXITY

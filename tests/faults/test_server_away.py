@@ -13,10 +13,9 @@ from backend.queue import supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
-from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for, reading
+from backend.store.session import DatabaseLock, engine_for, reading
 from backend.store.states import State
 from jobs.runtime.context import SPOOL
 from jobs.submit import submit

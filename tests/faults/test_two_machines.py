@@ -17,11 +17,10 @@ from backend.queue.actor import Actor
 from backend.queue.engines import local
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import database_lock, queries
+from backend.store import queries, session
 from backend.store import session as store_session
-from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
-from backend.store.session import engine_for, locked, now_ms, reading, writing
+from backend.store.session import DatabaseLock, engine_for, locked, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
 from tests.conftest import Given
@@ -38,7 +37,7 @@ CUT_OFF = (
 HOLDER = """
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
-from backend.store.database_lock import DatabaseLock
+from backend.store.session import DatabaseLock
 from backend.store.session import engine_for
 lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
 print(lock.is_held(), flush=True)
@@ -49,7 +48,7 @@ input()
 @pytest.fixture
 def lead(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseLock]:
     """The right of this machine to supervise, which it does not have yet."""
-    monkeypatch.setattr(database_lock, "ASK_S", 0.0)
+    monkeypatch.setattr(session, "ASK_S", 0.0)
     lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     yield lock
     lock.release()

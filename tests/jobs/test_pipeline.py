@@ -9,8 +9,8 @@ from sqlalchemy import update
 from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited, connected
 from backend.queue.lifecycle import start_attempt
+from backend.queue.scheduling import awaited, connected
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State

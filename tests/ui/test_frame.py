@@ -11,8 +11,7 @@ from starlette.testclient import TestClient
 
 from backend.queue.scheduling import SILENT_MS
 from backend.settings import Settings
-from backend.store import copies
-from backend.store.copies import check_integrity
+from backend.store.copies import IntegrityResult, check_integrity
 from backend.store.session import database_ms, writing
 from backend.store.tables import CLUSTER, Job, Supervisor
 from ui import app, frame
@@ -107,8 +106,8 @@ def test_a_damaged_database_is_told_on_every_page(
     check_integrity()
     guest = LOCAL | {"forwarded": "for=x"}
     assert "damaged" not in client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
-    monkeypatch.setattr(copies, "_problems", lambda: ["row 7 <b>missing</b>"])
-    check_integrity()
+    damaged = IntegrityResult(0, ["row 7 <b>missing</b>"])
+    monkeypatch.setattr("ui.frame.last_check", lambda: damaged)
     READER._asked = None  # a second later
     host, visitor = (
         client.get("/slimscope/pulse", headers=who).json()["html"] for who in (LOCAL, guest)

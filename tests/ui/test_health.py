@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 from tests.ui.visits import OTHER, TOKEN, Visit
 from ui import health
 from ui.health import READER, Snapshot
-from ui.pages.help.glossary import OPERATIONS
+from ui.pages.help.page import OPERATIONS
 
 
 @pytest.mark.parametrize("is_silent", [True, False])

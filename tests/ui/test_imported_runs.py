@@ -26,8 +26,7 @@ from jobs import sweep
 from jobs.evaluation.kind import MODEL
 from jobs.imported import check_row
 from jobs.operations.runs import runs_text
-from jobs.record import record
-from jobs.summary import summary
+from jobs.record import record, summary
 from tests.conftest import ATTACK
 from tests.queue.conftest import HOST
 from tests.ui.conftest import HOSTILE
@@ -36,7 +35,7 @@ from ui.pages import pages
 from ui.pages.compare import page as compare
 from ui.pages.home import page as home
 from ui.pages.playground import page as playground
-from ui.pages.quantization import handlers as quantization
+from ui.pages.quantization import page as quantization
 from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs

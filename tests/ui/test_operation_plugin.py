@@ -18,7 +18,7 @@ from jobs.operations.registry import OPERATIONS
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
 from ui import api
-from ui.runs.actions import action
+from ui.runs import actions
 from ui.static import once
 
 mcp = pytest.importorskip("mcp")
@@ -31,7 +31,7 @@ def plugged(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
     def forget() -> None:
         settings.cache_clear()
-        action._buttons.cache_clear()
+        actions._buttons.cache_clear()
         vars(OPERATIONS.declarations).pop("_found", None)
 
     forget()
@@ -89,9 +89,9 @@ def test_it_is_a_tool(plugged: None) -> None:
 
 def test_it_is_a_button(plugged: None) -> None:
     jobs = [queries.job(1)]
-    (star,) = (each for each in action.offered(jobs, HOST, "order") if each.name == "star")
+    (star,) = (each for each in actions.offered(jobs, HOST, "order") if each.name == "star")
     assert star.text == "Star" and not star.forbidden
-    assert action.carry_out("star", jobs, "", HOST) == "sds-0001 has a star."
+    assert actions.carry_out("star", jobs, "", HOST) == "sds-0001 has a star."
 
 
 def test_a_guest_is_refused_what_is_for_hosts(plugged: None, monkeypatch: Any) -> None:
@@ -102,9 +102,9 @@ def test_a_guest_is_refused_what_is_for_hosts(plugged: None, monkeypatch: Any) -
     assert refused.status_code == 403 and "may not star a run" in refused.json()["what"]
     assert guest.get("/longest-name").status_code == 200
     (star,) = (
-        each for each in action.offered([queries.job(1)], GUEST, "order") if each.name == "star"
+        each for each in actions.offered([queries.job(1)], GUEST, "order") if each.name == "star"
     )
     assert star.forbidden
     with pytest.raises(Exception, match="may not star a run"):
-        action.carry_out("star", [queries.job(1)], "", GUEST)
+        actions.carry_out("star", [queries.job(1)], "", GUEST)
     assert queries.job(1).tags == before

@@ -5,9 +5,8 @@ import pytest
 from backend.settings import Settings
 from tests.ui.lab import job, store
 from tests.ui.visits import Visit
-from ui.pages.help.glossary import GLOSSARY
-from ui.pages.help.page import HTML
-from ui.search import MAX_HITS, MAX_TERMS, search_runs, search_terms
+from ui.app import MAX_HITS, MAX_TERMS, search_runs, search_terms
+from ui.pages.help.page import GLOSSARY, HTML
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 

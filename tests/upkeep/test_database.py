@@ -24,10 +24,9 @@ from backend.store.copies import (
     last_check,
     repair_advice,
 )
-from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for, writing
+from backend.store.session import DatabaseLock, engine_for, writing
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
 

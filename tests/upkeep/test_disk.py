@@ -100,16 +100,17 @@ def test_a_run_that_is_queued_or_live_keeps_its_checkpoints(queue: Path) -> None
 
 def test_of_two_at_one_moment_one_comes_first(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoints are set aside in the transaction that has read the state."""
-    job, aside = ended(), removal._set_aside
+    job, delete = ended(), removal.delete_folder
     resuming = threading.Thread(target=resume, args=(job.run, HOST))
 
-    def resumed_meanwhile(work: Path) -> Path:
-        resuming.start()
-        resuming.join(0.2)
-        assert resuming.is_alive()  # it waits for the transaction
-        return aside(work)
+    def resumed_meanwhile(folder: Path) -> None:
+        if not resuming.ident:  # before the checkpoints are set aside
+            resuming.start()
+            resuming.join(0.2)
+            assert resuming.is_alive()  # it waits for the transaction
+        delete(folder)
 
-    monkeypatch.setattr(removal, "_set_aside", resumed_meanwhile)
+    monkeypatch.setattr(removal, "delete_folder", resumed_meanwhile)
     free_space(job.run, HOST)
     resuming.join()
     assert [each[0] for each in history(job)] == ["checkpoints deleted", "resumed"]

@@ -1,6 +1,7 @@
 """All layers at once: block by module, coloured by one statistic, or by how far it is from that of
-the dense tensors or of another run."""
+the dense tensors or of another run; and what these statistics are called, with their units."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,88 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ui.charts.chart import Chart
-from ui.charts.statistics import STATISTICS, Statistic, with_largest
-from ui.charts.template import axis, layout, ticks_to
-from ui.format import count, esc
+from backend.statistics.names import RELATIVE_ERROR, ZERO_SHARE
+from ui.charts.chart import Chart, axis, layout, ticks_to
+from ui.format import NONE, count, esc, number
 from ui.theme import BLUE, LIGHT, VERMILLION
 
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PRINTED = 12  # up to so many blocks the figures fit into the cells
 ROBUST = (2.0, 98.0)
 DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic of a tensor; `percent`: stored as a share, shown in per cent."""
+
+    label: str
+    question: str
+    percent: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor from the stored to the shown value."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, %" if self.percent else self.label
+
+    def write(self, value: float | None) -> str:
+        if value is None or math.isnan(value):
+            return NONE
+        return f"{100 * value:.2f}" if self.percent else number(value)
+
+    def say(self, value: float | None) -> str:
+        return self.write(value) + (" %" if self.percent else "")
+
+
+STATISTICS: dict[str, Statistic] = {
+    ZERO_SHARE: Statistic("Exact zeros", "What share of each layer's weights is zero?", True),
+    "near_zero": Statistic(
+        "Near zero",
+        "Where do weights lie within 0.05 standard deviations (of the dense tensor) of zero?",
+        True,
+    ),
+    "std": Statistic("Std", "Where did the spread of the weights change?"),
+    "kurtosis": Statistic("Kurtosis", "Which layers have heavy tails? A normal distribution: 3."),
+    RELATIVE_ERROR: Statistic(
+        "Relative output error", "Which layers' outputs differ most from the dense model's?", True
+    ),
+    "mask_overlap": Statistic(
+        "Mask overlap (IoU)", "Where does this stage keep the weights the first pruning kept?", True
+    ),
+    "by_size": Statistic(
+        "Zeros by magnitude",
+        "Where did the smallest weights become zero, and where others instead?",
+        True,
+    ),
+    "moved": Statistic("Relative change", "Which layers' weights changed most, ‖W−D‖/‖D‖?", True),
+    "distance": Statistic(
+        "Distribution shift", "Where did the distribution change, in standard deviations of dense?"
+    ),
+    "stable_rank": Statistic(
+        "Stable rank", "How many directions carry a layer's weights, ‖W‖² / σ²?"
+    ),
+    "alpha": Statistic(
+        "Tail exponent α",
+        "Which layers' spectra have heavy tails? Well-trained layers: about 2 to 6.",
+    ),
+    "largest": Statistic("Largest magnitude", "Which layers hold the largest weights?"),
+}
+
+
+def with_largest(table: pd.DataFrame) -> pd.DataFrame:
+    """The tensor table with the column `largest`, the larger of |min| and |max|."""
+    if not {"min", "max"} <= {*table.columns}:
+        return table
+    return table.assign(largest=table[["min", "max"]].abs().max(axis=1))
+
+
+def available(table: pd.DataFrame) -> list[str]:
+    table = with_largest(table)
+    return [name for name in STATISTICS if name in table and table[name].notna().any()]
 
 
 @dataclass(frozen=True)

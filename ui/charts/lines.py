@@ -1,5 +1,8 @@
-"""Line charts over steps: the curves of one run, or one curve of several runs."""
+"""Line charts over steps: the curves of one run, or one curve of several runs. And dot plots: a row
+for each stage or setting, a dot for each value."""
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,13 +14,11 @@ import plotly.graph_objects as go
 from backend.metric_key import MetricKey
 from backend.store.frames import REDUCED
 from jobs.metrics import metric
-from ui.charts.template import axis, layout, legend_row, line_look
+from ui.charts.chart import axis, category_axis, layout, legend_row, line_look
 from ui.theme import LineStyle
 
-MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
 FLAT = 0.8  # lowest over highest value, above which the axis does not begin at 0
-MAX_LABELLED_STEPS = 12  # up to so many, each has a tick
 
 
 class Line(NamedTuple):
@@ -46,7 +47,7 @@ def line_chart(
 ) -> go.Figure:
     """All lines on one pair of axes. `view`: see `template.layout`."""
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
-    every_step: dict[str, Any] = {"dtick": 1} if longest < MAX_LABELLED_STEPS else {}
+    every_step: dict[str, Any] = {"dtick": 1} if longest < 12 else {}
     values = [y for line in lines for y in line.points["value"] if y == y]
     flat = bool(values) and min(values) > FLAT * max(values)  # from 0, nothing of it would be seen
     scale: dict[str, Any] = {} if log_y or flat else {"rangemode": "tozero"}
@@ -74,7 +75,7 @@ def _trace(line: Line) -> go.Scatter:
         y=y.tolist(),
         name=line.label,
         legendgroup=line.label,
-        mode="lines+markers" if len(x) <= MARKED else "lines",
+        mode="lines+markers" if len(x) <= 60 else "lines",
         marker={"size": 5},
         line=line_look(line.stroke),
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
@@ -89,3 +90,58 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     stretches = [np.arange(a, b) for a, b in pairwise(edges)]
     kept = np.unique([i for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])])
     return x[kept], y[kept]
+
+
+def dots(
+    values: Sequence[float],
+    rows: Sequence[object],
+    colour: str | Sequence[str],
+    symbol: str | Sequence[str],
+    hover: Sequence[str],
+    size: int = 11,  # pixels
+    **options: Any,
+) -> go.Scatter:
+    """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
+    line = {"width": 2, "color": colour}
+    return go.Scatter(
+        x=[*values],
+        y=[*rows],
+        mode="markers",
+        hovertext=[*hover],
+        marker={"size": size, "color": colour, "symbol": symbol, "line": line},
+        hovertemplate="%{hovertext}<extra></extra>",
+        cliponaxis=False,
+        **options,
+    )
+
+
+def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
+    """The rows from top to bottom. They are categories: "70%" is no number."""
+    return category_axis(
+        categoryorder="array", categoryarray=[*rows], showgrid=True, nticks=len(rows) + 1
+    )
+
+
+def rows_height(rows: int, around: int, least: int) -> int:
+    """Pixels of a figure: `around`, of all but the rows, and theirs; `least` with few rows."""
+    return max(least, around + 44 * rows)
+
+
+def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
+    """log10 of the ends of an axis that shows all values, with room beyond the largest (`right`, in
+    parts of the span); empty where there are none."""
+    if not values:
+        return []
+    low, high = math.log10(min(values)), math.log10(max(values))
+    room = max(high - low, 0.1)
+    return [low - 0.1 * room, high + right * room]
+
+
+def symbol(stroke: LineStyle, shape: str = "circle") -> str:
+    """Filled, or an outline where a stage shares its colour with another."""
+    return shape if stroke.dash == "solid" else f"{shape}-open"
+
+
+def in_lines(label: str) -> str:
+    """A label broken into lines."""
+    return "<br>".join(textwrap.wrap(label, 20))

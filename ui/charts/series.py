@@ -1,6 +1,6 @@
-"""One tensor at one stage of one run, ready to be drawn; bins that several of them share. A height
-is a share of *all* weights, exact zeros too, which are no bar, as it would flatten all others: they
-are counted in words."""
+"""One tensor at one stage of one run, ready to be drawn, and its stages over each other on bins
+that they share. A height is a share of *all* weights, exact zeros too, which are no bar, as it
+would flatten all others: they are counted in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +12,18 @@ import plotly.graph_objects as go
 
 from backend.statistics.tensors import TensorSnapshot
 from jobs.wording import extent
-from ui.charts.template import line_look, reference_line, tint
+from ui.charts.chart import Chart, axis, layout, legend_rows, line_look, reference_line, tint
+from ui.charts.headlines import of_zeros
 from ui.format import count, number, share
 from ui.theme import LineStyle, declared
 
 FULL = 100  # weights a bin should hold on average
-MIN_WEIGHTS_PER_BIN = 64
 PEAK_WIDTH = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
 PEAK_RATIO = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
 WIDTHS = (4.0, 3.25, 2.5, 2.0)
+MAX_STAGES = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
         return []
     first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)
     bins = len(first.counts)
-    while bins > MIN_WEIGHTS_PER_BIN and fewest < FULL * bins:
+    while bins > 64 and fewest < FULL * bins:
         bins //= 2
     edges = np.linspace(first.lo, first.hi, bins + 1)
     return [replace(s, snapshot=rebinned(s.snapshot, edges)) for s in series]
@@ -102,15 +103,9 @@ def rebinned(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
 def ceiling(series: Sequence[Series]) -> float:
     """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
     tensor has, which would flatten all else. A dense tensor is always seen whole."""
-    whole = max((float(s.heights.max()) for s in series if s.is_dense), default=0.0)
-    return axis_limit([s.heights for s in series], whole)
-
-
-def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
-    """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
-    highest = max((float(c.max()) for c in curves), default=0.0)
-    seen = least
-    for curve in curves:
+    highest = max((float(s.heights.max()) for s in series), default=0.0)
+    seen = max((float(s.heights.max()) for s in series if s.is_dense), default=0.0)
+    for curve in (s.heights for s in series):
         half, middle = max(1, round(len(curve) * PEAK_WIDTH / 2)), len(curve) // 2
         besides = np.concatenate([curve[: middle - half], curve[middle + half :]])
         seen = max(seen, float(np.abs(besides).max()))
@@ -170,11 +165,6 @@ def step_line(
     )
 
 
-def line_width(place: int) -> float:
-    """By the place in the order of drawing: a line that hides another leaves its rim to be seen."""
-    return WIDTHS[min(place, len(WIDTHS) - 1)]
-
-
 def cutoffs(series: Sequence[Series]) -> list[float]:
     """The magnitude thresholds of the pruned stages drawn, neighbours once. Zeros that rounding or
     regrowth left have none: nobody chose them."""
@@ -184,12 +174,6 @@ def cutoffs(series: Sequence[Series]) -> list[float]:
         if at and all(abs(at / other - 1) > APART for other in lines):
             lines.append(at)
     return lines
-
-
-def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
-    """Layout: a thin line at each threshold, on both sides."""
-    lines = [side * at for at in cutoffs(series) for side in (-1, 1)]
-    return {"shapes": [reference_line(x=x, dash="dot") for x in lines]}
 
 
 def cutoff_note(series: Sequence[Series]) -> str:
@@ -209,3 +193,51 @@ def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:
         exact = np.issubdtype(counts.dtype, np.integer)
         frame[s.label] = counts if exact else counts.round().astype(int)
     return frame[frame[[s.label for s in series]].any(axis=1)]
+
+
+def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
+    """Histograms over each other; the first is filled, the shape the others are seen against."""
+    drawn = on_shared_bins(series)
+    tensor = drawn[0].snapshot.tensor if drawn else ""
+    view = f"{tensor}/{'log' if log_y else 'linear'}"
+    thresholds = [side * at for at in cutoffs(drawn) for side in (-1, 1)]
+    decades: dict[str, Any] = {"dtick": 1} if log_y else {"range": [0, ceiling(drawn)]}
+    looks = layout(
+        view=tensor,
+        hovermode="x unified",
+        yaxis=axis(
+            "Share of all weights per bin, %", log=log_y, nticks=6, uirevision=view, **decades
+        ),
+        xaxis=axis(
+            "Weight", showgrid=False, range=None if log_y else reach(drawn), uirevision=view
+        ),
+        **legend_rows(len(drawn)),
+        shapes=[reference_line(x=x, dash="dot") for x in thresholds],
+    )
+    return go.Figure([_outline(s, place, log_y) for place, s in enumerate(drawn)], looks)
+
+
+def overlay_chart(series: Sequence[Series], *more: str, figure: go.Figure | None = None) -> Chart:
+    """`overlay`, or another figure of the same histograms, with its data and what it leaves out."""
+    binned = on_shared_bins(series)
+    notes = (series_note(binned), cut_off_peaks(binned), cutoff_note(binned), *more)
+    title = of_zeros([(s.label, s.zero_share) for s in series])
+    note = " ".join(filter(None, notes))
+    return Chart(figure or overlay(series), bins_frame(binned), note, headline=title)
+
+
+def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
+    """The histogram of a stage as a step line; the dense tensor, drawn first, as a filled shape. A
+    log axis leaves out empty bins. `place`: in the order of drawing."""
+    filled = place == 0 and series.is_dense
+    return step_line(
+        series.centres,
+        [None if log_y and h == 0 else float(h) for h in series.heights],
+        series.stroke,
+        # a line that hides another leaves its rim to be seen
+        1 if filled else WIDTHS[min(place, len(WIDTHS) - 1)],
+        fill=0.25 if filled and not log_y else 0.0,
+        customdata=series.snapshot.counts.tolist(),
+        name=series.title,
+        hovertemplate=f"{series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
+    )

@@ -7,15 +7,13 @@ import plotly.graph_objects as go
 
 from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
-from ui.charts.chart import Chart
-from ui.charts.dots import dots, in_lines, log_span, rows_axis, rows_height, symbol
+from ui.charts.chart import Chart, layout, log_axis, reference_line
 from ui.charts.headlines import of_stages
-from ui.charts.template import layout, log_axis, reference_line
+from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style, stage_styles
 
 HEIGHT, AROUND, LEAST = 280, 64, 160  # pixels: reserved for the chart; its axis; with few rows
-VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
 def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> list[StoredResult]:
@@ -51,7 +49,7 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
     span = log_span([end for end in ends if end > 0], right=0.2)
     looks = layout(
         view=PERPLEXITY.family,
-        margin={"r": VALUE_WIDTH},
+        margin={"r": 56},
         yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
         more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,

@@ -16,9 +16,9 @@ from jobs.profile import kind as profile
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
+from ui.runs.profiles import first_to_break
 from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
-from ui.runs.sensitivity.profiles import first_to_break
 from ui.templates import fragments
 from ui.widgets.html import time_tag
 

@@ -17,12 +17,10 @@ from jobs.fields.models import NO_WEIGHTS, ships_without
 from ui.frame import SILENT_EVENT, live, query
 from ui.runs.results import find_job
 from ui.templates import fragments
-from ui.widgets.download import AT_MOST, Download, file_payload
-from ui.widgets.notice import show_error, show_html
+from ui.widgets.html import AT_MOST, Download, file_payload, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
 HTML, LOG = fragments("runs/runs.html"), fragments("widgets/log_view.html")
-LOG_EVERY = 2.0  # seconds
 
 
 class LogPart(TypedDict):
@@ -86,7 +84,7 @@ def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
         "Download full log", size="sm", elem_id=f"{page}-log-download", elem_classes="log-download"
     )
     saved = Outputs(file=Download(), message=message)
-    timer = gr.Timer(LOG_EVERY, active=False)
+    timer = gr.Timer(2.0, active=False)
     live(follow, log, log)
     timer.tick(follow, log, log, **SILENT_EVENT)
     save.click(saved.named(save_log), None, saved.components, **SILENT_EVENT)

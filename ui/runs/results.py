@@ -39,7 +39,6 @@ from ui.widgets.config_form import advanced, extra, owner, title
 RUN = "run"  # the stage of figures that belong to the run as a whole
 SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
-SMALL_SHARE = 1e-3
 AS_LARGE = 0.1  # sizes that differ by less are of the same bits
 UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
@@ -56,7 +55,7 @@ WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are c
 
 def percent(value: float) -> str:
     """A share in %, with two decimals, or two digits where these would say 0."""
-    is_small = 0 < abs(value) < SMALL_SHARE
+    is_small = 0 < abs(value) < 1e-3
     return number(100 * value, 2) if is_small else f"{100 * value:.2f}"
 
 

@@ -24,8 +24,6 @@ from backend.queue.permissions import ASK
 from ui import format as formats
 from ui.theme import DARK, LIGHT, ink, variables_of
 
-UI = Path(__file__).parents[1]
-
 
 def neutral(html: str) -> Markup:
     """The same HTML without a character that Gradio would expand. Applying it twice is harmless."""
@@ -62,7 +60,7 @@ def _load(template: str) -> Template:
 def environment() -> Environment:
     """The one environment: autoescape, no undefined names, the formatters of `ui.format`."""
     made = Environment(
-        loader=FileSystemLoader(UI),
+        loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

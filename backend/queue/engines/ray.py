@@ -141,17 +141,13 @@ class RayEngine:
         try:
             self._head.ask("POST", "/api/jobs/", submission)
         except RayHeadError as error:
-            if error.code is not None and not self._is_there(ref):
-                raise
+            if error.code is not None:
+                try:
+                    self._head.ask("GET", _path(ref))  # it may know the job all the same
+                except RayHeadError as unknown:
+                    if unknown.code is not None:
+                        raise error from unknown
         return ref  # whether it was submitted after all, the next poll says
-
-    def _is_there(self, ref: Ref) -> bool:
-        """Whether the head knows a job, as far as it says."""
-        try:
-            self._head.ask("GET", _path(ref))
-        except RayHeadError as error:
-            return error.code is None
-        return True
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
         now = self._clock()

@@ -15,7 +15,6 @@ from backend.settings import Settings
 
 ANSWER_S = 10.0  # within which a command has to end
 JOBS_S = 5.0  # for which the list of jobs is good, and before a stop is repeated
-NOTICE_S = 120  # before its time is over or it is preempted, a job is told
 ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -94,7 +93,7 @@ class SlurmEngine:
             "--nodes=1",
             "--ntasks=1",
             f"--cpus-per-task={self._cpus}",
-            f"--signal=B:USR1@{NOTICE_S}",
+            "--signal=B:USR1@120",  # seconds before its time is over or it is preempted
             "--export=NONE",
             "--output=/dev/null",
             *self._arguments,

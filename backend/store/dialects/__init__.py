@@ -1,0 +1,16 @@
+"""The dialect of a database."""
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from backend.store.dialects.base import Dialect
+from backend.store.dialects.postgresql import PostgreSQL
+from backend.store.dialects.sqlite import SQLite
+
+DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
+
+
+def dialect_of(place: Engine | Connection | Session) -> Dialect:
+    """The dialect of an open database."""
+    bind = place.get_bind() if isinstance(place, Session) else place
+    return DIALECTS[bind.dialect.name]

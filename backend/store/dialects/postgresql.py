@@ -1,6 +1,6 @@
 """PostgreSQL: the tables on a server, for more than one machine."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from typing import Any
@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock, driver_connection
 from backend.store.json_column import JsonColumn, write_json
 
-STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
 CONNECT_S = 5
 SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3
 GONE_S = SILENT_S + ASK_AGAIN_S * ASK_TIMES  # until a peer that is gone is noticed
@@ -83,8 +82,12 @@ class PostgreSQL(Dialect):
         keys = [column.name for column in table.primary_key]
         last = {tuple(row[name] for name in keys): row for row in rows}.values()
         if last:
-            values = [_array(column, last) for column in table.columns]
-            connection.exec_driver_sql(_upsert(table), tuple(values))
+            arrays = []
+            for column in table.columns:
+                values = [row[column.name] for row in last]
+                is_json = isinstance(column.type, JsonColumn)
+                arrays.append([*map(write_json, values)] if is_json else values)
+            connection.exec_driver_sql(_upsert(table), tuple(arrays))
 
     def now_ms(self, session: Session) -> int | None:
         seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
@@ -135,13 +138,6 @@ class PostgreSQL(Dialect):
                 connection.execute(sa.select(sa.func.setval(sequence, following, False)))
 
 
-def _array(column: sa.Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
-    values = [row[column.name] for row in rows]
-    return (
-        [write_json(value) for value in values] if isinstance(column.type, JsonColumn) else values
-    )
-
-
 @cache
 def _upsert(table: sa.Table) -> str:
     """The statement that is given an array of each column."""
@@ -164,7 +160,7 @@ def _tune_postgres(connection: Any, _record: Any) -> None:
     frozen or gone holds nobody up; texts that this program understands."""
     settings = {
         "lock_timeout": BUSY_MS,
-        "idle_in_transaction_session_timeout": STALLED_MS,
+        "idle_in_transaction_session_timeout": 60_000,  # ms, of a client that does nothing
         "tcp_keepalives_idle": SILENT_S,
         "tcp_keepalives_interval": ASK_AGAIN_S,
         "tcp_keepalives_count": ASK_TIMES,

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from alembic import context
 
 from backend.settings import settings
+from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
-from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
 from backend.store.tables import Table
 

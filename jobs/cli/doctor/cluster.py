@@ -10,8 +10,8 @@ from importlib import import_module
 from uuid import uuid4
 
 from backend.queue.artifacts import store, store_or_folder
+from backend.queue.engines import CLUSTERS, engine_of
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref
-from backend.queue.engines.choose import CLUSTERS, engine_of
 from backend.queue.launcher import CODE, node_environment
 from backend.settings import settings
 from backend.store import queries
@@ -21,7 +21,6 @@ from jobs.cli.doctor.machine import HealthCheck, check
 from jobs.cli.doctor.node import versions
 
 PROBE = "of-the-doctor-{}"
-NOT_A_RUN = 0  # its number: those of runs begin at 1
 WAIT_S, LOOK_S = 120.0, 0.5  # for a machine to answer; between two looks
 SEEN_S = 15.0  # from the end of the job until its file has to be seen here
 INSTALL = (
@@ -62,7 +61,7 @@ def send(engine: Engine) -> HealthCheck:
 
 def _request(key: str) -> LaunchRequest:
     return LaunchRequest(
-        attempt_id=NOT_A_RUN,
+        attempt_id=0,  # no run: their numbers begin at 1
         argv=(sys.executable, "-m", "jobs.cli.doctor.node", key),
         environment=node_environment(settings().for_jobs(), {}),
         log="",

@@ -28,18 +28,15 @@ from backend.store.copies import (
     has_file,
     repair_advice,
 )
-from backend.store.dialects.choice import dialect_of
+from backend.store.dialects import dialect_of
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from backend.text.corpora import corpora
 from jobs.wording import count
 
-NEEDED_MEMORY = 1e9
 TOLERANCE_S = 60.0
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right shows an earlier one
 SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
-NEEDED_DISK = 4e9
-MOST_SECONDS_OFF = 2.0
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 SHOWN = 3  # names in one finding
 
@@ -70,7 +67,7 @@ def variables() -> HealthCheck:
 def memory() -> HealthCheck:
     found = psutil.virtual_memory()
     text = f"{found.available / 1e9:.1f} of {found.total / 1e9:.1f} GB free"
-    return check("memory", found.available > NEEDED_MEMORY, text, "Close other programs.")
+    return check("memory", found.available > 1e9, text, "Close other programs.")
 
 
 def threads() -> HealthCheck:
@@ -161,7 +158,7 @@ def _some(paths: list[Path]) -> str:
 def disk() -> HealthCheck:
     free = shutil.disk_usage(settings().root).free
     text = f"{free / 1e9:.1f} GB free; a run may need 4 GB"
-    return check("disk", free > NEEDED_DISK, text, "slimscope disk shows what can be freed.")
+    return check("disk", free > 4e9, text, "slimscope disk shows what can be freed.")
 
 
 def database_version() -> HealthCheck:
@@ -177,7 +174,7 @@ def database_version() -> HealthCheck:
     with reading() as session:
         off = abs(database_ms(session) - now_ms()) / 1000
     text = f"{text}; its clock differs by {off:,.1f} s"
-    return check(dialect.title, off < MOST_SECONDS_OFF, text, "timedatectl set-ntp true")
+    return check(dialect.title, off < 2.0, text, "timedatectl set-ntp true")
 
 
 def integrity() -> HealthCheck:

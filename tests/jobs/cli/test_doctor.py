@@ -12,8 +12,7 @@ from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
-from backend.store import copies
-from backend.store.copies import copy_daily
+from backend.store.copies import IntegrityResult, copy_daily
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Event, Job
@@ -64,7 +63,8 @@ def test_a_damaged_database_and_its_copies(queue: Path, monkeypatch: pytest.Monk
     assert "none yet" in machine.copies().text
     copy = copy_daily()
     assert copy is not None and copy.name in machine.copies().text
-    monkeypatch.setattr(copies, "_problems", lambda: ["page 3 is never used"])
+    damaged = IntegrityResult(0, ["page 3 is never used"])
+    monkeypatch.setattr(machine, "check_integrity", lambda: damaged)
     assert wrong(machine.integrity(), "page 3", f"slimscope restore backups/{copy.name}")
 
 

@@ -24,9 +24,8 @@ from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
-from jobs.record import record
+from jobs.record import record, tensors
 from jobs.submit import checked, submit
-from jobs.summary import tensors
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded

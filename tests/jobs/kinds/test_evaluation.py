@@ -21,7 +21,6 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from backend.text.slices import evaluation_slice
-from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.kind import (
     DENSE,
     MODEL,
@@ -33,8 +32,8 @@ from jobs.evaluation.kind import (
     size_and_speed,
     verdict,
 )
-from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality
-from jobs.fields.quality import SAMPLE_PROMPTS
+from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality, decoders_of, record_decoding
+from jobs.fields.text import SAMPLE_PROMPTS
 from jobs.metrics import (
     BITS_PER_BYTE,
     GREEDY_AGREEMENT,
@@ -276,7 +275,6 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
     made._decoder, made._rounded = "", {}
     monkeypatch.setattr(made, "_read", lambda: None)
     monkeypatch.setattr(made, "_comparable", lambda _: True)
-    monkeypatch.setattr(made, "_observer", lambda *_: pytest.MonkeyPatch.context())
     return made
 
 

@@ -21,13 +21,12 @@ from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
 from jobs.imported import checked_plan
-from jobs.record import record
+from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import memory_bytes, requirements
 from jobs.submit import checked, submit
-from jobs.summary import tensors
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from backend.queue.engines import ray
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of, ray
 from backend.queue.engines.ray import RayEngine, RayHead
 from backend.queue.launcher import job_environment
 from backend.settings import Settings, settings

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue.engines import slurm
-from backend.queue.engines.choose import engine_of
+from backend.queue.engines import engine_of, slurm
 from backend.queue.engines.slurm import ANSWER_S, SlurmEngine, SlurmError, run_command
 from backend.settings import settings
 from tests.conftest import Given

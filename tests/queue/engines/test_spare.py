@@ -14,7 +14,7 @@ from backend.errors import ForbiddenError
 from backend.queue import service
 from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
-from backend.queue.engines import local, spare
+from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest, Ref
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, spare_request
@@ -238,5 +238,5 @@ def test_a_supervisor_that_dies_as_it_hands_over_starts_nothing_twice(
 @pytest.mark.parametrize("line", [b"", b'{"arguments": ["--attem'])
 def test_at_the_end_of_its_input_it_leaves_quietly(queue: Path, line: bytes) -> None:
     """As when its supervisor dies, be it in the middle of what it says."""
-    child = spare.SpareProcess(spare_request(None))._child
+    child = local.SpareProcess(spare_request(None))._child
     assert child.communicate(line)[0] is None and child.returncode == Exit.DONE

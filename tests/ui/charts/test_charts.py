@@ -16,20 +16,21 @@ from backend.settings import Settings
 from backend.store import frames, queries
 from jobs.benchmark.report import DecoderReport
 from ui.charts import headlines
-from ui.charts.dots import log_span
+from ui.charts.chart import round_ticks
 from ui.charts.heatmap import (
+    STATISTICS,
     MapBaseline,
+    available,
     cells,
     colour_limits,
     heatmap_note,
     in_order,
     layer_map,
     title_of,
+    with_largest,
 )
-from ui.charts.lines import Line, line_chart, thinned
+from ui.charts.lines import Line, line_chart, log_span, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
-from ui.charts.statistics import STATISTICS, available, with_largest
-from ui.charts.template import round_ticks
 from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"

@@ -14,13 +14,13 @@ from backend.pruning.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import tensors
-from ui.charts.histograms import overlay
 from ui.charts.series import (
     Series,
     cut_off_peaks,
     cutoff_note,
     cutoffs,
     on_shared_bins,
+    overlay,
     series_note,
 )
 from ui.static import SCRIPTS

@@ -15,7 +15,7 @@ from jobs.benchmark.report import (
     decoder_reports,
 )
 from tests.ui.lab import asked, job, result, store
-from ui.pages.benchmark import charts, data, page
+from ui.pages.benchmark import charts, page
 from ui.pages.home.showcase import showcase
 from ui.theme import LIGHT, ink
 
@@ -134,7 +134,7 @@ def test_decoders_stand_beside_each_other_in_each_task(measured: str) -> None:
 def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     measured: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
+    monkeypatch.setattr(charts, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
     shown = draw()
     edges, nodes = shown["tree_chart"].data
     assert list(nodes.x) == [0, 1, 1, 2, 2, 2] and list(nodes.y) == [0, 0, 2, 0, 1, 2]

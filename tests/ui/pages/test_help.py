@@ -13,10 +13,10 @@ from jobs.cli import app as cli
 from tests.ui.lab import job, measured
 from ui.api import build
 from ui.format import esc
-from ui.pages.help import glossary, page
+from ui.pages.help import page
 from ui.runs.columns import columns
-from ui.runs.filter import parse
 from ui.runs.rows import rows
+from ui.runs.view import parse_filter
 
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
@@ -31,14 +31,14 @@ def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> Non
     assert "<code>/" not in html and "file:" not in html
 
 
-@pytest.mark.parametrize("text", glossary.FILTERS)
+@pytest.mark.parametrize("text", page.FILTERS)
 def test_every_filter_is_understood(text: str) -> None:
     known = columns(rows([job(1)], measured(1, 12.0)))
-    found = parse(text, known)
+    found = parse_filter(text, known)
     assert found.terms and not found.problems
 
 
-@pytest.mark.parametrize("line", glossary.COMMANDS)
+@pytest.mark.parametrize("line", page.COMMANDS)
 def test_every_shell_line_is_one_the_command_line_takes(line: str) -> None:
     program, *words = shlex.split(line)
     assert program == "slimscope"
@@ -50,7 +50,7 @@ def test_every_shell_line_is_one_the_command_line_takes(line: str) -> None:
 
 def test_every_request_is_one_the_api_answers() -> None:
     paths = build().openapi()["paths"]
-    for example in glossary.REQUESTS:
+    for example in page.REQUESTS:
         method, where = example.split(" ")
         where = where.partition("?")[0].replace("sds-0001", "{run}")
         assert method.lower() in paths[where], example
@@ -58,5 +58,5 @@ def test_every_request_is_one_the_api_answers() -> None:
 
 def test_the_python_example_runs(seeded: Settings) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        exec(glossary.PYTHON, {})
+        exec(page.PYTHON, {})
     assert "sds-0001 succeeded toy" in said.getvalue() and "perplexity" in said.getvalue()

@@ -6,7 +6,7 @@ import pytest
 
 from backend.errors import ForbiddenError
 from backend.queue import scheduling
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -17,7 +17,7 @@ from tests.ui.conftest import HOSTILE
 from tests.ui.lab import GUEST, asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.page import step_rows
-from ui.runs.actions.single import run_action
+from ui.runs.actions import run_action
 from ui.runs.html import waits
 from ui.runs.queue_eta import start_times
 

@@ -12,8 +12,14 @@ from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.figures import profile_row
 from tests.ui.conftest import Fill, mapped
 from tests.ui.lab import asked, job, point, result, store
-from ui.pages.quantization import handlers as page
-from ui.pages.quantization import panels
+from ui.pages.quantization import page, panels
+from ui.pages.quantization.charts import (
+    GroupWeights,
+    code_usage,
+    code_usage_note,
+    group_weights_note,
+    magnitude_bands,
+)
 from ui.pages.quantization.group_map import (
     MAX_CELLS,
     GroupMap,
@@ -21,9 +27,7 @@ from ui.pages.quantization.group_map import (
     group_map,
     group_map_note,
 )
-from ui.pages.quantization.group_weights import GroupWeights, group_weights_note
 from ui.pages.quantization.selection import QuantSelection, QuantView, quant_of
-from ui.pages.quantization.training_charts import code_usage, code_usage_note, magnitude_bands
 
 ROWS, GROUPS, SIZE, BITS = 8, 4, 16, 3
 STEPS = (0, 10, 20)
@@ -155,7 +159,7 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     assert "3 bits</dd><dd>groups of 16, symmetric" in shown["head"]
     assert "2.0\u00a0MB</dd><dd>gptq" in shown["head"]
     assert "1.520</dd><dd>dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
-    more = {panels.ENERGY: panels.NO_INPUTS}
+    more = {panels.ENERGY: "This run has stored no input statistics; runs started from now on do."}
     for panel in panels.CHARTS:
         figure = shown[panel.parts[0]]
         drawn = isinstance(figure, go.Figure)

@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed, store
 from ui.pages.queue import page as jobs
-from ui.runs.actions.single import act, actions
+from ui.runs.actions import act, actions
 from ui.runs.html import progress
 
 

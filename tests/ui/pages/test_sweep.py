@@ -21,8 +21,8 @@ from tests.ui.conftest import HOSTILE, mapped
 from tests.ui.lab import GUEST, asked, pressed
 from ui.pages.run import page as run
 from ui.pages.sweep import page
-from ui.pages.sweep.settings import headline, importance_chart, ties
-from ui.runs.actions.single import act
+from ui.pages.sweep.page import headline, importance_chart, ties
+from ui.runs.actions import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.ui.lab import job, measured, result
 from ui.runs.columns import columns
-from ui.runs.filter import parse, parse_number
 from ui.runs.rows import RunRow, rows
+from ui.runs.view import parse_filter, parse_number
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def runs() -> list[RunRow]:
 
 
 def passed(runs: list[RunRow], text: str) -> list[int]:
-    return [row.job.id for row in parse(text, columns(runs)).passed(runs)]
+    return [row.job.id for row in parse_filter(text, columns(runs)).passed(runs)]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_passes(runs: list[RunRow], text: str, expected: list[int]) -> None
 def test_what_is_not_understood_is_told_and_filters_nothing(
     runs: list[RunRow], text: str, problem: str
 ) -> None:
-    found = parse(text, columns(runs))
+    found = parse_filter(text, columns(runs))
     assert list(found.problems) == [problem]
     assert len(found.passed(runs)) == len(runs)
 
@@ -125,7 +125,7 @@ def test_numbers_carry_units(text: str, value: float | None) -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_filter(runs: list[RunRow], text: str) -> None:
-    found = parse(text, columns(runs))
+    found = parse_filter(text, columns(runs))
     assert {row.job.id for row in found.passed(runs)} <= {1, 2, 3, 4, 5}
 
 

@@ -22,10 +22,9 @@ from ui.pages.runs.page import HTML
 from ui.runs import rows as run_rows
 from ui.runs import view as table
 from ui.runs.columns import AGE, Column, columns, visible_columns
-from ui.runs.filter import RunFilter
 from ui.runs.results import format_stderr, format_value, setting_summary
 from ui.runs.rows import RunRow, all_rows, chosen, rows
-from ui.runs.view import TableQuery, TableResult
+from ui.runs.view import RunFilter, TableQuery, TableResult
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 

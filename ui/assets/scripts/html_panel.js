@@ -1,4 +1,4 @@
-/* Panels of HTML with buttons in them (ui/widgets/html_panel.py says what their attributes do). */
+/* Panels of HTML with buttons in them (ui/widgets/html.py says what their attributes do). */
 (() => {
   const { closest, dialog, find } = window.slimscope;
   const LOOK_MS = [800, 2500]; // after an action, which may have started something

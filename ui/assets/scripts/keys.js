@@ -1,4 +1,4 @@
-/* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/keyboard.py and come
+/* Keyboard shortcuts and search, on every page. The shortcuts are defined in ui/frame.py and come
    as JSON in the header. */
 (() => {
   const { closest, create, dialog, find } = window.slimscope;

@@ -1,21 +1,37 @@
-"""Decoders side by side: how fast they are, where the time of a decoding step goes, how many tokens
-a step yields."""
+"""Decoders of a benchmark side by side: how fast they are, where the time of a decoding step goes,
+how many tokens a step yields, and the tree of draft tokens that a step verifies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from jobs.benchmark.report import DecoderReport
+from backend.store import queries
+from backend.store.tables import Job
+from jobs.benchmark.kind import NAME
+from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
+from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
+from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS
 from jobs.wording import times
-from ui.charts.chart import Chart
+from ui.charts.chart import (
+    Chart,
+    axis,
+    category_axis,
+    layout,
+    legend_row,
+    legend_rows,
+    reference_line,
+)
 from ui.charts.headlines import of_break_even, of_parts, of_speed, of_tasks
-from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
 from ui.format import esc
-from ui.pages.benchmark.data import DrafterInfo
+from ui.format import share as share_of
+from ui.runs.results import find_job
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
 
+Path = tuple[int, ...]
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
@@ -25,6 +41,73 @@ PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, co
     "accept": ("Accept", GREEN),
     "cache": ("Cache", PINK),
 }
+SMALL = 6  # pixels of a circle that was never accepted
+LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
+TREE_HEIGHT = 320  # of all rows
+WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
+ORDINALS = ("1st", "2nd", "3rd")
+
+
+@dataclass(frozen=True)
+class DrafterInfo:
+    """Facts of a drafter from the run that trained it: `hits` (path of a draft token -> its
+    contribution to the accepted length on held-out answers), and `predicted` accepted length with
+    the default trees."""
+
+    hits: Mapping[Path, float] = field(default_factory=dict)
+    predicted: float | None = None
+    parameters: float | None = None
+    steps: float | None = None
+
+    def expected(self, decoder: DecoderReport, default: bool) -> float | None:
+        """Tokens per step on held-out answers; `default`: with trees that follow confidence."""
+        if decoder.combined:
+            return None  # what prompt lookup finds in other prompts is not known
+        if default:
+            return self.predicted
+        known = self.hits and decoder.hits
+        return 1 + sum(self.hits.get(path, 0.0) for path in decoder.hits) if known else None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: vanilla first, then the fastest decoders."""
+
+    job: Job
+    decoders: Sequence[DecoderReport]
+    verdicts: Sequence[str]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.decoders) and all(d.prompts for d in self.decoders)
+
+    @property
+    def trees(self) -> list[DecoderReport]:
+        return [d for d in self.decoders if len(d.hits) > 1] if self.complete else []
+
+    def tree(self, wanted: str) -> DecoderReport | None:
+        """Decoder whose tree is drawn: the wanted one, or the first."""
+        return next((d for d in self.trees if d.name == wanted), next(iter(self.trees), None))
+
+    @cached_property
+    def drafters(self) -> dict[str, DrafterInfo]:
+        return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}
+
+
+def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
+    """The benchmark of that name, or the newest without a name; None where there is none."""
+    chosen = find_job(name) if name else next(iter(runs), None)
+    if chosen is None or chosen.kind != NAME:
+        return None
+    reports = decoder_reports(chosen.run)
+    return Benchmark(chosen, reports, verdicts(reports))
+
+
+def drafter_of(run: str) -> DrafterInfo:
+    results = queries.results([run])
+    rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
+    figures = (rows.get(key) for key in (PREDICTED_LENGTH, PARAMETERS, STEPS))
+    return DrafterInfo(expected_hits(run), *figures)
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
@@ -232,3 +315,94 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
     ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
     headline = of_tasks(fastest.label, ups) if fastest else ""
     return Chart(figure.update_layout(looks), frame, note, headline=headline)
+
+
+def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
+    """Tree with the root at the left and a column a head. A node's circle has the area of its share
+    of steps; `expected` are shares on held-out answers."""
+    hits, places = decoder.hits, rows(decoder.hits)
+    shares = {(): 1.0, **hits}
+    row = TREE_HEIGHT / (1 + max(places.values()))
+    largest = min(LARGE, max(LEAST, 0.8 * row))
+    nodes = go.Scatter(
+        x=[len(path) for path in shares],
+        y=[places[path] for path in shares],
+        mode="markers+text" if len(hits) <= WRITTEN else "markers",
+        text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
+        textposition="top right",
+        textfont={"size": 12, "color": LIGHT.text},
+        marker={
+            "size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
+            "color": [LIGHT.muted, *[BLUE] * len(hits)],
+            "opacity": 1,
+            "line": {"width": 0},
+        },
+        customdata=[_hover(path, share, expected) for path, share in shares.items()],
+        hovertemplate="%{customdata}<extra></extra>",
+        cliponaxis=False,
+    )
+    deepest = max(map(len, shares))
+    columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
+    looks = layout(
+        view="tree",
+        xaxis=axis(
+            tickvals=[*range(deepest + 1)],
+            ticktext=columns,
+            showgrid=False,
+            range=[-0.3, deepest + 0.75],
+            side="top",
+        ),
+        yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
+    )
+    frame = pd.DataFrame(
+        [
+            (name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
+            for path, share in hits.items()
+        ],
+        columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
+    )
+    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
+    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
+    if decoder.tree:
+        note += " A chance is predicted at its step, a share is of all steps."
+    first = hits.get((0,))
+    headline = f"The first guess is accepted in {share_of(first, 0)} of steps" if first else ""
+    return Chart(go.Figure([_edges(places), nodes], looks), frame, note, headline=headline)
+
+
+def rows(paths: Iterable[Path]) -> dict[Path, int]:
+    """Row of every node: a first child beside its parent, others below."""
+    found: dict[Path, int] = {(): 0}
+    lowest, parents = 0, set[Path]()
+    for path in sorted(paths):  # depth first
+        parent = path[:-1]
+        lowest += parent in parents
+        found[path] = lowest if parent in parents else found[parent]
+        parents.add(parent)
+    return found
+
+
+def _edges(places: Mapping[Path, int]) -> go.Scatter:
+    x: list[int | None] = []
+    y: list[int | None] = []
+    for path in filter(None, places):
+        x += [len(path) - 1, len(path), None]
+        y += [places[path[:-1]], places[path], None]
+    line = {"color": LIGHT.edge, "width": 1}
+    return go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+
+
+def _hover(path: Path, share: float, expected: Mapping[Path, float]) -> str:
+    if not path:
+        return "The token the target model chose last"
+    text = f"<b>{name_of(path)}</b><br>accepted in {100 * share:.1f} % of steps"
+    known = expected.get(path)
+    return text if known is None else f"{text}<br>on held-out answers {100 * known:.1f} %"
+
+
+def name_of(path: Path) -> str:
+    own, *before = (
+        ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
+    )
+    after = f" after {', '.join(before[::-1])}" if before else ""
+    return f"Head {len(path)}, {own} choice{after}"

@@ -13,21 +13,18 @@ from jobs.benchmark.report import DecoderReport
 from jobs.submit import command_line
 from ui.charts.chart import Chart
 from ui.frame import Page, live, query, url_sync
-from ui.pages.benchmark import charts, data
-from ui.pages.benchmark.data import Benchmark
-from ui.pages.benchmark.draft_tree import tree_chart
-from ui.runs.actions.single import clone_link
+from ui.pages.benchmark import charts
+from ui.pages.benchmark.charts import Benchmark, tree_chart
+from ui.runs.actions import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html_panel import LATEST, HtmlPanel
+from ui.widgets.html import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
-NO_TASKS = nothing("All prompts of this run belong to one task.")
-NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 CONTROLS = ("run", "drafter")
 SPEED = Panel(
     "bars",
@@ -80,7 +77,7 @@ def build() -> None:
 def draw(run: str | None, drafter: str | None, request: gr.Request) -> Updates:
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
-    shown = data.benchmark(runs, named)
+    shown = charts.benchmark(runs, named)
     if shown is None:
         hidden = gr.update(visible=False)
         other = gr.update(choices=run_choices(runs, ""), value=None, visible=bool(runs))
@@ -139,7 +136,7 @@ def conditions(job: Job) -> dict[str, object]:
 
 def reported(request: gr.Request) -> dict[Panel, Chart] | None:
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
-    shown = data.benchmark(runs, query(request, "run"))
+    shown = charts.benchmark(runs, query(request, "run"))
     if shown is None or not shown.complete:
         return None
     return _charts(shown, shown.tree(query(request, "drafter")))
@@ -152,12 +149,15 @@ def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means = f"Means over {prompts} prompts."
     tasks = len(decoders) > 1 and len(decoders[0].tasks) > 1
+    no_tree = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
     return {
         SPEED: charts.speed_up(decoders, timed),
         GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
-        TASKS: charts.by_task(decoders, timed) if tasks else Chart(NO_TASKS),
+        TASKS: charts.by_task(decoders, timed)
+        if tasks
+        else Chart(nothing("All prompts of this run belong to one task.")),
         TIME: charts.step_time(decoders, means),
-        TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
+        TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(no_tree),
     }
 
 

@@ -12,13 +12,21 @@ from backend.metric_key import MetricKey
 from backend.statistics.names import RELATIVE_ERROR
 from backend.store import frames, tensors
 from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
-from ui.charts.chart import Chart
-from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.chart import Chart, layout, legend_row, log_axis
 from ui.charts.headlines import of_rivals
-from ui.charts.histograms import overlay_chart
-from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
-from ui.charts.series import Series
-from ui.charts.template import layout, legend_row, log_axis
+from ui.charts.lines import (
+    Line,
+    curves_frame,
+    dots,
+    in_lines,
+    line_chart,
+    log_span,
+    points_words,
+    reduced_note,
+    rows_axis,
+    symbol,
+)
+from ui.charts.series import Series, overlay_chart
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of

@@ -25,16 +25,13 @@ from ui.pages.compare.charts import (
 )
 from ui.pages.compare.comparison import HTML, RunComparison
 from ui.pages.compare.texts import texts_card, texts_chart, trace_card
-from ui.runs.actions.action import MAX_COMPARED, MIN_COMPARED
+from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
-from ui.widgets.download import Download, file_payload
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import known_or_first
-from ui.widgets.html import skeleton
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import plain
+from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(

@@ -1,32 +1,214 @@
-"""Help: metrics, glossary, keyboard shortcuts, and how to use the same from a shell or program."""
+"""Help: metrics, the terms of the field as they are used here, a sentence each, keyboard shortcuts,
+and how to use the same from a shell or program."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.models.sources import catalogue
 from backend.text import corpora
 from backend.text.files import PREFIX
 from jobs.metrics import METRICS
 from ui.api_errors import API_PATH
-from ui.frame import Page
-from ui.keyboard import shortcuts
+from ui.frame import Page, shortcuts
 from ui.pages import pages
-from ui.pages.help.glossary import (
-    COMMANDS,
-    FILTERS,
-    GLOSSARY,
-    OPERATIONS,
-    PYTHON,
-    QUESTIONS,
-    REQUESTS,
-)
 from ui.templates import fragments
-from ui.widgets.html_panel import HtmlPanel
+from ui.widgets.html import WIDGETS, HtmlPanel
 
+GLOSSARY: Mapping[str, Mapping[str, str]] = {
+    "Runs": {
+        "Run": "A background job and everything it produced, with an id like sds-0042.",
+        "Attempt": "One process that worked on a run. An interrupted run has several.",
+        "Stage": "All weights after one step of a method, such as dense or re-dense.",
+        "Dense": "The model as it came: nothing is pruned or rounded.",
+        "Kept stage": "The stage whose weights the run saved. If there are several candidates, a "
+        "held-out text decides.",
+        "Checkpoint": "Finished work on disk. A resumed run continues from the last complete one.",
+        "Sweep": "Runs that were submitted together, one for each combination of settings.",
+        "Baseline": "The run that others are compared with.",
+    },
+    "Model and data": {
+        "Block": "One decoder layer: attention, then MLP.",
+        "Tensor": "One weight matrix, [outputs, inputs].",
+        "Calibration": "Text that is run through the model to collect statistics of each layer's "
+        "inputs. It shares no passage with the evaluation text.",
+        "Context": "Number of tokens in one window of the model.",
+        "Kurtosis": "Weight of a distribution's tails: 3 for a bell curve, more with outliers.",
+        "Spread": "Standard deviation of the weights of a tensor.",
+        "GGUF": "File format of llama.cpp. It holds packed weights and the tokenizer.",
+        "Histogram": "Number of weights in each of 256 bins. All stages share the bins; exact "
+        "zeros are counted separately.",
+    },
+    "Pruning (SDS)": {
+        "Sparsity": "Share of weights that are exactly zero.",
+        "N:M": "At most N of M consecutive inputs of a row are non-zero. GPUs accelerate 2:4.",
+        "Wanda": "Prunes by |weight| times the norm of its input.",
+        "SparseGPT": "Prunes column by column and updates the remaining weights to compensate.",
+        "ALPS": "Prunes each layer by optimisation (ADMM), then solves for the remaining weights.",
+        "DSnoT": "Starts from Wanda's mask and swaps pruned for kept weights; trains nothing.",
+        "First pruning": "One-shot pruning of the dense model.",
+        "Re-dense": "All weights are optimised again, with penalties that make the next pruning "
+        "cheap.",
+        "Second pruning (SDS)": "The re-dense model is pruned again, and the weights that stay are "
+        "adjusted: what the method ends with.",
+        "Forward passes and Grams": "The calibration text runs through the blocks, and products "
+        "of each layer's inputs are summed up (a Gram matrix), by which errors are weighed.",
+        "Second pruning, not adjusted": "The re-dense model is pruned again.",
+        "Weight adjustment": "Optimises the remaining weights so that each layer's outputs match "
+        "those of the dense layer.",
+        "Block reconstruction": "Trains the remaining weights of a whole block to give the dense "
+        "block's outputs.",
+        "Control": "The first pruning with weight adjustment under the same mask: the baseline "
+        "that SDS has to beat.",
+    },
+    "Quantisation (DL-QAT)": {
+        "DL-QAT": "Small updates of the weights, and a factor for each group, are trained inside "
+        "the rounding.",
+        "RTN": "Rounds each weight to the nearest point of the grid. Needs no text.",
+        "GPTQ": "Rounds column by column and updates the remaining weights to compensate.",
+        "AWQ": "Before rounding, scales up the weights of the inputs that matter most.",
+        "HQQ": "Fits scale and zero point to the weights by half-quadratic optimisation. Needs no "
+        "text.",
+        "Group": "Consecutive inputs of a row that share one scale.",
+        "Group magnitude": "Trained factor of a group's scale.",
+        "Codes": "The integers that represent the weights on the grid.",
+        "Quantisation space": "The grid: bits, scale and zero point of every group.",
+    },
+    "Sensitivity": {
+        "Sensitivity": "The loss that one layer alone causes in a format, all others dense, in "
+        "nats a token.",
+        "Fisher information": "Mean squared gradient of the loss at a layer's outputs. Half of it "
+        "times their squared error estimates the layer's sensitivity.",
+        "Budget": "What a mix of formats may take: the size of the file, bits a weight, a share of "
+        "zeros, or a rise of perplexity.",
+    },
+    "Drafting (Amphista)": {
+        "Anchor": "A text position at which the drafting heads predict. They are trained on a "
+        "sample of all positions.",
+        "Drafting head": "Predicts the token at one position ahead.",
+        "Medusa": "Independent drafting heads on the last hidden state.",
+        "Hydra": "Drafting heads that also see the tokens drafted before them.",
+        "Head position": "How far ahead a head predicts: 1 is the token after the next.",
+        "Prompt lookup": "Drafts the tokens that followed the last n-gram earlier in the context. "
+        "Needs no training.",
+        "Tree node": "One draft token with all tokens before it on its branch.",
+        "Verify pass": "One forward pass of the base model over all draft tokens.",
+        "Accepted length": "Tokens generated per verify pass, including the bonus token. "
+        "Autoregressive decoding has 1.00.",
+        "Speed-up": "Ratio of tokens per second to the reference of the same run: the base model "
+        "without a drafter, or the dense model.",
+    },
+}
+
+QUESTIONS = {  # question -> answer, page
+    "What does this do?": (
+        "It makes a language model smaller or faster, and shows what that changed in its weights "
+        "and in its answers.",
+        "home",
+    ),
+    "How do I compress a model?": (
+        "Choose a recipe and a model, look at the time and memory it takes, and add it to the "
+        "queue.",
+        "new",
+    ),
+    "Which model fits into 80 MB?": (
+        "A sensitivity profile says what each layer loses in each format; a budget then gives "
+        "every layer its own.",
+        "trade-offs",
+    ),
+    "What happened to the weights?": (
+        "Their distribution before and after, layer by layer.",
+        "weights",
+    ),
+    "Is the compressed model still good?": (
+        "Ask it, beside the original, or vote without knowing which is which.",
+        "playground",
+    ),
+    "Which of my runs is best?": ("Filter, sort and compare them.", "runs"),
+}
+
+FILTERS = {
+    "wanda": "runs with this word in their id, name, model, settings, state, tags or note",
+    "sparsity>0.4": "runs with a sparsity above 40 %; sparsity>40% is equivalent",
+    "perplexity<=20": "compare numbers with < <= > >= = and !=",
+    "kind:sds state:failed": "all terms must match; a colon means that the column contains the "
+    "text",
+    "deleted:yes": "runs deleted less than a day ago, which can be restored; archived:yes shows "
+    "those in the archive",
+    "tag:demo -owner:mira": "a minus sign negates a term",
+    'model=toy "half way"': "an equals sign matches the whole value; quotes keep words together",
+    "age<2d took>5min size<500MB": "durations and sizes have units",
+}
+
+COMMANDS = {
+    "slimscope submit sds --model toy --pattern 2:4 --base wanda --wait": "Submit a run and wait "
+    "for it",
+    "slimscope submit sds --model toy --sweep pattern=2:4,50% --sweep seed=0..2": "Submit a sweep "
+    "of six runs",
+    "slimscope list --state failed": "List runs, newest first",
+    "slimscope show sds-0001 --json": "Show the full record of a run",
+    "slimscope logs sds-0001 --follow": "Follow the log of a run",
+    "slimscope next sds-0001": "Move a queued run to the front of the queue",
+    "slimscope cancel sds-0001": "Cancel a run; a second call kills it",
+    "slimscope resume sds-0001": "Continue from the last checkpoint",
+    "slimscope submit benchmark --drafters amphista-0001": "Measure decoding speed with and "
+    "without a drafter",
+    "slimscope models": "List models that can be compressed",
+    "slimscope doctor": "Check the installation",
+}
+
+REQUESTS = {
+    "GET /runs?state=succeeded&limit=20": "List runs, newest first",
+    "GET /runs/sds-0001": "Full record of a run",
+    "GET /runs/sds-0001/curves": "Points of its curves",
+    "POST /submit/sds": 'Submit a run; the body holds non-default settings: {"model": "toy"}',
+    "POST /runs/sds-0001/cancel": "Cancel a run",
+}
+
+OPERATIONS = {
+    "/healthz": "200, or 503 and a sentence: whether to send people here",
+    "slimscope_database_up": "0: the database does not answer. Runs go on for half an hour",
+    "slimscope_supervisor_up": "0 while runs wait: nobody starts them. See "
+    ".slimscope/supervisor.log in the data folder",
+    "slimscope_engine_up": "0: the cluster does not answer. Nothing starts, and states stay",
+    "slimscope_runs_failed_or_lost": "Rises: filter Runs by state:failed and state:lost",
+    "slimscope_disk_free_bytes": "Below 10 GB: slimscope disk says what takes space, slimscope "
+    "free RUN deletes checkpoints",
+    "slimscope_request_seconds_total": "Divided by slimscope_requests_total: seconds until an "
+    "answer begins",
+    "slimscope_answers": "Texts that are being written",
+    "Logs": "JSON, one object a line: the dashboard's on standard error, others' in .slimscope/",
+    "Restart": "Runs go on. After an upgrade all pages ask for one, and no run starts before it",
+    "Backup": "slimscope backup FILE; with PostgreSQL pg_dump, then the folder artifacts",
+}
+
+PYTHON = """\
+from backend.store import frames, queries
+
+for job in queries.jobs(kind="sds", limit=5):
+    print(job.run, job.state, job.config["model"])
+    for row in queries.results([job.id]):
+        print("  ", row.stage, row.metric, row.value)
+curves = frames.curves(1)  # pandas: family, stage, series, axis, step, value, at
+weights = frames.tensor_table(1)  # one row per tensor and stage
+"""
 HTML = fragments("pages/help/page.html")
 TO_TERM = "document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: 'center' })"
 Source = catalogue.CatalogueEntry | corpora.CorpusInfo
+
+
+def known_terms() -> dict[str, str]:
+    """Term or metric -> what it means here."""
+    metrics = {m.title: m.definition for m in METRICS.values() if m.definition}
+    return metrics | {term: text for topic in GLOSSARY.values() for term, text in topic.items()}
+
+
+def explained(word: str, meaning: str = "") -> Markup:
+    """A term or a metric with what it means: where Help knows it, a link to it, else `meaning`."""
+    known = known_terms().get(word, "")
+    return WIDGETS.term(word, known or meaning, bool(known))
 
 
 def build() -> None:

@@ -22,11 +22,11 @@ from ui.format import href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.pages.home.showcase import changes, moving_histogram, race, showcase
-from ui.runs.actions.single import act
+from ui.runs.actions import act
 from ui.runs.html import took
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
-from ui.widgets.notice import show_error, show_html, show_success
+from ui.widgets.html import show_error, show_html, show_success
 from ui.widgets.panel import Updates
 
 HTML = fragments("pages/home/exhibits.html")

@@ -21,7 +21,7 @@ from ui.pages.home.exhibits import draw_exhibits, draw_toy, home_act, launch_add
 from ui.pages.home.pareto import ComparableRuns, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
-from ui.runs.actions.single import buttons
+from ui.runs.actions import buttons
 from ui.runs.html import (
     described,
     error_of,
@@ -34,9 +34,7 @@ from ui.runs.html import (
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
 from ui.widgets.explorer import page_state
-from ui.widgets.html import skeleton
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice
+from ui.widgets.html import LATEST, HtmlPanel, notice, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/home/page.html")

@@ -25,10 +25,9 @@ from jobs.metrics import (
     metric,
     ordered,
 )
-from ui.charts.chart import Chart
-from ui.charts.dots import dots, log_span
+from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line
 from ui.charts.headlines import of_front
-from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
+from ui.charts.lines import dots, log_span
 from ui.format import esc, number
 from ui.runs.deltas import comparable_by
 from ui.runs.results import base_model, format_value, kind_title, setting_summary

@@ -20,8 +20,7 @@ from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import NO_CHOICES, ConfigForm, address_values, title
 from ui.widgets.dropdown import Choices
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 
 DEFAULT, MODEL = "default", "model"
 ADD = "Add to queue"

@@ -18,7 +18,7 @@ from ui.format import duration, eta, runs, short_count, size
 from ui.frame import current_user
 from ui.runs.results import size_before, size_saved
 from ui.templates import fragments
-from ui.widgets.notice import show_error, show_success
+from ui.widgets.html import show_error, show_success
 
 HTML = fragments("pages/new_run/page.html")
 MAX_LINKS = 3  # to runs of the same config

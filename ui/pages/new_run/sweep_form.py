@@ -10,7 +10,7 @@ from backend.errors import SlimscopeError
 from jobs.sweep import MOST_FIELDS, MOST_RUNS
 from ui.templates import fragments
 from ui.widgets.config_form import field_error, title
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 
 HTML = fragments("pages/new_run/page.html")
 HELP = (

@@ -1,6 +1,7 @@
 """A pipeline: written as YAML and queued; and what each of its steps gives."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.queue import permissions
-from backend.queue.dependencies import connected
+from backend.queue.scheduling import connected
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
@@ -30,16 +31,14 @@ from jobs.metrics import (
 from ui.format import NONE, eta, href, runs
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run.lineage import LineageNode, node
-from ui.runs.actions.single import act, pipeline_button
+from ui.runs.actions import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.html import kind_and_settings, run_link
 from ui.runs.results import RunResults, base_model, find_job, format_value, kind_of
 from ui.runs.rows import by_job
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html import problem
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, show_error, show_success
+from ui.widgets.html import LATEST, HtmlPanel, notice, problem, show_error, show_success
 
 HTML = fragments("pages/pipeline/page.html")
 FIRST_PRESET = next(iter(pipeline.PRESETS))
@@ -53,7 +52,6 @@ NOTE = (
     "bits. Speeds were measured in runs of their own, on this machine as it was then."
 )
 ALONE = "Alone: "  # a step on the model the pipeline begins with
-STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
     PERPLEXITY,
     TOP1_AGREEMENT,
@@ -170,27 +168,23 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     stored = by_job(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
-    rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
+    measured = (results.value(results.first, PERPLEXITY) for results in found.values())
+    base = {PERPLEXITY: next(filter(None, measured), None)}
+    with suppress(SlimscopeError):
+        base[SIZE] = 2.0 * resolve_model(base_model(jobs[0])).facts.parameters  # in 16 bits
+    rows = [_row(base_model(jobs[0]), base)]
     alone = {job.id for job in split_alone(jobs)[1]}
     for job in jobs:
         results, mark = found[job.id], ALONE if job.id in alone else ""
         if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
-            finals = {name: results.final(name) for name in STEP_METRICS}
+            finals = {
+                name: results.final(name) for name in (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
+            }
             values = finals | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
-
-
-def _base(first: Job, found: Sequence[RunResults]) -> Mapping[MetricKey, float | None]:
-    """Of the model a pipeline begins with: its perplexity, and its usual size, in 16 bits."""
-    measured = (results.value(results.first, PERPLEXITY) for results in found)
-    try:
-        size: float | None = 2.0 * resolve_model(base_model(first)).facts.parameters
-    except SlimscopeError:
-        size = None
-    return {PERPLEXITY: next(filter(None, measured), None), SIZE: size}
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:

@@ -28,8 +28,7 @@ from ui.pages.playground.answers import HTML
 from ui.pages.playground.room import EVERY_S, draw_room
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values, component
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
 QUICK_LOOK = dlqat.KIND.presets["quick look"]

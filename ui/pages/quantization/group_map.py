@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from ui.charts.chart import axis
 from ui.charts.heatmap import ROBUST, colour_limits, heatmap
-from ui.charts.template import axis
 from ui.format import count, number, share
 
 MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbours

@@ -1,17 +1,22 @@
 """Quantisation: the grid, what training moved inside of it, and where rounding hurts."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
+from jobs.dlqat import config as dlqat
 from ui.frame import Page
-from ui.pages.quantization import handlers
+from ui.pages.quantization import panels
+from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.panels import CHARTS, ENERGY, HTML, MAGNITUDES, MAP, USAGE, WEIGHTS
-from ui.pages.quantization.selection import QuantSelection, QuantView
-from ui.widgets.dropdown import dropdown
+from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView, quant_of
+from ui.runs.explorer_page import ExplorerPage, profiles_seen
+from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import notice, plain
-from ui.widgets.panel import Outputs, page_charts
+from ui.widgets.html import notice, plain
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 BUTTONS = {
     "worst": "Worst",
@@ -20,7 +25,95 @@ BUTTONS = {
     "steps": "Next snapshot",
     "play": "Play",
 }
-PLAY = "() => slimscope.play('quant-play-button', 'quant-steps-button')"
+
+
+def change_run(selection: QuantSelection) -> Updates:
+    return SHARED.refresh_all(replace(selection, step="", group=""), selection)
+
+
+def refresh(seen: Any, selection: QuantSelection) -> Updates:
+    """A page at the newest snapshot follows the training."""
+    follows = seen and selection.step == str(seen["mark"][-1].get(selection.stage))
+    return SHARED.refresh(seen, selection, replace(selection, step="") if follows else selection)
+
+
+def choose_tensor(view: QuantView) -> Updates:
+    view = view.select(group="")
+    head = {"head": panels.head_html(view), "tensor": view.selection.tensor}
+    return updates(head, _tensor(view))
+
+
+def change_map(view: QuantView) -> Updates:
+    return updates({"step": int(view.selection.step)}, _draw(view, panels.MAP))
+
+
+def preview_step(view: QuantView) -> Updates:
+    """A slider in motion is not moved, or arrow keys would never reach the next snapshot."""
+    return _draw(view, panels.MAP)
+
+
+def next_step(view: QuantView) -> Updates:
+    steps = view.snapshot_steps
+    step = steps[(steps.index(int(view.selection.step)) + 1) % len(steps)]
+    return updates({"step": step}, _draw(view.select(step=str(step)), panels.MAP))
+
+
+def choose_group(view: QuantView) -> Updates:
+    row, group = view.group
+    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS))
+
+
+def move_group(view: QuantView, by: int) -> Updates:
+    view = view.moved(by)
+    return updates(choose_group(view), _draw(view, panels.MAP))
+
+
+def worst_group(view: QuantView) -> Updates:
+    return move_group(view.select(group=""), 0)
+
+
+def draw(view: QuantView) -> Updates:
+    return updates({"head": panels.head_html(view)}, _draw(view, panels.MAGNITUDES), _tensor(view))
+
+
+def mark(run: str) -> list[Any]:
+    """With the step of the last snapshot of each stage."""
+    quant = quant_of(run)
+    lasts = {stage: quant.steps[stage, MAGNITUDE][-1] for stage in quant.stages} if quant else {}
+    return [*profiles_seen(run), lasts]
+
+
+def offers(view: QuantView) -> dict[str, dict[str, Any]]:
+    quant, steps = view.quant, view.snapshot_steps
+    return {
+        "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
+        "tensor": {"choices": choices(quant.tensors)},
+        "figure": {"choices": [(figure.label, name) for name, figure in FIGURES.items()]},
+        "step": {"minimum": steps[0], "maximum": max(steps[-1], 1)},
+        "group": {},
+    }
+
+
+def _tensor(view: QuantView) -> Updates:
+    return updates(_draw(view, panels.MAP, panels.USAGE, panels.ENERGY), choose_group(view))
+
+
+def _draw(view: QuantView, *chosen: Panel) -> Updates:
+    return updates(*(panel.show(panels.CHARTS[panel](view)) for panel in chosen))
+
+
+SHARED = ExplorerPage(
+    QuantSelection,
+    QuantView.at,
+    mark,
+    offers,
+    draw,
+    profile=MAGNITUDE,
+    kind=dlqat.NAME,
+    no_run="No run has trained inside a quantisation grid yet.",
+    lacks="recorded no groups",
+    later="They appear here when training begins.",
+)
 
 
 def build() -> None:
@@ -34,7 +127,16 @@ def build() -> None:
         ),
         group=gr.Textbox(visible=False, elem_id="quant-group", render=False),
     )
-    buttons = {name: _button(name, label) for name, label in BUTTONS.items()}
+    buttons = {
+        name: gr.Button(
+            label,
+            elem_id=f"quant-{name}-button",
+            scale=0,
+            min_width=max(88, 10 * len(label)),  # three short ones fit beside each other on a phone
+            render=False,
+        )
+        for name, label in BUTTONS.items()
+    }
     with gr.Row(elem_classes="bar"):
         page["run"].render()
         page["stage"].render()
@@ -56,27 +158,24 @@ def build() -> None:
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)
 
 
-def _button(name: str, label: str) -> gr.Button:
-    width = max(88, 10 * len(label))  # three short ones fit beside each other on a phone
-    return gr.Button(label, elem_id=f"quant-{name}-button", scale=0, min_width=width, render=False)
-
-
 def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.Button]) -> None:
-    explorer.on_load(handlers.SHARED.open)
-    explorer.on_point("map_chart", "group", handlers.choose_group)
+    explorer.on_load(SHARED.open)
+    explorer.on_point("map_chart", "group", choose_group)
     for name in ("run", "stage"):
-        explorer.on_selection(explorer.event(name), handlers.change_run)
-    explorer.on(explorer.event("tensor"), handlers.choose_tensor)
-    explorer.on(explorer.event("figure"), handlers.change_map)
-    explorer.on(explorer.event("step"), handlers.preview_step)
-    explorer.on(explorer.event("step", "release"), handlers.change_map)
-    explorer.on(buttons["worst"].click, handlers.worst_group)
-    explorer.on(buttons["back"].click, partial(handlers.move_group, by=-1))
-    explorer.on(buttons["on"].click, partial(handlers.move_group, by=1))
-    explorer.on(buttons["steps"].click, handlers.next_step)
-    explorer.on_point("energy_chart", "tensor", handlers.choose_tensor)
-    buttons["play"].click(None, None, None, js=PLAY)
-    explorer.on_change(handlers.refresh)
+        explorer.on_selection(explorer.event(name), change_run)
+    explorer.on(explorer.event("tensor"), choose_tensor)
+    explorer.on(explorer.event("figure"), change_map)
+    explorer.on(explorer.event("step"), preview_step)
+    explorer.on(explorer.event("step", "release"), change_map)
+    explorer.on(buttons["worst"].click, worst_group)
+    explorer.on(buttons["back"].click, partial(move_group, by=-1))
+    explorer.on(buttons["on"].click, partial(move_group, by=1))
+    explorer.on(buttons["steps"].click, next_step)
+    explorer.on_point("energy_chart", "tensor", choose_tensor)
+    buttons["play"].click(
+        None, None, None, js="() => slimscope.play('quant-play-button', 'quant-steps-button')"
+    )
+    explorer.on_change(refresh)
 
 
 PAGE = Page(
@@ -86,5 +185,5 @@ PAGE = Page(
     order=60,
     section="Explore",
     key="q",
-    charts=page_charts("quant", handlers.SHARED.at, CHARTS, "run"),
+    charts=page_charts("quant", SHARED.at, CHARTS, "run"),
 )

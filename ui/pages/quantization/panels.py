@@ -1,6 +1,6 @@
 """The charts of the Quant page: of a view each makes a figure, a note and a frame."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
@@ -9,29 +9,26 @@ from markupsafe import Markup
 from backend.quantization import GRID_NAMES
 from backend.statistics.names import FAN
 from backend.store import frames, queries
-from backend.store.queries import StoredResult
 from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
 from ui.charts.lines import reduced_note
 from ui.format import NONE, count, href, number, of_unit, share, size
-from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
-from ui.pages.quantization.group_weights import group_weights, group_weights_note
-from ui.pages.quantization.input_energy import input_energy_chart
-from ui.pages.quantization.selection import QuantView
-from ui.pages.quantization.training_charts import (
+from ui.pages.quantization.charts import (
     code_usage,
     code_usage_headline,
     code_usage_note,
+    group_weights,
+    group_weights_note,
+    input_energy_chart,
     magnitude_bands,
 )
+from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
+from ui.pages.quantization.selection import QuantView
 from ui.runs.weights import DENSE, weights_of
 from ui.templates import fragments
 from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
-NO_BANDS = "{} has recorded no magnitudes over its training."
-NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
-NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
 GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
 OVERHEAD = "in a model this small, reading weights is not the bottleneck"
 LISTED = 500  # groups in a table
@@ -82,34 +79,25 @@ def head_html(view: QuantView) -> Markup:
     form = [f"{job.config.get('bits', NONE)} bits"]
     form += [f"groups of {group}" if group else "one group per row"]
     form += [GRID_NAMES[grid]] if grid else []
-    facts = {"Format": ", ".join(form), **dict(_result_facts(results, stage))}
-    facts |= dict(_zero_facts(view))
-    weights = href("weights", run=job.run, tensor=view.selection.tensor, stage=stage)
-    return HTML.head(job.run, facts, weights)
-
-
-def _zero_facts(view: QuantView) -> Iterator[tuple[str, str]]:
-    weights = weights_of(view.quant.job.run)
-    if weights is None:
-        return
-    before, now = map(weights.zero_share, (DENSE, view.selection.stage))
-    if before and before >= PRUNED:
-        yield "Zeros", f"{share(now)}, {share(before)} in the model it began with"
-
-
-def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str, str]]:
+    facts = {"Format": ", ".join(form)}
     by_metric = {r.metric: r.value for r in reversed(results)}
     perplexity = {r.stage: number(r.value) for r in results if r.metric == PERPLEXITY}
     if (bits := by_metric.get(BITS_PER_WEIGHT)) is not None:
-        yield "Stored bits per weight", f"{number(bits)}, scales included"
+        facts["Stored bits per weight"] = f"{number(bits)}, scales included"
     saved = [(m.series, v) for m, v in by_metric.items() if m.family == BYTES and m.series]
     if saved:
-        yield "Whole model", ", ".join(f"{size(value)}, {series}" for series, value in saved)
+        facts["Whole model"] = ", ".join(f"{size(value)}, {series}" for series, value in saved)
     if stage in perplexity:
-        yield "Perplexity", f"{perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
+        facts["Perplexity"] = f"{perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
     if (gain := by_metric.get(SPEED_UP)) is not None:
         why = f": {OVERHEAD}" if gain < GAIN else ""
-        yield "Packed decoding", f"{of_unit(gain, '×', 3)}, over dense bfloat16{why}"
+        facts["Packed decoding"] = f"{of_unit(gain, '×', 3)}, over dense bfloat16{why}"
+    if stored := weights_of(job.run):
+        before, now = map(stored.zero_share, (DENSE, stage))
+        if before and before >= PRUNED:
+            facts["Zeros"] = f"{share(now)}, {share(before)} in the model it began with"
+    weights = href("weights", run=job.run, tensor=view.selection.tensor, stage=stage)
+    return HTML.head(job.run, facts, weights)
 
 
 def magnitudes_chart(view: QuantView) -> Chart:
@@ -122,7 +110,7 @@ def magnitudes_chart(view: QuantView) -> Chart:
         for key, rows in frames.by_key(points).items()
     }
     if not quantiles.keys() >= {*FAN}:
-        return Chart(NO_BANDS.format(labels.get(stage, stage)))
+        return Chart(f"{labels.get(stage, stage)} has recorded no magnitudes over its training.")
     low, high = (quantiles[name][max(quantiles[name])] for name in ("p01", "p99"))
     frame = points[["series", "step", "value"]].set_axis(
         ["Quantile", "Step", "Magnitude m"], axis=1
@@ -158,7 +146,10 @@ def weights_chart(view: QuantView) -> Chart:
     place = f"Row {row}, {inputs}: number {view.worst_first.index(view.group) + 1:,} of "
     place += f"{view.errors.size:,} by error, the worst first."
     if weights is None:
-        return Chart(f"{place} {NO_WEIGHTS}")
+        kept = (
+            "Only the worst groups of each tensor are stored weight by weight, when training ends."
+        )
+        return Chart(f"{place} {kept}")
     name = f"{view.selection.run}-row-{row}-group-{k}-weights"
     frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
     figure = group_weights(weights, name, view.selection.stage)
@@ -187,7 +178,7 @@ def usage_chart(view: QuantView) -> Chart:
 def energy_chart(view: QuantView) -> Chart:
     selection, every = view.selection, view.input_groups
     if not any(one.tensor == selection.tensor for one in every):
-        return Chart(NO_INPUTS)
+        return Chart("This run has stored no input statistics; runs started from now on do.")
     label = view.quant.tensors[selection.tensor]
     chart = input_energy_chart(every, selection.tensor, label, selection.stage)
     return replace(chart, name=f"{selection.run}-{selection.tensor}-inputs")

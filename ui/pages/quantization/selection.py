@@ -9,9 +9,8 @@ import numpy as np
 from backend.statistics.names import INPUT_ENERGY
 from backend.store import frames, queries, tensors
 from backend.store.tables import Job
+from ui.pages.quantization.charts import GroupWeights, InputGroups
 from ui.pages.quantization.group_map import FIGURES, Group
-from ui.pages.quantization.group_weights import GroupWeights
-from ui.pages.quantization.input_energy import InputGroups
 from ui.runs.results import kind_of
 from ui.runs.weights import stage_labels, tensor_names
 from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour

@@ -7,15 +7,14 @@ from markupsafe import Markup
 
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
-from backend.queue.scheduling import QueueStatus
+from backend.queue.scheduling import QueueStatus, awaited
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from ui.format import count
 from ui.frame import SILENT_EVENT, Page, current_user, live, query
-from ui.runs.actions.single import act, buttons
+from ui.runs.actions import act, buttons
 from ui.runs.html import (
     elapsed,
     error_of,
@@ -29,18 +28,14 @@ from ui.runs.html import (
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
-from ui.widgets.html import time_tag
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_html, time_tag
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/queue/page.html")
 TABS = {"active": "Active", "ended": "Ended", "failed": "Failed"}
 ENDED = (State.SUCCEEDED, State.CANCELLED)
 FAILED = (State.FAILED, State.LOST)
-MAX_JOBS = 100
 STALLED = "The supervisor is not running: no job starts until it does."
-NUMERIC = ("", "Actions")  # columns at the right edge
 Columns = dict[str, Callable[[Job], object]]
 
 
@@ -89,11 +84,11 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     idle = tab == "active" and not jobs and counts["ended"] > 0
     listed = "ended" if idle else tab
     if listed != "active":
-        ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=MAX_JOBS)
+        ended = queries.jobs(ENDED if listed == "ended" else FAILED, limit=100)
         jobs = sorted((j for j in ended if j.id > 0), key=lambda job: -(job.finished_at or 0))
     columns = _columns(listed, status, chosen.id if chosen else None, user, jobs)
     rows = [[cell(job) for cell in columns.values()] for job in jobs]
-    numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
+    numeric = [place for place, title in enumerate(columns) if title in ("", "Actions")]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric, idle)
 
 

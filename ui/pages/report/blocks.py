@@ -18,9 +18,6 @@ from ui.frame import Page, PageChart
 
 ADD = "add"  # the name in the address that holds the chart to be added; the others are its own
 HEADING = "# "
-NO_CHART = "This version has no chart of that name."
-NOT_DRAWN = "The chart could not be drawn; the log says why."
-NOTHING = "There is nothing to show."
 log = logging.getLogger("slimscope.report")
 
 
@@ -87,20 +84,20 @@ def drawn(block: ReportBlock, known: Mapping[str, ChartSource]) -> DrawnBlock:
         return DrawnBlock(block, words, source, chart, json.loads(figure.to_json()))
     said = figure if isinstance(figure, str) else (figure or {}).get("nothing", "")
     if not said and (chart.frame is None or chart.frame.empty):
-        said = NOTHING
+        said = "There is nothing to show."
     return DrawnBlock(block, words, source, chart, sentence=said)
 
 
 def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:
     if source is None:
-        return Chart(NO_CHART)
+        return Chart("This version has no chart of that name.")
     try:
         return source.chart.draw(gr.Request(query_params=dict(parse_qsl(block.query))))
     except SlimscopeError as error:
         return Chart(str(error))
     except Exception:
         log.exception("block %d: %s?%s", block.id, block.chart, block.query)
-        return Chart(NOT_DRAWN)
+        return Chart("The chart could not be drawn; the log says why.")
 
 
 def opening(blocks: Iterable[ReportBlock]) -> str:

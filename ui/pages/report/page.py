@@ -1,11 +1,14 @@
 """Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported."""
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.queue import reports as writing
@@ -15,25 +18,68 @@ from backend.queue.reports import report, reports, runs_of, stored_blocks
 from backend.store.session import now_ms
 from backend.store.tables import Report
 from ui import pages
+from ui.charts.chart import templates
 from ui.format import href
-from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, VERSION, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, opening, query_of, sources
-from ui.pages.report.export import exported, height_of
-from ui.runs.actions.action import MAX_COMPARED
+from ui.runs.actions import MAX_COMPARED
 from ui.runs.rows import all_rows
 from ui.runs.weights import run_choices
-from ui.static import SCRIPT_URL
-from ui.templates import fragments
-from ui.widgets.download import Download, file_payload
+from ui.static import SCRIPT_URL, SCRIPTS
+from ui.templates import fragments, render
 from ui.widgets.dropdown import dropdown
-from ui.widgets.html import WIDGETS
-from ui.widgets.notice import notice, show_error, show_html
-from ui.widgets.panel import Outputs, Updates, frame_table
+from ui.widgets.html import WIDGETS, Download, file_payload, notice, show_error, show_html
+from ui.widgets.panel import Outputs, Updates, cell, frame_table
 
+MAX_ROWS = 200  # of a table
+MIN_HEIGHT = 320  # px
 HTML = fragments("pages/report/page.html")
-UNSAFE = re.compile(r"[^\w.-]+")
-Change = Callable[[int, int, str, Actor], None]  # report, block, text, who
+
+
+def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
+    figures = {each.block.id: each.figure for each in blocks if each.figure}
+    tables = {}
+    for each in blocks:
+        if each.chart and not each.figure and not each.sentence:
+            frame = each.chart.frame
+            assert frame is not None, "a chart with neither figure nor frame has a sentence"
+            rows = frame.head(MAX_ROWS).itertuples(index=False, name=None)
+            tables[each.block.id] = [*frame.columns], [[_text(v) for v in row] for row in rows]
+    heights = {each.block.id: height_of(each) for each in blocks}
+    return render(
+        "pages/report/export.html",
+        report=report,
+        runs=runs_of(each.block for each in blocks),
+        blocks=blocks,
+        tables=tables,
+        heights=heights,
+        now=now_ms(),
+        version=VERSION,
+        plotly=_script(get_plotlyjs()),
+        shade=_script((SCRIPTS / "shade.js").read_text(encoding="utf-8")),
+        templates=_json(templates()),
+        figures=_json(json.dumps(figures)),
+    )
+
+
+def height_of(block: DrawnBlock) -> int:
+    meta = ((block.figure or {}).get("layout") or {}).get("meta") or {}
+    own = block.source.chart.height if block.source else 0
+    return max(own, MIN_HEIGHT) + int(meta.get("more", 0))
+
+
+def _text(value: Any) -> str:
+    written = cell(value)
+    return written if isinstance(written, str) else written[0]
+
+
+def _script(source: str) -> Markup:
+    return Markup(source.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+
+
+def _json(text: str) -> Markup:
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
 
 
 class ReportView(gr.HTML):
@@ -88,7 +134,19 @@ def draw(request: gr.Request) -> Updates:
         shown = report(number)
     except NotFoundError:
         return {"view": {"top": HTML.unknown(number), "blocks": []}, **hidden}
-    return {"view": _view(shown, off), **_picker(off)}
+    if off:
+        return {"view": _view(shown, off), **hidden}
+    offered = [
+        (f"{source.page.name}: {source.chart.title}", name)
+        for name, source in known_charts().items()
+        if source.chart.runs
+    ]
+    return {
+        "view": _view(shown, off),
+        "adding": gr.update(visible=True),
+        "runs": gr.update(choices=run_choices([row.job for row in all_rows()], "")),
+        "chart": gr.update(choices=offered),
+    }
 
 
 def listing(request: gr.Request, off: str) -> str:
@@ -143,23 +201,7 @@ def _table(shown: Report, block: DrawnBlock) -> str:
     return frame_table(block.chart.frame, f"report-{shown.id}-{block.block.id}")
 
 
-def _picker(off: str) -> Updates:
-    if off:
-        return {"adding": gr.update(visible=False)}
-    offered = [
-        (f"{source.page.name}: {source.chart.title}", name)
-        for name, source in known_charts().items()
-        if source.chart.runs
-    ]
-    jobs = [row.job for row in all_rows()]
-    return {
-        "adding": gr.update(visible=True),
-        "runs": gr.update(choices=run_choices(jobs, "")),
-        "chart": gr.update(choices=offered),
-    }
-
-
-CHANGES: dict[str, Change] = {
+CHANGES: dict[str, Callable[[int, int, str, Actor], None]] = {  # report, block, text, who
     "text": lambda number, _, text, user: writing.add_text(number, text, user),
     "rename": lambda number, _, text, user: writing.rename_report(number, text, user),
     "write": writing.write_text,
@@ -185,7 +227,7 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
                 return {"message": show_html(), "leave": str(href("report"))}
             case "export":
                 shown = report(number)
-                name = UNSAFE.sub("-", shown.title).strip("-") or "report"
+                name = re.sub(r"[^\w.-]+", "-", shown.title).strip("-") or "report"
                 data = exported(shown, drawn_blocks(shown)).encode()
                 return {"message": show_html(), "file": file_payload(f"{name}.html", data)}
         if do in CHANGES:
@@ -201,19 +243,14 @@ def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) ->
         source = known_charts().get(chart or "")
         if source is None or not runs:
             raise ConfigError("No chart was added.", "Choose one run or more, and a chart.")
-        writing.add_chart(number, chart or "", _address_of(source, runs), user)
+        # all runs where the page compares several, else the first, with the second beside it
+        address = {source.chart.runs: ",".join(runs) if source.chart.runs == "ids" else runs[0]}
+        if source.chart.runs == "run" and len(runs) > 1:
+            address["vs"] = runs[1]
+        writing.add_chart(number, chart or "", urlencode(address), user)
     except SlimscopeError as error:
         return {"message": show_error(error)}
     return {"message": show_html()}
-
-
-def _address_of(source: ChartSource, runs: list[str]) -> str:
-    """Address of the chart for these runs: all where the page compares several, else the first,
-    with the second beside it where possible."""
-    if source.chart.runs == "ids":
-        return urlencode({"ids": ",".join(runs)})
-    other = {"vs": runs[1]} if source.chart.runs == "run" and len(runs) > 1 else {}
-    return urlencode({source.chart.runs: runs[0], **other})
 
 
 def _asked_chart(request: gr.Request) -> tuple[str, str] | None:

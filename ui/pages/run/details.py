@@ -22,12 +22,11 @@ from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
 from ui.format import NONE, duration, size
 from ui.pages.run.outcome import sentence_case
-from ui.runs.actions.single import group_buttons
+from ui.runs.actions import group_buttons
 from ui.runs.results import fields_of
 from ui.templates import fragments
 from ui.widgets.config_form import spoken, title
-from ui.widgets.download import AT_MOST
-from ui.widgets.html import time_tag
+from ui.widgets.html import AT_MOST, time_tag
 
 HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan

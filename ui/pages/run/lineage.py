@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from backend.queue.dependencies import connected
+from backend.queue.scheduling import connected
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job

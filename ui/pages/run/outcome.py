@@ -26,8 +26,9 @@ from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
 from jobs.wording import StageComparison, fixed
 from ui.charts.headlines import lower
 from ui.format import HOLD, NONE, duration, number, of_unit, size
-from ui.pages.help.glossary import explained
+from ui.pages.help.page import explained
 from ui.runs.html import took
+from ui.runs.profiles import over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -41,7 +42,6 @@ from ui.runs.results import (
     stage_comparison,
     window_losses,
 )
-from ui.runs.sensitivity.measured import over_dense
 from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colours

@@ -12,7 +12,7 @@ from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.printable import one_line
 from backend.queue.actor import Actor
-from backend.queue.dependencies import awaited
+from backend.queue.scheduling import awaited
 from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
@@ -22,9 +22,8 @@ from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title,
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves, of_usage
-from ui.charts.histograms import overlay_chart
 from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
-from ui.charts.series import Series
+from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
@@ -32,7 +31,7 @@ from ui.pages.run import details, quality
 from ui.pages.run.details import artefacts, disk_card
 from ui.pages.run.lineage import lineage_card
 from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
-from ui.runs.actions.single import (
+from ui.runs.actions import (
     act,
     buttons,
     clone_link,
@@ -47,10 +46,17 @@ from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
-from ui.widgets.download import Download, small_file
-from ui.widgets.html import WIDGETS, empty
-from ui.widgets.html_panel import HtmlPanel
-from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.html import (
+    WIDGETS,
+    Download,
+    HtmlPanel,
+    empty,
+    notice,
+    plain,
+    show_error,
+    show_html,
+    small_file,
+)
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")

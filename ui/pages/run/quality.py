@@ -14,10 +14,10 @@ from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, siz
 from jobs.fields.models import has_saved, ships_without
 from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
 from ui.format import href
-from ui.runs.actions.single import next_links
+from ui.runs.actions import next_links
 from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
-from ui.widgets.notice import plain
+from ui.widgets.html import plain
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/run/quality.html")

@@ -9,13 +9,20 @@ from backend.queue import labels, permissions
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
-from ui.runs.actions.action import bulk_actions, carry_out
+from ui.runs.actions import bulk_actions, carry_out
 from ui.runs.view import TableQuery, query_runs, query_text, saved_query, to_csv, to_json
 from ui.templates import fragments
-from ui.widgets.download import Download, file_payload
-from ui.widgets.html import skeleton
-from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, show_error, show_html, show_success
+from ui.widgets.html import (
+    LATEST,
+    Download,
+    HtmlPanel,
+    file_payload,
+    notice,
+    show_error,
+    show_html,
+    show_success,
+    skeleton,
+)
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/runs/page.html")

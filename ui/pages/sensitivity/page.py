@@ -12,11 +12,11 @@ from ui.frame import Page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, WORST
 from ui.pages.sensitivity.selection import FIGURES, SensitivitySelection, SensitivityView
 from ui.runs.explorer_page import ExplorerPage, profiles_seen
-from ui.runs.sensitivity.profiles import OF_PROFILES
+from ui.runs.profiles import OF_PROFILES
 from ui.templates import fragments
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import notice, plain
+from ui.widgets.html import notice, plain
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
 HTML = fragments("pages/sensitivity/page.html")

@@ -8,11 +8,8 @@ import plotly.graph_objects as go
 
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import spearman
-from ui.charts.chart import Chart
-from ui.charts.dots import dots, log_span, rows_axis
-from ui.charts.formats import format_colours, ordered
-from ui.charts.heatmap import block_heatmap
-from ui.charts.template import (
+from ui.charts.chart import (
+    Chart,
     axis,
     layout,
     legend_row,
@@ -21,6 +18,8 @@ from ui.charts.template import (
     round_ticks,
     tick_text,
 )
+from ui.charts.heatmap import block_heatmap
+from ui.charts.lines import dots, log_span, rows_axis
 from ui.format import HOLD, count, esc, number, of_unit, share
 from ui.pages.sensitivity.selection import (
     ERROR,
@@ -30,6 +29,7 @@ from ui.pages.sensitivity.selection import (
     PREDICTED,
     SensitivityView,
 )
+from ui.runs.profiles import format_colours, ordered
 from ui.theme import BLUE, LIGHT, VERMILLION
 from ui.widgets.panel import Panel
 

@@ -12,7 +12,7 @@ from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
 from ui.format import number
-from ui.runs.sensitivity.profiles import in_blocks, layers_table, profile_at
+from ui.runs.profiles import in_blocks, layers_table, profile_at
 from ui.runs.weights import tensor_names
 from ui.widgets.explorer import Selection, known_or_first
 

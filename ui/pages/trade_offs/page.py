@@ -14,12 +14,12 @@ from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import TITLES, TradeoffSelection, TradeoffView
 from ui.runs.explorer_page import ExplorerPage
-from ui.runs.sensitivity.profiles import OF_PROFILES
+from ui.runs.profiles import OF_PROFILES
 from ui.templates import fragments
 from ui.widgets.config_form import field_error
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.explorer import Explorer, page_state
-from ui.widgets.notice import EMPTY, notice, plain, show_html
+from ui.widgets.html import EMPTY, notice, plain, show_html
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
 HTML = fragments("pages/trade_offs/page.html")

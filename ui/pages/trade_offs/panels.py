@@ -9,17 +9,13 @@ import plotly.graph_objects as go
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
-from ui.charts.chart import Chart
-from ui.charts.dots import dots, log_span
-from ui.charts.formats import format_colours, short_labels
+from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line
 from ui.charts.heatmap import block_heatmap
-from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
+from ui.charts.lines import dots, log_span
 from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
-from ui.pages.trade_offs.landmarks import Landmark, source
-from ui.pages.trade_offs.selection import SIZE, SPEED, TradeoffView
-from ui.runs.sensitivity.measured import MeasuredRun
-from ui.runs.sensitivity.profiles import layers_table
+from ui.pages.trade_offs.selection import SIZE, SPEED, Landmark, TradeoffView, landmarks_file
+from ui.runs.profiles import MeasuredRun, format_colours, layers_table, short_labels
 from ui.theme import BLUE, GREEN, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel
@@ -96,7 +92,11 @@ def front_chart(view: TradeoffView) -> Chart:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
     elif view.profile.times:
         note += f"; by the native decoder on {threads(view.profile.times.threads)}"
-    note += f"; llama.cpp's files as measured by {source()}." if view.landmarks else "."
+    note += (
+        f"; llama.cpp's files as measured by {landmarks_file()['source']}."
+        if view.landmarks
+        else "."
+    )
     return Chart(
         go.Figure(traces, looks),
         _front_frame(view, title),
@@ -214,7 +214,8 @@ def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
         (WIDGETS.run_link(run), run.x, run.ratio, "measured", run.label) for run in view.measured
     ]
     rows += [
-        (f"llama.cpp's {x.file}", x.megabytes, x.ratio, source(), NONE) for x in view.landmarks
+        (f"llama.cpp's {x.file}", x.megabytes, x.ratio, landmarks_file()["source"], NONE)
+        for x in view.landmarks
     ]
     rows += [(what, view.across.x_of(mix), mix.ratio, "predicted", NONE) for what, mix in mixes]
     return pd.DataFrame(rows, columns=["Of", title, RATIO, "How known", "Setting"])

@@ -1,8 +1,11 @@
 """The mixes of formats that a profile leaves, what was measured beside them, and the budget."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError, SlimscopeError
@@ -13,17 +16,41 @@ from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
 from ui.format import of_unit, share
-from ui.pages.trade_offs.landmarks import Landmark, landmarks_of
+from ui.runs.profiles import (
+    METHODS,
+    MeasuredRun,
+    MixFront,
+    fronts_of,
+    in_blocks,
+    measured_runs,
+    profile_at,
+    quantized_bytes,
+)
 from ui.runs.results import find_job
 from ui.runs.rows import RunRow
-from ui.runs.sensitivity.fronts import METHODS, MixFront, fronts_of
-from ui.runs.sensitivity.measured import MeasuredRun, measured_runs, quantized_bytes
-from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection
 
 TITLES: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
 USUAL, HALF = Budget("loss", 0.1), Budget("sparsity", 0.5)
 LEAST = 0.01  # share of zeros that makes a run pruned
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A file: its megabytes, and its perplexity over dense with the 95 % interval."""
+
+    file: str
+    megabytes: float
+    ratio: float
+    low: float
+    high: float
+
+
+@cache
+def landmarks_file() -> dict[str, Any]:
+    """The files by the fingerprint of their model's weights, and how they were measured."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("landmarks.json").read_text())
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,7 +138,8 @@ class TradeoffView:
         """llama.cpp's files of the same weights, where the axis is their size."""
         job = find_job(self.selection.run)
         known = job is not None and self.across is SIZE
-        return landmarks_of(str(job.environment.get(WEIGHTS_MARK))) if job and known else []
+        mark = str(job.environment.get(WEIGHTS_MARK)) if job and known else ""
+        return [Landmark(**one) for one in landmarks_file()["models"].get(mark, [])]
 
     def for_budget(self) -> "TradeoffView":
         """With the method that the budget is of, where the profile has its formats."""

@@ -10,11 +10,9 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells
-from ui.charts.heatmap import MapBaseline, cells, layer_map
-from ui.charts.histograms import overlay, overlay_chart
-from ui.charts.series import Series, cutoffs
+from ui.charts.heatmap import STATISTICS, MapBaseline, cells, layer_map
+from ui.charts.series import Series, cutoffs, overlay, overlay_chart
 from ui.charts.stages import perplexities, perplexity_chart
-from ui.charts.statistics import STATISTICS
 from ui.pages.weights.selection import DISTRIBUTIONS, TEXTS, VIEWS, WeightsSelection
 from ui.runs.results import real_first
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of

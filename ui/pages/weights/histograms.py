@@ -35,8 +35,7 @@ from backend.statistics.tensors import BINS
 from backend.store import queries, tensors
 from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
-from ui.charts.heatmap import in_order
-from ui.charts.statistics import STATISTICS, available, with_largest
+from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
 from ui.pages.weights.selection import WeightsSelection, default_stages, main_stages
 from ui.runs.results import real_first

@@ -18,8 +18,7 @@ from ui.frame import SILENT_EVENT, current_user, on_load
 from ui.runs.choices import models
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices, dropdown
-from ui.widgets.html import WIDGETS
-from ui.widgets.notice import notice, plain, show_error, show_html
+from ui.widgets.html import WIDGETS, notice, plain, show_error, show_html
 
 HTML = fragments("pages/weights/page.html")
 ABOUT = (

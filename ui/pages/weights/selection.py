@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backend.statistics.names import RELATIVE_ERROR
-from ui.charts.histograms import MAX_STAGES
-from ui.charts.statistics import available
+from ui.charts.heatmap import available
+from ui.charts.series import MAX_STAGES
 from ui.runs.weights import RunWeights, kept_stage
 from ui.theme import declared
 from ui.widgets.explorer import Selection, known_or_first

@@ -32,9 +32,14 @@ from ui.charts.heatmap import in_order
 from ui.format import HOLD
 from ui.live_api import live_parts
 from ui.runs.choices import models
-from ui.runs.sensitivity.fronts import METHODS, fronts_of
-from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
-from ui.runs.sensitivity.profiles import profile_at
+from ui.runs.profiles import (
+    METHODS,
+    fronts_of,
+    measured_runs,
+    profile_at,
+    quantized_bytes,
+    queued_runs,
+)
 from ui.runs.weights import layer_label
 from ui.security.auth import current_user
 from ui.theme import BLUE, DARK, LIGHT, VERMILLION

@@ -3,9 +3,7 @@ tells whether those have changed since, which takes a migration."""
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
-tables = "cb2a845d09dc38bc36fee0d9c1838de6968fc0b0174180554439d14c0fcce8f4"
+tables = "493c7106423b00b3ae804fdae8fa36b3516bd453ab27bc8017884d98f69de628"
 
 
 def upgrade() -> None:

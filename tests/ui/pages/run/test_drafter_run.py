@@ -12,7 +12,7 @@ from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, saved_folder, store
 from ui.pages.run import page as run
 from ui.pages.run.outcome import outcome, stage_tables, times
-from ui.runs.actions.single import next_links
+from ui.runs.actions import next_links
 from ui.runs.results import RunResults, display_units, kind_of, speed_conditions
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]

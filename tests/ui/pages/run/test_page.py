@@ -27,12 +27,11 @@ from tests.ui.lab import asked, job, point, pressed, result, store
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
 from ui.pages.run.outcome import outcome, stage_tables, times
-from ui.runs import job_log
-from ui.runs.actions import single as actions
+from ui.runs import actions, job_log
 from ui.runs.job_log import part, without_overprint
 from ui.runs.results import RunResults, kind_of, size_before, size_saved
 from ui.runs.weights import grid_words
-from ui.widgets import download as saver
+from ui.widgets import html as saver
 
 
 def download(name: str, file: str) -> Any:

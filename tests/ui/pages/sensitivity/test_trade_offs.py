@@ -20,7 +20,7 @@ from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
 from tests.ui.pages.sensitivity.profiles import TIMES, profile_rows
 from ui.format import HOLD, share
-from ui.pages.trade_offs import landmarks, page
+from ui.pages.trade_offs import page, selection
 from ui.pages.trade_offs.panels import finding, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
 from ui.widgets.config_form import address_values
@@ -163,9 +163,9 @@ def test_others_files_are_landmarks_of_its_weights_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not view().landmarks
-    stored = landmarks._stored()
+    stored = selection.landmarks_file()
     same = {"models": {mark_of(resolve_model("toy")): next(iter(stored["models"].values()))}}
-    monkeypatch.setattr(landmarks, "_stored", lambda: stored | same)
+    monkeypatch.setattr(selection, "landmarks_file", lambda: stored | same)
     (files,) = [x for x in front_chart(view()).figure.data if x.name == "llama.cpp, measured"]
     assert [*files.text] == ["Q2_K", "Q4_K_M"] and files.y[0] > files.y[1] > 1
     assert "make bench-budget" in front_chart(view()).note
