@@ -114,8 +114,8 @@ def work(chosen: argparse.Namespace) -> None:
     from backend.pruning.plan import pruning_plan
     from backend.pruning.sds import run_sds
     from backend.reporter import SilentReporter
-    from jobs.sds.config import SDSJob
-    from jobs.sds.estimate import memory_bytes as needed
+    from jobs.sds.kind import SDSJob
+    from jobs.sds.kind import memory_bytes as needed
 
     torch.set_num_threads(1)
     figures: dict[str, float | str] = {"before": memory.peak()}

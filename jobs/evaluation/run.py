@@ -14,10 +14,10 @@ from jobs.evaluation.kind import (
     LABELS,
     MODEL,
     EvaluationJob,
-    flops_by_phase,
     measured_models,
     memory_bytes,
     size_and_speed,
+    work,
 )
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
 from jobs.fields.models import ResolvedModel, resolve_model
@@ -37,8 +37,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     first = next(iter(specs.values()))
     context.environment(base=first)  # what its figures are compared under
     text = load_evaluation_text(config, first, context)
-    flops = flops_by_phase(config, facts[MODEL], [*specs])
-    phases = Phases(context, flops)
+    phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
     # One precision for both.
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
@@ -54,7 +53,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
         measure_decoding(bases, prompt, device, dtype, phases.phase("decode"), context)
     elif config.speed:
         context.log("Decoding is not timed: every token would read the model from disk.")
-    context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
+    context.outcome(kept_stage=MODEL)
     for sentence in size_and_speed(
         {(r.stage, r.metric): r for r in queries.results([context.run])}
     ):

@@ -9,9 +9,9 @@ from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, question_count,
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 from backend.options import Options, option
+from jobs.estimates import decoded_bytes
 
 SAMPLE_PROMPTS = 4
-DECODED_TOKEN_COST = 20.0  # of a token decoded alone, over one of a batch; measured
 TASK_NAME = re.compile(r"[\w.\-]{1,100}")
 MAX_TASKS = 20
 ENDINGS = "endings"  # the task that is made from the evaluation text
@@ -66,11 +66,12 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
     return ("The estimate leaves out the zero-shot tasks.",)
 
 
-def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
-    tokens = SAMPLE_PROMPTS * config.sample_tokens
-    return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
+def sampled_bytes(config: QualityConfig, facts: ModelFacts) -> float:
+    """Bytes read to sample the texts of one model."""
+    return decoded_bytes(facts, SAMPLE_PROMPTS * config.sample_tokens)
 
 
-def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+def ending_products(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+    """Products of choosing endings with one model."""
     asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
-    return 2.0 * facts.weights_per_token * asked * CHOICES * PART
+    return float(facts.weights_per_token * asked * CHOICES * PART)

@@ -8,13 +8,13 @@ from backend.errors import ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from backend.options import option
+from jobs.estimates import Work, decoded_bytes
 from jobs.fields.drafters import MAX_SIDES, GenerationSide, read_sides
 from jobs.fields.models import decodable_model, saved_config
 from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, Values
 from jobs.limits import require_context
 from jobs.metrics import TOKENS_PER_SECOND
-from jobs.runtime.duration import DECODE_COST
 from jobs.serving.openai_format import ChatBody
 
 NAME = "generate"
@@ -78,7 +78,7 @@ def requirements(config: GenerateJob) -> Requirements:
     return Requirements(
         model=config.sides,
         title=largest.title,
-        flops=flops_by_phase(config, models),
+        work=[Work("generate", decoded_bytes(x, config.max_new_tokens), "memory") for x in models],
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
     )
 
@@ -89,11 +89,6 @@ def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
         saved_config(side.drafter, side.name, "sides")
     with for_field("sides", ModelError):
         return decodable_model(side.model, config.precision, "sides").facts
-
-
-def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[str, float]:
-    parameters = sum(facts.parameters for facts in models)
-    return {"generate": 2.0 * DECODE_COST * parameters * config.max_new_tokens}
 
 
 def brief(values: Values, kept: str = "") -> KeyFigure | None:

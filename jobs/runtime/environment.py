@@ -9,9 +9,9 @@ import torch
 
 from backend.settings import available_threads, settings
 from backend.training import distributed
+from jobs.estimates import processor
 from jobs.kind import JobConfig
 from jobs.limits import require_device
-from jobs.runtime.duration import processor
 from jobs.runtime.rank import RunContext
 
 PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")

@@ -10,11 +10,12 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import memory_parts
 from backend.options import option
 from backend.sensitivity.budget import BudgetSolver, Mix
+from jobs.estimates import Work
 from jobs.fields.models import resolve_model
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
 from jobs.kind import DiskSpace, JobConfig, Kind, Requirements, StageStyle
-from jobs.profile.kind import candidate_flops
+from jobs.profile.kind import candidate_products
 from jobs.profile.profiles import Method, newest_profile, profile_of_run, solver_of
 from jobs.wording import StageComparison
 
@@ -52,10 +53,9 @@ def requirements(config: SearchJob) -> Requirements:
     return Requirements(
         model=config.model,
         title=facts.title,
-        flops=flops_by_phase(config, solver, facts),
+        work=work(config, solver, facts),
         memory=memory_bytes(config, facts),
         disk=DiskSpace(copies, "Every layer in every format", "Profile fewer formats.", "budget"),
-        timed_seconds=60 * config.minutes,
         warnings=warnings,
     )
 
@@ -77,16 +77,17 @@ def solved(config: SearchJob, run: str = "") -> tuple[BudgetSolver, Mix]:
         return solver, solver.solve(budget)
 
 
-def flops_by_phase(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each phase but the search, which is timed."""
-    weights, context = facts.linear_weights, context_length(config, facts)
-    evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * config.windows * context
-    tokens = config.segments * context
-    return {
-        "dense": evaluation,
-        "candidates": candidate_flops(facts, len(solver.formats), tokens),
-        "measure": 2 * evaluation,
-    }
+def work(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> list[Work]:
+    """See `Requirements.work`."""
+    context = context_length(config, facts)
+    read = (facts.linear_weights + facts.vocabulary * facts.hidden) * config.windows * context
+    made = candidate_products(facts, len(solver.formats), config.segments * context)
+    return [
+        Work("dense", read),
+        Work("candidates", made),
+        Work("search", 60 * config.minutes, "seconds", "search"),
+        Work("measure", 2.0 * read),
+    ]
 
 
 def memory_bytes(config: SearchJob, facts: ModelFacts) -> dict[str, int]:

@@ -13,11 +13,9 @@ from backend.store import queries
 from jobs.evaluation.quality import TEXT_ALONE, Quality
 from jobs.fields.models import resolve_model
 from jobs.runtime.context import JobContext
-from jobs.runtime.duration import FLOPS_PER_THREAD
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
-from jobs.runtime.progress import Phases
-from jobs.search.kind import DENSE, FOUND, LABELS, SOLVER, SearchJob, flops_by_phase, solved
+from jobs.search.kind import DENSE, FOUND, LABELS, SOLVER, SearchJob, solved, work
 
 
 def run(config: SearchJob, context: JobContext) -> None:
@@ -28,11 +26,7 @@ def run(config: SearchJob, context: JobContext) -> None:
     context.environment(profile=solver.profile.run)
     loaded = load_whole(base, device, torch.float32, context)
     loaded.model.requires_grad_(False)
-    flops = flops_by_phase(config, solver, loaded.facts)
-    seconds = 60 * config.minutes
-    dense_and_candidates = {name: flops[name] for name in ("dense", "candidates")}
-    timed = {"search": seconds * FLOPS_PER_THREAD}
-    phases = Phases(context, dense_and_candidates | timed | {"measure": flops["measure"]})
+    phases = context.phases(work(config, solver, loaded.facts))
     evaluation = load_evaluation_text(config, config.model, context)
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
@@ -76,11 +70,11 @@ def run(config: SearchJob, context: JobContext) -> None:
         phases.phase("search"),
         dict(mix.formats),
     )
-    found = search.run(seconds)
+    found = search.run(60 * config.minutes)
     context.log(f"{search.generation} generations, {search.taken} improvements.")
     context.environment(mix={name: str(form) for name, form in found.formats.items()})
     for number, (stage, chosen) in enumerate({SOLVER: mix, FOUND: found}.items()):
         if quality.missing(stage):
             mixed.take(chosen.formats)
         quality.measure(stage, phases.phase("measure", number, 2))
-    context.outcome(flops=sum(flops.values()), timed_seconds=seconds, kept_stage=FOUND)
+    context.outcome(kept_stage=FOUND)

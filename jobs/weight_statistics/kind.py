@@ -2,10 +2,10 @@
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
+from jobs.estimates import Work
 from jobs.fields.models import resolve_model
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
-from jobs.runtime.duration import STATISTICS_FLOPS
 
 NAME, DENSE = "statistics", "dense"
 MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is being computed
@@ -21,14 +21,14 @@ def requirements(config: StatisticsJob) -> Requirements:
     return Requirements(
         model=config.model,
         title=facts.title,
-        flops=flops_by_phase(facts),
+        work=work(facts),
         memory={"runtime": RUNTIME, "matrix": 4 * MATRIX_COPIES * largest},
     )
 
 
-def flops_by_phase(facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of the only phase."""
-    return {"measure": STATISTICS_FLOPS * sum(x.weights for x in facts.matrices)}
+def work(facts: ModelFacts) -> list[Work]:
+    """See `Requirements.work`."""
+    return [Work("measure", 4.0 * sum(x.weights for x in facts.matrices), "memory")]
 
 
 KIND = Kind(

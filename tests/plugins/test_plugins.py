@@ -43,7 +43,7 @@ from backend.pruning.plan import pruning_plan
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import layer_weights, planned_layers
 from jobs.kind import kind_named
-from jobs.sds.config import SDSJob
+from jobs.sds.kind import SDSJob
 from jobs.sds.estimate import disk_space
 kind, facts = kind_named("dlqat"), inspect("toy")
 assert kind.stages["toy-awq"] == "Toy AWQ"

@@ -1,0 +1,278 @@
+"""How long a run takes: its work, the rates of the machine, and factors learnt from finished runs.
+
+    seconds = sum over steps of factor(step) * sum over units of amount / rate(unit)
+
+The work of a step is counted from the config: products of a number with a weight (tokens x weights
+x passes), bytes moved where those bound it, or seconds where they are given: a time budget, the
+start. `jobs.runtime.probe` measures the rates once. What a step costs beyond its work is its
+factor: the median of measured / (amount / rate) over the finished runs nearest in work; of this
+machine if there are any, else of the example runs. The less is known, the wider is the range. Does
+not import torch.
+"""
+
+import hashlib
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from backend.backup.examples import FOLDER
+from backend.compiler import kernel_version
+from backend.models.facts import ModelFacts
+from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines.local import installed_gpus
+from backend.settings import available_threads, settings
+from backend.store import queries
+from backend.store.states import State
+
+WORK = "work"  # of the environment of a run
+REST = "rest"  # the time of a run that no step accounts for
+START_S = 6.0  # to start a process and import torch
+RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
+LEAST_WIDTH = 1.3  # of a range: its highest over its lowest
+BLIND_WIDTH = 9.0  # where this machine is not measured
+BUSY = 0.5  # running processes a core, above which rates are those of a busy machine
+GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
+WEIGHT_BYTES = 2  # read of each weight for each token that is decoded alone
+
+Unit = Literal["float32", "bfloat16", "memory", "disk", "seconds"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
+    part of."""
+
+    phase: str
+    amount: float
+    unit: Unit = "bfloat16"
+    step: str = REST
+
+
+class Rates(BaseModel):
+    """Products of a number with a weight, and bytes, a second on one thread; `load`: running
+    processes a core when they were measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    float32: Positive
+    bfloat16: Positive
+    memory: Positive
+    disk: Positive
+    load: Amount = 0.0
+
+    def seconds(self, amounts: Mapping[Unit, float], threads: int) -> float:
+        """Seconds of this work on `threads`; bfloat16 is not used where float32 is faster."""
+        rates: dict[Unit, float] = {
+            "float32": threads * self.float32,
+            "bfloat16": threads * max(self.bfloat16, self.float32),
+            "memory": self.memory,
+            "disk": self.disk,
+            "seconds": 1.0,
+        }
+        return sum(amount / rates[unit] for unit, amount in amounts.items())
+
+
+EXAMPLE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4.4e8)
+
+
+class FinishedRun(BaseModel):
+    """Work and seconds of a run by step, and where it ran: its machine, threads, version of our
+    kernels, and rates; those of the machine of the example runs where they are not named."""
+
+    kind: str
+    model: str
+    machine: str
+    threads: int = Field(ge=1, le=4096)
+    kernels: str = ""
+    rates: Rates = EXAMPLE_RATES
+    steps: dict[str, dict[Unit, Amount]]
+    seconds: dict[str, Amount]
+
+    def ideal(self, step: str) -> float:
+        """Seconds of the work of a step at the rates of the machine."""
+        return self.rates.seconds(self.steps[step], self.threads)
+
+
+RUNS = TypeAdapter(list[FinishedRun])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Runs that factors are taken from. `width`: of the range that one of them gives."""
+
+    runs: Sequence[FinishedRun]
+    width: float
+    basis: str
+
+    def factors(self, step: str, ideal: float) -> list[float]:
+        """Measured over ideal seconds in the runs that are nearest in the work of the step."""
+        learnable = [x for x in self.runs if {*x.steps.get(step, ())} - {"seconds"}]
+        runs = [x for x in learnable if step in x.seconds and x.ideal(step) > 0]
+        runs.sort(key=lambda x: abs(math.log(x.ideal(step) / ideal)))
+        return [x.seconds[step] / x.ideal(step) for x in runs[:NEAREST_RUNS]]
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Expected seconds of a run with their range, by phase, and how they are known."""
+
+    seconds: float
+    low: float
+    high: float
+    phases: Mapping[str, float]
+    basis: str
+
+
+def estimate(
+    kind: str, model: str, work: Sequence[Work], device: str = "auto", threads: int = 0
+) -> Duration:
+    """How long a run takes. `model`, `device`, `threads`: as in its config."""
+    threads, rates = threads or default_threads(), rates_here()
+    every = _evidence(kind, model, device, rates)
+    phases, by_basis = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[str, float](float)
+    total = log_width = 0.0
+    for step, amounts in by_step(work).items():
+        factor, width, basis = 1.0, LEAST_WIDTH, "as given"
+        ideal = rates.seconds(amounts, threads)
+        if set(amounts) != {"seconds"}:
+            found = ((each, each.factors(step, ideal)) for each in every)
+            evidence, factors = next((x for x in found if x[1]), (every[-1], [1.0]))
+            factor, width, basis = median(factors), evidence.width, evidence.basis
+            if len(factors) > 1:
+                width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
+        seconds = factor * ideal
+        total, log_width = total + seconds, log_width + seconds * math.log(width)
+        by_basis[basis] += seconds
+        for each in work:
+            if each.step == step:
+                phases[each.phase] += factor * rates.seconds({each.unit: each.amount}, threads)
+    half = math.exp(log_width / total / 2)
+    basis = max(by_basis, key=by_basis.__getitem__)
+    return Duration(total, total / half, total * half, phases, basis)
+
+
+def decoded_bytes(facts: ModelFacts, tokens: int) -> float:
+    """Bytes read to decode so many tokens, one after the other."""
+    return float(WEIGHT_BYTES * facts.weights_per_token * tokens)
+
+
+def by_step(work: Sequence[Work]) -> dict[str, dict[Unit, float]]:
+    """Step -> unit -> amount, the start of the process included."""
+    steps = defaultdict[str, dict[Unit, float]](lambda: defaultdict(float))
+    for each in (Work("start", START_S, "seconds"), *work):
+        if each.amount:
+            steps[each.step][each.unit] += each.amount
+    return {step: dict(amounts) for step, amounts in steps.items()}
+
+
+def _evidence(kind: str, model: str, device: str, rates: Rates) -> tuple[Evidence, ...]:
+    """Runs of a kind to learn from, the most telling first; the last is none at all."""
+    finished = finished_runs(kind)
+    place = (_machine(finished, device), kernel_version())
+    own = [  # at the rates of today: whatever those are, they cancel out
+        run.model_copy(update={"rates": rates})
+        for run in finished
+        if (run.machine, run.kernels) == place
+    ]
+    alike = [run for run in own if run.model == model]
+    examples = [run for run in example_runs() if run.kind == kind]
+    width, probe, so = 4.0, "a probe of this machine alone", ""
+    if rates is EXAMPLE_RATES:
+        width, probe, so = BLIND_WIDTH, "a guess", "; this machine is not measured yet"
+    elif rates.load > BUSY:
+        so = "; this machine was busy when it was measured"
+    return (
+        Evidence(alike, 2.0, f"{_number(alike)} like this on this machine"),
+        Evidence(own, 3.0, f"{_number(own)} of other models on this machine"),
+        Evidence(finished, width, f"runs on another processor or of other kernels{so}"),
+        Evidence(examples, width, f"the example runs, made on another processor{so}"),
+        Evidence((), BLIND_WIDTH, f"{probe}{so}"),
+    )
+
+
+def _number(runs: Sequence[FinishedRun]) -> str:
+    number = min(len(runs), NEAREST_RUNS)
+    return f"{number} run{'s' * (number != 1)}"
+
+
+def finished_runs(kind: str) -> list[FinishedRun]:
+    """The runs to learn from, the newest first."""
+    ended = queries.jobs([State.SUCCEEDED], kind)
+    jobs = [x for x in ended if WORK in x.environment and x.attempts_made == 1][:RECENT_RUNS]
+    steps = defaultdict[int, dict[str, float]](dict)
+    for time in queries.step_times([job.id for job in jobs]):
+        steps[time.job_id][time.step] = time.seconds
+    found = []
+    for job in jobs:
+        whole = ((job.finished_at or 0) - (job.started_at or 0)) / 1000
+        seconds = steps[job.id] | {REST: max(whole - sum(steps[job.id].values()), 0.1)}
+        place = job.environment
+        name = str(place.get("cpu", "")).rpartition(", ")[0]  # without its cores
+        about = {
+            "kind": kind,
+            "model": str(job.config.get("model", "")),
+            "machine": name if place.get("device") == "cpu" else place.get("device"),
+            "threads": place.get("threads"),
+            "seconds": seconds,
+        }
+        with suppress(ValidationError, TypeError):  # of an imported run
+            found.append(FinishedRun.model_validate(place[WORK] | about))
+    return found
+
+
+@lru_cache
+def example_runs() -> tuple[FinishedRun, ...]:
+    """Work and seconds of the example runs, and of quick looks on the machine they were made on."""
+    return tuple(RUNS.validate_json((FOLDER / "work.json").read_bytes()))
+
+
+def rates_here() -> Rates:
+    """The rates of this machine; those of the machine of the examples before it is measured."""
+    try:
+        return Rates.model_validate_json(rates_file().read_bytes())
+    except (OSError, ValidationError):
+        return EXAMPLE_RATES
+
+
+def rates_file() -> Path:
+    """The file of a probe of this machine, named after all that changes its rates."""
+    key = (processor(), version("torch"), kernel_version())
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
+    return settings().cache_dir / f"rates-{digest}.json"
+
+
+def default_threads() -> int:
+    """Threads of a run whose config does not say."""
+    return settings().threads or available_threads()
+
+
+def _machine(finished: Sequence[FinishedRun], device: str) -> str:
+    """The machine of a run: its processor, or its GPU as the newest run on one tells."""
+    elsewhere = settings().engine in CLUSTERS
+    if not elsewhere and (device == "cpu" or not installed_gpus()):
+        return processor()
+    others = (run.machine for run in finished if run.machine != processor())
+    return next(others, "" if device.startswith("cuda") else processor())
+
+
+@lru_cache
+def processor() -> str:
+    """The model name of the processor."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    return name
