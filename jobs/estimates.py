@@ -6,8 +6,8 @@ The work of a step is counted from the config: products of a number with a weigh
 x passes), bytes moved where those bound it, or seconds where they are given: a time budget, the
 start. `jobs.runtime.probe` measures the rates once. What a step costs beyond its work is its
 factor: the median of measured / (amount / rate) over the finished runs nearest in work; of this
-machine if there are any, else of the example runs. The less is known, the wider is the range. Does
-not import torch.
+machine if there are any, else of the reference runs. The less is known, the wider is the range.
+Does not import torch.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from backend.backup.examples import FOLDER
 from backend.compiler import kernel_version
 from backend.models.facts import ModelFacts
 from backend.queue.engines.choose import CLUSTERS
@@ -38,8 +37,9 @@ WORK = "work"  # of the environment of a run
 REST = "rest"  # the time of a run that no step accounts for
 START_S = 6.0  # to start a process and import torch
 RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
-LEAST_WIDTH = 1.3  # of a range: its highest over its lowest
-BLIND_WIDTH = 9.0  # where this machine is not measured
+SIMILAR = 1.5  # ratio of the work of runs that are used beside the nearest
+# of a range, its highest over its lowest: of runs that agree, of one like this, of others, of none
+LEAST_WIDTH, LIKE_WIDTH, OTHER_WIDTH, BLIND_WIDTH = 1.3, 2.0, 4.0, 9.0
 BUSY = 0.5  # running processes a core, above which rates are those of a busy machine
 GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
 WEIGHT_BYTES = 2  # read of each weight for each token that is decoded alone
@@ -84,19 +84,19 @@ class Rates(BaseModel):
         return sum(amount / rates[unit] for unit, amount in amounts.items())
 
 
-EXAMPLE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4.4e8)
+REFERENCE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4.4e8)
 
 
 class FinishedRun(BaseModel):
     """Work and seconds of a run by step, and where it ran: its machine, threads, version of our
-    kernels, and rates; those of the machine of the example runs where they are not named."""
+    kernels, and rates; those of the machine of the reference runs where they are not named."""
 
     kind: str
     model: str
     machine: str
     threads: int = Field(ge=1, le=4096)
     kernels: str = ""
-    rates: Rates = EXAMPLE_RATES
+    rates: Rates = REFERENCE_RATES
     steps: dict[str, dict[Unit, Amount]]
     seconds: dict[str, Amount]
 
@@ -106,22 +106,27 @@ class FinishedRun(BaseModel):
 
 
 RUNS = TypeAdapter(list[FinishedRun])
+REFERENCE_RUNS = Path(__file__).with_name("reference_runs.json")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Runs that factors are taken from. `width`: of the range that one of them gives."""
+    """Runs that factors are taken from, and how they are called. `width`: of the range that one
+    gives; `least`: that agreeing ones give."""
 
     runs: Sequence[FinishedRun]
-    width: float
     basis: str
+    width: float
+    least: float
 
     def factors(self, step: str, ideal: float) -> list[float]:
         """Measured over ideal seconds in the runs that are nearest in the work of the step."""
         learnable = [x for x in self.runs if {*x.steps.get(step, ())} - {"seconds"}]
-        runs = [x for x in learnable if step in x.seconds and x.ideal(step) > 0]
-        runs.sort(key=lambda x: abs(math.log(x.ideal(step) / ideal)))
-        return [x.seconds[step] / x.ideal(step) for x in runs[:NEAREST_RUNS]]
+        having = [x for x in learnable if step in x.seconds and x.ideal(step) > 0]
+        far = {x.ideal(step): abs(math.log(x.ideal(step) / ideal)) for x in having}
+        most = min(far.values(), default=0.0) + math.log(SIMILAR)
+        runs = [x for x in having if far[x.ideal(step)] <= most][:NEAREST_RUNS]
+        return [x.seconds[step] / x.ideal(step) for x in runs]
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def estimate(
             evidence, factors = next((x for x in found if x[1]), (every[-1], [1.0]))
             factor, width, basis = median(factors), evidence.width, evidence.basis
             if len(factors) > 1:
-                width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
+                width = min(width, max(evidence.least, max(factors) / min(factors)))
         seconds = factor * ideal
         total, log_width = total + seconds, log_width + seconds * math.log(width)
         by_basis[basis] += seconds
@@ -186,19 +191,22 @@ def _evidence(kind: str, model: str, device: str, rates: Rates) -> tuple[Evidenc
         for run in finished
         if (run.machine, run.kernels) == place
     ]
-    alike = [run for run in own if run.model == model]
-    examples = [run for run in example_runs() if run.kind == kind]
-    width, probe, so = 4.0, "a probe of this machine alone", ""
-    if rates is EXAMPLE_RATES:
+    others = [run for run in finished if (run.machine, run.kernels) != place]
+    others += [run for run in reference_runs() if run.kind == kind]
+    width, probe, so = OTHER_WIDTH, "a probe of this machine alone", ""
+    if rates is REFERENCE_RATES:
         width, probe, so = BLIND_WIDTH, "a guess", "; this machine is not measured yet"
     elif rates.load > BUSY:
         so = "; this machine was busy when it was measured"
+    alike, there = ([run for run in group if run.model == model] for group in (own, others))
+    strange = all(run.machine != place[0] for run in others)
+    elsewhere = f"reference runs{', made on another processor' * strange}{so}"
     return (
-        Evidence(alike, 2.0, f"{_number(alike)} like this on this machine"),
-        Evidence(own, 3.0, f"{_number(own)} of other models on this machine"),
-        Evidence(finished, width, f"runs on another processor or of other kernels{so}"),
-        Evidence(examples, width, f"the example runs, made on another processor{so}"),
-        Evidence((), BLIND_WIDTH, f"{probe}{so}"),
+        Evidence(alike, f"{_number(alike)} like this on this machine", LIKE_WIDTH, LEAST_WIDTH),
+        Evidence(there, elsewhere, width, width),
+        Evidence(own, f"{_number(own)} of other models on this machine", OTHER_WIDTH, OTHER_WIDTH),
+        Evidence(others, elsewhere, width, width),
+        Evidence((), f"{probe}{so}", BLIND_WIDTH, BLIND_WIDTH),
     )
 
 
@@ -233,17 +241,17 @@ def finished_runs(kind: str) -> list[FinishedRun]:
 
 
 @lru_cache
-def example_runs() -> tuple[FinishedRun, ...]:
-    """Work and seconds of the example runs, and of quick looks on the machine they were made on."""
-    return tuple(RUNS.validate_json((FOLDER / "work.json").read_bytes()))
+def reference_runs() -> tuple[FinishedRun, ...]:
+    """Runs that come with the package, quick looks and defaults on one machine."""
+    return tuple(RUNS.validate_json(REFERENCE_RUNS.read_bytes()))
 
 
 def rates_here() -> Rates:
-    """The rates of this machine; those of the machine of the examples before it is measured."""
+    """The rates of this machine; those of the reference runs before it is measured."""
     try:
         return Rates.model_validate_json(rates_file().read_bytes())
     except (OSError, ValidationError):
-        return EXAMPLE_RATES
+        return REFERENCE_RATES
 
 
 def rates_file() -> Path:

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from backend.settings import available_threads, settings
-from jobs.estimates import BUSY, EXAMPLE_RATES, Rates, rates_file, rates_here
+from jobs.estimates import BUSY, REFERENCE_RATES, Rates, rates_file, rates_here
 
 ROWS, WIDTH = 512, 1024  # tokens and width of a typical layer
 COPIED, WRITTEN = 2**26, 2**25  # bytes
@@ -27,7 +27,7 @@ def measure_once() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=0):
             known = rates_here()
-            if known is EXAMPLE_RATES or known.load > max(BUSY, 2 * load):
+            if known is REFERENCE_RATES or known.load > max(BUSY, 2 * load):
                 part = path.with_suffix(".part")
                 part.write_text(measure(load).model_dump_json())
                 part.replace(path)
