@@ -37,9 +37,9 @@ WORK = "work"  # of the environment of a run
 REST = "rest"  # the time of a run that no step accounts for
 START_S = 6.0  # to start a process and import torch
 RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
-SIMILAR = 1.5  # ratio of the work of runs that are used beside the nearest
+SIMILAR, LIKE = 1.5, 16.0  # ratio of work to the nearest run, and to the run asked for, at most
 # of a range, its highest over its lowest: of runs that agree, of one like this, of others, of none
-LEAST_WIDTH, LIKE_WIDTH, OTHER_WIDTH, BLIND_WIDTH = 1.3, 2.0, 4.0, 9.0
+LEAST_WIDTH, LIKE_WIDTH, OTHER_WIDTH, BLIND_WIDTH = 1.6, 2.0, 4.0, 9.0
 BUSY = 0.5  # running processes a core, above which rates are those of a busy machine
 GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
 WEIGHT_BYTES = 2  # read of each weight for each token that is decoded alone
@@ -111,21 +111,23 @@ REFERENCE_RUNS = Path(__file__).with_name("reference_runs.json")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Runs that factors are taken from, and how they are called. `width`: of the range that one
-    gives; `least`: that agreeing ones give."""
+    """Runs that factors are taken from, and how they are called. `width`: of the range they give;
+    `is_like`: whether they give a narrower one where several agree."""
 
     runs: Sequence[FinishedRun]
     basis: str
     width: float
-    least: float
+    is_like: bool = False
 
     def factors(self, step: str, ideal: float) -> list[float]:
         """Measured over ideal seconds in the runs that are nearest in the work of the step."""
         learnable = [x for x in self.runs if {*x.steps.get(step, ())} - {"seconds"}]
         having = [x for x in learnable if step in x.seconds and x.ideal(step) > 0]
         far = {x.ideal(step): abs(math.log(x.ideal(step) / ideal)) for x in having}
-        most = min(far.values(), default=0.0) + math.log(SIMILAR)
-        runs = [x for x in having if far[x.ideal(step)] <= most][:NEAREST_RUNS]
+        reach = min(far.values(), default=0.0) + math.log(SIMILAR)
+        if self.is_like:
+            reach = min(reach, math.log(LIKE))
+        runs = [x for x in having if far[x.ideal(step)] <= reach][:NEAREST_RUNS]
         return [x.seconds[step] / x.ideal(step) for x in runs]
 
 
@@ -155,8 +157,8 @@ def estimate(
             found = ((each, each.factors(step, ideal)) for each in every)
             evidence, factors = next((x for x in found if x[1]), (every[-1], [1.0]))
             factor, width, basis = median(factors), evidence.width, evidence.basis
-            if len(factors) > 1:
-                width = min(width, max(evidence.least, max(factors) / min(factors)))
+            if evidence.is_like and len(factors) == NEAREST_RUNS:
+                width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
         seconds = factor * ideal
         total, log_width = total + seconds, log_width + seconds * math.log(width)
         by_basis[basis] += seconds
@@ -202,11 +204,11 @@ def _evidence(kind: str, model: str, device: str, rates: Rates) -> tuple[Evidenc
     strange = all(run.machine != place[0] for run in others)
     elsewhere = f"reference runs{', made on another processor' * strange}{so}"
     return (
-        Evidence(alike, f"{_number(alike)} like this on this machine", LIKE_WIDTH, LEAST_WIDTH),
-        Evidence(there, elsewhere, width, width),
-        Evidence(own, f"{_number(own)} of other models on this machine", OTHER_WIDTH, OTHER_WIDTH),
-        Evidence(others, elsewhere, width, width),
-        Evidence((), f"{probe}{so}", BLIND_WIDTH, BLIND_WIDTH),
+        Evidence(alike, f"{_number(alike)} like this on this machine", LIKE_WIDTH, is_like=True),
+        Evidence(there, elsewhere, width),
+        Evidence(own, f"{_number(own)} of other models on this machine", OTHER_WIDTH),
+        Evidence(others, elsewhere, width),
+        Evidence((), f"{probe}{so}", BLIND_WIDTH),
     )
 
 

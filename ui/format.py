@@ -98,7 +98,7 @@ def eta(seconds: float | None) -> str:
 
 
 def eta_range(seconds: float | None, share: float | None) -> str:
-    """Estimated time left as a range that narrows with the share done: "4 to 7 min"."""
+    """Estimated time left as a range that narrows with the share done: "4–7 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     spread = next(width for least, width in SPREADS if (share or 0.0) >= least)

@@ -24,8 +24,7 @@ from jobs.imported import checked_plan
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
-from jobs.sds.estimate import memory_bytes, requirements
-from jobs.sds.kind import SDSJob
+from jobs.sds.kind import SDSJob, memory_bytes, requirements
 from jobs.submit import checked, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
