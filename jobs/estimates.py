@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -38,10 +38,17 @@ REST = "rest"  # the time of a run that no step accounts for
 START_S = 6.0  # to start a process and import torch
 RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
 SIMILAR, LIKE = 1.5, 16.0  # ratio of work to the nearest run, and to the run asked for, at most
-# of a range, its highest over its lowest: of runs that agree, of one like this, of others, of none
-LEAST_WIDTH, LIKE_WIDTH, OTHER_WIDTH, BLIND_WIDTH = 1.6, 2.0, 4.0, 9.0
+LEAST_WIDTH, BLIND_WIDTH = 1.6, 9.0  # of a range: its highest over its lowest
+BASES = (  # width of the range that runs give, and how they are called, the most telling first
+    (2.0, "{} like this on this machine"),
+    (4.0, "reference runs, made on another machine"),
+    (4.0, "{} of other models on this machine"),
+    (4.0, "reference runs of other models, made on another machine"),
+    (BLIND_WIDTH, "the rates of this machine alone"),
+    (LEAST_WIDTH, "the time that is given"),
+)
+ELSEWHERE, NONE, GIVEN = (1, 3, 4), 4, 5  # places in it
 BUSY = 0.5  # running processes a core, above which rates are those of a busy machine
-GRAM_SHARE = 0.6  # q/k/v and gate/up read the same input and share one Gram matrix
 WEIGHT_BYTES = 2  # read of each weight for each token that is decoded alone
 
 Unit = Literal["float32", "bfloat16", "memory", "disk", "seconds"]
@@ -102,33 +109,11 @@ class FinishedRun(BaseModel):
 
     def ideal(self, step: str) -> float:
         """Seconds of the work of a step at the rates of the machine."""
-        return self.rates.seconds(self.steps[step], self.threads)
+        return self.rates.seconds(self.steps.get(step, {}), self.threads)
 
 
 RUNS = TypeAdapter(list[FinishedRun])
 REFERENCE_RUNS = Path(__file__).with_name("reference_runs.json")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Runs that factors are taken from, and how they are called. `width`: of the range they give;
-    `is_like`: whether they give a narrower one where several agree."""
-
-    runs: Sequence[FinishedRun]
-    basis: str
-    width: float
-    is_like: bool = False
-
-    def factors(self, step: str, ideal: float) -> list[float]:
-        """Measured over ideal seconds in the runs that are nearest in the work of the step."""
-        learnable = [x for x in self.runs if {*x.steps.get(step, ())} - {"seconds"}]
-        having = [x for x in learnable if step in x.seconds and x.ideal(step) > 0]
-        far = {x.ideal(step): abs(math.log(x.ideal(step) / ideal)) for x in having}
-        reach = min(far.values(), default=0.0) + math.log(SIMILAR)
-        if self.is_like:
-            reach = min(reach, math.log(LIKE))
-        runs = [x for x in having if far[x.ideal(step)] <= reach][:NEAREST_RUNS]
-        return [x.seconds[step] / x.ideal(step) for x in runs]
 
 
 @dataclass(frozen=True)
@@ -142,32 +127,75 @@ class Duration:
     basis: str
 
 
-def estimate(
-    kind: str, model: str, work: Sequence[Work], device: str = "auto", threads: int = 0
-) -> Duration:
-    """How long a run takes. `model`, `device`, `threads`: as in its config."""
-    threads, rates = threads or default_threads(), rates_here()
-    every = _evidence(kind, model, device, rates)
-    phases, by_basis = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[str, float](float)
-    total = log_width = 0.0
+def estimate(kind: str, config: Mapping[str, Any], work: Sequence[Work]) -> Duration:
+    """How long a run of this config takes."""
+    threads, rates = int(config.get("threads") or default_threads()), rates_here()
+    ranked = _ranked_runs(kind, config, rates)
+    blind = rates is REFERENCE_RATES
+    phases, by_rank = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[int, float](float)
+    log_width = 0.0
     for step, amounts in by_step(work).items():
-        factor, width, basis = 1.0, LEAST_WIDTH, "as given"
+        factor, width, rank = 1.0, LEAST_WIDTH, GIVEN
         ideal = rates.seconds(amounts, threads)
         if set(amounts) != {"seconds"}:
-            found = ((each, each.factors(step, ideal)) for each in every)
-            evidence, factors = next((x for x in found if x[1]), (every[-1], [1.0]))
-            factor, width, basis = median(factors), evidence.width, evidence.basis
-            if evidence.is_like and len(factors) == NEAREST_RUNS:
+            rank, runs = _nearest(ranked, step, ideal)
+            factors = [x.seconds[step] / x.ideal(step) for x in runs] or [1.0]
+            factor = median(factors)
+            width = BLIND_WIDTH if blind and rank in ELSEWHERE else BASES[rank][0]
+            if rank == 0 and len(runs) == NEAREST_RUNS:
                 width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
-        seconds = factor * ideal
-        total, log_width = total + seconds, log_width + seconds * math.log(width)
-        by_basis[basis] += seconds
+        by_rank[rank] += factor * ideal
+        log_width += factor * ideal * math.log(width)
         for each in work:
             if each.step == step:
                 phases[each.phase] += factor * rates.seconds({each.unit: each.amount}, threads)
+    total, most = sum(by_rank.values()), max(by_rank, key=by_rank.__getitem__)
     half = math.exp(log_width / total / 2)
-    basis = max(by_basis, key=by_basis.__getitem__)
-    return Duration(total, total / half, total * half, phases, basis)
+    number = min(NEAREST_RUNS, sum(rank == most for rank, _ in ranked))
+    return Duration(total, total / half, total * half, phases, _basis(most, number, rates))
+
+
+def _basis(rank: int, number: int, rates: Rates) -> str:
+    """What an estimate rests on, in words."""
+    basis = BASES[rank][1]
+    if rank not in ELSEWHERE:
+        return basis.format(f"{number} run{'s' * (number != 1)}")
+    if rates is REFERENCE_RATES:
+        return f"{basis}; this machine is not measured yet"
+    return basis + "; this machine was busy when it was measured" * (rates.load > BUSY)
+
+
+def _ranked_runs(
+    kind: str, config: Mapping[str, Any], rates: Rates
+) -> list[tuple[int, FinishedRun]]:
+    """Runs of the kind with their rank, the place in `BASES` of what they tell."""
+    finished, model = finished_runs(kind), config.get("model", "")
+    place = (_machine(finished, str(config.get("device", "auto"))), kernel_version())
+    ranked = []
+    for run in (*finished, *(x for x in reference_runs() if x.kind == kind)):
+        is_own = (run.machine, run.kernels) == place
+        if is_own:  # at the rates of today: whatever those are, they cancel out
+            run = run.model_copy(update={"rates": rates})
+        rank = (0 if is_own else 1) if run.model == model else (2 if is_own else 3)
+        ranked.append((rank, run))
+    return ranked
+
+
+def _nearest(
+    ranked: Sequence[tuple[int, FinishedRun]], step: str, ideal: float
+) -> tuple[int, list[FinishedRun]]:
+    """The best rank of the runs that have a step, and those of it that are nearest in its work."""
+    far = [
+        (rank, abs(math.log(seconds / ideal)), run)
+        for rank, run in ranked
+        if step in run.seconds and (seconds := run.ideal(step)) > 0
+        if {*run.steps[step]} != {"seconds"}
+    ]
+    far = [x for x in far if x[0] or x[1] <= math.log(LIKE)]
+    best = min((rank for rank, _, _ in far), default=NONE)
+    least = min((distance for rank, distance, _ in far if rank == best), default=0.0)
+    near = [run for rank, n, run in far if rank == best and n <= least + math.log(SIMILAR)]
+    return best, near[:NEAREST_RUNS]
 
 
 def decoded_bytes(facts: ModelFacts, tokens: int) -> float:
@@ -182,39 +210,6 @@ def by_step(work: Sequence[Work]) -> dict[str, dict[Unit, float]]:
         if each.amount:
             steps[each.step][each.unit] += each.amount
     return {step: dict(amounts) for step, amounts in steps.items()}
-
-
-def _evidence(kind: str, model: str, device: str, rates: Rates) -> tuple[Evidence, ...]:
-    """Runs of a kind to learn from, the most telling first; the last is none at all."""
-    finished = finished_runs(kind)
-    place = (_machine(finished, device), kernel_version())
-    own = [  # at the rates of today: whatever those are, they cancel out
-        run.model_copy(update={"rates": rates})
-        for run in finished
-        if (run.machine, run.kernels) == place
-    ]
-    others = [run for run in finished if (run.machine, run.kernels) != place]
-    others += [run for run in reference_runs() if run.kind == kind]
-    width, probe, so = OTHER_WIDTH, "a probe of this machine alone", ""
-    if rates is REFERENCE_RATES:
-        width, probe, so = BLIND_WIDTH, "a guess", "; this machine is not measured yet"
-    elif rates.load > BUSY:
-        so = "; this machine was busy when it was measured"
-    alike, there = ([run for run in group if run.model == model] for group in (own, others))
-    strange = all(run.machine != place[0] for run in others)
-    elsewhere = f"reference runs{', made on another processor' * strange}{so}"
-    return (
-        Evidence(alike, f"{_number(alike)} like this on this machine", LIKE_WIDTH, is_like=True),
-        Evidence(there, elsewhere, width),
-        Evidence(own, f"{_number(own)} of other models on this machine", OTHER_WIDTH),
-        Evidence(others, elsewhere, width),
-        Evidence((), f"{probe}{so}", BLIND_WIDTH),
-    )
-
-
-def _number(runs: Sequence[FinishedRun]) -> str:
-    number = min(len(runs), NEAREST_RUNS)
-    return f"{number} run{'s' * (number != 1)}"
 
 
 def finished_runs(kind: str) -> list[FinishedRun]:

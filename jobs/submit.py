@@ -50,7 +50,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     memory.check_memory(needs.memory, memory.memory_available(), needs.title)
     if needs.disk:
         require_disk(needs.disk)
-    time = estimates.estimate(kind.name, needs.model, needs.work, config.device, config.threads)
+    time = estimates.estimate(kind.name, config.model_dump(), needs.work)
     return Estimate(**vars(needs), **vars(time), bytes=sum(needs.memory.values()))
 
 

@@ -8,7 +8,7 @@ from backend.export.formats import ExportRequirements, check_format, experts_of,
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
-from backend.models.families.stored import EXPERT, GATE_UP, LinearShape, together
+from backend.models.families.stored import GATE_UP, LinearShape, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import (
@@ -28,7 +28,7 @@ from backend.quantization.plan import (
     trainable,
 )
 from jobs.dlqat.config import NAME, NOT_QUANTIZED, SAME, DLQATJob
-from jobs.estimates import GRAM_SHARE, Work, decoded_bytes
+from jobs.estimates import Work, decoded_bytes
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
@@ -184,77 +184,55 @@ def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearS
 
 def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list[Work]:
     """See `Requirements.work`."""
-    layers = planned_layers(planned, facts)
-    weights, context = sum(x.weights for x in layers), context_length(config, facts)
-    token = weights + facts.vocabulary * facts.hidden
-    judging = token * config.heldout_windows * context
-    read = token * config.windows * context + ending_products(
-        config, facts, config.windows, context
-    )
+    weights = sum(x.weights for x in planned_layers(planned, facts))
+    head, context = facts.vocabulary * facts.hidden, context_length(config, facts)
+    calibration = weights * config.segments * context
+    judging = (weights + head) * config.heldout_windows * context
+    endings = ending_products(config, facts, config.windows, context)
+    read = (weights + head) * config.windows * context + endings
     sampled = sampled_bytes(config, facts)
-    gptq = quantizer_products("gptq", config, layers, context)
+    gptq = quantizer_passes("gptq") * calibration * config.needs_gptq
     done = [
         Work("dense", read, "float32"),
         Work("dense", sampled, "memory"),
-        Work("prepare", gptq * config.needs_gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
-        Work("prepare", weights * config.segments * context * config.needs_energies),
+        Work("prepare", gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
+        Work("prepare", calibration * config.needs_energies),
     ]
+    tokens = config.steps * config.batch * config.accumulate * config.length
     for stage in config.stages:
-        label, made = STAGE_LABELS[stage], f"make {stage}"
-        products = stage_products(stage, config, layers, facts.vocabulary * facts.hidden, context)
+        if stage in TRAINED or stage == DLQATStage.LORA:
+            taught = (weights + head) * (stage == DLQATStage.DLQAT_KD)
+            products = tokens * (3 * weights + 2 * head + taught)
+        elif stage == DLQATStage.BLOCKS:  # the dense and the rounded block; training
+            products = (2 + 3 * BLOCK_EPOCHS) * calibration
+        elif stage == DLQATStage.LORA_GPTQ:
+            products = quantizer_passes("gptq") * calibration
+        else:  # that of GPTQ is in the phase "prepare"
+            products = quantizer_passes(stage) * calibration * (stage != DLQATStage.GPTQ)
+        label = STAGE_LABELS[stage]
         done += [
-            Work(made, products, step=label),
-            Work(made, 4.0 * weights, "memory", label),
+            Work(f"make {stage}", products, step=label),
+            Work(f"make {stage}", 4.0 * weights, "memory", label),
             Work(f"judge {stage}", judging * (1 + (stage in TRAINED))),
             Work(f"measure {stage}", read, "float32"),
         ]
-    experts = any(EXPERT.fullmatch(x.name) for x in layers)
-    audited = config.segments * context
-    audited = audited if experts else min(audited, max(AUDIT_TOKENS, context))
-    timed = decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS))
+    timed = 2 * decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * config.packed
     return [
         *done,
         Work(f"measure {config.stages[-1]}", sampled, "memory"),  # of the stage that is kept
-        Work("audit", weights * audited + gram_products(layers, audited)),
+        Work("audit", weights * min(config.segments * context, max(AUDIT_TOKENS, context))),
         Work("audit", 4.0 * weights * len(planned.stages), "memory"),
         Work("save", float(facts.bytes), "disk"),
-        Work("speed", 2 * timed * config.packed, "memory"),
+        Work("speed", timed, "memory"),
     ]
 
 
-def stage_products(
-    stage: str, config: DLQATJob, layers: list[LinearShape], head: int, context: int
-) -> float:
-    """Products of making a stage. `head`: weights of the output layer."""
-    weights = sum(x.weights for x in layers)
-    if stage == DLQATStage.GPTQ:  # computed in the phase "prepare"
-        return 0.0
-    if stage == DLQATStage.BLOCKS:  # the dense and the rounded block; training
-        return (2 + 3 * BLOCK_EPOCHS) * weights * config.segments * context
-    if stage in TRAINED or stage == DLQATStage.LORA:
-        tokens = config.steps * config.batch * config.accumulate * config.length
-        taught = (weights + head) * (stage == DLQATStage.DLQAT_KD)
-        return tokens * (3 * weights + 2 * head + taught)
-    name = "gptq" if stage == DLQATStage.LORA_GPTQ else stage
-    return quantizer_products(name, config, layers, context)
-
-
-def quantizer_products(
-    name: str, config: DLQATJob, layers: list[LinearShape], context: int
-) -> float:
-    """Products of a post-training quantizer: of its inputs, then of its layers."""
-    facts, tokens = DECLARED_QUANTIZERS[name].facts, config.segments * context
-    needs = facts.get("needs", "gram")
-    passes = 0 if needs == "nothing" else 2 + SEQUENTIAL_PASSES * bool(facts.get("sequential"))
-    products = passes * sum(x.weights for x in layers) * tokens
-    if needs == "gram":
-        solve = 3 * sum(x.rows * x.columns**2 for x in layers)
-        return products + gram_products(layers, tokens) + solve
-    return float(products)
-
-
-def gram_products(layers: list[LinearShape], tokens: int) -> float:
-    return GRAM_SHARE * tokens * sum(x.columns**2 for x in layers)
+def quantizer_passes(name: str) -> int:
+    """Passes of a post-training quantizer over the calibration text."""
+    facts = DECLARED_QUANTIZERS[name].facts
+    if facts.get("needs", "gram") == "nothing":
+        return 0
+    return 2 + SEQUENTIAL_PASSES * bool(facts.get("sequential"))
 
 
 def trainable_parameters(

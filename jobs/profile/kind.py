@@ -13,7 +13,7 @@ from backend.quantization import GridType
 from backend.quantization.config import SpaceName
 from backend.sensitivity.formats import Format
 from backend.text.corpora import require_length
-from jobs.estimates import GRAM_SHARE, Work, decoded_bytes
+from jobs.estimates import Work, decoded_bytes
 from jobs.fields.models import resolve_model
 from jobs.fields.text import CalibrationText, check_context, context_length, require_text
 from jobs.fields.types import ModelConfig
@@ -150,8 +150,7 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[Work]:
 def candidate_products(facts: ModelFacts, formats: int, tokens: int) -> float:
     """Products of a pass on `tokens` that makes every layer in every format."""
     solve = sum(x.rows * x.columns**2 for x in facts.linears)
-    grams = sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
-    return (facts.linear_weights + grams) * tokens + 1.5 * formats * solve
+    return facts.linear_weights * tokens + 1.5 * formats * solve
 
 
 def memory_bytes(

@@ -176,9 +176,7 @@ class JobContext:
     def phases(self, work: Sequence[Work]) -> Phases:
         """The phases of the run, each as wide as its share of the time that the work is expected to
         take. The work is kept: later estimates learn from it."""
-        model, device = str(self.config.get("model", "")), str(self.config.get("device", "auto"))
-        threads = int(self.config.get("threads", 0))
-        expected = estimates.estimate(self.kind, model, work, device, threads)
+        expected = estimates.estimate(self.kind, self.config, work)
         timed = sum(each.amount for each in work if each.unit == "seconds")
         products = sum(each.amount for each in work if each.unit in ("float32", "bfloat16"))
         self.outcome(flops=2 * products, timed_seconds=timed)

@@ -22,7 +22,7 @@ from backend.pruning.config import (
 )
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
-from jobs.estimates import GRAM_SHARE, Work
+from jobs.estimates import Work
 from jobs.fields.models import resolve_model
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
@@ -89,7 +89,6 @@ def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[Work]:
     """See `Requirements.work`."""
     weights = facts.linear_weights
     solve = sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
-    grams = GRAM_SHARE * sum(x.columns**2 for x in facts.linears)
     context = context_length(config, facts)
     counts = (config.segments, config.heldout_windows, config.windows)
     calibration, heldout, evaluation = (n * context for n in counts)
@@ -102,7 +101,7 @@ def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[Work]:
     seen = (2 + 3 * config.reconstruct) * calibration + 2 * heldout
     token = weights + facts.vocabulary * facts.hidden
     steps: dict[str, float] = {
-        "inputs": passes * (weights + grams) * calibration,
+        "inputs": passes * weights * calibration,
         "redense": stages[SDSStage.REDENSE] * config.redense_steps * solve,
         "control": stages[SDSStage.CONTROL] * config.adjust_steps * solve,
         "sds": stages[SDSStage.SDS] * config.adjust_steps * solve,
