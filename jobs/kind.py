@@ -69,7 +69,6 @@ class Requirements:
     """What a run needs, by its config alone.
 
     Attributes:
-        model: the spec a run is compared by with finished ones.
         title: what people call the model.
         plan: what it does to each layer, where its kind has plans; stored with the run.
         work: of its phases, in their order.
@@ -81,7 +80,6 @@ class Requirements:
         field_warnings: field -> a risk that does not forbid the run, told beside it.
     """
 
-    model: str
     title: str
     work: Sequence[Work]
     memory: Mapping[str, int]

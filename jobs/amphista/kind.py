@@ -88,7 +88,6 @@ def requirements(config: AmphistaJob) -> Requirements:
                 require_prompts(name, "prompts")
     require_processes(config.processes, config.device, config.batch)
     return Requirements(
-        model=config.model,
         title=facts.title,
         work=work(config, facts),
         memory=memory_bytes(config, facts),
@@ -188,7 +187,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     longest = sequence_tokens(config, facts, longest=True)
     written = GENERATION_BATCH * longest
-    work = {
+    parts = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": COMPILED_BYTES
         + ADAM_BYTES * drafter_weights(config, facts)
@@ -196,10 +195,10 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
         + config.batch * mask_bytes(config, longest)
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
-    most = max(work, key=work.__getitem__)
+    most = max(parts, key=parts.__getitem__)
     needed = {"runtime": RUNTIME, "weights": weight_memory(facts)}
-    others = memory_of_others(config.processes, needed | work, *needed, "training")
-    return needed | {most: work[most]} | others
+    others = memory_of_others(config.processes, needed | parts, *needed, "training")
+    return needed | {most: parts[most]} | others
 
 
 def mask_bytes(config: AmphistaJob, length: int) -> int:

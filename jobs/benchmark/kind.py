@@ -74,7 +74,6 @@ def requirements(config: BenchmarkJob) -> Requirements:
         exported_type(type, base, "llama_cpp")
     compared = drafters or config.lookup or config.pytorch or config.llama_cpp
     return Requirements(
-        model=config.model,
         title=facts.title,
         work=work(config, facts, len(drafters)),
         memory={

@@ -89,7 +89,6 @@ def requirements(config: DLQATJob) -> Requirements:
         hints = (vllm_hint(group.bits, (x.name for x in layers)) for group in planned.groups)
         notes += tuple(filter(None, hints))
     return Requirements(
-        model=config.model,
         title=facts.title,
         plan=planned,
         work=work(config, planned, facts),

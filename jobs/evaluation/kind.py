@@ -138,7 +138,6 @@ def requirements(config: EvaluationJob) -> Requirements:
     if streamed:
         warnings += ("The model does not fit into memory: no text is generated with it.",)
     return Requirements(
-        model=config.model,
         title=model.title,
         work=work(config, model, facts),
         memory=needed,

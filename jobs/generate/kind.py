@@ -76,7 +76,6 @@ def requirements(config: GenerateJob) -> Requirements:
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
     return Requirements(
-        model=config.sides,
         title=largest.title,
         work=[Work("generate", decoded_bytes(x, config.max_new_tokens), "memory") for x in models],
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},

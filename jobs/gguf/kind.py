@@ -43,7 +43,6 @@ def requirements(config: GGUFJob) -> Requirements:
     sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding, base.layout)
     held = 2 * base.facts.parameters if base.packed else 0
     return Requirements(
-        model=config.model,
         title=base.facts.title,
         work=work(base),
         memory={"runtime": RUNTIME, "codes": held, "matrix": 4 * COPIES * largest},

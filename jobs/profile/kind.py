@@ -94,7 +94,6 @@ def requirements(config: ProfileJob) -> Requirements:
             "the estimates is made.",
         )
     return Requirements(
-        model=config.model,
         title=facts.title,
         work=work(config, facts),
         memory=needed,

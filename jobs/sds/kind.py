@@ -59,7 +59,6 @@ def requirements(config: SDSJob) -> Requirements:
     if streamed:
         warnings += ("The model does not fit into memory: its blocks are read from disk.",)
     return Requirements(
-        model=config.model,
         title=facts.title,
         plan=plan,
         work=work(config, plan, facts),

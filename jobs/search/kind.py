@@ -51,7 +51,6 @@ def requirements(config: SearchJob) -> Requirements:
     solver, _ = solved(config)
     copies = (len(solver.formats) + 1) * 2 * facts.linear_weights
     return Requirements(
-        model=config.model,
         title=facts.title,
         work=work(config, solver, facts),
         memory=memory_bytes(config, facts),

@@ -19,7 +19,6 @@ def requirements(config: StatisticsJob) -> Requirements:
     facts = resolve_model(config.model, reads=False).facts
     largest = max(x.weights for x in facts.matrices)
     return Requirements(
-        model=config.model,
         title=facts.title,
         work=work(facts),
         memory={"runtime": RUNTIME, "matrix": 4 * MATRIX_COPIES * largest},

@@ -53,7 +53,7 @@ def count(config: CountConfig, context: JobContext) -> None:
 
 def requirements(config: CountConfig) -> Requirements:
     """Of more memory than the place of runs of seconds gives: what is counted waits for a slot."""
-    return Requirements("", "Count", work=[Work("count", 1.0)], memory={"count": 2 * 10**9})
+    return Requirements("Count", work=[Work("count", 1.0)], memory={"count": 2 * 10**9})
 
 
 KINDS = (
