@@ -41,9 +41,9 @@ SIMILAR, LIKE = 1.5, 16.0  # ratio of work to the nearest run, and to the run as
 LEAST_WIDTH, BLIND_WIDTH = 1.6, 9.0  # of a range: its highest over its lowest
 BASES = (  # width of the range that runs give, and how they are called, the most telling first
     (2.0, "{} like this on this machine"),
-    (4.0, "reference runs, made on another machine"),
+    (4.0, "reference runs, on another machine or with other threads"),
     (4.0, "{} of other models on this machine"),
-    (4.0, "reference runs of other models, made on another machine"),
+    (4.0, "reference runs of other models"),
     (BLIND_WIDTH, "the rates of this machine alone"),
     (LEAST_WIDTH, "the time that is given"),
 )
@@ -130,7 +130,7 @@ class Duration:
 def estimate(kind: str, config: Mapping[str, Any], work: Sequence[Work]) -> Duration:
     """How long a run of this config takes."""
     threads, rates = int(config.get("threads") or default_threads()), rates_here()
-    ranked = _ranked_runs(kind, config, rates)
+    ranked = _ranked_runs(kind, config, threads, rates)
     blind = rates is REFERENCE_RATES
     phases, by_rank = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[int, float](float)
     log_width = 0.0
@@ -166,14 +166,15 @@ def _basis(rank: int, number: int, rates: Rates) -> str:
 
 
 def _ranked_runs(
-    kind: str, config: Mapping[str, Any], rates: Rates
+    kind: str, config: Mapping[str, Any], threads: int, rates: Rates
 ) -> list[tuple[int, FinishedRun]]:
     """Runs of the kind with their rank, the place in `BASES` of what they tell."""
     finished, model = finished_runs(kind), config.get("model", "")
-    place = (_machine(finished, str(config.get("device", "auto"))), kernel_version())
+    machine = _machine(finished, str(config.get("device", "auto")))
+    place = (machine, threads, kernel_version())
     ranked = []
     for run in (*finished, *(x for x in reference_runs() if x.kind == kind)):
-        is_own = (run.machine, run.kernels) == place
+        is_own = (run.machine, run.threads, run.kernels) == place
         if is_own:  # at the rates of today: whatever those are, they cancel out
             run = run.model_copy(update={"rates": rates})
         rank = (0 if is_own else 1) if run.model == model else (2 if is_own else 3)

@@ -101,6 +101,7 @@ def test_what_another_machine_model_or_version_says_is_less_certain(measured: No
     for number, environment in enumerate(
         (
             {"cpu": "Another processor, 2 of 2 cores"},
+            {"threads": 2},
             {"work": {"kernels": "another", "steps": estimates.by_step([TRAINING])}},
         ),
         2,
