@@ -37,6 +37,7 @@ WORK = "work"  # of the environment of a run
 REST = "rest"  # the time of a run that no step accounts for
 START_S = 6.0  # to start a process and import torch
 RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
+TYPICAL = 4.0  # factor of a step that no run has
 SIMILAR, LIKE = 1.5, 16.0  # ratio of work to the nearest run, and to the run asked for, at most
 LEAST_WIDTH, BLIND_WIDTH = 1.6, 9.0  # of a range: its highest over its lowest
 BASES = (  # width of the range that runs give, and how they are called, the most telling first
@@ -57,8 +58,8 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Work:
-    """Work of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
+class PhaseWork:
+    """PhaseWork of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
     part of."""
 
     phase: str
@@ -95,7 +96,7 @@ REFERENCE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4
 
 
 class FinishedRun(BaseModel):
-    """Work and seconds of a run by step, and where it ran: its machine, threads, version of our
+    """PhaseWork and seconds of a run by step, and where it ran: its machine, threads, version of our
     kernels, and rates; those of the machine of the reference runs where they are not named."""
 
     kind: str
@@ -127,7 +128,7 @@ class Duration:
     basis: str
 
 
-def estimate(kind: str, config: Mapping[str, Any], work: Sequence[Work]) -> Duration:
+def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) -> Duration:
     """How long a run of this config takes."""
     threads, rates = int(config.get("threads") or default_threads()), rates_here()
     ranked = _ranked_runs(kind, config, threads, rates)
@@ -139,7 +140,9 @@ def estimate(kind: str, config: Mapping[str, Any], work: Sequence[Work]) -> Dura
         ideal = rates.seconds(amounts, threads)
         if set(amounts) != {"seconds"}:
             rank, runs = _nearest(ranked, step, ideal)
-            factors = [x.seconds[step] / x.ideal(step) for x in runs] or [1.0]
+            factors = [x.seconds[step] / x.ideal(step) for x in runs] or [
+                1.0 if step == REST else TYPICAL
+            ]
             factor = median(factors)
             width = BLIND_WIDTH if blind and rank in ELSEWHERE else BASES[rank][0]
             if rank == 0 and len(runs) == NEAREST_RUNS:
@@ -204,10 +207,10 @@ def decoded_bytes(facts: ModelFacts, tokens: int) -> float:
     return float(WEIGHT_BYTES * facts.weights_per_token * tokens)
 
 
-def by_step(work: Sequence[Work]) -> dict[str, dict[Unit, float]]:
+def by_step(work: Sequence[PhaseWork]) -> dict[str, dict[Unit, float]]:
     """Step -> unit -> amount, the start of the process included."""
     steps = defaultdict[str, dict[Unit, float]](lambda: defaultdict(float))
-    for each in (Work("start", START_S, "seconds"), *work):
+    for each in (PhaseWork("start", START_S, "seconds"), *work):
         if each.amount:
             steps[each.step][each.unit] += each.amount
     return {step: dict(amounts) for step, amounts in steps.items()}

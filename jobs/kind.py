@@ -24,7 +24,7 @@ from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
-from jobs.estimates import Duration, Work
+from jobs.estimates import Duration, PhaseWork
 from jobs.metrics import PERPLEXITY
 from jobs.wording import StageComparison
 
@@ -81,7 +81,7 @@ class Requirements:
     """
 
     title: str
-    work: Sequence[Work]
+    work: Sequence[PhaseWork]
     memory: Mapping[str, int]
     plan: Plan | None = None
     disk: DiskSpace | None = None

@@ -23,7 +23,7 @@ from backend.models.memory import ADAM_BYTES, RUNTIME, block_weights, weight_mem
 from backend.options import option
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, STORIES, benchmark_prompts, require_prompts
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
 from jobs.fields.models import decodable_model
 from jobs.fields.processes import ProcessesConfig, memory_of_others, require_processes
@@ -216,7 +216,7 @@ def cached_values(facts: ModelFacts) -> int:
     return sum(rows) or 2 * facts.blocks * facts.hidden
 
 
-def work(config: AmphistaJob, facts: ModelFacts) -> list[Work]:
+def work(config: AmphistaJob, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
     weights = facts.weights_per_token
     answers = config.answers * (config.data == "answers")
@@ -228,14 +228,14 @@ def work(config: AmphistaJob, facts: ModelFacts) -> list[Work]:
     learnt = config.steps * config.batch * sequence_tokens(config, facts)
     runs = 1 + _repeats(config) * (config.heads - 1) * ANCHOR_SHARE
     products = 3.0 * learnt * (runs * drafter_weights(config, facts) + guesses)
-    trained = Work("train", products, step=TRAINING)
+    trained = PhaseWork("train", products, step=TRAINING)
     if config.minutes:
-        trained = Work("train", 60 * config.minutes, "seconds", TRAINING)
+        trained = PhaseWork("train", 60 * config.minutes, "seconds", TRAINING)
     return [
-        Work("ask", weights * written),
-        Work("data", float(weights * read)),
+        PhaseWork("ask", weights * written),
+        PhaseWork("data", float(weights * read)),
         trained,
-        Work("measure", decoded_bytes(facts, COST_PASSES), "memory"),
+        PhaseWork("measure", decoded_bytes(facts, COST_PASSES), "memory"),
     ]
 
 

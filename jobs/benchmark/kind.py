@@ -12,7 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
 from jobs.fields.models import decodable_model
@@ -101,12 +101,12 @@ def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
             )
 
 
-def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[Work]:
+def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWork]:
     """See `Requirements.work`."""
     others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
     decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
-    return [Work("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]
+    return [PhaseWork("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]
 
 
 def key_figure(values: Values, kept: str = "") -> KeyFigure | None:

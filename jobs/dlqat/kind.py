@@ -28,7 +28,7 @@ from backend.quantization.plan import (
     trainable,
 )
 from jobs.dlqat.config import NAME, NOT_QUANTIZED, SAME, DLQATJob
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
@@ -181,7 +181,7 @@ def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearS
     return [x for x in facts.linears if planned.layers.get(x.name)]
 
 
-def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list[Work]:
+def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
     weights = sum(x.weights for x in planned_layers(planned, facts))
     head, context = facts.vocabulary * facts.hidden, context_length(config, facts)
@@ -192,10 +192,10 @@ def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list
     sampled = sampled_bytes(config, facts)
     gptq = quantizer_passes("gptq") * calibration * config.needs_gptq
     done = [
-        Work("dense", read, "float32"),
-        Work("dense", sampled, "memory"),
-        Work("prepare", gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
-        Work("prepare", calibration * config.needs_energies),
+        PhaseWork("dense", read, "float32"),
+        PhaseWork("dense", sampled, "memory"),
+        PhaseWork("prepare", gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
+        PhaseWork("prepare", calibration * config.needs_energies),
     ]
     tokens = config.steps * config.batch * config.accumulate * config.length
     for stage in config.stages:
@@ -210,19 +210,19 @@ def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list
             products = quantizer_passes(stage) * calibration * (stage != DLQATStage.GPTQ)
         label = STAGE_LABELS[stage]
         done += [
-            Work(f"make {stage}", products, step=label),
-            Work(f"make {stage}", 4.0 * weights, "memory", label),
-            Work(f"judge {stage}", judging * (1 + (stage in TRAINED))),
-            Work(f"measure {stage}", read, "float32"),
+            PhaseWork(f"make {stage}", products, step=label),
+            PhaseWork(f"make {stage}", 4.0 * weights, "memory", label),
+            PhaseWork(f"judge {stage}", judging * (1 + (stage in TRAINED))),
+            PhaseWork(f"measure {stage}", read, "float32"),
         ]
     timed = 2 * decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * config.packed
     return [
         *done,
-        Work(f"measure {config.stages[-1]}", sampled, "memory"),  # of the stage that is kept
-        Work("audit", weights * min(config.segments * context, max(AUDIT_TOKENS, context))),
-        Work("audit", 4.0 * weights * len(planned.stages), "memory"),
-        Work("save", float(facts.bytes), "disk"),
-        Work("speed", timed, "memory"),
+        PhaseWork(f"measure {config.stages[-1]}", sampled, "memory"),  # of the stage that is kept
+        PhaseWork("audit", weights * min(config.segments * context, max(AUDIT_TOKENS, context))),
+        PhaseWork("audit", 4.0 * weights * len(planned.stages), "memory"),
+        PhaseWork("save", float(facts.bytes), "disk"),
+        PhaseWork("speed", timed, "memory"),
     ]
 
 

@@ -13,7 +13,7 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import is_run, model_before, resolve_model
 from jobs.fields.quality import QualityConfig, check_quality, ending_products, sampled_bytes
 from jobs.fields.text import EvaluationText, check_evaluation_text, context_length
@@ -172,7 +172,7 @@ def memory_bytes(
     return streamed, needed(streamed)
 
 
-def work(config: EvaluationJob, facts: ModelFacts, stages: Collection[str]) -> list[Work]:
+def work(config: EvaluationJob, facts: ModelFacts, stages: Collection[str]) -> list[PhaseWork]:
     """See `Requirements.work`."""
     context = context_length(config, facts)
     read = facts.weights_per_token * config.windows * context + ending_products(
@@ -181,9 +181,9 @@ def work(config: EvaluationJob, facts: ModelFacts, stages: Collection[str]) -> l
     decoded = decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * len(stages) * config.speed
     sampled = sampled_bytes(config, facts)
     return [
-        *(Work(stage, read, "float32") for stage in stages),
-        *(Work(stage, sampled, "memory") for stage in stages),
-        Work("decode", decoded, "memory"),
+        *(PhaseWork(stage, read, "float32") for stage in stages),
+        *(PhaseWork(stage, sampled, "memory") for stage in stages),
+        PhaseWork("decode", decoded, "memory"),
     ]
 
 

@@ -8,7 +8,7 @@ from backend.errors import ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from backend.options import option
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import MAX_SIDES, GenerationSide, read_sides
 from jobs.fields.models import decodable_model, saved_config
 from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
@@ -77,7 +77,9 @@ def requirements(config: GenerateJob) -> Requirements:
     largest = max(models, key=weight_memory)
     return Requirements(
         title=largest.title,
-        work=[Work("generate", decoded_bytes(x, config.max_new_tokens), "memory") for x in models],
+        work=[
+            PhaseWork("generate", decoded_bytes(x, config.max_new_tokens), "memory") for x in models
+        ],
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
     )
 

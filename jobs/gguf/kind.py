@@ -8,7 +8,7 @@ from backend.models.families.stored import together as alike
 from backend.models.memory import RUNTIME
 from backend.options import option
 from backend.printable import readable_bytes
-from jobs.estimates import Work
+from jobs.estimates import PhaseWork
 from jobs.fields.gguf import check_source, exported_embedding, exported_type
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.types import ModelConfig
@@ -66,9 +66,9 @@ def larger(
     return {field: why} if why else {}
 
 
-def work(base: ResolvedModel) -> list[Work]:
+def work(base: ResolvedModel) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    return [Work("write", 4.0 * base.facts.parameters, "memory")]
+    return [PhaseWork("write", 4.0 * base.facts.parameters, "memory")]
 
 
 KIND = Kind(

@@ -13,7 +13,7 @@ from backend.quantization import GridType
 from backend.quantization.config import SpaceName
 from backend.sensitivity.formats import Format
 from backend.text.corpora import require_length
-from jobs.estimates import Work, decoded_bytes
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import resolve_model
 from jobs.fields.text import CalibrationText, check_context, context_length, require_text
 from jobs.fields.types import ModelConfig
@@ -130,7 +130,7 @@ def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
         raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
 
 
-def work(config: ProfileJob, facts: ModelFacts) -> list[Work]:
+def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
     weights, head = facts.linear_weights, facts.vocabulary * facts.hidden
     context = context_length(config, facts)
@@ -139,10 +139,12 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[Work]:
     measured = len(config.measured_formats) * len(facts.linears) * rest
     made = candidate_products(facts, len(config.all_formats), config.segments * context)
     return [
-        Work("dense", weights * heldout),
-        Work("gradients", 3.0 * (weights + head) * heldout),
-        Work("layers", made + measured),
-        Work("decoding", decoded_bytes(facts, len(config.all_formats) * TIMED_TOKENS), "memory"),
+        PhaseWork("dense", weights * heldout),
+        PhaseWork("gradients", 3.0 * (weights + head) * heldout),
+        PhaseWork("layers", made + measured),
+        PhaseWork(
+            "decoding", decoded_bytes(facts, len(config.all_formats) * TIMED_TOKENS), "memory"
+        ),
     ]
 
 

@@ -45,7 +45,7 @@ from backend.store.tables import (
     Table,
 )
 from jobs import estimates
-from jobs.estimates import Work
+from jobs.estimates import PhaseWork
 from jobs.runtime.figures import (
     FigureBuffer,
     FigureSpool,
@@ -173,7 +173,7 @@ class JobContext:
         )
         self.settle()
 
-    def phases(self, work: Sequence[Work]) -> Phases:
+    def phases(self, work: Sequence[PhaseWork]) -> Phases:
         """The phases of the run, each as wide as its share of the time that the work is expected to
         take. The work is kept: later estimates learn from it."""
         expected = estimates.estimate(self.kind, self.config, work)

@@ -22,7 +22,7 @@ from backend.pruning.config import (
 )
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
-from jobs.estimates import Work
+from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
@@ -84,7 +84,7 @@ def refuse_streaming(config: SDSJob, facts: ModelFacts) -> None:
         raise ConfigError(what, why, do, field="calibration_text")
 
 
-def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[Work]:
+def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
     weights = facts.linear_weights
     solve = sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
@@ -107,13 +107,15 @@ def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[Work]:
         "blocks": made * weights * seen,
     }
     return [
-        Work("dense", token * evaluation),
-        Work("prune", prunings * (1 + products) * solve, "float32", STEP_LABELS["pruning"]),
-        *(Work("prune", amount, step=STEP_LABELS[step]) for step, amount in steps.items()),
-        Work("prune", 4 * weights * len(plan.stages), "memory", STEP_LABELS["statistics"]),
-        Work("prune", 2 * weights * len(plan.stages), "disk", STEP_LABELS["checkpoints"]),
-        Work("evaluate", token * len(judged(plan.stages)) * heldout, step=STEP_LABELS["heldout"]),
-        Work("evaluate", token * (len(plan.stages) - 1) * evaluation),
+        PhaseWork("dense", token * evaluation),
+        PhaseWork("prune", prunings * (1 + products) * solve, "float32", STEP_LABELS["pruning"]),
+        *(PhaseWork("prune", amount, step=STEP_LABELS[step]) for step, amount in steps.items()),
+        PhaseWork("prune", 4 * weights * len(plan.stages), "memory", STEP_LABELS["statistics"]),
+        PhaseWork("prune", 2 * weights * len(plan.stages), "disk", STEP_LABELS["checkpoints"]),
+        PhaseWork(
+            "evaluate", token * len(judged(plan.stages)) * heldout, step=STEP_LABELS["heldout"]
+        ),
+        PhaseWork("evaluate", token * (len(plan.stages) - 1) * evaluation),
     ]
 
 

@@ -10,7 +10,7 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import memory_parts
 from backend.options import option
 from backend.sensitivity.budget import BudgetSolver, Mix
-from jobs.estimates import Work
+from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.text import TextConfig, check_text, context_length
 from jobs.fields.types import ModelConfig
@@ -76,16 +76,16 @@ def solved(config: SearchJob, run: str = "") -> tuple[BudgetSolver, Mix]:
         return solver, solver.solve(budget)
 
 
-def work(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> list[Work]:
+def work(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
     context = context_length(config, facts)
     read = (facts.linear_weights + facts.vocabulary * facts.hidden) * config.windows * context
     made = candidate_products(facts, len(solver.formats), config.segments * context)
     return [
-        Work("dense", read),
-        Work("candidates", made),
-        Work("search", 60 * config.minutes, "seconds", "search"),
-        Work("measure", 2.0 * read),
+        PhaseWork("dense", read),
+        PhaseWork("candidates", made),
+        PhaseWork("search", 60 * config.minutes, "seconds", "search"),
+        PhaseWork("measure", 2.0 * read),
     ]
 
 

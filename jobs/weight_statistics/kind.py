@@ -2,7 +2,7 @@
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
-from jobs.estimates import Work
+from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
@@ -25,9 +25,9 @@ def requirements(config: StatisticsJob) -> Requirements:
     )
 
 
-def work(facts: ModelFacts) -> list[Work]:
+def work(facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    return [Work("measure", 4.0 * sum(x.weights for x in facts.matrices), "memory")]
+    return [PhaseWork("measure", 4.0 * sum(x.weights for x in facts.matrices), "memory")]
 
 
 KIND = Kind(

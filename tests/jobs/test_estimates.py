@@ -14,14 +14,14 @@ from backend.compiler import kernel_version
 from backend.store.session import writing
 from backend.store.states import State
 from jobs import estimates
-from jobs.estimates import REFERENCE_RATES, REST, FinishedRun, Rates, Work, estimate, processor
+from jobs.estimates import REFERENCE_RATES, REST, FinishedRun, PhaseWork, Rates, estimate, processor
 from jobs.runtime import probe
 from jobs.submit import checked
 from tests.conftest import Given
 from tests.queue.conftest import bare_job
 
 HERE = Rates(float32=3e10, bfloat16=1e11, memory=1e10, disk=1e8)
-TRAINING = Work("train", 1e12)
+TRAINING = PhaseWork("train", 1e12)
 SMALL = {"model": "toy", "segments": 4, "context": 64, "windows": 4}
 
 
@@ -32,7 +32,7 @@ def measured(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "reference_runs", tuple)
 
 
-def finished(number: int, seconds: float, work: Work = TRAINING, **values: object) -> None:
+def finished(number: int, seconds: float, work: PhaseWork = TRAINING, **values: object) -> None:
     """A run on this machine that did this work and took `seconds`."""
     recorded = {"kernels": kernel_version(), "steps": estimates.by_step([work])}
     place = {"device": "cpu", "cpu": f"{processor()}, 2 of 2 cores", "threads": 1}
@@ -52,7 +52,7 @@ def finished(number: int, seconds: float, work: Work = TRAINING, **values: objec
 
 
 def told(
-    *work: Work, model: str = "toy", device: str = "auto", threads: int = 1
+    *work: PhaseWork, model: str = "toy", device: str = "auto", threads: int = 1
 ) -> estimates.Duration:
     config = {"model": model, "device": device, "threads": threads}
     return estimate("amphista", config, work or [TRAINING])
@@ -155,7 +155,8 @@ def test_interrupted_runs_other_kinds_and_odd_records_teach_nothing(
 
 def test_a_time_budget_is_taken_as_given(measured: None) -> None:
     short, long = (
-        told(Work("data", 1e11), Work("train", 60 * n, "seconds", "training")) for n in (1, 11)
+        told(PhaseWork("data", 1e11), PhaseWork("train", 60 * n, "seconds", "training"))
+        for n in (1, 11)
     )
     assert long.seconds - short.seconds == pytest.approx(600)
     assert long.high / long.low < short.high / short.low  # most of it is known
@@ -177,7 +178,7 @@ def test_more_work_takes_longer_and_the_phases_share_it(amounts: list[float]) ->
     rates, runs = estimates.rates_here, estimates.finished_runs
     estimates.rates_here, estimates.finished_runs = (lambda: HERE), (lambda _: [])
     try:
-        found = [told(Work("one", n), Work("two", n)) for n in sorted(amounts)]
+        found = [told(PhaseWork("one", n), PhaseWork("two", n)) for n in sorted(amounts)]
     finally:
         estimates.rates_here, estimates.finished_runs = rates, runs
     assert all(a.seconds < b.seconds for a, b in pairwise(found))

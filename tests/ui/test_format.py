@@ -126,7 +126,7 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
         (None, 0.5, NONE),
         (20.0, 0.01, "under a minute"),
         (600.0, 0.01, "6–14 min"),
-        (600.0, 0.3, "8–12 min"),
+        (600.0, 0.3, "8.5–12 min"),
         (600.0, 0.9, "9–11 min"),
         (70.0, 0.9, "63–77 s"),
         (7200.0, None, "1.2–2.8 h"),

@@ -25,7 +25,7 @@ def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int,
         if math.isinf(at):
             break
         starts[job.id] = at
-        heapq.heapreplace(places, at + job.environment.get(ESTIMATED_SECONDS, math.inf))
+        heapq.heapreplace(places, at + (job.environment or {}).get(ESTIMATED_SECONDS, math.inf))
     return starts
 
 
