@@ -59,7 +59,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """PhaseWork of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
+    """Work of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
     part of."""
 
     phase: str
@@ -96,7 +96,7 @@ REFERENCE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4
 
 
 class FinishedRun(BaseModel):
-    """PhaseWork and seconds of a run by step, and where it ran: its machine, threads, version of our
+    """Work and seconds of a run by step, and where it ran: its machine, threads, version of our
     kernels, and rates; those of the machine of the reference runs where they are not named."""
 
     kind: str
