@@ -140,10 +140,8 @@ def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) ->
         ideal = rates.seconds(amounts, threads)
         if set(amounts) != {"seconds"}:
             rank, runs = _nearest(ranked, step, ideal)
-            factors = [x.seconds[step] / x.ideal(step) for x in runs] or [
-                1.0 if step == REST else TYPICAL
-            ]
-            factor = median(factors)
+            factors = [x.seconds[step] / x.ideal(step) for x in runs]
+            factor = median(factors or [1.0 if step == REST else TYPICAL])
             width = BLIND_WIDTH if blind and rank in ELSEWHERE else BASES[rank][0]
             if rank == 0 and len(runs) == NEAREST_RUNS:
                 width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
