@@ -43,8 +43,8 @@ LEAST_WIDTH, BLIND_WIDTH = 1.6, 9.0  # of a range: its highest over its lowest
 BASES = (  # width of the range that runs give, and how they are called, the most telling first
     (2.0, "{} like this on this machine"),
     (4.0, "reference runs, on another machine or with other threads"),
-    (4.0, "{} of other models on this machine"),
-    (4.0, "reference runs of other models"),
+    (BLIND_WIDTH, "{} of other models on this machine"),
+    (BLIND_WIDTH, "reference runs of other models"),
     (BLIND_WIDTH, "the rates of this machine alone"),
     (LEAST_WIDTH, "the time that is given"),
 )
