@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from ctypes import CDLL
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -54,6 +55,16 @@ def load_if_possible(source: Path, declare: Callable[[CDLL], CDLL]) -> CDLL | No
         return load(source, declare)
     except CompilerError:
         return None
+
+
+@lru_cache
+def kernel_version() -> str:
+    """Changes with any C++ source of this package; empty where none is used."""
+    if not settings().native:
+        return ""
+    files = (x for x in Path(__file__).parent.rglob("*") if x.suffix in (".cpp", ".h"))
+    sources = b"\0".join(path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(sources).hexdigest()[:16]
 
 
 def _built(source: Path, compiler: str, target: tuple[str, ...]) -> Path:

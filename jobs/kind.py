@@ -2,7 +2,7 @@
 
 A kind is a folder of `jobs`: `kind.py` (a pydantic config: form, command line, API, validation and
 stored record at once; what a run needs, and what is refused; the `Kind`), of which long parts lie
-beside it in `config.py` and `estimate.py`, and `run.py` (the work). Adding a kind is adding a
+beside it in `config.py`, and `run.py` (the work). Adding a kind is adding a
 folder. A plugin is one module with `KINDS`. Only a job's own process imports `run.py`; the rest
 imports no torch.
 """
@@ -24,6 +24,7 @@ from backend.options import Options, Plan, option
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
+from jobs.estimates import Duration, PhaseWork
 from jobs.metrics import PERPLEXITY
 from jobs.wording import StageComparison
 
@@ -68,12 +69,10 @@ class Requirements:
     """What a run needs, by its config alone.
 
     Attributes:
-        model: the spec a run is compared by with finished ones.
         title: what people call the model.
         plan: what it does to each layer, where its kind has plans; stored with the run.
-        flops: phase -> floating-point operations, in the order of the phases.
+        work: of its phases, in their order.
         memory: purpose -> bytes at the peak.
-        timed_seconds: length of a phase with a time budget, which is not in `flops`.
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
@@ -81,13 +80,11 @@ class Requirements:
         field_warnings: field -> a risk that does not forbid the run, told beside it.
     """
 
-    model: str
     title: str
-    flops: Mapping[str, float]
+    work: Sequence[PhaseWork]
     memory: Mapping[str, int]
     plan: Plan | None = None
     disk: DiskSpace | None = None
-    timed_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
@@ -96,12 +93,10 @@ class Requirements:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate(Requirements):
+class Estimate(Requirements, Duration):
     """What a run needs and will cost, shown before it is queued."""
 
-    seconds: float | None  # expected duration; None when nothing is known
     bytes: int  # expected peak memory
-    basis: str  # where the figures come from
 
 
 @dataclass(frozen=True)

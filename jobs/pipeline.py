@@ -246,12 +246,6 @@ def queue(
     return made
 
 
-def total(estimates: Sequence[Estimate]) -> float | None:
-    """Seconds of all steps one after the other; None where one is not known."""
-    seconds = [each.seconds for each in estimates if each.seconds is not None]
-    return sum(seconds) if len(seconds) == len(estimates) else None
-
-
 def preset(name: str, model: str = "") -> str:
     """The text of a preset, for a model or the default one; `ConfigError` if there is none."""
     if name not in PRESETS:

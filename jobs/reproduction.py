@@ -20,6 +20,7 @@ from backend.store.json_column import check_intact
 from backend.store.states import State
 from backend.store.tables import KEPT_REASON, Job
 from jobs.benchmark.report import decoder_reports
+from jobs.estimates import WORK
 from jobs.fields.models import needed_runs
 from jobs.kind import kind_named, kinds, stage_labels
 from jobs.metrics import metric
@@ -38,6 +39,7 @@ NOT_A_PLACE = {  # of the environment
     WEIGHTS,
     KEPT_REASON,
     WORKBENCH,
+    WORK,
 }
 SHOWN = 4
 

@@ -15,10 +15,10 @@ from backend.models import memory
 from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
+from jobs import estimates
 from jobs.fields.models import needed_runs
 from jobs.kind import Estimate, JobConfig, Kind, kind_named
 from jobs.limits import gpu_count, require_device, require_disk
-from jobs.runtime.duration import estimate_seconds
 
 MODEL = "model"  # the field most others are checked against
 WORDS = {  # type of a validator's error -> what it says
@@ -51,12 +51,8 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     memory.check_memory(needs.memory, memory.memory_available(), needs.title)
     if needs.disk:
         require_disk(needs.disk)
-    flops = sum(needs.flops.values())
-    seconds, basis = estimate_seconds(
-        kind.name, needs.model, flops, needs.timed_seconds, config.device
-    )
-    needed = sum(needs.memory.values())
-    return Estimate(**vars(needs), seconds=seconds, bytes=needed, basis=basis)
+    time = estimates.estimate(kind.name, config.model_dump(), needs.work)
+    return Estimate(**vars(needs), **vars(time), bytes=sum(needs.memory.values()))
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
@@ -156,7 +152,7 @@ def new_run(config: JobConfig, cost: Estimate, after: Sequence[int] = ()) -> ser
     """What is queued of a config and its estimate; `after`: as of `submit`."""
     stored = config.model_dump(mode="json")
     plan = cost.plan.model_dump(mode="json") if cost.plan else None
-    return service.NewRun(stored, [*needed_runs(stored), *after], plan, cost.sizes)
+    return service.NewRun(stored, [*needed_runs(stored), *after], plan, cost.sizes, cost)
 
 
 def command_line(

@@ -128,11 +128,11 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         configs.append(config)
         estimates.append(estimate)
     side_by_side = min(settings().slots, len(estimates))
-    seconds = [e.seconds for e in estimates if e.seconds is not None]
-    known = len(seconds) == len(estimates)
     together = replace(
         estimates[-1],
-        seconds=sum(seconds) / side_by_side if known else None,
+        seconds=sum(e.seconds for e in estimates) / side_by_side,
+        low=sum(e.low for e in estimates) / side_by_side,
+        high=sum(e.high for e in estimates) / side_by_side,
         bytes=max(e.bytes for e in estimates),
         notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),

@@ -98,18 +98,20 @@ def eta(seconds: float | None) -> str:
 
 
 def eta_range(seconds: float | None, share: float | None) -> str:
-    """Estimated time left as a range that narrows with the share done: "4 to 7 min"."""
+    """Estimated time left as a range that narrows with the share done: "4–7 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     spread = next(width for least, width in SPREADS if (share or 0.0) >= least)
-    low, high = seconds * (1 - spread), seconds * (1 + spread)
-    if high < 60:
+    if seconds * (1 + spread) < 60:
         return "under a minute"
-    if high < 5400:
-        first, last = max(1, round(low / 60)), round(high / 60)
-        return eta(seconds) if first >= last else f"{first} to {last}{HOLD}min"
-    first_h, last_h = f"{low / 3600:.1f}", f"{high / 3600:.1f}"
-    return eta(seconds) if first_h == last_h else f"{first_h} to {last_h}{HOLD}h"
+    return time_range(seconds * (1 - spread), seconds * (1 + spread))
+
+
+def time_range(low: float, high: float) -> str:
+    """A range of seconds to two digits: "40–70 s", "4–7 min"."""
+    unit, length = ("s", 1) if high < 120 else ("min", 60) if high < 7200 else ("h", 3600)
+    first, last = (f"{float(f'{max(x / length, 0.1):.2g}'):g}" for x in (low, high))
+    return f"{first}–{last}{HOLD}{unit}" if first != last else f"about {first}{HOLD}{unit}"
 
 
 def moment(ms: int | None) -> str:

@@ -20,6 +20,7 @@ SMALL_BLOCK = 2**24
 BATCHES = 4  # at most side by side: with more threads, each would hold the activations of one
 MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight during a solve
+ADAM_BYTES = 16  # of a trained parameter: itself, its gradient, two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 CGROUPS = (  # limit and usage, cgroup v2 and v1

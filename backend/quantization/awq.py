@@ -96,7 +96,6 @@ def _output_energy(W: Tensor, H: Tensor) -> float:
     "awq",
     label="AWQ",
     needs="gram",
-    flops=5000.0,
     export_rank=24,
     bases=input_scales,
     llama_only=True,

@@ -36,7 +36,7 @@ STRIP = 16  # columns rounded before the rest of their block is updated
 FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
 
-@quantizer("gptq", label="GPTQ", needs="gram", flops=50.0, export_rank=30, by_rows=True)
+@quantizer("gptq", label="GPTQ", needs="gram", export_rank=30, by_rows=True)
 def gptq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
@@ -57,7 +57,6 @@ def gptq(
     "gptq-order",
     label="GPTQ, act-order",
     needs="gram",
-    flops=150.0,
     export_rank=32,
     sequential=True,
     by_rows=True,

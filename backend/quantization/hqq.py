@@ -26,7 +26,7 @@ from backend.quantization.registry import quantizer, range_search
 P, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20
 
 
-@range_search("hqq", flops=3000.0)
+@range_search("hqq")
 def half_quadratic(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The full range, its zero-points moved to the least p-norm of the errors."""
     found = minmax_grid(V, bits, grid)
@@ -60,7 +60,7 @@ def _errors(V: Tensor, grid: QuantGrid) -> tuple[Tensor, Tensor]:
     return codes, V / grid.scale.unsqueeze(-1) - codes + grid.zero.unsqueeze(-1)
 
 
-@quantizer("hqq", label="HQQ", needs="nothing", flops=3000.0, export_rank=21)
+@quantizer("hqq", label="HQQ", needs="nothing", export_rank=21)
 def hqq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

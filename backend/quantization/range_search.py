@@ -46,14 +46,14 @@ def search_range(
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
-@range_search("minmax", flops=50.0)
+@range_search("minmax")
 def minmax(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The full range of each group."""
     return minmax_grid(V, bits, grid)
 
 
-@range_search("mse", flops=2500.0)
-@range_search("weighted", flops=2500.0, needs_energy=True)
+@range_search("mse")
+@range_search("weighted", needs_energy=True)
 def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The shrunk range with the smallest error, for each group."""
     low, high = V.amin(-1), V.amax(-1)
@@ -71,7 +71,7 @@ def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     return best
 
 
-@range_search("lsq", flops=15000.0, needs_energy=True)
+@range_search("lsq", needs_energy=True)
 def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The clipped range, then learned scales and, unless symmetric, zero-points."""
     return _learned(V, clipped(V, bits, grid, weight), weight, grid)

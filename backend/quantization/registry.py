@@ -80,10 +80,8 @@ RANGE_SEARCHES: Registry[RangeSearch] = Registry(DECLARED_RANGE_SEARCHES)
 QUANTIZERS: Registry[Quantizer] = Registry(DECLARED_QUANTIZERS)
 
 
-def range_search(
-    name: str, *, flops: float, needs_energy: bool = False
-) -> Callable[[SearchRange], SearchRange]:
-    """Register a range search; `flops`: operations per weight, for time estimates."""
+def range_search(name: str, *, needs_energy: bool = False) -> Callable[[SearchRange], SearchRange]:
+    """Register a range search; `needs_energy`: see `RangeSearch`."""
     return RANGE_SEARCHES.registering(name, lambda search: RangeSearch(search, needs_energy))
 
 
@@ -92,7 +90,6 @@ def quantizer(
     *,
     label: str,
     needs: Needs,
-    flops: float,
     export_rank: int,
     bases: FindBases = plain_bases,
     llama_only: bool = False,
@@ -108,7 +105,6 @@ def quantizer(
     can help.
 
     Args:
-        flops: operations per weight, without collecting the inputs.
         export_rank: the stage with the highest rank is exported by default; stages are listed in
             this order.
         bases: what the layers of a block are rounded in; weights and inputs come in it.

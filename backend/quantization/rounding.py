@@ -9,7 +9,7 @@ from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer
 
 
-@quantizer("rtn", label="RTN, min-max", needs="nothing", flops=50.0, export_rank=10)
+@quantizer("rtn", label="RTN, min-max", needs="nothing", export_rank=10)
 def rtn(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

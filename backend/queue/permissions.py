@@ -27,7 +27,7 @@ class Cost(Protocol):
     """The estimated cost of a run."""
 
     @property
-    def seconds(self) -> float | None: ...
+    def seconds(self) -> float: ...
     @property
     def bytes(self) -> int: ...
     @property
@@ -102,7 +102,7 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
     limits, action = settings(), "add this run"
     if runs > 1:
         raise _forbidden(actor, action, "Guests may add one run at a time.", "Use single values.")
-    if cost is None or cost.seconds is None or cost.open_ended:
+    if cost is None or cost.open_ended:
         raise _forbidden(actor, action, "Its duration cannot be estimated yet.", ASK)
     if cost.seconds > limits.guest_seconds:
         why = f"It takes about {cost.seconds:,.0f} s; the limit is {limits.guest_seconds:,.0f} s."

@@ -54,6 +54,7 @@ class NewRun:
     needs: Iterable[int] = ()  # ids of the runs that must have succeeded before it starts
     plan: dict[str, Any] | None = None  # what it does to each layer, where its kind has plans
     sizes: tuple[int, int, int] | None = None  # `SIZES`
+    cost: Cost | None = None  # estimated; that of all runs where it is missing
 
 
 def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
@@ -91,7 +92,6 @@ def enqueue_all(
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
-    about = {**_estimated(cost, len(runs)), **(known or {})}
     jobs = [
         Job(
             kind=kind,
@@ -100,7 +100,9 @@ def enqueue_all(
             config=run.config,
             config_hash=config_hash(kind, run.config),
             plan=run.plan,
-            environment=_environment(run, parent) | about,
+            environment=_environment(run, parent)
+            | _estimated(run.cost or cost)
+            | dict(known or {}),
             retries_left=RETRIES,
             parent=parent.id if parent else None,
             priority=priority,
@@ -145,17 +147,16 @@ def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
     return {"settings": frozen, VARIABLES: submission_variables(), **sizes}
 
 
-def _estimated(cost: Cost | None, number: int) -> dict[str, float]:
-    """What is kept of the estimate of each of `number` jobs, beside what it will really take."""
+def _estimated(cost: Cost | None) -> dict[str, float]:
+    """What is kept of the estimate of a job, beside what it will really take."""
     if cost is None:
         return {}
-    seconds = {} if cost.seconds is None else {ESTIMATED_SECONDS: round(cost.seconds / number, 1)}
-    return seconds | {ESTIMATED_BYTES: int(cost.bytes)}
+    return {ESTIMATED_SECONDS: round(cost.seconds, 1), ESTIMATED_BYTES: int(cost.bytes)}
 
 
 def _lane(cost: Cost | None, jobs: int) -> Lane:
     """The lane of a new job: one of seconds has a lane that others do not stop."""
-    if jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
+    if jobs > 1 or cost is None or cost.open_ended:
         return Lane.SLOTS
     return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else Lane.SLOTS
 

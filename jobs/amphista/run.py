@@ -33,13 +33,11 @@ from backend.text.corpora import WIKIPEDIA
 from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slices
 from jobs import metrics
-from jobs.amphista.config import DRAFTER, AmphistaJob
-from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
+from jobs.amphista.kind import DRAFTER, TRAINING, AmphistaJob, corpus_name, prompt_sets, work
 from jobs.fields.text import prompt_facts
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model, record_texts
-from jobs.runtime.progress import Phases
 
 FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
 
@@ -56,7 +54,7 @@ class DrafterRun:
         self.loaded = load_model(config.model, device, config.precision, context, decodes=False)
         self.target = TargetModel(self.loaded.model)
         self.base = BaseFingerprint.of(self.target, config.model)
-        self.phases = Phases(context, flops_by_phase(config, self.loaded.facts))
+        self.phases = context.phases(work(config, self.loaded.facts))
 
     def run(self) -> None:
         config, context = self.config, self.context
@@ -65,13 +63,10 @@ class DrafterRun:
         torch.manual_seed(config.seed)
         drafter = build_drafter(config_part(config, DrafterConfig), self.target, vocabulary)
         self._initialize(drafter, learnt)
-        accuracy, seconds = self._train(drafter, learnt, heldout)
+        accuracy = self._train(drafter, learnt, heldout)
         self.phases.phase("measure").progress(0, 1, "Measuring this machine")
         saved = self._save(drafter, accuracy, max(learnt.lengths + heldout.lengths))
         record_economy(saved, self.target, accuracy, heldout, context)
-        flops = sum(untimed_flops(config, self.loaded.facts).values())
-        # measuring and saving come on top of the budget
-        context.outcome(flops=flops, timed_seconds=min(seconds, 60 * config.minutes))
 
     def _collect(self) -> tuple[HiddenStateCache, HiddenStateCache]:
         context, phase = self.context, self.phases.phase("data")
@@ -125,8 +120,8 @@ class DrafterRun:
 
     def _train(
         self, drafter: Drafter, learnt: HiddenStateCache, heldout: HiddenStateCache
-    ) -> tuple[HeadAccuracy, float]:
-        """Train to the end of the budget; return the last measurement, and the seconds it took."""
+    ) -> HeadAccuracy:
+        """Train to the end of the budget; return the last measurement."""
         config, context = self.config, self.context
         count = drafter.parameter_count()
         context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
@@ -142,8 +137,8 @@ class DrafterRun:
         )
         accuracy = trainer.run()
         context.result(DRAFTER, metrics.STEPS, trainer.steps)
-        context.step_time("training", trainer.seconds)
-        return accuracy, trainer.seconds
+        context.step_time(TRAINING, trainer.seconds)
+        return accuracy
 
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""

@@ -12,6 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
 from jobs.fields.models import decodable_model
@@ -20,7 +21,6 @@ from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.limits import require_context
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.runtime.duration import DECODE_COST
 from jobs.wording import apart, times
 
 NAME = "benchmark"
@@ -74,9 +74,8 @@ def requirements(config: BenchmarkJob) -> Requirements:
         exported_type(type, base, "llama_cpp")
     compared = drafters or config.lookup or config.pytorch or config.llama_cpp
     return Requirements(
-        model=config.model,
         title=facts.title,
-        flops=flops_by_phase(config, facts, len(drafters)),
+        work=work(config, facts, len(drafters)),
         memory={
             "runtime": RUNTIME,
             "models": weight_memory(facts),
@@ -102,12 +101,12 @@ def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
             )
 
 
-def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
+def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWork]:
+    """See `Requirements.work`."""
     others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
     decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
-    response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens
-    return {"compare": responses * response}
+    return [PhaseWork("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]
 
 
 def key_figure(values: Values, kept: str = "") -> KeyFigure | None:

@@ -38,7 +38,7 @@ from backend.models.sources.catalogue import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.chat_template import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
-from jobs.benchmark.kind import BenchmarkJob, flops_by_phase
+from jobs.benchmark.kind import BenchmarkJob, work
 from jobs.benchmark.report import (
     COMBINED,
     LLAMA_CPP,
@@ -265,14 +265,14 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     device = prepare(config, context)
     loaded = load_model(config.model, device, config.precision, context)
     target = TargetModel(loaded.model)
+    drafters = len(drafters_named(config.drafters, config.model, "drafters"))
+    context.phases(work(config, loaded.facts, drafters))
     context.log(f"Decoder: {target.decoder}.")
     context.environment(decoder=target.decoder)
     if target.native:
         context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
     benchmark = DecodingBenchmark(config, loaded, target, context)
     benchmark.compare()
-    drafters = len(drafters_named(config.drafters, config.model, "drafters"))
-    context.outcome(flops=sum(flops_by_phase(config, loaded.facts, drafters).values()))
     reports = decoder_reports(context.run)
     for sentence in verdicts(reports):
         context.log(sentence)

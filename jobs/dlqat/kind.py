@@ -1,21 +1,358 @@
-"""DL-QAT quantisation as a kind of job."""
+"""DL-QAT quantisation as a kind of job: what a run needs, and its findings in words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from backend.quantization.config import POST_TRAINING, STAGE_LABELS, DLQATStage
-from backend.quantization.plan import QuantizationPlan
-from jobs.dlqat.config import NAME, DLQATJob
-from jobs.dlqat.estimate import requirements
-from jobs.kind import KeyFigure, Kind, StageStyle, Values
+from backend.errors import ConfigError
+from backend.export.formats import ExportRequirements, check_format, experts_of, vllm_hint
+from backend.export.sizes import growth, quantized_bytes
+from backend.models import memory
+from backend.models.facts import HEADS, ModelFacts
+from backend.models.families.stored import GATE_UP, LinearShape, together
+from backend.printable import readable_bytes
+from backend.quantization import DECLARED_QUANTIZERS
+from backend.quantization.config import (
+    AUDIT_TOKENS,
+    BLOCK_EPOCHS,
+    CALIBRATION_BATCH,
+    POST_TRAINING,
+    STAGE_LABELS,
+    TRAINED,
+    DLQATStage,
+)
+from backend.quantization.plan import (
+    EMBEDDING_GROUP,
+    QuantizationPlan,
+    QuantSettings,
+    plan,
+    trainable,
+)
+from jobs.dlqat.config import NAME, NOT_QUANTIZED, SAME, DLQATJob
+from jobs.estimates import PhaseWork, decoded_bytes
+from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
+from jobs.fields.models import resolve_model
+from jobs.fields.text import (
+    check_quality,
+    check_text,
+    context_length,
+    ending_products,
+    require_text,
+    sampled_bytes,
+)
+from jobs.kind import KeyFigure, Kind, Requirements, StageStyle, Values
+from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
+from jobs.profile.profiles import quantized_mix
 from jobs.wording import StageComparison, apart, fixed
 
-TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
+AUTO_BITS = 8  # of embedding and head
+HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
+SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
+ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
+ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
+UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 HELPED = {
     "below": "",
     "above": " Training did not help on this model.",
     "": " The evaluation text is too short to tell whether training helped.",
 }
+
+
+def requirements(config: DLQATJob) -> Requirements:
+    """See `Kind.requirements`."""
+    facts = resolve_model(config.model).facts
+    facts.require_compressible()
+    mix = quantized_mix(config, config.overrides, embedding_format(config))
+    outside = embedding_layers(config, facts)
+    bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
+    planned = plan(config, facts, config.format, outside, bits, mix)
+    layers = planned_layers(planned, facts)
+    warnings = check_text(config, facts)
+    warnings += check_quality(config, context_length(config, facts))
+    packed = config.format == "compressed-tensors"
+    if packed and any(group.grid == "zero-point" for group in planned.groups):
+        warnings += (UNPACKED.format("An asymmetric grid"),)
+    elif packed and planned.embedding and facts.embeddings[0].name in planned.embedding.layers:
+        warnings += (UNPACKED.format("A packed embedding"),)
+    require_context(config.length, facts, "Training sequences", "length")
+    if config.training_text != SAME:
+        require_text(config.training_text, "calibration_text", "training_text")
+    require_kept(config)
+    for group in planned.groups:
+        needed_format = export_requirements(config, group, planned, facts)
+        check_format(config.format, with_embedding(needed_format, planned, group))
+    needed = memory_bytes(config, planned, facts)
+    require_training_memory(needed, facts)
+    sizes = facts.bytes, quantized_bytes(facts, planned, config.format, config.stored)
+    notes: tuple[str, ...] = embedding_notes(planned, facts, config)
+    if any(stage in TRAINED for stage in config.stages):
+        count = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
+        share = f"{count / facts.parameters:.2%}".replace("%", " %")
+        notes += (f"Trainable parameters: {count:,} ({share} of the model).",)
+    if packed:
+        hints = (vllm_hint(group.bits, (x.name for x in layers)) for group in planned.groups)
+        notes += tuple(filter(None, hints))
+    return Requirements(
+        title=facts.title,
+        plan=planned,
+        work=work(config, planned, facts),
+        memory=needed,
+        warnings=warnings,
+        notes=notes,
+        open_ended=bool(config.harness_tasks),
+        sizes=(*sizes, facts.parameters),
+        field_warnings=larger(config, planned, facts, sizes),
+    )
+
+
+def larger(
+    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, sizes: tuple[int, int]
+) -> dict[str, str]:
+    """A warning of a model larger than its source, beside the field that would make it smaller."""
+    if planned.embedding and len(planned.embedding.layers) == len(facts.embeddings):
+        field, do = "bits", "Fewer bits make it smaller."
+    elif config.format == "dense":
+        field, do = "format", "A packed format makes it smaller."
+    else:
+        field, do = "embedding", "Embedding and head are a large part of it."
+        if facts.embeddings:
+            small = plan(config, facts, "slimscope", facts.embeddings, AUTO_BITS, planned.widths)
+            size = quantized_bytes(facts, small, "slimscope", config.stored)
+            do = f"In 8 bits, with the export format slimscope, it is {readable_bytes(size)}."
+    why = growth(*sizes, do)
+    return {field: why} if why else {}
+
+
+def embedding_notes(
+    planned: QuantizationPlan, facts: ModelFacts, config: DLQATJob
+) -> tuple[str, ...]:
+    """What becomes of embedding and head, where that is not what the setting says at once."""
+    if planned.embedding is None:
+        return ()
+    named = " and ".join(planned.embedding.layers)
+    told = f"{named}: {planned.embedding.bits} bits, rounded to nearest."
+    if len(planned.embedding.layers) < len(facts.embeddings):
+        told += (
+            f" The embedding stays in {config.stored}: transformers reads a packed one only in the "
+            "bits of the layers."
+        )
+    return (told,)
+
+
+def embedding_bits(config: DLQATJob) -> int:
+    """Bits of embedding and head; 0: they keep the stored precision."""
+    if config.embedding == "auto":
+        return AUTO_BITS if config.format == "slimscope" else 0
+    return 0 if config.embedding == "stored" else int(config.embedding)
+
+
+def embedding_format(config: DLQATJob) -> str:
+    """What a budget holds embedding and head at; empty: it is for them, too."""
+    if config.embedding == "auto" and config.format == "slimscope":
+        return ""
+    return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
+
+
+def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:
+    """The embedding and a head of its own, as far as the run quantises them: transformers reads a
+    packed head of any bits, but a packed embedding of those of the layers only."""
+    bits, outside = embedding_bits(config), facts.embeddings
+    if bits and config.embedding != "auto" and not outside:
+        raise ConfigError(
+            "The embedding of this model cannot be quantised.",
+            "It has none of the names that are known.",
+            "Choose stored.",
+            "embedding",
+        )
+    head_alone = config.format == "compressed-tensors" and bits not in (0, config.bits)
+    return outside[1:] if head_alone and len(outside) > 1 else outside
+
+
+def with_embedding(
+    choice: ExportRequirements, planned: QuantizationPlan, group: QuantSettings
+) -> ExportRequirements:
+    """What the format has to hold of embedding and head besides the layers."""
+    if (own := planned.embedding) is None:
+        return choice
+    heads = [name for name in own.layers if name in HEAD_NAMES]
+    alike = (own.bits, own.group_size, own.grid) == (group.bits, group.group_size, group.grid)
+    embedding = own.bits if len(heads) < len(own.layers) else 0
+    return replace(choice, embedding=embedding, alike=alike, head=own.bits if heads else 0)
+
+
+def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
+    """The layers that are quantized, in order."""
+    return [x for x in facts.linears if planned.layers.get(x.name)]
+
+
+def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list[PhaseWork]:
+    """See `Requirements.work`."""
+    weights = sum(x.weights for x in planned_layers(planned, facts))
+    head, context = facts.vocabulary * facts.hidden, context_length(config, facts)
+    calibration = weights * config.segments * context
+    judging = (weights + head) * config.heldout_windows * context
+    endings = ending_products(config, facts, config.windows, context)
+    read = (weights + head) * config.windows * context + endings
+    sampled = sampled_bytes(config, facts)
+    gptq = quantizer_passes("gptq") * calibration * config.needs_gptq
+    done = [
+        PhaseWork("dense", read, "float32"),
+        PhaseWork("dense", sampled, "memory"),
+        PhaseWork("prepare", gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
+        PhaseWork("prepare", calibration * config.needs_energies),
+    ]
+    tokens = config.steps * config.batch * config.accumulate * config.length
+    for stage in config.stages:
+        if stage in TRAINED or stage == DLQATStage.LORA:
+            taught = (weights + head) * (stage == DLQATStage.DLQAT_KD)
+            products = tokens * (3 * weights + 2 * head + taught)
+        elif stage == DLQATStage.BLOCKS:  # the dense and the rounded block; training
+            products = (2 + 3 * BLOCK_EPOCHS) * calibration
+        elif stage == DLQATStage.LORA_GPTQ:
+            products = quantizer_passes("gptq") * calibration
+        else:  # that of GPTQ is in the phase "prepare"
+            products = quantizer_passes(stage) * calibration * (stage != DLQATStage.GPTQ)
+        label = STAGE_LABELS[stage]
+        done += [
+            PhaseWork(f"make {stage}", products, step=label),
+            PhaseWork(f"make {stage}", 4.0 * weights, "memory", label),
+            PhaseWork(f"judge {stage}", judging * (1 + (stage in TRAINED))),
+            PhaseWork(f"measure {stage}", read, "float32"),
+        ]
+    timed = 2 * decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * config.packed
+    return [
+        *done,
+        PhaseWork(f"measure {config.stages[-1]}", sampled, "memory"),  # of the stage that is kept
+        PhaseWork("audit", weights * min(config.segments * context, max(AUDIT_TOKENS, context))),
+        PhaseWork("audit", 4.0 * weights * len(planned.stages), "memory"),
+        PhaseWork("save", float(facts.bytes), "disk"),
+        PhaseWork("speed", timed, "memory"),
+    ]
+
+
+def quantizer_passes(name: str) -> int:
+    """Passes of a post-training quantizer over the calibration text."""
+    facts = DECLARED_QUANTIZERS[name].facts
+    if facts.get("needs", "gram") == "nothing":
+        return 0
+    return 2 + SEQUENTIAL_PASSES * bool(facts.get("sequential"))
+
+
+def trainable_parameters(
+    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, stage: str
+) -> int:
+    """Number of parameters that a stage trains."""
+    low_rank, magnitude = config.trains(stage)
+    sizes = [
+        (x.rows, x.columns, of.group_size)
+        for x in facts.linears
+        if (of := planned.layers.get(x.name))
+    ]
+    return trainable(sizes, config.rank * low_rank, magnitude)
+
+
+def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
+    """Purpose -> bytes at the peak."""
+    by_block = DLQATStage.BLOCKS in config.stages
+    needed = memory.memory_parts(
+        facts,
+        segments=config.segments,
+        context=context_length(config, facts),
+        batch=CALIBRATION_BATCH,
+        streams=2 if by_block else 1,
+        stages=4,
+    )
+    # a stage's weights or a start, beside the dense ones
+    needed["held"] = 4 * sum(x.weights for x in planned_layers(planned, facts))
+    if planned.embedding:  # codes, and what they stand for
+        needed["held"] += 5 * sum(x.weights for x in facts.embeddings)
+    needed["training"] = training_bytes(config, planned, facts)
+    if by_block:  # not at the same time as other training
+        trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
+        needed["block training"] = max(0, trained - needed["training"])
+    return needed
+
+
+def training_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> int:
+    """Bytes of the training alone: trained parameters, activations, logits."""
+    if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
+        return 0
+    trained = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
+    tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
+    deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
+    activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
+    # the logits, their gradient, and those of a teacher
+    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * number * tokens * facts.vocabulary
+    return int(memory.ADAM_BYTES * trained + activations + logits)
+
+
+def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
+    """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
+    if the training does not fit beside it."""
+    model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
+    available = memory.memory_available()
+    memory.check_memory(model, available, facts.title)
+    left = available - sum(model.values())
+    if needed["training"] > left:
+        raise ConfigError(
+            "The training does not fit into memory.",
+            f"It needs about {readable_bytes(needed['training'])} besides the model; "
+            f"{readable_bytes(left)} are left for it.",
+            "Lower the batch size or the sequence length, or enable gradient checkpointing.",
+            field="batch",
+        )
+
+
+def require_kept(config: DLQATJob) -> None:
+    """Refuse a run without a stage to keep, or without the evidence to choose one by."""
+    made = [s for s in config.stages if s not in NOT_QUANTIZED]
+    wanted = next(iter(made), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
+    if wanted not in made:
+        raise ConfigError(
+            f"{STAGE_LABELS[wanted]} cannot be exported.",
+            "This run does not make it.",
+            f"Choose {', '.join(made) or 'a quantised stage'}.",
+            field="keep",
+        )
+    if not config.candidates:
+        raise ConfigError(
+            f"{STAGE_LABELS[wanted]} cannot be exported as {config.format}.",
+            "Its weights are rounded in another basis of their inputs, which the format does not "
+            "know.",
+            "Choose the format dense, or another stage.",
+            field="keep",
+        )
+    if len(config.candidates) > 1 and not config.holdout:
+        raise ConfigError(
+            "There is nothing to choose the stage to export by.",
+            "No text is held out.",
+            "Hold out a share, or choose the stage.",
+            field="holdout",
+        )
+
+
+def export_requirements(
+    config: DLQATJob, group: QuantSettings, planned: QuantizationPlan, facts: ModelFacts
+) -> ExportRequirements:
+    """What the export format has to hold."""
+    layers, most = planned_layers(planned, facts), max(planned.groups, key=lambda x: len(x.layers))
+    joined = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
+    experts = experts_of(
+        facts.support.separate,
+        {x.name for x in facts.linears},
+        {*most.layers},
+        {x.name for x in layers}.difference(most.layers),
+    )
+    return ExportRequirements(
+        bits=group.bits,
+        grid=group.grid,
+        stored=config.stored,
+        in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
+        experts=experts,
+        whole=len(layers) == len(facts.linears),
+        shapes=frozenset((x.rows // (2 if x.name in joined else 1), x.columns) for x in layers),
+        architecture=facts.architecture,
+    )
 
 
 def verdict(stages: StageComparison) -> str:

@@ -19,8 +19,8 @@ from backend.text.slices import check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs import metrics
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, trainable_parameters
 from jobs.dlqat.export import mean_bits, save_model, time_packed
+from jobs.dlqat.kind import trainable_parameters, work
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.models import resolve_model
 from jobs.fields.text import corpus_names
@@ -41,8 +41,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         base, device, torch.float32, context
     )  # as measured, so it is exported
     plan = QuantizationPlan.model_validate(context.plan)
-    flops = flops_by_phase(config, plan, loaded.facts)
-    phases = Phases(context, flops)
+    phases = context.phases(work(config, plan, loaded.facts))
     texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
     training = load_training(config, loaded, texts, context)
     qat = DLQAT(
@@ -82,7 +81,6 @@ def run(config: DLQATJob, context: JobContext) -> None:
     save_model(qat, kept, loaded, config, context)
     prompt = evaluation.input_ids[0].tolist()
     time_packed(loaded, kept, prompt, config, phases.phase("speed"), context)
-    context.outcome(flops=sum(flops.values()))
 
 
 def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:

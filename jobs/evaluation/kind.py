@@ -1,7 +1,7 @@
 """Evaluation as a kind of job, and its findings in sentences: size and decoding of a saved model
 beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from backend.errors import ConfigError
@@ -13,16 +13,16 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import is_run, model_before, resolve_model
 from jobs.fields.text import (
-    DECODED_TOKEN_COST,
     EvaluationText,
     QualityConfig,
     check_evaluation_text,
     check_quality,
     context_length,
-    ending_flops,
-    sample_flops,
+    ending_products,
+    sampled_bytes,
 )
 from jobs.fields.types import DEFAULT_MODEL, ModelConfig, ModelSpec, absolute
 from jobs.kind import JobConfig, Kind, Requirements
@@ -145,9 +145,8 @@ def requirements(config: EvaluationJob) -> Requirements:
     if streamed:
         warnings += ("The model does not fit into memory: no text is generated with it.",)
     return Requirements(
-        model=config.model,
         title=model.title,
-        flops=flops_by_phase(config, model, [*facts]),
+        work=work(config, model, facts),
         memory=needed,
         warnings=warnings,
         open_ended=bool(config.harness_tasks),
@@ -180,17 +179,19 @@ def memory_bytes(
     return streamed, needed(streamed)
 
 
-def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
-    weights = facts.weights_per_token
+def work(config: EvaluationJob, facts: ModelFacts, stages: Collection[str]) -> list[PhaseWork]:
+    """See `Requirements.work`."""
     context = context_length(config, facts)
-    once = 2.0 * weights * config.windows * context + sample_flops(config, facts)
-    once += ending_flops(config, facts, config.windows, context)
-    phases = dict.fromkeys(stages, once)
-    if config.speed:
-        phases["decode"] = (
-            2.0 * weights * DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS) * len(stages)
-        )
-    return phases
+    read = facts.weights_per_token * config.windows * context + ending_products(
+        config, facts, config.windows, context
+    )
+    decoded = decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * len(stages) * config.speed
+    sampled = sampled_bytes(config, facts)
+    return [
+        *(PhaseWork(stage, read, "float32") for stage in stages),
+        *(PhaseWork(stage, sampled, "memory") for stage in stages),
+        PhaseWork("decode", decoded, "memory"),
+    ]
 
 
 def verdict(stages: StageComparison) -> str:

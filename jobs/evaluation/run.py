@@ -13,10 +13,10 @@ from jobs.evaluation.kind import (
     LABELS,
     MODEL,
     EvaluationJob,
-    flops_by_phase,
     measured_models,
     memory_bytes,
     size_and_speed,
+    work,
 )
 from jobs.evaluation.quality import (
     Quality,
@@ -43,8 +43,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     first = next(iter(specs.values()))
     context.environment(base=first)  # what its figures are compared under
     text = load_evaluation_text(config, first, context)
-    flops = flops_by_phase(config, facts[MODEL], [*specs])
-    phases = Phases(context, flops)
+    phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
     # One precision for both.
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
@@ -60,7 +59,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
         measure_decoding(bases, prompt, device, dtype, phases.phase("decode"), context)
     elif config.speed:
         context.log("Decoding is not timed: every token would read the model from disk.")
-    context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
+    context.outcome(kept_stage=MODEL)
     for sentence in size_and_speed(
         {(r.stage, r.metric): r for r in queries.results([context.run])}
     ):

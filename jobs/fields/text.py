@@ -18,12 +18,12 @@ from backend.models.sources.catalogue import require_tokenizer
 from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from backend.text.prompts import BUILT_IN, STORIES
+from jobs.estimates import decoded_bytes
 from jobs.fields.types import CorpusName, PromptSet
 
 MIN_CONTEXT = 16
 MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
 SAMPLE_PROMPTS = 4
-DECODED_TOKEN_COST = 20.0  # of a token decoded alone, over one of a batch; measured
 TASK_NAME = re.compile(r"[\w.\-]{1,100}")
 MAX_TASKS = 20
 ENDINGS = "endings"  # the task that is made from the evaluation text
@@ -213,11 +213,12 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
     return ("The estimate leaves out the zero-shot tasks.",)
 
 
-def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
-    tokens = SAMPLE_PROMPTS * config.sample_tokens
-    return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
+def sampled_bytes(config: QualityConfig, facts: ModelFacts) -> float:
+    """Bytes read to sample the texts of one model."""
+    return decoded_bytes(facts, SAMPLE_PROMPTS * config.sample_tokens)
 
 
-def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+def ending_products(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
+    """Products of choosing endings with one model."""
     asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
-    return 2.0 * facts.weights_per_token * asked * CHOICES * PART
+    return float(facts.weights_per_token * asked * CHOICES * PART)

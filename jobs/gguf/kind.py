@@ -8,6 +8,7 @@ from backend.models.families.stored import together as alike
 from backend.models.memory import RUNTIME
 from backend.options import option
 from backend.printable import readable_bytes
+from jobs.estimates import PhaseWork
 from jobs.fields.gguf import check_source, exported_embedding, exported_type
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.types import ModelConfig
@@ -15,7 +16,6 @@ from jobs.kind import JobConfig, Kind, Requirements
 
 NAME, MODEL = "gguf", "model"  # the kind, and its only stage
 FOLDER = "GGUF"  # and the kind of its artefact
-WRITE_FLOPS = 60.0  # of one weight: read, rounded, packed, written
 COPIES = 6  # of the largest matrix: as stored, float32, and what rounding makes of it
 
 
@@ -43,9 +43,8 @@ def requirements(config: GGUFJob) -> Requirements:
     sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding, base.layout)
     held = 2 * base.facts.parameters if base.packed else 0
     return Requirements(
-        model=config.model,
         title=base.facts.title,
-        flops=flops_by_phase(base),
+        work=work(base),
         memory={"runtime": RUNTIME, "codes": held, "matrix": 4 * COPIES * largest},
         sizes=(*sizes, base.facts.parameters),
         field_warnings=larger(config, base, sizes, type, embedding),
@@ -67,8 +66,9 @@ def larger(
     return {field: why} if why else {}
 
 
-def flops_by_phase(base: ResolvedModel) -> dict[str, float]:
-    return {"write": WRITE_FLOPS * base.facts.parameters}
+def work(base: ResolvedModel) -> list[PhaseWork]:
+    """See `Requirements.work`."""
+    return [PhaseWork("write", 4.0 * base.facts.parameters, "memory")]
 
 
 KIND = Kind(

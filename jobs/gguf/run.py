@@ -10,7 +10,7 @@ from backend.metric_key import MetricKey
 from backend.models.sources.catalogue import materialise
 from jobs.fields.gguf import exported_embedding, exported_type
 from jobs.fields.models import resolve_model
-from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, flops_by_phase
+from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, work
 from jobs.metrics import BYTES
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
@@ -25,6 +25,7 @@ def run(config: GGUFJob, context: JobContext) -> None:
     base = resolve_model(config.model)  # again: setting up a model gives more precise facts
     if base.facts.note:
         context.environment(source=base.facts.note)
+    context.phases(work(base))
     type = exported_type(config.type, base)
     exported_embedding(config.embedding, type, base)
     title = re.sub(r"[^\w.]+", "-", base.facts.title).strip("-") or "model"
@@ -44,4 +45,3 @@ def run(config: GGUFJob, context: JobContext) -> None:
     context.environment(weights_sha256=digest)
     context.artifact(file.parent, FOLDER, digest)
     context.log(f"Wrote {name}, {size / 1e6:.1f} MB. sha256: {digest}")
-    context.outcome(flops=sum(flops_by_phase(base).values()))

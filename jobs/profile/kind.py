@@ -13,11 +13,11 @@ from backend.quantization import GridType
 from backend.quantization.config import SpaceName
 from backend.sensitivity.formats import Format
 from backend.text.corpora import require_length
+from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import resolve_model
 from jobs.fields.text import CalibrationText, check_context, context_length, require_text
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
-from jobs.runtime.duration import GRAM_SHARE
 
 NAME, DENSE = "profile", "dense"
 FORMATS = (
@@ -26,7 +26,6 @@ FORMATS = (
 QUANTIZER = "gptq"  # makes the quantized candidates
 EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
-COLUMN_FLOPS = 60.0  # of a weight that GPTQ or SparseGPT goes over, beside the products
 MEASURE_COPIES = 8  # of the logits of one window
 TIMED_TOKENS = 256  # to time a format, those before the passes included
 
@@ -95,9 +94,8 @@ def requirements(config: ProfileJob) -> Requirements:
             "the estimates is made.",
         )
     return Requirements(
-        model=config.model,
         title=facts.title,
-        flops=flops_by_phase(config, facts),
+        work=work(config, facts),
         memory=needed,
         warnings=warnings,
     )
@@ -132,27 +130,28 @@ def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
         raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
 
 
-def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each phase: the basis of estimate and progress."""
+def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
+    """See `Requirements.work`."""
     weights, head = facts.linear_weights, facts.vocabulary * facts.hidden
     context = context_length(config, facts)
-    made = candidate_flops(facts, len(config.all_formats), config.segments * context)
-    rest = 2.0 * (weights / 2 + head) * context * config.windows  # half of the blocks, on average
+    heldout = config.heldout_windows * context
+    rest = (weights / 2 + head) * context * config.windows  # half of the blocks, on average
     measured = len(config.measured_formats) * len(facts.linears) * rest
-    return {
-        "dense": 2.0 * weights * config.heldout_windows * context,
-        "gradients": 6.0 * (weights + head) * config.heldout_windows * context,
-        "layers": made + measured,
-        "decoding": 2.0 * (weights + head) * len(config.all_formats) * TIMED_TOKENS,
-    }
+    made = candidate_products(facts, len(config.all_formats), config.segments * context)
+    return [
+        PhaseWork("dense", weights * heldout),
+        PhaseWork("gradients", 3.0 * (weights + head) * heldout),
+        PhaseWork("layers", made + measured),
+        PhaseWork(
+            "decoding", decoded_bytes(facts, len(config.all_formats) * TIMED_TOKENS), "memory"
+        ),
+    ]
 
 
-def candidate_flops(facts: ModelFacts, formats: int, tokens: int) -> float:
-    """Floating-point operations of a pass on `tokens` that makes every layer in every format."""
-    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
-    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
-    made = formats * (1.5 * solve + COLUMN_FLOPS * facts.linear_weights)
-    return (2.0 * facts.linear_weights + grams) * tokens + made
+def candidate_products(facts: ModelFacts, formats: int, tokens: int) -> float:
+    """Products of a pass on `tokens` that makes every layer in every format."""
+    solve = sum(x.rows * x.columns**2 for x in facts.linears)
+    return facts.linear_weights * tokens + 1.5 * formats * solve
 
 
 def memory_bytes(

@@ -29,15 +29,14 @@ from jobs.profile.kind import (
     EMBEDDING_FORMATS,
     ProfileJob,
     calibration_name,
-    flops_by_phase,
     memory_bytes,
     parsed,
+    work,
 )
 from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
-from jobs.runtime.progress import Phases
 
 
 def run(config: ProfileJob, context: JobContext) -> None:
@@ -48,8 +47,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     context.log(f"Loading {config.model} on {device}; passes in {dtype}.")
     loaded = load_whole(base, device, torch.float32, context, streamed)
     loaded.model.requires_grad_(False)
-    flops = flops_by_phase(config, loaded.facts)
-    phases = Phases(context, flops)
+    phases = context.phases(work(config, loaded.facts))
     corpus = calibration_name(config, loaded.facts)
     length = context_length(config, loaded.facts)
     calibration, heldout = calibration_slices(
@@ -101,7 +99,6 @@ def run(config: ProfileJob, context: JobContext) -> None:
     if not streamed and device == "cpu":
         _time(loaded.model, config, context, phases.phase("decoding"))
     summarize(profile_of_run(context.run), context)
-    context.outcome(flops=sum(flops.values()))
 
 
 def _time(

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints, HeldFolder
+from backend.compiler import kernel_version
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
 from backend.queue.artifacts import fetch_work, log_file, run_folder, store, work_folder
@@ -43,6 +44,8 @@ from backend.store.tables import (
     StepTime,
     Table,
 )
+from jobs import estimates
+from jobs.estimates import PhaseWork
 from jobs.runtime.figures import (
     FigureBuffer,
     FigureSpool,
@@ -52,7 +55,7 @@ from jobs.runtime.figures import (
     tensor_row,
     upsert,
 )
-from jobs.runtime.progress import EVERY, Progress, UsageSampler
+from jobs.runtime.progress import EVERY, Phases, Progress, UsageSampler
 from jobs.runtime.uploads import Uploads
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
@@ -168,8 +171,20 @@ class JobContext:
         )
         self.settle()
 
+    def phases(self, work: Sequence[PhaseWork]) -> Phases:
+        """The phases of the run, each as wide as its share of the time that the work is expected to
+        take. The work is kept: later estimates learn from it."""
+        expected = estimates.estimate(self.kind, self.config, work)
+        timed = sum(each.amount for each in work if each.unit == "seconds")
+        products = sum(each.amount for each in work if each.unit in ("float32", "bfloat16"))
+        self.outcome(flops=2 * products, timed_seconds=timed)
+        rates, steps = estimates.rates_here().model_dump(), estimates.by_step(work)
+        about = {"kernels": kernel_version(), "rates": rates, "steps": steps}
+        self.environment(**{estimates.WORK: about})
+        return Phases(self, expected.phases)
+
     def outcome(self, **columns: str | float) -> None:
-        """Record what the run as a whole came to: `kept_stage`, `flops`, `timed_seconds`."""
+        """Record columns of the run, such as `kept_stage`."""
         job = update(Job).where(Job.id == self.job_id).values(**columns)
         self._patiently(lambda session: session.execute(job))
 

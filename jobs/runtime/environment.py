@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from backend.settings import available_threads, settings
+from jobs.estimates import processor
 from jobs.kind import JobConfig
 from jobs.limits import require_device
 from jobs.runtime.context import JobContext
-from jobs.runtime.duration import processor
 
 PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
 

@@ -27,6 +27,7 @@ from backend.store.tables import Job
 from jobs.kind import built_in, kind_named, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.probe import measure_once
 from jobs.runtime.progress import limit_memory
 
 # of a common model, and with it what transformers imports when it reads any
@@ -75,6 +76,7 @@ def await_attempt() -> list[str] | None:
         load_work(kind.run)
     for module in LATE_MODULES:
         importlib.import_module(module)
+    measure_once()
     line = sys.stdin.readline()
     if not line.endswith("\n"):
         return None
@@ -100,6 +102,7 @@ def execute(context: JobContext) -> int:
         check_intact(context.config)
         check_inputs(settings().inputs)
         config = kind.config.model_validate(context.config)
+        measure_once()
         load_work(kind.run)(config, context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE

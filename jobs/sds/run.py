@@ -22,8 +22,7 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phase, Phases
-from jobs.sds.config import SDSJob
-from jobs.sds.estimate import flops_by_phase, memory_bytes
+from jobs.sds.kind import SDSJob, memory_bytes, work
 
 LEAST_S = 0.05  # of a step whose time is recorded
 
@@ -39,7 +38,7 @@ def run(config: SDSJob, context: JobContext) -> None:
     evaluation = load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}, {how}.")
     loaded = load_whole(base, device, getattr(torch, dtype), context, streamed)
-    phases = Phases(context, flops_by_phase(config, plan, loaded.facts))
+    phases = context.phases(work(config, plan, loaded.facts))
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
         TEXT_ALONE,
@@ -65,7 +64,6 @@ def run(config: SDSJob, context: JobContext) -> None:
     )
     record(result, context)
     save_model(loaded, result.kept, config, context)
-    context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
+from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
-from jobs.runtime.duration import STATISTICS_FLOPS
 
 NAME, DENSE = "statistics", "dense"
 MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is being computed
@@ -19,16 +19,15 @@ def requirements(config: StatisticsJob) -> Requirements:
     facts = resolve_model(config.model, reads=False).facts
     largest = max(x.weights for x in facts.matrices)
     return Requirements(
-        model=config.model,
         title=facts.title,
-        flops=flops_by_phase(facts),
+        work=work(facts),
         memory={"runtime": RUNTIME, "matrix": 4 * MATRIX_COPIES * largest},
     )
 
 
-def flops_by_phase(facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of the only phase."""
-    return {"measure": STATISTICS_FLOPS * sum(x.weights for x in facts.matrices)}
+def work(facts: ModelFacts) -> list[PhaseWork]:
+    """See `Requirements.work`."""
+    return [PhaseWork("measure", 4.0 * sum(x.weights for x in facts.matrices), "memory")]
 
 
 KIND = Kind(

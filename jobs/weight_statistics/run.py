@@ -12,7 +12,7 @@ from jobs.fields.models import resolve_model
 from jobs.metrics import ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.weight_statistics.kind import DENSE, StatisticsJob, flops_by_phase
+from jobs.weight_statistics.kind import DENSE, StatisticsJob, work
 
 
 def run(config: StatisticsJob, context: JobContext) -> None:
@@ -21,13 +21,13 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     folder = materialise(source, context.log)
     facts = inspect(source)
     stored = linears_in(folder, facts, facts.matrices)
+    context.phases(work(facts))
     zeros = 0
     for block in range(facts.blocks):
         context.progress(block, facts.blocks, at_block(block, facts.blocks))
         zeros += measure_block(stored, block, device, context)
     weights = sum(matrix.weights for matrix in facts.matrices)
     context.result(DENSE, ZERO_SHARE, zeros / weights)
-    context.outcome(flops=sum(flops_by_phase(facts).values()))
     context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 
 

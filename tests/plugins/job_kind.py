@@ -11,6 +11,7 @@ from pydantic import Field
 from backend.errors import ComputeError
 from backend.metric_key import MetricKey
 from backend.reporter import stop_if_asked
+from jobs.estimates import PhaseWork
 from jobs.kind import JobConfig, Kind, Requirements
 from jobs.runtime.context import JobContext
 
@@ -52,7 +53,7 @@ def count(config: CountConfig, context: JobContext) -> None:
 
 def requirements(config: CountConfig) -> Requirements:
     """Of more memory than the place of runs of seconds gives: what is counted waits for a slot."""
-    return Requirements("", "Count", flops={"count": 1.0}, memory={"count": 2 * 10**9})
+    return Requirements("Count", work=[PhaseWork("count", 1.0)], memory={"count": 2 * 10**9})
 
 
 KINDS = (

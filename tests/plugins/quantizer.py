@@ -9,13 +9,13 @@ from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer, range_search
 
 
-@range_search("tight", flops=60.0)
+@range_search("tight")
 def tight(V: Tensor, bits: int, grid_type: str, weight: Tensor) -> QuantGrid:
     """Nine tenths of the range of each group."""
     return minmax_grid(V, bits, grid_type, 0.9)
 
 
-@quantizer("toy-awq", label="Toy AWQ", needs="energy", flops=60.0, export_rank=25)
+@quantizer("toy-awq", label="Toy AWQ", needs="energy", export_rank=25)
 def toy_awq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:

@@ -41,10 +41,9 @@ from dataclasses import replace
 from backend.models.sources.catalogue import inspect
 from backend.pruning.plan import pruning_plan
 from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.estimate import layer_weights, planned_layers
+from jobs.dlqat.kind import planned_layers
 from jobs.kind import kind_named
-from jobs.sds.config import SDSJob
-from jobs.sds.estimate import disk_space
+from jobs.sds.kind import SDSJob, disk_space
 kind, facts = kind_named("dlqat"), inspect("toy")
 assert kind.stages["toy-awq"] == "Toy AWQ"
 assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
@@ -54,7 +53,10 @@ config = DLQATJob(
 needs = kind.requirements(config)
 tokens = config.segments * min(512, facts.context)
 layers = planned_layers(needs.plan, facts)
-assert needs.flops["make toy-awq"] == (60 + 4 * tokens) * layer_weights(layers)
+(products,) = (
+    x.amount for x in needs.work if (x.phase, x.unit) == ("make toy-awq", "bfloat16")
+)
+assert products == 2 * tokens * sum(x.weights for x in layers)
 auto = DLQATJob(**config.model_dump() | {"keep": "auto"})
 assert auto.candidates == ["rtn", "toy-awq"]
 

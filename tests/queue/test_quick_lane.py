@@ -19,7 +19,7 @@ from tests.queue.scripted_engine import ScriptedEngine
 from ui.runs.queue_eta import start_times
 
 
-def cost(seconds: float | None, size: float = 1e8, open_ended: bool = False) -> SimpleNamespace:
+def cost(seconds: float, size: float = 1e8, open_ended: bool = False) -> SimpleNamespace:
     return SimpleNamespace(seconds=seconds, bytes=int(size), open_ended=open_ended, letters=0)
 
 
@@ -41,9 +41,7 @@ def ended(job: int) -> None:
         end_attempt(session, attempt, 0)
 
 
-@pytest.mark.parametrize(
-    "of", [cost(None), cost(60.0), cost(6.0, 2e9), cost(6.0, open_ended=True), LONG]
-)
+@pytest.mark.parametrize("of", [cost(60.0), cost(6.0, 2e9), cost(6.0, open_ended=True), LONG])
 def test_what_is_long_large_or_unknown_waits_for_a_slot(queue: Path, of: SimpleNamespace) -> None:
     assert queries.job(added(of)).lane == Lane.SLOTS
 

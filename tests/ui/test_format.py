@@ -25,6 +25,7 @@ from ui.format import (
     share,
     short_count,
     size,
+    time_range,
 )
 from ui.widgets.html import badge, problem, time_tag
 
@@ -124,15 +125,30 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
     [
         (None, 0.5, NONE),
         (20.0, 0.01, "under a minute"),
-        (600.0, 0.01, "6 to 14 min"),
-        (600.0, 0.3, "8 to 12 min"),
-        (600.0, 0.9, "9 to 11 min"),
-        (70.0, 0.9, "about 1 min"),
-        (7200.0, None, "1.2 to 2.8 h"),
-        (7200.0, 0.9, "1.8 to 2.2 h"),
+        (600.0, 0.01, "6–14 min"),
+        (600.0, 0.3, "8.5–12 min"),
+        (600.0, 0.9, "9–11 min"),
+        (70.0, 0.9, "63–77 s"),
+        (7200.0, None, "1.2–2.8 h"),
+        (7200.0, 0.9, "1.8–2.2 h"),
     ],
 )
 def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     seconds: float | None, share: float | None, written: str
 ) -> None:
-    assert eta_range(seconds, share) == re.sub(" (min|h)$", rf"{HOLD}\1", written)
+    assert eta_range(seconds, share) == re.sub(" (s|min|h)$", rf"{HOLD}\1", written)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "written"),
+    [
+        (0.0, 0.04, "about 0.1 s"),
+        (2.6, 5.2, "2.6–5.2 s"),
+        (41.2, 68.7, "41–69 s"),
+        (63.0, 126.0, "1.1–2.1 min"),
+        (600.0, 601.0, "about 10 min"),
+        (4000.0, 8000.0, "1.1–2.2 h"),
+    ],
+)
+def test_a_range_of_time_has_two_digits(low: float, high: float, written: str) -> None:
+    assert time_range(low, high) == re.sub(" (s|min|h)$", rf"{HOLD}\1", written)

@@ -15,6 +15,7 @@ from backend.statistics.paired import WINDOW_LOSSES, paired_ratio
 from backend.statistics.ratio import PairedRatio
 from backend.store import queries, tensors
 from backend.store.queries import StoredResult
+from backend.store.states import State
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import kind as benchmark
 from jobs.fields.models import first_model
@@ -197,7 +198,7 @@ class RunResults:
         step_times: Iterable[StepTime] = (),
     ) -> None:
         self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
-        self.ended = job is not None and job.flops is not None
+        self.ended = job is not None and job.state == State.SUCCEEDED
         times = {time.step: time.seconds for time in step_times}
         self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))  # longest step first
         self.labels = dict(kind.stages) if kind else {}

@@ -21,7 +21,7 @@ Use it as
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ class DLQAT:
         to make, in order."""
         run = self.run
         if run.config.needs_gptq:
-            with self._timed(DLQATStage.GPTQ) if DLQATStage.GPTQ in self.stages else nullcontext():
+            with self._timed(DLQATStage.GPTQ):
                 gptq = QuantizerPass(run, "gptq", "gptq", LinearWeight.read, reporter)
                 gptq.walk(run.blocks)
         if run.config.needs_energies:

@@ -31,7 +31,7 @@ from jobs.dlqat.config import DLQATJob
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import context_length, corpus_names
 from jobs.runtime.loading import load_whole
-from jobs.sds.config import SDSJob
+from jobs.sds.kind import SDSJob
 from jobs.serving.answering import Unrecorded
 from jobs.serving.live.requests import ROOM, live_memory, require_live
 from jobs.serving.pool import BYTES_PER_S, LOAD_S, SHARE, Key, Say, choose_card, key_of, use_card

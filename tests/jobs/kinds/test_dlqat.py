@@ -21,8 +21,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
 from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, memory_bytes
-from jobs.dlqat.kind import verdict
+from jobs.dlqat.kind import memory_bytes, verdict, work
 from jobs.operations.details import _run_text
 from jobs.record import record, tensors
 from jobs.submit import checked, submit
@@ -162,9 +161,10 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
     stages = [stage for stage in DLQATStage if stage != "dense"]
-    found = flops_by_phase(*made(stages=stages, packed=True))
-    assert all(work > 0 for work in found.values())
-    assert {f"make {stage}" for stage in stages} <= set(found)
+    phases = dict.fromkeys(each.phase for each in work(*made(stages=stages, packed=True)))
+    found = work(*made(stages=stages, packed=True))
+    assert all(any(each.amount for each in found if each.phase == phase) for phase in phases)
+    assert {f"make {stage}" for stage in stages} <= set(phases)
 
 
 def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) -> None:

@@ -24,8 +24,7 @@ from jobs.imported import checked_plan
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
-from jobs.sds.config import SDSJob
-from jobs.sds.estimate import memory_bytes, requirements
+from jobs.sds.kind import SDSJob, memory_bytes, requirements
 from jobs.submit import checked, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -144,24 +143,28 @@ def test_what_would_not_fit_is_streamed(available: int, values: dict, streamed: 
 def test_solvers_cost_the_products_they_make() -> None:
     """Of each pruning: the second costs as much as the first."""
     facts = inspect("toy")
-    product = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
+    product = sum(x.rows * x.columns**2 for x in facts.linears)
     for until, prunings in (("first", 1), ("sds", 2)):
         work = []
         for base in ("wanda", "sparsegpt", "admm", "alps"):
             config = SDSJob.model_validate({**SMALL, "base": base, "until": until})
-            work.append(requirements(config).flops["prune"] / product)
-        assert [round((x - work[0]) / prunings) for x in work] == [0, 1, 21, 200]
+            work.append(amount(config, "pruning") / product / prunings)
+        assert work == [1, 2, 22, 201]
+
+
+def amount(config: SDSJob, step: str) -> float:
+    return sum(each.amount for each in requirements(config).work if each.step == step)
 
 
 def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_block() -> None:
     facts, work, memory, states = inspect("toy"), [], [], []
     for epochs in (0, 1, 3):
         config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
-        work.append(requirements(config).flops["prune"])
+        work.append(amount(config, "block reconstruction"))
         needed = memory_bytes(config, facts, 10**10)[1]
         memory.append(needed.get("reconstruction", 0))
         states.append(needed["activations"])
-    one_pass = 2.0 * facts.linear_weights * config.segments * config.context
+    one_pass = facts.linear_weights * config.segments * config.context
     passes = [round((each - work[0]) / one_pass, 6) for each in work]
     held = 2 * config.heldout_windows / config.segments
     assert passes == [0, 2 * (2 + 3 + held), 2 * (2 + 9 + held)]  # of the control and of SDS

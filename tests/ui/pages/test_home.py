@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from backend.backup import examples
 from backend.metric_key import MetricKey
 from backend.queue import conversations
+from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store import queries
@@ -23,7 +24,6 @@ from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, press
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
 from ui.pages.home.pareto import ParetoPoint, pareto_front, tradeoff
-from ui.runs import queue_eta
 from ui.runs.results import real_first
 from ui.runs.rows import all_rows
 
@@ -278,14 +278,14 @@ def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
     ],
 )
 def test_what_is_said_of_the_toy_is_its_state(
-    tables: Settings, monkeypatch: pytest.MonkeyPatch, toy: dict[str, Any], words: str
+    tables: Settings, toy: dict[str, Any], words: str
 ) -> None:
     """One run is at work, for four minutes still, and two of half a minute wait before it."""
-    monkeypatch.setattr(queue_eta, "expected_seconds", lambda *_: 30.0)
+    half = {ESTIMATED_SECONDS: 30.0}
     store(
         job(1, state="running", eta_s=240.0),
-        job(2, state="queued"),
-        job(3, state="queued"),
+        job(2, state="queued", environment=half),
+        job(3, state="queued", environment=half),
         job(9, **toy),
     )
     said = exhibits.draw_toy(["sds-0009"])["said"]["value"]

@@ -84,7 +84,7 @@ def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> 
 
 
 def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() -> None:
-    done = job(1, kept_stage=None), job(1, kept_stage=None, flops=None)
+    done = job(1, kept_stage=None), job(1, kept_stage=None, state="running")
     heads = [result(1, f"head-{k}", "top1", 0.5) for k in (1, 2)]
     one, two = (
         rows([run], [result(1, "drafter", "accepted_length", 2.5), *heads])[0].figures

@@ -12,7 +12,7 @@ from backend.errors import ConfigError, SlimscopeError
 from jobs.dlqat.config import DLQATJob
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
-from jobs.sds.config import SDSJob
+from jobs.sds.kind import SDSJob
 from jobs.submit import validated
 from ui.widgets.config_form import ConfigForm, advanced, field_error, sections, title
 

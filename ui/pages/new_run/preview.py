@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.models import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
-from ui.format import duration, eta, runs, short_count, size
+from ui.format import runs, short_count, size, time_range
 from ui.frame import current_user
 from ui.runs.results import size_before, size_saved
 from ui.templates import fragments
@@ -78,10 +78,10 @@ def _described(spec: str) -> tuple[str, str]:
 
 
 def _costs(cost: Estimate, number: int) -> dict[str, str]:
-    time = f"about {duration(cost.seconds)}" if cost.seconds else "unknown"
+    time = time_range(cost.low, cost.high)
     return {
         **({"Adds": runs(number)} if number > 1 else {}),
-        "Time": f"{time} for all {number}" if cost.seconds and number > 1 else time,
+        "Time": f"{time} for all {number}" if number > 1 else time,
         "Memory": f"about {size(cost.bytes)}",
         **(
             {"Size": f"{size_before(*cost.sizes[::2])} → about {size_saved(*cost.sizes[1:])}"}
@@ -98,8 +98,7 @@ def price(kind: Kind, values: Mapping[str, Any]) -> str:
         cost = sweep.plan(kind.name, values, {}).estimate
     except SlimscopeError:
         return ""
-    time = eta(cost.seconds) if cost.seconds else "time unknown"
-    return f"{time}, {size(cost.bytes)}"
+    return f"{time_range(cost.low, cost.high)}, {size(cost.bytes)}"
 
 
 def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:

@@ -28,7 +28,7 @@ from jobs.metrics import (
     TOP1_AGREEMENT,
     metric,
 )
-from ui.format import NONE, eta, href, runs
+from ui.format import NONE, href, runs, time_range
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.pages.run.lineage import LineageNode, node
 from ui.runs.actions import act, pipeline_button
@@ -117,10 +117,9 @@ def _preview(text: str | None) -> Markup:
     rows = []
     for number, (step, cost) in enumerate(zip(read.steps, costs, strict=True), 1):
         method = HTML.method(kind_named(step.kind).title, _settings(step))
-        rows.append((number, method, eta(cost.seconds) if cost.seconds else "unknown"))
-    seconds = pipeline.total(costs)
-    together = f"Together {eta(seconds)}." if seconds else ""
-    return HTML.preview(rows, together, "slimscope pipeline FILE.yaml")
+        rows.append((number, method, time_range(cost.low, cost.high)))
+    together = time_range(sum(cost.low for cost in costs), sum(cost.high for cost in costs))
+    return HTML.preview(rows, f"Together {together}.", "slimscope pipeline FILE.yaml")
 
 
 def _settings(step: pipeline.Step) -> str:

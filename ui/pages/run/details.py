@@ -17,6 +17,7 @@ from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact, Attempt, Job
+from jobs.estimates import WORK
 from jobs.kind import kinds
 from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
@@ -39,6 +40,7 @@ NOT_ENVIRONMENT = (  # shown elsewhere
     "kept_reason",
     *SIZES,
     WORKBENCH,
+    WORK,
 )
 LABELS = {
     "sha256": "sha256",

@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs.dlqat.config import DLQATJob
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import DECODING_TIMES, KINDS, WEIGHTS_MARK, mark_of
-from jobs.sds.config import SDSJob
+from jobs.sds.kind import SDSJob
 from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
