@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from backend.compiler import kernel_version
 from backend.models.facts import ModelFacts
-from backend.queue.engines.choose import CLUSTERS
+from backend.queue.engines import CLUSTERS
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from backend.store import queries
