@@ -28,8 +28,7 @@ from torch import nn
 
 from backend.decoding.benchmark import MedianRange
 from backend.decoding.native.weights import NativeLinear
-from backend.evaluation.size import sizes
-from backend.evaluation.speed import decode_seconds
+from backend.evaluation.acceleration import decode_seconds, sizes
 from backend.models.blocks import all_linears
 from backend.models.loading import load
 from backend.pruning.pattern import Pattern

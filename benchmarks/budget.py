@@ -53,8 +53,7 @@ from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
 from backend.models.sources.catalogue import materialise
 from backend.sensitivity.budget import BudgetSolver, Mix
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile, spearman
+from backend.sensitivity.profile import Format, SensitivityProfile, spearman
 from backend.sensitivity.search import MixSearch
 from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama

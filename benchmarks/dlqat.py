@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from backend.evaluation.speed import decode_seconds
+from backend.evaluation.acceleration import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.writing import layer_tensors
 from backend.models.blocks import all_linears

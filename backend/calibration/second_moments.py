@@ -25,8 +25,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from backend.errors import ComputeError
-from backend.linalg.decompositions import inverse_root, largest_eigenvalue
-from backend.linalg.gram import add_gram, gram_dot, is_fast, packed
+from backend.linalg.gram import (
+    add_gram,
+    gram_dot,
+    inverse_root,
+    is_fast,
+    largest_eigenvalue,
+    packed,
+)
 from backend.models.blocks import LinearWeight
 from backend.models.threads import place
 

@@ -14,12 +14,10 @@ from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.errors import ModelError
-from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
-from backend.export.gptq_layout import from_awq, from_gptq
+from backend.export.layouts import from_awq, from_gptq, from_packed
 from backend.models.block_offload import check_finite, tied_names
 from backend.models.blocks import turned
-from backend.models.construction import alone
 from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.families.stored import (
@@ -31,7 +29,7 @@ from backend.models.families.stored import (
     stored_modules,
 )
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.models.sources.headers import OPTIONS, alone, read_config, weight_files
 from backend.models.sources.spec import check_unchanged
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import pack_model

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from backend.errors import ConfigError
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 LONGEST = 20_000  # letters
 AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too

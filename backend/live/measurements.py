@@ -22,10 +22,9 @@ from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
-from backend.statistics.magnitudes import ordered_values
+from backend.statistics.distribution import histogram, ordered_values, scale_of
 from backend.statistics.paired import paired_ratio
 from backend.statistics.ratio import PairedRatio
-from backend.statistics.snapshots import histogram, scale_of
 
 LONGEST_TRACE = 128  # tokens
 

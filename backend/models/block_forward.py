@@ -25,9 +25,16 @@ from transformers.cache_utils import Cache
 
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import (
+    StopForwardError,
+    block_linears,
+    decoder_blocks,
+    ending_after,
+    eval_mode,
+    in_dtype,
+    replaced,
+)
 from backend.models.memory import BATCHES, SMALL_BLOCK
-from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 from backend.models.threads import side_by_side
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

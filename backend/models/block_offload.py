@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ModelError
-from backend.models.blocks import block_linears, block_prefix, decoder_blocks
-from backend.models.precision import all_finite
+from backend.models.blocks import all_finite, block_linears, block_prefix, decoder_blocks
 from backend.models.sources.headers import weight_files
 
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]

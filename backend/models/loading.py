@@ -24,15 +24,14 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import each_parameter, is_streamed, stream_from
-from backend.models.construction import alone
+from backend.models.blocks import all_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
-from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect, materialise, stamp
-from backend.models.sources.headers import OPTIONS
+from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
 

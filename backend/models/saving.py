@@ -16,10 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
-from backend.models.construction import alone
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
-from backend.models.sources.headers import INDEX, OPTIONS, read_headers
+from backend.models.sources.headers import INDEX, OPTIONS, alone, read_headers
 
 SHARD = 2**30  # bytes per saved file
 Shape = tuple[int, ...]

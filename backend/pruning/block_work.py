@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import (
     DenseReference,
     InputCollector,
@@ -22,11 +21,11 @@ from backend.calibration.second_moments import (
     StatisticsLevel,
 )
 from backend.errors import ComputeError
+from backend.linalg.gram import search_damping
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
 from backend.models.memory import SMALL_BLOCK, is_out_of_memory
-from backend.models.precision import all_finite
 from backend.models.threads import AtOnce
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
@@ -35,8 +34,8 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
+from backend.statistics.tensors import RELATIVE_ERROR
 
 OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backend.pruning.pattern import Pattern
-from backend.statistics.magnitudes import ascending, smallest
+from backend.statistics.distribution import ascending, smallest
 
 SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
 

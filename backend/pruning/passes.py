@@ -25,18 +25,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.metric_key import MetricKey
 from backend.models.block_forward import HiddenStates, even_batch, open_stream
 from backend.models.block_offload import resident
 from backend.pruning.block_work import BlockWork, SDSRun, StepTimer
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSPass, SDSStage
-from backend.pruning.owl import OUTLIER_MULTIPLE
+from backend.pruning.plan import OUTLIER_MULTIPLE
 from backend.pruning.redense import redense
 from backend.pruning.stage_store import BlockReport, Weights
 from backend.reporter import REPLAY, at_block
 from backend.training import block_reconstruction
+from backend.training.stage_store import BlockWalk
 
 UNITS = 2  # of work, per linear and epoch
 

@@ -31,14 +31,12 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import batches_in
-from backend.models.blocks import LinearWeight, all_linears
+from backend.models.blocks import LinearWeight, all_linears, resolve_dtype
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
-from backend.models.precision import resolve_dtype
 from backend.models.threads import AtOnce, beside
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
-from backend.pruning.owl import block_shares
 from backend.pruning.passes import (
     BlockPass,
     FirstPass,
@@ -48,7 +46,7 @@ from backend.pruning.passes import (
     SecondPass,
 )
 from backend.pruning.pattern import Pattern
-from backend.pruning.plan import PruningPlan
+from backend.pruning.plan import PruningPlan, block_shares
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
 

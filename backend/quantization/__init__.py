@@ -2,11 +2,9 @@
 
     config, plan    settings of a run; bits, grid and quantizers of each layer
     grid            codes, group scales and zero-points of a layer
-    embedding       token embedding and head, rounded to nearest
-    range_search    search for scales and zero-points (`@range_search`)
+    range_search    search for scales and zero-points (`@range_search`); embedding and head
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding
-    llama_blocks    the blocks that can take that over
     packed_linear   a linear layer on packed int4 or int8 weights
     registry        both decorators and their interfaces
 

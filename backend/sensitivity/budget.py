@@ -12,8 +12,7 @@ from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import QKV, SensitivityProfile
+from backend.sensitivity.profile import QKV, Format, SensitivityProfile
 
 EMBEDDING = "embedding"  # and a head of its own
 EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them

@@ -29,7 +29,7 @@ from backend.models.blocks import LinearWeight, all_linears
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
 ROUNDS = ((1, 3), (2, 1))  # windows that offspring and survivors are judged on, how many stay

@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.block_walk import BlockWalk
-from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.checkpoints import Checkpoints
+from backend.linalg.gram import search_damping
 from backend.models.block_forward import (
     BlockStream,
     HiddenStates,
@@ -26,19 +25,18 @@ from backend.models.block_forward import (
     open_stream,
     run_block,
 )
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks, swap_weights
 from backend.models.families.stored import LinearShape
-from backend.models.patching import swap_weights
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization import GridType
-from backend.quantization.embedding import quantize_embedding
 from backend.quantization.gptq import gptq_widths
 from backend.quantization.plan import QuantSettings, embedding_search
+from backend.quantization.range_search import quantize_embedding
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher
-from backend.sensitivity.profile import FIGURES
+from backend.sensitivity.profile import FIGURES, Format
+from backend.training.stage_store import BlockWalk
 
 PANEL = 192  # inputs whose products are taken at a time
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")

@@ -18,13 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.statistics.channels import channel_figures, short
-from backend.statistics.magnitudes import comparable, cutoff, magnitude_counts, ordered_values
-from backend.statistics.matrix_maps import joint_histogram, matrix_maps
-from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
-from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.spectrum import spectrum
-from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
+from backend.statistics.distribution import (
+    comparable,
+    cutoff,
+    histogram,
+    magnitude_counts,
+    ordered_values,
+    quantiles,
+    scale_of,
+    tensor_statistics,
+)
+from backend.statistics.profiles import (
+    channel_figures,
+    joint_histogram,
+    matrix_maps,
+    short,
+    spectrum,
+)
+from backend.statistics.tensors import (
+    INPUT_ENERGY,
+    JOINT,
+    MAGNITUDES,
+    TensorProfile,
+    TensorRecorder,
+    TensorSnapshot,
+)
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,15 @@ from backend.export.gguf.types import EmbeddingType, carried_type, embedding_typ
 from backend.export.gguf.writing import write_gguf
 from backend.export.sizes import dense_bytes, gguf_bytes, quantized_bytes
 from backend.export.writing import export
+from backend.models.blocks import swap_weights
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
-from backend.models.patching import swap_weights
 from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import DLQATConfig
-from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings, plan
+from backend.quantization.range_search import quantize_embedding
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.statistics.paired import paired_ratio

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from backend.calibration.second_moments import DenseReference, InputStatistics
-from backend.linalg.decompositions import inverse_root
+from backend.linalg.gram import inverse_root
 from backend.pruning.config import SDSConfig
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS

@@ -35,7 +35,7 @@ from rich.table import Table
 from sqlalchemy import func, select
 
 from backend.settings import settings
-from backend.statistics.names import INPUT_ENERGY, JOINT, SIDES, SINGULAR_VALUES
+from backend.statistics.tensors import INPUT_ENERGY, JOINT, SIDES, SINGULAR_VALUES
 from backend.store import queries
 from backend.store.copies import copy_database
 from backend.store.session import reading

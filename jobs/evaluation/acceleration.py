@@ -14,8 +14,7 @@ from backend.decoding.draft_tree import NoDraft
 from backend.decoding.engine import decode
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
-from backend.evaluation.size import sizes
-from backend.evaluation.speed import Decoder, decode_seconds
+from backend.evaluation.acceleration import Decoder, decode_seconds, sizes
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts

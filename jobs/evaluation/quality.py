@@ -14,9 +14,14 @@ from torch import Tensor
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
-from backend.evaluation.native_text import NativeText, TextModel, text_model
+from backend.evaluation.native_text import (
+    NativeText,
+    TextModel,
+    agreement,
+    text_model,
+    write_samples,
+)
 from backend.evaluation.perplexity import Observe, perplexity, window_nlls
-from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.metric_key import MetricKey
 from backend.models.block_forward import NewBatches, batches_in

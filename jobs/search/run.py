@@ -5,7 +5,7 @@ import torch
 
 from backend.budget import Budget
 from backend.models.block_forward import after_blocks
-from backend.models.precision import resolve_dtype
+from backend.models.blocks import resolve_dtype
 from backend.sensitivity.measured import trace
 from backend.sensitivity.search import MixedModel, MixSearch
 from backend.sensitivity.walk import CandidateWalk, Solvers

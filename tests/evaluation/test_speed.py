@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from backend.evaluation import speed as room
-from backend.evaluation.speed import decode_seconds
+from backend.evaluation import acceleration as room
+from backend.evaluation.acceleration import decode_seconds
 from backend.reporter import SilentReporter
 
 

@@ -34,7 +34,7 @@ from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.gguf import convert
-from backend.models.sources.gguf_config import UnknownRopeError, config_values
+from backend.models.sources.gguf_header import UnknownRopeError, config_values
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings

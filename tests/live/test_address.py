@@ -12,7 +12,7 @@ from backend.errors import ConfigError
 from backend.live.address import LONGEST, WORKBENCH, LiveState, address_of, queued_state, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 LAYERS = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
 PATTERNS = ["", "2:4", "4:8", "50%", "33.3333%", "0.0000000001%", "99.9%", "1:2"]

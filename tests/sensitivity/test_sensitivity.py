@@ -14,8 +14,8 @@ from backend.models.loading import LoadedModel, load
 from backend.quantization.gptq import gptq, gptq_widths
 from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
-from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher, trace
+from backend.sensitivity.profile import Format
 from backend.sensitivity.walk import Solvers, candidates, energies, output_error
 
 SILENT = SilentReporter()

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from backend.errors import ModelError
-from backend.statistics.matrix_maps import LEVELS, joint_histogram, matrix_maps
-from backend.statistics.names import JOINT_BINS, MAP_CELLS
+from backend.statistics.profiles import LEVELS, joint_histogram, matrix_maps
 from backend.statistics.regions import Region, read_region
+from backend.statistics.tensors import JOINT_BINS, MAP_CELLS
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from backend.models.loading import load
-from backend.statistics import spectrum as module
-from backend.statistics.spectrum import power_law, singular_values, spectrum
+from backend.statistics import profiles as module
+from backend.statistics.profiles import power_law, singular_values, spectrum
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (1, 7)])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from plotly.colors import sample_colorscale
 
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from ui.theme import LIGHT
 
 SCALE, BRIGHTEST, DARKEST = "Plasma", 0.92, 0.2

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from backend.statistics.names import RELATIVE_ERROR, ZERO_SHARE
+from backend.statistics.tensors import RELATIVE_ERROR, ZERO_SHARE
 from ui.format import NONE, number
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.models.sources.gguf_config import DIVIDED_SCALE, PERIODS
+from backend.models.sources.gguf_header import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
     "llama": "llama",

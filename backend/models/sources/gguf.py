@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.construction import alone
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
-from backend.models.sources.headers import OPTIONS
+from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
 

@@ -1,12 +1,19 @@
 """Headers of weight files: names, shapes and dtypes, no weights. Does not import torch. Files may
-come from strangers, so everything is bounded before it is parsed."""
+come from strangers, so everything is bounded before it is parsed.
+
+Also how models are built from such files: without code of theirs, and by one thread at a time.
+While transformers and accelerate build one, they exchange functions of PyTorch and of their classes
+(initialisation, ties, the registration of parameters, the default dtype) for all threads. Of two at
+once, the second keeps what the first has exchanged, and puts that back for good."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -143,3 +150,20 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:
     return ModelError(f"The model in {folder} cannot be read.", why, do, field="model")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CONSTRUCTION = threading.RLock()
+
+
+def alone(build: Callable[P, R]) -> Callable[P, R]:
+    """`build`, while no other thread builds a model."""
+
+    @wraps(build)
+    def building(*args: P.args, **kwargs: P.kwargs) -> R:
+        with CONSTRUCTION:
+            return build(*args, **kwargs)
+
+    return building

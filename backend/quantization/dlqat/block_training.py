@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
-from backend.models.blocks import LinearWeight
-from backend.models.precision import all_finite
+from backend.models.blocks import LinearWeight, all_finite
 from backend.quantization.bases import PLAIN
 from backend.quantization.config import BLOCK_EPOCHS, STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass

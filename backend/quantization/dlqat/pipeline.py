@@ -30,22 +30,30 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import (
+    LinearWeight,
+    all_finite,
+    block_linears,
+    decoder_blocks,
+    resolve_dtype,
+    swap_modules,
+)
 from backend.models.loading import weights_hash
-from backend.models.patching import swap_modules
-from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.config import ALPHA, TRAINED, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.audit import audit
 from backend.quantization.dlqat.block_training import BlockTraining
 from backend.quantization.dlqat.linear import DLQATLinear
-from backend.quantization.dlqat.lora import train_lora
-from backend.quantization.dlqat.losses import teacher_loss, text_loss
-from backend.quantization.dlqat.passes import ENERGY, EnergyPass
-from backend.quantization.dlqat.quantizer_pass import QuantizerPass, quantize_stage
-from backend.quantization.dlqat.run import DLQATRun, Judge
-from backend.quantization.dlqat.snapshots import TrainingSnapshots
-from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
-from backend.quantization.dlqat.trainer import LOWERED, failed_attempts, train_stage, trainable
+from backend.quantization.dlqat.passes import ENERGY, EnergyPass, QuantizerPass, quantize_stage
+from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, Judge, stage_name
+from backend.quantization.dlqat.statistics import TrainingSnapshots, audit
+from backend.quantization.dlqat.trainer import (
+    LOWERED,
+    failed_attempts,
+    teacher_loss,
+    text_loss,
+    train_lora,
+    train_stage,
+    trainable,
+)
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range

@@ -10,8 +10,8 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from backend.errors import SlimscopeError
+from backend.evaluation.acceleration import Decoder
 from backend.evaluation.endings import questions, score_endings
-from backend.evaluation.speed import Decoder
 from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect

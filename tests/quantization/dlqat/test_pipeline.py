@@ -12,10 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
-from backend.linalg.decompositions import NotPositiveDefiniteError
-from backend.models.blocks import block_linears
+from backend.linalg.gram import NotPositiveDefiniteError
+from backend.models.blocks import block_linears, swap_weights
 from backend.models.loading import weights_hash
-from backend.models.patching import swap_weights
 from backend.quantization import GRID_NAMES, gptq
 from backend.quantization.config import DLQATConfig, DLQATStage
 from backend.quantization.dlqat import passes
@@ -138,7 +137,7 @@ def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
 
     qat = finished(start(stages="rtn"))
     monkeypatch.setattr(passes, "open_stream", watched)
-    monkeypatch.setattr("backend.quantization.dlqat.audit.AUDIT_TOKENS", 1)
+    monkeypatch.setattr("backend.quantization.dlqat.statistics.AUDIT_TOKENS", 1)
     assert 0 < qat.audit(QUIET)["rtn"] < 1
     assert read == [1] and len(qat.run.calibration) > 1
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from backend.statistics.names import FAN
+from backend.statistics.tensors import FAN
 from ui.charts.template import axis, layout, legend_row, reference_line, tint
 from ui.format import NONE, count
 from ui.theme import LIGHT, stage_style

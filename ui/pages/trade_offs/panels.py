@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
 from ui.charts.formats import format_colours, short_labels

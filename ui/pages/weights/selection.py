@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backend.statistics.names import RELATIVE_ERROR
+from backend.statistics.tensors import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.statistics import available
 from ui.runs.weights import RunWeights, kept_stage

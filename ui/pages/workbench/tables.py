@@ -16,9 +16,8 @@ from backend.quantization.config import MAX_BITS, MIN_BITS
 from backend.queue.actor import Actor
 from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile
-from backend.statistics.names import SENSITIVITY
+from backend.sensitivity.profile import Format, SensitivityProfile
+from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from backend.budget import BudgetKind
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import BudgetSolver, Mix
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.store import queries
 from jobs.profile.profiles import Method, solver_of
 from ui.charts.formats import ordered

@@ -8,7 +8,7 @@ import pandas as pd
 
 from backend.errors import SlimscopeError
 from backend.sensitivity.profile import SensitivityProfile
-from backend.statistics.names import SENSITIVITY
+from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from jobs.profile.kind import NAME
 from jobs.profile.profiles import profile_of_run

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from backend.budget import Budget
 from backend.live.address import WORKBENCH
 from backend.models.loading import load
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.settings import Settings
 from backend.store import queries
 from jobs.profile.profiles import profile_of_run, solver_of

@@ -1,4 +1,4 @@
-/* Formats of layers, spelled and priced as `backend/sensitivity/formats.py` does, and addresses of states as
+/* Formats of layers, spelled and priced as `backend/sensitivity/profile.py` does, and addresses of states as
    `backend/live/address.py` writes them. */
 import { plasma } from "../weights/canvas.js";
 

@@ -5,7 +5,7 @@ import { DENSE, format } from "./formats.js";
 
 const BINS = 256,
   HEADROOM = 1.5,
-  TAIL = 0.001; // the edges of `backend/statistics/snapshots.py`
+  TAIL = 0.001; // the edges of `backend/statistics/distribution.py`
 const COLUMNS = BINS + 3,
   PLACES = 2 ** 21; // of a table; of a score in a number of 53 bits
 const KEPT = 12; // layers in memory, the last used ones
