@@ -232,10 +232,12 @@ class InputCollector:
         finished = {name: _merged(sums).finish() for name, sums in self._sums.items() if sums}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
-                what = f"The inputs of {self._linears[name].name} are not finite."
-                why = "An activation overflowed in the calibration pass."
-                do = "Choose float32 as the forward precision, or other calibration text."
-                raise ComputeError(what, why, do, field="precision")
+                raise ComputeError(
+                    f"The inputs of {self._linears[name].name} are not finite.",
+                    "An activation overflowed in the calibration pass.",
+                    "Choose float32 as the forward precision, or other calibration text.",
+                    field="precision",
+                )
         for name, linear in self._linears.items():
             if name not in self._leaders:
                 gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)

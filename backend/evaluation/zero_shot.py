@@ -38,9 +38,12 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
-            what = f"There is no task called {name[:60]!r}."
-            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it."
-            raise ConfigError(what, why, "`lm-eval ls tasks` lists them.", "tasks")
+            raise ConfigError(
+                f"There is no task called {name[:60]!r}.",
+                "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it.",
+                "`lm-eval ls tasks` lists them.",
+                "tasks",
+            )
     return {name: _loaded(name, manager) for name in names}
 
 

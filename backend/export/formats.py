@@ -86,9 +86,12 @@ def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
     most, *others = sorted(planned.groups, key=lambda group: -len(group.layers))
     first = (most.bits, most.group_size, most.grid)
     if others and format in ("gptq", "gptq_v2"):
-        why = "Its layers differ in bits or group size; a file in this format has one of each."
-        do = "Choose compressed-tensors, slimscope or dense."
-        raise ConfigError(f"The model cannot be saved as {format}.", why, do, "format")
+        raise ConfigError(
+            f"The model cannot be saved as {format}.",
+            "Its layers differ in bits or group size; a file in this format has one of each.",
+            "Choose compressed-tensors, slimscope or dense.",
+            "format",
+        )
     own = planned.embedding
     groups = [*others, *([own] if own and (own.bits, own.group_size, own.grid) != first else [])]
     packed = (PackedGroup(x.layers, x.bits, x.group_size, x.grid) for x in groups)

@@ -172,5 +172,9 @@ def search_damping(
         except NotPositiveDefiniteError:
             continue
     done, do = failed
-    why = f"Its Hessian is not positive definite, even with a damping of {damping:g}."
-    raise ComputeError(f"{name} could not be {done}.", why, do, field="damping")
+    raise ComputeError(
+        f"{name} could not be {done}.",
+        f"Its Hessian is not positive definite, even with a damping of {damping:g}.",
+        do,
+        field="damping",
+    )

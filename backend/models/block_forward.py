@@ -313,10 +313,12 @@ def _record(
     with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
     if len(calls) != len(blocks) or any(each is not states[0] for each in states):
-        what = f"{type(model).__name__} cannot be run block by block."
-        why = "It changes the hidden states between its decoder blocks."
-        do = "Choose a model with a sequential stack of decoder blocks."
-        raise ModelError(what, why, do, field="model")
+        raise ModelError(
+            f"{type(model).__name__} cannot be run block by block.",
+            "It changes the hidden states between its decoder blocks.",
+            "Choose a model with a sequential stack of decoder blocks.",
+            field="model",
+        )
     return states[0], calls
 
 

@@ -70,9 +70,12 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    what = f"{type(model).__name__} cannot be compressed."
-    do = "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2."
-    raise ModelError(what, f"No list of {depth} decoder blocks was found in it.", do, field="model")
+    raise ModelError(
+        f"{type(model).__name__} cannot be compressed.",
+        f"No list of {depth} decoder blocks was found in it.",
+        "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2.",
+        field="model",
+    )
 
 
 def block_prefix(model: PreTrainedModel) -> str:

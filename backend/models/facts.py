@@ -105,14 +105,22 @@ class ModelFacts:
     def require_compressible(self) -> None:
         """Refuse a model that methods cannot compress. Raises ModelError: says why."""
         if why := self.support.compress:
-            do = "Choose another model. Weight statistics can be taken of any model."
-            raise unsupported(self.title, why, "cannot be compressed", do)
+            raise unsupported(
+                self.title,
+                why,
+                "cannot be compressed",
+                "Choose another model. Weight statistics can be taken of any model.",
+            )
 
     def require_decodable(self) -> None:
         """Refuse a model that the decoding loop cannot run. Raises ModelError: says why."""
         if why := self.support.decode:
-            do = "Choose a model with attention to every token in each layer."
-            raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
+            raise unsupported(
+                self.title,
+                why,
+                "cannot verify trees of draft tokens",
+                "Choose a model with attention to every token in each layer.",
+            )
 
     @property
     def saved_dtype(self) -> str:
@@ -146,8 +154,9 @@ def facts_from(
         raise refused(spec, "The text_config in its config.json is not a JSON object.")
     family = str(text.get("model_type", ""))
     if BIDIRECTIONAL.fullmatch(architecture) and text.get("is_decoder") is not True:
-        why = f"{architecture} attends to later tokens: its config does not set is_decoder."
-        raise refused(spec, why)
+        raise refused(
+            spec, f"{architecture} attends to later tokens: its config does not set is_decoder."
+        )
     if long := next((name for name in tensors if len(name) > MAX_NAME), None):
         raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
     matrices = block_matrices(family, tensors)
@@ -217,8 +226,10 @@ def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape
     blocks = size(spec, config, *BLOCKS, most=MAX_BLOCKS)
     found = {linear.block for linear in matrices}
     if len(found) != blocks or max(found) != blocks - 1:
-        why = f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}."
-        raise refused(spec, why)
+        raise refused(
+            spec,
+            f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
+        )
     return blocks
 
 

@@ -70,8 +70,12 @@ def load(
     Raises ModelError: not available, not supported, too large for the memory, or damaged."""
     facts = inspect(spec)
     if streamed and facts.support.stream:
-        do = "Choose a model that fits into memory."
-        raise unsupported(facts.title, facts.support.stream, "cannot be read block by block", do)
+        raise unsupported(
+            facts.title,
+            facts.support.stream,
+            "cannot be read block by block",
+            "Choose a model that fits into memory.",
+        )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
@@ -103,8 +107,11 @@ def self_checked(
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
-        why = "Its logits or rotary frequencies are not finite, though its weights are."
-        raise _refused(facts, why, CONFIG_REMEDY)
+        raise _refused(
+            facts,
+            "Its logits or rotary frequencies are not finite, though its weights are.",
+            CONFIG_REMEDY,
+        )
     return LoadedModel(model, tokenizer, facts)
 
 
@@ -118,8 +125,11 @@ def _read(
     with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
     if missing:
-        why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
-        raise _refused(facts, why, "Download the model again.")
+        raise _refused(
+            facts,
+            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
+            "Download the model again.",
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
     for _ in each_parameter(model) if not streamed else ():

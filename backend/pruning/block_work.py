@@ -64,9 +64,12 @@ class StepTimer:
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
-                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}."
-                why = str(error).split("\n")[0][:300]
-                raise ComputeError(what, why, do, field=field) from error
+                raise ComputeError(
+                    f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}.",
+                    str(error).split("\n")[0][:300],
+                    do,
+                    field=field,
+                ) from error
             raise
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # otherwise the next step is charged for it

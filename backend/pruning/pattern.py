@@ -73,9 +73,12 @@ class Pattern:
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
-        why = f"Groups of {self.group} do not divide the inputs of {named}{more}."
-        do = f"{fitting} every layer; a percentage always does."
-        raise ConfigError(f"The pattern {self} does not fit this model.", why, do, field=field)
+        raise ConfigError(
+            f"The pattern {self} does not fit this model.",
+            f"Groups of {self.group} do not divide the inputs of {named}{more}.",
+            f"{fitting} every layer; a percentage always does.",
+            field=field,
+        )
 
     def __str__(self) -> str:
         if self.structured:

@@ -38,15 +38,19 @@ def refuse_allocation(config: SDSConfig) -> None:
     if config.allocation != "owl":
         return
     if pattern.structured:
-        what = f"OWL does not work with the pattern {pattern}."
-        why = "An n:m pattern has the same sparsity in every block."
-        do = "Give the pattern as a percentage, or choose uniform."
-        raise ConfigError(what, why, do, field="allocation")
+        raise ConfigError(
+            f"OWL does not work with the pattern {pattern}.",
+            "An n:m pattern has the same sparsity in every block.",
+            "Give the pattern as a percentage, or choose uniform.",
+            field="allocation",
+        )
     if min(pattern.drop, 1 - pattern.drop) <= 2 * SPREAD:
-        what = f"OWL cannot allocate a sparsity of {pattern}."
-        why = "A block could lose all of its weights, or none."
-        do = f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform."
-        raise ConfigError(what, why, do, field="allocation")
+        raise ConfigError(
+            f"OWL cannot allocate a sparsity of {pattern}.",
+            "A block could lose all of its weights, or none.",
+            f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform.",
+            field="allocation",
+        )
 
 
 def block_shares(
@@ -132,11 +136,19 @@ def pruning_plan(
         owl = config.allocation == "owl" and not special
         groups.setdefault((str(pattern), "owl" if owl else "uniform"), []).append(layer.name)
     if not groups:
-        what, why = "No layer is left to prune.", f"{config.allocation} leaves all of them dense."
-        raise ConfigError(what, why, "Choose a higher sparsity.", field="allocation")
+        raise ConfigError(
+            "No layer is left to prune.",
+            f"{config.allocation} leaves all of them dense.",
+            "Choose a higher sparsity.",
+            field="allocation",
+        )
     if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
-        what, why = "OWL has no sparsity to set.", "Every layer has a pattern of its own."
-        raise ConfigError(what, why, "Override fewer layers, or choose uniform.", "allocation")
+        raise ConfigError(
+            "OWL has no sparsity to set.",
+            "Every layer has a pattern of its own.",
+            "Override fewer layers, or choose uniform.",
+            "allocation",
+        )
     return PruningPlan.model_validate(
         {
             "stages": config.stages,

@@ -162,9 +162,11 @@ def _begin(
 ) -> SDSRun:
     """The run, bound to its checkpoints; see `run_sds`."""
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        what = f"The calibration text has shape {list(calibration.shape)}."
-        why = "Calibration needs at least one segment of two tokens."
-        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
+        raise ConfigError(
+            f"The calibration text has shape {list(calibration.shape)}.",
+            "Calibration needs at least one segment of two tokens.",
+            "Pass token ids of shape [segments, tokens].",
+        )
     linears = _planned(model, plan)
     texts = torch.cat([calibration, heldout])
     dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
@@ -232,10 +234,12 @@ def _read_stages(
 
 def _require_finite(stage: SDSStage, losses: Sequence[float]) -> None:
     if not all(map(math.isfinite, losses)):
-        what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
-        why = "An activation overflowed, or pruning destroyed the model."
-        do = "Choose float32 as the forward precision, or a lower sparsity."
-        raise ComputeError(what, why, do, field="precision")
+        raise ComputeError(
+            f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
+            "An activation overflowed, or pruning destroyed the model.",
+            "Choose float32 as the forward precision, or a lower sparsity.",
+            field="precision",
+        )
 
 
 def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
@@ -243,9 +247,12 @@ def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
     plan was made for."""
     linears = all_linears(model)
     if {linear.name for linear in linears} != {*plan.layers, *plan.dense}:
-        what = "The model has other layers than the plan of this run."
-        why = "Its files have changed since the run was submitted."
-        raise ModelError(what, why, "Add the run anew.", field="model")
+        raise ModelError(
+            "The model has other layers than the plan of this run.",
+            "Its files have changed since the run was submitted.",
+            "Add the run anew.",
+            field="model",
+        )
     return [linear for linear in linears if linear.name in plan.layers]
 
 

@@ -243,8 +243,12 @@ def layer_widths(
     for (field, group), columns in unfit.items():
         _require_group_size(columns, group, field)
     if not chosen:
-        what, why = "No layer is left to quantise.", f"{config.allocation} leaves all at 16 bits."
-        raise ConfigError(what, why, "Choose a smaller one.", field="allocation")
+        raise ConfigError(
+            "No layer is left to quantise.",
+            f"{config.allocation} leaves all at 16 bits.",
+            "Choose a smaller one.",
+            field="allocation",
+        )
     return chosen
 
 

@@ -35,8 +35,9 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedToke
     except _OutOfTimeError as error:
         raise _unusable(f"Rendering one prompt takes more than {RENDER_S:g} s.") from error
     except MemoryError as error:
-        why = f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
-        raise _unusable(why) from error
+        raise _unusable(
+            f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
+        ) from error
     except Exception as error:  # a template can raise anything
         raise _unusable(f"{str(error) or type(error).__name__}."[:300]) from error
 

@@ -140,9 +140,11 @@ def require_readable(path: Path, field: str) -> None:
         elif not text_of(next(rows(path), (0, {"text": ""}))[1]) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
     except (OSError, ValueError) as error:
-        do = 'Use UTF-8, one JSON object per line, with a field "text" or a conversation.'
         raise DatasetError(
-            f"{path.name} could not be read.", str(error)[:300], do, field
+            f"{path.name} could not be read.",
+            str(error)[:300],
+            'Use UTF-8, one JSON object per line, with a field "text" or a conversation.',
+            field,
         ) from error
 
 

@@ -174,9 +174,11 @@ def require_prompts(name: str, field: str) -> None:
 def _from_file(name: str) -> list[Prompt]:
     prompts: list[Prompt] = []
     if name == SELF:
-        what = "Self-written prompts are not available here."
-        why = "The model generates them for training only."
-        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
+        raise DatasetError(
+            "Self-written prompts are not available here.",
+            "The model generates them for training only.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
     for path in sources(name) if name != WIKIPEDIA else []:
         if path.suffix == ".jsonl":
             with path.open("rb") as lines:
@@ -184,9 +186,11 @@ def _from_file(name: str) -> list[Prompt]:
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
     if not prompts:
-        what = f"There are no prompts named {name[:80]!r}."
-        why = "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR."
-        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
+        raise DatasetError(
+            f"There are no prompts named {name[:80]!r}.",
+            "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
     return prompts
 
 
@@ -199,9 +203,11 @@ def _read(line: bytes, file: str, number: int) -> Prompt:
         if not text.strip():
             raise ValueError
     except (ValueError, RecursionError) as error:
-        what = f"Line {number} of {file} is not a prompt."
-        do = 'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.'
-        raise DatasetError(what, "It has neither a user message nor a text.", do) from error
+        raise DatasetError(
+            f"Line {number} of {file} is not a prompt.",
+            "It has neither a user message nor a text.",
+            'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.',
+        ) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category
     return Prompt(str(row.get("question_id", number)), task, text, category)

@@ -56,9 +56,11 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Sample one token per row: [b, V] -> [b, 1], on the CPU so that seeds are portable."""
     probabilities = logits.float().softmax(-1).cpu()
     if not probabilities.isfinite().all():
-        what = "The model cannot generate text: its logits are not finite."
-        why = "Its weights overflow in this precision, or are damaged."
-        raise ComputeError(what, why, "Load it in another precision, or choose a calibration text.")
+        raise ComputeError(
+            "The model cannot generate text: its logits are not finite.",
+            "Its weights overflow in this precision, or are damaged.",
+            "Load it in another precision, or choose a calibration text.",
+        )
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
@@ -331,6 +333,9 @@ def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
         _passages(evaluation.input_ids, length), _passages(calibration.input_ids, length)
     )
     if seen.any():
-        what = f"Calibration and evaluation share {int(seen.sum()):,} passages of {length} tokens."
-        why = "Calibrating on the evaluation text makes the results look too good."
-        raise DatasetError(what, why, "Choose a different text for one of them.", "evaluation_text")
+        raise DatasetError(
+            f"Calibration and evaluation share {int(seen.sum()):,} passages of {length} tokens.",
+            "Calibrating on the evaluation text makes the results look too good.",
+            "Choose a different text for one of them.",
+            "evaluation_text",
+        )

@@ -101,8 +101,12 @@ def _conversations(path: Path) -> Iterator[list[Message]]:
     try:
         yield from (conversation(row) for _, row in rows(path))
     except (OSError, ValueError) as error:
-        what, do = f"{path.name} could not be read.", "Fix it: UTF-8, one JSON object per line."
-        raise DatasetError(what, str(error)[:300], do, FIELD) from error
+        raise DatasetError(
+            f"{path.name} could not be read.",
+            str(error)[:300],
+            "Fix it: UTF-8, one JSON object per line.",
+            FIELD,
+        ) from error
 
 
 def _examples(
@@ -129,9 +133,12 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         try:
             text = render_chat(messages, tokenizer)
         except ModelError as error:
-            what = "The instructions do not fit the model's chat template."
-            do = "Use the roles of the template, or fields such as instruction and output."
-            raise DatasetError(what, error.why, do, FIELD) from error
+            raise DatasetError(
+                "The instructions do not fit the model's chat template.",
+                error.why,
+                "Use the roles of the template, or fields such as instruction and output.",
+                FIELD,
+            ) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
     begin = prefix(tokenizer)

@@ -61,9 +61,11 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
         return wanted
     type = PACKED[0] if wanted == "auto" else wanted
     why = first_obstacle(type)
-    do = f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k."
     raise ConfigError(
-        f"{type} cannot hold this model.", f"{why[0].upper()}{why[1:]}.", do, field="type"
+        f"{type} cannot hold this model.",
+        f"{why[0].upper()}{why[1:]}.",
+        f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k.",
+        field="type",
     )
 
 

@@ -56,8 +56,12 @@ def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
-            why = f"{name} has the weight {abs(values).max():.4g}, and 65504 is the largest."
-            raise ConfigError(_unfit(kind), why, "Choose BF16.", "type")
+            raise ConfigError(
+                _unfit(kind),
+                f"{name} has the weight {abs(values).max():.4g}, and 65504 is the largest.",
+                "Choose BF16.",
+                "type",
+            )
         return halves
     if kind == Kind.Q6_K:
         return carried(name, quantize_embedding(weight, SIX_BITS, torch.float16), kind)
@@ -69,8 +73,9 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
     if kind == Kind.F32:
         return layer.dense().numpy()
     if layer.group_size % BLOCK:
-        what, why = _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}."
-        raise ConfigError(what, why, "Choose F32.", "type")
+        raise ConfigError(
+            _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}.", "Choose F32.", "type"
+        )
     if kind == Kind.Q6_K:
         return _rows(*_super_blocks(layer))
     blocks = layer.group_size // BLOCK  # [out, groups] -> [out, blocks]
@@ -78,8 +83,12 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
         part.repeat_interleave(blocks, dim=1) for part in (layer.grid.scale, layer.grid.zero)
     )
     if not torch.equal(scale.half().float(), scale):
-        why = f"A scale of {name} is no float16 number."
-        raise ConfigError(_unfit(kind), why, "Choose F32, or store the scales in float16.", "type")
+        raise ConfigError(
+            _unfit(kind),
+            f"A scale of {name} is no float16 number.",
+            "Choose F32, or store the scales in float16.",
+            "type",
+        )
     q = layer.codes.view(*scale.shape, BLOCK).short()
     d = _half(scale)
     if kind == Kind.Q8_0:
@@ -366,6 +375,9 @@ def _kind(
 def _named(name: str, names: TensorNameMap) -> str:
     known: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if known is None:
-        why = f"GGUF has no tensor for {name}."
-        raise ConfigError("This model cannot be written as GGUF.", why, field="model")
+        raise ConfigError(
+            "This model cannot be written as GGUF.",
+            f"GGUF has no tensor for {name}.",
+            field="model",
+        )
     return known

@@ -78,9 +78,11 @@ def _places(folder: Path) -> dict[str, str]:
         return {}
     if not (folder / INDEX).is_file():
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            why = "Its weights are pickle files, which can execute code when loaded."
-            do = "Convert them to safetensors with model.save_pretrained(folder)."
-            raise _unreadable(folder, why, do)
+            raise _unreadable(
+                folder,
+                "Its weights are pickle files, which can execute code when loaded.",
+                "Convert them to safetensors with model.save_pretrained(folder).",
+            )
         raise _unreadable(folder, "It has no model.safetensors.")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:

@@ -90,20 +90,31 @@ def _model_errors(hub_id: str) -> Iterator[None]:
     except ModelError:
         raise
     except errors.GatedRepoError as error:
-        why, do = "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
-        raise _refused(hub_id, why, do) from error
+        raise _refused(
+            hub_id, "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
+        ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        why, do = "The hub has no public model of that name.", "Check the spelling: org/name."
-        raise _refused(hub_id, why, do) from error
+        raise _refused(
+            hub_id, "The hub has no public model of that name.", "Check the spelling: org/name."
+        ) from error
     except errors.NotASafetensorsRepoError as error:
-        why = "It has no safetensors weights; pickle files can execute code and are not loaded."
-        raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
+        raise _refused(
+            hub_id,
+            "It has no safetensors weights; pickle files can execute code and are not loaded.",
+            "Choose a model published as safetensors.",
+        ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        why = "It is not on this machine and the hub cannot be reached (offline)."
-        raise _refused(hub_id, why, OFFLINE_REMEDY) from error
+        raise _refused(
+            hub_id,
+            "It is not on this machine and the hub cannot be reached (offline).",
+            OFFLINE_REMEDY,
+        ) from error
     except errors.EntryNotFoundError as error:
-        why = "It has no config.json, so it is not a transformers model."
-        raise _refused(hub_id, why, "Choose another model.") from error
+        raise _refused(
+            hub_id,
+            "It has no config.json, so it is not a transformers model.",
+            "Choose another model.",
+        ) from error
     except Exception as error:  # the HTTP client has its own exceptions
         raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE_REMEDY) from error
 
@@ -129,9 +140,12 @@ def looked_up(hub_id: str) -> Headers:
     try:
         return _lookup(hub_id).result(DEADLINE_S)
     except TimeoutError as error:
-        why = f"The hub did not answer within {DEADLINE_S:.0f} s."
-        do = "Try again later, or choose a model on this machine."
-        raise ModelError(f"{hub_id} cannot be checked.", why, do, field="model") from error
+        raise ModelError(
+            f"{hub_id} cannot be checked.",
+            f"The hub did not answer within {DEADLINE_S:.0f} s.",
+            "Try again later, or choose a model on this machine.",
+            field="model",
+        ) from error
 
 
 def _lookup(hub_id: str) -> Future[Headers]:

@@ -120,8 +120,9 @@ def layout_in(spec: str, config: Mapping[str, Any]) -> Layout | None:
             compressed = method == "compressed-tensors"
             found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"Its quantization_config ({method}) cannot be read: {error!r}."
-        raise refused(spec, why, REMEDY) from error
+        raise refused(
+            spec, f"Its quantization_config ({method}) cannot be read: {error!r}.", REMEDY
+        ) from error
     sizes = {(found.bits, found.group_size), *((x.bits, x.group_size) for x in found.others)}
     if any(not 2 <= bits <= 8 or size < 0 for bits, size in sizes):
         raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
