@@ -12,8 +12,7 @@ are float32. Where the forward pass ran in bfloat16, its values are multiplied i
 (`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, partial
@@ -127,19 +126,6 @@ class DenseReference:
         return error / self.energy if self.energy > 0 else 0.0
 
 
-@contextmanager
-def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Use the fastest float32 product that is exact for values converted from `dtype`: a setting of
-    the whole process."""
-    with _precision:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
@@ -155,19 +141,21 @@ class _Sums:
         self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
         if self.level != StatisticsLevel.GRAM:
             self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
-        else:
-            if not len(self.total):
-                self.total = X.new_zeros(X.shape[1], X.shape[1])
-            self._add_gram(rows, X)
-
-    def _add_gram(self, rows: Tensor, X: Tensor) -> None:
-        """Add X^T X on and above the diagonal. `rows`: as they were, X: in float32, [n, in]."""
+            return
+        if not len(self.total):
+            self.total = X.new_zeros(X.shape[1], X.shape[1])
         if is_fast(rows):
             add_gram(self.total, rows)
             return
-        with _exact_products(rows.dtype):
-            for a in range(0, len(self.total), PANEL):
-                self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+        # the fastest product that is exact for such values: a setting of the whole process
+        with _precision:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("medium" if x.dtype == torch.bfloat16 else "highest")
+            try:
+                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
+                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+            finally:
+                torch.set_float32_matmul_precision(before)
 
     def merge(self, other: "_Sums") -> None:
         """Add the sums of other batches."""

@@ -2,8 +2,7 @@
 seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
 tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,8 @@ def zero_shot(
         pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
     )
     scores = []
-    with _stoppable(model, reporter):
+    hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
+    try:
         for number, (name, task) in enumerate(tasks.items()):
             reporter.progress(number, len(tasks), f"Task {name}")
             output = evaluate(
@@ -100,17 +100,9 @@ def zero_shot(
                 log_samples=False,
             )
             scores.append(_score(name, output))
-    return scores
-
-
-@contextmanager
-def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
-    """Check for cancellation at every forward pass."""
-    hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
-    try:
-        yield
     finally:
         hook.remove()
+    return scores
 
 
 def _score(name: str, output: Any) -> TaskScore:

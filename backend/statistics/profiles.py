@@ -29,7 +29,8 @@ Eigenvalues are computed in float32: those of the tail, which are fitted, are ex
 singular values below a thousandth of the largest are not."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,6 +47,13 @@ from backend.statistics.tensors import (
 )
 
 DROPPED_BITS = 12  # of the 23 mantissa bits
+LEVELS = 63  # from 0 to the largest figure of a map
+MAX_SIDE = 2048  # of the smaller side: the time grows with its cube
+NULL_THRESHOLD = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
+ROUNDING_TOLERANCE = 1e-5  # a relative difference that is rounding
+TAILS = 32  # fitted at once
+PANEL = 192  # rows of W W^T per product; what lies below its diagonal is not needed
+MIN_EIGENVALUES = 10  # eigenvalues a power law is fitted to
 
 
 def channel_figures(weight: Tensor) -> dict[str, np.ndarray]:
@@ -72,18 +80,19 @@ def short(values: np.ndarray) -> np.ndarray:
     return ((bits + half) & mask).view(np.float32)
 
 
-LEVELS = 63  # from 0 to the largest figure of a map
-
-
 def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.ndarray]:
     """Profile name -> float32 [rows, columns], at most 64 of each; in the unit of the weights.
     `weight`: [out, in]. `dense`: the same matrix before; None: there is no change to show."""
     magnitude = weight.detach().float().abs()
     size = min(len(magnitude), MAP_CELLS), min(magnitude.shape[1], MAP_CELLS)
-    maps = {"mean": _means(magnitude, size), "max": _maxima(magnitude, size)}
+    means = partial(_cells, size, torch.mean, adaptive_avg_pool2d)
+    maps = {
+        "mean": means(magnitude),
+        "max": _cells(size, torch.amax, adaptive_max_pool2d, magnitude),
+    }
     if dense is not None:
-        maps["change"] = _means(magnitude - dense.detach().float().abs(), size)
-    maps["zeros"] = 1 - _means(magnitude.sign_(), size)
+        maps["change"] = means(magnitude - dense.detach().float().abs())
+    maps["zeros"] = 1 - means(magnitude.sign_())
     return {map_profile(name): rounded(values) for name, values in maps.items()}
 
 
@@ -100,48 +109,25 @@ def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
     return counts.view(JOINT_BINS, JOINT_BINS).cpu().numpy().astype(np.float32)
 
 
-def _means(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Of the cells of a matrix [out, in]: `size`."""
-    if _is_even(values, size):
-        rows = values.view(size[0], -1, values.shape[1]).mean(1)
-        return rows.view(*size, -1).mean(2)
-    return adaptive_avg_pool2d(values[None, None], size)[0, 0]
-
-
-def _maxima(values: Tensor, size: tuple[int, int]) -> Tensor:
-    if _is_even(values, size):
-        rows = values.view(size[0], -1, values.shape[1]).amax(1)
-        return rows.view(*size, -1).amax(2)
-    return adaptive_max_pool2d(values[None, None], size)[0, 0]
-
-
-def _is_even(values: Tensor, size: tuple[int, int]) -> bool:
-    """Whether all cells have the same size, as in most models: pooling for uneven ones takes
-    several times as long; rows are taken together first, as they lie behind each other."""
-    return not values.shape[0] % size[0] and not values.shape[1] % size[1]
+def _cells(
+    size: tuple[int, int],
+    reduce: Callable[[Tensor, int], Tensor],
+    pool: Callable[[Tensor, tuple[int, int]], Tensor],
+    values: Tensor,
+) -> Tensor:
+    """A figure of each cell of a matrix [out, in]: `size`. Mostly all cells have the same size:
+    pooling for uneven ones takes several times as long. Rows are taken together first, as they lie
+    behind each other."""
+    if values.shape[0] % size[0] or values.shape[1] % size[1]:
+        return pool(values[None, None], size)[0, 0]
+    rows = reduce(values.view(size[0], -1, values.shape[1]), 1)
+    return reduce(rows.view(*size, -1), 2)
 
 
 def rounded(values: Tensor) -> np.ndarray:
     """To multiples of 1/63 of the largest magnitude; 0 stays 0."""
     unit = values.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
     return (values / unit).round_().mul_(unit).cpu().numpy()
-
-
-MAX_SIDE = 2048  # of the smaller side: the time grows with its cube
-NULL_THRESHOLD = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
-ROUNDING_TOLERANCE = 1e-5  # a relative difference that is rounding
-TAILS = 32  # fitted at once
-PANEL = 192  # rows of W W^T per product; what lies below its diagonal is not needed
-MIN_EIGENVALUES = 10  # eigenvalues a power law is fitted to
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """A fitted tail: exponent, where it begins, and how far from it the eigenvalues are."""
-
-    alpha: float
-    start: float
-    distance: float
 
 
 def singular_values(weight: Tensor) -> Tensor | None:
@@ -153,36 +139,37 @@ def singular_values(weight: Tensor) -> Tensor | None:
     if len(W) > MAX_SIDE or not 0 < largest < math.inf:
         return None
     unit = 2.0 ** (math.frexp(largest)[1] - 1)  # so that no square overflows
-    eigenvalues = torch.linalg.eigvalsh(_squares(W / unit), UPLO="U")
+    W = W / unit
+    squares, half = W.new_zeros(len(W), len(W)), W.bfloat16()  # W W^T, on and above the diagonal
+    if is_fast(half) and torch.equal(half.float(), W):  # nothing is rounded
+        add_gram(squares, half.T)
+    else:
+        for a in range(0, len(W), PANEL):
+            squares[a : a + PANEL, a:].addmm_(W[a : a + PANEL], W[a:].T)
+    eigenvalues = torch.linalg.eigvalsh(squares, UPLO="U")
     return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
 
 
-def _squares(W: Tensor) -> Tensor:
-    """W W^T [rows, rows], on and above the diagonal."""
-    squares, half = W.new_zeros(len(W), len(W)), W.bfloat16()
-    if is_fast(half) and torch.equal(half.float(), W):  # nothing is rounded
-        add_gram(squares, half.T)
-        return squares
-    for a in range(0, len(W), PANEL):
-        squares[a : a + PANEL, a:].addmm_(W[a : a + PANEL], W[a:].T)
-    return squares
-
-
-def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
-    """Fit the tail of positive eigenvalues [n], in any order; None where there are too few."""
+def power_law(eigenvalues: np.ndarray) -> dict[str, float]:
+    """Fit the tail of positive eigenvalues [n], in any order; empty where there are too few.
+    Returns alpha, alpha_distance, and the singular value alpha_start where the tail begins."""
     x = np.sort(eigenvalues.astype(np.float64))
     if len(x) < MIN_EIGENVALUES or x[-1] - x[0] <= ROUNDING_TOLERANCE * x[-1]:
-        return None
+        return {}
     logs, n = np.log(x), np.arange(len(x), 0, -1)  # of the tail from i on
     spread = logs[::-1].cumsum()[::-1] - n * logs  # sum of ln(lambda / lambda_i) over it
     starts = np.flatnonzero(spread[:-1] > 0)
     alpha = 1 + n[starts] / spread[starts]
     parts = [slice(i, i + TAILS) for i in range(0, len(starts), TAILS)]
     if not parts:
-        return None
+        return {}
     distance = np.concatenate([_distances(logs, starts[p], alpha[p]) for p in parts])
     best = distance.argmin()
-    return PowerLaw(float(alpha[best]), float(x[starts[best]]), float(distance[best]))
+    return {
+        "alpha": float(alpha[best]),
+        "alpha_distance": float(distance[best]),
+        "alpha_start": float(x[starts[best]]) ** 0.5,
+    }
 
 
 def _distances(logs: np.ndarray, starts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -196,16 +183,12 @@ def _distances(logs: np.ndarray, starts: np.ndarray, alpha: np.ndarray) -> np.nd
 
 def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Named figures and the profile of the singular values; both empty for a large matrix. Returns
-    stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
-    alpha_start (a singular value); singular values float32 [min(out, in)]."""
+    stable_rank, spectral_norm, and those of `power_law`; singular values float32 [min(out, in)]."""
     sigma = singular_values(weight)
     if sigma is None:
         return {}, {}
     eigenvalues = sigma.double().square().numpy()
     norm = float(sigma[0])
     figures = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
-    fit = power_law(eigenvalues[eigenvalues > NULL_THRESHOLD * eigenvalues[0]])
-    if fit:
-        tail = {"alpha": fit.alpha, "alpha_distance": fit.distance, "alpha_start": fit.start**0.5}
-        figures |= tail
+    figures |= power_law(eigenvalues[eigenvalues > NULL_THRESHOLD * eigenvalues[0]])
     return figures, {SINGULAR_VALUES: short(sigma.numpy())}

@@ -78,7 +78,6 @@ class ReferenceTensor:
         more: Mapping[str, float] | None = None,
         energy: Tensor | None = None,
         spectral: bool = True,
-        step: int = 0,
     ) -> TensorMeasurement:
         """Statistics and profiles of `weight` [out, in] at `stage`.
 
@@ -108,7 +107,6 @@ class ReferenceTensor:
             counts.numpy(),
             stats | figures | dict(more or {}),
             quantiles(ordered),
-            step,
         )
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:
@@ -117,7 +115,7 @@ class ReferenceTensor:
             values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
         profiles = [
-            TensorProfile(tensor, block, module, stage, name, array, step)
+            TensorProfile(tensor, block, module, stage, name, array)
             for name, array in values.items()
         ]
         return TensorMeasurement(taken, profiles)

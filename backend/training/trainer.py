@@ -155,22 +155,18 @@ class Trainer(ABC):
         parameters = self.parameters.values()
         loss = distributed.all_reduce_gradients(self.backward(), parameters)
         self._require_finite("loss", loss)
-        norm = self._gradient_norm()
-        self._require_finite("gradient", norm.item())
-        nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
-        self.optimizer.step(self.rate_factor())
-        self.step += 1
-        return loss
-
-    def _gradient_norm(self) -> Tensor:
-        """The norm of the gradient by parameters in units of the "size" of their group, or 1."""
-        norms = [
+        norms = [  # in units of the "size" of the group, or 1
             group.get("size", 1.0) * torch.linalg.vector_norm(parameter.grad)
             for group in self.optimizer.optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        self._require_finite("gradient", norm.item())
+        nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
+        self.optimizer.step(self.rate_factor())
+        self.step += 1
+        return loss
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):

@@ -24,8 +24,8 @@ def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
     tail = (1 - random.random(2000)) ** (-1 / (alpha - 1))  # from 1 on
     body = random.random(500)
     fit = power_law(np.concatenate([tail, body]))
-    assert fit.alpha == pytest.approx(alpha, rel=0.08)
-    assert fit.distance < 0.03 and 0.5 < fit.start < 3
+    assert fit["alpha"] == pytest.approx(alpha, rel=0.08)
+    assert fit["alpha_distance"] < 0.03 and 0.5 < fit["alpha_start"] ** 2 < 3
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_as_weight_watchers(layer: str, alpha: float, stable_rank: float, distan
 
 
 def test_no_power_law_where_there_is_nothing_to_fit() -> None:
-    assert power_law(np.ones(50)) is None
-    assert power_law(np.arange(1.0, 9.0)) is None
+    assert power_law(np.ones(50)) == {}
+    assert power_law(np.arange(1.0, 9.0)) == {}
     for weight in (torch.zeros(16, 16), torch.full((16, 16), torch.inf)):
         assert spectrum(weight) == ({}, {})
     for size in (1e30, 3e38):
