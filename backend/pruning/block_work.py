@@ -41,8 +41,8 @@ OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the conf
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
     "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
     "heldout": ("Lower the context length.", "context"),
+    "": ("Stream the weights; if they are, exclude the largest layers.", "weights"),  # any other
 }
-OTHER_STEPS = ("Stream the weights; if they are, exclude the largest layers.", "weights")
 
 
 class StepTimer:
@@ -63,7 +63,7 @@ class StepTimer:
             yield
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
+                do, field = OUT_OF_MEMORY.get(step, OUT_OF_MEMORY[""])
                 raise ComputeError(
                     f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}.",
                     str(error).split("\n")[0][:300],
@@ -290,19 +290,6 @@ class BlockWork:
             energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
         )
 
-    def _report_measured(self) -> None:
-        """Report what was recorded, in that order."""
-        beside = StepTimer(self.timed.where)  # the work of the run does not wait
-        for waits in self._measured:
-            with beside("statistics"):
-                measured = waits.result()
-            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
-            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
-            if RELATIVE_ERROR in found.stats:
-                errors = self.report.errors.setdefault(stage, {})
-                errors[found.module] = found.stats[RELATIVE_ERROR]
-            measured.report(self.run.reporter)
-
     def warn(self, text: str) -> None:
         """Log `text` and add it to the warnings of the result."""
         self.report.warnings.append(text)
@@ -319,9 +306,18 @@ class BlockWork:
     def _store(self, pass_name: str, stages: dict[SDSStage, Weights]) -> None:
         """Report the block's statistics and mean errors, then store its stages: in this order,
         because a stored block is not reported again."""
-        self._report_measured()
-        for stage, errors in self.report.errors.items():
-            key = MetricKey("error", stage, axis="block")
+        beside = StepTimer(self.timed.where)  # the work of the run does not wait
+        for waits in self._measured:
+            with beside("statistics"):
+                measured = waits.result()
+            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
+            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
+            if RELATIVE_ERROR in found.stats:
+                by_module = self.report.errors.setdefault(stage, {})
+                by_module[found.module] = found.stats[RELATIVE_ERROR]
+            measured.report(self.run.reporter)
+        for name, errors in self.report.errors.items():
+            key = MetricKey("error", name, axis="block")
             self.run.reporter.metric(key, fmean(errors.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         self.run.store.save(pass_name, self.block, stages, self.report)

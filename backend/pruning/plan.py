@@ -23,10 +23,16 @@ from pydantic import BaseModel, ConfigDict
 
 from backend.budget import is_mixed
 from backend.errors import ConfigError
-from backend.models.layer_names import NamedLayer, fits, layer_named
+from backend.models.layer_names import (
+    NamedLayer,
+    check_layer_patterns,
+    fits,
+    layer_named,
+    select_layers,
+)
 from backend.options import Plan
 from backend.pruning.config import SDSConfig, SDSPass, SDSStage
-from backend.pruning.pattern import Pattern, PatternField, layer_patterns, read_overrides
+from backend.pruning.pattern import Pattern, PatternField, read_overrides
 
 OUTLIER_MULTIPLE, SPREAD = 5.0, 0.08  # M and lambda, as published
 
@@ -63,6 +69,30 @@ def block_shares(
     r = {block: width * (D - low) for block, D in outliers.items()}
     mean = sum(weights[block] * r[block] for block in r) / sum(weights[block] for block in r)
     return {block: share + mean - r[block] for block in r}
+
+
+def layer_patterns(layers: Collection[NamedLayer], config: SDSConfig) -> dict[str, Pattern]:
+    """Full name -> pattern of every layer that is pruned.
+
+    Raises:
+        ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer is
+            left to prune.
+    """
+    overrides = read_overrides(config.overrides)
+    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    chosen = select_layers(layers, config.exclude, "prune")
+    patterns = dict[str, Pattern]()
+    inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
+    for layer in chosen:
+        special = [pattern for name, pattern in overrides if fits(name, layer)]
+        pattern = special[-1] if special else config.pattern
+        patterns[layer.name] = pattern
+        field = "overrides" if special else "pattern"
+        inputs[field].setdefault(pattern, {})[layer.name] = layer.columns
+    for field, by_pattern in inputs.items():
+        for pattern, columns in by_pattern.items():
+            pattern.require_fit(columns, field)
+    return patterns
 
 
 class LayerGroup(BaseModel):

@@ -50,7 +50,6 @@ from backend.pruning.plan import PruningPlan, block_shares
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
 
-__all__ = ["SDSResult", "install", "run_sds"]
 PASSES: dict[str, type[BlockPass]] = {
     each.name: each
     for each in (OutlierPass, FirstPass, SecondPass, FirstReconstruction, SDSReconstruction)
@@ -136,10 +135,24 @@ def run_sds(
     CancelledError: cancellation was requested; all finished blocks are stored."""
     heldout = calibration[:0] if heldout is None else heldout
     run = _begin(model, calibration, heldout, config, plan, checkpoints, reporter, stored)
-    warnings = _calibration_warnings(_planned(model, plan), calibration.numel())
-    for text in warnings:
-        reporter.log(text)
-    _walk(run)
+    warnings, tokens = list[str](), calibration.numel()
+    widest = max(_planned(model, plan), key=lambda linear: linear.columns)
+    if tokens < 2 * widest.columns:
+        warnings.append(
+            f"Only {tokens} calibration tokens for {widest.columns} inputs of {widest.name}: use "
+            "at least twice as many tokens as inputs. Add segments or a longer context."
+        )
+        reporter.log(warnings[0])
+    try:
+        for block_pass in (PASSES[name] for name in plan.passes):
+            block_pass(run).walk(run.blocks)
+            if block_pass is OutlierPass:
+                _allocate(run)
+    finally:
+        with suppress(Exception):  # what is finished is stored, whatever ended the run
+            run.settle()
+        for executor in (run.statistics, run.storage):
+            executor.shutdown(cancel_futures=True)
     losses = _read_stages(run, checkpoints, reader or _OwnReader(run))
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
@@ -196,20 +209,6 @@ def _begin(
     )
 
 
-def _walk(run: SDSRun) -> None:
-    """Make all stages, pass by pass."""
-    try:
-        for block_pass in (PASSES[name] for name in run.plan.passes):
-            block_pass(run).walk(run.blocks)
-            if block_pass is OutlierPass:
-                _allocate(run)
-    finally:
-        with suppress(Exception):  # what is finished is stored, whatever ended the run
-            run.settle()
-        for executor in (run.statistics, run.storage):
-            executor.shutdown(cancel_futures=True)
-
-
 def _read_stages(
     run: SDSRun, checkpoints: Checkpoints, reader: StageReader
 ) -> dict[SDSStage, list[float]]:
@@ -225,21 +224,17 @@ def _read_stages(
         if stage in read:
             with run.timed("heldout"):
                 losses[stage] = reader.losses(stage, run.heldout)
-            _require_finite(stage, losses[stage])
+            if not all(map(math.isfinite, losses[stage])):
+                raise ComputeError(
+                    f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
+                    "An activation overflowed, or pruning destroyed the model.",
+                    "Choose float32 as the forward precision, or a lower sparsity.",
+                    field="precision",
+                )
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
         if missing or stage in read:  # which ends the reading of this stage
             reader.measure(stage)
     return losses
-
-
-def _require_finite(stage: SDSStage, losses: Sequence[float]) -> None:
-    if not all(map(math.isfinite, losses)):
-        raise ComputeError(
-            f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
-            "An activation overflowed, or pruning destroyed the model.",
-            "Choose float32 as the forward precision, or a lower sparsity.",
-            field="precision",
-        )
 
 
 def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
@@ -318,14 +313,3 @@ def _summary(
         seconds=dict(seconds),
         warnings=(*(text for report in reports for text in report.warnings), *more_warnings),
     )
-
-
-def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:
-    """A warning when there are fewer calibration tokens than twice a layer's inputs."""
-    widest = max(linears, key=lambda linear: linear.shape[1])
-    if tokens >= 2 * widest.shape[1]:
-        return []
-    return [
-        f"Only {tokens} calibration tokens for {widest.shape[1]} inputs of {widest.name}: use at "
-        "least twice as many tokens as inputs. Add segments or a longer context."
-    ]

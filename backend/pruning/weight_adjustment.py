@@ -26,8 +26,6 @@ from backend.statistics.distribution import ascending
 # by 0.005 at most, over all rows of SmolLM2-135M, here and in C++.
 GAIN_THRESHOLD = 0.97
 
-Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
-
 
 def adjust(
     start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
@@ -55,7 +53,12 @@ def adjust(
             best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:
             little = ~(errors[1] <= GAIN_THRESHOLD * errors[0])
-            _undo_losses(best, start, dense, inputs.gram, little.nonzero().squeeze(1))
+            rows, H32 = little.nonzero().squeeze(1), inputs.gram
+            before, after = start[rows] - dense[rows], best[rows] - dense[rows]
+            lost = torch.linalg.vecdot(after @ H32, after) >= torch.linalg.vecdot(
+                before @ H32, before
+            )
+            best[rows[lost]] = start[rows[lost]]
         return best.add_(0.0)  # no -0
 
     if native:
@@ -75,13 +78,6 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
     return best, torch.stack([first, lowest])
 
 
-def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
-    """Reset those of `rows` to `start` whose error in float32 did not decrease."""
-    before, after = (start[rows] - dense[rows], best[rows] - dense[rows])
-    lost = torch.linalg.vecdot(after @ H, after) >= torch.linalg.vecdot(before @ H, before)
-    best[rows[lost]] = start[rows[lost]]
-
-
 def _to_planes(W: Tensor, group: int) -> Tensor:
     """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
 
@@ -89,8 +85,9 @@ def _to_planes(W: Tensor, group: int) -> Tensor:
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
 
 
-def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
-    """The thresholding operator: as many weights as the pattern, or each row of `start`, keeps."""
+def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Callable[[Tensor, float], Tensor]:
+    """The thresholding operator, (point, step size) -> sparse, in place: as many weights as the
+    pattern, or each row of `start`, keeps."""
     if not soft:
         keep = (start != 0).to(start.dtype)
         return lambda point, _: point.mul_(keep)

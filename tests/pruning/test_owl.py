@@ -17,7 +17,7 @@ from backend.models.sources.catalogue import inspect
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import outlier_share
 from backend.pruning.plan import block_shares, pruning_plan
-from backend.pruning.sds import install
+from backend.pruning.stage_store import install
 from tests.pruning.stages import cut_short, prune
 
 LAYERS = inspect("toy").linears
