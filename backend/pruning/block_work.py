@@ -76,8 +76,6 @@ class StepTimer:
         self.seconds[step] += time.perf_counter() - start
 
 
-# off the way from the dense model to the saved one
-SIDE_STAGES = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
 FAILURE = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
@@ -286,7 +284,8 @@ class BlockWork:
             module=module,
             stage=stage,
             more=more,
-            spectral=stage not in SIDE_STAGES,
+            # not off the way from the dense model to the saved one
+            spectral=stage not in (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS),
             energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
         )
 
