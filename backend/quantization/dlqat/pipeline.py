@@ -61,8 +61,6 @@ from backend.reporter import REPLAY, Reporter, SilentReporter, stop_if_asked
 from backend.training import distributed
 from backend.training.stage_store import block_name
 
-STARTS = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}  # what training goes on from
-
 
 class DLQAT:
     """One run. Deterministic for the same model, texts, config, seed, threads and machine, even if
@@ -224,20 +222,18 @@ class DLQAT:
         converted = dict[str, QuantizedWeight]()
 
         def judge() -> list[float]:
-            converted.update(self._convert(layers))
+            for name, layer in layers.items():
+                converted[name] = layer.convert(run.stored, run.plan.settings(name).grid)
             return self._judged(stage, layers, converted, reporter)
 
-        begun = STARTS.get(config.start)  # a stage as it is, as no layer has moved yet
+        # no layer has moved yet: training goes on from a stage as it is
+        begun = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
         before = self.heldout_losses(begun, reporter) if begun in self.stages else judge()
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
             train_stage(run, stage, parameters, loss, watch, judge, before, reporter)
         run.store.save_stage(stage, converted)
-
-    def _convert(self, layers: Mapping[str, DLQATLinear]) -> dict[str, QuantizedWeight]:
-        run = self.run
-        return {n: x.convert(run.stored, run.plan.settings(n).grid) for n, x in layers.items()}
 
     def _judged(
         self,

@@ -15,13 +15,12 @@ inputs of the dense model for all stages, and the statistics of its weights. A f
 tell the error: in SmolLM2-135M at 3 bits, 4,096 give the mean over its layers within 1 % of what
 32,768 give, and single layers within 3 % (standard deviation)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import groupby
 from statistics import fmean
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,63 +82,46 @@ class TrainingSnapshots:
                 changed += count
                 for profile in profiles:
                     self._reporter.profile(profile)
-        if curve:
-            self._curves(changed, step)
+        if not curve:
+            return
+        layers = self._layers.values()
+        weights = sum(rows * columns for rows, columns in (layer.shape for layer in layers))
+        self._reporter.metric(MetricKey("changed", self._stage), changed / weights, step)
+        m = torch.cat([layer.m.detach().flatten() for layer in layers])
+        for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
+            self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
     def _look(self, step: int, whole: bool, name: str) -> tuple[int, list[TensorProfile]]:
         """The number of codes of a layer that have changed, and, if they are wanted, its
         profiles."""
-        figures = _Figures(self._layers[name])
-        return figures.changed, [*self._profiles(name, figures, step)] if whole else []
-
-    def _curves(self, changed: int, step: int) -> None:
-        weights = sum(rows * columns for rows, columns in (x.shape for x in self._layers.values()))
-        self._reporter.metric(MetricKey("changed", self._stage), changed / weights, step)
-        m = torch.cat([layer.m.detach().flatten() for layer in self._layers.values()])
-        for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
-            self._reporter.metric(MetricKey("m", self._stage, name), value, step)
-
-    def _profiles(self, name: str, figures: "_Figures", step: int) -> Iterator[TensorProfile]:
-        layer, profile = self._layers[name], partial(self._profile, name, step)
-        m = layer.m.detach()
-        yield profile("magnitude", m.mul(M_STEPS).round_().div_(M_STEPS))
-        yield profile("codes", figures.codes)
+        layer, linear = self._layers[name], self._linears[name]
+        changed, codes, errors, inside = zip(*map(layer.figures, layer.parts()), strict=True)
+        if not whole:
+            return sum(changed), []
+        size, m = layer.shape[1] // layer.grid.groups, layer.m.detach()
+        error = torch.cat(errors).div_(size).sqrt_()  # root mean square of each group
+        figures = {
+            "magnitude": m.mul(M_STEPS).round_().div_(M_STEPS),
+            "codes": torch.stack(codes).sum(0),
+        }
         if step in (0, self._steps):
-            yield profile("scale", _short(m * layer.grid.scale))
-            yield profile("error", _short(figures.error))
-            yield profile("clipped", _short(1 - figures.inside))
-        if step == self._steps and layer.shape[1] // layer.grid.groups <= MAX_GROUP_SIZE:
-            yield profile("worst", _short(_worst(layer, figures.error)))
-
-    def _profile(self, name: str, step: int, figure: str, values: Tensor) -> TensorProfile:
-        linear = self._linears[name]
-        names = (f"{name}.weight", linear.block, linear.module, self._stage, figure)
-        return TensorProfile(*names, np.ascontiguousarray(values.float().cpu().numpy()), step)
+            figures["scale"] = _short(m * layer.grid.scale)
+            figures["error"] = _short(error)
+            figures["clipped"] = _short(1 - torch.cat(inside).div_(size))
+        if step == self._steps and size <= MAX_GROUP_SIZE:
+            figures["worst"] = _short(_worst(layer, error))
+        place = f"{name}.weight", linear.block, linear.module, self._stage
+        profiles = [
+            TensorProfile(*place, figure, values.float().cpu().contiguous().numpy(), step)
+            for figure, values in figures.items()
+        ]
+        return sum(changed), profiles
 
 
 def _short(values: Tensor) -> Tensor:
     """`values` with the mantissa of bfloat16 plus four bits, which compresses well."""
     mantissa, exponent = torch.frexp(values.float())
     return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
-
-
-class _Figures:
-    """What one walk over the weights of a layer finds.
-
-    Attributes:
-        changed: number of codes that differ from the initial ones.
-        codes: count of each code, [2^n].
-        error, inside: root mean square error and share inside the range of each group, [out,
-            groups].
-    """
-
-    def __init__(self, layer: DLQATLinear) -> None:
-        parts = map(layer.figures, layer.parts())
-        changed, codes, errors, inside = zip(*parts, strict=True)
-        size = layer.shape[1] // layer.grid.groups
-        self.changed, self.codes = sum(changed), torch.stack(codes).sum(0)
-        self.error = torch.cat(errors).div_(size).sqrt_()
-        self.inside = torch.cat(inside).div_(size)
 
 
 def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:

@@ -97,7 +97,6 @@ def next_labels(run: DLQATRun, rows: Tensor) -> Tensor:
     return pad(run.labels[rows][:, 1:], (0, 1), value=IGNORED_LABEL).flatten()
 
 
-BETAS = (0.9, 0.99)  # runs are short: the second moment must settle within tens of steps
 WARMUP = 0.05  # share of the steps
 SAVE_EVERY = 10  # steps
 ATTEMPTS, LOWERED = 3, 0.25  # of a training, and the factor of the rate from one to the next
@@ -188,7 +187,11 @@ class StageTrainer(Trainer):
     ) -> None:
         self.peak = run.config.rate * LOWERED**attempt
         optimizer = torch.optim.AdamW(
-            parameters.values(), self.peak, betas=BETAS, weight_decay=0.0, fused=True
+            parameters.values(),
+            self.peak,
+            betas=(0.9, 0.99),  # runs are short: the second moment must settle in tens of steps
+            weight_decay=0.0,
+            fused=True,
         )
         slots = (f"train-{stage}-{attempt}-0", f"train-{stage}-{attempt}-1")
         super().__init__(
