@@ -17,7 +17,6 @@ from backend.text.prompts import Prompt
 
 RENDER_S = 2.0  # CPU seconds for one conversation; an ordinary template takes a millisecond
 RENDER_BYTES = 2**30  # of memory besides what the process has
-PARAGRAPH = "\n\n"
 
 
 class _OutOfTimeError(BaseException):
@@ -100,7 +99,7 @@ def chat_ids(
     if template and tokenizer.chat_template:
         text = render_chat(messages, tokenizer)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer(PARAGRAPH.join(each["content"] for each in messages)).input_ids)
+    return list(tokenizer("\n\n".join(each["content"] for each in messages)).input_ids)
 
 
 def readable_ids(

@@ -49,7 +49,6 @@ FORMS = (  # field names of prompt, further input, answers
     ("question", "", ("answer",)),
 )
 DETOKENISED = "WikiText detokenised"
-MARK = " @-@ "
 
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -167,7 +166,6 @@ def detokenise(text: str) -> str:
 
 
 PREFIX = "file:"
-SUFFIXES = (".txt", ".jsonl")
 _TITLE = re.compile(r"(?m)^(?=# \S| = [^=\n]+ = *$)")
 
 
@@ -179,7 +177,11 @@ def _root() -> Path | None:
 def _usable(path: Path, root: Path) -> bool:
     """Whether `path` is a non-empty file of a supported type inside `root`, links resolved."""
     real = real_path(path)
-    if path.name.startswith(".") or path.suffix not in SUFFIXES or not real.is_relative_to(root):
+    if (
+        path.name.startswith(".")
+        or path.suffix not in (".txt", ".jsonl")
+        or not real.is_relative_to(root)
+    ):
         return False
     try:
         return real.is_file() and real.stat().st_size > 0
@@ -224,7 +226,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 def preprocessing(files: list[Path]) -> str:
     """Name of the preprocessing of `documents`, detected in the first row; empty: none."""
-    return DETOKENISED if MARK in next(_rows(files[0]), "") else ""
+    return DETOKENISED if " @-@ " in next(_rows(files[0]), "") else ""
 
 
 def documents(files: list[Path]) -> Iterator[str]:

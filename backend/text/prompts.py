@@ -27,7 +27,6 @@ SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spe
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
-OPENING_SENTENCES = 2  # sentences of a story in a prompt
 HELDOUT_INTERVAL = 6  # every n-th template and text is for held-out prompts
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE = 150, 900  # characters of a Wikipedia passage
@@ -156,8 +155,8 @@ def _fill(template: str, slots: Slots, rng: Random, **more: str) -> str:
 
 
 def _beginnings(seed: int, count: int) -> list[Prompt]:
-    """Openings of generated stories."""
-    parts = (story.split(". ")[:OPENING_SENTENCES] for story in stories(seed, count))
+    """Openings of generated stories, two sentences each."""
+    parts = (story.split(". ")[:2] for story in stories(seed, count))
     return [Prompt(f"story-{n}", "story", ". ".join(part) + ".") for n, part in enumerate(parts)]
 
 

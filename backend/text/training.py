@@ -33,7 +33,6 @@ from backend.text.slices import (
 )
 
 IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
-PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
 FIELD = "training_text"
 Example = tuple[list[int], list[int]]  # ids, labels
 
@@ -140,9 +139,9 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
                 FIELD,
             ) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
-    begin = prefix(tokenizer)
-    return begin + plain_ids(text, tokenizer)
+    asked = "\n\n".join(message["content"] for message in messages)
+    text = f"### Instruction:\n{asked}\n\n### Response:\n"
+    return prefix(tokenizer) + plain_ids(text, tokenizer)
 
 
 def _packed(
