@@ -30,8 +30,6 @@ CONTEXT = (
     "context_length",
     "seq_length",
 )
-MAX_BLOCKS = 10_000
-MAX_LABELS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config
 UNLIMITED = 2**20  # tokens: the context of a model whose config sets no limit
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -167,7 +165,7 @@ def facts_from(
     _check_heads(spec, text)
     for part in (config, text_config(config)):  # transformers makes a name for each label
         if part.get("num_labels") is not None:
-            size(spec, part, "num_labels", most=MAX_LABELS)
+            size(spec, part, "num_labels", most=10_000)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantized))
@@ -223,7 +221,7 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
 
 def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape]) -> int:
     """The number of blocks, which config and weights agree on."""
-    blocks = size(spec, config, *BLOCKS, most=MAX_BLOCKS)
+    blocks = size(spec, config, *BLOCKS, most=10_000)
     found = {linear.block for linear in matrices}
     if len(found) != blocks or max(found) != blocks - 1:
         raise refused(

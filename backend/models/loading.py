@@ -39,7 +39,6 @@ CHECKED_TOKENS = 8  # tokens of the pass that checks a model
 CONFIG_REMEDY = (
     "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
-FOLDER_REMEDY = "Check that the folder is complete and the architecture is supported."
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,9 @@ def _read(
 
 @contextmanager
 def refusing(
-    facts: ModelFacts, what: str = "transformers cannot read it", do: str = FOLDER_REMEDY
+    facts: ModelFacts,
+    what: str = "transformers cannot read it",
+    do: str = "Check that the folder is complete and the architecture is supported.",
 ) -> Iterator[None]:
     """Turns every error but those of ours, and of memory, into one that refuses the model: on
     malformed files transformers can raise anything."""

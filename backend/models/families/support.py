@@ -57,7 +57,6 @@ NO_TREES = {
     "bert": "A further layer lies between its last block and its head.",
     "gpt_neo": "Its local attention counts cached tokens, not positions.",
 }
-NOT_CLONED = {"gemma3n_text": "Its layers read several versions of the hidden states at once."}
 PACKED = "Its weights are packed, and all are unpacked at once."
 EXPERTS = "Its experts are stored as other tensors than they are loaded."
 ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of every token
@@ -83,8 +82,10 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         isinstance(config.get(key), int) and config[key] > 1 for key in EXPERT_KEYS
     )
     hidden, outer = config.get("hidden_size"), config.get("word_embed_proj_dim")
-    clone = NOT_CLONED.get(family, "")
-    if not clone and outer is not None and outer != hidden:
+    clone = ""
+    if family == "gemma3n_text":
+        clone = "Its layers read several versions of the hidden states at once."
+    elif outer is not None and outer != hidden:
         clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
     stream = PACKED if packed else EXPERTS if mixture else ""
     return ModelSupport(

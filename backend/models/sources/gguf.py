@@ -20,7 +20,6 @@ from backend.models.sources.spec import check_no_adapter
 FLOATS = {"F64", "F32", "F16", "BF16"}
 METHODS = ("AWQ", "GPTQ", "imatrix")
 REPORTS = 10  # lines of progress
-SAMPLE = 4096  # values
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], CacheOrigin]:
@@ -129,7 +128,7 @@ def _narrowest(values: Any) -> Any:
     import torch
 
     for dtype in (torch.bfloat16, torch.float16):
-        for part in (values.flatten()[:SAMPLE], values):  # of most tensors the first suffices
+        for part in (values.flatten()[:4096], values):  # of most tensors the first suffices
             if not torch.equal(part.to(dtype).to(part.dtype), part):
                 break
         else:

@@ -26,7 +26,6 @@ from backend.printable import one_line
 
 PERIODS = {"gemma2": 2, "gemma3": 6}  # every so many layers the last one has no window
 DIVIDED_SCALE = {"gemma2": 46, "gemma3": 62}  # blocks of the model that scales by width / heads
-USUAL_WAVES = (1.0, 4.0, 8192)  # low, high, original context of Llama 3.1 and 3.2
 TOLERANCE = 1e-3  # of the frequencies
 
 Values = Mapping[str, Any]  # of the header, without the name of the architecture
@@ -108,7 +107,7 @@ def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
         return {}
     t = (1 / factors - 1 / most) / (1 - 1 / most) if usable else np.empty(0)
     between = (t > TOLERANCE) & (t < 1 - TOLERANCE)
-    low, high, original = USUAL_WAVES
+    low, high, original = 1.0, 4.0, 8192  # as of Llama 3.1 and 3.2
     if between.sum() > 1:
         slope, start = np.polyfit(theta[between], t[between], 1)  # t = slope theta + start
         if start < 0:
@@ -136,7 +135,6 @@ ARCHITECTURES = {
     "gemma3": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-MODEL_TYPES = {"gemma3": "gemma3_text"}  # where transformers has another name
 FACTORS = "rope_"
 MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -191,7 +189,12 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
         raise _refused("Its tensors are too many, or their names too long.")
     architecture = str(_field(reader, "general.architecture"))
     config = _config(reader, architecture)
-    tensors = _tensors(reader, architecture)
+    tensors = {
+        # GGUF order is [in, out]
+        _name(architecture, each.name): (tuple(map(int, each.shape[::-1])), each.tensor_type.name)
+        for each in reader.tensors
+        if not each.name.startswith(FACTORS)  # of rotary frequencies, recomputed on loading
+    }
     embedding, _ = tensors.get("model.embed_tokens.weight", ((), ""))
     of_blocks = ("model.layers.", "blk.")
     blocks = any(len(s) > 1 and name.startswith(of_blocks) for name, (s, _) in tensors.items())
@@ -214,17 +217,6 @@ def _text(reader: GGUFReader, name: str) -> str:
     field = reader.get_field(name)
     value = None if field is None else field.contents()
     return one_line(value)[:MAX_TEXT] if isinstance(value, str) else ""
-
-
-def _tensors(reader: GGUFReader, architecture: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type by parameter name."""
-    found = {}
-    for tensor in reader.tensors:
-        if tensor.name.startswith(FACTORS):
-            continue  # of rotary frequencies, which are recomputed on loading
-        shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF order is [in, out]
-        found[_name(architecture, tensor.name)] = shape, tensor.tensor_type.name
-    return found
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
@@ -258,10 +250,9 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         more = config_values(architecture, numbers, factors)
     except UnknownRopeError as error:
         raise _refused(str(error)) from error
-    kind = MODEL_TYPES.get(architecture, architecture)
     return {
         "architectures": [ARCHITECTURES[architecture]],
-        "model_type": kind,
+        "model_type": "gemma3_text" if architecture == "gemma3" else architecture,
         **sizes,
         **more,
     }

@@ -22,7 +22,6 @@ from backend.models.families.stored import TensorHeader
 
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # from_pretrained
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
 SHAPE = TensorHeader((2,), "I64")  # of a tensor that holds the shape of a packed one
@@ -77,7 +76,7 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / "model.safetensors").is_file():
         return {}
     if not (folder / INDEX).is_file():
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        if any(any(folder.glob(end)) for end in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
             raise _unreadable(
                 folder,
                 "Its weights are pickle files, which can execute code when loaded.",

@@ -18,16 +18,6 @@ from backend.errors import ModelError
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.headers import read_json, weight_files
 
-ALLOWED_PATTERNS = [
-    "*.json",
-    "*.safetensors",
-    "tokenizer.model",
-    "*.txt",
-    "*.jinja",
-    "LICENSE*",
-    "README.md",
-]
-IGNORED_PATTERNS = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
 TIMEOUT_S = 10.0  # timeout of the hub in seconds
 OFFLINE_REMEDY = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 DEADLINE_S = 20.0
@@ -127,8 +117,16 @@ def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
     """The folder of the model, after downloading files that are not cached."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
-        allow_patterns=ALLOWED_PATTERNS,
-        ignore_patterns=IGNORED_PATTERNS,
+        allow_patterns=[
+            "*.json",
+            "*.safetensors",
+            "tokenizer.model",
+            "*.txt",
+            "*.jinja",
+            "LICENSE*",
+            "README.md",
+        ],
+        ignore_patterns=["*/*", "adapter_*"],  # subfolders hold copies in other formats
         local_files_only=local_files_only,
     )
     return Path(folder)

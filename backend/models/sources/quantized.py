@@ -185,12 +185,8 @@ def _compressed(settings: Mapping[str, Any]) -> Layout:
 def _group(settings: Mapping[str, Any]) -> PackedGroup:
     weights = settings["weights"]
     grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
-    return PackedGroup(tuple(settings.get("targets", ())), *_sizes(weights), grid)
-
-
-def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:
-    """Bits and group size."""
-    return int(weights["num_bits"]), max(int(weights.get("group_size") or 0), 0)
+    size = max(int(weights.get("group_size") or 0), 0)
+    return PackedGroup(tuple(settings.get("targets", ())), int(weights["num_bits"]), size, grid)
 
 
 def unpacked(
