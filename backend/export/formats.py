@@ -25,8 +25,6 @@ from backend.quantization.plan import QuantizationPlan
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
-UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
-VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
@@ -120,7 +118,7 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
         return "transformers unpacks experts without their zero-points"
     if why := _embedding_obstacle(format, choice):
         return why
-    if choice.architecture.startswith(UNPACKABLE):
+    if choice.architecture.startswith("GPTBigCode"):  # it touches weights that packed layers lack
         return "transformers cannot load packed weights of this architecture"
     if choice.grid == "offset" and format != "slimscope":
         return "its zero-points are whole numbers, and those of this grid are real"
@@ -182,7 +180,7 @@ def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> 
 def vllm_hint(bits: int, modules: Iterable[str]) -> str:
     """The reason why vLLM will not run a compressed-tensors export with these quantised linears
     (full names); empty if nothing is known against it."""
-    if bits not in VLLM_BITS:
+    if bits not in (4, 8):
         return f"vLLM cannot load {bits}-bit models (4 bits: yes; 8 bits: on a GPU)."
     names = set(modules)
     for name in names:

@@ -191,7 +191,7 @@ def test_auto_is_the_smallest_that_holds_the_codes() -> None:
     ],
 )
 def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> None:
-    assert architecture_of(toy.model.config.to_dict()).rope_base == 10000.0
+    assert architecture_of(toy.model.config.to_dict()).keys["rope.freq_base"] == 10000.0
     with pytest.raises(ConfigError, match=why):
         architecture_of(toy.model.config.to_dict() | change)
 

@@ -44,7 +44,6 @@ from backend.reporter import Reporter, stop_if_asked
 
 Bytes = NDArray[np.uint8]
 HALF, SIXTEEN = BLOCK // 2, 16
-SIX_BITS = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
 
 
 def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
@@ -64,7 +63,8 @@ def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
             )
         return halves
     if kind == Kind.Q6_K:
-        return carried(name, quantize_embedding(weight, SIX_BITS, torch.float16), kind)
+        of_six = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
+        return carried(name, quantize_embedding(weight, of_six, torch.float16), kind)
     return quantize(values, kind)
 
 
@@ -147,8 +147,6 @@ def _rows(*parts: Bytes) -> Bytes:
 
 
 EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
-PACKED_VERSION = 2  # of GGML's blocks
-WRITING = "Writing tensors"
 
 
 @dataclass(frozen=True)
@@ -207,12 +205,11 @@ def write_gguf(
     """
     sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)
-    _add_sizes(writer, sizes)
-    _add_vocabulary(writer, folder, sizes)
+    _add_metadata(writer, folder, sizes)
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"])
     if type not in types.FLOATS:
-        writer.add_quantization_version(PACKED_VERSION)
+        writer.add_quantization_version(2)  # of GGML's blocks
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
     names = get_tensor_name_map(architecture, sizes.blocks)
     layout = read_layout(folder) if packed else None
@@ -227,7 +224,7 @@ def write_gguf(
     writer.write_ti_data_to_file()
     for number, (source, kind) in enumerate(sources):
         stop_if_asked(reporter)
-        reporter.progress(number, len(sources), WRITING)
+        reporter.progress(number, len(sources), "Writing tensors")
         value = source.read()
         if isinstance(value, Tensor):
             check_finite(source.name, value)
@@ -237,19 +234,8 @@ def write_gguf(
     writer.close()
 
 
-def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
-    writer.add_context_length(sizes.context)
-    writer.add_embedding_length(sizes.hidden)
-    writer.add_block_count(sizes.blocks)
-    writer.add_feed_forward_length(sizes.inner)
-    writer.add_head_count(sizes.heads)
-    writer.add_head_count_kv(sizes.key_heads)
-    writer.add_key_length(sizes.head_size)
-    writer.add_value_length(sizes.head_size)
-    writer.add_rope_dimension_count(sizes.rotated)
-    writer.add_rope_freq_base(sizes.rope_base)
-    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
-    writer.add_vocab_size(sizes.vocabulary)
+def _add_metadata(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
+    """Sizes and vocabulary."""
     add: dict[type, Callable[[str, Any], None]] = {
         int: writer.add_uint32,
         float: writer.add_float32,
@@ -257,9 +243,6 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     }
     for key, value in sizes.keys.items():
         add[type(value)](f"{sizes.name}.{key}", value)
-
-
-def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
     vocabulary = vocabulary_of(folder, sizes.vocabulary)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
