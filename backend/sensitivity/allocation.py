@@ -66,7 +66,23 @@ class Choices:
 
     @cached_property
     def front(self) -> "Front":
-        return _front(self)
+        """All mixes that are best for some price of cost."""
+        edges: list[tuple[float, int, int, float, float]] = []
+        start = np.zeros(len(self.items), np.intp)
+        cost = loss = 0.0
+        for item, (costs, losses) in enumerate(zip(self.cost, self.loss, strict=True)):
+            hull = _hull(costs, losses)
+            start[item] = hull[0]
+            cost, loss = cost + costs[hull[0]], loss + losses[hull[0]]
+            for a, b in pairwise(hull):
+                dearer, better = costs[b] - costs[a], losses[a] - losses[b]
+                edges.append((-better / dearer, item, b, dearer, better))
+        edges.sort()
+        steps = np.array([edge[3:] for edge in edges]).reshape(-1, 2)
+        costs = cost + np.concatenate([[0.0], steps[:, 0].cumsum()])
+        losses = loss - np.concatenate([[0.0], steps[:, 1].cumsum()])
+        items, formats = (np.array([edge[k] for edge in edges], np.intp) for k in (1, 2))
+        return Front(costs, losses, items, formats, start)
 
 
 @dataclass(frozen=True)
@@ -121,25 +137,6 @@ def cheapest(choices: Choices, loss: float) -> dict[str, str]:
         )
     mix = int(np.argmax(front.loss <= loss))
     return _exchanged(choices, choices.loss, choices.cost, front.choice(mix), loss)
-
-
-def _front(choices: Choices) -> Front:
-    edges: list[tuple[float, int, int, float, float]] = []
-    start = np.zeros(len(choices.items), np.intp)
-    cost = loss = 0.0
-    for item, (costs, losses) in enumerate(zip(choices.cost, choices.loss, strict=True)):
-        hull = _hull(costs, losses)
-        start[item] = hull[0]
-        cost, loss = cost + costs[hull[0]], loss + losses[hull[0]]
-        for a, b in pairwise(hull):
-            dearer, better = costs[b] - costs[a], losses[a] - losses[b]
-            edges.append((-better / dearer, item, b, dearer, better))
-    edges.sort()
-    steps = np.array([edge[3:] for edge in edges]).reshape(-1, 2)
-    costs = cost + np.concatenate([[0.0], steps[:, 0].cumsum()])
-    losses = loss - np.concatenate([[0.0], steps[:, 1].cumsum()])
-    items, formats = (np.array([edge[k] for edge in edges], np.intp) for k in (1, 2))
-    return Front(costs, losses, items, formats, start)
 
 
 def _hull(costs: Table, losses: Table) -> list[int]:

@@ -57,15 +57,6 @@ class Solvers:
     damping: float = 0.01
 
 
-@dataclass(frozen=True)
-class OutputError:
-    """What a change D of a layer does to its outputs on calibration text. `relative`: tr(D H D^T) /
-    tr(W H W^T). `fisher`: 1/2 sum_o F_o (D H D^T)_oo, nats a token."""
-
-    relative: float
-    fisher: float
-
-
 def candidates(
     W: Tensor,
     inputs: InputStatistics,
@@ -110,11 +101,13 @@ def _made(
     return dict(zip(forms, values, strict=True))
 
 
-def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> OutputError:
-    """The error that D [out, in] makes of outputs of that energy; `fisher` F [out]."""
+def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> tuple[float, float]:
+    """The error that a change D [out, in] makes of outputs of that energy on calibration text,
+    tr(D H D^T) / tr(W H W^T), and its Fisher estimate, 1/2 sum_o F_o (D H D^T)_oo, nats a token;
+    `fisher` F [out]."""
     lost = energies(D, H).clamp_(min=0)
     relative = lost.sum().item() / energy if energy > 0 else 0.0
-    return OutputError(relative, 0.5 * torch.dot(fisher.to(lost), lost).item())
+    return relative, 0.5 * torch.dot(fisher.to(lost), lost).item()
 
 
 def energies(D: Tensor, H: Tensor) -> Tensor:
@@ -231,8 +224,7 @@ class SensitivityWalk(DenseWalk):
         energy = energies(W, inputs.gram).sum().item()
         for form, V in self.made(linear, W, inputs).items():
             at = self.columns.index(form)
-            error = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
-            found[:2, at] = error.relative, error.fisher
+            found[:2, at] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
             if form in self.measured:
                 trials[at] = V
         if self.meter and trials:
