@@ -13,9 +13,7 @@ from backend.errors import ComputeError, ConfigError, DatasetError
 from backend.evaluation.tasks import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
-MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
-RESAMPLES = 100  # bootstrap samples, for metrics that are not means
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def zero_shot(
                 harnessed,
                 {name: task},
                 limit=limit or None,
-                bootstrap_iters=RESAMPLES,
+                bootstrap_iters=100,  # for metrics that are not means
                 log_samples=False,
             )
             scores.append(_score(name, output))
@@ -115,7 +113,8 @@ def _score(name: str, output: Any) -> TaskScore:
     means = [key for key in metrics if not key.endswith("_stderr") and key != "sample_len"]
     if not means:
         raise ComputeError(f"The task {name} reported no metric.", "", "Choose another task.")
-    metric = next((key for key in MAIN if key in means), means[0])
+    usual = ("acc_norm", "acc", "exact_match")
+    metric = next((key for key in usual if key in means), means[0])
     counts = output.get("n-samples", {}).get(name, {})
     return TaskScore(
         name,

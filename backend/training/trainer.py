@@ -81,7 +81,6 @@ class ScheduledOptimizer:
                 self.optimizer.state[parameter] = state
 
 
-CLIP = 1.0  # norm of the gradient
 VALUE = "value/"  # prefix of what is trained, in a checkpoint
 
 
@@ -163,7 +162,7 @@ class Trainer(ABC):
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self._require_finite("gradient", norm.item())
-        nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
         self.optimizer.step(self.rate_factor())
         self.step += 1
         return loss
