@@ -12,7 +12,7 @@ are float32. Where the forward pass ran in bfloat16, its values are multiplied i
 (`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, partial
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
 from backend.linalg.gram import (
@@ -32,6 +33,7 @@ from backend.linalg.gram import (
     largest_eigenvalue,
     packed,
 )
+from backend.models.block_forward import BlockStream, HiddenStates, run_block
 from backend.models.blocks import LinearWeight
 from backend.models.threads import place
 
@@ -240,3 +242,22 @@ def _merged(sums: Mapping[int, _Sums]) -> _Sums:
     for other in others:
         first.merge(other)
     return first
+
+
+def collect_inputs(
+    model: PreTrainedModel,
+    stream: BlockStream,
+    block: int,
+    hidden: HiddenStates,
+    linears: Mapping[str, LinearWeight],
+    level: StatisticsLevel,
+    safe_point: Callable[[], None],
+    whole: bool = True,
+) -> tuple[dict[str, InputStatistics], HiddenStates]:
+    """Run `block` on `hidden` (`run_block`); input statistics of some of its linears by module, and
+    its outputs. `whole`: whether it is run to its end; if not, the pass ends at the last of the
+    linears, and there are no outputs."""
+    until = [] if whole else [linear.layer for linear in linears.values()]
+    with InputCollector(linears, level) as collector:
+        outputs = run_block(model, stream, block, hidden, safe_point, until)
+        return collector.finish(), outputs

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import (
     DenseReference,
-    InputCollector,
     InputStatistics,
     StatisticsLevel,
+    collect_inputs,
 )
 from backend.errors import ComputeError
 from backend.linalg.gram import search_damping
@@ -161,10 +161,9 @@ class SDSRun:
         """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
         `outputs`: whether to compute them; if not, the pass ends at the last of the linears."""
         linears = {module: x for module, x in self.linears(block).items() if module in modules}
-        until = () if outputs else [x.layer for x in linears.values()]
-        with InputCollector(linears, level) as collector:
-            result = run_block(self.model, stream, block, hidden, self.safe_point, until)
-            return collector.finish(), result
+        return collect_inputs(
+            self.model, stream, block, hidden, linears, level, self.safe_point, outputs
+        )
 
 
 class BlockWork:

@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel, collect_inputs
 from backend.checkpoints import Checkpoints
 from backend.linalg.gram import search_damping
 from backend.models.block_forward import (
     BlockStream,
-    HiddenStates,
     even_batch,
     open_stream,
     run_block,
@@ -179,27 +178,27 @@ class DenseWalk(BlockWalk):
         self.stream = open_stream(self.model, self.calibration, batch, self.dtype)
 
     def replay(self, block: int) -> None:
-        self.stream.advance(self._outputs(block))
+        safe_point = partial(stop_if_asked, self.reporter)
+        self.stream.advance(
+            run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
+        )
 
     def solve(self, block: int) -> None:
-        linears = block_linears(self.model, block)
-        with InputCollector(linears, StatisticsLevel.GRAM) as collector:
-            outputs = self._outputs(block)
-            inputs = collector.finish()
+        linears, stream = block_linears(self.model, block), self.stream
+        safe_point, level = partial(stop_if_asked, self.reporter), StatisticsLevel.GRAM
+        inputs, outputs = collect_inputs(
+            self.model, stream, block, stream.hidden, linears, level, safe_point
+        )
         for module, linear in linears.items():
             stop_if_asked(self.reporter)
             self.layer(linear, inputs[module])
         with self.checkpoints.write(block_name(block)) as draft:
             self.store(draft)
-        self.stream.advance(outputs)
+        stream.advance(outputs)
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
         self.reporter.progress(block + 1, blocks, at_block(block, blocks, self.doing))
-
-    def _outputs(self, block: int) -> HiddenStates:
-        safe_point = partial(stop_if_asked, self.reporter)
-        return run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
 
 
 @dataclass

@@ -11,13 +11,13 @@ next block's inputs. Within a block, layers see the inputs of the dense one, or,
 is sequential, what the quantized layers before them give. Layers may be rounded in another basis
 (`backend.quantization.bases`)."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel, collect_inputs
 from backend.linalg.gram import search_damping
 from backend.models.block_forward import HiddenStates, even_batch, open_stream, run_block
 from backend.models.blocks import LinearWeight, decoder_blocks
@@ -56,12 +56,13 @@ class RunPass(BlockWalk):
         doing = self._doing(block) if solved else REPLAY
         self.reporter.progress(block + 1, self.run.blocks, doing)
 
-    def forward(
-        self, block: int, hidden: HiddenStates, until: Collection[nn.Module] = ()
-    ) -> HiddenStates:
-        """The outputs of `block`, with its current weights; `until`: see `run_block`."""
-        model, stream = self.run.model, self.stream
-        return run_block(model, stream, block, hidden, lambda: stop_if_asked(self.reporter), until)
+    def forward(self, block: int, hidden: HiddenStates) -> HiddenStates:
+        """The outputs of `block`, with its current weights."""
+        return run_block(self.run.model, self.stream, block, hidden, self.safe_point)
+
+    def safe_point(self) -> None:
+        """Stop here if cancellation was requested."""
+        stop_if_asked(self.reporter)
 
     def collect_inputs(
         self,
@@ -72,10 +73,10 @@ class RunPass(BlockWalk):
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """Run `block`; input statistics of some linears by module, and its outputs, if it is run to
         its end (`whole`)."""
-        until = [] if whole else [linear.layer for linear in linears.values()]
-        with InputCollector(linears, level) as collector:
-            outputs = self.forward(block, self.stream.hidden, until)
-            return collector.finish(), outputs
+        stream, model = self.stream, self.run.model
+        return collect_inputs(
+            model, stream, block, stream.hidden, linears, level, self.safe_point, whole
+        )
 
     def layers(self, block: int, linears: Mapping[str, LinearWeight]) -> Iterator[LinearWeight]:
         """Some of the quantized linears of `block`; report progress and check for

@@ -95,12 +95,6 @@ class DLQAT:
         judge: Judge = heldout_losses,
     ) -> None:
         heldout = calibration[:0] if heldout is None else heldout
-        if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
-            raise ConfigError(
-                f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
-                "Both must be [sequences, length], with at least one sequence.",
-                "Pass token ids and labels of the same shape.",
-            )
         linears = _planned_linears(model, plan)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, plan, str(model.device))

@@ -317,12 +317,6 @@ def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> N
     assert refused.value.field == "stored"
 
 
-def test_rows_of_odd_shape_are_refused(toy, calibration: Tensor, tmp_path: Path) -> None:
-    for labels in (calibration[:4], calibration[0]):
-        with pytest.raises(ConfigError):
-            begun(toy(), tmp_path, calibration, labels=labels, **QUICK)
-
-
 NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
 FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
 
