@@ -69,25 +69,6 @@ class StageReader(Protocol):
         """Measure it, if anything is missing; the model is given another stage then."""
 
 
-@dataclass
-class _OwnReader:
-    """Reads the held-out windows by the model itself, in the dtype of the forward passes."""
-
-    run: SDSRun
-
-    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
-        run = self.run
-        return heldout_losses(
-            run.model, windows, run.dtype, lambda _: run.safe_point(), run.new, run.config.batch
-        )
-
-    def is_missing(self, stage: SDSStage) -> bool:
-        return False
-
-    def measure(self, stage: SDSStage) -> None:
-        """Only what a job records."""
-
-
 @dataclass(frozen=True)
 class SDSResult:
     """The result of a run."""
@@ -153,7 +134,7 @@ def run_sds(
             run.settle()
         for executor in (run.statistics, run.storage):
             executor.shutdown(cancel_futures=True)
-    losses = _read_stages(run, checkpoints, reader or _OwnReader(run))
+    losses = _read_stages(run, checkpoints, reader)
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
     kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
@@ -210,7 +191,7 @@ def _begin(
 
 
 def _read_stages(
-    run: SDSRun, checkpoints: Checkpoints, reader: StageReader
+    run: SDSRun, checkpoints: Checkpoints, reader: StageReader | None
 ) -> dict[SDSStage, list[float]]:
     """Install one stage after the other, and measure each; the losses of those `judged` on the
     held-out windows, empty without windows."""
@@ -218,12 +199,23 @@ def _read_stages(
     read = judged(run.plan.stages) if len(run.heldout) else []
     for stage in run.plan.stages:
         run.safe_point()
-        missing = reader.is_missing(stage)
+        missing = reader is not None and reader.is_missing(stage)
         if missing or stage in read:
             install(run.model, checkpoints, stage)
         if stage in read:
             with run.timed("heldout"):
-                losses[stage] = reader.losses(stage, run.heldout)
+                losses[stage] = (
+                    reader.losses(stage, run.heldout)
+                    if reader
+                    else heldout_losses(
+                        run.model,
+                        run.heldout,
+                        run.dtype,
+                        lambda _: run.safe_point(),
+                        run.new,
+                        run.config.batch,
+                    )
+                )
             if not all(map(math.isfinite, losses[stage])):
                 raise ComputeError(
                     f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
@@ -232,7 +224,7 @@ def _read_stages(
                     field="precision",
                 )
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        if missing or stage in read:  # which ends the reading of this stage
+        if reader and (missing or stage in read):  # which ends the reading of this stage
             reader.measure(stage)
     return losses
 
