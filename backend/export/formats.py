@@ -16,17 +16,17 @@ from typing import Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.families.stored import together
+from backend.models.memory import WEIGHT_BYTES
 from backend.models.sources.headers import read_config
+from backend.models.sources.quantized import WORD_BITS, PackedGroup, layout_in
 from backend.models.sources.quantized import Format as Format
 from backend.models.sources.quantized import Layout as Layout
-from backend.models.sources.quantized import PackedGroup, layout_in
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,10 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
     if not choice.whole:
         return "it cannot leave single layers of a block dense"
     for rows, columns in sorted(choice.shapes):
-        if rows % WORD or columns % WORD:
-            return f"a layer of {rows} × {columns} is not a multiple of {WORD} in both dimensions"
+        if rows % WORD_BITS or columns % WORD_BITS:
+            return (
+                f"a layer of {rows} × {columns} is not a multiple of {WORD_BITS} in both dimensions"
+            )
     return ""
 
 
@@ -172,7 +174,7 @@ def check_format(format: Format, choice: ExportRequirements) -> None:
 
 def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:
     """Stored bits per quantised weight, including scales and zero-points or offsets."""
-    scale = {"float16": 16, "bfloat16": 16, "float32": 32}[stored]
+    scale = 8 * WEIGHT_BYTES[stored]
     zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
     return bits + (scale + zero) / group_size
 

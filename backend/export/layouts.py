@@ -36,15 +36,15 @@ import torch
 from torch import Tensor, nn
 
 from backend.export.formats import Layout
+from backend.models.sources.quantized import WORD_BITS
 from backend.quantization.grid import QuantizedWeight, offsets_of, zeros_of
 
-WORD = 32
-MASK = 2**WORD - 1
+MASK = 2**WORD_BITS - 1
 
 
 def words_for(count: int, bits: int) -> int:
     """Number of words for `count` codes."""
-    return math.ceil(count * bits / WORD)
+    return math.ceil(count * bits / WORD_BITS)
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
@@ -56,15 +56,15 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 [rows, columns] in 0 .. 2^bits - 1 -> int32 [rows, ceil(columns * bits / 32)]."""
     rows, columns = codes.shape
-    padded = torch.nn.functional.pad(codes, (0, -columns % WORD)).contiguous()
-    runs = padded.view(rows, -1, WORD).long()  # each becomes `bits` words
+    padded = torch.nn.functional.pad(codes, (0, -columns % WORD_BITS)).contiguous()
+    runs = padded.view(rows, -1, WORD_BITS).long()  # each becomes `bits` words
     words = runs.new_zeros(rows, runs.shape[1], bits)
-    for i in range(WORD):
-        word, shift = divmod(i * bits, WORD)
+    for i in range(WORD_BITS):
+        word, shift = divmod(i * bits, WORD_BITS)
         words[..., word] |= (runs[..., i] << shift) & MASK
-        if shift + bits > WORD:
-            words[..., word + 1] |= runs[..., i] >> (WORD - shift)
-    words = torch.where(words > MASK >> 1, words - 2**WORD, words)
+        if shift + bits > WORD_BITS:
+            words[..., word + 1] |= runs[..., i] >> (WORD_BITS - shift)
+    words = torch.where(words > MASK >> 1, words - 2**WORD_BITS, words)
     return words.int().view(rows, -1)[:, : words_for(columns, bits)].contiguous()
 
 
@@ -73,12 +73,12 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     rows, top = len(words), 2**bits - 1
     padded = torch.nn.functional.pad(words, (0, -words.shape[1] % bits)).contiguous()
     runs = padded.view(rows, -1, bits).long() & MASK
-    codes = torch.empty(rows, runs.shape[1], WORD, dtype=torch.uint8, device=words.device)
-    for i in range(WORD):
-        word, shift = divmod(i * bits, WORD)
+    codes = torch.empty(rows, runs.shape[1], WORD_BITS, dtype=torch.uint8, device=words.device)
+    for i in range(WORD_BITS):
+        word, shift = divmod(i * bits, WORD_BITS)
         code = runs[..., word] >> shift
-        if shift + bits > WORD:
-            code |= runs[..., word + 1] << (WORD - shift)
+        if shift + bits > WORD_BITS:
+            code |= runs[..., word + 1] << (WORD_BITS - shift)
         codes[..., i] = (code & top).byte()
     return codes.view(rows, -1)[:, :columns].contiguous()
 

@@ -30,14 +30,11 @@ from backend.models.families.stored import (
 )
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.headers import OPTIONS, alone, read_config, weight_files
+from backend.models.sources.quantized import PARTS
 from backend.models.sources.spec import check_unchanged
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import pack_model
 
-WEIGHT_SUFFIX = {
-    **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_packed"),
-    **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
-}
 READERS = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), from_packed),
     **dict.fromkeys(("gptq", "gptq_v2"), from_gptq),
@@ -54,7 +51,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
         raise unreadable(folder, f"{error}.") from error
-    ending = f".{WEIGHT_SUFFIX[layout.format]}"
+    ending = f".{PARTS[layout.method][0]}"
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")

@@ -22,8 +22,7 @@ from torch import Tensor
 from backend.errors import ModelError
 from backend.quantization import GridType
 from backend.quantization.bases import PLAIN, Basis, basis_from
-
-MIN_BITS, MAX_BITS = 2, 8
+from backend.quantization.config import MAX_BITS, MIN_BITS
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

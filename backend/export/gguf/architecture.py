@@ -139,8 +139,9 @@ def _obstacles(
         yield f"It scales its rotary positions ({scaling if scaling != 'default' else local})."
     if config.get("mlp_bias"):
         yield "Its feed-forward layers have biases."
-    used, usual = _activation(config), "gelu_pytorch_tanh" if name in GEMMA else "silu"
-    if used != usual:
+    usual = "gelu_pytorch_tanh" if name in GEMMA else "silu"
+    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
+    if used != usual and (name, used) != ("gemma", "gelu"):  # its old name
         yield f"Its activation is {used}, and llama.cpp's for {name} is {usual}."
     yield from _window_obstacles(name, config)
     yield from _mixture_obstacles(name, config)
@@ -149,12 +150,6 @@ def _obstacles(
     width = config["num_attention_heads"] * (config.get("head_dim") or 0)
     if name == "phi3" and width not in (0, config["hidden_size"]):
         yield "Its heads are not as wide as its hidden states together."
-
-
-def _activation(config: Mapping[str, Any]) -> str:
-    usual = "gelu_pytorch_tanh" if config["model_type"].startswith("gemma") else "silu"
-    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
-    return usual if (config["model_type"], used) == ("gemma", "gelu") else used  # its old name
 
 
 def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
