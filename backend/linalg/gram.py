@@ -68,10 +68,9 @@ def _by_panels(function: str, H: Tensor, x: Tensor) -> list[Any]:
 
 def packed(x: Tensor) -> Tensor:
     """x [tokens, in] as `tile.h` multiplies it: int32 [panels, pairs of tokens, WIDE]."""
-    if not is_fast(x) or x.dim() != 2:
-        raise ValueError(f"{x.dtype} {[*x.shape]} cannot be packed")
     library, rows, parts = _library(), x.contiguous(), torch.get_num_threads()
-    assert library is not None
+    if library is None or not is_fast(x) or x.dim() != 2:
+        raise ValueError(f"{x.dtype} {[*x.shape]} cannot be packed")
     panel = library.slimscope_gram_panel()
     words = torch.empty(-(-x.shape[1] // panel), -(-len(x) // 2), panel, dtype=torch.int32)
     shapes = rows.data_ptr(), words.data_ptr(), *x.shape, parts

@@ -61,12 +61,6 @@ def size(spec: str, config: Mapping[str, Any], *keys: str, most: int = MAX_SIZE)
     return value
 
 
-def context(spec: str, config: Mapping[str, Any]) -> int:
-    """The longest sequence in tokens; models without position embeddings may set no limit."""
-    known = any(config.get(key) is not None for key in CONTEXT)
-    return size(spec, config, *CONTEXT) if known else UNLIMITED
-
-
 def refused(spec: str, why: str, do: str = "Choose another causal language model.") -> ModelError:
     """The error for a model that nothing here can read."""
     return ModelError(f"{spec} is not supported.", why, do, field="model")
@@ -171,6 +165,8 @@ def facts_from(
     support = support_of(text, len(linears), bool(quantized))
     if quantized and support.mixture and not support.separate:
         raise refused(spec, "Its experts are packed as one tensor, which is not read.")
+    # models without position embeddings may set no limit
+    limited = any(text.get(key) is not None for key in CONTEXT)
     weights: Counter[str] = Counter()
     for tensor in tensors.values():
         weights[tensor.dtype] += tensor.elements
@@ -184,7 +180,7 @@ def facts_from(
         blocks=blocks,
         hidden=size(spec, text, *HIDDEN),
         vocabulary=size(spec, text, "vocab_size"),
-        context=context(spec, text),
+        context=size(spec, text, *CONTEXT) if limited else UNLIMITED,
         linears=linears,
         dtype=DTYPES.get(main, main),
         default_text=default_text(spec),

@@ -32,13 +32,9 @@ Values = Mapping[str, Any]  # of the header, without the name of the architectur
 Factors = Mapping[str, NDArray[np.float32]]
 
 
-class UnknownRopeError(ValueError):
-    """Rotary positions that no config of transformers describes."""
-
-
 def config_values(architecture: str, values: Values, factors: Factors) -> dict[str, Any]:
     """Entries of the config; `factors`: the tensors `rope_freqs`, `rope_factors_*` by their names.
-    Raises UnknownRopeError: transformers would compute other positions."""
+    Raises ModelError: transformers would compute other positions."""
     heads = int(values["attention.head_count"])
     width, head = int(values["embedding_length"]), int(values.get("attention.key_length", 0))
     head = head or width // heads
@@ -83,7 +79,7 @@ def _rope(values: Values, factors: Factors, head: int, rotated: int) -> dict[str
         if kind == "yarn" and original:
             rope["original_max_position_embeddings"] = int(original)
     elif kind not in ("none", "longrope"):
-        raise UnknownRopeError(f"Its rotary positions are scaled by {kind[:40]}.")
+        raise _refused(f"Its rotary positions are scaled by {kind[:40]}.")
     if "rope_factors_long" in factors:
         both = {f"{x}_factor": factors[f"rope_factors_{x}"].tolist() for x in ("short", "long")}
         rope |= {
@@ -116,7 +112,7 @@ def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
     expected = np.clip((original * theta / (2 * math.pi) - low) / (high - low), 0, 1)
     again = 1 / ((1 - expected) / most + expected)
     if not usable or not np.allclose(again, factors, rtol=TOLERANCE):
-        raise UnknownRopeError("Its rotary frequencies are scaled in a way of its own.")
+        raise _refused("Its rotary frequencies are scaled in a way of its own.")
     return {
         "rope_type": "llama3",
         "factor": most,
@@ -214,14 +210,17 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
 
 def _text(reader: GGUFReader, name: str) -> str:
     """A text of the metadata, as far as it is shown; "" where there is none."""
-    field = reader.get_field(name)
-    value = None if field is None else field.contents()
+    value = _value(reader, name)
     return one_line(value)[:MAX_TEXT] if isinstance(value, str) else ""
 
 
-def _field(reader: GGUFReader, name: str) -> Any:
+def _value(reader: GGUFReader, name: str) -> Any:
     field = reader.get_field(name)
-    value = None if field is None else field.contents()
+    return None if field is None else field.contents()
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    value = _value(reader, name)
     if not isinstance(value, int | str):
         raise _refused(f"It cannot be read as GGUF: it has no {name}.")
     return value
@@ -246,15 +245,11 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         for tensor in reader.tensors
         if tensor.name.startswith(FACTORS) and tensor.tensor_type.name == "F32"
     }
-    try:
-        more = config_values(architecture, numbers, factors)
-    except UnknownRopeError as error:
-        raise _refused(str(error)) from error
     return {
         "architectures": [ARCHITECTURES[architecture]],
         "model_type": "gemma3_text" if architecture == "gemma3" else architecture,
         **sizes,
-        **more,
+        **config_values(architecture, numbers, factors),
     }
 
 

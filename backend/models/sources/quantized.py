@@ -20,7 +20,7 @@ from backend.models.facts import EMBEDDINGS, HEADS, refused
 from backend.models.families.stored import IN_OUT, TensorHeader
 from backend.models.sources.headers import read_headers
 
-WORD_BITS = 32  # bits
+WORD_BITS = 32  # of the words that hold codes
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
