@@ -107,7 +107,7 @@ def layer_histogram(
     reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
     ordered = ordered_values(W)
-    counts, zeros, below, above = histogram(ordered, scale_of(reference).edge)
+    counts, zeros, below, above = histogram(ordered, scale_of(reference)[0])
     return LayerHistogram(counts.tolist(), len(ordered), zeros, below, above, made)
 
 

@@ -7,9 +7,8 @@ Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-
     skewness = E[z^3],  kurtosis = E[z^4] (3 for a normal distribution),  z = (w - mean) / std
 
 Statistics include exact zeros; the histogram excludes them. Its edges come from the dense tensor
-(`HistogramScale`), so that the stages of a tensor can be overlaid."""
+(`scale_of`), so that the stages of a tensor can be overlaid."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -114,20 +113,12 @@ NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
 HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
-@dataclass(frozen=True)
-class HistogramScale:
-    """Reference scale for all stages of one tensor, from the dense tensor."""
-
-    edge: float  # the histogram runs from -edge to edge
-    std: float  # standard deviation of the dense weights
-
-
-def scale_of(ordered: Tensor) -> HistogramScale:
-    """The scale of dense weights, sorted [n]: 1.5 times their larger absolute 0.1 % quantile, and
-    their standard deviation."""
+def scale_of(ordered: Tensor) -> tuple[float, float]:
+    """The scale of all stages of a tensor by its dense weights, sorted [n]: where the histogram
+    ends, 1.5 times their larger absolute 0.1 % quantile, and their standard deviation."""
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
     edge = HEADROOM * max(abs(low), abs(high))
-    return HistogramScale(edge or 1.0, _moments(ordered)[1] ** 0.5)
+    return edge or 1.0, _moments(ordered)[1] ** 0.5
 
 
 def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[float, ...]:

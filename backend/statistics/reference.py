@@ -65,7 +65,7 @@ class ReferenceTensor:
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
         self.ordered = ordered_values(dense)
-        self.scale = scale_of(self.ordered)
+        self.edge, self.std = scale_of(self.ordered)
 
     def measure(
         self,
@@ -89,8 +89,8 @@ class ReferenceTensor:
         """
         same = weight is self.dense
         ordered = self.ordered if same else ordered_values(weight)
-        edge, (counts, zeros, below, above) = self.scale.edge, histogram(ordered, self.scale.edge)
-        stats = tensor_statistics(ordered, self.scale.std)
+        edge, (counts, zeros, below, above) = self.edge, histogram(ordered, self.edge)
+        stats = tensor_statistics(ordered, self.std)
         stats |= {} if same else self._against(weight, ordered, zeros)
         figures, values = spectrum(weight) if spectral else ({}, {})
         taken = TensorSnapshot(
@@ -113,7 +113,7 @@ class ReferenceTensor:
             values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
             values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
-        values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
+        values[MAGNITUDES] = magnitude_counts(ordered, self.std).numpy().astype(np.float32)
         profiles = [
             TensorProfile(tensor, block, module, stage, name, array)
             for name, array in values.items()
@@ -127,7 +127,7 @@ class ReferenceTensor:
         figures = {
             "cosine": (W @ D / norms if norms > 0 else W.new_zeros(())).item(),
             "moved": ((W - D).norm() / D.norm().clamp_min(torch.finfo(D.dtype).tiny)).item(),
-            "distance": (ordered - self.ordered).abs_().mean().item() / (self.scale.std or 1.0),
+            "distance": (ordered - self.ordered).abs_().mean().item() / (self.std or 1.0),
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))
