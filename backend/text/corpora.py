@@ -156,6 +156,7 @@ def _c4(role: Role) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
+# with published splits; the parts of others are ours to choose
 SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
     "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
@@ -202,11 +203,6 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
             'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.',
             field,
         ) from error
-
-
-def has_splits(name: str) -> bool:
-    """Whether a corpus has published splits; the parts of others are ours to choose."""
-    return name in SPLIT_CORPORA
 
 
 def preprocessing(name: str) -> str:

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from backend.errors import ComputeError, DatasetError
 from backend.models.kv_cache import cache_name
 from backend.reporter import Reporter, stop_if_asked
-from backend.text.corpora import Role, documents, has_splits, preprocessing
+from backend.text.corpora import SPLIT_CORPORA, Role, documents, preprocessing
 
 BATCH = 16  # windows sampled at once
 
@@ -279,10 +279,10 @@ def evaluation_slice(
         return [*islice(cut_windows(texts, tokenizer, context, lambda slack: 0), count)]
 
     pool = pool_of("evaluation", POOL_FACTOR * windows)
-    if len(pool) < windows and not has_splits(corpus):
+    if len(pool) < windows and corpus not in SPLIT_CORPORA:
         pool += pool_of("calibration", windows - len(pool))
     if len(pool) < windows:
-        texts = documents(corpus, "evaluation", has_splits(corpus))
+        texts = documents(corpus, "evaluation", corpus in SPLIT_CORPORA)
         raise _too_little(texts, tokenizer, corpus, "evaluation", windows, len(pool), context)
     rows = [pool[n * len(pool) // windows] for n in range(windows)]
     return slice_of(torch.tensor(rows), tokenizer, corpus, "evaluation", 0, bool(prefix(tokenizer)))
