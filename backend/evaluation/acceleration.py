@@ -26,6 +26,8 @@ from backend.reporter import Reporter, stop_if_asked
 VALUE_BYTES = 2  # per value
 GROUPS = (4, 8)  # values of m that are tested for n:m
 MIN_FILL = 0.9  # below it the pattern may be there by chance
+Clock = Callable[[], float]
+Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy tokens
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,6 @@ def fullest(W: Tensor, group: int) -> int:
     if W.shape[1] % group:
         return group
     return int((W != 0).unflatten(1, (-1, group)).sum(-1).max())
-
-
-Clock = Callable[[], float]
-Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy tokens
 
 
 def decode_seconds(

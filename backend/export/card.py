@@ -22,7 +22,6 @@ from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 from backend.quantization import GRID_NAMES
 
 CARD = "README.md"
-OTHER = "other"
 STOCK = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this folder>"{})
@@ -99,7 +98,7 @@ def licence_note(origin: ModelOrigin) -> str:
     base = origin.base_model or "the base model"
     if not origin.licence:
         return f"The licence of {base} applies; it is not known here. Add it before you publish."
-    named = origin.name if origin.licence == OTHER and origin.name else origin.licence
+    named = origin.name if origin.licence == "other" and origin.name else origin.licence
     return f"The licence and the terms of {base} apply: {named}."
 
 

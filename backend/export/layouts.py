@@ -40,6 +40,7 @@ from backend.models.sources.quantized import WORD_BITS
 from backend.quantization.grid import QuantizedWeight, offsets_of, zeros_of
 
 MASK = 2**WORD_BITS - 1
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
 
 
 def words_for(count: int, bits: int) -> int:
@@ -146,9 +147,6 @@ def _group(targets: list[str], layout: Layout) -> dict[str, Any]:
     }
     about = {"targets": targets, "format": "pack-quantized", "input_activations": None}
     return about | {"weights": weights}
-
-
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
 
 
 def gptq_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:

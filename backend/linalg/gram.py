@@ -18,6 +18,11 @@ from backend.errors import ComputeError
 from backend.models.threads import side_by_side
 
 TOKENS = 1024  # of which a panel stays in the cache
+LEAF_SIZE = 128  # size up to which LAPACK inverts directly
+LANCZOS_STEPS, MARGIN = 16, 1.05
+DEPENDENT = 1e-5  # a new direction below this share of its vector is rounding
+TRIES, FACTOR = 4, 10.0
+Solved = TypeVar("Solved")
 
 
 def _declare(library: CDLL) -> CDLL:
@@ -76,11 +81,6 @@ def packed(x: Tensor) -> Tensor:
     shapes = rows.data_ptr(), words.data_ptr(), *x.shape, parts
     side_by_side(partial(library.slimscope_gram_pack, *shapes), range(parts))
     return words
-
-
-LEAF_SIZE = 128  # size up to which LAPACK inverts directly
-LANCZOS_STEPS, MARGIN = 16, 1.05
-DEPENDENT = 1e-5  # a new direction below this share of its vector is rounding
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -144,11 +144,6 @@ def largest_eigenvalue(H: Tensor) -> float:
         Q[i] = torch.where(new > DEPENDENT * size, v / new, 0)  # 0: nothing new is to be found
         P[i] = v = H @ Q[i] / unit
     return MARGIN * (torch.linalg.eigvalsh(Q @ P.T)[-1] * unit).item() if unit > 0 else 0.0
-
-
-TRIES, FACTOR = 4, 10.0
-
-Solved = TypeVar("Solved")
 
 
 def search_damping(

@@ -50,6 +50,8 @@ SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the larg
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
 NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them
+CHUNK_ROWS = 256  # per chunk at most, on a CPU
+L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
 def _declare(library: CDLL) -> CDLL:
@@ -102,10 +104,6 @@ def descend(
 
     side_by_side(work, [*rooms])
     return W, errors[:2]
-
-
-CHUNK_ROWS = 256  # per chunk at most, on a CPU
-L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

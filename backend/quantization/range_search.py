@@ -42,6 +42,9 @@ COARSE = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
 FINE = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best of them, for each group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
 PANEL = 2**17  # weights searched at once, to fit into a core's cache
+SHARED = 256  # inputs with one d
+LARGEST = 127  # c
+LEAST = -24  # e, of the smallest float16 number
 
 
 def search_range(
@@ -149,11 +152,6 @@ def _gradients(
     G = torch.sub(level * s, V).mul_(2 * weight)  # dE/dw
     by_scale = group_sums(G * (level - v * (1 - clipped)))
     return by_scale, -scale * group_sums(G * clipped)
-
-
-SHARED = 256  # inputs with one d
-LARGEST = 127  # c
-LEAST = -24  # e, of the smallest float16 number
 
 
 def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) -> QuantizedWeight:

@@ -41,6 +41,11 @@ from backend.quantization.config import Width
 from backend.sensitivity.allocation import Table
 
 DENSE_BITS, SCALE_BITS = 16, 16
+QKV = re.compile(r"\.[qkv]_proj$")  # one matrix in the decoder
+Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
+FIGURES = ("error", "fisher", "kl", "loss")
+LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
+ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,6 @@ class Format:
     def nbytes(self, rows: int, columns: int) -> float:
         """Bytes of a layer [rows, columns]."""
         return rows * columns * self.bits_per_weight(columns) / 8
-
-
-QKV = re.compile(r"\.[qkv]_proj$")  # one matrix in the decoder
-
-Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
-FIGURES = ("error", "fisher", "kl", "loss")
-LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
-ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
 
 
 class DecodingTimes(BaseModel, frozen=True, extra="forbid"):

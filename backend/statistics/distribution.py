@@ -20,6 +20,8 @@ from backend.statistics.tensors import BINS, QUANTILES, magnitude_edges
 
 EXACT = 2**17  # values that are sorted as they are
 PATTERNS = 2 ** (32 - DROPPED_BITS)  # of a number that has been made short
+NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
+HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
 def ascending(values: Tensor) -> Tensor:
@@ -107,10 +109,6 @@ def cutoff(ordered: Tensor, share: float) -> float:
     last = [-ordered[split - low]] if low else []
     last += [ordered[split + k - low - 1]] if k > low else []
     return max(x.item() for x in last)
-
-
-NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
-HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
 def scale_of(ordered: Tensor) -> tuple[float, float]:

@@ -25,24 +25,6 @@ SENSITIVITY = (
     "sensitivity"  # profile of a layer: `FIGURES` x formats, see `backend.sensitivity.profile`
 )
 FAN = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
-
-
-def magnitude_edges(std: float) -> np.ndarray:
-    """The 145 edges of the |w| axis, float64, in the unit of the weights."""
-    steps = np.arange((LAST_DECADE - FIRST_DECADE) * PER_DECADE + 1)
-    return (std or 1.0) * 10.0 ** (FIRST_DECADE + steps / PER_DECADE)
-
-
-def channel_profile(side: str, measure: str) -> str:
-    """The name of a profile over channels, such as "row_norm"."""
-    return f"{side}_{measure}"
-
-
-def map_profile(figure: str) -> str:
-    """The name of a profile over the cells of a matrix, such as "map_mean"."""
-    return f"map_{figure}"
-
-
 BINS = 256
 BASE_STATISTICS = frozenset(
     {  # of every tensor; see `tensor_statistics`
@@ -61,6 +43,22 @@ BASE_STATISTICS = frozenset(
     }
 )
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+
+def magnitude_edges(std: float) -> np.ndarray:
+    """The 145 edges of the |w| axis, float64, in the unit of the weights."""
+    steps = np.arange((LAST_DECADE - FIRST_DECADE) * PER_DECADE + 1)
+    return (std or 1.0) * 10.0 ** (FIRST_DECADE + steps / PER_DECADE)
+
+
+def channel_profile(side: str, measure: str) -> str:
+    """The name of a profile over channels, such as "row_norm"."""
+    return f"{side}_{measure}"
+
+
+def map_profile(figure: str) -> str:
+    """The name of a profile over the cells of a matrix, such as "map_mean"."""
+    return f"map_{figure}"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ from backend.reporter import Reporter, stop_if_asked
 from backend.text.corpora import SPLIT_CORPORA, Role, documents, preprocessing
 
 BATCH = 16  # windows sampled at once
+SHUFFLE_BUFFER = 10_000  # size of the shuffle buffer, in documents
+_PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
+POOL_FACTOR = 8
+PASSAGE = 64  # consecutive tokens that calibration and evaluation may not share
 
 
 def first_tokens(
@@ -91,12 +95,6 @@ def sample(
             done = number * BATCH * context + len(batch) * (column + 1)
             reporter.progress(done, rows.numel(), "Sampling calibration text")
     return rows
-
-
-SHUFFLE_BUFFER = 10_000  # size of the shuffle buffer, in documents
-_PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
-POOL_FACTOR = 8
-PASSAGE = 64  # consecutive tokens that calibration and evaluation may not share
 
 
 def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -28,6 +28,10 @@ from backend.training import distributed
 from backend.training.stage_store import StageStore
 
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of a parameter
+VALUE = "value/"  # prefix of what is trained, in a checkpoint
+POSITIONS = {"cpu": 32}  # judged at once; elsewhere 1024
+# logits [p, V] float32 of some positions, and which these are -> summed loss
+Judge = Callable[[Tensor, slice], Tensor]
 
 
 def cosine_decay(angle: float, floor: float = 0.0) -> float:
@@ -79,9 +83,6 @@ class ScheduledOptimizer:
             if state:
                 state["step"] = state["step"].to(parameter.device if fused else "cpu")
                 self.optimizer.state[parameter] = state
-
-
-VALUE = "value/"  # prefix of what is trained, in a checkpoint
 
 
 class DivergenceError(ComputeError):
@@ -208,13 +209,6 @@ class Trainer(ABC):
         return int(self.store.facts(name)["step"]) if self.store.holds(name) else 0
 
 
-POSITIONS = {"cpu": 32}  # judged at once
-ELSEWHERE = 1024
-
-# logits [p, V] float32 of some positions, and which these are -> summed loss
-Judge = Callable[[Tensor, slice], Tensor]
-
-
 def summed_loss(logits: Tensor, judge: Judge) -> Tensor:
     """The sum of what `judge` returns for all positions of `logits` [n, V], float32; its gradient
     can be taken once."""
@@ -227,7 +221,7 @@ class _ByParts(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, judge: Judge) -> Tensor:
         learns, total = ctx.needs_input_grad[0], logits.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(logits if learns else total)
-        count = POSITIONS.get(logits.device.type, ELSEWHERE)
+        count = POSITIONS.get(logits.device.type, 1024)
         for start in range(0, len(logits), count):
             rows = slice(start, start + count)
             part = logits[rows].detach().float().requires_grad_(learns)

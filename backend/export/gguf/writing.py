@@ -44,6 +44,7 @@ from backend.reporter import Reporter, stop_if_asked
 
 Bytes = NDArray[np.uint8]
 HALF, SIXTEEN = BLOCK // 2, 16
+EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
 
 
 def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
@@ -144,9 +145,6 @@ def _rows(*parts: Bytes) -> Bytes:
     """Parts [out, blocks, …] of the blocks, joined: [out, bytes]."""
     joined = np.concatenate(parts, axis=-1)
     return joined.reshape(len(joined), -1)
-
-
-EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ NO_TREES = {
 }
 PACKED = "Its weights are packed, and all are unpacked at once."
 EXPERTS = "Its experts are stored as other tensors than they are loaded."
-ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of every token
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,9 @@ def _decode(family: str, config: Mapping[str, Any]) -> str:
     if config.get("alibi") is True:
         return ALIBI
     types = config.get("layer_types")
-    other = [t for t in types if t not in ATTENTION] if isinstance(types, list) else []
-    if other:
-        return f"It has layers of the type {str(other[0])[:40]}, which do not cache every token."
+    for kind in types if isinstance(types, list) else ():
+        if kind not in ("full_attention", "sliding_attention"):  # with keys of every token
+            return f"It has layers of the type {str(kind)[:40]}, which do not cache every token."
     return ""
 
 

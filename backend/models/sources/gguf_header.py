@@ -30,6 +30,41 @@ TOLERANCE = 1e-3  # of the frequencies
 
 Values = Mapping[str, Any]  # of the header, without the name of the architecture
 Factors = Mapping[str, NDArray[np.float32]]
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+FACTORS = "rope_"
+MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+PHI3_MODULES = MODULES | {"ffn_up": "mlp.gate_up_proj"}
+SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "max_position_embeddings": "context_length",
+}
+ABOUT = {
+    "name": "general.name",
+    "description": "general.description",
+    "licence": "general.license",
+    "base_model": "general.base_model.0.repo_url",
+    "calibration": "quantize.imatrix.file",
+}
+MAX_TENSORS = 50_000
+MAX_TEXT = 300  # characters of a text in the metadata
 
 
 def config_values(architecture: str, values: Values, factors: Factors) -> dict[str, Any]:
@@ -120,43 +155,6 @@ def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
         "high_freq_factor": round(float(high), 4),
         "original_max_position_embeddings": int(original),
     }
-
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
-FACTORS = "rope_"
-MODULES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-PHI3_MODULES = MODULES | {"ffn_up": "mlp.gate_up_proj"}
-SIZES = {
-    "num_hidden_layers": "block_count",
-    "hidden_size": "embedding_length",
-    "max_position_embeddings": "context_length",
-}
-ABOUT = {
-    "name": "general.name",
-    "description": "general.description",
-    "licence": "general.license",
-    "base_model": "general.base_model.0.repo_url",
-    "calibration": "quantize.imatrix.file",
-}
-MAX_TENSORS = 50_000
-MAX_TEXT = 300  # characters of a text in the metadata
 
 
 class BoundedGGUFReader(GGUFReader):

@@ -26,6 +26,9 @@ MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memo
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
 SHAPE = TensorHeader((2,), "I64")  # of a tensor that holds the shape of a packed one
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
+P = ParamSpec("P")
+R = TypeVar("R")
+CONSTRUCTION = threading.RLock()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,12 +154,6 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:
     return ModelError(f"The model in {folder} cannot be read.", why, do, field="model")
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-CONSTRUCTION = threading.RLock()
 
 
 def alone(build: Callable[P, R]) -> Callable[P, R]:

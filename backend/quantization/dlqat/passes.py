@@ -30,6 +30,12 @@ from backend.reporter import REPLAY, Reporter, at_block, stop_if_asked
 from backend.training.stage_store import BlockWalk, block_name
 
 ENERGY = "energy"
+FAILURE = (
+    "quantised",
+    "Use more calibration text, or start from the rounded weights without GPTQ.",
+)
+DAMPING = 0.01  # first tried; relative to the mean energy of the inputs
+Starts = dict[str, Start]
 
 
 class RunPass(BlockWalk):
@@ -101,14 +107,6 @@ class EnergyPass(RunPass):
         self.stream.advance(hidden)
         energies = {module: x.energy.clone() for module, x in inputs.items()}
         self.run.store.save(block_name(ENERGY, block), energies)
-
-
-FAILURE = (
-    "quantised",
-    "Use more calibration text, or start from the rounded weights without GPTQ.",
-)
-DAMPING = 0.01  # first tried; relative to the mean energy of the inputs
-Starts = dict[str, Start]
 
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:

@@ -32,6 +32,7 @@ from backend.training import distributed
 from backend.training.stage_store import StageStore, block_name
 
 Start = tuple[Tensor, QuantGrid, Basis]  # weights to round [out, in], their grid and basis
+Judge = Callable[..., list[float]]  # as `heldout_losses`
 
 
 class DLQATStageStore(StageStore):
@@ -84,9 +85,6 @@ def stage_name(stage: str) -> str:
 
 def _label(name: str, file: str) -> str:
     return STAGE_LABELS.get(name.removeprefix("stage-"), name)
-
-
-Judge = Callable[..., list[float]]  # as `heldout_losses`
 
 
 @dataclass(frozen=True)

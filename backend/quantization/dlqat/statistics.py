@@ -45,6 +45,7 @@ CURVE_POINTS, STEPS_BETWEEN = 10, 2  # of curves that cost a pass over all weigh
 WORST_GROUPS = 16  # recorded weight by weight
 MAX_GROUP_SIZE = 1024  # of those
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
+AUDIT = "audit"
 
 
 def code_usage(layer: QuantizedWeight) -> Tensor:
@@ -132,9 +133,6 @@ def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
     dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
     head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
     return torch.cat([head, dense[rows, groups].float(), moved[rows, groups]], 1)
-
-
-AUDIT = "audit"
 
 
 def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:

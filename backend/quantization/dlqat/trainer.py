@@ -47,6 +47,9 @@ from backend.training import distributed
 from backend.training.trainer import DivergenceError, Trainer, cosine_decay, summed_loss
 
 Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
+WARMUP = 0.05  # share of the steps
+SAVE_EVERY = 10  # steps
+ATTEMPTS, LOWERED = 3, 0.25  # of a training, and the factor of the rate from one to the next
 
 
 def predict(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
@@ -95,11 +98,6 @@ def next_labels(run: DLQATRun, rows: Tensor) -> Tensor:
     """The label of the token behind each of training sequences [b]: [b * length]; the last has
     none."""
     return pad(run.labels[rows][:, 1:], (0, 1), value=IGNORED_LABEL).flatten()
-
-
-WARMUP = 0.05  # share of the steps
-SAVE_EVERY = 10  # steps
-ATTEMPTS, LOWERED = 3, 0.25  # of a training, and the factor of the rate from one to the next
 
 
 def rate_factor(step: int, steps: int, warmup: float = WARMUP) -> float:
