@@ -59,7 +59,7 @@ lint: $(LINTERS) ## Style, types and import directions of Python, scripts, style
 	@find ui -name '*.pyi' -delete # gradio writes stubs beside components; stale ones mislead mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/djlint --profile=jinja --check --quiet ui
-	@$(NODE) $(PRETTIER) --check --log-level warn .
+	@$(NODE) $(PRETTIER) --check --log-level warn . && $(NODE) node_modules/typescript/bin/tsc
 	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 	@$(BIN)/mypy && $(BIN)/lint-imports
 
@@ -70,8 +70,8 @@ format: $(LINTERS) ## Write every file as its formatter does
 	@git ls-files '*.cpp' '*.h' | xargs $(BIN)/clang-format -i
 
 bench: ## List the benchmarks
-	@ls benchmarks/*.py benchmarks/*/__main__.py | sed 's|/__main__||' \
-	  | sed -n 's|benchmarks/\([a-z].*\)\.py|  make bench-\1|p'
+	@grep -rl '^if __name__' benchmarks --include='*.py' --exclude-dir=peers | sort \
+	  | sed 's|/__main__||; s|benchmarks/|  make bench-|; s|/|.|; s|\.py$$||'
 
 bench-structure: $(LINTERS)
 

@@ -16,9 +16,16 @@ SYNTAX = (
     "Write a size (80MB), bits a weight (3.25bits), sparsity (50%), a loss (loss 2%) or the time "
     "of a token (6.5ms)."
 )
-PREFIX, SEARCH = "budget:", re.compile(r"search-\d{1,15}")  # allocations that mix formats
+PREFIX = "budget:"  # of an allocation that mixes formats
 
 BudgetKind = Literal["size", "bits", "sparsity", "loss", "ms"]
+RANGES: dict[BudgetKind, tuple[float, float]] = {  # what a model, a layer or a processor can have
+    "size": (1e4, 1e14),
+    "bits": (0.1, 32),
+    "sparsity": (1e-4, 0.9999),
+    "loss": (1e-4, 10),
+    "ms": (1e-3, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -37,39 +44,44 @@ class Budget:
         )
         if not found or (found[1] and found[3] != "%"):
             raise ValueError(f"{text[:40]!r} is no budget. {SYNTAX}")
-        loss, number, unit = found[1], float(found[2]), found[3]
+        number, unit = float(found[2]), found[3]
+        kind: BudgetKind = "size"
         if unit in ("bits", "ms"):
-            return cls("bits" if unit == "bits" else "ms", number)
-        if unit == "%":
-            if not 0 < number < (1000 if loss else 100):
-                raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
-            return cls("loss" if loss else "sparsity", number / 100)
-        return cls("size", number * UNITS[unit.removesuffix("b")])
+            kind = "bits" if unit == "bits" else "ms"
+        elif unit == "%":
+            kind, number = "loss" if found[1] else "sparsity", number / 100
+        else:
+            number = round(number * UNITS[unit.removesuffix("b")])
+        least, most = RANGES[kind]
+        if not least <= number <= most:
+            raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
+        return cls(kind, number)
 
     def __str__(self) -> str:
+        """The text that `parse` reads as the same budget."""
         if self.kind == "size":
-            return f"{self.value / 1e6:.10g}MB"
+            return f"{_decimal(self.value / 1e6)}MB"
         if self.kind in ("bits", "ms"):
-            return f"{self.value:.10g}{self.kind}"
-        return f"{'loss ' if self.kind == 'loss' else ''}{100 * self.value:.10g}%"
+            return f"{_decimal(self.value)}{self.kind}"
+        return f"{'loss ' if self.kind == 'loss' else ''}{_decimal(100 * self.value)}%"
+
+
+def _decimal(number: float) -> str:
+    """A number with the nine decimals that are read, without zeros at the end."""
+    return f"{number:.9f}".rstrip("0").removesuffix(".")
 
 
 def allocation(text: str, *others: str) -> str:
-    """An allocation as it is stored: one of `others`, "budget:" and a budget, or a run that has
-    searched for a mix. Raises ValueError: it is neither."""
+    """An allocation as it is stored: one of `others`, or "budget:" and a budget. Raises ValueError:
+    it is neither."""
     text = text.strip()
-    if text in others or SEARCH.fullmatch(text):
+    if text in others:
         return text
     if text.startswith(PREFIX):
         return f"{PREFIX}{Budget.parse(text.removeprefix(PREFIX))}"
     raise ValueError(f"{text[:40]!r} is no allocation. Write {', '.join(others)} or budget:50%.")
 
 
-def is_mixed(text: str) -> bool:
-    """Whether an allocation gives each layer a format of its own."""
-    return text.startswith(PREFIX) or bool(SEARCH.fullmatch(text))
-
-
 def budget_of(text: str) -> Budget | None:
-    """The budget of an allocation; None of others."""
+    """The budget of an allocation that gives each layer a format of its own; None of others."""
     return Budget.parse(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None

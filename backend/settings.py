@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LEAST_TOKEN = 16  # characters
@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     host: str = Field(default_factory=lambda: "0.0.0.0" if space_host() else "127.0.0.1")
     port: int = Field(7860, ge=0, le=65535)
     names: tuple[str, ...] = Field(default_factory=lambda: tuple(filter(None, [space_host()])))
+    # where many visitors come from one address, such as a room behind a router
+    room_networks: tuple[IPvAnyNetwork, ...] = ()
     host_token: SecretStr = SecretStr("")  # made anew at each start where it is needed
     examples: bool = True  # add the runs that come with the package
 
@@ -135,6 +137,11 @@ class Settings(BaseSettings):
     def shared(self) -> bool:
         """Whether other people can reach the dashboard, so that a host has to show a token."""
         return bool(self.host_token.get_secret_value()) or not is_loopback(self.host)
+
+    @property
+    def names_guests(self) -> bool:
+        """Whether guests may do anything, so that each needs a name."""
+        return bool(self.guest_runs or self.guest_answers)
 
     @property
     def url(self) -> str:

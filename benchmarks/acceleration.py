@@ -19,7 +19,6 @@ import json
 import sys
 from copy import deepcopy
 from statistics import median
-from time import process_time
 
 import torch
 from rich.console import Console
@@ -28,16 +27,14 @@ from torch import nn
 
 from backend.decoding.benchmark import MedianRange
 from backend.decoding.native.weights import NativeLinear
-from backend.evaluation.acceleration import decode_seconds, sizes
-from backend.models.blocks import all_linears
+from backend.evaluation.acceleration import sizes
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.models.loading import load
 from backend.pruning.pattern import Pattern
-from backend.quantization.packed_linear import to_bfloat16
-from backend.reporter import SilentReporter
 from backend.text.chat_template import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
 from benchmarks.decoding import prune
-from benchmarks.shared.timing import timed
+from benchmarks.shared.timing import decode_seconds, timed
 from jobs.evaluation.acceleration import decoders_of
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -86,10 +83,8 @@ def main() -> None:
     prompt = prompt_ids(benchmark_prompts(BUILT_IN, 1)[0].text, dense.tokenizer)
     for model in models.values():
         to_bfloat16(model)
-    decoders, decoder = decoders_of([*models.values()], asked.tokens)
-    seconds = decode_seconds(
-        decoders, prompt, asked.tokens, asked.repeats, SilentReporter(), process_time
-    )
+    decoders, decoder = decoders_of([*models.values()])
+    seconds = decode_seconds(decoders, prompt, asked.tokens, asked.repeats)
     speeds = {
         name: MedianRange.of([asked.tokens / s for s in taken])
         for name, taken in zip(models, seconds, strict=True)

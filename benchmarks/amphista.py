@@ -45,8 +45,8 @@ from backend.decoding.benchmark import (
 )
 from backend.decoding.cost_model import CostModel, measure_costs
 from backend.decoding.draft_tree import NoDraft, Proposer, grow, walked_lengths
-from backend.decoding.llama_cpp import LlamaCppDecoder
 from backend.decoding.native.model import decoding_dtype
+from backend.decoding.peers import LlamaCppDecoder
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adapted import FIT_TOKENS

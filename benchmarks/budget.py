@@ -2,12 +2,11 @@
 
     slimscope submit profile --model smollm2-135m --wait
     make bench-budget ARGS="--profile profile-0001 --bits 2.75 3.25 4.25 --sparsity 50"
-    make bench-budget ARGS="--profile profile-0001 --bits 3.25 --random 30 --candidates folder"
+    make bench-budget ARGS="--profile profile-0001 --bits 3.25 --random 30"
     make bench-budget ARGS="--profile profile-0001 --kquants Q2_K Q3_K_M"
 
 Every mix is built alike, by GPTQ in groups of 64 on symmetric grids or by SparseGPT: block after
-block on the inputs that the blocks before it, compressed, give, as runs do; with --candidates from
-layers that are made once, in that folder, on the inputs of the dense model: rougher and faster.
+block on the inputs that the blocks before it, compressed, give, as runs do.
 Ratios are of perplexities on the same test windows, with the 95 % interval of a paired bootstrap.
 Allocations:
 
@@ -15,8 +14,7 @@ Allocations:
     error        by the output error of a layer alone, relative
     fisher       by the Fisher estimate
     measured     by the measured divergence, others scaled to it
-    search       what a search from the Fisher estimate's mix finds (with --candidates)
-    owl          sparsity by OWL's shares of outliers (without)
+    owl          sparsity by OWL's shares of outliers
 
 Budgets of quality and time, --loss and --ms, have no uniform mix. --clock times a token of each mix
 in the native decoder, too, beside what the profile predicts.
@@ -49,12 +47,10 @@ from rich.table import Table
 from torch import Tensor
 
 from backend.budget import Budget
-from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
 from backend.models.sources.catalogue import materialise
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.profile import Format, SensitivityProfile, spearman
-from backend.sensitivity.search import MixSearch
 from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama
 from benchmarks.shared.mixes import SILENT, Formats, Trial
@@ -78,8 +74,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=["uniform", "error", "fisher"])
     parser.add_argument("--formats", type=parsed, default=parsed(FORMATS), help="in a mix")
     parser.add_argument("--random", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5, help="of a search")
-    parser.add_argument("--candidates", type=Path, help="folder of layers that are made once")
     parser.add_argument("--rows", type=Path, default=Path("budget.jsonl"))
     parser.add_argument("--calibration", default="auto")
     parser.add_argument("--text", default="auto", help="that is measured on")
@@ -109,7 +103,7 @@ class Comparison:
         **said: Any,
     ) -> None:
         given = self.trial.given
-        said |= {"mix": mix, "seed": given.seed, "once": bool(given.candidates)}
+        said |= {"mix": mix, "seed": given.seed}
         found = next((x for x in self.rows if said.items() <= x.items()), None)
         if not found:
             start = time.process_time()
@@ -132,17 +126,14 @@ class Comparison:
         """One row for each allocation."""
         trial, formats = self.trial, self.trial.formats(budget.kind == "sparsity")
         judge = self.solver("fisher", self.profile.formats)
-        once, kind = bool(trial.given.candidates), budget.kind
-        same = kind not in ("loss", "ms")
-        fits = {"uniform": same, "search": once and same, "owl": kind == "sparsity" and not once}
+        kind = budget.kind
+        fits = {"uniform": kind not in ("loss", "ms"), "owl": kind == "sparsity"}
         for by in (x for x in trial.given.only if fits.get(x, True)):
             if by == "owl":
                 self.row(f"{label}, owl", partial(trial.by_owl, f"{100 * budget.value:g}%"))
                 continue
             if by == "uniform":
                 mix = judge.mix(self.uniform(formats, budget))
-            elif by == "search":
-                mix = self.search(budget, formats)
             else:
                 mix = self.solver(by, (*formats, *EMBEDDING_FORMATS)).solve(budget)
             self.build(f"{label}, {by}", mix, judge)
@@ -195,32 +186,6 @@ class Comparison:
             return high if more else low
 
         return {x.name: chosen(x.block) if x.block >= 0 else outside for x in layers}
-
-    def search(self, budget: Budget, formats: Sequence[Format]) -> Mix:
-        """What a search from the Fisher estimate's mix finds on held-out windows."""
-        trial, solver = self.trial, self.solver("fisher", (*formats, *EMBEDDING_FORMATS))
-        mixed = trial.assembled
-        mixed.take({x.name: Format() for x in solver.profile.layers})
-        with torch.no_grad():
-            dense = [
-                trial.model(input_ids=row).logits[0].log_softmax(-1).half()
-                for row in trial.heldout.split(1)
-            ]
-        found = MixSearch(
-            mixed,
-            solver,
-            budget,
-            trial.heldout,
-            dense,
-            8,
-            trial.given.seed,
-            Checkpoints(trial.given.candidates / str(budget)),
-            SILENT,
-            dict(solver.solve(budget).formats),
-        )
-        mix = found.run(60 * trial.given.minutes)
-        print(f"{found.generation} generations, {found.taken} improvements", flush=True)
-        return mix
 
     def llama(self, folder: Path) -> None:
         """llama.cpp's files of the model, and mixes of the same bytes."""
@@ -277,11 +242,7 @@ def main() -> None:
     if given.kquants:
         with TemporaryDirectory() as folder:
             comparison.llama(Path(folder))
-    alike = [
-        x
-        for x in comparison.rows
-        if x["seed"] == given.seed and x["once"] == bool(given.candidates)
-    ]
+    alike = [x for x in comparison.rows if x["seed"] == given.seed]
     Console(width=130).print(table(alike))
     if random := [x for x in alike if ", random " in x["mix"]]:
         measured = np.array([np.mean(x["losses"]) - np.mean(alike[0]["losses"]) for x in random])

@@ -43,12 +43,12 @@ from backend.compiler import NATIVE
 from backend.decoding.draft_tree import chain
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
-from backend.models.blocks import all_linears
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.models.loading import load
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import has_codes, pack_model
+from backend.quantization.packed_linear import pack_model
 from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
 from benchmarks.shared.timing import timed
@@ -85,15 +85,15 @@ class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
-        self._target = target = TargetModel(model, native=False)
-        if flags:
-            target.native = NativeModel(model, tuple(flags.split()))
+        native = NativeModel(model, tuple(flags.split())) if flags else False
+        self._target = target = TargetModel(model, native)
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
-        target.prefill(context, self._cache)
+        target.read(context, self._cache)
         self.bytes = target.native.layout.size if target.native else _bytes(model)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        return self._target.verify(tokens, chain(len(tokens) - 1), self._cache)[1]
+        tree = chain(len(tokens) - 1) if len(tokens) > 1 else None
+        return self._target.read(tokens, self._cache, tree, len(tokens))[1]
 
     def write(self, first: int, number: int) -> list[int]:
         written = [first]
@@ -173,9 +173,9 @@ def quantized(model: PreTrainedModel, bits: int | Mapping[str, int]) -> PreTrain
         grid = minmax_grid(weight.view(len(weight), -1, GROUP), own, "symmetric")
         layers[name] = QuantizedWeight(grid, grid.codes(weight).byte())
     packed = deepcopy(model)
-    left = pack_model(packed, layers)
-    if unread := [name for name in left if not has_codes(packed.get_submodule(name))]:
-        sys.exit(f"Not read as codes: {unread}")
+    to_bfloat16(packed)
+    if lost := pack_model(packed, layers):
+        sys.exit(f"Not read as codes: {lost}")
     return packed
 
 
@@ -205,7 +205,6 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
         "transformers generate, bf16": lambda: Transformers(model, context),
         "PyTorch loop, bf16": lambda: Ours(model, context),
         "native, bf16": lambda: Ours(model, context, chosen.flags),
-        "PyTorch loop, int4": lambda: Ours(quantized(whole, 4), context),
         **{
             f"native, {name}": lambda bits=bits: Ours(quantized(whole, bits), context, chosen.flags)
             for name, bits in {**widths, "mix": MIX}.items()

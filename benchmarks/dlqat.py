@@ -24,18 +24,16 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from backend.evaluation.acceleration import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.writing import layer_tensors
-from backend.models.blocks import all_linears
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import to_bfloat16
 from backend.quantization.range_search import search_range
-from backend.reporter import SilentReporter
 from benchmarks.decoding import quantized
 from benchmarks.shared import memory
+from benchmarks.shared.timing import decode_seconds
 from jobs.evaluation.acceleration import decoders_of
 
 WAYS = ("peft LoRA", "peft DoRA", "DL-QAT")
@@ -170,10 +168,8 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     dense = build("113m")
     packed = quantized(dense, 4)
     to_bfloat16(dense)
-    decoders, _ = decoders_of([dense, packed], tokens)
-    seconds = decode_seconds(
-        decoders, list(range(64)), tokens, rounds, SilentReporter(), process_time
-    )
+    decoders, _ = decoders_of([dense, packed])
+    seconds = decode_seconds(decoders, list(range(64)), tokens, rounds)
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     rates = [tokens / median(s) for s in seconds]
     return {"dense": rates[0], "packed": rates[1], "speed-up": median(ratios)}

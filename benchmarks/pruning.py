@@ -3,7 +3,7 @@
 Every measurement is a process of its own. Rounds go through all of them in turn, so that a noisy
 minute hits each alike; the table shows medians and, for times, the ratio to the plain algorithm.
 
-make bench-pruning ARGS="--llmcompressor /path/to/its/bin/python"
+make bench-pruning
 make bench-pruning ARGS="--model smollm2-135m --rounds 1 --only '^(plain|slimscope) sparsegpt 50%'"
 """
 
@@ -55,7 +55,6 @@ WAYS = [
     Way("sds", "sparsegpt", "50%", "bf16"),
     Way("sds-tested", "sparsegpt", "50%", "bf16"),
 ]
-PEERS = [Way("llmcompressor", "sparsegpt", "50%"), Way("llmcompressor", "wanda", "50%")]
 
 
 def arguments() -> argparse.Namespace:
@@ -63,18 +62,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="25m", choices=[*CALIBRATION])
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--only", default="", help="a pattern for what is measured")
-    parser.add_argument("--llmcompressor", help="a Python that has llm-compressor installed")
     parser.add_argument("--folder", type=Path, help="where the model and the text are kept")
     return parser.parse_args()
 
 
-def measure(way: Way, folder: Path, peer: str | None) -> Figures:
+def measure(way: Way, folder: Path) -> Figures:
     """The figures of one process."""
     words = [way.tool, way.method, way.pattern, way.precision]
-    python = peer if way.tool == "llmcompressor" and peer else sys.executable
     alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [python, "-m", "benchmarks.peers.one", str(folder), *words],
+        [sys.executable, "-m", "benchmarks.peers.one", str(folder), *words],
         env={**os.environ, **alone},
         stdout=subprocess.PIPE,
         text=True,
@@ -137,15 +134,14 @@ def cell(rounds: list[Figures], plain: list[Figures], name: str) -> tuple[str, s
 
 def main() -> None:
     chosen = arguments()
-    ways = [*WAYS, *(PEERS if chosen.llmcompressor else [])]
-    ways = [way for way in ways if re.search(chosen.only, str(way))]
+    ways = [way for way in WAYS if re.search(chosen.only, str(way))]
     found: dict[Way, list[Figures]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as scratch:
         folder = (chosen.folder or Path(scratch)).resolve()
         bytes_a_token = set_up(chosen.model, folder)
         for _ in range(chosen.rounds):
             for way in ways:
-                found[way].append(measure(way, folder, chosen.llmcompressor))
+                found[way].append(measure(way, folder))
     segments, tokens = CALIBRATION[chosen.model]
     text = f"{chosen.model}, {segments} segments of {tokens} tokens, median of {chosen.rounds}"
     Console(width=140).print(text, table(found, bytes_a_token))

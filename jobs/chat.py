@@ -1,28 +1,66 @@
 """Asking in the playground: what may be asked, what a conversation goes on with, and the request of
-each side to the API. Authors are hidden until the vote; votes make the leaderboard."""
+each side to the API. Authors are hidden until the vote."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.errors import ConfigError, ConflictError
-from backend.evaluation.preferences import Comparison, Rating, ratings
+from backend.decoding.limits import MIN_PENALTY, Temperature
+from backend.errors import ConfigError, ConflictError, ModelError, for_field
+from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.queue import conversations
+from backend.models.memory import RUNTIME, check_memory, memory_available, weight_memory
+from backend.options import option
+from backend.queue import conversations, gate
 from backend.queue.actor import Actor
-from backend.queue.conversations import BAD, MAX_TURNS, TIE, Turn, all_votes
+from backend.queue.conversations import MAX_TURNS, Turn
 from backend.queue.permissions import require_asking
-from backend.queue.rate_limit import count_answer, count_change
 from backend.store.session import writing
-from jobs.generate.kind import NAME, GenerateJob, chat_body
+from jobs.fields.drafters import GenerationSide, read_sides
+from jobs.fields.models import decodable_model, saved_config
+from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
+from jobs.kind import JobConfig
+from jobs.limits import require_context
 from jobs.serving.openai_format import ChatBody
-from jobs.submit import checked
+from jobs.submit import parse_config
 
 SEEDS = 2**31
+STOPS = "|"
+RENAMED = {"max_new_tokens": "max_tokens", "chat": "chat_template"}  # setting -> field of a body
+MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
 ELSEWHERE = ("prompt", "sides", "threads", "device")  # fields that are no setting of a chat
-MIN_VOTES = 10  # votes, below which a leaderboard says little
+
+
+class ChatSettings(JobConfig):
+    """Prompt, models and sampling."""
+
+    prompt: str = option(title="Prompt", min_length=1, max_length=8000, lines=4)
+    """Sent to every selected model."""
+    sides: str = option(
+        DEFAULT_MODEL, "Models and drafters", min_length=1, max_length=1000, many=True
+    )
+    """1–4 models, compressed runs or Amphista drafters."""
+    system: str = option("", "System prompt", max_length=4000, lines=3)
+    """Tells the models how to answer."""
+    max_new_tokens: NewTokens = option(96, ge=1, le=4096)
+    temperature: Temperature = option(0.0, "Temperature", ge=0, le=5)
+    """0: greedy decoding."""
+    top_k: int = option(0, "Top-k", ge=0, le=10**6, advanced=True)
+    """Samples from the k likeliest tokens. 0: from all."""
+    top_p: float = option(1.0, "Top-p", gt=0, le=1, advanced=True)
+    """Samples from the smallest set of tokens with this total probability."""
+    repetition_penalty: float = option(
+        1.0, "Repetition penalty", ge=MIN_PENALTY, le=10, advanced=True
+    )
+    """1: none. Each draft token is penalised by its own path."""
+    stop: str = option("", "Stop strings", max_length=300, advanced=True)
+    """Strings that end a response, separated by |"""
+    chat: bool = option(True, "Chat template", advanced=True)
+    """Applies the model's chat template, if it has one."""
+    nodes: TreeSize = option(0, unit="nodes", advanced=True)
+    lookup: bool = option(False, "Prompt lookup first")
+    """Prompt-lookup decoding: draft by n-gram match in the context; fall back to the drafter."""
+    precision: Precision = "auto"
 
 
 def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None = None) -> int:
@@ -30,16 +68,16 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     than the prompt `after`, it begins a conversation; after one that failed, it takes its place.
 
     Args:
-        values: of a `GenerateJob`.
+        values: of `ChatSettings`.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not ask, or not so often.
         ConflictError: the prompt before is still being answered.
         SlimscopeError: it cannot be answered; `field` says where it is wrong.
     """
-    count_answer(actor, spend=False)
-    config, _ = checked(NAME, values)
-    assert isinstance(config, GenerateJob)
+    gate.count_answer(actor, spend=False)
+    config = parse_config(ChatSettings, values)
+    _require_answerable(config)
     sides = [*read_names(config.sides)]
     before = conversations.turns_to(after) if after else []
     if before and (before[0].names != sides or before[0].conversation.blind != blind):
@@ -55,8 +93,8 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
     letters = len(config.system) + len(config.prompt) + sum(map(_letters, before))
     require_asking(actor, letters, config.max_new_tokens)
-    count_change(actor)
-    count_answer(actor)
+    gate.changes.spend(actor)
+    gate.count_answer(actor)
     settings = config.model_dump(mode="json", exclude={*ELSEWHERE})
     with writing(durable=True) as session:
         if before:
@@ -66,6 +104,24 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         return conversations.add_prompt(
             session, conversation, parent, config.prompt, settings, actor.signature
         ).id
+
+
+def _require_answerable(config: ChatSettings) -> None:
+    """Raise `SlimscopeError` if one of the models cannot answer, or is too large for the memory."""
+    models = [_facts(side, config) for side in read_sides(config.sides)]
+    shortest = min(models, key=lambda facts: facts.context)
+    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
+    largest = max(models, key=weight_memory)
+    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
+    check_memory(needed, memory_available(), largest.title)
+
+
+def _facts(side: GenerationSide, config: ChatSettings) -> ModelFacts:
+    """Facts of the model that decodes for a side, whose drafter exists; errors name `sides`."""
+    if side.drafter:
+        saved_config(side.drafter, side.name, "sides")
+    with for_field("sides", ModelError):
+        return decodable_model(side.model, config.precision, "sides").facts
 
 
 def ask_again(number: int, actor: Actor) -> int:
@@ -95,7 +151,14 @@ def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
         said.append({"role": "user", "content": turn.prompt.text})
         said.append({"role": "assistant", "content": turn.answers[side].text})
     said.append({"role": "user", "content": turns[-1].prompt.text})
-    return chat_body(turns[-1].prompt.settings, turns[-1].names[side - 1], said)
+    settings = turns[-1].prompt.settings
+    system = str(settings.get("system", ""))
+    values = {RENAMED.get(name, name): value for name, value in settings.items()}
+    kept = {name: value for name, value in values.items() if name in ChatBody.model_fields}
+    first = [{"role": "system", "content": system}] if system.strip() else []
+    stop = [*filter(None, str(settings.get("stop", "")).split(STOPS))]
+    about = {"model": turns[-1].names[side - 1], "messages": [*first, *said], "stop": stop}
+    return ChatBody.model_validate(kept | about | {"stream": True, "details": True})
 
 
 def _letters(turn: Turn) -> int:
@@ -131,32 +194,3 @@ def vote(number: int, choice: int, actor: Actor) -> None:
     `conversations.cast` does."""
     turns = conversations.turns_to(number)
     conversations.cast(number, choice, is_hidden(turns, actor.name), actor)
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """Ratings of models by blind votes; `seen`: further votes, whose voters saw the names."""
-
-    ratings: list[Rating]
-    votes: int
-    seen: int
-
-
-def leaderboard() -> Leaderboard:
-    stored = all_votes()
-    blind = [each for each in stored if each.blind]
-    pairs = [pair for each in blind for pair in _pairs([*read_names(each.sides)], each.choice)]
-    return Leaderboard(ratings(pairs), len(blind), len(stored) - len(blind))
-
-
-def _pairs(names: list[str], choice: int) -> Iterator[Comparison]:
-    """What a vote says of each pair: the winner beats all others, between which it says nothing;
-    a tie, or all bad, makes all of them equal."""
-    if choice in (TIE, BAD):
-        for one, other in combinations(names, 2):
-            yield Comparison(one, other, 0.5)
-    elif choice <= len(names):
-        winner = names[choice - 1]
-        for n, other in enumerate(names, 1):
-            if n != choice:
-                yield Comparison(winner, other, 1.0)

@@ -127,7 +127,7 @@ class KeyFigure:
 
 
 def capitalized(stage: str) -> str:
-    """The name of a stage as words: "side-1" is "Side-1"."""
+    """The name of a stage as words: "head-1" is "Head-1"."""
     return stage.replace("_", " ").capitalize()
 
 
@@ -140,7 +140,6 @@ class Kind:
             config that cannot work.
         plan: the class of the plans that `requirements` makes, where it makes any.
         run: "module:function" of the work, imported only by a job's process.
-        follow: the same of what the other processes do, where a run may train on several.
         order: place among the kinds.
         recipes: algorithm -> field values that run it and nothing else; the first are the defaults.
         notes: recipe -> what it does, in a few words.
@@ -174,7 +173,6 @@ class Kind:
     requirements: Callable[[Any], Requirements]
     run: str
     plan: type[Plan] | None = None
-    follow: str = ""
     order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)
     stage_label: Callable[[str], str] = capitalized
@@ -210,7 +208,7 @@ class Kind:
 
 
 def load_work(name: str) -> Callable[..., Any]:
-    """Import "module:function", such as the `run` or `follow` of a kind: `run(config, context)`."""
+    """Import "module:function", such as the `run` of a kind: `run(config, context)`."""
     module, _, function = name.partition(":")
     gc.disable()  # nothing that torch, transformers and Gradio import is garbage: a second less
     try:

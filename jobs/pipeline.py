@@ -249,7 +249,7 @@ def _queue_steps(
             )
         )
         if step.alone:
-            labels.tag([made[-1].run], [ALONE], actor)
+            labels.edit([made[-1].run], actor, add=[ALONE])
         if step.saves == MODEL:
             model, drafters = made[-1].run, []
         elif step.saves:

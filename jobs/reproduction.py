@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from backend.errors import SlimscopeError
 from backend.live.address import WORKBENCH
-from backend.queue import permissions, rate_limit, service
+from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
 from backend.queue.launcher import VARIABLES
 from backend.store import queries
@@ -50,7 +50,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     often; ConfigError: the config is none any more."""
     old = queries.job(run)
     permissions.require_adding(actor)
-    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
+    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")

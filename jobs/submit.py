@@ -5,18 +5,17 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.models import memory
-from backend.queue import permissions, rate_limit, service
+from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
 from jobs.fields.models import needed_runs
-from jobs.fields.processes import ProcessesConfig
 from jobs.kind import Estimate, JobConfig, Kind, kind_named
 from jobs.limits import gpu_count, require_device, require_disk
 from jobs.runtime.duration import estimate_seconds
@@ -39,6 +38,7 @@ WORDS = {  # type of a validator's error -> what it says
     "literal_error": "It must be {expected}",
     "extra_forbidden": "There is no such setting",
 }
+Config = TypeVar("Config", bound=JobConfig)
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
@@ -52,18 +52,21 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())
-    processes = config.processes if isinstance(config, ProcessesConfig) else 1
     seconds, basis = estimate_seconds(
-        kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
+        kind.name, needs.model, flops, needs.timed_seconds, config.device
     )
     needed = sum(needs.memory.values())
     return Estimate(**vars(needs), seconds=seconds, bytes=needed, basis=basis)
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
+    """The config of a kind made of these values; raises what `parse_config` does."""
+    return parse_config(kind_named(kind).config, values)
+
+
+def parse_config(config: type[Config], values: Mapping[str, Any]) -> Config:
     """The config made of these values; raises `ConfigError` for the first field at fault, with the
     `others`."""
-    config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
@@ -143,7 +146,7 @@ def submit(
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     permissions.require_adding(actor)
-    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
+    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     run = new_run(config, cost, after)
     return service.enqueue(kind, run, actor, name=name, priority=priority, cost=cost, known=known)

@@ -22,7 +22,7 @@ from typing import Any
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.metric_key import MetricKey
-from backend.queue import permissions, rate_limit, service
+from backend.queue import gate, permissions, service
 from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store.queries import StoredResult
@@ -160,7 +160,7 @@ def queue(
     RateLimitError: the actor may not, or not so often; SlimscopeError: one of the runs cannot be
     carried out; `field` says where it is wrong."""
     permissions.require_adding(actor)
-    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
+    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     runs = [*map(new_run, made.configs, made.estimates)]
     return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=made.estimate)

@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 from backend.errors import ConfigError, RateLimitError, SlimscopeError
 from backend.queue.actor import is_unnamed, reject
-from backend.queue.rate_limit import client_network
+from backend.queue.gate import client_network
 from ui.security.auth import current_user
 
 POLL_SECONDS = 0.02

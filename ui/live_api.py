@@ -4,21 +4,23 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from backend.errors import ForbiddenError, SlimscopeError
 from backend.models.facts import ModelFacts
+from backend.queue import gate
 from backend.queue.actor import Actor
 from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
-from backend.queue.rate_limit import count_preview
 from jobs.serving.client import ended
 from jobs.serving.live.requests import (
     PREFIX,
     SILENT_S,
     ExportBody,
     LiveBody,
+    StateBody,
     TensorBody,
     live_memory,
     require_live,
@@ -29,6 +31,7 @@ from ui.openai_api import forwarded
 from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
+CHANGE = "change a model live"
 NOT_OPENED = "Guests may change the models that a host has opened on this page."
 _opened: set[str] = set()  # by hosts, since the dashboard was started
 
@@ -54,21 +57,19 @@ def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
 
 def _require_opened(actor: Actor, *models: str) -> None:
     """Raise `ForbiddenError` for a guest who may not ask, or not about these models."""
-    action = "change a model live"
-    require(actor, action, may_not_ask(actor))
+    require(actor, CHANGE, may_not_ask(actor))
     if actor.role != "host" and not _opened.issuperset(models):
-        raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
+        raise ForbiddenError(f"{actor.name} may not {CHANGE}.", NOT_OPENED, ASK)
 
 
-Answer = Callable[[Request, Actor], Coroutine[Any, Any, Response]]
-
-
-def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+def _guarded(
+    answer: Callable[[Request, Actor], Coroutine[Any, Any, Response]],
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     async def guarded(request: Request) -> Response:
         try:
             actor = current_user(request)
             if actor.role != "host":
-                count_preview(actor)
+                gate.previews.spend(actor)
             return await answer(request, actor)
         except SlimscopeError as error:
             response = error_response(error)
@@ -80,13 +81,13 @@ def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response
 
 async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
-    body = read_fields(LiveBody, await request.body())
+    body = await run_in_threadpool(read_fields, LiveBody, await request.body())
     _require_opened(actor, *_named(body))
     require_asking(actor, body.letters, body.tokens)
     return await _forwarded(request, actor, "answer", body)
 
 
-def _named(body: LiveBody | TensorBody | ExportBody) -> list[str]:
+def _named(body: StateBody) -> list[str]:
     """The models it is about."""
     return [body.model, *filter(None, [getattr(body, "against", "")])]
 
@@ -104,9 +105,7 @@ async def export(request: Request, actor: Actor) -> Response:
     return await _forwarded(request, actor, "export", read_fields(ExportBody, await request.body()))
 
 
-async def _forwarded(
-    request: Request, actor: Actor, name: str, body: LiveBody | TensorBody | ExportBody
-) -> Response:
+async def _forwarded(request: Request, actor: Actor, name: str, body: StateBody) -> Response:
     """The response of the process."""
     error = ended()
     last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}

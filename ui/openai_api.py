@@ -2,21 +2,20 @@
 answers. What streams passes through piece by piece, as fast as the client reads."""
 
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from backend.errors import NotFoundError, OverloadError, SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
+from backend.queue.gate import count_answer, place_of_answer
 from backend.queue.permissions import GUEST_TOKENS, require_asking
-from backend.queue.rate_limit import count_answer
-from backend.settings import settings
 from jobs.serving.client import EventStream, ended, sent, unless_gone
 from jobs.serving.openai_format import (
     ENDPOINTS,
@@ -32,9 +31,7 @@ from ui.runs.choices import answering
 from ui.security.auth import current_user
 from ui.security.middleware import TURN
 
-OF_A_GUEST = 4  # answers at the same time
 GONE = Response(status_code=499)  # nobody reads it
-_guests: Counter[str] = Counter()  # answers that guests are given now, by their names
 
 
 def routes() -> list[Route]:
@@ -73,7 +70,7 @@ def failure(error: SlimscopeError, status: int = 0) -> Response:
 async def generate(request: Request) -> Response:
     actor = current_user(request)
     try:
-        body = read_body(request.url.path, await request.body())
+        body = await run_in_threadpool(read_body, request.url.path, await request.body())
         if actor.role != "host":
             body.usual_tokens = GUEST_TOKENS
         tokens = body.usual_tokens if body.limit is None else body.limit
@@ -137,31 +134,14 @@ async def answered(
     `silent_s`: see `sent`.
 
     Raises:
-        OverloadError: guests have as many answers as they may.
+        OverloadError: the visitor, its address or all together have as many answers as they may.
         SlimscopeError: the process does not answer.
     """
     if turn := request.scope.get(TURN):
         await turn.aclose()
-    with _place(actor):
-        async with AsyncExitStack() as opened:
-            begun = opened.enter_async_context(sent(path, content, actor, silent_s))
-            yield await unless_gone(request, begun)
-
-
-@contextmanager
-def _place(actor: Actor) -> Iterator[None]:
-    if actor.role == "host":
-        yield
-        return
-    most, every = settings().guest_answers, _guests.total()
-    if every >= most or _guests[actor.name] >= OF_A_GUEST:
-        why = f"Guests are given {every} answers now, you {_guests[actor.name]} of them."
-        raise OverloadError("It is not your turn.", why, retry_after_s=5, before=every)
-    _guests[actor.name] += 1
-    try:
-        yield
-    finally:
-        _guests[actor.name] -= 1
+    async with place_of_answer(actor), AsyncExitStack() as opened:
+        begun = opened.enter_async_context(sent(path, content, actor, silent_s))
+        yield await unless_gone(request, begun)
 
 
 async def passed_on(response: httpx.Response, last: Row) -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
 """Finished runs that come with the package, so that a first visit has something to see: exported
 without weights, packed with xz. They are named after their kind, such as sds-example and
 sds-example-2, are read-only, and can be deleted and restored like any other run. Reports about them
-come and go with them."""
+and a recorded conversation with their models come and go with them."""
 
 import json
 import lzma
@@ -12,14 +12,16 @@ from tempfile import TemporaryDirectory
 from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
-from backend.queue import removal, reports
+from backend.queue import conversations, removal, reports
 from backend.queue.actor import Actor
+from backend.queue.conversations import Turn
 from backend.queue.reports import ReportBlock
 from backend.store import queries
+from backend.store.session import writing
 from backend.store.tables import EXAMPLE, Job
 
 FOLDER = Path(__file__).parent / "example_runs"
-PACKED, REPORTS = ".tar.xz", "reports.json"
+PACKED, REPORTS, CONVERSATION = ".tar.xz", "reports.json", "conversation.json"
 PACKAGE = Actor("slimscope", "host")  # who adds them
 
 
@@ -42,6 +44,7 @@ def install_examples(check: Check) -> list[Job]:
     """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`."""
     if added := _add_missing(check):
         _write_reports()
+        _write_conversation()
     return added
 
 
@@ -49,6 +52,8 @@ def remove_examples(actor: Actor) -> list[Job]:
     removed = removal.remove([run for run in bundled() if _known(run)], actor)
     for number in _reports().values():
         reports.delete_report(number, actor)
+    if turn := recorded_turn():
+        conversations.remove(turn.number, actor)
     return removed
 
 
@@ -60,6 +65,7 @@ def restore_examples(actor: Actor, check: Check) -> list[Job]:
     restored = removal.restore([r for r in known if r not in purged], actor)
     added = _add_missing(check)
     _write_reports()
+    _write_conversation()
     return [*restored, *added]
 
 
@@ -84,6 +90,26 @@ def _write_reports() -> None:
     for title, blocks in bundled_reports().items():
         if title not in there:
             reports.create_report(title, PACKAGE, blocks)
+
+
+def recorded_turn() -> Turn | None:
+    """The recorded prompt and its answers, written one after the other; None if deleted."""
+    return conversations.first_turn(PACKAGE.name)
+
+
+def _write_conversation() -> None:
+    if recorded_turn():
+        return
+    stored = json.loads((FOLDER / CONVERSATION).read_text("utf-8"))
+    asked, settings, author = stored["prompt"], stored["settings"], PACKAGE.name
+    with writing(durable=True) as session:
+        begun = conversations.begin(stored["sides"], False, PACKAGE, session)
+        prompt = conversations.add_prompt(session, begun.id, None, asked, settings, author)
+        begun.created_at = prompt.at = stored["at"]
+        for side, rows in enumerate(stored["answers"], 1):
+            pieces = [text for row in rows for text, _ in row.get("tokens", ())]
+            text = "".join([*pieces, rows[-1]["rest"]])
+            conversations.save_answer(prompt, side, text, rows, session)
 
 
 def _known(run: str) -> bool:

@@ -159,14 +159,6 @@ class EventRow(StoredRow):
     text: Note
 
 
-class VoteRow(StoredRow):
-    table: Literal["votes"] = "votes"
-    voter: Name
-    choice: Annotated[int, Field(ge=-1, le=8)]
-    blind: bool
-    at: Moment
-
-
 class MetricPointRow(StoredRow):
     table: Literal["metric_points"] = "metric_points"
     family: Family
@@ -270,7 +262,6 @@ AnyRow = Annotated[
     JobRow
     | AttemptRow
     | EventRow
-    | VoteRow
     | MetricPointRow
     | ResultRow
     | StepTimeRow

@@ -18,33 +18,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from statistics import mean, median
-from typing import Protocol
+from typing import TypeAlias
 
-import torch
-
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import Path, Proposer
-from backend.decoding.engine import PARTS, DecodeStep, LapTimer, decode
+from backend.decoding.peers import PlainDecoder
+from backend.decoding.serving.loop import decode
+from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
 from backend.reporter import Reporter, stop_if_asked
 
 VANILLA = "vanilla"
 
 
-class Decoder(Protocol):
-    """An arm: whatever decodes greedily, step by step."""
-
-    device: torch.device
-    proposer: Proposer
-
-    def decode(
-        self, prompt: Sequence[int], limit: int, ends: Collection[int]
-    ) -> Iterator[DecodeStep]:
-        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
-
-
 class TargetDecoder:
-    """A target model verifies what a proposer drafts."""
+    """A target model verifies what a proposer drafts; decodes greedily, step by step."""
 
     def __init__(self, target: TargetModel, proposer: Proposer) -> None:
         self.device, self.proposer, self._target = target.device, proposer, target
@@ -52,7 +40,10 @@ class TargetDecoder:
     def decode(
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
-        return decode(self._target, self.proposer, prompt, Acceptance(Sampling()), limit, ends)
+        return decode(self._target, self.proposer, prompt, limit, ends)
+
+
+Decoder: TypeAlias = TargetDecoder | PlainDecoder  # an arm
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:

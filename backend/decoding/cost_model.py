@@ -8,13 +8,13 @@ break-even of a size is the tau at which the speed-up is 1, the denominator. A t
 alone needs no draft and breaks even at 1: where drafting does not pay, nothing is drafted.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from backend.decoding.draft_tree import DynamicTree, Growth, Proposer, chain, expected_length
-from backend.decoding.engine import LapTimer
 from backend.decoding.target_model import TargetModel
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -28,6 +28,25 @@ LARGEST_COST = 2.0  # of a pass over the largest tree, in passes over one token
 USUAL_SPEED_UP = 1.5
 HIGHEST = 0.5  # chance a node is asked for: what is measured on a busy machine may ask for 1
 NEAR = 0.97  # share of the highest speed-up that counts as equal to it
+
+
+class LapTimer:
+    """A stopwatch; synchronises with the GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait = device.type == "cuda"
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._wait:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the start."""
+        now = self._now()
+        passed, self._last = now - self._last, now
+        return passed
 
 
 @dataclass(frozen=True)
@@ -102,12 +121,12 @@ def measure_costs(
     cache = target.new_cache(length + max(sizes))
     ids = [n % target.vocabulary for n in range(1, length + 1)]
     seconds = {n: list[float]() for n in sizes}
-    hidden, _ = target.prefill(ids, cache)
+    hidden, _ = target.read(ids, cache)
     drafts: list[float] = []
     for turn in range(repeats + 1):  # the first is a warm-up
         for nodes in sizes:
             clock = LapTimer(target.device)
-            target.verify(ids[:1] * nodes, chain(nodes - 1), cache)
+            target.read(ids[:1] * nodes, cache, chain(nodes - 1) if nodes > 1 else None, nodes)
             seconds[nodes].append(clock.lap())
             cache.rewind(length)
         if proposer:

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ MAX_NODES = 256  # maximum number of nodes
 
 class Tree:
     """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
-    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too. `mask`:
+    `ancestors` in bytes.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -67,6 +68,7 @@ class Tree:
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
             self._ancestors[node] |= self._ancestors[parent]
+        self.mask = self._ancestors.byte()
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -94,25 +96,10 @@ class Tree:
         return nodes[::-1]
 
 
-class TreePolicy(Protocol):
-    """Selection of draft tokens: `nodes` at most, with the root, from `ranks` candidates after
-    each."""
-
-    @property
-    def nodes(self) -> int: ...
-
-    @property
-    def ranks(self) -> int: ...
-
-    def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
-        """The paths of `depth` whose children are wanted, by the chances of those drafted."""
-
-    def tree(self, chances: Mapping[Path, float]) -> Tree:
-        """The tree to verify; its paths are among `chances`."""
-
-
 class StaticTree:
-    """The same tree at every step."""
+    """The same tree at every step: of `nodes` with the root, from `ranks` candidates after each.
+    `inner`: the paths of a depth whose children are wanted, by the chances of those drafted;
+    `tree`: the tree to verify."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree, self.nodes, self.ranks, self.paths = tree, len(tree), tree.ranks, tree.paths
@@ -148,6 +135,9 @@ class DynamicTree:
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
         return Tree(self._likely(chances))
+
+
+TreePolicy: TypeAlias = StaticTree | DynamicTree  # what is drafted at a step
 
 
 @lru_cache(maxsize=64)

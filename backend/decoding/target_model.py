@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from backend.compiler import CompilerError
 from backend.decoding.draft_tree import Tree, chain
-from backend.decoding.native.cache import DecodingCache, NativeCache
-from backend.decoding.native.families import LONG, stable_context, unsupported
-from backend.decoding.native.model import NativeModel
+from backend.decoding.native.cache import CacheBlock, CacheBlocks, DecodingCache
+from backend.decoding.native.families import LONG, head_size, stable_context, unsupported
+from backend.decoding.native.library import BLOCK
+from backend.decoding.native.model import NativeModel, Read, Segment
 from backend.errors import ModelError
 from backend.models.families.logits import LogitTransform
 from backend.models.kv_cache import (
@@ -36,24 +36,23 @@ from backend.models.kv_cache import (
     sliding_window,
     use_grouped,
 )
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import PackedLinear, unpack_model
 
 KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
-MASKS = 16  # of trees, kept; a policy may choose another tree at every step
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
 COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
 Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
-Read = tuple[Tensor, Tensor]  # hidden states and logits
 
 
 class TargetModel:
-    """A model that verifies trees, with the native decoder where `native` and that supports it.
-    Raises ModelError: it cannot verify trees; says why.
+    """A model that verifies trees, with the native decoder where `native` and that supports it, or
+    with a given one, which is not compared with it and goes on beyond the context; for PyTorch its
+    packed weights are expanded. Raises ModelError: it cannot verify trees; says why.
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
@@ -62,11 +61,10 @@ class TargetModel:
         decoder: what decodes, in words.
     """
 
-    def __init__(self, model: PreTrainedModel, native: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, native: bool | NativeModel = True) -> None:
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self._cache = cache_name(model)
         refuse_unfit(model)
-        use_grouped(model, self.device)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
         stable = stable_context(config)
@@ -78,12 +76,17 @@ class TargetModel:
         self.transform = LogitTransform.of(config)
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
-        self._masks: dict[Tree, Tensor] = {}
         self.native: NativeModel | None = None
         self.decoder = "PyTorch"
+        if isinstance(native, NativeModel):
+            self.native, self.decoder = native, f"native ({native.instructions})"
+            self.context = stable
+            return
+        use_grouped(model, self.device)
         if native:
             self._use_native()
         if self.native is None:
+            unpack_model(model)
             check_tree(self)
 
     def _use_native(self) -> None:
@@ -98,10 +101,23 @@ class TargetModel:
         except (CompilerError, ModelError) as error:
             self.native, self.decoder = None, f"PyTorch; {error}"
 
-    def new_cache(self, capacity: int) -> DecodingCache:
-        """An empty cache for `capacity` tokens, including those of a tree."""
+    @property
+    def block_size(self) -> int:
+        """Bytes of keys and values of `BLOCK` tokens."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return 2 * self.layers * heads * head_size(config) * BLOCK * self.dtype.itemsize
+
+    def new_cache(
+        self,
+        capacity: int,
+        blocks: CacheBlocks | None = None,
+        held: Sequence[CacheBlock] = (),
+    ) -> DecodingCache:
+        """An empty cache for `capacity` tokens, including those of a tree; a native one may begin
+        with the tokens of the blocks `held`, and counts those it adds in `blocks`."""
         if self.native:
-            return self.native.new_cache(capacity)
+            return self.native.new_cache(capacity, blocks, held)
         return PreallocatedCache(self.layers, capacity)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -138,41 +154,62 @@ class TargetModel:
         mixed = len(set(types)) > 1
         return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
-    def prefill(self, tokens: Sequence[int], cache: DecodingCache) -> Read:
-        """Append a prompt: its hidden states [P, d], and the logits [1, V] after it."""
-        ids = torch.tensor(tokens, device=self.device)
-        if isinstance(cache, NativeCache):
-            assert self.native is not None
-            before = self.native.read(ids[:-1], cache)
-            last, logits = self.native.forward(ids[-1:], cache, read_out=1)
-            return torch.cat([before, last]), logits
-        hidden = self.hidden(ids[None], cache)[0]
-        return hidden, self.logits(hidden[-1:])
+    def read(
+        self,
+        tokens: Sequence[int],
+        cache: DecodingCache,
+        tree: Tree | None = None,
+        read_out: int = 1,
+    ) -> Read:
+        """A pass over one segment; see `run`."""
+        return self.run([Segment(cache, tokens, tree, read_out)])[0]
 
-    def verify(self, tokens: Sequence[int], tree: Tree, cache: DecodingCache) -> Read:
-        """Append the tokens of a tree: hidden states [n, d] and logits [n, V] at its nodes."""
-        ids = torch.tensor(tokens, device=self.device)
-        places = cache.length + torch.tensor(tree.depths, device=self.device)
-        positions = places.clamp(max=self.context - 1)  # tokens beyond are never kept
-        if isinstance(cache, NativeCache):
-            assert self.native is not None
-            visible = tree.ancestors() if len(tree) > 1 else None
-            return self.native.forward(ids, cache, positions, visible, len(tree))
-        mask = self._visible(tree, places, cache.length) if len(tree) > 1 else None
-        hidden = self.hidden(ids[None], cache, positions[None], mask)[0]
-        return hidden, self.logits(hidden)
+    def run(self, segments: Sequence[Segment]) -> list[Read]:
+        """Append segments to their caches: of each the hidden states [n, d], and the logits
+        [read_out, V] of its last tokens. PyTorch has one pass for all that append a single token,
+        and one for each of the others."""
+        if self.native:
+            return self.native.run(segments)
+        single = [x for x in segments if len(x.ids) == 1 and x.cache.length]
+        if len(single) < 2:
+            return [self._read(segment) for segment in segments]
+        stacked = dict(zip(map(id, single), self._append(single), strict=True))
+        return [stacked.get(id(segment)) or self._read(segment) for segment in segments]
+
+    def _read(self, segment: Segment) -> Read:
+        cache, tree, positions, mask = segment.cache, segment.tree, None, None
+        assert isinstance(cache, PreallocatedCache)
+        if tree:
+            places = cache.length + torch.tensor(tree.depths, device=self.device)
+            positions = places.clamp(max=self.context - 1)[None]  # those beyond are not kept
+            mask = self._visible(tree, places, cache.length)
+        ids = torch.tensor([segment.ids], device=self.device)
+        hidden = self.hidden(ids, cache, positions, mask)[0]
+        return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
+
+    def _append(self, segments: Sequence[Segment]) -> list[Read]:
+        """One token each."""
+        caches = [x.cache for x in segments if isinstance(x.cache, PreallocatedCache)]
+        lengths = torch.tensor([cache.length for cache in caches], device=self.device)
+        stack = StackedCache.of(caches, lengths)
+        columns = torch.arange(int(lengths.max()) + 1, device=self.device)
+        distance = (lengths[:, None] - columns)[:, None, None]
+        mask = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
+        mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
+        visible = self.windowed(mask, distance >= self.window) if self.window else mask
+        ids = torch.tensor([segment.ids for segment in segments], device=self.device)
+        hidden = self.hidden(ids, stack, lengths[:, None], visible)
+        for cache in caches:
+            cache.rewind(cache.length + 1)
+        logits = self.logits(hidden[:, 0])
+        return [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(segments)]
 
     def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
         """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
         [n] behind as many tokens, which all of them see."""
-        own = self._masks.get(tree)
-        if own is None:
-            if len(self._masks) >= MASKS:
-                self._masks.clear()
-            own = torch.zeros(1, 1, len(tree), len(tree), dtype=self.dtype)
-            own.masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
-            own = self._masks[tree] = own.to(self.device)
-        mask = pad(own, (length, 0))
+        mask = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
+        mask[..., length:].masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
+        mask = mask.to(self.device)
         if self.window is None or mask.shape[-1] <= self.window:
             return mask
         columns = torch.cat([torch.arange(length, device=self.device), places])
@@ -220,10 +257,10 @@ def _tree_error(target: TargetModel) -> tuple[float, float]:
     drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
     context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
     cache = target.new_cache(size)
-    target.prefill(context, cache)
-    logits = target.verify(tokens, PROBE, cache)[1]
+    target.read(context, cache)
+    _, logits = target.read(tokens, cache, PROBE, len(PROBE))
     cache.rewind(PROBE_CONTEXT)
-    ignored = target.verify(tokens, chain(len(PROBE) - 1), cache)[1]
+    _, ignored = target.read(tokens, cache, chain(len(PROBE) - 1), len(PROBE))
     paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
     ids = [torch.tensor([path], device=target.device) for path in paths]
     expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
@@ -251,7 +288,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 def packed_weights(module: nn.Module) -> dict[str, Tensor]:
     """Name -> dense weight of every layer on packed weights, which have no weight parameter."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
-    return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
+    return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from backend.decoding.draft_tree import Path, Tree, TreePolicy
 from backend.decoding.native.cache import DecodingCache
-from backend.decoding.native.top_k import top_k
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adaptation import ClonedLayer, final_norm, plain_linear, use_native
 from backend.drafters.registry import Drafter, Embed
@@ -223,7 +222,6 @@ class AdaptedDrafter(Drafter):
         self.reader = plain_linear(self.read_out, self.read_bias)
         self.split_blocks()
         use_native(self, target)
-        self.top_k = top_k  # type: ignore[method-assign]
         return True
 
     def split_blocks(self) -> None:

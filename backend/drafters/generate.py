@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import measure_costs
 from backend.decoding.draft_tree import (
     DraftTokens,
@@ -27,8 +27,8 @@ from backend.decoding.draft_tree import (
     TreePolicy,
     best_tree,
 )
-from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookupFirst
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.registry import Drafter
@@ -161,11 +161,11 @@ def generate(
         drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
     usual = target.model.generation_config
     penalty = getattr(usual, "repetition_penalty", None) or 1.0  # as in transformers
-    rule = Acceptance(sampling or Sampling(repetition_penalty=penalty))
+    sampling = sampling or Sampling(repetition_penalty=penalty)
     if ends is None:
         own = getattr(usual, "eos_token_id", None)
         ends = own if isinstance(own, list) else [] if own is None else [own]
-    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, frozenset(ends))
+    steps = decode(target, drafter, _one(prompt), max_new_tokens, ends, sampling)
     for number, step in enumerate(steps):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)

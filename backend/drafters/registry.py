@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from backend.decoding.acceptance import most_likely
 from backend.decoding.draft_tree import Path, Tree, TreePolicy
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.target_model import TargetModel
@@ -87,16 +88,10 @@ class Drafter(nn.Module, ABC):
 
     def candidates(self, slots: Tensor, ranks: int) -> list[list[tuple[int, float]]]:
         """The `ranks` most likely tokens of each slot [n, d], best first: ids and probabilities."""
-        logits = self.logits(slots).float()
-        best = self.top_k(logits, min(ranks, logits.shape[-1]))
+        logits = self.logits(slots)
+        best = most_likely(logits, min(ranks, logits.shape[-1]))
         chances, ids = best[0].exp().tolist(), self.vocabulary[best[1]].tolist()
         return [list(zip(*pair, strict=True)) for pair in zip(ids, chances, strict=True)]
-
-    @staticmethod
-    def top_k(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and places of the `ranks` largest logits of each row [n, v]."""
-        best = logits.topk(ranks)
-        return best.values - logits.logsumexp(-1, keepdim=True), best.indices
 
     def head(self, slots: Tensor) -> Tensor:
         """W [..., d] (+ b), before the logits are scaled and capped."""

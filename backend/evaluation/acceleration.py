@@ -1,6 +1,6 @@
-"""Measured size and speed of a compressed model.
+"""Size of the weights of a compressed model in real sparse storage formats.
 
-In real sparse storage formats, for a matrix of N weights, K of them nonzero, with 16-bit values:
+For a matrix of N weights, K of them nonzero, with 16-bit values:
 
     dense     2 N
     bitmask   2 K + N / 8                      one bit per weight marks the nonzero values
@@ -9,25 +9,17 @@ In real sparse storage formats, for a matrix of N weights, K of them nonzero, wi
 The bitmask is smaller than dense above 1/16 zeros. n:m stores n values of every group, including
 zeros in groups with fewer than n nonzero values; 2:4 takes 2 index bits per value, 9/16 of dense. A
 model counts as n:m with the n of its fullest group, if at least `MIN_FILL` of the stored values are
-nonzero. Row indices, headers and padding are not counted.
+nonzero. Row indices, headers and padding are not counted."""
 
-Speed is tokens per second of greedy decoding on this machine at batch size 1, without the
-prefill."""
-
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from backend.reporter import Reporter, stop_if_asked
-
 VALUE_BYTES = 2  # per value
 GROUPS = (4, 8)  # values of m that are tested for n:m
 MIN_FILL = 0.9  # below it the pattern may be there by chance
-Clock = Callable[[], float]
-Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy tokens
 
 
 @dataclass(frozen=True)
@@ -77,34 +69,3 @@ def fullest(W: Tensor, group: int) -> int:
     if W.shape[1] % group:
         return group
     return int((W != 0).unflatten(1, (-1, group)).sum(-1).max())
-
-
-def decode_seconds(
-    decoders: Sequence[Decoder],
-    prompt: Sequence[int],
-    tokens: int,
-    repeats: int,
-    reporter: Reporter,
-    clock: Clock = time.perf_counter,
-) -> list[list[float]]:
-    """Seconds to decode `tokens` tokens after a prompt, for each decoder and repeat.
-
-    They alternate; one extra warm-up round is not counted. `clock`: seconds; a token is on the
-    processor when it is read. Raises CancelledError: cancellation was requested."""
-    rounds = []
-    for number in range(1 + repeats):
-        reporter.progress(number, 1 + repeats, "Measuring speed")
-        rounds.append([_decoded(each, prompt, tokens, reporter, clock) for each in decoders])
-    return [list(seconds) for seconds in zip(*rounds[1:], strict=True)]
-
-
-def _decoded(
-    decoder: Decoder, prompt: Sequence[int], tokens: int, reporter: Reporter, clock: Clock
-) -> float:
-    stream = decoder(prompt)
-    next(stream)  # prefill
-    begun = clock()
-    for _ in range(tokens):
-        stop_if_asked(reporter)
-        next(stream)
-    return clock() - begun

@@ -24,7 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from backend.compiler import CompilerError
 from backend.decoding.benchmark import same_start
 from backend.decoding.native.families import stable_context, unsupported
-from backend.decoding.native.model import NativeModel, Segment
+from backend.decoding.native.model import NativeModel
+from backend.decoding.serving.loop import answers
+from backend.decoding.serving.request import GenerationRequest
+from backend.decoding.target_model import TargetModel
 from backend.models.block_forward import NewBatches, after_blocks, each_logits
 from backend.models.block_offload import is_streamed
 from backend.models.kv_cache import greedy
@@ -47,44 +50,20 @@ class NativeText:
     def __init__(self, model: PreTrainedModel, length: int) -> None:
         if why := _refusal(model, length):
             raise ValueError(why)
-        self.model, self._native = model, NativeModel(model, sparse=False)
+        self.model, self.native = model, NativeModel(model, sparse=False)
         self.config, self.generation_config = model.config, model.generation_config
-        self.instructions = self._native.instructions
-        self.hidden = torch.empty(1, 0, self._native.width, dtype=torch.bfloat16)
+        self.instructions = self.native.instructions
+        self.hidden = torch.empty(1, 0, self.native.width, dtype=torch.bfloat16)
 
     def logits(self, ids: Tensor) -> Tensor:
         """Of token ids [L], each after those before it: [1, L, V] float32."""
-        cache = self._native.new_cache(len(ids))
-        passes = [self._native.forward(x, cache, read_out=len(x)) for x in ids.split(TOKENS)]
-        # joined with nothing, the logits of most texts, which are one pass, would be copied
-        hidden, logits = (
-            passes[0] if len(passes) == 1 else map(torch.cat, zip(*passes, strict=True))
-        )
+        hidden, logits = self.native.read_text(ids, TOKENS)
         self.hidden = hidden[None]
         return logits[None]
 
-    def greedy(
-        self, prompts: Sequence[Sequence[int]], ends: Collection[int], limit: int
-    ) -> Iterator[tuple[int, int]]:
-        """The likeliest tokens behind each of `prompts` up to one of `ends`: number of the prompt
-        and token, in turn, as one pass reads the weights for all."""
-        caches = {n: self._native.new_cache(len(ids) + limit) for n, ids in enumerate(prompts)}
-        given = [*map(list, prompts)]
-        for _ in range(limit):
-            if not caches:
-                return
-            segments = [Segment(cache, given[n], read_out=1) for n, cache in caches.items()]
-            likeliest = self._native.forward_segments(segments)[1].argmax(-1).tolist()
-            for n, token in zip([*caches], likeliest, strict=True):
-                given[n] = [token]
-                if token in ends:
-                    del caches[n]
-                else:
-                    yield n, token
-
     def head(self, hidden: Tensor) -> Tensor:
         """The logits [1, n, V] of `hidden` [1, n, d]: those of the pass they come from."""
-        return self._native.logits(hidden[0])[None]
+        return self.native.logits(hidden[0])[None]
 
 
 TextModel: TypeAlias = PreTrainedModel | NativeText
@@ -131,9 +110,15 @@ def passes(
 def written(
     model: TextModel, prompts: Sequence[Sequence[int]], ends: Collection[int], limit: int
 ) -> Iterator[tuple[int, int]]:
-    """See `NativeText.greedy`; PyTorch writes one text after the other."""
+    """The likeliest tokens behind each of `prompts` up to one of `ends`: number of the prompt and
+    token. The native decoder writes all texts in turn, as one pass reads the weights for all;
+    PyTorch writes one after the other."""
     if isinstance(model, NativeText):
-        return (yield from model.greedy(prompts, ends, limit))
+        requests = [GenerationRequest(tuple(p), limit, ends=frozenset(ends)) for p in prompts]
+        target = TargetModel(model.model, model.native)
+        for number, step in answers(target, requests):
+            yield from ((number, token) for token in step.tokens if token not in ends)
+        return
     for number, prompt in enumerate(prompts):
         tokens = takewhile(lambda token: token not in ends, greedy(model, prompt))
         yield from ((number, token) for token in islice(tokens, limit))

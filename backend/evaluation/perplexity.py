@@ -31,7 +31,6 @@ class Perplexity:
     """Perplexity of a model on a text."""
 
     value: float  # the perplexity
-    nll: float  # nats per predicted token
     bits_per_byte: float  # bits per UTF-8 byte of predicted text
     stderr: float | None  # standard error of `value` over windows; None for a single window
     tokens: int  # predicted tokens
@@ -97,7 +96,6 @@ def perplexity(
     value = math.exp(min(nll, 700.0))  # exp overflows a float64 above 709
     return Perplexity(
         value=value,
-        nll=nll,
         bits_per_byte=nll * tokens / math.log(2) / max(text.utf8_bytes, 1),
         stderr=None if spread is None else value * spread,
         tokens=tokens,

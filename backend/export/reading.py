@@ -1,5 +1,5 @@
 """Read and check a folder of packed weights, of Slimscope (`writing.export`) or others: as codes,
-as a dense model, or as a model that runs on packed weights."""
+as a dense model, or as one whose codes the native decoder reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from backend.decoding.native.model import obstacle
 from backend.errors import ModelError
 from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.layouts import from_awq, from_gptq, from_packed
 from backend.models.block_offload import check_finite, tied_names
-from backend.models.blocks import turned
 from backend.models.facts import ModelFacts, text_config
-from backend.models.families.experts import ExpertList, split_experts
+from backend.models.families.experts import split_experts
 from backend.models.families.stored import (
     EXPERTS,
     SEPARATE,
@@ -32,8 +32,9 @@ from backend.models.sources.cache import Say, silent
 from backend.models.sources.headers import OPTIONS, alone, read_config, weight_files
 from backend.models.sources.quantized import PARTS
 from backend.models.sources.spec import check_unchanged
+from backend.printable import readable_bytes
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
-from backend.quantization.packed_linear import pack_model
+from backend.quantization.packed_linear import RUN, expand, pack_model
 
 READERS = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), from_packed),
@@ -140,18 +141,19 @@ def _inconsistent(name: str, why: str) -> ModelError:
 @alone
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """Load a folder as a model on packed weights, in bfloat16, on the CPU. Layers that the int4
-    operator does not support are dense; `say` gets the reasons. `ModelError` if it is damaged or
-    not finite."""
+    """Load a folder in bfloat16, on the CPU: as codes where the native decoder runs it, else
+    expanded. `say` gets what is not read as codes, and why. `ModelError` if it is damaged or not
+    finite."""
     model, layers = _opened(folder, torch.bfloat16)
-    dense = pack_model(model, layers)
-    for module in model.modules():
-        if isinstance(module, ExpertList):  # what is dense still is a view that keeps its storage
-            for parameter in module.fused[0].parameters():
-                parameter.data = parameter.data.new_empty(0)
-    for why in dict.fromkeys(dense.values()):
-        count = sum(each == why for each in dense.values())
-        say(f"{count} of {len(layers)} layers run dense: {why}.")
+    if why := obstacle(model):
+        expanded = sum(2 * x.codes.numel() for x in layers.values())
+        packed = sum((1 + x.grid.bits / 8) * x.codes.numel() for x in layers.values())
+        sizes = f"{readable_bytes(expanded)} of memory instead of {readable_bytes(packed)}"
+        say(f"Packed weights are expanded to 16 bits, {sizes}. {why}")
+        expand(model, layers)
+    elif lost := pack_model(model, layers):
+        why = f"the native decoder reads codes in groups of a multiple of {RUN}"
+        say(f"{len(lost)} of {len(layers)} layers are decoded in 16 bits: {why}.")
     return model.eval()
 
 
@@ -161,9 +163,7 @@ def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
     exactly s (q - z). `ModelError` if it is damaged or not finite."""
     model, layers = _opened(folder, dtype)
-    for name, layer in layers.items():
-        module = model.get_submodule(name)
-        module.get_parameter("weight").copy_(turned(module, layer.dense()))
+    expand(model, layers)
     model.config.use_cache = False
     return model.eval()
 

@@ -4,19 +4,20 @@
     model        pruner    quantizer  formats     layers in order: number of a format, times
 
 The model may be left out: then it is the one there is. Formats are spelled as everywhere, but for
-% (p), : (of) and + (and)."""
+% (p), : (of) and + (and). The Workbench writes addresses (`assets/scripts/workbench/formats.js`);
+here they are read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from backend.errors import ConfigError
+from backend.models.families.stored import LinearShape
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.sensitivity.profile import Format
@@ -63,27 +64,14 @@ def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
         return None
 
 
-def address_of(state: LiveState, identity: str) -> str:
-    """The address of a state of the model of that identity."""
-    known = list(dict.fromkeys(state.formats.values()))
-    runs = []
-    for number, same in groupby(map(known.index, state.formats.values())):
-        times = len([*same])
-        runs.append(f"{number}x{times}" if times > 1 else str(number))
-    spelled = "_".join(map(str, known))
-    for sign, letters in SPELLING.items():
-        spelled = spelled.replace(sign, letters)
-    return "~".join((identity, state.pruner, state.quantizer, spelled, "_".join(runs)))
-
-
-def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
-    """The state at an address. `identity`, `layers`: of the model it should belong to. Raises
-    ConfigError: it is no address, belongs to another model, or names methods or formats that are
-    not there."""
+def state_at(address: str, layers: Sequence[LinearShape], identity: str | None = None) -> LiveState:
+    """The state at an address. `layers`, `identity`: of the model it should belong to, of any
+    version by default. Raises ConfigError: it is no address, belongs to another model, names
+    methods or formats that are not there, or a layer cannot be stored so."""
     parts = address.split("~") if re.fullmatch(PLAIN, address[: LONGEST + 1]) else []
     if len(parts) != 5 or len(address) > LONGEST:
         _refuse("It is no address of a state.")
-    if parts[0] not in ("", identity):
+    if identity is not None and parts[0] not in ("", identity):
         _refuse("It belongs to another model, or another version of this one.")
     if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
         _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")
@@ -102,7 +90,10 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
         chosen += [known[int(found[1])]] * int(found[2] or 1)
     if len(chosen) != len(layers):
         _refuse(strange)
-    return LiveState(dict(zip(layers, chosen, strict=True)), parts[1], parts[2])
+    for layer, form in zip(layers, chosen, strict=True):
+        form.require_fit(layer.name, layer.columns, layer.block < 0)
+    names = (layer.name for layer in layers)
+    return LiveState(dict(zip(names, chosen, strict=True)), parts[1], parts[2])
 
 
 def _refuse(why: str) -> NoReturn:

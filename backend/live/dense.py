@@ -42,7 +42,6 @@ from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import DLQATConfig
 from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
-from backend.quantization.packed_linear import has_codes
 from backend.quantization.plan import QuantSettings, embedding_search
 from backend.quantization.range_search import quantize_embedding
 from backend.sensitivity.profile import Format
@@ -84,10 +83,6 @@ class KeptTables:
         while self.nbytes > self.room and len(self._kept) > 1:
             self.nbytes -= self._kept.pop(next(iter(self._kept))).nbytes
         return table
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.nbytes = 0
 
 
 class CalibrationWalk:
@@ -178,9 +173,9 @@ class DenseModel:
         # Read at any time: while a block runs on other weights, its modules hold those.
         self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
-        if len(self.outside) == len(self.layers) or any(map(has_codes, model.modules())):
-            why, do = "Its layers are quantised already, or no linear ones.", "Choose a dense one."
-            raise ModelError("The model cannot be changed live.", why, do, "model")
+        if len(self.outside) == len(self.layers):
+            what, why = "The model cannot be changed live.", "Its blocks have no linear layers."
+            raise ModelError(what, why, "Choose another model.", "model")
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
@@ -220,14 +215,7 @@ class DenseModel:
         except ValueError as error:
             what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
             raise ConfigError(what, str(error), do, "formats") from error
-        columns, why = self.weight(name).shape[1], ""
-        if not read.fits(columns):
-            why = f"It does not divide its {columns} inputs."
-        elif read.pattern and name in self.outside:
-            why = "Embedding and head are rounded only, as in a run."
-        if why:
-            what, do = f"{name} cannot be stored as {read}.", "Choose another format for it."
-            raise ConfigError(what, why, do, "formats")
+        read.require_fit(name, self.weight(name).shape[1], name in self.outside)
         return read
 
     def score_of(self, pruner: str) -> Score:

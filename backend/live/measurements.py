@@ -19,7 +19,7 @@ from backend.calibration.heldout import token_nll
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
 from backend.live.dense import DenseModel
-from backend.live.model import DENSE, LiveModel, Making
+from backend.live.model import DENSE, LiveModel
 from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
 from backend.statistics.distribution import histogram, ordered_values, scale_of
@@ -86,38 +86,23 @@ def traced_losses(
         yield block, difference
 
 
-@dataclass(frozen=True)
-class LayerHistogram:
-    """A layer on the scale of its dense weights: `counts` in bins, of all `n` weights the exact
-    `zeros`, and those `below` and `above` the bins; how it was `made`."""
-
-    counts: list[int]
-    n: int
-    zeros: int
-    below: int
-    above: int
-    made: Making
-
-
 def layer_histogram(
-    dense: DenseModel, name: str, weights: LiveWeight, made: Making
-) -> LayerHistogram:
-    """The histogram of a layer with these weights."""
+    dense: DenseModel, name: str, weights: LiveWeight
+) -> tuple[Tensor, int, int, int]:
+    """The histogram of a layer with these weights, on the scale of its dense ones, as
+    `backend.statistics.distribution.histogram` counts it."""
     key = "ordered", name
     reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
-    ordered = ordered_values(W)
-    counts, zeros, below, above = histogram(ordered, scale_of(reference)[0])
-    return LayerHistogram(counts.tolist(), len(ordered), zeros, below, above, made)
+    return histogram(ordered_values(W), scale_of(reference)[0])
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:
     """Of one window; not to be cancelled, as it serves the next change, too."""
-
-    def measured() -> Tensor:
-        return token_nll(_dense_logits(live, ids), ids).mean()
-
-    return live.dense.tables.get(("loss", *_key(live, ids)), measured).item()
+    key = "loss", *_key(live, ids)
+    return live.dense.tables.get(
+        key, lambda: token_nll(_dense_logits(live, ids), ids).mean()
+    ).item()
 
 
 def _divergence(live: LiveModel, ids: Tensor, logits: Tensor) -> float:

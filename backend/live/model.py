@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import AT_ONCE, LiveState, address_of
+from backend.live.address import AT_ONCE
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -48,25 +48,6 @@ class LiveModel:
         self._refined: set[str] = set()
         self._running: RunningModel | None = None
         self._changes = 0
-
-    def checked(
-        self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
-    ) -> LiveState:
-        """A state that it can have, of these layers. Raises ConfigError: there is no such layer,
-        format or method, or they do not fit each other."""
-        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
-        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
-            if method not in there:
-                what = f"There is no method {method[:40]!r}."
-                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
-        if pruner == "wanda":
-            self.dense.require_text()
-        return LiveState(asked, pruner, quantizer)
-
-    @property
-    def address(self) -> str:
-        """The state as a text; what is refined is made at once there."""
-        return address_of(LiveState(self.formats, self.pruner, self.quantizer), self.dense.identity)
 
     @property
     def made(self) -> dict[str, Making]:
@@ -118,9 +99,16 @@ class LiveModel:
         self, formats: Mapping[str, Format | str], pruner: str = "", quantizer: str = ""
     ) -> list[str]:
         """Change the formats of some layers, or what all are made with; the layers that were made
-        anew. Raises ConfigError: nothing was changed; see `checked`."""
-        state = self.checked(formats, pruner or self.pruner, quantizer or self.quantizer)
-        asked, pruner, quantizer = state.formats, state.pruner, state.quantizer
+        anew. Raises ConfigError: there is no such layer, format or method, or they do not fit each
+        other; then nothing was changed."""
+        pruner, quantizer = pruner or self.pruner, quantizer or self.quantizer
+        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
+        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
+            if method not in there:
+                what = f"There is no method {method[:40]!r}."
+                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
+        if pruner == "wanda":
+            self.dense.require_text()
         self.cancel()
         with self.dense.lock:
             now, score = {**self.formats, **asked}, self.dense.score_of(pruner)

@@ -3,7 +3,7 @@ runs it, else in PyTorch. What is not changed shares its memory with the dense m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, TypeAlias
@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.decoding.native.model import PREFILL
+from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks, swap_weights
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import GROUPS
+from backend.quantization.packed_linear import has_codes, set_codes
 
 LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
-RUN = GROUPS[-1]  # inputs of a group that the native decoder reads as codes, or a multiple
 
 
 class RunningModel:
@@ -30,7 +29,6 @@ class RunningModel:
     Attributes:
         target: writes text; None where a model cannot verify trees.
         decoder: what computes the passes, in words.
-        laid: matrices that were laid out anew so far.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -40,8 +38,6 @@ class RunningModel:
         self.model: PreTrainedModel = deepcopy(dense, shared)
         self.layers, self.blocks = layers_of(self.model), decoder_blocks(self.model)
         self._dense = {p.data_ptr() for p in dense.parameters()}
-        self._codes: dict[nn.Module, QuantizedWeight] = {}
-        self.laid = 0
         self.target: TargetModel | None = None
         try:
             self.target = TargetModel(self.model)
@@ -58,11 +54,12 @@ class RunningModel:
     def nbytes(self) -> int:
         """Bytes in memory beside the dense model's, the native layout included."""
         own = [p for p in self.model.parameters() if p.data_ptr() not in self._dense]
-        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in [*self._codes.values()])
+        held: list[Any] = [x.layer for x in self.layers.values() if has_codes(x.layer)]
+        codes = sum(x.quantized.codes.nbytes + 2 * x.quantized.grid.scale.nbytes for x in held)
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property
-    def _native(self) -> Any:
+    def _native(self) -> NativeModel | None:
         return self.target.native if self.target else None
 
     @torch.no_grad()
@@ -70,27 +67,19 @@ class RunningModel:
         """Exchange the weights of some layers, and lay out only the matrices they are part of."""
         for name, made in weights.items():
             layer = self.layers[name]
-            self._codes.pop(layer.layer, None)
+            codes = made if isinstance(made, QuantizedWeight) else None
             dense = made.dense() if isinstance(made, QuantizedWeight) else made
-            if isinstance(made, QuantizedWeight) and made.group_size % RUN == 0:
-                self._codes[layer.layer] = made
+            set_codes(self.model, layer.layer, codes)
             parameter = layer.layer.get_parameter("weight")
             parameter.data = layer.as_stored(dense).to(parameter.dtype)
-        if self._native:
-            self._lay_out({self.layers[name].block for name in weights}, weights)
-
-    def _lay_out(self, blocks: Collection[int], weights: Collection[str]) -> None:
+        if self._native is None:
+            return
         changed = {self.layers[name].layer for name in weights}
-        for block in blocks:
+        for block in {self.layers[name].block for name in weights}:
             if block >= 0:
-                self.laid += self._native.relay(block, self.blocks[block], changed, self._codes)
+                self._native.relay(block, self.blocks[block], changed)
             else:
-                head, tied = self.model.get_output_embeddings(), self.model.get_input_embeddings()
-                codes = self._codes.get(head) or (
-                    self._codes.get(tied) if head.weight is tied.weight else None
-                )
-                self._native.relay_outside(self.model, {head: codes} if codes else {})
-                self.laid += 1
+                self._native.relay_outside(self.model)
 
     @torch.no_grad()
     def logits(self, ids: Tensor, stop: Callable[[], None]) -> Tensor:
@@ -103,11 +92,7 @@ class RunningModel:
                     hooks.callback(hook.remove)
                 rows = ids[None].to(self.model.device)
                 return self.model(input_ids=rows, use_cache=False).logits[0].float()
-        cache, found = self._native.new_cache(len(ids)), list[Tensor]()
-        for part in ids.split(PREFILL):
-            stop()
-            found.append(self._native.forward(part, cache, read_out=len(part))[1])
-        return torch.cat(found)
+        return self._native.read_text(ids, stop=stop)[1]
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from backend.decoding.draft_tree import chain
 from backend.errors import ModelError
 from backend.live.running import LiveWeight, RunningModel
 from backend.models.blocks import LinearWeight
@@ -32,7 +31,7 @@ class DecodingClock:
             raise ModelError("The native decoder does not run this model.", self.running.decoder)
         self._ids = [n % target.vocabulary for n in range(min(CONTEXT, target.context - 1))]
         self._target, self._cache = target, target.new_cache(len(self._ids) + 1)
-        target.prefill(self._ids, self._cache)
+        target.read(self._ids, self._cache)
 
     def milliseconds(self, formats: Mapping[str, Format]) -> float:
         """Of a token with these layers in these formats, and all others as they were."""
@@ -46,7 +45,7 @@ class DecodingClock:
     def _pass(self) -> float:
         """Seconds of a token."""
         start = time.thread_time()
-        self._target.verify(self._ids[:1], chain(0), self._cache)
+        self._target.read(self._ids[:1], self._cache)
         taken = time.thread_time() - start
         self._cache.rewind(len(self._ids))
         return taken

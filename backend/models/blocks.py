@@ -125,6 +125,12 @@ def computes_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
 
 
+def to_bfloat16(model: nn.Module) -> None:
+    """Cast all parameters; buffers stay unchanged, since rotary frequencies are float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
 class StopForwardError(Exception):
     """Ends a forward pass early."""
 

@@ -1,16 +1,15 @@
-"""A preallocated key-value cache for the decoding loops, `[b, heads, capacity, head]` a layer: new
+"""A preallocated key-value cache for decoding in PyTorch, `[b, heads, capacity, head]` a layer: new
 rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
 sliding window keep all tokens here, and a mask hides those before it.
 
 Beside it, fast CPU attention for a few new tokens over a long cache: the query heads that share a
 key head are stacked as additional queries of it, so the cache is not copied, as transformers does;
-and the plainest of the loops, greedy decoding.
+and greedy decoding with a model's own cache, which any model has.
 """
 
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -55,49 +54,6 @@ def sliding_window(model: PreTrainedModel) -> int | None:
     return min(windows, default=None)
 
 
-class StackedLayer(CacheLayerMixin):
-    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
-    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
-
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, layers: "Sequence[LayerCache]", lengths: Tensor) -> None:
-        super().__init__()
-        first, capacity = layers[0].keys, max(layer.capacity for layer in layers)
-        shape = len(layers), first.shape[1], capacity, first.shape[3]
-        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
-        for number, layer in enumerate(layers):
-            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
-                stacked[number, :, : layer.length] = own[0, :, : layer.length]
-            layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
-            layer.capacity = capacity
-        self.lengths, self._sequences = lengths, torch.arange(len(layers), device=first.device)
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        pass
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append a row `[b, heads, 1, head]` to each."""
-        end = int(self.lengths.max()) + 1
-        self.keys[self._sequences, :, self.lengths] = key_states[:, :, 0]
-        self.values[self._sequences, :, self.lengths] = value_states[:, :, 0]
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return int(self.lengths.max()) + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return int(self.lengths.max())
-
-    def get_max_length(self) -> int:
-        return int(self.keys.shape[2])
-
-
 class LayerCache(CacheLayerMixin):
     """Keys and values of one layer, `[b, heads, capacity, head]`, the first `length` in use."""
 
@@ -137,12 +93,44 @@ class LayerCache(CacheLayerMixin):
         return self.capacity
 
 
+class StackedLayer(LayerCache):
+    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
+    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
+
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        super().__init__(max(layer.capacity for layer in layers))
+        first = layers[0].keys
+        shape = len(layers), first.shape[1], self.capacity, first.shape[3]
+        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
+        for number, layer in enumerate(layers):
+            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
+                stacked[number, :, : layer.length] = own[0, :, : layer.length]
+            layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
+            layer.capacity = self.capacity
+        self._sequences = torch.arange(len(layers), device=first.device)
+        self.is_initialized = True
+
+    def begin(self, lengths: Tensor) -> None:
+        """Let the next row of each follow as many."""
+        self._lengths, self.length = lengths, int(lengths.max())
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append a row `[b, heads, 1, head]` to each."""
+        self.keys[self._sequences, :, self._lengths] = key_states[:, :, 0]
+        self.values[self._sequences, :, self._lengths] = value_states[:, :, 0]
+        self.length += 1
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
 class PreallocatedCache(Cache):
     """The cache of a whole model, accepted by transformers as `cache` or `past_key_values`.
     `capacity`: maximum number of tokens, including a tree under verification."""
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.rows = [LayerCache(capacity) for _ in range(layers)]
+        self.seat: tuple[StackedCache, int] | None = None
         super().__init__(layers=list(self.rows))
 
     @property
@@ -176,26 +164,21 @@ class StackedCache(Cache):
     a token to all; they go on to work alone."""
 
     def __init__(self, caches: Sequence[PreallocatedCache]) -> None:
-        self._caches = [*map(ref, caches)]
-        self._lengths = torch.tensor([cache.length for cache in caches])
-        self._lengths = self._lengths.to(caches[0].rows[0].keys.device)
-        parts = zip(*(cache.rows for cache in caches), strict=True)
-        super().__init__(layers=[StackedLayer(layers, self._lengths) for layers in parts])
+        self.rows = [StackedLayer(x) for x in zip(*(cache.rows for cache in caches), strict=True)]
+        super().__init__(layers=list(self.rows))
+        self.seats = [(self, number) for number in range(len(caches))]
+        for cache, seat in zip(caches, self.seats, strict=True):
+            cache.seat = seat
 
-    def holds(self, caches: Sequence[PreallocatedCache]) -> bool:
-        """Whether it is made of these, in this order."""
-        return [found() for found in self._caches] == [*caches]
-
-    def lengths(self) -> Tensor:
-        """Numbers of cached tokens [b], as they are now."""
-        found = [cache.length for held in self._caches if (cache := held()) is not None]
-        return self._lengths.copy_(torch.tensor(found))
-
-    def appended(self) -> None:
-        """Let each cache have the row that a pass has appended."""
-        for held in self._caches:
-            if (cache := held()) is not None:
-                cache.rewind(cache.length + 1)
+    @classmethod
+    def of(cls, caches: Sequence[PreallocatedCache], lengths: Tensor) -> "StackedCache":
+        """The stack of these caches, which hold `lengths` [b] tokens; that of the last pass where
+        it is of the same."""
+        seats = [cache.seat for cache in caches]
+        stack = seats[0][0] if seats[0] and seats == seats[0][0].seats else cls(caches)
+        for layer in stack.rows:
+            layer.begin(lengths)
+        return stack
 
 
 def grouped_attention(

@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from backend.budget import is_mixed
+from backend.budget import budget_of
 from backend.errors import ConfigError
 from backend.models.layer_names import (
     NamedLayer,
@@ -152,7 +152,7 @@ def pruning_plan(
     refuse_allocation(config)
     patterns = layer_patterns(layers, config)
     overridden = [name for name, _ in read_overrides(config.overrides)]
-    mixed = is_mixed(config.allocation)
+    mixed = budget_of(config.allocation) is not None
     groups: dict[tuple[str, str], list[str]] = {}
     dense = []
     for layer in sorted(layers, key=lambda layer: (layer.block, layer.module)):

@@ -24,7 +24,7 @@ of W_t and W_t-1: one product per step, and the error of every iterate comes for
 Precision: everything is float32 except that product, which is computed in bfloat16 where the inputs
 were bfloat16: D, H and, by PyTorch, the entries of D H are rounded to 8 bits, sums are float32. D
 shrinks during the descent, and its rounding error with it: final errors match float32 within a
-tenth of a percent, in about 0.6 of the time (`make bench-scale.growth`).
+tenth of a percent, in about 0.6 of the time (docs/results/cost.md).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
 of a step stays in the CPU cache. On a CPU with instructions for bfloat16 they are C++ (`descend`),

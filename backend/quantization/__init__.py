@@ -5,7 +5,7 @@
     range_search    search for scales and zero-points (`@range_search`); embedding and head
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding
-    packed_linear   a linear layer on packed int4 or int8 weights
+    packed_linear   a linear layer of codes, as the native decoder reads them
     registry        both decorators and their interfaces
 
 To add a range search or a quantizer, define a decorated function in a file here or in a module

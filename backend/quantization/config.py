@@ -225,12 +225,6 @@ class DLQATConfig(Options):
         return tuple(stage for stage in self.stages if stage in POST_TRAINING)
 
     @property
-    def identity(self) -> str:
-        """The config as JSON, as it identifies the checkpoints of a run: how many processes train
-        together changes none."""
-        return self.model_dump_json(exclude={"processes"})
-
-    @property
     def needs_energies(self) -> bool:
         """Whether a range search before training weights inputs by their energy."""
         weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from backend.budget import is_mixed
+from backend.budget import budget_of
 from backend.errors import ConfigError
 from backend.models import layer_names
 from backend.models.facts import ModelFacts
@@ -128,7 +128,7 @@ class QuantizationPlan(Plan):
             raise ValueError("the plan is not that of the config")
         found, asked = self.embedding, config.embedding
         bits = str(found.bits) if found else "stored"
-        mixed = is_mixed(config.allocation) and asked == "auto"
+        mixed = budget_of(config.allocation) is not None and asked == "auto"
         possible = ("stored", "8", "6", "4") if mixed else ("stored", "8")
         if bits not in (possible if asked == "auto" else (asked,)):
             raise ValueError("the plan of the embedding is not that of the config")
@@ -219,7 +219,8 @@ def layer_widths(
     layer, a group does not divide one, or no layer is left."""
     overrides = read_overrides(config.overrides)
     layer_names.check_layer_patterns((name for name, _ in overrides), layers, "overrides")
-    mixed, uniform = is_mixed(config.allocation), Width(config.bits, config.group_size)
+    mixed = budget_of(config.allocation) is not None
+    uniform = Width(config.bits, config.group_size)
     chosen: dict[str, Width] = {}
     unfit: dict[tuple[str, int], dict[str, int]] = {}
     for layer in layer_names.select_layers(layers, config.exclude, "quantise"):

@@ -17,12 +17,14 @@ E = TypeVar("E", bound=SlimscopeError)
 @dataclass(frozen=True)
 class Actor:
     """The user behind a request. `client`: network address; "" on the local command line. `alias`:
-    the name a guest gave themselves, which proves nothing."""
+    the name a guest gave themselves, which proves nothing. `is_new`: the name was made for this
+    very request, which came without a cookie."""
 
     name: str
     role: Literal["host", "guest"] = "guest"
     client: str = ""
     alias: str = ""
+    is_new: bool = False
 
     @property
     def signature(self) -> str:

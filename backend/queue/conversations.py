@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, undefer
 
-from backend.errors import ConfigError, ConflictError, NotFoundError
-from backend.queue.actor import Actor
-from backend.queue.permissions import require_host, require_voting
+from backend.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError
+from backend.queue.actor import Actor, network_of
+from backend.queue.gate import SHARED, in_room
+from backend.queue.permissions import ASK, require_host, require_voting
 from backend.store.session import now_ms, reading, writing
-from backend.store.tables import Conversation, Job, MessageRow, Vote
+from backend.store.tables import Conversation, MessageRow
 
 TIE, BAD = 0, -1  # choices that are no side
 MAX_TURNS = 50
@@ -77,6 +78,17 @@ def turns_to(number: int) -> list[Turn]:
 def turn(number: int) -> Turn:
     """The last of `turns_to`."""
     return turns_to(number)[-1]
+
+
+def first_turn(owner: str) -> Turn | None:
+    """The first prompt in conversations that `owner` began; None without one."""
+    prompts = select(MessageRow.id).join(
+        Conversation, Conversation.id == MessageRow.conversation_id
+    )
+    begun = prompts.where(Conversation.owner == owner, MessageRow.side.is_(None))
+    with reading() as session:
+        number = session.scalar(begun.order_by(MessageRow.id).limit(1))
+    return turn(number) if number else None
 
 
 def begin(sides: Sequence[str], blind: bool, actor: Actor, session: Session) -> Conversation:
@@ -177,33 +189,6 @@ def remove(number: int, actor: Actor) -> None:
 # votes --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StoredVote:
-    """A vote."""
-
-    choice: int  # the best side, from 1, `TIE` or `BAD`
-    blind: bool  # whether the voter did not see which model wrote what
-    sides: str  # the models, separated by commas
-
-
-def all_votes() -> list[StoredVote]:
-    """Every vote, those on runs that were not deleted first."""
-    runs = select(Vote.choice, Vote.blind, Job.config).join(Job, Job.id == Vote.job_id)
-    chats = select(MessageRow.votes, Conversation.sides).join(
-        Conversation, Conversation.id == MessageRow.conversation_id
-    )
-    with reading() as session:
-        found = [
-            StoredVote(choice, blind, str(config.get("sides", "")))
-            for choice, blind, config in session.execute(runs.where(Job.removed_at.is_(None)))
-        ]
-        for votes, sides in session.execute(
-            chats.where(MessageRow.side.is_(None)).order_by(MessageRow.id)
-        ):
-            found += [StoredVote(int(c), bool(b), ", ".join(sides)) for c, b in votes.values()]
-    return found
-
-
 def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
     """Store a vote on the answers to a prompt.
 
@@ -216,6 +201,7 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         ConflictError: it is not answered, or this person has voted.
     """
     require_voting(actor)
+    from_here = network_of(actor.name)
     voted, what = turn(number), "The vote was not saved."
     sides = len(voted.names)
     if sides < 2 or choice not in (BAD, TIE, *range(1, sides + 1)):
@@ -226,4 +212,8 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         prompt = session.get_one(MessageRow, number, with_for_update=True)
         if actor.name in prompt.votes:
             raise ConflictError(what, "You have voted on these answers before.")
+        neighbours = sum(network_of(voter) == from_here for voter in prompt.votes)
+        if actor.role == "guest" and not in_room(actor.client) and neighbours >= SHARED:
+            why = f"{neighbours} visitors at your network address have voted on these answers."
+            raise ForbiddenError(what, why, ASK)
         prompt.votes = prompt.votes | {actor.name: [choice, blind]}

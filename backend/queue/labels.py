@@ -1,8 +1,7 @@
 """User annotations, which only help to find runs: tags, notes, and saved views of the run list."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
@@ -37,62 +36,53 @@ def tags_in(text: str) -> list[str]:
     return tags
 
 
-def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Add tags to runs; `ConfigError` if one would have more than `MOST_TAGS`."""
-    _retag(runs, lambda old: [*dict.fromkeys([*old, *tags])], actor, "tagged", tags)
-
-
-def untag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Remove tags from runs; runs without them are not changed."""
-    _retag(runs, lambda old: [t for t in old if t not in tags], actor, "untagged", tags)
-
-
-def _retag(
+def edit(
     runs: Iterable[str | int],
-    change: Callable[[Sequence[str]], list[str]],
     actor: Actor,
-    kind: str,
-    named: Sequence[str],
+    *,
+    name: str | None = None,
+    text: str | None = None,
+    add: Sequence[str] = (),
+    remove: Sequence[str] = (),
 ) -> None:
-    with _changing(runs, actor, "tag a run") as (session, jobs):
-        for job in jobs:
-            tags = change(job.tags)
-            if len(tags) > MOST_TAGS:
-                raise ConfigError(
-                    f"{job.run} would have {len(tags)} tags.", f"The maximum is {MOST_TAGS}."
-                )
-            if tags != job.tags:
-                job.tags = tags
-                note(session, job.id, kind, actor.name, " ".join(named))
+    """Change runs, all or none.
 
+    Args:
+        name, text: the new name and note; empty removes it, None keeps it.
+        add, remove: tags.
 
-def rename(run: str | int, name: str, actor: Actor) -> None:
-    """Give a run another name; an empty one removes it."""
-    with _changing([run], actor, "rename a run") as (session, (job,)):
-        job.name = one_line(name)[:RUN_NAME_LETTERS]
-        note(session, job.id, "renamed", actor.name)
-
-
-def annotate(run: str | int, text: str, actor: Actor) -> None:
-    """Set the note of a run; an empty text removes it."""
-    with _changing([run], actor, "write a note") as (session, (job,)):
-        job.note = printable(text).strip()[:NOTE_LETTERS]
-        note(session, job.id, "note written", actor.name)
-
-
-@contextmanager
-def _changing(
-    runs: Iterable[str | int], actor: Actor, action: str
-) -> Iterator[tuple[Session, list[Job]]]:
-    """A transaction with these runs locked; `ConflictError` for an example."""
-    require_host(actor, action)
+    Raises:
+        ConflictError: one is an example, which is read-only.
+        ConfigError: one would have more than `MOST_TAGS`.
+    """
+    require_host(actor, "edit a run")
     jobs = [queries.job(run) for run in runs]
     for job in jobs:
         if job.id < 0:
             what, why = f"{job.run} was not changed.", "Examples are read-only."
             raise ConflictError(what, why, "Clone it to a run of your own.")
     with writing() as session:
-        yield session, locked(session, Job, [job.id for job in jobs])
+        for job in locked(session, Job, [job.id for job in jobs]):
+            if name is not None:
+                job.name = one_line(name)[:RUN_NAME_LETTERS]
+                note(session, job.id, "renamed", actor.name)
+            if text is not None:
+                job.note = printable(text).strip()[:NOTE_LETTERS]
+                note(session, job.id, "note written", actor.name)
+            _retag(session, job, [*dict.fromkeys([*job.tags, *add])], actor, "tagged", add)
+            kept = [tag for tag in job.tags if tag not in remove]
+            _retag(session, job, kept, actor, "untagged", remove)
+
+
+def _retag(
+    session: Session, job: Job, tags: list[str], actor: Actor, event: str, named: Sequence[str]
+) -> None:
+    if len(tags) > MOST_TAGS:
+        what = f"{job.run} would have {len(tags)} tags."
+        raise ConfigError(what, f"The maximum is {MOST_TAGS}.")
+    if tags != job.tags:
+        job.tags = tags
+        note(session, job.id, event, actor.name, " ".join(named))
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:

@@ -265,6 +265,5 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
         nice=NICE if slot == QUICK_SLOT else 0,
         device=str(job.config.get("device", "")),
         threads=int(job.config.get("threads") or 0),
-        processes=int(job.config.get("processes") or 1),
         token=attempt.token,
     )

@@ -8,8 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.errors import ForbiddenError
+from backend.queue import gate
 from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
-from backend.queue.rate_limit import count_change
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone
@@ -19,6 +19,7 @@ from backend.store.tables import Job
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
 GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
 READ_ONLY = "Guests have read-only access."
+NO_COOKIE = "Votes need the cookie that this page sets."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 
@@ -54,11 +55,6 @@ def _may_not(actor: Actor, guests: int) -> str:
     return "" if actor.role == "host" or known else READ_ONLY
 
 
-def gives_names() -> bool:
-    """Whether guests may do anything, so that each needs a name."""
-    return bool(settings().guest_runs or settings().guest_answers)
-
-
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """The same for cancelling a run of `owner`."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
@@ -69,7 +65,7 @@ def may_not_cancel(actor: Actor, owner: str) -> str:
 def require_host(actor: Actor, action: str) -> None:
     """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` at too many requests."""
     require(actor, action, may_not_change(actor))
-    count_change(actor)
+    gate.changes.spend(actor)
 
 
 def require_adding(actor: Actor) -> None:
@@ -79,15 +75,15 @@ def require_adding(actor: Actor) -> None:
 
 def require_voting(actor: Actor) -> None:
     """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
-    require(actor, "vote", may_not_ask(actor))
-    count_change(actor)
+    require(actor, "vote", may_not_ask(actor) or (NO_COOKIE if actor.is_new else ""))
+    gate.changes.spend(actor)
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
     """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`; counts it."""
     reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
     require(actor, "cancel this run", next(filter(None, reasons), ""))
-    count_change(actor)
+    gate.changes.spend(actor)
 
 
 def require(actor: Actor, action: str, reason: str) -> None:
@@ -136,7 +132,7 @@ def require_free(session: Session, actor: Actor) -> None:
     """The last check of a run that is added, and its count: whether there is room for it. Inside
     the transaction that adds it, so that only one of two concurrent requests succeeds."""
     _require_room(session, actor)
-    count_change(actor)
+    gate.changes.spend(actor)
 
 
 def _require_room(session: Session, actor: Actor) -> None:

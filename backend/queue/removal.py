@@ -28,13 +28,13 @@ from backend.store.copies import copies_folder
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for, locked, now_ms, writing
 from backend.store.states import ACTIVE, RESUMABLE, TERMINAL
-from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job, Vote
+from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job
 
 DAY_MS = 86_400_000
 FREED = ".freed"
 CHECKPOINTS, LOGS, OTHER = "checkpoints", "logs", "other files"
 UNDO_MS = DAY_MS
-HISTORY = (Attempt, Event, Vote)  # what stays of a purged run, beside its row
+HISTORY = (Attempt, Event)  # what stays of a purged run, beside its row
 
 
 def folder_bytes(path: Path) -> int:

@@ -4,5 +4,4 @@ measured               Fisher information of outputs; loss with one layer change
 walk, profile          a layer's weights in each format, block by block; formats, the figures of all
                        layers, the time of a token
 allocation, budget     a format for each layer under a budget
-search                 mixes of the same cost, tried
 """

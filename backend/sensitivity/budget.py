@@ -73,33 +73,24 @@ class BudgetSolver:
         losses = profile.predicted if loss is None else loss
         dense = np.zeros((len(profile.layers), 1))
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
-        self.rows = {x.name: row for row, x in enumerate(profile.layers)}
-        self.columns = {form: column for column, form in enumerate(self.formats)}
+        self._columns = {form: column for column, form in enumerate(self.formats)}
         self._named = {str(form): form for form in self.formats}
         self._inside = np.array([x.block >= 0 for x in profile.layers])
         self._weights = np.array([x.weights for x in profile.layers])
         self._linears = int(self._weights[self._inside].sum())
 
-    def possible(self, name: str) -> list[Format]:
-        """The formats that a layer can take."""
-        return [
-            x
-            for x, loss in zip(self.formats, self._loss[self.rows[name]], strict=True)
-            if np.isfinite(loss)
-        ]
-
     def choices(self, kind: BudgetKind) -> Choices:
         """What each layer costs under a budget of that kind."""
         ties = self._ties(kind)
-        items, costs = grouped(ties, np.where(np.isfinite(self._loss), self.costs(kind), np.inf))
+        items, costs = grouped(ties, np.where(np.isfinite(self._loss), self._costs(kind), np.inf))
         _, losses = grouped(ties, self._loss)
         return Choices(items, tuple(map(str, self.formats)), costs, losses)
 
     def _ties(self, kind: BudgetKind) -> list[str]:
-        return [tie(layer, kind) for layer in self.profile.layers]
+        return [_tie(layer, kind) for layer in self.profile.layers]
 
-    def costs(self, kind: BudgetKind) -> Table:
-        """What each layer costs in each format, `rows` by `columns`: bytes, zeros (below 0), or
+    def _costs(self, kind: BudgetKind) -> Table:
+        """What each layer costs in each format, layers by formats: bytes, zeros (below 0), or
         milliseconds. Raises ConfigError: the profile has no times."""
         if kind == "ms":
             return self._rates * self._shares[:, None]
@@ -145,9 +136,9 @@ class BudgetSolver:
         if kind == "loss":
             return self._mix(kind, cheapest(choices, log(1 + budget.value)))
         self._require_within(budget, choices)
-        return self._mix(kind, best_quality(choices, self.limit(budget)))
+        return self._mix(kind, best_quality(choices, self._limit(budget)))
 
-    def limit(self, budget: Budget) -> float:
+    def _limit(self, budget: Budget) -> float:
         """What the sum of costs may be; of budgets that are not of loss."""
         limits = {
             "size": budget.value - self.fixed,
@@ -188,9 +179,9 @@ class BudgetSolver:
 
     def mix(self, formats: Mapping[str, Format]) -> Mix:
         """What a map comes to."""
-        chosen = [self.columns[formats[name]] for name in self.rows]
+        chosen = [self._columns[formats[x.name]] for x in self.profile.layers]
         at = np.arange(len(chosen)), chosen
-        nbytes, zeros = self._bytes[at], -self.costs("sparsity")[at].sum()
+        nbytes, zeros = self._bytes[at], -self._costs("sparsity")[at].sum()
         return Mix(
             formats,
             float(nbytes.sum() + self.fixed),
@@ -222,7 +213,7 @@ class BudgetSolver:
         return [self._of_front(kind, choices, step) for step in steps.tolist()]
 
 
-def tie(layer: LinearShape, kind: BudgetKind = "size") -> str:
+def _tie(layer: LinearShape, kind: BudgetKind) -> str:
     """What all layers have in common that must share a format under a budget of that kind."""
     if layer.block < 0:
         return EMBEDDING

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
+from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import Width
@@ -92,6 +93,16 @@ class Format:
         group = self.width.group if self.width else 0
         divides = not group or columns % group == 0
         return divides and (self.pattern is None or self.pattern.divides(columns))
+
+    def require_fit(self, name: str, columns: int, outside: bool) -> None:
+        """Refuse a layer of `columns` inputs that cannot be stored so; `outside`: of the blocks.
+        Raises ConfigError: it says why."""
+        why = "" if self.fits(columns) else f"It does not divide its {columns} inputs."
+        if self.pattern and outside:
+            why = "Embedding and head are rounded only, as in a run."
+        if why:
+            what, do = f"{name} cannot be stored as {self}.", "Choose another format for it."
+            raise ConfigError(what, why, do, "formats")
 
     def bits_per_weight(self, columns: int) -> float:
         """Bits a weight of a row of `columns` inputs takes, with scales, indices and masks."""

@@ -1,12 +1,10 @@
-"""Passes over the blocks of the dense model that see the Gram of every layer's inputs: one profiles
-the layers, one makes the candidates of a search. A finished block is a checkpoint. The weights of a
-layer in each candidate format are made by the pruner and by GPTQ as a run would make them."""
+"""The pass over the blocks of the dense model that profiles the layers. It sees the Gram matrix of
+every layer's inputs; a finished block is a checkpoint. The weights of a layer in each candidate
+format are made by the pruner and by GPTQ as a run would make them."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +37,7 @@ from backend.training.stage_store import BlockWalk
 
 PANEL = 192  # inputs whose products are taken at a time
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
-GRADIENTS, FISHER, CANDIDATES = "gradients", "fisher.safetensors", "candidates.safetensors"
+GRADIENTS, FISHER = "gradients", "fisher.safetensors"
 BATCH = 4  # calibration segments a pass, at most
 
 Figures = NDArray[np.float32]
@@ -137,9 +135,15 @@ def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter
 
 
 @dataclass
-class DenseWalk(BlockWalk):
-    """One pass over the blocks of the dense model. `calibration`: [segments, L]. `doing`: the
-    activity, while blocks are solved."""
+class SensitivityWalk(BlockWalk):
+    """Profiles every layer, in one pass over the blocks of the dense model.
+
+    Attributes:
+        calibration: [segments, L].
+        columns: formats of the figures, `formats` among them.
+        measured: formats whose loss is measured; `meter` is None where there are none.
+        record: is given the figures of a layer [figures, formats].
+    """
 
     model: PreTrainedModel
     calibration: Tensor
@@ -148,27 +152,16 @@ class DenseWalk(BlockWalk):
     solvers: Solvers
     checkpoints: Checkpoints
     reporter: Reporter
-    doing: str
+    columns: Sequence[Format]
+    fisher: Mapping[str, Tensor]
+    measured: frozenset[Format]
+    meter: SensitivityMeter | None
+    record: Record
     stream: BlockStream = field(init=False)
-
-    @abstractmethod
-    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
-        """Work on one layer."""
-
-    def store(self, draft: Path) -> None:
-        """Write what the layers of a block have left into its checkpoint."""
-        (draft / "done").touch()
 
     def run(self) -> None:
         """Work on every block that is not stored yet."""
         self.walk(len(decoder_blocks(self.model)))
-
-    def made(
-        self, linear: LinearWeight, W: Tensor, inputs: InputStatistics
-    ) -> dict[Format, Tensor]:
-        """`W`, the weights of the layer, in each format that fits it."""
-        forms = fitting(self.formats, linear.columns)
-        return candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
 
     def is_stored(self, block: int) -> bool:
         return self.checkpoints.find(block_name(block)) is not None
@@ -191,37 +184,22 @@ class DenseWalk(BlockWalk):
         )
         for module, linear in linears.items():
             stop_if_asked(self.reporter)
-            self.layer(linear, inputs[module])
+            self._profile(linear, inputs[module])
         with self.checkpoints.write(block_name(block)) as draft:
-            self.store(draft)
+            (draft / "done").touch()
         stream.advance(outputs)
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
-        self.reporter.progress(block + 1, blocks, at_block(block, blocks, self.doing))
+        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Layers alone"))
 
-
-@dataclass
-class SensitivityWalk(DenseWalk):
-    """Profiles every layer.
-
-    Attributes:
-        columns: formats of the figures, `formats` among them.
-        measured: formats whose loss is measured; `meter` is None where there are none.
-        record: is given the figures of a layer [figures, formats].
-    """
-
-    columns: Sequence[Format]
-    fisher: Mapping[str, Tensor]
-    measured: frozenset[Format]
-    meter: SensitivityMeter | None
-    record: Record
-
-    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+    def _profile(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
         trials: dict[int, Tensor] = {}
         energy = energies(W, inputs.gram).sum().item()
-        for form, V in self.made(linear, W, inputs).items():
+        forms = fitting(self.formats, linear.columns)
+        made = candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
+        for form, V in made.items():
             at = self.columns.index(form)
             found[:2, at] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
             if form in self.measured:
@@ -231,23 +209,6 @@ class SensitivityWalk(DenseWalk):
             for at, cost in zip(trials, self.meter.measure(linear.block, weights), strict=True):
                 found[2:, at] = cost.kl, cost.loss
         self.record(linear, found)
-
-
-@dataclass
-class CandidateWalk(DenseWalk):
-    """Keeps every layer in every format, in 16 bits: the weights a search chooses from."""
-
-    kept: dict[str, Tensor] = field(default_factory=dict)
-
-    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
-        W = linear.read()
-        stored = {form: V.half().cpu() for form, V in self.made(linear, W, inputs).items()}
-        stored[Format()] = W.half().cpu()
-        self.kept |= {f"{linear.name}|{form}": V for form, V in stored.items()}
-
-    def store(self, draft: Path) -> None:
-        save_file(self.kept, draft / CANDIDATES)
-        self.kept = {}
 
 
 def profile_embedding(

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from backend.statistics.profiles import DROPPED_BITS, short
-from backend.statistics.tensors import BINS, QUANTILES, magnitude_edges
+from backend.statistics.tensors import BINS, QUANTILES, histogram_edge, magnitude_edges
 
 EXACT = 2**17  # values that are sorted as they are
 PATTERNS = 2 ** (32 - DROPPED_BITS)  # of a number that has been made short
 NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
-HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 
 def ascending(values: Tensor) -> Tensor:
@@ -115,8 +114,7 @@ def scale_of(ordered: Tensor) -> tuple[float, float]:
     """The scale of all stages of a tensor by its dense weights, sorted [n]: where the histogram
     ends, 1.5 times their larger absolute 0.1 % quantile, and their standard deviation."""
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
-    edge = HEADROOM * max(abs(low), abs(high))
-    return edge or 1.0, _moments(ordered)[1] ** 0.5
+    return histogram_edge(low, high), _moments(ordered)[1] ** 0.5
 
 
 def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[float, ...]:

@@ -45,10 +45,19 @@ BASE_STATISTICS = frozenset(
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
 
+HEADROOM = 1.5  # of a histogram: weight compensation makes the remaining weights larger
+
+
 def magnitude_edges(std: float) -> np.ndarray:
     """The 145 edges of the |w| axis, float64, in the unit of the weights."""
     steps = np.arange((LAST_DECADE - FIRST_DECADE) * PER_DECADE + 1)
     return (std or 1.0) * 10.0 ** (FIRST_DECADE + steps / PER_DECADE)
+
+
+def histogram_edge(low: float, high: float) -> float:
+    """The histograms of a tensor run from -edge to edge; `low`, `high`: the outermost `QUANTILES`
+    of its dense weights."""
+    return HEADROOM * max(abs(low), abs(high)) or 1.0
 
 
 def channel_profile(side: str, measure: str) -> str:

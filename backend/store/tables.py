@@ -263,19 +263,6 @@ class ApiKey(Table):
     revoked_at: Mapped[int | None]
 
 
-class Vote(Table):
-    """What one person thought of the answers of a run, before chats were conversations."""
-
-    __tablename__ = "votes"
-    __table_args__ = ({"sqlite_with_rowid": False},)
-
-    job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
-    voter: Mapped[str] = mapped_column(primary_key=True)
-    choice: Mapped[int]  # the best side, from 1; 0: as good as each other; -1: all bad
-    blind: Mapped[bool]  # whether the voter did not see which model wrote what
-    at: Mapped[int]
-
-
 class MetricPoint(Table):
     """One point of the curve of a `MetricKey`. A resumed attempt overwrites it."""
 
@@ -424,7 +411,6 @@ TABLES_OF_A_RUN: dict[str, type[Table]] = {  # name -> table whose rows belong t
     for table in (
         Attempt,
         Event,
-        Vote,
         MetricPoint,
         Result,
         StepTime,

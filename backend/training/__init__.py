@@ -1,2 +1,2 @@
 """Training in common: the base of the training loops, checkpoints of stages and of passes over the
-blocks, block-wise reconstruction, several processes."""
+blocks, block-wise reconstruction."""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
-from backend.training import distributed
 
 TENSORS, FACTS = "tensors", "facts.json"
 Tensors = Mapping[str, Tensor]
@@ -45,14 +44,11 @@ class StageStore:
         return self._checkpoints.find(name) is not None
 
     def save_files(self, name: str, files: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
-        """Write checkpoint `name`, replacing an existing one. Of several processes the first
-        does.
+        """Write checkpoint `name`, replacing an existing one.
 
         Args:
             files: file name without suffix -> its tensors.
         """
-        if not distributed.is_first():
-            return
         with self._checkpoints.write(name) as folder:
             for file, tensors in files.items():
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

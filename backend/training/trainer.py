@@ -1,8 +1,8 @@
 """Base of the training loops, with checkpoints; their optimizer; losses over a vocabulary.
 
-A step is the gradient of the loss, summed over all processes and clipped, and an update at the
-learning rate of the schedule. Nothing is random but what follows from seed and step, so a run that
-was killed goes on from its last checkpoint bit for bit.
+A step is the gradient of the loss, clipped, and an update at the learning rate of the schedule.
+Nothing is random but what follows from seed and step, so a run that was killed goes on from its
+last checkpoint bit for bit.
 
     factor = floor + (1 - floor) (1 + cos angle) / 2        angle from 0 after the warm-up to pi
 
@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.errors import ComputeError
-from backend.reporter import Reporter
-from backend.training import distributed
+from backend.reporter import Reporter, stop_if_asked
 from backend.training.stage_store import StageStore
 
 STATE = ("step", "exp_avg", "exp_avg_sq")  # of a parameter
@@ -121,7 +120,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def backward(self) -> float:
-        """Set the gradients of this process's part of a step; its part of the loss."""
+        """Set the gradients of a step; return its loss."""
 
     @abstractmethod
     def rate_factor(self) -> float:
@@ -145,15 +144,14 @@ class Trainer(ABC):
         self.restore()
         self.begin()
         while not self.steps or self.step < self.steps:
-            distributed.stop_if_any_asked(self.reporter)
+            stop_if_asked(self.reporter)
             began = time.perf_counter()
             loss = self.update()
             self.end_step(loss, time.perf_counter() - began)
 
     def update(self) -> float:
         """Run one step; return its loss."""
-        parameters = self.parameters.values()
-        loss = distributed.all_reduce_gradients(self.backward(), parameters)
+        loss = self.backward()
         self._require_finite("loss", loss)
         norms = [  # in units of the "size" of the group, or 1
             group.get("size", 1.0) * torch.linalg.vector_norm(parameter.grad)
@@ -163,7 +161,7 @@ class Trainer(ABC):
         ]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         self._require_finite("gradient", norm.item())
-        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), 1.0, norm)
         self.optimizer.step(self.rate_factor())
         self.step += 1
         return loss
@@ -189,20 +187,16 @@ class Trainer(ABC):
         self.saved = self.step
 
     def restore(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint; all processes begin with the same values.
-
-        Returns:
-            What the checkpoint holds besides tensors; empty without one.
-        """
+        """Go on from the newest checkpoint. Returns what it holds besides tensors; empty without
+        one."""
         newest, facts = max(self.checkpoints, key=self._saved_step), dict[str, Any]()
-        self.step = self.saved = distributed.broadcast(self._saved_step(newest))
+        self.step = self.saved = self._saved_step(newest)
         if self.step:
             tensors, facts = self.store.tensors(newest), self.store.facts(newest)
             with torch.no_grad():
                 for name, value in self.values.items():
                     value.copy_(tensors[f"{VALUE}{name}"])
             self.optimizer.restore(self.parameters, tensors)
-        distributed.broadcast_parameters(self.values.values())
         return facts
 
     def _saved_step(self, name: str) -> int:

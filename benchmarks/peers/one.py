@@ -3,7 +3,7 @@
 python -m benchmarks.peers.one FOLDER TOOL METHOD PATTERN [PRECISION]   one line of JSON
 
 FOLDER holds model/ (safetensors and tokenizer) and ids.safetensors: calibration, evaluation.
-Imports nothing of Slimscope unless the tool is Slimscope: another Python may run it.
+Imports nothing of Slimscope unless the tool is Slimscope.
 """
 
 from __future__ import annotations
@@ -37,23 +37,19 @@ def parsed(pattern: str) -> float | tuple[int, int]:
 
 
 def carry_out(
-    model: Any, folder: Path, rows: Tensor, tool: str, method: str, pattern: str, precision: str
-) -> tuple[Any, float | None]:
-    """Runs the tool; the pruned model, and the CPU seconds of solving where they are known."""
+    model: Any, rows: Tensor, tool: str, method: str, pattern: str, precision: str
+) -> float | None:
+    """Prune the model with a tool; the CPU seconds of solving where they are known."""
     if tool == "plain":
         from benchmarks.peers import plain
 
-        return model, plain.prune(model, rows, method, parsed(pattern))
-    if tool == "llmcompressor":
-        from benchmarks.peers import llm_compressor
-
-        return llm_compressor.prune(model, folder, rows, method, pattern), None
+        return plain.prune(model, rows, method, parsed(pattern))
     from benchmarks.peers import engine
 
     if tool == "slimscope":
-        return model, engine.prune(model, rows, method, pattern, precision)
+        return engine.prune(model, rows, method, pattern, precision)
     engine.run(model, rows, method, pattern, precision, **RUNS[tool])
-    return model, None
+    return None
 
 
 @torch.no_grad()
@@ -71,13 +67,12 @@ def zero_share(model: Any) -> float:
 def main(folder: Path, tool: str, method: str, pattern: str, precision: str = "fp32") -> None:
     torch.set_num_threads(1)
     ids = load_file(folder / "ids.safetensors")
-    source: Any = folder / "model"
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     model.config.use_cache = False
     sum(float(p.detach().sum()) for p in model.parameters())  # every page of the file is read
     memory.forget_peak()
     before, start, wall = memory.held(), time.process_time(), time.perf_counter()
-    model, solving = carry_out(model, source, ids["calibration"], tool, method, pattern, precision)
+    solving = carry_out(model, ids["calibration"], tool, method, pattern, precision)
     figures = {
         "cpu": time.process_time() - start,
         "wall": time.perf_counter() - wall,

@@ -4,9 +4,9 @@
     make bench-scale.storm ARGS="--runs 28 --every 3"
 
 On the toy model in a temporary data folder. First one run of each config, undisturbed; then
-`--runs` runs of the same configs and some answers, while every few seconds one of these is hit:
+`--runs` runs of the same configs, while every few seconds one of these is hit:
 a job's process (SIGKILL, or SIGSTOP and two seconds later SIGCONT), the supervisor, the
-dashboard, the playground. It exits with 1 unless each run succeeded once, equals its twin and left
+dashboard. It exits with 1 unless each run succeeded once, equals its twin and left
 no process behind.
 """
 
@@ -65,7 +65,6 @@ CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dlqat", {**TEXT, **FLOAT32, **TRAINED, "stages": "rtn, gptq, dlqat, dlqat-kd", "seed": 1}),
     ("amphista", {**DRAFTER, **FLOAT32, "architecture": "hydra"}),
 )
-ANSWERS = {"sides": "toy", "prompt": "Once upon a time", "max_new_tokens": 64}
 PAUSE_S, LONGEST_S = 2.0, 3600.0
 PATIENCE = 1_000  # retries: the storm ends, and is not to decide what is lost
 
@@ -73,7 +72,6 @@ PATIENCE = 1_000  # retries: the storm ends, and is not to decide what is lost
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=28)
-    parser.add_argument("--answers", type=int, default=6)
     parser.add_argument("--every", type=float, default=3.0, help="Seconds between two hits.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=sorted({kind for kind, _ in CONFIGS}))
@@ -111,7 +109,6 @@ class Storm:
             "job, SIGKILL": lambda: self._kill("jobs.runtime.main"),
             "job, SIGSTOP": self._stop,
             "supervisor, SIGKILL": lambda: self._kill("backend.queue.supervisor"),
-            "serving, SIGKILL": lambda: self._kill("jobs.serving.main"),
             "dashboard, SIGKILL": self._restart,
         }
 
@@ -126,7 +123,7 @@ class Storm:
 
     def turn(self) -> None:
         """One hit, and the pause before the next; what was stopped goes on in time."""
-        name = self._random.choices([*self._acts], weights=(6, 3, 2, 1, 1))[0]
+        name = self._random.choices([*self._acts], weights=(6, 3, 2, 1))[0]
         self.hits[name] += self._acts[name]()
         time.sleep(self.every * self._random.uniform(0.5, 1.5))
         now = time.monotonic()
@@ -207,18 +204,12 @@ def main() -> None:
         with Storm(data, chosen.every, chosen.seed) as storm:
             order = [n % len(configs) for n in range(chosen.runs)]
             jobs = [submit(*configs[n], HOST).id for n in order]
-            answers = [submit("generate", ANSWERS, HOST).id for _ in range(chosen.answers)]
-            until_ended(jobs + answers, storm.turn)
+            until_ended(jobs, storm.turn)
         seconds = time.monotonic() - began
         wrong = {
             queries.job(job).run: found
             for n, job in zip(order, jobs, strict=True)
             if (found := faults(queries.job(twins[n]), queries.job(job)))
-        }
-        wrong |= {
-            queries.job(job).run: [queries.job(job).error_text]
-            for job in answers
-            if queries.job(job).state != State.SUCCEEDED
         }
         with reading() as session:
             open_attempts = session.query(Attempt).where(Attempt.ended_at.is_(None)).count()
@@ -231,7 +222,7 @@ def main() -> None:
         table.add_row(name, str(count))
     out.print(table)
     out.print(
-        f"{len(jobs)} runs and {len(answers)} answers in {seconds:.0f} s, "
+        f"{len(jobs)} runs in {seconds:.0f} s, "
         f"{sum(attempts)} attempts, at most {max(attempts)} of one run; "
         f"{len(wrong)} differ from their twins, {open_attempts} attempts open."
     )

@@ -5,7 +5,7 @@
 
 Takes about two hours on two quiet cores, most of it training. The runs are submitted with the
 commands below, which their records keep. What is exported has no weights, and the profiles of a few
-blocks.
+blocks. The recorded conversation beside them, conversation.json, stays as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
 
 MODEL = "--model=smollm2-135m"
-PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
 FOUR_BITS = ("--bits=4", "--group-size=64")
 # file -> the words of the command and the name of the run; {file}: the run of another file
 RUNS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -59,15 +58,6 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
         "Hydra, 350 steps",
     ),
     "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
-    "generate": (
-        (
-            f"--prompt={PROMPT}",
-            "--sides=smollm2-135m,{dlqat},{sds}",
-            "--max-new-tokens=120",
-            "--repetition-penalty=1.15",
-        ),
-        "One prompt, three models",
-    ),
 }
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
 GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
@@ -155,7 +145,7 @@ def trim(copy: sqlite3.Connection, runs: dict[str, str]) -> None:
 
 
 def copy_small_files(source: Path, target: Path) -> None:
-    """Logs and transcripts; nothing in the folders of models."""
+    """Logs; nothing in the folders of models."""
     for file in (*source.glob("*"), *source.glob("a[0-9]*/*")):
         if file.is_file():
             copied = target / file.relative_to(source)

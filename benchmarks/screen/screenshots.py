@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Browser
 
+from backend.backup.examples import recorded_turn
 from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.migrate import upgrade
@@ -58,7 +59,6 @@ RUNS = (
         "--max-new-tokens=32",
         "--rounds=2",
     ),
-    ("generate", "--sides=toy, amphista-0008", "--prompt=Once upon a time"),
 )
 AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
@@ -104,17 +104,19 @@ SHOTS = (
     Shot("workbench-phone", ONE_LAYER, phone=True),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
-    Shot("playground-light", "playground?run={generate}"),
+    Shot("playground-light", "playground?chat={chat}"),
 )
 
 
 def shown_runs() -> dict[str, str]:
     """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `runs` three that can be compared, `base` one of them, `sweep`
-    one of a sweep."""
+    most tensors, `runs` three that can be compared, `base` one of them, `sweep` one of a sweep,
+    `chat` the recorded conversation of the examples."""
     ended = queries.jobs([State.SUCCEEDED])
     named = [("sweep", job.run) for job in ended if job.sweep is not None]
     found = dict([*((job.kind, job.run) for job in reversed(ended)), *named[:1]])
+    if turn := recorded_turn():
+        found["chat"] = str(turn.number)
     pruned = [job for job in ended if job.kind == "sds"]
     if pruned:
         found["weights"] = max(pruned, key=lambda job: len(frames.tensor_table(job.id))).run

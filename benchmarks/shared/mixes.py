@@ -27,10 +27,9 @@ from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.reporter import SilentReporter
 from backend.sensitivity.profile import Format
-from backend.sensitivity.search import MixedModel
-from backend.sensitivity.walk import CandidateWalk, Solvers, candidates, rounded_embedding
+from backend.sensitivity.walk import Solvers, candidates, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
-from benchmarks.exports.__main__ import by_llama
+from benchmarks.exports import by_llama
 from jobs.fields.models import resolve_model
 from jobs.profile.kind import EMBEDDING_FORMATS
 
@@ -50,10 +49,10 @@ class Trial:
             base.facts.default_text if x == "auto" else x for x in (given.calibration, given.text)
         ]
         sizes = (given.context, given.seed)
-        calibration, heldout = calibration_slices(
+        calibration, _ = calibration_slices(
             names[0], loaded.tokenizer, given.segments, *sizes, HELDOUT
         )
-        self.calibration, self.heldout = calibration.input_ids, heldout.input_ids
+        self.calibration = calibration.input_ids
         self.test = evaluation_slice(
             names[1], loaded.tokenizer, given.windows, given.context
         ).input_ids
@@ -76,34 +75,13 @@ class Trial:
         return torch.cat(found)
 
     def restore(self) -> None:
-        self.__dict__.pop("assembled", None)  # which knows what it has written
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self.dense[name])
 
-    @cached_property
-    def assembled(self) -> MixedModel:
-        """Its layers take what was made once on the inputs that the dense model gives."""
-        self.restore()
-        checkpoints = Checkpoints(self.given.candidates)
-        CandidateWalk(
-            self.model,
-            self.calibration,
-            self.dtype,
-            self.given.formats,
-            SOLVERS,
-            checkpoints,
-            SILENT,
-            "",
-        ).run()
-        return MixedModel(self.model, checkpoints, self.embeddings)
-
     @torch.no_grad()
     def mixed(self, formats: Formats) -> Tensor:
         """Losses of the model with these formats."""
-        if self.given.candidates:
-            self.assembled.take(formats)
-            return self.losses()
         self.restore()
         for name in self.embeddings:
             weight = self.model.get_submodule(name).get_parameter("weight")

@@ -6,7 +6,6 @@ from backend.drafters.config import DrafterConfig, TrainingConfig
 from backend.options import option
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
-from jobs.fields.processes import ProcessesConfig
 from jobs.fields.text import PromptConfig
 from jobs.fields.types import CorpusName, ModelConfig, PromptSet
 from jobs.kind import JobConfig
@@ -35,7 +34,5 @@ class DataConfig(PromptConfig):
     """Used only if the training data is text."""
 
 
-class AmphistaJob(
-    ModelConfig, DrafterConfig, DataConfig, TrainingConfig, ProcessesConfig, JobConfig
-):
+class AmphistaJob(ModelConfig, DrafterConfig, DataConfig, TrainingConfig, JobConfig):
     """Base model, drafter architecture, training data and budget."""

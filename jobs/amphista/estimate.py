@@ -17,7 +17,6 @@ from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
 from jobs.fields.models import decodable_model
-from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.text import prompt_set, require_text
 from jobs.kind import DiskSpace, Requirements
 from jobs.limits import require_context
@@ -46,7 +45,6 @@ def requirements(config: AmphistaJob) -> Requirements:
         for name in prompt_sets(config, facts):
             if name != SELF:
                 require_prompts(name, "prompts")
-    require_processes(config.processes, config.device, config.batch)
     return Requirements(
         model=config.model,
         title=facts.title,
@@ -159,8 +157,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     }
     most = max(work, key=work.__getitem__)
     needed = {"runtime": RUNTIME, "weights": weight_memory(facts)}
-    others = memory_of_others(config.processes, needed | work, *needed, "training")
-    return needed | {most: work[most]} | others
+    return needed | {most: work[most]}
 
 
 def mask_bytes(config: AmphistaJob, length: int) -> int:

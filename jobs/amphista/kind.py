@@ -52,7 +52,6 @@ KIND = Kind(
     config=AmphistaJob,
     requirements=requirements,
     run="jobs.amphista.run:run",
-    follow="jobs.amphista.run:follow",
     order=30,
     main_fields=("minutes", "heads"),
     compresses=True,

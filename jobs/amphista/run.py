@@ -18,13 +18,10 @@ from backend.drafters.exact_walk import walk_answers
 from backend.drafters.generate import TreeProposer, tree_words
 from backend.drafters.registry import Drafter, build_drafter
 from backend.drafters.training.hidden_state_cache import (
-    HELD,
-    LEARNT,
     HiddenStateCache,
     SequenceSources,
     collect,
     draft_vocabulary,
-    stored,
 )
 from backend.drafters.training.loss import NODES, HeadAccuracy
 from backend.drafters.training.prompts import PromptRequest, prompts_for
@@ -35,14 +32,12 @@ from backend.text.chat_template import end_ids
 from backend.text.corpora import WIKIPEDIA
 from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slices
-from backend.training import distributed
 from jobs import metrics
 from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
 from jobs.fields.text import prompt_facts
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.followers import FollowerContext
 from jobs.runtime.loading import load_model, record_texts
 from jobs.runtime.progress import Phases
 
@@ -52,32 +47,6 @@ FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
 def run(config: AmphistaJob, context: JobContext) -> None:
     """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
     DrafterRun(config, context).run()
-
-
-def follow(config: AmphistaJob, context: FollowerContext) -> None:
-    """Train with the first process of a job, on the sequences it has stored."""
-    device = prepare(config, context)
-    loaded = load_model(context.model, device, config.precision, context, decodes=False)
-    target, training = TargetModel(loaded.model), config_part(config, TrainingConfig)
-    for _ in distributed.tasks():
-        learnt, heldout = (stored(context.checkpoints, name) for name in (LEARNT, HELD))
-        DrafterTrainer(
-            untrained(config, target, learnt),
-            target,
-            learnt,
-            heldout,
-            training,
-            config.seed,
-            context.checkpoints,
-            context,
-        ).train()
-
-
-def untrained(config: AmphistaJob, target: TargetModel, learnt: HiddenStateCache) -> Drafter:
-    """The drafter before `learnt` has told it anything but the vocabulary."""
-    vocabulary = draft_vocabulary(learnt, target.vocabulary, config.draft_vocabulary)
-    torch.manual_seed(config.seed)
-    return build_drafter(config_part(config, DrafterConfig), target, vocabulary)
 
 
 class DrafterRun:
@@ -92,7 +61,9 @@ class DrafterRun:
     def run(self) -> None:
         config, context = self.config, self.context
         learnt, heldout = self._collect()
-        drafter = untrained(config, self.target, learnt)
+        vocabulary = draft_vocabulary(learnt, self.target.vocabulary, config.draft_vocabulary)
+        torch.manual_seed(config.seed)
+        drafter = build_drafter(config_part(config, DrafterConfig), self.target, vocabulary)
         self._initialize(drafter, learnt)
         accuracy, seconds = self._train(drafter, learnt, heldout)
         self.phases.phase("measure").progress(0, 1, "Measuring this machine")
@@ -169,9 +140,7 @@ class DrafterRun:
             context.checkpoints,
             self.phases.phase("train"),
         )
-        distributed.announce("train")
         accuracy = trainer.run()
-        distributed.announce("")
         context.result(DRAFTER, metrics.STEPS, trainer.steps)
         context.step_time("training", trainer.seconds)
         return accuracy, trainer.seconds

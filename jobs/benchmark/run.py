@@ -25,7 +25,7 @@ from backend.decoding.cost_model import SIZES as COST_SIZES
 from backend.decoding.cost_model import measure_costs
 from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, StaticTree
 from backend.decoding.draft_tree import Path as TreePath
-from backend.decoding.llama_cpp import LlamaCppDecoder
+from backend.decoding.peers import LlamaCppDecoder
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista

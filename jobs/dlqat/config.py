@@ -5,7 +5,6 @@ from typing import Literal, TypeAlias
 from backend.export.formats import Format
 from backend.options import option
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, can_be_packed
-from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
 from jobs.fields.text import TextConfig
 from jobs.fields.types import CorpusName, ModelConfig
@@ -17,7 +16,7 @@ QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
 
 
-class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesConfig, JobConfig):
+class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     """Model, texts and settings of the method."""
 
     training_text: CorpusName = option(SAME, "Training text")

@@ -29,7 +29,6 @@ from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
-from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops, sample_flops
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
@@ -56,7 +55,6 @@ def requirements(config: DLQATJob) -> Requirements:
     bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
     planned = plan(config, facts, config.format, outside, bits, mix)
     layers = planned_layers(planned, facts)
-    require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
     warnings += check_quality(config, context_length(config, facts))
     packed = config.format == "compressed-tensors"
@@ -305,8 +303,7 @@ def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts)
     if by_block:  # not at the same time as other training
         trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
         needed["block training"] = max(0, trained - needed["training"])
-    shared = ("runtime", "weights", "held", "training")
-    return needed | memory_of_others(config.processes, needed, *shared)
+    return needed
 
 
 def training_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> int:

@@ -7,16 +7,17 @@ from dataclasses import replace
 import torch
 
 from backend.checkpoints import Checkpoints
+from backend.decoding.native.model import obstacle
 from backend.export.card import copy_terms, model_card, origin_of
 from backend.export.formats import bits_per_weight, layout_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.metric_key import MetricKey
+from backend.models.blocks import to_bfloat16
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
-from backend.quantization.packed_linear import to_bfloat16
 from backend.quantization.plan import QuantizationPlan
 from backend.reporter import REPLAY
 from backend.store import queries
@@ -100,6 +101,9 @@ def time_packed(
         context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
         return
     to_bfloat16(loaded.model)
+    if why := obstacle(loaded.model):
+        context.log(f"Packed decoding is not timed. {why}")
+        return
     packed = load_packed(context.folder / MODEL, context.log)
     models = {str(DLQATStage.DENSE): loaded.model, kept: packed}
     record_decoding(models, prompt[:PROMPT], loaded.facts.context, context, reporter)

@@ -87,7 +87,6 @@ KIND = Kind(
     requirements=requirements,
     plan=QuantizationPlan,
     run="jobs.dlqat.run:run",
-    follow="jobs.dlqat.run:follow",
     order=20,
     main_fields=("bits", "group_size", "embedding"),
     compresses=True,

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from backend.calibration.kept_stage import KeptStage, choose
 from backend.evaluation.perplexity import native_losses
@@ -18,7 +17,6 @@ from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
 from backend.text.slices import check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
-from backend.training import distributed
 from jobs import metrics
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, trainable_parameters
@@ -29,11 +27,7 @@ from jobs.fields.text import corpus_names
 from jobs.runtime import loading
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.followers import FollowerContext
 from jobs.runtime.progress import Phase, Phases
-
-# token ids of calibration, training, labels, token ids held out
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def run(config: DLQATJob, context: JobContext) -> None:
@@ -51,10 +45,19 @@ def run(config: DLQATJob, context: JobContext) -> None:
     phases = Phases(context, flops)
     texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
     training = load_training(config, loaded, texts, context)
-    trained = (training.text.input_ids, training.labels)
-    rows = (texts.calibration.input_ids, *trained, texts.heldout.input_ids)
-    qat = method(config, loaded, rows, context)
-    distributed.broadcast(tuple(each.cpu() for each in rows))
+    qat = DLQAT(
+        loaded.model,
+        texts.calibration.input_ids,
+        training.text.input_ids,
+        training.labels,
+        config,
+        plan,
+        context.checkpoints,
+        config.seed,
+        loaded.stored if config.format == "dense" else None,
+        texts.heldout.input_ids,
+        native_losses,
+    )
     quality = Quality(
         config,
         loaded,
@@ -70,7 +73,6 @@ def run(config: DLQATJob, context: JobContext) -> None:
     for stage in qat.prepare(phases.phase("prepare")):
         qat.make(stage, phases.phase(f"make {stage}"))
         losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
-    distributed.announce("")
     kept = keep(losses, config, context)
     for stage in qat.stages:
         role: Role = "kept" if stage == kept else ""
@@ -103,37 +105,6 @@ def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobCo
     context.log(kept.reason)
     context.keep(kept)
     return kept.stage
-
-
-def follow(config: DLQATJob, context: FollowerContext) -> None:
-    """Train with the first process of a job, on the rows it gives."""
-    device = prepare(config, context)
-    loaded = loading.load_whole(resolve_model(context.model), device, torch.float32, context)
-    rows: Rows | None = distributed.broadcast(None)
-    assert rows is not None
-    method(config, loaded, rows, context).follow()
-
-
-def method(
-    config: DLQATJob, loaded: LoadedModel, rows: Rows, context: JobContext | FollowerContext
-) -> DLQAT:
-    """The method on a loaded model."""
-    plan = QuantizationPlan.model_validate(context.plan)
-    dense = loaded.stored if config.format == "dense" else None
-    calibration, ids, labels, heldout = rows
-    return DLQAT(
-        loaded.model,
-        calibration,
-        ids,
-        labels,
-        config,
-        plan,
-        context.checkpoints,
-        config.seed,
-        dense,
-        heldout,
-        native_losses,
-    )
 
 
 def load_training(

@@ -2,23 +2,20 @@
 formats there are, and tokens per second."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from statistics import median, stdev
 
 from transformers import PreTrainedModel
 
-from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.benchmark import MedianRange
+from backend.decoding.benchmark import Decoder, MedianRange, TargetDecoder, time_decoders
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.engine import decode
+from backend.decoding.peers import TransformersDecoder
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
-from backend.evaluation.acceleration import Decoder, decode_seconds, sizes
+from backend.evaluation.acceleration import sizes
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
-from backend.models.kv_cache import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.catalogue import materialise
 from backend.reporter import Reporter
@@ -60,14 +57,17 @@ def record_decoding(
     first. They take turns behind the same prompt, of which a context of `longest` tokens may hold
     less."""
     *_, last = models
-    decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
+    decoders, name = decoders_of([*models.values()])
     prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
     if not prompt:
         context.log(f"Decoding is not timed: the context holds {longest} tokens only.")
         reporter.progress(1, 1, "Measuring speed")
         return
     context.log(f"Decoder: {name}.")
-    seconds = decode_seconds(decoders, prompt, TIMED_TOKENS, REPEATS, reporter)
+    reporter.progress(0, 1, "Measuring speed")
+    arms = dict(zip(models, decoders, strict=True))
+    answers = time_decoders(arms, prompt, 1 + TIMED_TOKENS, (), REPEATS, reporter)
+    seconds = [[sum(parts.values()) for parts in each.parts] for each in answers.values()]
     if len(models) > 1:
         ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
         stderr = stdev(ratios) / math.sqrt(REPEATS)
@@ -90,18 +90,13 @@ def record_decoding(
         context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
 
 
-def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
-    """Greedy decoders of `tokens` tokens and one by each model, all alike; and how, in words."""
+def decoders_of(models: Sequence[PreTrainedModel]) -> tuple[list[Decoder], str]:
+    """Greedy decoders of each model, all alike; and how, in words."""
     try:
         targets = [TargetModel(model) for model in models]
     except ModelError:  # they cannot verify the trees of drafts
-        return [partial(greedy, model) for model in models], "transformers"
+        return [TransformersDecoder(model) for model in models], "transformers"
     slowest = next((target for target in targets if not target.native), targets[0])
     if not slowest.native:
         targets = [TargetModel(model, native=False) for model in models]
-    return [partial(_tokens, target, 1 + tokens) for target in targets], slowest.decoder
-
-
-def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
-    steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), limit)
-    return (token for step in steps for token in step.tokens)
+    return [TargetDecoder(target, NoDraft()) for target in targets], slowest.decoder

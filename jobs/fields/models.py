@@ -212,7 +212,7 @@ def decodable_model(spec: str, precision: str, field: str = "model") -> Resolved
     if base.packed and precision == "float32":
         raise ConfigError(
             "Packed weights do not support float32.",
-            "Their kernel computes in bfloat16.",
+            "They are decoded in bfloat16.",
             "Choose bfloat16 or auto.",
             "precision",
         )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from backend.errors import ConfigError
 from backend.printable import readable_bytes
 from backend.queue import labels, permissions, removal, service
 from backend.queue.actor import Actor
@@ -191,11 +192,15 @@ def _is_own(job: Job) -> bool:
     return job.id > 0 and not job.removed_at
 
 
+Text = Annotated[str | None, Field(description="Empty: none.")]
+Tags = Annotated[str | None, Field(description="Words of letters, digits or . + - / _")]
+
+
 @operation(
-    "rename",
+    "edit",
     writes=True,
-    action="rename a run",
-    said=lambda run: f"{run['id']} is called {run['name'] or 'nothing'} now.",
+    action="edit a run",
+    said=lambda runs: f"Saved: {named(runs)}.",
     buttons=(
         Button(
             "rename",
@@ -206,77 +211,41 @@ def _is_own(job: Job) -> bool:
             initial=lambda jobs: jobs[0].name,
             several=False,
         ),
-    ),
-)
-def rename_run(
-    run: Run, name: Annotated[str, Field(description="Its new name.")], actor: Actor
-) -> Record:
-    """Give a run another name."""
-    labels.rename(run, name, actor)
-    return summary(queries.job(run))
-
-
-Tags = Annotated[str, Field(description="Words of letters, digits or . + - / _")]
-
-
-@operation(
-    "tag",
-    writes=True,
-    action="tag a run",
-    said=lambda runs: f"Tagged: {named(runs)}.",
-    buttons=(Button("tag", "Tag", _is_own, prompt="Tags to add to {runs}:", takes="tags"),),
-)
-def tag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
-    """Add tags to runs."""
-    labels.tag(runs, labels.tags_in(tags), actor)
-    return summaries(runs)
-
-
-@operation(
-    "untag",
-    writes=True,
-    action="tag a run",
-    said=lambda runs: f"Untagged: {named(runs)}.",
-    buttons=(
+        Button("tag", "Tag", _is_own, prompt="Tags to add to {runs}:", takes="tag"),
         Button(
             "untag",
             "Untag",
             lambda job: _is_own(job) and bool(job.tags),
-            takes="tags",
+            takes="untag",
             prompt="Tags to remove from {runs}:",
             initial=lambda jobs: " ".join(sorted({tag for job in jobs for tag in job.tags})),
         ),
-    ),
-)
-def untag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
-    """Remove tags from runs."""
-    labels.untag(runs, labels.tags_in(tags), actor)
-    return summaries(runs)
-
-
-@operation(
-    "note",
-    writes=True,
-    action="write a note",
-    said=lambda run: f"The note on {run['id']} was saved.",
-    buttons=(
         Button(
             "note",
             "Note",
             _is_own,
             prompt="Note on {runs}:",
-            takes="text",
+            takes="note",
             several=False,
             initial=lambda jobs: jobs[0].note,
         ),
     ),
 )
-def annotate_run(
-    run: Run, text: Annotated[str, Field(description="Empty: no note.")], actor: Actor
-) -> Record:
-    """Write the note of a run."""
-    labels.annotate(run, text, actor)
-    return summary(queries.job(run))
+def edit_runs(
+    runs: Runs,
+    actor: Actor,
+    name: Text = None,
+    note: Text = None,
+    tag: Tags = None,
+    untag: Tags = None,
+) -> list[Record]:
+    """Set the name or the note of runs, add tags or remove them."""
+    if name is note is tag is untag is None:
+        do = "Give a name, a note, or tags to add or remove."
+        raise ConfigError("Nothing was changed.", "No change is named.", do)
+    added, removed = (labels.tags_in(text) if text is not None else () for text in (tag, untag))
+    labels.edit(runs, actor, name=name, text=note, add=added, remove=removed)
+    return summaries(runs)
 
 
 def _archived(records: Records) -> str:

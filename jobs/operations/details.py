@@ -10,6 +10,7 @@ from backend.errors import NotFoundError
 from backend.queue.dependencies import awaited
 from backend.store import queries
 from jobs import sweep
+from jobs.benchmark.report import decoder_reports, verdicts
 from jobs.kind import stage_labels
 from jobs.metrics import PERPLEXITY
 from jobs.operations.registry import Record, Run, operation
@@ -23,7 +24,9 @@ DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, 
 
 def _run_text(found: Record) -> str:
     job = queries.job(found["id"])
-    lines = [f"{job.run}  {job.state}  {job.stage}"]
+    place = f"place {found['place']} in the queue" if found["place"] else ""
+    state = (job.run, job.state, f"{found['progress']:.0%}", job.stage, place)
+    lines = ["  ".join(filter(None, state))]
     if others := awaited([job.id]).get(job.id):
         lines.append(f"It waits for {', '.join(f'{x.run}, which is {x.state}' for x in others)}.")
     lines += [job.error_text] if job.error else []
@@ -52,7 +55,7 @@ def results_text(found: Record) -> str:
     figures = table(("metric", "stage", "value", "±"), rows)
     kept = found["kept_stage"]
     told = found["kept_reason"] or (f"Kept: {names.get(kept, kept)}" if kept else "")
-    return "\n".join(filter(None, (told, figures)))
+    return "\n".join(filter(None, (told, figures, *verdicts(decoder_reports(found["id"])))))
 
 
 def comparison_text(found: Record) -> str:
@@ -69,9 +72,10 @@ def comparison_text(found: Record) -> str:
     return f"{found['text']}\n{table(header, rows)}"
 
 
-@operation("show", path="/runs/{run}", tool="", said=_run_text)
+@operation("show", path="/runs/{run}", said=_run_text)
 def show_run(run: Run) -> Record:
-    """Show everything that is known of a run: its state, config, results and files."""
+    """Show a run: its state and place in the queue, progress, config, results, files, and its error
+    if it failed."""
     return record(run)
 
 

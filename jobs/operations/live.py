@@ -51,8 +51,7 @@ def planned_steps(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Kind and config of each run, without its model. Raises ConfigError: the address is none of
     this model, or the state is dense."""
-    layers = [*facts.linears, *facts.embeddings]
-    state = state_at(address, address.partition("~")[0], [x.name for x in layers])
+    state = state_at(address, [*facts.linears, *facts.embeddings])
     forms = [(x, state.formats[x.name]) for x in facts.linears]
     patterns = {x: form.pattern for x, form in forms if form.pattern}
     widths = {x: form.width for x, form in forms if form.width}
@@ -103,7 +102,7 @@ def _name(layer: LinearShape) -> str:
     "plan-state",
     path="/plan-state",
     tool="",
-    said=lambda steps: "\n".join(step["command"] for step in steps),
+    command=False,
 )
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time

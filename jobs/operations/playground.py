@@ -1,20 +1,17 @@
 """Operations on the answers of the playground, and on the keys of programs."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from pydantic import Field
 
 from backend.errors import ConflictError
-from backend.models.layer_names import read_names
 from backend.queue import conversations
 from backend.queue.actor import Actor
-from backend.store import queries
 from jobs import chat as arena
-from jobs.operations.registry import Record, Run, operation
+from jobs.operations.registry import Record, operation
 from jobs.serving import keys
-from jobs.serving.transcript import Transcript, read_transcript, transcript_of
+from jobs.serving.transcript import Transcript, transcript_of
 from jobs.wording import table
 
 Number = Annotated[int, Field(description="A prompt, by the number in the address of its page.")]
@@ -32,18 +29,10 @@ def _record(model: str, text: Transcript) -> Record:
     }
 
 
-@operation("answers")
-def run_answers(run: Run) -> list[Record]:
-    """The texts of a recorded run of the kind generate, one for each model: text, tokens, tokens
-    per second, accepted tokens per step, and how it ended ("" while it is written)."""
-    job = queries.job(run)
-    names = enumerate(read_names(str(job.config.get("sides", ""))), 1)
-    return [_record(name, read_transcript(job.run, n)) for n, name in names]
-
-
 @operation("chat", path="/chats/{number}", tool="")
 def chat_answers(number: Number, actor: Actor) -> list[Record]:
-    """The answers to a prompt of the playground, one for each model, as `answers` has them."""
+    """The answers to a prompt of the playground, one for each model: text, number of tokens, tokens
+    per second, accepted tokens per step, and how it ended."""
     turns = conversations.turns_to(number)
     if arena.is_hidden(turns, actor.name):
         why = "Who votes blind must not know which model wrote what."
@@ -52,12 +41,6 @@ def chat_answers(number: Number, actor: Actor) -> list[Record]:
         _record(turns[-1].names[side - 1], transcript_of(answer.transcript))
         for side, answer in sorted(turns[-1].answers.items())
     ]
-
-
-@operation("leaderboard", tool="")
-def show_leaderboard() -> Record:
-    """The ratings of models by blind votes in the playground, the best first."""
-    return asdict(arena.leaderboard())
 
 
 @operation("vote", path="/chats/{number}/vote", writes=True, who="guest", tool="")

@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import Field
 
 from backend.errors import ConfigError, NotFoundError
-from backend.queue import scheduling
 from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
 from backend.queue.permissions import require_host
@@ -22,7 +21,6 @@ from jobs.operations.registry import Record, Run, operation
 from jobs.wording import table
 
 LOG_BYTES = 1_000_000  # of one answer, at most
-ARTIFACT_FILES = 1000
 FIRST_STEP = "Try: slimscope submit sds --model toy --wait"
 
 Limit = Annotated[int, Field(ge=1, le=500, description="Number of runs.")]
@@ -50,14 +48,6 @@ def list_runs(
     """List runs, the newest first."""
     found = queries.jobs([state] if state else None, kind, limit) if has_database() else []
     return [summary.summary(job) for job in found]
-
-
-@operation("status", tool="show")
-def run_status(run: Run) -> Record:
-    """State, stage, progress, config and place in the queue of a run, and its error if it
-    failed."""
-    job = queries.job(run)
-    return summary.summary(job) | {"place": scheduling.status().position(job.id)}
 
 
 @operation("results")
@@ -88,34 +78,9 @@ def run_log(run: Run, attempt: int = 0, after: int = 0) -> Record:
     return {"attempt": attempt, "text": text, "start": start, "end": end, "state": job.state}
 
 
-@operation("artifacts")
-def run_artifacts(run: Run) -> list[Record]:
-    """The saved artifacts of a run: kind, path below the artifact folder, size, sha256, and the
-    files of each folder with their sizes in bytes."""
-    return [
-        {
-            "kind": a.kind,
-            "path": a.path,
-            "bytes": a.bytes,
-            "sha256": a.sha256,
-            "files": _files(settings().artifacts / a.path),
-        }
-        for a in queries.artifacts(run)
-    ]
-
-
-def _files(path: Path) -> dict[str, int]:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return {
-        str(file.relative_to(settings().artifacts)): file.stat().st_size
-        for file in files[:ARTIFACT_FILES]
-        if file.is_file()
-    }
-
-
 @operation("file", who="host", action="download files", tool="", command=False)
 def download_file(run: Run, path: str, actor: Actor) -> Path:
-    """Download a file that the run left, by its path in `artifacts`."""
+    """Download a file that the run left, by its path among its `artifacts`."""
     require_host(actor, "download files")
     return artifact_file(run, path)
 

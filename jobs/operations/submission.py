@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from backend.queue import permissions
+from backend.queue import permissions, scheduling
 from backend.queue.actor import Actor
 from backend.queue.service import MAX_PRIORITY
 from backend.store import queries
@@ -17,7 +17,6 @@ from jobs import sweep as sweeps
 from jobs.kind import kind_named
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import Button, Record, Run, operation
-from jobs.operations.runs import run_status
 from jobs.summary import summary
 
 Priority = Annotated[
@@ -40,7 +39,7 @@ def submit_run(
     """Add a run to the queue. The config holds what differs from the preset or the defaults."""
     values = {**kind_named(kind).preset(preset), **config}
     job = submit.submit(kind, values, actor, name=name, priority=priority)
-    return run_status(job.run)
+    return summary(job) | {"place": scheduling.status().position(job.id)}
 
 
 @operation(

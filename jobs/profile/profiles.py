@@ -4,7 +4,7 @@ which layers are held, and the mix. Does not import torch."""
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from backend.budget import Budget, BudgetKind, budget_of, is_mixed
+from backend.budget import Budget, BudgetKind, budget_of
 from backend.errors import ConfigError, NotFoundError
 from backend.files import fingerprint
 from backend.models.layer_names import check_layer_patterns, fits, read_assignments, read_names
@@ -131,7 +131,7 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
 def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
     """Full name -> pattern of the layers that a config's allocation prunes; empty where it is no
     mix. Raises ConfigError: the budget cannot be kept, or is none for pruning; NotFoundError: the
-    model has no profile, or there is no such search."""
+    model has no profile."""
     formats = _mix(config, overrides, "pruned", ("sparsity", "loss", "ms"), "budget:50%")
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
@@ -154,11 +154,9 @@ def _mix(
     example: str,
     embedding: str = "",
 ) -> Mapping[str, Format]:
-    if not is_mixed(config.allocation):
-        return {}
     budget = budget_of(config.allocation)
     if budget is None:
-        return _found(config, method)
+        return {}
     if budget.kind not in kinds:
         what = f"A budget of {budget} is not for a method by which layers are {method}."
         raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
@@ -168,25 +166,3 @@ def _mix(
     if embedding:
         held_at |= {x.name: embedding for x in profile.layers if x.block < 0}
     return solver_of(profile, method).solve(budget, held_at).formats
-
-
-def _found(config: Allocated, method: Method) -> Mapping[str, Format]:
-    """The mix that a search has found."""
-    job = queries.job(config.allocation)
-    stored = job.environment.get("mix")
-    if not isinstance(stored, dict) or not stored:
-        what = f"{job.run} has found no mix yet."
-        raise ConfigError(what, f"It is {job.state}.", "Wait for its end.", field="allocation")
-    if job.config.get("model") != config.model:
-        what, why = f"{job.run} is of another model.", f"It searched {job.config.get('model')}."
-        raise ConfigError(what, why, "Choose that model, or another search.", field="allocation")
-    try:
-        formats = {str(name): Format.parse(str(form)) for name, form in stored.items()}
-    except ValueError as error:
-        what = f"The mix of {job.run} cannot be read."
-        raise ConfigError(what, f"{error}", "Search again.", field="allocation") from error
-    pruned = any(form.pattern for form in formats.values())
-    if pruned != (method == "pruned"):
-        what = f"{job.run} is not for a method by which layers are {method}."
-        raise ConfigError(what, "", "Choose another search.", field="allocation")
-    return formats

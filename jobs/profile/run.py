@@ -81,7 +81,6 @@ def run(config: ProfileJob, context: JobContext) -> None:
         solvers,
         context.checkpoints,
         phases.phase("layers"),
-        "Layers alone",
         config.all_formats,
         dense.fisher,
         frozenset(measured),

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -53,7 +53,6 @@ from jobs.runtime.figures import (
     upsert,
 )
 from jobs.runtime.progress import EVERY, Progress, UsageSampler
-from jobs.runtime.rank import Rank
 from jobs.runtime.uploads import Uploads
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
@@ -76,7 +75,6 @@ class JobContext:
         self._uploads = Uploads(store(), own_log, self.work / SPOOL, lambda text: self.log(text))
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
-        self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine != LocalEngine.name  # than where pages are shown
         named = "host" in (attempt.engine_ref or {})
         self._is_shared = self._is_elsewhere or named  # with other machines
@@ -287,12 +285,6 @@ class JobContext:
         with reading() as session:
             self._usage = UsageSampler(session.scalar(began) or now_ms(), self.metric)
         self._thread.start()
-
-    def accompany(self, pids: Sequence[int]) -> None:
-        """Counts what these processes take of the machine, too."""
-        self._progress.include(*pids)
-        if self._usage:
-            self._usage.include(*pids)
 
     def ask_stop(self) -> None:
         """Makes `should_stop` true."""

@@ -31,25 +31,19 @@ def estimate_seconds(
     flops: float,
     timed_seconds: float = 0.0,
     device: str = "auto",
-    processes: int = 1,
 ) -> tuple[float, str]:
     """Expected seconds, and the basis of the figure in words.
 
     The pace is the median of the finished runs nearest in FLOPs, because a small run is mostly
     overhead. Only runs on the same model count (a toy spends its time on other things than
-    arithmetic), on machines of one class and as many processes, and only those with a time budget
-    if this run has one.
+    arithmetic), on machines of one class, and only those with a time budget if this run has one.
 
     Args:
         flops: floating-point operations of all phases without a time budget.
         timed_seconds: the time budget of the others.
-        device, processes: as in the config.
+        device: as in the config.
     """
-    alike = [
-        run
-        for run in _finished(kind, model)
-        if (run.timed > 0) == (timed_seconds > 0) and run.processes == processes
-    ]
+    alike = [run for run in _finished(kind, model) if (run.timed > 0) == (timed_seconds > 0)]
     unknown = settings().engine in CLUSTERS or _may_use_gpu(device)  # then the newest run tells
     there = _newest_class(alike, device) if unknown else processor()
     alike = [run for run in alike if run.machine == there]
@@ -67,15 +61,14 @@ def estimate_seconds(
 @dataclass(frozen=True)
 class FinishedRun:
     """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget.
-    `machine`: the class of the machine: its GPU where it used one (`on_gpu`), else its processor.
-    `processes`: how many it trained on."""
+    `machine`: the class of the machine: its GPU where it used one (`on_gpu`), else its
+    processor."""
 
     flops: float
     seconds: float
     timed: float
     machine: str
     on_gpu: bool
-    processes: int
 
 
 def _may_use_gpu(device: str) -> bool:
@@ -128,7 +121,6 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
             job.timed_seconds or 0.0,
             _class_in(job.environment or {}),
             str((job.environment or {}).get("device", "cpu")) != "cpu",
-            int(job.config.get("processes") or 1),
         )
         for job, seconds in runs[:RECENT_RUNS]
         if job.flops

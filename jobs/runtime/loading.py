@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,7 +23,16 @@ from jobs.fields.text import (
     evaluation_name,
 )
 from jobs.runtime.context import JobContext
-from jobs.runtime.rank import RunContext
+
+
+class RunContext(Protocol):
+    """What loading a model needs of a run, or of what has no run."""
+
+    def log(self, text: str) -> None:
+        """Write one line to the log of the run."""
+
+    def environment(self, **facts: Any) -> None:
+        """Add facts that are needed to repeat the run."""
 
 
 def load_model(

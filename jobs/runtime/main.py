@@ -27,7 +27,6 @@ from backend.store.tables import Job
 from jobs.kind import built_in, kind_named, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
-from jobs.runtime.followers import followers
 from jobs.runtime.progress import limit_memory
 
 # of a common model, and with it what transformers imports when it reads any
@@ -101,8 +100,7 @@ def execute(context: JobContext) -> int:
         check_intact(context.config)
         check_inputs(settings().inputs)
         config = kind.config.model_validate(context.config)
-        with followers(kind, config, context):
-            load_work(kind.run)(config, context)
+        load_work(kind.run)(config, context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
         context.deliver()

@@ -1,14 +1,12 @@
 """Progress of a job: one bar over several phases, each as wide as its share of the work, and the
-time that is left; and what its processes take of the machine while they work, as curves, and the
-most they may."""
+time that is left; and what its process takes of the machine while it works, as curves, and the
+most it may."""
 
 import math
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,16 +48,11 @@ class Progress:
         self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
         self._end: tuple[float, float] | None = None  # time of the last estimate, reported end
         self._told = ""
-        self._peaks = {"self": 0}  # process -> the most bytes it has held in memory
 
     @property
     def is_under_way(self) -> bool:
         """Whether something is done."""
         return self._done > 0
-
-    def include(self, *pids: int) -> None:
-        """Count the memory of these processes, too. Another thread may be reading: a new dict."""
-        self._peaks = self._peaks | dict.fromkeys(map(str, pids), 0)
 
     def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
         now = (time.monotonic(), done)
@@ -77,16 +70,12 @@ class Progress:
 
     def columns(self) -> dict[str, Any]:
         """The columns of the job row."""
-        peaks = self._peaks
-        for process in [*peaks]:  # of one that has ended, while it was there
-            with suppress(OSError, StopIteration):
-                peaks[process] = peak_memory(process)
         return {
             "done": self._done,
             "total": self._total,
             "stage": self._stage,
             "eta_s": self._eta(),
-            "peak_bytes": sum(peaks.values()),
+            "peak_bytes": peak_memory(),
         }
 
     def _eta(self) -> float | None:
@@ -124,13 +113,14 @@ class Progress:
         return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
 
 
-def peak_memory(process: str) -> int:
-    """The most bytes a process, by its pid or "self", has held in memory. On Linux not by
-    `getrusage`, whose peak begins with that of the parent; macOS knows only "self"."""
+def peak_memory() -> int:
+    """The most bytes this process has held in memory. On Linux not by `getrusage`, whose peak
+    begins with that of the parent."""
     if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if process == "self" else 0
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peaks = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return 1024 * next(peaks, 0)
 
 
 class JobReporter(Reporter, Protocol):
@@ -180,36 +170,24 @@ class Phase:
 
 
 class UsageSampler:
-    """Samples this process, and those that train with it, the less often the longer the run takes:
-    some 400 points in an hour. `began`: when the run began, in all its attempts, UTC milliseconds.
-    `record`: (key, value, seconds since the run began) -> a point of a curve."""
+    """Samples this process, the less often the longer the run takes: some 400 points in an hour.
+    `began`: when the run began, in all its attempts, UTC milliseconds. `record`: (key, value,
+    seconds since the run began) -> a point of a curve."""
 
     def __init__(self, began: int, record: Callable[[MetricKey, float, int], None]) -> None:
         self._began, self._record = began, record
-        self._processes = list[psutil.Process]()
-        self._lock = threading.Lock()  # one thread includes, another samples
+        self._process = psutil.Process()
         self._last = time.monotonic()
-        self.include(None)
-
-    def include(self, *pids: int | None) -> None:
-        """Sample these processes, too; None: this one."""
-        with self._lock, suppress(psutil.Error):
-            for process in map(psutil.Process, pids):
-                process.cpu_percent()  # the first call begins to count
-                self._processes.append(process)
+        self._process.cpu_percent()  # the first call begins to count
 
     def sample(self) -> None:
-        """Record where the processes stand together, if it is time to."""
+        """Record what the process takes, if it is time to."""
         seconds = (now_ms() - self._began) / 1000
         if time.monotonic() - self._last < max(LEAST_S, EVERY * seconds):
             return
         self._last = time.monotonic()
-        with self._lock, suppress(psutil.Error):
-            self._processes = [each for each in self._processes if each.is_running()]
-            held = sum(each.memory_info().rss for each in self._processes)
-            used = sum(each.cpu_percent() for each in self._processes)
-            self._record(MEMORY, held / MB, round(seconds))
-            self._record(PROCESSOR, used, round(seconds))
+        self._record(MEMORY, self._process.memory_info().rss / MB, round(seconds))
+        self._record(PROCESSOR, self._process.cpu_percent(), round(seconds))
 
 
 def limit_memory(gigabytes: float) -> None:

@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer
-from backend.decoding.serving.engine import Ticket
 from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
-from backend.drafters.generate import tree_words
+from backend.decoding.serving.sequence import ServedSequence
 from backend.errors import (
     CancelledError,
     ComputeError,
@@ -30,7 +29,6 @@ from backend.text.chat_template import chat_ids, end_ids
 from jobs.fields.drafters import read_side
 from jobs.fields.models import ResolvedModel, decodable_model
 from jobs.runtime.loading import load_model
-from jobs.runtime.rank import Rank, RunContext
 from jobs.serving.openai_format import Body, ChatBody, CompletionBody
 from jobs.serving.pool import ModelPool, WarmModel, key_of
 
@@ -50,11 +48,10 @@ class Told:
 @dataclass(frozen=True)
 class Began:
     """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine;
-    `decoder`, `tree`: what computes and what drafts, in words; `threads` compute now."""
+    `decoder`: what computes, in words; `threads` compute now."""
 
     tokenizer: PreTrainedTokenizerBase
     decoder: str
-    tree: str
     unused: bool
     threads: int
 
@@ -116,17 +113,9 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
     """A request that is answered for `person`. `events` yields (choice, event) until all choices
     have finished, or an error; leaving it ends the choices that have not."""
 
-    def __init__(
-        self,
-        body: Body,
-        person: str,
-        pool: ModelPool,
-        device: str = "auto",
-        context: RunContext | None = None,
-    ) -> None:
+    def __init__(self, body: Body, person: str, pool: ModelPool) -> None:
         super().__init__(person)
         self.body, self.pool = body, pool
-        self._device, self._context = device, context or Unrecorded()
         self._left = len(body.prompts) * body.n
         self._done = threading.Event()
 
@@ -154,11 +143,11 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             base = decodable_model(side.model, body.precision)
         except SlimscopeError as error:
             raise NotFoundError(error.what, error.why, error.do, "model") from error
-        key = key_of(side.model, base, self._device, body.precision)
+        key = key_of(side.model, base, "auto", body.precision)
         tokenizer = self.pool.tokenizer(base, key, self._say)
         prompts = [self._ids(prompt, tokenizer) for prompt in body.prompts]
         limits = [_limit(body, len(ids), base) for ids in prompts]  # before anything is loaded
-        load = partial(load_model, side.model, precision=body.precision, context=self._context)
+        load = partial(load_model, side.model, precision=body.precision, context=Unrecorded())
         with (
             self.pool.using(base, key, load, self._say, self._stopped.is_set) as model,
             ExitStack() as drafters,
@@ -171,10 +160,8 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
                     self._request(prompts[prompt], limits[prompt], nth, proposer, model.loaded)
                 )
             unused = bool(side.drafter) and requests[0].drafter is None
-            drafter = requests[0].drafter
-            tree = tree_words(drafter) if drafter else "without a drafter"
-            about = model.loaded.tokenizer, model.decoder, tree, unused, self.pool.threads()
-            self.put((0, Began(*about)))
+            tokenizer, threads = model.loaded.tokenizer, self.pool.threads()
+            self.put((0, Began(tokenizer, model.target.decoder, unused, threads)))
             self._carry_out(model, requests)
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -223,7 +210,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         )
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:
-        tickets: list[Ticket] = []
+        tickets = list[ServedSequence]()
         try:
             for number, request in enumerate(requests):
                 tickets.append(model.engine.submit(request, partial(self._deliver, number)))
@@ -245,8 +232,6 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
 
 class Unrecorded:
     """What loading needs of a run, where there is none."""
-
-    rank: Rank | None = None
 
     def log(self, text: str) -> None:
         print(text, flush=True)

@@ -23,7 +23,8 @@ from backend.errors import (
 
 MAX_CHOICES = 16  # answers of one request
 MAX_STOPS, MAX_STOP = 16, 300  # stop strings, and characters of one
-MAX_MESSAGES, MAX_LETTERS = 200, 500_000
+MAX_MESSAGES, MAX_LETTERS, MAX_PARTS, MAX_PROMPTS = 200, 500_000, 200, 64
+MAX_PARAMETERS = 100
 NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(  # field -> values that change nothing
     {
         "frequency_penalty": (0,),
@@ -47,7 +48,7 @@ R = TypeVar("R", bound="GenerationBody")
 M = TypeVar("M", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 Text = Annotated[str, Field(max_length=MAX_LETTERS)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 DONE = b"data: [DONE]\n\n"
 FAULTS: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, type, code
     (OverloadError, 429, "rate_limit_error", "overloaded"),
@@ -80,7 +81,7 @@ class GenerationBody(BaseModel):
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     max_tokens: int | None = Field(None, ge=0)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: Temperature = Field(1.0, ge=0, le=5)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -97,6 +98,8 @@ class GenerationBody(BaseModel):
     def _without_what_has_no_effect(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if len(given) > MAX_PARAMETERS:
+            raise ValueError(f"It has {len(given):,} parameters")
         kept = {n: v for n, v in given.items() if v is not None and n not in ABOUT}
         for name in kept.keys() & NO_EFFECT.keys():
             if kept.pop(name) not in NO_EFFECT[name]:
@@ -119,7 +122,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str = ""
 
     @property
@@ -133,7 +136,7 @@ class ChatMessage(BaseModel):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`. `chat_template`: whether the model's template is used."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -159,7 +162,12 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """`POST /v1/completions`: texts, or token ids."""
 
-    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(min_length=1, max_length=64)]
+    prompt: (
+        Text
+        | Ids
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    )
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
@@ -202,7 +210,7 @@ def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
             return kind.model_validate_json(given)
         return kind.model_validate(given)
     except ValidationError as error:
-        found = error.errors()
+        found = error.errors(include_url=False, include_context=False, include_input=False)
         first = next((each for each in found if not each["type"].endswith("_type")), found[0])
         field = str(first["loc"][0]) if first["loc"] else None
         message = first["msg"].removeprefix("Value error, ")

@@ -59,47 +59,32 @@ def free_memory(card: str) -> int:
 
 
 class WarmModel:
-    """A model in memory of about `bytes`, on a `device`; `users`: requests that are answered with
-    it; `used`: when the last one ended, by a monotonic clock."""
+    """A model in memory of about `bytes`, on a `device`, which is there once `is_open`; `users`:
+    requests that are answered with it; `used`: when the last one ended, by a monotonic clock."""
+
+    loaded: LoadedModel
+    target: TargetModel
+    engine: ServingEngine
 
     def __init__(self, size: int, device: str) -> None:
         self.bytes, self.device = size, device
         self.users, self.used = 1, time.monotonic()
         self.opening = threading.Lock()
-        self._opened: tuple[LoadedModel, TargetModel, ServingEngine] | None = None
+        self.is_open = False
         self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
-
-    @property
-    def is_open(self) -> bool:
-        return self._opened is not None
-
-    @property
-    def loaded(self) -> LoadedModel:
-        assert self._opened is not None
-        return self._opened[0]
-
-    @property
-    def engine(self) -> ServingEngine:
-        assert self._opened is not None
-        return self._opened[2]
-
-    @property
-    def decoder(self) -> str:
-        """What decodes, in words."""
-        assert self._opened is not None
-        return self._opened[1].decoder
 
     def open(self, load: Load, memory: int, threads: Callable[[], int]) -> None:
         """Load it; `memory`: bytes for the keys and values of all texts."""
         use_card(self.device)
-        loaded = load(self.device)
-        refuse_processors(loaded.model)
-        target = TargetModel(loaded.model)
-        engine = ServingEngine(target, loaded.tokenizer, memory=memory, threads=threads)
-        self._opened = loaded, target, engine
+        self.loaded = load(self.device)
+        refuse_processors(self.loaded.model)
+        self.target = TargetModel(self.loaded.model)
+        tokenizer = self.loaded.tokenizer
+        self.engine = ServingEngine(self.target, tokenizer, memory=memory, threads=threads)
+        self.is_open = True
 
     def close(self) -> None:
-        if self._opened is not None:
+        if self.is_open:
             self.engine.close()
 
     def knows(self, drafter: Path, nodes: int) -> bool:
@@ -118,8 +103,7 @@ class WarmModel:
 
     def _made(self, drafter: Path, nodes: int) -> Proposer:
         use_card(self.device)
-        assert self._opened is not None
-        return make_proposer(self._opened[1], Amphista.load(drafter), nodes)
+        return make_proposer(self.target, Amphista.load(drafter), nodes)
 
 
 def version_of(folder: Path) -> int:

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.errors import OverloadError, SlimscopeError
+from backend.errors import SlimscopeError
 from backend.settings import available_threads, settings
 from backend.store.migrate import other_version
 from backend.store.session import reading
@@ -34,7 +34,6 @@ from jobs.serving.one_answer import Events, OneAnswer
 from jobs.serving.openai_format import ENDPOINTS, error_body, error_headers, read_body
 from jobs.serving.pool import ModelPool
 
-MAX_REQUESTS = 256  # answered or waiting at the same time
 GONE = Response(status_code=499)  # nobody reads it
 NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
 IDLE_FACTOR = 10  # times as long as an idle supervisor
@@ -65,11 +64,6 @@ class ServingApp:
         is full or the prompt too long, has the status that says so."""
         try:
             body = read_body(request.url.path, await request.body())
-            if self.active >= MAX_REQUESTS:
-                why = f"{self.active} are before you."
-                raise OverloadError(
-                    "Too many requests wait.", why, retry_after_s=10, before=self.active
-                )
             person = unquote(request.headers.get(PERSON, ""))
             async with AsyncExitStack() as opened:
                 events = self._counted(Answering(body, person, self.pool))

@@ -1,6 +1,4 @@
-"""Answers token by token, as rows of JSON: of a recorded run a file of lines for each side in its
-folder, of a chat a list with each message. A side without its last row is written anew by the next
-attempt.
+"""Answers token by token, as rows of JSON: a list with each message of a chat.
 
     {"decoder": "native (AVX2)", "threads": 2, "unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
@@ -10,14 +8,9 @@ A drafter is unused where no draft tree pays. The number beside a token is the h
 0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
 """
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
-
-from backend.queue.artifacts import run_folder
+from typing import Any
 
 MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {
@@ -77,20 +70,6 @@ class Transcript:
         return sum(len(each.tokens) for each in after) / len(after) if after else None
 
 
-def file_of(run: str, side: int) -> Path:
-    return run_folder(run) / f"text-{side}.jsonl"
-
-
-def read_transcript(run: str, side: int) -> Transcript:
-    """What a side of a run has written so far; nothing before it began."""
-    file = file_of(run, side)
-    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
-    try:
-        return transcript_of([json.loads(line) for line in lines])
-    except (ValueError, RecursionError):  # damaged, or came with an imported run
-        return Transcript(end="error")
-
-
 def transcript_of(rows: Iterable[Any]) -> Transcript:
     """What these rows say; one that is damaged has failed there."""
     transcript = Transcript()
@@ -114,24 +93,6 @@ def _add(transcript: Transcript, row: dict[str, Any]) -> None:
         transcript.unused = transcript.unused or bool(row.get("unused"))
         transcript.decoder = str(row.get("decoder", transcript.decoder))
         transcript.threads = int(row.get("threads", transcript.threads))
-
-
-class TranscriptWriter:
-    """Appends to one side's file; every line is there at once."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def add(self, **row: Any) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-
-@contextmanager
-def transcript_writer(run: str, side: int) -> Iterator[TranscriptWriter]:
-    file_of(run, side).parent.mkdir(parents=True, exist_ok=True)
-    with file_of(run, side).open("w", encoding="utf-8") as file:
-        yield TranscriptWriter(file)
 
 
 def first_difference(one: str, other: str) -> int | None:

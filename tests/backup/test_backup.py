@@ -283,7 +283,7 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x 
         ),
         (with_statement("CREATE VIRTUAL TABLE v USING fts5(x)"), "more than tables"),
         (with_statement("CREATE UNIQUE INDEX u ON jobs (state)"), "more than tables"),
-        (with_statement("DROP TABLE votes"), "has no table votes"),
+        (with_statement("DROP TABLE api_keys"), "has no table api_keys"),
         (with_statement("DROP TABLE alembic_version"), "cannot be read"),
         (with_statement("UPDATE alembic_version SET version_num = 'x'"), "another version"),
         (change_byte, "config.json differs from its checksum"),

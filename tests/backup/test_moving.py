@@ -43,7 +43,6 @@ from backend.store.tables import (
     Supervisor,
     Table,
     TensorRow,
-    Vote,
     example_number,
 )
 from tests import postgres
@@ -98,7 +97,6 @@ def rows() -> Iterator[Table]:
     yield MessageRow(id=1, settings={"of": ODD}, votes={"mira": [1, True]}, **said)
     yield MessageRow(id=2, parent=1, side=1, transcript=[{"end": ODD}], **said)
     yield ApiKey(name="lab", sha256="a", created_at=1)
-    yield Vote(job_id=1, voter="mira", choice=-1, blind=True, at=1)
     for step, value in enumerate((0.1, 1 / 3, 1e-300, -0.0)):
         yield MetricPoint(job_id=1, **asdict(MetricKey("loss")), step=step, at=2**41, value=value)
     yield Result(job_id=1, stage="sds", family="ppl", value=0.1 + 0.2, details={"of": [ODD, None]})

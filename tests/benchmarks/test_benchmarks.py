@@ -11,18 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.drafters.config import ARMS
-from backend.errors import SlimscopeError
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.tables import Job, Result, TensorRow
 from benchmarks import amphista
-from benchmarks.families import METHODS, WORKS, examine, markdown
 from benchmarks.peers import engine, plain
 from benchmarks.screen.load import many_runs, many_tensors
-from benchmarks.shared.tiny_models import write_tiny
-from jobs.kind import kinds
 
 PATTERNS: dict[str, plain.Sparsity] = {"50%": 0.5, "70%": 0.7, "2:4": (2, 4), "1:8": (1, 8)}
 
@@ -88,52 +84,6 @@ def test_every_arm_is_trained_and_decodes(
     combined = {f"Prompt lookup + {arm}" for arm in ARMS}
     assert found["speed_up"].keys() == ARMS.keys() | combined | {"vanilla", "Prompt lookup"}
     assert found["generate_ratio"] > 0
-
-
-TRICKY = {  # family -> columns that are refused, and a word of the reason
-    "falcon": {},  # its blocks return tuples
-    "gemma2": {},  # capped logits, sliding windows in half of its layers, no SDPA
-    "mixtral": {},  # experts in one tensor
-    "opt, as 350m": {},  # a narrow embedding
-    "gpt_neo": {"Decoding": "local attention", "Drafter": "local attention"},
-    "qwen3_5_text": {"Decoding": "one state", "Drafter": "one state"},
-    "mamba": {
-        "SDS": "no attention",
-        "DL-QAT": "no attention",
-        "Decoding": "one state",
-        "Drafter": "one state",
-    },
-}
-
-
-@pytest.mark.parametrize("family", TRICKY)
-def test_a_family_works_or_is_refused_before_queueing(family: str, data_dir: Path) -> None:
-    found = examine([family], data_dir)
-    for column in METHODS:
-        if reason := TRICKY[family].get(column):
-            assert reason in found[family][column]
-        else:
-            assert found[family][column].startswith(WORKS)
-    assert family in markdown(found)
-
-
-SETTINGS = {
-    "opt, as 350m": ("amphista", {}, "cannot be cloned", "architecture"),
-    "granitemoe": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
-    "qwen3_moe": ("sds", {"weights": "streamed"}, "block by block", "weights"),
-    "bloom": ("generate", {}, "ALiBi", "sides"),
-}
-
-
-@pytest.mark.parametrize("family", SETTINGS)
-def test_a_setting_that_a_family_does_not_support_is_refused(family: str, data_dir: Path) -> None:
-    write_tiny(family, data_dir / "models" / "tiny")
-    kind, more, why, field = SETTINGS[family]
-    fields = {column[0]: column[1] for column in METHODS.values()}.get(kind, {"max_new_tokens": 8})
-    model = {"sides" if kind == "generate" else "model": str(data_dir / "models" / "tiny")}
-    with pytest.raises(SlimscopeError, match=why) as refused:
-        kinds()[kind].requirements(kinds()[kind].config(**{**fields, **model, **more}))
-    assert refused.value.field == field
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def watched(context: BrowserContext, url: str) -> Iterator[Page]:
     faults = Faults()
     page.on("console", lambda m: complaints.append(m.text) if faults.holds(m) else None)
     page.on("domcontentloaded", faults.arrived)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("pageerror", lambda error: complaints.append(error.stack or str(error)))
     page.on("request", lambda r: complaints.append(r.url) if is_foreign(r.url, url) else None)
     page.set_default_timeout(PATIENCE_MS)
     yield page

@@ -22,7 +22,7 @@ from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, war
 from tests.waiting import until
 
 FACTS = resolve_model("toy", reads=False).facts
-LAYERS = [x.name for x in (*FACTS.linears, *FACTS.embeddings)]
+LAYERS = (*FACTS.linears, *FACTS.embeddings)
 MODULE = "(name) => slimscope.module(`workbench/${name}`)"
 LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
 
@@ -35,7 +35,7 @@ def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
 def state_of(page: Page) -> dict[str, str]:
     """The formats that the address holds."""
     found: str = page.evaluate("new URLSearchParams(location.search).get('state')")
-    state = state_at(found, found.partition("~")[0], LAYERS)
+    state = state_at(found, LAYERS)
     return {name: str(form) for name, form in state.formats.items()}
 
 
@@ -157,11 +157,11 @@ BACK = """state => {
   history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
   dispatchEvent(new PopStateEvent("popstate")); }"""
 NO_STATES = {  # address -> what is said of it
-    "~magnitude~rtn~int9-g64~0x22": "int9-g64 is no format",
+    "~magnitude~rtn~int9-g64~0x22": "9 bits are not offered",
     "~magnitude~rtn~dense~0x99": "Its layers are not those of this model",
     "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
-    "~none~rtn~dense~0x22": "There is no pruner none",
+    "~none~rtn~dense~0x22": "There is no method 'none'",
 }
 
 
@@ -173,38 +173,34 @@ def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Da
         visitor.evaluate(BACK, state)
         expect(notice).to_contain_text(said)
         expect(title).to_contain_text("16 bits")
+    visitor.evaluate(BACK, "~magnitude~rtn~33.3pandint4-g32_dense~0x21_1")
+    expect(title).to_contain_text("33.3\u00a0%, 4 bits")
 
 
 def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
-    formats_are_spelt_and_priced_alike(visitor)
     what_a_profile_has_not_tried_is_counted(visitor)
     a_layer_is_the_one_that_the_live_model_makes(visitor)
 
 
-def formats_are_spelt_and_priced_alike(page: Page) -> None:
-    texts = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8"]
-    found: list[list[Any]] = page.evaluate(
-        f"""async texts => {{ const m = await ({MODULE})('formats');
-        const all = texts.map(m.format);
-        return all.map((each) => [m.bitsPerWeight(each, 576), m.label(each)]); }}""",
-        texts,
-    )
-    for text, (bits, words) in zip(texts, found, strict=True):
-        assert bits == pytest.approx(Format.parse(text).bits_per_weight(576))
-        assert words.replace("\u00a0", "") == Format.parse(text).label
+KNOWN = f"""async () => {{
+    const {{ Formats }} = await ({MODULE})('formats');
+    const start = await (await fetch('slimscope/workbench/start?model=toy')).json();
+    return new Formats(start.parts); }}"""
 
 
 def what_a_profile_has_not_tried_is_counted(page: Page) -> None:
-    texts = ["dense", "50%", "40%", "int4-g64", "10%", "50%+int4-g64"]
+    names = [("", ""), ("50%", ""), ("40%", ""), ("", "int4-g64"), ("10%", ""), ("50%", "int4-g64")]
     found = page.evaluate(
-        f"""async texts => {{ const {{ Predictions }} = await ({MODULE})('predictions');
+        f"""async names => {{ const {{ Predictions }} = await ({MODULE})('predictions');
         const layer = {{ name: 'a', module: 'm', block: 0, rows: 2, columns: 64 }};
-        const head = {{ run: 'r', formats: ['30%', '50%', 'int4-g64'], layers: [['a']] }};
+        const formats = [['30%', ''], ['50%', ''], ['', 'int4-g64']];
+        const head = {{ run: 'r', parts: {{}}, fronts: [], layers: ['a'], formats }};
         const arrays = {{ predicted: {{ data: [.1, .2, .3] }} }};
-        const known = new Predictions([layer], 0, {{ head, arrays }});
-        return texts.map((text) => known.totals([text]).untried); }}""",
-        texts,
+        const known = await ({KNOWN})();
+        const predictions = new Predictions([layer], 0, known, {{ head, arrays }});
+        return known.all(names).map((form) => predictions.totals([form]).untried); }}""",
+        names,
     )
     assert found == [0, 0, 0, 0, 1, 1]
 
@@ -212,25 +208,28 @@ def what_a_profile_has_not_tried_is_counted(page: Page) -> None:
 def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:
     """Bin by bin where it is pruned; rounded, scales are stored in 16 bits there."""
     live, name = LiveModel(DenseModel(load("toy").model)), "model.layers.1.mlp.down_proj"
-    for form, near in (
-        ("50%", 0),
-        ("7%", 0),
-        ("2:4", 0),
-        ("int3-g64", 0.04),
-        ("2:4+int4-g64", 0.04),
+    for pattern, width, near in (
+        ("50%", "", 0),
+        ("7%", "", 0),
+        ("2:4", "", 0),
+        ("", "int3-g64", 0.04),
+        ("2:4", "int4-g64", 0.04),
     ):
+        form = "+".join(filter(None, (pattern, width)))
         live.apply({name: form})
-        stored = layer_histogram(live.dense, name, live.stored(name), live.made[name])
+        counts, zeros, *_ = layer_histogram(live.dense, name, live.stored(name))
         made = page.evaluate(
-            f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
+            f"""async ([name, pattern, width]) => {{ const {{ dense }} = await ({MODULE})('tensor');
+            const form = (await ({KNOWN})()).of(pattern, width);
             const made = (await dense('toy', name)).histogram(form, 'magnitude');
             return [[...made.counts], made.tails]; }}""",
-            [name, form],
+            [name, pattern, width],
         )
-        differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts, strict=True))
-        assert differ <= near * stored.n, form
-        assert made[1][1] == pytest.approx(stored.zeros, abs=near * 100)
-        assert made[1][0] == stored.n
+        n = live.weight(name).numel()
+        differ = sum(abs(a - b) for a, b in zip(made[0], counts.tolist(), strict=True))
+        assert differ <= near * n, form
+        assert made[1][1] == pytest.approx(zeros, abs=near * 100)
+        assert made[1][0] == n
 
 
 def test_a_model_without_a_profile_says_how_to_get_one(

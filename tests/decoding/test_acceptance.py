@@ -28,7 +28,7 @@ from backend.decoding.draft_tree import (
     StaticTree,
     Tree,
 )
-from backend.decoding.engine import decode
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.generate import TreeProposer
@@ -159,11 +159,9 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
         pad_token_id=None,
     )
     target, count = TargetModel(built(config)), 1200
-    rule = Acceptance(Sampling(temperature=1.0, seed=5))
-    drawn = Counter(
-        tuple(t for step in decode(target, Fixed(), [0, 1], rule, 3) for t in step.tokens)[1:]
-        for _ in range(count)
-    )
+    samplings = (Sampling(temperature=1.0, seed=seed) for seed in range(count))
+    texts = (decode(target, Fixed(), [0, 1], 3, sampling=sampling) for sampling in samplings)
+    drawn = Counter(tuple(t for step in text for t in step.tokens)[1:] for text in texts)
     expected: Counter = Counter()
     with torch.inference_mode():
         for text in itertools.product(range(VOCABULARY), repeat=3):
@@ -189,7 +187,7 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
         eos_token_id=None,
     )[0, len(prompt) :].tolist()
     for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
-        steps = decode(target, proposer, prompt, Acceptance(sampling), 40)
+        steps = decode(target, proposer, prompt, 40, sampling=sampling)
         assert [t for step in steps for t in step.tokens] == expected
 
 
@@ -207,11 +205,7 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
         trees = (StaticTree(TREE), DynamicTree(6, 0.05))
         proposers += [TreeProposer(drafter, target, tree) for tree in trees]
     texts = [
-        [
-            t
-            for step in decode(target, proposer, prompt, Acceptance(sampling), 40)
-            for t in step.tokens
-        ]
+        [t for step in decode(target, proposer, prompt, 40, sampling=sampling) for t in step.tokens]
         for proposer in proposers
     ]
     assert texts == [texts[0]] * len(proposers)

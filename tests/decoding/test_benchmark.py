@@ -25,7 +25,9 @@ from tests.toy_layers import Recorder
 
 
 class Counting(NoDraft):
-    """Vanilla that writes down when it starts."""
+    """Drafts nothing, and writes down when it starts."""
+
+    nodes = 2
 
     def __init__(self, name: str, order: list[str]) -> None:
         self.name, self.order = name, order

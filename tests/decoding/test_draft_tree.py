@@ -159,7 +159,7 @@ def assert_logits_of_paths(target: TargetModel, seed: int) -> None:
     with torch.inference_mode():
         cache = target.new_cache(64)
         target.hidden(context[None], cache)
-        _, found = target.verify(tokens.tolist(), tree, cache)
+        _, found = target.read(tokens.tolist(), cache, tree, len(tree))
         for node in range(len(tree)):
             path = torch.cat([context, tokens[tree.lineage(node)]])
             expected = target.model(input_ids=path[None], use_cache=False).logits[0, -1]
@@ -175,10 +175,10 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
     with torch.inference_mode():
         cache = target.new_cache(40)
         target.hidden(context[None], cache)
-        target.verify(tokens.tolist(), tree, cache)
+        target.read(tokens.tolist(), cache, tree)
         cache.keep(9, path)
         assert cache.length == 9 + len(path)
-        _, found = target.verify([5], chain(0), cache)
+        _, found = target.read([5], cache)
         whole = torch.cat([context, tokens[path], torch.tensor([5])])[None]
         expected = target.model(input_ids=whole, use_cache=False).logits[0, -1]
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=2e-5)
@@ -255,6 +255,6 @@ def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     with torch.inference_mode():
         target.hidden(tokens[None, :47], cache)
         tree = Tree([(0,), (1,)])  # one position too far
-        inside, _ = target.verify(tokens[47:50].tolist(), tree, cache)
+        inside, _ = target.read(tokens[47:50].tolist(), cache, tree)
         alone = target.hidden(tokens[None, :48])[0, -1]
     torch.testing.assert_close(inside[0], alone, rtol=1e-5, atol=2e-5)

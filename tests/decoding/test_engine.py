@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import DraftTokens, Proposer, Tree, chain
-from backend.decoding.engine import DecodeStep, decode
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.serving.loop import decode
+from backend.decoding.serving.request import DecodeStep
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS
@@ -57,8 +58,7 @@ def ours(
     ends: Sequence[int] = (),
     sampling: Sampling | None = None,
 ) -> tuple[list[int], list[DecodeStep]]:
-    rule = Acceptance(sampling or Sampling())
-    steps = list(decode(target, proposer, prompt, rule, limit, ends))
+    steps = list(decode(target, proposer, prompt, limit, ends, sampling))
     return [token for step in steps for token in step.tokens], steps
 
 
@@ -215,11 +215,11 @@ def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.M
     target, prompt = base(), toy_prompts()[5]
     caches = []
     made = target.new_cache
-    monkeypatch.setattr(target, "new_cache", lambda n: caches.append(made(n)) or caches[-1])
+    monkeypatch.setattr(target, "new_cache", lambda *args: caches.append(made(*args)) or caches[-1])
     drafter = drafter_of(target, scale=0.1, heads=2)
     proposer = TreeProposer(drafter, target, TREES[16])
     committed = len(prompt)
-    for step in decode(target, proposer, prompt, Acceptance(Sampling()), 30):
+    for step in decode(target, proposer, prompt, 30):
         committed += len(step.tokens)
         if committed < len(prompt) + 30:  # the last step may have been cut
             assert caches[0].length == committed - 1  # the root is not read yet

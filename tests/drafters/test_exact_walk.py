@@ -6,11 +6,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.cost_model import CostModel
 from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, Tree
-from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.serving.loop import decode
 from backend.drafters.exact_walk import Walk, walk_answers
 from backend.drafters.generate import TreeProposer
 from backend.drafters.training.hidden_state_cache import CachedSequence
@@ -57,7 +56,7 @@ def test_a_walk_is_what_decoding_does(name: str) -> None:
     proposer, tokens, nodes = PROPOSERS[name](), list[int](), list[int]()
     for answer in answers():
         prompt = answer.ids[: answer.start].tolist()
-        steps = [*decode(base(), proposer, prompt, Acceptance(Sampling()), LIMIT)]
+        steps = [*decode(base(), proposer, prompt, LIMIT)]
         assert prompt + [t for step in steps for t in step.tokens] == answer.ids.tolist()
         tokens += [len(step.tokens) for step in steps if step.path]
         nodes += [len(step.tree) for step in steps if step.path]
@@ -77,7 +76,7 @@ def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
     proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))
     limit = 20
     prompt = random_ids(target, target.context - limit).tolist()
-    steps = [*decode(target, proposer, prompt, Acceptance(Sampling()), limit)]
+    steps = [*decode(target, proposer, prompt, limit)]
     assert sum(len(step.tokens) for step in steps) == limit
 
 

@@ -1,19 +1,15 @@
 """Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
 
 import json
-import time
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import pytest
 import torch
 
 from backend.checkpoints import Checkpoints
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, best_tree, grow
-from backend.decoding.engine import decode
-from backend.decoding.serving.engine import ServingEngine, Ticket
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, TrainingConfig
@@ -104,7 +100,7 @@ def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
     assert bool(target.native) == (dtype == torch.bfloat16)
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
-        steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
+        steps = decode(target, NoDraft(), prompt, 30, [END])
         assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
 
@@ -129,23 +125,6 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
         return [each["ids"].tolist() for each in found]
 
     assert written(1) == written(1) != written(2)
-
-
-def test_states_do_not_depend_on_when_each_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor what is trained on them after a kill: PyTorch rounds otherwise in another batch."""
-    target, submit = TargetModel(load("toy", dtype=torch.float32).model), ServingEngine.submit
-
-    def late(*asked: Any) -> Ticket:
-        time.sleep(0.01)
-        return submit(*asked)
-
-    prompts = [[7] * length for length in range(3, 30)]
-    made = write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter())
-    monkeypatch.setattr(ServingEngine, "submit", late)
-    for one, other in zip(
-        made, write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter()), strict=True
-    ):
-        assert all(one[name].equal(other[name]) for name in one)
 
 
 def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> None:
@@ -319,7 +298,7 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
     for prompt in toy_prompts(78)[72:]:
-        steps = list(decode(target, proposer, prompt, Acceptance(Sampling()), 48, [END]))
+        steps = list(decode(target, proposer, prompt, 48, [END]))
         found.append(mean_accepted(steps))
     return mean(found)
 

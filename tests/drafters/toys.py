@@ -24,7 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.decoding.engine import DecodeStep
+from backend.decoding.serving.request import DecodeStep
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.registry import Drafter, build_drafter

@@ -1,7 +1,4 @@
-"""Sizes against the bytes that are really written, and the formats against what they read back;
-the arithmetic of measured times, of which no test asserts one."""
-
-from collections.abc import Iterator, Sequence
+"""Sizes against the bytes that are really written, and the formats against what they read back."""
 
 import numpy as np
 import pytest
@@ -10,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.evaluation import acceleration as room
-from backend.evaluation.acceleration import compact_bytes, decode_seconds, fullest, sizes
+from backend.evaluation.acceleration import compact_bytes, fullest, sizes
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
-from backend.reporter import SilentReporter
 
 
 def sparse(rows: int, columns: int, share: float, seed: int) -> Tensor:
@@ -67,31 +62,3 @@ def test_a_matrix_that_breaks_the_pattern_is_not_counted_as_if_it_held() -> None
     assert (fullest(W, 4), fullest(pruned, 4), fullest(pruned[:, :6], 4)) == (4, 2, 4)
     assert sizes([pruned]).pattern == (2, 4) and sizes([pruned, W]).pattern is None
     assert sizes([torch.zeros(4, 8)]).compact is None
-
-
-def test_decoding_is_timed_without_its_prompt_and_its_warm_up() -> None:
-    made: list[int] = []
-
-    def counting(_prompt: Sequence[int]) -> Iterator[int]:
-        made.append(0)
-        while True:
-            made[-1] += 1
-            yield 0
-
-    seen: list[int] = []
-
-    def clock() -> float:
-        seen.append(made[-1])
-        return float(len(seen))
-
-    found = decode_seconds([counting, counting], [1, 2], 5, 3, SilentReporter(), clock)
-    assert found == [[1.0] * 3] * 2
-    assert made == [6] * 8  # three repeats and a warm-up each: the prompt's token, then five
-    assert seen == [1, 6] * 8  # the clock starts behind the prompt
-
-
-def test_decoders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    monkeypatch.setattr(room, "_decoded", lambda decoder, *_: order.append(decoder) or len(order))
-    found = decode_seconds(["a", "b"], [1], 5, 2, SilentReporter())  # type: ignore[list-item]
-    assert order == ["a", "b"] * 3 and found == [[3, 5], [4, 6]]

@@ -13,15 +13,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
+from backend.export import reading
 from backend.export.card import ModelOrigin, model_card
 from backend.export.formats import Layout, bits_per_weight, read_layout
 from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
-from backend.models.blocks import block_linears
+from backend.models.blocks import block_linears, to_bfloat16
 from backend.models.sources.quantized import PackedGroup
+from backend.printable import readable_bytes
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import PackedLinear, has_codes
 from backend.quantization.range_search import search_range
 
 PlainLogits = Callable[..., Tensor]
@@ -276,10 +278,26 @@ def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) ->
     assert "3 bits, groups of 64" in card and "dlqat-0001" in card and "toystories" in card
 
 
-def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
-    folder, layers = exported(bits=8)
+def test_groups_that_the_native_decoder_cannot_read_are_decoded_in_16_bits(exported, toy) -> None:
+    folder, layers = exported(size=16, format="slimscope")
     said = []
     packed = load_packed(folder, said.append)
-    why = "the int4 operator supports up to 4 bits, not 8; the native decoder reads their codes"
-    assert said == [f"{len(layers)} of {len(layers)} layers run dense: {why}."]
+    why = "the native decoder reads codes in groups of a multiple of 32"
+    assert said == [f"{len(layers)} of {len(layers)} layers are decoded in 16 bits: {why}."]
+    assert not any(isinstance(module, PackedLinear) for module in packed.modules())
     assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
+
+
+def test_without_a_compiler_packed_weights_are_expanded_and_the_log_says_so(
+    exported, toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, layers = exported(bits=8)
+    monkeypatch.setattr(reading, "obstacle", lambda _: "There is no compiler.")
+    said = []
+    packed = load_packed(folder, said.append)
+    assert not any(map(has_codes, packed.modules()))
+    sizes = [readable_bytes(2 * sum(x.codes.numel() for x in layers.values()))] * 2
+    words = "Packed weights are expanded to 16 bits, {} of memory instead of {}."
+    assert said == [f"{words.format(*sizes)} There is no compiler."]
+    to_bfloat16(toy.model)
+    assert torch.equal(logits(packed), logits(toy.model))

@@ -22,7 +22,7 @@ from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
 from backend.reporter import SilentReporter
-from benchmarks.shared.tiny_models import FAMILIES
+from tests.models.tiny_models import FAMILIES
 
 IDS = torch.arange(16).view(2, 8) * 7 + 3
 EXPERTS = 11  # a number of two digits, which sort otherwise as text

@@ -27,7 +27,6 @@ from tests.jobs.kinds import (
     test_amphista,
     test_benchmark_kind,
     test_dlqat,
-    test_generate,
     test_profile,
     test_sds,
 )
@@ -107,7 +106,6 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "amphista": (test_amphista.SMALL, CHECKPOINT, full),
     "benchmark": (test_benchmark_kind.SMALL, CHECKPOINT, full),
     "statistics": ({"model": "toy"}, CHECKPOINT, full),
-    "generate": (test_generate.SMALL, "jobs.serving.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),
     "gguf": ({"model": "toy"}, CHECKPOINT, full),
     "profile": (test_profile.SMALL, CHECKPOINT, full),
@@ -135,8 +133,7 @@ def test_a_full_disk_ends_no_run_of_any_kind(
 
 
 def test_no_kind_is_left_out(queue: Path) -> None:
-    with_profile = {"search"}  # goes through the same blocks as a profile, which it needs
-    assert FULL.keys() | with_profile == kinds().keys()
+    assert FULL.keys() == kinds().keys()
 
 
 # files that were removed --------------------------------------------------------------------------

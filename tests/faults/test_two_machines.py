@@ -182,7 +182,7 @@ def test_of_two_requests_to_cancel_the_second_kills_wherever_it_comes_from(queue
 def test_tags_that_two_people_add_at_once_are_both_there(queue: Path) -> None:
     job = service.enqueue("count", {}, HOST)
     names = [f"tag-{n}" for n in range(8)]
-    at_once(*[lambda name=name: labels.tag([job.id], [name], HOST) for name in names])
+    at_once(*[lambda name=name: labels.edit([job.id], HOST, add=[name]) for name in names])
     assert sorted(queries.job(job.id).tags) == names
 
 

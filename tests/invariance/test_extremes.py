@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.errors import SlimscopeError
 from backend.pruning.pruners import DECLARED_PRUNERS
-from benchmarks.shared.outcomes import METHODS
+from tests.invariance.outcomes import METHODS
 
 TOKENS = 64  # in the vocabulary of most
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.invariance import difference
-from benchmarks.shared.model_changes import CHANGES, change
-from benchmarks.shared.outcomes import METHODS, Outcome
+from tests.invariance.model_changes import CHANGES, Changed, change
+from tests.invariance.outcomes import METHODS, Outcome
 
 UNIT = 64  # hidden channels of the MLP that stay neighbours: a multiple of every group
 REORDERED = (0.002, 1e-4)  # sums in another order: entries next to a threshold, and nats per token
@@ -70,6 +69,14 @@ def outcome(_toy: tuple[PreTrainedModel, Tensor]) -> Callable[[str], Outcome]:
     """Makes the outcome of a method on the model as it is, once."""
     model, ids = _toy
     return lru_cache(lambda name: METHODS[name](deepcopy(model), ids[:20, :32]))
+
+
+def difference(changed: Changed, before: Outcome, after: Outcome) -> tuple[float, float, str]:
+    """The share of entries that differ, the change of the loss, and the stage that is kept now."""
+    shares = [changed.differing(W, after.entries[stage]) for stage, W in before.entries.items()]
+    moved = [abs(after.losses[stage] - loss) for stage, loss in before.losses.items()]
+    kept = "" if after.kept == before.kept else after.kept
+    return max(shares, default=0.0), max(moved), kept
 
 
 @pytest.mark.parametrize(

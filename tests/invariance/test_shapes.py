@@ -9,17 +9,22 @@ import pytest
 from transformers import PreTrainedModel
 
 from backend.errors import SlimscopeError
-from benchmarks.improvement import OWN, START
-from benchmarks.shared.outcomes import METHODS, Outcome
-from benchmarks.shared.trained_models import SHAPES, texts, trained
+from tests.invariance.outcomes import METHODS, Outcome
+from tests.invariance.trained_models import SHAPES, texts, trained
 
 STEPS, TEXT = 60, (24, 32, 11)  # of training; rows, length and seed of the text for the methods
 SLACK = 0.02  # nats per token: models so small and texts so short are noisy
 BATCHES = 0.3  # the same for the loss of other batches, by which a drafter is judged
 ASKED = ("alps", "sds", "reconstruction", "gptq", "awq", "dlqat", "block-wise", "amphista")
-TAKEN = [*SHAPES][1::3]  # all in `make bench-improvement`
+TAKEN = [*SHAPES][1::3]
 # ALPS sees one matrix, and nothing of the shape of a model.
 CELLS = [each for each in product(TAKEN, ASKED) if each[1] != "alps" or each[0] == TAKEN[0]]
+START = {  # what a method has to improve on
+    "alps": "magnitude",
+    **dict.fromkeys(("awq", "gptq"), "rtn"),
+    **dict.fromkeys(("block-wise", "dlqat"), "gptq"),
+}
+OWN = ("sds", "reconstruction", "amphista")  # their start is a stage of their own
 REFUSED = ("awq", "amphista")  # by some shapes: they read or copy blocks like LLaMA's
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sqlalchemy import delete
 
-from backend.errors import ConfigError, ModelError
+from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.export.formats import Layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
@@ -23,14 +23,15 @@ from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
+from jobs.chat import ask
 from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
-from jobs.serving.transcript import read_transcript
 from jobs.submit import checked, submit
+from tests.jobs.serving.answers import answer
 from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait, succeeded
 
-ASKED = {"prompt": "One day a cat", "max_new_tokens": 12, "threads": 1}
+ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 
 
 def saved(kind: str, bits: int = 0) -> str:
@@ -126,20 +127,26 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
         config.unlink()
     else:
         config.write_text(config.read_text()[:20])
-    for kind, field in (("benchmark", "model"), ("generate", "sides")):
-        with pytest.raises(ConfigError, match="damaged") as refused:
-            checked(kind, {"sides": run, **ASKED} if kind == "generate" else {"model": run})
-        assert refused.value.field == field
+    with pytest.raises(ConfigError, match="damaged") as refused:
+        checked("benchmark", {"model": run})
+    assert refused.value.field == "model"
+    with pytest.raises(ConfigError, match="damaged") as refused:
+        ask({**ASKED, "sides": run}, False, HOST)
+    assert refused.value.field == "sides"
 
 
-@pytest.mark.parametrize("kind", ["amphista", "benchmark", "generate"])
+@pytest.mark.parametrize("kind", ["amphista", "benchmark"])
 def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
     run = saved("dlqat", bits=4)
-    values = {"sides": run, **ASKED} if kind == "generate" else {"model": run}
-    checked(kind, values)
-    with pytest.raises(ConfigError, match="do not support float32") as refused:
-        checked(kind, {**values, "precision": "float32"})
-    assert refused.value.field == "precision"
+    checked(kind, {"model": run})
+    ask({**ASKED, "sides": run}, False, HOST)
+    for check in (
+        lambda: checked(kind, {"model": run, "precision": "float32"}),
+        lambda: ask({**ASKED, "sides": run, "precision": "float32"}, False, HOST),
+    ):
+        with pytest.raises(ConfigError, match="do not support float32") as refused:
+            check()
+        assert refused.value.field == "precision"
 
 
 def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) -> None:
@@ -155,14 +162,11 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
         "threads": 1,
     }
     trained = succeeded(wait, "amphista", values)
-    both = {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}
-    job = succeeded(wait, "generate", both)
-    alone, drafted = read_transcript(job.run, 1), read_transcript(job.run, 2)
+    alone, drafted = (answer(each, **ASKED, nodes=2) for each in (base, trained.run))
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
     other = saved("dlqat", bits=3)
     with writing() as session:  # as if its base had been trained anew
         row = session.get_one(Job, trained.id)
         row.config = {**row.config, "model": other}
-    job = submit("generate", {**ASKED, "sides": trained.run}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
-    assert "belongs to another model" in str(queries.job(job.id).error)
+    with pytest.raises(SlimscopeError, match="belongs to another model"):
+        answer(trained.run, **ASKED)

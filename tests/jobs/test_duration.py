@@ -55,13 +55,11 @@ def test_only_machines_of_its_class_count(queue: Path, monkeypatch: pytest.Monke
         1,
     ):
         finished(number, 1e9, START_S + seconds, environment=environment)
-    finished(9, 1e9, START_S + 60, config={"model": "toy", "processes": 2}, environment=here)
 
     def seconds(**given: object) -> float:
         return estimate_seconds("amphista", "toy", 1e9, **given)[0] - START_S
 
     assert seconds() == seconds(device="cpu") == pytest.approx(100)
-    assert seconds(processes=2) == pytest.approx(60)
     monkeypatch.setattr(duration, "installed_gpus", lambda: [0])
     assert seconds() == pytest.approx(5) and seconds(device="cpu") == pytest.approx(100)
     finished(10, 1e9, START_S + 80, environment=here)  # the newest, but it used no GPU

@@ -27,24 +27,25 @@ def in_state(state: State) -> str:
 
 
 @pytest.mark.parametrize(
-    ("state", "name", "event"),
+    ("state", "name", "values", "event"),
     [
-        (State.QUEUED, "cancel", "cancelled"),
-        (State.RUNNING, "cancel", "asked to stop"),
-        (State.QUEUED, "next", "put first"),
-        (State.FAILED, "resume", "resumed"),
-        (State.FAILED, "free", "checkpoints deleted"),
-        (State.FAILED, "tag", "tagged"),
-        (State.FAILED, "note", "note written"),
-        (State.FAILED, "rename", "renamed"),
-        (State.FAILED, "archive", "archived"),
-        (State.FAILED, "delete", "deleted"),
+        (State.QUEUED, "cancel", {}, "cancelled"),
+        (State.RUNNING, "cancel", {}, "asked to stop"),
+        (State.QUEUED, "next", {}, "put first"),
+        (State.FAILED, "resume", {}, "resumed"),
+        (State.FAILED, "free", {}, "checkpoints deleted"),
+        (State.FAILED, "edit", {"tag": "a"}, "tagged"),
+        (State.FAILED, "edit", {"note": "a"}, "note written"),
+        (State.FAILED, "edit", {"name": "a"}, "renamed"),
+        (State.FAILED, "archive", {}, "archived"),
+        (State.FAILED, "delete", {}, "deleted"),
     ],
 )
-def test_one_event_for_each_change(queue: Path, state: State, name: str, event: str) -> None:
+def test_one_event_for_each_change(
+    queue: Path, state: State, name: str, values: dict[str, str], event: str
+) -> None:
     first = in_state(State.QUEUED)
     run, other = in_state(state), Actor("kim", "host")
-    values = dict.fromkeys(OPERATIONS[name].parameters.keys() & {"tags", "text", "name"}, "a")
     OPERATIONS[name].call(other, run=run, **values)
     assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
     assert [e.type for e in queries.events(first)] == ["queued"]

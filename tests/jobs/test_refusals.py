@@ -12,8 +12,8 @@ from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
+from jobs.chat import ask
 from jobs.cli.runs import _queued
-from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.details import _run_text
 from jobs.record import record
@@ -23,12 +23,8 @@ from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
 
-KINDS = ("sds", "dlqat", "amphista", "benchmark", "generate", "evaluation", "statistics")
+KINDS = ("sds", "dlqat", "amphista", "benchmark", "evaluation", "statistics")
 READ_TEXT = KINDS[:-1]
-
-
-def values(kind: str, model: str) -> dict[str, object]:
-    return {"sides": model, "prompt": "One day"} if kind == "generate" else {"model": model}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +32,7 @@ def values(kind: str, model: str) -> dict[str, object]:
 def test_no_such_gpu(queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int) -> None:
     monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
     with pytest.raises(ConfigError, match="no device cuda:99") as refused:
-        submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
+        submit(kind, {"model": "toy", "device": "cuda:99"}, HOST)
     assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
     assert queries.jobs() == []
 
@@ -84,51 +80,6 @@ def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPa
     limits.gpu_count.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("fields", "gpus", "slots", "refused"),
-    [
-        ({"processes": 4, "batch": 8}, 0, 1, None),
-        ({"processes": 4, "batch": 2}, 0, 1, ("processes", "cannot share")),
-        ({"processes": 9, "batch": 9}, 0, 1, ("processes", "8 cores")),
-        ({"processes": 4, "batch": 8}, 0, 4, ("processes", "2 cores")),
-        ({"processes": 4, "batch": 8}, 2, 1, ("processes", "2 GPUs")),
-        ({"processes": 4, "batch": 8, "device": "cpu"}, 2, 1, None),
-        ({"processes": 2, "batch": 8, "device": "cuda:1"}, 2, 1, ("device", "GPU of its own")),
-    ],
-)
-@pytest.mark.parametrize("kind", ["dlqat", "amphista"])
-def test_processes_that_have_no_room_or_nothing_to_share(
-    queue: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    given: Given,
-    kind: str,
-    fields: dict,
-    gpus: int,
-    slots: int,
-    refused: tuple[str, str] | None,
-) -> None:
-    monkeypatch.setattr(processes, "available_threads", lambda: 8)
-    monkeypatch.setattr(processes, "installed_gpus", lambda: [*range(gpus)])
-    monkeypatch.setattr(processes, "gpu_count", lambda: gpus)
-    monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
-    given(SLOTS=str(slots))
-    if refused is None:
-        alone = checked(kind, {"model": "toy", **fields, "processes": 1})[1]
-        assert checked(kind, {"model": "toy", **fields})[1].bytes > 2 * alone.bytes
-        return
-    with pytest.raises(ConfigError) as error:
-        checked(kind, {"model": "toy", **fields})
-    assert error.value.field == refused[0]
-    assert refused[1] in f"{error.value.what} {error.value.why}"
-
-
-def test_on_a_cluster_a_run_has_room_for_what_it_asks(data_dir: Path, given: Given) -> None:
-    given(DATABASE_URL="postgresql+psycopg://nobody@nowhere/db", ENGINE="slurm", THREADS="8")
-    for gpus, expected in (("0", (8, 8)), ("4", (4, 8))):
-        given(JOB_GPUS=gpus)
-        assert tuple(processes.places(each)[0] for each in ("auto", "cpu")) == expected
-
-
 @pytest.mark.parametrize("kind", READ_TEXT)
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> None:
@@ -138,14 +89,13 @@ def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> Non
     if harm == "damaged":
         (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read text") as refused:
-        submit(kind, values(kind, str(folder)), HOST)
-    assert refused.value.field == ("sides" if kind == "generate" else "model")
+        submit(kind, {"model": str(folder)}, HOST)
+    assert refused.value.field == "model"
     assert queries.jobs() == []
     submit("statistics", {"model": str(folder)}, HOST)  # of the weights alone
 
 
-@pytest.mark.parametrize("kind", ["benchmark", "generate"])
-def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
+def test_a_drafter_that_was_cut_short(queue: Path) -> None:
     run, asked = trained(), len(queries.jobs())
     folder = drafter_folder(run)
     whole = folder.rename(folder.with_name("whole"))
@@ -153,10 +103,12 @@ def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
         shutil.copytree(whole, draft, dirs_exist_ok=True)
     weights = folder / "drafter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    chosen = {"sides": run.run, "prompt": "One day"}
     with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
-        submit(kind, chosen if kind == "generate" else {"model": "toy", "drafters": run.run}, HOST)
-    assert refused.value.field == ("sides" if kind == "generate" else "drafters")
+        submit("benchmark", {"model": "toy", "drafters": run.run}, HOST)
+    assert refused.value.field == "drafters"
+    with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
+        ask({"sides": run.run, "prompt": "One day"}, False, HOST)
+    assert refused.value.field == "sides"
     assert len(queries.jobs()) == asked
 
 

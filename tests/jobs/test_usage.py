@@ -1,7 +1,5 @@
 """What a process takes of the machine, and how far through the blocks it is."""
 
-import subprocess
-import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from backend.reporter import at_block, block_reached
 from jobs.metrics import MEMORY, PROCESSOR
 from jobs.runtime import progress
-from jobs.runtime.progress import MB, Progress, UsageSampler
+from jobs.runtime.progress import MB, UsageSampler
 
 
 @pytest.fixture
@@ -45,42 +43,6 @@ def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) 
     held = psutil.Process().memory_info().rss / MB
     assert points[MEMORY] == pytest.approx(held, rel=0.5) and points[PROCESSOR] >= 0
     assert MEMORY.axis == PROCESSOR.axis == "seconds"
-
-
-def test_processes_that_train_together_count_together(clock: SimpleNamespace) -> None:
-    """Also when one of them has ended."""
-    points: list[float] = []
-    sampler = UsageSampler(0, lambda name, value, _: points.append(value) if name == MEMORY else 0)
-    progress, code = Progress(), "held = b'x' * 10**8; print(flush=True); input()"
-    line, pipe = [sys.executable, "-c", code], subprocess.PIPE
-    with subprocess.Popen(line, stdin=pipe, stdout=pipe) as other:
-        assert other.stdin and other.stdout and other.stdout.readline()
-        alone = progress.columns()["peak_bytes"]
-        sampler.include(other.pid)
-        progress.include(other.pid)
-        clock.now = 2.0
-        sampler.sample()
-        both = progress.columns()["peak_bytes"]
-        other.kill()
-    clock.now = 4.0
-    sampler.sample()
-    assert both - alone > 10**8 and progress.columns()["peak_bytes"] >= both
-    assert points[0] - points[1] > 95
-
-
-def test_a_process_may_be_included_while_the_peak_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread does so; an error would end the heartbeat."""
-    held = Progress()
-    held.include(1)
-
-    def read(process: str) -> int:
-        if process == "self":
-            held.include(2)
-        return 5
-
-    monkeypatch.setattr("jobs.runtime.progress.peak_memory", read)
-    assert held.columns()["peak_bytes"] == 10
-    assert held.columns()["peak_bytes"] == 15
 
 
 @given(st.integers(0, 500), st.integers(1, 500), st.sampled_from(["", "Re-dense", "Block, block"]))

@@ -1,4 +1,4 @@
-"""States as texts: there and back, and what others write there."""
+"""States as texts: as the Workbench writes them, and what others write there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ConfigError
-from backend.live.address import LONGEST, WORKBENCH, LiveState, address_of, queued_state, state_at
+from backend.live.address import (
+    LONGEST,
+    WORKBENCH,
+    LiveState,
+    queued_state,
+    state_at,
+)
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
+from backend.models.families.stored import LinearShape
+from backend.models.sources.catalogue import inspect
 from backend.sensitivity.profile import Format
 
-LAYERS = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
+NAMES = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
+LAYERS = [LinearShape(name, n, "mlp.down_proj", 8, 128) for n, name in enumerate(NAMES)]
 PATTERNS = ["", "2:4", "4:8", "50%", "33.3333%", "0.0000000001%", "99.9%", "1:2"]
 WIDTHS = ["", *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g32", "-g128"))]
 FORMATS = st.builds(
@@ -22,39 +31,52 @@ FORMATS = st.builds(
     st.sampled_from(PATTERNS),
     st.sampled_from(WIDTHS),
 )
-LISTS = st.lists(FORMATS, min_size=len(LAYERS), max_size=len(LAYERS))
-STATES = st.builds(
-    LiveState,
-    LISTS.map(lambda each: dict(zip(LAYERS, each, strict=True))),
-    st.sampled_from(["magnitude", "wanda", "sparsegpt", "alps"]),
-    st.sampled_from(["rtn", "gptq", "hqq"]),
-)
+TIMES = st.lists(st.integers(1, 12), max_size=12).filter(lambda each: sum(each) <= 12)
 
 
-@given(STATES)
-def test_there_and_back(state: LiveState) -> None:
-    address = address_of(state, "abc")
-    assert re.fullmatch(r"[\w.~-]+", address, re.ASCII) and len(address) < 1000
-    assert state_at(address, "abc", LAYERS) == state
+@st.composite
+def written(draw: st.DrawFn) -> tuple[str, LiveState]:
+    """An address of as many runs as there are formats, and its state."""
+    times = draw(TIMES)
+    times += [1] * (len(LAYERS) - sum(times))
+    forms = [draw(FORMATS) for _ in times]
+    pruner = draw(st.sampled_from(["magnitude", "wanda", "sparsegpt", "alps"]))
+    quantizer = draw(st.sampled_from(["rtn", "gptq", "hqq"]))
+    spelled = "_".join(map(str, forms))
+    for sign, letters in ("%", "p"), (":", "of"), ("+", "and"):
+        spelled = spelled.replace(sign, letters)
+    runs = "_".join(f"{at}x{many}" if many > 1 else str(at) for at, many in enumerate(times))
+    each = [form for form, many in zip(forms, times, strict=True) for _ in range(many)]
+    state = LiveState(dict(zip(NAMES, each, strict=True)), pruner, quantizer)
+    return f"abc~{pruner}~{quantizer}~{spelled}~{runs}", state
 
 
-@given(STATES, st.data())
-def test_what_was_changed_is_another_or_refused(state: LiveState, data: st.DataObject) -> None:
-    address = address_of(state, "abc")
+@given(written())
+def test_an_address_is_read(given: tuple[str, LiveState]) -> None:
+    address, state = given
+    assert re.fullmatch(r"[\w.~-]+", address, re.ASCII)
+    assert state_at(address, LAYERS, "abc") == state == state_at(address, LAYERS)
+
+
+@given(written(), st.data())
+def test_what_was_changed_is_another_or_refused(
+    given: tuple[str, LiveState], data: st.DataObject
+) -> None:
+    address, _ = given
     place = data.draw(st.integers(0, len(address)))
     changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]
     try:
-        found = state_at(changed, "abc", LAYERS)
+        found = state_at(changed, LAYERS, "abc")
     except ConfigError as error:
-        assert error.field == "address"
+        assert error.field in ("address", "formats")
     else:
-        assert [*found.formats] == LAYERS
+        assert [*found.formats] == NAMES
 
 
 @given(st.text() | st.from_regex(r"[0-9a-z~_.x]{0,60}"))
 def test_any_text_is_refused_in_words(text: str) -> None:
     with pytest.raises(ConfigError):
-        state_at(text, "abc", LAYERS)
+        state_at(text, LAYERS, "abc")
 
 
 @pytest.mark.parametrize(
@@ -75,16 +97,33 @@ def test_any_text_is_refused_in_words(text: str) -> None:
 )
 def test_the_reason_is_told(address: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        state_at(address, "abc", LAYERS)
+        state_at(address, LAYERS, "abc")
+
+
+@pytest.mark.parametrize(
+    ("forms", "why"),
+    [("50p_int8-g32", ""), ("2of3_dense", "divide its 64"), ("dense_50p", "rounded only")],
+)
+def test_layers_that_cannot_be_stored_so_are_refused(forms: str, why: str) -> None:
+    layers = [LinearShape("q", 0, "q", 8, 64), LinearShape("head", -1, "head", 8, 64)]
+    address = f"abc~wanda~rtn~{forms}~0_1"
+    if not why:
+        first, last = state_at(address, layers).formats.values()
+        assert (str(first), str(last)) == ("50%", "int8-g32")
+        return
+    with pytest.raises(ConfigError, match=why):
+        state_at(address, layers)
 
 
 def test_a_state_is_opened_again(dense: DenseModel) -> None:
-    live = LiveModel(dense)
-    live.apply(dict.fromkeys(dense.in_blocks, "2:4+int4-g32"), "sparsegpt", "gptq")
-    live.apply({dense.in_blocks[3]: "dense", dense.outside[0]: "int8-g32"})
-    found = state_at(live.address, dense.identity, [*dense.layers])
-    assert live.checked(found.formats, found.pruner, found.quantizer) == found
+    n = len(dense.in_blocks)
+    address = f"{dense.identity}~sparsegpt~gptq~2of4andint4-g32_dense_int8-g32~0x3_1_0x{n - 4}_2"
+    facts, live = inspect("toy"), LiveModel(dense)
+    assert [*dense.layers] == [x.name for x in (*facts.linears, *facts.embeddings)]
+    found = state_at(address, (*facts.linears, *facts.embeddings), dense.identity)
+    live.apply(found.formats, found.pruner, found.quantizer)
     assert found == LiveState(live.formats, "sparsegpt", "gptq")
+    assert live.formats[dense.in_blocks[3]] == Format()
 
 
 RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "live": 2, "tokens": 9}

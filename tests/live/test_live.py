@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import token_nll, window_nll
 from backend.decoding.native.model import NativeModel
-from backend.errors import CancelledError, ConfigError, ModelError
+from backend.decoding.native.weights import WeightLayout
+from backend.errors import CancelledError, ConfigError
 from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
@@ -115,13 +116,22 @@ def test_the_native_decoder_reads_the_codes(dense: DenseModel, unseen: Tensor) -
     assert found[0] == pytest.approx(found[1], abs=0.02)
 
 
-def test_only_what_changed_is_made_and_laid_out(live: LiveModel, unseen: Tensor) -> None:
-    names, running = live.dense.in_blocks, live.running
+def test_only_what_changed_is_made_and_laid_out(
+    live: LiveModel, unseen: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, running, matrices = live.dense.in_blocks, live.running, list[object]()
     down, query = (next(n for n in names if n.endswith(x)) for x in ("down_proj", "q_proj"))
+    lay_out = WeightLayout.matrix
+
+    def counted(layout: WeightLayout, *linears: object) -> object:
+        matrices.append(lay_out(layout, *linears))
+        return matrices[-1]
+
+    monkeypatch.setattr(WeightLayout, "matrix", counted)
 
     def laid(formats: dict[str, str]) -> tuple[int, int]:
-        before = running.laid
-        return len(live.apply(formats)), running.laid - before
+        matrices.clear()
+        return len(live.apply(formats)), len(matrices)
 
     assert laid({down: "50%"}) == (1, 1)
     assert laid({down: "50%", query: "dense"}) == (0, 0)
@@ -156,11 +166,11 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     live = LiveModel(make(text=False))
     names = live.dense.in_blocks
     live.apply({names[1]: "50%"})
-    before = live.address
+    before = live.formats, live.pruner, live.quantizer
     asked = {names[n] if isinstance(n, int) else n: form for n, form in formats.items()}
     with pytest.raises(ConfigError, match=why):
         live.apply({names[1]: "2:4", **asked}, pruner)
-    assert live.address == before
+    assert (live.formats, live.pruner, live.quantizer) == before
     with pytest.raises(ConfigError, match="no calibration text"):
         live.apply({}, "alps")
         next(live.refine())
@@ -181,13 +191,6 @@ def test_text_that_cannot_be_measured_on_is_refused(live: LiveModel, unseen: Ten
             next(losses(live, windows))
     with pytest.raises(ConfigError, match="at most 128"):
         next(traced_losses(live, unseen[:2].flatten()[:129]))
-
-
-def test_a_quantized_model_is_refused(dense: DenseModel) -> None:
-    model = deepcopy(dense.model)
-    model.model.layers[0].mlp.up_proj.quant_grid = None
-    with pytest.raises(ModelError, match="quantised already"):
-        DenseModel(model)
 
 
 def test_a_newer_change_cancels_what_is_older(live: LiveModel, unseen: Tensor) -> None:
@@ -248,7 +251,7 @@ def test_tokens_by_blocks(dense: DenseModel, unseen: Tensor, dtype: torch.dtype)
 def test_the_histogram_is_on_the_scale_of_the_dense_tensor(live: LiveModel) -> None:
     name = live.dense.in_blocks[4]
     live.apply({name: "50%"})
-    found = layer_histogram(live.dense, name, live.stored(name), live.made[name])
-    assert found.zeros == int((live.weight(name) == 0).sum()) >= found.n // 2
-    assert found.zeros + found.below + found.above + sum(found.counts) == found.n
-    assert found.made == "refined"
+    counts, zeros, below, above = layer_histogram(live.dense, name, live.stored(name))
+    weights = live.weight(name)
+    assert zeros == int((weights == 0).sum()) >= weights.numel() // 2
+    assert zeros + below + above + int(counts.sum()) == weights.numel()

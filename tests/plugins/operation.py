@@ -21,7 +21,7 @@ def star(
     run: Run, actor: Actor, stars: Annotated[int, Field(ge=1, le=5, description="How many.")] = 1
 ) -> dict[str, Any]:
     """Star a run."""
-    labels.tag([run], [f"stars-{stars}"], actor)
+    labels.edit([run], actor, add=[f"stars-{stars}"])
     return {"id": queries.job(run).run, "stars": stars}
 
 

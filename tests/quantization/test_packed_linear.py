@@ -1,73 +1,90 @@
-"""Linear layers that run on torch's int4 operator."""
+"""Linear layers that hold codes for the native decoder."""
+
+from copy import deepcopy
 
 import pytest
 import torch
 from torch.nn.functional import linear
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from backend.quantization import GRID_NAMES, packed_linear
-from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.packed_linear import FEW, PackedLinear, obstacle
+from backend.models.blocks import all_linears
+from backend.quantization import GRID_NAMES
+from backend.quantization.grid import QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import (
+    PackedLinear,
+    expand,
+    has_codes,
+    pack_model,
+    unpack_model,
+)
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
 
 def layer(
-    bits: int = 4, rows: int = 32, columns: int = 128, size: int = 32, grid_type: str = "symmetric"
+    rows: int = 24, columns: int = 96, bits: int = 4, size: int = 32, grid_type: str = "symmetric"
 ) -> QuantizedWeight:
-    random = torch.Generator().manual_seed(bits)
-    codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
-    scale = torch.rand(rows, columns // size, generator=random).bfloat16().float() + 0.0625
-    scale = scale.bfloat16().float()  # what the operator holds: nothing is lost to it
-    zero = torch.full_like(scale, 2 ** (bits - 1))
-    if grid_type != "symmetric":
-        zero = torch.randint(0, 2**bits, scale.shape, generator=random).float()
-    if grid_type == "offset":
-        zero += 0.4
-    return QuantizedWeight(QuantGrid(bits, scale, zero), codes)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(bits))
+    grid = minmax_grid(weight.view(rows, -1, size), bits, grid_type)
+    return QuantizedWeight(grid, grid.codes(weight).byte())
 
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-@pytest.mark.parametrize("size", [32, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
-def test_it_computes_what_dense_ones_would(bits: int, size: int, grid_type: str, rows: int) -> None:
-    held = layer(bits, size=size, grid_type=grid_type)
-    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
-    exact = linear(x.double(), held.dense().double())
-    found = PackedLinear(held)(x)
-    assert found.dtype == torch.bfloat16 and found.shape == (rows, 32)
-    assert (found.double() - exact).norm() / exact.norm() < 0.01
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_pass_of_pytorch_expands_and_multiplies(bits: int, grid_type: str) -> None:
+    held, bias = layer(bits=bits, grid_type=grid_type), torch.randn(24)
+    x = torch.randn(2, 3, 96).bfloat16()
+    expected = linear(x, held.dense().bfloat16(), bias.bfloat16())
+    assert torch.equal(PackedLinear(held, bias)(x), expected)
+    assert torch.equal(deepcopy(PackedLinear(held, bias))(x), expected)
+    assert PackedLinear(held, bias).state_dict().keys() == {"bias"}
 
 
-@pytest.mark.parametrize(
-    ("bits", "grid_type"),
-    [(2, "symmetric"), (2, "zero-point"), (3, "zero-point"), (4, "symmetric")],
-)
-def test_grids_without_an_offset_lose_nothing(bits: int, grid_type: str) -> None:
-    held = layer(bits, grid_type=grid_type)
-    assert torch.equal(PackedLinear(held).dense().float(), held.dense().bfloat16().float())
+def tiny(tied: bool = True) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config).bfloat16()
 
 
-def test_groups_that_are_no_power_of_two_are_split() -> None:
-    held = layer(3, columns=192, size=96)
-    assert obstacle(held) == "" and PackedLinear(held).group == 32
-    assert torch.equal(PackedLinear(held).dense().float(), held.dense().bfloat16().float())
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_expanded_and_keep_their_codes(tied: bool) -> None:
+    model, held = tiny(tied), layer(64, 32)
+    assert pack_model(model, {EMBEDDING: held}) == []
+    assert torch.equal(model.model.embed_tokens.weight, held.dense().bfloat16())
+    assert model.model.embed_tokens.quantized is held
+    assert has_codes(model.lm_head) == tied
 
 
-@pytest.mark.parametrize(
-    ("held", "said"),
-    [
-        (layer(5), "not 5"),
-        (layer(rows=24), "24 outputs"),
-        (layer(size=8), "group size 8"),
-    ],
-)
-def test_what_cannot_run_says_why(held: QuantizedWeight, said: str) -> None:
-    assert said in obstacle(held)
+def test_groups_that_are_no_multiple_of_32_are_expanded() -> None:
+    model = tiny()
+    layers = {
+        x.name: layer(*x.read().shape, size=16 if "up" in x.name else 32)
+        for x in all_linears(model)
+    }
+    (lost,) = pack_model(model, layers)
+    assert lost.endswith("up_proj") and not has_codes(model.get_submodule(lost))
+    packed = [m for m in model.modules() if isinstance(m, PackedLinear)]
+    assert len(packed) == len(layers) - 1
 
 
-def test_without_the_operator_everything_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "OPERATOR", "_no_such_operator")
-    assert "has no int4 operator" in obstacle(layer())
+def test_transposed_layers_are_expanded_as_their_model_has_them() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    layers = {x.name: layer(*x.read().shape) for x in all_linears(model)}
+    expand(model, layers)
+    for x in all_linears(model):
+        assert torch.equal(x.read(), layers[x.name].dense())
 
 
-def test_nothing_of_the_processors_own_layout_is_saved() -> None:
-    assert PackedLinear(layer(), torch.zeros(32)).state_dict().keys() == {"bias"}
+def test_a_model_that_pytorch_decodes_is_unpacked() -> None:
+    model, ids = tiny(), torch.arange(12)[None]
+    pack_model(model, {x.name: layer(*x.read().shape) for x in all_linears(model)})
+    expected = model(input_ids=ids).logits
+    unpack_model(model)
+    assert not any(isinstance(m, PackedLinear) for m in model.modules())
+    assert torch.equal(model(input_ids=ids).logits, expected)

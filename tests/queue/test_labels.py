@@ -21,10 +21,10 @@ def tags() -> list[list[str]]:
 
 
 def test_tags_are_put_on_and_taken_off_without_repeating_themselves() -> None:
-    labels.tag(["sds-0001"], ["demo"], HOST)
-    labels.tag([1, 2], ["paper", "demo"], HOST)
+    labels.edit(["sds-0001"], HOST, add=["demo"])
+    labels.edit([1, 2], HOST, add=["paper", "demo"])
     assert tags() == [["demo", "paper"], ["paper", "demo"]]
-    labels.untag([1, 2], ["demo", "never there"], HOST)
+    labels.edit([1, 2], HOST, remove=["demo", "never there"])
     assert tags() == [["paper"], ["paper"]]
     history = [(e.type, e.text) for e in queries.events(1)]
     assert history == [
@@ -41,10 +41,10 @@ def test_odd_tags_are_refused(text: str) -> None:
 
 
 def test_a_run_has_at_most_so_many_tags_and_none_is_written_beyond() -> None:
-    labels.tag([1], [str(i) for i in range(labels.MOST_TAGS)], HOST)
+    labels.edit([1], HOST, add=[str(i) for i in range(labels.MOST_TAGS)])
     with pytest.raises(ConfigError):
-        labels.tag([2, 1], ["one more"], HOST)
-    assert tags()[1] == []
+        labels.edit([2, 1], HOST, name="another", add=["one more"])
+    assert tags()[1] == [] and queries.job(2).name != "another"
 
 
 def test_a_view_is_saved_replaced_and_forgotten() -> None:

@@ -45,22 +45,6 @@ def test_each_slot_has_a_gpu_of_its_own(
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected
 
 
-@pytest.mark.parametrize(
-    ("slots", "processes", "expected"), [(2, 1, ["0", "2"]), (2, 2, ["0,1", "2,3"]), (1, 4, [None])]
-)
-def test_a_run_on_several_processes_sees_as_many_gpus(
-    monkeypatch: pytest.MonkeyPatch, slots: int, processes: int, expected: list[str | None]
-) -> None:
-    monkeypatch.setattr(local, "installed_gpus", lambda: [0, 1, 2, 3])
-    shown = [
-        local.visible_gpu(
-            LaunchRequest(1, (), {}, "", "", slot, "auto", processes=processes), slots
-        )
-        for slot in range(slots)
-    ]
-    assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected
-
-
 def test_each_slot_has_cores_of_its_own(
     queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:

@@ -117,9 +117,9 @@ def test_an_example_has_a_name_and_takes_no_number() -> None:
     count_on()
     add(number := example_number("sds", 1))
     assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
-    for change in (labels.rename, labels.annotate):
+    for change in ({"name": "mine"}, {"text": "mine"}):
         with pytest.raises(ConflictError, match="read-only"):
-            change("sds-example", "mine", HOST)
+            labels.edit(["sds-example"], HOST, **change)
     assert [job.run for job in (enqueue("sds", {}, HOST), enqueue("sds", {}, HOST))] == [
         "sds-0001",
         "sds-0002",

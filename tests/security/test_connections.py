@@ -16,7 +16,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from backend.queue.rate_limit import client_network
+from backend.queue.gate import client_network
 from tests.waiting import until
 from ui.security import connections, log_throttle
 from ui.security.connections import ConnectionLimits, GuardedProtocol, server_options

@@ -62,10 +62,7 @@ ODD = st.sampled_from(
         b"x",
     ]
 )
-BASE: Mapping[str, dict[str, Any]] = {
-    kind: {"sides": "toy", "prompt": "One day"} if kind == "generate" else {"model": "toy"}
-    for kind in kinds()
-}
+BASE: Mapping[str, dict[str, Any]] = {kind: {"model": "toy"} for kind in kinds()}
 QUIET = settings(derandomize=True, database=None)
 
 

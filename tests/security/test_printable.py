@@ -12,7 +12,8 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job
-from jobs.submit import validated
+from jobs.chat import ChatSettings
+from jobs.submit import parse_config
 from tests.shell import slimscope
 
 HOST = Actor("mira", "host")
@@ -47,7 +48,7 @@ def test_what_is_printed_of_a_run_controls_nothing(hostile_run: Job) -> None:
 
 def test_names_notes_and_views_are_cleaned_where_they_come_in(tables: Settings) -> None:
     job = service.enqueue("sds", {}, HOST, name=f"a{HOSTILE}\nb\ud800")
-    labels.annotate(job.run, f"first{HOSTILE}\r\n\tsecond\0", HOST)
+    labels.edit([job.run], HOST, text=f"first{HOSTILE}\r\n\tsecond\0")
     labels.save_view(f"best{HOSTILE}", "q=1", HOST)
     stored = queries.job(job.id)
     assert stored.name == f"a{CLEAN} b" and stored.note == f"first{CLEAN}\n\tsecond"
@@ -56,7 +57,7 @@ def test_names_notes_and_views_are_cleaned_where_they_come_in(tables: Settings) 
 
 
 def test_prompts_keep_lines_and_tabs() -> None:
-    config = validated("generate", {"prompt": f"def f():\n\treturn 1{HOSTILE}\0"})
+    config = parse_config(ChatSettings, {"prompt": f"def f():\n\treturn 1{HOSTILE}\0"})
     assert json.loads(config.model_dump_json())["prompt"] == f"def f():\n\treturn 1{CLEAN}"
     for text in ("naïve Ω 模型 👩‍🔬 ‏עברית", "a\tb\nc"):
         assert printable(text) == text

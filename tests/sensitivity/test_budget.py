@@ -1,9 +1,12 @@
 """Budgets: what they are written as, what they come to, what cannot be kept."""
 
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 
 from backend.budget import Budget
 from backend.errors import ConfigError
@@ -56,11 +59,26 @@ def test_budgets_are_read(text: str, kind: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "loss 3ms", "1e9MB", "x" * 99]
+    "text",
+    [
+        *("", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "loss 3ms", "1e9MB", "x" * 99),
+        *("999999999999999gib", "1b", "0.00001bits", "33bits", "0ms", "loss 9999%"),
+    ],
 )
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"budget|out of range"):
         Budget.parse(text)
+
+
+@given(
+    strategies.sampled_from(["b", "MB", "kib", "GiB", "bits", "%", "ms", "loss"]),
+    strategies.decimals(0, 10**6, places=9),
+)
+def test_a_budget_is_read_back_as_itself(unit: str, number: Decimal) -> None:
+    text = f"loss {number}%" if unit == "loss" else f"{number}{unit}"
+    with suppress(ValueError):
+        budget = Budget.parse(text)
+        assert Budget.parse(str(budget)) == budget
 
 
 def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile) -> None:

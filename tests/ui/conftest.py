@@ -14,13 +14,13 @@ from torch import Tensor
 
 import backend.models.sources.toy
 from backend.metric_key import MetricKey
-from backend.queue import rate_limit
 from backend.settings import Settings, settings
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
 from jobs.runtime.figures import Row, profile_row, tensor_row
+from tests.gates import nothing_asked
 from tests.ui.visits import blocks, open_to_guests, shared, visit, web
 from ui import app
 
@@ -228,8 +228,7 @@ def served(built: gr.Blocks) -> Iterator[gr.Blocks]:
 @pytest.fixture(autouse=True)
 def _nothing_asked_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test spends what another may ask for in a minute."""
-    for limiter in ("changes", "previews"):
-        monkeypatch.setattr(rate_limit, limiter, rate_limit.RateLimiter())
+    nothing_asked(monkeypatch, "changes", "previews")
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,7 @@ COLUMNS = {  # those of a line are damaged together: a page that reads one of th
         "tensor_snapshots.quantiles tensor_profiles.values",
     ),
     "benchmark-example": ("decoder_reports.report", "results.details"),
-    "generate-example": ("jobs.config", "attempts.engine_ref"),
+    "amphista-example": ("jobs.config", "attempts.engine_ref"),
 }
 
 

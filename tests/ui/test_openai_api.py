@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from backend.queue import permissions, rate_limit
-from backend.queue.rate_limit import RateLimiter
+from backend.queue import gate, permissions
 from jobs.serving import client, keys
 from jobs.serving.client import ended
 from jobs.serving.openai_format import ENDPOINTS, error_body
+from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 from tests.ui.visits import OTHER, TOKEN, Visit, set_up
 from ui.openai_api import passed_on
@@ -48,8 +48,7 @@ class Double:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Double:
-    for name in ("answers", "changes"):
-        monkeypatch.setattr(rate_limit, name, RateLimiter())
+    nothing_asked(monkeypatch)
     double = Double()
     monkeypatch.setattr(client, "_client", double.client)
     return double
@@ -141,7 +140,7 @@ def test_guests_ask_within_their_limits(
     assert error_of(shared(OTHER).post(CHAT, json=SAID)) == (403, "forbidden")
     set_up(monkeypatch, GUEST_ANSWERS="8")
     monkeypatch.setattr(permissions, "GUEST_LETTERS", 50)
-    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
+    monkeypatch.setattr(gate.answers, "most", 2)
     guest = shared(OTHER)
     for path, more in (
         (CHAT, {**SAID, "max_tokens": 257}),

@@ -11,8 +11,8 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
-from backend.queue import rate_limit
 from backend.settings import Settings, settings
+from tests.gates import nothing_asked
 from ui.security import auth
 
 TOKEN = "a-token-for-the-tests"
@@ -35,7 +35,7 @@ def web(blocks: gr.Blocks) -> App:
 @pytest.fixture
 def visit(web: App, seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """A browser, or a program, at some address; nothing is started, and nothing was asked yet."""
-    monkeypatch.setattr(auth, "logins", rate_limit.RateLimiter())
+    nothing_asked(monkeypatch)
     auth.token.cache_clear()
 
     def arrive(client: str = "127.0.0.1", **headers: str) -> TestClient:

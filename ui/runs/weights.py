@@ -116,11 +116,17 @@ def run_choices(jobs: Sequence[Job], chosen: str) -> Choices:
     return [run_choice(job) for job in (*others, *jobs) if job]
 
 
+def layer_label(block: int, module: str) -> str:
+    """ "Block 3, q_proj", or of a layer outside of the blocks its name."""
+    name = module.rsplit(".", 1)[-1]
+    return name if block < 0 else f"Block {block}, {name}"
+
+
 def tensor_names(table: pd.DataFrame) -> dict[str, str]:
     modules = in_order([*table["module"].unique()])
     unique = table.drop_duplicates("tensor")
     unique = unique.assign(place=unique["module"].map(modules.index))
     return {
-        row.tensor: f"Block {row.block}, {row.module.rsplit('.', 1)[-1]}"
+        row.tensor: layer_label(row.block, row.module)
         for row in unique.sort_values(["block", "place"]).itertuples()
     }

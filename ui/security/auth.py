@@ -25,23 +25,23 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
+from backend.queue import gate
 from backend.queue.actor import Actor, guest_name, reject
+from backend.queue.gate import client_network
 from backend.queue.permissions import ASK
-from backend.queue.rate_limit import RateLimiter, client_network
 from backend.settings import is_loopback, settings, space_host
 from ui.security.sessions import SessionStore
 from ui.templates import render
 
 UNNAMED_GUEST = "guest"
-LOGINS_PER_MINUTE = 10
 MAX_FORM_BYTES = 4096  # bytes of it that are read: anybody may send one, and reading takes time
 PROXY_HEADERS = re.compile(
     "forwarded|via|x-forwarded.*|x-original-.*|x-real-.*|real-ip|(x-)?(true-|cluster-)?client-ip|"
     "x-proxy.*|proxy-.*|x-nginx-.*|x-envoy-.*|x-remote-.*|remote-.*|x-arr-.*|x-azure-.*|x-amzn-.*|"
     "x-appengine-.*|cf-.*|cdn-.*|cloudfront-.*|fastly-.*|fly-.*|akamai-.*|tailscale-.*|x-vercel-.*"
 )
+NEW_GUEST = "new_guest"  # in the state of a request whose cookie was made for it
 KEY = "slimscope.key"  # in a scope: the name of the API key that was shown
-logins = RateLimiter()
 sessions = SessionStore()
 
 
@@ -58,7 +58,13 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         return Actor("host", "host", client)
     if isinstance(request, HTTPConnection) and (key := request.scope.get(KEY)):
         return Actor(f"key {key}", "host", client)
-    return Actor(_read_cookie(headers, "guest") or UNNAMED_GUEST, "guest", client)
+    name = _read_cookie(headers, "guest") or UNNAMED_GUEST
+    return Actor(
+        name,
+        "guest",
+        client,
+        is_new=bool(getattr(getattr(request, "state", None), NEW_GUEST, False)),
+    )
 
 
 def _local(client: str, headers: Mapping[str, str]) -> bool:
@@ -200,5 +206,5 @@ def check_token(text: str, sender: str) -> None:
             of them locks out the others: the right token is always accepted.
     """
     if not _is_token(text.strip()):
-        logins.spend(sender, LOGINS_PER_MINUTE)
+        gate.logins.spend_by({client_network(sender): gate.LOGINS_PER_MINUTE})
         raise ForbiddenError("Login failed.", "The token is wrong.", ASK)

@@ -20,7 +20,7 @@ import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from backend.queue.rate_limit import client_network
+from backend.queue.gate import client_network
 
 MAX_PER_CLIENT = 256  # a browser opens six; all visitors behind a proxy are one client
 MAX_CONNECTIONS = 4096

@@ -3,7 +3,7 @@
 Rejected are: unknown host names (a hostile site can point its own name at this machine), requests
 that other sites make a visitor's browser send, routes of Gradio that no page of ours uses (files,
 uploads, URL fetching, direct calls), large bodies, what cannot be stored, and wrong tokens. A
-request is worked on once it is whole, in its turn (see `ui.security.admission`).
+request is worked on once it is whole, in its turn (see `backend.queue.gate`).
 """
 
 import base64
@@ -28,17 +28,19 @@ from backend.errors import (
     SlimscopeError,
 )
 from backend.queue.actor import Actor, reject
-from backend.queue.permissions import ASK, gives_names
+from backend.queue.gate import place_of_request
+from backend.queue.permissions import ASK, READ_ONLY, require
 from backend.settings import is_loopback, settings, space_host
 from jobs.serving.keys import key_name
 from jobs.serving.openai_format import error_body, error_headers
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth, csrf
-from ui.security.admission import Admission
-from ui.security.payload import json_problem
+from ui.security.payload import MAX_TOKEN_IDS, MAX_VALUES, json_problem
 
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 OPENAI_PATH = "/v1/"
+ASKING_PATHS = (OPENAI_PATH, "/slimscope/workbench/live")  # read for those who may ask alone
+COMPLETIONS_PATH = "/v1/completions"
 FORM = "application/x-www-form-urlencoded"  # of the login
 TURN = "slimscope.turn"  # in a scope; whoever waits for another process closes it
 GRADIO = "/gradio_api/"
@@ -75,7 +77,6 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, scripts: tuple[str, ...] = ()) -> None:
         self.app = app
         self.hashes = " ".join(map(hash_of, scripts))
-        self.admission = Admission()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,14 +97,20 @@ class SecurityMiddleware:
     async def _answer(self, request: Request, response: "SecuredSend") -> None:
         """Lets the application answer when the request is whole and its turn has come. The turn
         ends when the answer begins, as that may take as long as its client likes."""
-        body, user = await request.body(), auth.current_user(request)
+        user = auth.current_user(request)
         try:
-            async with self.admission.turn(user) as response.turn:
+            if request.url.path.startswith(ASKING_PATHS) and request.method == "POST":
+                may_ask = user.role == "host" or settings().guest_answers
+                require(user, "ask for this answer", "" if may_ask else READ_ONLY)
+            body = await request.body()
+            async with place_of_request(user) as response.turn:
                 if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
-                    await run_in_threadpool(_check_json, body)
+                    await run_in_threadpool(_check_json, body, request.url.path)
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
                 await self.app(scope, _received(body, request.receive), response)
+        except ForbiddenError as error:
+            raise RequestRejectedError(403, error) from error
         except RateLimitError as error:
             raise RequestRejectedError(429, error) from error
 
@@ -166,8 +173,9 @@ async def check_bearer(request: Request) -> None:
             raise RequestRejectedError(401, error) from error
 
 
-def _check_json(body: bytes) -> None:
-    if problem := json_problem(body):
+def _check_json(body: bytes, path: str) -> None:
+    values = MAX_TOKEN_IDS if path == COMPLETIONS_PATH else MAX_VALUES
+    if problem := json_problem(body, values):
         raise RequestRejectedError(422, ConfigError("The request was not accepted.", problem))
 
 
@@ -202,7 +210,7 @@ def _closed(path: str) -> bool:
 
 def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scope:
     """The request with a new guest's cookie where guests may do something; the response sets it."""
-    if user.name != auth.UNNAMED_GUEST or not gives_names():
+    if user.name != auth.UNNAMED_GUEST or not settings().names_guests:
         return scope
     value = auth.new_guest(user.client)
     headers = MutableHeaders(raw=list(scope["headers"]))
@@ -210,7 +218,8 @@ def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scop
     response.cookie = auth.cookie_header("guest", value, headers)
     pair = f"{auth.cookie_name('guest')}={value}"
     headers["cookie"] = f"{cookies}; {pair}" if cookies else pair
-    return {**scope, "headers": headers.raw}
+    state = {**scope.get("state", {}), auth.NEW_GUEST: True}
+    return {**scope, "headers": headers.raw, "state": state}
 
 
 class RequestTimes:

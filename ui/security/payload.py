@@ -6,13 +6,19 @@ import re
 from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
+MAX_VALUES = 20_000  # the largest a page sends is a selection of runs
+MAX_TOKEN_IDS = 300_000  # of a prompt for `/v1/completions`
 MAX_INTEGER = 2**63 - 1  # integer a database can hold
 TOO_DEEP = f"Lists and objects may be nested {MAX_DEPTH} deep."
+# A text, also one that does not end: each byte is read once, whatever is sent.
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half of a pair of surrogates
 
 
-def json_problem(body: bytes) -> str:
-    """Why a body is refused; "" if it is fine."""
+def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
+    """Why a body of at most so many `values` is refused; "" if it is fine."""
+    if body.count(b",") >= values and TEXT.sub(b"", body).count(b",") >= values:
+        return f"It holds more than {values:,} values."
     try:
         return _value_problem(json.loads(body))
     except RecursionError:

@@ -2,8 +2,9 @@
 
 import ctypes
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes import c_int32, c_int64
 from itertools import accumulate
 from typing import Any
 
@@ -27,7 +28,6 @@ from backend.decoding.native.families import (
 )
 from backend.decoding.native.library import instructions, library
 from backend.decoding.native.weights import WeightLayout
-from backend.quantization.grid import QuantizedWeight
 
 MOST_ROWS = 2**24  # of a cache
 
@@ -125,75 +125,58 @@ class NativeBlocks:
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
         inputs = states.float().contiguous()
-        task = c.Pass(inputs=inputs.data_ptr())
-        return self._run(task, [len(states)], [cache], positions, [visible])
+        places = range(cache.length, cache.length + len(states))
+        return self._run(
+            c.Pass(inputs=inputs.data_ptr()),
+            [len(states)],
+            [cache],
+            places if positions is None else positions.tolist(),
+            [None if visible is None else _mask(len(states), visible)],
+        )
 
     def _run(
         self,
         task: c.Pass,
         lengths: Sequence[int],
         caches: Sequence[NativeCache],
-        positions: Tensor | None,
-        visible: Sequence[Tensor | None],
+        positions: Sequence[int],
+        masks: Sequence[Tensor | None],
     ) -> Tensor:
-        """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree;
-        see `__call__`. Raises ValueError: something is out of range; the library would read or
-        write elsewhere."""
+        """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree in
+        bytes; see `__call__`. Raises ValueError: something is out of range; the library would read
+        or write elsewhere."""
         tokens, apart = sum(lengths), len({*map(id, caches)}) == len(caches)
-        if not (len(lengths) == len(caches) == len(visible)) or min(lengths, default=0) < 1:
+        if not (len(lengths) == len(caches) == len(masks)) or min(lengths, default=0) < 1:
             raise ValueError(f"{[*lengths]} tokens cannot be appended to {len(caches)} caches")
         if not apart or any(cache.call != self.call for cache in caches):
             raise ValueError("a cache is another model's, or twice in the pass")
-        for length, cache in zip(lengths, caches, strict=True):
-            if cache.length + length > cache.capacity:
-                raise ValueError(f"{length} more tokens do not fit into the cache")
-        if positions is None:
-            ranges = (range(x.length, x.length + n) for n, x in zip(lengths, caches, strict=True))
-            positions = torch.tensor([place for each in ranges for place in each])
-        if positions.shape != (tokens,) or int(positions.max()) >= self._rows:
-            raise ValueError(f"the positions {[*positions.shape]} do not fit the pass or the cache")
-        if int(positions.min()) < 0:
-            raise ValueError("a position is negative")
-        masks = [*map(_mask, lengths, visible)]
+        if len(positions) != tokens or min(positions) < 0 or max(positions) >= self._rows:
+            raise ValueError(f"the positions {[*positions]} do not fit the pass or the cache")
         for length, cache in zip(lengths, caches, strict=True):
             cache.make_room(length)
         # its type is named: while another thread builds a model, the default is of that one
         hidden = torch.empty(tokens, self.width, dtype=torch.float32)
-        places = positions.long().contiguous()
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        places, starts = (c_int64 * tokens)(*positions), [*accumulate(lengths, initial=0)]
+        begins = (c_int32 * len(starts))(*starts)
         addresses = (None if mask is None else mask.data_ptr() for mask in masks)
         shown = (ctypes.c_void_p * len(masks))(*addresses)
         pointers = [ctypes.pointer(cache.structure) for cache in caches]
         task.caches = (ctypes.POINTER(c.Cache) * len(caches))(*pointers)
         task.tokens, task.sequences, task.threads = tokens, len(caches), torch.get_num_threads()
-        task.starts, task.visible = starts.data_ptr(), ctypes.addressof(shown)
-        task.hidden, task.positions = hidden.data_ptr(), places.data_ptr()
+        task.starts, task.visible = ctypes.addressof(begins), ctypes.addressof(shown)
+        task.hidden, task.positions = hidden.data_ptr(), ctypes.addressof(places)
         self.call("slimscope_forward", task)
         return hidden
 
-    def relay(
-        self,
-        index: int,
-        block: Any,
-        changed: Collection[nn.Module],
-        codes: Mapping[nn.Module, QuantizedWeight],
-    ) -> int:
-        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
-        and tell how many; no pass may run meanwhile. `codes`: of linears of the block; those that
-        lie below each other are read as codes where all of them have some. Raises ValueError: a
-        weight has another shape than before."""
-        layer, count = self._layers[index], 0
+    def relay(self, index: int, block: Any, changed: Collection[nn.Module]) -> None:
+        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears;
+        no pass may run meanwhile. Raises ValueError: a weight has another shape than before."""
+        layer = self._layers[index]
         for name, (outputs, inputs, linears) in self._matrices(block).items():
             if any(linear in changed for linear in linears):
-                known = [codes[x] for x in linears if x in codes]
                 old = c.Matrix.from_buffer_copy(getattr(layer, name.split()[0]))
-                made = self.matrix(
-                    outputs, inputs, *linears, codes=known if len(known) == len(linears) else ()
-                )
-                self._set(layer, name, made)
+                self._set(layer, name, self.matrix(outputs, inputs, *linears))
                 self.layout.release_matrix(old)
-                count += 1
-        return count
 
     @contextmanager
     def borrowing(self, other: "NativeBlocks", index: int) -> Iterator[None]:
@@ -247,11 +230,9 @@ class NativeBlocks:
         for number, field in enumerate((first, *second)):
             setattr(layer, field, self.layout.rows(matrix, number * half, half))
 
-    def matrix(
-        self, outputs: int, inputs: int, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()
-    ) -> c.Matrix:
+    def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
         """Linears one below the other, [outputs, inputs] together."""
-        matrix = self.layout.matrix(*linears, codes=codes)
+        matrix = self.layout.matrix(*linears)
         self.require((matrix.outputs, matrix.inputs), (outputs, inputs))
         return matrix
 
@@ -290,10 +271,8 @@ class NativeBlocks:
         return [[x[0, :, : x.shape[-1] // 2].float().contiguous() for x in both] for both in found]
 
 
-def _mask(tokens: int, visible: Tensor | None) -> Tensor | None:
-    """The mask of a tree in bytes; None: causal."""
-    if visible is None:
-        return None
+def _mask(tokens: int, visible: Tensor) -> Tensor:
+    """The mask of a tree in bytes."""
     if visible.shape != (tokens, tokens) or not visible.diagonal().all():
         raise ValueError("of a tree, every token sees itself and some of the others")
     return visible.to(torch.uint8).contiguous()

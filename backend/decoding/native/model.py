@@ -4,15 +4,14 @@ Where the blocks are packed, the inputs of products are rounded to 8 bits, and a
 quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from ctypes import addressof, c_int32, c_int64
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.compiler import NATIVE, CompilerError
@@ -20,15 +19,15 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.native import library as c
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.cache import DecodingCache, NativeCache
-from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
+from backend.decoding.native.families import FAMILIES, LANES, embedding_scale, unsupported
 from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks, resolve_dtype
 from backend.models.families.logits import LogitTransform
-from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import has_codes
 
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
+Read: TypeAlias = tuple[Tensor, Tensor]  # hidden states and logits
 
 
 def decoding_dtype(precision: str, device: torch.device, architecture: str) -> str:
@@ -44,8 +43,18 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
     return resolve_dtype(precision, device)
 
 
-@dataclass(frozen=True)
-class Segment:
+def obstacle(model: PreTrainedModel) -> str:
+    """Why the native decoder does not run a model here; empty if it does."""
+    if why := unsupported(model):
+        return f"The native decoder does not run this model: {why}."
+    try:
+        library()
+    except CompilerError as error:
+        return str(error)
+    return ""
+
+
+class Segment(NamedTuple):
     """What a pass appends to one sequence: the next tokens `ids`, or those of a `tree`; logits are
     wanted of the last `read_out`."""
 
@@ -81,16 +90,14 @@ class NativeModel(NativeBlocks):
         found = self.structure.read_out.outputs, self.structure.read_out.inputs
         self.require(found, (self._outputs, self.width))
 
-    def relay_outside(
-        self, model: PreTrainedModel, codes: Mapping[nn.Module, QuantizedWeight]
-    ) -> None:
-        """Read embedding and head anew, the head as its `codes` where it has some; see `relay`."""
+    def relay_outside(self, model: PreTrainedModel) -> None:
+        """Read embedding and head anew; see `relay`."""
         source: Any = model.get_input_embeddings()
         head, s = model.get_output_embeddings(), self.structure
         table: Tensor = source.weight.detach().bfloat16().contiguous()
         old, read_out = s.embedding, c.Matrix.from_buffer_copy(s.read_out)
         self.require(table.shape, (self.vocabulary, self.width))
-        s.read_out = self.layout.matrix(head, codes=[codes[head]] if head in codes else ())
+        s.read_out = self.layout.matrix(head)
         s.embedding = self.layout.own(table)
         self.layout.release_matrix(read_out)
         if s.embedding != old:
@@ -108,59 +115,41 @@ class NativeModel(NativeBlocks):
         return made
 
     def forward(
-        self,
-        ids: Tensor,
-        cache: NativeCache,
-        positions: Tensor | None = None,
-        visible: Tensor | None = None,
-        read_out: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, width] in bfloat16 of the tokens `ids` [n], which are appended to the
-        cache, and logits [read_out, vocabulary] in float32 of the last; see `NativeBlocks`."""
-        if ids.dim() != 1:
-            raise ValueError(f"the ids {[*ids.shape]} are no row")
-        return self._pass(ids, [len(ids)], [cache], positions, [visible], [read_out])
+        self, ids: Tensor, cache: NativeCache, tree: Tree | None = None, read_out: int = 0
+    ) -> Read:
+        """A pass over one segment; see `run`."""
+        return self.run([Segment(cache, ids.tolist(), tree, read_out)])[0]
 
-    def forward_segments(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-        """One pass over segments of several sequences: hidden states [n, width] of all tokens, and
-        logits [r, vocabulary] of those that are read out, segment after segment."""
-        ids, positions = list[int](), list[int]()
+    def run(self, segments: Sequence[Segment]) -> list[Read]:
+        """One pass over segments of several sequences. Of each the hidden states [n, width] in
+        bfloat16, and the logits [read_out, vocabulary] in float32."""
+        ids, positions, rows, last = list[int](), list[int](), list[int](), self._stable - 1
         caches = [x.cache for x in segments if isinstance(x.cache, NativeCache)]
         for segment in segments:
-            start, tree = segment.cache.length, segment.tree
+            start, number = segment.cache.length, len(segment.ids)
+            if not 0 <= segment.read_out <= number or number != len(segment.tree or segment.ids):
+                why = f"{segment.read_out} logits of {number} tokens; its tree is {segment.tree}"
+                raise ValueError(f"a segment does not fit itself: {why}")
             ids += segment.ids
-            depths = range(len(segment.ids)) if tree is None else tree.depths
-            positions += [start + depth for depth in depths]
-        visible = [None if x.tree is None else x.tree.ancestors() for x in segments]
-        lengths, read_out = [len(x.ids) for x in segments], [x.read_out for x in segments]
-        places = torch.tensor(positions)
-        return self._pass(torch.tensor(ids), lengths, caches, places, visible, read_out)
-
-    def _pass(
-        self,
-        ids: Tensor,
-        lengths: Sequence[int],
-        caches: Sequence[NativeCache],
-        positions: Tensor | None,
-        visible: Sequence[Tensor | None],
-        read_out: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        """As many of the tokens `ids` [n] for each of the caches, and the logits of the last
-        `read_out` of them; see `forward`."""
-        if sum(lengths) != len(ids) or len(read_out) != len(lengths):
-            raise ValueError(f"{len(ids)} tokens are not {[*lengths]}, read out: {[*read_out]}")
-        if any(not 0 <= wanted <= n for wanted, n in zip(read_out, lengths, strict=True)):
-            raise ValueError(f"{[*read_out]} logits cannot be read of {[*lengths]} tokens")
-        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+            if segment.tree:  # nodes beyond the last position are never kept
+                positions += [min(start + depth, last) for depth in segment.tree.depths]
+            else:
+                positions += range(start, start + number)
+            rows += range(len(ids) - segment.read_out, len(ids))
+        if not ids or min(ids) < 0 or max(ids) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
-        ends = zip(accumulate(lengths), read_out, strict=True)
-        rows = [row for end, wanted in ends for row in range(end - wanted, end)]
-        held, chosen = ids.long().contiguous(), torch.tensor(rows, dtype=torch.int32)
+        held, chosen = (c_int64 * len(ids))(*ids), (c_int32 * len(rows))(*rows)
         logits = torch.empty(len(rows), self._outputs, dtype=torch.float32)
-        task = c.Pass(ids=held.data_ptr(), read_out=len(rows), rows=chosen.data_ptr())
+        task = c.Pass(ids=addressof(held), read_out=len(rows), rows=addressof(chosen))
         task.logits = logits.data_ptr()
-        hidden = self._run(task, lengths, caches, positions, visible)
-        return hidden.bfloat16(), logits[:, : self.vocabulary]
+        lengths = [len(segment.ids) for segment in segments]
+        masks = [None if x.tree is None else x.tree.mask for x in segments]
+        hidden = self._run(task, lengths, caches, positions, masks).bfloat16()
+        logits = logits[:, : self.vocabulary]
+        if len(segments) == 1:
+            return [(hidden, logits)]
+        read_out = [segment.read_out for segment in segments]
+        return [*zip(hidden.split(lengths), logits.split(read_out), strict=True)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocabulary] in float32 of hidden states [n, width], as a pass computes them
@@ -175,5 +164,17 @@ class NativeModel(NativeBlocks):
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
-        states = [self.forward(some, cache)[0] for some in ids.split(PREFILL) if len(some)]
-        return torch.cat(states) if states else torch.empty(0, self.width, dtype=torch.bfloat16)
+        return torch.cat([self.forward(some, cache)[0] for some in ids.split(PREFILL)])
+
+    def read_text(
+        self, ids: Tensor, tokens: int = PREFILL, stop: Callable[[], None] = lambda: None
+    ) -> Read:
+        """Hidden states [L, width] and logits [L, vocabulary] of a text [L], in passes over so many
+        tokens; `stop`: called between them; may raise."""
+        cache, found = self.new_cache(len(ids)), list[Read]()
+        for part in ids.split(tokens):
+            stop()
+            found.append(self.forward(part, cache, read_out=len(part)))
+        # joined with nothing, the logits of most texts, which are one pass, would be copied
+        hidden, logits = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+        return hidden, logits

@@ -16,7 +16,7 @@ from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
 from backend.decoding.native.library import library
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
+from backend.quantization.packed_linear import RUN, PackedLinear, has_codes
 
 BFLOAT16, SPARSE_BFLOAT16, INT4_2_4 = 0, 1, 24  # formats; codes: the number of their bits
 WIDTHS = (2, 3, 4, 5, 6, 8)  # bits of codes
@@ -24,7 +24,7 @@ SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
 SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
-RUN = 32  # inputs whose codes lie together: a group is of one or more
+GROUPS = (256, 128, 64, RUN)  # inputs that are rounded to 8 bits with one scale
 ALONE = 2**20  # weights that one thread multiplies before a second has started
 
 
@@ -45,16 +45,16 @@ class WeightLayout:
         """Bytes of the matrices, masks and scales included: what a pass reads."""
         return sum(self._kept[address].nbytes for address in self._parts)
 
-    def matrix(self, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
+    def matrix(self, *linears: Any) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
-        their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
-        linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
-        of `LANES`, or packed ones have other tables than their shapes say."""
+        their bits and groups differ, the widest and the smallest are those of all. Raises
+        ValueError: their inputs differ or are no multiple of `LANES`, groups are no multiple of
+        `RUN`, or scales of other shapes than the codes."""
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
-        if codes or all(map(has_codes, linears)):
-            return self._codes([*codes] or [codes_of(linear) for linear in linears], linears)
+        if all(map(has_codes, linears)):
+            return self._codes([x.quantized for x in linears], linears)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
@@ -76,8 +76,8 @@ class WeightLayout:
                 setattr(part, name, address + first // LANES * step)
         return part
 
-    def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
-        halves = [_weight(x).detach().bfloat16() for x in linears]  # a head is large enough once
+    def _dense(self, linears: Sequence[Any]) -> c.Matrix:
+        halves = [x.weight.detach().bfloat16() for x in linears]  # a head is large enough once
         weight = (torch.cat(halves) if len(halves) > 1 else halves[0]).contiguous()
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
@@ -107,13 +107,16 @@ class WeightLayout:
     def _codes(self, layers: list[QuantizedWeight], linears: Sequence[nn.Module]) -> c.Matrix:
         codes, inputs = torch.cat([x.codes for x in layers]), layers[0].codes.shape[1]
         bits = next(n for n in WIDTHS if n >= max(x.grid.bits for x in layers))
-        group = math.gcd(*(x.group_size for x in layers))
-        if group % RUN:
-            raise ValueError(f"groups of {group} inputs are no multiple of {RUN}")
+        shared = math.gcd(*(x.group_size for x in layers))
+        if shared % RUN:
+            raise ValueError(f"groups of {shared} inputs are no multiple of {RUN}")
+        group = next(size for size in GROUPS if shared % size == 0)
         scale, zero = (
             torch.cat([part.repeat_interleave(x.group_size // group, 1) for x, part in parts])
             for parts in ([(x, x.grid.scale) for x in layers], [(x, x.grid.zero) for x in layers])
         )
+        if {scale.shape, zero.shape} != {(len(codes), inputs // group)}:
+            raise ValueError(f"scales {[*scale.shape]} are of other codes than {[*codes.shape]}")
         padding = 0, 0, 0, -len(codes) % LANES
         codes, scale = pad(codes, padding).contiguous(), pad(scale, padding)
         zero = pad(zero, padding, value=2 ** (bits - 1)) - 2 ** (bits - 1)
@@ -148,9 +151,9 @@ class WeightLayout:
         matrix.format, matrix.weights = INT4_2_4, self._part(layout)
         return True
 
-    def int8(self, *linears: nn.Module) -> c.Matrix:
+    def int8(self, *linears: Any) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
-        weight = torch.cat([_weight(x) for x in linears]).detach().float()
+        weight = torch.cat([x.weight for x in linears]).detach().float()
         groups = weight.view(len(weight), -1, HEAD_GROUP)
         scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16().float()
         grid = QuantGrid(8, scale, torch.full_like(scale, 128))
@@ -194,13 +197,8 @@ class WeightLayout:
 
 
 def _inputs(linear: Any) -> int:
-    packed = isinstance(linear, PackedLinear)
-    return int(linear.in_features if packed else linear.weight.shape[1])
-
-
-def _weight(linear: Any) -> Tensor:
-    weight: Tensor = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
-    return weight
+    weight: Tensor = linear.quantized.codes if has_codes(linear) else linear.weight
+    return weight.shape[1]
 
 
 def _block_bytes(format: int) -> int:

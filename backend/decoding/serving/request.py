@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from backend.decoding.acceptance import Sampling
-from backend.decoding.draft_tree import Proposer
+from backend.decoding.draft_tree import Proposer, Tree
 from backend.errors import SlimscopeError
 
 # The place of a part of the text, its hidden states [n, d], and the logits [m, V] after the last m
@@ -65,6 +65,37 @@ class Waiting:
 
     place: int
     seconds: float
+
+
+PARTS = ("draft", "verify", "accept", "cache")  # of a pass
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """The result of one pass of the target model for a sequence.
+
+    Attributes:
+        heads: source of each new token: head 1, 2, ...; 0 the target model; `LOOKUP_HEAD`.
+        path: accepted nodes of `tree`, the root first; empty for the prefill.
+        guesses: the tokens of all nodes of `tree`, the root's first.
+        seconds: time in each of `PARTS`; "verify" is that of the whole pass.
+    """
+
+    tokens: list[int]
+    heads: list[int]
+    path: list[int]
+    tree: Tree
+    guesses: list[int]
+    seconds: dict[str, float]
+
+    @property
+    def rejected(self) -> list[int]:
+        """The most likely rejected draft tokens: a chain from the end of the path."""
+        node, tokens = self.path[-1] if self.path else 0, []
+        while self.tree.children[node]:
+            node = self.tree.children[node][0]
+            tokens.append(self.guesses[node])
+        return tokens
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Acceptance, most_likely
+from backend.decoding.cost_model import LapTimer
 from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NO_TREE, DraftTokens
-from backend.decoding.engine import DecodeStep, step_along
+from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.native.cache import DecodingCache
-from backend.decoding.native.model import Segment
+from backend.decoding.native.model import Read, Segment
 from backend.decoding.serving.request import (
+    DecodeStep,
     Deliver,
     Event,
     Finished,
@@ -44,7 +46,7 @@ class ServedSequence:
     def __init__(
         self,
         request: GenerationRequest,
-        deliver: Deliver,
+        deliver: Deliver | None,
         tokenizer: PreTrainedTokenizerBase | None,
         drafts: Drafts,
     ) -> None:
@@ -59,6 +61,10 @@ class ServedSequence:
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._prompt_text = Detokenizer(tokenizer)
         self._asked, self._first_token_s = time.monotonic(), 0.0
+
+    def cancel(self) -> None:
+        """End it before the next pass."""
+        self.cancelled = True
 
     @property
     def unread(self) -> int:
@@ -99,22 +105,35 @@ class ServedSequence:
             read_out = len(ids)
         return Segment(self.cache, ids, draft.tree if draft.tokens else None, read_out)
 
-    def take(self, draft: DraftTokens, hidden: Tensor, logits: Tensor, ms: float) -> int:
-        """Go on with the states of what was read, and the logits; returns the number of new
-        tokens."""
+    def take(self, draft: DraftTokens, read: Read, ms: float, clock: LapTimer) -> DecodeStep | None:
+        """Go on with the states of what was read, and the logits; returns the step that wrote
+        tokens. `clock`: was read when the pass ended."""
         assert self.cache is not None
+        (hidden, logits), request = read, self.request
         pieces = self._echo(self.cache.length, logits)
-        if self.unread > 0 or not self.request.max_tokens:
+        if self.unread > 0 or not request.max_tokens:
             self._saw(hidden, logits)
             if pieces:
                 self.tell(NewPieces(pieces, [], ms))
             if not self.unread:
                 self.finish("length")
-            return 0
-        step = self._walk(draft, hidden, logits)
+            return None
+        step = self._walk(draft, hidden, logits, clock)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
-        scores = self._scores(logits[-len(draft.tree) :], step.path, step.tokens)
-        written = self._detokenizer
+        if self._deliver:
+            self._tell_step(step, pieces, logits[-len(draft.tree) :], ms)
+        if self._detokenizer.stopped:
+            self.finish("stop_string")
+        elif self.committed[-1] in request.ends:
+            self.finish("stop")
+        elif self.generated >= request.max_tokens:
+            self.finish("length")
+        return step
+
+    def _tell_step(self, step: DecodeStep, pieces: list[Piece], logits: Tensor, ms: float) -> None:
+        """Tell the tokens of a step behind those of the prompt; what follows a stop string is
+        forgotten."""
+        scores, written = self._scores(logits, step.path or [0], step.tokens), self._detokenizer
         for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
             pieces.append(Piece(written.add(token), head, token, *scores[number]))
             if written.stopped:
@@ -123,28 +142,30 @@ class ServedSequence:
         decode = self._tokenizer.decode if self._tokenizer else str
         rejected = [str(decode([token])) for token in step.rejected]
         self.tell(NewPieces(pieces, rejected, ms))
-        if written.stopped:
-            self.finish("stop_string")
-        elif self.committed[-1] in self.request.ends:
-            self.finish("stop")
-        elif self.generated >= self.request.max_tokens:
-            self.finish("length")
-        return len(step.tokens)
 
-    def _walk(self, draft: DraftTokens, hidden: Tensor, logits: Tensor) -> DecodeStep:
-        """Accept a part of a draft, commit it and the token after it."""
+    def _walk(
+        self, draft: DraftTokens, hidden: Tensor, logits: Tensor, clock: LapTimer
+    ) -> DecodeStep:
+        """Accept a part of a draft; commit it and the token after it, up to the first end and to
+        the limit."""
         assert self.cache is not None
-        tree, tokens = draft.tree, [self.committed[-1], *draft.tokens]
-        path, bonus = self._rule.walk(tree, tokens, logits[-len(tree) :], self.committed[:-1])
+        tree, tokens, request = draft.tree, [self.committed[-1], *draft.tokens], self.request
+        nodes = logits[-len(tree) :] if len(logits) > len(tree) else logits
+        path, bonus = self._rule.walk(tree, tokens, nodes, self.committed[:-1])
+        seconds = {"accept": clock.lap()}
         if draft.tokens:
             self.cache.keep(len(self.committed) - 1, path)
             self.drafts.judge(len(path) - 1)
             hidden, logits = hidden[path], logits[path]
+        seconds["cache"] = clock.lap()
         self._saw(hidden, logits)
-        room = self.request.max_tokens - self.generated
-        step = step_along(draft, tokens, path, bonus, room, self.request.ends)
-        self.committed += step.tokens
-        return step
+        new = [*(tokens[node] for node in path[1:]), bonus]
+        heads = [LOOKUP_HEAD if draft.looked_up else tree.depths[node] for node in path[1:]] + [0]
+        end = next((n for n, token in enumerate(new, 1) if token in request.ends), len(new))
+        room = min(end, request.max_tokens - self.generated)
+        walked = path if self.generated else []
+        self.committed += new[:room]
+        return DecodeStep(new[:room], heads[:room], walked, tree, tokens, seconds)
 
     def _saw(self, hidden: Tensor, logits: Tensor) -> None:
         """What was read last."""
@@ -191,7 +212,8 @@ class ServedSequence:
     def tell(self, event: Event) -> None:
         """Hand over an event; who cannot take it has left."""
         try:
-            self._deliver(event)
+            if self._deliver:
+                self._deliver(event)
         except Exception:
             self.cancelled = True
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backend.decoding.cost_model import CostModel, measure_costs
-from backend.decoding.draft_tree import NO_TREE, DraftTokens, NoDraft, Proposer
+from backend.decoding.draft_tree import DraftTokens, NoDraft, Proposer
 from backend.decoding.prompt_lookup import PromptLookupFirst
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
@@ -65,14 +65,15 @@ class Drafts:
         if self.needs_states:
             self._states.append(states.clone())  # not a view of the states of all
 
-    def propose(self, committed: Sequence[int], room: int) -> DraftTokens:
-        """What may follow, at most `room` tokens deep."""
+    def propose(self, committed: Sequence[int]) -> DraftTokens:
+        """What may follow."""
         started, states = time.perf_counter(), self._states or [self._none]
-        draft = self._proposer.propose(torch.cat(states), committed[self._fed :])
+        joined = torch.cat(states) if len(states) > 1 else states[0]
+        draft = self._proposer.propose(joined, committed[self._fed :])
         self._states, self._fed = [], len(committed)
         self.rows = _mean(self.rows, len(draft.tokens))
         self.seconds = _mean(self.seconds, time.perf_counter() - started)
-        return draft if draft.tree.depth <= room else DraftTokens([], NO_TREE)
+        return draft
 
     def judge(self, right: int) -> None:
         """How many tokens of the last draft were right."""

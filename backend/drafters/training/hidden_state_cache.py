@@ -7,7 +7,6 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,12 +103,6 @@ class HiddenStateCache:
             sample = self[index]
             counts += torch.bincount(sample.ids[sample.start :].long(), minlength=vocabulary)
         return counts
-
-
-def stored(checkpoints: Checkpoints, name: str) -> HiddenStateCache:
-    """The sequences that `collect` has stored, `HELD` or `LEARNT`."""
-    folders = map(checkpoints.find, (batch_name(name, number) for number in count()))
-    return HiddenStateCache([folder / ROWS for folder in takewhile(bool, folders) if folder])
 
 
 def batch_name(name: str, number: int) -> str:

@@ -63,7 +63,6 @@ class AnchorBatch:
         hidden [B, T, d]; ids [B, T]; denominator [B, T].
         rows, places: [n] sequence and position of each anchor.
         valid: [n, K] whether the target of the head is inside the sequence.
-        anchors: how many the step has, those of other processes included.
     """
 
     hidden: Tensor
@@ -72,13 +71,12 @@ class AnchorBatch:
     rows: Tensor
     places: Tensor
     valid: Tensor
-    anchors: int
 
 
 def loss_and_gradient(drafter: Drafter, slots: Tensor, batch: AnchorBatch) -> tuple[float, Tensor]:
-    """The share of n anchors in the loss of a step, and its gradient by their slots [n, K, d]."""
+    """The loss of a step over its n anchors, and its gradient by their slots [n, K, d]."""
     total, heads = 0.0, torch.arange(drafter.config.heads, device=slots.device)
-    weights = DISCOUNT**heads / batch.anchors * batch.valid
+    weights = DISCOUNT**heads / len(batch.rows) * batch.valid
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)

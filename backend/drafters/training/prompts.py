@@ -2,17 +2,14 @@
 chat model that is given its template up to the user turn continues as a user would (Magpie, Xu et
 al. 2024, arXiv 2406.08464); a model without a template continues from its first token.
 
-Responses of the target model are written by the engine that serves many at once. Of these, and of
+Responses of the target model are written many at once. Of these, and of
 texts that it reads, hidden states and most likely tokens are recorded on the way.
 """
 
 import json
-import sys
 from collections.abc import Collection, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -21,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.acceptance import Sampling, most_likely
-from backend.decoding.serving.engine import ServingEngine
-from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces
+from backend.decoding.serving.loop import answers
+from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import GENERATION_BATCH, MAX_PROMPT_TOKENS
 from backend.errors import DatasetError, ModelError
@@ -88,35 +85,24 @@ def write_answers(
     there all but its id is 0. What follows a token of a prompt is known of the last alone. Raises
     ComputeError: the logits of the target model are not finite; CancelledError:
     cancellation was requested."""
-    records, ended = [*map(TokenRecord, prompts)], SimpleQueue[Finished]()
+    records = [*map(TokenRecord, prompts)]
 
     def observe(record: TokenRecord, start: int, hidden: Tensor, logits: Tensor) -> None:
-        stop_if_asked(reporter)  # an error ends the sequence
+        stop_if_asked(reporter)
         record.add(start, hidden, logits)
 
-    def deliver(record: TokenRecord, event: Event) -> None:
-        if isinstance(event, NewPieces):
-            record.ids += [piece.token for piece in event.pieces]
-        elif isinstance(event, Finished):
-            ended.put(event)
-
-    engine = ServingEngine(target, None, memory=sys.maxsize, threads=torch.get_num_threads)
-    with closing(engine):
-        with engine.together():
-            for number, (prompt, record) in enumerate(zip(prompts, records, strict=True)):
-                request = GenerationRequest(
-                    tuple(prompt),
-                    min(limit, target.context - len(prompt)),
-                    Sampling(temperature, seed=SEED_STEP * seed + number),
-                    frozenset(ends),
-                    person=str(number),
-                    observe=partial(observe, record),
-                )
-                engine.submit(request, partial(deliver, record))
-        for _ in prompts:
-            if error := ended.get().error:
-                stop_if_asked(reporter)
-                raise error
+    requests = [
+        GenerationRequest(
+            tuple(prompt),
+            min(limit, target.context - len(prompt)),
+            Sampling(temperature, seed=SEED_STEP * seed + number),
+            frozenset(ends),
+            observe=partial(observe, record),
+        )
+        for number, (prompt, record) in enumerate(zip(prompts, records, strict=True))
+    ]
+    for number, step in answers(target, requests):
+        records[number].ids += step.tokens
     return [record.reading() for record in records]
 
 

@@ -10,9 +10,6 @@ Data order, anchors and evaluation depend on seed and step alone, and checkpoint
 weights and optimizer state, so an interrupted run resumes bit for bit. With a time budget the
 number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
 
-Several processes share the sequences of a step, and the anchors in them; the loss and its gradient
-are those of the whole batch.
-
 Shapes recur on purpose: for bfloat16 products the CPU library compiles and caches a kernel for each
 shape.
 """
@@ -26,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
@@ -45,7 +41,6 @@ from backend.drafters.training.loss import (
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
 from backend.reporter import Reporter
-from backend.training import distributed
 from backend.training.stage_store import StageStore
 from backend.training.trainer import Trainer, cosine_decay
 
@@ -137,9 +132,9 @@ class DrafterTrainer(Trainer):
         self._step_seconds.append(seconds)
         self.reporter.metric(MetricKey("loss"), loss, self.step)
         if open_end := not self.steps:
-            self.steps = distributed.broadcast(step_count(self.config, self._step_seconds))
-        steps = self.steps if distributed.is_first() else 0
-        if self.step < steps and self.step % max(STEPS_BETWEEN, steps // EVALUATIONS) == 0:
+            self.steps = step_count(self.config, self._step_seconds)
+        between = max(STEPS_BETWEEN, self.steps // EVALUATIONS)
+        if self.step < self.steps and self.step % between == 0:
             self.evaluate()
         first = len(self._step_seconds) == PACE_STEPS or (open_end and self.steps)
         if time.monotonic() - self._saved_at > SAVE_EVERY_S or first:
@@ -150,12 +145,7 @@ class DrafterTrainer(Trainer):
         return rate_factor(self.step, self.steps, WARMUP)
 
     def backward(self) -> float:
-        batch = self.anchor_batch(self.step)
-        return self._backward(batch) if len(batch.rows) else 0.0
-
-    def _backward(self, batch: AnchorBatch) -> float:
-        """Set the gradients of a batch; return its loss."""
-        drafter = self.drafter
+        batch, drafter = self.anchor_batch(self.step), self.drafter
         embedded = self.target.embed(batch.ids[:, 1:]).float()
         with torch.autocast(
             self.target.device.type, torch.bfloat16, enabled=self.target.dtype == torch.bfloat16
@@ -170,22 +160,14 @@ class DrafterTrainer(Trainer):
     # the data --------------------------------------------------------------------------------
 
     def anchor_batch(self, step: int) -> AnchorBatch:
-        """This process's part of the batch of a step; a function of seed and step."""
+        """The batch of a step; a function of seed and step."""
         indices = self._batch(step)
         rows, places = self._anchors(indices, step)
-        anchors, mine = len(rows), rows % distributed.world_size() == distributed.rank()
-        rows, places = rows[mine] // distributed.world_size(), places[mine]
-        samples = [self.learnt[index] for index in distributed.shard(indices) or indices[:1]]
+        samples = [self.learnt[index] for index in indices]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
         valid = targets < lengths[rows, None]
-        if distributed.world_size() > 1:
-            # a share has any number of anchors: fill up, so that shapes recur
-            spare = rounded_up(len(rows), ROW_STEP) - len(rows)
-            rows, places, valid = (  # in front, as anchors of row 0: they stay sorted by row
-                pad(each, (0, 0) * (each.dim() - 1) + (spare, 0)) for each in (rows, places, valid)
-            )
         device = self.target.device
 
         def batch(name: str) -> Tensor:
@@ -202,7 +184,6 @@ class DrafterTrainer(Trainer):
             rows.to(device),
             places.to(device),
             valid.to(device),
-            anchors,
         )
 
     def _anchors(self, indices: Sequence[int], step: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Which methods can work on a model, and why the others cannot. Does not import torch.
 
-Decided by the config, before anything is queued. `benchmarks/families.py` runs every method on
-tiny models of all these families and writes docs/models.md."""
+Decided by the config, before anything is queued. `tests/models/every_family.py` runs every method
+on tiny models of all these families and writes docs/models.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

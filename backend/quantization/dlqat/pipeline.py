@@ -57,8 +57,7 @@ from backend.quantization.dlqat.trainer import (
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range
-from backend.reporter import REPLAY, Reporter, SilentReporter, stop_if_asked
-from backend.training import distributed
+from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.training.stage_store import block_name
 
 
@@ -98,7 +97,9 @@ class DLQAT:
         linears = _planned_linears(model, plan)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, plan, str(model.device))
-        identity = f"{config.identity} {plan.model_dump_json()} {seed} {weights_hash(model)}"
+        identity = (
+            f"{config.model_dump_json()} {plan.model_dump_json()} {seed} {weights_hash(model)}"
+        )
         digest = hashlib.sha256(identity.encode())
         for ids in (calibration, heldout, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
@@ -191,19 +192,13 @@ class DLQAT:
         if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
             return
-        distributed.announce(stage)
-        self._train(stage, reporter)
-
-    def follow(self) -> None:
-        """Train with the process that runs `make`, until that has no training left."""
-        for stage in distributed.tasks():
-            self._train(stage, SilentReporter())
-
-    def _train(self, stage: str, reporter: Reporter) -> None:
-        run, config = self.run, self.run.config
         if stage == DLQATStage.LORA:
             train_lora(run, reporter)
             return
+        self._train(stage, reporter)
+
+    def _train(self, stage: str, reporter: Reporter) -> None:
+        run, config = self.run, self.run.config
         layers = self._layers(stage, reporter)
         parameters = {
             f"{name}.{part}": parameter
@@ -212,7 +207,6 @@ class DLQAT:
             if parameter.requires_grad
         }
         snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
-        watch = snapshots if distributed.is_first() else lambda _: None
         converted = dict[str, QuantizedWeight]()
 
         def judge() -> list[float]:
@@ -226,7 +220,7 @@ class DLQAT:
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
-            train_stage(run, stage, parameters, loss, watch, judge, before, reporter)
+            train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
         run.store.save_stage(stage, converted)
 
     def _judged(

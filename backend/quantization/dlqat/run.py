@@ -28,7 +28,6 @@ from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.quantization.range_search import quantize_embedding
 from backend.reporter import Reporter, stop_if_asked
-from backend.training import distributed
 from backend.training.stage_store import StageStore, block_name
 
 Start = tuple[Tensor, QuantGrid, Basis]  # weights to round [out, in], their grid and basis
@@ -120,8 +119,8 @@ class DLQATRun:
 
     def heldout_losses(self, reporter: Reporter) -> list[float]:
         """The losses on the held-out windows of the model as it is now, nats per token; empty
-        without windows, and in all processes but the first."""
-        if not len(self.heldout) or not distributed.is_first():
+        without windows."""
+        if not len(self.heldout):
             return []
         return self.judge(
             self.model,

@@ -5,7 +5,7 @@ clipping.
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
 
 The gradient of a step is the mean over all its predicted tokens, whatever the gradient
-accumulation and the number of processes that share its sequences.
+accumulation.
 
 Rates that suit one model may be too high for another. A training that diverges, or ends with a
 significantly higher loss on held-out text than it began with, is repeated from its start at a
@@ -27,7 +27,7 @@ for an effect of the method. A is initialised as in DL-QAT, B at zero."""
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, stage_name
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.paired import paired_ratio
 from backend.text.training import IGNORED_LABEL
-from backend.training import distributed
 from backend.training.trainer import DivergenceError, Trainer, cosine_decay, summed_loss
 
 Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
@@ -132,7 +131,7 @@ def train_stage(
     """
     begun = [p.detach().clone() for p in parameters.values()]
     first = None
-    for attempt in range(distributed.broadcast(failed_attempts(run.store, stage)), ATTEMPTS):
+    for attempt in range(failed_attempts(run.store, stage), ATTEMPTS):
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), begun, strict=True):
                 parameter.copy_(value)
@@ -141,7 +140,7 @@ def train_stage(
         try:
             trainer.train()
             ratio = paired_ratio(judge(), before)
-            worse = distributed.broadcast(ratio is not None and ratio.low > 1)
+            worse = ratio is not None and ratio.low > 1
             if ratio:
                 why = f"raised the held-out perplexity by {100 * (ratio.value - 1):.1f} %"
         except DivergenceError as error:
@@ -212,7 +211,7 @@ class StageTrainer(Trainer):
     def backward(self) -> float:
         rows, total = self.rows(self.step), 0.0
         judged = int((self.run.labels[rows][:, 1:] != IGNORED_LABEL).sum())
-        for part in distributed.shard(rows).split(self.run.config.batch):
+        for part in rows.split(self.run.config.batch):
             stop_if_asked(self.reporter)
             loss = self.loss(part) / max(judged, 1)
             loss.backward()
@@ -294,6 +293,10 @@ class LoRALinear(nn.Module):
         A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
 
+    def merged(self, W: Tensor) -> Tensor:
+        """W0 + c B A [out, in] in the dtype of `W`, the weights of the base."""
+        return torch.addmm(W, self.B.detach(), self.A.detach(), alpha=self.factor)
+
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
         return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
@@ -313,8 +316,16 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
         for name, layer in layers.items()
         for part, parameter in layer.named_parameters(recurse=False)
     }
+
+    def judge() -> list[float]:
+        """The held-out losses of the merged weights, which the native decoder can read."""
+        merged = {n: run.passed(layers[n].merged(x.read())) for n, x in run.linears.items()}
+        bases = {n: layer.base for n, layer in layers.items()}
+        with swap_modules(run.model, bases), run.with_weights(merged):
+            return run.heldout_losses(reporter)
+
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-        loss, judge = text_loss(run, run.model), partial(run.heldout_losses, reporter)
+        loss = text_loss(run, run.model)
         train_stage(
             run, DLQATStage.LORA, parameters, loss, lambda _: None, judge, judge(), reporter
         )

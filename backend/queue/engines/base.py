@@ -18,8 +18,7 @@ class LaunchRequest:
         argv: of the process; the first is the Python of this machine.
         slot: its number, from 0; jobs that run at the same time have different ones.
         device, threads: as the config asks for, such as "cuda:1"; 0 threads: as the settings.
-        processes: how many it starts that take a GPU each.
-        nice: how far its processes stand back for others that need the processor.
+        nice: how far its process stands back for others that need the processor.
     """
 
     attempt_id: int
@@ -30,7 +29,6 @@ class LaunchRequest:
     slot: int = 0
     device: str = ""
     threads: int = 0
-    processes: int = 1
     token: str = ""
     nice: int = 0
 

@@ -138,14 +138,14 @@ def installed_gpus() -> list[int]:
 
 
 def visible_gpu(launch: LaunchRequest, slots: int) -> dict[str, str]:
-    """The variable that shows a job the GPUs of its slot alone: as many as it has processes. Not
-    where the job names a GPU, or where there is only one."""
+    """The variable that shows a job the GPU of its slot alone. Not where the job names a GPU, or
+    where there is only one."""
     named = launch.environment.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else [*map(str, installed_gpus())]
     if slots == 1 or len(gpus) < 2 or ":" in launch.device:
         return {}
-    first = launch.slot * max(1, len(gpus) // slots) % len(gpus)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + launch.processes])}
+    place = launch.slot * max(1, len(gpus) // slots) % len(gpus)
+    return {"CUDA_VISIBLE_DEVICES": gpus[place]}
 
 
 def cores_of(launch: LaunchRequest, slots: int) -> list[int]:

@@ -17,17 +17,16 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from math import nan
+from math import exp, nan
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.engine import decode, refuse_prompt
+from backend.decoding.serving.loop import decode
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
@@ -150,7 +149,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         return bool({"text", "speed"} & {*self.body.want})
 
     def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
-        dense, asked = opened.dense, opened.asked(live, self.body.state)
+        dense, asked = opened.dense, opened.asked(self.body.state)
         self._tell(
             "opened",
             identity=dense.identity,
@@ -181,7 +180,6 @@ class LiveAnswering(ThreadedEvents[Event]):
             ms=1000 * seconds,
             changed=changed,
             exactly=all(self._exactly(live)),
-            address=live.address,
             read_bytes=live.running.read_bytes,
         )
 
@@ -221,7 +219,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             "loss": loss.loss,
             "dense": dense,
             "kl": kl,
-            "ratio": torch.tensor(loss.loss - dense).exp().item(),
+            "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
             "low": ratio.low if ratio else nan,
             "high": ratio.high if ratio else nan,
         }
@@ -237,7 +235,6 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._tell("missing", of="text", why=reference.decoder)
             return
         prompt = self._prompt(opened)
-        refuse_prompt(reference.target, prompt, body.tokens)
         if kept := opened.texts.get((prompt, body.tokens)):
             self._piece("dense", "".join(kept[0]))
         else:
@@ -277,9 +274,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         assert running.target is not None
         text, seconds = Detokenizer(opened.tokenizer), list[float]()
         ends = end_ids(opened.tokenizer, opened.dense.model.generation_config)
-        steps = decode(
-            running.target, NoDraft(), prompt, Acceptance(Sampling()), self.body.tokens, ends
-        )
+        steps = decode(running.target, NoDraft(), prompt, self.body.tokens, ends)
         while True:
             self._step()
             with opened.dense.lock:

@@ -40,10 +40,10 @@ def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[s
     with files.write(body.name) as draft:
         if body.format == "gguf":
             with tempfile.TemporaryDirectory(dir=settings().root) as source:
-                _write_folder("slimscope", Path(source), opened, live, body.name)
+                _write_folder("slimscope", Path(source), opened, live, body)
                 _write_gguf(Path(source), draft, body.name, opened.base.facts.dtype)
         else:
-            _write_folder(body.format, draft, opened, live, body.name)
+            _write_folder(body.format, draft, opened, live, body)
         copy_terms(origin_of(opened.base.source), draft)
     folder = root / body.name
     written = [{"name": x.name, "bytes": x.stat().st_size} for x in sorted(folder.iterdir())]
@@ -51,21 +51,21 @@ def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[s
 
 
 def _write_folder(
-    format: Any, folder: Path, opened: OpenedModel, live: LiveModel, title: str
+    format: Any, folder: Path, opened: OpenedModel, live: LiveModel, body: ExportBody
 ) -> None:
     with live.dense.lock:  # tensors are exchanged, never changed
         weights = {name: live.stored(name) for name in live.dense.layers}
     codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
     model = _with_weights(live, weights)
     card = live_card(
-        title,
+        body.name,
         opened.base.facts.title,
         origin_of(opened.base.source),
         opened.base.facts.note,
         Counter(map(str, live.formats.values())),
         Counter(live.made.values()),
         (live.pruner, live.quantizer),
-        live.address,
+        f"{live.dense.identity}~{body.state.partition('~')[2]}",
     )
     if not codes:
         save(model, opened.tokenizer, folder, card, live.dense.model.dtype)

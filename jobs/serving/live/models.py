@@ -89,10 +89,10 @@ class OpenedModel:
     users: int = 0
     preparing: threading.Lock = field(default_factory=threading.Lock)
 
-    def asked(self, live: LiveModel, address: str) -> LiveState:
-        """The state at an address. Raises ConfigError: it cannot be opened, or made."""
-        wanted = state_at(address, self.dense.identity, [*self.dense.layers])
-        return live.checked(wanted.formats, wanted.pruner, wanted.quantizer)
+    def asked(self, address: str) -> LiveState:
+        """The state at an address. Raises ConfigError: it cannot be opened."""
+        layers = (*self.base.facts.linears, *self.base.facts.embeddings)
+        return state_at(address, layers, self.dense.identity)
 
     def other(self, spec: str, dtype: torch.dtype) -> RunningModel:
         """A saved model of the same shapes, which is kept until there is another one. Raises

@@ -13,25 +13,29 @@ PREFIX = "/live"  # of the paths of the process
 ROOM = 2**30  # bytes of tables
 MAX_TOKENS, MAX_LETTERS = 256, 20_000
 SILENT_S, PULSE_S = 180.0, 10.0  # without any event a request ends; that it still waits is told
-BODY = ConfigDict(extra="forbid", strict=True)
 
 Browser = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,40}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=300)]
 Wanted = Literal["loss", "text", "speed", "refine", "why"]
 
 
-class TensorBody(BaseModel):
-    """One layer of a state. `browser`: whose state it is, to see what was refined."""
+class StateBody(BaseModel):
+    """A state of a model. `browser`: whose it is, as what was refined is kept for it."""
 
-    model_config = BODY
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: ModelName
     state: Address
     browser: Browser
+
+
+class TensorBody(StateBody):
+    """One layer of a state."""
+
     name: str = Field(max_length=300)
 
 
-class LiveBody(BaseModel):
+class LiveBody(StateBody):
     """A state, and what is wanted of it. A newer request of the same `browser` ends an older one.
 
     Attributes:
@@ -41,11 +45,6 @@ class LiveBody(BaseModel):
             one restored at a time to those of `model`, whatever the state.
     """
 
-    model_config = BODY
-
-    model: ModelName
-    state: Address
-    browser: Browser
     want: list[Wanted] = Field(default_factory=list, max_length=10)
     prompt: str = Field("", max_length=MAX_LETTERS)
     tokens: int = Field(48, ge=1, le=MAX_TOKENS)
@@ -57,14 +56,9 @@ class LiveBody(BaseModel):
         return len(self.prompt) + len(self.text)
 
 
-class ExportBody(BaseModel):
+class ExportBody(StateBody):
     """A state to be written as it is, as a model of that `name` in the data folder."""
 
-    model_config = BODY
-
-    model: ModelName
-    state: Address
-    browser: Browser
     format: Literal["compressed-tensors", "slimscope", "dense", "gguf"] = "compressed-tensors"
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, aclosing
+from functools import partial
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -29,9 +30,10 @@ class LiveRoutes:
 
     def __init__(self, pool: LivePool, at_work: AtWork) -> None:
         self.pool, self._at_work = pool, at_work
-        asked = {"answer": self.answer, "tensor": self.tensor, "export": self.export}
         self.routes = [
-            Route(f"{PREFIX}/{name}", done, methods=["POST"]) for name, done in asked.items()
+            Route(f"{PREFIX}/answer", self.answer, methods=["POST"]),
+            Route(f"{PREFIX}/tensor", partial(self._done, TensorBody, _tensor), methods=["POST"]),
+            Route(f"{PREFIX}/export", partial(self._done, ExportBody, _exported), methods=["POST"]),
         ]
 
     async def answer(self, request: Request) -> Response:
@@ -52,18 +54,11 @@ class LiveRoutes:
         opened.push_async_callback(stream.aclose)
         return EventStream(stream, opened)
 
-    async def tensor(self, request: Request) -> Response:
-        """Histogram of a layer as it is in a state."""
-        return await self._done(request, TensorBody, _tensor)
-
-    async def export(self, request: Request) -> Response:
-        return await self._done(request, ExportBody, _exported)
-
     async def _done(
         self,
-        request: Request,
         kind: type[B],
         work: Callable[[B, OpenedModel, BrowserState], Response],
+        request: Request,
     ) -> Response:
         """What a short request comes to, in a thread."""
         person, guest = _person(request)
@@ -85,24 +80,27 @@ class LiveRoutes:
 
 
 def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Response:
+    """Histogram of a layer as it is in a state. `tails`: all weights, exact zeros, those below and
+    above the bins."""
     dense, live = opened.dense, state.live
-    asked = opened.asked(live, body.state)
+    asked = opened.asked(body.state)
     form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
     with dense.lock:
-        if (live.formats[body.name], live.pruner, live.quantizer) == (
-            form,
-            asked.pruner,
-            asked.quantizer,
-        ):
-            found = layer_histogram(dense, body.name, live.stored(body.name), live.made[body.name])
-        else:
-            made = dense.made(body.name, form, dense.score_of(asked.pruner))
-            found = layer_histogram(dense, body.name, made, "instant")
-    return JSONResponse({"name": body.name, **vars(found)})
+        now = live.formats[body.name], live.pruner, live.quantizer
+        same = now == (form, asked.pruner, asked.quantizer)
+        made = live.made[body.name] if same else "instant"
+        weights = (
+            live.stored(body.name)
+            if same
+            else dense.made(body.name, form, dense.score_of(asked.pruner))
+        )
+        counts, *outside = layer_histogram(dense, body.name, weights)
+    tails = [dense.weight(body.name).numel(), *outside]
+    return JSONResponse({"made": made, "counts": counts.tolist(), "tails": tails})
 
 
 def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:
-    asked, live = opened.asked(state.live, body.state), state.live
+    asked, live = opened.asked(body.state), state.live
     with state.changing:
         if (asked.formats, asked.pruner, asked.quantizer) != (
             live.formats,

@@ -1,7 +1,7 @@
 """The native decoder: the same logits as transformers, on every instruction set this machine has,
 and PyTorch where it cannot be used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -25,14 +25,13 @@ from transformers import (
 
 from backend import compiler
 from backend.compiler import NATIVE, CompilerError
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Tree
-from backend.decoding.engine import decode
 from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
-from backend.decoding.native.model import NativeModel
+from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -159,8 +158,8 @@ def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTraine
     native, ids = NativeModel(model), tokens(model, 30)
     cache, context = native.new_cache(64), ids[:20]
     native.read(context, cache)
-    nodes, depths = ids[20:27], torch.tensor(TREE.depths)
-    _, logits = native.forward(nodes, cache, 20 + depths, TREE.ancestors(), len(nodes))
+    nodes = ids[20:27]
+    _, logits = native.forward(nodes, cache, TREE, len(nodes))
     path = TREE.lineage(6)
     alone = native.new_cache(64)
     native.read(context, alone)
@@ -186,8 +185,7 @@ def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type:
         grid = minmax_grid(weight.view(len(weight), -1, size), bits, grid_type)
         layers[name] = layer = QuantizedWeight(grid, grid.codes(weight).byte())
         exact.get_submodule(name).weight.data = layer.dense()
-    dense = pack_model(model, layers)
-    assert {name for name, x in layers.items() if x.grid.bits > 4} | {"lm_head"} == {*dense}
+    assert pack_model(model, layers) == []
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
     bits_of = {name: layer.grid.bits for name, layer in layers.items()}
     for block, layer in zip(range(3), native.structure.layer, strict=False):
@@ -319,7 +317,7 @@ def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
     for prompt in ([1, 5, 9, 5, 9], [7]):
         texts = []
         for target, proposer in ((native, NoDraft()), (native, PromptLookup()), (plain, NoDraft())):
-            steps = decode(target, proposer, prompt, Acceptance(Sampling()), 40)
+            steps = decode(target, proposer, prompt, 40)
             texts.append([token for step in steps for token in step.tokens])
         assert texts[0] == texts[1]  # whatever is drafted
         assert texts[0][:6] == texts[2][:6]  # until two tokens are nearly equally likely
@@ -418,13 +416,12 @@ def test_a_compiler_or_a_cache_that_cannot_be_used_is_told(
 
 
 def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = NativeModel.forward
+    right = NativeModel.run
 
-    def wrong(self: NativeModel, *given: object, **more: object) -> tuple[Tensor, Tensor]:
-        hidden, logits = right(self, *given, **more)  # type: ignore[arg-type]
-        return hidden, logits.flip(-1)
+    def wrong(self: NativeModel, segments: Sequence[Segment]) -> list[tuple[Tensor, Tensor]]:
+        return [(hidden, logits.flip(-1)) for hidden, logits in right(self, segments)]
 
-    monkeypatch.setattr(NativeModel, "forward", wrong)
+    monkeypatch.setattr(NativeModel, "run", wrong)
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None
     assert "differ" in target.decoder

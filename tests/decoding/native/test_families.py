@@ -128,8 +128,7 @@ def test_logits_are_those_of_transformers(config: PretrainedConfig) -> None:
     cache = native.new_cache(LENGTH + len(TREE))
     parts = [context[:PROMPT], *context[PROMPT:].split(1)]
     logits = torch.cat([native.forward(part, cache, read_out=len(part))[1] for part in parts])
-    places = LENGTH + torch.tensor(TREE.depths)
-    _, tree = native.forward(nodes, cache, places, TREE.ancestors(), len(nodes))
+    _, tree = native.forward(nodes, cache, TREE, len(nodes))
     exact = model.float()
     expected = along(exact, context)
     allowed = 1.1 * distance(rounded, expected) + 1e-4

@@ -13,7 +13,7 @@ from backend.decoding.native.library import instructions, library
 from backend.decoding.native.model import NativeModel
 from backend.decoding.native.weights import HEAD_GROUP, WIDTHS, NativeLinear
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear, keep_grid, obstacle
+from backend.quantization.packed_linear import PackedLinear
 from tests.decoding.native.test_decoder import SIZES, built, distance, tokens
 
 # name -> flags of the compiler, and what the processor needs
@@ -52,16 +52,6 @@ def check(linear: NativeLinear, weight: Tensor, group: int) -> None:
         assert torch.equal(y, alone)  # so drafts change no text
 
 
-def linear_of(layer: QuantizedWeight) -> nn.Module:
-    """A module that has these codes, packed where PyTorch can run it."""
-    if not obstacle(layer):
-        return PackedLinear(layer)
-    linear = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.bfloat16)
-    linear.weight.data.copy_(layer.dense())
-    assert keep_grid(linear, layer)
-    return linear
-
-
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(
     ("group", "grid_type"), [(32, "symmetric"), (64, "offset"), (64, "zero-point")]
@@ -72,7 +62,7 @@ def test_codes(target: tuple[str, ...], bits: int, group: int, grid_type: str) -
     weight[1:3, :group] = torch.tensor([[9.0], [-9.0]])  # codes of one sign
     grid = minmax_grid(weight.view(OUTPUTS, -1, group), bits, grid_type)
     layer = QuantizedWeight(grid, grid.codes(weight).byte())
-    native = NativeLinear(linear_of(layer), target)
+    native = NativeLinear(PackedLinear(layer), target)
     assert native._matrix.format == bits
     assert native._layout.size == OUTPUTS * INPUTS * bits // 8 + weight.numel() // group * 2 * (
         1 if grid_type == "symmetric" else 2

@@ -10,22 +10,22 @@ from collections.abc import Callable
 import psutil
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from backend.compiler import CompilerError
 from backend.decoding.draft_tree import chain
 from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.library import library
+from backend.decoding.native.library import Pass, library
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load
 from backend.models.sources.gguf import convert
-from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes, keep_grid
+from backend.quantization.grid import QuantGrid, QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import PackedLinear
 from backend.settings import Settings
 from tests.decoding.native.conftest import SANITIZERS
 from tests.decoding.native.test_decoder import SIZES, built
@@ -43,49 +43,52 @@ def native(model: PreTrainedModel) -> NativeModel:
     return NativeModel(model)
 
 
-IDS = torch.arange(3, 9)
+IDS, STATES = torch.arange(3, 9), torch.zeros(6, 64)
 PASSES: dict[str, Callable[[NativeModel], object]] = {
     "an id beyond": lambda m: m.forward(torch.tensor([203]), m.new_cache(8)),
     "a negative id": lambda m: m.forward(torch.tensor([-1]), m.new_cache(8)),
     "no ids": lambda m: m.forward(IDS[:0], m.new_cache(8)),
-    "two dimensions": lambda m: m.forward(IDS[None], m.new_cache(8)),
     "more ids than rows": lambda m: m.forward(IDS.repeat(2), m.new_cache(8)),
     "more logits than ids": lambda m: m.forward(IDS, m.new_cache(8), read_out=7),
     "less than no logits": lambda m: m.forward(IDS, m.new_cache(8), read_out=-1),
-    "a position beyond": lambda m: m.forward(IDS, m.new_cache(8), IDS + 1000),
-    "a negative position": lambda m: m.forward(IDS, m.new_cache(8), IDS - 4),
-    "too few positions": lambda m: m.forward(IDS, m.new_cache(8), IDS[:3]),
-    "too many positions": lambda m: m.forward(IDS, m.new_cache(8), IDS.repeat(2)),
-    "a small mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.eye(5).bool()),
-    "a long mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.ones(36).bool()),
-    "a mask of nothing": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.zeros(6, 6).bool()),
+    "a position beyond": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS + 1000),
+    "a negative position": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS - 4),
+    "too few positions": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS[:3]),
+    "too many positions": lambda m: NativeBlocks.__call__(m, STATES, m.new_cache(8), IDS.repeat(2)),
+    "a small mask": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.eye(5).bool()
+    ),
+    "a long mask": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.ones(36).bool()
+    ),
+    "a mask of nothing": lambda m: NativeBlocks.__call__(
+        m, STATES, m.new_cache(8), visible=torch.zeros(6, 6).bool()
+    ),
     "a cache of nothing": lambda m: m.new_cache(0),
     "a cache without end": lambda m: m.new_cache(2**40),
-    "no segments": lambda m: m.forward_segments([]),
-    "a cache twice": lambda m: m.forward_segments([Segment(m.new_cache(8), [1])] * 2),
-    "a cache of another kind": lambda m: m.forward_segments(
-        [Segment(PreallocatedCache(1, 8), [1])]
-    ),
-    "more segments than lengths": lambda m: m._pass(
-        IDS, [6], [m.new_cache(8) for _ in range(4)], None, [None], [0]
+    "no segments": lambda m: m.run([]),
+    "a cache twice": lambda m: m.run([Segment(m.new_cache(8), [1])] * 2),
+    "a cache of another kind": lambda m: m.run([Segment(PreallocatedCache(1, 8), [1])]),
+    "more caches than lengths": lambda m: m._run(
+        Pass(), [6], [m.new_cache(8) for _ in range(4)], range(6), [None]
     ),
     "narrow states": lambda m: NativeBlocks.__call__(m, torch.zeros(3, 48), m.new_cache(8)),
     "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),
     "rows not read": lambda m: m.new_cache(8).rewind(3),
     "rows before the first": lambda m: m.new_cache(8).rewind(-1),
-    "a mask of a batch": lambda m: m._pass(
-        IDS, [3, 3], [m.new_cache(8), m.new_cache(8)], None, [torch.ones(6, 6).bool(), None], [0, 0]
-    ),
-    "more logits than a segment": lambda m: m.forward_segments(
+    "more logits than a segment": lambda m: m.run(
         [Segment(m.new_cache(8), [1, 2], read_out=3), Segment(m.new_cache(8), [3, 4])]
     ),
-    "a segment of nothing": lambda m: m.forward_segments(
+    "a segment of nothing": lambda m: m.run(
         [Segment(m.new_cache(8), []), Segment(m.new_cache(8), [3])]
     ),
-    "a segment that does not fit": lambda m: m.forward_segments(
+    "a segment that does not fit": lambda m: m.run(
         [Segment(m.new_cache(8), [1]), Segment(m.new_cache(8), [1] * 9)]
     ),
-    "a tree of another size": lambda m: m.forward_segments(
+    "two trees that are as large together": lambda m: m.run(
+        [Segment(m.new_cache(8), [1, 2], chain(2)), Segment(m.new_cache(8), [1, 2, 3], chain(1))]
+    ),
+    "a tree of another size": lambda m: m.run(
         [Segment(m.new_cache(8), [1, 2]), Segment(m.new_cache(8), [1, 2], chain(2))]
     ),
 }
@@ -154,13 +157,7 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(
 def packed(outputs: int = 32, inputs: int = 64, group: int = 32, bits: int = 4) -> nn.Module:
     weight = torch.randn(outputs, inputs)
     grid = minmax_grid(weight.view(outputs, -1, group), bits, "symmetric")
-    layer = QuantizedWeight(grid, grid.codes(weight).byte())
-    if bits <= 4:
-        return PackedLinear(layer)
-    linear = nn.Linear(inputs, outputs, dtype=torch.bfloat16)
-    linear.weight.data.copy_(layer.dense())
-    assert keep_grid(linear, layer)
-    return linear
+    return PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -171,30 +168,25 @@ def test_codes_of_any_width_are_read_to_their_end_and_no_further(bits: int) -> N
             assert linear(torch.randn(rows, inputs)).isfinite().all()
 
 
-def test_weights_that_moved_off_their_grid_have_no_codes() -> None:
-    linear = packed(bits=6)
-    layer = codes_of(linear)
-    linear.weight.data *= 1.5
-    assert not keep_grid(linear, layer) and not has_codes(linear)
-
-
 @pytest.mark.parametrize(
-    ("name", "table"),
+    ("name", "shape"),
     [
-        ("scale", torch.ones(1, 32, 2, dtype=torch.bfloat16)),
-        ("scale", torch.ones(2, 16, 2, dtype=torch.bfloat16)),
-        ("pairs", torch.zeros(32, 64, dtype=torch.uint8)),
-        ("pairs", torch.zeros(32, 4, dtype=torch.uint8)),
-        ("pairs", torch.zeros(24, 32, dtype=torch.uint8)),
-        ("zero", torch.zeros(32, 1, dtype=torch.uint8)),
+        ("scale", (16, 2)),
+        ("scale", (32, 3)),
+        ("zero", (32, 1)),
+        ("zero", (24, 2)),
+        ("codes", (24, 64)),
+        ("codes", (32, 8)),
     ],
 )
-def test_packed_tables_that_do_not_fit_together_are_refused(name: str, table: Tensor) -> None:
-    linear = packed()
-    assert NativeLinear(linear)(torch.randn(2, 64)).shape == (2, 32)
-    setattr(linear, name, nn.Buffer(table))
+def test_packed_tables_that_do_not_fit_together_are_refused(
+    name: str, shape: tuple[int, int]
+) -> None:
+    tables = {"scale": (32, 2), "zero": (32, 2), "codes": (32, 64)}
+    made = {name: torch.ones(*shape) for name, shape in (tables | {name: shape}).items()}
+    grid = QuantGrid(4, made["scale"], made["zero"])
     with pytest.raises((ValueError, RuntimeError)):
-        NativeLinear(linear)
+        NativeLinear(PackedLinear(QuantizedWeight(grid, made["codes"].byte())))
 
 
 @pytest.mark.parametrize("inputs", [1, 7, 24, 63])

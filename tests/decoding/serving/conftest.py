@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.engine import decode
-from backend.decoding.serving.engine import ServingEngine, Ticket
-from backend.decoding.serving.passes import passes_of
+from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces, Piece
+from backend.decoding.serving.sequence import ServedSequence
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -61,7 +61,7 @@ class Answer:
     """The events of one request."""
 
     def __init__(self) -> None:
-        self.ticket: Ticket
+        self.ticket: ServedSequence
         self.events = list[Event]()
         self._ended = threading.Event()
 
@@ -106,8 +106,8 @@ def ask(
 def alone(
     target: TargetModel, prompt: Sequence[int], limit: int, sampling: Sampling | None = None
 ) -> list[int]:
-    """What the loop for one sequence writes."""
-    steps = decode(target, NoDraft(), prompt, Acceptance(sampling or Sampling()), limit)
+    """What is written beside no others, without drafts."""
+    steps = decode(target, NoDraft(), prompt, limit, sampling=sampling)
     return [token for step in steps for token in step.tokens]
 
 
@@ -123,7 +123,7 @@ def opened() -> Iterator[Callable[..., ServingEngine]]:
 
     def open_one(name: str = "toy", blocks: int = 4000) -> ServingEngine:
         target = target_of(name)
-        memory = blocks * passes_of(target).block_size
+        memory = blocks * target.block_size
         engine = ServingEngine(target, load("toy").tokenizer, memory=memory, threads=lambda: 1)
         engines.append(engine)
         return engine

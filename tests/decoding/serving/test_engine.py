@@ -16,6 +16,7 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import DraftTokens
 from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
+from backend.decoding.serving import loop
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
@@ -138,7 +139,7 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.wait().end.error is None
         assert answer.tokens == [*prompt, *alone(target, prompt, 60, sampling)]
-        assert engine.status().memory <= blocks * engine._passes.block_size
+        assert engine.status().memory <= blocks * target.block_size
 
 
 def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open) -> None:
@@ -231,7 +232,7 @@ def test_a_person_of_whom_many_run_waits() -> None:
 def test_places_are_told_and_too_many_are_refused(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "MOST_RUNNING", 1)
+    monkeypatch.setattr(loop, "MOST_RUNNING", 1)
     monkeypatch.setattr(engines, "MOST_WAITING", 6)
     monkeypatch.setattr(engines, "MOST_OF_A_PERSON", 4)
     engine, held = opened(), threading.Event()
@@ -258,7 +259,7 @@ def test_places_are_told_and_too_many_are_refused(
 def test_a_long_prompt_holds_nobody_up(
     opened: Open, monkeypatch: pytest.MonkeyPatch, long: int, first: str
 ) -> None:
-    monkeypatch.setattr(engines, "LONG", long)
+    monkeypatch.setattr(loop, "LONG", long)
     engine, held, order = opened(), threading.Event(), list[str]()
     engine.submit(GenerationRequest((5, 6), 2), lambda event: held.wait(20) and None)
     while engine.status().waiting:
@@ -306,7 +307,7 @@ def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(
 ) -> None:
     engine = opened()
     with monkeypatch.context() as changed:
-        changed.setattr(engine._passes, "run", lambda segments: 1 / 0)
+        changed.setattr(target_of("toy"), "run", lambda segments: 1 / 0)
         failed = ask(engine, [5, 6], 4).wait()
     assert failed.end.reason == "error" and "ZeroDivisionError" in str(failed.end.error)
     assert ask(engine, [5, 6], 4).wait().tokens == alone(target_of("toy"), (5, 6), 4)

@@ -9,7 +9,6 @@ import typer
 
 from backend.queue.artifacts import work_folder
 from backend.queue.service import cancel, enqueue
-from backend.queue.supervisor import SupervisorLoop
 from jobs.cli.app import app
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
@@ -30,26 +29,18 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "delete": [[RUN, "--yes"]],
     "undelete": [["delete", RUN, "--yes"], [RUN]],
     "archive": [[RUN]],
-    "rename": [[RUN, "another name"]],
+    "edit": [["edit", RUN, "--tag", "a b"], [RUN, "--name", "another name", "--untag", "a"]],
     "import": [["export", RUN, FILE], [FILE]],
     "export": [[RUN, FILE]],
     "backup": [[FILE]],
-    "tag": [[RUN, "a b"]],
-    "untag": [["tag", RUN, "a"], [RUN, "a"]],
-    "note": [[RUN, "a note"]],
     "wait": [[RUN]],
     "logs": [[RUN]],
     "kinds": [[]],
     "texts": [[]],
-    "leaderboard": [[]],
-    "artifacts": [[RUN]],
     "curves": [[RUN]],
     "results": [[RUN]],
-    "status": [[RUN]],
     "tensors": [[RUN]],
     "pipeline": [["--preset", "prune, quantise", "--model", "toy"]],
-    "benchmark": [["--model", "toy", "--preset", "quick look"]],
-    "generate": [["Why?", "--model", "toy", "--max-new-tokens", "2"]],
     "submit": [["count", "--steps", "1"]],
 }
 ELSEWHERE = {
@@ -57,13 +48,11 @@ ELSEWHERE = {
     "move",
     "setup",
     "vote",
-    "answers",
     "budget",
     "chat",
     "token",
-    "plan-state",
 }  # need more than a run that was cancelled
-EMPTY = {"artifacts", "curves", "results", "tensors"}  # of a run that did nothing
+EMPTY = {"curves", "results", "tensors"}  # of a run that did nothing
 FILE_ONLY = pytest.mark.sqlite("backups are of a file")
 CODES = {"doctor": (0, 1), "wait": (3,)}
 
@@ -80,7 +69,7 @@ def test_every_command_but_the_servers_has_the_option() -> None:
     "command",
     [pytest.param(each, marks=FILE_ONLY) if each == "backup" else each for each in ARGUMENTS],
 )
-def test_one_value_is_printed(supervised: SupervisorLoop, tmp_path: Path, command: str) -> None:
+def test_one_value_is_printed(queue: Path, tmp_path: Path, command: str) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     cancel(run, HOST)
     (work_folder(run) / "step-0").mkdir(parents=True)
@@ -91,8 +80,7 @@ def test_one_value_is_printed(supervised: SupervisorLoop, tmp_path: Path, comman
     ]
     for line in before:
         assert slimscope(*line).returncode == 0, line
-    turn = supervised.turn if command in ("benchmark", "generate") else None
-    done = slimscope(command, *words, "--json", meanwhile=turn)
+    done = slimscope(command, *words, "--json")
     assert json.loads(done.stdout) or command in EMPTY, done
     assert done.stderr == "" and done.returncode in CODES.get(command, (0,)), done
 

@@ -26,6 +26,7 @@ from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.summary import tensors
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -57,6 +58,13 @@ def figures(job: Job, metric: str) -> dict[str, float]:
     return {r.stage: r.value for r in queries.results([job.id]) if str(r.metric) == metric}
 
 
+def test_lora_is_judged_where_passes_are_in_bfloat16(wait: Wait) -> None:
+    """There the native decoder reads held-out texts, which knows no low-rank branch."""
+    job = finished(wait, stages="rtn, lora", precision="bfloat16", steps=2)
+    assert figures(job, "perplexity").keys() == {"dense", "rtn", "lora"}
+    assert figures(job, "heldout_loss").keys() == {"rtn", "lora"}
+
+
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
     found = record(job.run)
@@ -76,7 +84,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     assert {"kl_to_dense", "top1_agreement"} <= {
         r["metric"] for r in found["results"] if r["stage"] == kept
     }
-    assert len(found["tensors"]) == 21 * 6
+    assert len(tensors(job.run)) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
     names = {*map(str, frames.by_key(frames.curves(job.id)))}
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
@@ -173,7 +181,7 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
     bits = figures(queries.job(job.id), "bits_per_weight")["rtn"]
     errors = {
         row["tensor"].removesuffix(".weight"): row["relative_error"]
-        for row in record(job.run)["tensors"]
+        for row in tensors(job.run)
         if row["stage"] == "rtn"
     }
     assert 4 < bits < 9 and bits != 3.5

@@ -10,7 +10,6 @@ from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.artifacts import run_folder
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.budget import budget
 from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, profile_of_run
@@ -86,8 +85,8 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
         budget("toy", bits="3.25")
 
 
-def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
-    """Budget -> plan of each method; a search on the same profile -> allocation of another run."""
+def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
+    """Budget -> plan of each method."""
     succeeded(wait, "profile", SMALL | {"measured": ""})
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
@@ -118,52 +117,11 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
         ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
         ("sds", "budget:90%", "cannot be kept"),
         ("sds", "best", "no allocation"),
-        ("sds", "search-0999", "search-0999"),
     ):
         with pytest.raises(SlimscopeError, match=said):
             submit(kind, {"model": "toy", "allocation": allocation}, HOST)
-    search = submit(
-        "search",
-        {
-            "model": "toy",
-            "budget": "3bits",
-            "minutes": 0.02,
-            "context": 32,
-            "segments": 4,
-            "windows": 8,
-            "offspring": 4,
-        },
-        HOST,
-    )
-    with pytest.raises(ConfigError, match="has found no mix yet"):
-        submit("dlqat", config | {"allocation": search.run}, HOST)
-    assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    measured = {(r.stage, str(r.metric)): r.value for r in queries.results([search.id])}
-    assert {"dense", "solver", "search"} == {
-        stage for stage, name in measured if name == "perplexity"
-    }
     plain = {"model": "toy", "allocation": "budget:3bits"}  # with the defaults of the form
     assert queries.plan(submit("dlqat", plain, HOST).id)
-    found = queries.plan(submit("dlqat", config | {"allocation": search.run}, HOST).id)
-    mix = queries.job(search.id).environment["mix"]
-    for group in found["groups"]:
-        for name in group["layers"]:
-            assert "down_proj" in name or mix[name] == f"int{group['bits']}-g64"
-    with pytest.raises(ConfigError, match="not for a method by which layers are pruned"):
-        submit("sds", {"model": "toy", "allocation": search.run}, HOST)
-
-    for damaged, said in (
-        ({}, "found no mix"),
-        ([1], "found no mix"),
-        ({"x": "int99"}, "cannot be read"),
-        ({"x": None}, "cannot be read"),
-        ({"no.such.layer": "int4-g64"}, "No layer is left"),
-        (dict.fromkeys(mix, "int4-g50"), "does not fit"),
-    ):
-        with writing() as session:
-            session.get_one(Job, search.id).environment = {"mix": damaged}
-        with pytest.raises(ConfigError, match=said):
-            submit("dlqat", plain | {"allocation": search.run}, HOST)
 
 
 def test_other_runs_are_no_profiles(queue: object) -> None:

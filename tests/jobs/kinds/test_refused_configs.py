@@ -7,7 +7,7 @@ import pytest
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.store import queries
 from jobs.submit import submit
-from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_generate, test_sds
+from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_sds
 from tests.queue.conftest import HOST
 
 CONFIGS = {
@@ -15,7 +15,6 @@ CONFIGS = {
     "dlqat": test_dlqat.SMALL,
     "amphista": test_amphista.SMALL,
     "benchmark": test_benchmark_kind.SMALL,
-    "generate": test_generate.SMALL,
 }
 REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("sds", {"pattern": "3:5"}, ConfigError, "pattern", ""),
@@ -113,17 +112,6 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("benchmark", {"llama_cpp": "F32, Q9"}, ConfigError, "llama_cpp", ""),
     ("benchmark", {"model": "nobody/nothing"}, ModelError, "model", ""),
     ("benchmark", {"prompts": "file:none.jsonl"}, DatasetError, "prompts", ""),
-    ("generate", {"prompt": ""}, ConfigError, "prompt", ""),
-    ("generate", {"sides": " , "}, ConfigError, "sides", ""),
-    ("generate", {"sides": "toy,toy,toy,toy,toy"}, ConfigError, "sides", ""),
-    ("generate", {"sides": "amphista-0999"}, ConfigError, "sides", ""),
-    ("generate", {"sides": "sds-0999"}, ConfigError, "sides", ""),
-    ("generate", {"sides": "toy, nobody/nothing"}, ModelError, "sides", ""),
-    ("generate", {"sides": "/etc"}, ModelError, "sides", ""),
-    ("generate", {"max_new_tokens": 4000}, ConfigError, "max_new_tokens", ""),
-    ("generate", {"temperature": -1}, ConfigError, "temperature", ""),
-    ("generate", {"temperature": 1e-40}, ConfigError, "temperature", ""),
-    ("generate", {"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty", ""),
 ]
 
 

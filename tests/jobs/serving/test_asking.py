@@ -4,15 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
-from backend.queue import conversations, permissions, rate_limit
+from backend.errors import (
+    ConfigError,
+    ConflictError,
+    ForbiddenError,
+    RateLimitError,
+    SlimscopeError,
+)
+from backend.queue import conversations, gate, permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
-from backend.queue.rate_limit import RateLimiter
+from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
+from jobs import chat
 from jobs.chat import ask, ask_again, body_of
 from jobs.submit import submit
 from tests.conftest import Given
+from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 
 ADA, BOB, EVE = (Actor(guest_name(f"aa{n}", "1234"), "guest", f"10.0.0.{n}") for n in range(3))
@@ -21,13 +29,12 @@ SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
 
 @pytest.fixture(autouse=True)
 def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("answers", "changes"):
-        monkeypatch.setattr(rate_limit, name, RateLimiter())
+    nothing_asked(monkeypatch)
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     for name, value in values.items():
-        monkeypatch.setattr(permissions if name.startswith("GUEST") else rate_limit, name, value)
+        monkeypatch.setattr(permissions, name, value)
 
 
 def asks(who: Actor, **values: object) -> int:
@@ -45,18 +52,48 @@ def answered(number: int, end: str = "limit", text: str = "there was") -> int:
 
 def test_a_guest_asks_by_default_and_adds_no_run() -> None:
     assert conversations.turn(asks(ADA)).prompt.author == ADA.name and queries.jobs() == []
-    for kind, config in (("count", {"steps": 1}), ("generate", SHORT)):
-        with pytest.raises(ForbiddenError, match="read-only"):
-            submit(kind, config, ADA)
+    with pytest.raises(ForbiddenError, match="read-only"):
+        submit("count", {"steps": 1}, ADA)
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(Actor("guest"))  # one without a name
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"sides": " , "}, "sides"),
+        ({"sides": "toy,toy,toy,toy,toy"}, "sides"),
+        ({"sides": "amphista-0999"}, "sides"),
+        ({"sides": "sds-0999"}, "sides"),
+        ({"sides": "toy, nobody/nothing"}, "sides"),
+        ({"sides": "/etc"}, "sides"),
+        ({"max_new_tokens": 4000}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_with_its_field(
+    values: dict[str, object], field: str
+) -> None:
+    with pytest.raises(SlimscopeError) as refused:
+        asks(HOST, **values)
+    assert refused.value.field == field and refused.value.what
+    assert conversations.newest_conversations(9) == []
+
+
+def test_models_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "memory_available", lambda: 10**6)
+    with pytest.raises(SlimscopeError, match="memory"):
+        asks(HOST)
 
 
 def test_the_host_may_turn_it_off(given: Given) -> None:
     given(GUEST_ANSWERS="0")
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(ADA)
-    assert permissions.may_not_ask(ADA) and not permissions.gives_names()
+    assert permissions.may_not_ask(ADA) and not settings().names_guests
     assert conversations.newest_conversations(9) == []
 
 
@@ -75,8 +112,9 @@ def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.Monke
 def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit(monkeypatch, ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
-    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
+    limit(monkeypatch, GUEST_TOKENS=16)
+    monkeypatch.setattr(gate.answers, "most", 2)
+    monkeypatch.setattr(gate.changes, "most", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             asks(ADA, max_new_tokens=17)
@@ -90,8 +128,8 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, ANSWERS_PER_MINUTE=1)
-    monkeypatch.setattr(rate_limit, "SHARED", 8)
+    monkeypatch.setattr(gate.answers, "most", 1)
+    monkeypatch.setattr(gate, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:
         asks(person)

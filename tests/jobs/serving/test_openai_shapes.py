@@ -102,7 +102,7 @@ HI = NewPieces([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9,
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (
     Told("Loading Toy", 4.2),
-    Began(TOKENIZER, "native", "", False, 2),
+    Began(TOKENIZER, "native", False, 2),
     Waiting(3, 4.0),
     HI,
     END,

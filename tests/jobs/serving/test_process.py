@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.loop import Work
 from backend.errors import SlimscopeError
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
@@ -44,14 +45,14 @@ def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_chil
     begin_anew(environment, log, log)
     if is_child and os.fork():
         signal.pause()
-    quick = ServingEngine._step
+    quick = ServingEngine.step
 
-    def slowly(engine: ServingEngine) -> None:
+    def slowly(engine: ServingEngine) -> list[Work]:
         time.sleep(PASS_S)
-        quick(engine)
+        return quick(engine)
 
     if slow:
-        ServingEngine._step = slowly  # type: ignore[method-assign]
+        ServingEngine.step = slowly  # type: ignore[method-assign]
     client.MAX_PATH = 10_000 if unix else 0
     main.main()
 
@@ -207,10 +208,11 @@ def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
         return [each for each in told if each["event"] in ("applied", "loss", "done")]
 
     layers = f"0x{len(shape.linears)}_1x{len(shape.embeddings)}"
-    (before, *_) = asyncio.run(changed(f"~magnitude~rtn~2of4_dense~{layers}", True))
+    state = f"~magnitude~rtn~2of4_dense~{layers}"
+    asyncio.run(changed(state, True))
     process.join()
-    after = asyncio.run(changed(before["address"], False))
-    assert after[0]["address"] == before["address"] and after[0]["exactly"]
+    after = asyncio.run(changed(state, False))
+    assert after[0]["changed"] == len(shape.linears) and after[0]["exactly"]
     assert after[-2]["event"] == "loss" and after[-1] == {"event": "done"}
 
 

@@ -14,7 +14,7 @@ from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import trainer as room
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import _order, rate_factor
-from benchmarks.shared.model_changes import change
+from tests.invariance.model_changes import change
 from tests.quantization.dlqat.runs import QUIET, begun
 
 ROWS, LENGTH = 12, 48

@@ -84,7 +84,8 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     shown = draw()
     assert "faster than vanilla here: 1.50\u00a0×" in shown["head"]
     assert "a processor" in shown["head"] and "float32" in shown["head"]
-    assert "slimscope benchmark amphista-0002 --model toy" in shown["head"]
+    command = "slimscope submit benchmark --drafters amphista-0002 --nodes 8 --model toy"
+    assert command in shown["head"]
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
     bars = shown["bars_chart"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest

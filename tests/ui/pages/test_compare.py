@@ -92,7 +92,7 @@ def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
 
 
 def test_runs_without_a_perplexity_to_compare_are_not_offered() -> None:
-    newest = [job(n, kind="generate", state="succeeded") for n in range(11, 14)]
+    newest = [job(n, kind="benchmark", state="succeeded") for n in range(11, 14)]
     store(*newest, job(14, state="failed"))
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in drawn(ids="")["head"]
 

@@ -1,6 +1,7 @@
 """The page Home: what runs, what is best, what needs a look."""
 
 import re
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.backup import examples
 from backend.metric_key import MetricKey
+from backend.queue import conversations
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store import queries
+from backend.store.session import writing
+from jobs.imported import check_row
 from jobs.metrics import metric
 from jobs.runtime.figures import tensor_row
-from jobs.serving.transcript import transcript_writer
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
@@ -298,22 +302,32 @@ def test_the_toy_is_told_of_until_something_else_is_done(
 
 
 def test_the_fastest_text_races_the_first(tables: Settings) -> None:
-    sides, hostile = "toy, sds-0002, sds-0003", "<b>x"
-    store(job(1, kind="generate", config={"sides": sides, "prompt": hostile, "model": ""}))
-    for side, ms in enumerate((20.0, 5.0, 10.0), 1):
-        with transcript_writer("generate-0001", side) as writer:
-            writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
-            for _ in range(40):
-                writer.add(ms=ms, tokens=[["b", 0]], rejected=[])
-            writer.add(end="limit", rest="")
+    hostile, sides = "<b>x", ["toy", "sds-0002", "sds-0003"]
+    assert showcase.race() is None
+    with writing() as session:
+        begun = conversations.begin(sides, False, examples.PACKAGE, session)
+        prompt = conversations.add_prompt(session, begun.id, None, hostile, {}, "slimscope")
+        for side, ms in enumerate((20.0, 5.0, 10.0), 1):
+            step = {"ms": ms, "tokens": [["b", 0]], "rejected": []}
+            rows = [step | {"ms": 30.0}, *[step] * 40, {"end": "limit", "rest": ""}]
+            conversations.save_answer(prompt, side, "", [{"threads": 2}, *rows], session)
     found = showcase.race()
-    assert found is not None and found.gain == pytest.approx(4)
+    assert (
+        found is not None and found.gain == pytest.approx(4) and found.threads == "2\u00a0threads"
+    )
     assert [lane["name"] for lane in found.lanes] == ["toy", "sds-0002"]
     assert found.lanes[0]["steps"][40:] == [[20.0, "b"], [0.0, "…"]]
     assert found.lanes[1]["steps"][1] == [5.0, "b"]
-    assert hostile not in exhibits.HTML.racing(found)
-    with transcript_writer("generate-0001", 1) as writer:  # the first has not ended
-        writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
+    html = exhibits.HTML.racing(found)
+    assert hostile not in html and f'href="playground?chat={found.turn.number}"' in html
+
+
+def test_the_recorded_conversation_races_beside_the_examples(tables: Settings) -> None:
+    examples.install_examples(check_row)
+    methods = exhibits.draw_exhibits(None, asked())["methods"]
+    assert "dlqat-example writes 2.40\u00a0× as fast as smollm2-135m on 2\u00a0threads" in methods
+    assert "204\u00a0tokens/s" in unescape(methods) and "Recorded one after the other" in methods
+    exhibits.home_act(pressed("remove-examples"), asked())
     assert showcase.race() is None
 
 

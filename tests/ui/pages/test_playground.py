@@ -1,4 +1,4 @@
-"""The Playground page: conversations, streamed answers, the token strip, votes, the leaderboard."""
+"""The Playground page: conversations, streamed answers, the token strip, votes."""
 
 import asyncio
 import json
@@ -16,25 +16,24 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from backend.backup import examples
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import OverloadError, SlimscopeError
-from backend.evaluation.preferences import Rating, votes_needed
 from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from jobs.chat import Leaderboard, display_order, is_hidden
+from jobs.chat import ChatSettings, display_order, is_hidden
 from jobs.dlqat.config import DLQATJob
-from jobs.generate.kind import GenerateJob
-from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
+from jobs.imported import check_row
+from jobs.serving.transcript import ENDS, Transcript, TranscriptStep
 from jobs.sweep import plan
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui import openai_api
 from ui.api import build
-from ui.pages.playground import answers, board, page, room
-from ui.pages.playground.actions import recorded
+from ui.pages.playground import answers, page, room
 from ui.pages.playground.answers import facts
 from ui.pages.playground.token_strip import tints, token_spans
 from ui.runs.choices import answering, models
@@ -177,18 +176,25 @@ def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:
     assert "data-begin" not in html and html.count("Being answered") == 2
 
 
-def test_what_runs_have_recorded_is_shown(tables: Settings) -> None:
-    config = {"prompt": HOSTILE, "sides": "toy, amphista-0002"}
-    store(job(1, kind="generate", config=config))
-    for side, rows in enumerate((FIRST, SECOND), 1):
-        with transcript_writer("generate-0001", side) as writer:
-            for row in rows:
-                writer.add(**row)
-    html = draw(run="generate-0001")
-    assert "Recorded by" in html and "amphista-0002" in html and 'class="head-1"' in html
-    assert HOSTILE not in html and "data-do" not in html
-    store(job(2, kind="amphista", config={"model": "toy"}))
-    assert recorded("amphista-0002") is None  # not one of these
+def test_a_recorded_conversation_comes_with_the_examples(tables: Settings) -> None:
+    examples.install_examples(check_row)
+    (link,) = re.findall(r'href="playground[?]chat=([0-9]+)">Or read recorded answers of 3', draw())
+    html = draw(chat=link)
+    for model, said in {
+        "smollm2-135m": "120 tokens · 85.1\u00a0tokens/s · max tokens reached",
+        "dlqat-example": "120 tokens · 204.0\u00a0tokens/s · max tokens reached",
+        "sds-example": "63 tokens · 99.5\u00a0tokens/s · ended by the model",
+    }.items():
+        assert model in html and said in html
+    assert "native (AVX-512 with BF16 and VNNI, AMD EPYC) decoder on 2\u00a0threads" in html
+    assert "recorded one model after the other" in html and "run at the same time" not in html
+    assert html.count('title="chosen by the base model, step ') > 300
+    config = page._shown_config(asked(chat=link))
+    assert config["sides"] == "smollm2-135m, dlqat-example, sds-example"
+    assert ChatSettings(prompt="Why?", **{k: v for k, v in config.items() if k != "blind"})
+    assert "None yet" not in page.draw(asked())["earlier"]
+    examples.remove_examples(ME)
+    assert "None yet" in page.draw(asked())["earlier"] and "recorded" not in draw()
 
 
 def test_drafters_can_be_chosen(tables: Settings) -> None:
@@ -208,7 +214,7 @@ class Form:
 
     def __init__(self) -> None:
         with gr.Blocks():
-            form = ConfigForm(GenerateJob, {}, "playground-", without=page.ELSEWHERE)
+            form = ConfigForm(ChatSettings, {}, "playground-", without=page.ELSEWHERE)
             self.prompt, self.chat, self.message = gr.Textbox(), gr.Textbox(), gr.HTML()
         self.ask = page.Composer(form, None, None, self.prompt, self.message, self.chat).ask
         self.values = [field.info.default for field in form.fields.values()]
@@ -376,39 +382,6 @@ def test_there_is_no_vote_on_what_failed_or_was_stopped(tables: Settings) -> Non
         assert "not finished" in press("vote1", str(number))
 
 
-def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
-    assert "No blind votes yet" in board.ranking()
-    press("vote1", answered)  # names were shown
-    assert "1 further vote does not count" in board.ranking()
-    press("vote2", blind)
-    html = board.ranking()
-    assert html.index("amphista-0002") < html.index("toy") and "1 blind vote: too few" in html
-
-
-def test_the_leaderboard_leads_to_the_blind_vote_that_tells_most(
-    tables: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(board, "answering", lambda: [(name, name) for name in ("toy", "a", "b")])
-    pair = ["smollm2-135m", "b"]
-    assert f"Ask {' and '.join(pair)} blind" in board.ranking()
-    scores = {"toy": 1100.0, HOSTILE: 1080.0, "a": 1000.0, "b": 990.0}
-    rated = [Rating(name, at, at - 5, at + 5, 3.0, 6) for name, at in scores.items()]
-    monkeypatch.setattr(board, "leaderboard", lambda: Leaderboard(rated, 30, 0))
-    html = board.ranking()
-    assert "<h2>toy leads" in html and "in 53\u00a0% of comparisons" in html
-    assert HOSTILE not in html
-    assert "playground?sides=a%2Cb&amp;blind=1" in html
-    places = [float(at) for at in re.findall(r'<i style="left: ([\d.]+)%', html)]
-    assert places == sorted(places, reverse=True) and 0 < places[-1] < places[0] < 100
-
-
-@pytest.mark.parametrize("wins", [0.6, 0.8])
-def test_as_many_votes_as_are_named_tell_two_models_apart(wins: float) -> None:
-    votes = votes_needed(wins)
-    for many, apart in ((votes, True), (votes - 1, False)):
-        assert (1.96 * 0.5 / many**0.5 < wins - 0.5) is apart
-
-
 def test_programs_read_answers_and_vote(blind: str, answered: str) -> None:
     api = TestClient(build(), base_url="http://localhost", client=("127.0.0.1", 1))
     texts = api.get(f"/chats/{answered}").json()
@@ -419,8 +392,6 @@ def test_programs_read_answers_and_vote(blind: str, answered: str) -> None:
     assert conversations.turn(int(blind)).votes == {"local": 1}
     assert api.post(f"/chats/{blind}/vote?choice=0").status_code == 409
     assert api.post(f"/chats/{answered}/vote?choice=7").status_code == 422
-    board = api.get("/leaderboard").json()
-    assert board["votes"] == 1 and board["ratings"][0]["name"] == "toy"
     guest = TestClient(build(), base_url="http://localhost", client=("10.0.0.7", 1))
     assert guest.post(f"/chats/{answered}/vote?choice=1").status_code == 403
 

@@ -116,7 +116,7 @@ def test_selected_runs_that_the_filter_hides_are_told(lab: Settings) -> None:
 
 
 def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
-    assert "Tagged: 2 runs." in did("tag", "sds-0001,sds-0002", "paper demo")
+    assert "Saved: 2 runs." in did("tag", "sds-0001,sds-0002", "paper demo")
     assert [queries.job(i).tags for i in (1, 2)] == [["paper", "demo"], ["demo", "paper"]]
     did("untag", "sds-0001", "paper")
     assert queries.job(1).tags == ["demo"]

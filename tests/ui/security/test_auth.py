@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from backend.errors import ForbiddenError, RateLimitError
 from backend.models.facts import ModelFacts
 from backend.models.sources import catalogue
-from backend.queue import permissions, rate_limit, scheduling, service
+from backend.queue import gate, permissions, scheduling, service
 from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
@@ -228,7 +228,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
 def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 2)
+    monkeypatch.setattr(gate.previews, "most", 2)
     host, number = (
         shared(authorization=f"Bearer {TOKEN}"),
         event_of(web, "sds-preview-due", "change"),
@@ -389,7 +389,7 @@ def test_the_real_queue_refuses_too(
 
 def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch)
-    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
+    monkeypatch.setattr(gate.changes, "most", 3)
     client = visit()
     codes = [client.post("/slimscope/api/runs/sds-0002/cancel").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
@@ -400,14 +400,14 @@ def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.M
 
 
 def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, rate = [0.0], rate_limit.RateLimiter()
-    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: clock[0])
+    clock, rate = [0.0], gate.Rate(2)
+    monkeypatch.setattr(gate.time, "monotonic", lambda: clock[0])
     for clock[0] in (0.0, 30.0, 61.0):
-        rate.spend("a", 2)
+        rate.spend_by({"a": 2})
     clock[0] = 62.0
     with pytest.raises(RateLimitError, match="in 28 s"):
-        rate.spend("a", 2)
-    rate.spend("b", 2)
+        rate.spend_by({"a": 2})
+    rate.spend_by({"b": 2})
     clock[0] = 1000.0
-    rate.spend("c", 2)
+    rate.spend_by({"c": 2})
     assert [*rate._times] == ["c"]

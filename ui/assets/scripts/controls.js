@@ -1,93 +1,108 @@
 /* Gradio's controls, where they leave gaps: by keyboard, and where their lists open. */
 (() => {
+  const { closest, find, findAll } = window.slimscope;
+  const MIN_LIST_PX = 240;
+  const GAP_PX = 4;
+  const STEP_MS = 900;
+  let playTimer = 0;
+
   /* A list handles its keys late: after Tab has left it, it would open again and stay open. And a
      long one would catch the focus and take it along when it closes. */
   window.addEventListener(
     "keydown",
     (event) => {
-      const input =
-        event.key === "Tab" && event.target.closest(".secondary-wrap [role='combobox']");
+      const input = event.key === "Tab" && closest(event, ".secondary-wrap [role='combobox']");
       if (!input) return;
       event.stopPropagation();
-      const list = document.getElementById(input.getAttribute("aria-controls"));
+      const list = document.getElementById(input.getAttribute("aria-controls") ?? "");
       if (list) list.tabIndex = -1;
     },
     { capture: true },
   );
 
-  /* Every radio button of a group has a name of its own, so arrow keys would not move between them
-     and each would be a stop of the Tab key. Gradio names the taken ones anew at every choice. */
-  function grouped(input) {
-    const group = input.matches("input[type='radio']") && input.closest("fieldset[id]");
-    if (!group || input.name === group.id) return null;
-    const radios = [...group.querySelectorAll("input[type='radio']")];
-    const taken = radios.find((each) => each.checked);
-    for (const each of radios) each.name = group.id;
-    if (taken) taken.checked = true;
-    return taken;
+  /**
+   * Gives the radio buttons of a group one name, and returns the checked one. Gradio names each differently, so arrow
+   * keys would not move between them and each would be a stop of the Tab key; it renames them at every choice.
+   * @param {Event} event
+   */
+  function group(event) {
+    const input = closest(event, "input[type='radio']", HTMLInputElement);
+    const fieldset = input?.closest("fieldset[id]");
+    if (!fieldset || input?.name === fieldset.id) return null;
+    const radios = findAll(fieldset, "input[type='radio']", HTMLInputElement);
+    const checked = radios.find((radio) => radio.checked);
+    for (const radio of radios) radio.name = fieldset.id;
+    if (checked) checked.checked = true;
+    return checked ?? null;
   }
 
   document.addEventListener(
     "keydown",
     (event) => {
-      if (event.key.startsWith("Arrow")) grouped(event.target);
+      if (event.key.startsWith("Arrow")) group(event);
     },
     { capture: true },
   );
 
-  /* A list opens where there is more room, so in the lower half of a page upwards, over what stands
-     there. It opens downwards where it fits. Gradio places it anew whenever the page scrolls. */
-  const FITS = 240,
-    GAP = 4; // px
+  document.addEventListener("focusin", (event) => {
+    const checked = group(event);
+    const { target } = event;
+    if (checked && target instanceof Element && target !== checked && !target.matches(":hover"))
+      checked.focus();
+  });
+
+  /**
+   * Opens the list of a field downwards where it fits. Gradio opens it where there is more room, so in the lower half
+   * of a page over what is above, and places it again whenever the page scrolls.
+   * @param {Element} block
+   * @param {Element} field
+   */
   function openBelow(block, field) {
     const list = block.querySelector(".options");
-    if (!list || !parseFloat(list.style.bottom)) return;
-    const { bottom } = field.getBoundingClientRect(),
-      room = window.innerHeight - bottom - 3 * GAP;
-    if (room < Math.min(FITS, list.firstElementChild.scrollHeight)) return;
-    Object.assign(list.style, { top: `${bottom + GAP}px`, bottom: "auto", maxHeight: `${room}px` });
+    if (!(list instanceof HTMLElement) || !parseFloat(list.style.bottom)) return;
+    const { bottom } = field.getBoundingClientRect();
+    const room = window.innerHeight - bottom - 3 * GAP_PX;
+    if (room < Math.min(MIN_LIST_PX, list.firstElementChild?.scrollHeight ?? 0)) return;
+    const top = `${bottom + GAP_PX}px`;
+    Object.assign(list.style, { top, bottom: "auto", maxHeight: `${room}px` });
   }
 
-  const placed = new WeakSet(); // fields whose lists are watched
+  const watchedFields = new WeakSet();
   document.addEventListener("focusin", (event) => {
-    const field = event.target.closest(".secondary-wrap")?.closest(".wrap");
+    const field = closest(event, ".secondary-wrap")?.closest(".wrap");
     const block = field?.closest(".block");
-    if (!block) return;
+    if (!field || !block) return;
     openBelow(block, field); // the list may be there already
-    if (placed.has(field)) return;
-    placed.add(field);
-    const options = {
+    if (watchedFields.has(field)) return;
+    watchedFields.add(field);
+    new MutationObserver(() => openBelow(block, field)).observe(block, {
       childList: true,
       subtree: true,
       attributes: true,
       attributeFilter: ["style"],
-    };
-    new MutationObserver(() => openBelow(block, field)).observe(block, options);
+    });
   });
 
-  /* A button that presses another one again and again, until it is pressed once more or the page is
-     out of sight. Each step waits for a moment, so that the one before is drawn. */
-  const STEP_MS = 900;
-  let playing = 0;
-  function play(own, next) {
-    const button = document.getElementById(own);
+  /**
+   * A button that presses the button `next` again and again, until it is pressed once more or the page is hidden.
+   * Each step waits, so that the one before is drawn.
+   * @type {Slimscope["play"]}
+   */
+  function play(id, next) {
+    const button = find(document, `#${id}`);
     const stop = () => {
-      clearInterval(playing);
-      playing = 0;
+      clearInterval(playTimer);
+      playTimer = 0;
       button.textContent = "Play";
       button.setAttribute("aria-pressed", "false");
     };
-    if (playing) return stop();
+    if (playTimer) return stop();
     button.textContent = "Pause";
     button.setAttribute("aria-pressed", "true");
     const step = () => (document.hidden ? stop() : document.getElementById(next)?.click());
     step();
-    playing = setInterval(step, STEP_MS);
+    playTimer = setInterval(step, STEP_MS);
   }
-  Object.assign(window.slimscope, { play });
 
-  document.addEventListener("focusin", (event) => {
-    const taken = grouped(event.target);
-    if (taken && event.target !== taken && !event.target.matches(":hover")) taken.focus();
-  });
+  Object.assign(window.slimscope, { play });
 })();

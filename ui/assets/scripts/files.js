@@ -1,61 +1,61 @@
 /* Files saved from a page: a chart as an image, as the CSV of its data table, or as an HTML file that
    needs no network. All of it is made in the browser. */
 (() => {
+  const { closest, create, find, findAll } = window.slimscope;
+  const REVOKE_MS = 10000;
+
+  /** @type {Slimscope["save"]} */
   function save(name, parts, type) {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob(parts, { type }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    const href = URL.createObjectURL(new Blob(parts, { type }));
+    create("a", { href, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(href), REVOKE_MS);
   }
 
-  /* Saves what a `Download` is given: {name, data}, the data in base64. */
+  /**
+   * Saves the value of a `Download`, whose data is in base64.
+   * @type {Slimscope["download"]}
+   */
   function download(props, watch) {
     watch("value", () => {
       const file = props.value;
-      if (file && file.data)
-        save(file.name, [Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0))]);
+      if (file?.data) save(file.name, [Uint8Array.from(atob(file.data), (c) => c.charCodeAt(0))]);
     });
   }
 
-  /* An HTML file that shows the chart without a network. */
+  /**
+   * Parts of an HTML file that shows the chart without a network.
+   * @param {PlotlyElement} chart
+   * @param {string} heading
+   * @param {string} question
+   */
   async function standAlone(chart, heading, question) {
-    const source = document.querySelector('script[src*="plotly-"]').src;
+    const source = find(document, 'script[src*="plotly-"]', HTMLScriptElement).src;
     const script = await (await fetch(source)).text();
-    const safe = (value) => JSON.stringify(value).replaceAll("<", "\\u003c");
-    const text = (value) => value.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+    const json = (/** @type {unknown} */ value) => JSON.stringify(value).replaceAll("<", "\\u003c");
+    const text = (/** @type {string} */ value) =>
+      value.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
     const [open, close] = ["<scr" + "ipt>", "</scr" + "ipt>"]; // whole, they would end this script
     const { width, height, ...layout } = chart.layout;
     const css = getComputedStyle(document.body);
     return [
-      "<!doctype html><html lang=en><meta charset=utf-8><title>",
-      text(heading),
-      "</title>",
+      `<!doctype html><html lang=en><meta charset=utf-8><title>${text(heading)}</title>`,
       `<style>body{font:14px/20px system-ui,sans-serif;margin:24px;background:${css.getPropertyValue("--paper")};`,
-      `color:${css.getPropertyValue("--text")}}h1{font-size:20px}#chart{height:70vh}p{max-width:70ch}</style><h1>`,
-      text(heading),
-      "</h1><div id=chart></div><p>",
-      text(question),
-      "</p>",
-      open,
-      script.replaceAll("</scr", "<\\/scr"),
-      close,
-      open,
-      "Plotly.newPlot('chart',",
-      safe(chart.data),
-      ",",
-      safe({ ...layout, autosize: true }),
-      ",{responsive:true,displaylogo:false,showSendToCloud:false})",
-      close,
-      "</html>",
+      `color:${css.getPropertyValue("--text")}}h1{font-size:20px}#chart{height:70vh}p{max-width:70ch}</style>`,
+      `<h1>${text(heading)}</h1><div id=chart></div><p>${text(question)}</p>`,
+      `${open}${script.replaceAll("</scr", "<\\/scr")}${close}`,
+      `${open}Plotly.newPlot('chart',${json(chart.data)},${json({ ...layout, autosize: true })},`,
+      `{responsive:true,displaylogo:false,showSendToCloud:false})${close}</html>`,
     ];
   }
 
-  /* The data table of a chart's card. Gradio builds what an accordion holds when it first opens. */
+  /**
+   * The data table of a chart's card. Gradio builds what an accordion holds when it first opens.
+   * @param {Element} card
+   */
   async function dataTable(card) {
-    const table = () => card.querySelector(".card-data table");
+    const table = () => findAll(card, ".card-data table", HTMLTableElement)[0] ?? null;
     if (table()) return table();
-    const toggle = card.querySelector(".card-data .label-wrap");
+    const toggle = find(card, ".card-data .label-wrap");
     toggle.click();
     for (let frame = 0; frame < 100 && !table(); frame++) await new Promise(requestAnimationFrame);
     const built = table();
@@ -63,64 +63,73 @@
     return built;
   }
 
-  /* A card alone on the screen, until Escape or the same again. */
+  /**
+   * Shows a card alone on the screen, until Escape or a second call.
+   * @type {Slimscope["fullScreen"]}
+   */
   function fullScreen(card) {
     if (!card) return;
     if (document.fullscreenElement) document.exitFullscreen();
     else card.requestFullscreen().catch(() => {}); // a frame may not
   }
 
-  /* Leads to the reports, with the chart and the address it is drawn from. */
+  /**
+   * Opens the reports, with the chart and the address it is drawn from.
+   * @param {PlotlyElement} chart
+   */
   function addToReport(chart) {
     const query = new URLSearchParams(location.search);
-    query.set("add", chart);
+    query.set("add", chart.closest(".block[id]")?.id ?? "");
     location.href = `report?${query}`;
   }
 
-  /* Buttons with data-save="png|svg|csv|html" save the chart of their card; "report" adds it to one. */
+  /**
+   * @param {Element} card
+   * @param {string | undefined} format "png", "svg", "csv", "html", or "report"
+   */
+  async function saveChart(card, format) {
+    const chart = /** @type {PlotlyElement | null} */ (card.querySelector(".plot-canvas"));
+    if (!chart?.data || chart.style.visibility === "hidden") return;
+    if (format === "report") return addToReport(chart);
+    const label = chart.layout.meta?.name || find(card, ".plot").dataset.label || "";
+    const name = label.replace(/[^\w.-]+/g, "-");
+    if (format === "csv") {
+      window.slimscope.saveTable(await dataTable(card), name);
+    } else if (format === "html") {
+      const questions = findAll(card, ".question").map((element) => element.textContent);
+      const heading = card.querySelector("h2")?.textContent || name;
+      save(`${name}.html`, await standAlone(chart, heading, questions.join(" ")), "text/html");
+    } else {
+      window.Plotly.downloadImage(chart, {
+        format,
+        filename: name,
+        width: chart.clientWidth,
+        height: chart.clientHeight,
+        scale: format === "png" ? 2 : 1,
+      });
+    }
+  }
+
+  /**
+   * A card's menu: buttons with data-save="FORMAT" save its chart, one with data-full fills the screen.
+   * @param {HTMLElement} element
+   */
   function saving(element) {
-    const menu = element.querySelector("details");
-    document.addEventListener("click", (event) => {
-      if (!menu.contains(event.target)) menu.open = false;
+    const menu = find(element, "details", HTMLDetailsElement);
+    document.addEventListener("click", ({ target }) => {
+      if (target instanceof Node && !menu.contains(target)) menu.open = false;
     });
     menu.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !menu.open) return;
       menu.open = false;
-      menu.firstChild.focus();
+      find(menu, "summary").focus();
     });
-    element.querySelector("[data-full]").onclick = () => fullScreen(element.closest(".card"));
-    element.addEventListener("click", async (event) => {
-      const button = event.target.closest("[data-save]");
+    find(element, "[data-full]").onclick = () => fullScreen(element.closest(".card"));
+    element.addEventListener("click", (event) => {
+      const button = closest(event, "[data-save]");
+      const card = button?.closest(".card");
       if (button) menu.open = false;
-      const card = button && button.closest(".card");
-      const chart = card && card.querySelector(".plot-canvas");
-      if (!chart || !chart.data || chart.style.visibility === "hidden") return;
-      const format = button.dataset.save;
-      if (format === "report") return addToReport(chart.closest(".block[id]").id);
-      const name = ((chart.layout.meta || {}).name || chart.closest(".plot").dataset.label).replace(
-        /[^\w.-]+/g,
-        "-",
-      );
-      const size = { width: chart.clientWidth, height: chart.clientHeight };
-      if (format === "csv") {
-        window.slimscope.saveTable(await dataTable(card), name);
-      } else if (format === "html") {
-        const words = [...card.querySelectorAll(".question")]
-          .map((each) => each.textContent)
-          .join(" ");
-        save(
-          `${name}.html`,
-          await standAlone(chart, card.querySelector("h2")?.textContent || name, words),
-          "text/html",
-        );
-      } else {
-        window.Plotly.downloadImage(chart, {
-          format,
-          filename: name,
-          ...size,
-          scale: format === "png" ? 2 : 1,
-        });
-      }
+      if (card) saveChart(card, button?.dataset.save);
     });
   }
 

@@ -1,144 +1,159 @@
-/* The histogram on Home: it goes through the stages of a method by itself, until somebody stops it
-   or chooses a stage. Bars and colours move for 700 ms between two measured stages; nothing in
-   between is measured. People who asked for less motion choose the stages themselves. */
+/* The histogram on Home: it plays the stages of a method, until somebody stops it or chooses a stage. Bars and
+   colours move between two measured stages; nothing in between is measured. People who asked for less motion
+   choose the stages themselves. */
 (() => {
-  const STAY = 2600,
-    MOVE = 700,
-    WIDTH = 960,
-    HEIGHT = 300;
-  const INKS = { "#5B6472": "--muted", "#0072B2": "--blue" }; // lighter in the dark mode
-  const seen = (hex) =>
-    INKS[hex] ? getComputedStyle(document.body).getPropertyValue(INKS[hex]).trim() : hex;
-  const rgb = (hex) => [1, 3, 5].map((i) => parseInt(seen(hex).slice(i, i + 2), 16));
-  const mix = (from, to, part) => from.map((value, i) => value + (to[i] - value) * part);
-  const ease = (part) => (part < 0.5 ? 2 * part * part : 1 - (2 - 2 * part) ** 2 / 2);
+  const { create, find, still } = window.slimscope;
+  const STAY_MS = 2600;
+  const MOVE_MS = 700;
+  const WIDTH = 960;
+  const HEIGHT = 300;
+  /** Colours of stages that are lighter in the dark mode. @type {Record<string, string>} */
+  const INKS = { "#5B6472": "--muted", "#0072B2": "--blue" };
 
-  /* Ticks of the weight axis: -edge/2, 0, edge/2, in three digits. */
-  function axis(edge) {
-    return [-edge / 2, 0, edge / 2]
-      .map(
-        (weight) =>
-          `<span style="left: ${50 + (50 * weight) / edge}%">${Number(weight.toPrecision(2)).toString().replace("-", "−")}</span>`,
-      )
-      .join("");
+  /** @typedef {{label: string, colour: string, zeros: number, heights: number[], said: string}} HeroStage `zeros`: a share */
+
+  /** A colour as [red, green, blue] in the mode of the page. @param {string} hex */
+  function rgb(hex) {
+    const css = getComputedStyle(document.body);
+    const ink = INKS[hex] ? css.getPropertyValue(INKS[hex]).trim() : hex;
+    return [1, 3, 5].map((i) => parseInt(ink.slice(i, i + 2), 16));
   }
 
-  /* Draws the histogram of a figure; returns what stops it. */
-  function hero(figure) {
-    const data = JSON.parse(figure.dataset.histogram),
-      stages = data.stages;
-    const plot = figure.querySelector(".hero-plot"),
-      play = figure.querySelector(".hero-play");
-    const title = figure.querySelector(".hero-stage"),
-      said = figure.querySelector(".hero-said");
-    const group = figure.querySelector(".hero-stages");
-    const bins = stages[0].heights.length;
-    plot.innerHTML = `<div class="hero-zeros"><span></span><i></i></div>
+  /** @type {(from: number[], to: number[], part: number) => number[]} */
+  const mix = (from, to, part) => from.map((value, i) => value + (to[i] - value) * part);
+  const ease = (/** @type {number} */ part) =>
+    part < 0.5 ? 2 * part * part : 1 - (2 - 2 * part) ** 2 / 2;
+
+  /** Ticks of the weight axis: -edge/2, 0, edge/2, in two digits. @param {number} edge */
+  function axis(edge) {
+    const tick = (/** @type {number} */ weight) =>
+      `<span style="left: ${50 + (50 * weight) / edge}%">${Number(weight.toPrecision(2)).toString().replace("-", "−")}</span>`;
+    return [-edge / 2, 0, edge / 2].map(tick).join("");
+  }
+
+  /** The outline of a histogram, without its ends. @param {number[]} heights */
+  function outline(heights) {
+    const wide = WIDTH / heights.length;
+    const bar = (/** @type {number} */ height, /** @type {number} */ i) => {
+      const y = (HEIGHT - height * (HEIGHT - 8)).toFixed(1);
+      return `L${(i * wide).toFixed(1)} ${y}L${((i + 1) * wide).toFixed(1)} ${y}`;
+    };
+    return `M0 ${HEIGHT}${heights.map(bar).join("")}L${WIDTH} ${HEIGHT}`;
+  }
+
+  class Hero {
+    frame = 0;
+    timer = 0;
+    place = 0;
+    playing = !still();
+
+    /** @param {HTMLElement} figure */
+    constructor(figure) {
+      this.figure = figure;
+      /** @type {{edge: number, stages: HeroStage[]}} */
+      const data = JSON.parse(figure.dataset.histogram ?? "");
+      this.stages = data.stages;
+      const [first] = this.stages;
+      const plot = find(figure, ".hero-plot");
+      plot.innerHTML = `<div class="hero-zeros"><span></span><i></i></div>
       <svg viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true">
       <path class="hero-first"></path><path class="hero-now"></path></svg>
       <div class="hero-ticks">${axis(data.edge)}</div>`;
-    const meter = plot.querySelector(".hero-zeros");
-    const [outline, area] = plot.querySelectorAll("path");
-
-    const trace = (heights) =>
-      heights
-        .map((h, i) => {
-          const y = (HEIGHT - h * (HEIGHT - 8)).toFixed(1);
-          return `L${((i * WIDTH) / bins).toFixed(1)} ${y}L${(((i + 1) * WIDTH) / bins).toFixed(1)} ${y}`;
-        })
-        .join("");
-    outline.setAttribute("d", `M0 ${HEIGHT}${trace(stages[0].heights)}L${WIDTH} ${HEIGHT}`);
-
-    let place = 0,
-      now = stages[0].heights,
-      colour = rgb(stages[0].colour),
-      zeros = stages[0].zeros;
-    let frame = 0,
-      timer = 0,
-      playing = !window.slimscope.still();
-
-    function paint() {
-      const fill = `rgb(${colour.map(Math.round).join(",")})`;
-      area.setAttribute("d", `M0 ${HEIGHT}${trace(now)}L${WIDTH} ${HEIGHT}Z`);
-      area.style.fill = fill;
-      meter.firstChild.style.width = `${100 * zeros}%`;
-      meter.firstChild.style.background = fill;
+      find(plot, ".hero-first", SVGElement).setAttribute("d", outline(first.heights));
+      this.area = find(plot, ".hero-now", SVGElement);
+      this.meter = find(plot, ".hero-zeros span");
+      this.shown = { heights: first.heights, colour: rgb(first.colour), zeros: first.zeros };
+      this.playButton = find(figure, ".hero-play");
+      this.playButton.onclick = () => this.play(!this.playing);
+      this.buttons = this.stages.map((stage, i) => this.button(stage, i));
+      find(figure, ".hero-stages").replaceChildren(...this.buttons);
+      this.theme = new MutationObserver(() => this.go(this.place));
+      this.theme.observe(document.body, { attributeFilter: ["class"] });
+      this.write();
+      this.paint();
+      this.play(this.playing);
     }
 
-    function words() {
-      title.textContent = stages[place].label;
-      meter.lastChild.textContent = `${Math.round(100 * stages[place].zeros)}\u00a0% zeros`;
-      said.textContent = stages[place].said.replaceAll(" %", "\u00a0%");
-      [...group.children].forEach((button, i) =>
-        button.setAttribute("aria-pressed", String(i === place)),
+    /** @type {(stage: HeroStage, i: number) => HTMLButtonElement} */
+    button({ label, colour }, i) {
+      const button = create("button", { type: "button", className: "small", textContent: label });
+      button.style.setProperty("--stage", INKS[colour] ? `var(${INKS[colour]})` : colour);
+      button.onclick = () => {
+        this.play(false);
+        this.go(i);
+      };
+      return button;
+    }
+
+    paint() {
+      const { heights, colour, zeros } = this.shown;
+      const fill = `rgb(${colour.map(Math.round).join(",")})`;
+      this.area.setAttribute("d", `${outline(heights)}Z`);
+      this.area.style.fill = fill;
+      this.meter.style.width = `${100 * zeros}%`;
+      this.meter.style.background = fill;
+    }
+
+    /** Shows the words of the stage. */
+    write() {
+      const { label, zeros, said } = this.stages[this.place];
+      find(this.figure, ".hero-stage").textContent = label;
+      find(this.figure, ".hero-zeros i").textContent = `${Math.round(100 * zeros)}\u00a0% zeros`;
+      find(this.figure, ".hero-said").textContent = said.replaceAll(" %", "\u00a0%");
+      this.buttons.forEach((button, i) =>
+        button.setAttribute("aria-pressed", String(i === this.place)),
       );
     }
 
-    function go(to) {
-      const from = [now, colour, zeros],
-        stage = stages[to],
-        begin = performance.now();
-      place = to;
-      cancelAnimationFrame(frame);
-      function step(time) {
-        const part = window.slimscope.still()
-          ? 1
-          : ease(Math.min(1, Math.max(0, (time - begin) / MOVE)));
-        now = mix(from[0], stage.heights, part);
-        colour = mix(from[1], rgb(stage.colour), part);
-        zeros = from[2] + (stage.zeros - from[2]) * part;
-        paint();
-        if (part >= 0.5) words(); // not ahead of the picture
-        if (part < 1 && figure.isConnected) frame = requestAnimationFrame(step);
-      }
+    /** Moves to a stage. @param {number} place */
+    go(place) {
+      const from = this.shown;
+      const to = this.stages[place];
+      const begin = performance.now();
+      this.place = place;
+      cancelAnimationFrame(this.frame);
+      const step = (/** @type {number} */ time) => {
+        const passed = Math.min(1, Math.max(0, (time - begin) / MOVE_MS));
+        const part = still() ? 1 : ease(passed);
+        this.shown = {
+          heights: mix(from.heights, to.heights, part),
+          colour: mix(from.colour, rgb(to.colour), part),
+          zeros: from.zeros + (to.zeros - from.zeros) * part,
+        };
+        this.paint();
+        if (part >= 0.5) this.write(); // not ahead of the picture
+        if (part < 1 && this.figure.isConnected) this.frame = requestAnimationFrame(step);
+      };
       step(begin);
     }
 
-    function advance() {
-      clearTimeout(timer);
-      if (!playing || !figure.isConnected) return;
-      timer = setTimeout(() => {
-        if (!document.hidden) go((place + 1) % stages.length);
-        advance();
-      }, STAY);
+    /** @param {boolean} playing */
+    play(playing) {
+      this.playing = playing;
+      this.playButton.textContent = playing ? "Pause" : "Play";
+      this.playButton.setAttribute("aria-pressed", String(playing));
+      this.wait();
     }
 
-    function set(on) {
-      playing = on;
-      play.textContent = on ? "Pause" : "Play";
-      play.setAttribute("aria-pressed", String(on));
-      advance();
+    /** Goes to the next stage after a while, again and again. */
+    wait() {
+      clearTimeout(this.timer);
+      if (!this.playing || !this.figure.isConnected) return;
+      this.timer = setTimeout(() => {
+        if (!document.hidden) this.go((this.place + 1) % this.stages.length);
+        this.wait();
+      }, STAY_MS);
     }
 
-    group.replaceChildren(
-      ...stages.map((stage, i) => {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.className = "small";
-        button.textContent = stage.label;
-        button.style.setProperty(
-          "--stage",
-          INKS[stage.colour] ? `var(${INKS[stage.colour]})` : stage.colour,
-        );
-        button.onclick = () => {
-          set(false);
-          go(i);
-        };
-        return button;
-      }),
-    );
-    const theme = new MutationObserver(() => go(place));
-    theme.observe(document.body, { attributeFilter: ["class"] });
-    play.onclick = () => set(!playing);
-    words();
-    paint();
-    set(playing);
-    return () => {
-      clearTimeout(timer);
-      cancelAnimationFrame(frame);
-      theme.disconnect();
-    };
+    stop() {
+      clearTimeout(this.timer);
+      cancelAnimationFrame(this.frame);
+      this.theme.disconnect();
+    }
   }
 
-  window.slimscope.figures("histogram", hero);
+  window.slimscope.figures("histogram", (figure) => {
+    const hero = new Hero(figure);
+    return () => hero.stop();
+  });
 })();

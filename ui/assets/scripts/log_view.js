@@ -1,33 +1,35 @@
-/* The log of a run (ui/widgets/log_view.py): each part is appended where the last one ended. */
+/* The log of a run (ui/runs/job_log.py): each part is appended where the last one ended. */
 (() => {
-  const KEEP = 400000; // characters on the page
+  const { find } = window.slimscope;
+  const MAX_CHARACTERS = 400000; // on the page
 
+  /** @type {Slimscope["logView"]} */
   function logView(element, props, watch) {
-    const pre = element.querySelector("pre"),
-      follow = element.querySelector("input");
-    const toBottom = () => {
-      pre.scrollTop = pre.scrollHeight;
+    const log = find(element, "pre");
+    const follow = find(element, "input", HTMLInputElement);
+    const scroll = () => {
+      if (follow.checked) log.scrollTop = log.scrollHeight;
     };
-    let source = null,
-      end = 0;
+    let source = "";
+    let end = 0;
 
     function draw() {
       const part = props.value;
-      if (!part || part.text === undefined) return;
-      if (part.source === source && part.start !== end && part.start !== 0) return;
-      if (part.source === source && part.start === end) pre.append(part.text);
-      else pre.textContent = part.text;
-      if (pre.textContent.length > KEEP) pre.textContent = pre.textContent.slice(-KEEP / 2);
+      if (!part || !("text" in part) || part.text === undefined) return;
+      const continues = part.source === source && part.start === end;
+      if (part.source === source && !continues && part.start !== 0) return;
+      if (continues) log.append(part.text);
+      else log.textContent = part.text;
+      if (log.textContent.length > MAX_CHARACTERS)
+        log.textContent = log.textContent.slice(-MAX_CHARACTERS / 2);
       ({ source, end } = part);
-      element.querySelector(".log-source").textContent = part.title;
+      find(element, ".log-source").textContent = part.title;
       props.value = { source, end };
-      if (follow.checked) toBottom();
+      scroll();
     }
 
-    follow.addEventListener("change", () => {
-      if (follow.checked) toBottom();
-    });
-    pre.addEventListener("wheel", (event) => {
+    follow.addEventListener("change", scroll);
+    log.addEventListener("wheel", (event) => {
       if (event.deltaY < 0) follow.checked = false;
     });
     watch("value", draw);

@@ -1,137 +1,184 @@
 /* The playground: answers stream in token by token, an example is sent by a click. The server draws
-   the conversation; a section with `data-begin` is one this page has answered. */
+   the conversation; a section with `data-begin` is answered by this page. */
 (() => {
-  const writing = new Map(); // query of an answer -> its strip, what it waits for, how to stop it
+  const { closest, create, events, find, findAll } = window.slimscope;
+  const LOOK_MS = 100;
+  const STORED_MS = 400; // until the server has stored an answer that was stopped
+  const REDRAWN_MS = 1500;
+  const RETRY_S = 5;
+  const NEAR_END_PX = 200;
+  const NAME_KEY = "slimscope-name";
+
+  /**
+   * An answer that is written: its tokens, the notice while it waits, and how to stop it.
+   * @typedef {object} Answer
+   * @property {HTMLElement} strip
+   * @property {number} tokens
+   * @property {{notice: string, seconds: number, since: number} | null} waits `seconds`: 0 if unknown
+   * @property {AbortController} stop
+   * @property {boolean} isOver
+   */
+  /**
+   * A row of the stream: tokens with the head that guessed each (negative: prompt lookup) and rejected ones, or a notice.
+   * @typedef {{tokens?: [string, number][], rejected?: string[], waits?: string, about?: number}} AnswerRow
+   */
+
+  /** Answers by their query. @type {Map<string, Answer>} */
+  const answers = new Map();
 
   const board = () => document.getElementById("playground-board");
-  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+  const pause = (/** @type {number} */ ms) => new Promise((done) => setTimeout(done, ms));
 
-  /* Whether the end of the page is in sight, so that it should stay there. */
-  const atEnd = () => window.innerHeight + window.scrollY > document.body.scrollHeight - 200;
+  /* The end of the page is in sight, so it should stay there. */
+  const isAtEnd = () =>
+    window.innerHeight + window.scrollY > document.body.scrollHeight - NEAR_END_PX;
 
-  function add(answer, row) {
-    const end = atEnd();
-    for (const [text, head] of row.tokens) {
-      const span = document.createElement("span");
-      span.textContent = text;
-      if (head) span.className = head < 0 ? "head-looked" : `head-${Math.min(head, 6)}`;
-      answer.strip.append(span);
-    }
-    answer.tokens += row.tokens.length;
-    if (row.rejected[0]?.trim()) {
-      const vain = document.createElement("s");
-      vain.textContent = row.rejected[0];
-      vain.ariaHidden = "true";
-      answer.strip.append(vain);
-    }
+  /** @param {number} head */
+  function headClass(head) {
+    if (!head) return "";
+    return head < 0 ? "head-looked" : `head-${Math.min(head, 6)}`;
+  }
+
+  /**
+   * @param {Answer} answer
+   * @param {[string, number][]} tokens
+   * @param {string} rejected
+   */
+  function append(answer, tokens, rejected = "") {
+    const wasAtEnd = isAtEnd();
+    for (const [text, head] of tokens)
+      answer.strip.append(create("span", { textContent: text, className: headClass(head) }));
+    answer.tokens += tokens.length;
+    if (rejected.trim())
+      answer.strip.append(create("s", { textContent: rejected, ariaHidden: "true" }));
     answer.waits = null;
-    if (end) window.scrollTo({ top: document.body.scrollHeight });
+    if (wasAtEnd) window.scrollTo({ top: document.body.scrollHeight });
   }
 
-  function wait(answer, what, about) {
-    answer.waits = { what, about, since: performance.now() };
+  /**
+   * @param {Answer} answer
+   * @param {string} notice
+   * @param {number} seconds
+   */
+  function wait(answer, notice, seconds) {
+    answer.waits = { notice, seconds, since: performance.now() };
   }
 
-  /* Puts what has come into the section, which may have been drawn anew. */
+  /**
+   * Puts an answer into its section, which may have been drawn anew.
+   * @param {string} query
+   * @param {Answer} answer
+   */
   function show(query, answer) {
     const section = board()?.querySelector(`[data-begin="${query}"]`);
     if (!section) return;
-    const strip = section.querySelector(".strip");
+    const strip = find(section, ".strip");
     if (strip !== answer.strip) strip.replaceWith(answer.strip);
-    section.querySelector(".facts-line").textContent = answer.tokens
-      ? `${answer.tokens} tokens`
-      : "";
-    const place = section.querySelector(".waits"),
-      { what, about, since } = answer.waits || {};
-    const said = what && `${what}${about ? ` (about ${Math.max(1, Math.round(about))} s)` : "…"}`;
-    if (place.dataset.said !== (said || "")) {
-      place.dataset.said = said || "";
-      place.replaceChildren();
-      if (!said) return;
-      const line = Object.assign(document.createElement("p"), {
-        className: "quiet",
-        role: "status",
-      });
-      line.append(said);
-      if (about) line.append(Object.assign(document.createElement("progress"), { max: 1 }));
-      place.append(line);
-    }
-    const bar = place.querySelector("progress");
-    if (bar) bar.value = Math.min(0.97, (performance.now() - since) / 1000 / about);
+    find(section, ".facts-line").textContent = answer.tokens ? `${answer.tokens} tokens` : "";
+    showNotice(find(section, ".waits"), answer.waits);
   }
 
-  /* Has it answered; who is refused because others are before waits, and asks again. */
+  /**
+   * @param {HTMLElement} box
+   * @param {Answer["waits"]} waits
+   */
+  function showNotice(box, waits) {
+    const { notice = "", seconds = 0, since = 0 } = waits ?? {};
+    const time = seconds ? ` (about ${Math.max(1, Math.round(seconds))} s)` : "…";
+    const text = notice && notice + time;
+    if (box.dataset.said !== text) {
+      box.dataset.said = text;
+      const line = create("p", { className: "quiet", role: "status", textContent: text });
+      if (seconds) line.append(create("progress", { max: 1 }));
+      box.replaceChildren(...(text ? [line] : []));
+    }
+    const bar = box.querySelector("progress");
+    if (bar) bar.value = Math.min(0.97, (performance.now() - since) / 1000 / seconds);
+  }
+
+  /**
+   * Streams an answer; while the server refuses because others are first, waits and asks again.
+   * @param {string} query
+   * @param {Answer} answer
+   */
+  async function stream(query, answer) {
+    const { signal } = answer.stop;
+    while (!signal.aborted) {
+      const response = await fetch(`slimscope/answer?${query}`, { method: "POST", signal });
+      if (response.status !== 429) {
+        if (!response.ok) return;
+        return events(response, (/** @type {AnswerRow} */ row) => {
+          if (row.tokens) append(answer, row.tokens, row.rejected?.[0]);
+          else if (row.waits) wait(answer, row.waits, row.about ?? 0);
+        });
+      }
+      /** @type {{error: {message: string}}} */
+      const { error } = await response.json();
+      const seconds = Number(response.headers.get("retry-after")) || RETRY_S;
+      wait(answer, error.message, seconds);
+      await pause(1000 * seconds);
+    }
+  }
+
+  /** @param {string} query */
   async function begin(query) {
-    const stop = new AbortController();
-    const answer = { strip: document.createElement("p"), tokens: 0, waits: null, stop };
-    answer.strip.className = "strip";
-    writing.set(query, answer);
+    const strip = create("p", { className: "strip" });
+    /** @type {Answer} */
+    const answer = { strip, tokens: 0, waits: null, stop: new AbortController(), isOver: false };
+    answers.set(query, answer);
     wait(answer, "Starting", 0);
     try {
-      for (;;) {
-        const response = await fetch(`slimscope/answer?${query}`, {
-          method: "POST",
-          signal: stop.signal,
-        });
-        if (response.status === 429) {
-          const { error } = await response.json(),
-            seconds = Number(response.headers.get("retry-after")) || 5;
-          wait(answer, error.message, seconds);
-          await pause(1000 * seconds);
-          if (!stop.signal.aborted) continue;
-        } else if (response.ok)
-          await window.slimscope.events(response, (row) => {
-            if (row.tokens) add(answer, row);
-            else if (row.waits) wait(answer, row.waits, row.about);
-          });
-        break;
-      }
+      await stream(query, answer);
     } catch {
-      /* stopped, or the server has gone, as the status strip says */
+      /* stopped, or the server has gone, as the status line says */
     }
-    await pause(stop.signal.aborted ? 400 : 0); // until it is stored
-    answer.over = true;
-    if ([...writing.values()].every((each) => each.over)) {
-      board()?.querySelector(".redraw")?.click();
-      await pause(1500);
-      writing.clear();
-    }
+    await pause(answer.stop.signal.aborted ? STORED_MS : 0);
+    answer.isOver = true;
+    if (![...answers.values()].every(({ isOver }) => isOver)) return;
+    const redraw = board()?.querySelector(".redraw");
+    if (redraw instanceof HTMLElement) redraw.click();
+    await pause(REDRAWN_MS);
+    answers.clear();
   }
 
   function look() {
-    for (const section of board()?.querySelectorAll("[data-begin]") || []) {
-      if (!writing.has(section.dataset.begin)) begin(section.dataset.begin);
-    }
-    for (const [query, answer] of writing) show(query, answer);
+    const sections = findAll(board() ?? document, "#playground-board [data-begin]");
+    for (const { dataset } of sections)
+      if (dataset.begin && !answers.has(dataset.begin)) begin(dataset.begin);
+    for (const [query, answer] of answers) show(query, answer);
   }
 
-  /* As if a person had written it. */
+  /**
+   * Enters a text as if a person had typed it: Svelte listens to the input event.
+   * @param {HTMLInputElement | HTMLTextAreaElement} field
+   * @param {string} text
+   */
   function enter(field, text) {
-    Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set.call(field, text);
+    field.value = text;
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   document.addEventListener("click", (event) => {
-    if (event.target.closest?.('#playground-board [data-do="stop"]')) {
-      for (const answer of writing.values()) answer.stop.abort();
-    }
-    const example = event.target.closest?.("[data-example]");
-    const box = example && document.querySelector("#playground-prompt textarea");
-    if (!box) return;
-    enter(box, example.dataset.example);
+    if (closest(event, '#playground-board [data-do="stop"]'))
+      for (const { stop } of answers.values()) stop.abort();
+    const example = closest(event, "[data-example]")?.dataset.example;
+    const box = document.querySelector("#playground-prompt textarea");
+    if (!example || !(box instanceof HTMLTextAreaElement)) return;
+    enter(box, example);
     box.focus();
-    setTimeout(() => document.querySelector("#playground-prompt .submit-button")?.click(), 50);
+    setTimeout(() => find(document, "#playground-prompt .submit-button").click(), 50);
   });
 
-  /* What a guest calls themselves is kept by their browser. */
-  function remember() {
+  /* The browser keeps the name that a guest enters. */
+  function rememberName() {
     const field = document.querySelector("#playground-name input, #playground-name textarea");
-    if (!field || field.dataset.known) return;
+    if (!(field instanceof HTMLInputElement || field instanceof HTMLTextAreaElement)) return;
+    if (field.dataset.known) return;
     field.dataset.known = "yes";
     try {
-      const name = localStorage.getItem("slimscope-name");
+      const name = localStorage.getItem(NAME_KEY);
       if (name) enter(field, name);
-      field.addEventListener("change", () => localStorage.setItem("slimscope-name", field.value));
+      field.addEventListener("change", () => localStorage.setItem(NAME_KEY, field.value));
     } catch {
       /* a browser that keeps nothing */
     }
@@ -139,6 +186,6 @@
 
   setInterval(() => {
     look();
-    remember();
-  }, 100);
+    rememberName();
+  }, LOOK_MS);
 })();

@@ -1,58 +1,69 @@
 /* Two answers on Home, replayed at the pace they were written, once they are seen. People who asked
    for less motion see both whole. */
 (() => {
-  function race(figure) {
-    const lanes = JSON.parse(figure.dataset.race).map((lane, place) => {
+  const { find, findAll, figures, still } = window.slimscope;
+
+  /** The answers side by side: texts by the ms at which they were written. @param {HTMLElement} figure */
+  function lanesOf(figure) {
+    /** @type {{steps: [ms: number, text: string][]}[]} */
+    const recorded = JSON.parse(figure.dataset.race ?? "");
+    const boxes = findAll(figure, ".race-lanes > div");
+    return recorded.map(({ steps }, i) => {
       let at = 0;
-      const steps = lane.steps.map(([ms, text]) => ({ at: (at += ms), text }));
-      const shown = figure.querySelectorAll(".race-lanes > div")[place];
       return {
-        steps,
-        text: shown.querySelector(".race-text"),
-        meter: shown.querySelector(".race-meter"),
+        steps: steps.map(([ms, text]) => ({ at: (at += ms), text })),
+        end: at,
+        text: find(boxes[i], ".race-text"),
+        meter: find(boxes[i], ".race-meter"),
       };
     });
+  }
+
+  /** @param {HTMLElement} figure */
+  function race(figure) {
+    const lanes = lanesOf(figure);
     let frame = 0;
 
+    /** Shows what was written after so many ms; true when all was. @param {number} time */
     function draw(time) {
       for (const lane of lanes) {
-        const done = lane.steps.filter((step) => step.at <= time);
-        const words = done
+        const written = lane.steps.filter((step) => step.at <= time);
+        const text = written
           .map((step) => step.text)
           .join("")
           .replace(/\n{2,}/g, "\n")
           .replace(/\s+…$/, "…");
-        if (lane.text.textContent !== words) lane.text.textContent = words;
-        const over = done.length === lane.steps.length,
-          end = lane.steps.at(-1)?.at ?? 0;
-        lane.meter.textContent = `${(Math.min(time, end) / 1000).toFixed(1)} s${over ? ", done" : ""}`;
+        if (lane.text.textContent !== text) lane.text.textContent = text;
+        const seconds = (Math.min(time, lane.end) / 1000).toFixed(1);
+        lane.meter.textContent = `${seconds} s${lane.end <= time ? ", done" : ""}`;
       }
-      return lanes.every((lane) => (lane.steps.at(-1)?.at ?? 0) <= time);
+      return lanes.every((lane) => lane.end <= time);
     }
 
     function start() {
       cancelAnimationFrame(frame);
-      if (window.slimscope.still()) return void draw(Infinity);
       const begin = performance.now();
-      const step = (now) => {
-        if (!draw(now - begin) && figure.isConnected) frame = requestAnimationFrame(step);
+      const step = (/** @type {number} */ now) => {
+        const isOver = draw(still() ? Infinity : now - begin);
+        if (!isOver && figure.isConnected) frame = requestAnimationFrame(step);
       };
-      frame = requestAnimationFrame(step);
+      step(begin);
     }
 
     draw(Infinity); // as high as the whole text: nothing below moves while it is written
     for (const { text } of lanes) text.style.minHeight = `${text.offsetHeight}px`;
     draw(0);
-    figure.querySelector(".race-again").onclick = start;
-    new IntersectionObserver(
-      (seen, observer) => {
-        if (!seen.some((each) => each.isIntersecting)) return;
+    find(figure, ".race-again").onclick = start;
+    const observer = new IntersectionObserver(
+      (entries) => {
+        if (!entries.some((entry) => entry.isIntersecting)) return;
         observer.disconnect();
         start();
       },
       { threshold: 0.3 },
-    ).observe(figure);
+    );
+    observer.observe(figure);
   }
 
-  window.slimscope.figures("race", race);
+  figures("race", race);
 })();

@@ -1,6 +1,5 @@
-/* A figure as one mode shows it: with the template of the mode and, in the dark one, the greys and
-   the blue that its traces name exchanged for their dark counterparts. Pages and exported reports
-   draw with it. */
+/* A figure in the light or dark mode: with the template of the mode and, in the dark one, the greys and
+   the blue of its traces exchanged for their dark counterparts. Pages and exported reports draw with it. */
 window.slimscopeShade = (figure, templates, dark, css) => {
   const pairs = {
     "#FFFFFF": "--paper",
@@ -14,6 +13,7 @@ window.slimscopeShade = (figure, templates, dark, css) => {
   if (dark)
     for (const [light, name] of Object.entries(pairs))
       text = text.replaceAll(light, css.getPropertyValue(name).trim());
+  /** @type {PlotlyFigure} */
   const shaded = JSON.parse(text);
   return { ...shaded, layout: { ...shaded.layout, template: templates[dark ? "dark" : "light"] } };
 };

@@ -1,28 +1,89 @@
-/* Code of the pages in the browser. Python puts `slimscope.NAME(...)` into the components. */
+/* Code of every page. Python calls `slimscope.NAME(...)` from its components; the other scripts of this folder
+   extend `slimscope`, and types.d.ts lists all of it. */
 window.slimscope = (() => {
   /* All pages are neighbours, so links need no <base>; with one, the gradients and clip paths of a
      chart would point to the address it was drawn at, and vanish when the address changes. */
   document.querySelector("base")?.remove();
 
-  const THEME = "slimscope-theme";
-  const dark = () => document.body.classList.contains("dark");
-  const NARROW = 480; // pixels of a chart: the last part of a long legend goes to a line of its own
+  const THEME_KEY = "slimscope-theme";
+  const NARROW_PX = 480; // narrower charts break long legends before their last part
+  const PULSE_MS = 10000;
+  const LIVE_PULSE_MS = 2000;
+  const RETRY_MS = 3000;
+  const WRITE_MS = 250;
+  const SAME_STEP_MS = 1000; // changes of the address within it are one step of Back
+  const EMPTY_CHART_PX = 96;
+  const PREFERS_DARK = "(prefers-color-scheme: dark)";
+
+  /* --- elements ---------------------------------------------------------------------------- */
+
+  /**
+   * The first element that a selector finds. Throws where there is none of that type.
+   * @template {Element} [T=HTMLElement]
+   * @param {ParentNode} root
+   * @param {string} selector
+   * @param {new () => T} [type]
+   * @returns {T}
+   */
+  function find(root, selector, type) {
+    const [element] = findAll(root, selector, type);
+    if (!element) throw new Error(`No element matches ${selector}.`);
+    return element;
+  }
+
+  /**
+   * All elements of a type that a selector finds.
+   * @template {Element} [T=HTMLElement]
+   * @param {ParentNode} root
+   * @param {string} selector
+   * @param {new () => T} [type]
+   */
+  function findAll(root, selector, type) {
+    return [...root.querySelectorAll(selector)].filter((element) => isOf(element, type));
+  }
+
+  /**
+   * The element an event happened in, or the nearest one around it, that matches a selector.
+   * @template {Element} [T=HTMLElement]
+   * @param {Event} event
+   * @param {string} selector
+   * @param {new () => T} [type]
+   */
+  function closest({ target }, selector, type) {
+    const element = target instanceof Element ? target.closest(selector) : null;
+    return isOf(element, type) ? element : null;
+  }
+
+  /**
+   * @template {Element} [T=HTMLElement]
+   * @param {Element | null} element
+   * @param {new () => T} [type]
+   * @returns {element is T}
+   */
+  function isOf(element, type) {
+    return element instanceof (type ?? HTMLElement);
+  }
+
+  /** @type {Slimscope["create"]} */
+  const create = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
 
   /* --- the frame ------------------------------------------------------------------------- */
 
-  function wanted() {
-    const kept = localStorage.getItem(THEME);
-    return kept ? kept === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const isDark = () => document.body.classList.contains("dark");
+  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  function prefersDark() {
+    const chosen = localStorage.getItem(THEME_KEY);
+    return chosen ? chosen === "dark" : matchMedia(PREFERS_DARK).matches;
   }
 
   function applyTheme() {
-    if (dark() !== wanted()) document.body.classList.toggle("dark", wanted());
+    if (isDark() !== prefersDark()) document.body.classList.toggle("dark", prefersDark());
     const button = document.getElementById("frame-theme");
-    if (button) {
-      button.setAttribute("aria-pressed", String(dark()));
-      button.textContent = dark() ? "Light" : "Dark";
-      button.setAttribute("aria-label", dark() ? "Switch to light mode" : "Switch to dark mode");
-    }
+    if (!button) return;
+    button.setAttribute("aria-pressed", String(isDark()));
+    button.textContent = isDark() ? "Light" : "Dark";
+    button.setAttribute("aria-label", isDark() ? "Switch to light mode" : "Switch to dark mode");
   }
 
   function applyTitle() {
@@ -31,13 +92,14 @@ window.slimscope = (() => {
     if (document.title !== title) document.title = title;
   }
 
+  /** @param {HTMLElement} element */
   function header(element) {
-    element.querySelector("#frame-theme").onclick = () => {
-      localStorage.setItem(THEME, dark() ? "light" : "dark");
+    find(element, "#frame-theme").onclick = () => {
+      localStorage.setItem(THEME_KEY, isDark() ? "light" : "dark");
       applyTheme();
     };
-    element.querySelector("#frame-skip").onclick = () => {
-      const main = document.getElementById("main");
+    find(element, "#frame-skip").onclick = () => {
+      const main = find(document, "#main");
       main.tabIndex = -1;
       main.focus();
     };
@@ -47,15 +109,18 @@ window.slimscope = (() => {
     applyTheme();
     applyTitle();
     new MutationObserver(applyTheme).observe(document.body, { attributeFilter: ["class"] });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
-    const whole = { childList: true, characterData: true, subtree: true };
-    new MutationObserver(applyTitle).observe(document.documentElement, whole);
+    matchMedia(PREFERS_DARK).addEventListener("change", applyTheme);
+    const everything = { childList: true, characterData: true, subtree: true };
+    new MutationObserver(applyTitle).observe(document.documentElement, everything);
   }
 
-  /* Polls the server; tells the page only when something has changed. */
+  /* --- the status line --------------------------------------------------------------------- */
+
   const mayNotify = () => window.isSecureContext && window.Notification?.permission === "granted";
 
+  /** @param {string} run */
   async function notify(run) {
+    /** @type {{state: string, name: string | null}} */
     const job = await (await fetch(`slimscope/api/runs/${run}`)).json();
     const note = new Notification(`${run} has ${job.state}`, { body: job.name ?? "", tag: run });
     note.onclick = () => {
@@ -64,321 +129,415 @@ window.slimscope = (() => {
     };
   }
 
+  /**
+   * Polls the server for the status line; `changed` is called when something else has changed.
+   * @param {HTMLElement} element
+   * @param {() => void} changed
+   */
   function pulse(element, changed) {
-    const line = element.querySelector(".status-line");
-    let pages = null,
-      cursor = null,
-      timer = null,
-      last = new Date(),
-      working = [];
-    async function ask() {
+    const line = find(element, ".status-line");
+    let timer = 0;
+    let lastAnswer = new Date();
+    /** @type {Pulse | null} */
+    let before = null;
+
+    /** @param {Pulse} answer */
+    function take(answer) {
+      const html = answer.html.trim();
+      if (line.innerHTML !== html) line.innerHTML = html;
+      if (before && before.cursor !== answer.cursor) changed();
+      const ended = (before?.runs ?? []).filter((run) => !answer.runs.includes(run));
+      if (mayNotify()) ended.forEach(notify);
+      before = answer;
+    }
+
+    async function poll() {
       clearTimeout(timer);
-      if (document.hidden && !(mayNotify() && working.length)) return;
-      let wait = 10000;
+      if (document.hidden && !(mayNotify() && before?.runs.length)) return;
+      let wait_ms = PULSE_MS;
       try {
+        /** @type {Pulse} */
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
-        pages ??= answer.pages;
-        if (pages !== answer.pages) {
+        if (before && before.pages !== answer.pages) {
           line.innerHTML =
             '<span class="problem">The dashboard has changed since this page was opened. <a href="">Reload the page</a></span>';
           return; // its events would be refused
         }
-        last = new Date();
+        lastAnswer = new Date();
         line.dataset.heard = "true";
-        wait = answer.live && !document.hidden ? 2000 : 10000;
-        if (line.innerHTML !== answer.html.trim()) line.innerHTML = answer.html.trim();
-        if (cursor !== null && cursor !== answer.cursor) changed();
-        cursor = answer.cursor;
-        if (mayNotify()) for (const run of working) if (!answer.runs.includes(run)) notify(run);
-        working = answer.runs;
+        if (answer.live && !document.hidden) wait_ms = LIVE_PULSE_MS;
+        take(answer);
       } catch {
-        line.textContent = `No answer from the server. Last update ${last.toLocaleTimeString()}.`;
-        wait = 3000;
+        line.textContent = `No answer from the server. Last update ${lastAnswer.toLocaleTimeString()}.`;
+        wait_ms = RETRY_MS;
       }
-      timer = setTimeout(ask, wait);
+      timer = setTimeout(poll, wait_ms);
     }
-    document.addEventListener("visibilitychange", ask);
-    api.look = ask;
-    ask();
+    document.addEventListener("visibilitychange", poll);
+    slimscope.look = poll;
+    poll();
   }
+
+  /* --- the address ------------------------------------------------------------------------- */
 
   /* Gradio also selects tabs by itself while a page is built; only a person's choice counts. */
   let touched = false;
   for (const kind of ["pointerdown", "keydown"]) {
-    document.addEventListener(
-      kind,
-      () => {
-        touched = true;
-      },
-      { capture: true },
-    );
+    const touch = () => {
+      touched = true;
+    };
+    document.addEventListener(kind, touch, { capture: true });
   }
 
+  /** @param {string} name */
   function tab(name) {
     if (touched) address({ tab: name });
   }
 
-  /* Browsers allow few changes of an address in a second: what moves under the hand is written once it rests. */
-  const REST_MS = 250;
-  let waiting = {},
-    rest = 0;
+  /* Browsers allow few changes of an address in a second: a value that moves is written once it rests. */
+  /** @type {Record<string, unknown>} */
+  let unwritten = {};
+  let writeTimer = 0;
+  let lastPush_ms = -SAME_STEP_MS;
+
+  /** @type {Slimscope["address"]} */
   function address(fields, moving = false) {
-    Object.assign(waiting, fields);
-    clearTimeout(rest);
-    if (moving) rest = setTimeout(write, REST_MS);
+    Object.assign(unwritten, fields);
+    clearTimeout(writeTimer);
+    if (moving) writeTimer = setTimeout(write, WRITE_MS);
     else write();
   }
 
   function write() {
-    const url = new URL(window.location);
-    for (const [name, value] of Object.entries(waiting)) {
-      const words = Array.isArray(value) ? value.join(",") : String(value ?? "");
-      if (words) url.searchParams.set(name, words);
+    const url = new URL(window.location.href);
+    for (const [name, value] of Object.entries(unwritten)) {
+      const text = Array.isArray(value) ? value.join(",") : String(value ?? "");
+      if (text) url.searchParams.set(name, text);
       else url.searchParams.delete(name);
     }
-    waiting = {};
-    clearTimeout(rest);
+    unwritten = {};
+    clearTimeout(writeTimer);
     if (url.href === window.location.href) return;
-    const person = touched && performance.now() - pushed > 1000; // what follows at once belongs to it
-    if (person) pushed = performance.now();
-    history[person ? "pushState" : "replaceState"](history.state, "", url);
+    const isStep = touched && performance.now() - lastPush_ms > SAME_STEP_MS;
+    if (isStep) lastPush_ms = performance.now();
+    history[isStep ? "pushState" : "replaceState"](history.state, "", url);
   }
   window.addEventListener("pagehide", write);
 
   /* Back undoes the last view: the page is drawn anew for the address it then has. */
-  let pushed = -1000;
   window.addEventListener("popstate", () => {
-    if (!api.back?.()) window.location.reload();
+    if (!slimscope.back?.()) window.location.reload();
   });
 
   /* --- charts ---------------------------------------------------------------------------- */
 
-  const larger = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+  const typeScale = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
 
-  /* The figure in the mode of the page, with larger type on wide screens. */
+  /**
+   * The figure in the mode of the page, with larger type on wide screens.
+   * @param {PlotlyFigure} figure
+   */
   function shade(figure) {
-    const shaded = window.slimscopeShade(
-      figure,
-      api.templates,
-      dark(),
-      getComputedStyle(document.body),
-    );
-    if (larger() !== 1) shaded.layout.template = enlarged(shaded.layout.template, larger());
+    const css = getComputedStyle(document.body);
+    const shaded = window.slimscopeShade(figure, slimscope.templates, isDark(), css);
+    const scale = typeScale();
+    if (scale !== 1)
+      shaded.layout.template = JSON.parse(JSON.stringify(shaded.layout.template), (key, value) =>
+        key === "size" && typeof value === "number" ? Math.round(value * scale) : value,
+      );
     return shaded;
   }
 
-  /* The template with larger type, for wide screens and projectors. */
-  function enlarged(template, factor) {
-    return JSON.parse(JSON.stringify(template), (key, value) =>
-      key === "size" && typeof value === "number" ? Math.round(value * factor) : value,
-    );
-  }
+  /**
+   * @param {ChartValue | undefined} value
+   * @returns {value is PlotlyFigure}
+   */
+  const isFigure = (value) => typeof value === "object" && value !== null && !("nothing" in value);
 
-  function plot(element, props, watch, select) {
-    const Plotly = window.Plotly; // kept: another script may replace the global
-    const box = element.querySelector(".plot");
-    const canvas = element.querySelector(".plot-canvas");
-    const empty = element.querySelector(".plot-empty");
-    const room = parseFloat(box.style.minHeight);
-    const config = {
-      displaylogo: false,
-      responsive: true,
-      showSendToCloud: false,
-      plotlyServerURL: "",
-      displayModeBar: false, // drag zooms, a double click shows all again
-    };
-    let picked = null,
-      bound = false;
+  /** A Plotly chart in an HTML component (`ui/widgets/panel.py`). */
+  class Chart {
+    Plotly = window.Plotly; // another script may replace the global
+    /** @type {[AxisValue, AxisValue] | null} */
+    picked = null;
+    isBound = false;
 
-    function meta() {
-      return (props.value && props.value.layout && props.value.layout.meta) || {};
+    /**
+     * @param {HTMLElement} element
+     * @param {GradioProps<ChartValue>} props
+     * @param {(choice: ChartSelection) => void} select
+     */
+    constructor(element, props, select) {
+      this.props = props;
+      this.select = select;
+      this.box = find(element, ".plot");
+      this.canvas = /** @type {PlotlyElement} */ (find(element, ".plot-canvas"));
+      this.empty = find(element, ".plot-empty");
+      this.reserved_px = parseFloat(this.box.style.minHeight);
     }
 
-    function outline() {
-      if (!picked) return [];
-      const trace = props.value.data[0];
-      const i = trace.x.indexOf(picked[0]),
-        j = trace.y.indexOf(picked[1]);
+    get meta() {
+      const { value } = this.props;
+      return (isFigure(value) && value.layout.meta) || {};
+    }
+
+    /** The heatmap whose cells are picked. */
+    get trace() {
+      const { value } = this.props;
+      return isFigure(value) ? value.data[0] : null;
+    }
+
+    get height_px() {
+      const { value } = this.props;
+      if (value && typeof value === "object" && "nothing" in value)
+        return Math.min(this.reserved_px, EMPTY_CHART_PX);
+      const height = this.reserved_px + (this.meta.more ?? 0);
+      if (!document.documentElement.classList.contains("presenting")) return height;
+      return Math.max(height, Math.min(height * typeScale(), 0.42 * window.innerHeight));
+    }
+
+    /** Two frames around the picked cell: one in the colour of text, one of paper inside. */
+    outline() {
+      if (!this.picked || !this.trace) return [];
+      const i = this.trace.x.indexOf(this.picked[0]);
+      const j = this.trace.y.indexOf(this.picked[1]);
       if (i < 0 || j < 0) return [];
       const css = getComputedStyle(document.body);
-      const [text, paper] = ["--text", "--paper"].map((name) => css.getPropertyValue(name).trim());
-      const line = { color: text, width: 3 };
-      const place = { x0: i - 0.5, x1: i + 0.5, y0: j - 0.5, y1: j + 0.5 };
+      const frame = {
+        type: "rect",
+        layer: "above",
+        x0: i - 0.5,
+        x1: i + 0.5,
+        y0: j - 0.5,
+        y1: j + 0.5,
+      };
       return [
-        { type: "rect", layer: "above", ...place, line },
-        { type: "rect", layer: "above", ...place, line: { color: paper, width: 1 } },
+        { ...frame, line: { color: css.getPropertyValue("--text").trim(), width: 3 } },
+        { ...frame, line: { color: css.getPropertyValue("--paper").trim(), width: 1 } },
       ];
     }
 
-    async function draw() {
-      const value = props.value;
-      const none = !value || typeof value === "string" || "nothing" in value;
-      const presented = document.documentElement.classList.contains("presenting");
-      empty.hidden = !none || !value;
-      canvas.style.visibility = none ? "hidden" : "visible";
-      box.classList.toggle("loading", value === "");
-      const height = room + (meta().more || 0);
-      box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : presented ? Math.max(height, Math.min(height * larger(), 0.42 * window.innerHeight)) : height}px`;
-      if (none) {
-        empty.textContent = value?.nothing || value || "";
+    async draw() {
+      const { value } = this.props;
+      const drawn = isFigure(value);
+      this.empty.hidden = drawn || !value;
+      this.canvas.style.visibility = drawn ? "visible" : "hidden";
+      this.box.classList.toggle("loading", value === "");
+      this.box.style.minHeight = `${this.height_px}px`;
+      if (!drawn) {
+        this.empty.textContent = typeof value === "object" ? (value?.nothing ?? "") : value;
         return;
       }
       const figure = shade(value);
-      picked = meta().picked || null;
-      if (canvas.clientWidth < NARROW)
+      this.picked = this.meta.picked ?? null;
+      if (this.canvas.clientWidth < NARROW_PX)
         for (const trace of figure.data) trace.name = trace.name?.replace(/ · (?=[^·]*$)/, "<br>");
-      if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
-      await Plotly.react(canvas, figure.data, figure.layout, config);
-      describe();
-      if (!bound) bind();
+      if (this.meta.pick)
+        figure.layout.shapes = [...(figure.layout.shapes ?? []), ...this.outline()];
+      await this.Plotly.react(this.canvas, figure.data, figure.layout, {
+        displaylogo: false,
+        responsive: true,
+        showSendToCloud: false,
+        plotlyServerURL: "",
+        displayModeBar: false, // drag zooms, a double click shows all again
+      });
+      this.describe();
+      if (!this.isBound) this.bind();
     }
 
-    function describe() {
-      const svg = canvas.querySelector("svg.main-svg");
+    /** Names the chart for screen readers. */
+    describe() {
+      const svg = this.canvas.querySelector("svg.main-svg");
       if (!svg) return;
+      const label = this.box.dataset.label ?? "";
       svg.setAttribute("role", "img");
-      svg.setAttribute("aria-label", box.dataset.label);
-      if (meta().pick) {
-        canvas.tabIndex = 0;
-        canvas.setAttribute("role", "group");
-        canvas.setAttribute("aria-label", `${box.dataset.label}. Arrow keys choose a cell.`);
-      }
+      svg.setAttribute("aria-label", label);
+      if (!this.meta.pick) return;
+      this.canvas.tabIndex = 0;
+      this.canvas.setAttribute("role", "group");
+      this.canvas.setAttribute("aria-label", `${label}. Arrow keys choose a cell.`);
     }
 
-    function pick(i, j) {
-      const trace = props.value.data[0];
-      picked = [trace.x[i], trace.y[j]];
-      Plotly.relayout(canvas, { shapes: outline() });
-      const custom = trace.customdata && trace.customdata[j] ? trace.customdata[j][i] : null;
-      tell({ x: picked[0], y: picked[1], customdata: custom });
+    /**
+     * Selects the cell in a column and row of a heatmap.
+     * @param {number} i
+     * @param {number} j
+     */
+    pick(i, j) {
+      if (!this.trace) return;
+      const { x, y, customdata } = this.trace;
+      this.picked = [x[i], y[j]];
+      this.Plotly.relayout(this.canvas, { shapes: this.outline() });
+      this.tell({ x: x[i], y: y[j], customdata: customdata?.[j]?.[i] ?? null });
     }
 
-    /* Gradio drops the data of an event it has to defer, so the selection is kept here too. */
-    function tell(choice) {
-      api.picked = choice;
-      select(choice);
+    /**
+     * Gradio drops the data of an event it has to defer, so the selection is kept here too.
+     * @param {ChartSelection} choice
+     */
+    tell(choice) {
+      slimscope.picked = choice;
+      this.select(choice);
     }
 
-    function clicked(event) {
-      const point = event.points.find((each) => each.customdata != null) || event.points[0];
-      if (!meta().pick) tell({ x: point.x, y: point.y, customdata: point.customdata ?? null });
-      else pick(point.pointIndex[1], point.pointIndex[0]);
-      canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
+    /** @param {{points: PlotlyPoint[]}} event */
+    clicked({ points }) {
+      const { x, y, customdata, pointIndex } =
+        points.find((point) => point.customdata != null) ?? points[0];
+      if (this.meta.pick) this.pick(pointIndex[1], pointIndex[0]);
+      else this.tell({ x, y, customdata: customdata ?? null });
+      this.canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
     }
 
-    function key(event) {
-      const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-      const move = moves[event.key];
-      if (!move || !meta().pick) return;
+    /** @param {KeyboardEvent} event */
+    keyPressed(event) {
+      const move = ARROWS[event.key];
+      const { trace } = this;
+      const { value } = this.props;
+      if (!move || !this.meta.pick || !trace || !isFigure(value)) return;
       event.preventDefault();
-      const trace = props.value.data[0];
-      const down = (props.value.layout.yaxis || {}).autorange === "reversed" ? 1 : -1;
-      let i = picked ? trace.x.indexOf(picked[0]) : 0,
-        j = picked ? trace.y.indexOf(picked[1]) : 0;
+      const down = value.layout.yaxis?.autorange === "reversed" ? 1 : -1;
+      let i = this.picked ? trace.x.indexOf(this.picked[0]) : 0;
+      let j = this.picked ? trace.y.indexOf(this.picked[1]) : 0;
       do {
         i += move[0];
         j += move[1] * down;
-      } while (trace.z[j] && i in trace.z[j] && trace.z[j][i] === null);
-      if (trace.z[j] && i in trace.z[j]) pick(i, j);
+      } while (trace.z[j]?.[i] === null);
+      if (trace.z[j]?.[i] !== undefined) this.pick(i, j);
     }
 
-    function bind() {
-      bound = true;
-      canvas.on("plotly_click", clicked);
-      canvas.addEventListener("keydown", key);
+    bind() {
+      this.isBound = true;
+      this.canvas.on("plotly_click", (event) => this.clicked(event));
+      this.canvas.addEventListener("keydown", (event) => this.keyPressed(event));
       // not while hidden; at once, as Plots.resize waits, and a chart that is too tall covers what is below it
-      new ResizeObserver(
-        () => box.offsetWidth && Plotly.relayout(canvas, { autosize: true }),
-      ).observe(box);
-      new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
+      new ResizeObserver(() => {
+        if (this.box.offsetWidth) this.Plotly.relayout(this.canvas, { autosize: true });
+      }).observe(this.box);
+      new MutationObserver(() => this.draw()).observe(document.body, {
+        attributeFilter: ["class"],
+      });
     }
+  }
 
-    watch("value", draw);
-    draw();
+  /** Columns and rows by which an arrow key moves. @type {Record<string, [number, number]>} */
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+  /** @type {Slimscope["plot"]} */
+  function plot(element, props, watch, select) {
+    const chart = new Chart(element, props, select);
+    watch("value", () => chart.draw());
+    chart.draw();
   }
 
   /* --- tables ---------------------------------------------------------------------------- */
 
-  /* Quoted where needed; a text that a spreadsheet would take for a formula gets an apostrophe. */
-  const cell = (value) => {
+  /**
+   * A field of CSV, quoted where needed; a text that a spreadsheet would take for a formula gets an apostrophe.
+   * @param {string} value
+   */
+  function csvField(value) {
     const text = /^[=+\-@\t\r]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
+  }
 
-  /* Saves a table as NAME.csv, with the exact numbers behind the rounded ones. */
+  /**
+   * Saves a table as NAME.csv, with the exact numbers behind the rounded ones.
+   * @type {Slimscope["saveTable"]}
+   */
   function saveTable(source, name) {
     if (!source) return;
     const rows = [...source.rows].map((row) =>
-      [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","),
+      [...row.cells]
+        .map((cell) => csvField(cell.dataset.value ?? cell.textContent.trim()))
+        .join(","),
     );
-    api.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
+    slimscope.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
   }
 
-  /* A click on a button with data-csv="NAME" saves the table beside it. */
+  /**
+   * A click on a button with data-csv="NAME" saves the table beside it.
+   * @param {HTMLElement} element
+   */
   function table(element) {
     element.addEventListener("click", (event) => {
-      const button = event.target.closest("[data-csv]");
-      if (button) saveTable(element.querySelector("table"), button.dataset.csv);
+      const name = closest(event, "[data-csv]")?.dataset.csv;
+      if (name) saveTable(element.querySelector("table"), name);
     });
   }
 
-  /* Modules of pages are loaded where they are used, those that draw all of a page already while Gradio starts. */
+  /* --- modules, figures, dialogs, streams ---------------------------------------------------- */
+
+  /**
+   * Modules are loaded by the page that uses them; those that draw a whole page already while Gradio starts.
+   * @param {string} folder
+   */
   function modules(folder) {
-    api.module = (name) => import(`${folder}/${name}.js`);
-    const page = location.pathname.split("/").pop();
+    slimscope.module = (/** @type {string} */ path) => import(`${folder}/${path}.js`);
+    const page = location.pathname.split("/").pop() ?? "";
     if (["weights", "workbench"].includes(page))
-      api.module(`${page}/page`).then((each) => each.ahead());
+      slimscope.module(`${page}/page`).then((module) => module.ahead());
   }
 
   document.addEventListener("submit", (event) => {
-    if (!event.target.matches("[data-trace]")) return;
+    const form = closest(event, "[data-trace]");
+    if (!form) return;
     event.preventDefault();
-    api.module("workbench/trace").then(({ traced }) => traced(event.target));
+    slimscope.module("workbench/trace").then(({ traced }) => traced(form));
   });
 
-  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-
-  /* Draws every figure that a panel shows with data of that name; one that is shown again keeps its own, one with other
-     data stops the first: both would write into the same words. */
+  /**
+   * Draws each figure with `data-NAME` once for its data; new data stops the old drawing, since both would write
+   * into the same elements.
+   * @type {Slimscope["figures"]}
+   */
   function figures(name, draw) {
+    /** @type {WeakMap<HTMLElement, {data?: string, stop: (() => void) | void}>} */
+    const drawings = new WeakMap();
     const look = () => {
-      for (const figure of document.querySelectorAll(`figure[data-${name}]`)) {
-        if (figure.drawn === figure.dataset[name]) continue;
-        figure.stop?.();
-        figure.drawn = figure.dataset[name];
-        figure.stop = draw(figure);
+      for (const figure of findAll(document, `figure[data-${name}]`)) {
+        const data = figure.dataset[name];
+        const drawing = drawings.get(figure);
+        if (drawing?.data === data) continue;
+        drawing?.stop?.();
+        drawings.set(figure, { data, stop: draw(figure) });
       }
     };
-    new MutationObserver(look).observe(document.documentElement, {
-      childList: true,
-      subtree: true,
-    });
+    const added = { childList: true, subtree: true };
+    new MutationObserver(look).observe(document.documentElement, added);
     look();
   }
 
-  /* A question to the person, not yet shown, outside of the panels: a redraw does not close it. */
-  function dialog(css, html) {
-    const made = Object.assign(document.createElement("dialog"), {
-      className: `ask ${css}`,
-      innerHTML: html,
-    });
-    document.body.append(made);
-    return made;
+  /**
+   * A dialog, not yet shown, outside of the panels: a redraw does not close it.
+   * @type {Slimscope["dialog"]}
+   */
+  function dialog(className, html) {
+    const element = create("dialog", { className: `ask ${className}`, innerHTML: html });
+    document.body.append(element);
+    return element;
   }
 
-  /* Takes each row of JSON that a response streams as server-sent events. */
+  /**
+   * Calls `take` with each row of JSON that a response streams as server-sent events.
+   * @type {Slimscope["events"]}
+   */
   async function events(response, take) {
+    if (!response.body) return;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = ""; ;) {
       const { value, done } = await reader.read();
       if (done) return;
       const lines = (rest + value).split("\n");
-      rest = lines.pop();
+      rest = lines.pop() ?? "";
       for (const line of lines) if (line.startsWith("data: ")) take(JSON.parse(line.slice(6)));
     }
   }
 
-  const api = {
+  const slimscope = /** @type {Slimscope} */ ({
+    find,
+    findAll,
+    closest,
+    create,
     header,
     pulse,
     address,
@@ -393,6 +552,6 @@ window.slimscope = (() => {
     events,
     picked: null,
     templates: {},
-  };
-  return api;
+  });
+  return slimscope;
 })();

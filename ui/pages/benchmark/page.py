@@ -10,6 +10,7 @@ from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.benchmark import kind as benchmark
 from jobs.benchmark.report import DecoderReport
+from jobs.submit import command_line
 from ui.charts.chart import Chart
 from ui.frame import Page, live, query, url_sync
 from ui.pages.benchmark import charts, data
@@ -108,8 +109,6 @@ def draw(run: str | None, drafter: str | None, request: gr.Request) -> Updates:
 
 def head(shown: Benchmark) -> Markup:
     job = shown.job
-    drafters = str(job.config["drafters"]).replace(",", " ")
-    command = " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
     return HTML.head(
         job,
         shown.verdicts,
@@ -117,7 +116,7 @@ def head(shown: Benchmark) -> Markup:
         progress(job),
         error_of(job),
         conditions(job),
-        command,
+        command_line(job.kind, job.config),
         clone_link(job),
     )
 

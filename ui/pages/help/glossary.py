@@ -143,8 +143,8 @@ COMMANDS = {
     "slimscope next sds-0001": "Move a queued run to the front of the queue",
     "slimscope cancel sds-0001": "Cancel a run; a second call kills it",
     "slimscope resume sds-0001": "Continue from the last checkpoint",
-    "slimscope benchmark amphista-0001": "Measure decoding speed with and without a drafter",
-    'slimscope generate --drafter amphista-0001 "Why is the sky blue?"': "Generate with a drafter",
+    "slimscope submit benchmark --drafters amphista-0001": "Measure decoding speed with and "
+    "without a drafter",
     "slimscope models": "List models that can be compressed",
     "slimscope doctor": "Check the installation",
 }

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from backend.models.layer_names import read_names
+from backend.backup.examples import recorded_turn
+from backend.queue.conversations import Turn
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.generate import kind as generate
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
-from jobs.serving.transcript import Transcript, read_transcript
+from jobs.serving.transcript import Transcript, transcript_of
 from jobs.wording import LITTLE
 from ui.charts.series import rebinned
 from ui.format import HOLD, number, of_unit, share, size, threads
@@ -229,31 +229,30 @@ def _threads(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Race:
-    """Two answers to one prompt, replayed as fast as they were written: that of the first model of
-    a run and the fastest other. `lanes` are for `assets/scripts/race.js`; `gain`: how much faster
-    the second decoded."""
+    """Two answers to one prompt, replayed as fast as they were written: that of the first model and
+    the fastest other. `lanes` are for `assets/scripts/race.js`; `gain`: how much faster the second
+    decoded."""
 
-    job: Job
+    turn: Turn
     gain: float
     lanes: list[dict[str, Any]]
     threads: str
 
 
 def race() -> Race | None:
-    """The newest run whose texts can be raced."""
-    for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
-        names = read_names(str(job.config.get("sides", "")))
-        timed = [
-            (text.speed, name, text)
-            for side, name in enumerate(names, 1)
-            if (text := read_transcript(job.run, side)).complete and text.speed
-        ]
-        if len(timed) < 2 or timed[0][1] != names[0]:
-            continue
-        first, other = timed[0], max(timed[1:], key=itemgetter(0))
-        lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
-        return Race(job, other[0] / first[0], lanes, _threads(job))
-    return None
+    """The answers of the recorded conversation; None if it was deleted. Those of other
+    conversations were written at the same time, which slows each down."""
+    turn = recorded_turn()
+    if turn is None:
+        return None
+    texts = ((turn.names[n - 1], transcript_of(x.transcript)) for n, x in turn.answers.items())
+    timed = [(text.speed, name, text) for name, text in texts if text.complete and text.speed]
+    if len(timed) < 2:
+        return None
+    first, other = timed[0], max(timed[1:], key=itemgetter(0))
+    lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
+    together = first[2].threads
+    return Race(turn, other[0] / first[0], lanes, threads(together) if together else "")
 
 
 def _lane(name: str, text: Transcript, speed: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import RateLimitError, SlimscopeError
-from backend.queue import permissions, rate_limit, scheduling, service
+from backend.queue import gate, permissions, scheduling, service
 from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.tables import Job
@@ -34,7 +34,7 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
     if permissions.may_not_add(user):
         return HTML.preview(command), 0, None, {}
     try:
-        rate_limit.count_preview(user)
+        gate.previews.spend(user)
     except RateLimitError as error:
         return HTML.preview(command, error), 0, error, {}
     service.expect_run(user)

@@ -6,10 +6,8 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import conversations, permissions
 from backend.queue.actor import Actor
 from backend.queue.conversations import Turn
-from backend.store.tables import Job
 from jobs.chat import ask_again, vote
 from jobs.fields.models import has_saved
-from jobs.generate import kind as generate
 from ui.pages.playground import board
 from ui.pages.playground.answers import stop
 from ui.runs.results import find_job, kind_of
@@ -21,12 +19,6 @@ def shown_turns(text: str) -> list[Turn]:
         return conversations.turns_to(int(text[:9])) if text.isdecimal() else []
     except SlimscopeError:
         return []
-
-
-def recorded(run: str) -> Job | None:
-    """A run of the kind generate, which recorded answers."""
-    job = find_job(run)
-    return job if job and job.kind == generate.NAME and not job.damaged else None
 
 
 def absent(names: Sequence[str]) -> list[str]:

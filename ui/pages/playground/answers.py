@@ -51,15 +51,14 @@ class Answer:
     text: str
 
 
-def answers_of(
-    names: Sequence[str],
-    order: Sequence[int],
-    hidden: bool,
-    texts: dict[int, Transcript],
-    status: str = "",
-    begins: bool = False,
-) -> list[Answer]:
-    """Columns in this order; `status` and `begins` are of those that have no text."""
+def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
+    """Those of the last of these turns, as `actor` may see them. Who asked has them written, as
+    soon as they see the page; also again, where their process ended before it did."""
+    turn = turns[-1]
+    order, hidden = display_order(turn), is_hidden(turns, actor.name)
+    texts = {side: transcript_of(each.transcript) for side, each in turn.answers.items()}
+    begins = not may_not_begin(turn, actor)
+    status = "Starting" if begins else "Being answered"
     first = texts.get(order[0])
     shown = []
     for side, letter in zip(order, LETTERS, strict=False):
@@ -71,7 +70,7 @@ def answers_of(
             Answer(
                 side,
                 letter if len(order) > 1 else "",
-                None if hidden else model_name(names[side - 1]),
+                None if hidden else model_name(turn.names[side - 1]),
                 "" if text else status,
                 begins and not text,
                 [*facts(found, hidden), *_difference(other, found, differs)],
@@ -80,17 +79,6 @@ def answers_of(
             )
         )
     return shown
-
-
-def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
-    """Those of the last of these turns, as `actor` may see them. Who asked has them written, as
-    soon as they see the page; also again, where their process ended before it did."""
-    turn = turns[-1]
-    texts = {side: transcript_of(each.transcript) for side, each in turn.answers.items()}
-    begins = not may_not_begin(turn, actor)
-    status = "Starting" if begins else "Being answered"
-    hidden = is_hidden(turns, actor.name)
-    return answers_of(turn.names, display_order(turn), hidden, texts, status, begins)
 
 
 def may_not_begin(turn: Turn, actor: Actor) -> str:

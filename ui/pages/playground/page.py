@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from backend.backup.examples import recorded_turn
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
 from backend.queue import permissions
@@ -14,16 +15,15 @@ from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
 from backend.store.tables import EXAMPLE
-from jobs.chat import ELSEWHERE, ask
+from jobs.chat import ELSEWHERE, ChatSettings, ask
 from jobs.dlqat import kind as dlqat
 from jobs.fields.models import NO_WEIGHTS
 from jobs.fields.types import DEFAULT_MODEL
-from jobs.generate.kind import GenerateJob
 from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
-from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
+from ui.pages.playground.actions import absent, carry_out, shown_turns
 from ui.pages.playground.answers import HTML
 from ui.pages.playground.room import EVERY_S, draw_room
 from ui.runs.choices import answering, models
@@ -37,12 +37,9 @@ QUICK_LOOK = dlqat.KIND.presets["quick look"]
 
 def build() -> None:
     with gr.Tabs(elem_id="playground-tabs") as tabs:
-        chat, ranks = gr.Tab("Chat", id="chat"), gr.Tab("Leaderboard", id="leaderboard")
-        room = gr.Tab("Room", id="room")
+        chat, room = gr.Tab("Chat", id="chat"), gr.Tab("Room", id="room")
     with room:
         projected, clock = plain(elem_id="playground-room"), gr.Timer(EVERY_S, active=False)
-    with ranks:
-        ranking = plain(elem_id="playground-ranking")
     with chat, gr.Row(elem_id="playground", equal_height=False):
         with gr.Column(scale=1, min_width=240, elem_id="playground-side"):
             earlier = HtmlPanel(elem_id="playground-earlier")
@@ -63,13 +60,12 @@ def build() -> None:
     page = Outputs(board=board, earlier=earlier)
     show = page.named(draw), None, page.components
     live(*show)
-    live(lambda: boards.ranking(), None, ranking)
     board.view(*show, **LATEST)
     earlier.view(*show, **LATEST).then(composer.show, None, composer.settings, **SILENT_EVENT)
     on_load(composer.arrive, None, composer.settings)
     on_load(_may_have_alias, None, alias)
     clock.tick(draw_room, None, projected, **SILENT_EVENT)
-    for name, one in (("", chat), ("leaderboard", ranks), ("room", room)):
+    for name, one in (("", chat), ("room", room)):
         one.select(_clock(one is room), None, clock, **SILENT_EVENT).then(
             None, None, None, js=f"() => slimscope.tab('{name}')"
         )
@@ -88,7 +84,7 @@ def build() -> None:
 
 
 def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
-    fields = GenerateJob.model_fields
+    fields = ChatSettings.model_fields
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], answering(), "playground-")
         blind = gr.Checkbox(
@@ -104,7 +100,7 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
 
 def _settings() -> ConfigForm:
     with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
-        form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
+        form = ConfigForm(ChatSettings, {}, "playground-", without=ELSEWHERE)
         gr.Checkbox(  # read by the style sheet alone
             label="Show rejected draft tokens",
             elem_id="playground-vain",
@@ -146,9 +142,9 @@ class Composer:
         return [self.message, self.sides, self.blind, *self.form.inputs]
 
     def arrive(self, request: gr.Request) -> dict[Any, Any]:
-        """On opening: the current models, the settings of the run or of the address, and why
-        prompts are not allowed."""
-        config, there = _shown_config(request) or address_values(request, GenerateJob), answering()
+        """On opening: the current models, the settings of the conversation or of the address, and
+        why prompts are not allowed."""
+        config, there = _shown_config(request) or address_values(request, ChatSettings), answering()
         updates = self.form.arrival(config) | {self.sides: gr.update(choices=there)}
         if config:
             blind = {"blind": True} if query(request, "blind") else {}
@@ -193,13 +189,12 @@ class Composer:
 
 
 def _shown_config(request: gr.Request) -> dict[str, Any]:
-    """The settings of the conversation or the recorded run that is shown; empty without one."""
+    """The settings of the conversation that is shown; empty without one."""
     if turns := shown_turns(query(request, "chat")):
         last = turns[-1]
         about = {"sides": ", ".join(last.names), "blind": last.conversation.blind}
         return last.prompt.settings | about
-    job = recorded(query(request, "from") or query(request, "run"))
-    return job.config if job else {}
+    return {}
 
 
 def _may_have_alias(request: gr.Request) -> Any:
@@ -212,7 +207,7 @@ def _actor(request: gr.Request, alias: str) -> Actor:
 
 
 def _tab(request: gr.Request) -> Any:
-    tab = query(request, "tab", "chat", ("chat", "leaderboard", "room"))
+    tab = query(request, "tab", "chat", ("chat", "room"))
     return gr.update(selected=tab), gr.Timer(active=tab == "room")
 
 
@@ -224,12 +219,10 @@ def draw(request: gr.Request) -> Updates:
     actor, turns = current_user(request), shown_turns(query(request, "chat"))
     if turns:
         board = boards.conversation(turns, actor)
-    elif job := recorded(query(request, "run")):
-        board = boards.recorded_run(job)
     else:
         made = len(answering()) > len(models())
         form = "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
-        board = HTML.nothing(boards.EXAMPLES, form, boards.recorded_last())
+        board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}

@@ -227,14 +227,12 @@ def head_html(job: Job, actor: Actor) -> Markup:
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
-    texts = quality.responses(job)
-    stages = Markup() if texts else stage_tables(results)
+    stages = stage_tables(results)
     needed = awaited([job.id]).get(job.id, [])
-    waiting = "" if texts or stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
+    waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     waiting = waits(needed) if needed else waiting
     figures = outcome(job, results, now_ms())
-    card = HTML.results(waiting, figures, stages + paired_table(job, results))
-    return WIDGETS.stack(card, texts)
+    return HTML.results(waiting, figures, stages + paired_table(job, results))
 
 
 def history(job: Job) -> Markup:

@@ -7,16 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from backend.models.layer_names import read_names
 from backend.store import queries
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
 from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
 from jobs.fields.models import has_saved, ships_without
-from jobs.generate.kind import NAME as GENERATE
 from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND
-from jobs.serving.transcript import Transcript, read_transcript
-from ui.format import href, number
+from ui.format import href
 from ui.runs.actions.single import next_links
 from ui.runs.results import RunResults, kind_of, speed_conditions, stage_comparison
 from ui.templates import fragments
@@ -93,20 +90,6 @@ def samples(job: Job) -> Markup:
         return Markup()
     pairs = zip(dense, compressed, strict=False) if dense else (({}, s) for s in compressed)
     return HTML.samples([_pair(a, b, results.label(kept)) for a, b in pairs])
-
-
-def responses(job: Job) -> Markup:
-    """What the models of a generation wrote, and how fast; empty of other kinds."""
-    names = read_names(str(job.config.get("sides", ""))) if job.kind == GENERATE else []
-    found = [(name, read_transcript(job.run, n)) for n, name in enumerate(names, 1)]
-    texts = [(_told(name, text), text.text.strip(), "") for name, text in found if text.text]
-    return HTML.samples([(job.config.get("prompt", ""), texts)], "") if texts else Markup()
-
-
-def _told(name: str, text: Transcript) -> str:
-    """ "dlqat-0001, 120 tokens, 204 tokens/s"."""
-    speed = f", {number(text.speed, 3)} tokens/s" if text.speed else ""
-    return f"{name}, {len(text.tokens)} tokens{speed}"
 
 
 def _pair(dense: Sample, compressed: Sample, label: str) -> tuple[str, list[tuple[str, str, str]]]:

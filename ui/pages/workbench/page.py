@@ -8,7 +8,9 @@ All else is in the page's scripts (`assets/scripts/workbench`); measured is by t
 import gradio as gr
 
 from ui.frame import Page, on_change
+from ui.pages.workbench.tables import FRONTS
 from ui.templates import fragments
+from ui.theme import ink
 
 HTML = fragments("pages/workbench/page.html")
 START = "slimscope.module('workbench/page').then((page) => page.start(element))"
@@ -34,7 +36,7 @@ GAUGES = {
 
 def build() -> None:
     gr.HTML(
-        html_template=HTML.workbench(COLOURS, UNITS, GAUGES),
+        html_template=HTML.workbench(COLOURS, UNITS, GAUGES, FRONTS.values(), ink),
         js_on_load=START,
         apply_default_css=False,
         elem_id="workbench",

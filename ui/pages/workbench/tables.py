@@ -1,6 +1,8 @@
 """What the browser is told of a model, for which no process has to hold it: its layers and the
 knobs there are, and the profile of a run, from which it predicts any state."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from math import exp
 from typing import Any
 
@@ -8,15 +10,16 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.errors import NotFoundError, SlimscopeError
-from backend.live.address import AT_ONCE
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.live.address import AT_ONCE, state_at
+from backend.models.families.stored import LinearShape
+from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.quantization.config import MAX_BITS, MIN_BITS
+from backend.quantization.config import MAX_BITS, MIN_BITS, Width
+from backend.queue import gate
 from backend.queue.actor import Actor
-from backend.queue.rate_limit import count_preview
-from backend.sensitivity.budget import Mix
-from backend.sensitivity.profile import Format, SensitivityProfile
+from backend.sensitivity.profile import DENSE_BITS, Format
 from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
@@ -24,21 +27,31 @@ from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.kind import QUANTIZER, ProfileJob
-from jobs.profile.profiles import Method
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
+from ui.format import HOLD
 from ui.live_api import live_parts
 from ui.runs.choices import models
 from ui.runs.sensitivity.fronts import METHODS, fronts_of
 from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
 from ui.runs.sensitivity.profiles import profile_at
+from ui.runs.weights import layer_label
 from ui.security.auth import current_user
+from ui.theme import BLUE, DARK, LIGHT, VERMILLION
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays
 
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
-PATTERNS = ("1:4", "2:4", "4:8")
+PATTERNS, MOST_PERCENT = ("1:4", "2:4", "4:8"), 90
+BITS = range(MIN_BITS, MAX_BITS + 1)
+OFFERED = (  # what the knobs reach; formats of a pattern and a width are made of these
+    *map(Format.parse, PATTERNS),
+    *(Format.parse(f"{percent}%") for percent in range(1, MOST_PERCENT + 1)),
+    *(Format(Width(bits, group)) for group in (0, *GROUPS) for bits in BITS),
+)
+NO_PATTERN, NO_WIDTH = Pattern(0, 0, 0.0), Width(DENSE_BITS)
+FRONTS = {"quantized": ("by bits", BLUE), "pruned": ("by sparsity", VERMILLION)}
 DENSE_CODE = 255
 
 
@@ -49,52 +62,118 @@ def profiles_of(model: str) -> list[Job]:
 
 
 def start(request: Request) -> Response:
-    """Answer to `?model=smollm2-135m`; without it, of the model that was profiled last."""
+    """Answer to `?model=smollm2-135m&state=~magnitude~rtn~50p_dense~0x210_1`; without a model, of
+    the one that was profiled last, without a state, of none."""
     try:
-        actor = current_user(request)
+        actor, query = current_user(request), request.query_params
         if actor.role != "host":
-            count_preview(actor)  # a model may be looked up on the Hub
-        return JSONResponse(_start(request.query_params.get("model", ""), actor))
+            gate.previews.spend(actor)  # a model may be looked up on the Hub
+        return JSONResponse(_start(query.get("model", ""), query.get("state", ""), actor))
     except SlimscopeError as error:
         return error_response(error)
 
 
-def _start(model: str, actor: Actor) -> dict[str, Any]:
+def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
     found = profiles_of(model)
     model = model or (str(found[0].config["model"]) if found else models()[0][1])
     facts = resolve_model(model, reads=False).facts
     facts.require_compressible()
     layers = (*facts.linears, *facts.embeddings)
     profiled = {str(job.config["model"]) for job in profiles_of("")}
-    offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
     pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
     rest = 2 * (facts.parameters - sum(x.weights for x in layers))
-    runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
         "model": model,
         "title": facts.title,
-        "models": offered,
-        "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
+        "models": [(title, name, name in profiled) for title, name in models()],
+        "layers": [
+            {
+                "name": x.name,
+                "block": x.block,
+                "module": x.module,
+                "rows": x.rows,
+                "columns": x.columns,
+                "label": layer_label(x.block, x.module),
+            }
+            for x in layers
+        ],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
         "rest": rest,
-        "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
-        "queued": queued_runs(model),
-        "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
+        "runs": [
+            (one.run, one.label, one.x, one.ratio)
+            for one in measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
+        ],
+        "queued": [*_queued(model, layers, rest)],
+        "widths": WIDTHS,
         "groups": GROUPS,
         "patterns": PATTERNS,
-        "pruners": [_method(name) for name in DECLARED_PRUNERS],
-        "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
+        "parts": _parts(OFFERED, layers),
+        "colours": {"dense": LIGHT.muted, "unchanged": DARK.muted},
+        "pruners": [*DECLARED_PRUNERS],
+        "quantizers": [*DECLARED_QUANTIZERS],
+        "instant": [*AT_ONCE.values()],
         "made": AT_ONCE | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run),
         "live": live_parts(facts, model, actor),
+        "state": _state(address, layers) if address else None,
     }
 
 
-def _method(name: str) -> dict[str, Any]:
-    return {"name": name, "label": name, "instant": name in AT_ONCE.values()}
+def _state(address: str, layers: Sequence[LinearShape]) -> dict[str, Any]:
+    """Methods, the formats of all layers as names of parts, and these parts; or why there is no
+    such state."""
+    try:
+        state = state_at(address, layers)
+    except ConfigError as error:
+        return {"refused": f"{error.what} {error.why}"}
+    formats = state.formats.values()
+    return {
+        "identity": address.partition("~")[0],
+        "pruner": state.pruner,
+        "quantizer": state.quantizer,
+        "formats": [*map(_names, formats)],
+        "parts": _parts(formats, layers),
+    }
+
+
+def _queued(model: str, layers: Sequence[LinearShape], rest: float) -> Iterator[dict[str, Any]]:
+    """Runs that were queued from states, with the bytes of those; not those of another version of
+    the model."""
+    for run in queued_runs(model):
+        with suppress(ConfigError):
+            formats = state_at(run["state"], layers).formats
+            nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
+            yield run | {"nbytes": rest + nbytes}
+
+
+def _names(form: Format) -> tuple[str, str]:
+    return str(form.pattern or ""), str(form.width or "")
+
+
+def _parts(formats: Iterable[Format], layers: Iterable[LinearShape]) -> dict[str, dict[str, Any]]:
+    """Patterns and widths by name, of which the page puts formats together. `extra`: bits of masks,
+    indices and scales that a weight takes in rows of one input; `misfits`: numbers of inputs of
+    these layers that cannot be stored so."""
+    columns, parts = {x.columns for x in layers}, dict[str, dict[str, Any]]()
+    for form in formats:
+        for part in (Format(pattern=form.pattern), Format(form.width)):
+            pattern, width = part.pattern or NO_PATTERN, part.width or NO_WIDTH
+            short = Format(part.width and Width(width.bits), part.pattern)
+            parts[str(part)] = {
+                "label": part.label.replace("%", f"{HOLD}%"),
+                "short": short.label.replace("%", f"{HOLD}%"),
+                "keep": pattern.keep,
+                "of": pattern.group,
+                "drop": pattern.drop,
+                "bits": width.bits,
+                "group": width.group,
+                "extra": part.bits_per_weight(1) - (1 - pattern.drop) * width.bits,
+                "misfits": [each for each in columns if not part.fits(each)],
+            }
+    return parts
 
 
 def _perplexity(run: Job | None) -> float | None:
@@ -127,25 +206,21 @@ def packed_profile(run: str) -> PackedArrays | None:
     predicted = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
     arrays = {"error": known.figure("error").astype("<f4"), "predicted": predicted.astype("<f4")}
     fronts = fronts_of(run) or {}
+    code = {form: at for at, form in enumerate(formats)} | {Format(): DENSE_CODE}
     for method, front in fronts.items():
-        arrays |= _packed_front(known, method, front.mixes[METHODS[method]])
+        mixes = front.mixes[METHODS[method]]
+        chosen = [[code[mix.formats[x.name]] for x in layers] for mix in mixes]
+        arrays |= {
+            f"{method}_formats": np.array(chosen, "<u1"),
+            f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
+            f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
+        }
+    widths = [Format(Width(bits, x.width.group)) for x in formats if x.width for bits in BITS]
     header = {
         "run": run,
-        "model": known.model,
-        "formats": [*map(str, formats)],
-        "fronts": [*fronts],
-        "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
+        "formats": [*map(_names, formats)],
+        "parts": _parts([*formats, *widths], layers),
+        "fronts": [(method, *FRONTS[method]) for method in fronts],
+        "layers": [x.name for x in layers],
     }
     return PackedArrays.of(header, arrays)
-
-
-def _packed_front(
-    known: SensitivityProfile, method: Method, mixes: list[Mix]
-) -> dict[str, np.ndarray]:
-    code = {form: at for at, form in enumerate(known.formats)} | {Format(): DENSE_CODE}
-    chosen = [[code[mix.formats[x.name]] for x in known.layers] for mix in mixes]
-    return {
-        f"{method}_formats": np.array(chosen, "<u1"),
-        f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
-        f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
-    }

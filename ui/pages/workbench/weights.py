@@ -10,7 +10,7 @@ from backend.errors import ModelError, NotFoundError, SlimscopeError
 from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import local_folder
 from backend.statistics.regions import Region, read_region
-from backend.statistics.tensors import INPUT_ENERGY
+from backend.statistics.tensors import BINS, INPUT_ENERGY, QUANTILES, histogram_edge
 from backend.store import queries, tensors
 from jobs.fields.models import is_run, resolve_model
 from ui.api_errors import error_response
@@ -43,7 +43,8 @@ def _packed(model: str, name: str) -> PackedArrays:
         raise NotFoundError(f"{name[:80]!r} is no layer of {model[:80]}.")
     values = _rows(resolved.source, shape)
     arrays = {"weights": values} | _energy(model, f"{name}.weight", shape.columns)
-    return PackedArrays.of({"name": name, "rows": shape.rows}, arrays, compress=False)
+    edge = histogram_edge(*map(float, np.quantile(values, (QUANTILES[0], QUANTILES[-1]))))
+    return PackedArrays.of({"name": name, "bins": BINS, "edge": edge}, arrays, compress=False)
 
 
 def _rows(source: str, shape: LinearShape) -> np.ndarray:
@@ -65,9 +66,8 @@ def _rows(source: str, shape: LinearShape) -> np.ndarray:
 
 def _energy(model: str, tensor: str, columns: int) -> dict[str, np.ndarray]:
     """Mean square [columns] of the inputs in the dense model, of the newest run that has it."""
-    for job in queries.runs_with_profile(INPUT_ENERGY):
-        if job.config.get("model") != model:
-            continue
+    jobs = queries.runs_with_profile(INPUT_ENERGY)
+    for job in (job for job in jobs if job.config.get("model") == model):
         for found in tensors.profiles(job.id, tensor, INPUT_ENERGY):
             if found.stage == DENSE and len(found.values) == columns:
                 return {"energy": found.values.astype("<f4")}

@@ -19,7 +19,6 @@ from jobs.benchmark import kind as benchmark
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
 from jobs.fields.models import has_saved
-from jobs.generate import kind as generate
 from jobs.operations.changes import is_resumable
 from ui.format import href
 from ui.frame import current_user
@@ -76,7 +75,6 @@ def next_links(job: Job) -> Markup:
         ),
         (ended and decodes, try_it, "Generate with it"),
         (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
-        (job.kind == generate.NAME, href("playground", run=job.run), "See its answers"),
         (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]

@@ -29,7 +29,6 @@ def stored(tables: Settings) -> None:
     saved_folder("amphista-0002", "drafter")
     store(job(3, kind="benchmark", config={"model": "toy", "drafters": "amphista-0002"}))
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
-    store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
 
 
 @pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
@@ -83,7 +82,6 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     assert 'href="playground?sides=amphista-0002"' in trained and "weights" not in trained
     assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
     assert 'href="benchmark?run=benchmark-0003"' in links(3, kind="benchmark", config=config)
-    assert 'href="playground?run=generate-0005"' in links(5, kind="generate", config={})
 
 
 def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
@@ -123,7 +121,7 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
             "prefill excluded.",
         ),
         (
-            "generate",
+            "evaluation",
             {"precision": "float32"},
             {},
             "decoder not recorded, float32, threads not recorded, prefill excluded.",

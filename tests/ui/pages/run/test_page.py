@@ -21,7 +21,6 @@ from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.figures import profile_row
 from jobs.sds.config import SDSJob
-from jobs.serving.transcript import transcript_writer
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
 from tests.ui.lab import asked, job, point, pressed, result, store
@@ -201,16 +200,6 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     assert "<b>Little was lost: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
     odd = [result(1, "dense", "perplexity", 0.0), result(1, "dlqat", "perplexity", 21.0)]
     assert "lost" not in outcome(told, RunResults(kind_of(told), odd, told), 0)  # of an import
-
-
-def test_the_texts_of_a_generation_stand_with_its_results(tables: Settings) -> None:
-    store(job(1, kind="generate", config={"prompt": "<b>Hi", "sides": "toy,dlqat-0009"}))
-    assert "<b>" not in draw("generate-0001")["results"]
-    with transcript_writer("generate-0001", 2) as writer:
-        writer.add(tokens=[["I am <i>well</i>", 0]], rejected=[], ms=5.0)
-    shown = draw("generate-0001")["results"]
-    assert "&lt;b&gt;Hi" in shown and "I am &lt;i&gt;well" in shown
-    assert "dlqat-0009, 1 tokens" in shown and ">toy" not in shown
 
 
 def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:

@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.models.sources.catalogue import inspect
-from backend.queue import permissions, rate_limit
+from backend.queue import gate, permissions
 from backend.queue.actor import Actor
-from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client
 from jobs.serving.live import requests
+from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 from tests.ui.visits import OTHER, TOKEN, Visit, set_up
 from ui import live_api
@@ -48,8 +48,7 @@ class LiveDouble:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> LiveDouble:
-    for name in ("previews", "changes"):
-        monkeypatch.setattr(rate_limit, name, RateLimiter())
+    nothing_asked(monkeypatch)
     monkeypatch.setattr(live_api, "_opened", set())
     double = LiveDouble()
     monkeypatch.setattr(client, "_client", double.client)
@@ -134,7 +133,7 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
         assert guest.post(f"{PATH}/live", json={**ASKED, named: "other"}).status_code == 403
     assert guest.post(f"{PATH}/live", json={**ASKED, "prompt": "x" * 51}).status_code == 403
     assert guest.post(f"{PATH}/export", json={**ASKED, "name": "mine"}).status_code == 403
-    monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 1)
+    monkeypatch.setattr(gate.previews, "most", 1)
     late = guest.post(f"{PATH}/live", json=ASKED)
     assert late.status_code == 429 and late.headers["retry-after"] == "10"
     assert len(double.asked) == 2

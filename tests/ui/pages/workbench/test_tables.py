@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from backend.budget import Budget
 from backend.live.address import WORKBENCH
+from backend.models.families.stored import LinearShape
 from backend.models.loading import load
 from backend.sensitivity.profile import Format
 from backend.settings import Settings
+from backend.statistics.distribution import scale_of
 from backend.store import queries
+from jobs.fields.models import resolve_model
 from jobs.profile.profiles import profile_of_run, solver_of
 from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
@@ -44,18 +48,49 @@ def test_a_model_begins_with_layers_knobs_and_newest_profile(
     start = client.get(tables.START).json()
     assert start["model"] == "toy" and start["profile"] == "profile-0091" and not start["partial"]
     model = load("toy").model
-    names = {f"{name}.weight" for name, *_ in start["layers"]}
+    names = {f"{layer['name']}.weight" for layer in start["layers"]}
     held = {name: p for name, p in model.named_parameters() if name in names}
     assert len(held) == len(names) == 22
     rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in held.values())
     assert start["rest"] == 2 * rest
     assert [module.rpartition(".")[2] for module in start["modules"]][:2] == ["q_proj", "k_proj"]
-    assert {"name": "magnitude", "label": "magnitude", "instant": True} in start["pruners"]
-    assert {one["name"]: one["instant"] for one in start["quantizers"]}["gptq"] is False
+    assert "magnitude" in start["pruners"] and "gptq" in start["quantizers"]
+    assert start["instant"] == ["magnitude", "rtn"] and start["state"] is None
+
+
+TEXTS = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8", "90%+int2"]
+
+
+@pytest.mark.parametrize("columns", [96, 576])
+def test_formats_are_the_sum_of_their_parts(columns: int) -> None:
+    layer = LinearShape("a", 0, "m", 2, columns)
+    for form in map(Format.parse, TEXTS):
+        parts = tables._parts([form], [layer])
+        pattern, width = (parts[name or "dense"] for name in tables._names(form))
+        scale = width["extra"] / (1 if width["group"] else columns)
+        bits = (1 - pattern["drop"]) * width["bits"] + pattern["extra"] + scale
+        assert bits == pytest.approx(form.bits_per_weight(columns))
+        assert (columns not in pattern["misfits"] + width["misfits"]) == form.fits(columns)
+    assert parts["90%"]["label"] == "90\u00a0%" and parts["int2"]["short"] == "2 bits"
+
+
+def test_a_state_is_opened_with_the_formats_of_its_layers(client: TestClient) -> None:
+    def opened(address: str) -> dict[str, Any]:
+        query = {"model": "toy", "state": address}
+        return client.get(tables.START, params=query).json()["state"]
+
+    state = opened("abc~wanda~gptq~33.3p_2of4andint4-g32_dense~0x20_1_2")
+    assert (state["identity"], state["pruner"], state["quantizer"]) == ("abc", "wanda", "gptq")
+    assert state["formats"][19:] == [["33.3%", ""], ["2:4", "int4-g32"], ["", ""]]
+    assert {*state["parts"]} == {"33.3%", "2:4", "int4-g32", "dense"}
+    assert "is no address" in opened("<img src=x>")["refused"]
+    refused = opened("abc~wanda~gptq~2of4~0x22")["refused"]
+    assert "embed_tokens cannot be stored as 2:4" in refused
 
 
 def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> None:
-    said = {"model": "toy", "state": "~wanda~rtn~50p~0x22", "predicted": 1.2, "live": 1.3}
+    state = "~wanda~rtn~50p_dense~0x21_1"
+    said = {"model": "toy", "state": state, "predicted": 1.2, "live": 1.3}
     kept = {WORKBENCH: said | {"tokens": 512}}
     chained = {"model": "sds-0093", "pattern": "50%", "base": "wanda"}
     store(
@@ -64,6 +99,7 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
         job(94, environment=kept, config=chained),
         *measured(94, 12.0, dense=11.0),
         job(95, environment={WORKBENCH: said | {"tokens": -1}}),
+        job(98, environment={WORKBENCH: said | {"state": "~wanda~rtn~50p_dense~0x20_1"}}),
         job(96, state="queued"),
         job(97, environment=kept, state="running"),
     )
@@ -75,12 +111,17 @@ def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> 
     ]
     finals = [each["final"] for each in found]
     assert finals[0] is None and finals[1:] == pytest.approx([1.2, 1.1])
+    layers = [*resolve_model("toy").facts.linears]
+    half = sum(Format.parse("50%").nbytes(x.rows, x.columns) for x in layers)
+    dense = sum(2 * x.weights for x in layers)
+    whole = 2 * resolve_model("toy").facts.parameters
+    assert [each["nbytes"] for each in found] == [pytest.approx(whole - dense + half)] * 3
     page = outcome(row := queries.job("sds-0094"), RunResults(None, [], row), 0)
     assert (
         "predicted 1.20\u00a0×, live 1.30\u00a0×, final 1.20\u00a0×" in page
         and "512 tokens" in page
     )
-    assert "state=~wanda~rtn~50p~0x22" in page
+    assert f"state={state}" in page
 
 
 @pytest.mark.parametrize(("model", "said"), [("nowhere/none", "nowhere/none"), ("<b>", "b")])
@@ -94,7 +135,11 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
 ) -> None:
     header, arrays = got(client, tables.PROFILE, run="profile-0091")
     known = profile_of_run("profile-0091")
-    assert header["formats"][: len(FORMATS)] == [*FORMATS] and header["fronts"] == [*tables.METHODS]
+    texts = ["+".join(filter(None, names)) for names in header["formats"]]
+    assert texts[: len(FORMATS)] == [*FORMATS]
+    assert [name for name, *_ in header["fronts"]] == [*tables.METHODS]
+    named = {name or "dense" for names in header["formats"] for name in names}
+    assert header["parts"].keys() >= named
     finite = np.isfinite(known.predicted)
     assert np.allclose(arrays["predicted"][finite], known.predicted[finite])
     assert np.isnan(arrays["predicted"][~finite]).all()
@@ -113,7 +158,7 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
 
 def test_a_profile_at_work_has_the_layers_there_are(client: TestClient) -> None:
     header, arrays = got(client, tables.PROFILE, run="profile-0092")
-    assert {block for _, block, *_ in header["layers"]} == {0}
+    assert all(name.startswith("model.layers.0.") for name in header["layers"])
     assert len(arrays["error"]) == len(header["layers"]) == 7
     assert client.get(tables.PROFILE, params={"run": "sds-0001"}).status_code == 404
     assert client.get(tables.PROFILE, params={"run": "<b>"}).status_code == 404
@@ -123,7 +168,8 @@ def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) ->
     name = "model.layers.1.mlp.down_proj"
     header, arrays = got(client, weights.PATH, model="toy", name=name)
     whole = load("toy").model.get_submodule(name).get_parameter("weight").detach().float().numpy()
-    assert header["rows"] == len(whole) and np.array_equal(arrays["weights"], whole)
+    assert header["name"] == name and np.array_equal(arrays["weights"], whole)
+    assert header["edge"] == pytest.approx(scale_of(torch.tensor(whole).flatten().sort()[0])[0])
     monkeypatch.setattr(weights, "MOST", whole.size // 3)
     _, sampled = got(client, weights.PATH, model="toy", name=name)
     assert np.array_equal(sampled["weights"], whole[::3])

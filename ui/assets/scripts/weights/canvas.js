@@ -1,7 +1,21 @@
-/* Drawing: canvases in the pixels of the screen, colours of the mode, numbers in words. */
+/* Drawing: canvases in the pixels of the screen, colours of the mode, numbers as text. */
 
-export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-const INKS = { "#5B6472": "muted", "#0072B2": "blue" }; // of stages, lighter in the dark mode
+/** @typedef {{text: string, muted: string, line: string, paper: string, panel: string, accent: string, blue: string,
+    size: number, stage: (hex: string) => string}} Inks Colours of the page; `size`: pixels of its type; `stage`: the
+    colour of a stage in this mode. */
+/** @typedef {{pen: CanvasRenderingContext2D, width: number, height: number, line: number}} Surface `line`: height of a
+    line of text. */
+/** @typedef {((value: number) => number) & {middle: number}} AxisScale Pixels of a value; `middle`: of the axis. */
+/** @typedef {[red: number, green: number, blue: number]} Colour */
+/** @typedef {[from: number, to: number]} Range */
+
+export const { still } = window.slimscope;
+
+/** Colours of stages that are lighter in the dark mode. @type {Record<string, "muted" | "blue">} */
+const INKS = { "#5B6472": "muted", "#0072B2": "blue" };
+const NAMED = /** @type {const} */ (["text", "muted", "line", "paper", "panel", "accent", "blue"]);
+const HIDDEN_WIDTH = 600;
+/** @type {Colour[]} */
 const VIRIDIS = [
   [68, 1, 84],
   [72, 40, 120],
@@ -14,6 +28,7 @@ const VIRIDIS = [
   [181, 222, 43],
   [253, 231, 37],
 ];
+/** @type {Colour[]} */
 const PLASMA = [
   [13, 8, 135],
   [70, 3, 159],
@@ -26,118 +41,180 @@ const PLASMA = [
   [253, 202, 38],
   [240, 249, 33],
 ];
-const COLD = [0, 114, 178],
-  WARM = [213, 94, 0];
+/** @type {Colour} */
+const COLD = [0, 114, 178];
+/** @type {Colour} */
+const WARM = [213, 94, 0];
 
-/** The colour of a stage in HTML, which follows the mode by itself. */
+/** The colour of a stage in HTML, which follows the mode by itself. @param {string} hex */
 export const stageInk = (hex) => (INKS[hex] ? `var(--${INKS[hex]})` : hex);
 
-/* Looking at styles and widths makes the browser lay out the page anew, which takes longer than to draw. */
-let known = { mode: null, widths: new WeakMap() };
+/* Reading styles and widths makes the browser lay out the page again, which takes longer than drawing. */
+/** @type {{mode: string, inks: Inks} | null} */
+let inkCache = null;
+/** @type {WeakMap<HTMLCanvasElement, number>} */
+let widthCache = new WeakMap();
 
-/** Looks again where the page has another size. */
+/** Forgets styles and widths; called when the size of the page changes. */
 export function measureAgain() {
-  known = { mode: null, widths: new WeakMap() };
+  inkCache = null;
+  widthCache = new WeakMap();
 }
 
-/** Colours of the page by name, `stage(hex)`, that of a stage in this mode, and the size of its type. */
+/** @returns {Inks} */
 export function inks() {
   const mode = document.body.className;
-  if (known.mode === mode) return known.inks;
-  const css = getComputedStyle(document.body),
-    ink = (name) => css.getPropertyValue(`--${name}`).trim();
-  const named = Object.fromEntries(
-    ["text", "muted", "line", "paper", "panel", "accent", "blue"].map((name) => [name, ink(name)]),
+  if (inkCache?.mode === mode) return inkCache.inks;
+  const css = getComputedStyle(document.body);
+  const colours = /** @type {Record<typeof NAMED[number], string>} */ (
+    Object.fromEntries(NAMED.map((name) => [name, css.getPropertyValue(`--${name}`).trim()]))
   );
   const size = parseFloat(getComputedStyle(document.documentElement).fontSize);
-  Object.assign(known, {
-    mode,
-    inks: { ...named, size, stage: (hex) => (INKS[hex] ? named[INKS[hex]] : hex) },
-  });
-  return known.inks;
+  /** @type {Inks["stage"]} */
+  const stage = (hex) => (INKS[hex] ? colours[INKS[hex]] : hex);
+  inkCache = { mode, inks: { ...colours, size, stage } };
+  return inkCache.inks;
 }
 
-/** Pixels of a margin that grows with the type. */
-export const em = (many) => many * inks().size;
+/** Pixels of a length in units of the type. @param {number} length */
+export const em = (length) => length * inks().size;
 
-/** The width of the place of a canvas. */
+/** Width of a canvas: that of its parent. @param {HTMLCanvasElement} canvas */
 export function widthOf(canvas) {
-  if (!known.widths.has(canvas)) {
-    const width = canvas.parentElement.clientWidth;
-    if (!width) return 600; // not shown
-    known.widths.set(canvas, width);
-  }
-  return known.widths.get(canvas);
+  const cached = widthCache.get(canvas);
+  if (cached) return cached;
+  const width = canvas.parentElement?.clientWidth;
+  if (!width) return HIDDEN_WIDTH;
+  widthCache.set(canvas, width);
+  return width;
 }
 
-/** The drawing context of a canvas as wide as its place, cleared. */
+/** The drawing context of a canvas. @param {HTMLCanvasElement} canvas */
+function contextOf(canvas) {
+  const context = canvas.getContext("2d");
+  if (!context) throw new Error("This browser cannot draw on a canvas.");
+  return context;
+}
+
+/**
+ * A canvas as wide as its parent, cleared.
+ * @param {HTMLCanvasElement} canvas
+ * @param {number} height
+ * @returns {Surface}
+ */
 export function surface(canvas, height) {
-  const width = widthOf(canvas),
-    ratio = devicePixelRatio || 1,
-    { size } = inks();
-  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-    Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+  const width = widthOf(canvas);
+  const ratio = devicePixelRatio || 1;
+  const { size } = inks();
+  const pixels = { width: Math.round(width * ratio), height: Math.round(height * ratio) };
+  if (canvas.width !== pixels.width || canvas.height !== pixels.height) {
+    Object.assign(canvas, pixels);
     Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
   }
-  const pen = canvas.getContext("2d");
+  const pen = contextOf(canvas);
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
   pen.font = `${Math.round(0.75 * size)}px "IBM Plex Sans", system-ui, sans-serif`;
   return { pen, width, height, line: Math.round(size) };
 }
 
-const mix = (a, b, part) => a.map((value, i) => value + (b[i] - value) * part);
-const rgb = (parts) => `rgb(${parts.map(Math.round).join(",")})`;
-
-function between(scale, part) {
-  const at = Math.max(0, Math.min(1, part)) * (scale.length - 1),
-    i = Math.min(at | 0, scale.length - 2);
-  return rgb(mix(scale[i], scale[i + 1], at - i));
+/**
+ * @param {Colour} from
+ * @param {Colour} to
+ * @param {number} part
+ */
+function mix(from, to, part) {
+  const channels = from.map((value, i) => Math.round(value + (to[i] - value) * part));
+  return `rgb(${channels.join(",")})`;
 }
 
-/** A colour of the sequential scale, from 0 to 1; one of the scale of formats. */
+/**
+ * @param {Colour[]} scale
+ * @param {number} part
+ */
+function between(scale, part) {
+  const at = Math.max(0, Math.min(1, part)) * (scale.length - 1);
+  const i = Math.min(Math.floor(at), scale.length - 2) || 0;
+  return mix(scale[i], scale[i + 1], at - i);
+}
+
+/** A colour of the sequential scale. @param {number} part from 0 to 1 */
 export const sequential = (part) => between(VIRIDIS, part);
+/** A colour of the scale of formats. @param {number} part from 0 to 1 */
 export const plasma = (part) => between(PLASMA, part);
 
-/** A colour of the diverging scale, from -1 over `middle` at 0 to 1. */
+/**
+ * A colour of the diverging scale.
+ * @param {number} part from -1 to 1
+ * @param {Colour} middle colour of 0
+ */
 export const diverging = (part, middle) =>
-  rgb(mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part))));
+  mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part)));
 
-/** Round numbers from low to high, about so many. */
-export function ticks(low, high, many = 5) {
-  const raw = (high - low) / many || 1,
-    power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((each) => each * power >= raw * 0.999);
-  const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high * (1 + 1e-9) + 1e-12; tick += step)
-    found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
-  return found;
+/**
+ * The channels of a colour, which a canvas writes in six hexadecimal digits.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {string} [colour] instead of that it fills with
+ * @returns {Colour}
+ */
+export function channels(pen, colour) {
+  if (colour) pen.fillStyle = colour;
+  const [red, green, blue] = String(pen.fillStyle).match(/\w\w/g) ?? ["0", "0", "0"];
+  return [parseInt(red, 16), parseInt(green, 16), parseInt(blue, 16)];
 }
 
-/** Significant digits, with a real minus; a dash where there is no number. */
+/**
+ * Round numbers from low to high, about so many.
+ * @param {number} low
+ * @param {number} high
+ * @param {number} [count]
+ */
+export function ticks(low, high, count = 5) {
+  const raw = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * ([1, 2, 5].find((factor) => factor * power >= raw * 0.999) ?? 10);
+  const marks = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high * (1 + 1e-9) + 1e-12; tick += step)
+    marks.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+  return marks;
+}
+
+/**
+ * Significant digits, with a real minus; a dash where there is no number.
+ * @param {number | null | undefined} value
+ * @param {number} [digits]
+ */
 export function number(value, digits = 3) {
-  if (value === null || !Number.isFinite(value)) return "–";
+  if (typeof value !== "number" || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  const text =
-    size && (size < 1e-4 || size >= 1e7)
-      ? value.toExponential(digits - 1)
-      : size >= 10 ** digits
-        ? Math.round(value).toLocaleString("en")
-        : String(Number(value.toPrecision(digits)));
+  let text = String(Number(value.toPrecision(digits)));
+  if (size && (size < 1e-4 || size >= 1e7)) text = value.toExponential(digits - 1);
+  else if (size >= 10 ** digits) text = Math.round(value).toLocaleString("en");
   return text.replace("-", "−");
 }
+
+/** A share in percent. @type {(value: number, places?: number) => string} */
 export const share = (value, places = 1) =>
   Number.isFinite(value) ? `${(100 * value).toFixed(places)}\u00a0%` : "–";
+
+/** A factor. @type {(value: number, digits?: number) => string} */
 export const times = (value, digits = 3) =>
   Number.isFinite(value) ? `${number(value, digits)}\u00a0×` : "–";
+
+/** A label inside a sentence. @param {string} label */
 export const lower = (label) =>
   /^[A-Z]{2}/.test(label) ? label : label[0].toLowerCase() + label.slice(1);
 
-/** Calls `paint` with 0 to 1 in 200 ms, or once with 1 for people who asked for less motion; returns what
-    stops it. The first frame is painted at once. */
+/**
+ * Calls `paint` with 0 to 1, the first time at once, or once with 1 for people who asked for less motion.
+ * @param {(part: number) => void} paint
+ * @param {number} [ms]
+ * @returns {() => void} stops it
+ */
 export function tween(paint, ms = 200) {
   let frame = 0;
   const begin = performance.now();
+  /** @param {number} now */
   const step = (now) => {
     const part = still() ? 1 : Math.min(1, Math.max(0, (now - begin) / ms));
     paint(part);
@@ -147,9 +224,17 @@ export function tween(paint, ms = 200) {
   return () => cancelAnimationFrame(frame);
 }
 
+/** Dashes of lines by their name in Plotly. @type {Record<string, number[]>} */
 export const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 
-/** A straight line from one place to another. */
+/**
+ * A straight line.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {number} x0
+ * @param {number} y0
+ * @param {number} x1
+ * @param {number} y1
+ */
 export function stroke(pen, x0, y0, x1, y1) {
   pen.beginPath();
   pen.moveTo(x0, y0);
@@ -157,7 +242,14 @@ export function stroke(pen, x0, y0, x1, y1) {
   pen.stroke();
 }
 
-/** Small labels of an axis below a plot, whose middle of the tick is at `x(tick)`. */
+/**
+ * Numbers and title of the axis below a plot.
+ * @param {Surface} surface
+ * @param {Inks} ink
+ * @param {number[]} marks
+ * @param {AxisScale} x
+ * @param {string} title
+ */
 export function bottomAxis({ pen, height, line }, ink, marks, x, title) {
   pen.fillStyle = ink.muted;
   pen.textBaseline = "alphabetic";
@@ -166,21 +258,29 @@ export function bottomAxis({ pen, height, line }, ink, marks, x, title) {
   pen.fillText(title, x.middle, height - 4);
 }
 
-/** The canvas on paper, below a title and above a caption, as a PNG for `saved(blob)`. */
+/**
+ * A canvas on paper, below a title and above a caption, as a PNG.
+ * @param {HTMLCanvasElement} canvas
+ * @param {string} title
+ * @param {string} caption
+ * @param {(png: Blob) => void} saved
+ */
 export function picture(canvas, title, caption, saved) {
-  const copy = document.createElement("canvas"),
-    ink = inks(),
-    unit = canvas.width / canvas.clientWidth || 1;
-  Object.assign(copy, { width: canvas.width + 32 * unit, height: canvas.height + 80 * unit });
-  const pen = copy.getContext("2d");
+  const ink = inks();
+  const unit = canvas.width / canvas.clientWidth || 1;
+  const paper = window.slimscope.create("canvas", {
+    width: canvas.width + 32 * unit,
+    height: canvas.height + 80 * unit,
+  });
+  const pen = contextOf(paper);
   pen.fillStyle = ink.paper;
-  pen.fillRect(0, 0, copy.width, copy.height);
+  pen.fillRect(0, 0, paper.width, paper.height);
   pen.fillStyle = ink.text;
   pen.font = `600 ${16 * unit}px "IBM Plex Sans", sans-serif`;
   pen.fillText(title, 16 * unit, 28 * unit, canvas.width);
   pen.drawImage(canvas, 16 * unit, 44 * unit);
   pen.fillStyle = ink.muted;
   pen.font = `${12 * unit}px "IBM Plex Sans", sans-serif`;
-  pen.fillText(caption, 16 * unit, copy.height - 14 * unit, canvas.width);
-  copy.toBlob(saved);
+  pen.fillText(caption, 16 * unit, paper.height - 14 * unit, canvas.width);
+  paper.toBlob((png) => png && saved(png));
 }

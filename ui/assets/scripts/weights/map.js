@@ -1,248 +1,344 @@
 /* The map of all layers: blocks from left to right, modules from top to bottom. */
-import { bottomAxis, diverging, em, inks, number, sequential, surface } from "./canvas.js";
+import {
+  bottomAxis,
+  channels,
+  diverging,
+  em,
+  inks,
+  number,
+  sequential,
+  surface,
+} from "./canvas.js";
+import { shortName } from "./words.js";
+/** @import {Range, Surface} from "./canvas.js" */
 
-const LEFT = () => em(4.75),
-  TOP = () => em(2.125),
-  BOTTOM = () => em(2.25),
-  PRINTED = 12; // up to so many blocks the figures fit into the cells
+/**
+ * The layers of a model. A tensor outside of the blocks, whose block is negative, takes a row.
+ * @typedef {object} MapLayers
+ * @property {number[]} blocks
+ * @property {string[]} modules
+ * @property {{block: number, module: string}[]} tensors
+ * @property {(block: number, module: string) => number} at index of a tensor; -1 where there is none
+ */
+/**
+ * @typedef {object} MapInput
+ * @property {MapLayers} data
+ * @property {number[]} values by tensor
+ * @property {string} label of the values
+ * @property {string} unit
+ * @property {boolean} [even] colours diverge from 0
+ * @property {number} picked
+ * @property {boolean} [log] colours on a log scale
+ * @property {ArrayLike<string | null | undefined> | null} [colours] in place of those of the values
+ * @property {{words: string, colour: string}[] | false | null} [key] the meaning of `colours`
+ * @property {Set<number>} [chosen] all others are paler
+ * @property {Set<number>} [pinned]
+ * @property {number} [height]
+ */
+/** @typedef {{i: number, j: number}} Cell Column and row, also beside the cells. */
+/** @typedef {{input: MapInput, across: number, down: number}} DrawnMap Width and height of a cell. */
+/**
+ * @typedef {object} MapEvents
+ * @property {(t: number) => void} hover -1 beside the cells
+ * @property {(t: number, keeps?: boolean) => void} pick
+ * @property {(tensors: number[], adds: boolean) => void} [choose] a row, a column, or a rectangle that is drawn with the
+ *   pointer or with Shift and arrows
+ */
+
+const LEFT = () => em(4.75);
+const TOP = () => em(2.125);
+const BOTTOM = () => em(2.25);
+const MAX_PRINTED = 12; // blocks: figures fit into the cells
+const PALE = 0.35;
+const DARK = 140; // colours below this brightness carry white text
+const BAR_STEPS = 40;
+/** Columns and rows by which an arrow key moves. @type {Record<string, [number, number]>} */
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** The 2 % and 98 % quantile of the values, or the same to both sides of 0. */
+/** Decimal logarithms; NaN of what is not positive. @param {ArrayLike<number>} values */
+export const logs = (values) => Array.from(values, (v) => (v > 0 ? Math.log10(v) : NaN));
+
+/**
+ * The 2 % and 98 % quantile of the values, or the same to both sides of 0.
+ * @param {number[]} values
+ * @param {boolean} [even]
+ * @returns {Range}
+ */
 export function limits(values, even) {
-  const known = values
+  const sorted = values
     .filter(Number.isFinite)
     .map((v) => (even ? Math.abs(v) : v))
     .sort((a, b) => a - b);
-  if (!known.length) return [0, 1];
-  const at = (part) => known[Math.round(part * (known.length - 1))];
-  if (even) return [-(at(0.98) || 1), at(0.98) || 1];
-  const [low, high] = [at(0.02), at(0.98)],
-    room = 0.1 * Math.abs(low) || 1;
-  return high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high))
-    ? [low, high]
-    : [low - room, high + room];
+  if (!sorted.length) return [0, 1];
+  const low = sorted[Math.round(0.02 * (sorted.length - 1))];
+  const high = sorted[Math.round(0.98 * (sorted.length - 1))];
+  if (even) return [-(high || 1), high || 1];
+  if (high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high))) return [low, high];
+  const room = 0.1 * Math.abs(low) || 1;
+  return [low - room, high + room];
+}
+
+/**
+ * Colours of values between limits.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {Range} limits
+ * @param {boolean} [even]
+ * @returns {(value: number) => string}
+ */
+export function colourScale(pen, [low, high], even) {
+  const middle = channels(pen, inks().paper);
+  if (even) return (value) => diverging(value / high, middle);
+  return (value) => sequential((value - low) / (high - low || 1));
 }
 
 export class LayerMap {
-  #shown = null;
+  /** @type {DrawnMap | null} */
+  #drawn = null;
   #hovered = -1;
+  /** Where a rectangle begins. @type {(Cell & {isBrushed?: boolean}) | null} */
   #from = null;
 
-  /** @param {{hover: (t: number) => void, pick: (t: number) => void, choose?: (tensors: number[], adds: boolean) => void}} on
-      `choose`: all of a row, of a column, or of a rectangle that is drawn with the pointer or with Shift and arrows. */
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {MapEvents} on
+   */
   constructor(canvas, on) {
-    Object.assign(this, { canvas, on });
+    this.canvas = canvas;
+    this.on = on;
     canvas.onpointermove = (event) => {
-      if (this.#from && event.buttons) this.#brush(event);
-      const t = event.pointerType === "touch" ? -1 : this.#at(event);
-      if (t !== this.#hovered) on.hover((this.#hovered = t));
+      if (event.buttons) this.#brush(event);
+      this.#hover(event.pointerType === "touch" ? -1 : this.#tensorAt(event));
     };
-    canvas.onpointerleave = () => {
-      if (this.#hovered >= 0) on.hover((this.#hovered = -1));
-    };
+    canvas.onpointerleave = () => this.#hover(-1);
     canvas.onpointerdown = (event) => {
-      this.#from = on.choose && this.#shown && !event.button ? this.#place(event) : null;
+      this.#from = on.choose && !event.button ? this.#cellAt(event) : null;
     };
     canvas.onclick = (event) => {
-      const t = this.#at(event),
-        line = on.choose ? this.#line(event) : [];
-      if (line.length) on.choose(line, event.shiftKey);
-      else if (t >= 0 && !this.#from?.brushed) {
-        if (event.shiftKey && on.choose) on.choose([t], true);
-        else on.pick(t);
-      }
+      this.#click(event);
       this.#from = null;
     };
     canvas.onkeydown = (event) => {
-      const move = MOVES[event.key],
-        next = move ? this.#beside(move) : -1;
-      if (move) event.preventDefault();
-      if (next >= 0 && event.shiftKey && on.choose) {
-        on.pick(next, true);
-        on.choose([next], true);
-      } else if (next >= 0) on.pick(next);
+      const move = MOVES[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const next = this.#beside(move);
+      if (next < 0) return;
+      const isAdded = event.shiftKey && Boolean(on.choose);
+      on.pick(next, isAdded);
+      if (isAdded) on.choose?.([next], true);
     };
   }
 
-  /** Column and row under the pointer, also beside the cells. */
-  #place({ offsetX, offsetY }) {
-    const { across, down } = this.#shown;
+  /** @param {number} t */
+  #hover(t) {
+    if (t === this.#hovered) return;
+    this.#hovered = t;
+    this.on.hover(t);
+  }
+
+  /** @param {MouseEvent} event */
+  #click(event) {
+    const { choose, pick } = this.on;
+    const t = this.#tensorAt(event);
+    const line = choose ? this.#lineAt(event) : [];
+    if (line.length) choose?.(line, event.shiftKey);
+    else if (t < 0 || this.#from?.isBrushed) return;
+    else if (event.shiftKey && choose) choose([t], true);
+    else pick(t);
+  }
+
+  /** @param {MouseEvent} event */
+  #cellAt({ offsetX, offsetY }) {
+    if (!this.#drawn) return null;
+    const { across, down } = this.#drawn;
     return { i: Math.floor((offsetX - LEFT()) / across), j: Math.floor((offsetY - TOP()) / down) };
   }
 
-  /** The tensor under the pointer; -1 beside the cells. */
-  #at(event) {
-    if (!this.#shown) return -1;
-    const { data } = this.#shown,
-      { i, j } = this.#place(event);
-    return i >= 0 && j >= 0 && i < data.blocks.length && j < data.modules.length
-      ? data.at(data.blocks[i], data.modules[j])
-      : -1;
+  /** The tensor under the pointer; -1 beside the cells. @param {MouseEvent} event */
+  #tensorAt(event) {
+    const cell = this.#cellAt(event);
+    if (!cell || !this.#drawn) return -1;
+    const { data } = this.#drawn.input;
+    const isInside = cell.i in data.blocks && cell.j in data.modules;
+    return isInside ? data.at(data.blocks[cell.i], data.modules[cell.j]) : -1;
   }
 
-  /** All tensors of the row or column whose name is under the pointer. */
-  #line(event) {
-    const { data } = this.#shown,
-      { i, j } = this.#place(event),
-      { blocks, modules } = data;
-    const row = i < 0 && j in modules,
-      column = j >= modules.length && i in blocks;
-    return data.tensors.flatMap(({ block, module }, t) =>
-      (row && module === modules[j]) || (column && block === blocks[i]) ? [t] : [],
-    );
+  /** Indices of the tensors that a test holds for. @param {(block: number, module: string) => boolean} test */
+  #tensorsWhere(test) {
+    const tensors = this.#drawn?.input.data.tensors ?? [];
+    return tensors.flatMap(({ block, module }, t) => (test(block, module) ? [t] : []));
   }
 
+  /** All tensors of the row or column whose name is under the pointer. @param {MouseEvent} event */
+  #lineAt(event) {
+    const cell = this.#cellAt(event);
+    if (!cell || !this.#drawn) return [];
+    const { blocks, modules } = this.#drawn.input.data;
+    const { i, j } = cell;
+    if (i < 0 && j in modules) return this.#tensorsWhere((_, module) => module === modules[j]);
+    if (j >= modules.length && i in blocks)
+      return this.#tensorsWhere((block) => block === blocks[i]);
+    return [];
+  }
+
+  /** Chooses the rectangle from where the pointer went down. @param {PointerEvent} event */
   #brush(event) {
-    const { data } = this.#shown,
-      to = this.#place(event),
-      from = this.#from;
-    if (!from.brushed && to.i === from.i && to.j === from.j) return;
-    from.brushed = true;
-    const within = (at, side) =>
-      at >= Math.min(from[side], to[side]) && at <= Math.max(from[side], to[side]);
-    const inside = data.tensors.flatMap(({ block, module }, t) =>
-      block >= 0 &&
-      within(data.blocks.indexOf(block), "i") &&
-      within(data.modules.indexOf(module), "j")
-        ? [t]
-        : [],
+    const from = this.#from;
+    const to = this.#cellAt(event);
+    if (!from || !to || !this.#drawn) return;
+    if (!from.isBrushed && to.i === from.i && to.j === from.j) return;
+    from.isBrushed = true;
+    const { blocks, modules } = this.#drawn.input.data;
+    /** @type {(at: number, a: number, b: number) => boolean} */
+    const isWithin = (at, a, b) => at >= Math.min(a, b) && at <= Math.max(a, b);
+    const inside = this.#tensorsWhere(
+      (block, module) =>
+        block >= 0 &&
+        isWithin(blocks.indexOf(block), from.i, to.i) &&
+        isWithin(modules.indexOf(module), from.j, to.j),
     );
-    if (inside.length) this.on.choose(inside, event.shiftKey);
+    if (inside.length) this.on.choose?.(inside, event.shiftKey);
   }
 
-  /** The next tensor that way, over holes; -1 at the edge. */
+  /** The next tensor that way, over holes; -1 at the edge. @param {[number, number]} move */
   #beside([right, down]) {
-    const { data, picked } = this.#shown,
-      { block, module } = data.tensors[picked];
-    let i = Math.max(0, data.blocks.indexOf(block)) + right,
-      j = data.modules.indexOf(module) + down;
-    for (; data.blocks[i] !== undefined && data.modules[j] !== undefined; i += right, j += down) {
+    if (!this.#drawn) return -1;
+    const { data, picked } = this.#drawn.input;
+    const { block, module } = data.tensors[picked];
+    let i = Math.max(0, data.blocks.indexOf(block)) + right;
+    let j = data.modules.indexOf(module) + down;
+    for (; i in data.blocks && j in data.modules; i += right, j += down) {
       const t = data.at(data.blocks[i], data.modules[j]);
       if (t >= 0) return t;
     }
     return -1;
   }
 
-  /** @param {{data: Histograms, values: number[], label: string, unit: string, even: boolean, picked: number, log?: boolean, colours?: string[],
-      key?: {words: string, colour: string}[], chosen?: Set<number>, pinned?: Set<number>, height?: number}} shown
-      A tensor outside of the blocks takes a row. `colours` in place of those of the values, explained by `key`; what is not `chosen` is paler. */
-  draw({
-    data,
-    values,
-    label,
-    unit,
-    even,
-    picked,
-    log,
-    colours,
-    key,
-    chosen,
-    pinned,
-    height: tall,
-  }) {
-    const rows = data.modules.length,
-      area = surface(
-        this.canvas,
-        tall ?? TOP() + BOTTOM() + Math.max(30 * rows, Math.min(330, 60 * rows)),
-      );
-    const { pen, width, height, line } = area,
-      ink = inks(),
-      columns = data.blocks.length;
-    const scaled = log ? values.map((v) => (v > 0 ? Math.log10(v) : NaN)) : values;
-    const across = (width - LEFT() - 4) / columns,
-      down = (height - TOP() - BOTTOM()) / rows,
-      [low, high] = limits(scaled, even);
-    pen.fillStyle = ink.paper; // which the canvas writes in six digits
-    const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16));
-    const part = (value) => (even ? value / high : (value - low) / (high - low));
-    const colour = (value) => (even ? diverging(part(value), middle) : sequential(part(value)));
-    this.#shown = { data, across, down, picked };
-    const x = (block) => LEFT() + Math.max(0, data.blocks.indexOf(block)) * across,
-      y = (module) => TOP() + data.modules.indexOf(module) * down,
-      wide = (block) => (block < 0 ? columns * across : across);
+  /** @param {MapInput} input */
+  draw(input) {
+    const { data, values, even, log, height } = input;
+    const rows = data.modules.length;
+    const tall = TOP() + BOTTOM() + Math.max(30 * rows, Math.min(330, 60 * rows));
+    const area = surface(this.canvas, height ?? tall);
+    const across = (area.width - LEFT() - 4) / data.blocks.length;
+    const down = (area.height - TOP() - BOTTOM()) / rows;
+    const scaled = log ? logs(values) : values;
+    const ends = limits(scaled, even);
+    const colour = colourScale(area.pen, ends, even);
+    const drawn = { input, across, down };
+    this.#drawn = drawn;
+    this.#cells(drawn, area, scaled, colour);
+    for (const t of [input.picked, this.#hovered]) this.#frame(drawn, area, t);
+    this.#names(drawn, area);
+    if (input.key) this.#key(area, input.key);
+    else this.#bar(input, area, scaled, ends, colour);
+  }
+
+  /** Left, top, width and height of a cell. @type {(drawn: DrawnMap, t: number) => [number, number, number, number]} */
+  #boxOf({ input: { data }, across, down }, t) {
+    const { block, module } = data.tensors[t];
+    const left = LEFT() + Math.max(0, data.blocks.indexOf(block)) * across;
+    const width = block < 0 ? data.blocks.length * across : across;
+    return [left, TOP() + data.modules.indexOf(module) * down, width, down];
+  }
+
+  /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], colour: (value: number) => string) => void} */
+  #cells(drawn, { pen }, scaled, colour) {
+    const { data, values, colours, chosen, pinned } = drawn.input;
     pen.textBaseline = "middle";
-    data.tensors.forEach(({ block, module }, t) => {
+    pen.textAlign = "center";
+    data.tensors.forEach((_, t) => {
       if (!colours && !Number.isFinite(scaled[t])) return;
+      const [left, top, width, height] = this.#boxOf(drawn, t);
       pen.fillStyle = colours?.[t] ?? colour(scaled[t]);
-      pen.globalAlpha = !chosen?.size || chosen.has(t) ? 1 : 0.35;
-      pen.fillRect(x(block), y(module), Math.max(1, wide(block) - 1), down - 1);
+      pen.globalAlpha = !chosen?.size || chosen.has(t) ? 1 : PALE;
+      pen.fillRect(left, top, Math.max(1, width - 1), height - 1);
       pen.globalAlpha = 1;
-      if (columns > PRINTED && !pinned?.has(t)) return;
-      const [red, green, blue] = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16));
-      pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < 140 ? "#fff" : "#14181F";
-      pen.textAlign = "center";
-      const words = pinned?.has(t) ? "◆" : colours ? "" : number(values[t]);
-      if (words)
-        pen.fillText(words, x(block) + wide(block) / 2, y(module) + down / 2, wide(block) - 4);
+      const isPinned = pinned?.has(t);
+      if (!isPinned && (colours || data.blocks.length > MAX_PRINTED)) return;
+      const [red, green, blue] = channels(pen);
+      pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < DARK ? "#fff" : "#14181F";
+      const text = isPinned ? "◆" : number(values[t]);
+      pen.fillText(text, left + width / 2, top + height / 2, width - 4);
     });
-    for (const t of [picked, this.#hovered]) {
-      if (t < 0 || !data.tensors[t]) continue;
-      const { block, module } = data.tensors[t],
-        box = [x(block) - 1, y(module) - 1, wide(block) + 1, down + 1];
-      for (const [strokeStyle, lineWidth] of [
-        [ink.text, 4],
-        [ink.paper, 1.5],
-      ]) {
-        Object.assign(pen, { strokeStyle, lineWidth });
-        pen.strokeRect(...box);
-      }
-    }
-    pen.fillStyle = ink.muted;
-    pen.textAlign = "right";
-    for (const module of data.modules)
-      pen.fillText(module.split(".").pop(), LEFT() - 8, y(module) + down / 2, LEFT() - 8);
-    const every = Math.ceil((columns * 2.2 * line) / (width - LEFT()));
-    const marks = data.blocks.filter((_, i) => i % every === 0);
-    bottomAxis(
-      area,
-      ink,
-      marks,
-      Object.assign((block) => x(block) + across / 2, { middle: LEFT() + (columns * across) / 2 }),
-      "Block",
-    );
-    if (key) this.#key(area, ink, key);
-    else {
-      const known = scaled.filter(Number.isFinite),
-        said = (value) => number(log ? 10 ** value : value, 2);
-      const ends = [
-        `${known.some((v) => v < low) ? "≤ " : ""}${said(low)}`,
-        `${known.some((v) => v > high) ? "≥ " : ""}${said(high)}`,
-      ];
-      this.#bar(area, ink, colour, low, high, `${label}${unit ? `, ${unit.trim()}` : ""}`, ends);
+  }
+
+  /** Frames a tensor. @type {(drawn: DrawnMap, area: Surface, t: number) => void} */
+  #frame(drawn, { pen }, t) {
+    if (t < 0 || !drawn.input.data.tensors[t]) return;
+    const [left, top, width, height] = this.#boxOf(drawn, t);
+    const ink = inks();
+    for (const { colour, thick } of [
+      { colour: ink.text, thick: 4 },
+      { colour: ink.paper, thick: 1.5 },
+    ]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = thick;
+      pen.strokeRect(left - 1, top - 1, width + 1, height + 1);
     }
   }
 
-  /** What each colour means, above the cells. */
-  #key({ pen, width, line }, ink, key) {
+  /** Names of modules and blocks. @type {(drawn: DrawnMap, area: Surface) => void} */
+  #names({ input: { data }, across, down }, area) {
+    const { pen, width, line } = area;
+    const ink = inks();
+    pen.fillStyle = ink.muted;
+    pen.textAlign = "right";
+    data.modules.forEach((module, j) =>
+      pen.fillText(shortName(module), LEFT() - 8, TOP() + (j + 0.5) * down, LEFT() - 8),
+    );
+    const every = Math.ceil((data.blocks.length * 2.2 * line) / (width - LEFT()));
+    const marks = data.blocks.filter((_, i) => i % every === 0);
+    const x = Object.assign(
+      (/** @type {number} */ block) =>
+        LEFT() + (Math.max(0, data.blocks.indexOf(block)) + 0.5) * across,
+      { middle: LEFT() + (data.blocks.length * across) / 2 },
+    );
+    bottomAxis(area, ink, marks, x, "Block");
+  }
+
+  /** The meaning of each colour, above the cells. @type {(area: Surface, key: {words: string, colour: string}[]) => void} */
+  #key({ pen, width, line }, key) {
     let left = LEFT();
-    Object.assign(pen, { textAlign: "left", textBaseline: "middle" });
+    pen.textAlign = "left";
+    pen.textBaseline = "middle";
     for (const { words, colour } of key) {
       const long = 18 + pen.measureText(words).width;
       if (left + long > width) return;
       pen.fillStyle = colour;
       pen.fillRect(left, TOP() / 2 - 5, 10, 10);
-      pen.fillStyle = ink.text;
+      pen.fillStyle = inks().text;
       pen.fillText(words, left + 14, TOP() / 2);
       left += long + line;
     }
   }
 
-  /** What the colours mean, above the cells. */
-  #bar({ pen, width, line }, ink, colour, low, high, label, ends) {
-    const room = 8 + ends.reduce((sum, end) => sum + pen.measureText(end).width, 0),
-      long = Math.max(room, Math.min(220, width / 3)),
-      left = width - long - 4,
-      steps = 40;
-    for (let i = 0; i < steps; i++) {
-      pen.fillStyle = colour(low + ((i + 0.5) / steps) * (high - low));
-      pen.fillRect(left + (i * long) / steps, 4, long / steps + 0.5, 8);
+  /**
+   * The scale of the colours, above the cells.
+   * @param {MapInput} input
+   * @param {Surface} surface
+   * @param {number[]} scaled
+   * @param {Range} limits
+   * @param {(value: number) => string} colour
+   */
+  #bar({ label, unit, log }, { pen, width, line }, scaled, [low, high], colour) {
+    const end = (/** @type {number} */ value) => number(log ? 10 ** value : value, 2);
+    const from = `${scaled.some((value) => value < low) ? "≤ " : ""}${end(low)}`;
+    const to = `${scaled.some((value) => value > high) ? "≥ " : ""}${end(high)}`;
+    const room = 8 + pen.measureText(from).width + pen.measureText(to).width;
+    const long = Math.max(room, Math.min(220, width / 3));
+    const left = width - long - 4;
+    for (let i = 0; i < BAR_STEPS; i++) {
+      pen.fillStyle = colour(low + ((i + 0.5) / BAR_STEPS) * (high - low));
+      pen.fillRect(left + (i * long) / BAR_STEPS, 4, long / BAR_STEPS + 0.5, 8);
     }
-    pen.fillStyle = ink.muted;
+    pen.fillStyle = inks().muted;
     pen.textBaseline = "top";
     pen.textAlign = "left";
-    pen.fillText(ends[0], left, 15);
+    pen.fillText(from, left, 15);
     pen.textAlign = "right";
-    pen.fillText(ends[1], left + long, 15);
-    pen.fillText(label, left - 12, Math.max(1, 8 - line / 2), left - 16);
+    pen.fillText(to, left + long, 15);
+    const title = unit ? `${label}, ${unit.trim()}` : label;
+    pen.fillText(title, left - 12, Math.max(1, 8 - line / 2), left - 16);
   }
 }

@@ -2,47 +2,56 @@
 import { inks, lower, measureAgain, number, picture, stageInk, surface } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { HistogramChart } from "./histogram.js";
-import { load } from "./histograms.js";
+import { NoData, load } from "./histograms.js";
 import { LayerMap } from "./map.js";
 import { Ridges } from "./ridges.js";
-import { Selection, asked, range } from "./state.js";
-import { offer, saveAll, table } from "./tables.js";
-import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
+import { Selection, asked, chosenStages, range } from "./state.js";
+import { fileName, offer, saveAll, saveFigures, table } from "./tables.js";
+import { ofDepth, ofHistogram, ofMap, shortName, tiles } from "./words.js";
+/** @import {Range} from "./canvas.js" */
+/** @import {Place} from "./histogram.js" */
+/** @import {Choice, Histograms} from "./histograms.js" */
+/** @import {Plot} from "./plots.js" */
+/** @import {Field} from "./state.js" */
+/** @import {Figures} from "./tables.js" */
+/** @import {View} from "./views.js" */
 
-const MOST_STAGES = 4,
-  FAR = 30, // times the median, from where on colours are on a log scale
-  INSTEAD = "kurtosis"; // shown where a statistic is not measured
-const OF_VIEWS = [
-  "all",
-  "size",
-  "mode",
-  "tensor",
-  "stage",
-  "view",
-  "show",
-  "side",
-  "measure",
-  "order",
-  "cells",
-  "flow",
-  "spot",
-  "y",
-];
-let early = null; // the run of the address, asked for while Gradio starts
-const ofAddress = () => new URLSearchParams(location.search).get("run") ?? "";
+/**
+ * What the map draws: `stat` is the statistic, none for marked magnitudes.
+ * @typedef {{label: string, unit: string, question: string, values: number[], stat?: string, even?: boolean, log?: boolean}} MapFigure
+ */
+/** @typedef {{words: string, colour: string, dash: string}} LegendEntry */
+/** @typedef {"heatmap" | "overlay" | "ridges" | "more"} PanelName */
+
+const { create, find, findAll } = window.slimscope;
+const MAX_STAGES = 4;
+const LOG_FACTOR = 30; // a largest value so many times the median is drawn on a log scale
+const FALLBACK_STATISTIC = "kurtosis"; // shown where a statistic is not measured
+const STRIP_BINS = 64;
+const STRIP_HEIGHT = 20;
+
+const runOfAddress = () => new URLSearchParams(location.search).get("run") ?? "";
+
+/** The run of the address, requested while Gradio starts. @type {Promise<Histograms> | null} */
+let early = null;
 
 /** Begins to load what the address asks for. */
 export function ahead() {
-  early ??= load(ofAddress());
+  early ??= load(runOfAddress());
   early.catch(() => {});
+  return early;
 }
 
-/** Draws the page into its element; `opened` is called when another run is shown. */
+/**
+ * Draws the page into its element.
+ * @param {HTMLElement} element
+ * @param {() => void} opened called when another run is shown
+ */
 export function start(element, opened) {
   const page = new Page(element, opened);
   Object.assign(window.slimscope, {
     openedRun: () => page.state.now.run,
-    openRun: (run) => {
+    openRun: (/** @type {string} */ run) => {
       if (run && run !== page.state.now.run) page.open(run);
     },
     changed: () => page.refresh(),
@@ -51,66 +60,91 @@ export function start(element, opened) {
       return true;
     },
     nextStop: () => page.step(),
+    pin: () => {
+      const { run, stage } = page.state.now;
+      window.slimscope.address({ run, stage });
+    },
   });
-  early ??= load(ofAddress());
-  page.show(early);
+  page.show(ahead());
 }
 
-/** The parts of a state that say something. */
-const written = (state) => Object.fromEntries(Object.entries(state).filter(([, value]) => value));
-
 class Page {
-  data = null;
+  /** @type {Histograms | null} */
+  #data = null;
+  /** The run that is compared with. @type {Histograms | null} */
   other = null;
   hovered = -1;
+  /** @type {(View & Plot) | null} */
   plot = null;
-  asked = 0;
-  opening = 0; // of views and of runs: the newest wish counts
+  /** @type {MapFigure | null} */
+  drawnFigure = null;
+  /** Stages that `step` has passed. @type {Set<string>} */
+  passed = new Set();
+  viewRequest = 0; // stale responses are dropped
+  runRequest = 0;
 
+  /**
+   * @param {HTMLElement} element
+   * @param {() => void} opened
+   */
   constructor(element, opened) {
-    const part = (id) => element.querySelector(`#weights-${id}`),
-      canvas = (id) => part(id).querySelector("canvas");
-    Object.assign(this, {
-      element,
-      opened,
-      part,
-      state: new Selection(asked(location.search)),
-      texts: JSON.parse(element.querySelector("[data-texts]").dataset.texts),
-    });
-    this.map = new LayerMap(canvas("heatmap"), {
+    this.element = element;
+    this.opened = opened;
+    this.state = new Selection(asked(location.search), (changed) => this.#changed(changed));
+    /** @type {Record<string, [question: string, theory: string]>} */
+    this.texts = JSON.parse(find(element, "[data-texts]").dataset.texts ?? "");
+    this.all = find(element, ".weights-all");
+    this.notice = find(element, "#weights-notice");
+    this.slider = find(element, "#weights-step", HTMLInputElement);
+    this.stops = find(element, "#weights-step + div");
+    this.map = new LayerMap(this.canvas("heatmap"), {
       hover: (t) => {
         this.hovered = t;
-        this.draw(new Set(["hover"]));
+        this.preview();
       },
       pick: (t) => this.pick(t),
     });
     this.histogram = new HistogramChart(
-      canvas("overlay"),
-      part("overlay").querySelector("output"),
+      this.canvas("overlay"),
+      find(this.panel("overlay"), "output"),
       {
-        brush: (low, high) =>
-          this.state.set({ brush: `${Number(low.toPrecision(3))}~${Number(high.toPrecision(3))}` }),
+        brush: (low, high) => {
+          const ends = [low, high].map((weight) => Number(weight.toPrecision(3)));
+          this.state.set({ brush: ends.join("~") });
+        },
         clear: () => this.state.set({ brush: "" }),
       },
     );
-    this.ridges = new Ridges(canvas("ridges"), {
+    this.ridges = new Ridges(this.canvas("ridges"), {
       stage: (s) => this.state.set({ stage: this.data.stages[s].name }),
     });
-    this.state.listen((changed) => this.#changed(changed));
     this.#wire();
-    window.slimscope.pin = () =>
-      window.slimscope.address({ run: this.state.now.run, stage: this.state.now.stage });
+    const redraw = () => {
+      if (this.#data) this.draw();
+    };
     new ResizeObserver(() => {
       measureAgain();
-      if (this.data) this.draw(new Set(["size"]));
+      redraw();
     }).observe(element);
-    new MutationObserver(() => this.data && this.draw(new Set(["mode"]))).observe(document.body, {
-      attributeFilter: ["class"],
-    });
+    new MutationObserver(redraw).observe(document.body, { attributeFilter: ["class"] });
   }
 
-  /* --- what is looked at --------------------------------------------------------------------- */
+  /** @param {PanelName} name */
+  panel(name) {
+    return find(this.element, `#weights-${name}`);
+  }
 
+  /** @param {PanelName} name */
+  canvas(name) {
+    return find(this.panel(name), "canvas", HTMLCanvasElement);
+  }
+
+  /* --- the selection ------------------------------------------------------------------------- */
+
+  get data() {
+    if (!this.#data) throw new Error("No run is shown.");
+    return this.#data;
+  }
   get t() {
     return this.hovered >= 0 ? this.hovered : this.data.tensor(this.state.now.tensor);
   }
@@ -118,504 +152,483 @@ class Page {
     return this.data.stage(this.state.now.stage);
   }
 
-  /** The stages drawn in the histogram. */
-  get shown() {
-    const { data } = this,
-      chosen = this.state.now.show.split(",").filter(Boolean);
-    return (
-      chosen.length ? chosen : this.state.now.vs ? [data.stages[data.main[0]].name] : data.overlaid
-    ).map((name) => data.stage(name));
+  /** Names of the stages drawn in the histogram. */
+  get shownStages() {
+    const chosen = chosenStages(this.state.now);
+    if (chosen.length) return chosen;
+    const { stages, main, overlaid } = this.data;
+    return this.state.now.vs ? [stages[main[0]].name] : overlaid;
   }
 
-  /** Where the other run is to be compared with a stage: what it kept with what this run kept. */
+  /**
+   * The same in the other run, where it is recorded; what this run kept is compared with what the other one kept.
+   * @type {(t: number, s: number) => Place | null}
+   */
   twin(t, s) {
-    if (!this.other) return null;
-    const { name } = this.data.stages[s],
-      { other } = this;
-    const stage =
-      name === this.data.kept && other.kept !== this.data.stages[0].name ? other.kept : name;
-    return { data: other, t: other.tensor(this.data.tensors[t].name), s: other.stage(stage) };
+    const { data, other } = this;
+    if (!other) return null;
+    const { name } = data.stages[s];
+    const isKept = name === data.kept && other.kept !== data.stages[0].name;
+    const place = {
+      data: other,
+      t: other.tensor(data.tensors[t].name),
+      s: other.stage(isKept ? other.kept : name),
+    };
+    return place.t >= 0 && place.s >= 0 ? place : null;
   }
 
+  /** @param {string} run */
   async open(run) {
     this.state.now.run = run;
     await this.show(load(run));
     this.state.write();
   }
 
-  /** Shows a run that is being loaded, or why there is none. */
+  /** Shows a run that is being loaded, or why there is none. @param {Promise<Histograms>} coming */
   async show(coming) {
-    const notice = this.part("notice"),
-      all = this.element.querySelector(".weights-all"),
-      mine = ++this.opening;
+    const request = ++this.runRequest;
     try {
       const data = await coming;
-      if (mine !== this.opening) return;
-      this.data = data;
+      if (request !== this.runRequest) return;
+      this.#data = data;
       this.hovered = -1;
       this.state.settle(data);
-      this.other = this.state.now.vs ? await load(this.state.now.vs).catch(() => null) : null;
-      if (!this.other) this.state.now.vs = "";
-      notice.replaceChildren();
-      all.hidden = false;
+      const { now } = this.state;
+      this.other = now.vs ? await load(now.vs).catch(() => null) : null;
+      if (!this.other) now.vs = "";
+      this.notice.replaceChildren();
+      this.all.hidden = false;
       this.#fill();
       this.draw();
       this.opened();
     } catch (error) {
-      if (!("html" in error)) {
-        notice.textContent = `The histograms could not be shown: ${error.message}`;
+      if (error instanceof NoData) {
+        if (request === this.runRequest) await this.#showReason(error);
+      } else {
+        this.notice.textContent = `The histograms could not be shown. ${error}`;
         console.error(error);
       }
-      if (!("html" in error) || mine !== this.opening) return;
-      all.hidden = true;
-      if (error.html)
-        notice.innerHTML = error.html; // escaped by the server
-      else notice.textContent = error.message;
-      const newest = await load("").catch(() => null); // so that another can be chosen
-      if (newest) this.#options("run", [["Choose a run", ""], ...newest.runs], "");
     }
   }
 
-  /** Asks whether the run has moved on; a stage nobody has chosen gives way to the next. */
+  /** Shows why a run has no data, and offers the others. @param {NoData} reason */
+  async #showReason({ html, message }) {
+    this.all.hidden = true;
+    if (html)
+      this.notice.innerHTML = html; // escaped by the server
+    else this.notice.textContent = message;
+    const newest = await load("").catch(() => null);
+    if (newest) this.#options("run", [["Choose a run", ""], ...newest.runs], "");
+  }
+
+  /** Asks if the run has moved on; a stage nobody has chosen gives way to the next. */
   async refresh() {
-    const { data, state } = this,
-      before = data && { ...state.now };
-    const fresh = await load(before?.run ?? ofAddress()).catch(() => null);
-    if (!fresh || fresh.etag === data?.etag || (before && state.now.run !== before.run)) return;
-    if (before?.stage === state.defaults.stage) state.now.stage = "";
+    const before = this.#data;
+    const { run, stage } = this.state.now;
+    const fresh = await load(before ? run : runOfAddress()).catch(() => null);
+    if (!fresh || fresh.etag === before?.etag) return;
+    if (before && this.state.now.run !== run) return;
+    if (stage === this.state.defaults.stage) this.state.now.stage = "";
     await this.show(Promise.resolve(fresh));
   }
 
+  /** Takes the state of the address. */
   restore() {
-    const wanted = asked(location.search),
-      same =
-        (wanted.run || this.state.defaults.run) === this.data?.run &&
-        wanted.vs === this.state.now.vs;
-    Object.assign(this.state.now, wanted);
-    if (!same) return this.show(load(wanted.run));
+    const { now } = this.state;
+    const wanted = asked(location.search);
+    const isSameRun = wanted.run === this.#data?.run && wanted.vs === now.vs;
+    Object.assign(now, wanted);
+    if (!isSameRun) return this.show(load(wanted.run));
     this.state.settle(this.data);
     this.#fill();
     return this.draw();
   }
 
+  /** @param {number} t */
   pick(t) {
     this.hovered = -1;
     this.state.set({ tensor: this.data.tensors[t].name });
-    this.draw(new Set(["hover"]));
+    this.preview();
   }
 
-  /** The next main stage, the first after the last; false where the page began. */
+  /** Moves to the next main stage, from the last to the first; false where it began. */
   step() {
-    const { main, stages } = this.data ?? { main: [] },
-      next = stages?.[main[(main.indexOf(this.s) + 1) % main.length]];
-    if (!next || this.passed?.has(next.name)) return ((this.passed = null), false);
-    (this.passed ??= new Set([stages[this.s].name])).add(next.name);
+    if (!this.#data) return false;
+    const { main, stages } = this.data;
+    const next = stages[main[(main.indexOf(this.s) + 1) % main.length]];
+    if (this.passed.has(next.name)) {
+      this.passed.clear();
+      return false;
+    }
+    this.passed.add(stages[this.s].name).add(next.name);
     this.state.set({ stage: next.name });
     return true;
   }
 
+  /** @param {Set<string>} changed */
   #changed(changed) {
-    if (changed.has("run")) {
-      this.open(this.state.now.run);
-      return;
+    if (changed.has("run")) this.open(this.state.now.run);
+    else if (changed.has("vs")) this.show(Promise.resolve(this.data));
+    else if (changed.has("brush")) this.mark();
+    else {
+      if (changed.has("tensor")) this.state.now.spot = "";
+      this.draw(true);
     }
-    if (changed.has("vs")) {
-      this.show(Promise.resolve(this.data));
-      return;
-    }
-    if (changed.has("tensor") && this.state.now.spot) this.state.now.spot = "";
-    this.draw(changed);
   }
 
   /* --- panels -------------------------------------------------------------------------------- */
 
-  /** Draws what a change touches; all without one. */
-  draw(changed = new Set(["all"])) {
-    const {
-        data,
-        state: { now },
-        t,
-        s,
-      } = this,
-      hover = changed.has("hover"),
-      light = hover || changed.has("brush"),
-      moves = ["stage", "tensor", "curve", "y", "show"].some((name) => changed.has(name));
-    if (!hover) this.#controls();
-    this.#map(t, s);
-    const brush = range(now.brush),
-      other = this.twin(t, s);
+  /** Draws everything. @param {boolean} [moves] curves glide from what was drawn */
+  draw(moves = false) {
+    const { now } = this.state;
+    const { data, t, s } = this;
+    this.#controls();
+    this.#drawMap();
+    this.#drawHistogram(moves);
+    this.#tiles();
+    this.#legend();
+    this.#strip();
+    find(this.panel("ridges"), ".theory").hidden = data.stage("redense") < 0;
+    if (now.view === "ridges") {
+      this.ridges.draw(data, t, s, moves);
+      const module = shortName(data.tensors[t].module);
+      this.#say("ridges", ofDepth(module, this.ridges.widths()), this.ridges.note());
+    }
+    if (now.view === "statistics") this.#statistics();
+    if (VIEWS[now.view]) this.#drawView();
+    this.#openTables();
+  }
+
+  /** Draws what changes with the tensor under the pointer. */
+  preview() {
+    this.#drawMap();
+    this.#drawHistogram(false);
+    this.#tiles();
+    this.#strip();
+    const entries = findAll(this.panel("overlay"), ".weights-entry"); // only their zeros change
+    this.histogram.legend().forEach(({ words }, i) => {
+      if (entries[i]) entries[i].textContent = words;
+    });
+  }
+
+  /** Draws what changes with the marked magnitudes. */
+  mark() {
+    this.#controls();
+    this.#drawMap();
+    this.#drawHistogram(false);
+    this.#openTables();
+  }
+
+  /** @param {boolean} moves */
+  #drawHistogram(moves) {
+    const { data, t, s, other } = this;
+    const { now } = this.state;
+    const twin = this.twin(t, s);
     this.histogram.draw(
       {
         data,
         t,
         s,
-        shown: this.shown,
-        other: other?.t >= 0 && other.s >= 0 ? other : null,
+        shown: this.shownStages.map((name) => data.stage(name)),
+        other: twin,
         curve: now.curve,
         log: now.y === "log",
-        brush,
+        brush: range(now.brush),
       },
       moves,
     );
-    this.part("overlay").querySelector(".theory").hidden = !(data.cutoff(t, s) > 0); // it speaks of the dotted lines
-    this.part("ridges").querySelector(".theory").hidden = data.stage("redense") < 0;
-    const missing =
-      now.vs && !(other?.t >= 0 && other.s >= 0)
-        ? ` ${now.vs} has not recorded this tensor at this stage.`
-        : "";
-    const model =
-      this.other && this.other.model !== data.model
-        ? ` ${now.vs} has another model, ${this.other.model}.`
-        : "";
-    this.#said(
-      "overlay",
-      `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`,
-      `${this.histogram.note()}${missing}${model}`,
-    );
-    this.part("overlay").querySelector(".question").title = this.histogram.details();
-    if (!changed.has("brush")) {
-      this.#tiles(t, s);
-      this.#legend(hover);
-      this.#strip(t);
-    }
-    if (!light && now.view === "ridges") {
-      this.ridges.draw({ data, t, s }, moves);
-      this.#said(
-        "ridges",
-        ofDepth(data.tensors[t].module.split(".").pop(), this.ridges.widths()),
-        this.ridges.note(),
-      );
-    }
-    if (!light && now.view === "statistics") this.#statistics(t);
-    if (VIEWS[now.view] && OF_VIEWS.some((name) => changed.has(name))) this.#more(t, s);
-    if (!hover)
-      for (const open of this.element.querySelectorAll(".weights-panel details.card-data[open]"))
-        this.#table(open);
+    const notes = [this.histogram.note()];
+    if (now.vs && !twin) notes.push(`${now.vs} has not recorded this tensor at this stage.`);
+    if (other && other.model !== data.model)
+      notes.push(`${now.vs} has another model, ${other.model}.`);
+    const panel = this.panel("overlay");
+    const title = `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`;
+    this.#say("overlay", title, notes.join(" "));
+    find(panel, ".theory").hidden = !(data.cutoff(t, s) > 0); // it is about the dotted lines
+    find(panel, ".question").title = this.histogram.details();
   }
 
-  /** Draws a view of profiles, which are fetched; the newest wish counts. */
-  async #more(t, s) {
-    const {
-        state: { now },
-        data,
-      } = this,
-      mine = ++this.asked,
-      panel = this.part("more"),
-      chosen = now.show
-        .split(",")
-        .filter(Boolean)
-        .map((name) => data.stage(name));
-    const drawn = chosen.length ? chosen : [...new Set([data.main[0], s])];
+  /** Draws a view of profiles, which are fetched. */
+  async #drawView() {
+    const { data, t, s } = this;
+    const now = { ...this.state.now };
+    const request = ++this.viewRequest;
+    const chosen = chosenStages(now).map((name) => data.stage(name));
     const view = await VIEWS[now.view]({
       now,
       data,
       t,
       s,
-      drawn,
-      twin: (...at) => this.twin(...at),
-    }).catch((error) => `It could not be loaded: ${error.message}`);
-    if (mine !== this.asked) return;
-    const none = typeof view === "string",
-      canvas = panel.querySelector("canvas"),
-      [question, theory] = this.texts[now.view];
-    panel.classList.toggle("without", none);
-    this.plot = none ? null : { ...view, ...view.plot(canvas, view.spec) };
+      drawn: chosen.length ? chosen : [...new Set([data.main[0], s])],
+      twin: (...place) => this.twin(...place),
+    }).catch((/** @type {Error} */ error) => `It could not be loaded: ${error.message}`);
+    if (request !== this.viewRequest) return;
+    const panel = this.panel("more");
+    const canvas = this.canvas("more");
+    const [question, theory] = this.texts[now.view];
+    const isDrawn = typeof view !== "string";
+    panel.classList.toggle("without", !isDrawn);
+    this.plot = isDrawn ? { ...view, ...view.draw(canvas) } : null;
     const scale = this.plot?.scale ? ` Colours: ${this.plot.scale}.` : "";
-    this.#said("more", none ? view : view.title, none ? "" : `${view.note}${scale}`, question);
-    Object.assign(panel.querySelector(".theory"), {
-      textContent: theory,
-      hidden: now.view === "magnitudes" && !(data.cutoff(t, s) > 0),
-    }); // it speaks of pruning
-    const lines = view.spec?.series?.filter((each) => !each.thin) ?? [];
+    this.#say("more", isDrawn ? view.title : view, isDrawn ? view.note + scale : "", question);
+    const isPruned = data.cutoff(t, s) > 0;
+    find(panel, ".theory").textContent = theory;
+    find(panel, ".theory").hidden = now.view === "magnitudes" && !isPruned; // it is about pruning
+    const lines = this.plot?.legend ?? [];
     this.#entries(
       panel,
-      lines.map((each) => ({ ...each, words: each.label })),
+      lines.map(({ label, colour, dash }) => ({ words: label, colour, dash })),
     );
     canvas.style.cursor = this.plot?.pick ? "pointer" : "default";
-    const open = panel.querySelector("details.card-data[open]");
-    if (open && this.plot) this.#table(open);
+    if (this.plot) this.#openTables(panel);
   }
 
-  measured(name, s) {
+  /** A statistic was measured at a stage. @type {(name: string, s: number) => boolean} */
+  isMeasured(name, s) {
     return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s)));
   }
 
-  /** What the map shows: a statistic, its difference, or where the marked magnitudes are. Where the statistic
-      is not measured at the stage, such as an error of the dense model, another one is shown. */
-  figure(s) {
-    const {
-        data,
-        other,
-        state: { now },
-      } = this,
-      brush = range(now.brush);
-    const {
-      name: stat,
-      label,
-      question,
-      percent,
-    } = data.statistics.find(({ name }) => name === now.stat && this.measured(name, s)) ??
-    data.statistics.find(({ name }) => name === INSTEAD) ??
-    data.statistics[0];
-    if (brush) {
-      const words = brush[0]
-        ? `Weights with magnitudes from ${number(brush[0])} to ${number(brush[1])}`
-        : `Weights with magnitudes below ${number(brush[1])}`;
-      return {
-        label: words,
-        unit: " %",
-        even: false,
-        question: "Where do the weights live that are marked in the histogram?",
-        values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)),
-      };
+  /** @returns {MapFigure} */
+  mapFigure() {
+    const { data, s } = this;
+    const { now } = this.state;
+    const brush = range(now.brush);
+    if (brush) return this.#markedFigure(brush);
+    const statistic =
+      data.statistics.find(({ name }) => name === now.stat && this.isMeasured(name, s)) ??
+      data.statistics.find(({ name }) => name === FALLBACK_STATISTIC) ??
+      data.statistics[0];
+    const { name: stat, label, question, percent } = statistic;
+    const values = data.tensors.map((_, t) => data.shown(stat, t, s));
+    const twin = this.#baseline();
+    if (!twin) {
+      const sizes = values.filter(Number.isFinite).sort((a, b) => a - b);
+      const median = sizes[sizes.length >> 1];
+      const log = sizes[0] > 0 && sizes[sizes.length - 1] > LOG_FACTOR * median;
+      return { stat, label, unit: percent ? " %" : "", log, question, values };
     }
-    const values = data.tensors.map((_, t) => data.shown(stat, t, s)),
-      even =
-        now.against === "run"
-          ? Boolean(other)
-          : now.against === "dense" && data.stages[s].name !== "dense";
-    const of = (t) => {
-      const twin = now.against === "run" ? this.twin(t, s) : { data, t, s: data.stage("dense") };
-      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(stat, twin.t, twin.s) : NaN;
-    };
-    const sizes = values.filter(Number.isFinite).sort((a, b) => a - b),
-      log = sizes[0] > 0 && sizes.at(-1) > FAR * sizes[sizes.length >> 1];
-    if (!even)
-      return {
-        stat,
-        label,
-        unit: percent ? " %" : "",
-        even,
-        log,
-        question,
-        values,
-        lacks: stat !== now.stat,
-      };
     const base = now.against === "run" ? now.vs : "dense";
     return {
       stat,
       label: `Difference in ${lower(label)} to ${base}`,
       unit: percent ? " points" : "",
-      even,
+      even: true,
       question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
-      values: values.map((value, t) => value - of(t)),
+      values: values.map((value, t) => {
+        const place = twin(t);
+        return place ? value - place.data.shown(stat, place.t, place.s) : NaN;
+      }),
     };
   }
 
-  #map(t, s) {
-    const { data } = this,
-      shown = this.figure(s),
-      picked = data.tensor(this.state.now.tensor),
-      missing = shown.values.filter((value) => !Number.isFinite(value)).length;
-    this.shownMap = shown;
-    const select = this.element.querySelector('[data-state="stat"]'); // says what is drawn, and offers what is measured
-    select.value = shown.stat ?? this.state.now.stat;
-    select.disabled = !shown.stat;
-    for (const option of select.options) option.disabled = !this.measured(option.value, s);
-    this.map.draw({ data, ...shown, picked });
-    const named =
-      this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
-    this.part("heatmap").querySelector("output").textContent = named;
-    const { label } = data.statistics.find(({ name }) => name === this.state.now.stat);
-    const why = shown.lacks ? `${label} is not measured at stage ${data.stages[s].label}; ` : "",
-      without = missing ? `, ${missing} without a value` : "";
-    this.part("heatmap").querySelector(".theory").hidden = shown.stat !== "relative_error"; // it speaks of what layers bear
-    this.#said(
-      "heatmap",
-      ofMap(data, shown.label, shown.unit, [...shown.values.entries()], why),
-      `${data.stages[s].label}, n = ${data.tensors.length} matrices${without}.`,
-      shown.question,
-    );
+  /** Places that the map is compared with, by tensor; null without a comparison. */
+  #baseline() {
+    const { data, s } = this;
+    const { against } = this.state.now;
+    const dense = data.stage("dense");
+    if (against === "run" && this.other) return (/** @type {number} */ t) => this.twin(t, s);
+    if (against !== "dense" || s === dense) return null;
+    return (/** @type {number} */ t) => (dense < 0 ? null : { data, t, s: dense });
   }
 
-  #said(id, title, note, question) {
-    const panel = this.part(id),
-      [asks, quiet] = panel.querySelectorAll(".question span");
-    panel.querySelector("h2").textContent = title;
-    quiet.textContent = note;
-    if (question) asks.textContent = question;
-    panel.querySelector("canvas").dataset.words = title;
+  /** Share of the weights in the marked range. @type {(brush: Range) => MapFigure} */
+  #markedFigure(brush) {
+    const { data, s } = this;
+    const [low, high] = brush;
+    return {
+      label: low
+        ? `Weights with magnitudes from ${number(low)} to ${number(high)}`
+        : `Weights with magnitudes below ${number(high)}`,
+      unit: " %",
+      question: "Where do the weights live that are marked in the histogram?",
+      values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)),
+    };
+  }
+
+  #drawMap() {
+    const { data, s, hovered } = this;
+    const { now } = this.state;
+    const figure = this.mapFigure();
+    const { label, unit, values, stat, question } = figure;
+    const stage = data.stages[s].label;
+    this.drawnFigure = figure;
+    const select = find(this.element, '[data-state="stat"]', HTMLSelectElement);
+    select.value = stat ?? now.stat; // what is drawn
+    select.disabled = !stat;
+    for (const option of select.options) option.disabled = !this.isMeasured(option.value, s);
+    this.map.draw({ data, ...figure, picked: data.tensor(now.tensor) });
+    const panel = this.panel("heatmap");
+    find(panel, "output").textContent =
+      hovered < 0 ? "" : `${data.tensors[hovered].label}: ${number(values[hovered])}${unit}`;
+    find(panel, ".theory").hidden = stat !== "relative_error"; // it is about what layers bear
+    const wanted = data.statistics.find(({ name }) => name === now.stat);
+    const isOther = stat && stat !== now.stat;
+    const why = isOther ? `${wanted?.label} is not measured at stage ${stage}; ` : "";
+    const missing = values.filter((value) => !Number.isFinite(value)).length;
+    const without = missing ? `, ${missing} without a value` : "";
+    const note = `${stage}, n = ${data.tensors.length} matrices${without}.`;
+    this.#say("heatmap", ofMap(data, label, unit, values, why), note, question);
+  }
+
+  /** Title, note and question of a panel. @type {(name: PanelName, title: string, note: string, question?: string) => void} */
+  #say(name, title, note, question) {
+    const panel = this.panel(name);
+    const [questionLine, noteLine] = findAll(panel, ".question span");
+    find(panel, "h2").textContent = title;
+    noteLine.textContent = note;
+    if (question) questionLine.textContent = question;
   }
 
   /** The tensor at every stage, small, above the slider. */
-  #strip(t) {
-    const ink = inks(),
-      { data } = this,
-      reach = data.reach(t, data.main),
-      [from, to] = data.range(t);
-    const most = Math.max(...data.heights(t, data.main[0], 64), 0.01) * 1.2;
-    [...this.stops.children].forEach((stop, s) => {
-      const { pen, width, height } = surface(stop.firstChild, 20);
-      const x = (i) => ((from + (i * (to - from)) / 64 + reach) / (2 * reach)) * width;
+  #strip() {
+    const { data, t } = this;
+    const ink = inks();
+    const reach = data.reach(t, data.main);
+    const [from, to] = data.range(t);
+    const most = Math.max(...data.heights(t, data.main[0], STRIP_BINS), 0.01) * 1.2;
+    findAll(this.stops, "canvas", HTMLCanvasElement).forEach((canvas, s) => {
+      const { pen, width } = surface(canvas, STRIP_HEIGHT);
+      const x = (/** @type {number} */ bin) =>
+        ((from + (bin * (to - from)) / STRIP_BINS + reach) / (2 * reach)) * width;
       pen.fillStyle = ink.stage(data.stages[s].colour);
-      const bar = (h, i) =>
-        pen.fillRect(
-          x(i),
-          height - Math.min(1, h / most) * height,
-          Math.max(1, x(i + 1) - x(i)),
-          height,
-        );
-      data.heights(t, s, 64).forEach(bar);
-    });
-  }
-
-  #tiles(t, s) {
-    this.element.querySelector(".weights-tiles").replaceChildren(
-      ...tiles(this.data, t, s).map(([name, value, sentence]) => {
-        const tile = document.createElement("div");
-        const line = ([tag, textContent]) =>
-          Object.assign(document.createElement(tag), { textContent });
-        tile.append(
-          ...[
-            ["dt", name],
-            ["dd", value],
-            ["dd", sentence],
-          ].map(line),
-        );
-        return tile;
-      }),
-    );
-  }
-
-  #legend(hover) {
-    if (hover) {
-      // only the numbers of zeros change
-      const entries = this.part("overlay").querySelectorAll(".weights-entry");
-      this.histogram.legend().forEach(({ words }, i) => {
-        if (entries[i]) entries[i].textContent = words;
+      data.heights(t, s, STRIP_BINS).forEach((height, bin) => {
+        const top = STRIP_HEIGHT * (1 - Math.min(1, height / most));
+        pen.fillRect(x(bin), top, Math.max(1, x(bin + 1) - x(bin)), STRIP_HEIGHT);
       });
-      return;
-    }
-    const shown = this.shown.map((s) => this.data.stages[s].name),
-      { stage } = this.state.now;
-    const others = this.data.stages.filter(({ name }) => !shown.includes(name) && name !== stage);
-    const more = Object.assign(document.createElement("select"), {
-      ariaLabel: "Add or remove a stage",
     });
-    more.append(
+  }
+
+  #tiles() {
+    const elements = tiles(this.data, this.t, this.s).map(([name, value, sentence]) => {
+      const tile = create("div");
+      tile.append(
+        create("dt", { textContent: name }),
+        create("dd", { textContent: value }),
+        create("dd", { textContent: sentence }),
+      );
+      return tile;
+    });
+    find(this.element, ".weights-tiles").replaceChildren(...elements);
+  }
+
+  /** The legend of the histogram, with a list that adds and removes stages. */
+  #legend() {
+    const { data, shownStages } = this;
+    const { stage } = this.state.now;
+    const added = data.stages.filter(({ name }) => !shownStages.includes(name) && name !== stage);
+    const removed = data.stages.filter(({ name }) => shownStages.includes(name) && name !== stage);
+    const list = create("select", { ariaLabel: "Add or remove a stage" });
+    list.append(
       new Option("Stages …", ""),
-      ...others.map(({ name, label }) => new Option(`Add ${label}`, name)),
-      ...shown
-        .filter((name) => name !== stage)
-        .map((name) => new Option(`Remove ${this.data.stages[this.data.stage(name)].label}`, name)),
+      ...added.map(({ name, label }) => new Option(`Add ${label}`, name)),
+      ...removed.map(({ name, label }) => new Option(`Remove ${label}`, name)),
     );
-    more.onchange = () =>
-      this.state.set({
-        show:
-          (shown.includes(more.value)
-            ? shown.filter((name) => name !== more.value)
-            : [...shown, more.value].slice(-MOST_STAGES)
-          ).join(",") || stage,
-      });
-    this.#entries(this.part("overlay"), this.histogram.legend(), more);
+    list.onchange = () => {
+      const others = shownStages.filter((name) => name !== list.value);
+      const isRemoved = others.length < shownStages.length;
+      const stages = isRemoved ? others : [...shownStages, list.value].slice(-MAX_STAGES);
+      this.state.set({ show: stages.join(",") || stage });
+    };
+    this.#entries(this.panel("overlay"), this.histogram.legend(), list);
   }
 
-  /** What the lines of a panel mean. */
+  /** The lines of a panel. @type {(panel: HTMLElement, lines: LegendEntry[], ...others: Element[]) => void} */
   #entries(panel, lines, ...others) {
-    const box = panel.querySelector(".weights-legend"),
-      entries = lines.map(({ words, colour, dash }) => {
-        const entry = Object.assign(document.createElement("span"), {
-          className: "weights-entry",
-          textContent: words,
-        });
-        entry.style.setProperty("--stage", stageInk(colour));
-        entry.dataset.dash = dash;
-        return entry;
-      });
+    const entries = lines.map(({ words, colour, dash }) => {
+      const entry = create("span", { className: "weights-entry", textContent: words });
+      entry.style.setProperty("--stage", stageInk(colour));
+      entry.dataset.dash = dash;
+      return entry;
+    });
+    const box = find(panel, ".weights-legend");
     if (!box.contains(document.activeElement)) box.replaceChildren(...entries, ...others);
   }
 
   /** Every statistic of the tensor, a column for each stage. */
-  #statistics(t) {
-    const { data } = this,
-      heads = ["Figure", ...data.stages.map(({ label }) => label)];
+  #statistics() {
+    const { data, t } = this;
+    const { name } = data.tensors[t];
+    const heads = ["Figure", ...data.stages.map(({ label }) => label)];
     const rows = data.statistics.map(({ name, label, percent }) => [
       percent ? `${label}, %` : label,
       ...data.stages.map((_, s) => data.shown(name, t, s)),
     ]);
-    const box = this.part("table").lastElementChild;
-    const more = data.groups
-      ? `<p><a href="quantization?run=${encodeURIComponent(data.run)}&tensor=${encodeURIComponent(data.tensors[t].name)}">Its groups in Quantisation</a></p>`
-      : "";
-    box.replaceChildren(table(heads, rows, `${data.run}-${data.tensors[t].name}`));
-    box.insertAdjacentHTML("beforeend", more);
+    const box = find(this.element, "#weights-table > div");
+    box.replaceChildren(table([heads, rows], `${data.run}-${name}`));
+    if (!data.groups) return;
+    const query = new URLSearchParams({ run: data.run, tensor: name });
+    const line = create("p");
+    line.append(
+      create("a", { href: `quantization?${query}`, textContent: "Its groups in Quantisation" }),
+    );
+    box.append(line);
   }
 
-  #table(details) {
-    const panel = details.closest(".weights-panel"),
-      [heads, rows, name] = this.#figures(panel.id);
-    details.lastElementChild.replaceChildren(table(heads, rows, name));
+  /** Fills the data tables that are open. @param {HTMLElement} [panel] of this one only */
+  #openTables(panel = this.element) {
+    for (const details of findAll(panel, ".weights-panel details.card-data[open]"))
+      this.#fillTable(details);
   }
 
-  /** Heads, rows and file name of a panel's data. */
-  #figures(id) {
-    const {
-        data,
-        state: { now },
-      } = this,
-      file = `${data.run}-${now.tensor}`;
-    if (id === "weights-overlay") return [...this.histogram.table(), `${file}-${now.curve}`];
-    if (id === "weights-more") return [...this.plot.table, `${data.run}-${this.plot.file}`];
-    if (id === "weights-ridges")
-      return [
-        ...this.ridges.table(),
-        `${data.run}-${now.stage}-${data.tensors[this.t].module}-ridges`,
-      ];
-    const { label, unit, values } = this.shownMap,
-      rows = data.tensors.map(({ name, block }, t) => [
-        name,
-        String(block),
-        data.tail(t, this.s).n,
-        values[t],
-      ]);
-    return [
-      ["Tensor", "Block", "Weights", unit.trim() ? `${label}, ${unit.trim()}` : label],
-      rows,
-      `${data.run}-${now.stage}-${now.stat}`,
-    ];
+  /** @param {HTMLElement} details */
+  #fillTable(details) {
+    const figures = this.#figures(details);
+    if (figures) find(details, "div").replaceChildren(table(...figures));
+  }
+
+  /** Figures and file name of the panel around an element. @type {(part: Element) => [Figures, string] | null} */
+  #figures(part) {
+    const { data, t, s } = this;
+    const { now } = this.state;
+    const { id } = part.closest(".weights-panel") ?? {};
+    const file = `${data.run}-${now.tensor}`;
+    if (id === "weights-overlay") return [this.histogram.table(), `${file}-${now.curve}`];
+    if (id === "weights-more")
+      return this.plot && [this.plot.table, `${data.run}-${this.plot.file}`];
+    if (id === "weights-ridges") {
+      const { module } = data.tensors[t];
+      return [this.ridges.table(), `${data.run}-${now.stage}-${module}-ridges`];
+    }
+    if (!this.drawnFigure) return null;
+    const { label, unit, values } = this.drawnFigure;
+    const heads = ["Tensor", "Block", "Weights", unit ? `${label}, ${unit.trim()}` : label];
+    const rows = data.tensors.map(({ name, block }, tensor) => [
+      name,
+      String(block),
+      data.tail(tensor, s).n,
+      values[tensor],
+    ]);
+    return [[heads, rows], `${data.run}-${now.stage}-${now.stat}`];
   }
 
   /* --- controls ------------------------------------------------------------------------------ */
 
   /** Fills what depends on the run. */
   #fill() {
-    const {
-      data,
-      other,
-      state: { now },
-    } = this;
+    const { data, other } = this;
+    const { now } = this.state;
+    const others = data.runs.filter(([, run]) => run !== now.run);
+    /** @type {Choice[]} */
+    const against = [["Nothing", ""]];
+    if (data.stage("dense") >= 0) against.push(["Dense", "dense"]);
+    if (other) against.push(["Other run", "run"]);
+    /** @type {(each: {name: string, label: string}) => Choice} */
+    const choice = ({ name, label }) => [label, name];
     this.#options("run", data.runs, now.run);
-    this.#options(
-      "vs",
-      [["Compare with …", ""], ...data.runs.filter(([, run]) => run !== now.run)],
-      now.vs,
-    );
-    this.#options(
-      "tensor",
-      data.tensors.map(({ name, label }) => [label, name]),
-      now.tensor,
-    );
-    this.#options(
-      "stat",
-      data.statistics.map(({ name, label }) => [label, name]),
-      now.stat,
-    );
-    const against = [
-      ["Nothing", ""],
-      ...(data.stage("dense") >= 0 ? [["Dense", "dense"]] : []),
-      ...(other ? [["Other run", "run"]] : []),
-    ];
+    this.#options("vs", [["Compare with …", ""], ...others], now.vs);
+    this.#options("tensor", data.tensors.map(choice), now.tensor);
+    this.#options("stat", data.statistics.map(choice), now.stat);
     this.#options("against", against, now.against);
-    this.slider.max = data.stages.length - 1;
-    this.slider.parentElement.style.setProperty("--stages", data.stages.length);
+    this.slider.max = String(data.stages.length - 1);
+    this.slider.parentElement?.style.setProperty("--stages", String(data.stages.length));
     this.stops.replaceChildren(
       ...data.stages.map(({ name, label, perplexity, colour }) => {
-        const stop = Object.assign(document.createElement("button"), {
+        const stop = create("button", {
           type: "button",
           tabIndex: -1,
           title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label,
         });
-        stop.append(document.createElement("canvas"), label);
+        stop.append(create("canvas"), label);
         stop.style.setProperty("--stage", stageInk(colour));
         stop.onclick = () => {
           this.state.set({ stage: name });
@@ -626,115 +639,114 @@ class Page {
     );
   }
 
-  #options(field, offered, value) {
-    offer(this.element.querySelector(`[data-state="${field}"]`), offered, value);
+  /** @type {(field: Field, choices: Choice[], value: string) => void} */
+  #options(field, choices, value) {
+    const select = find(this.element, `[data-state="${field}"]`, HTMLSelectElement);
+    offer(select, choices, value);
   }
 
   /** Shows the state in the controls. */
   #controls() {
-    const {
-        state: { now },
-        s,
-        element,
-        data,
-      } = this,
-      brush = range(now.brush);
-    for (const select of element.querySelectorAll("[data-state]"))
-      if (select.value !== now[select.dataset.state]) select.value = now[select.dataset.state];
-    this.slider.value = s;
+    const { element, data, s } = this;
+    const { now } = this.state;
+    const brush = range(now.brush);
+    for (const select of findAll(element, "[data-state]", HTMLSelectElement)) {
+      const value = now[/** @type {Field} */ (select.dataset.state)];
+      if (select.value !== value) select.value = value;
+    }
+    this.slider.value = String(s);
     this.slider.setAttribute("aria-valuetext", data.stages[s].label);
     [...this.stops.children].forEach((stop, i) =>
       stop.setAttribute("aria-pressed", String(i === s)),
     );
-    for (const button of element.querySelectorAll("[data-view]"))
+    for (const button of findAll(element, "[data-view]"))
       button.setAttribute("aria-pressed", String(button.dataset.view === now.view));
-    for (const option of element.querySelectorAll("[data-of]"))
+    for (const option of findAll(element, "[data-of]"))
       option.hidden = option.dataset.of !== now.view || ("whole" in option.dataset && !now.spot);
-    element.querySelectorAll("[data-brush]").forEach((input, i) => {
+    findAll(element, "[data-brush]", HTMLInputElement).forEach((input, i) => {
       if (input !== document.activeElement) input.value = brush ? String(brush[i]) : "";
     });
-    element.querySelector("[data-clear]").hidden = !brush;
-    this.part("ridges").hidden = now.view !== "ridges";
-    this.part("more").hidden = !VIEWS[now.view];
-    this.part("table").hidden = now.view !== "statistics";
+    find(element, "[data-clear]").hidden = !brush;
+    this.panel("ridges").hidden = now.view !== "ridges";
+    this.panel("more").hidden = !VIEWS[now.view];
+    find(element, "#weights-table").hidden = now.view !== "statistics";
   }
 
   #wire() {
-    const { element } = this;
-    const on = (selector, event, act) =>
-      element
-        .querySelectorAll(selector)
-        .forEach((each) => each.addEventListener(event, () => act(each)));
-    this.slider = this.part("step");
-    this.stops = this.slider.nextElementSibling;
-    this.slider.oninput = () => this.state.set({ stage: this.data.stages[this.slider.value].name });
-    on("[data-state]", "change", (select) =>
-      this.state.set({ [select.dataset.state]: select.value }),
-    );
-    on("[data-view]", "click", (button) => this.state.set({ view: button.dataset.view }));
-    on("[data-tensor]", "click", (button) => {
-      const next =
-        this.data.tensors[this.data.tensor(this.state.now.tensor) + Number(button.dataset.tensor)];
+    /** @type {(selector: string, event: string, act: (each: HTMLElement) => void) => void} */
+    const on = (selector, event, act) => {
+      for (const each of findAll(this.element, selector))
+        each.addEventListener(event, () => act(each));
+    };
+    this.slider.oninput = () =>
+      this.state.set({ stage: this.data.stages[Number(this.slider.value)].name });
+    for (const select of findAll(this.element, "[data-state]", HTMLSelectElement))
+      select.onchange = () => this.state.set({ [select.dataset.state ?? ""]: select.value });
+    on("[data-view]", "click", ({ dataset }) => this.state.set({ view: dataset.view }));
+    on("[data-tensor]", "click", ({ dataset }) => {
+      const t = this.data.tensor(this.state.now.tensor) + Number(dataset.tensor);
+      const next = this.data.tensors[t];
       if (next) this.state.set({ tensor: next.name });
     });
     on("[data-brush]", "change", () => {
-      const [low, high] = [...element.querySelectorAll("[data-brush]")].map((input) =>
-          input.value.replace(",", "."),
-        ),
-        brush = `${low || 0}~${high}`;
+      const inputs = findAll(this.element, "[data-brush]", HTMLInputElement);
+      const [low, high] = inputs.map((input) => input.value.replace(",", "."));
+      const brush = `${low || 0}~${high}`;
       this.state.set({ brush: high && range(brush) ? brush : "" });
     });
     on("[data-clear]", "click", () => this.state.set({ brush: "" }));
     on("[data-whole]", "click", () => this.state.set({ spot: "" }));
-    on("[data-play]", "click", (button) => {
-      button.disabled = true;
-      this.ridges.play(() => {
-        button.disabled = false;
-      });
-    });
+    for (const button of findAll(this.element, "[data-play]", HTMLButtonElement))
+      button.onclick = () => {
+        button.disabled = true;
+        this.ridges.play(() => {
+          button.disabled = false;
+        });
+      };
     on(".weights-panel details.card-data", "toggle", (details) => {
-      if (details.open) this.#table(details);
+      if (details.hasAttribute("open")) this.#fillTable(details);
     });
-    on("[data-save]", "click", (button) =>
-      this.#save(button.closest(".weights-panel"), button.dataset.save),
-    );
+    on("[data-save]", "click", (button) => this.#save(button, button.dataset.save ?? ""));
     on("[data-full]", "click", (button) => window.slimscope.fullScreen(button.closest(".card")));
-    const more = this.part("more").querySelector("canvas"),
-      output = this.part("more").querySelector("output");
-    more.onpointermove = (event) => {
-      output.textContent = this.plot?.at(event)?.words ?? "";
-    };
-    more.onpointerleave = () => {
-      output.textContent = "";
-    };
-    more.onclick = (event) => {
-      const place = this.plot?.pick && this.plot.at(event);
-      if (place) this.state.set(this.plot.pick(place));
-    };
-    this.part("save").onclick = () => saveAll(this.data);
+    on("#weights-save", "click", () => saveAll(this.data));
+    this.#wireView();
   }
 
-  #save(panel, format) {
-    panel.querySelector("details.save").open = false;
-    const [heads, rows, name] = this.#figures(panel.id),
-      canvas = panel.querySelector("canvas"),
-      words = (selector) => panel.querySelector(selector).textContent;
-    const save = (blob) =>
-      window.slimscope.save(`${name.replace(/[^\w.-]+/g, "-")}.${format}`, [blob], blob.type);
-    if (format === "png")
-      picture(
-        canvas,
-        words("h2"),
-        `${words(".question")} ${panel.querySelector(".question").title}`,
-        save,
-      );
-    else if (format === "webm") this.ridges.film(save);
-    else if (format === "csv")
-      window.slimscope.saveTable(
-        table(heads, rows, name).querySelector("table"),
-        name.replace(/[^\w.-]+/g, "-"),
-      );
-    else
-      location.href = `report?${new URLSearchParams({ ...written(this.state.now), add: panel.id })}`;
+  /** The pointer on a view of profiles. */
+  #wireView() {
+    const canvas = this.canvas("more");
+    const output = find(this.panel("more"), "output");
+    canvas.onpointermove = (event) => {
+      output.textContent = this.plot?.at(event)?.words ?? "";
+    };
+    canvas.onpointerleave = () => {
+      output.textContent = "";
+    };
+    canvas.onclick = (event) => {
+      const place = this.plot?.at(event);
+      if (place && this.plot?.pick) this.state.set(this.plot.pick(place));
+    };
+  }
+
+  /** @type {(button: HTMLElement, format: string) => void} */
+  #save(button, format) {
+    const panel = button.closest(".weights-panel");
+    const figures = this.#figures(button);
+    if (!panel || !figures) return;
+    find(panel, "details.save", HTMLDetailsElement).open = false;
+    const [, name] = figures;
+    const save = (/** @type {Blob} */ file) =>
+      window.slimscope.save(`${fileName(name)}.${format}`, [file], file.type);
+    if (format === "png") {
+      const question = find(panel, ".question");
+      const caption = `${question.textContent} ${question.title}`;
+      const title = find(panel, "h2").textContent;
+      picture(find(panel, "canvas", HTMLCanvasElement), title, caption, save);
+    } else if (format === "webm") this.ridges.film(save);
+    else if (format === "csv") saveFigures(...figures);
+    else {
+      const written = Object.entries(this.state.now).filter(([, value]) => value);
+      location.href = `report?${new URLSearchParams([...written, ["add", panel.id]])}`;
+    }
   }
 }

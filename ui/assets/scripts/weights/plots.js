@@ -1,190 +1,302 @@
-/* Plots that several views share: grids of cells, and lines. Each returns what reads it under the pointer. */
-import {
-  DASHES,
-  diverging,
-  inks,
-  number,
-  sequential,
-  stroke,
-  surface,
-  ticks,
-  widthOf,
-} from "./canvas.js";
-import { limits } from "./map.js";
+/* Plots that several views share: grids of cells, and lines. Each returns a reader of what is under the pointer. */
+import { DASHES, inks, number, stroke, surface, ticks, widthOf } from "./canvas.js";
+import { colourScale, limits, logs } from "./map.js";
+/** @import {Range, Surface} from "./canvas.js" */
 
-const LEFT = 52,
-  RIGHT = 12,
-  TOP = 36,
-  BOTTOM = 36,
-  GAP = 44;
+/** @typedef {{offsetX: number, offsetY: number}} Pointer */
+/** @typedef {{panel: number, i: number, j: number, words: string}} PlotPlace Panel, row and column under the pointer;
+    of lines all 0. */
+/** @typedef {{at: (pointer: Pointer) => PlotPlace | null, scale: string}} Plot `scale`: the meaning of colours */
 
-/** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[], named?: number[], marks?: string[]}} Panel
-    `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are; `named`: what rows are called; `marks`: what stands below
-    each column where there is room. */
+/**
+ * @typedef {object} Panel
+ * @property {string} label
+ * @property {number} rows
+ * @property {number} columns
+ * @property {ArrayLike<number>} data by rows from the top
+ * @property {(i: number, j: number) => string} [words] name of a cell
+ * @property {number[]} [first] numbers of the first row and column
+ * @property {number[]} [spans] how many rows and columns there are, where a cell stands for several
+ * @property {Range} [axis] values of both axes, in place of numbers
+ * @property {number[]} [named] names of the rows
+ * @property {string[]} [marks] names of the columns, where there is room
+ */
+/**
+ * @typedef {object} Grid
+ * @property {Panel[]} panels side by side, on the same colours
+ * @property {boolean} [even] colours diverge from 0
+ * @property {boolean} [log] colours on a log scale; zeros stay empty
+ * @property {string} unit
+ * @property {[rows: string, columns: string]} names of the axes
+ * @property {number} [height]
+ * @property {boolean} [upwards] rows from the bottom
+ * @property {boolean} [dashed] a line on which nothing has changed
+ */
+/** @typedef {{left: number, top: number, width: number, height: number}} Box */
 
-/** Text that runs upwards from a place. */
-function upright(pen, words, x, y, most) {
+const LEFT = 52;
+const RIGHT = 12;
+const TOP = 36;
+const BOTTOM = 36;
+const GAP = 44;
+const NARROW = 560;
+const MAX_ACROSS = 4;
+const MAX_DECADES = 6; // of colours on a log scale
+const LINES_HEIGHT = 340;
+
+/**
+ * Text that runs upwards.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {string} text
+ * @param {number} x
+ * @param {number} y
+ * @param {number} [width]
+ */
+function upright(pen, text, x, y, width) {
   pen.save();
   pen.translate(x, y);
   pen.rotate(-Math.PI / 2);
-  pen.fillText(words, 0, 0, most);
+  pen.fillText(text, 0, 0, width);
   pen.restore();
 }
 
-/** Panels of cells side by side, on the same colours. `log`: colours on a log scale, zeros stay empty; `dashed`: a
-    line on which nothing has changed; `upwards`: rows from the bottom. */
-export function grid(canvas, { panels, even, log, unit, names, height = 340, upwards, dashed }) {
-  const place = widthOf(canvas),
-    across = place < 560 ? 1 : Math.min(panels.length, 4),
-    down = Math.ceil(panels.length / across);
-  const { pen, width, line } = surface(canvas, down * height),
-    ink = inks();
-  const values = panels.flatMap(({ data }) =>
-    Array.from(data, (value) => (log ? (value > 0 ? Math.log10(value) : NaN) : value)),
-  );
-  const known = values.filter(Number.isFinite),
-    most = known.reduce((a, b) => Math.max(a, b), -Infinity);
-  const [low, high] = log
-    ? [
-        Math.max(
-          known.reduce((a, b) => Math.min(a, b), Infinity),
-          most - 6,
-        ),
-        most,
-      ]
-    : limits(values, even);
-  pen.fillStyle = ink.paper;
-  const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16)),
-    wide = Math.min(
-      (width - LEFT - RIGHT - (across - 1) * GAP) / across,
-      upwards ? 1.5 * (height - TOP - BOTTOM) : Infinity,
-    );
-  const colour = (value) =>
-    even ? diverging(value / high, middle) : sequential((value - low) / (high - low || 1));
-  const start = LEFT + (width - LEFT - RIGHT - across * wide - (across - 1) * GAP) / 2; // narrow panels stand in the middle
-  const boxes = panels.map((panel, k) => {
-    const left = start + (k % across) * (wide + GAP),
-      top = Math.floor(k / across) * height + TOP,
-      tall = height - TOP - BOTTOM;
-    const dx = wide / panel.columns,
-      dy = tall / panel.rows,
-      row = (i) => (upwards ? panel.rows - 1 - i : i);
-    for (let i = 0; i < panel.rows; i++)
-      for (let j = 0; j < panel.columns; j++) {
-        const value = values[k * panels[0].data.length + i * panel.columns + j];
-        if (!Number.isFinite(value)) continue;
-        pen.fillStyle = colour(value);
-        const x = Math.floor(left + j * dx),
-          y = Math.floor(top + row(i) * dy); // without seams
-        pen.fillRect(
-          x,
-          y,
-          Math.ceil(left + (j + 1) * dx) - x,
-          Math.ceil(top + (row(i) + 1) * dy) - y,
-        );
-      }
-    if (dashed) {
-      Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1 });
-      pen.setLineDash([4, 4]);
-      stroke(pen, left, top + tall, left + wide, top);
-      pen.setLineDash([]);
-    }
-    Object.assign(pen, { fillStyle: ink.text, textAlign: "left", textBaseline: "alphabetic" });
-    pen.fillText(panel.label, left, top - 8, wide);
-    pen.fillStyle = ink.muted;
-    const number_of = (side, part) =>
-      panel.axis
-        ? panel.axis[0] + part * (panel.axis[1] - panel.axis[0])
-        : (panel.first?.[side] ?? 0) +
-          part * (panel.spans?.[side] ?? [panel.rows, panel.columns][side]);
-    const named = panel.marks && dx >= line / 2;
-    for (const part of [0, 0.5, 1]) {
-      const shown = (side) =>
-        panel.axis
-          ? number(number_of(side, part), 2)
-          : String(Math.floor(number_of(side, part) - (part === 1)));
-      pen.textAlign = part === 0 ? "left" : part === 1 ? "right" : "center";
-      if (!named) pen.fillText(shown(1), left + part * wide, top + tall + line);
-      pen.textAlign = "right";
-      const down = panel.named
-        ? (Math.floor(part * (panel.rows - 1)) + 0.5) / panel.rows
-        : upwards
-          ? 1 - part
-          : part; // a name stands at its row
-      if (k % across === 0)
-        pen.fillText(
-          panel.named?.[Math.floor(part * (panel.rows - 1))] ?? shown(0),
-          left - 6,
-          top + down * tall + line / 3,
-        );
-    }
-    pen.textAlign = named ? "right" : "center";
-    if (named)
-      panel.marks.forEach((words, j) =>
-        upright(pen, words, left + (j + 0.5) * dx + line / 4, top + tall + 3, BOTTOM - 3),
-      );
-    else pen.fillText(names[1], left + wide / 2, top + tall + 2 * line);
-    return { panel, left, top, wide, tall, dx, dy, row };
+/** Smallest and largest value. @type {(values: number[]) => Range} */
+const extent = (values) => [
+  values.reduce((least, value) => Math.min(least, value), Infinity),
+  values.reduce((most, value) => Math.max(most, value), -Infinity),
+];
+
+/**
+ * Panels of cells.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Grid} spec
+ * @returns {Plot}
+ */
+export function grid(canvas, spec) {
+  const { panels, even, log, unit, names, height = 340, upwards } = spec;
+  const across = widthOf(canvas) < NARROW ? 1 : Math.min(panels.length, MAX_ACROSS);
+  const area = surface(canvas, Math.ceil(panels.length / across) * height);
+  const { pen } = area;
+  const values = panels.map(({ data }) => (log ? logs(data) : Array.from(data)));
+  const [least, most] = extent(values.flat().filter(Number.isFinite));
+  /** @type {Range} */
+  const ends = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
+  const colour = colourScale(pen, ends, even);
+  const tall = height - TOP - BOTTOM;
+  const room = area.width - LEFT - RIGHT - (across - 1) * GAP;
+  const width = Math.min(room / across, upwards ? 1.5 * tall : Infinity);
+  const start = LEFT + (room - across * width) / 2; // narrow panels are centred
+  const boxes = panels.map((_, k) => ({
+    left: start + (k % across) * (width + GAP),
+    top: Math.floor(k / across) * height + TOP,
+    width,
+    height: tall,
+  }));
+  panels.forEach((panel, k) => {
+    paintCells(pen, panel, boxes[k], values[k], colour, upwards);
+    paintFrame(area, panel, boxes[k], spec, k % across === 0);
   });
   pen.textAlign = "center";
-  upright(pen, names[0], start - LEFT + 12, TOP + (height - TOP - BOTTOM) / 2);
-  const scale = `${number(log ? 10 ** low : low)} to ${number(log ? 10 ** high : high)}${unit}`;
-  const at = ({ offsetX: x, offsetY: y }) => {
-    const box = boxes.find(
-      (each) =>
-        x >= each.left && x < each.left + each.wide && y >= each.top && y < each.top + each.tall,
-    );
-    if (!box) return null;
-    const i = box.row(Math.floor((y - box.top) / box.dy)),
-      j = Math.floor((x - box.left) / box.dx),
-      value = box.panel.data[i * box.panel.columns + j];
-    return {
-      i,
-      j,
-      panel: box.panel,
-      words: `${box.panel.label}, ${box.panel.words?.(i, j) ?? `${i}, ${j}`}: ${number(value, 4)}${unit}`,
-    };
+  upright(pen, names[0], start - LEFT + 12, TOP + tall / 2);
+  const [low, high] = log ? ends.map((end) => 10 ** end) : ends;
+  return {
+    at: (pointer) => cellAt(pointer, boxes, spec),
+    scale: `${number(low)} to ${number(high)}${unit}`,
   };
-  return { at, scale };
 }
 
-/** @typedef {{label: string, colour: string, dash: string, x: ArrayLike<number>, y: ArrayLike<number>, names?: ArrayLike<number>,
-    marks?: number[], thin?: boolean}} Line */
+/**
+ * @param {CanvasRenderingContext2D} pen
+ * @param {Panel} panel
+ * @param {Box} box
+ * @param {number[]} values
+ * @param {(value: number) => string} colour
+ * @param {boolean} [upwards]
+ */
+function paintCells(pen, { rows, columns }, { left, top, width, height }, values, colour, upwards) {
+  const dx = width / columns;
+  const dy = height / rows;
+  values.forEach((value, at) => {
+    if (!Number.isFinite(value)) return;
+    const i = Math.floor(at / columns);
+    const j = at % columns;
+    const row = upwards ? rows - 1 - i : i;
+    const x = Math.floor(left + j * dx);
+    const y = Math.floor(top + row * dy); // whole pixels, without seams
+    pen.fillStyle = colour(value);
+    pen.fillRect(x, y, Math.ceil(left + (j + 1) * dx) - x, Math.ceil(top + (row + 1) * dy) - y);
+  });
+}
 
-/** Lines on linear or log axes; `marks` are ringed. */
+/**
+ * A number on the axis of rows (side 0) or columns (side 1).
+ * @param {Panel} panel
+ * @param {0 | 1} side
+ * @param {number} part of the axis
+ */
+function axisNumber({ axis, first, spans, rows, columns }, side, part) {
+  if (axis) return number(axis[0] + part * (axis[1] - axis[0]), 2);
+  const span = spans?.[side] ?? [rows, columns][side];
+  const last = part === 1 ? 1 : 0;
+  return String(Math.floor((first?.[side] ?? 0) + part * span - last));
+}
+
+/**
+ * Title and axes of a panel.
+ * @param {Surface} surface
+ * @param {Panel} panel
+ * @param {Box} box
+ * @param {Grid} spec
+ * @param {boolean} isFirst of its row
+ */
+function paintFrame({ pen, line }, panel, { left, top, width, height }, spec, isFirst) {
+  const ink = inks();
+  const { rows, columns, named, marks } = panel;
+  if (spec.dashed) {
+    Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1 });
+    pen.setLineDash([4, 4]);
+    stroke(pen, left, top + height, left + width, top);
+    pen.setLineDash([]);
+  }
+  Object.assign(pen, { fillStyle: ink.text, textAlign: "left", textBaseline: "alphabetic" });
+  pen.fillText(panel.label, left, top - 8, width);
+  pen.fillStyle = ink.muted;
+  const dx = width / columns;
+  const hasMarks = marks && dx >= line / 2;
+  /** @type {[number, CanvasTextAlign][]} */
+  const parts = [
+    [0, "left"],
+    [0.5, "center"],
+    [1, "right"],
+  ];
+  for (const [part, align] of parts) {
+    pen.textAlign = align;
+    if (!hasMarks)
+      pen.fillText(axisNumber(panel, 1, part), left + part * width, top + height + line);
+    if (!isFirst) continue;
+    pen.textAlign = "right";
+    const row = Math.floor(part * (rows - 1));
+    const level = spec.upwards ? 1 - part : part;
+    const down = named ? (row + 0.5) / rows : level; // a name is beside its row
+    const text = named ? String(named[row]) : axisNumber(panel, 0, part);
+    pen.fillText(text, left - 6, top + down * height + line / 3);
+  }
+  pen.textAlign = hasMarks ? "right" : "center";
+  if (!hasMarks) pen.fillText(spec.names[1], left + width / 2, top + height + 2 * line);
+  else
+    marks.forEach((mark, j) =>
+      upright(pen, mark, left + (j + 0.5) * dx + line / 4, top + height + 3, BOTTOM - 3),
+    );
+}
+
+/**
+ * The cell under the pointer.
+ * @param {Pointer} pointer
+ * @param {Box[]} boxes of the panels
+ * @param {Grid} spec
+ * @returns {PlotPlace | null}
+ */
+function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
+  const k = boxes.findIndex(
+    ({ left, top, width, height }) =>
+      offsetX >= left && offsetX < left + width && offsetY >= top && offsetY < top + height,
+  );
+  if (k < 0) return null;
+  const { left, top, width, height } = boxes[k];
+  const { label, rows, columns, data, words } = panels[k];
+  const row = Math.floor(((offsetY - top) / height) * rows);
+  const i = upwards ? rows - 1 - row : row;
+  const j = Math.floor(((offsetX - left) / width) * columns);
+  const name = words?.(i, j) ?? `${i}, ${j}`;
+  const value = number(data[i * columns + j], 4);
+  return { panel: k, i, j, words: `${label}, ${name}: ${value}${unit}` };
+}
+
+/**
+ * @typedef {object} Line
+ * @property {string} label
+ * @property {string} colour
+ * @property {string} dash
+ * @property {ArrayLike<number>} x
+ * @property {ArrayLike<number>} y
+ * @property {ArrayLike<number>} [names] channels of the points
+ * @property {number[]} [marks] points with a ring
+ * @property {boolean} [thin] a fit, which no axis, legend or pointer takes into account
+ */
+/** @typedef {{series: Line[], xLog?: boolean, yLog?: boolean, names: [y: string, x: string]}} Lines */
+/** @typedef {{low: number, high: number, log?: boolean, pixels: (value: number) => number}} Axis Ends as they are scaled. */
+
+/**
+ * Ends of an axis, in decades where it is logarithmic.
+ * @param {Line[]} series
+ * @param {"x" | "y"} name
+ * @param {boolean} [log]
+ * @returns {Range}
+ */
+function axisEnds(series, name, log) {
+  const values = series.flatMap((line) => Array.from(line[name]));
+  const [low, high] = extent(values.filter((value) => (log ? value > 0 : Number.isFinite(value))));
+  if (!log) return [Math.min(0, low), 1.05 * high || 1];
+  const floor = name === "y" ? high / 1000 : 0;
+  return [Math.log10(Math.max(low, floor) || low), Math.log10(high) + 0.03];
+}
+
+/**
+ * @param {Range} ends
+ * @param {boolean | undefined} log
+ * @param {number} from pixels of the low end
+ * @param {number} to pixels of the high end
+ * @returns {Axis}
+ */
+function axisOf([low, high], log, from, to) {
+  const pixels = (/** @type {number} */ value) => {
+    const part = ((log ? Math.log10(value) : value) - low) / (high - low || 1);
+    return from + part * (to - from);
+  };
+  return { low, high, log, pixels };
+}
+
+/** @param {Axis} axis */
+function axisTicks({ low, high, log }) {
+  const decades = [];
+  for (let power = Math.ceil(low); power <= high; power++) decades.push(10 ** power);
+  const marks = log ? decades : ticks(low, high, 5);
+  if (marks.length > 1) return marks;
+  return [low, (low + high) / 2, high].map((value) => (log ? 10 ** value : value));
+}
+
+/**
+ * Lines on linear or log axes.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Lines} spec
+ * @returns {Plot}
+ */
 export function lines(canvas, { series, xLog, yLog, names }) {
-  const { pen, width, height, line } = surface(canvas, 340),
-    ink = inks();
-  const positive = (value) => value > 0,
-    own = series.filter((each) => !each.thin);
-  const ends = (axis, log) => {
-    const all = own
-      .flatMap((each) => Array.from(each[axis]))
-      .filter(log ? positive : Number.isFinite);
-    const [low, high] = [
-      all.reduce((a, b) => Math.min(a, b), Infinity),
-      all.reduce((a, b) => Math.max(a, b), -Infinity),
-    ];
-    return log
-      ? [Math.log10(Math.max(low, axis === "y" ? high / 1000 : 0) || low), Math.log10(high) + 0.03]
-      : [Math.min(0, low), 1.05 * high || 1];
+  const area = surface(canvas, LINES_HEIGHT);
+  const { pen, width, height } = area;
+  const measured = series.filter(({ thin }) => !thin);
+  const x = axisOf(axisEnds(measured, "x", xLog), xLog, LEFT, width - RIGHT);
+  const y = axisOf(axisEnds(measured, "y", yLog), yLog, height - BOTTOM, TOP);
+  paintAxes(area, x, y, names);
+  pen.save();
+  pen.beginPath();
+  pen.rect(LEFT, TOP - 6, width - LEFT, height - TOP - BOTTOM + 8);
+  pen.clip();
+  for (const line of series) paintLine(pen, line, x, y);
+  pen.restore();
+  /** @type {Plot["at"]} */
+  const at = ({ offsetX }) => {
+    if (offsetX < LEFT) return null;
+    const place = x.low + ((offsetX - LEFT) / (width - LEFT - RIGHT)) * (x.high - x.low);
+    const words = measured.map((line) => pointWords(line, xLog ? 10 ** place : place));
+    return { panel: 0, i: 0, j: 0, words: words.join(" · ") };
   };
-  const [x0, x1] = ends("x", xLog),
-    [y0, y1] = ends("y", yLog);
-  const scaled = (value, log) => (log ? Math.log10(value) : value);
-  const px = (value) =>
-    LEFT + ((scaled(value, xLog) - x0) / (x1 - x0 || 1)) * (width - LEFT - RIGHT);
-  const py = (value) =>
-    height - BOTTOM - ((scaled(value, yLog) - y0) / (y1 - y0 || 1)) * (height - TOP - BOTTOM);
-  const decades = (low, high) =>
-    Array.from(
-      { length: Math.floor(high) - Math.ceil(low) + 1 },
-      (_, i) => 10 ** (Math.ceil(low) + i),
-    ).filter(Boolean);
-  const marksOf = (low, high, log) => {
-    const found = log ? decades(low, high) : ticks(low, high, 5);
-    return found.length > 1 ? found : [low, (low + high) / 2, high].map((v) => (log ? 10 ** v : v));
-  };
+  return { at, scale: "" };
+}
+
+/** @type {(surface: Surface, x: Axis, y: Axis, names: [y: string, x: string]) => void} */
+function paintAxes({ pen, width, height, line }, x, y, names) {
+  const ink = inks();
   Object.assign(pen, {
     fillStyle: ink.muted,
     strokeStyle: ink.line,
@@ -192,53 +304,41 @@ export function lines(canvas, { series, xLog, yLog, names }) {
     textAlign: "right",
     textBaseline: "middle",
   });
-  for (const tick of marksOf(y0, y1, yLog)) {
-    pen.fillText(number(tick), LEFT - 6, py(tick), LEFT - 8);
-    stroke(pen, LEFT, py(tick), width - RIGHT, py(tick));
+  for (const tick of axisTicks(y)) {
+    const level = y.pixels(tick);
+    pen.fillText(number(tick), LEFT - 6, level, LEFT - 8);
+    stroke(pen, LEFT, level, width - RIGHT, level);
   }
   pen.textAlign = "center";
   pen.textBaseline = "alphabetic";
-  for (const tick of marksOf(x0, x1, xLog)) pen.fillText(number(tick), px(tick), height - line - 4);
+  for (const tick of axisTicks(x)) pen.fillText(number(tick), x.pixels(tick), height - line - 4);
   pen.fillText(names[1], (LEFT + width) / 2, height - 4);
   pen.textAlign = "left";
   pen.fillText(names[0], LEFT, 14);
-  pen.save();
+}
+
+/** @type {(pen: CanvasRenderingContext2D, line: Line, x: Axis, y: Axis) => void} */
+function paintLine(pen, line, x, y) {
+  pen.strokeStyle = inks().stage(line.colour);
+  pen.lineWidth = line.thin ? 1.25 : 2;
+  pen.setLineDash(DASHES[line.dash] ?? []);
   pen.beginPath();
-  pen.rect(LEFT, TOP - 6, width - LEFT, height - TOP - BOTTOM + 8);
-  pen.clip();
-  for (const each of series) {
-    Object.assign(pen, { strokeStyle: ink.stage(each.colour), lineWidth: each.thin ? 1.25 : 2 });
-    pen.setLineDash(DASHES[each.dash] ?? []);
+  for (let i = 0; i < line.x.length; i++)
+    if (!y.log || line.y[i] > 0) pen.lineTo(x.pixels(line.x[i]), y.pixels(line.y[i]));
+  pen.stroke();
+  pen.setLineDash([]);
+  for (const i of line.marks ?? []) {
     pen.beginPath();
-    for (let i = 0; i < each.x.length; i++)
-      if (!yLog || each.y[i] > 0) pen.lineTo(px(each.x[i]), py(each.y[i]));
+    pen.arc(x.pixels(line.x[i]), y.pixels(line.y[i]), 4, 0, 7);
     pen.stroke();
-    pen.setLineDash([]);
-    for (const i of each.marks ?? []) {
-      pen.beginPath();
-      pen.arc(px(each.x[i]), py(each.y[i]), 4, 0, 7);
-      pen.stroke();
-    }
   }
-  pen.restore();
-  const at = ({ offsetX }) => {
-    if (offsetX < LEFT) return null;
-    const part = x0 + ((offsetX - LEFT) / (width - LEFT - RIGHT)) * (x1 - x0),
-      wanted = xLog ? 10 ** part : part;
-    const near = (xs) => {
-      let best = 0;
-      for (let i = 1; i < xs.length; i++)
-        if (Math.abs(xs[i] - wanted) < Math.abs(xs[best] - wanted)) best = i;
-      return best;
-    };
-    return {
-      words: own
-        .map((each) => {
-          const i = near(each.x);
-          return `${each.label} ${each.names ? `channel ${each.names[i]}: ` : `at ${number(each.x[i])}: `}${number(each.y[i], 4)}`;
-        })
-        .join(" · "),
-    };
-  };
-  return { at, scale: "" };
+}
+
+/** The point of a line that is nearest to an x. @type {(line: Line, wanted: number) => string} */
+function pointWords({ label, x, y, names }, wanted) {
+  let best = 0;
+  for (let i = 1; i < x.length; i++)
+    if (Math.abs(x[i] - wanted) < Math.abs(x[best] - wanted)) best = i;
+  const place = names ? `channel ${names[best]}` : `at ${number(x[best])}`;
+  return `${label} ${place}: ${number(y[best], 4)}`;
 }

@@ -1,11 +1,9 @@
-/* What is looked at: one state that drives every panel and the address, which holds only what differs
-   from the default. */
+/* The state of the page: it drives every panel and the address, which holds only what differs from the default. */
+import { VIEWS } from "./views.js";
+/** @import {Histograms} from "./histograms.js" */
+/** @import {Range} from "./canvas.js" */
 
-/** @typedef {{run: string, vs: string, stage: string, tensor: string, view: string, brush: string, stat: string,
-    against: string, show: string, curve: string, y: string, side: string, measure: string, order: string, cells: string,
-    flow: string, spot: string}} State
-    `brush`: "0.01~0.03", the magnitudes that are looked for; `show`: stages of the histogram, with commas. */
-
+/** `brush`: "0.01~0.03", a range of magnitudes; `show`: stages of the histogram, with commas; `spot`: "OUTPUT,INPUT". */
 const OPTIONS = {
   vs: "",
   view: "ridges",
@@ -21,78 +19,79 @@ const OPTIONS = {
   flow: "inputs",
   spot: "",
 };
-const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
-const DRAWN = [
-  "ridges",
-  "magnitudes",
-  "matrix",
-  "joint",
-  "channels",
-  "spectrum",
-  "inputs",
-  "statistics",
-];
+/** @typedef {"run" | "stage" | "tensor" | "stat" | keyof typeof OPTIONS} Field */
+/** @typedef {Record<Field, string>} State */
 
-/** What an address asks for. @returns {State} */
+/** @type {Partial<State>} */
+const DEFAULTS = OPTIONS;
+const FIELDS = /** @type {Field[]} */ (["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)]);
+/** The state that an address asks for. @param {string} search */
 export function asked(search) {
   const query = new URLSearchParams(search);
-  const state = Object.fromEntries(
-    NAMES.map((name) => [name, query.get(name) ?? OPTIONS[name] ?? ""]),
+  const state = /** @type {State} */ (
+    Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? DEFAULTS[name] ?? ""]))
   );
-  if (!DRAWN.includes(state.view)) state.view = OPTIONS.view;
+  const isView = Object.hasOwn(VIEWS, state.view) || state.view === "statistics";
+  if (!isView) state.view = OPTIONS.view;
   return state;
 }
 
+/** Names of the stages that the histogram shows. @param {State} state */
+export const chosenStages = ({ show }) => show.split(",").filter(Boolean);
+
 export class Selection {
-  #told = [];
-  /** @param {State} state */
-  constructor(state) {
+  /** @type {Partial<State>} */
+  defaults = {};
+
+  /**
+   * @param {State} state
+   * @param {(changed: Set<string>) => void} changed called with the names of changed fields
+   */
+  constructor(state, changed) {
     this.now = state;
-    this.defaults = {};
+    this.changed = changed;
   }
 
-  /** Takes the defaults of a run, and them where the state asks for what the run does not have. */
+  /** Takes the defaults of a run, also in place of what the run does not have. @param {Histograms} data */
   settle(data) {
-    const { now } = this,
-      known = { stage: data.stages, tensor: data.tensors, stat: data.statistics };
+    const { now } = this;
     this.defaults = { ...OPTIONS, ...data.defaults };
     now.run = data.run;
-    for (const [name, items] of Object.entries(known))
-      if (!items.some((each) => each.name === now[name])) now[name] = this.defaults[name];
-    if (now.vs === now.run || (now.against === "run" && !now.vs)) now.against = "";
+    if (data.stage(now.stage) < 0) now.stage = data.defaults.stage;
+    if (data.tensor(now.tensor) < 0) now.tensor = data.defaults.tensor;
+    if (!data.statistics.some(({ name }) => name === now.stat)) now.stat = data.defaults.stat;
     if (now.vs === now.run) now.vs = "";
-    now.show = now.show
-      .split(",")
-      .filter((name) => data.stage(name) >= 0)
-      .join(",");
+    if (now.against === "run" && !now.vs) now.against = "";
+    const stages = chosenStages(now).filter((name) => data.stage(name) >= 0);
+    now.show = stages.join(",");
     if (!range(now.brush)) now.brush = "";
-  }
-
-  /** @param {(changed: Set<string>) => void} listener */
-  listen(listener) {
-    this.#told.push(listener);
   }
 
   /** @param {Partial<State>} parts */
   set(parts) {
-    const changed = new Set(Object.keys(parts).filter((name) => parts[name] !== this.now[name]));
-    if (!changed.size) return;
+    const names = /** @type {Field[]} */ (Object.keys(parts));
+    const changed = names.filter((name) => parts[name] !== this.now[name]);
+    if (!changed.length) return;
     Object.assign(this.now, parts);
-    for (const listener of this.#told) listener(changed);
+    this.changed(new Set(changed));
     this.write("brush" in parts || "spot" in parts);
   }
 
-  /** `moving`: it changes under the hand. */
+  /** Writes the address. @param {boolean} [moving] it changes under the pointer */
   write(moving = false) {
-    const short = NAMES.map((name) => [
-      name,
-      name !== "run" && this.now[name] === this.defaults[name] ? "" : this.now[name],
-    ]);
-    window.slimscope.address(Object.fromEntries(short), moving);
+    const fields = FIELDS.map((name) => {
+      const isDefault = name !== "run" && this.now[name] === this.defaults[name];
+      return [name, isDefault ? "" : this.now[name]];
+    });
+    window.slimscope.address(Object.fromEntries(fields), moving);
   }
 }
 
-/** The two magnitudes of a brush; null where it is none. */
+/**
+ * The two magnitudes of a brush; null where it is none.
+ * @param {string} brush
+ * @returns {Range | null}
+ */
 export function range(brush) {
   const [low, high] = brush.split("~").map(Number);
   return brush && low >= 0 && high > low ? [low, high] : null;

@@ -1,70 +1,93 @@
 /* Tables of figures, and their files. */
 import { number } from "./canvas.js";
+/** @import {Choice, Histograms} from "./histograms.js" */
 
-/** A table of figures with the button that saves it, as the macro `data_table` makes it. */
-export function table(heads, rows, name) {
-  const [box, scroll, figures] = ["div", "div", "table"].map((tag) => document.createElement(tag));
-  Object.assign(scroll, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: name });
-  figures.className = "data";
-  const cell = (value, i, tag) => {
-    const one = Object.assign(document.createElement(i ? tag : "th"), {
-      textContent: typeof value === "number" ? number(value, 4) : value,
-      scope: "row",
-    });
-    if (i) one.className = "num";
-    if (typeof value === "number" && Number.isFinite(value)) one.dataset.value = value;
-    return one;
-  };
-  figures
-    .createTHead()
-    .insertRow()
-    .append(...heads.map((head, i) => Object.assign(cell(head, i, "th"), { scope: "col" })));
-  const body = figures.createTBody();
-  for (const row of rows) body.insertRow().append(...row.map((value, i) => cell(value, i, "td")));
-  const button = Object.assign(document.createElement("button"), {
+/** @typedef {string | number} Cell */
+/** @typedef {[heads: string[], rows: Cell[][]]} Figures */
+
+const { create, saveTable } = window.slimscope;
+
+/** A text as the name of a file. @param {string} text */
+export const fileName = (text) => text.replace(/[^\w.-]+/g, "-");
+
+/**
+ * @param {Cell} value
+ * @param {boolean} isHead
+ * @param {boolean} isFirst
+ */
+function tableCell(value, isHead, isFirst) {
+  const cell = create(isHead || isFirst ? "th" : "td", {
+    textContent: typeof value === "number" ? number(value, 4) : value,
+    className: isFirst ? "" : "num",
+  });
+  if (cell.tagName === "TH") cell.setAttribute("scope", isHead ? "col" : "row");
+  if (Number.isFinite(value)) cell.dataset.value = String(value);
+  return cell;
+}
+
+/** @param {Figures} figures */
+function htmlTable([heads, rows]) {
+  const table = create("table", { className: "data" });
+  const head = table.createTHead().insertRow();
+  head.append(...heads.map((value, i) => tableCell(value, true, i === 0)));
+  const body = table.createTBody();
+  for (const row of rows)
+    body.insertRow().append(...row.map((value, i) => tableCell(value, false, i === 0)));
+  return table;
+}
+
+/**
+ * A table with the button that saves it, as the macro `data_table` makes it.
+ * @param {Figures} figures
+ * @param {string} name
+ */
+export function table(figures, name) {
+  const box = create("div");
+  const scroll = create("div", {
+    className: "scroll",
+    tabIndex: 0,
+    role: "region",
+    ariaLabel: name,
+  });
+  const button = create("button", {
     type: "button",
     className: "small-button",
     textContent: "Download CSV",
   });
-  button.onclick = () => window.slimscope.saveTable(figures, name.replace(/[^\w.-]+/g, "-"));
-  scroll.append(figures);
+  button.onclick = () => saveFigures(figures, name);
+  scroll.append(htmlTable(figures));
   box.append(scroll, button);
   return box;
 }
 
-/** Every statistic of every tensor at every stage as one CSV. */
+/** Saves figures as CSV. @type {(figures: Figures, name: string) => void} */
+export const saveFigures = (figures, name) => saveTable(htmlTable(figures), fileName(name));
+
+/** Saves every statistic of every tensor at every stage as one CSV. @param {Histograms} data */
 export function saveAll(data) {
-  const names = data.statistics.map(({ name }) => name),
-    rows = [];
-  data.tensors.forEach((tensor, t) =>
-    data.stages.forEach(({ name }, s) => {
+  const names = data.statistics.map(({ name }) => name);
+  const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
+  const rows = data.tensors.flatMap(({ name, block, module }, t) =>
+    data.stages.flatMap((stage, s) => {
       const { n, zeros, below, above } = data.tail(t, s);
-      if (n)
-        rows.push([
-          tensor.name,
-          String(tensor.block),
-          tensor.module,
-          name,
-          n,
-          zeros,
-          below,
-          above,
-          ...names.map((each) => data.value(each, t, s)),
-        ]);
+      const values = names.map((statistic) => data.value(statistic, t, s));
+      if (!n) return [];
+      return [[name, String(block), module, stage.name, n, zeros, below, above, ...values]];
     }),
   );
-  const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
-  window.slimscope.saveTable(
-    table(heads, rows, "").querySelector("table"),
-    `${data.run}-statistics`,
-  );
+  saveFigures([heads, rows], `${data.run}-statistics`);
 }
 
-/** What a list offers: [words, value]; an open one is not taken out of a person's hand. */
-export function offer(select, offered, value) {
-  const key = JSON.stringify(offered);
+/**
+ * Fills a list; it is left alone where the choices are the same, as it may be open.
+ * @param {HTMLSelectElement} select
+ * @param {Choice[]} choices
+ * @param {string} value
+ */
+export function offer(select, choices, value) {
+  const key = JSON.stringify(choices);
   if (select.dataset.offered !== key)
-    select.replaceChildren(...offered.map(([words, each]) => new Option(words, each)));
+    select.replaceChildren(...choices.map(([label, each]) => new Option(label, each)));
   select.dataset.offered = key;
   select.value = value;
 }

@@ -1,499 +1,577 @@
-/* Views of one tensor, or of its module in every block, from profiles that are fetched when they are looked at. A
-   view is {title, note, plot, spec, table: [heads, rows], pick?}, or a sentence on why there is none. */
+/* Views of one tensor, or of its module in every block, from profiles that are fetched when they are looked at. */
 import { lower, number, share, times } from "./canvas.js";
 import { profiles } from "./histograms.js";
 import { grid, lines } from "./plots.js";
+import { shortName } from "./words.js";
+/** @import {Histograms, PackedArray} from "./histograms.js" */
+/** @import {Place} from "./histogram.js" */
+/** @import {Line, Panel, Plot, PlotPlace} from "./plots.js" */
+/** @import {State} from "./state.js" */
+/** @import {Figures} from "./tables.js" */
+
+/**
+ * What a view shows.
+ * @typedef {object} ViewInput
+ * @property {State} now
+ * @property {Histograms} data
+ * @property {number} t
+ * @property {number} s
+ * @property {number[]} drawn stages
+ * @property {(t: number, s: number) => Place | null} twin the same in the other run
+ */
+/**
+ * @typedef {object} View
+ * @property {string} title
+ * @property {string} note
+ * @property {string} file
+ * @property {Figures} table
+ * @property {(canvas: HTMLCanvasElement) => Plot} draw
+ * @property {Line[]} [legend]
+ * @property {(place: PlotPlace) => Partial<State>} [pick] change of the state by a click
+ */
+/** @typedef {(input: ViewInput) => Promise<View | string>} DrawView A sentence where there is nothing to draw. */
+/**
+ * Profiles of a tensor at a stage of a run, and how its line is drawn.
+ * @typedef {object} RecordedStage
+ * @property {Histograms} data
+ * @property {number} t
+ * @property {number} s
+ * @property {string} label
+ * @property {string} colour
+ * @property {string} dash
+ * @property {PackedArray} profile the first of the names
+ * @property {(name: string) => PackedArray | undefined} get
+ */
 
 const FENCE = 3; // Tukey's outer fence, in interquartile ranges
-const NAMED = 8,
-  FIRST_DECADE = -4,
-  PER_DECADE = 24,
-  MOST_POINTS = 1000,
-  CELLS = 128,
-  STEADY = 0.02;
+const MAX_NAMED = 8; // outliers in a note
+const FIRST_DECADE = -4; // edges k of the |w| axis: std * 10^(FIRST_DECADE + k / PER_DECADE), std of the dense tensor
+const PER_DECADE = 24;
+const MAX_POINTS = 1000;
+const MAX_CELLS = 128;
+const STEADY = 0.02; // relative changes below it are none
+/** @type {Record<string, string>} */
 const CELL_FIGURES = {
   mean: "Mean |weight|",
   max: "Largest |weight|",
   zeros: "Share of exact zeros",
   change: "Change of mean |weight| from dense",
 };
+/** @type {Record<string, string>} */
 const CHANNEL_FIGURES = {
   norm: "Norm of a channel's weights",
   max: "Largest |weight| of a channel",
   zeros: "Exact zeros of a channel, %",
 };
+/** @type {Record<string, string>} */
 const FLOWS = {
   inputs: "root mean square of the input",
   weights: "norm of the channel's weights",
   product: "input × norm of its weights",
 };
-const MISSING = (what) => `This run predates ${what}. Run it again to record them.`;
-const count = (n) => n.toLocaleString("en");
+/** @type {[rows: string, columns: string]} */
+const CHANNELS = ["Output channel", "Input channel"];
+
+const missing = (/** @type {string} */ what) =>
+  `This run predates ${what}. Run it again to record them.`;
+const count = (/** @type {number} */ n) => n.toLocaleString("en");
+
+/** @type {(values: ArrayLike<number>, part: number) => number} */
 function quantile(values, part) {
-  const all = Float64Array.from(values).sort(),
-    at = part * (all.length - 1),
-    i = Math.floor(at);
-  return all[i] + (all[Math.min(i + 1, all.length - 1)] - all[i]) * (at - i);
+  const sorted = Float64Array.from(values).sort();
+  const at = part * (sorted.length - 1);
+  const i = Math.floor(at);
+  return sorted[i] + (sorted[Math.min(i + 1, sorted.length - 1)] - sorted[i]) * (at - i);
 }
 
-/** A profile at every stage that is drawn, of both runs: [{label, colour, dash, dense, s, data, shape, values}].
-    @param page data, t, s, drawn: the stages, twin: of the other run */
-async function stored({ data, t, drawn, twin }, names) {
-  const sources = [[data, t, drawn.map((s) => [s, data.stages[s], false])]];
-  const others = drawn
-    .map((s) => [twin(t, s), s])
-    .filter(([other]) => other && other.t >= 0 && other.s >= 0);
-  const same = (other) =>
-    other.data.model === data.model && other.data.stages[other.s].name === "dense";
-  if (others.length)
-    sources.push([
-      others[0][0].data,
-      others[0][0].t,
-      others.filter(([other]) => !same(other)).map(([other, s]) => [other.s, data.stages[s], true]),
-    ]);
-  const found = await Promise.all(
-    sources.map(async ([of, tensor, stages]) => {
-      const { arrays } = await profiles(of.run, of.tensors[tensor].name, {
-          names: names.join(","),
-        }),
-        { block } = of.tensors[tensor];
-      return stages
-        .map(([s, style, other]) => ({
-          data: of,
-          t: tensor,
-          s,
-          label: of.stages[s].label + (others.length ? `, ${of.run}` : ""),
-          colour: style.colour,
-          dash: other ? "dash" : style.dash,
-          dense: of.stages[s].name === "dense",
-          get: (name) => arrays[`${block}/${of.stages[s].name}/${name}`],
-        }))
-        .filter((each) => each.get(names[0]));
-    }),
-  );
-  return found.flat();
-}
+/** @type {(values: number[]) => number} */
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / (values.length || 1);
 
-async function matrix(page) {
-  const { now, data, t } = page,
-    figure = CELL_FIGURES[now.cells],
-    percent = now.cells === "zeros",
-    file = `${data.tensors[t].name}-matrix`;
-  if (now.spot) return singleWeights(page);
-  const found = await stored(page, [`map_${now.cells}`, "row_norm", "column_norm"]);
-  if (!found.length)
-    return now.cells === "change"
-      ? "Choose a stage besides dense: the change is that from dense."
-      : MISSING("maps of matrices");
-  const panels = found.map((each) => {
-    const {
-        shape: [rows, columns],
-        data: values,
-      } = each.get(`map_${now.cells}`),
-      spans = ["row_norm", "column_norm"].map(
-        (name, side) => each.get(name)?.shape[0] ?? [rows, columns][side],
-      );
-    const begins = (side, i) => Math.floor((i * spans[side]) / [rows, columns][side]);
-    return {
-      label: each.label,
-      rows,
-      columns,
-      spans,
-      data: percent ? values.map((v) => 100 * v) : values,
-      begins,
-      words: (i, j) => `output ${begins(0, i)}, input ${begins(1, j)}`,
-    };
+/**
+ * Profiles at every stage that is drawn, of both runs; only stages that have the first of the names.
+ * @param {ViewInput} input
+ * @param {string[]} names
+ * @returns {Promise<RecordedStage[]>}
+ */
+async function recordedStages({ data, t, drawn, twin }, names) {
+  const twins = drawn.flatMap((s) => {
+    const place = twin(t, s);
+    return place ? [{ ...place, stage: data.stages[s] }] : [];
   });
-  const last = panels.at(-1),
-    sizes = Array.from(last.data, Math.abs),
-    [high, middle] = [quantile(sizes, 0.99), quantile(sizes, 0.5)],
-    unit = percent ? " %" : "";
-  const title =
-    high - middle <= STEADY * high
-      ? `${last.label}: ${lower(figure)} is ${number(middle)}${unit} all over the matrix`
-      : !middle
-        ? `${last.label}: ${lower(figure)} reaches ${number(high)}${unit}, in a few places`
-        : `${last.label}: ${lower(figure)} is ${times(high / middle, 2)} its median in the top 1 % of places`;
-  const [outputs, inputs] = last.spans,
-    cell = [outputs / last.rows, inputs / last.columns].map(Math.ceil);
+  const own = drawn.map((s) => ({ data, t, s, stage: data.stages[s] }));
+  const others = twins.filter(
+    (other) => other.data.model !== data.model || other.data.stages[other.s].name !== "dense",
+  );
+  const query = { names: names.join(",") };
+  const recorded = await Promise.all(
+    [own, others]
+      .filter((places) => places.length)
+      .map(async (places) => {
+        const run = places[0].data;
+        const { name, block } = run.tensors[places[0].t];
+        const { arrays } = await profiles(run.run, name, query);
+        return places.flatMap(({ s, stage }) => {
+          const get = (/** @type {string} */ profile) =>
+            arrays[`${block}/${run.stages[s].name}/${profile}`];
+          if (!get(names[0])) return [];
+          return [
+            {
+              data: run,
+              t: places[0].t,
+              s,
+              label: run.stages[s].label + (twins.length ? `, ${run.run}` : ""),
+              colour: stage.colour,
+              dash: run === data ? stage.dash : "dash",
+              profile: get(names[0]),
+              get,
+            },
+          ];
+        });
+      }),
+  );
+  return recorded.flat();
+}
+
+/* --- the matrix ------------------------------------------------------------------------------ */
+
+/**
+ * Cells of a stage's matrix, with the channels where a cell begins.
+ * @param {string} label
+ * @param {PackedArray} cells
+ * @param {(i: number) => number} output
+ * @param {(j: number) => number} input
+ */
+function matrixPanel(label, { shape: [rows, columns], data }, output, input) {
+  const words = (/** @type {number} */ i, /** @type {number} */ j) =>
+    `output ${output(i)}, input ${input(j)}`;
+  return { label, rows, columns, data: Array.from(data), output, input, words };
+}
+
+/**
+ * The cells of all panels, one stage below the other.
+ * @param {ReturnType<typeof matrixPanel>[]} panels
+ * @returns {Figures}
+ */
+function matrixTable(panels) {
+  const [{ columns, input }] = panels;
+  const heads = Array.from({ length: columns }, (_, j) => `Input ${input(j)}`);
+  const rows = panels.flatMap(({ label, rows, columns, data, output }) =>
+    Array.from({ length: rows }, (_, i) => [
+      label,
+      output(i),
+      ...data.slice(i * columns, (i + 1) * columns),
+    ]),
+  );
+  return [["Stage", "From output", ...heads], rows];
+}
+
+/** Cells of the matrix, or single weights around a spot. @type {DrawView} */
+async function matrix(input) {
+  const { now, data, t } = input;
+  if (now.spot) return singleWeights(input);
+  const figure = CELL_FIGURES[now.cells];
+  const recorded = await recordedStages(input, [`map_${now.cells}`, "row_norm", "column_norm"]);
+  if (!recorded.length && now.cells === "change")
+    return "Choose a stage besides dense: the change is that from dense.";
+  if (!recorded.length) return missing("maps of matrices");
+  const unit = now.cells === "zeros" ? " %" : "";
+  const panels = recorded.map(({ label, profile, get }) => {
+    const spans = ["row_norm", "column_norm"].map(
+      (name, side) => get(name)?.shape[0] ?? profile.shape[side],
+    );
+    const [outputs, inputs] = spans.map(
+      (span, side) => (/** @type {number} */ i) => Math.floor((i * span) / profile.shape[side]),
+    );
+    const panel = matrixPanel(label, profile, outputs, inputs);
+    return { ...panel, spans, data: panel.data.map((value) => (unit ? 100 * value : value)) };
+  });
+  const last = panels[panels.length - 1];
+  const [outputs, inputs] = last.spans;
+  const cell = `${Math.ceil(outputs / last.rows)} × ${Math.ceil(inputs / last.columns)}`;
+  const even = now.cells === "change";
   return {
-    title,
-    plot: grid,
-    note: `${figure}. n = ${count(outputs * inputs)} weights, ${count(outputs)} outputs × ${count(inputs)} inputs, about ${cell[0]} × ${cell[1]} weights a cell. A click shows single weights.`,
-    spec: {
-      panels,
-      even: now.cells === "change",
-      unit,
-      names: ["Output channel", "Input channel"],
-    },
-    file,
-    pick: ({ panel, i, j }) => ({ spot: `${panel.begins(0, i)},${panel.begins(1, j)}` }),
-    table: ofPanels(
-      panels,
-      (panel, i) => panel.begins(0, i),
-      (panel, j) => panel.begins(1, j),
-    ),
+    title: matrixTitle(last, figure, unit),
+    draw: (canvas) => grid(canvas, { panels, even, unit, names: CHANNELS }),
+    note: `${figure}. n = ${count(outputs * inputs)} weights, ${count(outputs)} outputs × ${count(inputs)} inputs, about ${cell} weights a cell. A click shows single weights.`,
+    file: `${data.tensors[t].name}-matrix`,
+    pick: ({ panel, i, j }) => ({ spot: `${panels[panel].output(i)},${panels[panel].input(j)}` }),
+    table: matrixTable(panels),
   };
 }
 
-/** The stages below each other: a row for each row of cells, a column for each column. */
-const ofPanels = (panels, row, column) => [
-  [
-    "Stage",
-    "From output",
-    ...Array.from({ length: panels[0].columns }, (_, j) => `Input ${column(panels[0], j)}`),
-  ],
-  panels.flatMap((panel) =>
-    Array.from({ length: panel.rows }, (_, i) => [
-      panel.label,
-      row(panel, i),
-      ...panel.data.subarray(i * panel.columns, (i + 1) * panel.columns),
-    ]),
-  ),
-];
+/** @type {(panel: Panel, figure: string, unit: string) => string} */
+function matrixTitle({ label, data }, figure, unit) {
+  const sizes = Array.from(data, Math.abs);
+  const high = quantile(sizes, 0.99);
+  const middle = quantile(sizes, 0.5);
+  const subject = `${label}: ${lower(figure)}`;
+  if (high - middle <= STEADY * high)
+    return `${subject} is ${number(middle)}${unit} all over the matrix`;
+  if (!middle) return `${subject} reaches ${number(high)}${unit}, in a few places`;
+  return `${subject} is ${times(high / middle, 2)} its median in the top 1 % of places`;
+}
 
+/** @type {DrawView} */
 async function singleWeights({ now, data, t }) {
   const { head, arrays } = await profiles(data.run, data.tensors[t].name, { spot: now.spot });
+  const [top, left] = head.first ?? [0, 0];
   const panels = data.stages
     .filter(({ name }) => arrays[name])
-    .map(({ name, label }) => {
-      const {
-        shape: [rows, columns],
-        data: values,
-      } = arrays[name];
-      return {
+    .map(({ name, label }) => ({
+      ...matrixPanel(
         label,
-        rows,
-        columns,
-        data: values,
-        first: head.first,
-        words: (i, j) => `output ${head.first[0] + i}, input ${head.first[1] + j}`,
-      };
-    });
-  if (!panels.length)
+        arrays[name],
+        (i) => top + i,
+        (j) => left + j,
+      ),
+      first: [top, left],
+    }));
+  const last = panels.at(-1);
+  if (!last)
     return "The weights themselves are not on this machine any more: neither the model nor what the run saved. Choose the whole matrix.";
-  const last = panels.at(-1),
-    zeros = last.data.reduce((sum, value) => sum + (value === 0), 0) / last.data.length,
-    [top, left] = head.first;
+  const weights = last.data.length;
+  const zeros = last.data.filter((weight) => weight === 0).length / weights;
   return {
     title: `${last.label}: ${share(zeros)} of these weights are exactly zero`,
-    plot: grid,
-    spec: { panels, even: true, unit: "", names: ["Output channel", "Input channel"] },
+    draw: (canvas) => grid(canvas, { panels, even: true, unit: "", names: CHANNELS }),
     file: `${data.tensors[t].name}-weights`,
-    note: `n = ${count(last.data.length)} weights: outputs ${top} to ${top + last.rows - 1}, inputs ${left} to ${left + last.columns - 1}, as they are saved.`,
-    table: ofPanels(
-      panels,
-      (_, i) => top + i,
-      (_, j) => left + j,
-    ),
+    note: `n = ${count(weights)} weights: outputs ${top} to ${top + last.rows - 1}, inputs ${left} to ${left + last.columns - 1}, as they are saved.`,
+    table: matrixTable(panels),
   };
 }
 
-async function joint(page) {
-  const { data, t, s } = page,
-    last = [...page.drawn].reverse().find((each) => data.stages[each].name !== "dense");
+/* --- before and after ------------------------------------------------------------------------ */
+
+/** @type {DrawView} */
+async function joint(input) {
+  const { data, t, s } = input;
+  const last = input.drawn.findLast((stage) => data.stages[stage].name !== "dense");
   if (last === undefined)
     return "Choose a stage besides dense: weights are drawn by what they were in the dense tensor.";
-  const found = await stored({ ...page, drawn: [last] }, ["joint"]);
-  if (!found.length) return MISSING("joint histograms");
-  const panels = found.map((each) => {
-    const {
-        shape: [bins],
-        data: counts,
-      } = each.get("joint"),
-      axis = each.data.range(each.t),
-      turned = new Float32Array(bins * bins);
-    for (let before = 0; before < bins; before++)
-      for (let after = 0; after < bins; after++)
-        turned[after * bins + before] = counts[before * bins + after];
-    const edge = (i) => axis[0] + (i * (axis[1] - axis[0])) / bins;
-    return {
-      label: each.label,
-      rows: bins,
-      columns: bins,
-      data: turned,
-      axis,
-      edge,
-      words: (i, j) => `dense ${number(edge(j + 0.5))}, now ${number(edge(i + 0.5))}`,
-    };
-  });
-  const moved = found
-      .map((each) => [each, each.data.value("moved", each.t, each.s)])
-      .filter(([, value]) => Number.isFinite(value)),
-    zeros = data.tail(t, last).share;
-  const title =
-    found.length > 1
-      ? `The weights move by ${moved.map(([each, value]) => `${share(value)} in ${each.data.run}`).join(", ")}, of their norm`
-      : `${found[0].label} moves the weights by ${share(moved[0]?.[1])} of their norm${zeros ? `; ${share(zeros)} are exactly zero` : ""}`;
-  const rows = panels.flatMap((panel) =>
-    Array.from(panel.data, (n, at) => [
-      panel.label,
-      panel.edge(at % panel.columns),
-      panel.edge(Math.floor(at / panel.columns)),
-      n,
-    ]).filter((row) => row[3]),
+  const recorded = await recordedStages({ ...input, drawn: [last] }, ["joint"]);
+  if (!recorded.length) return missing("joint histograms");
+  const panels = recorded.map(jointPanel);
+  const rows = panels.flatMap(({ label, data: counts, columns, edge }) =>
+    counts.flatMap((n, at) =>
+      n ? [[label, edge(at % columns), edge(Math.floor(at / columns)), n]] : [],
+    ),
   );
   return {
-    title,
-    plot: grid,
-    spec: {
-      panels,
-      log: true,
-      upwards: true,
-      height: 440,
-      dashed: true,
-      unit: " weights",
-      names: ["Weight after", "Weight, dense"],
-    },
+    title: jointTitle(recorded, data.tail(t, last).share),
+    draw: (canvas) =>
+      grid(canvas, {
+        panels,
+        log: true,
+        upwards: true,
+        height: 440,
+        dashed: true,
+        unit: " weights",
+        names: ["Weight after", "Weight, dense"],
+      }),
     file: `${data.tensors[t].name}-joint`,
     note: `n = ${count(data.tail(t, s).n)} weights in ${panels[0].rows} × ${panels[0].columns} bins, colours on a log scale; those beyond the axes count at their ends. On the dashed line a weight is what it was.`,
     table: [["Stage", "Dense from", "Now from", "Weights"], rows],
   };
 }
 
-/** Channels beyond Tukey's outer fences, the farthest first. */
-function outliersOf(values) {
-  const [low, high] = [quantile(values, 0.25), quantile(values, 0.75)],
-    far = Array.from(values, (v) => Math.max(v - high, low - v));
-  return high > low
-    ? far
-        .flatMap((value, i) => (value > FENCE * (high - low) ? [i] : []))
-        .sort((a, b) => far[b] - far[a])
-    : [];
+/** Counts by weight after and before, as a panel. @param {RecordedStage} recorded */
+function jointPanel({ label, data, t, profile }) {
+  const [bins] = profile.shape;
+  const axis = data.range(t);
+  const counts = Array.from(profile.data, (_, at) => {
+    const after = Math.floor(at / bins);
+    return profile.data[(at % bins) * bins + after]; // stored by weight before
+  });
+  const edge = (/** @type {number} */ i) => axis[0] + (i * (axis[1] - axis[0])) / bins;
+  const words = (/** @type {number} */ i, /** @type {number} */ j) =>
+    `dense ${number(edge(j + 0.5))}, now ${number(edge(i + 0.5))}`;
+  return { label, rows: bins, columns: bins, data: counts, axis, edge, words };
 }
 
-/** Places to draw: all, or the lowest and the highest of each stretch. */
+/** @type {(recorded: RecordedStage[], zeros: number) => string} */
+function jointTitle(recorded, zeros) {
+  const moved = recorded.map(({ data, t, s }) => ({
+    run: data.run,
+    value: data.value("moved", t, s),
+  }));
+  const known = moved.filter(({ value }) => Number.isFinite(value));
+  if (recorded.length > 1) {
+    const parts = known.map(({ run, value }) => `${share(value)} in ${run}`);
+    return `The weights move by ${parts.join(", ")}, of their norm`;
+  }
+  const pruned = zeros ? `; ${share(zeros)} are exactly zero` : "";
+  return `${recorded[0].label} moves the weights by ${share(moved[0].value)} of their norm${pruned}`;
+}
+
+/* --- channels -------------------------------------------------------------------------------- */
+
+/** Channels beyond Tukey's outer fences, the farthest first. @param {number[]} values */
+function outliersOf(values) {
+  const low = quantile(values, 0.25);
+  const high = quantile(values, 0.75);
+  const distances = values.map((value) => Math.max(value - high, low - value));
+  if (high <= low) return [];
+  return [...values.keys()]
+    .filter((i) => distances[i] > FENCE * (high - low))
+    .sort((a, b) => distances[b] - distances[a]);
+}
+
+/** Indices to draw: all, or the lowest and the highest of each stretch. @param {number[]} values */
 function envelope(values) {
-  const stretch = Math.ceil((2 * values.length) / MOST_POINTS),
-    places = [];
-  if (stretch <= 2) return Array.from(values, (_, i) => i);
+  const stretch = Math.ceil((2 * values.length) / MAX_POINTS);
+  if (stretch <= 2) return [...values.keys()];
+  const places = [];
   for (let from = 0; from < values.length; from += stretch) {
-    const part = values.slice(from, from + stretch),
-      ends = [Math.min(...part), Math.max(...part)].map((v) => from + part.indexOf(v));
-    places.push(...[...new Set(ends)].sort((a, b) => a - b));
+    const part = values.slice(from, from + stretch);
+    const low = from + part.indexOf(Math.min(...part));
+    const high = from + part.indexOf(Math.max(...part));
+    places.push(...new Set([Math.min(low, high), Math.max(low, high)]));
   }
   return places;
 }
 
-async function channels(page) {
-  const { now, data, t } = page,
-    name = `${now.side}_${now.measure}`,
-    zeros = `${now.side}_zeros`,
-    scale = now.measure === "zeros" ? 100 : 1;
-  const found = (await stored(page, [name, zeros])).filter(
-    (each, _, [first]) => each.get(name).shape[0] === first.get(name).shape[0],
+/** @type {DrawView} */
+async function channels(input) {
+  const { now, data, t } = input;
+  const name = `${now.side}_${now.measure}`;
+  const recorded = (await recordedStages(input, [name, `${now.side}_zeros`])).filter(
+    ({ profile }, _, [first]) => profile.shape[0] === first.profile.shape[0],
   );
-  if (!found.length) return MISSING("statistics of channels");
-  const figures = found.map((each) => Array.from(each.get(name).data, (v) => scale * v)),
-    own = found.findLastIndex((each) => each.data === data),
-    first = figures[own],
-    outliers = outliersOf(first); // of the stage that is looked at
-  const orders = figures.map((values) => {
-    const order = values.map((_, i) => i);
-    return now.order === "size" ? order.sort((a, b) => values[b] - values[a]) : order;
+  const scale = now.measure === "zeros" ? 100 : 1;
+  const figures = recorded.map(({ profile }) => Array.from(profile.data, (value) => scale * value));
+  const front = recorded.findLastIndex((each) => each.data === data);
+  if (front < 0) return missing("statistics of channels");
+  const values = figures[front];
+  const outliers = outliersOf(values);
+  const orders = figures.map((figure) => {
+    const order = [...figure.keys()];
+    return now.order === "size" ? order.sort((a, b) => figure[b] - figure[a]) : order;
   });
-  const series = found.map((each, k) => {
-    const order = orders[k],
-      values = order.map((i) => figures[k][i]),
-      kept = envelope(values),
-      ringed = new Set(outliers);
-    return {
-      ...each,
-      x: kept,
-      y: kept.map((i) => values[i]),
-      names: kept.map((i) => order[i]),
-      marks: kept.flatMap((i, at) => (ringed.has(order[i]) ? [at] : [])),
-    };
-  });
+  const series = recorded.map((each, k) => channelLine(each, figures[k], orders[k], outliers));
   const across =
     now.order === "size" ? "Rank, each stage from its largest channel on" : "Number of the channel";
-  const median = quantile(first, 0.5),
-    kind = now.side === "row" ? "output channel" : "input channel",
-    largest = `the largest is ${times(Math.max(...first) / median, 2)} the median`;
-  const many = outliers.length,
-    stands = many === 1 ? `1 ${kind} stands out` : `${many} ${kind}s stand out`;
-  const spared = found
-    .filter((each) => !each.dense && each.get(zeros))
-    .map((each) => {
-      const all = each.get(zeros).data,
-        mean = (list) => list.reduce((sum, v) => sum + v, 0) / (list.length || 1),
-        ringed = new Set(outliers);
-      return `${each.label}: ${share(mean(outliers.map((i) => all[i])))} of their weights are zero, ${share(mean(Array.from(all).filter((_, i) => !ringed.has(i))))} of the others'.`;
-    });
-  const named = many
-    ? `${many === 1 ? "1 outlier (ring)" : `${many} outliers (rings)`}: ${outliers.slice(0, NAMED).join(", ")}${many > NAMED ? " …" : ""}. ${spared.join(" ")}`
-    : `No channel lies beyond the outer fences (${FENCE} interquartile ranges).`;
+  const kind = now.side === "row" ? "output channel" : "input channel";
+  const drawn = values.length > MAX_POINTS ? ", the lowest and highest of each stretch drawn" : "";
+  const yLog = now.y === "log";
   return {
-    title: median
-      ? `${found[own].label}: ${many ? stands : `no ${kind} stands out`}; ${largest}`
-      : `${found[own].label}: half of the channels have none`,
-    plot: lines,
+    title: `${recorded[front].label}: ${channelTitle(values, kind, outliers.length)}`,
+    draw: (canvas) =>
+      lines(canvas, { series, yLog, names: [CHANNEL_FIGURES[now.measure], across] }),
+    legend: series,
     file: `${data.tensors[t].name}-${name}`,
-    note: `n = ${count(first.length)} channels${first.length > MOST_POINTS ? ", the lowest and highest of each stretch drawn" : ""}. ${named}`,
-    spec: { series, yLog: now.y === "log", names: [CHANNEL_FIGURES[now.measure], across] },
+    note: `n = ${count(values.length)} channels${drawn}. ${outlierNote(recorded, `${now.side}_zeros`, outliers)}`,
     table: [
-      ["Channel", ...found.map(({ label }) => label)],
-      orders[0].map((i) => [String(i), ...figures.map((values) => values[i])]),
+      ["Channel", ...recorded.map(({ label }) => label)],
+      orders[0].map((i) => [String(i), ...figures.map((figure) => figure[i])]),
     ],
   };
 }
 
-/** Edges k of the |w| axis: std * 10^(FIRST_DECADE + k / PER_DECADE), std of the dense tensor. */
-async function magnitudes(page) {
-  const found = await stored(page, ["magnitudes"]),
-    { data, t } = page;
-  if (!found.length) return MISSING("magnitudes");
-  const half = (counts) => {
-    const all = counts.reduce((a, b) => a + b, 0);
-    let sum = 0;
-    return counts.findIndex((n) => (sum += n) >= all / 2);
-  };
-  const series = found.map((each) => {
-    const counts = each.get("magnitudes").data,
-      std = each.data.value("dense_std", each.t, each.s) || 1,
-      { n } = each.data.tail(each.t, each.s);
-    const x = Array.from(counts, (_, k) => std * 10 ** (FIRST_DECADE + (k + 0.5) / PER_DECADE)),
-      drawn = [...x.keys()].filter((k) => counts[k]);
-    return {
-      ...each,
-      counts,
-      x: drawn.map((k) => x[k]),
-      y: drawn.map((k) => (100 * counts[k]) / n),
-      median: x[half(counts)],
-    };
-  });
-  const [first, last] = [series[0], series.at(-1)],
-    before = series.length > 1 ? `, before ${number(first.median, 2)}` : "";
+/** @type {(stage: RecordedStage, figure: number[], order: number[], outliers: number[]) => Line} */
+function channelLine({ label, colour, dash }, figure, order, outliers) {
+  const x = envelope(order.map((i) => figure[i]));
+  const names = x.map((place) => order[place]);
   return {
-    title: `${last.label}: half of the weights besides zero are below ${number(last.median, 2)}${before}`,
-    plot: lines,
-    file: `${data.tensors[t].name}-magnitudes`,
-    note: `n = ${count(data.tail(t, page.s).n)} weights, ${PER_DECADE} bins for each factor of ten; the first and the last are open.`,
-    spec: {
-      series,
-      xLog: true,
-      yLog: page.now.y === "log",
-      names: ["Share of all weights per bin, %", "|Weight|"],
-    },
-    table: [
-      ["Stage", "|w|", "Weights"],
-      series.flatMap((each) =>
-        each.x.map((w, i) => [
-          each.label,
-          w,
-          Math.round((each.y[i] * each.data.tail(each.t, each.s).n) / 100),
-        ]),
-      ),
-    ],
+    label,
+    colour,
+    dash,
+    x,
+    y: names.map((i) => figure[i]),
+    names,
+    marks: [...names.keys()].filter((at) => outliers.includes(names[at])),
   };
 }
 
-/** Both ends of the power law of the tail, of the ranks 1 + a * (value / start)^(-2(alpha - 1)). */
-function tailOf({ data, t, s }, values) {
-  const alpha = data.value("alpha", t, s),
-    start = data.value("alpha_start", t, s);
-  if (!Number.isFinite(alpha) || !(start > 0)) return null;
-  const members = values.filter((v) => v >= start * (1 - 1e-3)).length,
-    ends = [start, values[0]];
-  return { x: ends.map((v) => members * (v / start) ** (-2 * (alpha - 1))), y: ends };
+/** @type {(values: number[], kind: string, outliers: number) => string} */
+function channelTitle(values, kind, outliers) {
+  const median = quantile(values, 0.5);
+  if (!median) return "half of the channels have none";
+  let subject = `no ${kind} stands out`;
+  if (outliers === 1) subject = `1 ${kind} stands out`;
+  if (outliers > 1) subject = `${outliers} ${kind}s stand out`;
+  return `${subject}; the largest is ${times(Math.max(...values) / median, 2)} the median`;
 }
 
-async function spectrum(page) {
-  const found = await stored(page, ["singular_values"]),
-    { data, t } = page;
-  if (!found.length) return MISSING("spectra");
-  const series = found.flatMap((each) => {
-    const y = each.get("singular_values").data,
-      tail = tailOf(each, y);
+/** @type {(recorded: RecordedStage[], zerosName: string, outliers: number[]) => string} */
+function outlierNote(recorded, zerosName, outliers) {
+  if (!outliers.length)
+    return `No channel lies beyond the outer fences (${FENCE} interquartile ranges).`;
+  const zeros = recorded.flatMap(({ data, s, label, get }) => {
+    const profile = get(zerosName);
+    if (!profile || data.stages[s].name === "dense") return [];
+    const others = Array.from(profile.data).filter((_, i) => !outliers.includes(i));
+    const ringed = share(mean(outliers.map((i) => profile.data[i])));
     return [
-      { ...each, x: Array.from(y, (_, i) => i + 1), y },
-      ...(tail ? [{ ...each, ...tail, dash: "dot", thin: true }] : []),
+      `${label}: ${ringed} of their weights are zero, ${share(mean(others))} of the others'.`,
     ];
   });
-  const rank = ({ y }) => y.reduce((sum, v) => sum + v * v, 0) / y[0] ** 2,
-    own = series.filter((each) => !each.thin),
-    [first, last] = [own[0], own.at(-1)].map(rank);
-  const label = own.at(-1).label,
-    steady = Math.abs(last / first - 1) <= STEADY,
-    verb = own.length === 1 ? "has a" : "keeps the";
-  const alphas = found.map((each) => [each.label, each.data.value("alpha", each.t, each.s)]);
-  const fits = alphas
-    .filter(([, alpha]) => Number.isFinite(alpha))
-    .map(([of, alpha]) => `${of} α = ${number(alpha)}`);
+  const rings = outliers.length === 1 ? "1 outlier (ring)" : `${outliers.length} outliers (rings)`;
+  const more = outliers.length > MAX_NAMED ? " …" : "";
+  return `${rings}: ${outliers.slice(0, MAX_NAMED).join(", ")}${more}. ${zeros.join(" ")}`;
+}
+
+/* --- magnitudes and singular values ---------------------------------------------------------- */
+
+/** @type {DrawView} */
+async function magnitudes(input) {
+  const { now, data, t, s } = input;
+  const recorded = await recordedStages(input, ["magnitudes"]);
+  if (!recorded.length) return missing("magnitudes");
+  const series = recorded.map((each) => {
+    const counts = Array.from(each.profile.data);
+    const std = each.data.value("dense_std", each.t, each.s) || 1;
+    const { n } = each.data.tail(each.t, each.s);
+    const centre = (/** @type {number} */ k) => std * 10 ** (FIRST_DECADE + (k + 0.5) / PER_DECADE);
+    const half = counts.reduce((sum, each) => sum + each, 0) / 2;
+    let sum = 0;
+    const median = centre(counts.findIndex((each) => (sum += each) >= half));
+    const bins = [...counts.keys()].filter((k) => counts[k]);
+    const y = bins.map((k) => (100 * counts[k]) / n);
+    return { ...each, n, median, x: bins.map(centre), y };
+  });
+  const [first] = series;
+  const last = series[series.length - 1];
+  const before = series.length > 1 ? `, before ${number(first.median, 2)}` : "";
+  const rows = series.flatMap(({ label, n, x, y }) =>
+    x.map((w, i) => [label, w, Math.round((y[i] * n) / 100)]),
+  );
+  const yLog = now.y === "log";
   return {
-    title:
-      own.length === 1 || steady
-        ? `${label} ${verb} stable rank of ${number(last)}`
-        : `${label} ${last > first ? "raises" : "lowers"} the stable rank from ${number(first)} to ${number(last)}`,
-    note: `n = ${own[0].y.length} singular values.${fits.length ? ` Dotted: power law of the tail, ${fits.join(", ")}.` : ""}`,
-    plot: lines,
+    title: `${last.label}: half of the weights besides zero are below ${number(last.median, 2)}${before}`,
+    draw: (canvas) =>
+      lines(canvas, {
+        series,
+        xLog: true,
+        yLog,
+        names: ["Share of all weights per bin, %", "|Weight|"],
+      }),
+    legend: series,
+    file: `${data.tensors[t].name}-magnitudes`,
+    note: `n = ${count(data.tail(t, s).n)} weights, ${PER_DECADE} bins for each factor of ten; the first and the last are open.`,
+    table: [["Stage", "|w|", "Weights"], rows],
+  };
+}
+
+/**
+ * Both ends of the power law of the tail, whose ranks are 1 + a * (value / start)^(-2(alpha - 1)).
+ * @param {RecordedStage} stage
+ * @param {number[]} values
+ * @returns {Line[]}
+ */
+function tailLine({ data, t, s, label, colour }, values) {
+  const alpha = data.value("alpha", t, s);
+  const start = data.value("alpha_start", t, s);
+  if (!Number.isFinite(alpha) || !(start > 0)) return [];
+  const members = values.filter((value) => value >= start * (1 - 1e-3)).length;
+  const y = [start, values[0]];
+  const x = y.map((value) => members * (value / start) ** (-2 * (alpha - 1)));
+  return [{ label, colour, dash: "dot", thin: true, x, y }];
+}
+
+/** @type {DrawView} */
+async function spectrum(input) {
+  const { data, t } = input;
+  const recorded = await recordedStages(input, ["singular_values"]);
+  if (!recorded.length) return missing("spectra");
+  const spectra = recorded.map(({ label, colour, dash, profile }) => {
+    const y = Array.from(profile.data);
+    return { label, colour, dash, x: y.map((_, i) => i + 1), y };
+  });
+  const fits = recorded
+    .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
+    .filter(({ alpha }) => Number.isFinite(alpha))
+    .map(({ label, alpha }) => `${label} α = ${number(alpha)}`);
+  const fitted = fits.length ? ` Dotted: power law of the tail, ${fits.join(", ")}.` : "";
+  const [{ x: ranks }] = spectra;
+  const series = recorded.flatMap((each, k) => [spectra[k], ...tailLine(each, spectra[k].y)]);
+  return {
+    title: spectrumTitle(spectra),
+    note: `n = ${ranks.length} singular values.${fitted}`,
+    draw: (canvas) =>
+      lines(canvas, { series, xLog: true, yLog: true, names: ["Singular value", "Rank"] }),
+    legend: spectra,
     file: `${data.tensors[t].name}-spectrum`,
-    spec: { series, xLog: true, yLog: true, names: ["Singular value", "Rank"] },
     table: [
-      ["Rank", ...own.map((each) => each.label)],
-      own[0].x.map((n, i) => [String(n), ...own.map(({ y }) => y[i] ?? NaN)]),
+      ["Rank", ...spectra.map(({ label }) => label)],
+      ranks.map((rank, i) => [String(rank), ...spectra.map(({ y }) => y[i] ?? NaN)]),
     ],
   };
 }
 
-/* inputs: x = sqrt(mean x^2 over the calibration tokens); weights: w = norm of the weights that meet it; product: x w,
-   about what the channel adds to the outputs (Wanda's score, summed up). */
-async function inputs({ now, data, t, s }) {
-  const { module } = data.tensors[t],
-    stage = data.stages[s],
-    short = module.split(".").pop();
-  const { arrays } = await profiles(data.run, data.tensors[t].name, {
+/** @param {{label: string, y: number[]}[]} spectra */
+function spectrumTitle(spectra) {
+  const ranks = spectra.map(({ y }) => y.reduce((sum, v) => sum + v * v, 0) / y[0] ** 2);
+  const [first] = ranks;
+  const last = ranks[ranks.length - 1];
+  const { label } = spectra[spectra.length - 1];
+  if (spectra.length === 1) return `${label} has a stable rank of ${number(last)}`;
+  if (Math.abs(last / first - 1) <= STEADY)
+    return `${label} keeps the stable rank of ${number(last)}`;
+  const verb = last > first ? "raises" : "lowers";
+  return `${label} ${verb} the stable rank from ${number(first)} to ${number(last)}`;
+}
+
+/* --- inputs ---------------------------------------------------------------------------------- */
+
+/**
+ * Figures of the input channels of a module, by block. inputs: x = sqrt(mean x^2 over the calibration tokens); weights:
+ * w = norm of the weights that meet it; product: x w, about what the channel adds to the outputs (Wanda's score, summed up).
+ * @param {ViewInput} input
+ */
+async function flowsOf({ now, data, t, s }) {
+  const { name: tensor, module } = data.tensors[t];
+  const { arrays } = await profiles(data.run, tensor, {
     names: "input_energy,column_norm",
     blocks: "1",
   });
-  const rows = data.blocks.flatMap((block) => {
-    const energy = Object.entries(arrays).find(
-        ([name]) => name.startsWith(`${block}/`) && name.endsWith("/input_energy"),
-      )?.[1].data,
-      norm = arrays[`${block}/${stage.name}/column_norm`]?.data;
-    const x = energy && Float64Array.from(energy, Math.sqrt),
-      values = { inputs: x, weights: norm, product: x && norm && x.map((v, i) => v * norm[i]) }[
-        now.flow
-      ];
-    return values ? [{ block, values }] : [];
+  return data.blocks.flatMap((block) => {
+    const energyName = Object.keys(arrays).find(
+      (name) => name.startsWith(`${block}/`) && name.endsWith("/input_energy"),
+    );
+    const norms = arrays[`${block}/${data.stages[s].name}/column_norm`]?.data;
+    const inputs = energyName ? Array.from(arrays[energyName].data, Math.sqrt) : null;
+    let values = inputs;
+    if (now.flow === "weights") values = norms ? Array.from(norms) : null;
+    if (now.flow === "product")
+      values = inputs && norms ? inputs.map((value, i) => value * norms[i]) : null;
+    return values ? [{ block, values, picked: data.at(block, module) }] : [];
   });
+}
+
+/** @type {DrawView} */
+async function inputs(input) {
+  const { now, data, t, s } = input;
+  const { module } = data.tensors[t];
+  const { label } = data.stages[s];
+  const rows = await flowsOf(input);
+  if (!rows.length && now.flow === "weights") return `${label}: not recorded here.`;
   if (!rows.length)
-    return now.flow === "weights"
-      ? `${stage.label}: not recorded here.`
-      : "This run has stored no inputs of its layers: they are recorded while a run calibrates. Run it again to record them.";
-  const width = rows[0].values.length,
-    columns = Math.min(CELLS, width),
-    cells = new Float64Array(rows.length * columns),
-    largest = [];
-  let most = { times: -1 };
-  rows.forEach(({ block, values }, i) => {
-    const median = quantile(values, 0.5);
-    for (let n = 0; n < width; n++) {
-      const at = i * columns + Math.floor((n * columns) / width);
-      if (!(cells[at] > values[n])) {
-        cells[at] = values[n];
-        largest[at] = n;
-      }
-      if (median > 0 && values[n] / median > most.times)
-        most = { times: values[n] / median, block, channel: n };
-    }
-  });
+    return "This run has stored no inputs of its layers: they are recorded while a run calibrates. Run it again to record them.";
+  const width = rows[0].values.length;
+  const columns = Math.min(MAX_CELLS, width);
+  /** Channel of each cell: the largest of those it stands for. */
+  const largest = rows.map(({ values }) => largestByCell(values, columns));
   const panel = {
-    label: `${short}${now.flow === "inputs" ? "" : `, ${stage.label}`}`,
+    label: now.flow === "inputs" ? shortName(module) : `${shortName(module)}, ${label}`,
     rows: rows.length,
     columns,
     spans: [rows.length, width],
     named: rows.map(({ block }) => block),
-    data: cells,
-    words: (i, j) => `block ${rows[i].block}, channel ${largest[i * columns + j]}`,
+    data: rows.flatMap(({ values }, i) => largest[i].map((channel) => values[channel])),
+    words: (/** @type {number} */ i, /** @type {number} */ j) =>
+      `block ${rows[i].block}, channel ${largest[i][j]}`,
   };
+  const merged =
+    width > MAX_CELLS
+      ? ` A cell shows the largest of about ${Math.round(width / MAX_CELLS)} channels.`
+      : "";
   return {
-    title: `Channel ${most.channel} stands out in block ${most.block}: ${times(most.times)} the median of its block`,
-    plot: grid,
+    title: flowTitle(rows),
+    draw: (canvas) =>
+      grid(canvas, { panels: [panel], log: true, unit: "", names: ["Block", "Input channel"] }),
     file: `${module}-${now.flow}`,
-    note: `Colours: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${width > CELLS ? ` A cell shows the largest of about ${Math.round(width / CELLS)} channels.` : ""}`,
-    spec: { panels: [panel], log: true, unit: "", names: ["Block", "Input channel"] },
-    pick: ({ i }) => ({ tensor: data.tensors[data.at(rows[i].block, module)].name }),
+    note: `Colours: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${merged}`,
+    pick: ({ i }) => ({ tensor: data.tensors[rows[i].picked].name }),
     table: [
       ["Block", ...Array.from({ length: width }, (_, n) => `Channel ${n}`)],
       rows.map(({ block, values }) => [String(block), ...values]),
@@ -501,4 +579,27 @@ async function inputs({ now, data, t, s }) {
   };
 }
 
+/** The channel with the largest value in each of so many cells. @type {(values: number[], cells: number) => number[]} */
+function largestByCell(values, cells) {
+  /** @type {number[]} */
+  const largest = [];
+  values.forEach((value, channel) => {
+    const cell = Math.floor((channel * cells) / values.length);
+    if (!(values[largest[cell]] > value)) largest[cell] = channel;
+  });
+  return largest;
+}
+
+/** The channel that stands out most in its block. @param {{block: number, values: number[]}[]} rows */
+function flowTitle(rows) {
+  const peaks = rows.map(({ block, values }) => {
+    const median = quantile(values, 0.5);
+    const [channel] = largestByCell(values, 1);
+    return { block, channel, factor: median > 0 ? values[channel] / median : -1 };
+  });
+  const { block, channel, factor } = peaks.reduce((a, b) => (b.factor > a.factor ? b : a));
+  return `Channel ${channel} stands out in block ${block}: ${times(factor)} the median of its block`;
+}
+
+/** Views by name. @type {Record<string, DrawView>} */
 export const VIEWS = { magnitudes, matrix, joint, channels, spectrum, inputs };

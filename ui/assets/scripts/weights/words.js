@@ -1,145 +1,201 @@
-/* Findings: what the charts show on this data, as sentences by rule. */
+/* Headlines: what the charts show on this data, as sentences by rule. */
 import { lower, number, share } from "./canvas.js";
+/** @import {Histograms} from "./histograms.js" */
 
-const PROMINENCE = 0.12,
-  SURE = 4; // of a peak's height; times the root of a bin's count
-const STEADY = 0.02; // a relative change below that is none
+const MIN_PROMINENCE = 0.12; // of a peak's height
+const MIN_DEVIATIONS = 4; // a prominence in roots of a bin's count
+const STEADY = 0.02; // relative changes below it are none
+const STEADY_SPREAD = 0.005;
 const NEAR_CENTRE = 0.06; // of the axis
+const SHAPE_BINS = 128;
+const COUNTS = ["no peak", "one peak", "two peaks", "three peaks"];
 
-/** Counts in at most 128 bins, each averaged with its neighbours. */
-function smooth(counts) {
-  const bins = Math.min(128, counts.length),
-    by = counts.length / bins;
-  const wide = Array.from({ length: bins }, (_, i) => {
+/**
+ * Each value averaged with its neighbours.
+ * @param {number[]} values
+ */
+export const smoothed = (values) =>
+  values.map(
+    (value, i) => 0.25 * (values[i - 1] ?? value) + 0.5 * value + 0.25 * (values[i + 1] ?? value),
+  );
+
+/** Smoothed counts in at most 128 bins. @param {ArrayLike<number>} counts */
+function heightsOf(counts) {
+  const bins = Math.min(SHAPE_BINS, counts.length);
+  const merged = counts.length / bins;
+  const sums = Array.from({ length: bins }, (_, i) => {
     let sum = 0;
-    for (let j = 0; j < by; j++) sum += counts[i * by + j];
+    for (let j = 0; j < merged; j++) sum += counts[i * merged + j];
     return sum;
   });
-  return wide.map(
-    (value, i) => 0.25 * (wide[i - 1] ?? value) + 0.5 * value + 0.25 * (wide[i + 1] ?? value),
-  );
+  return smoothed(sums);
 }
 
-/** Places of the peaks of a histogram that stand out from chance and from a plateau, on the smoothed heights. */
-export function peaks(counts) {
-  const heights = smooth(counts);
-  const saddle = (top, step) => {
-    let low = heights[top];
-    for (let i = top; i >= 0 && i < heights.length; i += step) {
-      if (heights[i] > heights[top]) return low;
-      low = Math.min(low, heights[i]);
-    }
-    return 0;
-  };
-  const places = heights.flatMap((height, i) => {
-    if (!height || height < (heights[i - 1] ?? 0) || height < (heights[i + 1] ?? 0)) return [];
-    const prominence = height - Math.max(saddle(i, -1), saddle(i, 1));
-    return prominence > Math.max(PROMINENCE * height, SURE * Math.sqrt(height)) ? [i] : [];
-  });
-  return { heights, places };
-}
-
-/** The shape of a histogram: its peaks, and the dip between them in the bins that are `drawn`. */
-export function shape(counts, drawn = counts) {
-  const { heights, places } = peaks(counts),
-    names = ["no peak", "one peak", "two peaks", "three peaks"];
-  let words = names[places.length] ?? `${places.length} peaks`;
-  if (places.length === 2) {
-    const [from, to] = places.map((place) =>
-        Math.round(((place + 0.5) * drawn.length) / heights.length),
-      ),
-      low = Math.min(...drawn.slice(from, to)),
-      middle = drawn.indexOf(low, from),
-      dip = low / Math.min(Math.max(...drawn.slice(0, middle)), Math.max(...drawn.slice(middle)));
-    words += dip ? ` with a dip to ${share(dip, 0)} of their height` : " with a gap between them";
+/**
+ * Lowest height on the way from a peak to a higher one; 0 where there is none.
+ * @param {number[]} heights
+ * @param {number} peak
+ * @param {1 | -1} step
+ */
+function saddle(heights, peak, step) {
+  let low = heights[peak];
+  for (let i = peak; i >= 0 && i < heights.length; i += step) {
+    if (heights[i] > heights[peak]) return low;
+    low = Math.min(low, heights[i]);
   }
-  if (
-    places.length === 3 &&
-    Math.abs(places[1] - (heights.length - 1) / 2) < NEAR_CENTRE * heights.length
-  )
-    words += ", the middle one at zero";
-  return words;
+  return 0;
 }
 
-/** A share of zeros, which is "no" only where there is none. */
-export const ofZeros = (part) => (part ? (part < 5e-4 ? "under 0.1 %" : share(part)) : "no");
+/** A peak that stands out from chance and from a plateau. @type {(heights: number[], i: number) => boolean} */
+function isPeak(heights, i) {
+  const height = heights[i];
+  if (!height || height < (heights[i - 1] ?? 0) || height < (heights[i + 1] ?? 0)) return false;
+  const prominence = height - Math.max(saddle(heights, i, -1), saddle(heights, i, 1));
+  return prominence > Math.max(MIN_PROMINENCE * height, MIN_DEVIATIONS * Math.sqrt(height));
+}
 
-/** Of one tensor at a stage: "Re-dense: three peaks, the middle one at zero; 14.2 % exact zeros". */
+/**
+ * The shape of a histogram: its peaks, and the dip between two of them in the bins that are drawn.
+ * @param {ArrayLike<number>} counts
+ * @param {ArrayLike<number>} [drawn]
+ */
+export function shape(counts, drawn = counts) {
+  const heights = heightsOf(counts);
+  const peaks = [...heights.keys()].filter((i) => isPeak(heights, i));
+  const words = COUNTS[peaks.length] ?? `${peaks.length} peaks`;
+  const centre = (heights.length - 1) / 2;
+  if (peaks.length === 3 && Math.abs(peaks[1] - centre) < NEAR_CENTRE * heights.length)
+    return `${words}, the middle one at zero`;
+  if (peaks.length !== 2) return words;
+  const bins = Array.from(drawn);
+  const [from, to] = peaks.map((i) => Math.round(((i + 0.5) * bins.length) / heights.length));
+  const low = Math.min(...bins.slice(from, to));
+  const middle = bins.indexOf(low, from);
+  const lowerPeak = Math.min(Math.max(...bins.slice(0, middle)), Math.max(...bins.slice(middle)));
+  return low
+    ? `${words} with a dip to ${share(low / lowerPeak, 0)} of their height`
+    : `${words} with a gap between them`;
+}
+
+/** A share of zeros, which is "no" only where there is none. @param {number} part */
+export function ofZeros(part) {
+  if (!part) return "no";
+  return part < 5e-4 ? "under 0.1 %" : share(part);
+}
+
+/**
+ * Headline of a histogram: "Re-dense: three peaks, the middle one at zero; 14.2 % exact zeros".
+ * @param {Histograms} data
+ * @param {number} t
+ * @param {number} s
+ */
 export function ofHistogram(data, t, s) {
   const { label } = data.stages[s];
   if (!data.has(t, s)) return `${label}: not recorded for ${data.tensors[t].label}`;
-  return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}; ${ofZeros(data.tail(t, s).share)} exact zeros`;
+  const zeros = ofZeros(data.tail(t, s).share);
+  return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}; ${zeros} exact zeros`;
 }
 
-/** Of values by cell, [tensor index, value]: where it is largest; after why it is that figure. */
-export function ofMap(data, label, unit, cells, why = "") {
-  const known = cells.filter(([, value]) => Number.isFinite(value));
-  if (!known.length) return `${label}: not measured at this stage`;
-  const [t, value] = known.reduce((best, each) =>
-    Math.abs(each[1]) > Math.abs(best[1]) ? each : best,
-  );
+/** Last part of a module's name. @param {string} module */
+export const shortName = (module) => module.split(".").at(-1) ?? module;
+
+/**
+ * Headline of the map: its largest value.
+ * @param {Histograms} data
+ * @param {string} label
+ * @param {string} unit
+ * @param {number[]} values by tensor
+ * @param {string} [why] such a value is shown: the beginning of the sentence
+ */
+export function ofMap(data, label, unit, values, why = "") {
+  const sizes = values.map((value) => (Number.isFinite(value) ? Math.abs(value) : -1));
+  const largest = sizes.reduce((most, size) => Math.max(most, size), -1);
+  if (largest < 0) return `${label}: not measured at this stage`;
+  const t = sizes.indexOf(largest);
   const { block, module } = data.tensors[t];
-  return `${why}${why ? lower(label) : label} ${label.includes("|") ? "are most" : "is largest"} in block ${block}, ${module.split(".").pop()}: ${number(value)}${unit}`;
+  const verb = label.includes("|") ? "are most" : "is largest";
+  const subject = why + (why ? lower(label) : label);
+  return `${subject} ${verb} in block ${block}, ${shortName(module)}: ${number(values[t])}${unit}`;
 }
 
-/** Of the widths of one module by block, [block, magnitude that 99 % of what is drawn lie below]. */
+/**
+ * Headline of the ridges: in which block a module is widest.
+ * @param {string} module
+ * @param {[block: number, width: number][]} widths magnitudes below which 99 % of what is drawn lie
+ */
 export function ofDepth(module, widths) {
   if (widths.length < 2) return `${module}: one block`;
-  const [low, high] = [Math.min, Math.max].map((pick) => {
-    const v = pick(...widths.map((each) => each[1]));
-    return widths.find((each) => each[1] === v);
-  });
-  if (high[1] - low[1] <= STEADY * high[1])
-    return `99 % of ${module} lie within ±${number(high[1], 2)} in all blocks`;
-  return `${module} is widest in block ${high[0]}: 99 % lie within ±${number(high[1], 2)}; narrowest in block ${low[0]}, ±${number(low[1], 2)}`;
+  const ordered = [...widths].sort(([, a], [, b]) => a - b);
+  const [thinnest, thinWidth] = ordered[0];
+  const [widest, width] = ordered[ordered.length - 1];
+  if (width - thinWidth <= STEADY * width)
+    return `99 % of ${module} lie within ±${number(width, 2)} in all blocks`;
+  return `${module} is widest in block ${widest}: 99 % lie within ±${number(width, 2)}; narrowest in block ${thinnest}, ±${number(thinWidth, 2)}`;
 }
 
-/** The four statistics that say most, as [name, value, sentence]. */
+/** @typedef {[name: string, value: string, sentence: string]} Tile */
+
+/**
+ * The four statistics of a tensor that say most.
+ * @param {Histograms} data
+ * @param {number} t
+ * @param {number} s
+ */
 export function tiles(data, t, s) {
-  const value = (name, stage = s) => data.value(name, t, stage);
-  const [first] = data.main,
-    base = data.stages[first].label,
-    own = data.stages[s].label,
-    bySize = value("by_size"),
-    overlap = value("mask_overlap");
-  const earlier =
-    data.main.find((each) => each < s && Number.isFinite(value("relative_error", each))) ?? -1;
-  const wider = value("std") / value("std", first) - 1,
-    kept = (2 * overlap) / (1 + overlap);
-  const rest = [
+  const value = (/** @type {string} */ name, stage = s) => data.value(name, t, stage);
+  const [first] = data.main;
+  const base = data.stages[first].label;
+  const overlap = value("mask_overlap");
+  /** @type {(Tile | null)[]} */
+  const candidates = [
+    zerosTile(data, t, s),
+    spreadTile(data, t, s),
+    errorTile(data, t, s),
+    overlap < 1
+      ? [
+          "Mask kept",
+          share((2 * overlap) / (1 + overlap)),
+          `${data.stages[s].label} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`,
+        ]
+      : null,
     ["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
     ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`],
   ];
-  const found = [
-    [
-      "Exact zeros",
-      ofZeros(data.tail(t, s).share).replace("no", "0 %"),
-      data.stages[s].pruned && Number.isFinite(bySize)
-        ? `${share(bySize, 0)} were among the smallest dense weights`
-        : `${base}: ${ofZeros(data.tail(t, first).share)}`,
-    ],
-    [
-      "Spread",
-      number(value("std")),
-      s === first
-        ? "Standard deviation"
-        : Math.abs(wider) < 0.005
-          ? `As wide as ${lower(base)}`
-          : `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${lower(base)}`,
-    ],
-  ];
-  if (Number.isFinite(value("relative_error"))) {
-    const before =
-      earlier >= 0
-        ? `${data.stages[earlier].label}: ${share(value("relative_error", earlier), 2)}`
-        : "Of the output of the layer, on calibration text";
-    found.push(["Relative output error", share(value("relative_error"), 2), before]);
-  }
-  if (overlap < 1)
-    found.push([
-      "Mask kept",
-      share(kept),
-      `${own} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`,
-    ]);
-  return [...found, ...rest].slice(0, 4);
+  return candidates.filter((tile) => tile !== null).slice(0, 4);
+}
+
+/** @type {(data: Histograms, t: number, s: number) => Tile} */
+function zerosTile(data, t, s) {
+  const [first] = data.main;
+  const bySize = data.value("by_size", t, s);
+  const zeros = ofZeros(data.tail(t, s).share).replace("no", "0 %");
+  const sentence =
+    data.stages[s].pruned && Number.isFinite(bySize)
+      ? `${share(bySize, 0)} were among the smallest dense weights`
+      : `${data.stages[first].label}: ${ofZeros(data.tail(t, first).share)}`;
+  return ["Exact zeros", zeros, sentence];
+}
+
+/** @type {(data: Histograms, t: number, s: number) => Tile} */
+function spreadTile(data, t, s) {
+  const [first] = data.main;
+  const std = data.value("std", t, s);
+  const wider = std / data.value("std", t, first) - 1;
+  const base = lower(data.stages[first].label);
+  let sentence = `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${base}`;
+  if (Math.abs(wider) < STEADY_SPREAD) sentence = `As wide as ${base}`;
+  if (s === first) sentence = "Standard deviation";
+  return ["Spread", number(std), sentence];
+}
+
+/** @type {(data: Histograms, t: number, s: number) => Tile | null} */
+function errorTile(data, t, s) {
+  const error = (/** @type {number} */ stage) => data.value("relative_error", t, stage);
+  if (!Number.isFinite(error(s))) return null;
+  const earlier = data.main.find((stage) => stage < s && Number.isFinite(error(stage)));
+  const sentence =
+    earlier === undefined
+      ? "Of the output of the layer, on calibration text"
+      : `${data.stages[earlier].label}: ${share(error(earlier), 2)}`;
+  return ["Relative output error", share(error(s), 2), sentence];
 }

@@ -1,121 +1,125 @@
-/* Formats of layers, spelled and priced as `backend/sensitivity/profile.py` does, and addresses of states as
-   `backend/live/address.py` writes them. */
+/* Formats of layers, put together from the patterns and widths that the server describes, and the address of a state,
+   which the server alone reads (`backend/live/address.py`). */
 import { plasma } from "../weights/canvas.js";
 
-/** @typedef {{text: string, pattern: string, keep: number, of: number, drop: number, width: string, bits: number, group: number}} Format
-    `keep` of every `of` inputs, 0 where a share is dropped; `bits` 16 without a width; `group` 0: a scale for each row. */
+/** @typedef {{label: string, short: string, keep: number, of: number, drop: number, bits: number, group: number,
+      extra: number, misfits: number[]}} Part
+    A pattern or a width. `keep` of every `of` inputs, 0 where a share is dropped; `bits` 16 without a width; `group` 0:
+    a scale for each row; `extra`: bits of masks, indices and scales that a weight takes in rows of one input; `misfits`:
+    numbers of inputs that cannot be stored so. */
+/** @typedef {Record<string, Part>} Parts */
+/** @typedef {[pattern: string, width: string]} Names "" for none. */
+/** @typedef {{text: string, pattern: string, width: string, keep: number, of: number, drop: number, bits: number,
+      group: number, marks: number, scales: number, misfits: number[], label: string, short: string,
+      alone: Format[]}} Format
+    `alone`: its pattern and its width, where it has both. */
+/** @typedef {{identity: string, pruner: string, quantizer: string, formats: Format[]}} State */
+/** @typedef {"pruner" | "quantizer"} Method */
 
-export const DENSE = "dense";
-const SPELLED = /^(?:(\d{1,3}):(\d{1,3})|(\d{1,2}(?:\.\d+)?)%)?(?:\+?int([2-8])(?:-g(\d{1,5}))?)?$/;
 const SIGNS = [
   ["%", "p"],
   [":", "of"],
   ["+", "and"],
 ];
-const SCALE_BITS = 16,
-  known = new Map([[DENSE, read("")]]);
+const DENSE = "dense";
 
-function read(text) {
-  const found = SPELLED.exec(text);
-  if (!found) throw new Error(`${text.slice(0, 40)} is no format.`);
-  const [, keep = 0, of = 0, percent = 0, bits, group = 0] = found,
-    drop = percent ? percent / 100 : of ? 1 - keep / of : 0;
-  const [pattern, width = ""] = text.includes("int")
-    ? [text.replace(/\+?int.*/, ""), text.slice(text.indexOf("int"))]
-    : [text];
-  return Object.freeze({
-    text: text || DENSE,
-    pattern,
-    keep: +keep,
-    of: +of,
-    drop,
-    width,
-    bits: +(bits ?? 16),
-    group: +group,
-  });
+/** The formats of a model; the same names always give the same object. */
+export class Formats {
+  /** @type {Map<string, Part>} */
+  #parts = new Map();
+  /** @type {Map<string, Format>} */
+  #made = new Map();
+
+  /** @param {Parts} parts */
+  constructor(parts) {
+    this.add(parts);
+    this.dense = this.of("", "");
+  }
+
+  /** @param {Parts} parts */
+  add(parts) {
+    for (const [name, part] of Object.entries(parts)) this.#parts.set(name, part);
+  }
+
+  /** The format of a pattern and a width. @param {string} pattern @param {string} width @returns {Format} */
+  of(pattern, width) {
+    const text = [pattern, width].filter(Boolean).join("+") || DENSE;
+    const found = this.#made.get(text) ?? this.#make(text, pattern, width);
+    this.#made.set(text, found);
+    return found;
+  }
+
+  /** @param {Names[]} names */
+  all(names) {
+    return names.map(([pattern, width]) => this.of(pattern, width));
+  }
+
+  /** @param {string} text @param {string} pattern @param {string} width @returns {Format} */
+  #make(text, pattern, width) {
+    const [first, second] = [pattern, width].map((name) => this.#part(name || DENSE));
+    const used = [pattern ? first : null, width ? second : null].filter((part) => part !== null);
+    const words = used.length ? used : [first];
+    return Object.freeze({
+      text,
+      pattern,
+      width,
+      keep: first.keep,
+      of: first.of,
+      drop: first.drop,
+      bits: second.bits,
+      group: second.group,
+      marks: first.extra,
+      scales: second.extra,
+      misfits: [...first.misfits, ...second.misfits],
+      label: words.map((part) => part.label).join(", "),
+      short: words.map((part) => part.short).join(", "),
+      alone: used.length > 1 ? [this.of(pattern, ""), this.of("", width)] : [],
+    });
+  }
+
+  /** @param {string} name */
+  #part(name) {
+    const found = this.#parts.get(name);
+    if (!found) throw new Error(`The server has not described ${name}.`);
+    return found;
+  }
+
+  /** The name of the width of so many bits in groups of that size; "" where there is none. @param {number} bits @param {number} group */
+  width(bits, group) {
+    for (const [name, part] of this.#parts)
+      if (part.bits === bits && part.group === group) return name;
+    return "";
+  }
 }
 
-/** The format that a text spells. @returns {Format} */
-export function format(text) {
-  if (!known.has(text)) known.set(text, read(text));
-  return known.get(text);
-}
+/** @param {Format} form @param {number} columns */
+export const fits = ({ misfits }, columns) => !misfits.includes(columns);
 
-/** A format of a pattern, a width, or both; "" for none. */
-export const combined = (pattern, width) => [pattern, width].filter(Boolean).join("+") || DENSE;
+/** Bits a weight of a row of `columns` inputs takes. @param {Format} form @param {number} columns */
+export const bitsPerWeight = ({ drop, bits, group, marks, scales }, columns) =>
+  (1 - drop) * bits + marks + (group ? scales : scales / columns);
 
-export function fits({ group, of }, columns) {
-  return (!group || columns % group === 0) && (!of || columns % of === 0);
-}
-
-/** In words: "2:4, 4 bits in groups of 64", or in short without the groups. */
-export function label({ pattern, width, bits, group }, short = false) {
-  const words = [
-    pattern.replace("%", "\u00a0%"),
-    width && `${bits} bits${group && !short ? ` in groups of ${group}` : ""}`,
-  ];
-  return words.filter(Boolean).join(", ") || "16 bits";
-}
-
-/** Bits a weight of a row of `columns` inputs takes, with scales, indices and masks. */
-export function bitsPerWeight({ pattern, drop, of, width, bits, group }, columns) {
-  const scales = width ? SCALE_BITS / (group || columns) : 0;
-  return pattern
-    ? (1 - drop) * (bits + (of ? Math.ceil(Math.log2(of)) : 0)) + (of ? 0 : 1) + scales
-    : bits + scales;
-}
-
-/** On one ordered scale, as `ui/charts/formats.py`: the less is left, the brighter; dense has none. */
+/** On one ordered scale: the less is left, the brighter; null of dense. @param {Format} form */
 export function colour({ pattern, drop, width, bits }) {
   if (!pattern && !width) return null;
   const left = width ? (Math.log2(bits * (1 - drop)) - 1) / 2 : (0.8 - drop) / 0.5;
   return plasma(0.92 - 0.72 * Math.max(-0.1, Math.min(1.2, left)));
 }
 
-/** @typedef {{identity: string, pruner: string, quantizer: string, formats: string[]}} State */
-
+/** The address of a state. @param {State} state */
 export function addressOf({ identity, pruner, quantizer, formats }) {
-  const used = [...new Set(formats)],
-    runs = [];
-  formats.forEach((text, i) => {
-    if (i && formats[i - 1] === text) runs.at(-1)[1]++;
-    else runs.push([used.indexOf(text), 1]);
+  const used = [...new Set(formats)];
+  /** @type {{at: number, many: number}[]} */
+  const runs = [];
+  formats.forEach((form, i) => {
+    const last = runs.at(-1);
+    if (last && formats[i - 1] === form) last.many++;
+    else runs.push({ at: used.indexOf(form), many: 1 });
   });
   const spelled = SIGNS.reduce(
     (text, [sign, letters]) => text.replaceAll(sign, letters),
-    used.join("_"),
+    used.map(({ text }) => text).join("_"),
   );
-  return [
-    identity,
-    pruner,
-    quantizer,
-    spelled,
-    runs.map(([at, many]) => (many > 1 ? `${at}x${many}` : at)).join("_"),
-  ].join("~");
-}
-
-/** The state at an address of a model with so many layers; throws an Error that says why there is none.
-    @returns {State} */
-export function stateAt(address, layers) {
-  const parts = address.split("~");
-  if (parts.length !== 5) throw new Error("It is no address of a state.");
-  const [identity, pruner, quantizer, spelled, runs] = parts;
-  const used = spelled
-    .split("_")
-    .map(
-      (text) =>
-        format(
-          SIGNS.reduce((t, [sign, letters]) => t.replaceAll(letters, sign), text).replace(
-            /^dense$/,
-            DENSE,
-          ),
-        ).text,
-    );
-  const formats = runs.split("_").flatMap((run) => {
-    const [, at, many = 1] = /^(\d{1,4})(?:x(\d{1,6}))?$/.exec(run) ?? [];
-    return at in used && many <= layers ? Array(+many).fill(used[at]) : [null];
-  });
-  if (formats.length !== layers || formats.includes(null))
-    throw new Error("Its layers are not those of this model.");
-  return { identity, pruner, quantizer, formats };
+  const layers = runs.map(({ at, many }) => (many > 1 ? `${at}x${many}` : at)).join("_");
+  return [identity, pruner, quantizer, spelled, layers].join("~");
 }

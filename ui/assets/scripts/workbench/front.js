@@ -1,63 +1,110 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, em, inks, stroke, surface, ticks, times } from "../weights/canvas.js";
+import { bottomAxis, em, inks, number, stroke, surface, ticks, times } from "../weights/canvas.js";
+import { button, need } from "./elements.js";
+import { colour, fits } from "./formats.js";
+import { megabytes } from "./measured.js";
 
-const RIGHT = 14,
-  TOP = 10,
-  REACH = 14,
-  LEFT = () => em(2.75),
-  BOTTOM = () => em(2.25);
+/** @typedef {import("./view.js").View} View */
+/** @typedef {import("./predictions.js").Totals} Totals */
+/** @typedef {import("./measured.js").Known} Known */
+/** @typedef {{nbytes: number, ratio: number}} Place Bytes, and perplexity over dense. */
+/** @typedef {Place & {words: string, run?: string, kept?: number, own?: boolean, colour?: string, short?: string}} Point
+    Of a run, of a kept state, of the state that is looked at, or with a `colour` of a uniform format. */
+/** @typedef {{lines: {colour: string, points: Place[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[],
+      runs: Point[], measured: boolean, height: number}} Shown `landmarks`: uniform formats. */
+
+const RIGHT = 14;
+const TOP = 10;
+const REACH = 14;
+const LEFT = () => em(2.75);
+const BOTTOM = () => em(2.25);
 const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
 
-/** @typedef {{nbytes: number, ratio: number, words: string, state?: number, run?: string}} Point */
-
-export class FrontChart {
+class FrontChart {
+  /** @type {(Point & {x: number, y: number})[]} */
   #points = [];
 
-  /** @param {{hover: (words: string) => void, pick: (place: number) => void}} on `place`: of a state that is kept; a click on a run opens its page */
+  /** @param {HTMLCanvasElement} canvas
+      @param {{hover: (words: string) => void, pick: (place: number) => void}} on
+      `pick`: a kept state was clicked; a click on a run opens its page */
   constructor(canvas, on) {
     this.canvas = canvas;
     canvas.onpointermove = (event) => {
       const near = this.#near(event);
       on.hover(near?.words ?? "");
-      canvas.style.cursor = near?.state >= 0 || near?.run ? "pointer" : "default";
+      const leads = near?.kept !== undefined || near?.run;
+      canvas.style.cursor = leads ? "pointer" : "default";
     };
     canvas.onpointerleave = () => on.hover("");
     canvas.onclick = (event) => {
       const near = this.#near(event);
-      if (near?.state >= 0) on.pick(near.state);
+      if (near?.kept !== undefined) on.pick(near.kept);
       else if (near?.run) location.href = `run?id=${near.run}`;
     };
   }
 
+  /** @param {PointerEvent | MouseEvent} event */
   #near({ offsetX, offsetY }) {
-    const far = (each) => Math.hypot(each.x - offsetX, each.y - offsetY);
-    const near = this.#points.reduce(
-      (best, each) => (!best || far(each) < far(best) ? each : best),
-      null,
-    );
-    return near && far(near) < REACH ? near : null;
+    const near = this.#points
+      .map((point) => ({ ...point, far: Math.hypot(point.x - offsetX, point.y - offsetY) }))
+      .sort((a, b) => a.far - b.far)
+      .at(0);
+    return near && near.far < REACH ? near : null;
   }
 
-  /** @param {{lines: {colour: string, points: Point[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[], runs: Point[], measured: boolean, height: number}} shown `landmarks`: uniform formats */
-  draw({ lines, landmarks, dense, now, kept, runs, measured, height: tall }) {
-    const area = surface(this.canvas, tall),
-      { pen, width, height, line } = area,
-      ink = inks(),
-      floor = height - BOTTOM();
-    const all = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio)),
-      every = [...all, ...lines.flatMap((each) => each.points)];
-    const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...every.map(({ ratio }) => ratio)));
-    const most = 1.03 * Math.max(...all.map(({ nbytes }) => nbytes)),
-      least = Math.min(...every.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes)),
-      low = Math.max(0, least - 0.05 * (most - least));
-    const x = Object.assign(
-      (nbytes) => LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT),
-      { middle: (LEFT() + width - RIGHT) / 2 },
-    );
-    const y = (ratio) =>
-      floor -
-      (Math.log(Math.max(0.95, Math.min(top, ratio)) / 0.95) / Math.log(top / 0.95)) *
-        (floor - TOP);
+  /** @param {Shown} shown */
+  draw(shown) {
+    const area = surface(this.canvas, shown.height);
+    const ink = inks();
+    const axes = this.#axes(shown, area);
+    this.#frame(area, ink, axes);
+    const { x, y, top, low } = axes;
+    const { pen } = area;
+    for (const { colour: hue, points } of shown.lines) {
+      Object.assign(pen, { strokeStyle: ink.stage(hue), lineWidth: 1.75 });
+      pen.beginPath();
+      for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
+      pen.stroke();
+    }
+    this.#points = [
+      ...shown.landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low),
+      ...shown.runs,
+      shown.dense,
+      ...shown.kept.map((each, kept) => ({ ...each, kept })),
+      { ...shown.now, own: true },
+    ]
+      .filter(({ ratio }) => Number.isFinite(ratio))
+      .map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
+    for (const point of this.#points) {
+      if (point.colour) this.#landmark(area, ink, point);
+      else this.#mark(area, ink, point, shown.measured, top);
+    }
+  }
+
+  /** Where bytes and perplexities lie. @param {Shown} shown @param {ReturnType<typeof surface>} area */
+  #axes({ lines, dense, now, kept, runs }, { width, height }) {
+    const floor = height - BOTTOM();
+    const states = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio));
+    /** @type {Place[]} */
+    const places = [...states, ...lines.flatMap((each) => each.points)];
+    const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...places.map(({ ratio }) => ratio)));
+    const most = 1.03 * Math.max(...states.map(({ nbytes }) => nbytes));
+    const inside = places.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes);
+    const least = Math.min(...inside);
+    const low = Math.max(0, least - 0.05 * (most - least));
+    const x = (/** @type {number} */ nbytes) =>
+      LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT);
+    const y = (/** @type {number} */ ratio) => {
+      const part = Math.log(Math.max(0.95, Math.min(top, ratio)) / 0.95) / Math.log(top / 0.95);
+      return floor - part * (floor - TOP);
+    };
+    return { x, y, top, low, most };
+  }
+
+  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink
+      @param {{x: (nbytes: number) => number, y: (ratio: number) => number, top: number, low: number, most: number}} axes */
+  #frame(area, ink, { x, y, top, low, most }) {
+    const { pen, width, line } = area;
     Object.assign(pen, {
       fillStyle: ink.muted,
       strokeStyle: ink.line,
@@ -73,50 +120,165 @@ export class FrontChart {
       stroke(pen, LEFT(), y(tick), width - RIGHT, y(tick));
     }
     const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
-    bottomAxis(
-      area,
-      ink,
-      marks,
-      Object.assign((at) => x(at * 1e6), { middle: x.middle }),
-      "Size, MB",
-    );
-    for (const { colour, points } of lines) {
-      Object.assign(pen, { strokeStyle: ink.stage(colour), lineWidth: 1.75 });
-      pen.beginPath();
-      for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
-      pen.stroke();
-    }
-    this.#points = [
-      ...landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low),
-      ...runs,
-      dense,
-      ...kept.map((each, state) => ({ ...each, state })),
-      { ...now, own: true },
-    ]
-      .filter(({ ratio }) => Number.isFinite(ratio))
-      .map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
-    for (const { x: px, y: py, state, own, run, colour, ratio, short } of this.#points) {
-      pen.beginPath();
-      if (colour) {
-        Object.assign(pen, { fillStyle: colour, textAlign: "left" });
-        pen.arc(px, py, 3.5, 0, 7);
-        pen.fill();
-        if (width > 300)
-          Object.assign(pen, { fillStyle: ink.muted }).fillText(short, px + 6, py - 7);
-        continue;
-      }
-      if (run) pen.rect(px - 5, py - 5, 10, 10);
-      else pen.arc(px, py, own ? 7 : 6, 0, 7);
-      Object.assign(pen, {
-        fillStyle: own && measured ? ink.accent : ink.paper,
-        strokeStyle: own ? ink.accent : ink.text,
-        lineWidth: own ? 3 : 1.5,
-      });
-      pen.fill();
-      pen.stroke();
-      Object.assign(pen, { fillStyle: ink.text, textAlign: "center" });
-      if (state >= 0) pen.fillText(String(state + 1), px, py - 14);
-      if (own && ratio > top) pen.fillText(`↑ ${times(ratio)}`, px, py + 18);
-    }
+    const middle = (LEFT() + width - RIGHT) / 2;
+    const place = (/** @type {number} */ at) => x(at * 1e6);
+    bottomAxis(area, ink, marks, Object.assign(place, { middle }), "Size, MB");
+  }
+
+  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Point & {x: number, y: number}} point */
+  #landmark({ pen, width }, ink, { x, y, colour: hue = "", short = "" }) {
+    pen.beginPath();
+    Object.assign(pen, { fillStyle: hue, textAlign: "left" });
+    pen.arc(x, y, 3.5, 0, 7);
+    pen.fill();
+    if (width > 300) Object.assign(pen, { fillStyle: ink.muted }).fillText(short, x + 6, y - 7);
+  }
+
+  /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Point & {x: number, y: number}} point
+      @param {boolean} measured @param {number} top */
+  #mark({ pen }, ink, { x, y, kept, own, run, ratio }, measured, top) {
+    pen.beginPath();
+    if (run) pen.rect(x - 5, y - 5, 10, 10);
+    else pen.arc(x, y, own ? 7 : 6, 0, 7);
+    Object.assign(pen, {
+      fillStyle: own && measured ? ink.accent : ink.paper,
+      strokeStyle: own ? ink.accent : ink.text,
+      lineWidth: own ? 3 : 1.5,
+    });
+    pen.fill();
+    pen.stroke();
+    Object.assign(pen, { fillStyle: ink.text, textAlign: "center" });
+    if (kept !== undefined) pen.fillText(String(kept + 1), x, y - 14);
+    if (own && ratio > top) pen.fillText(`↑ ${times(ratio)}`, x, y + 18);
+  }
+}
+
+/** The state of a run that was queued, and the perplexities known of it: "predicted 1.31, live 1.28, final 1.22 × dense".
+    @param {import("./view.js").QueuedRun} run */
+function became({ predicted, live, final, at }) {
+  const known = Object.entries({ predicted, live, final })
+    .filter(([, ratio]) => ratio)
+    .map(([how, ratio]) => `${how} ${number(ratio, 3)}`);
+  return `${known.join(", ")} × dense${final ? "" : `, ${at}`}`;
+}
+
+/** @param {number} nbytes @param {number} ratio @param {string} how */
+const said = (nbytes, ratio, how) => `${megabytes(nbytes)}, ${times(ratio)} dense, ${how}`;
+
+export class FrontPanel {
+  /** @param {HTMLElement} card @param {HTMLElement} box of buttons
+      @param {{open: (address: string) => void, drop: () => void}} on `drop`: a kept state was dropped */
+  constructor(card, box, on) {
+    this.card = card;
+    this.box = box;
+    this.on = on;
+    /** @type {View | null} */
+    this.view = null;
+    /** @type {Point[]} */
+    this.landmarks = [];
+    const place = need(card, "output", HTMLElement);
+    this.chart = new FrontChart(need(card, "canvas", HTMLCanvasElement), {
+      hover: (words) => {
+        place.textContent = words;
+      },
+      pick: (kept) => on.open(this.view?.kept[kept].address ?? ""),
+    });
+  }
+
+  /** @param {View} view @param {Totals} totals of what is shown @param {Known} known @param {number} height */
+  draw(view, totals, known, height) {
+    const { predictions, model } = view;
+    const measured = known.ratio !== undefined;
+    const ratio = known.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss));
+    const { nbytes } = predictions.totals(view.dense);
+    if (this.view !== view) this.landmarks = this.#uniform(view);
+    this.view = view;
+    this.chart.draw({
+      lines: [...predictions.fronts.values()].map(({ colour: hue, points }) => ({
+        colour: hue,
+        points: points.map((each) => ({ nbytes: each.nbytes, ratio: Math.exp(each.loss) })),
+      })),
+      height,
+      measured,
+      dense: { nbytes, ratio: 1, words: `Dense, ${megabytes(nbytes)}` },
+      now: {
+        nbytes: totals.nbytes,
+        ratio,
+        words: said(totals.nbytes, ratio, measured ? "measured" : "predicted"),
+      },
+      landmarks: this.landmarks,
+      runs: this.#runs(model),
+      kept: view.kept.map((each, place) => ({
+        ...each,
+        words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}`,
+      })),
+    });
+    need(this.card, ".weights-legend", HTMLElement).hidden = !predictions.fronts.size;
+    const key = JSON.stringify([view.kept, model.queued]);
+    if (this.box.dataset.key === key) return;
+    this.box.dataset.key = key;
+    const states = [...this.#keptButtons(view), ...this.#queuedButtons(model)];
+    const none = "Keep saves this state as a point to return to.";
+    this.box.replaceChildren(...(states.length ? states : [none]));
+  }
+
+  /** Finished runs of the model; those that were queued from a state are drawn once.
+      @param {import("./view.js").Start} model @returns {Point[]} */
+  #runs({ runs, queued }) {
+    const others = runs.filter(([run]) => queued.every((each) => each.run !== run));
+    return [
+      ...others.map(([run, name, nbytes, ratio]) => ({
+        run,
+        nbytes,
+        ratio,
+        words: `${run}, ${name}: ${said(nbytes, ratio, "measured")}`,
+      })),
+      ...queued.map((each) => ({
+        run: each.run,
+        nbytes: each.nbytes,
+        ratio: each.final ?? NaN,
+        words: `${each.run}: ${megabytes(each.nbytes)}, ${became(each)}`,
+      })),
+    ];
+  }
+
+  /** All layers of the blocks in one format: landmarks beside the best mixes. @param {View} view @returns {Point[]} */
+  #uniform({ predictions, layers, known }) {
+    return predictions.formats.flatMap((form) => {
+      const formats = layers.map(({ block, columns }) =>
+        block >= 0 && fits(form, columns) ? form : known.dense,
+      );
+      const { nbytes, loss, unknown } = predictions.totals(formats);
+      if (unknown) return [];
+      const ratio = Math.exp(loss);
+      const words = `All ${form.label}: ${said(nbytes, ratio, "predicted")}`;
+      const short = form.short.replace(" bits", "");
+      return [{ nbytes, ratio, words, short, colour: colour(form) ?? "" }];
+    });
+  }
+
+  /** @param {View} view */
+  #keptButtons(view) {
+    return view.kept.flatMap(({ address, nbytes, ratio }, place) => {
+      const name = `${place + 1} · ${megabytes(nbytes)} · ${times(ratio)}`;
+      const [open, drop] = [`Open state ${place + 1}`, `Drop state ${place + 1}`];
+      const dropped = () => {
+        view.keep(view.kept.toSpliced(place, 1));
+        this.on.drop();
+      };
+      return [
+        button(name, () => this.on.open(address), { title: open, ariaLabel: open }),
+        button("×", dropped, { title: drop, ariaLabel: drop, className: "drop" }),
+      ];
+    });
+  }
+
+  /** @param {import("./view.js").Start} model */
+  #queuedButtons({ queued }) {
+    return queued.map((each) => {
+      const title = `Open the state of ${each.run}`;
+      const open = () => this.on.open(each.state);
+      return button(`${each.run} · ${became(each)}`, open, { title, ariaLabel: title });
+    });
   }
 }

@@ -1,20 +1,38 @@
-/* The live model: one stream of what is measured on a state. A newer state ends the stream of the older. */
+/* The live model: one stream of events about a state. A newer state ends the stream of the older. */
+import { reason, slimscope } from "./elements.js";
+
+/** @typedef {{event: "waits", what: string, about_s: number}
+    | {event: "opened", identity: string, decoder: string}
+    | {event: "applied", changed: number, ms: number, exactly: boolean, read_bytes: number | null}
+    | {event: "loss", ratio: number | null, low: number | null, high: number | null, kl: number | null, dense: number, tokens: number, of: number}
+    | {event: "speed", tokens_per_s: number | null, dense_tokens_per_s: number | null}
+    | {event: "refined", what: string}
+    | {event: "missing", of: string, why: string}
+    | {event: "error", what: string, why: string, do: string}
+    | {event: "text", side: "live" | "dense", delta: string, done: boolean}
+    | {event: "tokens", tokens: string[], blocks: number}
+    | {event: "why", block: number, losses: (number | null)[]}
+    | {event: "done"} | {event: "cancelled"} | {event: "ended"}} LiveEvent
+    As `jobs/serving/live/answering.py` sends them. `ratio`: perplexity over dense, `low` to `high` its interval. */
+/** @typedef {{model: string, state: string, want: string[], prompt?: string, text?: string, tokens?: number, against?: string}} LiveBody */
 
 const PAUSE_MS = 80; // a knob that still moves asks for nothing
+
 export class LiveStream {
+  /** @type {AbortController | null} */
   #stop = null;
   #timer = 0;
   browser = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
 
-  /** @param {(event: {event: string}) => void} take */
+  /** @param {(event: LiveEvent) => void} take */
   constructor(take) {
     this.take = take;
   }
 
-  /** Asks for a state after a short pause, or at once. */
-  ask(body, at_once = false) {
+  /** Asks for a state after a short pause, or at once. @param {LiveBody} body */
+  ask(body, atOnce = false) {
     this.end();
-    this.#timer = setTimeout(() => this.#begin(body), at_once ? 0 : PAUSE_MS);
+    this.#timer = setTimeout(() => this.#begin(body), atOnce ? 0 : PAUSE_MS);
   }
 
   end() {
@@ -23,11 +41,13 @@ export class LiveStream {
     this.#stop = null;
   }
 
+  /** @param {LiveBody} body */
   async #begin(body) {
-    const stop = (this.#stop = new AbortController()),
-      mine = (event) => {
-        if (stop === this.#stop) this.take(event);
-      };
+    const stop = new AbortController();
+    this.#stop = stop;
+    const mine = (/** @type {LiveEvent} */ event) => {
+      if (stop === this.#stop) this.take(event);
+    };
     try {
       const response = await fetch("slimscope/workbench/live", {
         method: "POST",
@@ -36,42 +56,36 @@ export class LiveStream {
         body: JSON.stringify({ ...body, browser: this.browser }),
       });
       if (response.ok) {
-        await window.slimscope.events(response, mine);
+        await slimscope.events(response, mine);
         mine({ event: "ended" });
         return;
       }
       const seconds = Number(response.headers.get("retry-after"));
-      const {
-        what = `The server answered ${response.status}.`,
-        why = "",
-        do: help = "",
-      } = await response.json().catch(() => ({}));
+      const status = `The server answered ${response.status}.`;
+      const error = { what: status, why: "", do: "", ...(await response.json().catch(() => ({}))) };
       if (!seconds) {
-        mine({ event: "error", what, why, do: help });
+        mine({ ...error, event: "error" });
         return;
       }
-      mine({ event: "waits", what: `${what} ${why}`, about_s: seconds });
+      mine({ event: "waits", what: `${error.what} ${error.why}`, about_s: seconds });
       this.#timer = setTimeout(() => {
         if (stop === this.#stop) this.#begin(body);
       }, 1000 * seconds);
     } catch (error) {
-      if (!stop.signal.aborted)
-        mine({
-          event: "error",
-          what: "The live model does not answer.",
-          why: error.message,
-          do: "Turn a knob to ask again.",
-        });
+      if (stop.signal.aborted) return;
+      const [what, help] = ["The live model does not answer.", "Turn a knob to ask again."];
+      mine({ event: "error", what, why: reason(error), do: help });
     }
   }
 
-  /** The live weights of a layer as the process holds them: counts in bins, and all, exact zeros, those below and above. */
+  /** A layer as the process holds it; null where it cannot be had, or is not as a run makes it.
+      @param {string} model @param {string} state @param {string} name
+      @returns {Promise<import("./view.js").LiveTensor | null>} */
   async tensor(model, state, name) {
-    const answer = await fetch(
-      `slimscope/workbench/tensor?${new URLSearchParams({ model, state, name, browser: this.browser })}`,
-    );
-    if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
-    const { counts, n, zeros, below, above } = await answer.json();
-    return { name, state, counts, tails: [n, zeros, below, above] };
+    const query = new URLSearchParams({ model, state, name, browser: this.browser });
+    const answer = await fetch(`slimscope/workbench/tensor?${query}`).catch(() => null);
+    if (!answer?.ok) return null;
+    const { made, counts, tails } = await answer.json();
+    return made === "instant" ? null : { name, state, counts, tails };
   }
 }

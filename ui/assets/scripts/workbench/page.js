@@ -1,699 +1,604 @@
-/* The Workbench: a format for every layer, turned by knobs. What it does is predicted here at once, and measured by the
+/* The Workbench: a format for every layer, turned by knobs. The effect is predicted here at once, and measured by the
    live model behind the page as soon as nothing moves. */
 import { measureAgain, number, still } from "../weights/canvas.js";
-import { HistogramChart } from "../weights/histogram.js";
-import { LayerMap } from "../weights/map.js";
-import { Comb } from "./comb.js";
-import { DENSE, addressOf, combined, fits, format, stateAt } from "./formats.js";
-import { FrontChart } from "./front.js";
+import { offer } from "../weights/tables.js";
+import { button, need, pressed, reason, slimscope } from "./elements.js";
+import { addressOf } from "./formats.js";
+import { FrontPanel } from "./front.js";
+import { Knobs } from "./knobs.js";
 import { LiveStream } from "./live.js";
 import { Measured } from "./measured.js";
-import { Panels } from "./panels.js";
+import { explain, LayerPanel, MapPanel } from "./panels.js";
 import { fillMenu, queueProfile } from "./plans.js";
-import { Predictions, profile } from "./predictions.js";
+import { profile } from "./predictions.js";
 import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
+import { View } from "./view.js";
+
+/** @typedef {import("./formats.js").State} State */
+/** @typedef {{start: import("./view.js").Start, tables: import("./predictions.js").Profile | null}} Loaded */
+/** @typedef {Record<string, string>} Query */
+/** @typedef {import("./knobs.js").Offer} Offer */
 
 const MOST_KEPT = 9;
 const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
 const SWEEP = { to: 70, step: 2, ms: 110 };
+const TYPED = "input:not([type='range']), textarea, select, dialog, [contenteditable]";
+/** @type {Promise<Loaded> | null} */
 let early = null; // what the address asks for, loaded while Gradio starts
+/** @returns {Query} */
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-async function begin(model) {
-  const answer = await fetch(
-      `slimscope/workbench/start?${new URLSearchParams(model ? { model } : {})}`,
-    ),
-    start = await answer.json();
-  if (!answer.ok)
-    throw Object.assign(new Error([start.what, start.why].filter(Boolean).join(" ")), { start });
-  return start;
+/** The server refuses a model. */
+class Refused extends Error {}
+
+/** @param {string} model "": the one that was profiled last @param {string} state its address @returns {Promise<import("./view.js").Start>} */
+async function begin(model, state) {
+  const query = new URLSearchParams({ model, state });
+  const answer = await fetch(`slimscope/workbench/start?${query}`);
+  const start = await answer.json();
+  if (answer.ok) return start;
+  throw new Refused([start.what, start.why].filter(Boolean).join(" "));
 }
 
-const tables = (start) => profile(start.profile)?.catch(() => null);
-async function load(model) {
-  const start = await begin(model);
-  return { start, tables: await tables(start) };
+/** A model with its profile, and the state at an address. @param {string} [model] @param {string} [state]
+    @returns {Promise<Loaded>} */
+async function load(model = "", state = "") {
+  const start = await begin(model, state);
+  return { start, tables: await profile(start.profile) };
+}
+
+function first() {
+  early ??= load(asked().model, asked().state);
+  return early;
 }
 
 export function ahead() {
-  early ??= load(asked().model);
-  early.catch(() => {});
+  first().catch(() => {});
 }
 
-/** Draws the page into its element. */
+/** Draws the page into its element. @param {HTMLElement} element */
 export function start(element) {
-  ahead();
   const page = new Page(element);
-  Object.assign(window.slimscope, {
-    changed: () => page.refresh(),
-    back: () => {
-      page.restore();
-      return true;
-    },
-  });
-  page.show(early);
+  slimscope.changed = () => page.refresh();
+  slimscope.back = () => {
+    page.restore();
+    return true;
+  };
+  page.show(first());
 }
 
-class Page extends Panels {
-  hovered = -1;
-  holding = false;
-  playing = 0;
-  tensor = null;
-  bell = "";
+export class Page {
+  /** @type {View | null} */
+  #view = null;
   #key = "";
+  #playing = 0;
+  #wishes = 0; // addresses that were asked for
 
+  /** @param {HTMLElement} element */
   constructor(element) {
-    super();
-    const part = (id) => element.querySelector(`#workbench-${id}`),
-      canvas = (id) => part(id).querySelector("canvas");
-    Object.assign(this, {
-      element,
-      part,
-      undone: [],
-      done: [],
-      chosen: new Set(),
-      pinned: new Set(),
-      kept: [],
-      exact: null,
-      colour: "",
-      focus: 0,
-      settings: { unit: "size", front: "" },
-      measured: new Measured(element),
-      stream: new LiveStream((event) => this.take(event)),
-    });
-    this.map = new LayerMap(canvas("map"), {
+    this.element = element;
+    const part = (/** @type {string} */ id) => need(element, `#workbench-${id}`, HTMLElement);
+    this.all = need(element, ".workbench-all", HTMLElement);
+    this.why = need(element, ".workbench-why", HTMLElement);
+    this.notice = part("notice");
+    this.cards = { map: part("map"), layer: part("histogram"), front: part("front") };
+    this.measured = new Measured(element);
+    this.stream = new LiveStream((event) => this.take(event));
+    this.map = new MapPanel(this.cards.map, {
       hover: (t) => {
-        this.hovered = t;
+        this.view.hovered = t;
         this.draw("hover");
       },
       pick: (t, keeps) => this.pick(t, keeps),
       choose: (tensors, adds) =>
-        this.choose(new Set(adds ? [...this.chosen, ...tensors] : tensors)),
+        this.choose(new Set([...(adds ? this.view.chosen : []), ...tensors])),
     });
-    this.histogram = new HistogramChart(
-      canvas("histogram"),
-      part("histogram").querySelector("output"),
-      { brush: () => {}, clear: () => {} },
-      200,
-    );
-    this.comb = new Comb(
-      ...["canvas", "output"].map((tag) => part("histogram").querySelectorAll(tag)[1]),
-    );
-    this.front = new FrontChart(canvas("front"), {
-      hover: (words) => {
-        part("front").querySelector("output").textContent = words;
-      },
-      pick: (place) => this.open(this.kept[place].address),
+    this.layer = new LayerPanel(this.cards.layer);
+    this.front = new FrontPanel(this.cards.front, need(element, ".workbench-kept", HTMLElement), {
+      open: (address) => this.open(address),
+      drop: () => this.draw(),
     });
     this.texts = new TextCard(part("words"), {
       write: () => this.measure(true),
       restore: (block) => this.restoreBlock(block),
     });
+    this.knobs = new Knobs(part("knobs"), this);
     this.#wire();
+    this.#wireKeys();
     new ResizeObserver(() => {
       measureAgain();
       this.#place();
-      if (this.data) this.draw();
+      if (this.#view) this.draw();
     }).observe(element);
-    new MutationObserver(() => this.data && this.draw()).observe(document.body, {
+    new MutationObserver(() => this.#view && this.draw()).observe(document.body, {
       attributeFilter: ["class"],
     });
   }
 
-  /** The charts fill what is left of the screen. */
+  /** The model that is shown; controls are hidden until there is one. */
+  get view() {
+    if (!this.#view) throw new Error("No model is shown yet.");
+    return this.#view;
+  }
+
+  /** The charts fill the rest of the screen. */
   #place() {
-    const all = this.element.querySelector(".workbench-all");
-    all.style.setProperty("--top", `${Math.round(all.getBoundingClientRect().top + scrollY)}px`);
+    const top = Math.round(this.all.getBoundingClientRect().top + scrollY);
+    this.all.style.setProperty("--top", `${top}px`);
   }
 
+  /** @param {Promise<Loaded>} coming */
   async show(coming) {
-    const all = this.element.querySelector(".workbench-all"),
-      notice = this.part("notice");
     try {
-      const { start, tables } = await coming,
-        query = asked();
-      Object.assign(this, {
-        etag: tables?.etag,
-        model: start,
-        layers: start.layers.map(([name, block, module, rows, columns]) => ({
-          name,
-          block,
-          module,
-          rows,
-          columns,
-          label: block < 0 ? module.split(".").pop() : `Block ${block}, ${module.split(".").pop()}`,
-        })),
-      });
-      const outside = this.layers.filter(({ block }) => block < 0).map(({ module }) => module),
-        modules = [...start.modules, ...outside];
-      const cells = new Map(
-        this.layers.map(({ block, module }, i) => [`${block < 0 ? "" : block} ${module}`, i]),
-      );
-      this.data = {
-        tensors: this.layers,
-        modules,
-        blocks: [...new Set(this.layers.map(({ block }) => block))].filter((block) => block >= 0),
-        at: (block, module) =>
-          cells.get(`${outside.includes(module) ? "" : block} ${module}`) ?? -1,
-      };
-      this.predictions = new Predictions(this.layers, start.rest, tables);
-      this.settings.front = [...this.predictions.fronts.keys()][0] ?? "";
-      this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
-      Object.assign(this, { undone: [], done: [], pinned: new Set() });
-      this.dense = this.now.formats;
-      this.#queued();
-      this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
-      this.chosen = this.scope("all");
-      notice.replaceChildren();
-      this.#fill();
-      this.#read(query);
-      all.hidden = false;
-      this.#place();
-      this.#notice();
-      this.draw();
-      this.look();
-      if (this.now.formats.some((text) => text !== DENSE)) this.measure();
+      this.#open(await coming);
     } catch (error) {
-      if (!error.start) console.error(error);
-      all.hidden = true;
-      notice.textContent = error.message;
-      const newest = error.start && (await load("").catch(() => null));
-      if (newest)
-        this.options(
-          "model",
-          [["Choose a model", ""], ...newest.start.models.map(([title, name]) => [title, name])],
-          "",
-        );
+      if (!(error instanceof Refused)) console.error(error);
+      this.all.hidden = true;
+      this.notice.textContent = reason(error);
+      const newest = error instanceof Refused ? await load().catch(() => null) : null;
+      if (newest) this.#offerModels(newest.start, "");
     }
   }
 
-  /** Takes what an address asks for. */
+  /** Fills the list of models, of which that is shown; "": none. @param {import("./view.js").Start} start @param {string} shown */
+  #offerModels({ models }, shown) {
+    /** @type {Offer[]} */
+    const choices = shown ? [] : [["Choose a model", ""]];
+    for (const [title, name, profiled] of models)
+      choices.push([profiled ? title : `${title} (no profile)`, name]);
+    offer(this.#select("model"), choices, shown);
+  }
+
+  /** @param {Loaded} loaded */
+  #open({ start: model, tables }) {
+    if (this.#view?.model.model !== model.model) {
+      this.stream.end();
+      this.measured.forget();
+    }
+    const settings = this.#view?.settings ?? { unit: "size", front: "", group: null };
+    const view = new View(model, tables, settings);
+    this.#view = view;
+    this.notice.replaceChildren();
+    this.#take(model.state);
+    this.#offerModels(model, model.model);
+    this.knobs.fill(view);
+    this.#read(asked());
+    this.#missing(view);
+    this.all.hidden = false;
+    this.#place();
+    this.draw();
+    this.look();
+    if (!view.isDense) this.measure();
+  }
+
+  /** Takes the state that an address asks for; the dense one with a notice where there is none.
+      @param {import("./view.js").SentState | null} sent */
+  #take(sent) {
+    const { view } = this;
+    view.now = { ...view.now, formats: view.dense };
+    try {
+      if (sent) view.now = view.opened(sent);
+    } catch (error) {
+      this.notice.textContent = `${reason(error)} The dense model is shown. `;
+    }
+  }
+
+  /** Takes what an address asks for, but for the state. @param {Query} query */
   #read(query) {
-    const i = this.layers.findIndex(({ name }) => name === query.focus);
-    this.focus =
-      i >= 0
-        ? i
-        : Math.max(
-            0,
-            this.layers.findIndex(
-              ({ block, module }) =>
-                block === this.data.blocks[this.data.blocks.length >> 1] &&
-                module.endsWith("down_proj"),
-            ),
-          );
-    this.colour = "";
-    if (
-      query.colour &&
-      this.element.querySelector(`[data-knob="colour"] [value="${CSS.escape(query.colour)}"]`)
-    )
-      this.colour = query.colour;
+    const { view } = this;
+    const { layers, map } = view;
+    const middle = map.blocks[map.blocks.length >> 1];
+    const typical = layers.findIndex(
+      ({ block, module }) => block === middle && module.endsWith("down_proj"),
+    );
+    const named = layers.findIndex(({ name }) => name === query.focus);
+    view.focus = named >= 0 ? named : Math.max(0, typical);
+    const colours = [...this.#select("colour").options].map(({ value }) => value);
+    view.colour = colours.includes(query.colour) ? query.colour : "";
+    view.bell = query.bell === "comb" ? "comb" : "";
     this.texts.view = query.view === "why" ? "why" : "text";
-    this.bell = query.bell === "comb" ? "comb" : "";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
-    if (!query.state) return;
-    try {
-      const state = stateAt(query.state, this.layers.length);
-      const unknown = state.formats.findIndex(
-        (text, at) =>
-          !fits(format(text), this.layers[at].columns) ||
-          (format(text).pattern && this.layers[at].block < 0),
-      );
-      if (unknown >= 0)
-        throw new Error(
-          `${this.layers[unknown].label} cannot be stored as ${state.formats[unknown]}.`,
-        );
-      for (const knob of ["pruner", "quantizer"])
-        if (!this.model[`${knob}s`].some(({ name }) => name === state[knob]))
-          throw new Error(`There is no ${knob} ${state[knob].slice(0, 40)}.`);
-      this.now = state;
-    } catch (error) {
-      this.part("notice").textContent =
-        `The state of the address cannot be opened: ${error.message} The dense model is shown.`;
-    }
   }
 
-  /** What is missing, and how to get it. */
-  #notice() {
-    const { model } = this,
-      box = document.createElement("p"),
-      line = (words) => box.append(words, " ");
+  /** Says what is missing, and how to get it. @param {View} view */
+  #missing({ model, predictions, layers }) {
+    const box = document.createElement("p");
     box.className = "quiet";
-    if (!model.profile || model.partial) {
-      line(
-        model.partial
-          ? `${model.profile} has profiled ${this.predictions.rows.size} of ${this.layers.length} layers; the others have no prediction yet.`
-          : `${model.title} has no profile: nothing can be predicted, and a budget not be solved.`,
+    if (model.partial)
+      box.append(
+        `${model.profile} has profiled ${predictions.rows.size} of ${layers.length} layers; the others have no prediction yet. `,
       );
-      if (!model.partial) {
-        const button = Object.assign(document.createElement("button"), {
-          type: "button",
-          className: "small-button",
-          textContent: "Queue a profile",
-        });
-        button.onclick = () => queueProfile(model.model, button);
-        box.append(button, " ");
-      }
+    else if (!model.profile) {
+      const asks = button("Queue a profile", () => queueProfile(model.model, asks), {
+        className: "small-button",
+      });
+      box.append(
+        `${model.title} has no profile: nothing can be predicted, and a budget not be solved. `,
+        asks,
+        " ",
+      );
     }
-    if (model.live.why) line(`Nothing is measured live: ${model.live.why} ${model.live.do ?? ""}`);
-    this.texts.empty = model.live.why
-      ? `No text: ${model.live.why}`
-      : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(model.live.bytes / 1e9, 2)} GB of memory.`;
-    this.part("notice").append(box);
-    if (!box.textContent) box.remove();
+    const { why, do: help, bytes } = model.live;
+    if (why) box.append(`Nothing is measured live: ${why} ${help}`);
+    this.texts.empty = why
+      ? `No text: ${why}`
+      : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(bytes / 1e9, 2)} GB of memory.`;
+    if (box.textContent) this.notice.append(box);
   }
 
-  /** A profile that has moved on, or runs of states; `now`: one was queued here. */
+  /** Looks for a profile that has moved on, and for runs of states; `now`: one was queued here. */
   async refresh(now = false) {
-    const waits = now || this.model?.queued.some(({ at }) => ACTIVE.includes(at));
-    if (!this.model || (this.model.profile && !this.model.partial && !waits)) return;
-    const { model, profile: run, partial } = this.model,
-      start = await begin(model).catch(() => null);
-    if (!start || model !== this.model.model) return;
-    if (start.profile !== run || partial) {
-      const fresh = { start, tables: await tables(start) };
-      if (start.profile !== run || !start.partial || fresh.tables?.etag !== this.etag) {
-        this.show(Promise.resolve(fresh));
-        return;
-      }
+    const view = this.#view;
+    if (!view) return;
+    const { model } = view;
+    const waits = now || model.queued.some(({ at }) => ACTIVE.includes(at));
+    if (model.profile && !model.partial && !waits) return;
+    const state = view.isDense ? "" : view.address;
+    const fresh = await load(model.model, state).catch(() => null);
+    if (!fresh || view !== this.#view) return;
+    const { start, tables } = fresh;
+    const further = model.partial && (!start.partial || tables?.etag !== view.etag);
+    if (start.profile !== model.profile || further) {
+      this.show(Promise.resolve(fresh));
+      return;
     }
-    Object.assign(this.model, { runs: start.runs, queued: start.queued });
-    this.#queued();
+    Object.assign(model, { runs: start.runs, queued: start.queued });
     this.draw("measured");
   }
 
-  /** Runs that were queued from states, with the bytes of those; not those of another version of the model. */
-  #queued() {
-    this.queued = this.model.queued.flatMap((each) => {
-      try {
-        return [
-          {
-            ...each,
-            nbytes: this.predictions.totals(stateAt(each.state, this.layers.length).formats).nbytes,
-          },
-        ];
-      } catch {
-        return [];
-      }
-    });
-  }
-
-  restore() {
+  /** Shows what the address asks for again. */
+  async restore() {
     const query = asked();
-    if (query.model && query.model !== this.model?.model) return this.show(load(query.model));
-    if (!query.state) this.now = { ...this.now, formats: this.dense };
+    const view = this.#view;
+    if (!view || (query.model && query.model !== view.model.model)) {
+      this.show(load(query.model, query.state));
+      return;
+    }
+    this.stream.end(); // whose events would write the address of the state that is left
+    const wish = ++this.#wishes;
+    const refused = (/** @type {unknown} */ error) => ({ state: { refused: reason(error) } });
+    const { state } = query.state
+      ? await begin(view.model.model, query.state).catch(refused)
+      : { state: null };
+    if (view !== this.#view || wish !== this.#wishes) return; // a newer address is asked for
+    this.#take(state);
     this.#read(query);
     this.look();
     this.draw();
-    return this.measure();
+    this.measure();
   }
 
   /* --- the state ----------------------------------------------------------------------------- */
 
-  /** Takes a new state; those of one `key` in a row are undone together. */
+  /** Takes a new state; those of one `key` in a row are undone together. @param {Partial<State>} parts */
   set(parts, key = "") {
-    const next = { ...this.now, ...parts };
-    if (addressOf(next) === this.address) return;
+    const { view } = this;
+    const next = { ...view.now, ...parts };
+    if (addressOf(next) === view.address) return;
     if (!key || key !== this.#key) {
-      this.done.push(this.now);
-      this.undone = [];
+      view.done.push(view.now);
+      view.undone = [];
     }
     this.#key = key;
-    this.now = next;
+    view.now = next;
     this.draw(key);
     this.measure();
     this.write(Boolean(key));
   }
 
-  step(from, to) {
-    if (!from.length) return;
-    to.push(this.now);
-    this.now = from.pop();
+  /** The knob rests: what it does next is undone apart. */
+  rest() {
+    this.#key = "";
+    this.write();
+  }
+
+  /** Undoes a change, or does it again. @param {State[]} from @param {State[]} to */
+  #step(from, to) {
+    const state = from.pop();
+    if (!state) return;
+    to.push(this.view.now);
+    this.view.now = state;
     this.#key = "";
     this.draw();
     this.measure();
     this.write();
   }
+  undo() {
+    this.#step(this.view.done, this.view.undone);
+  }
+  redo() {
+    this.#step(this.view.undone, this.view.done);
+  }
 
-  /** A state that was kept; of a model that has changed since, the process says so. */
-  open(address) {
+  /** Opens a state that was kept or queued; of a model that has changed since, the process says so. @param {string} address */
+  async open(address) {
+    const { view } = this;
     try {
-      this.set(stateAt(address, this.layers.length));
+      const { state } = await begin(view.model.model, address);
+      if (view === this.#view) this.set(view.opened(state));
     } catch (error) {
-      this.measured.say(error.message, true);
+      this.measured.say(reason(error), true);
     }
   }
 
-  /** Changes the format of every layer that is chosen, where that fits it. Embedding and head are rounded only, in the groups
-      that were profiled. */
-  turn(change, key) {
-    const to = (text, i) => {
-      const { pattern, width } = change(format(text)),
-        outside = this.layers[i].block < 0;
-      const known =
-        outside &&
-        width &&
-        this.predictions.formats.find(
-          (each) =>
-            format(each).bits === format(width).bits &&
-            this.predictions.figure("predicted", i, each) >= 0,
-        );
-      const wanted = known || combined(outside ? "" : pattern, width);
-      return fits(format(wanted), this.layers[i].columns) ? wanted : text;
-    };
-    this.set(
-      { formats: this.now.formats.map((text, i) => (this.chosen.has(i) ? to(text, i) : text)) },
-      key,
-    );
+  /** Changes the format of every layer that is chosen, where that fits it. @param {Parameters<View["turned"]>[0]} change */
+  turn(change, key = "") {
+    this.set({ formats: this.view.turned(change) }, key);
   }
 
-  prune(pattern, key = "") {
-    this.turn(({ width }) => ({ pattern, width }), key);
+  /** @param {number} percent */
+  prune(percent, key = "") {
+    this.turn(({ width }) => ({ pattern: percent ? `${percent}%` : "", width }), key);
   }
 
+  /** @param {number} block */
   restoreBlock(block) {
+    const { now, layers, known } = this.view;
     this.set({
-      formats: this.now.formats.map((text, i) => (this.layers[i].block === block ? DENSE : text)),
+      formats: now.formats.map((form, i) => (layers[i].block === block ? known.dense : form)),
     });
   }
 
-  /** `moving`: a slider is held. */
+  /** Writes the address; `moving`: a slider is held. */
   write(moving = false) {
-    window.slimscope.address(
+    const { view, texts } = this;
+    slimscope.address(
       {
-        model: this.model.model,
-        state: this.isDense ? "" : this.address,
-        focus: this.layers[this.focus].name,
-        colour: this.colour,
-        view: this.texts.view === "text" ? "" : this.texts.view,
-        bell: this.bell,
-        prompt: this.texts.own,
+        model: view.model.model,
+        state: view.isDense ? "" : view.address,
+        focus: view.layer.name,
+        colour: view.colour,
+        view: texts.view === "text" ? "" : texts.view,
+        bell: view.bell,
+        prompt: texts.own,
       },
       moving,
     );
   }
 
+  /** Looks at a layer, and chooses it. @param {number} t */
   pick(t, keeps = false) {
-    this.hovered = -1;
-    this.focus = t;
-    if (!keeps) this.chosen = new Set([t]);
+    const { view } = this;
+    view.hovered = -1;
+    view.focus = t;
+    if (!keeps) view.chosen = new Set([t]);
     this.draw();
     this.look();
     this.write();
   }
 
+  /** @param {Set<number>} tensors */
   choose(tensors) {
-    this.chosen = tensors;
-    if (!tensors.has(this.focus)) {
+    const { view } = this;
+    view.chosen = tensors;
+    if (!tensors.has(view.focus)) {
       // a knob should move the histogram that is shown
-      this.focus = [...tensors][0];
+      [view.focus] = tensors;
       this.look();
     }
+    this.draw();
+  }
+
+  /** Pins the chosen layers, or releases them if all are pinned. */
+  pin() {
+    const { chosen, pinned } = this.view;
+    const all = this.view.all((_, i) => pinned.has(i));
+    for (const i of chosen) {
+      if (all) pinned.delete(i);
+      else pinned.add(i);
+    }
+    this.draw();
+  }
+
+  keep() {
+    const { view } = this;
+    const { address } = view;
+    const { predicted, live } = view.summary(this.measured.of(address));
+    const { nbytes } = view.predictions.totals(view.now.formats);
+    const how = live ? "measured" : "predicted";
+    const others = view.kept.filter((each) => each.address !== address);
+    const state = { address, nbytes, ratio: live ?? predicted ?? NaN, how };
+    view.keep([...others, state].slice(-MOST_KEPT));
     this.draw();
   }
 
   /* --- measured ------------------------------------------------------------------------------ */
 
   /** Asks the live model about the state. */
-  measure(at_once = false) {
-    if (this.model.live.why) return;
-    const want =
-      this.texts.view === "text"
-        ? ["loss", "text", "speed", "refine"]
-        : this.texts.whole
-          ? ["loss", "why", "refine"]
-          : ["text"];
-    this.measured.begin(this.address);
-    this.texts.empty = this.measured.status.textContent;
-    this.texts.begin();
+  measure(atOnce = false) {
+    const { view, texts, measured } = this;
+    if (view.model.live.why) return;
+    let want = ["loss", "text", "speed", "refine"];
+    if (texts.view !== "text") want = texts.whole ? ["loss", "why", "refine"] : ["text"];
+    measured.begin(view.address);
+    texts.empty = measured.status.textContent ?? "";
+    texts.begin();
     this.stream.ask(
       {
-        model: this.model.model,
-        state: this.address,
+        model: view.model.model,
+        state: view.address,
         want,
-        prompt: this.texts.prompt,
-        text: this.texts.whole,
+        prompt: texts.prompt,
+        text: texts.whole,
         tokens: 48,
       },
-      at_once,
+      atOnce,
     );
   }
 
-  /** An event of the live model. */
+  /** @param {import("./live.js").LiveEvent} event */
   take(event) {
-    if (event.event === "opened" && this.now.identity !== event.identity) {
-      this.now.identity = event.identity;
+    const { view } = this;
+    if (event.event === "opened" && view.now.identity !== event.identity) {
+      view.now.identity = event.identity;
       this.write();
     }
     if (event.event === "applied") this.#exactly(event);
     this.measured.take(event);
     if (["waits", "error"].includes(event.event))
-      this.texts.empty = this.measured.status.textContent;
+      this.texts.empty = this.measured.status.textContent ?? "";
     this.texts.take(event);
     if (["applied", "loss", "speed"].includes(event.event)) this.draw("measured");
   }
 
-  /** The live weights of the layer that is looked at, where they are not what a knob shows at once. */
+  /** Fetches the live weights of the layer that is looked at, where they are not what a knob shows at once.
+      @param {{exactly?: boolean}} known */
   async #exactly({ exactly }) {
-    const text = this.now.formats[this.focus];
-    if (!exactly || (this.isInstant("pruner") && this.isInstant("quantizer")) || text === DENSE)
-      return;
-    this.exact = await this.stream
-      .tensor(this.model.model, this.address, this.layers[this.focus].name)
-      .catch(() => null);
+    const { view } = this;
+    const instant = view.isInstant("pruner") && view.isInstant("quantizer");
+    if (!exactly || instant || view.now.formats[view.focus] === view.known.dense) return;
+    view.exact = await this.stream.tensor(view.model.model, view.address, view.layer.name);
     this.draw("measured");
   }
 
   /** Loads the weights of the layer that is looked at. */
   async look() {
-    const { name } = this.layers[this.focus];
-    this.tensor = await dense(this.model.model, name).catch((error) => error.message);
-    if (name === this.layers[this.focus].name) this.draw("tensor");
-    this.#exactly(this.measured.of(this.address) ?? {});
-    if (typeof this.tensor !== "string") setTimeout(() => this.tensor.prepare?.(this.score)); // before a slider moves
+    const { view } = this;
+    const { name } = view.layer;
+    const tensor = await dense(view.model.model, name).catch(reason);
+    if (view !== this.#view || name !== view.layer.name) return;
+    view.tensor = tensor;
+    this.draw("tensor");
+    this.#exactly(this.measured.of(view.address));
+    if (typeof tensor !== "string") setTimeout(() => tensor.prepare(view.score)); // before a slider moves
   }
 
-  /* --- controls ------------------------------------------------------------------------------ */
+  /* --- panels and controls ------------------------------------------------------------------- */
 
-  solve() {
-    const { unit, front } = this.settings,
-      wanted = this.ends().value(this.part("budget").value / 1000),
-      { predictions } = this;
-    const within = {
-      size: (each) => each.nbytes <= wanted + 1,
-      read: (each) => each.read <= wanted + 1,
-      loss: (each) => Math.exp(each.loss) - 1 <= wanted,
-    }[unit];
-    this.set(
-      { formats: predictions.solve(front, this.now.formats, this.pinned, within, unit === "loss") },
-      "budget",
-    );
+  /** @param {string} why it is drawn: a knob that moves, or "hover", "measured", "tensor" */
+  draw(why = "all") {
+    const { view, cards } = this;
+    const height = (/** @type {HTMLElement} */ card) =>
+      Math.max(120, need(card, ".workbench-canvas", HTMLElement).clientHeight);
+    const totals = view.predictions.totals(view.formats);
+    if (why !== "measured" && why !== "tensor") this.map.draw(view, height(cards.map));
+    if (why !== "hover") {
+      const known = this.measured.of(addressOf({ ...view.now, formats: view.formats }));
+      this.#button("undo").disabled = !view.done.length;
+      this.#button("redo").disabled = !view.undone.length;
+      this.#button("keep").disabled = view.isDense;
+      this.knobs.draw(view, totals);
+      this.layer.draw(view, why, height(cards.layer));
+      this.measured.gauges(view, totals, known);
+      this.front.draw(view, totals, known, height(cards.front));
+    }
+    explain(this.why, view);
   }
 
-  keepOnly(kept) {
-    this.kept = kept;
-    localStorage.setItem(`slimscope-workbench-${this.model.model}`, JSON.stringify(kept));
-    this.draw();
+  /** @param {string} name */
+  #button(name) {
+    return need(this.element, `[data-do="${name}"]`, HTMLButtonElement);
   }
-
-  /** What is predicted and measured of the state, as far as it is known. */
-  known() {
-    const totals = this.predictions.totals(this.now.formats),
-      { ratio: live, tokens } = this.measured.of(this.address) ?? {};
-    return {
-      ...(this.predictions.run && !totals.unknown && !this.madeOtherwise(totals)
-        ? { predicted: Math.exp(totals.loss) }
-        : {}),
-      ...(live ? { live, tokens } : {}),
-    };
-  }
-
-  keep() {
-    const { predicted, live } = this.known(),
-      { nbytes } = this.predictions.totals(this.now.formats);
-    const state = {
-      address: this.address,
-      nbytes,
-      ratio: live ?? predicted ?? NaN,
-      how: live ? "measured" : "predicted",
-    };
-    this.keepOnly(
-      [...this.kept.filter(({ address }) => address !== this.address), state].slice(-MOST_KEPT),
-    );
-  }
-
-  #fill() {
-    const { model } = this,
-      methods = (all) => all.map(({ name, label: words }) => [words, name]);
-    this.options(
-      "model",
-      model.models.map(([title, name, profiled]) => [
-        profiled ? title : `${title} (no profile)`,
-        name,
-      ]),
-      model.model,
-    );
-    this.options("pruner", methods(model.pruners), this.now.pruner);
-    this.options("quantizer", methods(model.quantizers), this.now.quantizer);
-    this.options(
-      "colour",
-      [...this.element.querySelectorAll('[data-knob="colour"] option')].map((each) => [
-        each.textContent,
-        each.value,
-      ]),
-      this.colouring,
-    );
-    this.options(
-      "front",
-      [...this.predictions.fronts.keys()].map((name) => [
-        name === "pruned" ? "by sparsity" : "by bits",
-        name,
-      ]),
-      this.settings.front,
-    );
-    this.button("play").disabled = false;
+  /** @param {string} name */
+  #select(name) {
+    return need(this.element, `[data-knob="${name}"]`, HTMLSelectElement);
   }
 
   #wire() {
-    const { element, part } = this,
-      on = (selector, event, act) => element.querySelector(selector).addEventListener(event, act);
-    const knob = (name, act) =>
-      on(`[data-knob="${name}"]`, "change", ({ target }) => act(target.value));
-    knob("model", (name) => {
-      if (name) {
-        window.slimscope.address({ state: "", focus: "", model: name });
-        this.stream.end();
-        this.show(load(name));
-      }
-    });
-    knob("colour", (name) => {
-      this.colour = name;
+    const model = this.#select("model");
+    model.onchange = () => {
+      if (!model.value) return;
+      slimscope.address({ state: "", focus: "", model: model.value });
+      this.stream.end();
+      this.show(load(model.value));
+    };
+    const colour = this.#select("colour");
+    colour.onchange = () => {
+      this.view.colour = colour.value;
       this.draw();
       this.write();
-    });
-    knob("scope", (name) => {
-      if (name) this.choose(this.scope(name));
-    });
-    knob("group", (size) => {
-      this.settings.group = Number(size);
-      this.turn((form) => ({ pattern: form.pattern, width: form.width && this.width(form.bits) }));
-      this.draw();
-    });
-    for (const name of ["pruner", "quantizer"]) knob(name, (value) => this.set({ [name]: value }));
-    for (const name of ["unit", "front"])
-      knob(name, (value) => {
-        this.settings[name] = value;
-        this.draw();
-      });
-    part("sparsity").oninput = ({ target }) =>
-      this.prune(Number(target.value) ? `${target.value}%` : "", "sparsity");
-    part("budget").oninput = () => this.solve();
-    for (const id of ["sparsity", "budget"])
-      part(id).onchange = () => {
-        this.#key = "";
-        this.write();
-      };
-    on('[data-group="pattern"]', "click", ({ target }) => {
-      if (target.matches("button")) this.prune(target.value);
-    });
-    on('[data-group="bits"]', "click", ({ target }) => {
-      if (target.matches("button"))
-        this.turn(({ pattern }) => ({
-          pattern,
-          width: target.value === "16" ? "" : this.width(target.value),
-        }));
-    });
-    const hold = (is) => {
-      if (this.data && this.holding !== is) {
-        this.holding = is;
-        this.button("dense").setAttribute("aria-pressed", String(is));
-        this.texts.hold(is);
-        this.draw();
-      }
     };
-    Object.assign(this.button("dense"), {
-      onpointerdown: () => hold(true),
-      onpointerup: () => hold(false),
-      onpointerleave: () => hold(false),
-      onblur: () => hold(false),
-    });
-    const acts = {
-      undo: () => this.step(this.done, this.undone),
-      redo: () => this.step(this.undone, this.done),
-      keep: () => this.keep(),
-      play: () => this.play(),
-      pin: () => {
-        const all = [...this.chosen].every((i) => this.pinned.has(i));
-        for (const i of this.chosen) this.pinned[all ? "delete" : "add"](i);
+    this.#button("undo").onclick = () => this.undo();
+    this.#button("redo").onclick = () => this.redo();
+    this.#button("keep").onclick = () => this.keep();
+    this.#button("play").onclick = () => this.play();
+    this.#button("pin").onclick = () => this.pin();
+    const groups = {
+      bell: (/** @type {string} */ name) => {
+        this.view.bell = name;
         this.draw();
+        this.write();
       },
-    };
-    for (const [name, act] of Object.entries(acts)) this.button(name).onclick = act;
-    on('[data-group="bell"]', "click", ({ target }) => {
-      if (target.matches("button")) {
-        this.bell = target.dataset.value;
-        this.draw();
-        this.write();
-      }
-    });
-    on('[data-group="view"]', "click", ({ target }) => {
-      if (target.matches("button")) {
-        this.texts.view = target.dataset.value;
+      view: (/** @type {string} */ name) => {
+        this.texts.view = name;
         this.write();
         this.measure(true);
-      }
-    });
-    document.addEventListener("keydown", (event) => this.#key_down(event, hold));
-    document.addEventListener("keyup", ({ key }) => {
-      if (key === " ") hold(false);
-    });
-    for (const menu of element.querySelectorAll("[data-menu]"))
+      },
+    };
+    for (const [group, act] of Object.entries(groups))
+      need(this.element, `[data-group="${group}"]`, HTMLElement).onclick = (event) => {
+        const name = pressed(event)?.dataset.value;
+        if (name !== undefined) act(name);
+      };
+    for (const menu of this.element.querySelectorAll("details"))
       menu.ontoggle = () => {
         if (menu.open) fillMenu(menu, this);
       };
   }
 
-  #key_down(event, hold) {
-    if (
-      !this.data ||
-      event.target.closest?.(
-        "input:not([type='range']), textarea, select, dialog, [contenteditable]",
-      )
-    )
-      return;
-    const control = event.ctrlKey || event.metaKey,
-      pressed = event.key.toLowerCase();
-    if (control && pressed === "z")
-      this.step(...(event.shiftKey ? [this.undone, this.done] : [this.done, this.undone]));
-    else if (
-      event.key === " " &&
-      (event.target === this.button("dense") || !event.target.closest?.("button, summary, a"))
-    )
-      hold(true);
-    else if (event.target === this.part("map").querySelector("canvas") && pressed === "a")
-      this.choose(this.scope("all"));
-    else return;
-    event.preventDefault();
+  #wireKeys() {
+    const held = this.#button("dense");
+    held.onpointerdown = () => this.hold(true);
+    held.onpointerup = held.onpointerleave = held.onblur = () => this.hold(false);
+    document.addEventListener("keydown", (event) => {
+      if (this.#view && this.#pressed(event)) event.preventDefault();
+    });
+    document.addEventListener("keyup", ({ key }) => {
+      if (key === " ") this.hold(false);
+    });
   }
 
-  /** Moves the sparsity of what is chosen from 0 to 70 %. */
+  /** Shows the dense model while a button or a key is held. @param {boolean} is */
+  hold(is) {
+    if (!this.#view || this.view.holding === is) return;
+    this.view.holding = is;
+    this.#button("dense").setAttribute("aria-pressed", String(is));
+    this.texts.hold(is);
+    this.draw();
+  }
+
+  /** Does what a key stands for; false where it stands for nothing. @param {KeyboardEvent} event */
+  #pressed({ target, key, ctrlKey, metaKey, shiftKey }) {
+    const at = target instanceof Element ? target : document.body;
+    if (at.closest(TYPED)) return false;
+    const letter = key.toLowerCase();
+    if ((ctrlKey || metaKey) && letter === "z") {
+      if (shiftKey) this.redo();
+      else this.undo();
+      return true;
+    }
+    if (key === " " && (at === this.#button("dense") || !at.closest("button, summary, a"))) {
+      this.hold(true);
+      return true;
+    }
+    if (letter !== "a" || at !== this.map.canvas) return false;
+    this.choose(this.view.scope("all"));
+    return true;
+  }
+
+  /** Moves the sparsity of the chosen layers from 0 to 70 %. */
   play() {
-    const button = this.button("play"),
-      stop = () => {
-        clearInterval(this.playing);
-        this.playing = 0;
-        this.#key = "";
-        button.textContent = "Play sparsity 0 to 70 %";
-      };
-    if (this.playing) return stop();
+    const named = this.#button("play");
+    const stop = () => {
+      clearInterval(this.#playing);
+      this.#playing = 0;
+      this.#key = "";
+      named.textContent = "Play sparsity 0 to 70 %";
+    };
+    if (this.#playing) {
+      stop();
+      return;
+    }
     const pace = still() ? 5 : 1;
     let at = 0;
-    button.textContent = "Stop";
+    named.textContent = "Stop";
     const step = () => {
-      this.prune(at ? `${at}%` : "", "sparsity");
-      if ((at += SWEEP.step * pace) > SWEEP.to || document.hidden) stop();
+      this.prune(at, "sparsity");
+      at += SWEEP.step * pace;
+      if (at > SWEEP.to || document.hidden) stop();
     };
-    this.playing = setInterval(step, SWEEP.ms * pace);
-    return step();
+    this.#playing = setInterval(step, SWEEP.ms * pace);
+    step();
   }
 }

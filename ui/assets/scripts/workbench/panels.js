@@ -1,397 +1,254 @@
-/* The panels of the Workbench: each draws the state that the page holds, and says in its title what it shows. */
-import { number, share, times } from "../weights/canvas.js";
-import { offer } from "../weights/tables.js";
-import {
-  DENSE,
-  addressOf,
-  bitsPerWeight,
-  colour,
-  combined,
-  fits,
-  format,
-  label,
-} from "./formats.js";
+/* Panels that show layers: the map of all, the weights of one, and the price of its format. */
+import { number, share } from "../weights/canvas.js";
+import { HistogramChart } from "../weights/histogram.js";
+import { LayerMap } from "../weights/map.js";
+import { Comb } from "./comb.js";
+import { need } from "./elements.js";
+import { colour } from "./formats.js";
 import { megabytes } from "./measured.js";
-import { stages } from "./tensor.js";
+import { overlaid } from "./tensor.js";
 
-const NONE = "#9AA4B2",
-  COLUMNS = 4096,
-  FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
-const STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
+/** @typedef {import("./view.js").View} View */
+/** @typedef {import("./formats.js").Format} Format */
+/** @typedef {{words: string, many: number, colour: string}} Count Layers in one format. */
 
-const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
-/** What was said of the state of a run, and what came out: "predicted 1.31, live 1.28, final 1.22 × dense"; or how far it is. */
-const became = ({ predicted, live, final, at }) =>
-  `${Object.entries({ predicted, live, final })
-    .filter(([, ratio]) => ratio)
-    .map(([how, ratio]) => `${how} ${number(ratio, 3)}`)
-    .join(", ")} × dense${final ? "" : `, ${at}`}`;
+const FEW = 3; // formats that are counted
+const STEADY = ["measured", "tensor", "sparsity", "budget"]; // changes without motion
 
-/** Of `page.js`: `now` is the state, `chosen` and `pinned` are layers, `focus` the one that is looked at, `hovered` the one under the pointer. */
-export class Panels {
-  /** What is shown: the state, or dense while that is held. */
-  get formats() {
-    return this.holding ? this.dense : this.now.formats;
-  }
-  get address() {
-    return addressOf(this.now);
-  }
-  /** By what the map is coloured: as somebody has chosen; else by format, and by what could be lost before anything is changed. */
-  get colouring() {
-    return this.colour || (this.isDense && this.predictions.run ? "sensitivity" : "format");
-  }
-  get isDense() {
-    return this.now.formats.every((text) => text === DENSE);
+/** @param {number} many @param {string} word */
+export const plural = (many, word) =>
+  `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
+/** A label inside of a sentence. @param {string} label */
+const inside = (label) => label.replace("Block", "block");
+
+export class MapPanel {
+  /** @param {HTMLElement} card
+      @param {{hover: (t: number) => void, pick: (t: number, keeps?: boolean) => void, choose: (tensors: number[], adds: boolean) => void}} on */
+  constructor(card, on) {
+    this.card = card;
+    this.canvas = need(card, "canvas", HTMLCanvasElement);
+    this.chart = new LayerMap(this.canvas, on);
   }
 
-  scope(name) {
-    const { block } = this.layers[this.focus],
-      inside = (each) => each.block >= 0;
-    const test =
-      {
-        all: inside,
-        attention: (each) => inside(each) && /attn|attention/.test(each.module),
-        mlp: (each) => inside(each) && !/attn|attention/.test(each.module),
-        block: (each) => each.block === block,
-        outside: (each) => !inside(each),
-      }[name] ?? ((each) => each.module === name);
-    return new Set(this.layers.flatMap((each, i) => (test(each) ? [i] : [])));
+  /** @param {View} view @param {number} height */
+  draw(view, height) {
+    const { formats, colouring: by } = view;
+    const isFormats = by === "format";
+    const { label, value } = this.#figure(view);
+    const values = formats.map(value);
+    const key = this.#counts(view);
+    this.chart.draw({
+      data: by === "sensitivity" ? this.#known(view, values) : view.map,
+      values,
+      label,
+      unit: "",
+      even: false,
+      log: by !== "bytes",
+      picked: view.focus,
+      height,
+      colours: isFormats
+        ? formats.map((form) => colour(form) ?? view.model.colours.unchanged)
+        : undefined,
+      chosen: view.chosen.size < view.scope("all").size ? view.chosen : undefined,
+      pinned: view.pinned,
+      key: isFormats ? key : undefined,
+    });
+    const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
+    need(this.card, '[data-knob="colour"]', HTMLSelectElement).value = by;
+    need(this.card, "h2", HTMLElement).textContent = title;
+    this.canvas.dataset.words = title;
+    const t = view.hovered;
+    const figure = isFormats || t < 0 ? "" : ` · ${number(values[t])}`;
+    need(this.card, "output", HTMLElement).textContent =
+      t < 0 ? "" : `${view.layers[t].label}: ${formats[t].label}${figure}`;
   }
 
-  /** The name of a scope that is what is chosen; "" where it is none. */
-  get scoped() {
-    const same = (set) =>
-      set.size === this.chosen.size && [...set].every((i) => this.chosen.has(i));
+  /** The figure that colours the cells. @param {View} view
+      @returns {{label: string, value: (form: Format, i: number) => number}} */
+  #figure(view) {
+    const { predictions } = view;
+    const reference = this.#reference(view);
+    switch (view.colouring) {
+      case "predicted":
+        return {
+          label: "Predicted loss, nats a token",
+          value: (form, i) => predictions.figure("predicted", i, form),
+        };
+      case "sensitivity":
+        return {
+          label: `Loss of one layer at ${reference.short}, nats a token`,
+          value: (_, i) => predictions.figure("predicted", i, reference),
+        };
+      case "error":
+        return {
+          label: "Output error, %",
+          value: (form, i) => 100 * predictions.figure("error", i, form),
+        };
+      case "bytes":
+        return { label: "MB", value: (form, i) => predictions.nbytes(i, form) / 1e6 };
+      default:
+        return { label: "", value: () => NaN };
+    }
+  }
+
+  /** The format that sensitivities are of: that of most layers, else one in the middle of the profile. @param {View} view */
+  #reference({ predictions, now: { formats }, known }) {
+    const profiled = predictions.formats;
+    const many = (/** @type {Format} */ form) => formats.filter((each) => each === form).length;
+    const used = [...new Set(formats)].sort((a, b) => many(b) - many(a));
     return (
-      ["all", "attention", "mlp", "block", "outside", ...this.model.modules].find((name) =>
-        same(this.scope(name)),
-      ) ?? ""
+      used.find((form) => profiled.includes(form)) ??
+      profiled.find(({ pattern, bits }) => !pattern && bits === 3) ??
+      profiled.at(0) ??
+      known.dense
     );
   }
 
-  /** What layers are pruned by at once; by Wanda's score what is computed block by block later, too. */
-  get score() {
-    return this.isInstant("pruner") ? "magnitude" : "wanda";
-  }
-
-  draw(why = "all") {
-    const totals = this.predictions.totals(this.formats);
-    if (why !== "measured" && why !== "tensor") this.#map();
-    if (why !== "hover") {
-      this.#knobs(totals);
-      this.#histogram(why);
-      const known = this.measured.of(addressOf({ ...this.now, formats: this.formats }));
-      this.measured.gauges(totals, known, this);
-      this.#front(totals, known);
-    }
-    this.#why();
-  }
-
-  height(id) {
-    return Math.max(120, this.part(id).querySelector(".workbench-canvas").clientHeight);
-  }
-
-  #map() {
-    const { data, predictions, formats, colouring: by } = this,
-      shown = {
-        data,
-        picked: this.focus,
-        height: this.height("map"),
-        even: false,
-        log: false,
-        unit: "",
-      };
-    const reference = this.#reference();
-    const figures = {
-      predicted: [
-        "Predicted loss, nats a token",
-        (text, i) => predictions.figure("predicted", i, text),
-      ],
-      sensitivity: [
-        `Loss of one layer at ${label(format(reference), true)}, nats a token`,
-        (_, i) => predictions.figure("predicted", i, reference),
-      ],
-      error: ["Output error, %", (text, i) => 100 * predictions.figure("error", i, text)],
-      bytes: ["MB", (text, i) => predictions.nbytes(i, text) / 1e6],
-    };
-    const counts = new Map(),
-      bits = (text) => bitsPerWeight(format(text), COLUMNS),
-      shade = (text) => colour(format(text)) ?? NONE;
-    for (const text of formats.toSorted((a, b) => bits(b) - bits(a))) {
-      const short = label(format(text), true),
-        many = counts.get(short)?.many ?? 0;
-      counts.set(short, { many: many + 1, colour: shade(text), words: short });
-    }
-    const [words, value] = figures[by] ?? ["", () => NaN],
-      values = formats.map(value),
-      chosen = this.chosen.size < this.scope("all").size ? this.chosen : null;
-    const colours = by === "format" ? formats.map(shade) : null,
-      key = [...counts.values()];
-    const rows = data.modules.filter((module) =>
-      this.layers.some(
-        (each, i) => each.module === module && (Number.isFinite(values[i]) || i === this.focus),
+  /** The rows of the map where something is known. @param {View} view @param {number[]} values */
+  #known({ map, layers, focus }, values) {
+    const modules = map.modules.filter((module) =>
+      layers.some(
+        (layer, i) => layer.module === module && (Number.isFinite(values[i]) || i === focus),
       ),
     );
-    this.map.draw({
-      ...shown,
-      data: by === "sensitivity" && rows.length ? { ...data, modules: rows } : data,
-      values,
-      label: words,
-      log: by !== "bytes",
-      colours,
-      chosen,
-      pinned: this.pinned,
-      key: colours && key,
-    });
+    return modules.length ? { ...map, modules } : map;
+  }
+
+  /** Layers by format, the most bits first. @param {View} view @returns {Count[]} */
+  #counts(view) {
+    /** @type {Map<string, Count>} */
+    const counts = new Map();
+    for (const form of view.formats.toSorted((a, b) => view.bits(b) - view.bits(a))) {
+      const many = (counts.get(form.short)?.many ?? 0) + 1;
+      const hue = colour(form) ?? view.model.colours.unchanged;
+      counts.set(form.short, { words: form.short, many, colour: hue });
+    }
+    return [...counts.values()];
+  }
+
+  /** @param {View} view @param {Count[]} counts */
+  #formats(view, counts) {
+    if (counts.length > FEW) return this.#spared(view);
+    const dense = view.known.dense;
+    const outside = view.formats.filter((_, i) => view.layers[i].block < 0);
+    const apart =
+      counts.length > 1 &&
+      outside.length === counts.find(({ words }) => words === dense.short)?.many &&
+      outside.every((form) => form === dense);
+    const said = counts
+      .filter(({ words }) => !apart || words !== dense.short)
+      .sort((a, b) => b.many - a.many)
+      .map(({ many, words }) => `${words.replace("%", "% zeros")} in ${plural(many, "layer")}`)
+      .join(", ");
+    if (!apart) return said;
+    const rest = outside.length > 1 ? "embedding and head stay" : "the embedding stays";
+    return `${said}; ${rest} at ${dense.short}`;
+  }
+
+  /** The kind of matrix that keeps most bits a weight, and the one that keeps least. @param {View} view */
+  #spared(view) {
+    const kinds = view.model.modules
+      .map((name) => {
+        const own = view.formats.filter((_, i) => view.layers[i].module === name);
+        const sum = own.reduce((all, form) => all + view.bits(form), 0);
+        return { name: name.split(".").pop(), bits: sum / own.length };
+      })
+      .sort((a, b) => b.bits - a.bits);
+    const [most, least] = [kinds[0], kinds[kinds.length - 1]];
+    return `${most.name} is spared most, ${number(most.bits)} bits a weight; ${least.name} least, ${number(least.bits)}`;
+  }
+
+  /** @param {View} view @param {string} label @param {number[]} values */
+  #worst(view, label, values) {
     const worst = values.reduce(
       (best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best),
       -1,
     );
-    const title = colours
-      ? key.length > FEW
-        ? this.#spared(bits)
-        : this.#kinds(key)
-      : by === "sensitivity" && values[worst]
-        ? `${format(reference).width ? "Rounding" : "Pruning"} only ${this.layers[worst].label.replace("Block", "block")}, to ${label(format(reference), true)} hurts most: ${number(values[worst], 2)} nats`
-        : worst < 0 || !values[worst]
-          ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}`
-          : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
-    this.element.querySelector('[data-knob="colour"]').value = by;
-    this.part("map").querySelector("h2").textContent = title;
-    this.part("map").querySelector("canvas").dataset.words = title;
-    const t = this.hovered,
-      place = this.part("map").querySelector("output");
-    place.textContent =
-      t < 0
-        ? ""
-        : `${this.layers[t].label}: ${label(format(formats[t]))}${colours ? "" : ` · ${number(values[t])}`}`;
+    if (!values[worst]) return `${label}: ${view.isDense ? "nothing is changed yet" : "not known"}`;
+    const layer = inside(view.layers[worst].label);
+    if (view.colouring !== "sensitivity")
+      return `${label}: most in ${layer}, ${number(values[worst])}`;
+    const reference = this.#reference(view);
+    const act = reference.width ? "Rounding" : "Pruning";
+    return `${act} only ${layer}, to ${reference.short} hurts most: ${number(values[worst], 2)} nats`;
+  }
+}
+
+export class LayerPanel {
+  /** @param {HTMLElement} card */
+  constructor(card) {
+    this.title = need(card, "h2", HTMLElement);
+    this.legend = need(card, ".weights-legend", HTMLElement);
+    this.buttons = card.querySelectorAll("button[data-value]");
+    const [whole, group] = card.querySelectorAll(".workbench-canvas");
+    this.boxes = [whole, group];
+    this.canvas = need(whole, "canvas", HTMLCanvasElement);
+    this.histogram = new HistogramChart(
+      this.canvas,
+      need(whole, "output", HTMLElement),
+      { brush: () => {}, clear: () => {} },
+      200,
+    );
+    this.combCanvas = need(group, "canvas", HTMLCanvasElement);
+    this.comb = new Comb(this.combCanvas, need(group, "output", HTMLElement));
   }
 
-  /** Formats by the number of layers; what is outside of the blocks, last, where it alone is dense. */
-  #kinds(key) {
-    const outside = this.layers.flatMap(({ block }, i) => (block < 0 ? [this.formats[i]] : [])),
-      dense = label(format(DENSE), true);
-    const apart =
-      key.length > 1 &&
-      outside.length === key.find(({ words }) => words === dense)?.many &&
-      outside.every((text) => text === DENSE);
-    const said = key
-      .filter(({ words }) => !apart || words !== dense)
-      .sort((a, b) => b.many - a.many)
-      .map(({ many, words }) => `${words.replace("%", "% zeros")} in ${plural(many, "layer")}`);
-    return (
-      said.join(", ") +
-      (apart
-        ? `; ${outside.length > 1 ? "embedding and head stay" : "the embedding stays"} at ${dense}`
-        : "")
-    );
-  }
-
-  /** Which kind of matrix keeps most and least bits a weight. */
-  #spared(bits) {
-    const mean = (name) => {
-      const own = this.layers.flatMap(({ module }, i) =>
-        module === name ? [bits(this.formats[i])] : [],
-      );
-      return own.reduce((sum, each) => sum + each, 0) / own.length;
-    };
-    const [most, ...others] = this.model.modules
-        .map((name) => [name.split(".").pop(), mean(name)])
-        .sort((a, b) => b[1] - a[1]),
-      least = others.at(-1) ?? most;
-    return `${most[0]} is spared most, ${number(most[1])} bits a weight; ${least[0]} least, ${number(least[1])}`;
-  }
-
-  /** The format that sensitivities are of: that of most layers, else one in the middle of the profile. */
-  #reference() {
-    const used = this.now.formats.filter((text) => text !== DENSE),
-      known = this.predictions.formats;
-    const most = [...new Set(used)].sort(
-      (a, b) => used.filter((each) => each === b).length - used.filter((each) => each === a).length,
-    );
-    return (
-      most.find((text) => known.includes(text)) ??
-      known.find((text) => text.startsWith("int3")) ??
-      known[0] ??
-      DENSE
-    );
-  }
-
-  #knobs(totals) {
-    const { model, part, chosen } = this,
-      forms = [...chosen].map((i) => format(this.formats[i])),
-      one = (value) => {
-        const all = [...new Set(forms.map(value))];
-        return all.length === 1 ? all[0] : null;
-      };
-    const drops = forms.map(({ drop }) => drop),
-      low = Math.min(...drops),
-      high = Math.max(...drops),
-      slider = part("sparsity");
-    const scope = this.scoped,
-      single = chosen.size === 1 ? this.layers[[...chosen][0]].label : "";
-    part("knobs").querySelector("h2").textContent = single || plural(chosen.size, "layer");
-    this.options(
-      "scope",
-      [
-        ...(scope ? [] : [["Picked", ""]]),
-        ["All blocks", "all"],
-        ["Attention", "attention"],
-        ["MLP", "mlp"],
-        [`Block ${this.layers[this.focus].block}`, "block"],
-        ...model.modules.map((name) => [name.split(".").pop(), name]),
-        ["Embedding, head", "outside"],
-      ],
-      scope,
-    );
-    const mean = drops.reduce((sum, each) => sum + each, 0) / (drops.length || 1);
-    if (slider !== document.activeElement || one(({ drop }) => drop) !== null)
-      slider.value = Math.round(100 * mean);
-    slider.nextElementSibling.textContent =
-      high - low < 1e-9
-        ? share(low, 0)
-        : `${share(low, 0).replace(/\s%/, "")} to ${share(high, 0)}`;
-    slider.disabled = [...chosen].every((i) => this.layers[i].block < 0);
-    this.pressed(
-      "pattern",
-      one(({ pattern }) => pattern),
-      [["None", ""], ...model.patterns.map((text) => [text, text])],
-    );
-    this.pressed(
-      "bits",
-      one(({ bits }) => String(bits)),
-      [["16", "16"], ...model.widths.toReversed().map((bits) => [String(bits), String(bits)])],
-    );
-    this.options(
-      "group",
-      [...model.groups.map((each) => [`Groups of ${each}`, String(each)]), ["Whole rows", "0"]],
-      String(one(({ group, width }) => (width ? group : this.group)) ?? this.group),
-    );
-    for (const knob of ["pruner", "quantizer"])
-      this.element.querySelector(`[data-knob="${knob}"]`).value = this.now[knob];
-    const slow = ["pruner", "quantizer"].filter((knob) => !this.isInstant(knob));
-    this.element.querySelector(".workbench-made").textContent = slow.length
-      ? `A quick answer first, in seconds; then by ${slow.map((knob) => this.now[knob]).join(" and ")}, block by block`
-      : "At once as a run makes it";
-    for (const [name, off] of [
-      ["undo", !this.done.length],
-      ["redo", !this.undone.length],
-      ["keep", this.isDense],
-    ])
-      this.button(name).disabled = off;
-    this.button("pin").textContent =
-      chosen.size && [...chosen].every((i) => this.pinned.has(i)) ? "Unpin" : "Pin";
-    this.#budget(totals);
-  }
-
-  button(name) {
-    return this.element.querySelector(`[data-do="${name}"]`);
-  }
-
-  get group() {
-    return (
-      this.settings.group ??
-      this.predictions.formats.map(format).find(({ group, width }) => width && group)?.group ??
-      this.model.groups[1] ??
-      0
-    );
-  }
-
-  #budget(totals) {
-    const slider = this.part("budget"),
-      { unit, front } = this.settings,
-      none = !front;
-    slider.closest(".workbench-knob").hidden = none;
-    if (none) return;
-    const value =
-      unit === "loss" ? Math.exp(totals.loss) - 1 : unit === "size" ? totals.nbytes : totals.read;
-    if (slider !== document.activeElement) slider.value = 1000 * this.ends().part(value);
-    slider.nextElementSibling.textContent = unit === "loss" ? `+${share(value)}` : megabytes(value);
-  }
-
-  /** The budgets between which the slider moves, on a log scale where they are losses. */
-  ends() {
-    const { unit, front } = this.settings,
-      points = this.predictions.fronts.get(front);
-    const [first, last] = [points[0], points.at(-1)].map((point) =>
-      this.predictions.totals(this.predictions.mix(point, this.now.formats, this.pinned)),
-    );
-    const [low, high] =
-      unit === "loss"
-        ? [1e-3, Math.max(0.01, Math.min(10, Math.exp(first.loss) - 1))]
-        : unit === "size"
-          ? [first.nbytes, last.nbytes]
-          : [first.read, last.read];
-    const log = unit === "loss";
-    return {
-      value: (part) => (log ? low * (high / low) ** part : low + part * (high - low)),
-      part: (value) =>
-        log
-          ? Math.log(Math.max(value, low) / low) / Math.log(high / low)
-          : (value - low) / (high - low || 1),
-    };
-  }
-
-  #histogram(why) {
-    const { tensor, part } = this,
-      t = this.focus,
-      layer = this.layers[t],
-      text = this.formats[t],
-      title = part("histogram").querySelector("h2");
-    const [canvas, comb] = part("histogram").querySelectorAll("canvas"),
-      missing = !tensor || typeof tensor === "string",
-      legend = part("histogram").querySelector(".weights-legend");
-    [canvas, comb].forEach((each, i) => {
-      each.hidden = missing;
-      each.parentElement.hidden = Boolean(this.bell) !== Boolean(i);
-    });
-    for (const button of this.element.querySelectorAll('[data-group="bell"] button'))
-      button.setAttribute("aria-pressed", String(button.dataset.value === this.bell));
+  /** @param {View} view @param {string} why it is drawn @param {number} height */
+  draw(view, why, height) {
+    const { tensor, layer, bell } = view;
+    const missing = tensor === null || typeof tensor === "string";
+    this.canvas.hidden = this.combCanvas.hidden = missing;
+    this.boxes.forEach((box, i) => box.toggleAttribute("hidden", Boolean(bell) !== Boolean(i)));
+    for (const each of this.buttons)
+      each.setAttribute("aria-pressed", String(each.getAttribute("data-value") === bell));
     if (missing || tensor.name !== layer.name) {
-      title.textContent = typeof tensor === "string" ? `${layer.label}: ${tensor}` : layer.label;
+      this.title.textContent =
+        typeof tensor === "string" ? `${layer.label}: ${tensor}` : layer.label;
       return;
     }
-    if (this.bell) {
-      const form = format(text),
-        told = (words) => {
-          title.textContent = comb.dataset.words = words;
-        },
-        height = comb.parentElement.clientHeight;
-      legend.textContent = "";
-      told(
-        this.comb.draw({
-          tensor,
-          form,
-          size: form.width ? form.group || tensor.columns : this.group || tensor.columns,
-          score: this.score,
-          layer: layer.name,
-          colour: colour(form) ?? NONE,
-          height,
-          told,
-        }),
-      );
-      return;
-    }
-    const exact =
-      this.exact?.name === layer.name && this.exact.state === this.address && !this.holding
-        ? this.exact
-        : null;
-    const made = exact ?? tensor.histogram(text, this.score);
-    const live = {
-      name: "live",
-      label: label(format(text)),
-      colour: colour(format(text)) ?? NONE,
-      dash: "solid",
-      main: true,
-    };
-    this.histogram.height = this.height("histogram");
-    const found = stages(tensor, layer, made, live),
-      moves = !STEADY.includes(why);
+    if (bell) this.#group(view, tensor);
+    else this.#whole(view, tensor, !STEADY.includes(why), height);
+  }
+
+  /** @param {View} view @param {import("./tensor.js").DenseTensor} tensor */
+  #group(view, tensor) {
+    const form = view.formats[view.focus];
+    this.legend.textContent = "";
+    this.comb.draw({
+      tensor,
+      form,
+      size: (form.width ? form.group : view.group) || tensor.columns,
+      score: view.score,
+      colour: colour(form) ?? view.model.colours.unchanged,
+      height: this.boxes[1].clientHeight,
+      told: (words) => {
+        this.title.textContent = this.combCanvas.dataset.words = words;
+      },
+    });
+  }
+
+  /** @param {View} view @param {import("./tensor.js").DenseTensor} tensor @param {boolean} moves @param {number} height */
+  #whole(view, tensor, moves, height) {
+    const { layer, exact, model } = view;
+    const form = view.formats[view.focus];
+    const isExact = exact?.name === layer.name && exact.state === view.address && !view.holding;
+    const made = isExact ? exact : tensor.histogram(form, view.score);
+    const stage = { main: true, pruned: false, dash: "solid", perplexity: null };
+    const stages = [
+      { ...stage, name: "dense", label: "Dense", colour: model.colours.dense },
+      {
+        ...stage,
+        name: "live",
+        label: form.label,
+        colour: colour(form) ?? model.colours.unchanged,
+      },
+    ];
+    this.histogram.height = height;
     this.histogram.draw(
       {
-        data: found,
+        data: overlaid(tensor, layer, [tensor.whole, made], stages),
         t: 0,
-        s: text === DENSE ? 0 : 1,
+        s: form === view.known.dense ? 0 : 1,
         shown: [0],
         other: null,
         curve: "histogram",
@@ -400,219 +257,57 @@ export class Panels {
       },
       moves,
     );
-    const zeros = format(text).width ? made.tails[1] / made.tails[0] : 0; // of a pattern, it says so itself
-    title.textContent = `${layer.label}: ${label(format(text), true)}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
-    canvas.dataset.words = title.textContent;
-    const [prunes, rounds] = [
-      ["pruner", "pattern"],
-      ["quantizer", "width"],
-    ].map(([knob, part]) => format(text)[part] && !this.isInstant(knob));
-    legend.textContent = exact
-      ? "as a run makes it"
-      : prunes
-        ? tensor.root
-          ? "at once, by Wanda's score"
-          : "at once, by magnitude in each row"
-        : rounds
-          ? "at once, rounded to nearest"
-          : "";
+    const zeros = form.width ? made.tails[1] / made.tails[0] : 0; // a pattern is in the label
+    const words = zeros > 5e-4 ? `, ${share(zeros)} zeros` : "";
+    this.title.textContent = `${layer.label}: ${form.short}${words}`;
+    this.canvas.dataset.words = this.title.textContent;
+    this.legend.textContent = isExact ? "as a run makes it" : this.#instant(view, form, tensor);
   }
 
-  /** Whether what a knob shows at once is what a run makes. */
-  isInstant(knob) {
-    return this.model[`${knob}s`].find(({ name }) => name === this.now[knob])?.instant;
+  /** The way that the weights were made at once, where a run makes others.
+      @param {View} view @param {Format} form @param {import("./tensor.js").DenseTensor} tensor */
+  #instant(view, form, tensor) {
+    if (form.pattern && !view.isInstant("pruner"))
+      return tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row";
+    return form.width && !view.isInstant("quantizer") ? "at once, rounded to nearest" : "";
   }
+}
 
-  /** Whether the profile has made what is predicted by other methods than those of the state. */
-  madeOtherwise({ zeros, rounded }) {
-    const {
-      model: { made },
-      now,
-    } = this;
-    return Boolean(
-      (made.pruner !== now.pruner && zeros) || (made.quantizer !== now.quantizer && rounded),
-    );
+/** Writes the price of the format of the layer under the pointer, or of the one looked at, and that of its neighbours.
+    @param {HTMLElement} box @param {View} view */
+export function explain(box, view) {
+  const { predictions, formats } = view;
+  const t = view.hovered >= 0 ? view.hovered : view.focus;
+  if (view.isDense && view.hovered < 0) {
+    const budget = view.settings.front ? "pull the budget to the left, or " : "";
+    box.textContent = `Nothing is compressed yet: ${budget}set sparsity or bits.`;
+    return;
   }
+  const name = document.createElement("strong");
+  name.textContent = `${view.layers[t].label}, ${formats[t].label}`;
+  if (!predictions.run) {
+    box.replaceChildren(name, ": a profile would say what this layer loses in each format.");
+    return;
+  }
+  const others = predictions.alternatives(t, formats[t]).map(({ form, more, loss }) => {
+    const size = `${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`;
+    return `${form.label}: ${number(loss, 2)}\u00a0nats, ${size}`;
+  });
+  box.replaceChildren(
+    name,
+    loss(view, t),
+    others.length ? ` Instead ${others.join("; ")}.` : "",
+    view.pinned.has(t) ? " Pinned ◆." : "",
+  );
+}
 
-  #front(totals, known) {
-    const { predictions } = this,
-      dense = predictions.totals(this.dense).nbytes,
-      ratio = (loss) => Math.exp(loss);
-    const lines = [...predictions.fronts].map(([name, points]) => ({
-      colour: name === "pruned" ? "#D55E00" : "#0072B2",
-      points: points.map(({ nbytes, loss }) => ({ nbytes, ratio: ratio(loss) })),
-    }));
-    const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)),
-      said = (nbytes, value, how) => `${megabytes(nbytes)}, ${times(value)} dense, ${how}`;
-    this.front.draw({
-      lines,
-      height: this.height("front"),
-      measured: Boolean(known?.ratio),
-      dense: { nbytes: dense, ratio: 1, words: `Dense, ${megabytes(dense)}` },
-      now: {
-        nbytes: totals.nbytes,
-        ratio: own,
-        words: said(totals.nbytes, own, known?.ratio ? "measured" : "predicted"),
-      },
-      landmarks: this.#uniform(),
-      runs: [
-        ...this.model.runs
-          .filter(([run]) => this.queued.every((each) => each.run !== run))
-          .map(([run, name, nbytes, value]) => ({
-            run,
-            nbytes,
-            ratio: value,
-            words: `${run}, ${name}: ${said(nbytes, value, "measured")}`,
-          })),
-        ...this.queued
-          .filter(({ final }) => final)
-          .map(({ run, nbytes, final, ...each }) => ({
-            run,
-            nbytes,
-            ratio: final,
-            words: `${run}: ${megabytes(nbytes)}, ${became({ final, ...each })}`,
-          })),
-      ],
-      kept: this.kept.map((each, place) => ({
-        ...each,
-        words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}`,
-      })),
-    });
-    this.part("front").querySelector(".weights-legend").hidden = !predictions.fronts.size;
-    const box = this.element.querySelector(".workbench-kept"),
-      key = JSON.stringify([this.kept, this.queued]);
-    if (box.dataset.key === key) return;
-    box.dataset.key = key;
-    const button = (words, title, act, css = "") =>
-      Object.assign(document.createElement("button"), {
-        type: "button",
-        textContent: words,
-        title,
-        ariaLabel: title,
-        onclick: act,
-        className: css,
-      });
-    const states = [
-      ...this.kept.flatMap((each, place) => [
-        button(
-          `${place + 1} · ${megabytes(each.nbytes)} · ${times(each.ratio)}`,
-          `Open state ${place + 1}`,
-          () => this.open(each.address),
-        ),
-        button(
-          "×",
-          `Drop state ${place + 1}`,
-          () => this.keepOnly(this.kept.toSpliced(place, 1)),
-          "drop",
-        ),
-      ]),
-      ...this.queued.map((each) =>
-        button(`${each.run} · ${became(each)}`, `Open the state of ${each.run}`, () =>
-          this.open(each.state),
-        ),
-      ),
-    ];
-    box.replaceChildren(
-      ...(states.length ? states : ["Keep saves this state as a point to return to."]),
-    );
-  }
-
-  /** All layers of the blocks in one format: landmarks beside the best mixes. */
-  #uniform() {
-    const { predictions, layers, dense } = this;
-    return (predictions.uniform ??= predictions.formats.flatMap((text) => {
-      const { nbytes, loss, unknown } = predictions.totals(
-          layers.map(({ block, columns }, i) =>
-            block >= 0 && fits(format(text), columns) ? text : dense[i],
-          ),
-        ),
-        words = label(format(text));
-      return unknown
-        ? []
-        : [
-            {
-              nbytes,
-              ratio: Math.exp(loss),
-              colour: colour(format(text)),
-              short: label(format(text), true).replace(" bits", ""),
-              words: `All ${words}: ${megabytes(nbytes)}, ${times(Math.exp(loss))} dense, predicted`,
-            },
-          ];
-    }));
-  }
-
-  /** Why the layer under the pointer, or the one looked at, has its format: its price and that of its neighbours. */
-  #why() {
-    const { predictions } = this,
-      t = this.hovered >= 0 ? this.hovered : this.focus,
-      text = this.formats[t],
-      box = this.element.querySelector(".workbench-why");
-    const all = this.formats.map((each, i) => predictions.figure("predicted", i, each)),
-      own = all[t],
-      whole = predictions.totals(this.formats).loss;
-    const name = Object.assign(document.createElement("strong"), {
-      textContent: `${this.layers[t].label}, ${label(format(text))}`,
-    });
-    if (this.isDense && this.hovered < 0) {
-      box.textContent = `Nothing is compressed yet: ${this.settings.front ? "pull the budget to the left, or " : ""}set sparsity or bits.`;
-      return;
-    }
-    if (!predictions.run) {
-      box.replaceChildren(name, ": a profile would say what this layer loses in each format.");
-      return;
-    }
-    const rank = all.filter((each) => each > own).length + 1,
-      others = predictions
-        .alternatives(t, text)
-        .map(
-          ({ text: each, more, loss }) =>
-            `${label(format(each))}: ${number(loss, 2)}\u00a0nats, ${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`,
-        );
-    const first =
-      text === DENSE
-        ? " loses nothing."
-        : Number.isFinite(own)
-          ? ` loses ${number(own, 2)} nats a token, ${share(own / (whole || 1))} of all, rank ${rank} of ${all.length}.`
-          : " has no prediction in this format.";
-    box.replaceChildren(
-      name,
-      first,
-      others.length ? ` Instead ${others.join("; ")}.` : "",
-      this.pinned.has(t) ? " Pinned ◆." : "",
-    );
-  }
-
-  options(knob, offered, value) {
-    offer(this.element.querySelector(`[data-knob="${knob}"]`), offered, value);
-  }
-
-  /** Buttons of which the one of that value is taken. */
-  pressed(group, value, offered) {
-    const box = this.element.querySelector(`[data-group="${group}"]`);
-    if (box.children.length !== offered.length)
-      box.replaceChildren(
-        ...offered.map(([words, each]) =>
-          Object.assign(document.createElement("button"), {
-            type: "button",
-            textContent: words,
-            value: each,
-          }),
-        ),
-      );
-    for (const button of box.children) {
-      button.setAttribute("aria-pressed", String(button.value === value));
-      const shade = colour(
-        format(
-          group === "bits"
-            ? combined("", button.value === "16" ? "" : this.width(button.value))
-            : button.value || DENSE,
-        ),
-      );
-      if (shade) button.style.setProperty("--format", shade);
-    }
-  }
-
-  width(bits) {
-    return this.group ? `int${bits}-g${this.group}` : `int${bits}`;
-  }
+/** The loss of a layer in words, with its rank among all. @param {View} view @param {number} t */
+function loss({ predictions, formats, known }, t) {
+  if (formats[t] === known.dense) return " loses nothing.";
+  const all = formats.map((form, i) => predictions.figure("predicted", i, form));
+  const own = all[t];
+  if (!Number.isFinite(own)) return " has no prediction in this format.";
+  const rank = all.filter((each) => each > own).length + 1;
+  const part = share(own / (predictions.totals(formats).loss || 1));
+  return ` loses ${number(own, 2)} nats a token, ${part} of all, rank ${rank} of ${all.length}.`;
 }

@@ -1,167 +1,189 @@
-/* What a profile predicts for any state, and the best mixes under a budget; `slimscope/workbench/profile`. Between the
-   sparsities it has tried, losses are interpolated on a log scale; a format it cannot tell of has no prediction. */
+/* Predictions of a profile for any state, and the best mixes under a budget; `slimscope/workbench/profile`. Between the
+   sparsities that were tried, losses are interpolated on a log scale; a format outside of them has no prediction. */
 import { fetched } from "../weights/histograms.js";
-import { DENSE, bitsPerWeight, format } from "./formats.js";
+import { bitsPerWeight } from "./formats.js";
 
+/** @typedef {import("./formats.js").Format} Format */
+/** @typedef {{name: string, block: number, module: string, rows: number, columns: number, label: string}} Layer
+    `block` -1: outside of the blocks. */
 /** @typedef {{loss: number, unknown: number, untried: number, nbytes: number, read: number, zeros: number, rounded: number}} Totals
-    `loss`: nats a token; `unknown` layers are not in it, `untried` ones are but no such format was measured; `read`: bytes a token; `zeros`: share of the layers of the blocks; `rounded`: how many layers are. */
+    `loss`: nats a token; `unknown` layers are not in it, `untried` ones are but no such format was measured; `read`: bytes
+    a token; `zeros`: share of the layers of the blocks; `rounded`: number of layers. */
+/** @typedef {"predicted" | "error"} Figure */
+/** @typedef {{codes: ArrayLike<number>, loss: number, nbytes: number}} Mix `codes`: places of formats, 255: dense. */
+/** @typedef {{label: string, colour: string, points: Mix[]}} Front Cheapest first. */
+/** @typedef {{run: string, formats: import("./formats.js").Names[], parts: import("./formats.js").Parts,
+      fronts: [name: string, label: string, colour: string][], layers: string[]}} ProfileHead */
+/** @typedef {{shape: number[], data: Float32Array | Uint8Array}} Table */
+/** @typedef {{head: ProfileHead, arrays: Record<string, Table>, etag: string}} Profile */
+
+const DENSE_CODE = 255;
 
 export class Predictions {
+  /** @type {Format[]} */
   #sparsities = [];
 
-  /** @param {{head: any, arrays: any} | null} profile */
-  constructor(layers, rest, profile) {
-    Object.assign(this, {
-      layers,
-      rest,
-      run: profile?.head.run ?? "",
-      formats: profile?.head.formats ?? [],
-      arrays: profile?.arrays ?? {},
-    });
-    this.rows = new Map((profile?.head.layers ?? []).map(([name], row) => [name, row]));
-    this.columns = new Map(this.formats.map((text, f) => [text, f]));
+  /** @param {Layer[]} layers @param {number} rest bytes of the model beside them
+      @param {import("./formats.js").Formats} known @param {Profile | null} profile */
+  constructor(layers, rest, known, profile) {
+    known.add(profile?.head.parts ?? {});
+    this.layers = layers;
+    this.rest = rest;
+    this.dense = known.dense;
+    this.run = profile?.head.run ?? "";
+    this.formats = known.all(profile?.head.formats ?? []);
+    this.arrays = profile?.arrays ?? {};
+    this.rows = new Map((profile?.head.layers ?? []).map((name, row) => [name, row]));
+    this.columns = new Map(this.formats.map((form, f) => [form, f]));
     this.#sparsities = this.formats
-      .map(format)
-      .filter((each) => each.pattern && !each.of && !each.width)
+      .filter((form) => form.pattern && !form.of && !form.width)
       .sort((a, b) => a.drop - b.drop);
     this.inBlocks = layers.reduce(
       (sum, { block, rows, columns }) => sum + (block < 0 ? 0 : rows * columns),
       0,
     );
-    this.fronts = new Map((profile?.head.fronts ?? []).map((name) => [name, this.#front(name)]));
-  }
-
-  /** A figure of a layer alone in a format; NaN where nothing is known. */
-  figure(name, i, text) {
-    if (text === DENSE) return 0;
-    const row = this.rows.get(this.layers[i].name),
-      at = (f) => this.arrays[name].data[row * this.formats.length + f];
-    if (row === undefined) return NaN;
-    if (this.columns.has(text)) return at(this.columns.get(text));
-    const form = format(text);
-    if (form.pattern && form.width)
-      return this.figure(name, i, form.pattern) + this.figure(name, i, form.width);
-    return form.of || form.width
-      ? NaN
-      : this.#between(form.drop, (each) => at(this.columns.get(each.text)));
-  }
-
-  /** Whether a format, or sparsities on both sides of it, were measured. */
-  isTried(text) {
-    const { drop, of, width } = format(text);
-    return (
-      text === DENSE ||
-      this.columns.has(text) ||
-      (!of && !width && drop >= this.#sparsities[0]?.drop)
+    /** @type {Map<string, Front>} */
+    this.fronts = new Map(
+      (profile?.head.fronts ?? []).map(([name, label, colour]) => [
+        name,
+        { label, colour, points: this.#points(name) },
+      ]),
     );
   }
 
+  /** A figure of a layer alone in a format; NaN where nothing is known.
+      @param {Figure} name @param {number} i @param {Format} form @returns {number} */
+  figure(name, i, form) {
+    if (form === this.dense) return 0;
+    const row = this.rows.get(this.layers[i].name);
+    if (row === undefined) return NaN;
+    const at = (/** @type {Format} */ each) =>
+      this.arrays[name].data[row * this.formats.length + (this.columns.get(each) ?? NaN)];
+    if (this.columns.has(form)) return at(form);
+    if (form.alone.length)
+      return form.alone.reduce((sum, part) => sum + this.figure(name, i, part), 0);
+    return form.of || form.width ? NaN : this.#between(form.drop, at);
+  }
+
+  /** Is true of a format that was measured, or that has sparsities on both sides that were. @param {Format} form */
+  isTried(form) {
+    const [first] = this.#sparsities;
+    const between = !form.of && !form.width && first !== undefined && form.drop >= first.drop;
+    return form === this.dense || this.columns.has(form) || between;
+  }
+
+  /** @param {number} drop @param {(form: Format) => number} value */
   #between(drop, value) {
-    const all = this.#sparsities,
-      above = all.findIndex((each) => each.drop > drop);
+    const all = this.#sparsities;
+    const above = all.findIndex((each) => each.drop > drop);
     if (all.length < 2 || above < 0) return NaN;
-    const [a, b] = above ? [all[above - 1], all[above]] : all,
-      scale = above ? (x) => x : Math.log; // a power law towards 0
+    const [a, b] = above ? [all[above - 1], all[above]] : all;
+    const scale = above ? (/** @type {number} */ x) => x : Math.log; // a power law towards 0
     const part = (scale(drop) - scale(a.drop)) / (scale(b.drop) - scale(a.drop));
     return value(a) * (value(b) / value(a)) ** part;
   }
 
-  nbytes(i, text) {
+  /** @param {number} i @param {Format} form */
+  nbytes(i, form) {
     const { rows, columns } = this.layers[i];
-    return (rows * columns * bitsPerWeight(format(text), columns)) / 8;
+    return (rows * columns * bitsPerWeight(form, columns)) / 8;
   }
 
-  /** @returns {Totals} */
+  /** @param {Format[]} formats @returns {Totals} */
   totals(formats) {
-    const found = {
-        loss: 0,
-        unknown: 0,
-        untried: 0,
-        nbytes: this.rest,
-        read: 0,
-        zeros: 0,
-        rounded: 0,
-      },
-      outside = this.layers.filter(({ block }) => block < 0).length;
-    formats.forEach((text, i) => {
-      const { block, rows, columns, module } = this.layers[i],
-        loss = text === DENSE ? 0 : this.figure("predicted", i, text),
-        nbytes = this.nbytes(i, text);
-      if (Number.isFinite(loss)) found.loss += loss;
-      else found.unknown++;
-      if (!this.isTried(text)) found.untried++;
-      found.nbytes += nbytes;
-      if (block >= 0 || outside === 1 || !module.includes("embed")) found.read += nbytes; // of an embedding alone, one row
-      if (format(text).width) found.rounded++;
-      if (block >= 0) found.zeros += (format(text).drop * rows * columns) / this.inBlocks;
+    const sums = {
+      loss: 0,
+      unknown: 0,
+      untried: 0,
+      nbytes: this.rest,
+      read: 0,
+      zeros: 0,
+      rounded: 0,
+    };
+    const outside = this.layers.filter(({ block }) => block < 0).length;
+    formats.forEach((form, i) => {
+      const { block, rows, columns, module } = this.layers[i];
+      const loss = this.figure("predicted", i, form);
+      const nbytes = this.nbytes(i, form);
+      if (Number.isFinite(loss)) sums.loss += loss;
+      else sums.unknown++;
+      if (!this.isTried(form)) sums.untried++;
+      sums.nbytes += nbytes;
+      if (block >= 0 || outside === 1 || !module.includes("embed")) sums.read += nbytes; // of an embedding alone, one row
+      if (form.width) sums.rounded++;
+      if (block >= 0) sums.zeros += (form.drop * rows * columns) / this.inBlocks;
     });
-    return found;
+    return sums;
   }
 
-  /** The mixes on a front, cheapest first. */
-  #front(name) {
-    const [
-      {
-        data,
-        shape: [points, width],
-      },
-      loss,
-      bytes,
-    ] = ["formats", "loss", "bytes"].map((what) => this.arrays[`${name}_${what}`]);
+  /** @param {string} name of a front @returns {Mix[]} */
+  #points(name) {
+    const { data, shape } = this.arrays[`${name}_formats`];
+    const [points, width] = shape;
+    const loss = this.arrays[`${name}_loss`].data;
+    const nbytes = this.arrays[`${name}_bytes`].data;
     return Array.from({ length: points }, (_, p) => ({
       codes: data.subarray(p * width, (p + 1) * width),
-      loss: loss.data[p],
-      nbytes: bytes.data[p],
+      loss: loss[p],
+      nbytes: nbytes[p],
     }));
   }
 
-  /** The formats of a mix, but for layers that are pinned: what is best for the others at the same price. */
+  /** The formats of a mix, but for layers that are pinned: the best of the others at the same price.
+      @param {Mix} point @param {Format[]} formats @param {Set<number>} pinned */
   mix(point, formats, pinned) {
-    return formats.map((text, i) => {
-      const row = this.rows.get(this.layers[i].name),
-        code = point.codes[row];
-      return pinned.has(i) || row === undefined ? text : code === 255 ? DENSE : this.formats[code];
+    return formats.map((form, i) => {
+      const row = this.rows.get(this.layers[i].name);
+      if (pinned.has(i) || row === undefined) return form;
+      const code = point.codes[row];
+      return code === DENSE_CODE ? this.dense : this.formats[code];
     });
   }
 
-  /** The formats of the best mix that is `within` a budget, which the first points of a front are, or where it is a
-      budget of loss the last ones; the nearest to it where none is. */
-  solve(front, formats, pinned, within, isLoss) {
-    const points = this.fronts.get(front),
-      fits = (at) => within(this.totals(this.mix(points[at], formats, pinned))) !== isLoss;
-    let low = -1,
-      high = points.length - 1; // the last of the first ones
+  /** The formats of the best mix that is `within` a budget, as the first points of a front are, or under a budget of loss
+      the last ones; the nearest to it where none is.
+      @param {Mix[]} points @param {Format[]} formats @param {Set<number>} pinned
+      @param {(totals: Totals) => boolean} within @param {boolean} isLoss */
+  solve(points, formats, pinned, within, isLoss) {
+    const fits = (/** @type {number} */ at) =>
+      within(this.totals(this.mix(points[at], formats, pinned))) !== isLoss;
+    let low = -1;
+    let high = points.length - 1; // the last of the first ones
     while (low < high) {
       const middle = Math.ceil((low + high) / 2);
       if (fits(middle)) low = middle;
       else high = middle - 1;
     }
-    return this.mix(
-      points[Math.max(0, Math.min(points.length - 1, low + isLoss))],
-      formats,
-      pinned,
-    );
+    const chosen = Math.max(0, Math.min(points.length - 1, low + (isLoss ? 1 : 0)));
+    return this.mix(points[chosen], formats, pinned);
   }
 
-  /** What the neighbours of a format would cost this layer: the next cheaper and the next dearer of its kind in the profile. */
-  alternatives(i, text) {
-    const own = this.nbytes(i, text),
-      { width, pattern } = format(text),
-      kind = (each) => Boolean(format(each).pattern) === Boolean(pattern && !width);
-    const priced = [DENSE, ...this.formats.filter(kind)]
-      .filter((each) => each !== text && Number.isFinite(this.figure("predicted", i, each)))
+  /** The next cheaper and the next dearer format of the same kind in the profile, and what they would change.
+      @param {number} i @param {Format} form */
+  alternatives(i, form) {
+    const own = this.nbytes(i, form);
+    const pruned = Boolean(form.pattern && !form.width);
+    const priced = [this.dense, ...this.formats.filter((each) => Boolean(each.pattern) === pruned)]
+      .filter((each) => each !== form)
       .map((each) => ({
-        text: each,
+        form: each,
         more: this.nbytes(i, each) - own,
         loss: this.figure("predicted", i, each),
       }))
+      .filter(({ loss }) => Number.isFinite(loss))
       .sort((a, b) => a.more - b.more);
-    return [
-      priced.filter(({ more }) => more < 0).pop(),
-      priced.find(({ more }) => more > 0),
-    ].filter(Boolean);
+    const cheaper = priced.filter(({ more }) => more < 0).slice(-1);
+    return [...cheaper, ...priced.filter(({ more }) => more > 0).slice(0, 1)];
   }
 }
 
-/** The profile of a run; null without one. */
-export const profile = (run) => (run ? fetched({ run }, "workbench/profile") : null);
+/** The profile of a run; null without one, or where it cannot be had. @param {string} run
+    @returns {Promise<Profile | null>} */
+export async function profile(run) {
+  if (!run) return null;
+  try {
+    return /** @type {Profile} */ (await fetched({ run }, "workbench/profile"));
+  } catch {
+    return null;
+  }
+}

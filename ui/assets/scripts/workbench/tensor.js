@@ -1,50 +1,52 @@
-/* The weights of one layer in any format, made in the browser as `backend/live/dense.py` makes them at once: pruned by
-   magnitude in the whole layer, or in each row by Wanda's score |w| sqrt(E x^2); rounded to nearest on a symmetric grid. */
+/* The weights of one layer in any format, made in the browser at the speed of a slider, as `backend/live/dense.py` makes
+   them at once: pruned by magnitude in the whole layer, or in each row by Wanda's score |w| sqrt(E x^2); rounded to
+   nearest on a symmetric grid. */
 import { Histograms, fetched } from "../weights/histograms.js";
-import { DENSE, format } from "./formats.js";
 
-const BINS = 256,
-  HEADROOM = 1.5,
-  TAIL = 0.001; // the edges of `backend/statistics/distribution.py`
-const COLUMNS = BINS + 3,
-  PLACES = 2 ** 21; // of a table; of a score in a number of 53 bits
+/** @typedef {import("./formats.js").Format} Format */
+/** @typedef {"magnitude" | "wanda"} Score */
+/** @typedef {{shape: number[], data: Float32Array}} Matrix */
+/** @typedef {{head: {name: string, bins: number, edge: number}, arrays: Record<string, Matrix>}} SentTensor
+    `weights` and, where a run has stored it, `energy` of the inputs; the bins run from -`edge` to `edge`. */
+/** @typedef {{counts: ArrayLike<number>, tails: number[]}} Counts
+    `counts` in bins; `tails`: all weights, exact zeros, those below and above the bins. */
+
+const PLACES = 2 ** 21; // of a score in a number of 53 bits
 const KEPT = 12; // layers in memory, the last used ones
 
 export class DenseTensor {
+  /** @type {Map<Score, {first: Uint8Array, joint: Uint32Array}>} */
   #tables = new Map();
-  #made = { key: "" };
+  /** @type {Counts & {key: string}} */
+  #made = { key: "", counts: [], tails: [] };
+  /** @type {Counts | null} */
+  #whole = null;
 
+  /** @param {SentTensor} sent */
   constructor({ head, arrays: { weights, energy } }) {
-    const [rows, columns] = weights.shape;
-    Object.assign(this, {
-      name: head.name,
-      rows,
-      columns,
-      w: weights.data,
-      root: energy ? energy.data.map(Math.sqrt) : null,
-    });
-    const ordered = this.w.slice().sort(),
-      at = (part) => {
-        const place = part * (ordered.length - 1),
-          low = Math.floor(place),
-          high = Math.ceil(place);
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low);
-      };
-    this.edge = HEADROOM * Math.max(Math.abs(at(TAIL)), Math.abs(at(1 - TAIL))) || 1;
+    this.name = head.name;
+    this.rows = weights.shape[0];
+    this.columns = weights.shape[1];
+    this.w = weights.data;
+    this.root = energy ? energy.data.map(Math.sqrt) : null;
+    this.edge = head.edge;
+    this.bins = head.bins;
   }
 
-  /** By a score: the whole percentage at which each weight is dropped first, and how many of each bin are at each; then a
-      slider adds rows of one table, and looks at no weight. */
+  /** Tables of a score: the whole percentage at which each weight is dropped first, and how many of each bin are at each;
+      then a slider adds rows of one table, and looks at no weight. @param {Score} score */
   prepare(score) {
-    if (this.#tables.has(score)) return this.#tables.get(score);
-    const { w, rows, columns } = this,
-      root = score === "wanda" ? this.root : null,
-      n = score === "wanda" ? columns : rows * columns;
-    const first = new Uint8Array(w.length),
-      joint = new Uint32Array(101 * COLUMNS),
-      order = new Float64Array(n),
-      number = new Float32Array(1),
-      bits = new Uint32Array(number.buffer);
+    const kept = this.#tables.get(score);
+    if (kept) return kept;
+    const { w, rows, columns } = this;
+    const root = score === "wanda" ? this.root : null;
+    const n = score === "wanda" ? columns : rows * columns;
+    const width = this.bins + 3;
+    const first = new Uint8Array(w.length);
+    const joint = new Uint32Array(101 * width);
+    const order = new Float64Array(n);
+    const number = new Float32Array(1);
+    const bits = new Uint32Array(number.buffer);
     for (let start = 0; start < w.length; start += n) {
       for (let i = 0; i < n; i++) {
         // a score and a place in one number are sorted far quicker than by a comparison; of equal ones the later is dropped
@@ -56,33 +58,35 @@ export class DenseTensor {
         while (rank >= Math.floor((n * percent) / 100 + 1e-6)) percent++;
         const i = start + n - 1 - (order[rank] % PLACES);
         first[i] = percent;
-        joint[percent * COLUMNS + this.#bin(w[i])]++;
+        joint[percent * width + this.#bin(w[i])]++;
       }
     }
-    this.#tables.set(score, { first, joint });
-    return this.#tables.get(score);
+    const tables = { first, joint };
+    this.#tables.set(score, tables);
+    return tables;
   }
 
-  /** A bin from -edge to edge, or that of exact zeros, of what lies below, or above. */
+  /** A bin from -edge to edge, or that of exact zeros, of what lies below, or above. @param {number} value */
   #bin(value) {
-    if (value === 0) return BINS;
-    const at = ((value + this.edge) * BINS) / (2 * this.edge);
-    return at < 0 ? BINS + 1 : at > BINS ? BINS + 2 : Math.min(at | 0, BINS - 1);
+    if (value === 0) return this.bins;
+    const at = ((value + this.edge) * this.bins) / (2 * this.edge);
+    if (at < 0) return this.bins + 1;
+    return at > this.bins ? this.bins + 2 : Math.min(at | 0, this.bins - 1);
   }
 
-  /** The weights in a format. */
-  values({ of, drop, width, bits, group, keep }, score) {
+  /** The weights with the pattern of a format alone. @param {Format} form @param {Score} score */
+  pruned({ of, drop, keep }, score) {
     const out = this.w.slice();
     if (of) this.#groups(out, keep, of, score === "wanda" ? this.root : null);
     else if (drop) {
-      const { first } = this.prepare(score),
-        percent = Math.round(100 * drop);
+      const { first } = this.prepare(score);
+      const percent = Math.round(100 * drop);
       for (let i = 0; i < out.length; i++) if (first[i] <= percent) out[i] = 0;
     }
-    if (width) round(out, bits, group || this.columns);
     return out;
   }
 
+  /** @param {Float32Array} out @param {number} keep @param {number} of @param {Float32Array | null} root */
   #groups(out, keep, of, root) {
     const scores = new Float32Array(of);
     for (let start = 0; start < out.length; start += of) {
@@ -97,65 +101,97 @@ export class DenseTensor {
     }
   }
 
-  /** Counts in bins from -edge to edge, and all weights, exact zeros, those below and above. */
-  histogram(text, score) {
-    const key = `${text} ${score}`,
-      form = format(text),
-      sums = new Uint32Array(COLUMNS);
-    if (this.#made.key === key) return this.#made;
-    if (form.drop && !form.of && !form.width) {
-      const { joint } = this.prepare(score),
-        percent = Math.round(100 * form.drop);
-      for (let at = COLUMNS; at < joint.length; at++)
-        sums[at < (percent + 1) * COLUMNS ? BINS : at % COLUMNS] += joint[at];
-    } else
-      for (const value of text === DENSE ? this.w : this.values(form, score))
-        sums[this.#bin(value)]++;
-    return (this.#made = {
-      key,
-      counts: sums.subarray(0, BINS),
-      tails: [this.w.length, ...sums.subarray(BINS)],
-    });
+  /** The histogram of the dense weights. */
+  get whole() {
+    this.#whole ??= this.#counted(this.w);
+    return this.#whole;
+  }
+
+  /** The histogram in a format. @param {Format} form @param {Score} score @returns {Counts} */
+  histogram(form, score) {
+    const key = `${form.text} ${score}`;
+    if (this.#made.key !== key) this.#made = { key, ...this.#inFormat(form, score) };
+    return this.#made;
+  }
+
+  /** @param {Format} form @param {Score} score @returns {Counts} */
+  #inFormat(form, score) {
+    if (!form.pattern && !form.width) return this.whole;
+    if (form.of || form.width) {
+      const values = this.pruned(form, score);
+      if (form.width) round(values, form.bits, form.group || this.columns);
+      return this.#counted(values);
+    }
+    const { joint } = this.prepare(score);
+    const sums = new Uint32Array(this.bins + 3);
+    const kept = (Math.round(100 * form.drop) + 1) * sums.length;
+    for (let at = sums.length; at < joint.length; at++)
+      sums[at < kept ? this.bins : at % sums.length] += joint[at];
+    return this.#split(sums);
+  }
+
+  /** @param {Float32Array} values */
+  #counted(values) {
+    const sums = new Uint32Array(this.bins + 3);
+    for (const value of values) sums[this.#bin(value)]++;
+    return this.#split(sums);
+  }
+
+  /** @param {Uint32Array} sums @returns {Counts} */
+  #split(sums) {
+    const tails = [this.w.length, ...sums.subarray(this.bins)];
+    return { counts: sums.subarray(0, this.bins), tails };
   }
 }
 
-/** Rounds to nearest in place: s = max|w| / (2^(n-1) - 1/2) in each group, codes from 0 to 2^n - 1. */
+/** The symmetric grid of values up to `most`: codes from 0 to 2 zero - 1, at (code - zero) scale with
+    scale = most / (2^(bits-1) - 1/2). @param {number} most @param {number} bits */
+export function grid(most, bits) {
+  const zero = 2 ** (bits - 1);
+  return { zero, scale: most / (zero - 0.5) || 1 };
+}
+
+/** Rounds groups to nearest on their grids, in place. @param {Float32Array} out @param {number} bits @param {number} group */
 export function round(out, bits, group) {
-  const zero = 2 ** (bits - 1),
-    top = 2 ** bits - 1;
   for (let start = 0; start < out.length; start += group) {
     let most = 0;
     for (let i = start; i < start + group; i++) most = Math.max(most, Math.abs(out[i]));
-    const scale = most / (zero - 0.5) || 1;
-    for (let i = start; i < start + group; i++)
-      out[i] = (Math.max(0, Math.min(top, Math.round(out[i] / scale + zero))) - zero) * scale;
+    const { zero, scale } = grid(most, bits);
+    for (let i = start; i < start + group; i++) {
+      const code = Math.round(out[i] / scale + zero);
+      out[i] = (Math.max(0, Math.min(2 * zero - 1, code)) - zero) * scale;
+    }
   }
 }
 
+/** @type {Map<string, Promise<DenseTensor>>} */
 const tensors = new Map(); // "MODEL NAME" -> promise
 
-/** The dense weights of a layer. @returns {Promise<DenseTensor>} */
+/** The dense weights of a layer. @param {string} model @param {string} name */
 export function dense(model, name) {
-  const key = `${model} ${name}`,
-    found =
-      tensors.get(key) ??
-      fetched({ model, name }, "workbench/weights").then((each) => new DenseTensor(each));
+  const key = `${model} ${name}`;
+  const found =
+    tensors.get(key) ??
+    fetched({ model, name }, "workbench/weights").then(
+      (sent) => new DenseTensor(/** @type {SentTensor} */ (sent)),
+    );
   tensors.delete(key);
   tensors.set(key, found);
   found.catch(() => tensors.delete(key));
-  if (tensors.size > KEPT) tensors.delete(tensors.keys().next().value);
+  const [oldest] = tensors.keys();
+  if (tensors.size > KEPT) tensors.delete(oldest);
   return found;
 }
 
-/** What the histogram of Weights draws: the dense weights, and what they are now. */
-export function stages(tensor, layer, now, live) {
-  const first = tensor.histogram(DENSE),
-    { edge } = tensor;
-  const both = [first, now],
-    counts = new Uint32Array(2 * BINS),
-    tails = new Float64Array(8);
+/** The data that the histogram of Weights draws: the dense weights, and what they are now.
+    @param {DenseTensor} tensor @param {import("./predictions.js").Layer} layer
+    @param {[Counts, Counts]} both
+    @param {import("../weights/histograms.js").Stage[]} stages of these counts */
+export function overlaid(tensor, layer, both, stages) {
+  const counts = new Uint32Array(2 * tensor.bins);
+  const tails = new Float64Array(8);
   both.forEach((each, s) => {
-    counts.set(each.counts, s * BINS);
+    counts.set(each.counts, s * tensor.bins);
     tails.set(each.tails, 4 * s);
   });
   return new Histograms({
@@ -163,9 +199,9 @@ export function stages(tensor, layer, now, live) {
       run: "",
       model: "",
       kept: "live",
-      bins: BINS,
+      bins: tensor.bins,
       merged: 1,
-      stages: [{ name: DENSE, label: "Dense", main: true, colour: "#5B6472", dash: "solid" }, live],
+      stages,
       statistics: [],
       unlisted: [],
       modules: [layer.module],
@@ -173,8 +209,8 @@ export function stages(tensor, layer, now, live) {
     },
     arrays: {
       tails: { data: tails },
-      edges: { data: new Float64Array([-edge, edge]) },
-      values: { data: [] },
+      edges: { data: new Float64Array([-tensor.edge, tensor.edge]) },
+      values: { data: new Float32Array() },
       counts: { data: counts },
     },
   });

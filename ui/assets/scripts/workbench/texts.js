@@ -1,26 +1,31 @@
-/* What the live model writes, beside the dense one; and which blocks break which words of it. */
+/* Text of the live model beside that of the dense one; and which blocks break which words of it. */
+import { need } from "./elements.js";
 import { Trace } from "./trace.js";
+
+/** @typedef {import("./live.js").LiveEvent} LiveEvent */
+/** @typedef {"live" | "dense"} Side */
 
 const USUAL = "Once upon a time";
 
 export class TextCard {
   #dense = { prompt: "", text: "" };
   #live = "";
-  #fresh = new Set();
+  /** @type {Set<Side>} */
+  #fresh = new Set(); // sides whose next piece begins a text
   #view = "text";
 
-  /** @param {{write: () => void, restore: (block: number) => void}} on */
+  /** @param {HTMLElement} card @param {{write: () => void, restore: (block: number) => void}} on */
   constructor(card, on) {
     const [dense, live] = card.querySelectorAll(".workbench-texts p");
-    Object.assign(this, {
-      card,
-      on,
-      places: { dense, live },
-      field: card.querySelector("input"),
-      trace: new Trace(card, { pick: (block) => on.restore(block) }),
-    });
+    if (!(dense instanceof HTMLElement && live instanceof HTMLElement))
+      throw new Error("There is no place for texts.");
+    this.card = card;
+    this.on = on;
+    this.places = { dense, live };
+    this.field = need(card, "input", HTMLInputElement);
+    this.trace = new Trace(card, "dense", on.restore);
     this.field.placeholder = USUAL;
-    card.querySelector("form").onsubmit = (event) => {
+    need(card, "form", HTMLFormElement).onsubmit = (event) => {
       event.preventDefault();
       on.write();
     };
@@ -29,6 +34,7 @@ export class TextCard {
   get own() {
     return this.field.value.trim();
   }
+  /** @returns {string} */
   get prompt() {
     return this.own || USUAL;
   }
@@ -40,7 +46,7 @@ export class TextCard {
     return this.#dense.prompt === this.prompt ? this.prompt + this.#dense.text : "";
   }
 
-  /** What stands where the next words will be. */
+  /** Shows words where there is no text yet. @param {string} words */
   set empty(words) {
     this.places.dense.dataset.empty = words;
     this.places.live.dataset.empty = this.#dense.text ? words : "";
@@ -51,23 +57,26 @@ export class TextCard {
   }
   set view(name) {
     this.#view = name;
-    for (const button of this.card.querySelectorAll("[data-value]"))
-      button.setAttribute("aria-pressed", String(button.dataset.value === name));
-    this.card.querySelector(".workbench-texts").hidden = name !== "text";
-    this.card.querySelector(".workbench-traced").hidden = name === "text";
+    for (const button of this.card.querySelectorAll("button[data-value]"))
+      button.setAttribute("aria-pressed", String(button.getAttribute("data-value") === name));
+    need(this.card, ".workbench-texts", HTMLElement).hidden = name !== "text";
+    need(this.card, ".workbench-traced", HTMLElement).hidden = name === "text";
   }
 
   begin() {
-    this.#fresh = new Set(["live", "dense"]); // what was written stays, paler, until there is something newer
+    this.#fresh = new Set(["live", "dense"]); // older text stays, paler, until there is something newer
     this.places.live.classList.add("quiet");
   }
 
+  /** @param {LiveEvent} event */
   take(event) {
     if (event.event === "text") this.#add(event);
-    else if (event.of === "text") this.places.live.textContent = event.why;
+    else if (event.event === "missing" && event.of === "text")
+      this.places.live.textContent = event.why;
     else this.trace.take(event);
   }
 
+  /** @param {Extract<LiveEvent, {event: "text"}>} piece */
   #add({ side, delta, done }) {
     if (done) {
       this.#fresh.add(side);
@@ -75,13 +84,13 @@ export class TextCard {
       return;
     }
     this.places[side].classList.remove("quiet");
-    const before = this.#fresh.delete(side) ? "" : side === "live" ? this.#live : this.#dense.text;
-    if (side === "live") this.#live = before + delta;
-    else
-      this.places.dense.textContent = (this.#dense = {
-        prompt: this.prompt,
-        text: before + delta,
-      }).text.trimStart();
+    const before = side === "live" ? this.#live : this.#dense.text;
+    const text = this.#fresh.delete(side) ? delta : before + delta;
+    if (side === "live") this.#live = text;
+    else {
+      this.#dense = { prompt: this.prompt, text };
+      this.places.dense.textContent = text.trimStart();
+    }
     this.#compare();
   }
 
@@ -92,21 +101,21 @@ export class TextCard {
     this.places.live.replaceChildren(...pieces);
   }
 
-  /** Shows the dense text in place of the live one, or that again. */
+  /** Shows the dense text in place of the live one, or that again. @param {boolean} is */
   hold(is) {
     if (is) this.places.live.textContent = this.#dense.text.trimStart();
     else this.#compare();
   }
 }
 
-/** The words of a text, and which of them another text does not have in this order (longest common subsequence). */
+/** The words of a text, and which of them another text does not have in this order (longest common subsequence).
+    @param {string} text @param {string} other */
 export function differing(text, other) {
-  const split = (all) => all.match(/\s*\S+/g) ?? [],
-    words = split(text),
-    others = split(other).map((word) => word.trim());
-  const own = words.map((word) => word.trim()),
-    rows = own.length,
-    columns = others.length;
+  const words = text.match(/\s*\S+/g) ?? [];
+  const own = words.map((word) => word.trim());
+  const others = other.match(/\S+/g) ?? [];
+  const rows = own.length;
+  const columns = others.length;
   const long = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1));
   for (let i = rows - 1; i >= 0; i--)
     for (let j = columns - 1; j >= 0; j--)

@@ -1,104 +1,117 @@
 /* Tokens x blocks: which blocks break which words of a text; on the Workbench, and on Compare between two models. */
 import { number } from "../weights/canvas.js";
 import { grid } from "../weights/plots.js";
+import { need } from "./elements.js";
 import { LiveStream } from "./live.js";
+
+/** @typedef {import("./live.js").LiveEvent} LiveEvent */
+/** @typedef {{block: number, token: string, loss: number}} Cell */
 
 const MOST_SAID = 3;
 
 export class Trace {
+  /** @type {string[]} */
   #tokens = [];
-  #losses = [];
-  #plot = null; // losses: of each block that is known
+  /** @type {((number | null)[] | null)[]} */
+  #losses = []; // of each block that is known
+  /** @type {ReturnType<typeof grid> | null} */
+  #plot = null;
 
-  /** @param {{of?: string, pick?: (block: number) => void}} on `of`: whose blocks restore; `pick`: a block was clicked */
-  constructor(card, { of = "dense", pick = () => {} } = {}) {
-    Object.assign(this, { card, of, canvas: card.querySelector("canvas") });
-    const said = card.querySelector("output"),
-      at = (event) => this.#plot?.at(event);
-    Object.assign(this.canvas, {
-      onpointermove: (event) => {
-        said.textContent = at(event)?.words ?? "";
-      },
-      onpointerleave: () => {
-        said.textContent = "";
-      },
-      onclick: (event) => {
-        const place = at(event);
-        if (place) pick(place.i);
-      },
-    });
+  /** @param {HTMLElement} card @param {string} of the model whose blocks restore
+      @param {(block: number) => void} pick a block was clicked */
+  constructor(card, of = "dense", pick = () => {}) {
+    this.card = card;
+    this.of = of;
+    this.canvas = need(card, "canvas", HTMLCanvasElement);
+    const said = need(card, "output", HTMLElement);
+    this.canvas.onpointermove = (event) => {
+      said.textContent = this.#plot?.at(event)?.words ?? "";
+    };
+    this.canvas.onpointerleave = () => {
+      said.textContent = "";
+    };
+    this.canvas.onclick = (event) => {
+      const place = this.#plot?.at(event);
+      if (place) pick(place.i);
+    };
   }
 
+  /** @param {LiveEvent} event */
   take(event) {
     if (event.event === "tokens") {
-      this.#tokens = event.tokens;
+      this.#tokens = event.tokens.map((token) => token.trim()).slice(1);
       this.#losses = Array(event.blocks).fill(null);
     } else if (event.event === "why") {
       this.#losses[event.block] = event.losses;
       this.#draw();
+      need(this.card, ".workbench-said", HTMLElement).textContent = this.#words();
     }
   }
 
-  #draw() {
-    const rows = this.#losses.length,
-      columns = this.#tokens.length - 1,
-      { canvas, of } = this;
-    const data = this.#losses.flatMap((row) =>
-      Array.from({ length: columns }, (_, j) => row?.[j] ?? NaN),
+  /** Changes of the loss by block and token; NaN where nothing is known yet. */
+  get #cells() {
+    return this.#losses.flatMap((row, block) =>
+      this.#tokens.map((token, j) => ({ block, token, loss: row?.[j] ?? NaN })),
     );
-    const words = (i, j) => `block ${i} of the ${of} model, “${this.#tokens[j + 1]?.trim()}”`;
+  }
+
+  #draw() {
+    const { canvas, of } = this;
+    const words = (/** @type {number} */ i, /** @type {number} */ j) =>
+      `block ${i} of the ${of} model, “${this.#tokens[j]}”`;
+    const panel = {
+      label: `Blue: better with this block of the ${of} model`,
+      rows: this.#losses.length,
+      columns: this.#tokens.length,
+      data: this.#cells.map(({ loss }) => loss),
+      words,
+      marks: this.#tokens,
+    };
     this.#plot = grid(canvas, {
-      panels: [
-        {
-          label: `Blue: better with this block of the ${of} model`,
-          rows,
-          columns,
-          data,
-          words,
-          marks: this.#tokens.slice(1).map((each) => each.trim()),
-        },
-      ],
+      panels: [panel],
       even: true,
       unit: " nats",
       names: ["Block", "Token"],
-      height: Math.max(120, canvas.parentElement.clientHeight),
+      height: Math.max(120, canvas.parentElement?.clientHeight ?? 0),
     });
-    const cells = data
-      .map((loss, at) => ({
-        loss,
-        block: Math.floor(at / columns),
-        token: this.#tokens[(at % columns) + 1],
-      }))
-      .filter(({ loss }) => loss < 0);
-    const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
-    this.card.querySelector(".workbench-said").textContent = worst.length
-      ? worst
-          .map(
-            ({ loss, block, token }) =>
-              `Block ${block} spoils “${token.trim()}”: with that of the ${of} model instead, its loss is ${number(-loss, 2)}\u00a0nats lower.`,
-          )
-          .join(" ")
-      : this.#losses.includes(null)
-        ? ""
-        : "No block alone makes a word of this text worse.";
+  }
+
+  #words() {
+    const worst = this.#cells.filter(({ loss }) => loss < 0).sort((a, b) => a.loss - b.loss);
+    if (!worst.length)
+      return this.#losses.includes(null) ? "" : "No block alone makes a word of this text worse.";
+    const said = (/** @type {Cell} */ { block, token, loss }) =>
+      `Block ${block} spoils “${token}”: with that of the ${this.of} model instead, its loss is ${number(-loss, 2)}\u00a0nats lower.`;
+    return worst.slice(0, MOST_SAID).map(said).join(" ");
   }
 }
 
+/** @type {LiveStream | null} */
 let asked = null; // the stream of the form that was sent last
 
-/** Traces the text of a form, for a run whose blocks are restored to those of another model. */
+/** Traces the text of a form, for a run whose blocks are restored to those of another model. @param {HTMLFormElement} form */
 export function traced(form) {
-  const { text, against, model } = Object.fromEntries(new FormData(form)),
-    card = form.parentElement,
-    status = card.querySelector("[role=status]");
-  card.querySelector(".workbench-traced").hidden = false;
-  const trace = new Trace(card, { of: form.elements.model.selectedOptions[0].text });
+  const field = (/** @type {string} */ name) => String(new FormData(form).get(name) ?? "");
+  const card = form.parentElement;
+  if (!card) return;
+  const status = need(card, "[role=status]", HTMLElement);
+  need(card, ".workbench-traced", HTMLElement).hidden = false;
+  const model = need(form, "[name=model]", HTMLSelectElement);
+  const trace = new Trace(card, model.selectedOptions[0].text);
   asked?.end();
   asked = new LiveStream((event) => {
     trace.take(event);
-    status.textContent = [event.what, event.why, event.do]
-      .filter((each) => typeof each === "string")
-      .join(" ");
+    const words = { what: "", why: "", do: "", ...event };
+    status.textContent = [words.what, words.why, words.do].filter(Boolean).join(" ");
   });
-  asked.ask({ model, state: "", against, want: ["why"], text }, true);
+  asked.ask(
+    {
+      model: field("model"),
+      state: "",
+      against: field("against"),
+      want: ["why"],
+      text: field("text"),
+    },
+    true,
+  );
 }

@@ -4,11 +4,8 @@ Each method is asked for what it requires, as the queue asks; where nothing is r
 its result is checked: sparse weights are 2:4 in a model plain transformers loads, decoded text is
 that of plain `generate`. A failure after that is a mistake; the exit code is then 1.
 
-make bench-families ARGS="--write"        also writes the table of docs/models.md
-make bench-families ARGS="falcon mixtral" only these
-make bench-families ARGS="--native"       the native decoder beside PyTorch, in turn, on random
-                                          bfloat16 models of 12 blocks like SmolLM2's; errors are
-                                          relative to the spread of the logits in float32
+python -m tests.models.every_family --write           also writes the table of docs/models.md
+python -m tests.models.every_family falcon mixtral    only these
 """
 
 from __future__ import annotations
@@ -22,22 +19,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from backend.checkpoints import Checkpoints
-from backend.compiler import NATIVE
-from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import NoDraft, Proposer, Tree
-from backend.decoding.engine import decode
-from backend.decoding.native.families import FAMILIES as DECODED
+from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.generate import TreeProposer
@@ -55,15 +48,14 @@ from backend.quantization.plan import plan
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.statistics.reference import ReferenceTensor
-from benchmarks.decoding import CONTEXT, Ours, error_of, measure
-from benchmarks.shared.tiny_models import FAMILIES, WINDOW, write_tiny
 from jobs.kind import kinds
+from tests.models.tiny_models import FAMILIES, WINDOW, write_tiny
 
 TEXT = {"calibration_text": "toystories", "evaluation_text": "toystories"}
 LENGTH, NEW = 32, 2 * WINDOW
 DRAFTS = Tree([(0,), (1,), (0, 0), (1, 0), (0, 0, 0)])
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-MARK = "<!-- make bench-families ARGS=--write -->\n"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+MARK = "<!-- python -m tests.models.every_family --write -->\n"
 WORKS = "works"
 
 
@@ -181,7 +173,7 @@ def drafter(tiny: TinyModel) -> str:
 def compare(target: TargetModel, proposer: Proposer) -> None:
     """Greedy text is that of plain `generate`."""
     prompt = list(range(3, 10))
-    steps = decode(target, proposer, prompt, Acceptance(Sampling()), NEW)
+    steps = decode(target, proposer, prompt, NEW)
     found = [token for step in steps for token in step.tokens]
     ids = torch.tensor([prompt])
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None}
@@ -261,70 +253,13 @@ def markdown(found: dict[str, dict[str, str]]) -> str:
     return "\n".join([*rows, "", *notes, ""])
 
 
-SHAPE = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-WINDOWED = {"sliding_window": 128}
-GEMMA = {"head_dim": 64, "query_pre_attn_scalar": 64, **WINDOWED}
-FURTHER: dict[str, dict[str, Any]] = {  # what families add to the shape
-    "mistral": WINDOWED,
-    "qwen3": {"head_dim": 64},
-    "gemma": {"head_dim": 64},
-    "gemma2": GEMMA,
-    "gemma3_text": GEMMA,
-    "phi3": {
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "partial_rotary_factor": 0.75,
-        }
-    },
-}
-
-
-def sized(family: str) -> PreTrainedModel:
-    """A random model of `SHAPE` in bfloat16."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SHAPE, **FURTHER.get(family, {}))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-
-@torch.inference_mode()
-def native_decoder(family: str, rounds: int = 4) -> dict[str, float]:
-    """Milliseconds of processor time for a token, and errors of the logits of 12 tokens."""
-    model, prompt = sized(family), [n % 1000 + 5 for n in range(CONTEXT)]
-    tokens = [*range(7, 19)]
-    whole = sized(family).float()
-    exact = whole(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -len(tokens) :]
-    del whole
-    found = {"PyTorch": Ours(model, prompt), "native": Ours(model, prompt, " ".join(NATIVE))}
-    times = measure(found, rounds)
-    cells = {f"{name}, ms": 1e3 * median(times[name].cpu) for name in found}
-    ratios = [a / b for a, b in zip(times["PyTorch"].cpu, times["native"].cpu, strict=True)]
-    cells["PyTorch ÷ native"] = median(ratios)
-    return cells | {f"{n}, error": error_of(each, tokens, exact) for n, each in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="empty: all")
     parser.add_argument("--write", action="store_true", help=f"the table of docs/{PAGE.name}")
-    parser.add_argument("--native", action="store_true", help="the native decoder beside PyTorch")
     chosen = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(1)  # on models as small as these threads wait for each other
-    if chosen.native:
-        return print_native({family: native_decoder(family) for family in DECODED})
     with TemporaryDirectory() as root:
         os.environ["SLIMSCOPE_DATA_DIR"] = root
         settings.cache_clear()
@@ -338,14 +273,6 @@ def main() -> None:
         before = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
         PAGE.write_text(f"{before}{MARK}\n{markdown(found)}", encoding="utf-8")
     sys.exit(any(cell.startswith("FAILS") for cells in found.values() for cell in cells.values()))
-
-
-def print_native(found: dict[str, dict[str, float]]) -> None:
-    """The table of docs/results/decoding.md, and a line of JSON."""
-    print("| family |", " | ".join(next(iter(found.values()))), "|")
-    for family, cells in found.items():
-        print(f"| {family} |", " | ".join(f"{cell:.3g}" for cell in cells.values()), "|")
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Exports as llama.cpp and vLLM read them, beside what was recorded of the models.
+"""Exports as llama.cpp and plain transformers read them, beside what was recorded of the models.
 
     make bench-exports ARGS="sds-0001 dlqat-0002 --types auto,Q8_0"
-    make bench-exports ARGS="sds-0001 dlqat-0002 --vllm ../vllm/bin/python"
     make bench-exports ARGS="sds-0001 --plain"
 
 Each run's model is exported to each type and read by llama.cpp: on the windows of token ids the run
@@ -9,9 +8,8 @@ was evaluated on, it has to give the perplexity the run has recorded, and it has
 into the same tokens. `difference` is relative to the recorded perplexity. A model that is no run is
 measured with transformers in float32 first.
 
-With `--vllm` the saved folder is read by vLLM instead, on the same windows; the option names the
-Python of an environment that has it. With `--plain` it is read by plain transformers, in a process
-that imports nothing of Slimscope.
+With `--plain` the saved folder is read by plain transformers instead, in a process that imports
+nothing of Slimscope.
 
 llama.cpp needs `llama-cpp-python` (pip install llama-cpp-python), which is no dependency.
 """
@@ -50,19 +48,16 @@ from jobs.metrics import PERPLEXITY, ZERO_SHARE
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
 WINDOWS = 8  # of a model that is no run
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["toy"], help="runs, or models")
     parser.add_argument("--types", default="auto", help="such as auto,Q8_0,Q4_0")
-    parser.add_argument("--vllm", metavar="PYTHON", help="have vLLM of this Python read folders")
     parser.add_argument("--plain", action="store_true", help="have plain transformers read them")
     options = parser.parse_args()
-    if options.vllm:
-        rows = [by_vllm(run, options.vllm) for run in options.models]
-    elif options.plain:
+    if options.plain:
         rows = [by_plain(run) for run in options.models]
     else:
         rows = [
@@ -132,26 +127,6 @@ def by_llama(file: Path, windows: Tensor) -> tuple[Tensor, list[int]]:
         llama.rewind()
         losses.append(window_nll(llama.logits(ids.tolist()).double()[None], ids[None]))
     return torch.cat(losses), llama.tokenize(SAMPLE)
-
-
-def by_vllm(run: str, python: str) -> dict[str, Any]:
-    """What vLLM says of the folder a run has saved, beside what the run has recorded."""
-    text, value = recorded(run)
-    with TemporaryDirectory() as scratch:
-        windows, result = (Path(scratch) / name for name in ("windows.json", "result.json"))
-        windows.write_text(json.dumps(text.input_ids.tolist()))
-        script = ROOT / "benchmarks" / "peers" / "vllm_perplexity.py"
-        folder = Path(resolve_model(run).source)
-        subprocess.run([python, script, folder, windows, result], check=True)
-        found = json.loads(result.read_text())
-    difference = found["perplexity"] / value - 1
-    return {
-        "model": run,
-        "ours": value,
-        "vLLM": found["perplexity"],
-        "difference": difference,
-        "answer": found["answer"],
-    }
 
 
 def by_plain(run: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from backend.models.families.experts import split_experts
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import encode
-from benchmarks.shared.tiny_models import FAMILIES
+from tests.models.tiny_models import FAMILIES
 
 TRAIN_SEED, BATCH, RATE = 3, 8, 3e-3
 TIED = {"tie_word_embeddings": True}

@@ -1,0 +1,87 @@
+"""Answers token by token: with and without a drafter, sampled, and as rows of JSON."""
+
+from pathlib import Path
+
+import pytest
+
+from backend.decoding.limits import LOOKUP_HEAD
+from backend.errors import SlimscopeError
+from backend.models.loading import load
+from backend.queue.artifacts import run_folder
+from jobs.fields.drafters import read_sides
+from jobs.serving.transcript import (
+    MIN_TIMED_TOKENS,
+    Transcript,
+    TranscriptStep,
+    first_difference,
+    transcript_of,
+)
+from tests.decoding.test_engine import plain
+from tests.drafters.toys import END, base, toy_prompts
+from tests.jobs.kinds.test_benchmark_kind import trained
+from tests.jobs.serving.answers import answer
+
+PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
+SMALL = {"prompt": PROMPT, "max_new_tokens": 24, "precision": "float32", "nodes": 4}
+
+
+def test_a_drafter_writes_what_the_model_alone_writes(queue: Path) -> None:
+    mine, longer = trained().run, {**SMALL, "max_new_tokens": 48}
+    tokenizer = load("toy").tokenizer
+    expected = plain(base(), tokenizer(PROMPT).input_ids, 48, [END])
+    alone, drafted = answer("toy", **longer), answer(mine, **longer)
+    assert alone.text == drafted.text == tokenizer.decode(expected, skip_special_tokens=True)
+    assert len(alone.tokens) == len(expected) and {head for _, head in alone.tokens} == {0}
+    assert alone.accepted == 1.0 and drafted.accepted is not None and drafted.accepted >= 1.0
+    assert alone.speed and drafted.speed and alone.end in ("limit", "end")
+
+
+def test_a_damaged_drafter_is_told(queue: Path) -> None:
+    mine = trained().run
+    (run_folder(mine) / "drafter" / "drafter.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SlimscopeError, match="There is no drafter"):
+        answer(mine, **SMALL)
+
+
+def test_sampling_and_stop_strings(queue: Path) -> None:
+    sampling = {"temperature": 0.8, "top_p": 0.9, "stop": " and |zebra", "lookup": True}
+    one, other = (answer("toy", **SMALL, **sampling) for _ in range(2))
+    assert one.text == other.text  # the same seed
+    assert " and " not in one.text and one.end in ("stop", "limit", "end")
+    assert {head for _, head in one.tokens} <= {0, LOOKUP_HEAD}
+
+
+def test_who_answers_is_known_by_name(queue: Path) -> None:
+    mine = trained()
+    model, drafter = read_sides(f"smollm2-135m, {mine.run}")
+    assert (model.model, model.drafter) == ("smollm2-135m", None)
+    assert (drafter.model, drafter.drafter) == ("toy", run_folder(mine.run) / "drafter")
+
+
+def test_rows_are_read_as_far_as_they_are_whole() -> None:
+    rows = [
+        {"unused": True},
+        {"ms": 50.0, "tokens": [["A", 0]], "rejected": []},
+        {"ms": 20.0, "tokens": [[" cat", 1], [" sat", 0]], "rejected": [" dog"]},
+    ]
+    found = transcript_of(rows)
+    assert found.passes[1] == TranscriptStep([(" cat", 1), (" sat", 0)], [" dog"], 20.0)
+    assert (found.text, found.accepted, found.end) == ("A cat sat", 2.0, "") and found.unused
+    assert transcript_of([]) == transcript_of([{"waits": "Loading", "about": 1}]) == Transcript()
+    assert transcript_of([{"tokens": 3}]).end == transcript_of(["x"]).end == "error"
+
+
+def test_a_speed_is_told_from_enough_tokens() -> None:
+    def of(tokens: int) -> float | None:
+        one = TranscriptStep([("a", 0), ("b", 1)], [], 20.0)
+        return Transcript([TranscriptStep([("A", 0)], [], 50.0), *[one] * (tokens // 2)]).speed
+
+    assert of(MIN_TIMED_TOKENS - 2) is None and of(MIN_TIMED_TOKENS) == 100.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place"),
+    [("abc", "abd", 2), ("abc", "abc", None), ("ab", "abc", None), ("", "a", None)],
+)
+def test_where_texts_part(one: str, other: str, place: int | None) -> None:
+    assert first_difference(one, other) == place

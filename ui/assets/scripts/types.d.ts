@@ -1,0 +1,205 @@
+/* Types that the scripts share: libraries without types of their own, `window.slimscope`, and messages of the server. */
+
+/* --- Plotly, as far as it is used ---------------------------------------------------------- */
+
+type AxisValue = string | number;
+
+interface PlotlyTrace {
+  name?: string;
+  x: AxisValue[];
+  y: AxisValue[];
+  /** Cells of a heatmap by row. */
+  z: (number | null)[][];
+  customdata?: unknown[][];
+}
+
+interface PlotlyLayout {
+  [option: string]: unknown;
+  template?: unknown;
+  shapes?: object[];
+  yaxis?: { autorange?: boolean | string };
+  /** Set by `ui/widgets/panel.py`: file name, extra pixels of height, selectable cells. */
+  meta?: { name?: string; more?: number; pick?: "cell"; picked?: [AxisValue, AxisValue] };
+}
+
+interface PlotlyFigure {
+  data: PlotlyTrace[];
+  layout: PlotlyLayout;
+}
+
+interface PlotlyPoint {
+  x: AxisValue;
+  y: AxisValue;
+  customdata?: unknown;
+  /** Row and column of a heatmap's cell. */
+  pointIndex: [number, number];
+}
+
+interface PlotlyElement extends HTMLElement {
+  data?: PlotlyTrace[];
+  layout: PlotlyLayout;
+  on(name: "plotly_click", listener: (event: { points: PlotlyPoint[] }) => void): void;
+}
+
+interface PlotlyLibrary {
+  react(
+    element: HTMLElement,
+    data: PlotlyTrace[],
+    layout: PlotlyLayout,
+    config: object,
+  ): Promise<unknown>;
+  relayout(element: HTMLElement, changes: object): Promise<unknown>;
+  downloadImage(element: HTMLElement, options: object): Promise<unknown>;
+}
+
+/** The value of a `PlotlyView`: a figure, a sentence while data may come, or one where none will. */
+type ChartValue = PlotlyFigure | { nothing: string } | string | null;
+
+/** A selected point or cell of a chart. */
+interface ChartSelection {
+  x: AxisValue;
+  y: AxisValue;
+  customdata: unknown;
+}
+
+/* --- Gradio's HTML component --------------------------------------------------------------- */
+
+interface GradioProps<Value> {
+  value: Value;
+}
+
+type GradioWatch = (name: "value", listener: () => void) => void;
+
+/* --- messages of the server ---------------------------------------------------------------- */
+
+/** Answer to `slimscope/pulse`: the status line, and whether a page has to ask its server again. */
+interface Pulse {
+  pages: string;
+  cursor: string;
+  live: boolean;
+  html: string;
+  runs: string[];
+}
+
+/** A shortcut as `ui/keyboard.py` defines it: keys, effect, and the address it opens. */
+type Shortcut = [keys: string, effect: string, address: string];
+
+interface SearchHit {
+  title: string;
+  about: string;
+  to: string;
+}
+
+/** A part of a log (`ui/runs/job_log.py`), or the cursor that asks for the next one. */
+interface LogPart {
+  source: string;
+  title: string;
+  start: number;
+  end: number;
+  text?: string;
+}
+
+/** A block of a report: HTML, and the figure that is drawn in it. */
+interface ReportBlock {
+  id: string;
+  html: string;
+  figure?: PlotlyFigure;
+}
+
+/* --- window.slimscope ---------------------------------------------------------------------- */
+
+interface Slimscope {
+  /* slimscope.js */
+  find<T extends Element = HTMLElement>(root: ParentNode, selector: string, type?: new () => T): T;
+  findAll<T extends Element = HTMLElement>(
+    root: ParentNode,
+    selector: string,
+    type?: new () => T,
+  ): T[];
+  closest<T extends Element = HTMLElement>(
+    event: Event,
+    selector: string,
+    type?: new () => T,
+  ): T | null;
+  create<Tag extends keyof HTMLElementTagNameMap>(
+    tag: Tag,
+    properties?: Partial<HTMLElementTagNameMap[Tag]>,
+  ): HTMLElementTagNameMap[Tag];
+  header(element: HTMLElement): void;
+  pulse(element: HTMLElement, changed: () => void): void;
+  /** Writes fields into the address; `moving`: the value still changes under the pointer. */
+  address(fields: Record<string, unknown>, moving?: boolean): void;
+  tab(name: string): void;
+  plot(
+    element: HTMLElement,
+    props: GradioProps<ChartValue>,
+    watch: GradioWatch,
+    select: (choice: ChartSelection) => void,
+  ): void;
+  table(element: HTMLElement): void;
+  saveTable(table: HTMLTableElement | null, name: string): void;
+  modules(folder: string): void;
+  still(): boolean;
+  figures(name: string, draw: (figure: HTMLElement) => (() => void) | void): void;
+  dialog(className: string, html: string): HTMLDialogElement;
+  events<Row>(response: Response, take: (row: Row) => void): Promise<void>;
+  /** The last selection in a chart. */
+  picked: ChartSelection | null;
+  /** Plotly templates of both modes, set by `ui/app.py`. */
+  templates: { light?: unknown; dark?: unknown };
+  /** Loads a module by its path, such as "weights/page"; set by `modules`. */
+  module(path: "workbench/trace"): Promise<{ traced(form: EventTarget | null): void }>;
+  module(path: string): Promise<{ ahead(): void }>;
+  /** Asks the server at once for the status line; set by `pulse`. */
+  look?(): void;
+
+  /* controls.js, files.js, html_panel.js, keys.js, log_view.js, report.js, share.js */
+  play(id: string, next: string): void;
+  save(name: string, parts: BlobPart[], type?: string): void;
+  saving(element: HTMLElement): void;
+  download(props: GradioProps<{ name: string; data: string } | null>, watch: GradioWatch): void;
+  fullScreen(card: Element | null | undefined): void;
+  htmlPanel(
+    element: HTMLElement,
+    viewed: () => void,
+    acted: (action: { do: string; run?: string; file?: string; text: string }) => void,
+  ): void;
+  keyboard(element: HTMLElement): void;
+  logView(
+    element: HTMLElement,
+    props: GradioProps<LogPart | { source: string; end: number } | null>,
+    watch: GradioWatch,
+  ): void;
+  report(
+    element: HTMLElement,
+    props: GradioProps<{ top?: string; blocks?: ReportBlock[] } | null>,
+    watch: GradioWatch,
+  ): void;
+  leave(props: GradioProps<string | null>, watch: GradioWatch): void;
+  share(): Promise<void>;
+  present(): void;
+  advance(): boolean;
+
+  /* Set by the page that is open, where it has them. */
+  /** The server has something new. */
+  changed?(): void;
+  /** The address has changed by Back or Forward; false where the page has to be loaded again. */
+  back?(): boolean;
+  /** Moves to the next stage; false after the last one. */
+  nextStop?(): boolean;
+  /** Writes what the address leaves out by default. */
+  pin?(): void;
+  openedRun?(): string;
+  openRun?(run: string): void;
+}
+
+interface Window {
+  slimscope: Slimscope;
+  slimscopeShade(
+    figure: PlotlyFigure,
+    templates: Slimscope["templates"],
+    dark: boolean,
+    css: CSSStyleDeclaration,
+  ): PlotlyFigure;
+  Plotly: PlotlyLibrary;
+}

@@ -1,0 +1,202 @@
+/* The knobs of the Workbench: formats of the layers that are chosen, methods, and a budget for all of them. */
+import { share } from "../weights/canvas.js";
+import { offer } from "../weights/tables.js";
+import { button, need, pressed } from "./elements.js";
+import { colour } from "./formats.js";
+import { megabytes } from "./measured.js";
+import { plural } from "./panels.js";
+
+/** @typedef {import("./view.js").View} View */
+/** @typedef {import("./formats.js").Format} Format */
+/** @typedef {import("./formats.js").Method} Method */
+/** @typedef {[words: string, value: string]} Offer */
+
+/** @type {Method[]} */
+const METHODS = ["pruner", "quantizer"];
+
+/** @param {HTMLInputElement} slider @param {string} words */
+function tell(slider, words) {
+  if (slider.nextElementSibling) slider.nextElementSibling.textContent = words;
+}
+
+export class Knobs {
+  /** @param {HTMLElement} card @param {import("./page.js").Page} page */
+  constructor(card, page) {
+    this.card = card;
+    this.page = page;
+    this.sparsity = need(card, "#workbench-sparsity", HTMLInputElement);
+    this.budget = need(card, "#workbench-budget", HTMLInputElement);
+    this.#wire();
+  }
+
+  /** @param {string} name */
+  #select(name) {
+    return need(this.card, `[data-knob="${name}"]`, HTMLSelectElement);
+  }
+
+  /** @param {string} name @param {(value: string) => void} act */
+  #on(name, act) {
+    const select = this.#select(name);
+    select.addEventListener("change", () => act(select.value));
+  }
+
+  #wire() {
+    const { page, sparsity, budget } = this;
+    this.#on("scope", (name) => {
+      if (name) page.choose(page.view.scope(name));
+    });
+    this.#on("group", (size) => {
+      page.view.settings.group = Number(size);
+      page.turn(({ pattern, width, bits }) => ({
+        pattern,
+        width: width && page.view.width(bits),
+      }));
+      page.draw();
+    });
+    for (const name of METHODS) this.#on(name, (value) => page.set({ [name]: value }));
+    this.#on("unit", (unit) => {
+      if (unit === "size" || unit === "read" || unit === "loss") page.view.settings.unit = unit;
+      page.draw();
+    });
+    this.#on("front", (front) => {
+      page.view.settings.front = front;
+      page.draw();
+    });
+    sparsity.oninput = () => page.prune(Number(sparsity.value), "sparsity");
+    budget.oninput = () =>
+      page.set({ formats: page.view.solved(Number(budget.value) / 1000) }, "budget");
+    sparsity.onchange = budget.onchange = () => page.rest();
+    this.#group("pattern").onclick = (event) => {
+      const pattern = pressed(event)?.value;
+      if (pattern !== undefined) page.turn(({ width }) => ({ pattern, width }));
+    };
+    this.#group("bits").onclick = (event) => {
+      const bits = pressed(event)?.value;
+      if (bits) page.turn(({ pattern }) => ({ pattern, width: page.view.width(Number(bits)) }));
+    };
+  }
+
+  /** @param {string} name */
+  #group(name) {
+    return need(this.card, `[data-group="${name}"]`, HTMLElement);
+  }
+
+  /** @param {View} view @param {import("./predictions.js").Totals} totals of what is shown */
+  draw(view, totals) {
+    const { chosen } = view;
+    const forms = [...chosen].map((i) => view.formats[i]);
+    const [single] = chosen;
+    const title = chosen.size === 1 ? view.layers[single].label : plural(chosen.size, "layer");
+    need(this.card, "h2", HTMLElement).textContent = title;
+    const isPinned = chosen.size && view.all((_, i) => view.pinned.has(i));
+    need(this.card, '[data-do="pin"]', HTMLElement).textContent = isPinned ? "Unpin" : "Pin";
+    this.#scopes(view);
+    this.#drawSparsity(view, forms);
+    this.#drawFormats(view, forms);
+    for (const name of METHODS) this.#select(name).value = view.now[name];
+    const slow = METHODS.filter((name) => !view.isInstant(name)).map((name) => view.now[name]);
+    need(this.card, ".workbench-made", HTMLElement).textContent = slow.length
+      ? `A quick answer first, in seconds; then by ${slow.join(" and ")}, block by block`
+      : "At once as a run makes it";
+    this.#drawBudget(view, totals);
+  }
+
+  /** @param {View} view @param {Format[]} forms of the chosen layers */
+  #drawFormats(view, forms) {
+    const { known, model } = view;
+    /** The value that all of them have; null where they differ.
+        @template T @param {(form: Format) => T} value */
+    const one = (value) => {
+      const [first, ...others] = new Set(forms.map(value));
+      return others.length ? null : (first ?? null);
+    };
+    const patterns = ["", ...model.patterns].map((text) => ({
+      words: text || "None",
+      value: text,
+      form: known.of(text, ""),
+    }));
+    const widths = [16, ...model.widths.toReversed()].map((bits) => ({
+      words: String(bits),
+      value: String(bits),
+      form: known.of("", view.width(bits)),
+    }));
+    const pattern = one((form) => form.pattern);
+    const bits = one((form) => String(form.bits));
+    this.#buttons("pattern", pattern, patterns);
+    this.#buttons("bits", bits, widths);
+    const group = one(({ group: size, width }) => (width ? size : view.group)) ?? view.group;
+    /** @type {Offer[]} */
+    const groups = model.groups.map((size) => [`Groups of ${size}`, String(size)]);
+    offer(this.#select("group"), [...groups, ["Whole rows", "0"]], String(group));
+  }
+
+  /** @param {View} view */
+  #scopes(view) {
+    const { scoped } = view;
+    /** @type {Offer[]} */
+    const modules = view.model.modules.map((name) => [name.split(".").pop() ?? "", name]);
+    /** @type {Offer[]} */
+    const picked = scoped ? [] : [["Picked", ""]];
+    /** @type {Offer[]} */
+    const scopes = [
+      ...picked,
+      ["All blocks", "all"],
+      ["Attention", "attention"],
+      ["MLP", "mlp"],
+      [`Block ${view.layer.block}`, "block"],
+      ...modules,
+      ["Embedding, head", "outside"],
+    ];
+    offer(this.#select("scope"), scopes, scoped);
+  }
+
+  /** @param {View} view @param {Format[]} forms of the chosen layers */
+  #drawSparsity(view, forms) {
+    const slider = this.sparsity;
+    const drops = forms.map(({ drop }) => drop);
+    const [low, high] = [Math.min(...drops), Math.max(...drops)];
+    const mean = drops.reduce((sum, each) => sum + each, 0) / (drops.length || 1);
+    const same = high - low < 1e-9;
+    if (slider !== document.activeElement || new Set(drops).size === 1)
+      slider.value = String(Math.round(100 * mean));
+    const from = share(low, 0).replace(/\s%/, "");
+    tell(slider, same ? share(low, 0) : `${from} to ${share(high, 0)}`);
+    slider.disabled = view.all(({ block }) => block < 0);
+  }
+
+  /** @param {View} view @param {import("./predictions.js").Totals} totals */
+  #drawBudget(view, totals) {
+    const slider = this.budget;
+    const { unit, front } = view.settings;
+    slider.closest(".workbench-knob")?.toggleAttribute("hidden", !front);
+    if (!front) return;
+    const value = view.spent(totals);
+    if (slider !== document.activeElement) slider.value = String(1000 * view.budgets.part(value));
+    tell(slider, unit === "loss" ? `+${share(value)}` : megabytes(value));
+  }
+
+  /** Buttons in the colours of formats, of which the one of that value is taken.
+      @param {string} group @param {string | null} value @param {{words: string, value: string, form: Format}[]} offered */
+  #buttons(group, value, offered) {
+    const box = this.#group(group);
+    if (box.children.length !== offered.length)
+      box.replaceChildren(
+        ...offered.map((each) => button(each.words, () => {}, { value: each.value })),
+      );
+    box.querySelectorAll("button").forEach((each, i) => {
+      each.setAttribute("aria-pressed", String(each.value === value));
+      const hue = colour(offered[i].form);
+      if (hue) each.style.setProperty("--format", hue);
+    });
+  }
+
+  /** Fills the lists of methods and fronts. @param {View} view */
+  fill({ model, now, predictions, settings }) {
+    const same = (/** @type {string} */ name) => /** @type {Offer} */ ([name, name]);
+    offer(this.#select("pruner"), model.pruners.map(same), now.pruner);
+    offer(this.#select("quantizer"), model.quantizers.map(same), now.quantizer);
+    /** @type {Offer[]} */
+    const fronts = [...predictions.fronts].map(([name, { label }]) => [label, name]);
+    offer(this.#select("front"), fronts, settings.front);
+  }
+}
