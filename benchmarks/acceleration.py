@@ -27,10 +27,9 @@ from torch import nn
 
 from backend.decoding.benchmark import MedianRange
 from backend.decoding.native.weights import NativeLinear
-from backend.evaluation.size import sizes
-from backend.models.blocks import all_linears
+from backend.evaluation.acceleration import sizes
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.models.loading import load
-from backend.models.precision import to_bfloat16
 from backend.pruning.pattern import Pattern
 from backend.text.chat_template import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts

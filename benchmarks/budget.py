@@ -50,8 +50,7 @@ from backend.budget import Budget
 from backend.export.gguf.writing import write_gguf
 from backend.models.sources.catalogue import materialise
 from backend.sensitivity.budget import BudgetSolver, Mix
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile, spearman
+from backend.sensitivity.profile import Format, SensitivityProfile, spearman
 from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama
 from benchmarks.shared.mixes import SILENT, Formats, Trial

@@ -43,9 +43,8 @@ from backend.compiler import NATIVE
 from backend.decoding.draft_tree import chain
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
-from backend.models.blocks import all_linears
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.models.loading import load
-from backend.models.precision import to_bfloat16
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.quantization.grid import QuantizedWeight, minmax_grid

@@ -26,8 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.writing import layer_tensors
-from backend.models.blocks import all_linears
-from backend.models.precision import to_bfloat16
+from backend.models.blocks import all_linears, to_bfloat16
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.models.block_forward import NewBatches, each_logits
+from backend.models.blocks import eval_mode
 from backend.models.memory import MAX_LOGITS
-from backend.models.patching import eval_mode
 
 POSITIONS = 32  # whose log-likelihood is computed in float32 at a time: their logits fit in a cache
 

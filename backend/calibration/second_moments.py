@@ -12,8 +12,7 @@ are float32. Where the forward pass ran in bfloat16, its values are multiplied i
 (`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, partial
@@ -23,10 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
-from backend.linalg.decompositions import inverse_root, largest_eigenvalue
-from backend.linalg.gram import add_gram, gram_dot, is_fast, packed
+from backend.linalg.gram import (
+    add_gram,
+    gram_dot,
+    inverse_root,
+    is_fast,
+    largest_eigenvalue,
+    packed,
+)
+from backend.models.block_forward import BlockStream, HiddenStates, run_block
 from backend.models.blocks import LinearWeight
 from backend.models.threads import place
 
@@ -121,19 +128,6 @@ class DenseReference:
         return error / self.energy if self.energy > 0 else 0.0
 
 
-@contextmanager
-def _exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Use the fastest float32 product that is exact for values converted from `dtype`: a setting of
-    the whole process."""
-    with _precision:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
@@ -149,19 +143,21 @@ class _Sums:
         self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
         if self.level != StatisticsLevel.GRAM:
             self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
-        else:
-            if not len(self.total):
-                self.total = X.new_zeros(X.shape[1], X.shape[1])
-            self._add_gram(rows, X)
-
-    def _add_gram(self, rows: Tensor, X: Tensor) -> None:
-        """Add X^T X on and above the diagonal. `rows`: as they were, X: in float32, [n, in]."""
+            return
+        if not len(self.total):
+            self.total = X.new_zeros(X.shape[1], X.shape[1])
         if is_fast(rows):
             add_gram(self.total, rows)
             return
-        with _exact_products(rows.dtype):
-            for a in range(0, len(self.total), PANEL):
-                self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+        # the fastest product that is exact for such values: a setting of the whole process
+        with _precision:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("medium" if x.dtype == torch.bfloat16 else "highest")
+            try:
+                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
+                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+            finally:
+                torch.set_float32_matmul_precision(before)
 
     def merge(self, other: "_Sums") -> None:
         """Add the sums of other batches."""
@@ -226,10 +222,12 @@ class InputCollector:
         finished = {name: _merged(sums).finish() for name, sums in self._sums.items() if sums}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
-                what = f"The inputs of {self._linears[name].name} are not finite."
-                why = "An activation overflowed in the calibration pass."
-                do = "Choose float32 as the forward precision, or other calibration text."
-                raise ComputeError(what, why, do, field="precision")
+                raise ComputeError(
+                    f"The inputs of {self._linears[name].name} are not finite.",
+                    "An activation overflowed in the calibration pass.",
+                    "Choose float32 as the forward precision, or other calibration text.",
+                    field="precision",
+                )
         for name, linear in self._linears.items():
             if name not in self._leaders:
                 gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
@@ -244,3 +242,22 @@ def _merged(sums: Mapping[int, _Sums]) -> _Sums:
     for other in others:
         first.merge(other)
     return first
+
+
+def collect_inputs(
+    model: PreTrainedModel,
+    stream: BlockStream,
+    block: int,
+    hidden: HiddenStates,
+    linears: Mapping[str, LinearWeight],
+    level: StatisticsLevel,
+    safe_point: Callable[[], None],
+    whole: bool = True,
+) -> tuple[dict[str, InputStatistics], HiddenStates]:
+    """Run `block` on `hidden` (`run_block`); input statistics of some of its linears by module, and
+    its outputs. `whole`: whether it is run to its end; if not, the pass ends at the last of the
+    linears, and there are no outputs."""
+    until = [] if whole else [linear.layer for linear in linears.values()]
+    with InputCollector(linears, level) as collector:
+        outputs = run_block(model, stream, block, hidden, safe_point, until)
+        return collector.finish(), outputs

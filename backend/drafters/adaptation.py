@@ -21,7 +21,6 @@ from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel, packed_weights
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
-from backend.models.construction import alone
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import (
     DEFAULT_ATTENTION,
@@ -30,6 +29,7 @@ from backend.models.kv_cache import (
     cache_name,
     use_grouped,
 )
+from backend.models.sources.headers import alone
 
 FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
 

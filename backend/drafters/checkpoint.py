@@ -17,7 +17,7 @@ from backend.decoding.target_model import TargetModel, fingerprint
 from backend.drafters.config import DrafterConfig, arm_of
 from backend.drafters.registry import Drafter, build_drafter
 from backend.errors import ConfigError, NotFoundError
-from backend.models.precision import all_finite
+from backend.models.blocks import all_finite
 
 FORMAT = "slimscope-drafter-1"
 WEIGHTS, CONFIG = "drafter.safetensors", "config.json"

@@ -130,9 +130,11 @@ class DivergenceObserver:
         finite."""
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():
-            what = "The divergence from the dense model is not finite."
-            why = "The model's logits overflowed, or assign a token zero probability."
-            raise ComputeError(what, why, "Use a higher precision or a lower compression.")
+            raise ComputeError(
+                "The divergence from the dense model is not finite.",
+                "The model's logits overflowed, or assign a token zero probability.",
+                "Use a higher precision or a lower compression.",
+            )
         return Divergence(
             kl.mean().item(), stderr(kl), same.mean().item(), stderr(same), self._positions
         )

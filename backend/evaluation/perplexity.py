@@ -71,9 +71,11 @@ def window_nlls(
         nlls.append(window_nll(logits, part))
         observe(part, logits)
         if not nlls[-1].isfinite().all():
-            what = "The perplexity is not finite."
-            why = "The model's weights or activations overflowed."
-            raise ComputeError(what, why, "Use a higher precision or a lower compression.")
+            raise ComputeError(
+                "The perplexity is not finite.",
+                "The model's weights or activations overflowed.",
+                "Use a higher precision or a lower compression.",
+            )
     return torch.cat(nlls)
 
 

@@ -28,5 +28,9 @@ def require_harness() -> None:
     """Check that the harness is installed, without importing it. Raises ConfigError: it is not
     installed; names the pip extra."""
     if find_spec("lm_eval") is None:
-        what, why = "Zero-shot tasks are not available.", "lm-evaluation-harness is not installed."
-        raise ConfigError(what, why, f"{INSTALL} Or leave the tasks empty.", "tasks")
+        raise ConfigError(
+            "Zero-shot tasks are not available.",
+            "lm-evaluation-harness is not installed.",
+            f"{INSTALL} Or leave the tasks empty.",
+            "tasks",
+        )

@@ -2,8 +2,7 @@
 seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
 tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from backend.errors import ComputeError, ConfigError, DatasetError
 from backend.evaluation.tasks import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
-MAIN = ("acc_norm", "acc", "exact_match")
 NEWLINE = "\n"
-RESAMPLES = 100  # bootstrap samples, for metrics that are not means
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,12 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
-            what = f"There is no task called {name[:60]!r}."
-            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it."
-            raise ConfigError(what, why, "`lm-eval ls tasks` lists them.", "tasks")
+            raise ConfigError(
+                f"There is no task called {name[:60]!r}.",
+                "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it.",
+                "`lm-eval ls tasks` lists them.",
+                "tasks",
+            )
     return {name: _loaded(name, manager) for name in names}
 
 
@@ -86,28 +86,21 @@ def zero_shot(
         pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
     )
     scores = []
-    with _stoppable(model, reporter):
+    hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
+    try:
         for number, (name, task) in enumerate(tasks.items()):
             reporter.progress(number, len(tasks), f"Task {name}")
             output = evaluate(
                 harnessed,
                 {name: task},
                 limit=limit or None,
-                bootstrap_iters=RESAMPLES,
+                bootstrap_iters=100,  # for metrics that are not means
                 log_samples=False,
             )
             scores.append(_score(name, output))
-    return scores
-
-
-@contextmanager
-def _stoppable(model: PreTrainedModel, reporter: Reporter) -> Iterator[None]:
-    """Check for cancellation at every forward pass."""
-    hook = model.register_forward_pre_hook(lambda *_: stop_if_asked(reporter))
-    try:
-        yield
     finally:
         hook.remove()
+    return scores
 
 
 def _score(name: str, output: Any) -> TaskScore:
@@ -120,7 +113,8 @@ def _score(name: str, output: Any) -> TaskScore:
     means = [key for key in metrics if not key.endswith("_stderr") and key != "sample_len"]
     if not means:
         raise ComputeError(f"The task {name} reported no metric.", "", "Choose another task.")
-    metric = next((key for key in MAIN if key in means), means[0])
+    usual = ("acc_norm", "acc", "exact_match")
+    metric = next((key for key in usual if key in means), means[0])
     counts = output.get("n-samples", {}).get(name, {})
     return TaskScore(
         name,

@@ -22,16 +22,11 @@ from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 from backend.quantization import GRID_NAMES
 
 CARD = "README.md"
-TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
-OTHER = "other"
 STOCK = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this folder>"{})
 tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 ```"""
-DEQUANTIZE = (
-    ", quantization_config=CompressedTensorsConfig(dequantize=True)"  # required to load zero-points
-)
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def licence_note(origin: ModelOrigin) -> str:
     base = origin.base_model or "the base model"
     if not origin.licence:
         return f"The licence of {base} applies; it is not known here. Add it before you publish."
-    named = origin.name if origin.licence == OTHER and origin.name else origin.licence
+    named = origin.name if origin.licence == "other" and origin.name else origin.licence
     return f"The licence and the terms of {base} apply: {named}."
 
 
@@ -111,7 +106,7 @@ def copy_terms(origin: ModelOrigin, folder: Path) -> None:
     """Put the files that state the terms of the base model into a new model folder."""
     if origin.folder is None or not origin.folder.is_dir():
         return
-    for pattern in TERMS:
+    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
         for file in sorted(origin.folder.glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
@@ -142,7 +137,7 @@ def loading(layout: Layout, embedding: bool = False) -> str:
             "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
             "loading: this saves disk space, not memory."
         )
-    code = STOCK.format(DEQUANTIZE).replace(
+    code = STOCK.format(", quantization_config=CompressedTensorsConfig(dequantize=True)").replace(
         "import AutoModelForCausalLM, AutoTokenizer",
         "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig",
     )

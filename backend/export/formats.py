@@ -16,19 +16,17 @@ from typing import Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.families.stored import together
+from backend.models.memory import WEIGHT_BYTES
 from backend.models.sources.headers import read_config
+from backend.models.sources.quantized import WORD_BITS, PackedGroup, layout_in
 from backend.models.sources.quantized import Format as Format
 from backend.models.sources.quantized import Layout as Layout
-from backend.models.sources.quantized import PackedGroup, layout_in
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
-UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
-VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,12 @@ def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
     most, *others = sorted(planned.groups, key=lambda group: -len(group.layers))
     first = (most.bits, most.group_size, most.grid)
     if others and format in ("gptq", "gptq_v2"):
-        why = "Its layers differ in bits or group size; a file in this format has one of each."
-        do = "Choose compressed-tensors, slimscope or dense."
-        raise ConfigError(f"The model cannot be saved as {format}.", why, do, "format")
+        raise ConfigError(
+            f"The model cannot be saved as {format}.",
+            "Its layers differ in bits or group size; a file in this format has one of each.",
+            "Choose compressed-tensors, slimscope or dense.",
+            "format",
+        )
     own = planned.embedding
     groups = [*others, *([own] if own and (own.bits, own.group_size, own.grid) != first else [])]
     packed = (PackedGroup(x.layers, x.bits, x.group_size, x.grid) for x in groups)
@@ -117,7 +118,7 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
         return "transformers unpacks experts without their zero-points"
     if why := _embedding_obstacle(format, choice):
         return why
-    if choice.architecture.startswith(UNPACKABLE):
+    if choice.architecture.startswith("GPTBigCode"):  # it touches weights that packed layers lack
         return "transformers cannot load packed weights of this architecture"
     if choice.grid == "offset" and format != "slimscope":
         return "its zero-points are whole numbers, and those of this grid are real"
@@ -134,8 +135,10 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
     if not choice.whole:
         return "it cannot leave single layers of a block dense"
     for rows, columns in sorted(choice.shapes):
-        if rows % WORD or columns % WORD:
-            return f"a layer of {rows} × {columns} is not a multiple of {WORD} in both dimensions"
+        if rows % WORD_BITS or columns % WORD_BITS:
+            return (
+                f"a layer of {rows} × {columns} is not a multiple of {WORD_BITS} in both dimensions"
+            )
     return ""
 
 
@@ -171,7 +174,7 @@ def check_format(format: Format, choice: ExportRequirements) -> None:
 
 def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:
     """Stored bits per quantised weight, including scales and zero-points or offsets."""
-    scale = {"float16": 16, "bfloat16": 16, "float32": 32}[stored]
+    scale = 8 * WEIGHT_BYTES[stored]
     zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
     return bits + (scale + zero) / group_size
 
@@ -179,7 +182,7 @@ def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> 
 def vllm_hint(bits: int, modules: Iterable[str]) -> str:
     """The reason why vLLM will not run a compressed-tensors export with these quantised linears
     (full names); empty if nothing is known against it."""
-    if bits not in VLLM_BITS:
+    if bits not in (4, 8):
         return f"vLLM cannot load {bits}-bit models (4 bits: yes; 8 bits: on a GPU)."
     names = set(modules)
     for name in names:

@@ -15,11 +15,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.decoding.native.model import obstacle
 from backend.errors import ModelError
-from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
-from backend.export.gptq_layout import from_awq, from_gptq
+from backend.export.layouts import from_awq, from_gptq, from_packed
 from backend.models.block_offload import check_finite, tied_names
-from backend.models.construction import alone
 from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import split_experts
 from backend.models.families.stored import (
@@ -31,16 +29,13 @@ from backend.models.families.stored import (
     stored_modules,
 )
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.models.sources.headers import OPTIONS, alone, read_config, weight_files
+from backend.models.sources.quantized import PARTS
 from backend.models.sources.spec import check_unchanged
 from backend.printable import readable_bytes
 from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import RUN, expand, pack_model
 
-WEIGHT_SUFFIX = {
-    **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_packed"),
-    **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
-}
 READERS = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), from_packed),
     **dict.fromkeys(("gptq", "gptq_v2"), from_gptq),
@@ -57,7 +52,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
         raise unreadable(folder, f"{error}.") from error
-    ending = f".{WEIGHT_SUFFIX[layout.format]}"
+    ending = f".{PARTS[layout.method][0]}"
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")

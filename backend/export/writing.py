@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
 from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
-from backend.export.gptq_layout import gptq_config, gptq_tensors
-from backend.models.blocks import all_linears, turned
+from backend.export.layouts import (
+    compressed_tensors_config,
+    gptq_config,
+    gptq_tensors,
+    packed_tensors,
+)
+from backend.models.blocks import all_linears, swap_weights, turned
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE, stored_modules, together
-from backend.models.patching import swap_weights
 from backend.models.saving import SHARD, check_saved, save, save_around, stored_buffers
 from backend.quantization.grid import QuantizedWeight
 

@@ -1,1 +1,1 @@
-"""Gram matrices, their factors and eigenvalues; products in the instructions for bfloat16."""
+"""Gram matrices; their products in C++ for bfloat16."""

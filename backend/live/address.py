@@ -20,7 +20,7 @@ from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 LONGEST = 20_000  # letters
 AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too

@@ -30,17 +30,21 @@ from backend.errors import ConfigError, ModelError
 from backend.live.ranks import LARGEST_GROUP, WeightScores, rank_mask, rank_table
 from backend.live.running import LiveWeight, RunningModel, layers_of
 from backend.models.block_forward import block_of_weights, even_batch, open_stream
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
-from backend.models.patching import with_data
-from backend.models.precision import resolve_dtype
+from backend.models.blocks import (
+    LinearWeight,
+    block_linears,
+    decoder_blocks,
+    resolve_dtype,
+    with_data,
+)
 from backend.pruning.config import SDSConfig
 from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import DLQATConfig
-from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
 from backend.quantization.plan import QuantSettings, embedding_search
-from backend.sensitivity.formats import Format
+from backend.quantization.range_search import quantize_embedding
+from backend.sensitivity.profile import Format
 
 Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 ROOM = 2**30  # bytes of tables

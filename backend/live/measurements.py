@@ -22,10 +22,9 @@ from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel
 from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
-from backend.statistics.magnitudes import ordered_values
+from backend.statistics.distribution import histogram, ordered_values, scale_of
 from backend.statistics.paired import paired_ratio
 from backend.statistics.ratio import PairedRatio
-from backend.statistics.snapshots import histogram, scale_of
 
 LONGEST_TRACE = 128  # tokens
 
@@ -91,11 +90,11 @@ def layer_histogram(
     dense: DenseModel, name: str, weights: LiveWeight
 ) -> tuple[Tensor, int, int, int]:
     """The histogram of a layer with these weights, on the scale of its dense ones, as
-    `backend.statistics.snapshots.histogram` counts it."""
+    `backend.statistics.distribution.histogram` counts it."""
     key = "ordered", name
     reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
-    return histogram(ordered_values(W), scale_of(reference).edge)
+    return histogram(ordered_values(W), scale_of(reference)[0])
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:

@@ -28,7 +28,7 @@ from backend.live.running import LiveWeight, RunningModel
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.registry import QUANTIZERS
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 DENSE = Format()
 Making = Literal["dense", "instant", "refined"]  # how a layer was made

@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
 from backend.errors import ConfigError
+from backend.linalg.gram import search_damping
 from backend.live.dense import DenseModel
 from backend.live.running import LiveWeight
 from backend.models.blocks import LinearWeight, block_linears
@@ -27,7 +27,7 @@ from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS
 from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import QUANTIZERS, plain_bases
 from backend.reporter import SilentReporter, at_block
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 DAMPING = 0.01  # of a quantization run
 QUIET = SilentReporter().log

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
-from backend.models.patching import swap_weights
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks, swap_weights
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import has_codes, set_codes
 

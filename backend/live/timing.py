@@ -14,8 +14,7 @@ from backend.live.running import LiveWeight, RunningModel
 from backend.models.blocks import LinearWeight
 from backend.pruning.masks import keep_mask
 from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import DecodingTimes
+from backend.sensitivity.profile import DecodingTimes, Format
 
 CONTEXT, PASSES = 192, 12  # tokens before the one that is timed; passes, the fastest counts
 

@@ -25,9 +25,16 @@ from transformers.cache_utils import Cache
 
 from backend.errors import ModelError
 from backend.models.block_offload import is_streamed, resident
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import (
+    StopForwardError,
+    block_linears,
+    decoder_blocks,
+    ending_after,
+    eval_mode,
+    in_dtype,
+    replaced,
+)
 from backend.models.memory import BATCHES, SMALL_BLOCK
-from backend.models.patching import StopForwardError, ending_after, eval_mode, in_dtype, replaced
 from backend.models.threads import side_by_side
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -306,10 +313,12 @@ def _record(
     with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
     if len(calls) != len(blocks) or any(each is not states[0] for each in states):
-        what = f"{type(model).__name__} cannot be run block by block."
-        why = "It changes the hidden states between its decoder blocks."
-        do = "Choose a model with a sequential stack of decoder blocks."
-        raise ModelError(what, why, do, field="model")
+        raise ModelError(
+            f"{type(model).__name__} cannot be run block by block.",
+            "It changes the hidden states between its decoder blocks.",
+            "Choose a model with a sequential stack of decoder blocks.",
+            field="model",
+        )
     return states[0], calls
 
 

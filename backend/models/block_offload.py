@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ModelError
-from backend.models.blocks import block_linears, block_prefix, decoder_blocks
-from backend.models.precision import all_finite
+from backend.models.blocks import all_finite, block_linears, block_prefix, decoder_blocks
 from backend.models.sources.headers import weight_files
 
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in]
@@ -50,13 +49,19 @@ class StoredTensors:
                 # Copied, so that no page of the file stays mapped.
                 tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
-            what = f"{name} can no longer be read."
-            do = "Do not change the model's folder while a run reads from it."
-            raise ModelError(what, f"{path.name}: {error}.", do, field="model") from error
+            raise ModelError(
+                f"{name} can no longer be read.",
+                f"{path.name}: {error}.",
+                "Do not change the model's folder while a run reads from it.",
+                field="model",
+            ) from error
         if tensor.shape != like.shape:
-            what = f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}."
-            why = f"{path.name} does not match the model's config.json."
-            raise ModelError(what, why, "Choose a complete model folder.", field="model")
+            raise ModelError(
+                f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
+                f"{path.name} does not match the model's config.json.",
+                "Choose a complete model folder.",
+                field="model",
+            )
         check_finite(name, tensor)
         return tensor
 
@@ -80,9 +85,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
     """Check that all values of a parameter are finite. Raises ModelError: `tensor` has non-finite
     values."""
     if not all_finite(tensor):
-        what = f"{name} has values that are not finite."
-        why = "The file is damaged, or the training run that saved it had diverged."
-        raise ModelError(what, why, "Choose another copy of the model.", field="model")
+        raise ModelError(
+            f"{name} has values that are not finite.",
+            "The file is damaged, or the training run that saved it had diverged.",
+            "Choose another copy of the model.",
+            field="model",
+        )
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:

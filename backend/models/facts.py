@@ -30,8 +30,6 @@ CONTEXT = (
     "context_length",
     "seq_length",
 )
-MAX_BLOCKS = 10_000
-MAX_LABELS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config
 UNLIMITED = 2**20  # tokens: the context of a model whose config sets no limit
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -61,12 +59,6 @@ def size(spec: str, config: Mapping[str, Any], *keys: str, most: int = MAX_SIZE)
     if not 1 <= value <= most:
         raise refused(spec, f"The {key} in its config.json is not between 1 and {most:,}.")
     return value
-
-
-def context(spec: str, config: Mapping[str, Any]) -> int:
-    """The longest sequence in tokens; models without position embeddings may set no limit."""
-    known = any(config.get(key) is not None for key in CONTEXT)
-    return size(spec, config, *CONTEXT) if known else UNLIMITED
 
 
 def refused(spec: str, why: str, do: str = "Choose another causal language model.") -> ModelError:
@@ -105,14 +97,22 @@ class ModelFacts:
     def require_compressible(self) -> None:
         """Refuse a model that methods cannot compress. Raises ModelError: says why."""
         if why := self.support.compress:
-            do = "Choose another model. Weight statistics can be taken of any model."
-            raise unsupported(self.title, why, "cannot be compressed", do)
+            raise unsupported(
+                self.title,
+                why,
+                "cannot be compressed",
+                "Choose another model. Weight statistics can be taken of any model.",
+            )
 
     def require_decodable(self) -> None:
         """Refuse a model that the decoding loop cannot run. Raises ModelError: says why."""
         if why := self.support.decode:
-            do = "Choose a model with attention to every token in each layer."
-            raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
+            raise unsupported(
+                self.title,
+                why,
+                "cannot verify trees of draft tokens",
+                "Choose a model with attention to every token in each layer.",
+            )
 
     @property
     def saved_dtype(self) -> str:
@@ -146,8 +146,9 @@ def facts_from(
         raise refused(spec, "The text_config in its config.json is not a JSON object.")
     family = str(text.get("model_type", ""))
     if BIDIRECTIONAL.fullmatch(architecture) and text.get("is_decoder") is not True:
-        why = f"{architecture} attends to later tokens: its config does not set is_decoder."
-        raise refused(spec, why)
+        raise refused(
+            spec, f"{architecture} attends to later tokens: its config does not set is_decoder."
+        )
     if long := next((name for name in tensors if len(name) > MAX_NAME), None):
         raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
     matrices = block_matrices(family, tensors)
@@ -158,12 +159,14 @@ def facts_from(
     _check_heads(spec, text)
     for part in (config, text_config(config)):  # transformers makes a name for each label
         if part.get("num_labels") is not None:
-            size(spec, part, "num_labels", most=MAX_LABELS)
+            size(spec, part, "num_labels", most=10_000)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantized))
     if quantized and support.mixture and not support.separate:
         raise refused(spec, "Its experts are packed as one tensor, which is not read.")
+    # models without position embeddings may set no limit
+    limited = any(text.get(key) is not None for key in CONTEXT)
     weights: Counter[str] = Counter()
     for tensor in tensors.values():
         weights[tensor.dtype] += tensor.elements
@@ -177,7 +180,7 @@ def facts_from(
         blocks=blocks,
         hidden=size(spec, text, *HIDDEN),
         vocabulary=size(spec, text, "vocab_size"),
-        context=context(spec, text),
+        context=size(spec, text, *CONTEXT) if limited else UNLIMITED,
         linears=linears,
         dtype=DTYPES.get(main, main),
         default_text=default_text(spec),
@@ -214,11 +217,13 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
 
 def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape]) -> int:
     """The number of blocks, which config and weights agree on."""
-    blocks = size(spec, config, *BLOCKS, most=MAX_BLOCKS)
+    blocks = size(spec, config, *BLOCKS, most=10_000)
     found = {linear.block for linear in matrices}
     if len(found) != blocks or max(found) != blocks - 1:
-        why = f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}."
-        raise refused(spec, why)
+        raise refused(
+            spec,
+            f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
+        )
     return blocks
 
 

@@ -85,9 +85,12 @@ def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], f
         if not any(fits(name, layer) for layer in layers):
             known = list(dict.fromkeys(layer.module for layer in layers))
             more = ", …" if len(known) > MAX_NAMES else ""
-            why = f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}."
-            do = "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj."
-            raise ConfigError(f"{name} matches no layer of this model.", why, do, field=field)
+            raise ConfigError(
+                f"{name} matches no layer of this model.",
+                f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}.",
+                "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj.",
+                field=field,
+            )
 
 
 def select_layers(layers: Collection[L], exclude: str, action: str) -> list[L]:
@@ -97,6 +100,10 @@ def select_layers(layers: Collection[L], exclude: str, action: str) -> list[L]:
     check_layer_patterns(excluded, layers, "exclude")
     chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
     if not chosen:
-        what, why = f"No layer is left to {action}.", f"All layers match {exclude}."
-        raise ConfigError(what, why, "Exclude fewer layers.", field="exclude")
+        raise ConfigError(
+            f"No layer is left to {action}.",
+            f"All layers match {exclude}.",
+            "Exclude fewer layers.",
+            field="exclude",
+        )
     return chosen

@@ -24,15 +24,14 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import each_parameter, is_streamed, stream_from
-from backend.models.construction import alone
+from backend.models.blocks import all_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
-from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect, materialise, stamp
-from backend.models.sources.headers import OPTIONS
+from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
 
@@ -40,7 +39,6 @@ CHECKED_TOKENS = 8  # tokens of the pass that checks a model
 CONFIG_REMEDY = (
     "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
-FOLDER_REMEDY = "Check that the folder is complete and the architecture is supported."
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,12 @@ def load(
     Raises ModelError: not available, not supported, too large for the memory, or damaged."""
     facts = inspect(spec)
     if streamed and facts.support.stream:
-        do = "Choose a model that fits into memory."
-        raise unsupported(facts.title, facts.support.stream, "cannot be read block by block", do)
+        raise unsupported(
+            facts.title,
+            facts.support.stream,
+            "cannot be read block by block",
+            "Choose a model that fits into memory.",
+        )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
@@ -104,8 +106,11 @@ def self_checked(
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
-        why = "Its logits or rotary frequencies are not finite, though its weights are."
-        raise _refused(facts, why, CONFIG_REMEDY)
+        raise _refused(
+            facts,
+            "Its logits or rotary frequencies are not finite, though its weights are.",
+            CONFIG_REMEDY,
+        )
     return LoadedModel(model, tokenizer, facts)
 
 
@@ -119,8 +124,11 @@ def _read(
     with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
     if missing:
-        why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
-        raise _refused(facts, why, "Download the model again.")
+        raise _refused(
+            facts,
+            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
+            "Download the model again.",
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
     for _ in each_parameter(model) if not streamed else ():
@@ -132,7 +140,9 @@ def _read(
 
 @contextmanager
 def refusing(
-    facts: ModelFacts, what: str = "transformers cannot read it", do: str = FOLDER_REMEDY
+    facts: ModelFacts,
+    what: str = "transformers cannot read it",
+    do: str = "Check that the folder is complete and the architecture is supported.",
 ) -> Iterator[None]:
     """Turns every error but those of ours, and of memory, into one that refuses the model: on
     malformed files transformers can raise anything."""

@@ -22,7 +22,6 @@ MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float
 SCRATCH_COPIES = 8  # copies of the largest weight during a solve
 ADAM_BYTES = 16  # of a trained parameter: itself, its gradient, two moments
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 CGROUPS = (  # limit and usage, cgroup v2 and v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -123,7 +122,10 @@ def memory_available() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an out-of-memory error of the host or a GPU."""
     message = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in message for words in MEMORY_MESSAGES)
+    return isinstance(error, MemoryError) or any(
+        words in message
+        for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 REMEDIES = {  # part -> its name, the remedy, and the config field for it

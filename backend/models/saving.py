@@ -16,10 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
-from backend.models.construction import alone
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
-from backend.models.sources.headers import INDEX, OPTIONS, read_headers
+from backend.models.sources.headers import INDEX, OPTIONS, alone, read_headers
 
 SHARD = 2**30  # bytes per saved file
 Shape = tuple[int, ...]
@@ -39,9 +38,25 @@ def save(
     saved weights, where it changes no value; None: that of the model. Raises ModelError: see
     `check_saved`."""
     folder.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.dtype
     with fused(model):
-        _save_weights(model, folder, dtype or model.dtype)
-    save_around(model, tokenizer, folder, card, dtype or model.dtype)
+        persistent = stored_buffers(model)
+        tensors = {**dict(model.named_parameters()), **persistent}
+        plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+        gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
+        for name, tensor in chain(each_parameter(model), persistent.items()):
+            file = plan.tensor_to_filename[name]
+            narrow = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            if not torch.equal(narrow.to(tensor.dtype), tensor):
+                narrow = tensor  # norms of a 16-bit model may be float32
+            gathered[file][name] = narrow.contiguous()
+            size += gathered[file][name].nbytes
+            if len(gathered[file]) == len(plan.filename_to_tensors[file]):
+                save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
+        if plan.is_sharded:
+            index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
+            (folder / INDEX).write_text(json.dumps(index, indent=2))
+    save_around(model, tokenizer, folder, card, dtype)
     check_saved(folder)
 
 
@@ -66,25 +81,6 @@ def save_around(
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    persistent = stored_buffers(model)
-    tensors = {**dict(model.named_parameters()), **persistent}
-    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
-    gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
-    for name, tensor in chain(each_parameter(model), persistent.items()):
-        file = plan.tensor_to_filename[name]
-        narrow = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        if not torch.equal(narrow.to(tensor.dtype), tensor):
-            narrow = tensor  # norms of a 16-bit model may be float32
-        gathered[file][name] = narrow.contiguous()
-        size += gathered[file][name].nbytes
-        if len(gathered[file]) == len(plan.filename_to_tensors[file]):
-            save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
 def stored_buffers(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import (
     DenseReference,
-    InputCollector,
     InputStatistics,
     StatisticsLevel,
+    collect_inputs,
 )
 from backend.errors import ComputeError
+from backend.linalg.gram import search_damping
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
 from backend.models.memory import SMALL_BLOCK, is_out_of_memory
-from backend.models.precision import all_finite
 from backend.models.threads import AtOnce
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
@@ -35,15 +34,15 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
+from backend.statistics.tensors import RELATIVE_ERROR
 
 OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
     "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
     "heldout": ("Lower the context length.", "context"),
+    "": ("Stream the weights; if they are, exclude the largest layers.", "weights"),  # any other
 }
-OTHER_STEPS = ("Stream the weights; if they are, exclude the largest layers.", "weights")
 
 
 class StepTimer:
@@ -64,18 +63,19 @@ class StepTimer:
             yield
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
-                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}."
-                why = str(error).split("\n")[0][:300]
-                raise ComputeError(what, why, do, field=field) from error
+                do, field = OUT_OF_MEMORY.get(step, OUT_OF_MEMORY[""])
+                raise ComputeError(
+                    f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}.",
+                    str(error).split("\n")[0][:300],
+                    do,
+                    field=field,
+                ) from error
             raise
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # otherwise the next step is charged for it
         self.seconds[step] += time.perf_counter() - start
 
 
-# off the way from the dense model to the saved one
-SIDE_STAGES = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
 FAILURE = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
@@ -161,10 +161,9 @@ class SDSRun:
         """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
         `outputs`: whether to compute them; if not, the pass ends at the last of the linears."""
         linears = {module: x for module, x in self.linears(block).items() if module in modules}
-        until = () if outputs else [x.layer for x in linears.values()]
-        with InputCollector(linears, level) as collector:
-            result = run_block(self.model, stream, block, hidden, self.safe_point, until)
-            return collector.finish(), result
+        return collect_inputs(
+            self.model, stream, block, hidden, linears, level, self.safe_point, outputs
+        )
 
 
 class BlockWork:
@@ -284,22 +283,10 @@ class BlockWork:
             module=module,
             stage=stage,
             more=more,
-            spectral=stage not in SIDE_STAGES,
+            # not off the way from the dense model to the saved one
+            spectral=stage not in (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS),
             energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
         )
-
-    def _report_measured(self) -> None:
-        """Report what was recorded, in that order."""
-        beside = StepTimer(self.timed.where)  # the work of the run does not wait
-        for waits in self._measured:
-            with beside("statistics"):
-                measured = waits.result()
-            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
-            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
-            if RELATIVE_ERROR in found.stats:
-                errors = self.report.errors.setdefault(stage, {})
-                errors[found.module] = found.stats[RELATIVE_ERROR]
-            measured.report(self.run.reporter)
 
     def warn(self, text: str) -> None:
         """Log `text` and add it to the warnings of the result."""
@@ -317,9 +304,18 @@ class BlockWork:
     def _store(self, pass_name: str, stages: dict[SDSStage, Weights]) -> None:
         """Report the block's statistics and mean errors, then store its stages: in this order,
         because a stored block is not reported again."""
-        self._report_measured()
-        for stage, errors in self.report.errors.items():
-            key = MetricKey("error", stage, axis="block")
+        beside = StepTimer(self.timed.where)  # the work of the run does not wait
+        for waits in self._measured:
+            with beside("statistics"):
+                measured = waits.result()
+            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
+            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
+            if RELATIVE_ERROR in found.stats:
+                by_module = self.report.errors.setdefault(stage, {})
+                by_module[found.module] = found.stats[RELATIVE_ERROR]
+            measured.report(self.run.reporter)
+        for name, errors in self.report.errors.items():
+            key = MetricKey("error", name, axis="block")
             self.run.reporter.metric(key, fmean(errors.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         self.run.store.save(pass_name, self.block, stages, self.report)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backend.pruning.pattern import Pattern
-from backend.statistics.magnitudes import ascending, smallest
+from backend.statistics.distribution import ascending, smallest
 
 SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
 
@@ -53,15 +53,6 @@ def top_of_planes(planes: Tensor, keep: int) -> Tensor:
     if group > SMALL_GROUP:
         rows = planes.movedim(0, -1)
         return top_per_row(rows.reshape(-1, group), keep).view(rows.shape).movedim(-1, 0)
-    threshold = _largest(planes, keep)
-    mask = at_least(planes, threshold)
-    if bool((mask.sum(0) == keep).all()):
-        return mask
-    return (beaten(planes) < keep).to(planes.dtype)  # by pairwise comparison, which breaks ties
-
-
-def _largest(planes: Tensor, keep: int) -> Tensor:
-    """The `keep`-th largest along the first dimension."""
     wires = list(planes.unbind(0))
     for a, b, wants_larger, wants_smaller in _comparators(len(wires), keep - 1):
         x, y = wires[a], wires[b]
@@ -69,7 +60,10 @@ def _largest(planes: Tensor, keep: int) -> Tensor:
             wires[a] = torch.maximum(x, y)
         if wants_smaller:
             wires[b] = torch.minimum(x, y)
-    return wires[keep - 1]
+    mask = at_least(planes, wires[keep - 1])
+    if bool((mask.sum(0) == keep).all()):
+        return mask
+    return (beaten(planes) < keep).to(planes.dtype)  # by pairwise comparison, which breaks ties
 
 
 @lru_cache

@@ -25,18 +25,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backend.calibration.block_walk import BlockWalk
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.metric_key import MetricKey
 from backend.models.block_forward import HiddenStates, even_batch, open_stream
 from backend.models.block_offload import resident
 from backend.pruning.block_work import BlockWork, SDSRun, StepTimer
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSPass, SDSStage
-from backend.pruning.owl import OUTLIER_MULTIPLE
+from backend.pruning.plan import OUTLIER_MULTIPLE
 from backend.pruning.redense import redense
 from backend.pruning.stage_store import BlockReport, Weights
 from backend.reporter import REPLAY, at_block
 from backend.training import block_reconstruction
+from backend.training.stage_store import BlockWalk
 
 UNITS = 2  # of work, per linear and epoch
 
@@ -246,40 +246,36 @@ class ReconstructionPass(BlockPass):
             self.run.reporter.log(text + "error of the others." if lowered else text + "error.")
 
     def solve_block(self, block: int) -> None:
-        work = BlockWork(self.run, self.stream, block, self.stored(SDSStage.DENSE, block))
+        run = self.run
+        work = BlockWork(run, self.stream, block, self.stored(SDSStage.DENSE, block))
         work.first = self.stored(SDSStage.FIRST, block)
         work.write(work.dense)
         self.teacher = work.forward(self.teacher)
         with work.timed("blocks"):
             masked = MaskedWeights(self.stored(self.start, block), self.config.reconstruct_rate)
-            found = self._reconstruct(block, masked)
+            units = UNITS * len(masked.rates)
+            found = block_reconstruction.reconstruct(
+                run.model,
+                block_reconstruction.Examples(
+                    self.stream, block, self.hidden, self.teacher, len(run.calibration)
+                ),
+                masked,
+                self.config.reconstruct,
+                run.safe_point,
+                lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
+            )
             weights = masked.weights(found.parameters)
         for module, W in weights.items():
-            work.record(self.name, module, self.run.rounded(W))
+            work.record(self.name, module, run.rounded(W))
         self._report(work, found)
         work.write(work.stages[self.name])
         self.hidden = work.forward(self.hidden)
         work.save(self.name)
-        self.run.settle()
+        run.settle()
 
     def replay(self, block: int) -> None:
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
         self.hidden = self.forward_stored(block, self.name, self.hidden)
-
-    def _reconstruct(
-        self, block: int, masked: MaskedWeights
-    ) -> block_reconstruction.Reconstruction:
-        run, units = self.run, UNITS * len(masked.rates)
-        return block_reconstruction.reconstruct(
-            run.model,
-            block_reconstruction.Examples(
-                self.stream, block, self.hidden, self.teacher, len(run.calibration)
-            ),
-            masked,
-            self.config.reconstruct,
-            run.safe_point,
-            lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
-        )
 
     def _report(self, work: BlockWork, found: block_reconstruction.Reconstruction) -> None:
         """Log what held-out text says of the block; nothing without such text, or if no layer of

@@ -9,15 +9,15 @@ Names are those of `backend.models.layer_names`.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from backend.errors import ConfigError
-from backend.models import layer_names
+from backend.models.layer_names import read_assignments
 
 LARGEST_GROUP = 64  # suggested when a pattern does not fit
 MAX_NAMES = 3  # layers named in an error
@@ -73,9 +73,12 @@ class Pattern:
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
-        why = f"Groups of {self.group} do not divide the inputs of {named}{more}."
-        do = f"{fitting} every layer; a percentage always does."
-        raise ConfigError(f"The pattern {self} does not fit this model.", why, do, field=field)
+        raise ConfigError(
+            f"The pattern {self} does not fit this model.",
+            f"Groups of {self.group} do not divide the inputs of {named}{more}.",
+            f"{fitting} every layer; a percentage always does.",
+            field=field,
+        )
 
     def __str__(self) -> str:
         if self.structured:
@@ -96,52 +99,10 @@ PatternField = Annotated[
 ]
 
 
-Overrides = tuple[tuple[str, Pattern], ...]
-
-
-class PruningFields(Protocol):
-    """The config fields that select layers and patterns."""
-
-    @property
-    def pattern(self) -> Pattern: ...
-
-    @property
-    def overrides(self) -> str: ...
-
-    @property
-    def exclude(self) -> str: ...
-
-
-def read_overrides(text: str) -> Overrides:
+def read_overrides(text: str) -> tuple[tuple[str, Pattern], ...]:
     """Parse "mlp.down_proj=4:8, self_attn.*=50%" into names and patterns.
 
     Raises:
         ValueError: not such a list; the message shows the syntax.
     """
-    return layer_names.read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")
-
-
-def layer_patterns(
-    layers: Collection[layer_names.NamedLayer], choice: PruningFields
-) -> dict[str, Pattern]:
-    """Full name -> pattern of every layer that is pruned.
-
-    Raises:
-        ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer is
-            left to prune.
-    """
-    overrides = read_overrides(choice.overrides)
-    layer_names.check_layer_patterns((name for name, _ in overrides), layers, "overrides")
-    chosen = layer_names.select_layers(layers, choice.exclude, "prune")
-    patterns = dict[str, Pattern]()
-    inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
-    for layer in chosen:
-        special = [pattern for name, pattern in overrides if layer_names.fits(name, layer)]
-        pattern = special[-1] if special else choice.pattern
-        patterns[layer.name] = pattern
-        field = "overrides" if special else "pattern"
-        inputs[field].setdefault(pattern, {})[layer.name] = layer.columns
-    for field, by_pattern in inputs.items():
-        for pattern, columns in by_pattern.items():
-            pattern.require_fit(columns, field)
-    return patterns
+    return read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")

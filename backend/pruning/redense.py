@@ -27,23 +27,83 @@ shrinks during the descent, and its rounding error with it: final errors match f
 tenth of a percent, in about 0.6 of the time (docs/results/cost.md).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache. On a CPU with instructions for bfloat16 they are C++ (`descent`),
-of which what follows is the reference.
-"""
+of a step stays in the CPU cache. On a CPU with instructions for bfloat16 they are C++ (`descend`),
+of which the descent in PyTorch is the reference, without the interpreter's lock: each thread takes
+a few rows at a time through all steps. The entries of D H are not rounded, as PyTorch's are; else
+it is the same algorithm."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from ctypes import CDLL, c_float, c_int32, c_void_p
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
+from backend.compiler import load_if_possible
 from backend.models.threads import side_by_side
-from backend.pruning import descent
 
+SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the largest of groups
+GROUPS = (2, 4, 8, 16)
+KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
+NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them
 CHUNK_ROWS = 256  # per chunk at most, on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
+
+
+def _declare(library: CDLL) -> CDLL:
+    arguments = (*(c_void_p,) * 7, *(c_int32,) * 6, *(c_float,) * 2)
+    library.slimscope_descend.restype, library.slimscope_descend.argtypes = None, arguments
+    return library
+
+
+@lru_cache
+def _library() -> CDLL | None:
+    return load_if_possible(Path(__file__).with_name("descent.cpp"), _declare)
+
+
+def usable(inputs: InputStatistics, kind: int) -> bool:
+    """Whether `descend` takes weights with such inputs, and this kind of step."""
+    return kind in KINDS and inputs.packed_gram is not None and _library() is not None
+
+
+def descend(
+    start: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, kind: int, amount: float = 0
+) -> tuple[Tensor, Tensor]:
+    """W [rows, in] after `steps` steps of `proximal_descent`, and errors [2, rows].
+
+    Args:
+        start, dense: [rows, in], float32, without gaps.
+        kind: of what follows each gradient step. SHRINK: weights become smaller by `amount` times
+            its size. FIXED: zeros of the start stay. ROWS: as many of each row are kept as at the
+            start. Else: `amount` of each group of `kind`. After thresholding, W is each row where
+            its error was lowest, and the errors D H D^T are those of the start and of W.
+
+    Raises ValueError: this is not `usable`, or does not fit."""
+    library, H, (rows, columns) = _library(), inputs.packed_gram, (len(start), len(inputs.gram))
+    if library is None or H is None or kind not in KINDS or not 0 <= steps < 2**31 - 1:
+        raise ValueError(f"{steps} steps of kind {kind} are not computed here")
+    alike = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (columns,) * 2
+    whole = all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in (start, dense))
+    if not alike or not whole or (kind in GROUPS and columns % kind):
+        raise ValueError(f"{[*start.shape]} {start.dtype} and {[*dense.shape]} do not fit")
+    threads, wide = torch.get_num_threads(), H.shape[0] * H.shape[2]
+    rooms, taken = torch.empty(threads, 4, NATIVE_ROWS, wide), torch.zeros(1, dtype=torch.int32)
+    W, errors = torch.empty_like(start), torch.empty(3, rows)
+    size = 1 / inputs.largest_eigenvalue if inputs.largest_eigenvalue > 0 else 0.0
+    shared, steps = (start, dense, H, W, errors), steps if size else 0
+    keep = 0 if kind == SHRINK else int(amount)
+
+    def work(room: Tensor) -> None:
+        places = map(Tensor.data_ptr, (*shared, room, taken))
+        shape = rows, columns, NATIVE_ROWS, steps, kind, keep
+        library.slimscope_descend(*places, *shape, size, amount * size)
+
+    side_by_side(work, [*rooms])
+    return W, errors[:2]
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -99,9 +159,9 @@ def redense(
     """W_redense [out, in] after `steps` steps of FISTA; a1 = l1 mean(diag H) mean|W_dense|."""
     a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
-    if descent.usable(inputs, descent.SHRINK):
+    if usable(inputs, SHRINK):
         whole = sparse.contiguous(), dense.contiguous()
-        return descent.descend(*whole, inputs, steps, descent.SHRINK, a1)[0]
+        return descend(*whole, inputs, steps, SHRINK, a1)[0]
 
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point

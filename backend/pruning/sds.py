@@ -31,14 +31,12 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import batches_in
-from backend.models.blocks import LinearWeight, all_linears
+from backend.models.blocks import LinearWeight, all_linears, resolve_dtype
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
-from backend.models.precision import resolve_dtype
 from backend.models.threads import AtOnce, beside
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
-from backend.pruning.owl import block_shares
 from backend.pruning.passes import (
     BlockPass,
     FirstPass,
@@ -48,11 +46,10 @@ from backend.pruning.passes import (
     SecondPass,
 )
 from backend.pruning.pattern import Pattern
-from backend.pruning.plan import PruningPlan
+from backend.pruning.plan import PruningPlan, block_shares
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
 
-__all__ = ["SDSResult", "install", "run_sds"]
 PASSES: dict[str, type[BlockPass]] = {
     each.name: each
     for each in (OutlierPass, FirstPass, SecondPass, FirstReconstruction, SDSReconstruction)
@@ -70,25 +67,6 @@ class StageReader(Protocol):
 
     def measure(self, stage: SDSStage) -> None:
         """Measure it, if anything is missing; the model is given another stage then."""
-
-
-@dataclass
-class _OwnReader:
-    """Reads the held-out windows by the model itself, in the dtype of the forward passes."""
-
-    run: SDSRun
-
-    def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
-        run = self.run
-        return heldout_losses(
-            run.model, windows, run.dtype, lambda _: run.safe_point(), run.new, run.config.batch
-        )
-
-    def is_missing(self, stage: SDSStage) -> bool:
-        return False
-
-    def measure(self, stage: SDSStage) -> None:
-        """Only what a job records."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +116,25 @@ def run_sds(
     CancelledError: cancellation was requested; all finished blocks are stored."""
     heldout = calibration[:0] if heldout is None else heldout
     run = _begin(model, calibration, heldout, config, plan, checkpoints, reporter, stored)
-    warnings = _calibration_warnings(_planned(model, plan), calibration.numel())
-    for text in warnings:
-        reporter.log(text)
-    _walk(run)
-    losses = _read_stages(run, checkpoints, reader or _OwnReader(run))
+    warnings, tokens = list[str](), calibration.numel()
+    widest = max(_planned(model, plan), key=lambda linear: linear.columns)
+    if tokens < 2 * widest.columns:
+        warnings.append(
+            f"Only {tokens} calibration tokens for {widest.columns} inputs of {widest.name}: use "
+            "at least twice as many tokens as inputs. Add segments or a longer context."
+        )
+        reporter.log(warnings[0])
+    try:
+        for block_pass in (PASSES[name] for name in plan.passes):
+            block_pass(run).walk(run.blocks)
+            if block_pass is OutlierPass:
+                _allocate(run)
+    finally:
+        with suppress(Exception):  # what is finished is stored, whatever ended the run
+            run.settle()
+        for executor in (run.statistics, run.storage):
+            executor.shutdown(cancel_futures=True)
+    losses = _read_stages(run, checkpoints, reader)
     made = [stage for stage in CANDIDATES if stage in plan.stages]
     by_name = {str(stage): each for stage, each in losses.items()}
     kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
@@ -164,9 +156,11 @@ def _begin(
 ) -> SDSRun:
     """The run, bound to its checkpoints; see `run_sds`."""
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        what = f"The calibration text has shape {list(calibration.shape)}."
-        why = "Calibration needs at least one segment of two tokens."
-        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
+        raise ConfigError(
+            f"The calibration text has shape {list(calibration.shape)}.",
+            "Calibration needs at least one segment of two tokens.",
+            "Pass token ids of shape [segments, tokens].",
+        )
     linears = _planned(model, plan)
     texts = torch.cat([calibration, heldout])
     dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
@@ -196,22 +190,8 @@ def _begin(
     )
 
 
-def _walk(run: SDSRun) -> None:
-    """Make all stages, pass by pass."""
-    try:
-        for block_pass in (PASSES[name] for name in run.plan.passes):
-            block_pass(run).walk(run.blocks)
-            if block_pass is OutlierPass:
-                _allocate(run)
-    finally:
-        with suppress(Exception):  # what is finished is stored, whatever ended the run
-            run.settle()
-        for executor in (run.statistics, run.storage):
-            executor.shutdown(cancel_futures=True)
-
-
 def _read_stages(
-    run: SDSRun, checkpoints: Checkpoints, reader: StageReader
+    run: SDSRun, checkpoints: Checkpoints, reader: StageReader | None
 ) -> dict[SDSStage, list[float]]:
     """Install one stage after the other, and measure each; the losses of those `judged` on the
     held-out windows, empty without windows."""
@@ -219,25 +199,34 @@ def _read_stages(
     read = judged(run.plan.stages) if len(run.heldout) else []
     for stage in run.plan.stages:
         run.safe_point()
-        missing = reader.is_missing(stage)
+        missing = reader is not None and reader.is_missing(stage)
         if missing or stage in read:
             install(run.model, checkpoints, stage)
         if stage in read:
             with run.timed("heldout"):
-                losses[stage] = reader.losses(stage, run.heldout)
-            _require_finite(stage, losses[stage])
+                losses[stage] = (
+                    reader.losses(stage, run.heldout)
+                    if reader
+                    else heldout_losses(
+                        run.model,
+                        run.heldout,
+                        run.dtype,
+                        lambda _: run.safe_point(),
+                        run.new,
+                        run.config.batch,
+                    )
+                )
+            if not all(map(math.isfinite, losses[stage])):
+                raise ComputeError(
+                    f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
+                    "An activation overflowed, or pruning destroyed the model.",
+                    "Choose float32 as the forward precision, or a lower sparsity.",
+                    field="precision",
+                )
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        if missing or stage in read:  # which ends the reading of this stage
+        if reader and (missing or stage in read):  # which ends the reading of this stage
             reader.measure(stage)
     return losses
-
-
-def _require_finite(stage: SDSStage, losses: Sequence[float]) -> None:
-    if not all(map(math.isfinite, losses)):
-        what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
-        why = "An activation overflowed, or pruning destroyed the model."
-        do = "Choose float32 as the forward precision, or a lower sparsity."
-        raise ComputeError(what, why, do, field="precision")
 
 
 def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
@@ -245,9 +234,12 @@ def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
     plan was made for."""
     linears = all_linears(model)
     if {linear.name for linear in linears} != {*plan.layers, *plan.dense}:
-        what = "The model has other layers than the plan of this run."
-        why = "Its files have changed since the run was submitted."
-        raise ModelError(what, why, "Add the run anew.", field="model")
+        raise ModelError(
+            "The model has other layers than the plan of this run.",
+            "Its files have changed since the run was submitted.",
+            "Add the run anew.",
+            field="model",
+        )
     return [linear for linear in linears if linear.name in plan.layers]
 
 
@@ -313,14 +305,3 @@ def _summary(
         seconds=dict(seconds),
         warnings=(*(text for report in reports for text in report.warnings), *more_warnings),
     )
-
-
-def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:
-    """A warning when there are fewer calibration tokens than twice a layer's inputs."""
-    widest = max(linears, key=lambda linear: linear.shape[1])
-    if tokens >= 2 * widest.shape[1]:
-        return []
-    return [
-        f"Only {tokens} calibration tokens for {widest.shape[1]} inputs of {widest.name}: use at "
-        "least twice as many tokens as inputs. Add segments or a longer context."
-    ]

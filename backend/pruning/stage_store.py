@@ -26,8 +26,6 @@ from backend.training.stage_store import StageStore, block_name
 
 Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
 
-HALVES = (torch.float16, torch.bfloat16)
-
 
 @dataclass
 class BlockReport:
@@ -101,7 +99,7 @@ def _label(name: str, file: str) -> str:
 
 def _narrow(W: Tensor) -> Tensor:
     """`W` in 16 bits if that changes no value."""
-    halves = (W.to(dtype) for dtype in HALVES)
+    halves = (W.to(dtype) for dtype in (torch.float16, torch.bfloat16))
     return next((half for half in halves if torch.equal(half.float(), W)), W)
 
 

@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.pruning import descent
+from backend.pruning import redense
 from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_group, top_per_row
 from backend.pruning.pattern import Pattern
-from backend.pruning.redense import by_rows, proximal_descent
-from backend.statistics.magnitudes import ascending
+from backend.statistics.distribution import ascending
 
 # Of the initial error: rows that keep more of it are checked in float32. Rounding moves that share
 # by 0.005 at most, over all rows of SmolLM2-135M, here and in C++.
 GAIN_THRESHOLD = 0.97
-
-Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
 
 
 def adjust(
@@ -38,28 +35,35 @@ def adjust(
     No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
     step."""
     H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
-    kind = (pattern.group or descent.ROWS) if soft else descent.FIXED
-    native = descent.usable(inputs, kind)
+    kind = (pattern.group or redense.ROWS) if soft else redense.FIXED
+    native = redense.usable(inputs, kind)
     group = pattern.group if soft and not native and pattern.group <= SMALL_GROUP else 0
     if group:
         H = _to_planes(_to_planes(H, group).T, group)
 
     def solve_rows(start: Tensor, dense: Tensor) -> Tensor:
         if native:
-            best, errors = descent.descend(start, dense, inputs, steps, kind, pattern.keep)
+            best, errors = redense.descend(start, dense, inputs, steps, kind, pattern.keep)
         else:
             first, goal = (_to_planes(x, group) if group else x for x in (start, dense))
             threshold = _threshold(first, pattern, soft)
-            best, errors = _best_of(proximal_descent(first, goal, H, largest, steps, threshold))
+            best, errors = _best_of(
+                redense.proximal_descent(first, goal, H, largest, steps, threshold)
+            )
             best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:
             little = ~(errors[1] <= GAIN_THRESHOLD * errors[0])
-            _undo_losses(best, start, dense, inputs.gram, little.nonzero().squeeze(1))
+            rows, H32 = little.nonzero().squeeze(1), inputs.gram
+            before, after = start[rows] - dense[rows], best[rows] - dense[rows]
+            lost = torch.linalg.vecdot(after @ H32, after) >= torch.linalg.vecdot(
+                before @ H32, before
+            )
+            best[rows[lost]] = start[rows[lost]]
         return best.add_(0.0)  # no -0
 
     if native:
         return solve_rows(start.contiguous(), dense.contiguous())
-    return by_rows(solve_rows, start, dense)
+    return redense.by_rows(solve_rows, start, dense)
 
 
 def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -74,13 +78,6 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
     return best, torch.stack([first, lowest])
 
 
-def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
-    """Reset those of `rows` to `start` whose error in float32 did not decrease."""
-    before, after = (start[rows] - dense[rows], best[rows] - dense[rows])
-    lost = torch.linalg.vecdot(after @ H, after) >= torch.linalg.vecdot(before @ H, before)
-    best[rows[lost]] = start[rows[lost]]
-
-
 def _to_planes(W: Tensor, group: int) -> Tensor:
     """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
 
@@ -88,8 +85,9 @@ def _to_planes(W: Tensor, group: int) -> Tensor:
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
 
 
-def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
-    """The thresholding operator: as many weights as the pattern, or each row of `start`, keeps."""
+def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Callable[[Tensor, float], Tensor]:
+    """The thresholding operator, (point, step size) -> sparse, in place: as many weights as the
+    pattern, or each row of `start`, keeps."""
     if not soft:
         keep = (start != 0).to(start.dtype)
         return lambda point, _: point.mul_(keep)

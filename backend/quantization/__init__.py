@@ -2,8 +2,7 @@
 
     config, plan    settings of a run; bits, grid and quantizers of each layer
     grid            codes, group scales and zero-points of a layer
-    embedding       token embedding and head, rounded to nearest
-    range_search    search for scales and zero-points (`@range_search`)
+    range_search    search for scales and zero-points (`@range_search`); embedding and head
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding
     packed_linear   a linear layer of codes, as the native decoder reads them

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from backend.quantization.plan import require_llama_blocks
 
-SEED = 0
-
 
 @dataclass(frozen=True)
 class Basis:
@@ -92,7 +90,7 @@ def rotation(size: int) -> Tensor:
     H = torch.ones(1, 1, dtype=torch.float64)
     while len(H) < power:
         H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)]) / 2**0.5
-    random = torch.Generator().manual_seed(SEED)
+    random = torch.Generator().manual_seed(0)
     odd = torch.randn(size // power, size // power, generator=random, dtype=torch.float64)
     signs = torch.randint(0, 2, (size, 1), generator=random) * 2 - 1
     return (signs * torch.kron(torch.linalg.qr(odd).Q.contiguous(), H)).float()

@@ -24,7 +24,6 @@ from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, G
 MIN_BITS, MAX_BITS = 2, 8
 SYNTAX = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
-EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # calibration segments in one forward pass, at most
 AUDIT_TOKENS = 4096  # that errors of layers are read on, but for experts
@@ -160,7 +159,7 @@ class DLQATConfig(Options):
         advanced=True,
     )
     """name=format, comma-separated; the last match counts. int8-g64 is 8 bits in groups of 64."""
-    embedding: EmbeddingBits = option("auto", "Embedding and head")
+    embedding: Literal["auto", "stored", "8", "6", "4"] = option("auto", "Embedding and head")
     """Bits of the token embedding and of the head, rounded to nearest. stored: the stored
     precision. auto: 8 in the format slimscope, which holds them beside layers of other bits and
     becomes a GGUF file; stored in any other."""

@@ -33,8 +33,6 @@ from backend.quantization.registry import quantizer
 BLOCK = 128  # columns rounded before the remaining columns are updated
 STRIP = 16  # columns rounded before the rest of their block is updated
 
-FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
-
 
 @quantizer("gptq", label="GPTQ", needs="gram", export_rank=30, by_rows=True)
 def gptq(
@@ -116,13 +114,18 @@ def compensate_ordered(
 
 
 def compensate(
-    W: Tensor, U: Tensor, size: int, find_grid: FindGrid, keep_zeros: bool = False
+    W: Tensor,
+    U: Tensor,
+    size: int,
+    find_grid: Callable[[Tensor, slice], QuantGrid],
+    keep_zeros: bool = False,
 ) -> tuple[Tensor, QuantGrid]:
     """The compensated weights [out, in] float32 and their grid, in groups of `size` inputs.
 
     Args:
         W: [out, in] float32; not modified.
         U: [in, in] upper triangular with U^T U = H^-1, H damped (`InputStatistics.inverse_root`).
+        find_grid: one group [out, size] and its columns -> its grid.
         keep_zeros: weights that are 0 stay 0.
     """
     kept = W != 0 if keep_zeros else None

@@ -22,9 +22,7 @@ from torch import Tensor
 from backend.errors import ModelError
 from backend.quantization import GridType
 from backend.quantization.bases import PLAIN, Basis, basis_from
-
-MIN_BITS, MAX_BITS = 2, 8
-MIN_FLOAT16 = 2.0**-24  # above 0
+from backend.quantization.config import MAX_BITS, MIN_BITS
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ class QuantGrid:
         if grid != "offset":
             return QuantGrid(self.bits, scale, self.zero)
         offset = offsets_of(self.scale, self.zero)
-        scale = torch.where(scale == 0, MIN_FLOAT16, scale)  # else b were lost with it
+        scale = torch.where(scale == 0, 2.0**-24, scale)  # float16's least; else b were lost
         return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
 
 

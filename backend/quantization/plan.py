@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from math import gcd, isqrt
 from types import MappingProxyType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from backend.budget import budget_of
 from backend.errors import ConfigError
 from backend.models import layer_names
+from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.options import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
@@ -32,9 +33,7 @@ WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})  # of a block
 FAMILIES = ("Llama", "Mistral", "Qwen")  # how the names of their classes begin
 MAX_NAMES = 2  # layers named in an error
-MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
 EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
-FINE_BITS = 6  # of an embedding, from which its ranges are not clipped: that takes minutes
 SYMMETRIC: GridType = "symmetric"
 
 
@@ -60,16 +59,6 @@ def require_llama_blocks(
         "Remove it from the stages.",
         field="stages",
     )
-
-
-class PlannedModel(Protocol):
-    """What is known of a model before it is loaded."""
-
-    @property
-    def linears(self) -> Collection[layer_names.NamedLayer]: ...
-
-    @property
-    def architecture(self) -> str: ...
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -147,7 +136,7 @@ class QuantizationPlan(Plan):
 
 def plan(
     config: DLQATConfig,
-    facts: PlannedModel,
+    facts: ModelFacts,
     format: str = "dense",
     outside: Collection[LinearShape] = (),
     bits: int = 0,
@@ -189,8 +178,9 @@ def _embedding(
 
 
 def embedding_search(bits: int) -> str:
-    """The range search of embedding and head."""
-    return "minmax" if bits >= FINE_BITS else "mse"
+    """The range search of embedding and head; clipping the ranges of 6 bits or more takes
+    minutes."""
+    return "minmax" if bits >= 6 else "mse"
 
 
 def group_layers(
@@ -244,8 +234,12 @@ def layer_widths(
     for (field, group), columns in unfit.items():
         _require_group_size(columns, group, field)
     if not chosen:
-        what, why = "No layer is left to quantise.", f"{config.allocation} leaves all at 16 bits."
-        raise ConfigError(what, why, "Choose a smaller one.", field="allocation")
+        raise ConfigError(
+            "No layer is left to quantise.",
+            f"{config.allocation} leaves all at 16 bits.",
+            "Choose a smaller one.",
+            field="allocation",
+        )
     return chosen
 
 
@@ -294,7 +288,7 @@ def fitting_sizes(columns: Collection[int]) -> list[int]:
     common = gcd(*columns)
     small = [n for n in range(1, isqrt(common) + 1) if common % n == 0]
     divisors = sorted({*small, *(common // n for n in small)})
-    return [n for n in divisors if n >= MIN_GROUP_SIZE]
+    return [n for n in divisors if n >= 8]
 
 
 def trainable(layers: Collection[tuple[int, int, int]], rank: int, magnitude: bool = True) -> int:

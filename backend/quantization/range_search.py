@@ -12,6 +12,14 @@ fixed: training moves weights on it and scales groups, but does not change it.
 
 The DL-QAT paper starts from "a predefined quantization space"; the available text does not
 specify how it is determined.
+
+Token embedding and head are rounded to nearest:
+
+    8 and 4 bits   any scales, as of GGUF's Q8_0 and Q4_0
+    6 bits         s = c d,  c whole in 1 .. 127,  d = 2^e the same for 256 inputs of a row
+
+The scales of 6 bits are numbers of float16 and of GGUF's Q6_K alike (ours). Does not depend on
+text: a row of the embedding is used whenever its token is read, and frequencies are not known.
 """
 
 import torch
@@ -19,14 +27,24 @@ from torch import Tensor
 
 from backend.models.threads import side_by_side
 from backend.quantization import GridType
-from backend.quantization.grid import QuantGrid, group_scales, minmax_grid, unclipped_codes_
+from backend.quantization.grid import (
+    QuantGrid,
+    QuantizedWeight,
+    group_scales,
+    minmax_grid,
+    unclipped_codes_,
+)
 from backend.quantization.native.kernels import grid_errors, usable
+from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 COARSE = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
 FINE = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best of them, for each group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
 PANEL = 2**17  # weights searched at once, to fit into a core's cache
+SHARED = 256  # inputs with one d
+LARGEST = 127  # c
+LEAST = -24  # e, of the smallest float16 number
 
 
 def search_range(
@@ -134,3 +152,29 @@ def _gradients(
     G = torch.sub(level * s, V).mul_(2 * weight)  # dE/dw
     by_scale = group_sums(G * (level - v * (1 - clipped)))
     return by_scale, -scale * group_sums(G * clipped)
+
+
+def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) -> QuantizedWeight:
+    """`W` [vocabulary, hidden] on its grid, whose scales are numbers of `stored`."""
+    W = W.float()
+    grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.space)
+    if settings.bits == 6 and settings.grid == "symmetric":
+        c, d = factors(grid.scale, W.shape[1])
+        grid = QuantGrid(grid.bits, c * d, grid.zero)
+    grid = grid.stored(stored, settings.grid)
+    codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+    for rows in torch.arange(len(W), device=W.device).split(
+        2**12
+    ):  # in float32 all codes are four times as large
+        part = QuantGrid(grid.bits, grid.scale[rows], grid.zero[rows])
+        codes[rows] = part.codes(W[rows]).to(torch.uint8)
+    return QuantizedWeight(grid, codes)
+
+
+def factors(scale: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """c and d, [rows, groups] each; the last inputs of a row may be fewer than `SHARED`."""
+    size = max(1, SHARED * scale.shape[1] // columns)  # groups with one d
+    padded = torch.nn.functional.pad(scale, (0, -scale.shape[1] % size))
+    top = padded.view(len(scale), -1, size).amax(-1, keepdim=True).expand(-1, -1, size)
+    d = (top.flatten(1)[:, : scale.shape[1]] / LARGEST).log2().ceil().clamp(min=LEAST).exp2()
+    return (scale / d).round().clamp(1, LARGEST), d

@@ -1,8 +1,7 @@
 """Sensitivity: what each layer loses in each format, and the best mix of formats for a budget.
 
-formats                how a layer may be stored
 measured               Fisher information of outputs; loss with one layer changed
-walk, profile          a layer's weights in each format, block by block; the figures of all layers,
-                       the time of a token
+walk, profile          a layer's weights in each format, block by block; formats, the figures of all
+                       layers, the time of a token
 allocation, budget     a format for each layer under a budget
 """

@@ -43,8 +43,11 @@ class Choices:
         left without any."""
         cost = np.where(allowed, self.cost, np.inf)
         if len(barren := np.flatnonzero(~np.isfinite(cost).any(1))):
-            what = f"No format is left for {self.items[barren[0]]}."
-            raise ConfigError(what, "Those allowed do not fit it.", "Allow more formats.")
+            raise ConfigError(
+                f"No format is left for {self.items[barren[0]]}.",
+                "Those allowed do not fit it.",
+                "Allow more formats.",
+            )
         return Choices(self.items, self.formats, cost, np.where(allowed, self.loss, np.inf))
 
     def pinned(self, formats: Mapping[str, str]) -> "Choices":
@@ -63,7 +66,23 @@ class Choices:
 
     @cached_property
     def front(self) -> "Front":
-        return _front(self)
+        """All mixes that are best for some price of cost."""
+        edges: list[tuple[float, int, int, float, float]] = []
+        start = np.zeros(len(self.items), np.intp)
+        cost = loss = 0.0
+        for item, (costs, losses) in enumerate(zip(self.cost, self.loss, strict=True)):
+            hull = _hull(costs, losses)
+            start[item] = hull[0]
+            cost, loss = cost + costs[hull[0]], loss + losses[hull[0]]
+            for a, b in pairwise(hull):
+                dearer, better = costs[b] - costs[a], losses[a] - losses[b]
+                edges.append((-better / dearer, item, b, dearer, better))
+        edges.sort()
+        steps = np.array([edge[3:] for edge in edges]).reshape(-1, 2)
+        costs = cost + np.concatenate([[0.0], steps[:, 0].cumsum()])
+        losses = loss - np.concatenate([[0.0], steps[:, 1].cumsum()])
+        items, formats = (np.array([edge[k] for edge in edges], np.intp) for k in (1, 2))
+        return Front(costs, losses, items, formats, start)
 
 
 @dataclass(frozen=True)
@@ -94,11 +113,12 @@ def best_quality(choices: Choices, budget: float) -> dict[str, str]:
     the cheapest mix is as cheap."""
     front = choices.front
     if budget < front.cost[0]:
-        why = (
-            f"The cheapest mix of formats takes {front.cost[0]:,.0f}, the budget is {budget:,.0f}."
+        raise ConfigError(
+            "The budget is too small.",
+            f"The cheapest mix of formats takes {front.cost[0]:,.0f}, the budget is {budget:,.0f}.",
+            "Raise it, or allow cheaper formats.",
+            "allocation",
         )
-        do = "Raise it, or allow cheaper formats."
-        raise ConfigError("The budget is too small.", why, do, "allocation")
     mix = int(np.searchsorted(front.cost, budget, side="right")) - 1
     return _exchanged(choices, choices.cost, choices.loss, front.choice(mix), budget)
 
@@ -109,31 +129,14 @@ def cheapest(choices: Choices, loss: float) -> dict[str, str]:
     front = choices.front
     if loss < front.loss[-1]:
         best = f"The best mix of formats is predicted to lose {front.loss[-1]:.4f} nats a token"
-        do = "Allow a larger loss, or better formats."
         raise ConfigError(
-            "The quality cannot be kept.", f"{best}, more than {loss:.4f}.", do, "allocation"
+            "The quality cannot be kept.",
+            f"{best}, more than {loss:.4f}.",
+            "Allow a larger loss, or better formats.",
+            "allocation",
         )
     mix = int(np.argmax(front.loss <= loss))
     return _exchanged(choices, choices.loss, choices.cost, front.choice(mix), loss)
-
-
-def _front(choices: Choices) -> Front:
-    edges: list[tuple[float, int, int, float, float]] = []
-    start = np.zeros(len(choices.items), np.intp)
-    cost = loss = 0.0
-    for item, (costs, losses) in enumerate(zip(choices.cost, choices.loss, strict=True)):
-        hull = _hull(costs, losses)
-        start[item] = hull[0]
-        cost, loss = cost + costs[hull[0]], loss + losses[hull[0]]
-        for a, b in pairwise(hull):
-            dearer, better = costs[b] - costs[a], losses[a] - losses[b]
-            edges.append((-better / dearer, item, b, dearer, better))
-    edges.sort()
-    steps = np.array([edge[3:] for edge in edges]).reshape(-1, 2)
-    costs = cost + np.concatenate([[0.0], steps[:, 0].cumsum()])
-    losses = loss - np.concatenate([[0.0], steps[:, 1].cumsum()])
-    items, formats = (np.array([edge[k] for edge in edges], np.intp) for k in (1, 2))
-    return Front(costs, losses, items, formats, start)
 
 
 def _hull(costs: Table, losses: Table) -> list[int]:

@@ -12,8 +12,7 @@ from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import QKV, SensitivityProfile
+from backend.sensitivity.profile import QKV, Format, SensitivityProfile
 
 EMBEDDING = "embedding"  # and a head of its own
 EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them
@@ -162,9 +161,12 @@ class BudgetSolver:
             more = "less" if pruned else "more, or profile cheaper formats"
             raise ConfigError(what, why, f"Choose {least} or {more}.", "allocation")
         if not pruned and budget.value > most.value * (1 + 1e-9):
-            what = f"A budget of {budget} is more than the model takes."
-            why = f"Its best mix takes {most}, and nothing is gained beyond."
-            raise ConfigError(what, why, f"Choose {most} or less.", "allocation")
+            raise ConfigError(
+                f"A budget of {budget} is more than the model takes.",
+                f"Its best mix takes {most}, and nothing is gained beyond.",
+                f"Choose {most} or less.",
+                "allocation",
+            )
 
     def _of_front(self, kind: BudgetKind, choices: Choices, at: int) -> Mix:
         chosen = (choices.formats[form] for form in choices.front.choice(at))

@@ -40,7 +40,7 @@ from backend.models import block_forward
 from backend.models.block_forward import Call, HiddenStates, after_blocks, block_of_weights
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.training.vocabulary_loss import summed_loss
+from backend.training.trainer import summed_loss
 
 
 @dataclass

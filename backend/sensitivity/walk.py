@@ -13,30 +13,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.block_walk import BlockWalk
-from backend.calibration.damping_search import search_damping
-from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel, collect_inputs
 from backend.checkpoints import Checkpoints
+from backend.linalg.gram import search_damping
 from backend.models.block_forward import (
     BlockStream,
-    HiddenStates,
     even_batch,
     open_stream,
     run_block,
 )
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks, swap_weights
 from backend.models.families.stored import LinearShape
-from backend.models.patching import swap_weights
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization import GridType
-from backend.quantization.embedding import quantize_embedding
 from backend.quantization.gptq import gptq_widths
 from backend.quantization.plan import QuantSettings, embedding_search
+from backend.quantization.range_search import quantize_embedding
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher
-from backend.sensitivity.profile import FIGURES
+from backend.sensitivity.profile import FIGURES, Format
+from backend.training.stage_store import BlockWalk
 
 PANEL = 192  # inputs whose products are taken at a time
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
@@ -55,15 +52,6 @@ class Solvers:
     grid: GridType = "symmetric"
     space: str = "weighted"
     damping: float = 0.01
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """What a change D of a layer does to its outputs on calibration text. `relative`: tr(D H D^T) /
-    tr(W H W^T). `fisher`: 1/2 sum_o F_o (D H D^T)_oo, nats a token."""
-
-    relative: float
-    fisher: float
 
 
 def candidates(
@@ -110,11 +98,13 @@ def _made(
     return dict(zip(forms, values, strict=True))
 
 
-def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> OutputError:
-    """The error that D [out, in] makes of outputs of that energy; `fisher` F [out]."""
+def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> tuple[float, float]:
+    """The error that a change D [out, in] makes of outputs of that energy on calibration text,
+    tr(D H D^T) / tr(W H W^T), and its Fisher estimate, 1/2 sum_o F_o (D H D^T)_oo, nats a token;
+    `fisher` F [out]."""
     lost = energies(D, H).clamp_(min=0)
     relative = lost.sum().item() / energy if energy > 0 else 0.0
-    return OutputError(relative, 0.5 * torch.dot(fisher.to(lost), lost).item())
+    return relative, 0.5 * torch.dot(fisher.to(lost), lost).item()
 
 
 def energies(D: Tensor, H: Tensor) -> Tensor:
@@ -181,27 +171,27 @@ class SensitivityWalk(BlockWalk):
         self.stream = open_stream(self.model, self.calibration, batch, self.dtype)
 
     def replay(self, block: int) -> None:
-        self.stream.advance(self._outputs(block))
+        safe_point = partial(stop_if_asked, self.reporter)
+        self.stream.advance(
+            run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
+        )
 
     def solve(self, block: int) -> None:
-        linears = block_linears(self.model, block)
-        with InputCollector(linears, StatisticsLevel.GRAM) as collector:
-            outputs = self._outputs(block)
-            inputs = collector.finish()
+        linears, stream = block_linears(self.model, block), self.stream
+        safe_point, level = partial(stop_if_asked, self.reporter), StatisticsLevel.GRAM
+        inputs, outputs = collect_inputs(
+            self.model, stream, block, stream.hidden, linears, level, safe_point
+        )
         for module, linear in linears.items():
             stop_if_asked(self.reporter)
             self._profile(linear, inputs[module])
         with self.checkpoints.write(block_name(block)) as draft:
             (draft / "done").touch()
-        self.stream.advance(outputs)
+        stream.advance(outputs)
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
         self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Layers alone"))
-
-    def _outputs(self, block: int) -> HiddenStates:
-        safe_point = partial(stop_if_asked, self.reporter)
-        return run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
 
     def _profile(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
@@ -211,8 +201,7 @@ class SensitivityWalk(BlockWalk):
         made = candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
         for form, V in made.items():
             at = self.columns.index(form)
-            error = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
-            found[:2, at] = error.relative, error.fisher
+            found[:2, at] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
             if form in self.measured:
                 trials[at] = V
         if self.meter and trials:

@@ -18,13 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.statistics.channels import channel_figures, short
-from backend.statistics.magnitudes import comparable, cutoff, magnitude_counts, ordered_values
-from backend.statistics.matrix_maps import joint_histogram, matrix_maps
-from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
-from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.spectrum import spectrum
-from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
+from backend.statistics.distribution import (
+    comparable,
+    cutoff,
+    histogram,
+    magnitude_counts,
+    ordered_values,
+    quantiles,
+    scale_of,
+    tensor_statistics,
+)
+from backend.statistics.profiles import (
+    channel_figures,
+    joint_histogram,
+    matrix_maps,
+    short,
+    spectrum,
+)
+from backend.statistics.tensors import (
+    INPUT_ENERGY,
+    JOINT,
+    MAGNITUDES,
+    TensorProfile,
+    TensorRecorder,
+    TensorSnapshot,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class ReferenceTensor:
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
         self.ordered = ordered_values(dense)
-        self.scale = scale_of(self.ordered)
+        self.edge, self.std = scale_of(self.ordered)
 
     def measure(
         self,
@@ -60,7 +78,6 @@ class ReferenceTensor:
         more: Mapping[str, float] | None = None,
         energy: Tensor | None = None,
         spectral: bool = True,
-        step: int = 0,
     ) -> TensorMeasurement:
         """Statistics and profiles of `weight` [out, in] at `stage`.
 
@@ -72,8 +89,8 @@ class ReferenceTensor:
         """
         same = weight is self.dense
         ordered = self.ordered if same else ordered_values(weight)
-        edge, (counts, zeros, below, above) = self.scale.edge, histogram(ordered, self.scale.edge)
-        stats = tensor_statistics(ordered, self.scale.std)
+        edge, (counts, zeros, below, above) = self.edge, histogram(ordered, self.edge)
+        stats = tensor_statistics(ordered, self.std)
         stats |= {} if same else self._against(weight, ordered, zeros)
         figures, values = spectrum(weight) if spectral else ({}, {})
         taken = TensorSnapshot(
@@ -90,16 +107,15 @@ class ReferenceTensor:
             counts.numpy(),
             stats | figures | dict(more or {}),
             quantiles(ordered),
-            step,
         )
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:
             values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
             values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
-        values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
+        values[MAGNITUDES] = magnitude_counts(ordered, self.std).numpy().astype(np.float32)
         profiles = [
-            TensorProfile(tensor, block, module, stage, name, array, step)
+            TensorProfile(tensor, block, module, stage, name, array)
             for name, array in values.items()
         ]
         return TensorMeasurement(taken, profiles)
@@ -111,7 +127,7 @@ class ReferenceTensor:
         figures = {
             "cosine": (W @ D / norms if norms > 0 else W.new_zeros(())).item(),
             "moved": ((W - D).norm() / D.norm().clamp_min(torch.finfo(D.dtype).tiny)).item(),
-            "distance": (ordered - self.ordered).abs_().mean().item() / (self.scale.std or 1.0),
+            "distance": (ordered - self.ordered).abs_().mean().item() / (self.std or 1.0),
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))

@@ -43,7 +43,7 @@ def read_region(
 ) -> np.ndarray | None:
     """The values [rows, columns] in float32, or each of some steps; None where the folder has no
     such plain matrix. Raises ModelError: a file is missing or damaged."""
-    whole = _stored(folder, tensor, FLOATS)
+    whole = _stored(folder, tensor)
     if whole is None:
         return None
     values = np.array(whole[slice(*region.rows, steps[0]), slice(*region.columns, steps[1])])
@@ -52,11 +52,11 @@ def read_region(
     return values.astype(np.float32)
 
 
-def _stored(folder: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]) -> np.ndarray | None:
-    """A matrix as it lies in the file; None where there is none of these dtypes."""
+def _stored(folder: Path, tensor: str) -> np.ndarray | None:
+    """A matrix as it lies in the file; None where there is none of `FLOATS`."""
     for path in weight_files(folder):
         try:
-            found = _find(path, tensor, dtypes)
+            found = _find(path, tensor)
             if found is not None:
                 dtype, shape, start = found
                 return np.memmap(path, dtype, "r", start, shape)
@@ -67,16 +67,14 @@ def _stored(folder: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]) -> np.n
     return None
 
 
-def _find(
-    path: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]
-) -> tuple[np.dtype[Any], tuple[int, int], int] | None:
+def _find(path: Path, tensor: str) -> tuple[np.dtype[Any], tuple[int, int], int] | None:
     """Dtype, shape, and place in the file of a matrix; None where it is not there."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise ValueError("its header is too long")
         entry = json.loads(file.read(length)).get(tensor)
-    if entry is None or entry["dtype"] not in dtypes or len(entry["shape"]) != 2:
+    if entry is None or entry["dtype"] not in FLOATS or len(entry["shape"]) != 2:
         return None
     outputs, inputs = map(int, entry["shape"])
-    return dtypes[entry["dtype"]], (outputs, inputs), 8 + length + int(entry["data_offsets"][0])
+    return FLOATS[entry["dtype"]], (outputs, inputs), 8 + length + int(entry["data_offsets"][0])

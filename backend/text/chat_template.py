@@ -17,7 +17,6 @@ from backend.text.prompts import Prompt
 
 RENDER_S = 2.0  # CPU seconds for one conversation; an ordinary template takes a millisecond
 RENDER_BYTES = 2**30  # of memory besides what the process has
-PARAGRAPH = "\n\n"
 
 
 class _OutOfTimeError(BaseException):
@@ -35,8 +34,9 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedToke
     except _OutOfTimeError as error:
         raise _unusable(f"Rendering one prompt takes more than {RENDER_S:g} s.") from error
     except MemoryError as error:
-        why = f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
-        raise _unusable(why) from error
+        raise _unusable(
+            f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
+        ) from error
     except Exception as error:  # a template can raise anything
         raise _unusable(f"{str(error) or type(error).__name__}."[:300]) from error
 
@@ -99,7 +99,7 @@ def chat_ids(
     if template and tokenizer.chat_template:
         text = render_chat(messages, tokenizer)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer(PARAGRAPH.join(each["content"] for each in messages)).input_ids)
+    return list(tokenizer("\n\n".join(each["content"] for each in messages)).input_ids)
 
 
 def readable_ids(

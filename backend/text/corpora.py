@@ -93,9 +93,12 @@ def require_length(name: str, tokens: int, field: str) -> None:
     tokens it has the run finds out. Raises DatasetError: says how long it is."""
     size = sum(path.stat().st_size for path in sources(name))
     if 0 < size < tokens:
-        what, why = f"{name} is too short.", f"It has {size:,} bytes; {tokens:,} tokens are needed."
-        do = "Lower the context length or the number of windows, or choose a longer text."
-        raise DatasetError(what, why, do, field)
+        raise DatasetError(
+            f"{name} is too short.",
+            f"It has {size:,} bytes; {tokens:,} tokens are needed.",
+            "Lower the context length or the number of windows, or choose a longer text.",
+            field,
+        )
 
 
 def require_corpus(name: str, field: str) -> CorpusInfo:
@@ -117,12 +120,19 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
         )
     corpus = known[name]
     if field not in {f"{role}_text" for role in corpus.roles}:
-        what = f"{corpus.title} cannot be the evaluation text."
-        why = "Perplexity on text a model generated itself is not meaningful."
-        raise DatasetError(what, why, "Choose a corpus.", field)
+        raise DatasetError(
+            f"{corpus.title} cannot be the evaluation text.",
+            "Perplexity on text a model generated itself is not meaningful.",
+            "Choose a corpus.",
+            field,
+        )
     if not corpus.ready:
-        what = f"{corpus.title} is not available."
-        raise DatasetError(what, corpus.note, "Make it available, or choose another text.", field)
+        raise DatasetError(
+            f"{corpus.title} is not available.",
+            corpus.note,
+            "Make it available, or choose another text.",
+            field,
+        )
     return corpus
 
 
@@ -146,6 +156,7 @@ def _c4(role: Role) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
+# with published splits; the parts of others are ours to choose
 SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
     "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
@@ -186,14 +197,12 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
             whole = files.documents(sources(name))
             yield from part(whole, role) if shared else whole
     except (OSError, ValueError) as error:
-        what = f"{corpus.title} could not be read."
-        do = 'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.'
-        raise DatasetError(what, str(error)[:300], do, field) from error
-
-
-def has_splits(name: str) -> bool:
-    """Whether a corpus has published splits; the parts of others are ours to choose."""
-    return name in SPLIT_CORPORA
+        raise DatasetError(
+            f"{corpus.title} could not be read.",
+            str(error)[:300],
+            'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.',
+            field,
+        ) from error
 
 
 def preprocessing(name: str) -> str:

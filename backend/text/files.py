@@ -49,7 +49,6 @@ FORMS = (  # field names of prompt, further input, answers
     ("question", "", ("answer",)),
 )
 DETOKENISED = "WikiText detokenised"
-MARK = " @-@ "
 
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -140,9 +139,11 @@ def require_readable(path: Path, field: str) -> None:
         elif not text_of(next(rows(path), (0, {"text": ""}))[1]) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
     except (OSError, ValueError) as error:
-        do = 'Use UTF-8, one JSON object per line, with a field "text" or a conversation.'
         raise DatasetError(
-            f"{path.name} could not be read.", str(error)[:300], do, field
+            f"{path.name} could not be read.",
+            str(error)[:300],
+            'Use UTF-8, one JSON object per line, with a field "text" or a conversation.',
+            field,
         ) from error
 
 
@@ -165,7 +166,6 @@ def detokenise(text: str) -> str:
 
 
 PREFIX = "file:"
-SUFFIXES = (".txt", ".jsonl")
 _TITLE = re.compile(r"(?m)^(?=# \S| = [^=\n]+ = *$)")
 
 
@@ -177,7 +177,11 @@ def _root() -> Path | None:
 def _usable(path: Path, root: Path) -> bool:
     """Whether `path` is a non-empty file of a supported type inside `root`, links resolved."""
     real = real_path(path)
-    if path.name.startswith(".") or path.suffix not in SUFFIXES or not real.is_relative_to(root):
+    if (
+        path.name.startswith(".")
+        or path.suffix not in (".txt", ".jsonl")
+        or not real.is_relative_to(root)
+    ):
         return False
     try:
         return real.is_file() and real.stat().st_size > 0
@@ -222,7 +226,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 def preprocessing(files: list[Path]) -> str:
     """Name of the preprocessing of `documents`, detected in the first row; empty: none."""
-    return DETOKENISED if MARK in next(_rows(files[0]), "") else ""
+    return DETOKENISED if " @-@ " in next(_rows(files[0]), "") else ""
 
 
 def documents(files: list[Path]) -> Iterator[str]:

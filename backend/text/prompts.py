@@ -27,7 +27,6 @@ SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spe
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
-OPENING_SENTENCES = 2  # sentences of a story in a prompt
 HELDOUT_INTERVAL = 6  # every n-th template and text is for held-out prompts
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE = 150, 900  # characters of a Wikipedia passage
@@ -156,8 +155,8 @@ def _fill(template: str, slots: Slots, rng: Random, **more: str) -> str:
 
 
 def _beginnings(seed: int, count: int) -> list[Prompt]:
-    """Openings of generated stories."""
-    parts = (story.split(". ")[:OPENING_SENTENCES] for story in stories(seed, count))
+    """Openings of generated stories, two sentences each."""
+    parts = (story.split(". ")[:2] for story in stories(seed, count))
     return [Prompt(f"story-{n}", "story", ". ".join(part) + ".") for n, part in enumerate(parts)]
 
 
@@ -174,9 +173,11 @@ def require_prompts(name: str, field: str) -> None:
 def _from_file(name: str) -> list[Prompt]:
     prompts: list[Prompt] = []
     if name == SELF:
-        what = "Self-written prompts are not available here."
-        why = "The model generates them for training only."
-        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
+        raise DatasetError(
+            "Self-written prompts are not available here.",
+            "The model generates them for training only.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
     for path in sources(name) if name != WIKIPEDIA else []:
         if path.suffix == ".jsonl":
             with path.open("rb") as lines:
@@ -184,9 +185,11 @@ def _from_file(name: str) -> list[Prompt]:
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
     if not prompts:
-        what = f"There are no prompts named {name[:80]!r}."
-        why = "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR."
-        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
+        raise DatasetError(
+            f"There are no prompts named {name[:80]!r}.",
+            "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR.",
+            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
+        )
     return prompts
 
 
@@ -199,9 +202,11 @@ def _read(line: bytes, file: str, number: int) -> Prompt:
         if not text.strip():
             raise ValueError
     except (ValueError, RecursionError) as error:
-        what = f"Line {number} of {file} is not a prompt."
-        do = 'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.'
-        raise DatasetError(what, "It has neither a user message nor a text.", do) from error
+        raise DatasetError(
+            f"Line {number} of {file} is not a prompt.",
+            "It has neither a user message nor a text.",
+            'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.',
+        ) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category
     return Prompt(str(row.get("question_id", number)), task, text, category)

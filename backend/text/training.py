@@ -33,7 +33,6 @@ from backend.text.slices import (
 )
 
 IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
-PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
 FIELD = "training_text"
 Example = tuple[list[int], list[int]]  # ids, labels
 
@@ -101,8 +100,12 @@ def _conversations(path: Path) -> Iterator[list[Message]]:
     try:
         yield from (conversation(row) for _, row in rows(path))
     except (OSError, ValueError) as error:
-        what, do = f"{path.name} could not be read.", "Fix it: UTF-8, one JSON object per line."
-        raise DatasetError(what, str(error)[:300], do, FIELD) from error
+        raise DatasetError(
+            f"{path.name} could not be read.",
+            str(error)[:300],
+            "Fix it: UTF-8, one JSON object per line.",
+            FIELD,
+        ) from error
 
 
 def _examples(
@@ -129,13 +132,16 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         try:
             text = render_chat(messages, tokenizer)
         except ModelError as error:
-            what = "The instructions do not fit the model's chat template."
-            do = "Use the roles of the template, or fields such as instruction and output."
-            raise DatasetError(what, error.why, do, FIELD) from error
+            raise DatasetError(
+                "The instructions do not fit the model's chat template.",
+                error.why,
+                "Use the roles of the template, or fields such as instruction and output.",
+                FIELD,
+            ) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
-    begin = prefix(tokenizer)
-    return begin + plain_ids(text, tokenizer)
+    asked = "\n\n".join(message["content"] for message in messages)
+    text = f"### Instruction:\n{asked}\n\n### Response:\n"
+    return prefix(tokenizer) + plain_ids(text, tokenizer)
 
 
 def _packed(

@@ -1,2 +1,2 @@
-"""What trains in common: the base of the training loops, optimizer state, checkpoints of stages,
-block-wise reconstruction."""
+"""Training in common: the base of the training loops, checkpoints of stages and of passes over the
+blocks, block-wise reconstruction."""

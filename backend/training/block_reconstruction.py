@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.models.block_forward import BlockStream, Call, HiddenStates, block_of_weights
-from backend.training.optimizer import ScheduledOptimizer, cosine_decay
+from backend.training.trainer import ScheduledOptimizer, cosine_decay
 
 ATTEMPTS, LOWERED = 4, 0.25  # at a block, and the factor of the rates from one to the next
 BALANCING_ROUNDS = 8  # the remainder shrinks fivefold in each for layers 64 wide, and wider faster

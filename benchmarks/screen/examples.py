@@ -22,8 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from backend.backup.examples import FOLDER, PACKED, example_name
-from backend.statistics.names import SENSITIVITY
 from backend.statistics.paired import WINDOW_LOSSES
+from backend.statistics.tensors import SENSITIVITY
 from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
 

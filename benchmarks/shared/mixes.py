@@ -20,14 +20,13 @@ from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.live.timing import DecodingClock
 from backend.models.block_forward import after_blocks, open_stream, run_block
-from backend.models.blocks import all_linears, block_linears, decoder_blocks
+from backend.models.blocks import all_linears, block_linears, decoder_blocks, resolve_dtype
 from backend.models.loading import load
-from backend.models.precision import resolve_dtype
 from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.reporter import SilentReporter
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.sensitivity.walk import Solvers, candidates, rounded_embedding
 from backend.text.slices import calibration_slices, evaluation_slice
 from benchmarks.exports import by_llama

@@ -13,9 +13,9 @@ from backend.export.formats import bits_per_weight, layout_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.metric_key import MetricKey
+from backend.models.blocks import to_bfloat16
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
-from backend.models.precision import to_bfloat16
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan

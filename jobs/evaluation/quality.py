@@ -21,12 +21,17 @@ from backend.decoding.draft_tree import NoDraft
 from backend.decoding.peers import TransformersDecoder
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
+from backend.evaluation.acceleration import sizes
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
-from backend.evaluation.native_text import NativeText, TextModel, text_model
+from backend.evaluation.native_text import (
+    NativeText,
+    TextModel,
+    agreement,
+    text_model,
+    write_samples,
+)
 from backend.evaluation.perplexity import Observe, perplexity, window_nlls
-from backend.evaluation.samples import agreement, write_samples
-from backend.evaluation.size import sizes
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey

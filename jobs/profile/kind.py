@@ -11,7 +11,7 @@ from backend.options import Dtype, option
 from backend.pruning.config import PrunerName
 from backend.quantization import GridType
 from backend.quantization.config import SpaceName
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.text.corpora import require_length
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import resolve_model

@@ -13,9 +13,8 @@ from backend.models.sources.headers import weight_files
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import Width
 from backend.sensitivity.budget import BudgetSolver
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile, profile_of
-from backend.statistics.names import SENSITIVITY
+from backend.sensitivity.profile import Format, SensitivityProfile, profile_of
+from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.json_column import check_intact
 from backend.store.states import State

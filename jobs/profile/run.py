@@ -9,17 +9,15 @@ from transformers import PreTrainedModel
 
 from backend.errors import ModelError
 from backend.live.timing import DecodingClock
-from backend.models.blocks import LinearWeight
+from backend.models.blocks import LinearWeight, resolve_dtype
 from backend.models.families.stored import LinearShape
 from backend.models.loading import free_memory
-from backend.models.precision import resolve_dtype
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
 from backend.sensitivity.measured import SensitivityMeter, trace
 from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
 from backend.sensitivity.walk import Solvers
-from backend.statistics.names import SENSITIVITY
-from backend.statistics.tensors import TensorProfile
+from backend.statistics.tensors import SENSITIVITY, TensorProfile
 from backend.text.slices import calibration_slices
 from jobs.fields.models import resolve_model
 from jobs.fields.text import context_length

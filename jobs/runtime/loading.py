@@ -10,8 +10,8 @@ import torch
 
 from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
+from backend.models.blocks import resolve_dtype
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
-from backend.models.precision import resolve_dtype
 from backend.models.sources.catalogue import local_folder, materialise
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model

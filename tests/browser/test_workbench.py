@@ -14,7 +14,7 @@ from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram
 from backend.live.model import LiveModel
 from backend.models.loading import load
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.store import queries
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import profile_of_run, solver_of

@@ -14,8 +14,8 @@ from backend.decoding.benchmark import same_start
 from backend.errors import ComputeError
 from backend.evaluation import divergence as room
 from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
+from backend.evaluation.native_text import agreement, write_samples
 from backend.evaluation.perplexity import perplexity
-from backend.evaluation.samples import agreement, write_samples
 from backend.models.block_forward import NewBatches, batches_in
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter

@@ -15,9 +15,8 @@ from transformers import LlamaForCausalLM
 
 from backend.errors import ConfigError, ModelError
 from backend.export.formats import FORMATS, ExportRequirements, Layout, check_format, read_layout
-from backend.export.gguf.blocks import carried, holds_shared_scales, rounded
 from backend.export.gguf.types import carried_type, fitting
-from backend.export.gguf.writing import write_gguf
+from backend.export.gguf.writing import carried, holds_shared_scales, rounded, write_gguf
 from backend.export.reading import load_dequantized, load_packed, read_layers
 from backend.export.sizes import gguf_bytes, quantized_bytes
 from backend.export.writing import export
@@ -25,8 +24,8 @@ from backend.models.loading import LoadedModel
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import DLQATConfig
-from backend.quantization.embedding import quantize_embedding
 from backend.quantization.plan import QuantSettings, embedding_search, plan
+from backend.quantization.range_search import quantize_embedding
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 

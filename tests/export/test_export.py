@@ -18,8 +18,7 @@ from backend.export.card import ModelOrigin, model_card
 from backend.export.formats import Layout, bits_per_weight, read_layout
 from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
-from backend.models.blocks import block_linears
-from backend.models.precision import to_bfloat16
+from backend.models.blocks import block_linears, to_bfloat16
 from backend.models.sources.quantized import PackedGroup
 from backend.printable import readable_bytes
 from backend.quantization import GRID_NAMES

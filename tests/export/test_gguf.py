@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
 from backend.export.formats import Layout, read_layout
 from backend.export.gguf.architecture import architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
@@ -34,7 +34,7 @@ from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.gguf import convert
-from backend.models.sources.gguf_config import UnknownRopeError, config_values
+from backend.models.sources.gguf_header import config_values
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings
@@ -191,7 +191,7 @@ def test_auto_is_the_smallest_that_holds_the_codes() -> None:
     ],
 )
 def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> None:
-    assert architecture_of(toy.model.config.to_dict()).rope_base == 10000.0
+    assert architecture_of(toy.model.config.to_dict()).keys["rope.freq_base"] == 10000.0
     with pytest.raises(ConfigError, match=why):
         architecture_of(toy.model.config.to_dict() | change)
 
@@ -319,9 +319,9 @@ def test_a_file_of_a_family_computes_as_its_source(name: str, saved: Path, file:
 def test_unknown_factors_of_frequencies_are_refused(factors: list[float], why: str) -> None:
     values = {"attention.head_count": 2, "embedding_length": 32}
     tensors = {"rope_freqs": np.array(factors, np.float32)}
-    with pytest.raises(UnknownRopeError, match=why):
+    with pytest.raises(ModelError, match=why):
         config_values("llama", values, tensors)
-    with pytest.raises(UnknownRopeError, match="scaled by su"):
+    with pytest.raises(ModelError, match="scaled by su"):
         config_values("llama", values | {"rope.scaling.type": "su"}, {})
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.errors import ModelError
-from backend.export.bit_packing import pack, unpack, words_for
 from backend.export.formats import Layout
+from backend.export.layouts import pack, unpack, words_for
 from backend.export.reading import layer_from
 from backend.export.writing import layer_tensors
 

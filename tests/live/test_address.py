@@ -20,7 +20,7 @@ from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import inspect
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 NAMES = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
 LAYERS = [LinearShape(name, n, "mlp.down_proj", 8, 128) for n, name in enumerate(NAMES)]

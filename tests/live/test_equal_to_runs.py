@@ -22,7 +22,8 @@ from backend.pruning.masks import masked
 from backend.pruning.pattern import Pattern
 from backend.pruning.plan import pruning_plan
 from backend.pruning.pruners.registry import PRUNERS
-from backend.pruning.sds import install, run_sds
+from backend.pruning.sds import run_sds
+from backend.pruning.stage_store import install
 from backend.reporter import SilentReporter
 from tests.quantization.dlqat.runs import begun, finished
 

@@ -19,7 +19,7 @@ from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
 from backend.models.blocks import decoder_blocks
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 MIX = ("50%", "2:4", "int4-g32", "dense", "62.5%", "2:4+int3-g32", "int8")
 

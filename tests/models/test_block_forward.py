@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
 from backend.models.block_forward import each_logits, even_batch, open_stream, run_block
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, ending_after
 from backend.models.loading import load, weights_hash
-from backend.models.patching import StopForwardError, ending_after
 from backend.models.threads import side_by_side
 
 

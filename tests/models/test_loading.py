@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.errors import ModelError
 from backend.models import loading
-from backend.models.blocks import block_linears
+from backend.models.blocks import all_finite, block_linears
 from backend.models.loading import load, weights_hash
-from backend.models.precision import all_finite
 from backend.models.saving import save
 from backend.models.sources.spec import TOY_FOLDER
 from backend.models.sources.toy.stories import stories

@@ -70,7 +70,8 @@ import torch
 
 PRUNER = """
 from backend.pruning.plan import pruning_plan
-from backend.pruning.sds import install, run_sds
+from backend.pruning.sds import run_sds
+from backend.pruning.stage_store import install
 from backend.models.blocks import all_linears, block_linears
 from backend.models.loading import load
 model = load("toy").model

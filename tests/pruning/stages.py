@@ -15,7 +15,8 @@ from backend.models.blocks import all_linears
 from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
-from backend.pruning.sds import SDSResult, StageReader, install, run_sds
+from backend.pruning.sds import SDSResult, StageReader, run_sds
+from backend.pruning.stage_store import install
 from backend.reporter import Reporter, SilentReporter
 
 

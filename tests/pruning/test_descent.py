@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.pruning import descent
+from backend.pruning import redense as room
 from backend.pruning.masks import keep_mask, top_per_row
 from backend.pruning.pattern import Pattern
 from backend.pruning.redense import redense
@@ -22,7 +22,7 @@ def inputs_of(H: Tensor) -> InputStatistics:
 
 
 pytestmark = pytest.mark.skipif(
-    not descent.usable(inputs_of(torch.eye(2)), descent.SHRINK),
+    not room.usable(inputs_of(torch.eye(2)), room.SHRINK),
     reason="no AVX-512 with bfloat16",
 )
 
@@ -44,7 +44,7 @@ def errors(W: Tensor, dense: Tensor, inputs: InputStatistics) -> Tensor:
 def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor]], Tensor]:
     def compute(call: Callable[[], Tensor]) -> Tensor:
         with monkeypatch.context() as patch:
-            patch.setattr(descent, "usable", lambda *_: False)
+            patch.setattr(room, "usable", lambda *_: False)
             return call()
 
     return compute
@@ -73,14 +73,14 @@ def test_a_layer_ends_at_the_error_of_pytorch(
     assert left.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
 
 
-@pytest.mark.parametrize("kind", descent.KINDS)
+@pytest.mark.parametrize("kind", room.KINDS)
 def test_threads_change_no_bit(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense, inputs = layer_of(2 * descent.CHUNK_ROWS + 13, 80)
+    dense, inputs = layer_of(2 * room.NATIVE_ROWS + 13, 80)
     start = dense * keep_mask(dense.abs(), Pattern.parse("1:2"))
     found = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.append(descent.descend(start, dense, inputs, 4, kind, max(1, kind // 2)))
+        found.append(room.descend(start, dense, inputs, 4, kind, max(1, kind // 2)))
     for W, lowest in found[1:]:
         assert torch.equal(W, found[0][0]) and torch.equal(lowest, found[0][1])
 
@@ -107,14 +107,14 @@ def identity(columns: int) -> InputStatistics:
     return inputs
 
 
-@given(st.integers(0, 10**6), st.sampled_from(descent.GROUPS), st.integers(1, 15))
+@given(st.integers(0, 10**6), st.sampled_from(room.GROUPS), st.integers(1, 15))
 @settings(max_examples=60, deadline=None)
 def test_equal_weights_of_a_group_are_chosen_as_by_masks(seed: int, group: int, keep: int) -> None:
     torch.manual_seed(seed)
     keep = min(keep, group - 1)
     dense = torch.randint(-2, 3, (9, 64)).float()
     start = torch.full_like(dense, 64.0)  # exact in bfloat16, and far away
-    W, _ = descent.descend(start, dense, identity(64), 1, group, keep)
+    W, _ = room.descend(start, dense, identity(64), 1, group, keep)
     assert torch.equal(W, dense * keep_mask(dense.abs(), Pattern(keep, group, 0.5)))
 
 
@@ -124,25 +124,25 @@ def test_equal_weights_of_a_row_are_chosen_as_by_masks(seed: int, columns: int) 
     torch.manual_seed(seed)
     dense = torch.randint(-2, 3, (9, columns)).float()
     start = 64.0 * (torch.rand(9, columns) < torch.rand(9, 1))
-    W, _ = descent.descend(start, dense, identity(columns), 1, descent.ROWS)
+    W, _ = room.descend(start, dense, identity(columns), 1, room.ROWS)
     assert torch.equal(W, dense * top_per_row(dense.abs(), (start != 0).sum(1)))
 
 
 def test_weights_shrink_by_the_penalty() -> None:
     dense = torch.tensor([[-2.0, -1.0, -0.25, 0.0, 0.25, 1.0, 2.0]])
-    W, _ = descent.descend(0 * dense, dense, identity(7), 1, descent.SHRINK, 0.5)
+    W, _ = room.descend(0 * dense, dense, identity(7), 1, room.SHRINK, 0.5)
     assert W.tolist() == [[-1.5, -0.5, 0, 0, 0, 0.5, 1.5]]
 
 
-@pytest.mark.parametrize("kind", descent.KINDS)
+@pytest.mark.parametrize("kind", room.KINDS)
 def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
     dense, inputs = layer_of(11, 48)
     start = dense * keep_mask(dense.abs(), Pattern.parse("1:2"))
     keep = max(1, kind // 2)
-    expected, _ = descent.descend(start, dense, inputs, 5, kind, keep)
+    expected, _ = room.descend(start, dense, inputs, 5, kind, keep)
     for bad in (torch.nan, torch.inf):
         start[3, 7] = bad
-        found, _ = descent.descend(start, dense, inputs, 5, kind, keep)
+        found, _ = room.descend(start, dense, inputs, 5, kind, keep)
         others = torch.arange(11) != 3
         assert torch.equal(found[others], expected[others])
 
@@ -176,9 +176,9 @@ def test_what_does_not_fit_is_refused() -> None:
         (dense, dense, inputs, {"steps": -1}),
         (dense, dense, inputs, {"steps": 2**31 - 1}),
     ):
-        words = {"steps": 1, "kind": descent.SHRINK, **more}
+        words = {"steps": 1, "kind": room.SHRINK, **more}
         with pytest.raises(ValueError, match=r"do not fit|not computed here"):
-            descent.descend(start, other, about, **words)
+            room.descend(start, other, about, **words)
 
 
 def test_weights_with_gaps_between_their_columns_are_copied() -> None:
@@ -191,9 +191,9 @@ def test_weights_with_gaps_between_their_columns_are_copied() -> None:
 
 def test_pytorch_is_used_where_it_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, inputs = layer_of(4, 16)
-    assert not descent.usable(replace(inputs, dtype=torch.float32), descent.SHRINK)
-    assert not descent.usable(inputs, 5)
-    monkeypatch.setattr(descent, "_library", lambda: None)
-    assert not descent.usable(inputs, descent.SHRINK)
+    assert not room.usable(replace(inputs, dtype=torch.float32), room.SHRINK)
+    assert not room.usable(inputs, 5)
+    monkeypatch.setattr(room, "_library", lambda: None)
+    assert not room.usable(inputs, room.SHRINK)
     with pytest.raises(ValueError, match="not computed here"):
-        descent.descend(dense, dense, inputs, 1, descent.SHRINK)
+        room.descend(dense, dense, inputs, 1, room.SHRINK)

@@ -17,8 +17,9 @@ from backend.models.layer_names import fits, read_names
 from backend.models.loading import weights_hash
 from backend.models.sources.catalogue import inspect
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.pattern import Pattern, layer_patterns, read_overrides
-from backend.pruning.sds import install
+from backend.pruning.pattern import Pattern, read_overrides
+from backend.pruning.plan import layer_patterns
+from backend.pruning.stage_store import install
 from tests.pruning.stages import prune
 
 LAYERS = inspect("toy").linears

@@ -15,10 +15,9 @@ from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.models.sources.catalogue import inspect
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.owl import block_shares
 from backend.pruning.passes import outlier_share
-from backend.pruning.plan import pruning_plan
-from backend.pruning.sds import install
+from backend.pruning.plan import block_shares, pruning_plan
+from backend.pruning.stage_store import install
 from tests.pruning.stages import cut_short, prune
 
 LAYERS = inspect("toy").linears

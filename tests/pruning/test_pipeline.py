@@ -20,7 +20,7 @@ from backend.pruning.config import SDSConfig, SDSStage, judged
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
-from backend.pruning.sds import install
+from backend.pruning.stage_store import install
 from backend.pruning.weight_adjustment import adjust
 from tests.pruning.stages import prune
 from tests.toy_layers import Recorder

@@ -14,8 +14,7 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.pruning.block_work import _diverged
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import MaskedWeights
-from backend.pruning.sds import install
-from backend.pruning.stage_store import SDSStageStore
+from backend.pruning.stage_store import SDSStageStore, install
 from backend.training import block_reconstruction
 from backend.training.block_reconstruction import (
     Examples,

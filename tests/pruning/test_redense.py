@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.linalg.decompositions import largest_eigenvalue
+from backend.linalg.gram import largest_eigenvalue
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense

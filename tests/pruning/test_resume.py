@@ -10,7 +10,7 @@ from torch import Tensor
 from backend.calibration.second_moments import StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
-from backend.linalg.decompositions import NotPositiveDefiniteError
+from backend.linalg.gram import NotPositiveDefiniteError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.pruning import passes
@@ -113,7 +113,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
 ) -> None:
     """As on a cluster, where the next node may have another processor."""
-    computes = "backend.models.precision.computes_bfloat16"
+    computes = "backend.models.blocks.computes_bfloat16"
     chosen = config(precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(CancelledError):

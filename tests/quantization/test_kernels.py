@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from backend import compiler
 from backend.compiler import CompilerError
-from backend.linalg.decompositions import inverse_root
+from backend.linalg.gram import inverse_root
 from backend.quantization import GRID_NAMES, gptq, range_search
 from backend.quantization.dlqat import linear
 from backend.quantization.dlqat.linear import DLQATLinear

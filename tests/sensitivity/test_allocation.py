@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backend.errors import ConfigError
 from backend.sensitivity.allocation import Choices, best_quality, cheapest, grouped
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 
 
 def choices(seed: int, items: int = 5, formats: int = 4) -> Choices:

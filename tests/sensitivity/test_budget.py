@@ -12,8 +12,13 @@ from backend.budget import Budget
 from backend.errors import ConfigError
 from backend.models.families.stored import LinearShape
 from backend.sensitivity.budget import BudgetSolver
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import FIGURES, DecodingTimes, SensitivityProfile, profile_of
+from backend.sensitivity.profile import (
+    FIGURES,
+    DecodingTimes,
+    Format,
+    SensitivityProfile,
+    profile_of,
+)
 
 FORMATS = tuple(map(Format.parse, ("int2-g64", "int3-g64", "int4-g64", "50%", "70%")))
 MODULES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from backend.statistics.channels import channel_figures
-from backend.statistics.names import (
+from backend.statistics.paired import paired_ratio
+from backend.statistics.profiles import channel_figures
+from backend.statistics.reference import ReferenceTensor, TensorMeasurement
+from backend.statistics.tensors import (
     JOINT,
     MAGNITUDES,
     MAPS,
@@ -21,8 +23,6 @@ from backend.statistics.names import (
     channel_profile,
     map_profile,
 )
-from backend.statistics.paired import paired_ratio
-from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 
 PLACE: dict[str, Any] = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(

@@ -12,9 +12,8 @@ from transformers import (
 
 from backend.errors import CancelledError, ComputeError
 from backend.reporter import SilentReporter
-from backend.text import sampling
-from backend.text.sampling import sample
-from backend.text.slices import check_apart, evaluation_slice, sample_slice
+from backend.text import slices
+from backend.text.slices import check_apart, evaluation_slice, sample, sample_slice
 from tests.toy_layers import Recorder
 
 CONFIGS = [
@@ -63,7 +62,7 @@ def test_the_cache_changes_nothing(config, tokenizer) -> None:
 
 
 def test_seeds_and_batches(model, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "BATCH", 2)
+    monkeypatch.setattr(slices, "BATCH", 2)
     state = torch.random.get_rng_state()
     first, again, other = (
         sample(model, tokenizer, 5, 24, seed, SilentReporter()) for seed in (0, 0, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from backend.training.vocabulary_loss import POSITIONS, summed_loss
+from backend.training.trainer import POSITIONS, summed_loss
 
 N, V = 2 * POSITIONS["cpu"] + 5, 40
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.statistics.names import RELATIVE_ERROR, ZERO_SHARE
+from backend.statistics.tensors import RELATIVE_ERROR, ZERO_SHARE
 from ui.charts.chart import Chart, axis, layout, ticks_to
 from ui.format import NONE, count, esc, number
 from ui.theme import BLUE, LIGHT, VERMILLION

@@ -15,9 +15,8 @@ from backend.errors import SlimscopeError
 from backend.live.address import queued_state
 from backend.models.families.stored import LinearShape
 from backend.sensitivity.budget import BudgetSolver, Mix
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile
-from backend.statistics.names import SENSITIVITY
+from backend.sensitivity.profile import Format, SensitivityProfile
+from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT

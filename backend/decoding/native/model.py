@@ -22,9 +22,8 @@ from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.families import FAMILIES, LANES, embedding_scale, unsupported
 from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
-from backend.models.blocks import decoder_blocks
+from backend.models.blocks import decoder_blocks, resolve_dtype
 from backend.models.families.logits import LogitTransform
-from backend.models.precision import resolve_dtype
 from backend.quantization.packed_linear import has_codes
 
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch

@@ -26,7 +26,7 @@ from backend.errors import DatasetError, ModelError
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.text.chat_template import end_ids, readable_ids, render_chat
 from backend.text.prompts import SELF, Prompt, training_prompts
-from backend.text.sampling import first_tokens
+from backend.text.slices import first_tokens
 
 SEED_STEP = 1_000_003  # a batch has fewer sequences
 LOGITS = 2**24  # entries [n, V] in memory at once

@@ -41,9 +41,8 @@ from backend.drafters.training.loss import (
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
 from backend.reporter import Reporter
-from backend.training.optimizer import cosine_decay
 from backend.training.stage_store import StageStore
-from backend.training.trainer import Trainer
+from backend.training.trainer import Trainer, cosine_decay
 
 CHECKPOINT = "drafter"
 PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest

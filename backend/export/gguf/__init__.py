@@ -3,6 +3,5 @@
 types         the types of weights, what they can hold, which one suits a model (no torch)
 architecture  names, sizes and order of rows of the models that can be written (no torch)
 tokenizer     vocabulary and merges of tokenizer.json as GGUF stores them (no torch)
-blocks        one matrix as bytes: rounded, or its codes as they are
-writing       the whole file
+writing       one matrix as bytes, rounded or its codes as they are; the whole file
 """

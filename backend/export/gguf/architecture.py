@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.models.sources.gguf_config import DIVIDED_SCALE, PERIODS
+from backend.models.sources.gguf_header import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -32,7 +32,6 @@ ARCHITECTURES = {
     "olmoe": "olmoe",
 }
 NORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
-INTERLEAVED = "llama"
 GEMMA = ("gemma", "gemma2", "gemma3")
 SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -43,25 +42,17 @@ class GGUFArchitecture:
     """The sizes of a model, under the names of GGUF.
 
     Attributes:
-        rotated: values of a head that have rotary positions.
         rows: end of a parameter's module -> heads whose rows change places.
         norm_shift: what is added to the weights of norms.
         experts: of each block; 0: it is no mixture.
-        keys: of this architecture alone, without its name.
+        keys: of the header, without the name of the architecture.
         factors: further tensors, those of rotary frequencies.
     """
 
     name: str
-    context: int
-    hidden: int
     blocks: int
-    inner: int
     heads: int
     key_heads: int
-    head_size: int
-    rotated: int
-    rope_base: float
-    norm_epsilon: float
     vocabulary: int
     tied: bool
     experts: int = 0
@@ -70,7 +61,7 @@ class GGUFArchitecture:
 
     @property
     def rows(self) -> dict[str, int]:
-        if self.name != INTERLEAVED:
+        if self.name != "llama":
             return {}
         return {"self_attn.q_proj": self.heads, "self_attn.k_proj": self.key_heads}
 
@@ -89,25 +80,33 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
     for why in _obstacles(name, config, ropes):
         raise _refused(why)
     rope, heads = ropes[GLOBAL], config["num_attention_heads"]
+    key_heads = config.get("num_key_value_heads") or heads
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     rotated = int(head_size * partial) if name == "phi3" else head_size
     return GGUFArchitecture(
         name=name,
-        context=config["max_position_embeddings"],
-        hidden=config["hidden_size"],
         blocks=config["num_hidden_layers"],
-        inner=config["intermediate_size"],
         heads=heads,
-        key_heads=config.get("num_key_value_heads") or heads,
-        head_size=head_size,
-        rotated=rotated,
-        rope_base=rope["rope_theta"],
-        norm_epsilon=config["rms_norm_eps"],
+        key_heads=key_heads,
         vocabulary=config["vocab_size"],
         tied=_tied(config),
         experts=_experts(config),
-        keys=dict(_keys(name, config, ropes)),
+        keys={
+            "context_length": config["max_position_embeddings"],
+            "embedding_length": config["hidden_size"],
+            "block_count": config["num_hidden_layers"],
+            "feed_forward_length": config["intermediate_size"],
+            "attention.head_count": heads,
+            "attention.head_count_kv": key_heads,
+            "attention.key_length": head_size,
+            "attention.value_length": head_size,
+            "rope.dimension_count": rotated,
+            "rope.freq_base": rope["rope_theta"],
+            "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+            "vocab_size": config["vocab_size"],
+            **dict(_keys(name, config, ropes)),
+        },
         factors=_factors(config, rope, rotated),
     )
 
@@ -140,8 +139,9 @@ def _obstacles(
         yield f"It scales its rotary positions ({scaling if scaling != 'default' else local})."
     if config.get("mlp_bias"):
         yield "Its feed-forward layers have biases."
-    used, usual = _activation(config), "gelu_pytorch_tanh" if name in GEMMA else "silu"
-    if used != usual:
+    usual = "gelu_pytorch_tanh" if name in GEMMA else "silu"
+    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
+    if used != usual and (name, used) != ("gemma", "gelu"):  # its old name
         yield f"Its activation is {used}, and llama.cpp's for {name} is {usual}."
     yield from _window_obstacles(name, config)
     yield from _mixture_obstacles(name, config)
@@ -150,12 +150,6 @@ def _obstacles(
     width = config["num_attention_heads"] * (config.get("head_dim") or 0)
     if name == "phi3" and width not in (0, config["hidden_size"]):
         yield "Its heads are not as wide as its hidden states together."
-
-
-def _activation(config: Mapping[str, Any]) -> str:
-    usual = "gelu_pytorch_tanh" if config["model_type"].startswith("gemma") else "silu"
-    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
-    return usual if (config["model_type"], used) == ("gemma", "gelu") else used  # its old name
 
 
 def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:

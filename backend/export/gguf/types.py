@@ -24,7 +24,6 @@ FLOATS = ("F32", "F16", "BF16")
 PACKED = ("Q4_0", "Q4_1", "Q8_0")  # the smallest first
 BLOCK = 32
 SUPER_BLOCK = 256  # of Q6_K
-STORED = {"bfloat16": "BF16"}  # dtype of a plain model -> its type; else F16
 
 
 def obstacle(type: str, layout: Layout) -> str:
@@ -49,7 +48,9 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
     None for plain weights, stored as `dtype`. `ConfigError`, which names those that can, if it
     cannot hold the model."""
     if layout is None:
-        return STORED.get(dtype, "F16") if wanted == "auto" else wanted
+        if wanted != "auto":
+            return wanted
+        return "BF16" if dtype == "bfloat16" else "F16"
 
     def first_obstacle(type: str) -> str:
         return next(filter(None, (obstacle(type, each) for each in layout.linears)), "")
@@ -61,9 +62,11 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
         return wanted
     type = PACKED[0] if wanted == "auto" else wanted
     why = first_obstacle(type)
-    do = f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k."
     raise ConfigError(
-        f"{type} cannot hold this model.", f"{why[0].upper()}{why[1:]}.", do, field="type"
+        f"{type} cannot hold this model.",
+        f"{why[0].upper()}{why[1:]}.",
+        f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k.",
+        field="type",
     )
 
 

@@ -1,4 +1,5 @@
-"""Write a saved model as one GGUF file, tensor by tensor."""
+"""Write a saved model as one GGUF file, tensor by tensor. See `types` for the formulas of the
+types."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType, SpecialVocab, TensorNameMap, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
-from gguf.quants import quant_shape_to_byte_shape
+from gguf.quants import quant_shape_to_byte_shape, quantize
+from numpy.typing import NDArray
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -21,8 +23,8 @@ from backend.errors import ConfigError
 from backend.export.formats import Layout, read_layout
 from backend.export.gguf import types
 from backend.export.gguf.architecture import GGUFArchitecture, architecture_of
-from backend.export.gguf.blocks import carried, holds_shared_scales, rounded
 from backend.export.gguf.tokenizer import vocabulary_of
+from backend.export.gguf.types import BLOCK, SUPER_BLOCK
 from backend.export.reading import StoredLinears, read_layers
 from backend.models.block_offload import check_finite
 from backend.models.facts import DTYPES
@@ -36,11 +38,113 @@ from backend.models.families.stored import (
 )
 from backend.models.sources.headers import read_config, read_headers, weight_files
 from backend.quantization.grid import QuantizedWeight, joined
+from backend.quantization.plan import QuantSettings, embedding_search
+from backend.quantization.range_search import factors, quantize_embedding
 from backend.reporter import Reporter, stop_if_asked
 
+Bytes = NDArray[np.uint8]
+HALF, SIXTEEN = BLOCK // 2, 16
 EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
-PACKED_VERSION = 2  # of GGML's blocks
-WRITING = "Writing tensors"
+
+
+def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
+    """`weight` [out, in] or [n], rounded; `ConfigError` if one is too large for float16."""
+    values = weight.float().contiguous().numpy()
+    if kind == Kind.F32:
+        return values
+    if kind == Kind.F16:
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise ConfigError(
+                _unfit(kind),
+                f"{name} has the weight {abs(values).max():.4g}, and 65504 is the largest.",
+                "Choose BF16.",
+                "type",
+            )
+        return halves
+    if kind == Kind.Q6_K:
+        of_six = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
+        return carried(name, quantize_embedding(weight, of_six, torch.float16), kind)
+    return quantize(values, kind)
+
+
+def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
+    """The codes of a layer: uint8 [out, bytes of a row]; `ConfigError` if they do not fit."""
+    if kind == Kind.F32:
+        return layer.dense().numpy()
+    if layer.group_size % BLOCK:
+        raise ConfigError(
+            _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}.", "Choose F32.", "type"
+        )
+    if kind == Kind.Q6_K:
+        return _rows(*_super_blocks(layer))
+    blocks = layer.group_size // BLOCK  # [out, groups] -> [out, blocks]
+    scale, zero = (
+        part.repeat_interleave(blocks, dim=1) for part in (layer.grid.scale, layer.grid.zero)
+    )
+    if not torch.equal(scale.half().float(), scale):
+        raise ConfigError(
+            _unfit(kind),
+            f"A scale of {name} is no float16 number.",
+            "Choose F32, or store the scales in float16.",
+            "type",
+        )
+    q = layer.codes.view(*scale.shape, BLOCK).short()
+    d = _half(scale)
+    if kind == Kind.Q8_0:
+        signed = (q - zero.unsqueeze(-1).short()).to(torch.int8).numpy().view(np.uint8)
+        return _rows(d, signed)
+    if kind == Kind.Q4_0:
+        return _rows(d, _nibbles(q - zero.unsqueeze(-1).short() + 8))
+    return _rows(d, _half(-scale * zero), _nibbles(q))
+
+
+def holds_shared_scales(layer: QuantizedWeight) -> bool:
+    """Whether Q6_K holds the scales of a layer exactly."""
+    c, d = factors(layer.grid.scale, layer.codes.shape[1])
+    return torch.equal(c * d, layer.grid.scale)
+
+
+def _super_blocks(layer: QuantizedWeight) -> tuple[Bytes, ...]:
+    """The parts of Q6_K [out, super-blocks, …]: four low bits, two high bits, c, d. Halves of a
+    super-block are four runs of 32: the low bits of the first and the third share bytes, those of
+    the second and the fourth; the high bits of all four do."""
+    rows, columns = layer.codes.shape
+    c, d = factors(layer.grid.scale, columns)
+    q = (layer.codes.view(*c.shape, -1).short() - layer.grid.zero.unsqueeze(-1).short() + 32).byte()
+    runs = q.view(rows, -1, 2, 4, BLOCK)  # [out, super-blocks, halves, runs, 32]
+    low, high = runs & 15, (runs >> 4) << torch.arange(0, 8, 2, dtype=torch.uint8).view(4, 1)
+    pairs = low[..., :2, :] | low[..., 2:, :] << 4
+    by_16 = c.repeat_interleave(layer.group_size // SIXTEEN, 1).to(torch.int8)
+    blocks = columns // SUPER_BLOCK
+    return (
+        pairs.reshape(rows, blocks, -1).numpy(),
+        high.sum(-2).to(torch.uint8).reshape(rows, blocks, -1).numpy(),
+        by_16.view(rows, blocks, -1).numpy().view(np.uint8),
+        _half(d[:, :: d.shape[1] // blocks]),
+    )
+
+
+def _unfit(kind: Kind) -> str:
+    return f"{kind.name} cannot hold this model."
+
+
+def _half(values: Tensor) -> Bytes:
+    """[out, blocks] -> its float16 bytes [out, blocks, 2]."""
+    return values.half().numpy().view(np.uint8).reshape(*values.shape, 2)
+
+
+def _nibbles(q: Tensor) -> Bytes:
+    """[out, blocks, 32] in 0 .. 15 -> [out, blocks, 16]: first half low, second half high."""
+    low, high = q[..., :HALF], q[..., HALF:]
+    return (low | (high << 4)).to(torch.uint8).numpy()
+
+
+def _rows(*parts: Bytes) -> Bytes:
+    """Parts [out, blocks, …] of the blocks, joined: [out, bytes]."""
+    joined = np.concatenate(parts, axis=-1)
+    return joined.reshape(len(joined), -1)
 
 
 @dataclass(frozen=True)
@@ -99,12 +203,11 @@ def write_gguf(
     """
     sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)
-    _add_sizes(writer, sizes)
-    _add_vocabulary(writer, folder, sizes)
+    _add_metadata(writer, folder, sizes)
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"])
     if type not in types.FLOATS:
-        writer.add_quantization_version(PACKED_VERSION)
+        writer.add_quantization_version(2)  # of GGML's blocks
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
     names = get_tensor_name_map(architecture, sizes.blocks)
     layout = read_layout(folder) if packed else None
@@ -119,7 +222,7 @@ def write_gguf(
     writer.write_ti_data_to_file()
     for number, (source, kind) in enumerate(sources):
         stop_if_asked(reporter)
-        reporter.progress(number, len(sources), WRITING)
+        reporter.progress(number, len(sources), "Writing tensors")
         value = source.read()
         if isinstance(value, Tensor):
             check_finite(source.name, value)
@@ -129,19 +232,8 @@ def write_gguf(
     writer.close()
 
 
-def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
-    writer.add_context_length(sizes.context)
-    writer.add_embedding_length(sizes.hidden)
-    writer.add_block_count(sizes.blocks)
-    writer.add_feed_forward_length(sizes.inner)
-    writer.add_head_count(sizes.heads)
-    writer.add_head_count_kv(sizes.key_heads)
-    writer.add_key_length(sizes.head_size)
-    writer.add_value_length(sizes.head_size)
-    writer.add_rope_dimension_count(sizes.rotated)
-    writer.add_rope_freq_base(sizes.rope_base)
-    writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
-    writer.add_vocab_size(sizes.vocabulary)
+def _add_metadata(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
+    """Sizes and vocabulary."""
     add: dict[type, Callable[[str, Any], None]] = {
         int: writer.add_uint32,
         float: writer.add_float32,
@@ -149,9 +241,6 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     }
     for key, value in sizes.keys.items():
         add[type(value)](f"{sizes.name}.{key}", value)
-
-
-def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
     vocabulary = vocabulary_of(folder, sizes.vocabulary)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
@@ -177,8 +266,8 @@ def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GG
         heads = next((n for end, n in sizes.rows.items() if module.endswith(end)), 0)
         shift = sizes.norm_shift if module.endswith("norm") else 0.0
         yield replace(source, heads=heads, shift=shift)
-    for name, factors in sizes.factors.items():
-        yield GGUFSource(name, (len(factors),), torch.float32, torch.tensor(factors))
+    for name, values in sizes.factors.items():
+        yield GGUFSource(name, (len(values),), torch.float32, torch.tensor(values))
 
 
 def _experts_together(sources: Iterable[GGUFSource], count: int) -> Iterator[GGUFSource]:
@@ -267,6 +356,9 @@ def _kind(
 def _named(name: str, names: TensorNameMap) -> str:
     known: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if known is None:
-        why = f"GGUF has no tensor for {name}."
-        raise ConfigError("This model cannot be written as GGUF.", why, field="model")
+        raise ConfigError(
+            "This model cannot be written as GGUF.",
+            f"GGUF has no tensor for {name}.",
+            field="model",
+        )
     return known

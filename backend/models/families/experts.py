@@ -72,10 +72,12 @@ def _parts(module: nn.Module) -> list[nn.Parameter | None]:
 def _check_kind(model: PreTrainedModel, name: str, module: nn.Module) -> None:
     known = all(hasattr(module, each) for each in ("num_experts", "is_transposed", "has_gate"))
     if not known or getattr(module, "has_post_expert_norm", False):
-        what = f"The experts of {type(model).__name__} cannot be taken apart."
-        why = f"{name} ({type(module).__name__}) computes them in another way."
-        do = "Choose another model. Weight statistics can be taken of any model."
-        raise ModelError(what, why, do, field="model")
+        raise ModelError(
+            f"The experts of {type(model).__name__} cannot be taken apart.",
+            f"{name} ({type(module).__name__}) computes them in another way.",
+            "Choose another model. Weight statistics can be taken of any model.",
+            field="model",
+        )
 
 
 def _view(fused: Any, part: str, number: int) -> nn.Linear:

@@ -57,10 +57,8 @@ NO_TREES = {
     "bert": "A further layer lies between its last block and its head.",
     "gpt_neo": "Its local attention counts cached tokens, not positions.",
 }
-NOT_CLONED = {"gemma3n_text": "Its layers read several versions of the hidden states at once."}
 PACKED = "Its weights are packed, and all are unpacked at once."
 EXPERTS = "Its experts are stored as other tensors than they are loaded."
-ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of every token
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,10 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         isinstance(config.get(key), int) and config[key] > 1 for key in EXPERT_KEYS
     )
     hidden, outer = config.get("hidden_size"), config.get("word_embed_proj_dim")
-    clone = NOT_CLONED.get(family, "")
-    if not clone and outer is not None and outer != hidden:
+    clone = ""
+    if family == "gemma3n_text":
+        clone = "Its layers read several versions of the hidden states at once."
+    elif outer is not None and outer != hidden:
         clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
     stream = PACKED if packed else EXPERTS if mixture else ""
     return ModelSupport(
@@ -111,9 +111,9 @@ def _decode(family: str, config: Mapping[str, Any]) -> str:
     if config.get("alibi") is True:
         return ALIBI
     types = config.get("layer_types")
-    other = [t for t in types if t not in ATTENTION] if isinstance(types, list) else []
-    if other:
-        return f"It has layers of the type {str(other[0])[:40]}, which do not cache every token."
+    for kind in types if isinstance(types, list) else ():
+        if kind not in ("full_attention", "sliding_attention"):  # with keys of every token
+            return f"It has layers of the type {str(kind)[:40]}, which do not cache every token."
     return ""
 
 

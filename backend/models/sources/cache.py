@@ -71,10 +71,12 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     with FileLock(root / f".{name}.lock"):
         if not (folder := prepared(name)):
             if (free := shutil.disk_usage(root).free) < space:
-                what = f"There is not enough disk space for the model in {root}."
-                why = f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free."
-                do = "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk."
-                raise ModelError(what, why, do, field="model")
+                raise ModelError(
+                    f"There is not enough disk space for the model in {root}.",
+                    f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free.",
+                    "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk.",
+                    field="model",
+                )
             with Checkpoints(root).write(name) as draft:
                 fill(draft)
             folder = root / name

@@ -11,17 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.construction import alone
+from backend.models.facts import DTYPES
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
-from backend.models.sources.headers import OPTIONS
+from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
 METHODS = ("AWQ", "GPTQ", "imatrix")
 REPORTS = 10  # lines of progress
-SAMPLE = 4096  # values
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], CacheOrigin]:
@@ -54,7 +52,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
 def dequantized_note(kinds: Mapping[str, Sequence[int]], methods: str = "") -> str:
     """A caveat on weights dequantised from GGUF. `kinds`: type, such as Q4_K -> number of tensors,
     and of their weights; `methods`: see `rounding_methods`."""
-    rounded = {kind: weights for kind, (_, weights) in kinds.items() if kind not in FLOATS}
+    rounded = {kind: weights for kind, (_, weights) in kinds.items() if kind not in DTYPES}
     told = f"Its name or metadata mention {methods}." if methods else ""
     if not rounded:
         return told
@@ -130,7 +128,7 @@ def _narrowest(values: Any) -> Any:
     import torch
 
     for dtype in (torch.bfloat16, torch.float16):
-        for part in (values.flatten()[:SAMPLE], values):  # of most tensors the first suffices
+        for part in (values.flatten()[:4096], values):  # of most tensors the first suffices
             if not torch.equal(part.to(dtype).to(part.dtype), part):
                 break
         else:

@@ -1,19 +1,35 @@
-"""The header of a GGUF file. Runs in a limited child process (see `limited`), since the numbers in
-the file say how much there is to read."""
+"""The header of a GGUF file, and what it says of heads, windows, caps and rotary positions as a
+config of transformers, whose own reader of GGUF leaves most of it out. Read in a limited child
+process (see `limited`), since the numbers in the file say how much there is to read.
 
+llama.cpp stores the frequencies of Llama 3.1 as factors that they are divided by. With F the
+largest, waves_i = original theta_i / 2 pi, and low and high as in the config,
+
+    1 / factor_i = (1 - t) / F + t,   t = (waves_i - low) / (high - low),   from 0 to 1
+
+so that t is linear in theta_i = base^(-2 i / rotated) wherever it is between; low is 1."""
+
+import math
 import re
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
+from numpy.typing import NDArray
 
 from backend.errors import ModelError
 from backend.models.facts import MAX_NAME
-from backend.models.sources.gguf_config import UnknownRopeError, config_values
 from backend.printable import one_line
 
+PERIODS = {"gemma2": 2, "gemma3": 6}  # every so many layers the last one has no window
+DIVIDED_SCALE = {"gemma2": 46, "gemma3": 62}  # blocks of the model that scales by width / heads
+TOLERANCE = 1e-3  # of the frequencies
+
+Values = Mapping[str, Any]  # of the header, without the name of the architecture
+Factors = Mapping[str, NDArray[np.float32]]
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -23,7 +39,6 @@ ARCHITECTURES = {
     "gemma3": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-MODEL_TYPES = {"gemma3": "gemma3_text"}  # where transformers has another name
 FACTORS = "rope_"
 MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -52,6 +67,96 @@ MAX_TENSORS = 50_000
 MAX_TEXT = 300  # characters of a text in the metadata
 
 
+def config_values(architecture: str, values: Values, factors: Factors) -> dict[str, Any]:
+    """Entries of the config; `factors`: the tensors `rope_freqs`, `rope_factors_*` by their names.
+    Raises ModelError: transformers would compute other positions."""
+    heads = int(values["attention.head_count"])
+    width, head = int(values["embedding_length"]), int(values.get("attention.key_length", 0))
+    head = head or width // heads
+    known: dict[str, Any] = {} if architecture == "phi3" else {"head_dim": head}
+    rotated = int(values.get("rope.dimension_count", head))
+    known |= _ropes(architecture, values, factors, head, rotated)
+    if architecture in PERIODS:
+        divided = values["block_count"] == DIVIDED_SCALE[architecture]
+        known["query_pre_attn_scalar"] = width // heads if divided else head
+        known["sliding_window"] = int(values["attention.sliding_window"])
+    if architecture == "gemma2":
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            known[cap] = float(values[cap])
+    if architecture == "phi3":
+        known["sliding_window"] = int(values.get("attention.sliding_window", 0)) or None
+    return known
+
+
+def _ropes(
+    architecture: str, values: Values, factors: Factors, head: int, rotated: int
+) -> dict[str, Any]:
+    rope = _rope(values, factors, head, rotated)
+    if architecture == "gemma3":
+        base = float(values.get("rope.freq_base_swa", 10000.0))
+        local = {"rope_type": "default", "rope_theta": base}
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+    if rope["rope_type"] != "longrope":
+        return {"rope_parameters": rope}
+    original = int(values["rope.scaling.original_context_length"])
+    return {"rope_parameters": rope, "original_max_position_embeddings": original}
+
+
+def _rope(values: Values, factors: Factors, head: int, rotated: int) -> dict[str, Any]:
+    base = float(values.get("rope.freq_base", 10000.0))
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
+    if rotated != head:
+        rope["partial_rotary_factor"] = rotated / head
+    kind = str(values.get("rope.scaling.type", "none"))
+    original = values.get("rope.scaling.original_context_length")
+    if kind in ("linear", "yarn"):
+        rope |= {"rope_type": kind, "factor": float(values["rope.scaling.factor"])}
+        if kind == "yarn" and original:
+            rope["original_max_position_embeddings"] = int(original)
+    elif kind not in ("none", "longrope"):
+        raise _refused(f"Its rotary positions are scaled by {kind[:40]}.")
+    if "rope_factors_long" in factors:
+        both = {f"{x}_factor": factors[f"rope_factors_{x}"].tolist() for x in ("short", "long")}
+        rope |= {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": int(original or 0),
+            **both,
+        }
+        if "rope.scaling.attn_factor" in values:
+            rope["attention_factor"] = float(values["rope.scaling.attn_factor"])
+    elif "rope_freqs" in factors:
+        rope |= _llama3(factors["rope_freqs"].astype(float), base, rotated)
+    return rope
+
+
+def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
+    """Parameters that give these factors."""
+    theta = base ** (-2 * np.arange(rotated // 2) / rotated)
+    most = float(factors.max(initial=1.0))
+    usable = len(factors) == len(theta) and np.isfinite(factors).all() and factors.min() >= 1
+    if usable and most == 1:
+        return {}
+    t = (1 / factors - 1 / most) / (1 - 1 / most) if usable else np.empty(0)
+    between = (t > TOLERANCE) & (t < 1 - TOLERANCE)
+    low, high, original = 1.0, 4.0, 8192  # as of Llama 3.1 and 3.2
+    if between.sum() > 1:
+        slope, start = np.polyfit(theta[between], t[between], 1)  # t = slope theta + start
+        if start < 0:
+            high = 1 - 1 / start
+            original = round(2 * math.pi * slope * (high - low))
+    expected = np.clip((original * theta / (2 * math.pi) - low) / (high - low), 0, 1)
+    again = 1 / ((1 - expected) / most + expected)
+    if not usable or not np.allclose(again, factors, rtol=TOLERANCE):
+        raise _refused("Its rotary frequencies are scaled in a way of its own.")
+    return {
+        "rope_type": "llama3",
+        "factor": most,
+        "low_freq_factor": low,
+        "high_freq_factor": round(float(high), 4),
+        "original_max_position_embeddings": int(original),
+    }
+
+
 class BoundedGGUFReader(GGUFReader):
     """Reads nothing behind the end of the file: numpy would return short arrays for ever."""
 
@@ -78,7 +183,12 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
         raise _refused("Its tensors are too many, or their names too long.")
     architecture = str(_field(reader, "general.architecture"))
     config = _config(reader, architecture)
-    tensors = _tensors(reader, architecture)
+    tensors = {
+        # GGUF order is [in, out]
+        _name(architecture, each.name): (tuple(map(int, each.shape[::-1])), each.tensor_type.name)
+        for each in reader.tensors
+        if not each.name.startswith(FACTORS)  # of rotary frequencies, recomputed on loading
+    }
     embedding, _ = tensors.get("model.embed_tokens.weight", ((), ""))
     of_blocks = ("model.layers.", "blk.")
     blocks = any(len(s) > 1 and name.startswith(of_blocks) for name, (s, _) in tensors.items())
@@ -98,25 +208,17 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
 
 def _text(reader: GGUFReader, name: str) -> str:
     """A text of the metadata, as far as it is shown; "" where there is none."""
-    field = reader.get_field(name)
-    value = None if field is None else field.contents()
+    value = _value(reader, name)
     return one_line(value)[:MAX_TEXT] if isinstance(value, str) else ""
 
 
-def _tensors(reader: GGUFReader, architecture: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type by parameter name."""
-    found = {}
-    for tensor in reader.tensors:
-        if tensor.name.startswith(FACTORS):
-            continue  # of rotary frequencies, which are recomputed on loading
-        shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF order is [in, out]
-        found[_name(architecture, tensor.name)] = shape, tensor.tensor_type.name
-    return found
+def _value(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    return None if field is None else field.contents()
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
-    field = reader.get_field(name)
-    value = None if field is None else field.contents()
+    value = _value(reader, name)
     if not isinstance(value, int | str):
         raise _refused(f"It cannot be read as GGUF: it has no {name}.")
     return value
@@ -141,16 +243,11 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         for tensor in reader.tensors
         if tensor.name.startswith(FACTORS) and tensor.tensor_type.name == "F32"
     }
-    try:
-        more = config_values(architecture, numbers, factors)
-    except UnknownRopeError as error:
-        raise _refused(str(error)) from error
-    kind = MODEL_TYPES.get(architecture, architecture)
     return {
         "architectures": [ARCHITECTURES[architecture]],
-        "model_type": kind,
+        "model_type": "gemma3_text" if architecture == "gemma3" else architecture,
         **sizes,
-        **more,
+        **config_values(architecture, numbers, factors),
     }
 
 

@@ -1,12 +1,19 @@
 """Headers of weight files: names, shapes and dtypes, no weights. Does not import torch. Files may
-come from strangers, so everything is bounded before it is parsed."""
+come from strangers, so everything is bounded before it is parsed.
+
+Also how models are built from such files: without code of theirs, and by one thread at a time.
+While transformers and accelerate build one, they exchange functions of PyTorch and of their classes
+(initialisation, ties, the registration of parameters, the default dtype) for all threads. Of two at
+once, the second keeps what the first has exchanged, and puts that back for good."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,11 +22,13 @@ from backend.models.families.stored import TensorHeader
 
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # from_pretrained
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
 MAX_HEADER = 8 * 2**20  # bytes of a safetensors header: tens of thousands of tensors
 SHAPE = TensorHeader((2,), "I64")  # of a tensor that holds the shape of a packed one
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out of the folder
+P = ParamSpec("P")
+R = TypeVar("R")
+CONSTRUCTION = threading.RLock()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,10 +79,12 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / "model.safetensors").is_file():
         return {}
     if not (folder / INDEX).is_file():
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-            why = "Its weights are pickle files, which can execute code when loaded."
-            do = "Convert them to safetensors with model.save_pretrained(folder)."
-            raise _unreadable(folder, why, do)
+        if any(any(folder.glob(end)) for end in ("*.bin", "*.pt", "*.pth", "*.ckpt")):
+            raise _unreadable(
+                folder,
+                "Its weights are pickle files, which can execute code when loaded.",
+                "Convert them to safetensors with model.save_pretrained(folder).",
+            )
         raise _unreadable(folder, "It has no model.safetensors.")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -143,3 +154,14 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:
     return ModelError(f"The model in {folder} cannot be read.", why, do, field="model")
+
+
+def alone(build: Callable[P, R]) -> Callable[P, R]:
+    """`build`, while no other thread builds a model."""
+
+    @wraps(build)
+    def building(*args: P.args, **kwargs: P.kwargs) -> R:
+        with CONSTRUCTION:
+            return build(*args, **kwargs)
+
+    return building

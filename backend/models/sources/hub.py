@@ -18,16 +18,6 @@ from backend.errors import ModelError
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.headers import read_json, weight_files
 
-ALLOWED_PATTERNS = [
-    "*.json",
-    "*.safetensors",
-    "tokenizer.model",
-    "*.txt",
-    "*.jinja",
-    "LICENSE*",
-    "README.md",
-]
-IGNORED_PATTERNS = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
 TIMEOUT_S = 10.0  # timeout of the hub in seconds
 OFFLINE_REMEDY = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 DEADLINE_S = 20.0
@@ -90,20 +80,31 @@ def _model_errors(hub_id: str) -> Iterator[None]:
     except ModelError:
         raise
     except errors.GatedRepoError as error:
-        why, do = "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
-        raise _refused(hub_id, why, do) from error
+        raise _refused(
+            hub_id, "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
+        ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        why, do = "The hub has no public model of that name.", "Check the spelling: org/name."
-        raise _refused(hub_id, why, do) from error
+        raise _refused(
+            hub_id, "The hub has no public model of that name.", "Check the spelling: org/name."
+        ) from error
     except errors.NotASafetensorsRepoError as error:
-        why = "It has no safetensors weights; pickle files can execute code and are not loaded."
-        raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
+        raise _refused(
+            hub_id,
+            "It has no safetensors weights; pickle files can execute code and are not loaded.",
+            "Choose a model published as safetensors.",
+        ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        why = "It is not on this machine and the hub cannot be reached (offline)."
-        raise _refused(hub_id, why, OFFLINE_REMEDY) from error
+        raise _refused(
+            hub_id,
+            "It is not on this machine and the hub cannot be reached (offline).",
+            OFFLINE_REMEDY,
+        ) from error
     except errors.EntryNotFoundError as error:
-        why = "It has no config.json, so it is not a transformers model."
-        raise _refused(hub_id, why, "Choose another model.") from error
+        raise _refused(
+            hub_id,
+            "It has no config.json, so it is not a transformers model.",
+            "Choose another model.",
+        ) from error
     except Exception as error:  # the HTTP client has its own exceptions
         raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE_REMEDY) from error
 
@@ -116,8 +117,16 @@ def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
     """The folder of the model, after downloading files that are not cached."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
-        allow_patterns=ALLOWED_PATTERNS,
-        ignore_patterns=IGNORED_PATTERNS,
+        allow_patterns=[
+            "*.json",
+            "*.safetensors",
+            "tokenizer.model",
+            "*.txt",
+            "*.jinja",
+            "LICENSE*",
+            "README.md",
+        ],
+        ignore_patterns=["*/*", "adapter_*"],  # subfolders hold copies in other formats
         local_files_only=local_files_only,
     )
     return Path(folder)
@@ -129,9 +138,12 @@ def looked_up(hub_id: str) -> Headers:
     try:
         return _lookup(hub_id).result(DEADLINE_S)
     except TimeoutError as error:
-        why = f"The hub did not answer within {DEADLINE_S:.0f} s."
-        do = "Try again later, or choose a model on this machine."
-        raise ModelError(f"{hub_id} cannot be checked.", why, do, field="model") from error
+        raise ModelError(
+            f"{hub_id} cannot be checked.",
+            f"The hub did not answer within {DEADLINE_S:.0f} s.",
+            "Try again later, or choose a model on this machine.",
+            field="model",
+        ) from error
 
 
 def _lookup(hub_id: str) -> Future[Headers]:

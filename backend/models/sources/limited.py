@@ -22,7 +22,6 @@ CPU_S, WALL_S = 20, 120  # seconds
 MEMORY = 2 * 2**30  # bytes of address space, besides the file itself, which is mapped
 MAX_ANSWER = 16 * 2**20  # characters
 CODE = Path(__file__).resolve().parents[3]
-OUT_OF_LIMITS = (signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT)  # CPU time, memory
 CHILDREN = BoundedSemaphore(2)
 TOO_MUCH = f"Reading it takes more than {CPU_S} s or {MEMORY >> 30} GiB of memory."
 
@@ -61,7 +60,7 @@ def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]
             )
     except subprocess.TimeoutExpired:
         return {"why": f"Reading it takes more than {WALL_S} s."}
-    if -done.returncode in OUT_OF_LIMITS:
+    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT):  # CPU time, memory
         return {"why": TOO_MUCH}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)

@@ -20,7 +20,7 @@ from backend.models.facts import EMBEDDINGS, HEADS, refused
 from backend.models.families.stored import IN_OUT, TensorHeader
 from backend.models.sources.headers import read_headers
 
-WORD_BITS = 32  # bits
+WORD_BITS = 32  # of the words that hold codes
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
@@ -120,8 +120,9 @@ def layout_in(spec: str, config: Mapping[str, Any]) -> Layout | None:
             compressed = method == "compressed-tensors"
             found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"Its quantization_config ({method}) cannot be read: {error!r}."
-        raise refused(spec, why, REMEDY) from error
+        raise refused(
+            spec, f"Its quantization_config ({method}) cannot be read: {error!r}.", REMEDY
+        ) from error
     sizes = {(found.bits, found.group_size), *((x.bits, x.group_size) for x in found.others)}
     if any(not 2 <= bits <= 8 or size < 0 for bits, size in sizes):
         raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
@@ -184,12 +185,8 @@ def _compressed(settings: Mapping[str, Any]) -> Layout:
 def _group(settings: Mapping[str, Any]) -> PackedGroup:
     weights = settings["weights"]
     grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
-    return PackedGroup(tuple(settings.get("targets", ())), *_sizes(weights), grid)
-
-
-def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:
-    """Bits and group size."""
-    return int(weights["num_bits"]), max(int(weights.get("group_size") or 0), 0)
+    size = max(int(weights.get("group_size") or 0), 0)
+    return PackedGroup(tuple(settings.get("targets", ())), int(weights["num_bits"]), size, grid)
 
 
 def unpacked(

@@ -57,14 +57,20 @@ def check_links(folder: Path) -> None:
     for place, folders, files in os.walk(real):
         entries += len(folders) + len(files)
         if entries > MAX_ENTRIES:
-            why = f"It holds more than {MAX_ENTRIES:,} files."
-            raise _may_not_be_read(folder, why, "Choose the folder of one model.")
+            raise _may_not_be_read(
+                folder,
+                f"It holds more than {MAX_ENTRIES:,} files.",
+                "Choose the folder of one model.",
+            )
         for path in (Path(place, name) for name in (*folders, *files)):
             target = real_path(path)
             if not target.is_relative_to(root) or not os.path.exists(target):  # noqa: PTH110
                 what = f"{path.relative_to(real)} is a link to a file outside the folder,"
-                why = f"{what} to none, or in a circle."
-                raise _may_not_be_read(folder, why, "Put a copy of the file in its place.")
+                raise _may_not_be_read(
+                    folder,
+                    f"{what} to none, or in a circle.",
+                    "Put a copy of the file in its place.",
+                )
 
 
 def _may_not_be_read(folder: Path, why: str, do: str) -> ModelError:
@@ -97,20 +103,30 @@ def on_disk(spec: str) -> Path:
     """The model folder or .gguf file at a path, absolute, with links resolved. Raises ModelError:
     outside the allowed folders, not found, or not a valid spec."""
     if not spec.startswith(("/", "~", ".")) or "\0" in spec:
-        what = f"{spec!r} is not a model."
-        why = "It is neither toy, smollm2-135m, an id like org/name nor an absolute path."
-        raise ModelError(what, why, "Choose a model from the list.", field="model")
+        raise ModelError(
+            f"{spec!r} is not a model.",
+            "It is neither toy, smollm2-135m, an id like org/name nor an absolute path.",
+            "Choose a model from the list.",
+            field="model",
+        )
     if expected := settings().inputs.get(spec):
         return _same_here(Path(spec), expected)
     path = real_path(spec)
     if not any(path.is_relative_to(root) for root in settings().readable_roots()):
-        why = "It is outside the folders models may be read from, or links outside them."
-        do = "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS."
-        raise ModelError(f"{spec} may not be read.", why, do, field="model")
+        raise ModelError(
+            f"{spec} may not be read.",
+            "It is outside the folders models may be read from, or links outside them.",
+            "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS.",
+            field="model",
+        )
     exists = os.path.isfile if path.suffix == ".gguf" else os.path.isdir  # raise for no name
     if not exists(path):
-        why = "There is no folder and no .gguf file of that name, or it links to nothing."
-        raise ModelError(f"{spec} was not found.", why, "Check the path.", field="model")
+        raise ModelError(
+            f"{spec} was not found.",
+            "There is no folder and no .gguf file of that name, or it links to nothing.",
+            "Check the path.",
+            field="model",
+        )
     if path.suffix != ".gguf":
         check_links(path)
     return path
@@ -125,9 +141,12 @@ def _same_here(path: Path, expected: str) -> Path:
         allowed = any(real.is_relative_to(root) for root in roots)
         if allowed and real.exists() and fingerprint_of(real) == expected:
             return real
-    why = "None of its folders holds one with the files that the run was submitted with."
-    do = "Copy it into a folder of SLIMSCOPE_MODEL_DIRS there, and resume."
-    raise ModelError(f"{platform.node()} has no model {path.name}.", why, do, field="model")
+    raise ModelError(
+        f"{platform.node()} has no model {path.name}.",
+        "None of its folders holds one with the files that the run was submitted with.",
+        "Copy it into a folder of SLIMSCOPE_MODEL_DIRS there, and resume.",
+        field="model",
+    )
 
 
 def gguf_name(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
-from backend.linalg.decompositions import cholesky
+from backend.linalg.gram import cholesky
 from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner

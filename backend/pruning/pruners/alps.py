@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
-from backend.linalg.decompositions import NotPositiveDefiniteError
+from backend.linalg.gram import NotPositiveDefiniteError
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner

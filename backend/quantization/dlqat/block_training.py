@@ -5,7 +5,7 @@ et al., arXiv 2407.11062), here from the start that DL-QAT has, and with scales 
     q    = clamp( round(W / (m s) + z), 0, Q )       round is the identity in the backward pass
     What = m s (q - z)                               trained: W, m, and z on a grid with offsets
 
-See `methods.block_reconstruction` for objective and data; an eighth of the calibration segments is
+See `training.block_reconstruction` for objective and data; an eighth of the calibration segments is
 held out to choose the epoch (ours). EfficientQAT's second stage, which trains scales on the text,
 is what DL-QAT's ablation "magnitudes only" does.
 """
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ComputeError
-from backend.models.blocks import LinearWeight
-from backend.models.precision import all_finite
+from backend.models.blocks import LinearWeight, all_finite
 from backend.quantization.bases import PLAIN
 from backend.quantization.config import BLOCK_EPOCHS, STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass

@@ -36,7 +36,6 @@ from backend.quantization.range_search import group_sums
 
 REFERENCE_RMS = 0.14  # near that of the weights of SmolLM2-135M (0.19), on which rates were tuned
 PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
-UNLIMITED = 2**62
 
 
 def new_factors(
@@ -203,7 +202,7 @@ class DLQATLinear(nn.Module):
         count, columns = self.shape
         if dtype is not None and self._is_native(dtype):
             return [slice(0, count)]
-        rows = max(1, PANEL.get(self.m.device.type, UNLIMITED) // columns)
+        rows = max(1, PANEL.get(self.m.device.type, 2**62) // columns)
         return [slice(first, min(first + rows, count)) for first in range(0, count, rows)]
 
     def panel(

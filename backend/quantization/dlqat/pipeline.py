@@ -30,29 +30,35 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import (
+    LinearWeight,
+    all_finite,
+    block_linears,
+    decoder_blocks,
+    resolve_dtype,
+    swap_modules,
+)
 from backend.models.loading import weights_hash
-from backend.models.patching import swap_modules
-from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.config import ALPHA, TRAINED, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.audit import audit
 from backend.quantization.dlqat.block_training import BlockTraining
 from backend.quantization.dlqat.linear import DLQATLinear
-from backend.quantization.dlqat.lora import train_lora
-from backend.quantization.dlqat.losses import teacher_loss, text_loss
-from backend.quantization.dlqat.passes import ENERGY, EnergyPass
-from backend.quantization.dlqat.quantizer_pass import QuantizerPass, quantize_stage
-from backend.quantization.dlqat.run import DLQATRun, Judge
-from backend.quantization.dlqat.snapshots import TrainingSnapshots
-from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
-from backend.quantization.dlqat.trainer import LOWERED, failed_attempts, train_stage, trainable
+from backend.quantization.dlqat.passes import ENERGY, EnergyPass, QuantizerPass, quantize_stage
+from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, Judge, stage_name
+from backend.quantization.dlqat.statistics import TrainingSnapshots, audit
+from backend.quantization.dlqat.trainer import (
+    LOWERED,
+    failed_attempts,
+    teacher_loss,
+    text_loss,
+    train_lora,
+    train_stage,
+    trainable,
+)
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.training.stage_store import block_name
-
-STARTS = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}  # what training goes on from
 
 
 class DLQAT:
@@ -88,12 +94,6 @@ class DLQAT:
         judge: Judge = heldout_losses,
     ) -> None:
         heldout = calibration[:0] if heldout is None else heldout
-        if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
-            raise ConfigError(
-                f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
-                "Both must be [sequences, length], with at least one sequence.",
-                "Pass token ids and labels of the same shape.",
-            )
         linears = _planned_linears(model, plan)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, plan, str(model.device))
@@ -210,20 +210,18 @@ class DLQAT:
         converted = dict[str, QuantizedWeight]()
 
         def judge() -> list[float]:
-            converted.update(self._convert(layers))
+            for name, layer in layers.items():
+                converted[name] = layer.convert(run.stored, run.plan.settings(name).grid)
             return self._judged(stage, layers, converted, reporter)
 
-        begun = STARTS.get(config.start)  # a stage as it is, as no layer has moved yet
+        # no layer has moved yet: training goes on from a stage as it is
+        begun = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
         before = self.heldout_losses(begun, reporter) if begun in self.stages else judge()
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
             train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
         run.store.save_stage(stage, converted)
-
-    def _convert(self, layers: Mapping[str, DLQATLinear]) -> dict[str, QuantizedWeight]:
-        run = self.run
-        return {n: x.convert(run.stored, run.plan.settings(n).grid) for n, x in layers.items()}
 
     def _judged(
         self,

@@ -1,4 +1,13 @@
-"""What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints."""
+"""What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints.
+
+Its checkpoints:
+
+energy-0003/     mean square of every input of one block
+gptq-0003/       one block of a quantizer pass: weights to round and their grids
+train-dlqat-0-1/  a training step: parameters and optimizer state
+stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
+.seconds-dlqat/  time it took, over all attempts that were not killed
+audit-0003/      errors of all stages of one block"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -10,17 +19,71 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
-from backend.models.blocks import LinearWeight, decoder_blocks
-from backend.models.patching import swap_weights, with_data
-from backend.quantization.config import ALPHA, DLQATConfig, DLQATStage
+from backend.checkpoints import Checkpoints
+from backend.models.blocks import LinearWeight, decoder_blocks, swap_weights, with_data
+from backend.quantization.bases import Basis, basis_from
+from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.linear import update_factor
-from backend.quantization.dlqat.stage_store import DLQATStageStore, Start, stage_name
-from backend.quantization.embedding import quantize_embedding
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.quantization.plan import QuantizationPlan, QuantSettings
+from backend.quantization.range_search import quantize_embedding
 from backend.reporter import Reporter, stop_if_asked
+from backend.training.stage_store import StageStore, block_name
 
+Start = tuple[Tensor, QuantGrid, Basis]  # weights to round [out, in], their grid and basis
 Judge = Callable[..., list[float]]  # as `heldout_losses`
+
+
+class DLQATStageStore(StageStore):
+    """The checkpoints of one run; tensors are loaded to `device`."""
+
+    def __init__(self, checkpoints: Checkpoints, plan: QuantizationPlan, device: str) -> None:
+        super().__init__(checkpoints, _label, device)
+        self._plan = plan
+
+    def save_stage(self, stage: str, layers: Mapping[str, QuantizedWeight]) -> None:
+        """Store every layer of a quantized stage."""
+        tensors = {
+            f"{name}.{part}": tensor
+            for name, layer in layers.items()
+            for part, tensor in layer.tensors().items()
+        }
+        self.save(stage_name(stage), tensors)
+
+    def quantized(self, stage: str, name: str) -> QuantizedWeight:
+        """Layer `name` at `stage`."""
+        bits, tensors = self._plan.settings(name).bits, self.tensors(stage_name(stage), f"{name}.")
+        return quantized_from(name, bits, tensors)
+
+    def save_starts(self, name: str, block: int, starts: Mapping[str, Start]) -> None:
+        """Store one block of a quantizer pass, by module."""
+        tensors = {
+            f"{module}.{part}": tensor
+            for module, (W, grid, basis) in starts.items()
+            for part, tensor in {
+                "start": W,
+                "scale": grid.scale,
+                "zero": grid.zero,
+                **basis.tensors(),
+            }.items()
+        }
+        self.save(block_name(name, block), tensors)
+
+    def start(self, name: str, linear: LinearWeight) -> Start:
+        """One layer of quantizer pass `name`."""
+        tensors = self.tensors(block_name(name, linear.block), f"{linear.module}.")
+        bits = self._plan.settings(linear.name).bits
+        grid = QuantGrid(bits, tensors["scale"], tensors["zero"])
+        return tensors["start"], grid, basis_from(tensors)
+
+
+def stage_name(stage: str) -> str:
+    """The checkpoint of a finished stage."""
+    return f"stage-{stage}"
+
+
+def _label(name: str, file: str) -> str:
+    return STAGE_LABELS.get(name.removeprefix("stage-"), name)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Training of all trained stages: AdamW, warm-up, cosine schedule, gradient clipping.
+"""Training of all trained stages, LoRA among them: AdamW, warm-up, cosine schedule, gradient
+clipping.
 
     rate(k) = rate * (k + 1) / w                                  in the first w steps
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
@@ -9,7 +10,19 @@ accumulation.
 Rates that suit one model may be too high for another. A training that diverges, or ends with a
 significantly higher loss on held-out text than it began with, is repeated from its start at a
 quarter of the rate, at most twice (ours).
-"""
+
+Losses are summed over the predicted tokens of some sequences:
+
+text      -log p(x_t | x_<t)
+teacher   KL(p_dense || p). The dense model teaches nothing about the text that it does not know
+          itself: a gain is a gain in fidelity.
+
+The control is plain LoRA (Hu et al. 2021), not quantised:
+
+    y = x (W0 + c B A)^T + b,   c as in `linear`,   taken as   base(x) + c (x A^T) B^T
+
+Same sequences, steps and schedule as DL-QAT, so that what is learned from the text is not mistaken
+for an effect of the method. A is initialised as in DL-QAT, B at zero."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,24 +32,71 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, linear, pad
 from transformers import PreTrainedModel
 
 from backend.metric_key import MetricKey
-from backend.models.blocks import decoder_blocks
-from backend.quantization.config import STAGE_LABELS
-from backend.quantization.dlqat.losses import Loss
-from backend.quantization.dlqat.run import DLQATRun
-from backend.quantization.dlqat.stage_store import DLQATStageStore
+from backend.models.blocks import decoder_blocks, swap_modules
+from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATStage
+from backend.quantization.dlqat.linear import DLQATLinear, new_factors, update_factor
+from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, stage_name
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.statistics.paired import paired_ratio
 from backend.text.training import IGNORED_LABEL
-from backend.training.optimizer import cosine_decay
-from backend.training.trainer import DivergenceError, Trainer
+from backend.training.trainer import DivergenceError, Trainer, cosine_decay, summed_loss
 
-BETAS = (0.9, 0.99)  # runs are short: the second moment must settle within tens of steps
+Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
 WARMUP = 0.05  # share of the steps
 SAVE_EVERY = 10  # steps
 ATTEMPTS, LOWERED = 3, 0.25  # of a training, and the factor of the rate from one to the next
+
+
+def predict(run: DLQATRun, model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Logits [b, length, vocabulary] for training sequences [b]."""
+    ids, half = run.input_ids[rows].to(model.device), run.dtype == torch.bfloat16
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
+    """Cross-entropy of next-token prediction."""
+
+    def loss(rows: Tensor) -> Tensor:
+        logits = predict(run, model, rows).flatten(0, 1)
+        labels = next_labels(run, rows).to(logits.device)
+
+        def judge(q: Tensor, at: slice) -> Tensor:
+            return cross_entropy(q, labels[at], reduction="sum", ignore_index=IGNORED_LABEL)
+
+        return summed_loss(logits, judge)
+
+    return loss
+
+
+def teacher_loss(run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQATLinear]) -> Loss:
+    """KL to the dense model, which the layers still contain, run at every step."""
+    dense = {name: layer.base for name, layer in layers.items()}
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.no_grad(), swap_modules(model, dense):
+            teacher = predict(run, model, rows).flatten(0, 1)
+        judged = (next_labels(run, rows) != IGNORED_LABEL).to(teacher.device)
+
+        def judge(q: Tensor, at: slice) -> Tensor:
+            known = judged[at]
+            log_p, log_q = (x[known].float().log_softmax(-1) for x in (teacher[at], q))
+            return kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+        return summed_loss(predict(run, model, rows).flatten(0, 1), judge)
+
+    return loss
+
+
+def next_labels(run: DLQATRun, rows: Tensor) -> Tensor:
+    """The label of the token behind each of training sequences [b]: [b * length]; the last has
+    none."""
+    return pad(run.labels[rows][:, 1:], (0, 1), value=IGNORED_LABEL).flatten()
 
 
 def rate_factor(step: int, steps: int, warmup: float = WARMUP) -> float:
@@ -124,7 +184,11 @@ class StageTrainer(Trainer):
     ) -> None:
         self.peak = run.config.rate * LOWERED**attempt
         optimizer = torch.optim.AdamW(
-            parameters.values(), self.peak, betas=BETAS, weight_decay=0.0, fused=True
+            parameters.values(),
+            self.peak,
+            betas=(0.9, 0.99),  # runs are short: the second moment must settle in tens of steps
+            weight_decay=0.0,
+            fused=True,
         )
         slots = (f"train-{stage}-{attempt}-0", f"train-{stage}-{attempt}-1")
         super().__init__(
@@ -211,3 +275,58 @@ def trainable(model: PreTrainedModel, checkpointing: bool, reporter: Reporter) -
                 stack.callback(setattr, block, "training", block.training)
                 block.training = True
         yield
+
+
+class LoRALinear(nn.Module):
+    """Replaces a linear [out, in] = `shape` during LoRA training; itself it is not changed."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        shape: tuple[int, int],
+        rank: int,
+        factor: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.base, self.factor = base, factor
+        A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+
+    def merged(self, W: Tensor) -> Tensor:
+        """W0 + c B A [out, in] in the dtype of `W`, the weights of the base."""
+        return torch.addmm(W, self.B.detach(), self.A.detach(), alpha=self.factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
+
+
+def train_lora(run: DLQATRun, reporter: Reporter) -> None:
+    """Train A and B beside every quantised linear and store them as the stage "lora"."""
+    config, generator = run.config, torch.Generator().manual_seed(run.seed)
+    layers = {
+        name: LoRALinear(
+            x.layer, x.shape, config.rank, update_factor(x.read(), ALPHA, config.rank), generator
+        )
+        for name, x in run.linears.items()
+    }
+    parameters = {
+        f"{name}.{part}": parameter
+        for name, layer in layers.items()
+        for part, parameter in layer.named_parameters(recurse=False)
+    }
+
+    def judge() -> list[float]:
+        """The held-out losses of the merged weights, which the native decoder can read."""
+        merged = {n: run.passed(layers[n].merged(x.read())) for n, x in run.linears.items()}
+        bases = {n: layer.base for n, layer in layers.items()}
+        with swap_modules(run.model, bases), run.with_weights(merged):
+            return run.heldout_losses(reporter)
+
+    with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+        loss = text_loss(run, run.model)
+        train_stage(
+            run, DLQATStage.LORA, parameters, loss, lambda _: None, judge, judge(), reporter
+        )
+    run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

@@ -23,8 +23,8 @@ from backend.live.address import LiveState, state_at
 from backend.live.dense import INSTANT, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
+from backend.models.blocks import resolve_dtype
 from backend.models.memory import check_memory, memory_available, weight_memory
-from backend.models.precision import resolve_dtype
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
 from jobs.dlqat.config import DLQATJob

@@ -12,7 +12,7 @@ from backend.decoding.native import model as native
 from backend.decoding.native.model import decoding_dtype
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError
-from backend.models import precision
+from backend.models import blocks
 from backend.models.sources.catalogue import inspect
 from backend.store import frames, queries
 from backend.store.session import writing
@@ -122,9 +122,9 @@ def test_llama_cpp_is_refused_if_missing(queue: Path, monkeypatch: pytest.Monkey
 def test_auto_decodes_natively_without_bfloat16_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
+    monkeypatch.setattr(blocks, "computes_bfloat16", lambda device: False)
     cpu = torch.device("cpu")
-    assert precision.resolve_dtype("auto", cpu) == "float32"
+    assert blocks.resolve_dtype("auto", cpu) == "float32"
     assert decoding_dtype("auto", cpu, "LlamaForCausalLM") == "bfloat16"
     assert decoding_dtype("auto", cpu, "GPT2LMHeadModel") == "float32"
     assert decoding_dtype("float32", cpu, "LlamaForCausalLM") == "float32"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.linalg.decompositions import NotPositiveDefiniteError
+from backend.linalg.gram import NotPositiveDefiniteError
 from backend.pruning.config import SDSConfig
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import admm, alps

@@ -9,5 +9,5 @@ import pytest
 def often_saved() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("backend.quantization.dlqat.trainer.SAVE_EVERY", 2)
-        patch.setattr("backend.quantization.dlqat.snapshots.SNAPSHOTS", 2)
+        patch.setattr("backend.quantization.dlqat.statistics.SNAPSHOTS", 2)
         yield

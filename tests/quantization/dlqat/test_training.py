@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from backend.errors import CancelledError, ComputeError
-from backend.models.patching import swap_modules
+from backend.models.blocks import swap_modules
 from backend.quantization.config import DLQATStage
-from backend.quantization.dlqat import losses
+from backend.quantization.dlqat import trainer as room
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import _order, rate_factor
 from tests.invariance.model_changes import change
@@ -83,7 +83,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     told = recorder()
     kept: list = []
     told.profile = kept.append
-    monkeypatch.setattr("backend.quantization.dlqat.snapshots.SNAPSHOTS", 3)
+    monkeypatch.setattr("backend.quantization.dlqat.statistics.SNAPSHOTS", 3)
     qat = start(steps=8)
     frozen = made(qat, told)
     taken = {(p.name, p.step) for p in kept}
@@ -171,9 +171,9 @@ def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scal
 def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
     """Rows judged in their first half are rows that end there: nothing sees the rest."""
     labels = rows.clone()
-    labels[:, LENGTH // 2 :] = losses.IGNORED_LABEL
+    labels[:, LENGTH // 2 :] = room.IGNORED_LABEL
     judged = start(labels=labels)
-    found = losses.text_loss(judged.run, judged.run.model)(torch.arange(3))
+    found = room.text_loss(judged.run, judged.run.model)(torch.arange(3))
     logits = judged.run.model(input_ids=rows[:3, : LENGTH // 2]).logits[:, :-1]
     wanted = cross_entropy(
         logits.flatten(0, 1), rows[:3, 1 : LENGTH // 2].flatten(), reduction="sum"
@@ -185,7 +185,7 @@ def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
     qat = start(stages="dlqat-kd", bits=2)
     layers = qat._layers(DLQATStage.DLQAT_KD, QUIET)
     with swap_modules(qat.run.model, layers):
-        found = losses.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
+        found = room.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     wanted = kl_div(q, p, reduction="sum", log_target=True)
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
     calls = []
 
     def broken(run, model):
-        real = losses.text_loss(run, model)
+        real = room.text_loss(run, model)
 
         def loss(rows: Tensor) -> Tensor:
             calls.append(1)

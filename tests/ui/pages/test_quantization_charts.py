@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from backend.settings import Settings
-from backend.statistics.names import INPUT_ENERGY
-from backend.statistics.tensors import TensorProfile
+from backend.statistics.tensors import INPUT_ENERGY, TensorProfile
 from jobs.runtime.figures import profile_row
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store

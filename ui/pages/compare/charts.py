@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.metric_key import MetricKey
-from backend.statistics.names import RELATIVE_ERROR
+from backend.statistics.tensors import RELATIVE_ERROR
 from backend.store import frames, tensors
 from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from ui.charts.chart import Chart, layout, legend_row, log_axis

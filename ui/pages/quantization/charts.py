@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.sensitivity.profile import spearman
-from backend.statistics.names import FAN
+from backend.statistics.tensors import FAN
 from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line, tint
 from ui.format import NONE, count, number, of_unit, share
 from ui.theme import LIGHT, stage_style

@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.quantization import GRID_NAMES
-from backend.statistics.names import FAN
+from backend.statistics.tensors import FAN
 from backend.store import frames, queries
 from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart

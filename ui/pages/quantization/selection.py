@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from backend.statistics.names import INPUT_ENERGY
+from backend.statistics.tensors import INPUT_ENERGY
 from backend.store import frames, queries, tensors
 from backend.store.tables import Job
 from ui.pages.quantization.charts import GroupWeights, InputGroups

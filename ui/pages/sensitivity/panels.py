@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import spearman
+from backend.sensitivity.profile import Format, spearman
 from ui.charts.chart import (
     Chart,
     axis,

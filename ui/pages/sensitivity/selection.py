@@ -9,8 +9,7 @@ import pandas as pd
 
 from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Table
-from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import SensitivityProfile
+from backend.sensitivity.profile import Format, SensitivityProfile
 from ui.format import number
 from ui.runs.profiles import in_blocks, layers_table, profile_at
 from ui.runs.weights import tensor_names

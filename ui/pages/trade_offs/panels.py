@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line
 from ui.charts.heatmap import block_heatmap
 from ui.charts.lines import dots, log_span

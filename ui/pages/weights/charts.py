@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import gradio as gr
 
-from backend.statistics.names import RELATIVE_ERROR
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.tensors import RELATIVE_ERROR, TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells

@@ -19,7 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import ModelError
-from backend.statistics.names import (
+from backend.statistics.regions import Region, read_region
+from backend.statistics.tensors import (
+    BINS,
     INPUT_ENERGY,
     JOINT,
     MAGNITUDES,
@@ -30,8 +32,6 @@ from backend.statistics.names import (
     channel_profile,
     map_profile,
 )
-from backend.statistics.regions import Region, read_region
-from backend.statistics.tensors import BINS
 from backend.store import queries, tensors
 from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY

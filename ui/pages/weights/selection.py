@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from backend.statistics.names import RELATIVE_ERROR
+from backend.statistics.tensors import RELATIVE_ERROR
 from ui.charts.heatmap import available
 from ui.charts.series import MAX_STAGES
 from ui.runs.weights import RunWeights, kept_stage

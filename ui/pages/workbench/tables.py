@@ -19,8 +19,8 @@ from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import MAX_BITS, MIN_BITS, Width
 from backend.queue import gate
 from backend.queue.actor import Actor
-from backend.sensitivity.formats import DENSE_BITS, Format
-from backend.statistics.names import SENSITIVITY
+from backend.sensitivity.profile import DENSE_BITS, Format
+from backend.statistics.tensors import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job

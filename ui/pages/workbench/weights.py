@@ -9,9 +9,8 @@ from starlette.responses import Response
 from backend.errors import ModelError, NotFoundError, SlimscopeError
 from backend.models.families.stored import LinearShape
 from backend.models.sources.catalogue import local_folder
-from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
-from backend.statistics.tensors import BINS, QUANTILES, histogram_edge
+from backend.statistics.tensors import BINS, INPUT_ENERGY, QUANTILES, histogram_edge
 from backend.store import queries, tensors
 from jobs.fields.models import is_run, resolve_model
 from ui.api_errors import error_response

@@ -3,8 +3,7 @@
 import numpy as np
 
 from backend.sensitivity.profile import FIGURES
-from backend.statistics.names import SENSITIVITY
-from backend.statistics.tensors import TensorProfile
+from backend.statistics.tensors import SENSITIVITY, TensorProfile
 from backend.store.tables import Job, Table
 from jobs.fields.models import resolve_model
 from jobs.profile.kind import DENSE, EMBEDDING_FORMATS

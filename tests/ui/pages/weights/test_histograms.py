@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from backend.models.loading import load
 from backend.settings import Settings
-from backend.statistics.names import INPUT_ENERGY
+from backend.statistics.tensors import INPUT_ENERGY
 from backend.store import frames, tensors
 from backend.store.session import writing
 from backend.store.tables import Job, TensorRow

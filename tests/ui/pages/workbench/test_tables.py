@@ -13,9 +13,9 @@ from backend.budget import Budget
 from backend.live.address import WORKBENCH
 from backend.models.families.stored import LinearShape
 from backend.models.loading import load
-from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import Format
 from backend.settings import Settings
-from backend.statistics.snapshots import scale_of
+from backend.statistics.distribution import scale_of
 from backend.store import queries
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import profile_of_run, solver_of
@@ -169,7 +169,7 @@ def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) ->
     header, arrays = got(client, weights.PATH, model="toy", name=name)
     whole = load("toy").model.get_submodule(name).get_parameter("weight").detach().float().numpy()
     assert header["name"] == name and np.array_equal(arrays["weights"], whole)
-    assert header["edge"] == pytest.approx(scale_of(torch.tensor(whole).flatten().sort()[0]).edge)
+    assert header["edge"] == pytest.approx(scale_of(torch.tensor(whole).flatten().sort()[0])[0])
     monkeypatch.setattr(weights, "MOST", whole.size // 3)
     _, sampled = got(client, weights.PATH, model="toy", name=name)
     assert np.array_equal(sampled["weights"], whole[::3])

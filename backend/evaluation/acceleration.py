@@ -1,4 +1,4 @@
-"""Size of the weights of a pruned model in real sparse storage formats.
+"""Size of the weights of a compressed model in real sparse storage formats.
 
 For a matrix of N weights, K of them nonzero, with 16-bit values:
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backend.evaluation.size import compact_bytes, fullest, sizes
+from backend.evaluation.acceleration import compact_bytes, fullest, sizes
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 

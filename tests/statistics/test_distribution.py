@@ -7,18 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.magnitudes import (
+from backend.statistics.distribution import (
     EXACT,
+    NEAR_ZERO,
     ascending,
     comparable,
     cutoff,
+    histogram,
     magnitude_counts,
     ordered_values,
+    tensor_statistics,
 )
-from backend.statistics.names import magnitude_edges
 from backend.statistics.reference import ReferenceTensor
-from backend.statistics.snapshots import NEAR_ZERO, histogram, tensor_statistics
-from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
+from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot, magnitude_edges
 
 FLOATS = st.floats(-4, 4, width=32).map(lambda x: np.float32(round(x, 2)))
 MATRICES = st.tuples(st.integers(1, 7), st.integers(1, 9)).flatmap(

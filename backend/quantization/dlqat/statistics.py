@@ -1,9 +1,24 @@
-"""What every stage changes: the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the
+"""Statistics of a DL-QAT run: during training, and an audit of what every stage changes.
+
+During training, curves are reported every few steps, profiles of all groups at a few.
+
+changed            share of codes that differ from the initial ones
+m, p05 ..          quantiles of the group magnitudes over all layers
+
+profiles of a tensor: magnitude m and, at the first and the last snapshot, scale m s, error
+(root mean square of What - W_dense) and clipped (share of weights outside the range of the grid),
+all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also worst: the groups
+with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
+
+The audit measures the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the
 inputs of the dense model for all stages, and the statistics of its weights. A few thousand tokens
 tell the error: in SmolLM2-135M at 3 bits, 4,096 give the mean over its layers within 1 % of what
 32,768 give, and single layers within 3 % (standard deviation)."""
 
+from collections.abc import Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
+from itertools import groupby
 from statistics import fmean
 
 import torch
@@ -13,17 +28,111 @@ from backend.calibration.second_moments import DenseReference, InputStatistics, 
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.models.families.stored import EXPERT
-from backend.models.threads import beside
+from backend.models.threads import beside, side_by_side
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
+from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
-from backend.quantization.dlqat.snapshots import code_usage
+from backend.quantization.grid import QuantizedWeight
 from backend.reporter import Reporter
-from backend.statistics.names import RELATIVE_ERROR
+from backend.statistics.distribution import ascending, quantiles
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
+from backend.statistics.tensors import FAN, RELATIVE_ERROR, TensorProfile
 from backend.training.stage_store import block_name
 
+SNAPSHOTS = 5  # of all groups
+CURVE_POINTS, STEPS_BETWEEN = 10, 2  # of curves that cost a pass over all weights
+WORST_GROUPS = 16  # recorded weight by weight
+MAX_GROUP_SIZE = 1024  # of those
+M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 AUDIT = "audit"
+
+
+def code_usage(layer: QuantizedWeight) -> Tensor:
+    """Count of each code: int64 [2^n]."""
+    return torch.bincount(layer.codes.flatten(), minlength=layer.grid.top + 1)
+
+
+class TrainingSnapshots:
+    """Report the layers of one training of so many steps, by full name."""
+
+    def __init__(
+        self,
+        stage: str,
+        layers: Mapping[str, DLQATLinear],
+        linears: Mapping[str, LinearWeight],
+        steps: int,
+        reporter: Reporter,
+    ) -> None:
+        self._stage, self._layers, self._linears = stage, layers, linears
+        self._reporter, self._steps = reporter, steps
+        self._at = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
+        self._every = max(STEPS_BETWEEN, steps // CURVE_POINTS)
+
+    def __call__(self, step: int) -> None:
+        """Report after `step` steps; 0: before the first."""
+        ends = step in (0, self._steps)
+        curve = step % self._every == 0 or ends
+        if not curve and step not in self._at:
+            return
+        changed, look = 0, partial(self._look, step, step in self._at)
+        for _, names in groupby(self._layers, lambda name: self._linears[name].block):
+            block = sorted(names, key=lambda name: -self._layers[name].m.numel())  # evens out
+            beside = self._layers[block[0]].m.device.type == "cpu"
+            for count, profiles in side_by_side(look, block) if beside else map(look, block):
+                changed += count
+                for profile in profiles:
+                    self._reporter.profile(profile)
+        if not curve:
+            return
+        layers = self._layers.values()
+        weights = sum(rows * columns for rows, columns in (layer.shape for layer in layers))
+        self._reporter.metric(MetricKey("changed", self._stage), changed / weights, step)
+        m = torch.cat([layer.m.detach().flatten() for layer in layers])
+        for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
+            self._reporter.metric(MetricKey("m", self._stage, name), value, step)
+
+    def _look(self, step: int, whole: bool, name: str) -> tuple[int, list[TensorProfile]]:
+        """The number of codes of a layer that have changed, and, if they are wanted, its
+        profiles."""
+        layer, linear = self._layers[name], self._linears[name]
+        changed, codes, errors, inside = zip(*map(layer.figures, layer.parts()), strict=True)
+        if not whole:
+            return sum(changed), []
+        size, m = layer.shape[1] // layer.grid.groups, layer.m.detach()
+        error = torch.cat(errors).div_(size).sqrt_()  # root mean square of each group
+        figures = {
+            "magnitude": m.mul(M_STEPS).round_().div_(M_STEPS),
+            "codes": torch.stack(codes).sum(0),
+        }
+        if step in (0, self._steps):
+            figures["scale"] = _short(m * layer.grid.scale)
+            figures["error"] = _short(error)
+            figures["clipped"] = _short(1 - torch.cat(inside).div_(size))
+        if step == self._steps and size <= MAX_GROUP_SIZE:
+            figures["worst"] = _short(_worst(layer, error))
+        place = f"{name}.weight", linear.block, linear.module, self._stage
+        profiles = [
+            TensorProfile(*place, figure, values.float().cpu().contiguous().numpy(), step)
+            for figure, values in figures.items()
+        ]
+        return sum(changed), profiles
+
+
+def _short(values: Tensor) -> Tensor:
+    """`values` with the mantissa of bfloat16 plus four bits, which compresses well."""
+    mantissa, exponent = torch.frexp(values.float())
+    return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
+
+
+def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
+    """The groups with the largest error, the worst first: row, group, z, W_dense, What."""
+    order = error.flatten().argsort(descending=True, stable=True)[:WORST_GROUPS]
+    rows, groups = order // layer.grid.groups, order % layer.grid.groups
+    shape = (len(error), layer.grid.groups, -1)
+    dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
+    head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
+    return torch.cat([head, dense[rows, groups].float(), moved[rows, groups]], 1)
 
 
 def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
