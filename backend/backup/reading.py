@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -34,7 +34,8 @@ from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.copies import only_tables, opened
 from backend.store.migrate import newest_revision, run_migrations
-from backend.store.tables import Job, Table
+from backend.store.session import now_ms
+from backend.store.tables import ApiKey, Job, Table
 
 MAX_MANIFEST = 2**28  # bytes
 MAX_FILES = 1_000_000
@@ -198,6 +199,9 @@ def _prepare(database: Path, archive: ArchiveReader) -> None:
                 kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
                 if kept.keys() != job.environment.keys():
                     job.environment = kept
+            # Whoever made the file may have kept a key in it.
+            held = ApiKey.revoked_at.is_(None)
+            session.execute(update(ApiKey).where(held).values(revoked_at=now_ms()))
     except (sqlite3.Error, SQLAlchemyError) as error:
         why = getattr(error, "orig", None) or error  # without the statement
         raise archive.damaged(f"Its database cannot be read: {why}.") from error

@@ -61,6 +61,7 @@ def _restored(made: Record) -> str:
         return f"{made['database']} is the database now. The old one: {made['replaced']}"
     when = datetime.fromtimestamp(made["created_at"] / 1000, UTC)
     text = f"Restored into {made['folder']}: {count(made['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
+    text += "\nAPI keys of the backup are revoked. Make new ones with: slimscope token"
     if made["queued"]:
         queued = ", ".join(made["queued"])
         text += f"\nQueued: {queued}. They start with the dashboard, or when a run is added."

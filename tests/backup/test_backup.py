@@ -27,6 +27,7 @@ from backend.store.session import writing as transaction
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
 from jobs.record import record
+from jobs.serving.keys import PREFIX, all_keys, key_name
 from tests.queue.conftest import HOST, Wait
 
 Move = Callable[[Path], None]
@@ -316,6 +317,15 @@ def test_a_restored_run_gets_the_environment_of_this_machine(backup: Path) -> No
     with_statement(f"UPDATE jobs SET environment = '{hostile}'")(backup)
     restore_backup(backup)
     assert [job.environment for job in queries.jobs()] == [{}]
+
+
+def test_api_keys_of_a_backup_are_revoked(backup: Path) -> None:
+    columns = "name, sha256, created_at"
+    digest = hashlib.sha256(f"{PREFIX}evil".encode()).hexdigest()
+    with_statement(f"INSERT INTO api_keys ({columns}) VALUES ('evil', '{digest}', 1)")(backup)
+    restore_backup(backup)
+    assert [key.revoked_at is not None for key in all_keys()] == [True]
+    assert not key_name(f"{PREFIX}evil")
 
 
 def test_a_folder_with_anything_in_it_is_refused(

@@ -125,7 +125,11 @@ def nodes() -> HealthCheck:
     """Whether the machines that ran something lately have the versions of this one."""
     here = versions()
     ran = (job.environment for job in queries.jobs([State.SUCCEEDED])[:LATEST] if job.id > 0)
-    found = {str(env["host"]): env["versions"] for env in reversed([*ran]) if "versions" in env}
+    found = {  # imported and restored runs do not say where they ran
+        str(env["host"]): env["versions"]
+        for env in reversed([*ran])
+        if {"host", "versions"} <= {*env}
+    }
     other = {
         f"{host} has {name} {there.get(name)}, this machine {has}"
         for host, there in found.items()
