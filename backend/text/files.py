@@ -41,6 +41,7 @@ ROLES = {
     SYSTEM: SYSTEM,
     "developer": SYSTEM,
 }
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's escape of half of a character
 CHECKED_BYTES = 1_000_000  # of a text, before a run is queued
 LISTS = ("messages", "conversations", "conversation", "turns")
 FORMS = (  # field names of prompt, further input, answers
@@ -122,7 +123,10 @@ def rows(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line.decode("utf-8-sig"))
+                    value = json.loads(line.decode("utf-8-sig"))
+                    if SURROGATE.search(line):  # raises ValueError for half of a pair
+                        json.dumps(value, ensure_ascii=False).encode()
+                    yield number, value
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"Line {number} of {path.name}: {error}.") from error
 
@@ -138,6 +142,9 @@ def require_readable(path: Path, field: str) -> None:
             codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
         elif not text_of(next(rows(path), (0, {"text": ""}))[1]) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
+        else:
+            for _ in rows(path) if _has_surrogates(path) else ():
+                pass
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path.name} could not be read.",
@@ -145,6 +152,11 @@ def require_readable(path: Path, field: str) -> None:
             'Use UTF-8, one JSON object per line, with a field "text" or a conversation.',
             field,
         ) from error
+
+
+def _has_surrogates(path: Path) -> bool:
+    with path.open("rb") as lines:
+        return any(map(SURROGATE.search, lines))
 
 
 def text_of(line: Any) -> str:

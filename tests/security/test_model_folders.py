@@ -90,6 +90,7 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
         ({"hidden_size": True}, "no hidden_size"),
         ({"vocab_size": 10**400}, "vocab_size"),
         ({"vocab_size": "many"}, "no vocab_size"),
+        ({"transformers_weights": "other.safetensors"}, "names a file of weights"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused(folder: Path, changes: dict, reason: str) -> None:

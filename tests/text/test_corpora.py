@@ -53,6 +53,7 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
         ("a.jsonl", b"no json\n", "Line 1"),
         ("a.jsonl", b'{"title": 1}\n', "neither"),
         ("a.jsonl", b'{"messages": [3]}\n', "message"),
+        ("a.jsonl", b'{"text": "a"}\n' * 3000 + b'{"text": "b\\ud83d"}\n', "Line 3001"),
         ("a.txt", b"caf\xe9 au lait", "utf-8"),
     ],
 )
@@ -61,6 +62,12 @@ def test_a_wrong_file_is_refused(text_dir: Path, name: str, content: bytes, why:
     with pytest.raises(DatasetError, match=why) as refused:
         require_corpus(f"file:{name}", "calibration_text")
     assert refused.value.field == "calibration_text"
+
+
+def test_a_pair_of_surrogates_is_one_character(text_dir: Path) -> None:
+    (text_dir / "a.jsonl").write_bytes(b'{"text": "a \\ud83d\\ude00 \\\\ud83d"}\n')
+    require_corpus("file:a.jsonl", "calibration_text")
+    assert read("a.jsonl") == ["a \U0001f600 \\ud83d"]
 
 
 def read(name: str) -> list[str]:

@@ -61,7 +61,10 @@ def _check_size(folder: Path, path: Path, size: int, most: int) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises ModelError: see `read_json`."""
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if "transformers_weights" in config:  # transformers would read another file than is checked
+        raise _unreadable(folder, "Its config.json names a file of weights.")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
