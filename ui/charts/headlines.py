@@ -169,11 +169,6 @@ def of_parts(label: str, parts: Mapping[str, float]) -> str:
     return f"{name} takes {share(parts[name] / whole, 0)} of a step of {label}"
 
 
-def of_front(best: int, total: int) -> str:
-    verb = "is" if best == 1 else "are"
-    return f"{best} of {total} runs {verb} on the Pareto front" if total > 1 else ""
-
-
 def lower(label: str) -> str:
     """With a small first letter; "DL-QAT" and "SDS" stay as they are."""
     return label if label[:2].isupper() else label[:1].lower() + label[1:]

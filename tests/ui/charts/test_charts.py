@@ -260,7 +260,6 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     tasks = headlines.of_tasks("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
     assert tasks == "A: 2.00\u00a0× in rewrite, 1.00\u00a0× in chat"
     assert headlines.of_tasks("A", {"chat": 1.0}) == ""
-    assert headlines.of_front(1, 3) == "1 of 3 runs is on the Pareto front"
     assert headlines.lower("Loss") == "loss" and headlines.lower("KL divergence") == "KL divergence"
 
 
