@@ -23,8 +23,13 @@ from ui.pages.compare.charts import (
     tensors_of,
     weights_by_run,
 )
-from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.texts import texts_card, texts_chart, trace_card
+from ui.pages.compare.comparison import (
+    HTML,
+    RunComparison,
+    texts_card,
+    texts_chart,
+    trace_card,
+)
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
@@ -43,10 +48,8 @@ STAGES = Panel(
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
 NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
-TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "No two of these runs have recorded the same curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-SUGGESTED_RUNS = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 SCALES = {"linear": "Linear", "log": "Log"}
 
@@ -111,7 +114,7 @@ def draw(request: gr.Request) -> Updates:
         for row in all_rows():
             if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
                 alike.setdefault(key, []).append(row.job.run)
-        several = (each[:SUGGESTED_RUNS] for each in alike.values() if len(each) >= MIN_COMPARED)
+        several = (each[:3] for each in alike.values() if len(each) >= MIN_COMPARED)
         head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])
         return {"head": head, "body": gr.update(visible=False)}
     html = {
@@ -221,5 +224,7 @@ PAGE = Page(
     order=30,
     section="Runs",
     key="c",
-    charts=page_charts("compare", reported, REPORTED, "ids", TOO_FEW),
+    charts=page_charts(
+        "compare", reported, REPORTED, "ids", "Fewer than two of these runs are there."
+    ),
 )
