@@ -173,7 +173,7 @@ def kept_labels(comparison: RunComparison) -> list[str]:
 
 def metrics_card(comparison: RunComparison) -> Markup:
     rows = figure_rows(comparison)
-    recorded = {
+    recorded: dict[MetricKey, list[float | None]] = {
         TOOK: [elapsed(row.job, row.now) for row in comparison.rows],
         PEAK: [row.job.peak_bytes for row in comparison.rows],
         SIZE: [row.size for row in comparison.rows],
