@@ -10,7 +10,6 @@ from backend.errors import RateLimitError, SlimscopeError
 from backend.queue import gate, permissions, scheduling, service
 from backend.queue.actor import Actor
 from backend.store import queries
-from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.models import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
@@ -50,11 +49,11 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
         command = submit.command_line(kind.name, values, swept)
         return HTML.preview(command, error, refused=True), 0, error, {}
     command = submit.command_line(kind.name, values, swept)
-    pairs_shown = {
-        **models_of(plan.configs),
-        **_costs(plan.estimate, len(plan.configs)),
-        **_same_runs(kind, plan.configs),
-    }
+    pairs_shown = models_of(plan.configs) | _costs(plan.estimate, len(plan.configs))
+    # the same config gives the same result
+    same = queries.same(kind.name, (config.model_dump(mode="json") for config in plan.configs))
+    if same:
+        pairs_shown["Already run"] = HTML.same_runs(same[:MAX_LINKS], len(same) - MAX_LINKS)
     html = HTML.preview(
         command, pairs=pairs_shown, warnings=plan.estimate.warnings, notes=plan.estimate.notes
     )
@@ -102,13 +101,6 @@ def price(kind: Kind, values: Mapping[str, Any]) -> str:
     return f"{time}, {size(cost.bytes)}"
 
 
-def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:
-    """Earlier or queued runs of these configs: the same config gives the same result."""
-    jobs = queries.same(kind.name, (config.model_dump(mode="json") for config in configs))
-    more = max(0, len(jobs) - MAX_LINKS)
-    return {"Already run": HTML.same_runs(jobs[:MAX_LINKS], more)} if jobs else {}
-
-
 def enqueue(
     kind: Kind, name: str, values: Mapping[str, Any], pairs: Pairs, request: gr.Request
 ) -> tuple[Any, SlimscopeError | None]:
@@ -118,10 +110,6 @@ def enqueue(
         jobs = sweep.queue(kind.name, values, swept, current_user(request), name=name or "")
     except SlimscopeError as error:
         return show_error(error), error
-    return show_success(added(jobs)), None
-
-
-def added(jobs: Sequence[Job]) -> Markup:
-    """What was added, in words that stay true when it runs."""
-    first, place = jobs[0], scheduling.status().position(jobs[0].id)
-    return HTML.added(first, len(jobs), place)
+    # in words that stay true when it runs
+    place = scheduling.status().position(jobs[0].id)
+    return show_success(HTML.added(jobs[0], len(jobs), place)), None
