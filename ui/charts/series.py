@@ -41,10 +41,6 @@ class Series:
         return bin_edges(self.snapshot)
 
     @property
-    def centres(self) -> np.ndarray:
-        return (self.edges[:-1] + self.edges[1:]) / 2
-
-    @property
     def heights(self) -> np.ndarray:
         """Share of all weights in each bin, %."""
         return 100 * self.snapshot.counts / self.snapshot.n
@@ -231,7 +227,7 @@ def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
     log axis leaves out empty bins. `place`: in the order of drawing."""
     filled = place == 0 and series.is_dense
     return step_line(
-        series.centres,
+        (series.edges[:-1] + series.edges[1:]) / 2,
         [None if log_y and h == 0 else float(h) for h in series.heights],
         series.stroke,
         # a line that hides another leaves its rim to be seen

@@ -47,7 +47,6 @@ STAGES = Panel(
 )
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
-NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
 NO_CURVES = "No two of these runs have recorded the same curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
@@ -131,7 +130,7 @@ def draw(request: gr.Request) -> Updates:
 def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
-        return Chart(NO_PERPLEXITY)
+        return Chart("None of these runs has measured perplexity on the baseline's text.")
     results = {row.job.run: row.figures for row in rows}
     labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
     left_out = [run for run in runs.runs if run not in results]

@@ -31,7 +31,7 @@ from ui.widgets.html import HtmlPanel, notice, show_error, show_html, show_succe
 from ui.widgets.panel import Outputs, Updates
 
 HTML = fragments("pages/home/page.html")
-NEXT, PROBLEMS = 3, 3  # rows of a card
+ROWS = 3  # of a card
 
 
 def build() -> None:
@@ -54,9 +54,9 @@ def draw(request: gr.Request) -> Updates:
         (job, buttons(job, actor), described(job), progress(job), time_left(job), took(job, now))
         for job in status.live
     ]
-    queued = [(job, described(job)) for job in status.queued[:NEXT]]
+    queued = [(job, described(job)) for job in status.queued[:ROWS]]
     unseen = status.needs_attention
-    failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS) if unseen else []
+    failed = queries.jobs([State.FAILED, State.LOST], limit=ROWS) if unseen else []
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
     if not (live_runs or queued or problems):
         return {"runs": ""}

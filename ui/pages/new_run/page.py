@@ -14,8 +14,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import permissions
 from jobs.kind import Kind, kinds
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
-from ui.pages.new_run.sweep_form import SweepForm
+from ui.pages.new_run.preview import HTML, Pairs, SweepForm, enqueue, preview_for, price
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import NO_CHOICES, ConfigForm, address_values, title
@@ -30,24 +29,11 @@ FORGET = """() => {
 
 
 @dataclass(frozen=True)
-class Controls:
-    """What all forms share: the choice of a kind, and the column beside the form."""
-
-    kind: gr.Radio
-    others: gr.HTML
-    name: gr.Textbox
-    add: gr.Button
-    message: gr.HTML
-    preview: HtmlPanel
-
-
-@dataclass(frozen=True)
 class OptionCards:
     """Recipes or presets of a kind as cards, each with its price."""
 
     radio: gr.Radio
     values: Mapping[str, Mapping[str, Any]]  # name -> the fields it sets
-    notes: Mapping[str, str]
 
     @property
     def fields(self) -> set[str]:
@@ -58,7 +44,7 @@ class OptionCards:
         """An update with what each would cost beside the other values of the form."""
         others = {name: value for name, value in values.items() if name not in self.fields}
         prices = {name: price(kind, {**others, **own}) for name, own in self.values.items()}
-        return gr.update(choices=cards(self.values, self.notes, prices))
+        return gr.update(choices=cards(self.values, kind.notes, prices))
 
 
 @dataclass(frozen=True)
@@ -119,14 +105,16 @@ def build() -> None:
             add = gr.Button(ADD, variant="primary", elem_id="new-add")
             message = notice("new-said")
             preview = HtmlPanel(elem_id="new-preview", min_height=240)
-    controls = Controls(kind, others, name, add, message, preview)
     for own, form in forms.items():
-        previewed = _wire_form(form, controls)  # of a kind that was left meanwhile: the next
+        previewed = _wire_form(
+            form, kind, add, preview
+        )  # of a kind that was left meanwhile: the next
         _preview_after(previewed, {n: f for n, f in forms.items() if n != own}, kind)
     other = _wire_kind(forms, kind)
-    for shown in (_wire_arrival(forms, controls), other):
+    arrived = _wire_arrival(forms, kind, others, name, add, message)
+    for shown in (arrived, other):
         _preview_after(shown, forms, kind)
-    _wire_button(forms, controls)
+    _wire_button(forms, kind, name, add, message)
     url_sync(other, kind=kind)
 
 
@@ -164,7 +152,7 @@ def _cards(
         elem_id=f"{label.lower()}-{kind.name}",
         elem_classes="preset-cards",
     )
-    return OptionCards(radio, values, kind.notes)
+    return OptionCards(radio, values)
 
 
 def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
@@ -186,13 +174,13 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 # presets, preview, queueing -----------------------------------------------------------------------
 
 
-def _wire_form(this: KindForm, controls: Controls) -> Dependency:
+def _wire_form(this: KindForm, kind: gr.Radio, button: gr.Button, shown: HtmlPanel) -> Dependency:
     """Presets, and the preview: of each kind one event, whose answers come in order, as those of
     several could overtake each other. What the page changes itself is previewed once all of it is
     there: an event of each field would send those that are there so far."""
 
-    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
-        if kind != this.kind.name:
+    def preview(request: gr.Request, chosen: str, *given: Any) -> Any:
+        if chosen != this.kind.name:
             return gr.skip()
         values, pairs = this.read(given)
         user = current_user(request)
@@ -203,21 +191,21 @@ def _wire_form(this: KindForm, controls: Controls) -> Dependency:
             **this.form.count(values),
             **this.sweep.count(runs),
             **{option.radio: option.priced(this.kind, values) for option in priced},
-            controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
-            controls.preview: html,
+            button: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
+            shown: html,
         }
 
     # the `input` of a text box is raised before the text is there
     changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
-    asked, inputs = [*changes, this.due.change], [controls.kind, *this.inputs]
+    asked, inputs = [*changes, this.due.change], [kind, *this.inputs]
     own = [*this.messages, *this.form.folds.values(), this.sweep.accordion]
-    shown = [*own, *(option.radio for option in this.options), controls.add, controls.preview]
-    previewed = gr.on(asked, preview, inputs, shown, **LATEST)
+    outputs = [*own, *(option.radio for option in this.options), button, shown]
+    previewed = gr.on(asked, preview, inputs, outputs, **LATEST)
     for option in this.options:
         applied = option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
         )
-        _preview_after(applied, {this.kind.name: this}, controls.kind)
+        _preview_after(applied, {this.kind.name: this}, kind)
     return previewed
 
 
@@ -229,25 +217,30 @@ def _preview_after(shown: Dependency, forms: Mapping[str, KindForm], kind: gr.Ra
     shown.then(None, [kind, *dues], dues, js=js)
 
 
-def _wire_button(forms: Mapping[str, KindForm], controls: Controls) -> None:
+def _wire_button(
+    forms: Mapping[str, KindForm],
+    kind: gr.Radio,
+    label: gr.Textbox,
+    button: gr.Button,
+    message: gr.HTML,
+) -> None:
     """The button that adds runs: one event for all forms, which sends their inputs, as each event
     costs the browser more than what it sends. Its message goes when a person changes something; why
     nothing can be added stays. The browser does it: an answer of the server could come after that
     of the button."""
     every = [c for form in forms.values() for c in form.inputs]
 
-    def add(request: gr.Request, kind: str, name: str, *given: Any) -> dict[Any, Any]:
-        this, rest = forms[kind], iter(given)
-        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[kind]
-        message, error = enqueue(this.kind, name, *this.read(values), request)
-        return {**this.show_errors(error, values), controls.message: message}
+    def add(request: gr.Request, chosen: str, name: str, *given: Any) -> dict[Any, Any]:
+        this, rest = forms[chosen], iter(given)
+        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[chosen]
+        said, error = enqueue(this.kind, name, *this.read(values), request)
+        return {**this.show_errors(error, values), message: said}
 
     told = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
-    said = [*told, controls.message]
-    controls.add.click(add, [controls.kind, controls.name, *every], said, **PRIVATE_EVENT)
+    button.click(add, [kind, label, *every], [*told, message], **PRIVATE_EVENT)
     radios = [option.radio for form in forms.values() for option in form.options]
-    changed = [c.input for c in (controls.kind, controls.name, *every, *radios)]
-    gr.on(changed, None, None, controls.message, js=FORGET)
+    changed = [c.input for c in (kind, label, *every, *radios)]
+    gr.on(changed, None, None, message, js=FORGET)
 
 
 def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, str]) -> Choices:
@@ -273,7 +266,14 @@ def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any
 # arrival ------------------------------------------------------------------------------------------
 
 
-def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependency:
+def _wire_arrival(
+    forms: Mapping[str, KindForm],
+    kind: gr.Radio,
+    others: gr.HTML,
+    name: gr.Textbox,
+    button: gr.Button,
+    message: gr.HTML,
+) -> Dependency:
     """On arrival: the current choices; the kind and, with `?from=`, the config of a run or, with
     `?model=` and the like, single values; the button disabled for guests."""
 
@@ -284,31 +284,31 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
         updates: dict[Any, Any] = {}
         if source and clone is None:
             missing = NotFoundError(f"There is no run {source}.", "", "The form is a new one.")
-            updates[controls.message] = show_error(missing)
+            updates[message] = show_error(missing)
         elif chosen and chosen not in forms:
             what = f"There is no kind of run called {chosen[:40]!r}."
-            updates[controls.message] = show_error(NotFoundError(what, "", "Choose a method."))
+            updates[message] = show_error(NotFoundError(what, "", "Choose a method."))
         if reason := permissions.may_not_add(current_user(request)):
             why = HTML.hint(f"{reason} {permissions.ASK}")
             updates |= {
-                controls.add: gr.update(interactive=False),
-                controls.message: show_html(why),
+                button: gr.update(interactive=False),
+                message: show_html(why),
             }
-        for kind, this in forms.items():
-            values = address_values(request, this.kind.config) if kind == chosen else {}
-            config = clone.config if clone and kind == chosen else values
+        for each, this in forms.items():
+            values = address_values(request, this.kind.config) if each == chosen else {}
+            config = clone.config if clone and each == chosen else values
             updates |= this.form.arrival(config)
             if chosen in forms:
-                updates[this.column] = gr.update(visible=kind == chosen)
+                updates[this.column] = gr.update(visible=each == chosen)
         if chosen in forms:
             shown = gr.update(choices=methods(chosen), value=chosen)
-            updates |= {controls.kind: shown, controls.name: clone.name if clone else ""}
-            updates[controls.others] = others_html(chosen)
+            updates |= {kind: shown, name: clone.name if clone else ""}
+            updates[others] = others_html(chosen)
         return updates
 
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
-    own = [controls.kind, controls.others, controls.name, controls.add, controls.message]
+    own = [kind, others, name, button, message]
     return on_load(arrive, None, [*own, *columns, *inputs])
 
 

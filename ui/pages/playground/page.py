@@ -30,8 +30,6 @@ from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-QUICK_LOOK = dlqat.KIND.presets["quick look"]
-
 
 def build() -> None:
     with gr.Tabs(elem_id="playground-tabs") as tabs:
@@ -215,7 +213,7 @@ def draw(request: gr.Request) -> Updates:
         board = boards.conversation(turns, actor)
     else:
         made = len(answering()) > len(models())
-        form = "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        form = "" if made else href("new", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
         board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)

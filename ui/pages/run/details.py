@@ -52,7 +52,6 @@ LABELS = {
     "windows": "Segments or windows",
     "context": "Context, tokens",
 }
-MAX_FILES = 200
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,7 +148,7 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
         real, listed = path.resolve(), []
         found = sorted(real.rglob("*")) if real.is_dir() else [real]
         files = [file for file in found if file.is_file() and real.is_relative_to(root)]
-        for file in files[:MAX_FILES]:
+        for file in files[:200]:
             nbytes = file.stat().st_size
             name = file.relative_to(real) if file != real else file.name
             limit = size(AT_MOST) if nbytes > AT_MOST else ""
@@ -169,9 +168,6 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
     return Markup().join(cards)
 
 
-MAX_CHILDREN = 12  # runs that started from this one, the newest
-
-
 @dataclass(frozen=True)
 class LineageNode:
     """Model of the catalogue, or a run with its `change` to the model before and its perplexity."""
@@ -185,7 +181,7 @@ class LineageNode:
 
 def lineage_card(job: Job) -> Markup:
     """Chain from the first model to this run, and runs that started from it; empty if alone."""
-    before, after = ancestors(job), queries.runs_from(job.run, MAX_CHILDREN)
+    before, after = ancestors(job), queries.runs_from(job.run, 12)  # the newest
     if len(before) < 2 and not after:
         return Markup()
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]

@@ -58,7 +58,6 @@ LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
-REST = "all else: start, loading, measuring, saving"  # of a run's time, besides its steps
 
 
 def stage_tables(results: RunResults) -> Markup:
@@ -211,7 +210,7 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
     """Bars of the steps, and of what is left of the `lasted` seconds of the run."""
     seconds = dict(results.seconds) if len(results.seconds) > 1 else {}
     if seconds and lasted and (rest := lasted - sum(seconds.values())) >= 1:
-        seconds[REST] = rest
+        seconds["all else: start, loading, measuring, saving"] = rest
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
     return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
