@@ -18,7 +18,6 @@ from ui.charts.chart import axis, category_axis, layout, legend_row, line_look
 from ui.theme import LineStyle
 
 MAX_POINTS = 2000  # of a line
-FLAT = 0.8  # lowest over highest value, above which the axis does not begin at 0
 
 
 class Line(NamedTuple):
@@ -49,7 +48,7 @@ def line_chart(
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < 12 else {}
     values = [y for line in lines for y in line.points["value"] if y == y]
-    flat = bool(values) and min(values) > FLAT * max(values)  # from 0, nothing of it would be seen
+    flat = bool(values) and min(values) > 0.8 * max(values)  # from 0, nothing of it would be seen
     scale: dict[str, Any] = {} if log_y or flat else {"rangemode": "tozero"}
     looks = layout(
         view=view,

@@ -20,7 +20,7 @@ from ui.templates import fragments
 from ui.widgets.html import AT_MOST, Download, file_payload, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-HTML, LOG = fragments("runs/runs.html"), fragments("widgets/log_view.html")
+HTML = fragments("runs/runs.html")
 
 
 class LogPart(TypedDict):
@@ -67,7 +67,7 @@ def build_log(page: str, message: gr.HTML) -> tuple[gr.HTML, gr.Timer]:
     its download button; returns it, and the timer it follows. Input of the log: cursor, output: a
     `LogPart`."""
     log = gr.HTML(
-        html_template=LOG.log(),
+        html_template=HTML.log(),
         js_on_load="slimscope.logView(element, props, watch)",
         apply_default_css=False,
         elem_id=f"{page}-log",

@@ -13,8 +13,6 @@ from backend.store.tables import Job
 from jobs.submit import checked
 from ui.format import eta
 
-MAX_ESTIMATED = 20  # of the queue; an estimate reads the model's files
-
 
 def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int, float]:
     """Seconds until start by job id, up to the first job behind one of unknown duration; jobs
@@ -23,7 +21,8 @@ def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int,
     free = _free_in([job for job in status.live if job.lane != Lane.QUICK], slots)
     beside = _free_in([job for job in status.live if job.lane == Lane.QUICK], 1)
     starts: dict[int, float] = {}
-    for job in (job for job in status.queued[:MAX_ESTIMATED] if job.id not in waiting):
+    # an estimate reads the model's files
+    for job in (job for job in status.queued[:20] if job.id not in waiting):
         places = min(free, beside) if job.lane == Lane.QUICK else free
         at = places[0]
         if math.isinf(at):

@@ -36,7 +36,6 @@ from ui.theme import LineStyle, stage_style
 TAKEN = (MEMORY, PROCESSOR)
 KEPT_ERROR = replace(ERROR, stage="kept stages")
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-MAX_ROWS = 2000  # of the table
 
 Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
@@ -137,7 +136,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     shown = metric(key)
     told = of_rivals(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
     headline = told or curve_label(key, comparison)
-    return Chart(figure, frame.head(MAX_ROWS), note, headline=headline)
+    return Chart(figure, frame.head(2000), note, headline=headline)
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:

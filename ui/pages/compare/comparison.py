@@ -62,7 +62,10 @@ PAIRED = Metric(
 )
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
+WORD = re.compile(r"\s*\S+")  # with the space before it
+MAX_PROMPTS = 6  # prompts
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
+Texts = dict[str, str]  # prompt -> text
 
 
 class ComparedRun(NamedTuple):
@@ -274,11 +277,6 @@ def to_json(comparison: RunComparison) -> str:
     base, lines = comparison.base.job.run, records(comparison)
     whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
     return json.dumps(whole, indent=1, ensure_ascii=False)
-
-
-WORD = re.compile(r"\s*\S+")  # with the space before it
-MAX_PROMPTS = 6  # prompts
-Texts = dict[str, str]  # prompt -> text
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,8 @@ def build() -> None:
             message = notice("new-said")
             preview = HtmlPanel(elem_id="new-preview", min_height=240)
     for own, form in forms.items():
-        previewed = _wire_form(
-            form, kind, add, preview
-        )  # of a kind that was left meanwhile: the next
+        previewed = _wire_form(form, kind, add, preview)
+        # where this kind was left meanwhile, of the next one
         _preview_after(previewed, {n: f for n, f in forms.items() if n != own}, kind)
     other = _wire_kind(forms, kind)
     arrived = _wire_arrival(forms, kind, others, name, add, message)

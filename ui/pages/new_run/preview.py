@@ -24,6 +24,7 @@ from ui.widgets.config_form import field_error, title
 from ui.widgets.html import notice, plain, show_error, show_success
 
 HTML = fragments("pages/new_run/page.html")
+TITLE = "Sweep"  # of the form of a sweep
 MAX_LINKS = 3  # to runs of the same config
 Pairs = Sequence[tuple[str, str]]  # swept field and its values, as they were typed
 # HTML, number of runs, error for its field, field -> what to know of its value
@@ -117,9 +118,6 @@ def enqueue(
     # in words that stay true when it runs
     place = scheduling.status().position(jobs[0].id)
     return show_success(HTML.added(jobs[0], len(jobs), place)), None
-
-
-TITLE = "Sweep"
 
 
 class SweepForm:

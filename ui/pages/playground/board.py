@@ -34,8 +34,6 @@ from ui.pages.playground.answers import (
 from ui.runs.html import model_name
 from ui.runs.results import find_job, kind_of
 
-VOTE = "vote"  # leads the action of a button that votes; the choice follows
-MAX_EARLIER = 30
 MAX_PROMPT = 120  # characters of an earlier prompt
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
@@ -157,7 +155,7 @@ def carry_out(action: str, number: str, actor: Actor) -> str:
         stop(turn)
     elif action == "delete":
         conversations.remove(turn.number, actor)
-    elif (choice := action.removeprefix(VOTE)) in map(str, choices(turn)):
+    elif (choice := action.removeprefix("vote")) in map(str, choices(turn)):
         vote(turn.number, int(choice), actor)
     else:
         raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")

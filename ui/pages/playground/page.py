@@ -216,7 +216,7 @@ def draw(request: gr.Request) -> Updates:
         form = "" if made else href("new", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
         board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
-    past = newest_conversations(boards.MAX_EARLIER)
+    past = newest_conversations(30)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}
 
 

@@ -148,10 +148,8 @@ def draw(request: gr.Request) -> Updates:
         return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
-    nothing = (
-        NO_WEIGHTS
-        if ships_without(job)
-        else "The run saves its model here when it succeeds."
+    unsaved = (
+        "The run saves its model here when it succeeds."
         if job.state in ACTIVE
         else "This run saved no artefacts."
     )
@@ -174,7 +172,8 @@ def draw(request: gr.Request) -> Updates:
             HTML.history(history_html(job)),
         ),
         "disk": details.disk_card(job, user),
-        "artefacts": details.artefacts(job.run, queries.artifacts(job.run)) or empty(nothing),
+        "artefacts": details.artefacts(job.run, queries.artifacts(job.run))
+        or empty(NO_WEIGHTS if ships_without(job) else unsaved),
     }
     before_after = weights_chart(job)
     html["weights"] = gr.update(visible=before_after.frame is not None)

@@ -5,8 +5,6 @@ the browser draws them (`assets/scripts/weights`)."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import gradio as gr
-
 from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
@@ -20,7 +18,6 @@ from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, declared, stage_style
 from ui.widgets.explorer import Selection, known_or_first
 
-FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
 DISTRIBUTIONS = ("ridges", "statistics")  # views of the histograms themselves
 VIEWS = {  # below the map and the histogram
     "ridges": "Ridges",
@@ -133,7 +130,8 @@ class WeightsSelection(Selection):
     def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same, with everything that is not stored replaced by what is."""
         statistics = available(weights.table)
-        default = next(name for name in (*FIRST_STATISTICS, *statistics) if name in statistics)
+        preferred = (RELATIVE_ERROR, "kurtosis", *statistics)
+        default = next(name for name in preferred if name in statistics)
         stat = self.stat if self.stat in statistics else default
         return replace(
             self,
@@ -187,10 +185,6 @@ class WeightsView:
             return None
         other = weights_of(selection.vs) if selection.vs != weights.job.run else None
         return cls(selection.settled(weights, other), weights, other)
-
-    @classmethod
-    def of_address(cls, request: gr.Request) -> "WeightsView | None":
-        return cls.at(WeightsSelection.from_address(request))
 
     def counterpart(self, stage: str) -> str:
         """The stage of the other run to compare a stage with: what it kept with what this run kept,

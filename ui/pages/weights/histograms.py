@@ -58,7 +58,6 @@ PROFILES = {  # that are sent by name
     SINGULAR_VALUES,
     INPUT_ENERGY,
 }
-ZOOM = 48  # rows and columns of single weights
 NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
 
 
@@ -183,7 +182,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
         output, input = int(spot[1]), int(spot[2])
         if output >= outputs or input >= inputs:
             return PackedArrays.of({}, {})
-        region, arrays = Region.around(output, input, (outputs, inputs), ZOOM), {}
+        region, arrays = Region.around(output, input, (outputs, inputs), 48), {}
         for stage, folder in saved_folders(weights.job).items():
             with suppress(ModelError):
                 values = read_region(folder, tensor, region)

@@ -27,6 +27,7 @@ from ui.pages.weights.charts import (
     OPTIONS,
     TEXTS,
     VIEWS,
+    WeightsSelection,
     WeightsView,
     map_chart,
     stages_chart,
@@ -130,5 +131,10 @@ PAGE = Page(
     section="Explore",
     key="w",
     heading=False,
-    charts=page_charts("weights", WeightsView.of_address, REPORTED, "run"),
+    charts=page_charts(
+        "weights",
+        lambda request: WeightsView.at(WeightsSelection.from_address(request)),
+        REPORTED,
+        "run",
+    ),
 )
