@@ -88,12 +88,16 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
     figure = results.key_figure
     if figure is None:
         return None
-    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-    verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
+    verdict = kind.verdict(stage_comparison(job, results.perplexity)) if results.kept else ""
     conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
     shown = metric(kind.key_metric)
     caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
-    bars = _bars(results, kind)
+    values = {s: v for s in results.stages if (v := results.value(s, kind.key_metric)) is not None}
+    styled = [s for s in values if s in kind.styles]
+    main = [s for s in styled if kind.styles[s].main] or [*values]
+    longest = max((values[stage] for stage in main), default=1.0)
+    paint = name_colours(values)
+    bars = [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
     return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
@@ -158,15 +162,6 @@ def _changes(job: Job, results: RunResults) -> list[tuple[str, str, str]]:
     if dense is not None and kept is not None:
         rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
     return rows
-
-
-def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
-    values = {s: v for s in results.stages if (v := results.value(s, kind.key_metric)) is not None}
-    styled = [s for s in values if s in kind.styles]
-    main = [s for s in styled if kind.styles[s].main] or [*values]
-    longest = max((values[stage] for stage in main), default=1.0)
-    paint = name_colours(values)
-    return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
 def moving_histogram() -> dict[str, Any] | None:
