@@ -37,7 +37,7 @@ from ui.pages import pages
 from ui.pages.help.page import QUESTIONS, known_terms
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
-from ui.pages.workbench import tables, weights
+from ui.pages.workbench import tables
 from ui.runs.rows import all_rows
 from ui.security import auth
 from ui.security.connections import server_options
@@ -171,7 +171,7 @@ def routes() -> list[BaseRoute]:
         Route(histograms.PATH, histograms.histograms),
         Route(tables.START, tables.start),
         Route(tables.PROFILE, tables.profile),
-        Route(weights.PATH, weights.weights),
+        Route(tables.WEIGHTS, tables.weights),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),

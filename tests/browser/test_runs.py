@@ -108,8 +108,8 @@ def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab:
 def test_a_saved_chart_opens_without_the_dashboard(
     visitor: Page, lab: Dashboard, browser: Browser, tmp_path: Path
 ) -> None:
-    opened(visitor, f"{lab.url}/?x=zero_share")
-    card = visitor.locator(".card", has=visitor.locator("#home-tradeoff"))
+    opened(visitor, f"{lab.url}/compare?ids=sds-0001,sds-0002")
+    card = visitor.locator(".card", has=visitor.locator("#compare-stages"))
     card.locator(".xtick").first.wait_for()
     with visitor.expect_download() as download:
         card.get_by_text("Save", exact=True).click()
@@ -120,7 +120,7 @@ def test_a_saved_chart_opens_without_the_dashboard(
     alone = context.new_page()
     alone.goto(file.as_uri())
     alone.locator(".plotly .xtick, .main-svg .xtick").first.wait_for()
-    expect(alone.locator("p").first).to_contain_text("Which runs are on the Pareto front?")
+    expect(alone.locator("p").first).to_contain_text("Which run keeps the model's perplexity best")
     assert alone.evaluate("document.body.dataset.x") is None
     context.close()
 

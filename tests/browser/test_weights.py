@@ -12,7 +12,7 @@ from playwright.sync_api import BrowserContext, Page, Response, expect
 from backend.store import frames, tensors
 from tests.browser.conftest import PHONE, WIDTH, Dashboard, opened, warm_tab
 from ui.charts.series import Series, on_shared_bins
-from ui.pages.weights.selection import VIEWS
+from ui.pages.weights.charts import VIEWS
 from ui.theme import stage_style
 
 TENSOR = "model.layers.2.mlp.gate_proj.weight"

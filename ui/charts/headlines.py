@@ -61,7 +61,16 @@ def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "", unit: str = ""
     name, line = _spoken_of(frame, main)
     whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
     blocks = frame.iloc[:, 0].loc[line.index]
-    return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)], unit)
+    if line.empty:
+        return ""
+    low, high = line.idxmin(), line.idxmax()
+    least, most = float(line[low]), float(line[high])
+    if most - least <= STEADY * abs(most):
+        return f"{whose} is the same in all blocks"
+    return (
+        f"{whose} is largest in block {blocks[high]:g}, {_with(unit, most)}, and smallest in block "
+        f"{blocks[low]:g}, {_with(unit, least)}"
+    )
 
 
 def of_usage(frame: pd.DataFrame, quantity: str, unit: str) -> str:
@@ -111,19 +120,6 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 
 
-def of_depth(quantity: str, blocks: Sequence[tuple[str, float]], unit: str = "") -> str:
-    """Of one figure by block, (block, value): where it is largest and smallest."""
-    if len(blocks) < 2:
-        return ""
-    low, high = (pick(blocks, key=lambda pair: pair[1]) for pick in (min, max))
-    if high[1] - low[1] <= STEADY * abs(high[1]):
-        return f"{quantity} is the same in all blocks"
-    return (
-        f"{quantity} is largest in block {high[0]}, {_with(unit, high[1])}, and smallest in block "
-        f"{low[0]}, {_with(unit, low[1])}"
-    )
-
-
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
     if not stages:
         return ""
@@ -167,11 +163,6 @@ def of_parts(label: str, parts: Mapping[str, float]) -> str:
         return ""
     name = max(parts, key=lambda part: parts[part])
     return f"{name} takes {share(parts[name] / whole, 0)} of a step of {label}"
-
-
-def of_front(best: int, total: int) -> str:
-    verb = "is" if best == 1 else "are"
-    return f"{best} of {total} runs {verb} on the Pareto front" if total > 1 else ""
 
 
 def lower(label: str) -> str:

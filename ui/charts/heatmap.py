@@ -16,7 +16,6 @@ from ui.format import NONE, count, esc, number
 from ui.theme import BLUE, LIGHT, VERMILLION
 
 ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PRINTED = 12  # up to so many blocks the figures fit into the cells
 ROBUST = (2.0, 98.0)
 DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
@@ -139,7 +138,7 @@ def layer_map(
         view=stage,
         picked=picked,
     )
-    few = rows["block"].nunique() <= PRINTED
+    few = rows["block"].nunique() <= 12  # so many figures fit into the cells
     figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title_of(shown, base)}
     frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})

@@ -18,7 +18,6 @@ from ui.charts.chart import axis, category_axis, layout, legend_row, line_look
 from ui.theme import LineStyle
 
 MAX_POINTS = 2000  # of a line
-FLAT = 0.8  # lowest over highest value, above which the axis does not begin at 0
 
 
 class Line(NamedTuple):
@@ -49,7 +48,7 @@ def line_chart(
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < 12 else {}
     values = [y for line in lines for y in line.points["value"] if y == y]
-    flat = bool(values) and min(values) > FLAT * max(values)  # from 0, nothing of it would be seen
+    flat = bool(values) and min(values) > 0.8 * max(values)  # from 0, nothing of it would be seen
     scale: dict[str, Any] = {} if log_y or flat else {"rangemode": "tozero"}
     looks = layout(
         view=view,
@@ -58,28 +57,27 @@ def line_chart(
         hovermode="x unified",
         **legend_row() | {"showlegend": len(lines) > 1},
     )
-    return go.Figure([*map(_trace, lines)], looks)
+    traces = []
+    for line in lines:
+        x, y = thinned(line.points["step"].to_numpy(), line.points["value"].to_numpy(dtype=float))
+        trace = go.Scatter(
+            x=x.tolist(),
+            y=y.tolist(),
+            name=line.label,
+            legendgroup=line.label,
+            mode="lines+markers" if len(x) <= 60 else "lines",
+            marker={"size": 5},
+            line=line_look(line.stroke),
+            hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
+        )
+        traces.append(trace)
+    return go.Figure(traces, looks)
 
 
 def curves_frame(lines: Mapping[str, pd.DataFrame], x_title: str) -> pd.DataFrame:
     """The lines drawn as a table: a row a step, a column a line, under its title."""
     columns = {title: points.set_index("step")["value"] for title, points in lines.items()}
     return pd.DataFrame(columns).sort_index().rename_axis(x_title).reset_index()
-
-
-def _trace(line: Line) -> go.Scatter:
-    step, value = line.points["step"].to_numpy(), line.points["value"].to_numpy(dtype=float)
-    x, y = thinned(step, value)
-    return go.Scatter(
-        x=x.tolist(),
-        y=y.tolist(),
-        name=line.label,
-        legendgroup=line.label,
-        mode="lines+markers" if len(x) <= 60 else "lines",
-        marker={"size": 5},
-        line=line_look(line.stroke),
-        hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
-    )
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

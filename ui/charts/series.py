@@ -21,7 +21,6 @@ FULL = 100  # weights a bin should hold on average
 PEAK_WIDTH = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
 PEAK_RATIO = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
-APART = 0.2  # relative; the labels of nearer thresholds would overlap
 WIDTHS = (4.0, 3.25, 2.5, 2.0)
 MAX_STAGES = 4
 
@@ -39,10 +38,6 @@ class Series:
     def edges(self) -> np.ndarray:
         """Of the bins, one more than there are."""
         return bin_edges(self.snapshot)
-
-    @property
-    def centres(self) -> np.ndarray:
-        return (self.edges[:-1] + self.edges[1:]) / 2
 
     @property
     def heights(self) -> np.ndarray:
@@ -171,7 +166,8 @@ def cutoffs(series: Sequence[Series]) -> list[float]:
     lines: list[float] = []
     for s in series:
         at = s.snapshot.stats.get("cutoff") if declared(s.snapshot.stage).pruned else None
-        if at and all(abs(at / other - 1) > APART for other in lines):
+        # the labels of nearer thresholds would overlap
+        if at and all(abs(at / other - 1) > 0.2 for other in lines):
             lines.append(at)
     return lines
 
@@ -231,7 +227,7 @@ def _outline(series: Series, place: int, log_y: bool) -> go.Scatter:
     log axis leaves out empty bins. `place`: in the order of drawing."""
     filled = place == 0 and series.is_dense
     return step_line(
-        series.centres,
+        (series.edges[:-1] + series.edges[1:]) / 2,
         [None if log_y and h == 0 else float(h) for h in series.heights],
         series.stroke,
         # a line that hides another leaves its rim to be seen

@@ -24,23 +24,6 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
 
 
 def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
-    """`stage_perplexities` with its figures as a table and its note."""
-    ordered = perplexities(results, names)
-    rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
-    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    styles = stage_styles()
-    through = [r for r in ordered if r.stage not in styles or styles[r.stage].main]  # no controls
-    labelled = [(names.get(r.stage, r.stage), r.value) for r in through]
-    return Chart(
-        stage_perplexities(results, names),
-        frame,
-        perplexity_note(results),
-        headline=of_stages(labelled),
-    )
-
-
-def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
     """One dot a stage with its value printed; the dense model's is a dashed line. `names`: stage ->
     label, in the order they are drawn."""
     rows = perplexities(results, names)
@@ -75,7 +58,14 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
         showlegend=False,
         cliponaxis=False,
     )
-    return go.Figure([marks, printed], looks)
+    named = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in rows]
+    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
+    frame = pd.DataFrame(named, columns=columns, dtype=object)
+    styles = stage_styles()
+    through = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
+    headline = of_stages([(names.get(r.stage, r.stage), r.value) for r in through])
+    figure = go.Figure([marks, printed], looks)
+    return Chart(figure, frame, perplexity_note(results), headline=headline)
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:

@@ -97,14 +97,12 @@ def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
 
 
 def _reproduced(run: Mapping[str, Any]) -> str:
-    message: str = HTML.reproduction_queued(queries.job(run["id"]), queries.job(run["parent"]).run)
-    return message
+    return HTML.reproduction_queued(queries.job(run["id"]), queries.job(run["parent"]).run)
 
 
 def _deleted(records: Sequence[Mapping[str, Any]]) -> str:
     freed = size(sum(run["disk_bytes"] for run in records))
-    message: str = HTML.deleted(names([run["id"] for run in records]), freed)
-    return message
+    return HTML.deleted(names([run["id"] for run in records]), freed)
 
 
 MESSAGES: Mapping[str, Callable[[Any], str]] = {  # with a link
@@ -122,28 +120,24 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     pin = Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
     if len(pins) > MAX_PINS:
         pin = Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
+    # the selected runs and the baseline
+    compared = [job.run for job in jobs]
+    base = table.base.job.run if table.base else ""
+    if base and base not in compared:
+        compared.insert(0, base)
+    address = href("compare", ids=",".join(compared), base=base)
+    compare = Action("compare", f"Compare {len(compared)}", address=address)
+    if not MIN_COMPARED <= len(compared) <= MAX_COMPARED:
+        limit = f"{MIN_COMPARED} to {MAX_COMPARED} runs can be compared"
+        compare = Action("compare", "Compare", limit=limit)
     baseline = Action("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
     return [
-        _compare(table),
+        compare,
         *([baseline] if len(jobs) == 1 else []),
         pin,
         *(each for each in offered(jobs, user, "queue", "order") if each.name != "next"),
         Action("clear", "Clear", view={"pick": ""}),
     ]
-
-
-def _compare(table: TableResult) -> Action:
-    """Leads to the comparison of the selected runs and the baseline."""
-    runs = [row.job.run for row in table.selected]
-    base = table.base.job.run if table.base else ""
-    if base and base not in runs:
-        runs.insert(0, base)
-    if not MIN_COMPARED <= len(runs) <= MAX_COMPARED:
-        return Action(
-            "compare", "Compare", limit=f"{MIN_COMPARED} to {MAX_COMPARED} runs can be compared"
-        )
-    address = href("compare", ids=",".join(runs), base=base)
-    return Action("compare", f"Compare {len(runs)}", address=address)
 
 
 def actions(job: Job, user: Actor, place: int | None = None) -> list[Action]:

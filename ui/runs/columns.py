@@ -209,7 +209,11 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
             of_run[key] = of_run.get(key, False) or stage == RUN
         for name, numeric in shape.settings:
             settings[name] = settings.get(name, True) and numeric
-    finals = [_final(k, _usual(k, of_run[k])) for k in ordered(of_run) if k != PERPLEXITY]
+    finals = [  # at first those of whole runs that no kind shares
+        _final(k, of_run[k] and not k.series and k.family not in METRICS)
+        for k in ordered(of_run)
+        if k != PERPLEXITY
+    ]
     perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in of_run else ()
     kinds = dict.fromkeys(shape.kind for shape in shapes)
     informative = {"tags": any(shape.tagged for shape in shapes), "kind": len(kinds) > 1}
@@ -217,11 +221,6 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     taken = {c.key for c in (*before, *perplexity, *finals, *AFTER)}
     more = [_setting(n, _titled(n, kinds), settings[n]) for n in settings if n not in taken]
     return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}
-
-
-def _usual(key: MetricKey, of_run: bool) -> bool:
-    """Whether a column is shown at first: a figure of whole runs that no kind shares."""
-    return of_run and not key.series and key.family not in METRICS
 
 
 def _titled(name: str, kinds: Iterable[str]) -> str:

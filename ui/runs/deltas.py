@@ -18,8 +18,6 @@ from ui.runs.rows import RunRow
 from ui.templates import fragments
 
 HTML = fragments("runs/runs.html")
-Direction = Literal["better", "worse", "even", ""]
-MIN_DELTA = 0.0005  # of the baseline: what would be written as 0.0 %
 CONDITIONS = {  # what must be equal on both sides -> its name in the explanation
     "sha256": "text",
     "corpus": "text",
@@ -38,13 +36,13 @@ class Delta:
 
     change: float
     share: float | None
-    direction: Direction
+    direction: Literal["better", "worse", "even", ""]
 
 
 def delta(metric: Metric, value: float, base: float) -> Delta:
     change = value - base
     share = change / abs(base) if base else None
-    if change == 0 or (share is not None and abs(share) < MIN_DELTA):
+    if change == 0 or (share is not None and abs(share) < 0.0005):  # written as 0.0 %
         return Delta(change, share, "even")
     if not metric.better:
         return Delta(change, share, "")

@@ -20,7 +20,7 @@ from ui.templates import fragments
 from ui.widgets.html import AT_MOST, Download, file_payload, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-HTML, LOG = fragments("runs/runs.html"), fragments("widgets/log_view.html")
+HTML = fragments("runs/runs.html")
 
 
 class LogPart(TypedDict):
@@ -33,30 +33,15 @@ class LogPart(TypedDict):
     text: str
 
 
-class LogView(gr.HTML):
-    """Newest part of a log, scrolled to its end while `Follow` is ticked. Input: cursor, output: a
-    `LogPart`."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            None,
-            html_template=LOG.log(),
-            js_on_load="slimscope.logView(element, props, watch)",
-            apply_default_css=False,
-            **options,
-        )
-
-
 def without_overprint(text: str) -> str:
     """Final state of overwritten lines, such as progress bars."""
     *lines, last = text.split("\n")
     bodies = [line.removesuffix("\r") for line in lines]
-    ended = [_newest(body) + line[len(body) :] for line, body in zip(lines, bodies, strict=True)]
-    return "\n".join([*ended, _newest(last)])
-
-
-def _newest(line: str) -> str:
-    return line.rpartition("\r")[2]
+    ended = [
+        body.rpartition("\r")[2] + line[len(body) :]
+        for line, body in zip(lines, bodies, strict=True)
+    ]
+    return "\n".join([*ended, last.rpartition("\r")[2]])
 
 
 def part(job: Job, cursor: Any) -> LogPart | None:
@@ -77,9 +62,16 @@ def part(job: Job, cursor: Any) -> LogPart | None:
     return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))
 
 
-def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
-    """Draws the job's log with its download button; returns it, and the timer it follows."""
-    log = LogView(elem_id=f"{page}-log")
+def build_log(page: str, message: gr.HTML) -> tuple[gr.HTML, gr.Timer]:
+    """Draws the newest part of the job's log, scrolled to its end while `Follow` is ticked, with
+    its download button; returns it, and the timer it follows. Input of the log: cursor, output: a
+    `LogPart`."""
+    log = gr.HTML(
+        html_template=HTML.log(),
+        js_on_load="slimscope.logView(element, props, watch)",
+        apply_default_css=False,
+        elem_id=f"{page}-log",
+    )
     save = gr.Button(
         "Download full log", size="sm", elem_id=f"{page}-log-download", elem_classes="log-download"
     )

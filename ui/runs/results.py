@@ -40,7 +40,6 @@ from ui.widgets.config_form import advanced, extra, owner, title
 RUN = "run"  # the stage of figures that belong to the run as a whole
 SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
-AS_LARGE = 0.1  # sizes that differ by less are of the same bits
 UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
     "number": number,
@@ -85,7 +84,7 @@ def size_before(source: float, parameters: float) -> str:
 
 def size_saved(saved: float, parameters: float) -> str:
     """ "538 MB in 32 bits (smaller as GGUF)", or its size alone where it is packed."""
-    wide = parameters and saved > (1 - AS_LARGE) * 4 * parameters
+    wide = parameters and saved > 0.9 * 4 * parameters
     return f"{size(saved)}{' in 32 bits (smaller as GGUF)' if wide else ''}"
 
 

@@ -114,28 +114,26 @@ class RunCache:
         self._rows: dict[int, RunRow] = {}
 
     def rows(self) -> list[RunRow]:
-        with self._lock:
-            self._update()
-            return [self._rows[number] for number in sorted(self._rows, reverse=True)]
-
-    def _update(self) -> None:
         """Reads what may have changed. A run that has just ended had an event then."""
-        self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
-        changed |= self._live
-        self._live = set()
-        for vanished in {number for number in self._rows if number < 0} - queries.examples():
-            del self._rows[vanished]
-        for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
-            places, sizes = queries.result_places(numbers), queries.model_bytes(numbers)
-            jobs = cache(partial(_jobs, tuple(numbers)))
-            stored = cache(partial(_results, tuple(numbers)))
-            for head in queries.run_heads(numbers):
-                at = places.get(head.id, NOWHERE)
-                self._rows[head.id] = RunRow(head, at, jobs, stored, sizes.get(head.id))
-                if head.purged:
-                    del self._rows[head.id]
-                elif head.state in LIVE:
-                    self._live.add(head.id)
+        with self._lock:
+            newest = max(self._rows, default=0)
+            self._event, changed = queries.changed_since(self._event, newest)
+            changed |= self._live
+            self._live = set()
+            for vanished in {number for number in self._rows if number < 0} - queries.examples():
+                del self._rows[vanished]
+            for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
+                places, sizes = queries.result_places(numbers), queries.model_bytes(numbers)
+                jobs = cache(partial(_jobs, tuple(numbers)))
+                stored = cache(partial(_results, tuple(numbers)))
+                for head in queries.run_heads(numbers):
+                    at = places.get(head.id, NOWHERE)
+                    self._rows[head.id] = RunRow(head, at, jobs, stored, sizes.get(head.id))
+                    if head.purged:
+                        del self._rows[head.id]
+                    elif head.state in LIVE:
+                        self._live.add(head.id)
+            return [self._rows[number] for number in sorted(self._rows, reverse=True)]
 
 
 def _jobs(numbers: Sequence[int]) -> dict[int, Job]:

@@ -81,7 +81,13 @@ class FilterTerm:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             wanted = parse_number(self.text)
             return wanted is not None and COMPARE[self.op](value, wanted)
-        return _text_matches(value, self.op, self.text.lower())
+        wanted_text = self.text.lower()
+        if isinstance(value, (list, tuple)):  # tags
+            return (wanted_text in [str(v).lower() for v in value]) != (self.op == "!=")
+        text = str(value).lower()
+        if self.op == ":":
+            return wanted_text in text
+        return self.op not in ORDERS and COMPARE[self.op](text, wanted_text)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ def parse_filter(text: str, columns: Mapping[str, Column]) -> RunFilter:
         if key and column is None and op == ":":
             key, value = None, f"{key}:{value}"  # a word with a colon in it
         if key and column is None:
-            problems.append(_unknown(key, columns))
+            near = get_close_matches(key.lower(), columns, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(f"No column is called {key[:40]!r}.{hint}")
         elif column and op in ORDERS and parse_number(value) is None:
             problems.append(f"{column.title} is a number, {value[:40]!r} is not.")
         elif value:
@@ -117,20 +125,6 @@ def parse_number(text: str) -> float | None:
     match = NUMBER.fullmatch(text.strip())
     unit = UNITS.get(match[2].lower()) if match else None
     return float(match[1]) * unit if match and unit is not None else None
-
-
-def _text_matches(value: Any, op: str, wanted: str) -> bool:
-    if isinstance(value, (list, tuple)):  # tags
-        return (wanted in [str(v).lower() for v in value]) != (op == "!=")
-    text = str(value).lower()
-    if op in ORDERS:
-        return False
-    return {":": wanted in text, "=": wanted == text, "!=": wanted != text}[op]
-
-
-def _unknown(key: str, columns: Mapping[str, Column]) -> str:
-    near = get_close_matches(key.lower(), columns, 1)
-    return f"No column is called {key[:40]!r}." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:

@@ -30,8 +30,12 @@ ZERO = re.compile(r"\b0: ([^.;]+)")  # in the help of a field: what 0 stands for
 UNTOLD = ("auto", "off", "same", "none")
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
-TEXTS = ("ContextLength", "CalibrationText", "EvaluationText")
-SECTIONS = {**dict.fromkeys(TEXTS, "Text"), "JobConfig": "Run"}
+SECTIONS = {
+    "ContextLength": "Text",
+    "CalibrationText": "Text",
+    "EvaluationText": "Text",
+    "JobConfig": "Run",
+}
 
 
 def owner(config: type[BaseModel], name: str) -> type:

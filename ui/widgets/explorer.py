@@ -23,7 +23,6 @@ from ui.frame import on_change, on_load, query, url_sync
 from ui.widgets.html import LATEST, WIDGETS
 from ui.widgets.panel import Outputs, Updates
 
-OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
 Mark = tuple[Any, ...]
 Item = TypeVar("Item")
 Data = TypeVar("Data")
@@ -144,7 +143,7 @@ class Explorer(Generic[S, View]):
 
     def on_load(self, handler: Callable[[gr.Request], Updates]) -> None:
         def opened(request: gr.Request) -> Updates:
-            return {"seen": OPENED} | handler(request)
+            return {"seen": {}} | handler(request)  # nothing has been seen yet
 
         self._keep(on_load(self.outputs.named(opened), None, self.outputs.components))
 

@@ -30,7 +30,6 @@ FORMATS = {
     "csv": "Data of the chart",
     "html": "Interactive chart in a file that needs no network",
 }
-SAVE = WIDGETS.save_chart(FORMATS)
 Found = TypeVar("Found")
 Updates = dict[str, Any]  # name of an output -> what it is to show
 
@@ -104,7 +103,7 @@ class Panel:
             view = PlotlyView(self.title, self.height, self.id_on(page))
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
             gr.HTML(
-                SAVE,
+                WIDGETS.save_chart(FORMATS),
                 js_on_load="slimscope.saving(element)",
                 apply_default_css=False,
                 elem_classes="save-menu",

@@ -30,7 +30,7 @@ from ui.charts.heatmap import (
     with_largest,
 )
 from ui.charts.lines import Line, line_chart, log_span, thinned
-from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
+from ui.charts.stages import perplexities, perplexity_chart, perplexity_note
 from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
@@ -124,7 +124,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
 
 def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     results = queries.results([1])
-    figure = stage_perplexities(results, STAGE_LABELS)
+    figure = perplexity_chart(results, STAGE_LABELS).figure
     dots, printed = drawn(figure)
     left_out = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     made = [stage for stage in STAGE_LABELS if stage not in left_out]
@@ -137,7 +137,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
-    assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
+    assert len(drawn(perplexity_chart([], STAGE_LABELS).figure)[0].x) == 0
     results[0].details["rounded"] = "float16"
     assert perplexity_note(results).endswith("rounded to float16 first, in the dense model, too.")
     assert perplexity_note([]) == ""
@@ -260,7 +260,6 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     tasks = headlines.of_tasks("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
     assert tasks == "A: 2.00\u00a0× in rewrite, 1.00\u00a0× in chat"
     assert headlines.of_tasks("A", {"chat": 1.0}) == ""
-    assert headlines.of_front(1, 3) == "1 of 3 runs is on the Pareto front"
     assert headlines.lower("Loss") == "loss" and headlines.lower("KL divergence") == "KL divergence"
 
 

@@ -20,8 +20,7 @@ from jobs.runtime.figures import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
-from ui.pages.compare.comparison import records
-from ui.pages.compare.texts import kept_share, word_changes
+from ui.pages.compare.comparison import kept_share, records, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}

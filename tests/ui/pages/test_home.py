@@ -1,4 +1,4 @@
-"""The page Home: what runs, what is best, what needs a look."""
+"""The page Home: the exhibits, what runs, what needs a look."""
 
 import re
 from html import unescape
@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backend.backup import examples
-from backend.metric_key import MetricKey
 from backend.queue import conversations
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import Settings
@@ -18,121 +15,29 @@ from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorS
 from backend.store import queries
 from backend.store.session import writing
 from jobs.imported import check_row
-from jobs.metrics import metric
 from jobs.runtime.figures import tensor_row
-from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
-from ui.pages.home import exhibits, pareto, showcase
-from ui.pages.home import page as overview
-from ui.pages.home.pareto import ParetoPoint, pareto_front, tradeoff
+from tests.ui.lab import GUEST, asked, job, pressed, result, store
+from ui.pages.home import page as home
+from ui.pages.home import showcase
 from ui.runs.results import real_first
-from ui.runs.rows import all_rows
-
-
-@pytest.fixture
-def lab(tables: Settings) -> Settings:
-    """Four runs on one text, the third worse than the first in both; one on another; one failed."""
-    store(
-        *[job(n) for n in range(1, 6)],
-        job(6, state="failed", error={"what": "Out of memory."}),
-        *measured(1, 12.0, 0.5),
-        *measured(2, 11.0, 0.4),
-        *measured(3, 13.0, 0.4),
-        *measured(4, 30.0, 0.7),
-        *measured(5, 5.0, 0.9, text=OTHER),
-        *(model_folder(n, 100 * n) for n in (1, 2, 3)),
-        *(result(n, "run", "tokens_per_second", 40.0 + n) for n in (1, 2)),
-    )
-    return tables
-
-
-def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
-    return overview.redraw_best(of, x)
-
 
 # what runs, what needs a look ---------------------------------------------------------------------
 
 
 def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
-    page = overview.draw(asked())
-    running, latest, side = page["running"], page["latest"], page["side"]
-    assert running == latest == side == ""
-    hero = exhibits.draw_exhibits(None, asked())["hero"]
+    assert home.draw(asked())["runs"] == ""
+    hero = home.draw_exhibits(None, asked())["hero"]
     assert "Prune a toy model" in hero and 'href="new' in hero and "<figure" not in hero
-    assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
 def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
-    page = overview.draw(asked())
-    running, latest, side = page["running"], page["latest"], page["side"]
-    assert "sds-0002" in running and "61\u00a0%" in running and "min left" in running
-    assert "sds-0001" in latest and "sds-0005" not in latest
-    assert side.index("sds-0003") < side.index("sds-0004")
-    assert "The model ran out of memory." in side and "resume-sds-0004" in side
-    running = overview.draw(asked(GUEST))["running"]
-    assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
-
-
-# what is best -------------------------------------------------------------------------------------
-
-
-def test_runs_on_one_model_and_text_share_a_picture_that_follows_figures(
-    lab: Settings,
-) -> None:
-    groups = pareto.groups(all_rows())
-    assert [sorted(r.job.id for r in g.rows) for g in groups] == [[1, 2, 3, 4], [5]]
-    assert picture()["tradeoff_chart"].layout.uirevision
-    alone = picture(of="sds-0005")
-    assert alone["of"]["value"] == "sds-0005" and not alone["column"]["visible"]
-    page = picture(x="size")
-    assert "n = 3 runs, 1 without this figure" in page["tradeoff_note"]
-    assert "Dot area: tokens per second" in page["tradeoff_note"]
-    assert '<a class="mono" href="run?id=sds-0001">' in page["tradeoff_table"]
-    assert picture(x="nonsense")["x"]["value"] == picture()["x"]["value"]
-    seen = picture()["mark"]
-    assert overview.draw_best(seen, None, None, asked()) == {}
-    store(result(4, "run", "tokens_per_second", 12.0))
-    assert "tradeoff_chart" in overview.draw_best(seen, None, None, asked())
-
-
-def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
-    page = picture(x="zero_share")
-    assert page["tradeoff_title"].count("3 of 4 runs are on the Pareto front") == 1
-    dots = next(trace for trace in page["tradeoff_chart"].data if trace.customdata is not None)
-    colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
-    assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
-    alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
-    assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
-    figure: Any = tradeoff(alike, metric(MetricKey("size")), None).figure
-    low, high = figure.layout.xaxis.range
-    assert high - low > 0.01  # MB: it is not a magnifying glass
-
-
-numbers = st.floats(1, 100).map(lambda x: round(x, 1))
-
-
-@given(st.lists(st.tuples(numbers, numbers), max_size=30), st.booleans())
-def test_nothing_beats_the_front_and_all_else_is_beaten(
-    pairs: list[tuple[float, float]], larger: bool
-) -> None:
-    points = [ParetoPoint(str(i), "", "", x, y) for i, (x, y) in enumerate(pairs)]
-    sign = -1 if larger else 1
-
-    def beats(a: ParetoPoint, b: ParetoPoint) -> bool:
-        return sign * a.x <= sign * b.x and a.y <= b.y and (a.x, a.y) != (b.x, b.y)
-
-    kept = pareto_front(points, larger)
-    assert not any(beats(a, b) for a in points for b in kept)
-    held = {(p.x, p.y) for p in kept}
-    assert all((b.x, b.y) in held or any(beats(a, b) for a in kept) for b in points)
-
-
-@given(st.floats(1.01, 1e4), st.floats(1.01, 1e4))
-def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
-    points = [ParetoPoint("a", "", "", 1.0, low), ParetoPoint("b", "", "", 2.0, high)]
-    figure: Any = tradeoff(points, metric(MetricKey("size")), min(low, high) * 0.9).figure
-    axis = figure.layout.yaxis
-    ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
-    assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))
+    cards = home.draw(asked())["runs"]
+    assert "sds-0002" in cards and "61\u00a0%" in cards and "min left" in cards
+    assert cards.index("sds-0002") < cards.index("sds-0003") < cards.index("sds-0004")
+    assert "The model ran out of memory." in cards and "resume-sds-0004" in cards
+    assert "sds-0001" not in cards and "sds-0005" not in cards
+    cards = home.draw(asked(GUEST))["runs"]
+    assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', cards)
 
 
 # what there is to see -----------------------------------------------------------------------------
@@ -175,13 +80,13 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         ("Re-dense", "15.00"),
         ("Second pruning (SDS)", "20.00"),
     ]
-    hero = exhibits.draw_exhibits(None, asked())
+    hero = home.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
         "of the perplexity lost to pruning won back" in hero["methods"]
         and 'scope="row"' in hero["methods"]
     )
-    assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
+    assert home.draw_exhibits(hero["seen"], asked()) == {}
     moving = showcase.moving_histogram()
     assert moving is not None and moving["run"] == "sds-0001"
     assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
@@ -236,7 +141,7 @@ def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
         result(1, "dense", "perplexity", 10.0),
         *(result(1, "dlqat", name, value) for name, value in figures.items()),
     )
-    hero = exhibits.draw_exhibits(None, asked())["hero"]
+    hero = home.draw_exhibits(None, asked())["hero"]
     told = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", hero))
     assert "Size, from 16 bits 200 → 113 MB" in told and "Speed, 1 thread 1 × → 2.19 ×" in told
     assert "a 4-bit file and unpacked, so 4 bits cost it little. Trained and evaluated on" in told
@@ -259,7 +164,7 @@ def test_a_quick_look_that_lost_much_is_no_headline(tables: Settings) -> None:
         assert found and found[0].id == headline
     run(5, 10.0, "toy")
     assert showcase.changes()[0].id == 4  # type: ignore[index]
-    page = exhibits.draw_exhibits(None, asked())
+    page = home.draw_exhibits(None, asked())
     assert 'href="new?kind=dlqat&amp;from=dlqat-0004"' in page["methods"]
 
 
@@ -288,17 +193,17 @@ def test_what_is_said_of_the_toy_is_its_state(
         job(3, state="queued", environment=half),
         job(9, **toy),
     )
-    said = exhibits.draw_toy(["sds-0009"])["said"]["value"]
+    said = home.draw_toy(["sds-0009"])["said"]["value"]
     assert re.sub("<[^>]*>", "", said).strip() == f"sds-0009 {words}" if words else not said
 
 
 def test_the_toy_is_told_of_until_something_else_is_done(
     tables: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = exhibits.home_act(pressed("toy"), asked())
+    told = home.home_act(pressed("toy"), asked())
     assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
-    assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
-    assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
+    assert home.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
+    assert home.draw_toy(None) == {} == home.draw_toy("nonsense")
 
 
 def test_the_fastest_text_races_the_first(tables: Settings) -> None:
@@ -318,23 +223,23 @@ def test_the_fastest_text_races_the_first(tables: Settings) -> None:
     assert [lane["name"] for lane in found.lanes] == ["toy", "sds-0002"]
     assert found.lanes[0]["steps"][40:] == [[20.0, "b"], [0.0, "…"]]
     assert found.lanes[1]["steps"][1] == [5.0, "b"]
-    html = exhibits.HTML.racing(found)
+    html = home.HTML.racing(found)
     assert hostile not in html and f'href="playground?chat={found.turn.number}"' in html
 
 
 def test_the_recorded_conversation_races_beside_the_examples(tables: Settings) -> None:
     examples.install_examples(check_row)
-    methods = exhibits.draw_exhibits(None, asked())["methods"]
+    methods = home.draw_exhibits(None, asked())["methods"]
     assert "dlqat-example writes 2.40\u00a0× as fast as smollm2-135m on 2\u00a0threads" in methods
     assert "204\u00a0tokens/s" in unescape(methods) and "Recorded one after the other" in methods
-    exhibits.home_act(pressed("remove-examples"), asked())
+    home.home_act(pressed("remove-examples"), asked())
     assert showcase.race() is None
 
 
 def test_a_guest_may_not_start_the_toy_or_touch_the_examples(
     pruned: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibits.examples, "bundled", lambda: {"sds-example": None})
-    page = exhibits.draw_exhibits(None, asked(GUEST))
+    monkeypatch.setattr(home.examples, "bundled", lambda: {"sds-example": None})
+    page = home.draw_exhibits(None, asked(GUEST))
     assert re.search(r'data-testid="run-toy"[^>]* disabled', page["hero"])
     assert re.search(r'data-do="restore-examples"[^>]* disabled', page["methods"])

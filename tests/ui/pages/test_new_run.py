@@ -66,9 +66,9 @@ def test_what_cannot_work_names_its_field_before_it_is_queued(
 
 def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
     assert "Already run" not in preview.preview_of(sds, TOY)[0]
-    preview.enqueue(sds, "", TOY, (), asked())
+    said, _ = preview.enqueue(sds, "", TOY, (), asked())
     run = queries.jobs()[0].run
-    assert f'href="run?id={run}"' in preview.added(queries.jobs()[:1])
+    assert f'href="run?id={run}"' in said["value"]
     html = preview.preview_of(sds, TOY | {"seed": 0})[0]
     assert "Already run" in html and f'href="run?id={run}"' in html
     assert "Already run" not in preview.preview_of(sds, TOY | {"seed": 1})[0]

@@ -33,9 +33,8 @@ from jobs.sweep import plan
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui import openai_api
 from ui.api import build
-from ui.pages.playground import answers, page, room
-from ui.pages.playground.answers import facts
-from ui.pages.playground.token_strip import tints, token_spans
+from ui.pages.playground import answers, board, page
+from ui.pages.playground.answers import facts, tints, token_spans
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values
 from ui.widgets.html import WIDGETS
@@ -153,10 +152,10 @@ def test_the_room_sees_letters_until_whoever_shows_it_has_voted(
         return {"requests": 3, "models": {HOSTILE: dict.fromkeys(numbers, 2) | {"decoder": "C++"}}}
 
     numbers = ("running", "waiting", "batch", "tokens_per_s", "per_sequence", "accepted")
-    monkeypatch.setattr(room, "serving_status", status)
+    monkeypatch.setattr(board, "serving_status", status)
 
     def shown(**query: str) -> str:
-        return asyncio.run(room.draw_room(asked(HOST, **query)))
+        return asyncio.run(board.draw_room(asked(HOST, **query)))
 
     html = shown(chat=blind)
     assert HOSTILE not in html and f"chat%3D{blind}" in html and "<dt>Requests</dt><dd>3" in html

@@ -30,14 +30,12 @@ from ui.charts.series import Series, overlay_chart
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of
-from ui.runs.rows import RunRow
 from ui.runs.weights import DENSE, RunWeights, grid_words, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
 TAKEN = (MEMORY, PROCESSOR)
 KEPT_ERROR = replace(ERROR, stage="kept stages")
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-MAX_ROWS = 2000  # of the table
 
 Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
@@ -56,27 +54,22 @@ def stage_dots(
     ).dropna(how="all", subset=[*results])
     rows = frame["Stage"].map(in_lines)
     values = [value for run in results for value in frame[run].dropna()]
-    traces = [
-        _dots(run, rows, frame[run].dropna(), drawn[run], SHAPES[place % len(SHAPES)])
-        for place, run in enumerate(results)
-    ]
+    traces = []
+    for place, run in enumerate(results):
+        measured, stroke = frame[run].dropna(), drawn[run]
+        at = rows[measured.index]
+        hover = [
+            f"<b>{run}</b><br>{row}<br>Perplexity {number(value)}"
+            for row, value in zip(at, measured, strict=True)
+        ]
+        shape = symbol(stroke, SHAPES[place % len(SHAPES)])
+        traces.append(dots(measured.tolist(), at, stroke.colour, shape, hover, name=run))
     x = log_axis("Perplexity", log_span(values), showgrid=False, tickangle=0)
     looks = layout(view="stages", xaxis=x, yaxis=rows_axis([*rows]), **legend_row())
     ends = {run: end for run, each in results.items() if (end := each.final())}
     best = min(ends, key=lambda run: ends[run], default="")
     told = f"{best} ends lowest, at a perplexity of {number(ends[best])}" if len(ends) > 1 else ""
     return Chart(go.Figure(traces, looks), frame, note, headline=told)
-
-
-def _dots(
-    run: str, labels: pd.Series, values: pd.Series, stroke: LineStyle, shape: str
-) -> go.Scatter:
-    rows = labels[values.index]
-    hover = [
-        f"<b>{run}</b><br>{row}<br>Perplexity {number(value)}"
-        for row, value in zip(rows, values, strict=True)
-    ]
-    return dots(values.tolist(), rows, stroke.colour, symbol(stroke, shape), hover, name=run)
 
 
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
@@ -88,7 +81,14 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     kept_stages = {row.figures.kept for row in comparison.rows}
     if len(kept_stages) > 1 or not {*_shared(found)} - {*TAKEN}:
         for row in comparison.rows:
-            if len(points := _errors_by_block(row)) > 1:
+            weights, stage = weights_of(row.job.run), row.figures.kept
+            if not weights or not stage or stage not in weights.stages:
+                continue
+            rows = weights.of_stage(stage).reindex(columns=["block", RELATIVE_ERROR])
+            means = rows.dropna().groupby("block")[RELATIVE_ERROR].mean()
+            if len(means) > 1:
+                percent = metric(ERROR).scale * means.to_numpy(float)
+                points = pd.DataFrame({"step": means.index, "value": percent})
                 found[row.job.run][KEPT_ERROR] = points
     several, kept = _shared(found), replace(ERROR, stage=comparison.base.figures.kept or "")
     keys = sorted(
@@ -109,18 +109,6 @@ def _shared(found: Points) -> dict[MetricKey, int]:
     drawn = Counter(k for lines in found.values() for k, rows in lines.items() if len(rows) > 1)
     every = Counter(key for lines in found.values() for key in lines)
     return {key: many for key, many in drawn.items() if every[key] > 1}
-
-
-def _errors_by_block(run: RunRow) -> pd.DataFrame:
-    """Points of the mean relative output error of each block at the kept stage, %; none where
-    nothing was kept, or it was not measured."""
-    weights, kept = weights_of(run.job.run), run.figures.kept
-    if not weights or not kept or kept not in weights.stages:
-        return pd.DataFrame()
-    rows = weights.of_stage(kept).reindex(columns=["block", RELATIVE_ERROR])
-    means = rows.dropna().groupby("block")[RELATIVE_ERROR].mean()
-    scale = metric(ERROR).scale
-    return pd.DataFrame({"step": means.index, "value": scale * means.to_numpy(float)})
 
 
 def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> MetricKey:
@@ -148,7 +136,7 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     shown = metric(key)
     told = of_rivals(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
     headline = told or curve_label(key, comparison)
-    return Chart(figure, frame.head(MAX_ROWS), note, headline=headline)
+    return Chart(figure, frame.head(2000), note, headline=headline)
 
 
 def curve_label(key: MetricKey, comparison: RunComparison) -> str:
@@ -172,27 +160,20 @@ def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
 
 
 def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
-    series = _series(comparison, by_run, tensor)
+    series: dict[str, Series] = {}
+    for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):
+        run = row.job.run
+        if run not in by_run or tensor not in by_run[run].tensors:
+            continue
+        by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
+        if not series and DENSE in by_stage:
+            series[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
+        stage = kept_stage(by_run[run], by_stage)
+        label = f"{run} · {by_run[run].labels.get(stage, stage)}"
+        series[run] = Series(by_stage[stage], label, comparison.strokes[run])
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
     chart, last = overlay_chart([*series.values()], lacking), [*series][-1:]
     jobs = (row.job for row in comparison.rows if [row.job.run] == last)
     grid = next((words for job in jobs if (words := grid_words(job, tensor))), "")
     return replace(chart, headline=f"{series[last[0]].label}: {grid}") if grid else chart
-
-
-def _series(
-    comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str
-) -> dict[str, Series]:
-    drawn: dict[str, Series] = {}
-    for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):
-        run = row.job.run
-        if run not in by_run or tensor not in by_run[run].tensors:
-            continue
-        by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
-        if not drawn and DENSE in by_stage:
-            drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
-        stage = kept_stage(by_run[run], by_stage)
-        label = f"{run} · {by_run[run].labels.get(stage, stage)}"
-        drawn[run] = Series(by_stage[stage], label, comparison.strokes[run])
-    return drawn

@@ -1,9 +1,13 @@
-"""Runs side by side against one baseline: settings that differ, and results."""
+"""Runs side by side against one baseline: settings that differ, results, and what they write after
+the same prompts, word by word."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import partial
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,7 +17,9 @@ from pydantic.fields import FieldInfo
 from backend.metric_key import MetricKey
 from backend.statistics.paired import paired_ratio
 from backend.statistics.ratio import PairedRatio
-from backend.store.queries import StoredResult
+from backend.store.states import State
+from jobs.evaluation.kind import evaluations, samples_of
+from jobs.fields.models import first_model, has_saved
 from jobs.metrics import (
     PEAK,
     PERPLEXITY,
@@ -25,7 +31,7 @@ from jobs.metrics import (
     ordered,
 )
 from ui.charts.chart import Chart
-from ui.format import NONE, number
+from ui.format import NONE, number, share
 from ui.pages.help.page import explained
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
@@ -56,9 +62,10 @@ PAIRED = Metric(
 )
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
-BASELINE = LineStyle(LIGHT.text)  # grey is the dense model
-ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
+WORD = re.compile(r"\s*\S+")  # with the space before it
+MAX_PROMPTS = 6  # prompts
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
+Texts = dict[str, str]  # prompt -> text
 
 
 class ComparedRun(NamedTuple):
@@ -80,7 +87,7 @@ class RunComparison:
     def strokes(self) -> dict[str, LineStyle]:
         others = [run for run in self.runs if run != self.base.job.run]
         coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
-        return {run: coloured.get(run, BASELINE) for run in self.runs}
+        return {run: coloured.get(run, LineStyle(LIGHT.text)) for run in self.runs}
 
     @property
     def columns(self) -> list[ComparedRun]:
@@ -90,8 +97,9 @@ class RunComparison:
 
 def settings_of(row: RunRow) -> dict[str, Any]:
     config = {setting_title(row.job.kind, name): value for name, value in row.job.config.items()}
-    environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
-    versions = environment.pop("versions", None)
+    known = row.job.environment or {}
+    environment = {k: known[k] for k in ("device", "cpu", "threads", "python") if k in known}
+    versions = known.get("versions")
     machine = {f"{name.capitalize()} used": value for name, value in environment.items()}
     if isinstance(versions, Mapping):
         machine |= {f"Version of {name}": value for name, value in versions.items()}
@@ -143,7 +151,16 @@ def measured(comparison: RunComparison) -> list[MetricKey]:
 
 def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFigure]]]:
     """A figure a run of each metric that was measured."""
-    ratios = paired_ratios(comparison)
+    alike, place = on_one_text(comparison), comparison.rows.index(comparison.base)
+    losses = [
+        window_losses(row.job).get(row.figures.kept or "") if row in alike else None
+        for row in comparison.rows
+    ]
+    base = losses[place]  # the ratio is that on the same windows; None where not comparable
+    ratios = [
+        None if mine is None or base is None or mine is base else paired_ratio(mine, base)
+        for mine in losses
+    ]
     rows = [
         (shown, [*map(partial(_figure, shown, comparison.base), comparison.rows, ratios)])
         for shown in map(metric, measured(comparison))
@@ -158,7 +175,20 @@ def kept_labels(comparison: RunComparison) -> list[str]:
 
 
 def metrics_card(comparison: RunComparison) -> Markup:
-    rows = [*figure_rows(comparison), *_figures_of_jobs(comparison)]
+    rows = figure_rows(comparison)
+    recorded: dict[MetricKey, list[float | None]] = {
+        TOOK: [elapsed(row.job, row.now) for row in comparison.rows],
+        PEAK: [row.job.peak_bytes for row in comparison.rows],
+        SIZE: [row.size for row in comparison.rows],
+    }
+    for key, values in recorded.items():
+        shown, base, cells = metric(key), values[comparison.rows.index(comparison.base)], []
+        for row, value in zip(comparison.rows, values, strict=True):
+            change = ""
+            if value is not None and base is not None and row is not comparison.base:
+                change = difference_html(shown, delta(shown, value, base), value, relative=True)
+            cells.append(ComparedFigure(format_value(shown, value), delta=change))
+        rows += [(shown, cells)] if any(values) else []
     single = [
         row for row in rows if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])
     ]
@@ -175,22 +205,6 @@ def metrics_card(comparison: RunComparison) -> Markup:
     )
 
 
-def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
-    """Perplexity of each run over the baseline's on the same windows; None where not comparable."""
-    alike = on_one_text(comparison)
-    losses = [
-        window_losses(row.job).get(row.figures.kept or "") if row in alike else None
-        for row in comparison.rows
-    ]
-    base = losses[comparison.rows.index(comparison.base)]
-    return [
-        paired_ratio(mine, base)
-        if mine is not None and base is not None and mine is not base
-        else None
-        for mine in losses
-    ]
-
-
 def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
     if ratio is None:
         return ComparedFigure(NONE)
@@ -202,7 +216,9 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
     figure = row.figures.final_row(shown.key)
     if figure is None:
-        zeros = _zeros(row) if shown.key == ZERO_SHARE else None
+        weights = weights_of(row.job.run) if shown.key == ZERO_SHARE else None
+        # those among the recorded weights of the kept stage, of a run that was not to prune
+        zeros = weights.zero_share(row.figures.kept or "") if weights else None
         return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
     told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
@@ -211,34 +227,6 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
         format_stderr(shown, figure.stderr),
         delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
     )
-
-
-def _zeros(row: RunRow) -> float | None:
-    """Those among the recorded weights of the kept stage, of a run that was not to prune."""
-    weights = weights_of(row.job.run)
-    return weights.zero_share(row.figures.kept or "") if weights else None
-
-
-def _figures_of_jobs(comparison: RunComparison) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
-    """What is known of every run without having been recorded as a figure."""
-    rows, place = comparison.rows, comparison.rows.index(comparison.base)
-    known: dict[MetricKey, list[float | None]] = {
-        TOOK: [elapsed(row.job, row.now) for row in rows],
-        PEAK: [row.job.peak_bytes for row in rows],
-        SIZE: [row.size for row in rows],
-    }
-    for shown, values in zip(map(metric, known), known.values(), strict=True):
-        bases = [None if i == place else values[place] for i in range(len(values))]
-        if any(values):
-            yield shown, [*map(partial(_of_job, shown), values, bases)]
-
-
-def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedFigure:
-    text = format_value(shown, value)
-    if value is None or base is None:
-        return ComparedFigure(text)
-    difference = difference_html(shown, delta(shown, value, base), value, relative=True)
-    return ComparedFigure(text, delta=difference)
 
 
 def on_one_text(comparison: RunComparison) -> list[RunRow]:
@@ -265,21 +253,19 @@ def records(comparison: RunComparison) -> list[dict[str, Any]]:
         for name, values in differing(comparison).items()
         for run, value in zip(comparison.runs, values, strict=True)
     ]
-    figures = [
-        _record(key, figure, row, comparison.base)
-        for key in measured(comparison)
-        for row in comparison.rows
-        if (figure := row.figures.final_row(key))
-    ]
+    figures = []
+    for key in measured(comparison):
+        against = comparison.base.figures.final(key)
+        for row in comparison.rows:
+            if not (figure := row.figures.final_row(key)):
+                continue
+            why = "no baseline"
+            if against is not None:
+                why = incomparable_because(row, comparison.base, key)
+            change = None if against is None or why else figure.value - against
+            values = ("figure", str(key), row.job.run, figure.value, figure.stderr, change, why)
+            figures.append(dict(zip(EXPORTED, values, strict=True)))
     return settings + figures
-
-
-def _record(key: MetricKey, figure: StoredResult, row: RunRow, base: RunRow) -> dict[str, Any]:
-    against = base.figures.final(key)
-    why = incomparable_because(row, base, key) if against is not None else "no baseline"
-    change = None if against is None or why else figure.value - against
-    values = ("figure", str(key), row.job.run, figure.value, figure.stderr, change, why)
-    return dict(zip(EXPORTED, values, strict=True))
 
 
 def to_csv(comparison: RunComparison) -> str:
@@ -291,3 +277,119 @@ def to_json(comparison: RunComparison) -> str:
     base, lines = comparison.base.job.run, records(comparison)
     whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
     return json.dumps(whole, indent=1, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Consecutive words of a text; `change`: "" in both, "ins" only here, "del" only in the
+    baseline's."""
+
+    text: str
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class ComparedTexts:
+    """Texts of the runs after one prompt; `kept`: share of the baseline's words kept in order, by
+    run."""
+
+    prompt: str
+    passages: Mapping[str, list[Passage]]
+    kept: Mapping[str, float]
+
+
+def word_changes(before: str, after: str) -> list[Passage]:
+    """Words of `after` and the missing ones of `before`, in reading order."""
+    old, new = WORD.findall(before), WORD.findall(after)
+    passages = []
+    for tag, i, j, k, m in SequenceMatcher(None, _bare(old), _bare(new), False).get_opcodes():
+        if tag == "equal":
+            passages.append(Passage("".join(new[k:m])))
+            continue
+        passages += [Passage("".join(old[i:j]), "del")] if i < j else []
+        passages += [Passage("".join(new[k:m]), "ins")] if k < m else []
+    return passages
+
+
+def kept_share(before: str, after: str) -> float:
+    """Share of the words of `before` that `after` has in the same order, 0 to 1."""
+    old, new = _bare(WORD.findall(before)), _bare(WORD.findall(after))
+    blocks = SequenceMatcher(None, old, new, False).get_matching_blocks()
+    return sum(block.size for block in blocks) / len(old) if old else 1.0
+
+
+def _bare(words: Sequence[str]) -> list[str]:
+    return [word.strip() for word in words]
+
+
+def texts_of(row: RunRow) -> Texts:
+    """Texts of the run's kept model, of the run itself or of its newest successful evaluation."""
+    own = samples_of(row.job.run, row.figures.kept or "")
+    if not own:
+        done = (e for e in evaluations(row.job.run) if e.state == State.SUCCEEDED)
+        own = next((s for e in done if (s := samples_of(e.run, str(e.kept_stage or "model")))), [])
+    return {str(sample["prompt"]): str(sample.get("text", "")) for sample in own}
+
+
+def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
+    written = {row.job.run: texts_of(row) for row in comparison.rows}
+    base = comparison.base.job.run
+    found = []
+    for prompt, before in written[base].items():
+        others = {r: t[prompt] for r, t in written.items() if r != base and prompt in t}
+        if others:
+            passages = {run: word_changes(before, after) for run, after in others.items()}
+            kept = {run: kept_share(before, after) for run, after in others.items()}
+            found.append(ComparedTexts(prompt, {base: [Passage(before)]} | passages, kept))
+    return found
+
+
+def headline(prompts: Sequence[ComparedTexts]) -> str:
+    runs = dict.fromkeys(run for each in prompts for run in each.kept)
+    means = {run: fmean(e.kept[run] for e in prompts if run in e.kept) for run in runs}
+    if not means:
+        return ""
+    best = max(means, key=means.__getitem__)
+    first = f"{best} writes {share(means[best], 0)} of the baseline's words"
+    worst = min(means, key=means.__getitem__)
+    return first if worst == best else f"{first}, {worst} {share(means[worst], 0)}"
+
+
+def texts_card(comparison: RunComparison) -> Markup:
+    prompts = compared_texts(comparison)
+    if not prompts:
+        return Markup()
+    shown = prompts[:MAX_PROMPTS]
+    return HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
+
+
+def trace_card(comparison: RunComparison) -> Markup:
+    """Asks the live model which blocks of a run lose a text; of runs saved of one model."""
+    first = first_model(comparison.base.job.run)
+    saved = [
+        row.job.run
+        for row in comparison.rows
+        if has_saved(row.job, "model") and first_model(row.job.run) == first
+    ]
+    if not saved:
+        return Markup()
+    written = texts_of(comparison.base)
+    usual = "The capital of France is Paris."
+    text = next((prompt + answer for prompt, answer in written.items()), usual)
+    models = {first: f"dense {first}"} | {run: run for run in saved}
+    saved.sort(key=comparison.base.job.run.__eq__)  # the baseline last
+    return HTML.trace(saved, models, text[:250].strip())
+
+
+def texts_chart(comparison: RunComparison) -> Chart:
+    prompts = compared_texts(comparison)
+    rows = [
+        {"Prompt": each.prompt}
+        | {
+            run: "".join(p.text for p in passages if p.change != "del")
+            for run, passages in each.passages.items()
+        }
+        for each in prompts[:MAX_PROMPTS]
+    ]
+    none = "No two of these runs have written after the same prompts. An evaluation does that."
+    return Chart(None if rows else none, pd.DataFrame(rows), headline=headline(prompts))

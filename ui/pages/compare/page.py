@@ -23,8 +23,13 @@ from ui.pages.compare.charts import (
     tensors_of,
     weights_by_run,
 )
-from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.texts import texts_card, texts_chart, trace_card
+from ui.pages.compare.comparison import (
+    HTML,
+    RunComparison,
+    texts_card,
+    texts_chart,
+    trace_card,
+)
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
@@ -42,11 +47,8 @@ STAGES = Panel(
 )
 LINES = Panel("lines", "Curves", "Where do the runs diverge?", 320)
 WEIGHTS = Panel("weights", "Weights", "What did each run leave of this tensor?", 360)
-NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's text."
-TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "No two of these runs have recorded the same curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-SUGGESTED_RUNS = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 SCALES = {"linear": "Linear", "log": "Log"}
 
@@ -111,7 +113,7 @@ def draw(request: gr.Request) -> Updates:
         for row in all_rows():
             if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
                 alike.setdefault(key, []).append(row.job.run)
-        several = (each[:SUGGESTED_RUNS] for each in alike.values() if len(each) >= MIN_COMPARED)
+        several = (each[:3] for each in alike.values() if len(each) >= MIN_COMPARED)
         head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])
         return {"head": head, "body": gr.update(visible=False)}
     html = {
@@ -128,7 +130,7 @@ def draw(request: gr.Request) -> Updates:
 def stages_chart(runs: RunComparison) -> Chart:
     rows = comparison.on_one_text(runs)
     if not rows:
-        return Chart(NO_PERPLEXITY)
+        return Chart("None of these runs has measured perplexity on the baseline's text.")
     results = {row.job.run: row.figures for row in rows}
     labels = {s: row.figures.label(s) for row in rows for s in row.figures.stages}
     left_out = [run for run in runs.runs if run not in results]
@@ -221,5 +223,7 @@ PAGE = Page(
     order=30,
     section="Runs",
     key="c",
-    charts=page_charts("compare", reported, REPORTED, "ids", TOO_FEW),
+    charts=page_charts(
+        "compare", reported, REPORTED, "ids", "Fewer than two of these runs are there."
+    ),
 )

@@ -37,10 +37,8 @@ from ui.theme import name_colours, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
-AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
-HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
+LOOKED_AT = 20  # of the newest runs of a kind
 RACED_STEPS = 120  # of a text that is replayed
-MIN_STAGES = 3  # that make it worth moving
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,16 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
     figure = results.key_figure
     if figure is None:
         return None
-    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-    verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
+    verdict = kind.verdict(stage_comparison(job, results.perplexity)) if results.kept else ""
     conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
     shown = metric(kind.key_metric)
     caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
-    bars = _bars(results, kind)
+    values = {s: v for s in results.stages if (v := results.value(s, kind.key_metric)) is not None}
+    styled = [s for s in values if s in kind.styles]
+    main = [s for s in styled if kind.styles[s].main] or [*values]
+    longest = max((values[stage] for stage in main), default=1.0)
+    paint = name_colours(values)
+    bars = [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
     return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
@@ -154,20 +156,12 @@ def _changes(job: Job, results: RunResults) -> list[tuple[str, str, str]]:
         rows.append(("Size, from 16 bits", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
         change = f"1{HOLD}×", of_unit(faster, "×", 3)
-        rows.append((f"Speed, {_threads(job)}".strip(", "), *change))
+        used = job.environment.get("threads")  # without which a speed says little
+        rows.append((f"Speed, {threads(used)}" if used else "Speed", *change))
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
     if dense is not None and kept is not None:
         rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
     return rows
-
-
-def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
-    values = {s: v for s in results.stages if (v := results.value(s, kind.key_metric)) is not None}
-    styled = [s for s in values if s in kind.styles]
-    main = [s for s in styled if kind.styles[s].main] or [*values]
-    longest = max((values[stage] for stage in main), default=1.0)
-    paint = name_colours(values)
-    return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
 def moving_histogram() -> dict[str, Any] | None:
@@ -182,11 +176,11 @@ def moving_histogram() -> dict[str, Any] | None:
     compressing = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     for toy, kind in product((False, True), compressing):
         jobs = (job for job in queries.jobs([State.SUCCEEDED], kind.name) if of_toy(job) == toy)
-        runs = [shown for job in islice(jobs, HERO_AMONG) if (shown := _shown(kind, job))]
+        runs = [shown for job in islice(jobs, 6) if (shown := _shown(kind, job))]
         for each in sorted(runs, key=lambda shown: -len(shown.bars)):
             stages = [stage for stage, style in kind.styles.items() if style.main]
             weights = weights_of(each.job.run)
-            if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
+            if weights and len([s for s in stages if s in weights.stages]) > 2:
                 return _histogram(each, stages, weights.typical)
     return None
 
@@ -197,7 +191,8 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     edge = WIDTH * drawn[0].hi
     edges = np.linspace(-edge, edge, BARS + 1)
     heights = [rebinned(snapshot, edges).counts / snapshot.n for snapshot in drawn]
-    top = min(max(float(h.max()) for h in heights), AXIS_HEADROOM * float(heights[0].max())) or 1.0
+    highest, dense = max(float(h.max()) for h in heights), float(heights[0].max())
+    top = min(highest, 1.1 * dense) or 1.0  # the height of the axis
     perplexity = {label: text for label, _, text, _ in each.bars}
     shown = []
     for snapshot, height in zip(drawn, heights, strict=True):
@@ -219,12 +214,6 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
             }
         )
     return {"run": each.job.run, "tensor": tensor, "edge": edge, "stages": shown}
-
-
-def _threads(job: Job) -> str:
-    """ "2 threads", without which a speed says little; empty where it was not recorded."""
-    known = job.environment.get("threads")
-    return threads(known) if known else ""
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,13 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import permissions
 from jobs.kind import Kind, kinds
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query, url_sync
-from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
-from ui.pages.new_run.sweep_form import SweepForm
+from ui.pages.new_run.preview import HTML, Pairs, SweepForm, enqueue, preview_for, price
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
 from ui.widgets.config_form import NO_CHOICES, ConfigForm, address_values, title
 from ui.widgets.dropdown import Choices
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 
-DEFAULT, MODEL = "default", "model"
 ADD = "Add to queue"
 FORGET = """() => {
   const said = document.querySelector('#new-said :is(.problem, .done)');
@@ -31,24 +29,11 @@ FORGET = """() => {
 
 
 @dataclass(frozen=True)
-class Controls:
-    """What all forms share: the choice of a kind, and the column beside the form."""
-
-    kind: gr.Radio
-    others: gr.HTML
-    name: gr.Textbox
-    add: gr.Button
-    message: gr.HTML
-    preview: HtmlPanel
-
-
-@dataclass(frozen=True)
 class OptionCards:
     """Recipes or presets of a kind as cards, each with its price."""
 
     radio: gr.Radio
     values: Mapping[str, Mapping[str, Any]]  # name -> the fields it sets
-    notes: Mapping[str, str]
 
     @property
     def fields(self) -> set[str]:
@@ -59,7 +44,7 @@ class OptionCards:
         """An update with what each would cost beside the other values of the form."""
         others = {name: value for name, value in values.items() if name not in self.fields}
         prices = {name: price(kind, {**others, **own}) for name, own in self.values.items()}
-        return gr.update(choices=cards(self.values, self.notes, prices))
+        return gr.update(choices=cards(self.values, kind.notes, prices))
 
 
 @dataclass(frozen=True)
@@ -110,16 +95,26 @@ def build() -> None:
             others = plain(others_html())
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
-            controls = _controls(kind, others)
-    for name, form in forms.items():
-        previewed = _wire_form(form, controls)  # of a kind that was left meanwhile: the next
-        _preview_after(previewed, {n: f for n, f in forms.items() if n != name}, kind)
+            name = gr.Textbox(
+                label="Name of the run",
+                info="Optional label",
+                max_length=120,
+                max_lines=1,
+                elem_id="new-name",
+            )
+            add = gr.Button(ADD, variant="primary", elem_id="new-add")
+            message = notice("new-said")
+            preview = HtmlPanel(elem_id="new-preview", min_height=240)
+    for own, form in forms.items():
+        previewed = _wire_form(form, kind, add, preview)
+        # where this kind was left meanwhile, of the next one
+        _preview_after(previewed, {n: f for n, f in forms.items() if n != own}, kind)
     other = _wire_kind(forms, kind)
-    for shown in (_wire_arrival(forms, controls), other):
+    arrived = _wire_arrival(forms, kind, others, name, add, message)
+    for shown in (arrived, other):
         _preview_after(shown, forms, kind)
-    _wire_button(forms, controls)
+    _wire_button(forms, kind, name, add, message)
     url_sync(other, kind=kind)
-    _wire_message(forms, controls)
 
 
 def methods(chosen: str = "") -> list[tuple[str, str]]:
@@ -132,21 +127,6 @@ def others_html(chosen: str = "") -> Markup:
     return HTML.others([k for n, k in kinds().items() if not k.compresses and n != chosen])
 
 
-def _controls(kind: gr.Radio, others: gr.HTML) -> Controls:
-    name = gr.Textbox(
-        label="Name of the run",
-        info="Optional label",
-        max_length=120,
-        max_lines=1,
-        elem_id="new-name",
-    )
-    add = gr.Button(ADD, variant="primary", elem_id="new-add")
-    message = notice("new-said")
-    return Controls(
-        kind, others, name, add, message, HtmlPanel(elem_id="new-preview", min_height=240)
-    )
-
-
 def _form(kind: Kind, *, visible: bool) -> KindForm:
     prefix = f"{kind.name}-"
     # beside the column: what is not shown raises no event
@@ -154,7 +134,7 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
         recipes = _cards(kind, "Recipe", kind.recipes, next(iter(kind.recipes), None))
-        presets = _cards(kind, "Preset", kind.presets, DEFAULT)
+        presets = _cards(kind, "Preset", kind.presets, "default")
         form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
         sweeps = SweepForm(kind.config, prefix)
     return KindForm(kind, column, (recipes, presets), form, sweeps, due)
@@ -171,13 +151,13 @@ def _cards(
         elem_id=f"{label.lower()}-{kind.name}",
         elem_classes="preset-cards",
     )
-    return OptionCards(radio, values, kind.notes)
+    return OptionCards(radio, values)
 
 
 def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
     """Shows the form of a kind, with the model that was chosen in the one before."""
     before = gr.Textbox(next(iter(forms)), visible=False)
-    named = {n: f.form.fields[MODEL].input for n, f in forms.items() if MODEL in f.form.fields}
+    named = {n: f.form.fields["model"].input for n, f in forms.items() if "model" in f.form.fields}
 
     def show(chosen: str, last: str, *models: Any) -> dict[Any, Any]:
         updates = {form.column: gr.update(visible=n == chosen) for n, form in forms.items()}
@@ -193,34 +173,38 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 # presets, preview, queueing -----------------------------------------------------------------------
 
 
-def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
-    """What was said last goes when a person changes something; why nothing can be added stays. The
-    browser does it: an answer of the server could come after that of the button."""
-    every = [c for form in forms.values() for c in form.inputs]
-    every += [option.radio for form in forms.values() for option in form.options]
-    changed = [c.input for c in (controls.kind, controls.name, *every)]
-    gr.on(changed, None, None, controls.message, js=FORGET)
-
-
-def _wire_form(this: KindForm, controls: Controls) -> Dependency:
+def _wire_form(this: KindForm, kind: gr.Radio, button: gr.Button, shown: HtmlPanel) -> Dependency:
     """Presets, and the preview: of each kind one event, whose answers come in order, as those of
     several could overtake each other. What the page changes itself is previewed once all of it is
     there: an event of each field would send those that are there so far."""
 
-    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
-        if kind != this.kind.name:
+    def preview(request: gr.Request, chosen: str, *given: Any) -> Any:
+        if chosen != this.kind.name:
             return gr.skip()
-        return _preview(this, controls, request, given)
+        values, pairs = this.read(given)
+        user = current_user(request)
+        html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
+        priced = () if permissions.may_not_add(user) else this.options
+        return {
+            **this.show_errors(error, given, warnings),
+            **this.form.count(values),
+            **this.sweep.count(runs),
+            **{option.radio: option.priced(this.kind, values) for option in priced},
+            button: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
+            shown: html,
+        }
 
     # the `input` of a text box is raised before the text is there
     changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
-    asked, inputs = [*changes, this.due.change], [controls.kind, *this.inputs]
-    previewed = gr.on(asked, preview, inputs, _previewed(this, controls), **LATEST)
+    asked, inputs = [*changes, this.due.change], [kind, *this.inputs]
+    own = [*this.messages, *this.form.folds.values(), this.sweep.accordion]
+    outputs = [*own, *(option.radio for option in this.options), button, shown]
+    previewed = gr.on(asked, preview, inputs, outputs, **LATEST)
     for option in this.options:
         applied = option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
         )
-        _preview_after(applied, {this.kind.name: this}, controls.kind)
+        _preview_after(applied, {this.kind.name: this}, kind)
     return previewed
 
 
@@ -232,43 +216,30 @@ def _preview_after(shown: Dependency, forms: Mapping[str, KindForm], kind: gr.Ra
     shown.then(None, [kind, *dues], dues, js=js)
 
 
-def _wire_button(forms: Mapping[str, KindForm], controls: Controls) -> None:
+def _wire_button(
+    forms: Mapping[str, KindForm],
+    kind: gr.Radio,
+    label: gr.Textbox,
+    button: gr.Button,
+    message: gr.HTML,
+) -> None:
     """The button that adds runs: one event for all forms, which sends their inputs, as each event
-    costs the browser more than what it sends."""
+    costs the browser more than what it sends. Its message goes when a person changes something; why
+    nothing can be added stays. The browser does it: an answer of the server could come after that
+    of the button."""
     every = [c for form in forms.values() for c in form.inputs]
 
-    def add(request: gr.Request, kind: str, name: str, *given: Any) -> dict[Any, Any]:
-        this, rest = forms[kind], iter(given)
-        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[kind]
-        message, error = enqueue(this.kind, name, *this.read(values), request)
-        return {**this.show_errors(error, values), controls.message: message}
+    def add(request: gr.Request, chosen: str, name: str, *given: Any) -> dict[Any, Any]:
+        this, rest = forms[chosen], iter(given)
+        values = {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[chosen]
+        said, error = enqueue(this.kind, name, *this.read(values), request)
+        return {**this.show_errors(error, values), message: said}
 
     told = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
-    said = [*told, controls.message]
-    controls.add.click(add, [controls.kind, controls.name, *every], said, **PRIVATE_EVENT)
-
-
-def _previewed(this: KindForm, controls: Controls) -> list[Any]:
-    """What a preview changes."""
-    own = [*this.messages, *this.form.folds.values(), this.sweep.accordion]
-    return [*own, *(option.radio for option in this.options), controls.add, controls.preview]
-
-
-def _preview(
-    this: KindForm, controls: Controls, request: gr.Request, given: Sequence[Any]
-) -> dict[Any, Any]:
-    values, pairs = this.read(given)
-    user = current_user(request)
-    html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
-    told = () if permissions.may_not_add(user) else this.options
-    return {
-        **this.show_errors(error, given, warnings),
-        **this.form.count(values),
-        **this.sweep.count(runs),
-        **{option.radio: option.priced(this.kind, values) for option in told},
-        controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
-        controls.preview: html,
-    }
+    button.click(add, [kind, label, *every], [*told, message], **PRIVATE_EVENT)
+    radios = [option.radio for form in forms.values() for option in form.options]
+    changed = [c.input for c in (kind, label, *every, *radios)]
+    gr.on(changed, None, None, message, js=FORGET)
 
 
 def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, str]) -> Choices:
@@ -279,28 +250,29 @@ def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, s
 
 def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any]]:
     def apply_option(name: str) -> dict[Any, Any]:
-        values = option.values.get(name, {})
-        info = gr.update(info=preset_info(this.kind, values))
+        values, fields = option.values.get(name, {}), this.kind.config.model_fields
+        switch = {True: "on", False: "off"}
+        sets = [
+            f"{title(name, fields[name])} = {switch[v] if isinstance(v, bool) else v}"
+            for name, v in values.items()
+        ]
+        info = gr.update(info=f"Sets {'; '.join(sets)}." if sets else "")
         return {**this.form.show(values, option.fields), option.radio: info}
 
     return apply_option
 
 
-def preset_info(kind: Kind, values: Mapping[str, Any]) -> str:
-    """What a recipe or preset of these `values` sets."""
-    fields = kind.config.model_fields
-    said = {True: "on", False: "off"}
-    sets = [
-        f"{title(name, fields[name])} = {said[v] if isinstance(v, bool) else v}"
-        for name, v in values.items()
-    ]
-    return f"Sets {'; '.join(sets)}." if sets else ""
-
-
 # arrival ------------------------------------------------------------------------------------------
 
 
-def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependency:
+def _wire_arrival(
+    forms: Mapping[str, KindForm],
+    kind: gr.Radio,
+    others: gr.HTML,
+    name: gr.Textbox,
+    button: gr.Button,
+    message: gr.HTML,
+) -> Dependency:
     """On arrival: the current choices; the kind and, with `?from=`, the config of a run or, with
     `?model=` and the like, single values; the button disabled for guests."""
 
@@ -308,43 +280,35 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
         source, asked = query(request, "from"), query(request, "kind")
         clone = find_job(source)
         chosen = clone.kind if clone else asked
-        unknown = _unknown(source if clone is None else "", chosen if chosen not in forms else "")
-        updates: dict[Any, Any] = {controls.message: unknown} if unknown else {}
-        updates |= _forbidden(controls, permissions.may_not_add(current_user(request)))
-        for kind, this in forms.items():
-            values = address_values(request, this.kind.config) if kind == chosen else {}
-            config = clone.config if clone and kind == chosen else values
+        updates: dict[Any, Any] = {}
+        if source and clone is None:
+            missing = NotFoundError(f"There is no run {source}.", "", "The form is a new one.")
+            updates[message] = show_error(missing)
+        elif chosen and chosen not in forms:
+            what = f"There is no kind of run called {chosen[:40]!r}."
+            updates[message] = show_error(NotFoundError(what, "", "Choose a method."))
+        if reason := permissions.may_not_add(current_user(request)):
+            why = HTML.hint(f"{reason} {permissions.ASK}")
+            updates |= {
+                button: gr.update(interactive=False),
+                message: show_html(why),
+            }
+        for each, this in forms.items():
+            values = address_values(request, this.kind.config) if each == chosen else {}
+            config = clone.config if clone and each == chosen else values
             updates |= this.form.arrival(config)
             if chosen in forms:
-                updates[this.column] = gr.update(visible=kind == chosen)
+                updates[this.column] = gr.update(visible=each == chosen)
         if chosen in forms:
             shown = gr.update(choices=methods(chosen), value=chosen)
-            updates |= {controls.kind: shown, controls.name: clone.name if clone else ""}
-            updates[controls.others] = others_html(chosen)
+            updates |= {kind: shown, name: clone.name if clone else ""}
+            updates[others] = others_html(chosen)
         return updates
 
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
-    own = [controls.kind, controls.others, controls.name, controls.add, controls.message]
+    own = [kind, others, name, button, message]
     return on_load(arrive, None, [*own, *columns, *inputs])
-
-
-def _unknown(run: str, kind: str) -> Any:
-    """An update that says which run or kind of the address there is not; None where both are."""
-    if run:
-        return show_error(NotFoundError(f"There is no run {run}.", "", "The form is a new one."))
-    if kind:
-        what = f"There is no kind of run called {kind[:40]!r}."
-        return show_error(NotFoundError(what, "", "Choose a method."))
-    return None
-
-
-def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
-    """Disables the button and says why, where the user may add nothing."""
-    if not reason:
-        return {}
-    message = show_html(HTML.hint(f"{reason} {permissions.ASK}"))
-    return {controls.add: gr.update(interactive=False), controls.message: message}
 
 
 PAGE = Page("New run", "new", build, order=10, section="New run")  # "n" leads here

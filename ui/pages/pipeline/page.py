@@ -30,7 +30,7 @@ from jobs.metrics import (
 )
 from ui.format import NONE, href, runs, time_range
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.run.lineage import LineageNode, node
+from ui.pages.run.details import LineageNode, node
 from ui.runs.actions import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.html import kind_and_settings, run_link

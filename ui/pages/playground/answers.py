@@ -1,7 +1,8 @@
-"""Answers to one prompt as the page shows them, and the stream of those that are being written."""
+"""Answers to one prompt as the page shows them, with each token tinted by the head that drafted it,
+and the stream of those that are being written."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import ConflictError, SlimscopeError
 from backend.queue import conversations
 from backend.queue.actor import Actor, guest_of
@@ -24,7 +26,6 @@ from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.format import HOLD
 from ui.openai_api import GONE, answered, failure, rows, sendable
-from ui.pages.playground.token_strip import BASE, Span, token_spans
 from ui.runs.html import model_name
 from ui.security.auth import current_user
 from ui.templates import fragments
@@ -32,7 +33,49 @@ from ui.templates import fragments
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
+MAX_TINTED = 512  # tokens; the rest is plain
+MAX_TINTS = 6  # further heads share the last
+BASE = 0  # the "head" of tokens that the base model chose
+TINTS = {BASE: "", LOOKUP_HEAD: "head-looked"}  # CSS classes
+SOURCES = {BASE: "chosen by the base model", LOOKUP_HEAD: "from prompt lookup"}
 _written: dict[tuple[int, int], "_Writing"] = {}  # by prompt and side, while they last
+
+
+@dataclass(frozen=True)
+class Span:
+    """Piece of the text: its HTML element `tag` ("" for plain text) and CSS class `css`."""
+
+    text: str
+    tag: str = ""
+    css: str = ""
+    title: str = ""
+
+
+def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
+    """`differs`: first character that differs from another text."""
+    spans: list[Span] = []
+    start = tokens = 0
+    for number, step in enumerate(transcript.passes):
+        for text, head in step.tokens:
+            marked = differs is not None and start <= differs < start + len(text)
+            plain = tokens >= MAX_TINTED or not text
+            source = SOURCES.get(head, f"drafted by head {head}")
+            title = f"{source}, step {number}, {step.ms:.1f} ms"
+            tint = TINTS.get(head, f"head-{min(head, MAX_TINTS)}")
+            token = Span(text, "mark" if marked else "span", tint, title)
+            spans.append(Span(text) if plain else token)
+            start, tokens = start + len(text), tokens + 1
+        rejected = next(iter(step.rejected), "")  # those behind it were rejected with it
+        if tokens < MAX_TINTED and rejected.strip():
+            spans.append(Span(rejected, "s", title="rejected draft token"))
+    return [*spans, Span(transcript.rest)]
+
+
+def tints(sources: Collection[int]) -> list[tuple[str, str]]:
+    """(CSS class, name) of the tints of the heads up to the last of `sources`, and of lookup."""
+    heads = range(1, min(max(sources), MAX_TINTS) + 1)
+    lookup = [(TINTS[LOOKUP_HEAD], "prompt lookup")] if LOOKUP_HEAD in sources else []
+    return [*((f"head-{head}", f"head {head}") for head in heads), *lookup]
 
 
 @dataclass(frozen=True)
@@ -66,6 +109,14 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
         found = text or Transcript()
         other = first if text and side != order[0] else None
         differs = first_difference(other.text, found.text) if other else None
+        apart = []
+        if other and other.end and found.end and not (other.error or found.error):
+            if other.text == found.text:
+                apart = ["identical to A"]
+            elif differs != 0:  # else they have nothing in common
+                shorter = min(len(other.text), len(found.text))
+                place = 1 + (shorter if differs is None else differs)
+                apart = [f"first difference from A at character {place}"]
         shown.append(
             Answer(
                 side,
@@ -73,7 +124,7 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
                 None if hidden else model_name(turn.names[side - 1]),
                 "" if text else status,
                 begins and not text,
-                [*facts(found, hidden), *_difference(other, found, differs)],
+                [*facts(found, hidden), *apart],
                 [Span(found.text)] if hidden else token_spans(found, differs or None),
                 found.text if found.complete else "",
             )
@@ -114,17 +165,6 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
         elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
             known.append("almost no draft token accepted")
     return [*known, *ended]
-
-
-def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
-    if first is None or not (first.end and transcript.end) or first.error or transcript.error:
-        return []
-    if first.text == transcript.text:
-        return ["identical to A"]
-    if differs == 0:  # they have nothing in common
-        return []
-    place = min(len(first.text), len(transcript.text)) if differs is None else differs
-    return [f"first difference from A at character {place + 1}"]
 
 
 def heads_of(texts: Sequence[Transcript]) -> set[int]:
@@ -189,7 +229,16 @@ class _Writing:
         async for row in found:
             if "waits" not in row:
                 self.rows.append(row)
-            yield event(_without_author(row) if hidden else row)
+            if hidden and "tokens" in row:  # nothing tells which model wrote it
+                tokens = [[text, BASE] for text, _ in row["tokens"]]
+                yield event({"ms": 0, "tokens": tokens, "rejected": []})
+            elif hidden and row.get("waits", "").startswith("Loading"):
+                yield event(row | {"waits": "Loading a model"})
+            elif hidden:
+                shown = ("waits", "about", "end", "rest")
+                yield event({name: row[name] for name in shown if name in row})
+            else:
+                yield event(row)
             if self.stopped:
                 return
         if not self.rows or "end" not in self.rows[-1]:
@@ -213,12 +262,3 @@ class _Writing:
         text, prompt = transcript_of(self.rows).text, self.turns[-1].prompt
         with writing(durable=True) as session:
             conversations.save_answer(prompt, self.side, text, self.rows, session)
-
-
-def _without_author(row: dict[str, Any]) -> dict[str, Any]:
-    """A row that does not tell which model wrote it."""
-    if "tokens" in row:
-        return {"ms": 0, "tokens": [[text, BASE] for text, _ in row["tokens"]], "rejected": []}
-    if "waits" in row and row["waits"].startswith("Loading"):
-        return row | {"waits": "Loading a model"}
-    return {name: row[name] for name in ("waits", "about", "end", "rest") if name in row}

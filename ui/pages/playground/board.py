@@ -1,18 +1,25 @@
-"""A conversation, the votes for its answers, and the conversations before it."""
+"""A conversation, the votes for its answers, and the conversations before it; what people do with
+one: go on, ask again, vote, delete it; and its view on a projector, with a QR code for phones."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import gradio as gr
 from markupsafe import Markup
 
 from backend.backup.examples import PACKAGE
-from backend.queue import permissions
+from backend.errors import NotFoundError, SlimscopeError
+from backend.queue import conversations, permissions
 from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, TIE, PastConversation, Turn
-from jobs.chat import display_order, is_hidden, would_repeat
+from jobs.chat import ask_again, display_order, is_hidden, vote, would_repeat
+from jobs.fields.models import has_saved
+from jobs.serving.client import serving_status
 from jobs.serving.transcript import transcript_of
 from ui.format import threads
+from ui.frame import current_user, query
 from ui.pages.playground.answers import (
     HTML,
     LETTERS,
@@ -21,12 +28,12 @@ from ui.pages.playground.answers import (
     heads_of,
     is_written,
     may_not_begin,
+    stop,
+    tints,
 )
-from ui.pages.playground.token_strip import tints
 from ui.runs.html import model_name
+from ui.runs.results import find_job, kind_of
 
-VOTE = "vote"  # leads the action of a button that votes; the choice follows
-MAX_EARLIER = 30
 MAX_PROMPT = 120  # characters of an earlier prompt
 EXAMPLES = (
     "Explain in three sentences why the sky is blue.",
@@ -42,7 +49,6 @@ class ShownTurn:
     answers: list[Answer]
     problems: list[str]  # why sides failed
     votes: Markup
-    foot: Markup
 
 
 def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
@@ -55,32 +61,25 @@ def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
                 on = f" on {threads(text.threads)}" if text.threads else ""
                 decoders[f"{text.decoder} decoder{on}"] = None
         last = n == len(turns)
-        below = _foot(turn, actor) if last else Markup()
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)
         votes = _votes(turn, actor, last)
-        shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes, below))
-    how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
-    together = len(turns[-1].names) > 1 and not _is_recorded(turns[-1])
-    legend = HTML.legend(tints(heads) if heads else [], together, how)
-    return HTML.conversation(shown, legend)
-
-
-def _foot(turn: Turn, actor: Actor) -> Markup:
-    return HTML.turn_foot(
+        shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes))
+    # the models of the example answered one after the other
+    recorded = turn.conversation.owner == PACKAGE.name
+    foot = HTML.turn_foot(
         turn.number,
         bool(turn.unanswered) and (is_written(turn) or not may_not_begin(turn, actor)),
         permissions.may_not_cancel(actor, turn.prompt.author),
         permissions.may_not_ask(actor),
         would_repeat(turn),
         actor.role == "host",
-        _is_recorded(turn),
+        recorded,
     )
-
-
-def _is_recorded(turn: Turn) -> bool:
-    """Whether a conversation ships with the package; its models answered one after the other."""
-    return turn.conversation.owner == PACKAGE.name
+    how = f"Speeds: {'; '.join(decoders)}; prefill excluded." if decoders else ""
+    together = len(turn.names) > 1 and not recorded
+    legend = HTML.legend(tints(heads) if heads else [], together, how)
+    return HTML.conversation(shown, foot, legend)
 
 
 def choices(turn: Turn) -> dict[int, str]:
@@ -121,10 +120,62 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
         models = ["blind"] if blind else each.conversation.sides
         here = each.conversation.id == current
         named = [*map(model_name, models)]
-        entries.append((each.newest, here, _short(each.first), each.prompts, named))
+        first = " ".join(each.first.split())
+        if len(first) > MAX_PROMPT:
+            first = f"{first[:MAX_PROMPT]}…"
+        entries.append((each.newest, here, first, each.prompts, named))
     return HTML.history(entries, now)
 
 
-def _short(prompt: str) -> str:
-    short = " ".join(prompt.split())
-    return short if len(short) <= MAX_PROMPT else f"{short[:MAX_PROMPT]}…"
+def shown_turns(text: str) -> list[Turn]:
+    """The turns up to the prompt of this number; none where there is no such prompt."""
+    try:
+        return conversations.turns_to(int(text[:9])) if text.isdecimal() else []
+    except SlimscopeError:
+        return []
+
+
+def absent(names: Sequence[str]) -> list[str]:
+    """Those of these models that are runs without weights on this machine."""
+    found = {name: job for name in names if (job := find_job(name))}
+    kinds = {name: kind_of(job) for name, job in found.items()}
+    return [n for n, kind in kinds.items() if kind and not has_saved(found[n], kind.saves)]
+
+
+def carry_out(action: str, number: str, actor: Actor) -> str:
+    """Does it; the number of the prompt that is to be shown then, "" for the same."""
+    turns = shown_turns(number)
+    if not turns:
+        raise NotFoundError("Nothing was done.", "There are no such answers.")
+    turn = turns[-1]
+    if action == "again":
+        return str(ask_again(turn.number, actor))
+    if action == "stop":
+        permissions.require_cancelling(actor, [turn.prompt.author])
+        stop(turn)
+    elif action == "delete":
+        conversations.remove(turn.number, actor)
+    elif (choice := action.removeprefix("vote")) in map(str, choices(turn)):
+        vote(turn.number, int(choice), actor)
+    else:
+        raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
+    return ""
+
+
+async def draw_room(request: gr.Request) -> Markup:
+    """The models at work, and the vote on the answers shown, with letters for models as long as
+    whoever looks may not know them."""
+    status = await serving_status()
+    models: dict[str, dict[str, Any]] = status.get("models", {})
+    speed = sum(each["tokens_per_s"] for each in models.values())
+    waiting = sum(each["waiting"] for each in models.values())
+    turns, open_vote = shown_turns(query(request, "chat")), None
+    if turns and len(turns[-1].names) > 1 and turns[-1].finished:
+        turn, hidden = turns[-1], is_hidden(turns, current_user(request).name)
+        counted = Counter(turn.votes.values())
+        tally = [
+            (letter if hidden else said(turn, choice), counted[choice])
+            for choice, letter in choices(turn).items()
+        ]
+        open_vote = turn.number, turn.prompt.text, tally, counted.total()
+    return HTML.room(models, status.get("requests", 0), waiting, speed, open_vote)

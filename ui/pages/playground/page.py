@@ -23,22 +23,19 @@ from ui.format import href
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
-from ui.pages.playground.actions import absent, carry_out, shown_turns
 from ui.pages.playground.answers import HTML
-from ui.pages.playground.room import EVERY_S, draw_room
+from ui.pages.playground.board import absent, carry_out, draw_room, shown_turns
 from ui.runs.choices import answering, models
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.html import LATEST, HtmlPanel, notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
-
-QUICK_LOOK = dlqat.KIND.presets["quick look"]
 
 
 def build() -> None:
     with gr.Tabs(elem_id="playground-tabs") as tabs:
         chat, room = gr.Tab("Chat", id="chat"), gr.Tab("Room", id="room")
     with room:
-        projected, clock = plain(elem_id="playground-room"), gr.Timer(EVERY_S, active=False)
+        projected, clock = plain(elem_id="playground-room"), gr.Timer(1.0, active=False)
     with chat, gr.Row(elem_id="playground", equal_height=False):
         with gr.Column(scale=1, min_width=240, elem_id="playground-side"):
             earlier = HtmlPanel(elem_id="playground-earlier")
@@ -62,13 +59,12 @@ def build() -> None:
     board.view(*show, **LATEST)
     earlier.view(*show, **LATEST).then(composer.show, None, composer.settings, **SILENT_EVENT)
     on_load(composer.arrive, None, composer.settings)
-    on_load(_may_have_alias, None, alias)
     clock.tick(draw_room, None, projected, **SILENT_EVENT)
     for name, one in (("", chat), ("room", room)):
         one.select(_clock(one is room), None, clock, **SILENT_EVENT).then(
             None, None, None, js=f"() => slimscope.tab('{name}')"
         )
-    on_load(_tab, None, [tabs, clock])
+    on_load(opened, None, [tabs, clock, alias])
 
     prompt, said = composer.prompt, [composer.message, composer.chat]
     asked = prompt.submit(
@@ -196,22 +192,19 @@ def _shown_config(request: gr.Request) -> dict[str, Any]:
     return {}
 
 
-def _may_have_alias(request: gr.Request) -> Any:
-    actor = current_user(request)
-    return gr.update(visible=actor.role != "host" and not permissions.may_not_ask(actor))
-
-
-def _actor(request: gr.Request, alias: str) -> Actor:
-    return with_alias(current_user(request), str(alias or ""))
-
-
-def _tab(request: gr.Request) -> Any:
-    tab = query(request, "tab", "chat", ("chat", "room"))
-    return gr.update(selected=tab), gr.Timer(active=tab == "room")
+def opened(request: gr.Request) -> Any:
+    """The tab in the address, whose clock runs; and a name for those who may need one."""
+    actor, tab = current_user(request), query(request, "tab", "chat", ("chat", "room"))
+    named = actor.role != "host" and not permissions.may_not_ask(actor)
+    return gr.update(selected=tab), gr.Timer(active=tab == "room"), gr.update(visible=named)
 
 
 def _clock(runs: bool) -> Callable[[], gr.Timer]:
     return lambda: gr.Timer(active=runs)
+
+
+def _actor(request: gr.Request, alias: str) -> Actor:
+    return with_alias(current_user(request), str(alias or ""))
 
 
 def draw(request: gr.Request) -> Updates:
@@ -220,10 +213,10 @@ def draw(request: gr.Request) -> Updates:
         board = boards.conversation(turns, actor)
     else:
         made = len(answering()) > len(models())
-        form = "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        form = "" if made else href("new", kind=dlqat.KIND.name, **dlqat.KIND.presets["quick look"])
         board = HTML.nothing(boards.EXAMPLES, form, recorded_turn())
     here = turns[-1].conversation.id if turns else 0
-    past = newest_conversations(boards.MAX_EARLIER)
+    past = newest_conversations(30)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}
 
 

@@ -1,10 +1,10 @@
 """What is known of a run besides its figures, as HTML: settings, texts, environment, attempts,
-reproductions; and what it left: disk space, folders and files, how a model is loaded, what can be
-downloaded. Whatever is missing is left out."""
+reproductions; where its model came from and what was made of it; and what it left: disk space,
+folders and files, how a model is loaded, what can be downloaded. What is missing is left out."""
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -13,18 +13,22 @@ from pydantic import ValidationError
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use
+from backend.queue.scheduling import connected
 from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries
+from backend.store.queries import StoredResult
 from backend.store.tables import Artifact, Attempt, Job
 from jobs.estimates import WORK
 from jobs.kind import kinds
+from jobs.metrics import PERPLEXITY, metric
 from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
-from ui.format import NONE, duration, size
+from ui.format import NONE, duration, href, size
 from ui.pages.run.outcome import sentence_case
 from ui.runs.actions import group_buttons
-from ui.runs.results import fields_of
+from ui.runs.results import RunResults, fields_of, find_job, format_value, kind_of, setting_summary
+from ui.runs.rows import by_job
 from ui.templates import fragments
 from ui.widgets.config_form import spoken, title
 from ui.widgets.html import AT_MOST, time_tag
@@ -50,7 +54,6 @@ LABELS = {
     "windows": "Segments or windows",
     "context": "Context, tokens",
 }
-MAX_FILES = 200
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -78,16 +81,12 @@ def plan_card(job: Job) -> Markup:
     except ValidationError:
         parts = {}
     largest = max(map(len, parts.values()), default=0)
-    rows = [
-        [len(names), what, "all others" if len(names) == largest else _few(names)]
-        for what, names in sorted(parts.items(), key=lambda part: -len(part[1]))
-    ]
+    rows = []
+    for what, names in sorted(parts.items(), key=lambda part: -len(part[1])):
+        more = f" and {len(names) - NAMED_LAYERS} more" if len(names) > NAMED_LAYERS else ""
+        named = ", ".join(names[:NAMED_LAYERS]) + more
+        rows.append([len(names), what, "all others" if len(names) == largest else named])
     return HTML.plan(rows)
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED_LAYERS} more" if len(names) > NAMED_LAYERS else ""
-    return ", ".join(names[:NAMED_LAYERS]) + more
 
 
 def texts_card(environment: Mapping[str, Any]) -> Markup:
@@ -115,7 +114,7 @@ def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
         [
             a.n,
             time_tag(a.started_at or a.launched_at, now),
-            _lasted(a),
+            duration((a.ended_at - a.started_at) / 1000) if a.started_at and a.ended_at else NONE,
             a.outcome or "working",
             NONE if a.exit_code is None else a.exit_code,
             a.resumed_from or NONE,
@@ -123,12 +122,6 @@ def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
         for a in attempts
     ]
     return HTML.attempts(rows, now)
-
-
-def _lasted(attempt: Attempt) -> str:
-    if attempt.started_at is None or attempt.ended_at is None:
-        return NONE
-    return duration((attempt.ended_at - attempt.started_at) / 1000)
 
 
 def reproduction_card(job: Job) -> Markup:
@@ -149,40 +142,73 @@ def disk_card(job: Job, user: Actor) -> Markup:
 
 
 def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
-    return Markup().join(_artefact(run, row) for row in rows)
+    """Folders and files with their sizes, and downloads of the small ones."""
+    cards, root = [], settings().artifacts.resolve()
+    for row in rows:
+        path = settings().artifacts / row.path
+        load = LOAD.format(path=str(path)) if row.kind == "model" else ""
+        real, listed = path.resolve(), []
+        found = sorted(real.rglob("*")) if real.is_dir() else [real]
+        files = [file for file in found if file.is_file() and real.is_relative_to(root)]
+        for file in files[:200]:
+            nbytes = file.stat().st_size
+            name = file.relative_to(real) if file != real else file.name
+            limit = size(AT_MOST) if nbytes > AT_MOST else ""
+            download = HTML.download(run, str(file.relative_to(root)), limit)
+            listed.append([HTML.file_name(name), size(nbytes), download])
+        card = HTML.artefact(
+            sentence_case(row.kind),
+            str(path),
+            size(row.bytes),
+            row.sha256,
+            not path.exists(),
+            load,
+            run,
+            listed,
+        )
+        cards.append(card)
+    return Markup().join(cards)
 
 
-def _artefact(run: str, row: Artifact) -> Markup:
-    path = settings().artifacts / row.path
-    load = LOAD.format(path=str(path)) if row.kind == "model" else ""
-    return HTML.artefact(
-        sentence_case(row.kind),
-        str(path),
-        size(row.bytes),
-        row.sha256,
-        not path.exists(),
-        load,
-        run,
-        _files(run, row),
-    )
+@dataclass(frozen=True)
+class LineageNode:
+    """Model of the catalogue, or a run with its `change` to the model before and its perplexity."""
+
+    name: str
+    href: str = ""
+    change: str = ""
+    figure: str = ""
+    state: str = ""
 
 
-def _files(run: str, row: Artifact) -> list[list[str]]:
-    """Files with their sizes, and downloads of the small ones."""
-    root = settings().artifacts.resolve()
-    path = (root / row.path).resolve()
-    if not path.is_relative_to(root) or not path.exists():
-        return []
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [_file(run, file, path, root) for file in files[:MAX_FILES]]
+def lineage_card(job: Job) -> Markup:
+    """Chain from the first model to this run, and runs that started from it; empty if alone."""
+    before, after = ancestors(job), queries.runs_from(job.run, 12)  # the newest
+    if len(before) < 2 and not after:
+        return Markup()
+    runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
+    stored = by_job(queries.results([each.run for each in runs]))
+    chain = [node(each, stored) for each in before]
+    whole = href("pipeline", id=job.run) if len(connected(job.id)) > 1 else ""
+    return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
 
 
-def _file(run: str, file: Path, artefact: Path, root: Path) -> list[str]:
-    name = file.relative_to(artefact) if file != artefact else file.name
-    length = file.stat().st_size
-    limit = size(AT_MOST) if length > AT_MOST else ""
-    return [
-        HTML.file_name(name),
-        size(length),
-        HTML.download(run, str(file.relative_to(root)), limit),
-    ]
+def ancestors(job: Job) -> list[Job | str]:
+    """Models before this run: the spec it began with, then runs; a deleted run is a name."""
+    chain: list[Job | str] = []
+    seen, spec = {job.run}, str(job.config.get("model") or "")
+    while (run := find_job(spec)) and run.run not in seen:
+        seen.add(run.run)
+        chain.insert(0, run)
+        spec = str(run.config.get("model") or "")
+    return [spec, *chain] if spec else chain
+
+
+def node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> LineageNode:
+    if isinstance(each, str):
+        return LineageNode(each)
+    results = RunResults(kind_of(each), stored.get(each.id, []), each)
+    value = results.final(PERPLEXITY)
+    figure = f"perplexity {format_value(metric(PERPLEXITY), value)}" if value is not None else ""
+    change = ", ".join(setting_summary(each))
+    return LineageNode(each.run, href("run", id=each.run), change, figure, each.state)

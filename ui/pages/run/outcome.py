@@ -1,13 +1,16 @@
-"""What a run measured, as HTML: figures of the run, of each stage, and the time of each step."""
+"""What a run measured, as HTML: figures of the run, of each stage, and the time of each step; and
+what its model is worth beside the dense one, as an evaluation found, of which the run is the
+subject or which it is."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from math import inf
 
 from markupsafe import Markup
 
-from backend.live.address import QueuedState, queued_state
+from backend.live.address import queued_state
 from backend.metric_key import MetricKey
 from backend.queue.service import (
     ESTIMATED_BYTES,
@@ -19,14 +22,16 @@ from backend.queue.service import (
 from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
-from backend.store.states import RESUMABLE
+from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.fields.models import parameters_of
-from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric, ordered
-from jobs.wording import StageComparison, fixed
+from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
+from jobs.fields.models import has_saved, parameters_of, ships_without
+from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric, ordered
+from jobs.wording import fixed
 from ui.charts.headlines import lower
-from ui.format import HOLD, NONE, duration, number, of_unit, size
+from ui.format import HOLD, NONE, duration, href, number, of_unit, size
 from ui.pages.help.page import explained
+from ui.runs.actions import next_links
 from ui.runs.html import took
 from ui.runs.profiles import over_dense
 from ui.runs.results import (
@@ -45,6 +50,7 @@ from ui.runs.results import (
 from ui.runs.weights import DENSE
 from ui.templates import fragments
 from ui.theme import name_colours
+from ui.widgets.panel import Updates
 
 HTML = fragments("pages/run/page.html")
 MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
@@ -52,13 +58,25 @@ LOWER = re.compile(  # so, too
     r"(.+?) is kept: better on held-out text than (.+?) \(-([\d.]+) %, -([\d.]+) to -([\d.]+) %\)"
 )
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
-REST = "all else: start, loading, measuring, saving"  # of a run's time, besides its steps
-Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 
 def stage_tables(results: RunResults) -> Markup:
     """Metrics by stage; one table for each group of stages that have metrics in common."""
-    return HTML.stage_tables([_stages(results, stages) for stages in results.alike()])
+    own, paint, tables = single(results), name_colours(results.stages), []
+    for stages in results.alike():
+        names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
+        names = [name for name in names if name not in own]
+        names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
+        rows = [
+            [
+                HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
+                *(_figure(results.get(s, n)) for n in names),
+            ]
+            for s in stages
+        ]
+        heads = [*map(explained, ("Stage", *(metric(n).title for n in names)))]
+        tables.append((heads, rows))
+    return HTML.stage_tables(tables)
 
 
 def paired_table(job: Job, results: RunResults) -> Markup:
@@ -76,21 +94,6 @@ def paired_table(job: Job, results: RunResults) -> Markup:
         span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
         rows.append([results.label(stage), number(ratio.value, 3), span, verdict])
     return HTML.paired(results.label(kept), rows, windows) if rows else Markup()
-
-
-def _stages(results: RunResults, stages: Sequence[str]) -> Table:
-    own = single(results)
-    names = [n for n in results.metrics if any(results.get(s, n) for s in stages) and n not in own]
-    names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
-    paint = name_colours(results.stages)
-    rows = [
-        [
-            HTML.stage(explained(results.label(s)), paint[s], s == results.kept),
-            *(_figure(results.get(s, n)) for n in names),
-        ]
-        for s in stages
-    ]
-    return [*map(explained, ("Stage", *(metric(n).title for n in names)))], rows
 
 
 def single(results: RunResults) -> dict[MetricKey, StoredResult]:
@@ -117,24 +120,27 @@ def _figure(row: StoredResult | None) -> str:
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
     if state := queued_state(job.environment or {}):
-        pairs["Perplexity over dense"] = _beside_state(state, job.run)
+        ratios = {"predicted": state.predicted, "live": state.live, "final": over_dense(job.run)}
+        figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in ratios.items() if ratio)
+        pairs["Perplexity over dense"] = HTML.beside(state, ", ".join(figures))
     conditions = speed_conditions(job, results.rows.values())
     reason = LOWER.sub(
         r"Kept: \1. Its perplexity on held-out text is \3 % lower than with \2 (\5 to \4 %)",
         job.kept_reason,
     )
     compared = stage_comparison(job, results.perplexity) if results.kept else None
-    lost, verdict = _lost(job, results, compared), _verdict(job, results, compared)
-    return HTML.outcome(lost, pairs, MINUS.sub("−", reason), verdict, conditions)
-
-
-def _lost(job: Job, results: RunResults, compared: StageComparison | None) -> tuple[str, str]:
-    """What the model the run kept lost against its source, and what to do then."""
     kind, kept = kind_of(job), results.kept or ""
-    if not (kind and kind.compresses and compared) or kept == DENSE:
-        return "", ""
-    measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
-    return compared.lost(kept, DENSE, kind.remedy) if measured else ("", "")
+    lost, verdict = ("", ""), ""
+    if kind and compared:
+        measured = all(0 < compared.perplexity.get(stage, 0) < inf for stage in (DENSE, kept))
+        if kind.compresses and kept != DENSE and measured:
+            lost = compared.lost(kept, DENSE, kind.remedy)
+        said = kind.verdict(compared)
+        verdict = f"On the evaluation text, {lower(said)}" if said else ""
+    elif kind:
+        said = kind.forecast({key: row.value for key, row in results.rows.items()})
+        verdict = f"{said} {_measured(job)}" if said else ""
+    return HTML.outcome(lost, pairs, MINUS.sub("−", reason), verdict, conditions)
 
 
 def _figures(results: RunResults) -> dict[str, str]:
@@ -154,7 +160,11 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
     known, saved = job.environment or {}, results.saved_bytes
     parameters = known.get(PARAMETERS) or results.parameters or parameters_of(base_model(job))
     source, predicted = known.get(SOURCE_BYTES), known.get(PREDICTED_BYTES)
-    before = {"Size before": _source(source, parameters)} if source else {}
+    before = {}
+    if source:  # in 16 bits, by which all are compared, and its own file where that is another
+        usual, file = size_before(source, parameters), size(source)
+        own = "" if usual.startswith(file) else f"its file: {file}"
+        before = {"Size before": HTML.figure_of(usual, own)}
     counted = "Size after"
     if predicted and not saved and (saved := queries.model_bytes([job.id]).get(job.id)):
         counted = "Size after, with tokenizer"
@@ -163,12 +173,6 @@ def _sizes(job: Job, results: RunResults) -> dict[str, str]:
         return before | _beside_estimate(job, counted, "", write, predicted)
     expected = predicted if predicted and size(predicted) != size(saved) else None
     return before | _beside_estimate(job, counted, write(saved), size, expected)
-
-
-def _source(source: float, parameters: float) -> str:
-    """The model in 16 bits, by which all are compared, and its own file where that is another."""
-    usual, file = size_before(source, parameters), size(source)
-    return HTML.figure_of(usual, "" if usual.startswith(file) else f"its file: {file}")
 
 
 def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
@@ -183,12 +187,6 @@ def _costs(job: Job, results: RunResults, now: int) -> dict[str, str]:
     )
 
 
-def _beside_state(state: QueuedState, run: str) -> Markup:
-    said = {"predicted": state.predicted, "live": state.live, "final": over_dense(run)}
-    figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in said.items() if ratio)
-    return HTML.beside(state, ", ".join(figures))
-
-
 def _beside_estimate(
     job: Job, what: str, real: str, write: Callable[[float], str], estimated: float | None
 ) -> dict[str, str]:
@@ -198,17 +196,6 @@ def _beside_estimate(
     if not real:
         return {what: f"about {about} (estimated)"} if about and job.state not in RESUMABLE else {}
     return {what: HTML.figure_of(real, f"estimated {about}" if about not in ("", real) else "")}
-
-
-def _verdict(job: Job, results: RunResults, compared: StageComparison | None) -> str:
-    kind = kind_of(job)
-    if kind is None:
-        return ""
-    if compared is None:
-        forecast = kind.forecast({key: row.value for key, row in results.rows.items()})
-        return f"{forecast} {_measured(job)}" if forecast else ""
-    verdict = kind.verdict(compared)
-    return f"On the evaluation text, {lower(verdict)}" if verdict else ""
 
 
 def _measured(job: Job) -> str:
@@ -223,7 +210,7 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
     """Bars of the steps, and of what is left of the `lasted` seconds of the run."""
     seconds = dict(results.seconds) if len(results.seconds) > 1 else {}
     if seconds and lasted and (rest := lasted - sum(seconds.values())) >= 1:
-        seconds[REST] = rest
+        seconds["all else: start, loading, measuring, saving"] = rest
     longest = max([*seconds.values(), 1e-9])
     bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
     return HTML.times([(explained(sentence_case(step)), *bar) for step, *bar in bars])
@@ -231,3 +218,66 @@ def times(results: RunResults, lasted: float | None = None) -> Markup:
 
 def sentence_case(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def quality(job: Job | None) -> Updates:
+    """Findings of the job's newest evaluation, succeeded ones first, or of the job itself if it is
+    one; and samples."""
+    if job is None:
+        return {"findings": "", "samples": ""}
+    found = [job] if job.kind == NAME else evaluations(job.run)
+    succeeded = (each for each in found if each.state == State.SUCCEEDED)
+    evaluation = next(succeeded, next(iter(found), None))
+    results = queries.results([evaluation.run]) if evaluation else []
+    rows = {(r.stage, r.metric): r for r in results}
+    return {
+        "findings": findings(job, evaluation, rows),
+        "samples": samples(evaluation if evaluation and rows else job),
+    }
+
+
+def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
+    if evaluation is None:
+        return HTML.findings([], False, _invitation(job), None, "")
+    kind = kind_of(evaluation)
+    perplexity = {s: row.value for (s, name), row in rows.items() if name == PERPLEXITY}
+    verdicts = [kind.verdict(stage_comparison(evaluation, perplexity))] if kind else []
+    sentences = [text for text in (*verdicts, *size_and_speed(rows)) if text]
+    where = evaluation.environment
+    processor = where.get("cpu" if where.get("device") == "cpu" else "device", "")
+    conditions = " · ".join(filter(None, (processor, speed_conditions(evaluation, rows.values()))))
+    other = evaluation if evaluation.id != job.id else None
+    waiting = evaluation.state in ACTIVE
+    return HTML.findings(sentences, waiting, _invitation(job), other, conditions)
+
+
+def _invitation(job: Job) -> Markup:
+    kind = kind_of(job)
+    if kind and not kind.has_models:
+        return HTML.not_a_model(next_links(job))
+    if has_saved(job, "model"):
+        timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
+        launch = href("new", kind=NAME, model=job.run)
+        return HTML.not_evaluated(launch, bool(samples(job)), timed)
+    return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), ships_without(job))
+
+
+def samples(job: Job) -> Markup:
+    """Greedy texts of dense and kept model, marked from their first difference."""
+    results = RunResults(kind_of(job), queries.results([job.run]), job)
+    kept = results.kept or MODEL
+    dense, compressed = samples_of(job.run), samples_of(job.run, kept)
+    if not compressed:
+        return Markup()
+    pairs = []
+    for place, sample in enumerate(compressed[: len(dense) or None]):
+        after, texts = str(sample.get("text", "")).strip(), []
+        same = len(after)
+        if dense:
+            before = str(dense[place].get("text", "")).strip()
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+            same = len([*alike])
+            texts = [("Dense", before[:same], before[same:])]
+        texts.append((results.label(kept), after[:same], after[same:]))
+        pairs.append((str(sample.get("prompt", "")), texts))
+    return HTML.samples(pairs)

@@ -27,10 +27,8 @@ from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
-from ui.pages.run import details, quality
-from ui.pages.run.details import artefacts, disk_card
-from ui.pages.run.lineage import lineage_card
-from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
+from ui.pages.run import details
+from ui.pages.run.outcome import outcome, paired_table, quality, sentence_case, stage_tables, times
 from ui.runs.actions import (
     act,
     buttons,
@@ -80,17 +78,7 @@ WEIGHTS = Panel(
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_CURVES = "This run has recorded no curves."
-# of a run that has ended, and of one that is active
-NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
-NO_PERPLEXITY = (
-    "This run measured no perplexity.",
-    "Perplexity appears here as the stages are measured.",
-)
 NO_WEIGHT_STATISTICS = "This run has stored no weight statistics of two stages."
-NO_ARTEFACTS = (
-    "This run saved no artefacts.",
-    "The run saves its model here when it succeeds.",
-)
 
 
 def build() -> None:
@@ -101,7 +89,8 @@ def build() -> None:
     with tab["summary"]:
         page = Outputs(head=head, **_summary())
     with tab["measures"]:
-        measures = quality.build()
+        findings, samples = plain(elem_id="measures-said"), plain(elem_id="measures-samples")
+        measures = Outputs(findings=findings, samples=samples)
     with tab["curves"]:
         lines = Outputs(waiting=plain(elem_id="run-no-curves"))
         with gr.Row(elem_classes="curve-wall"):
@@ -159,23 +148,32 @@ def draw(request: gr.Request) -> Updates:
         return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
+    unsaved = (
+        "The run saves its model here when it succeeds."
+        if job.state in ACTIVE
+        else "This run saved no artefacts."
+    )
     html = {
         "head": head_html(job, user),
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
         "behind": WIDGETS.stack(
             HTML.steps(times(results, elapsed(job, now_ms()))),
-            lineage_card(job),
+            details.lineage_card(job),
             details.reproduction_card(job),
         ),
         "stages": gr.update(visible=results.of_models),
         "settings": WIDGETS.stack(
             details.config_card(job), details.plan_card(job), details.texts_card(job.environment)
         ),
-        "history": history(job),
-        "disk": disk_card(job, user),
-        "artefacts": artefacts(job.run, queries.artifacts(job.run))
-        or empty(NO_WEIGHTS if ships_without(job) else NO_ARTEFACTS[job.state in ACTIVE]),
+        "history": WIDGETS.stack(
+            details.environment_card(job),
+            details.attempts_card(queries.attempts(job.run), now_ms()),
+            HTML.history(history_html(job)),
+        ),
+        "disk": details.disk_card(job, user),
+        "artefacts": details.artefacts(job.run, queries.artifacts(job.run))
+        or empty(NO_WEIGHTS if ships_without(job) else unsaved),
     }
     before_after = weights_chart(job)
     html["weights"] = gr.update(visible=before_after.frame is not None)
@@ -185,7 +183,8 @@ def draw(request: gr.Request) -> Updates:
 
 def stages_chart(job: Job, results: RunResults) -> Chart:
     if PERPLEXITY not in results.metrics:
-        return Chart(NO_PERPLEXITY[job.state in ACTIVE])
+        active = "Perplexity appears here as the stages are measured."
+        return Chart(active if job.state in ACTIVE else "This run measured no perplexity.")
     return perplexity_chart([*results.rows.values()], results.labels)
 
 
@@ -212,7 +211,7 @@ def weights_chart(job: Job) -> Chart:
 
 
 def draw_measures(request: gr.Request) -> Updates:
-    return quality.update(chosen_job(request))
+    return quality(chosen_job(request))
 
 
 def head_html(job: Job, actor: Actor) -> Markup:
@@ -235,16 +234,14 @@ def head_html(job: Job, actor: Actor) -> Markup:
 def results_html(job: Job, results: RunResults) -> Markup:
     stages = stage_tables(results)
     needed = awaited([job.id]).get(job.id, [])
-    waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
-    waiting = waits(needed) if needed else waiting
+    waiting = ""
+    if needed:
+        waiting = waits(needed)
+    elif not stages and not results.of_run:
+        active = "Results appear here as they are measured."
+        waiting = active if job.state in ACTIVE else "No results recorded."
     figures = outcome(job, results, now_ms())
     return HTML.results(waiting, figures, stages + paired_table(job, results))
-
-
-def history(job: Job) -> Markup:
-    attempts = details.attempts_card(queries.attempts(job.run), now_ms())
-    events = HTML.history(history_html(job))
-    return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
 def draw_curves(request: gr.Request) -> Updates:
@@ -319,10 +316,6 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [gr.skip(), show_error(error)]
 
 
-def _stages(job: Job) -> Chart:
-    return stages_chart(job, RunResults(kind_of(job), queries.results([job.run]), job))
-
-
 def _curve(place: int) -> Callable[[Job], Chart]:
     def draw(job: Job) -> Chart:
         found = [*_cards(job).items()][place : place + 1]
@@ -331,9 +324,12 @@ def _curve(place: int) -> Callable[[Job], Chart]:
     return draw
 
 
-REPORTED = {STAGES: _stages, WEIGHTS: weights_chart} | {
-    panel: _curve(place) for place, panel in enumerate(CURVES)
-}
+REPORTED = {
+    STAGES: lambda job: stages_chart(
+        job, RunResults(kind_of(job), queries.results([job.run]), job)
+    ),
+    WEIGHTS: weights_chart,
+} | {panel: _curve(place) for place, panel in enumerate(CURVES)}
 PAGE = Page(
     "Run",
     "run",

@@ -1,7 +1,5 @@
 """Runs: filter, sort and select runs, compare them with a baseline, tag and export them."""
 
-from typing import Any
-
 import gradio as gr
 
 from backend.errors import ConfigError, SlimscopeError
@@ -89,7 +87,10 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     user = current_user(request)
     try:
         if action in EXPORTS:
-            return {"message": show_html(), "download": export(action, request)}
+            table = query_runs(TableQuery.from_address(request))
+            content = EXPORTS[action](table.rows, table.columns).encode()
+            file = file_payload(f"slimscope-runs.{action}", content)
+            return {"message": show_html(), "download": file}
         if action == "save-view":
             labels.save_view(text, saved_query(dict(request.query_params or {})), user)
             message = f"The view {text.strip()} is saved for all users."
@@ -104,11 +105,6 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     except SlimscopeError as error:
         return {"message": show_error(error)}
     return {"message": show_success(message)}
-
-
-def export(form: str, request: gr.Request) -> dict[str, Any]:
-    table = query_runs(TableQuery.from_address(request))
-    return file_payload(f"slimscope-runs.{form}", EXPORTS[form](table.rows, table.columns).encode())
 
 
 PAGE = Page("Runs", "runs", build, order=20, section="Runs", key="r")

@@ -11,6 +11,7 @@ Of a run (`ui.widgets.packed`):
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from jobs.kind import kinds
 from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
-from ui.pages.weights.selection import WeightsSelection, default_stages, main_stages
+from ui.pages.weights.charts import WeightsSelection, default_stages, main_stages
 from ui.runs.results import real_first
 from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import declared, stage_style
@@ -57,13 +58,7 @@ PROFILES = {  # that are sent by name
     SINGULAR_VALUES,
     INPUT_ENERGY,
 }
-SPOT = re.compile(r"(\d{1,6}),(\d{1,6})")  # output, input
-ZOOM = 48  # rows and columns of single weights
 NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
-TOO_LARGE = (
-    "The histograms of {} matrices at {} stages are too large for a page: at most {} MB are sent. "
-    "slimscope tensors writes their statistics."
-)
 
 
 # all histograms of a run --------------------------------------------------------------------------
@@ -78,7 +73,23 @@ def packed_run(run: str) -> PackedArrays | None:
         bins //= 2
     if bins < MIN_BINS:
         return None
-    arrays = _histograms(weights, bins) | {"values": _values(weights)}
+    place = {name: n for n, name in enumerate(weights.tensors)}
+    stages = {stage: n for n, stage in enumerate(weights.stages)}
+    counts = np.zeros((len(place), len(stages), bins), "<u4")
+    tails = np.zeros((len(place), len(stages), 4), "<f8")
+    edges = np.full((len(place), 2), np.nan)
+    for one in tensors.run_snapshots(weights.job.id):  # later steps take the place of earlier ones
+        if one.tensor not in place or one.stage not in stages or len(one.counts) % bins:
+            continue
+        t, s = place[one.tensor], stages[one.stage]
+        if np.isnan(edges[t, 0]):
+            edges[t] = one.lo, one.hi
+        if (one.lo, one.hi) == tuple(edges[t]):
+            counts[t, s] = one.counts.reshape(bins, -1).sum(1)
+            tails[t, s] = one.n, one.zeros, one.below, one.above
+    if counts.max(initial=0) < 2**16:
+        counts = counts.astype("<u2")
+    arrays = {"counts": counts, "tails": tails, "edges": edges, "values": _values(weights)}
     return PackedArrays.of(_header(weights) | {"bins": bins, "merged": BINS // bins}, arrays)
 
 
@@ -94,29 +105,10 @@ def _mark(run: str) -> tuple[Any, ...] | None:
 packed_of = RunReader(packed_run, _mark, size=4)
 
 
-def _histograms(weights: RunWeights, bins: int) -> dict[str, np.ndarray]:
-    place = {name: n for n, name in enumerate(weights.tensors)}
-    stages = {stage: n for n, stage in enumerate(weights.stages)}
-    counts = np.zeros((len(place), len(stages), bins), "<u4")
-    tails = np.zeros((len(place), len(stages), 4), "<f8")
-    edges = np.full((len(place), 2), np.nan)
-    for one in tensors.run_snapshots(weights.job.id):  # later steps take the place of earlier ones
-        if one.tensor not in place or one.stage not in stages or len(one.counts) % bins:
-            continue
-        t, s = place[one.tensor], stages[one.stage]
-        if np.isnan(edges[t, 0]):
-            edges[t] = one.lo, one.hi
-        if (one.lo, one.hi) == tuple(edges[t]):
-            counts[t, s] = one.counts.reshape(bins, -1).sum(1)
-            tails[t, s] = one.n, one.zeros, one.below, one.above
-    small = counts.max(initial=0) < 2**16
-    return {"counts": counts.astype("<u2") if small else counts, "tails": tails, "edges": edges}
-
-
 def _values(weights: RunWeights) -> np.ndarray:
     """Statistics [statistics, tensors, stages], those that are drawn only last."""
     table = with_largest(weights.table)
-    names = [*available(table), *_drawn_only(weights)]
+    names = [*available(table), *(name for name in DRAWN_ONLY if name in table)]
     return np.stack(
         [
             table.pivot(index="tensor", columns="stage", values=name)
@@ -125,10 +117,6 @@ def _values(weights: RunWeights) -> np.ndarray:
             for name in names
         ]
     )
-
-
-def _drawn_only(weights: RunWeights) -> list[str]:
-    return [name for name in DRAWN_ONLY if name in weights.table]
 
 
 def _header(weights: RunWeights) -> dict[str, Any]:
@@ -170,7 +158,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
             [name, label, *weights.places[name]] for name, label in weights.tensors.items()
         ],
         "statistics": statistics,
-        "unlisted": _drawn_only(weights),
+        "unlisted": [name for name in DRAWN_ONLY if name in weights.table],
         "groups": bool(tensors.profiles(job.id, settled.tensor, CODES)),
         "defaults": {"stage": settled.stage, "stat": settled.stat, "tensor": settled.tensor},
         "overlaid": default_stages(weights, two_runs=False),
@@ -185,9 +173,23 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
     "3/dense/row_norm"; with `spot`, weights by stage. An unknown tensor or name has none."""
     if tensor not in weights.tensors:
         return PackedArrays.of({}, {})
-    if spot := SPOT.fullmatch(query.get("spot", "")):
-        return _saved_weights(weights, tensor, int(spot[1]), int(spot[2]))
-    names, run = PROFILES & {*query.get("names", "").split(",")}, weights.job.id
+    run = weights.job.id
+    if spot := re.fullmatch(r"(\d{1,6}),(\d{1,6})", query.get("spot", "")):  # output, input
+        outputs, inputs = (
+            next((len(p.values) for p in tensors.profiles(run, tensor, name)), 0)
+            for name in (channel_profile(side, "norm") for side in SIDES)
+        )
+        output, input = int(spot[1]), int(spot[2])
+        if output >= outputs or input >= inputs:
+            return PackedArrays.of({}, {})
+        region, arrays = Region.around(output, input, (outputs, inputs), 48), {}
+        for stage, folder in saved_folders(weights.job).items():
+            with suppress(ModelError):
+                values = read_region(folder, tensor, region)
+                if values is not None and stage in weights.labels:
+                    arrays[stage] = values.astype("<f4")
+        return PackedArrays.of({"first": [region.rows[0], region.columns[0]]}, arrays)
+    names = PROFILES & {*query.get("names", "").split(",")}
     module = weights.places[tensor][1]
     found = [
         profile
@@ -199,25 +201,6 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
         )
     ]
     return PackedArrays.of({}, {f"{p.block}/{p.stage}/{p.name}": p.values for p in found})
-
-
-def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedArrays:
-    """Weights around a place at the stages whose files are there, [rows, columns]."""
-    sides = [
-        next((len(p.values) for p in tensors.profiles(weights.job.id, tensor, name)), 0)
-        for name in (channel_profile(side, "norm") for side in SIDES)
-    ]
-    if output >= sides[0] or input >= sides[1]:
-        return PackedArrays.of({}, {})
-    region, arrays = Region.around(output, input, (sides[0], sides[1]), ZOOM), {}
-    for stage, folder in saved_folders(weights.job).items():
-        try:
-            values = read_region(folder, tensor, region)
-        except ModelError:
-            continue
-        if values is not None and stage in weights.labels:
-            arrays[stage] = values.astype("<f4")
-    return PackedArrays.of({"first": [region.rows[0], region.columns[0]]}, arrays)
 
 
 # the answer ---------------------------------------------------------------------------------------
@@ -238,8 +221,12 @@ def histograms(request: Request) -> Response:
     if (found := packed_of(run)) is not None:
         return found.answer(request)
     weights = weights_of(run)
-    numbers = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
-    return _nothing(Markup.escape(TOO_LARGE.format(*numbers, MAX_BYTES // 1_000_000)), 413)
+    matrices, stages = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
+    why = (
+        f"The histograms of {matrices} matrices at {stages} stages are too large for a page: at "
+        f"most {MAX_BYTES // 1_000_000} MB are sent. slimscope tensors writes their statistics."
+    )
+    return _nothing(Markup.escape(why), 413)
 
 
 def _opened() -> str:

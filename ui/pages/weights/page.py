@@ -2,18 +2,41 @@
 
 histograms     what the page's scripts (`assets/scripts/weights`) draw: all histograms of a run as
                one binary, and on demand the profiles of a tensor
-selection      what is looked at, as the address names it
-charts         map, histogram and perplexity as reports show them
-inspect_model  statistics of a model without a run
+charts         what is looked at, as the address names it; map, histogram and perplexity as
+               reports show them
+
+Below them, statistics of a model without a run: one button queues them.
 """
 
-import gradio as gr
+from contextlib import suppress
+from typing import Any
 
-from ui.frame import Page, on_change
-from ui.pages.weights import inspect_model
-from ui.pages.weights.charts import WeightsView, map_chart, stages_chart, tensor_chart
-from ui.pages.weights.selection import AGAINST, OPTIONS, TEXTS, VIEWS
+import gradio as gr
+from gradio.events import Dependency
+
+from backend.errors import NotFoundError, SlimscopeError
+from backend.queue.permissions import may_not_add
+from backend.settings import settings
+from backend.store import queries
+from backend.store.tables import Artifact
+from jobs import submit
+from jobs.weight_statistics.kind import NAME
+from ui.frame import SILENT_EVENT, Page, current_user, on_change, on_load
+from ui.pages.weights.charts import (
+    AGAINST,
+    OPTIONS,
+    TEXTS,
+    VIEWS,
+    WeightsSelection,
+    WeightsView,
+    map_chart,
+    stages_chart,
+    tensor_chart,
+)
+from ui.runs.choices import models
 from ui.templates import fragments
+from ui.widgets.dropdown import Choices, dropdown
+from ui.widgets.html import WIDGETS, notice, plain, show_error, show_html
 from ui.widgets.panel import Panel, page_charts
 
 HTML = fragments("pages/weights/page.html")
@@ -40,10 +63,64 @@ def build() -> None:
         elem_id="weights-explorer",
     )
     run = gr.Textbox(visible=False)
-    computed = inspect_model.build(run)
+    computed = inspect_model(run)
     computed.then(None, run, None, js="(run) => slimscope.openRun(run)")
     explorer.inspected(None, None, run, js="() => slimscope.openedRun()")
     on_change(None, js="() => { slimscope.changed?.(); }")
+
+
+def inspect_model(run: gr.Textbox) -> Dependency:
+    """Draws the panel; returns the event after which the control `run` holds the new run."""
+    with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
+        about = (
+            "Statistics of every weight matrix of a model as it is: no text, no forward pass, "
+            "little memory. They appear here block by block."
+        )
+        plain(WIDGETS.chart_note(about))
+        with gr.Row(elem_classes="bar"):
+            model = dropdown(
+                "Model", "weights-model", min_width=240, allow_custom_value=True, render=True
+            )
+            button = gr.Button(
+                "Compute statistics", scale=0, min_width=180, elem_id="weights-compute"
+            )
+        message = notice("weights-told")
+    on_load(open_panel, run, [model, button, message])
+
+    def offer(run: str | None) -> Any:
+        return gr.update(choices=models_for(run or ""))
+
+    run.change(offer, run, model, **SILENT_EVENT)
+    event: Dependency = button.click(compute, model, [message, run], **SILENT_EVENT)
+    return event
+
+
+def models_for(run: str) -> Choices:
+    """The model this run has saved, and the catalogue."""
+    saved: list[Artifact] = []
+    with suppress(NotFoundError):
+        saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []
+    return [(f"{run}: saved model", str(settings().artifacts / a.path)) for a in saved] + models()
+
+
+def open_panel(run: str, request: gr.Request) -> tuple[Any, Any, Any]:
+    """Model list, button and notice, as they are for this visitor on arrival."""
+    offered = models_for(run)
+    reason = may_not_add(current_user(request))
+    return (
+        gr.update(choices=offered, value=offered[0][1] if offered else None),
+        gr.update(interactive=not reason),
+        show_html(HTML.quiet(reason)),
+    )
+
+
+def compute(model: str | None, request: gr.Request) -> tuple[Any, Any]:
+    """Queues statistics of the model: notice, and the run that is to be shown now."""
+    try:
+        job = submit.submit(NAME, {"model": model or ""}, current_user(request))
+    except SlimscopeError as error:
+        return show_error(error), gr.skip()
+    return show_html(), job.run
 
 
 PAGE = Page(
@@ -54,5 +131,10 @@ PAGE = Page(
     section="Explore",
     key="w",
     heading=False,
-    charts=page_charts("weights", WeightsView.of_address, REPORTED, "run"),
+    charts=page_charts(
+        "weights",
+        lambda request: WeightsView.at(WeightsSelection.from_address(request)),
+        REPORTED,
+        "run",
+    ),
 )

@@ -1,7 +1,6 @@
 """Workbench: a format for every layer, changed by knobs, and what it does at once.
 
-tables    layers, knobs, and the profile a browser predicts from
-weights   the dense weights of a layer, of which a browser makes any format
+tables    layers, knobs, the profile a browser predicts from, the weights it makes any format of
 
 All else is in the page's scripts (`assets/scripts/workbench`); measured is by the live model."""
 

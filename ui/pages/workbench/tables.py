@@ -1,5 +1,7 @@
 """What the browser is told of a model, for which no process has to hold it: its layers and the
-knobs there are, and the profile of a run, from which it predicts any state."""
+knobs there are; the profile of a run, from which it predicts any state; and the dense weights of
+one layer, from which it makes any format at once: rows of the matrix as they lie in the model's
+files, and the energies of its inputs where a run has stored them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -10,9 +12,10 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.errors import ConfigError, ModelError, NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE, state_at
 from backend.models.families.stored import LinearShape
+from backend.models.sources.catalogue import local_folder
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
@@ -20,11 +23,12 @@ from backend.quantization.config import MAX_BITS, MIN_BITS, Width
 from backend.queue import gate
 from backend.queue.actor import Actor
 from backend.sensitivity.profile import DENSE_BITS, Format
-from backend.statistics.tensors import SENSITIVITY
-from backend.store import queries
+from backend.statistics.regions import Region, read_region
+from backend.statistics.tensors import BINS, INPUT_ENERGY, QUANTILES, SENSITIVITY, histogram_edge
+from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.models import resolve_model
+from jobs.fields.models import is_run, resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
@@ -40,13 +44,16 @@ from ui.runs.profiles import (
     quantized_bytes,
     queued_runs,
 )
-from ui.runs.weights import layer_label
+from ui.runs.weights import DENSE, layer_label
 from ui.security.auth import current_user
 from ui.theme import BLUE, DARK, LIGHT, VERMILLION
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays
 
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
+WEIGHTS = "/slimscope/workbench/weights"
+MOST = 1_000_000  # weights that are sent; of a larger matrix, rows at equal distances
+ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS, MOST_PERCENT = ("1:4", "2:4", "4:8"), 90
 BITS = range(MIN_BITS, MAX_BITS + 1)
@@ -229,3 +236,54 @@ def packed_profile(run: str) -> PackedArrays | None:
         "layers": [x.name for x in layers],
     }
     return PackedArrays.of(header, arrays)
+
+
+# the weights of a layer ---------------------------------------------------------------------------
+
+
+def weights(request: Request) -> Response:
+    """Answer to `?model=smollm2-135m&name=model.layers.0.mlp.up_proj`: arrays weights [rows,
+    columns] float32, and energy [columns], which may be missing; the header has all rows."""
+    query = request.query_params
+    try:
+        return _packed(query.get("model", ""), query.get("name", "")).answer(request)
+    except SlimscopeError as error:
+        return error_response(error, 404)
+
+
+def _packed(model: str, name: str) -> PackedArrays:
+    if not is_run(model) and local_folder(model) is None:  # nothing is looked up elsewhere
+        raise ModelError(*ELSEWHERE)
+    resolved = resolve_model(model, reads=False)
+    matrices = (*resolved.facts.linears, *resolved.facts.embeddings)
+    shape = next((x for x in matrices if x.name == name), None)
+    if shape is None:
+        raise NotFoundError(f"{name[:80]!r} is no layer of {model[:80]}.")
+    values = _rows(resolved.source, shape)
+    arrays = {"weights": values}
+    # mean square of the inputs in the dense model, of the newest run that has it
+    jobs = [j for j in queries.runs_with_profile(INPUT_ENERGY) if j.config.get("model") == model]
+    stored = (x for j in jobs for x in tensors.profiles(j.id, f"{name}.weight", INPUT_ENERGY))
+    for found in stored:
+        if found.stage == DENSE and len(found.values) == shape.columns:
+            arrays["energy"] = found.values.astype("<f4")
+            break
+    edge = histogram_edge(*map(float, np.quantile(values, (QUANTILES[0], QUANTILES[-1]))))
+    return PackedArrays.of({"name": name, "bins": BINS, "edge": edge}, arrays, compress=False)
+
+
+def _rows(source: str, shape: LinearShape) -> np.ndarray:
+    """At most `MOST` weights of a matrix, whole rows of it [rows, columns]."""
+    folder, stored = local_folder(source), shape.stored
+    if folder is None:
+        raise ModelError(*ELSEWHERE)
+    step = -(-shape.weights // MOST)
+    tensor = stored.names[0] if stored.names else f"{shape.name}.weight"
+    rows, columns, steps, found = (0, shape.rows), (0, shape.columns), (step, 1), None
+    if stored.transposed:
+        rows, columns, steps = columns, rows, (1, step)
+    if len(stored.names) < 2 and stored.expert is None:
+        found = read_region(folder, tensor, Region(rows, columns), steps)
+    if found is None:
+        raise ModelError("The weights of this layer are stored together with others, or packed.")
+    return np.ascontiguousarray(found.T if stored.transposed else found, "<f4")

@@ -8,8 +8,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from tests.ui.conftest import HOSTILE, job_row, result_rows
 from tests.ui.lab import job, measured, store
-from ui.pages.run.details import reproduction_card
-from ui.pages.run.lineage import ancestors, lineage_card
+from ui.pages.run.details import ancestors, lineage_card, reproduction_card
 
 
 def chain() -> None:

@@ -23,7 +23,7 @@ from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit, unpacked
 from ui.pages.run.outcome import outcome
-from ui.pages.workbench import tables, weights
+from ui.pages.workbench import tables
 from ui.runs.results import RunResults
 
 
@@ -166,21 +166,21 @@ def test_a_profile_at_work_has_the_layers_there_are(client: TestClient) -> None:
 
 def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) -> None:
     name = "model.layers.1.mlp.down_proj"
-    header, arrays = got(client, weights.PATH, model="toy", name=name)
+    header, arrays = got(client, tables.WEIGHTS, model="toy", name=name)
     whole = load("toy").model.get_submodule(name).get_parameter("weight").detach().float().numpy()
     assert header["name"] == name and np.array_equal(arrays["weights"], whole)
     assert header["edge"] == pytest.approx(scale_of(torch.tensor(whole).flatten().sort()[0])[0])
-    monkeypatch.setattr(weights, "MOST", whole.size // 3)
-    _, sampled = got(client, weights.PATH, model="toy", name=name)
+    monkeypatch.setattr(tables, "MOST", whole.size // 3)
+    _, sampled = got(client, tables.WEIGHTS, model="toy", name=name)
     assert np.array_equal(sampled["weights"], whole[::3])
 
 
 def test_no_weights_are_fetched_from_elsewhere(client: TestClient) -> None:
-    answer = client.get(weights.PATH, params={"model": "nobody/nothing", "name": "x"})
+    answer = client.get(tables.WEIGHTS, params={"model": "nobody/nothing", "name": "x"})
     assert answer.status_code == 404 and "not here yet" in answer.json()["what"]
 
 
 @pytest.mark.parametrize("name", ["", "model.norm", "../../etc/passwd"])
 def test_nothing_but_layers_is_read(client: TestClient, name: str) -> None:
-    answer = client.get(weights.PATH, params={"model": "toy", "name": name})
+    answer = client.get(tables.WEIGHTS, params={"model": "toy", "name": name})
     assert answer.status_code == 404 and "is no layer of toy" in answer.json()["what"]
