@@ -77,7 +77,13 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     """
     gate.count_answer(actor, spend=False)
     config = parse_config(ChatSettings, values)
-    _require_answerable(config)
+    # raise `SlimscopeError` if one of the models cannot answer, or is too large for the memory
+    models = [_facts(side, config) for side in read_sides(config.sides)]
+    shortest = min(models, key=lambda facts: facts.context)
+    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
+    largest = max(models, key=weight_memory)
+    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
+    check_memory(needed, memory_available(), largest.title)
     sides = [*read_names(config.sides)]
     before = conversations.turns_to(after) if after else []
     if before and (before[0].names != sides or before[0].conversation.blind != blind):
@@ -107,16 +113,6 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         return conversations.add_prompt(
             session, conversation, parent, config.prompt, settings, actor.signature
         ).id
-
-
-def _require_answerable(config: ChatSettings) -> None:
-    """Raise `SlimscopeError` if one of the models cannot answer, or is too large for the memory."""
-    models = [_facts(side, config) for side in read_sides(config.sides)]
-    shortest = min(models, key=lambda facts: facts.context)
-    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
-    largest = max(models, key=weight_memory)
-    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
-    check_memory(needed, memory_available(), largest.title)
 
 
 def _facts(side: GenerationSide, config: ChatSettings) -> ModelFacts:

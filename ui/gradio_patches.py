@@ -13,7 +13,6 @@ import uvicorn
 from gradio import http_server, processing_utils, route_utils, state_holder
 from gradio.blocks import Block
 from gradio.context import Context
-from gradio.data_classes import PredictBody
 from gradio.exceptions import Error
 from gradio.routes import App
 from starlette.exceptions import HTTPException
@@ -128,32 +127,30 @@ def check_calls() -> None:
 
     def found(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
         try:
-            return _function_of(blocks, api_name, body)
+            if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
+                raise ConfigError("The call was not accepted.", "No page makes such a call.")
+            try:
+                function = find_function(blocks, api_name, body)
+            except (KeyError, route_utils.FnIndexInferError):
+                raise ConfigError(
+                    "The call was not accepted.",
+                    "The dashboard has changed since the page was opened.",
+                    "Reload the page.",
+                ) from None
+            if function.fn is None:
+                raise ConfigError("The call was not accepted.", "It is a function of the browser.")
+            if len(body.data) < len(function.inputs):
+                raise ConfigError(
+                    "The call was not accepted.", f"{len(function.inputs)} values are due."
+                )
+            own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
+            for block, value in zip(function.inputs, body.data, strict=False):
+                _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
+            return function
         except SlimscopeError as error:
             raise _refused(body.request, 422, error) from None
 
     route_utils.get_fn = found
-
-
-def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> Any:
-    if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
-        raise ConfigError("The call was not accepted.", "No page makes such a call.")
-    try:
-        function = find_function(blocks, api_name, body)
-    except (KeyError, route_utils.FnIndexInferError):
-        raise ConfigError(
-            "The call was not accepted.",
-            "The dashboard has changed since the page was opened.",
-            "Reload the page.",
-        ) from None
-    if function.fn is None:
-        raise ConfigError("The call was not accepted.", "It is a function of the browser.")
-    if len(body.data) < len(function.inputs):
-        raise ConfigError("The call was not accepted.", f"{len(function.inputs)} values are due.")
-    own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
-    for block, value in zip(function.inputs, body.data, strict=False):
-        _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
-    return function
 
 
 def _check_value(block: Any, value: Any) -> None:

@@ -73,14 +73,6 @@ class ArchiveReader:
 
     def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
         self._archive, self._refused, self._tops = archive, refused, tops
-        self._entries = self._listed()
-        self.manifest = self._read_manifest()
-        self._check_contents()
-
-    def damaged(self, why: str) -> BackupError:
-        return _damaged(self._refused, why)
-
-    def _listed(self) -> dict[str, tarfile.TarInfo]:
         found: dict[str, tarfile.TarInfo] = {}
         for entry in self._archive:
             if entry.name in found:
@@ -88,7 +80,12 @@ class ArchiveReader:
             if len(found) >= MAX_FILES:
                 raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
             found[entry.name] = entry
-        return found
+        self._entries = found
+        self.manifest = self._read_manifest()
+        self._check_contents()
+
+    def damaged(self, why: str) -> BackupError:
+        return _damaged(self._refused, why)
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)

@@ -122,21 +122,18 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
         if cumulated[-1] > wanted:
             break
         if top_p == 1 and not top_k and ranks == RANKS[-1] < len(scores):
-            return _beyond(scores, tokens[0], place - cumulated[-1])
+            # the token at `place` of the cumulated probabilities of all but the given, in their
+            # order
+            chances = scores.double().softmax(-1).cpu()
+            chances[tokens[0].long().cpu()] = 0
+            found = int(torch.searchsorted(chances.cumsum(-1), place - cumulated[-1], right=True))
+            return found if found < len(chances) else int(chances.argmax())
     total = cumulated[-1] if top_k or ranks == len(scores) else 1.0
     if top_p < 1:  # the first that reaches it is the last
         last = int(np.searchsorted(cumulated, top_p * total))
         total = cumulated[min(last, len(cumulated) - 1)]
     found = int(np.searchsorted(cumulated, place * total, side="right"))
     return int(tokens[0, min(found, len(cumulated) - 1)])
-
-
-def _beyond(scores: Tensor, tokens: Tensor, place: float) -> int:
-    """The token at `place` of the cumulated probabilities of all but the given, in their order."""
-    chances = scores.double().softmax(-1).cpu()
-    chances[tokens.long().cpu()] = 0
-    found = int(torch.searchsorted(chances.cumsum(-1), place, right=True))
-    return found if found < len(chances) else int(chances.argmax())
 
 
 def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:

@@ -89,26 +89,23 @@ def time_decoders(
         shift = (turn + offset) % len(names)
         for name in names[shift:] + names[:shift]:
             stop_if_asked(reporter)
-            answer = _answer(arms[name], prompt, limit, ends)
+            arm = arms[name]
+            clock = LapTimer(arm.device)
+            steps = list(arm.decode(prompt, limit, ends))
+            seconds, passes = clock.lap(), [step for step in steps if step.path]
+            answer = TimedAnswer(
+                [token for step in steps for token in step.tokens],
+                [seconds],
+                [len(step.tokens) for step in passes],
+                [[*step.tree.nodes[step.path[-1]]] for step in passes],
+                [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
+            )
             if turn == 0:
                 found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
                 found[name].seconds += answer.seconds
                 found[name].parts += answer.parts
     return {name: found[name] for name in names}
-
-
-def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
-    clock = LapTimer(arm.device)
-    steps = list(arm.decode(prompt, limit, ends))
-    seconds, passes = clock.lap(), [step for step in steps if step.path]
-    return TimedAnswer(
-        [token for step in steps for token in step.tokens],
-        [seconds],
-        [len(step.tokens) for step in passes],
-        [[*step.tree.nodes[step.path[-1]]] for step in passes],
-        [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
-    )
 
 
 def packed(answers: Answers) -> dict[str, object]:
@@ -166,25 +163,21 @@ def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
     parts, plain = _parts(mine), _parts(base)
     texts = [(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
     differing = [same_start(a, b) for a, b in texts if a != b]
+    # share of passes that found a node right, for every node that was ever right
+    ends = [tuple(end) for answer in mine for end in answer.ends]
+    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
     return DecoderSummary(
         MedianRange.of(speeds),
         MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
         sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
         dict(sorted(lengths.items())),
-        _hits(mine),
+        {path: count / len(ends) for path, count in sorted(counts.items())},
         parts,
         sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
         len(texts) - len(differing),
         len(texts),
         min(differing, default=None),
     )
-
-
-def _hits(answers: Sequence[TimedAnswer]) -> dict[Path, float]:
-    """Share of passes that found a node right, for every node that was ever right."""
-    ends = [tuple(end) for answer in answers for end in answer.ends]
-    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
-    return {path: count / len(ends) for path, count in sorted(counts.items())}
 
 
 def _speeds(answers: Sequence[TimedAnswer]) -> list[float]:

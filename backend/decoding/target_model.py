@@ -173,7 +173,27 @@ class TargetModel:
         single = [x for x in segments if len(x.ids) == 1 and x.cache.length]
         if len(single) < 2:
             return [self._read(segment) for segment in segments]
-        stacked = dict(zip(map(id, single), self._append(single), strict=True))
+        # one token each
+        caches = [x.cache for x in single if isinstance(x.cache, PreallocatedCache)]
+        lengths = torch.tensor([cache.length for cache in caches], device=self.device)
+        stack = StackedCache.of(caches, lengths)
+        columns = torch.arange(int(lengths.max()) + 1, device=self.device)
+        distance = (lengths[:, None] - columns)[:, None, None]
+        mask = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
+        mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
+        visible = self.windowed(mask, distance >= self.window) if self.window else mask
+        ids = torch.tensor([segment.ids for segment in single], device=self.device)
+        hidden = self.hidden(ids, stack, lengths[:, None], visible)
+        for cache in caches:
+            cache.rewind(cache.length + 1)
+        logits = self.logits(hidden[:, 0])
+        stacked = dict(
+            zip(
+                map(id, single),
+                [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(single)],
+                strict=True,
+            )
+        )
         return [stacked.get(id(segment)) or self._read(segment) for segment in segments]
 
     def _read(self, segment: Segment) -> Read:
@@ -186,23 +206,6 @@ class TargetModel:
         ids = torch.tensor([segment.ids], device=self.device)
         hidden = self.hidden(ids, cache, positions, mask)[0]
         return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
-
-    def _append(self, segments: Sequence[Segment]) -> list[Read]:
-        """One token each."""
-        caches = [x.cache for x in segments if isinstance(x.cache, PreallocatedCache)]
-        lengths = torch.tensor([cache.length for cache in caches], device=self.device)
-        stack = StackedCache.of(caches, lengths)
-        columns = torch.arange(int(lengths.max()) + 1, device=self.device)
-        distance = (lengths[:, None] - columns)[:, None, None]
-        mask = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
-        mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
-        visible = self.windowed(mask, distance >= self.window) if self.window else mask
-        ids = torch.tensor([segment.ids for segment in segments], device=self.device)
-        hidden = self.hidden(ids, stack, lengths[:, None], visible)
-        for cache in caches:
-            cache.rewind(cache.length + 1)
-        logits = self.logits(hidden[:, 0])
-        return [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(segments)]
 
     def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
         """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`

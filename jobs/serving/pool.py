@@ -172,7 +172,12 @@ class ModelPool:
                     self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
             yield model
         finally:
-            self._leave(key, model)
+            with self._changed:
+                model.users, model.used = model.users - 1, time.monotonic()
+                if not model.is_open and not model.users:
+                    self._models.pop(key, None)
+                self._drop_idle(MODELS_KEPT)
+                self._changed.notify_all()
 
     def _enter(
         self, key: Key, base: ResolvedModel, say: Say, stopped: Callable[[], bool]
@@ -195,14 +200,6 @@ class ModelPool:
             model = self._models[key] = self._models.pop(key)
             model.users += 1
             return model
-
-    def _leave(self, key: Key, model: WarmModel) -> None:
-        with self._changed:
-            model.users, model.used = model.users - 1, time.monotonic()
-            if not model.is_open and not model.users:
-                self._models.pop(key, None)
-            self._drop_idle(MODELS_KEPT)
-            self._changed.notify_all()
 
     def _shortage(self, size: int, device: str) -> str:
         """Why there is no room for another model, in words; "" if there is."""

@@ -85,7 +85,17 @@ class SecurityMiddleware:
         response, request = SecuredSend(send, self.hashes), Request(scope, receive)
         try:
             check(request)
-            await check_bearer(request)
+            # raises `RequestRejectedError` for a token that is not the host's, nor a key of the API
+            text = auth.bearer(request.headers)
+            if text and request.url.path.startswith(OPENAI_PATH):
+                request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
+            if text and not request.scope.get(auth.KEY):
+                try:
+                    auth.check_token(text, auth.peer(request))
+                except RateLimitError as error:
+                    raise RequestRejectedError(429, error) from error
+                except ForbiddenError as error:
+                    raise RequestRejectedError(401, error) from error
             await self._answer(request, response)
         except RequestRejectedError as rejection:
             client = request.client.host if request.client else ""
@@ -144,7 +154,11 @@ class RequestRejectedError(Exception):
 def check(request: Request) -> None:
     """Raises `RequestRejectedError`."""
     headers = request.headers
-    _check_host(auth.host_name(headers))
+    name = auth.host_name(headers)
+    if not _allowed_host(name):
+        why = f"The dashboard does not answer to {name[:80]!r}."
+        do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
+        raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
     if not csrf.same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
@@ -159,31 +173,10 @@ def check(request: Request) -> None:
         )
 
 
-async def check_bearer(request: Request) -> None:
-    """Raises `RequestRejectedError` for a token that is not the host's, nor a key of the API."""
-    text = auth.bearer(request.headers)
-    if text and request.url.path.startswith(OPENAI_PATH):
-        request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
-    if text and not request.scope.get(auth.KEY):
-        try:
-            auth.check_token(text, auth.peer(request))
-        except RateLimitError as error:
-            raise RequestRejectedError(429, error) from error
-        except ForbiddenError as error:
-            raise RequestRejectedError(401, error) from error
-
-
 def _check_json(body: bytes, path: str) -> None:
     values = MAX_TOKEN_IDS if path == COMPLETIONS_PATH else MAX_VALUES
     if problem := json_problem(body, values):
         raise RequestRejectedError(422, ConfigError("The request was not accepted.", problem))
-
-
-def _check_host(name: str) -> None:
-    if not _allowed_host(name):
-        why = f"The dashboard does not answer to {name[:80]!r}."
-        do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
-        raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
 
 
 def _allowed_host(name: str) -> bool:
@@ -248,7 +241,16 @@ class SecuredSend:
         if message["type"] == "http.response.start":
             await self.turn.aclose()
             TIMES.add(time.monotonic() - self._began)
-            self._add_headers(message)
+            headers = MutableHeaders(scope=message)
+            headers.update(HEADERS)
+            space = space_host()
+            framers = f"{HUB} https://{space} 'self'" if space else "'self'"
+            if not space:
+                headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation frames our pages
+            policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
+            headers["Content-Security-Policy"] = policy
+            if self.cookie:
+                headers.append("Set-Cookie", self.cookie)
             if Headers(scope=message).get("content-type", "").startswith("text/html"):
                 self._page = message
                 return
@@ -258,18 +260,6 @@ class SecuredSend:
                 await self._send_page(self._page)
             return
         await self.send(message)
-
-    def _add_headers(self, message: Message) -> None:
-        headers = MutableHeaders(scope=message)
-        headers.update(HEADERS)
-        space = space_host()
-        framers = f"{HUB} https://{space} 'self'" if space else "'self'"
-        if not space:
-            headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation frames our pages
-        policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
-        headers["Content-Security-Policy"] = policy
-        if self.cookie:
-            headers.append("Set-Cookie", self.cookie)
 
     async def _send_page(self, start: Message) -> None:
         body = self._body.replace(b"<script", b'<script nonce="%b"' % self.nonce.encode())

@@ -121,7 +121,20 @@ class ServedSequence:
         step = self._walk(draft, hidden, logits, clock)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
         if self._deliver:
-            self._tell_step(step, pieces, logits[-len(draft.tree) :], ms)
+            # tell the tokens of a step behind those of the prompt; what follows a stop string is
+            # forgotten
+            scores, written = (
+                self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens),
+                self._detokenizer,
+            )
+            for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+                pieces.append(Piece(written.add(token), head, token, *scores[number]))
+                if written.stopped:
+                    del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
+                    break
+            decode = self._tokenizer.decode if self._tokenizer else str
+            rejected = [str(decode([token])) for token in step.rejected]
+            self.tell(NewPieces(pieces, rejected, ms))
         if self._detokenizer.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in request.ends:
@@ -129,19 +142,6 @@ class ServedSequence:
         elif self.generated >= request.max_tokens:
             self.finish("length")
         return step
-
-    def _tell_step(self, step: DecodeStep, pieces: list[Piece], logits: Tensor, ms: float) -> None:
-        """Tell the tokens of a step behind those of the prompt; what follows a stop string is
-        forgotten."""
-        scores, written = self._scores(logits, step.path or [0], step.tokens), self._detokenizer
-        for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
-            pieces.append(Piece(written.add(token), head, token, *scores[number]))
-            if written.stopped:
-                del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
-                break
-        decode = self._tokenizer.decode if self._tokenizer else str
-        rejected = [str(decode([token])) for token in step.rejected]
-        self.tell(NewPieces(pieces, rejected, ms))
 
     def _walk(
         self, draft: DraftTokens, hidden: Tensor, logits: Tensor, clock: LapTimer

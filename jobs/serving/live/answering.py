@@ -30,7 +30,7 @@ from backend.decoding.serving.loop import decode
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
-from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
+from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.store.json_column import finite
@@ -72,17 +72,14 @@ class LiveAnswering(ThreadedEvents[Event]):
             happened = await asyncio.wait_for(self._events.get(), PULSE_S)
         except TimeoutError:
             self._silent += PULSE_S
-            return self._waited()
+            if self._silent < SILENT_S:
+                pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
+                return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
+            why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
+            error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
+            return self.failed(error)
         self._silent, self._last = 0.0, str((happened or {}).get("what", self._last))
         return happened
-
-    def _waited(self) -> Event:
-        if self._silent < SILENT_S:
-            pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
-            return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
-        why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
-        error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
-        return self.failed(error)
 
     def stop(self) -> None:
         """Ends what is measured, unless a newer request of its browser has taken its place."""
@@ -208,22 +205,19 @@ class LiveAnswering(ThreadedEvents[Event]):
         for number, loss in enumerate(losses(live, opened.windows, divergence=True), 1):
             if number * length >= told or number == len(opened.windows):
                 told *= 2
-                self._loss(loss, length, opened.windows.numel())
+                ratio, n = loss.ratio, len(loss.windows)
+                dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
+                figures = {
+                    "loss": loss.loss,
+                    "dense": dense,
+                    "kl": kl,
+                    "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
+                    "low": ratio.low if ratio else nan,
+                    "high": ratio.high if ratio else nan,
+                }
+                self._tell("loss", tokens=n * length, of=opened.windows.numel(), **finite(figures))
                 yield
             self._step()
-
-    def _loss(self, loss: LiveLoss, length: int, of: int) -> None:
-        ratio, n = loss.ratio, len(loss.windows)
-        dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
-        figures = {
-            "loss": loss.loss,
-            "dense": dense,
-            "kl": kl,
-            "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
-            "low": ratio.low if ratio else nan,
-            "high": ratio.high if ratio else nan,
-        }
-        self._tell("loss", tokens=n * length, of=of, **finite(figures))
 
     # texts ----------------------------------------------------------------------------------------
 
