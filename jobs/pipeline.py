@@ -203,8 +203,7 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
     estimates = []
     for number, step in enumerate(pipeline.steps, 1):
         if MODEL not in kind_named(step.kind).config.model_fields:
-            why = ConfigError("It works on no model.", "", "Leave it out.")
-            raise _at(number, step.kind, why)
+            raise _at(number, step.kind, ConfigError("It works on no model.", "", "Leave it out."))
         try:
             estimates.append(checked(step.kind, step.on(pipeline.model, ()))[1])
         except SlimscopeError as error:

@@ -161,8 +161,9 @@ def _check_value(block: Any, value: Any) -> None:
             raise TypeError(f"a {type(value).__name__}")
         block.preprocess(value)
     except (Error, ValueError, TypeError) as error:
-        why = f"{type(block).__name__}: {str(error)[:200]}."
-        raise ConfigError("A value was not accepted.", why) from None
+        raise ConfigError(
+            "A value was not accepted.", f"{type(block).__name__}: {str(error)[:200]}."
+        ) from None
 
 
 def limit_events(app: gr.Blocks) -> None:
@@ -175,8 +176,11 @@ def limit_events(app: gr.Blocks) -> None:
         near = [e for e in queued if client_network(e.client) == client_network(asking.client)]
         own = [e for e in near if e.name == asking.name and not is_unnamed(e)]
         if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
-            do = "Wait until what you asked for is done."
-            raise _refused(request, 429, RateLimitError("Too many requests.", "", do))
+            raise _refused(
+                request,
+                429,
+                RateLimitError("Too many requests.", "", "Wait until what you asked for is done."),
+            )
         return await push(body, request, username)
 
     app._queue.push = limited  # type: ignore[method-assign]

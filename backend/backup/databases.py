@@ -111,8 +111,11 @@ def _emptied(target: Engine) -> Iterator[Connection]:
                     rows = select(sa.func.count()).select_from(ours[name])
                     known = connection.scalar(rows) == 0
                 if not known:
-                    why = f"The table {name} of the new database holds rows."
-                    raise BackupError(NOT_MOVED, why, "Name an empty one.")
+                    raise BackupError(
+                        NOT_MOVED,
+                        f"The table {name} of the new database holds rows.",
+                        "Name an empty one.",
+                    )
             yield connection
     except BaseException:
         target.dispose()
@@ -137,8 +140,11 @@ def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> i
         raise
     except DatabaseError as error:
         reason = str(error.orig or error).splitlines()[0]
-        why = f"The new database did not take a row of {table.name}: {reason}."
-        raise BackupError(NOT_MOVED, why, "Restore a daily copy if that row is damaged.") from error
+        raise BackupError(
+            NOT_MOVED,
+            f"The new database did not take a row of {table.name}: {reason}.",
+            "Restore a daily copy if that row is damaged.",
+        ) from error
     copied = copied_digest = 0
     for stored in there.execution_options(yield_per=BATCH).execute(_all(table)).partitions():
         copied, copied_digest = copied + len(stored), copied_digest + _digest(stored)

@@ -65,9 +65,10 @@ def export_run(
             with rows.open("wb") as file:
                 file.writelines(_lines(job))
         except ValidationError as error:
-            do = "Restore a daily copy of the database, or run it again."
             raise BackupError(
-                "The run was not exported.", f"A row is damaged: {_fault(error)}.", do
+                "The run was not exported.",
+                f"A row is damaged: {_fault(error)}.",
+                "Restore a daily copy of the database, or run it again.",
             ) from error
         whole = SourceFile(ROWS, rows, rows.stat().st_size)
         files = [whole, *files_of(job.run, weights)]
@@ -161,8 +162,9 @@ class RunImport:
                 try:
                     yield run_rows.LINE.validate_json(line)
                 except ValidationError as error:
-                    why = f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
-                    raise self._archive.damaged(why) from error
+                    raise self._archive.damaged(
+                        f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
+                    ) from error
 
     def _check_row(self, row: run_rows.StoredRow) -> None:
         """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
@@ -177,8 +179,9 @@ class RunImport:
             self._unpacked += run_rows.unpacked_bytes(row)
             self._check(self._job.kind, row)
         except (SlimscopeError, ValueError) as error:
-            why = f"A row of {row.table} is none of a run: {error}"[:500]
-            raise self._archive.damaged(why) from error
+            raise self._archive.damaged(
+                f"A row of {row.table} is none of a run: {error}"[:500]
+            ) from error
         if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 
@@ -197,9 +200,11 @@ class RunImport:
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
                 source, target = self._folder / ARTIFACTS / self._run, run_folder(job.run)
                 if target.exists():
-                    why = f"There is a folder {target} already."
-                    do = "slimscope doctor names artefacts that belong to no run."
-                    raise BackupError(NOT_IMPORTED, why, do)
+                    raise BackupError(
+                        NOT_IMPORTED,
+                        f"There is a folder {target} already.",
+                        "slimscope doctor names artefacts that belong to no run.",
+                    )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir():
                     source.rename(target)

@@ -110,8 +110,9 @@ def write_backup(
     complete; only its owner can read it. `checkpoints`: unfinished runs go on from them.
     `BackupError` if the file exists, the options contradict each other, or the disk is too full."""
     if checkpoints and not weights:
-        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
-        raise BackupError(NOT_WRITTEN, why, do)
+        raise BackupError(
+            NOT_WRITTEN, "Checkpoints consist of weights.", "Choose one of the two options."
+        )
     check_new(target)
     settings().artifacts.mkdir(exist_ok=True)
     with (
@@ -183,8 +184,9 @@ def check_room(folder: Path, needed: int, refused: str, do: str) -> None:
     """Raise `BackupError` unless the disk of a folder has room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
-        raise BackupError(refused, why, do)
+        raise BackupError(
+            refused, f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free.", do
+        )
 
 
 def interrupt_live_runs(database: Path) -> list[str]:

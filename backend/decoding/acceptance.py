@@ -47,8 +47,12 @@ class Sampling:
         }
         for name, fits in bounds.items():
             if not fits:
-                why = f"{name} is {getattr(self, name)}."
-                raise ConfigError("The sampling settings are not valid.", why, "", name)
+                raise ConfigError(
+                    "The sampling settings are not valid.",
+                    f"{name} is {getattr(self, name)}.",
+                    "",
+                    name,
+                )
 
 
 class Acceptance:

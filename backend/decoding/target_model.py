@@ -223,8 +223,11 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     """Raise `ModelError` for unsupported attention, positions, cache or head; runs nothing."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
-        do = "Load it with attn_implementation='sdpa'."
-        raise _refused(model, f"Its attention ({kernel}) does not accept a tree mask.", do)
+        raise _refused(
+            model,
+            f"Its attention ({kernel}) does not accept a tree mask.",
+            "Load it with attn_implementation='sdpa'.",
+        )
     sliding_window(model)
     positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not positions or not hasattr(config, "max_position_embeddings"):
@@ -243,8 +246,9 @@ def check_tree(target: TargetModel) -> None:
     try:
         error, limit = _tree_error(target)
     except (TypeError, ValueError, RuntimeError) as failure:
-        why = f"A small tree could not be run: {failure}."[:300]
-        raise _refused(target.model, why) from failure
+        raise _refused(
+            target.model, f"A small tree could not be run: {failure}."[:300]
+        ) from failure
     if not error < limit:
         raise _refused(
             target.model,

@@ -170,8 +170,12 @@ class DenseModel:
         self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
         if len(self.outside) == len(self.layers):
-            what, why = "The model cannot be changed live.", "Its blocks have no linear layers."
-            raise ModelError(what, why, "Choose another model.", "model")
+            raise ModelError(
+                "The model cannot be changed live.",
+                "Its blocks have no linear layers.",
+                "Choose another model.",
+                "model",
+            )
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
@@ -319,8 +323,12 @@ class DenseModel:
     def require_text(self) -> Tensor:
         """The calibration text. Raises ConfigError: there is none."""
         if self.calibration is None:
-            what, why = "There is no calibration text.", "This method needs the inputs of layers."
-            raise ConfigError(what, why, "Choose magnitude and RTN, or a text.", "calibration")
+            raise ConfigError(
+                "There is no calibration text.",
+                "This method needs the inputs of layers.",
+                "Choose magnitude and RTN, or a text.",
+                "calibration",
+            )
         return self.calibration
 
     def walk(

@@ -149,8 +149,13 @@ class Gate:
             self._refused[entrant.address] = time.monotonic()
             do = "Try again in a few seconds."
         before += len(self._waiting)
-        why = f"{before} are before you, {mine} of them yours."
-        raise OverloadError("It is not your turn.", why, do, retry_after_s=RETRY_S, before=before)
+        raise OverloadError(
+            "It is not your turn.",
+            f"{before} are before you, {mine} of them yours.",
+            do,
+            retry_after_s=RETRY_S,
+            before=before,
+        )
 
     async def _wait(self, entrant: Entrant) -> None:
         self._waiting.append(entrant)
@@ -246,9 +251,11 @@ class Rate:
                 while times and times[0] < now - MINUTE:
                     times.popleft()
                 if len(times) >= limit:
-                    why = f"The limit is {limit} requests per minute."
-                    wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                    raise RateLimitError("Too many requests.", why, wait)
+                    raise RateLimitError(
+                        "Too many requests.",
+                        f"The limit is {limit} requests per minute.",
+                        f"Try again in {times[0] + MINUTE - now:.0f} s.",
+                    )
             for name in limits if spend else ():
                 self._times.setdefault(name, deque()).append(now)
 

@@ -175,8 +175,11 @@ def _check(blocks: list[ReportBlock]) -> None:
     if len(blocks) > MOST_BLOCKS:
         raise ConfigError(NOT_SAVED, f"It would have more than {MOST_BLOCKS} parts.")
     if len(runs := runs_of(blocks)) > MOST_RUNS:
-        why = f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}."
-        raise ConfigError(NOT_SAVED, why, "Begin another report, or remove a chart.")
+        raise ConfigError(
+            NOT_SAVED,
+            f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}.",
+            "Begin another report, or remove a chart.",
+        )
 
 
 def _next(blocks: list[ReportBlock]) -> int:

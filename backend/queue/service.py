@@ -89,8 +89,12 @@ def enqueue_all(
     if actor.role != "host":  # whose runs come behind all others
         priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
-        raise ConfigError("The priority was not accepted.", why, "", "priority")
+        raise ConfigError(
+            "The priority was not accepted.",
+            f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}.",
+            "",
+            "priority",
+        )
     about = {**_estimated(cost, len(runs)), **(known or {})}
     jobs = [
         Job(
@@ -205,8 +209,9 @@ def run_next(run: str | int, actor: Actor) -> Job:
         waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
         first = next(iter(waiting), None)
         if first is None or job not in waiting:
-            why = f"It is {job.state}."
-            raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
+            raise ConflictError(
+                f"{job.run} is not queued.", f"It is {job.state}.", "Only queued runs can be moved."
+            )
         if job is not first:
             # the priority that waiting is worth
             older = (job.queued_at - first.queued_at) / scheduling.HOUR_MS

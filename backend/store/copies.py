@@ -43,8 +43,11 @@ def database_file() -> Path:
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     if (file := dialect.file(engine.url)) is None:
-        why = f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database."
-        raise BackupError("The database is not an SQLite file.", why, dialect.backup_advice)
+        raise BackupError(
+            "The database is not an SQLite file.",
+            f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database.",
+            dialect.backup_advice,
+        )
     return file
 
 

@@ -87,5 +87,8 @@ def finite(value: Any) -> Any:
 def check_intact(stored: Any, what: str = "The config") -> None:
     """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
     if isinstance(stored, DamagedJson):
-        why = "Its row in the database is damaged."
-        raise ConfigError(f"{what} of this run cannot be read.", why, "Add it anew.")
+        raise ConfigError(
+            f"{what} of this run cannot be read.",
+            "Its row in the database is damaged.",
+            "Add it anew.",
+        )

@@ -100,8 +100,11 @@ def _parsed(run: str | int) -> tuple[str, int]:
 def _check_kind(run: str | int, kind: str, stored: str | None, number: int) -> None:
     """Raise `NotFoundError` where the run of that number is of another kind than its name says."""
     if kind and stored is not None and run_name(stored, number) != run_name(kind, number):
-        why = f"Run {number} is {run_name(stored, number)}."
-        raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
+        raise NotFoundError(
+            f"There is no run {run}.",
+            f"Run {number} is {run_name(stored, number)}.",
+            "Check the kind of the run.",
+        )
 
 
 def jobs(

@@ -113,8 +113,7 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        why = f"{folder.name}/config.json cannot be read: {error}."
-        raise _damaged(run, why, field) from error
+        raise _damaged(run, f"{folder.name}/config.json cannot be read: {error}.", field) from error
     if name := changed_file(folder, contents=False):
         raise _damaged(run, f"{folder.name}/{name} has changed since it was saved.", field)
     return config

@@ -66,9 +66,12 @@ def budget(
 
 def _budget(given: Sequence[str]) -> Budget:
     if len(given) != 1:
-        what = f"{len(given)} budgets are given." if given else "There is no budget."
-        do = "Give one of size, bits, sparsity, loss and ms."
-        raise ConfigError(what, "", do, field="size")
+        raise ConfigError(
+            f"{len(given)} budgets are given." if given else "There is no budget.",
+            "",
+            "Give one of size, bits, sparsity, loss and ms.",
+            field="size",
+        )
     try:
         return Budget.parse(given[0])
     except ValueError as error:

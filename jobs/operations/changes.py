@@ -241,8 +241,11 @@ def edit_runs(
 ) -> list[Record]:
     """Set the name or the note of runs, add tags or remove them."""
     if name is note is tag is untag is None:
-        do = "Give a name, a note, or tags to add or remove."
-        raise ConfigError("Nothing was changed.", "No change is named.", do)
+        raise ConfigError(
+            "Nothing was changed.",
+            "No change is named.",
+            "Give a name, a note, or tags to add or remove.",
+        )
     added, removed = (labels.tags_in(text) if text is not None else () for text in (tag, untag))
     labels.edit(runs, actor, name=name, text=note, add=added, remove=removed)
     return summaries(runs)

@@ -112,8 +112,11 @@ def _of_metric(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[Mappi
     """The rows of one metric; raises `NotFoundError` where there are none."""
     found = {row["metric"] for row in rows}
     if metric not in found:
-        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
-        raise NotFoundError(f"No run of this sweep has measured {metric[:40]!r}.", "", there)
+        raise NotFoundError(
+            f"No run of this sweep has measured {metric[:40]!r}.",
+            "",
+            f"There are: {', '.join(sorted(found)) or 'no figures yet'}.",
+        )
     yield from (row for row in rows if row["metric"] == metric)
 
 

@@ -57,8 +57,12 @@ def planned_steps(
     widths = {x: form.width for x, form in forms if form.width}
     embedding = _embedding(facts, state)
     if not patterns and not widths:
-        what, why = "There is nothing to run.", "Every layer of the blocks is dense."
-        raise ConfigError(what, why, "Give some layers a format.", "state")
+        raise ConfigError(
+            "There is nothing to run.",
+            "Every layer of the blocks is dense.",
+            "Give some layers a format.",
+            "state",
+        )
     steps: list[tuple[str, dict[str, Any]]] = []
     if patterns:
         pattern, others = _named(patterns, facts)
@@ -79,9 +83,12 @@ def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
     if not bits:
         return {"embedding": "stored"}
     if len(bits) > 1 or not bits.issubset(EMBEDDING_BITS):
-        what = "A run cannot store embedding and head so."
-        why = f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same."
-        raise ConfigError(what, why, "Choose another width for them.", "state")
+        raise ConfigError(
+            "A run cannot store embedding and head so.",
+            f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same.",
+            "Choose another width for them.",
+            "state",
+        )
     return {"embedding": str(bits.pop()), "format": "slimscope"}
 
 

@@ -102,6 +102,7 @@ def sweep_of(run: str) -> list[Job]:
     """The runs of the sweep that `run` belongs to. Raises ConfigError: it was added alone."""
     jobs = queries.sweep(run)
     if not jobs:
-        what, why = f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
-        raise ConfigError(what, why)
+        raise ConfigError(
+            f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."
+        )
     return jobs

@@ -84,8 +84,12 @@ def requirements(config: ProfileJob) -> Requirements:
     windows = config.segments + config.heldout_windows
     require_length(corpus, windows * context_length(config, facts), "calibration_text")
     if not config.heldout_windows:
-        what, why = "Nothing is held out.", "Gradients and losses are taken on held-out windows."
-        raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
+        raise ConfigError(
+            "Nothing is held out.",
+            "Gradients and losses are taken on held-out windows.",
+            "Choose a share above 0.",
+            field="holdout",
+        )
     check_formats(config, facts)
     streamed, needed = memory_bytes(config, facts, memory.memory_available())
     warnings: tuple[str, ...] = ()
@@ -107,9 +111,12 @@ def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
     """The corpus; auto is the model's default."""
     named = config.calibration_text
     if named == "self":
-        what = "A profile is not taken on text that the model samples."
-        why = "Losses on it say little about text of others."
-        raise ConfigError(what, why, "Choose a corpus.", field="calibration_text")
+        raise ConfigError(
+            "A profile is not taken on text that the model samples.",
+            "Losses on it say little about text of others.",
+            "Choose a corpus.",
+            field="calibration_text",
+        )
     return facts.default_text if named == "auto" else named
 
 

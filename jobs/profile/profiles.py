@@ -65,9 +65,12 @@ def newest_profile(model: str) -> SensitivityProfile:
         if job.config.get("model") == model:
             measured = job.environment.get(WEIGHTS_MARK)
             if measured and mark_of(resolve_model(model, reads=False)) not in ("", measured):
-                what, why = f"{model[:80]} has changed.", f"{job.run} has measured other weights."
-                again = f"Profile it again: slimscope submit profile --model {model[:80]}"
-                raise ConfigError(what, why, again, field="model")
+                raise ConfigError(
+                    f"{model[:80]} has changed.",
+                    f"{job.run} has measured other weights.",
+                    f"Profile it again: slimscope submit profile --model {model[:80]}",
+                    field="model",
+                )
             return profile_of_run(job.run)
     raise NotFoundError(
         f"There is no sensitivity profile of {model[:80]}.",
@@ -96,8 +99,12 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
         x for x in profile.formats if x.quantized != pruned and bool(x.pattern) == pruned
     )
     if not formats:
-        what = f"{profile.run} has no {method} formats."
-        raise ConfigError(what, "", "Profile the model in some.", field="allocation")
+        raise ConfigError(
+            f"{profile.run} has no {method} formats.",
+            "",
+            "Profile the model in some.",
+            field="allocation",
+        )
     facts = resolve_model(profile.model, reads=False).facts
     rest = facts.parameters - sum(x.weights for x in profile.layers)
     return BudgetSolver(profile, 2.0 * rest, formats)
@@ -123,8 +130,12 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
     for name, form in read:
         check_layer_patterns([name], profile.layers, field)
         if form not in known:
-            what, why = f"{form[:40]!r} is not in {profile.run}.", "A budget needs its loss."
-            raise ConfigError(what, why, f"Choose {', '.join(sorted(known))}.", field=field)
+            raise ConfigError(
+                f"{form[:40]!r} is not in {profile.run}.",
+                "A budget needs its loss.",
+                f"Choose {', '.join(sorted(known))}.",
+                field=field,
+            )
         held |= {layer.name: form for layer in profile.layers if fits(name, layer)}
     return held
 
@@ -159,8 +170,12 @@ def _mix(
     if budget is None:
         return {}
     if budget.kind not in kinds:
-        what = f"A budget of {budget} is not for a method by which layers are {method}."
-        raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
+        raise ConfigError(
+            f"A budget of {budget} is not for a method by which layers are {method}.",
+            "",
+            f"Write it as in {example}.",
+            field="allocation",
+        )
     profile = newest_profile(config.model)
     held = (f"{name}={Format()}" for name in read_names(config.exclude))
     held_at = pins(profile, ", ".join([*held, overrides]), "overrides")

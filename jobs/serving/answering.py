@@ -171,8 +171,12 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         if isinstance(prompt, str):
             return tuple(tokenizer(prompt).input_ids)
         if prompt and max(prompt) >= len(tokenizer):
-            why = f"It holds token {max(prompt)}; the tokenizer has {len(tokenizer)}."
-            raise ConfigError("The prompt was not accepted.", why, "", "prompt")
+            raise ConfigError(
+                "The prompt was not accepted.",
+                f"It holds token {max(prompt)}; the tokenizer has {len(tokenizer)}.",
+                "",
+                "prompt",
+            )
         return tuple(prompt)
 
     @contextmanager
@@ -246,7 +250,10 @@ def _limit(body: Body, prompt: int, base: ResolvedModel) -> int:
     if not prompt or room < (limit or 0) or (limit is None and room < 1):
         why = f"The prompt has {prompt} tokens, and the context of {base.facts.title} holds "
         why += f"{base.facts.context}."
-        field = "messages" if isinstance(body, ChatBody) else "prompt"
-        do = "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt."
-        raise ConfigError("The request does not fit into the context.", why, do, field)
+        raise ConfigError(
+            "The request does not fit into the context.",
+            why,
+            "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt.",
+            "messages" if isinstance(body, ChatBody) else "prompt",
+        )
     return min(room, body.usual_tokens) if limit is None else limit

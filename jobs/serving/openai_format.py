@@ -216,8 +216,12 @@ def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "There is no such parameter"
-        what = f"{field} was not accepted." if field else "The request was not accepted."
-        raise ConfigError(what, f"{message}.", "", field) from error
+        raise ConfigError(
+            f"{field} was not accepted." if field else "The request was not accepted.",
+            f"{message}.",
+            "",
+            field,
+        ) from error
 
 
 def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, Row]:

@@ -156,9 +156,14 @@ def check(request: Request) -> None:
     headers = request.headers
     name = auth.host_name(headers)
     if not _allowed_host(name):
-        why = f"The dashboard does not answer to {name[:80]!r}."
-        do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
-        raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
+        raise RequestRejectedError(
+            421,
+            ForbiddenError(
+                "Unknown host name.",
+                f"The dashboard does not answer to {name[:80]!r}.",
+                "Use its IP address, or add the name to SLIMSCOPE_NAMES.",
+            ),
+        )
     if not csrf.same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:

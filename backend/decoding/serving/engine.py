@@ -104,10 +104,12 @@ class ServingEngine(DecodingLoop):
         if before < MOST_WAITING and of_person < MOST_OF_A_PERSON:
             return
         seconds = self._pace * (1 + (before if before >= MOST_WAITING else of_person))
-        why = f"{before} requests wait already, {of_person} of them yours."
-        do = f"Try again in about {seconds:.0f} s."
         raise OverloadError(
-            "Too many requests wait.", why, do, retry_after_s=seconds, before=before
+            "Too many requests wait.",
+            f"{before} requests wait already, {of_person} of them yours.",
+            f"Try again in about {seconds:.0f} s.",
+            retry_after_s=seconds,
+            before=before,
         )
 
     def status(self) -> EngineStatus:

@@ -294,5 +294,9 @@ def refuse_prompt(target: TargetModel, request: GenerationRequest) -> None:
             "max_new_tokens",
         )
     if not 0 <= (request.logprobs or 0) <= MOST_LOGPROBS:
-        why = f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told."
-        raise ConfigError("So many log-probabilities are not told.", why, "", "logprobs")
+        raise ConfigError(
+            "So many log-probabilities are not told.",
+            f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told.",
+            "",
+            "logprobs",
+        )

@@ -303,9 +303,12 @@ class LiveAnswering(ThreadedEvents[Event]):
     def _ids(self, opened: OpenedModel) -> Tensor:
         ids = opened.tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
-            why = f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible."
-            do = "Shorten it." if ids else "Write a text."
-            raise ConfigError("The text cannot be traced.", why, do, "text")
+            raise ConfigError(
+                "The text cannot be traced.",
+                f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible.",
+                "Shorten it." if ids else "Write a text.",
+                "text",
+            )
         return torch.tensor(ids)
 
 

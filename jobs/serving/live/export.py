@@ -35,8 +35,12 @@ def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[s
     ConfigError: the format cannot hold the formats of the layers."""
     root, files = settings().root / "models", Checkpoints(settings().root / "models")
     if (root / body.name).exists():
-        what, why = "The model was not written.", f"There is a model called {body.name}."
-        raise ConflictError(what, why, "Choose another name.", "name")
+        raise ConflictError(
+            "The model was not written.",
+            f"There is a model called {body.name}.",
+            "Choose another name.",
+            "name",
+        )
     with files.write(body.name) as draft:
         if body.format == "gguf":
             with tempfile.TemporaryDirectory(dir=settings().root) as source:

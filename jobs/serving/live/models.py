@@ -100,8 +100,12 @@ class OpenedModel:
         base = resolve_model(spec, "against")
         shapes = [(x.linears, x.vocabulary, x.hidden) for x in (self.base.facts, base.facts)]
         if shapes[0] != shapes[1]:
-            what = f"{spec} has no blocks that could stand for those of {self.base.facts.title}."
-            raise ConfigError(what, "Their layers differ.", "Choose another run.", "against")
+            raise ConfigError(
+                f"{spec} has no blocks that could stand for those of {self.base.facts.title}.",
+                "Their layers differ.",
+                "Choose another run.",
+                "against",
+            )
         key = key_of(spec, base, "auto", str(dtype))
         with self.preparing:
             if key not in self.others:
