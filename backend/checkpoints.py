@@ -51,8 +51,7 @@ def _manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
 def is_whole(folder: Path) -> bool:
     """Whether all files in the folder's manifest exist, unchanged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return bool(manifest == _manifest_of(folder))
+        return bool(json.loads((folder / MANIFEST).read_text()) == _manifest_of(folder))
     except (OSError, ValueError):
         return False
 

@@ -70,8 +70,7 @@ def export_run(
                 f"A row is damaged: {_fault(error)}.",
                 "Restore a daily copy of the database, or run it again.",
             ) from error
-        whole = SourceFile(ROWS, rows, rows.stat().st_size)
-        files = [whole, *files_of(job.run, weights)]
+        files = [SourceFile(ROWS, rows, rows.stat().st_size), *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 

@@ -62,8 +62,7 @@ def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Ten
     gram.diagonal().add_(strength)
     weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
     x, y = (inputs[seen:], outputs[seen:]) if seen < len(inputs) else (x, y)
-    residual = (y - x @ weight.T).square().mean()
-    return weight, 1 - (residual / y.square().mean()).item()
+    return weight, 1 - ((y - x @ weight.T).square().mean() / y.square().mean()).item()
 
 
 def channel_scale(values: Tensor) -> Tensor:

@@ -252,15 +252,13 @@ def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]
 
 def run(config: BenchmarkJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
-    device = prepare(config, context)
-    loaded = load_model(config.model, device, config.precision, context)
+    loaded = load_model(config.model, prepare(config, context), config.precision, context)
     target = TargetModel(loaded.model)
     context.log(f"Decoder: {target.decoder}.")
     context.environment(decoder=target.decoder)
     if target.native:
         context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
-    benchmark = DecodingBenchmark(config, loaded, target, context)
-    benchmark.compare()
+    DecodingBenchmark(config, loaded, target, context).compare()
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
     context.outcome(flops=sum(flops_by_phase(config, loaded.facts, drafters).values()))
     reports = decoder_reports(context.run)

@@ -153,8 +153,7 @@ class DecodingLoop:
                 self.fail(sequence, error)
                 continue
             rows += len(draft.tokens)
-            segment = sequence.segment(tokens, draft)
-            work.append(Work(sequence, draft, segment, clock.lap()))
+            work.append(Work(sequence, draft, sequence.segment(tokens, draft), clock.lap()))
         if not work:
             return work
         found = self._target.run([each.segment for each in work])

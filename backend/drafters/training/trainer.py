@@ -204,9 +204,7 @@ class DrafterTrainer(Trainer):
 
     def _batch(self, step: int) -> list[int]:
         """Sequences of a step. Epochs are shuffled; sequences of similar length share a batch."""
-        size = self.config.batch
-        per_epoch = math.ceil(len(self.indices) / size)
-        epoch, place = divmod(step, per_epoch)
+        epoch, place = divmod(step, math.ceil(len(self.indices) / self.config.batch))
         if getattr(self, "_epoch", None) != epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return self._order[place]
