@@ -18,7 +18,14 @@ class Detokenizer:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase | None, stops: Sequence[str] = ()
     ) -> None:
-        self._tokenizer = None if tokenizer is None else _backend(tokenizer)
+        self._tokenizer = getattr(tokenizer, "backend_tokenizer", None)  # the one in Rust
+        if tokenizer is not None and not isinstance(self._tokenizer, Tokenizer):
+            raise ModelError(
+                "The tokenizer cannot decode a stream of tokens.",
+                f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
+                "Convert it with transformers, or choose a model that has one.",
+                "model",
+            )
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stops = tuple(stop for stop in stops if stop)
         self._decoded, self._emitted = "", 0
@@ -47,16 +54,3 @@ class Detokenizer:
     def _emit(self, end: int) -> str:
         start, self._emitted = self._emitted, max(self._emitted, end)
         return self._decoded[start : self._emitted]
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The Rust tokenizer behind a transformers tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise ModelError(
-            "The tokenizer cannot decode a stream of tokens.",
-            f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
-            "Convert it with transformers, or choose a model that has one.",
-            "model",
-        )
-    return backend

@@ -49,8 +49,9 @@ MAX_NODES = 256  # maximum number of nodes
 
 class Tree:
     """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
-    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too. `mask`:
-    `ancestors` in bytes.
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
+    `ancestors`: [n, n] bool, whether the column is the row itself or its ancestor; `mask`: the same
+    in bytes.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -64,11 +65,11 @@ class Tree:
         self.depths = [0, *map(len, self.paths)]
         self.slots = [(len(path) - 1, path[-1]) for path in self.paths]
         self.children: list[list[int]] = [[] for _ in self.parents]
-        self._ancestors = torch.eye(len(self), dtype=torch.bool)
+        self.ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
-            self._ancestors[node] |= self._ancestors[parent]
-        self.mask = self._ancestors.byte()
+            self.ancestors[node] |= self.ancestors[parent]
+        self.mask = self.ancestors.byte()
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -83,10 +84,6 @@ class Tree:
     def ranks(self) -> int:
         """Number of candidates used per head."""
         return 1 + max((rank for _, rank in self.slots), default=-1)
-
-    def ancestors(self) -> Tensor:
-        """[n, n] bool: whether the column is the row itself or its ancestor."""
-        return self._ancestors
 
     def lineage(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""
@@ -174,7 +171,12 @@ def walked_lengths(answers: Sequence[Tensor], sizes: Sequence[int]) -> list[floa
     tokens, passes = [0] * len(sizes), [0] * len(sizes)
     for grown, walked in (halves, halves[::-1]):
         place = {p: n for n, p in enumerate(frequent_paths(torch.cat(list(grown)), max(sizes)))}
-        for places in (_places(ranks, place) for ranks in walked):
+        for ranks in walked:
+            rows = [
+                [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
+                for row in ranks.tolist()
+            ]
+            places = torch.tensor(rows).view(ranks.shape)  # in the growth, of each head's true path
             for number, size in enumerate(sizes):
                 lengths = 1 + (places < size - 1).sum(-1)
                 made, taken = walk(lengths.tolist())
@@ -190,16 +192,6 @@ def walk(lengths: Sequence[int]) -> tuple[int, int]:
         at += lengths[at]
         passes += 1
     return at, passes
-
-
-def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
-    """[anchors, heads] place in the growth of the path to each head's true token, or
-    `MAX_NODES`."""
-    rows = [
-        [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
-        for row in ranks.tolist()
-    ]
-    return torch.tensor(rows).view(ranks.shape)
 
 
 def expected_length(growth: Growth, nodes: int) -> float:

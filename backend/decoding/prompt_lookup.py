@@ -21,16 +21,13 @@ class PromptLookup:
         self._text = [first]
         self._seen: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
 
-    def _append(self, tokens: Sequence[int]) -> None:
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         for token in tokens:
             here = len(self._text)
             for n in self._agreeing:
                 if n <= here:
                     self._seen[tuple(self._text[here - n :])] = here
             self._text.append(token)
-
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        self._append(tokens)
         for n in self._agreeing:
             place = self._seen.get(tuple(self._text[-n:]))
             if place is not None:

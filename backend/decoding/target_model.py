@@ -83,23 +83,18 @@ class TargetModel:
             self.context = stable
             return
         use_grouped(model, self.device)
-        if native:
-            self._use_native()
+        if native and (why := unsupported(model)):
+            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
+        elif native:
+            try:
+                self.native = NativeModel(model)
+                check_tree(self)
+                self.decoder = f"native ({self.native.instructions})"
+            except (CompilerError, ModelError) as error:
+                self.native, self.decoder = None, f"PyTorch; {error}"
         if self.native is None:
             unpack_model(model)
             check_tree(self)
-
-    def _use_native(self) -> None:
-        """Decode natively if that is possible here and gives the same logits."""
-        if why := unsupported(self.model):
-            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
-            return
-        try:
-            self.native = NativeModel(self.model)
-            check_tree(self)
-            self.decoder = f"native ({self.native.instructions})"
-        except (CompilerError, ModelError) as error:
-            self.native, self.decoder = None, f"PyTorch; {error}"
 
     @property
     def block_size(self) -> int:
@@ -197,26 +192,22 @@ class TargetModel:
         return [stacked.get(id(segment)) or self._read(segment) for segment in segments]
 
     def _read(self, segment: Segment) -> Read:
-        cache, tree, positions, mask = segment.cache, segment.tree, None, None
+        cache, tree, positions = segment.cache, segment.tree, None
+        mask: Mask = None
         assert isinstance(cache, PreallocatedCache)
         if tree:
-            places = cache.length + torch.tensor(tree.depths, device=self.device)
+            length = cache.length
+            places = length + torch.tensor(tree.depths, device=self.device)
             positions = places.clamp(max=self.context - 1)[None]  # those beyond are not kept
-            mask = self._visible(tree, places, cache.length)
+            seen = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
+            seen[..., length:].masked_fill_(~tree.ancestors, torch.finfo(self.dtype).min)
+            mask = seen = seen.to(self.device)
+            if self.window is not None and seen.shape[-1] > self.window:
+                columns = torch.cat([torch.arange(length, device=self.device), places])
+                mask = self.windowed(seen, places[:, None] - columns >= self.window)
         ids = torch.tensor([segment.ids], device=self.device)
         hidden = self.hidden(ids, cache, positions, mask)[0]
         return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
-
-    def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
-        """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
-        [n] behind as many tokens, which all of them see."""
-        mask = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
-        mask[..., length:].masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
-        mask = mask.to(self.device)
-        if self.window is None or mask.shape[-1] <= self.window:
-            return mask
-        columns = torch.cat([torch.arange(length, device=self.device), places])
-        return self.windowed(mask, places[:, None] - columns >= self.window)
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:

@@ -165,24 +165,19 @@ def generate(
     if ends is None:
         own = getattr(usual, "eos_token_id", None)
         ends = own if isinstance(own, list) else [] if own is None else [own]
-    steps = decode(target, drafter, _one(prompt), max_new_tokens, ends, sampling)
+    if isinstance(prompt, Tensor):
+        if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
+            raise ConfigError(
+                f"{len(prompt)} prompts were given.",
+                "Prompts differ in the number of accepted tokens, so one is decoded at a time.",
+                "Call generate once per prompt.",
+                "prompt",
+            )
+        prompt = prompt.reshape(-1).tolist()
+    steps = decode(target, drafter, prompt, max_new_tokens, ends, sampling)
     for number, step in enumerate(steps):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)
-
-
-def _one(prompt: Sequence[int] | Tensor) -> list[int]:
-    if not isinstance(prompt, Tensor):
-        return list(prompt)
-    if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
-        raise ConfigError(
-            f"{len(prompt)} prompts were given.",
-            "The number of accepted tokens differs between prompts, so one is decoded at a time.",
-            "Call generate once per prompt.",
-            "prompt",
-        )
-    ids: list[int] = prompt.reshape(-1).tolist()
-    return ids
 
 
 def refuse_processors(model: PreTrainedModel) -> None:

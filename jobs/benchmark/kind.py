@@ -1,6 +1,5 @@
 """The decoding benchmark as a kind of job."""
 
-
 from pydantic import field_validator
 
 from backend.errors import ConfigError

@@ -33,7 +33,7 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import DraftTokens, Proposer
 from backend.decoding.native.cache import CacheBlocks, NativeCache, SharedPrefixes, blocks_for
-from backend.decoding.native.model import PREFILL, Read, Segment
+from backend.decoding.native.model import PREFILL, Segment
 from backend.decoding.serving.request import DecodeStep, Deliver, GenerationRequest
 from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence
 from backend.decoding.serving.speculation import Drafts, Speculation
@@ -159,24 +159,19 @@ class DecodingLoop:
         found = self._target.run([each.segment for each in work])
         verify_s, ms = clock.lap(), 1000 * (time.monotonic() - started)
         for each, read in zip(work, found, strict=True):
-            each.step = self._take(each, read, ms, clock)
+            sequence, cache = each.sequence, each.segment.cache
+            try:
+                each.step = sequence.take(each.draft, read, ms, clock)
+            except Exception as error:
+                self.fail(sequence, error)
+                continue
+            writes = len(each.segment.ids) == 1 + len(each.draft.tokens)
+            if self._prefixes and isinstance(cache, NativeCache) and (sequence.done or not writes):
+                self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
             if each.step:
                 each.step.seconds["cache"] += planned_s
                 each.step.seconds.update(draft=each.draft_s, verify=verify_s)
         return work
-
-    def _take(self, work: Work, read: Read, ms: float, clock: LapTimer) -> DecodeStep | None:
-        """Give a sequence what was computed, and remember what it has read."""
-        sequence, cache = work.sequence, work.segment.cache
-        try:
-            step = sequence.take(work.draft, read, ms, clock)
-        except Exception as error:
-            self.fail(sequence, error)
-            return None
-        writes = len(work.segment.ids) == 1 + len(work.draft.tokens)
-        if self._prefixes and isinstance(cache, NativeCache) and (sequence.done or not writes):
-            self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
-        return step
 
     def _plan(self) -> list[tuple[ServedSequence, int]]:
         """The sequences of the next pass, and how many tokens each reads. There is memory for
@@ -192,7 +187,14 @@ class DecodingLoop:
                 self._prefixes.forget(self._blocks - needed)
             if self._pool.used + needed <= self._blocks:
                 return plan
-            self._make_way()
+            last = self._running.pop()  # the one that came last begins again later
+            if self._running:
+                last.cache = None
+                with self._changed:
+                    self._waiting.put_back(last)
+            else:
+                what = "There is no memory left for keys and values."
+                last.finish("error", ComputeError(what, "Something else uses it."))
 
     def _shares(self) -> list[tuple[ServedSequence, int]]:
         """The last token of each that writes, and of prompts `PREFILL` tokens: those of the one
@@ -217,17 +219,6 @@ class DecodingLoop:
         alone = sequence.needs_states or sequence.needs_logits or not self._prefixes
         held = [] if alone or not self._prefixes else self._prefixes.find(sequence.committed[:-1])
         sequence.open(self._target.new_cache(sequence.capacity, self._pool, held))
-
-    def _make_way(self) -> None:
-        """Let the sequence that came last begin again later."""
-        last = self._running.pop()
-        if not self._running:
-            what = "There is no memory left for keys and values."
-            last.finish("error", ComputeError(what, "Something else uses it."))
-            return
-        last.cache = None
-        with self._changed:
-            self._waiting.put_back(last)
 
     def _draft(self, sequence: ServedSequence, rows: int, sequences: int) -> DraftTokens:
         """A draft for one of the sequences of a pass, which has as many rows so far."""

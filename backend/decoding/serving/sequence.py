@@ -123,13 +123,11 @@ class ServedSequence:
         if self._deliver:
             # tell the tokens of a step behind those of the prompt; what follows a stop string is
             # forgotten
-            scores, written = (
-                self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens),
-                self._detokenizer,
-            )
+            scores = self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens)
             for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
-                pieces.append(Piece(written.add(token), head, token, *scores[number]))
-                if written.stopped:
+                text = self._detokenizer.add(token)
+                pieces.append(Piece(text, head, token, *scores[number]))
+                if self._detokenizer.stopped:
                     del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                     break
             decode = self._tokenizer.decode if self._tokenizer else str
