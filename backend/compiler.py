@@ -120,5 +120,8 @@ def _processor() -> bytes:
 
 
 def _failed(why: str) -> CompilerError:
-    do = "Install a current g++ or clang++, and make the cache folder writable."
-    return CompilerError("Native code cannot be built.", why, do)
+    return CompilerError(
+        "Native code cannot be built.",
+        why,
+        "Install a current g++ or clang++, and make the cache folder writable.",
+    )

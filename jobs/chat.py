@@ -89,14 +89,21 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     if before and (before[0].names != sides or before[0].conversation.blind != blind):
         before = []
     if before and before[-1].unanswered:
-        why = "The last prompt is still being answered."
-        raise ConflictError("The prompt was not sent.", why, "Wait for its end, or stop it.")
+        raise ConflictError(
+            "The prompt was not sent.",
+            "The last prompt is still being answered.",
+            "Wait for its end, or stop it.",
+        )
     if before and not before[-1].finished:
         ends = {each.transcript[-1].get("end") for each in before[-1].answers.values()}
         before = before[:-1] if "error" in ends else before
     if len(before) >= MAX_TURNS:
-        why = f"A conversation has at most {MAX_TURNS} prompts."
-        raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
+        raise ConfigError(
+            "The conversation cannot go on.",
+            f"A conversation has at most {MAX_TURNS} prompts.",
+            "Begin a new chat.",
+            "prompt",
+        )
     letters = len(config.system) + len(config.prompt)
     for turn in before:  # a prompt and its longest answer
         answers = [len(each.text) for each in turn.answers.values()]

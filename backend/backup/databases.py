@@ -76,13 +76,19 @@ def _frozen(source: Engine) -> Iterator[Connection]:
     with ExitStack() as held:
         for process in (SUPERVISOR, SERVING):
             if (lock := process.try_lock()) is None:
-                why = f"The {process.name} of this data folder is at work."
-                raise BackupError(NOT_MOVED, why, "Stop the dashboard, and wait for its runs.")
+                raise BackupError(
+                    NOT_MOVED,
+                    f"The {process.name} of this data folder is at work.",
+                    "Stop the dashboard, and wait for its runs.",
+                )
             held.callback(lock.release)
         source.dispose()
         if users := dialect_of(source).users(source):
-            why = f"Other processes use the database: {', '.join(users)}."
-            raise BackupError(NOT_MOVED, why, "Stop the dashboards, and wait for their runs.")
+            raise BackupError(
+                NOT_MOVED,
+                f"Other processes use the database: {', '.join(users)}.",
+                "Stop the dashboards, and wait for their runs.",
+            )
         connection = held.enter_context(source.connect().execution_options(immediate=True))
         held.enter_context(connection.begin())
         dialect_of(source).freeze(connection, Table.metadata)
@@ -203,14 +209,20 @@ def replace_database(copy: Path) -> Path:
     if revision > newest_revision():
         raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
     if (lock := SUPERVISOR.try_lock()) is None:
-        why = "The supervisor of this data folder is at work."
-        raise BackupError(NOT_REPLACED, why, "Wait until its runs have ended.")
+        raise BackupError(
+            NOT_REPLACED,
+            "The supervisor of this data folder is at work.",
+            "Wait until its runs have ended.",
+        )
     try:
         engine = engine_for(settings().url)
         engine.dispose()
         if users := dialect_of(engine).users(engine):
-            why = f"Other processes have it open: {', '.join(users)}."
-            raise BackupError(NOT_REPLACED, why, "Stop the dashboard, and wait for its runs.")
+            raise BackupError(
+                NOT_REPLACED,
+                f"Other processes have it open: {', '.join(users)}.",
+                "Stop the dashboard, and wait for its runs.",
+            )
         kept = _exchange(copy, database)
     finally:
         lock.release()

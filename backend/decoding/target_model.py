@@ -290,5 +290,6 @@ def packed_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:
-    what = f"{type(model).__name__} cannot verify trees of draft tokens."
-    return ModelError(what, why, do, field="model")
+    return ModelError(
+        f"{type(model).__name__} cannot verify trees of draft tokens.", why, do, field="model"
+    )

@@ -208,13 +208,21 @@ class DenseModel:
         """The format, if a layer can have it. Raises ConfigError: there is no such layer or format,
         or the layer cannot be stored so."""
         if name not in self.layers:
-            what, do = f"{name[:80]} is no layer of this model.", "Choose one of its layers."
-            raise ConfigError(what, f"{next(iter(self.layers))} is one.", do, "formats")
+            raise ConfigError(
+                f"{name[:80]} is no layer of this model.",
+                f"{next(iter(self.layers))} is one.",
+                "Choose one of its layers.",
+                "formats",
+            )
         try:
             read = Format.parse(str(form))
         except ValueError as error:
-            what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
-            raise ConfigError(what, str(error), do, "formats") from error
+            raise ConfigError(
+                f"{str(form)[:40]!r} is not a format.",
+                str(error),
+                "Write 50%, 2:4 or int4-g64.",
+                "formats",
+            ) from error
         read.require_fit(name, self.weight(name).shape[1], name in self.outside)
         return read
 

@@ -120,10 +120,14 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
 
 
 def without_weights(run: str, field: str) -> ConfigError:
-    example = f"-{EXAMPLE}" in run
-    why = NO_WEIGHTS if example else "It was imported without them, or they were deleted."
-    do = f"Choose another model, or reproduce {run}."
-    return ConfigError(f"The weights of {run} are not here.", why, do, field)
+    return ConfigError(
+        f"The weights of {run} are not here.",
+        NO_WEIGHTS
+        if (f"-{EXAMPLE}" in run)
+        else "It was imported without them, or they were deleted.",
+        f"Choose another model, or reproduce {run}.",
+        field,
+    )
 
 
 def _damaged(run: str, why: str, field: str) -> ConfigError:

@@ -124,19 +124,35 @@ def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
     """Refuse formats that fit no layer, or are measured but not made. Raises ConfigError."""
     formats = parsed(config.formats)
     if not 0 < len(formats) <= MAX_FORMATS:
-        what = f"{len(formats)} formats are not possible."
-        raise ConfigError(what, "", f"Choose 1 to {MAX_FORMATS}.", field="formats")
+        raise ConfigError(
+            f"{len(formats)} formats are not possible.",
+            "",
+            f"Choose 1 to {MAX_FORMATS}.",
+            field="formats",
+        )
     columns = {x.columns for x in facts.linears}
     if unfit := [x for x in formats if not any(x.fits(n) for n in columns)]:
         inputs = ", ".join(map(str, sorted(columns)))
-        what, why = f"{unfit[0]} fits no layer of this model.", f"They have {inputs} inputs."
-        raise ConfigError(what, why, "Choose a group that divides them.", field="formats")
+        raise ConfigError(
+            f"{unfit[0]} fits no layer of this model.",
+            f"They have {inputs} inputs.",
+            "Choose a group that divides them.",
+            field="formats",
+        )
     if missing := [x for x in config.measured_formats if x not in formats]:
-        what = f"{missing[0]} is not among the formats."
-        raise ConfigError(what, "", "Add it there, or leave it out here.", field="measured")
+        raise ConfigError(
+            f"{missing[0]} is not among the formats.",
+            "",
+            "Add it there, or leave it out here.",
+            field="measured",
+        )
     if config.windows > config.heldout_windows:
-        what = f"There are {config.heldout_windows} held-out windows, not {config.windows}."
-        raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
+        raise ConfigError(
+            f"There are {config.heldout_windows} held-out windows, not {config.windows}.",
+            "",
+            "Hold out more, or measure on fewer.",
+            field="windows",
+        )
 
 
 def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:

@@ -34,8 +34,11 @@ def profile_of_run(run: str) -> SensitivityProfile:
     ConfigError: it is no profile, or none of it is measured."""
     job = queries.job(run)
     if job.kind != NAME:
-        what = f"{job.run} is no sensitivity profile."
-        raise ConfigError(what, f"It is a run of the kind {job.kind}.", "Choose another run.")
+        raise ConfigError(
+            f"{job.run} is no sensitivity profile.",
+            f"It is a run of the kind {job.kind}.",
+            "Choose another run.",
+        )
     check_intact(job.config)
     config = validated(NAME, job.config)
     assert isinstance(config, ProfileJob)
@@ -47,8 +50,11 @@ def profile_of_run(run: str) -> SensitivityProfile:
     times = (job.environment or {}).get(DECODING_TIMES)
     profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times)
     if not profile.layers:
-        what = f"{job.run} has measured no layer yet."
-        raise ConfigError(what, f"It is {job.state}.", "Wait for its first block.")
+        raise ConfigError(
+            f"{job.run} has measured no layer yet.",
+            f"It is {job.state}.",
+            "Wait for its first block.",
+        )
     return profile
 
 

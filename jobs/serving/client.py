@@ -180,8 +180,9 @@ async def serving_status() -> dict[str, Any]:
 
 
 def ended() -> SlimscopeError:
-    what = "The answer ended early."
-    return SlimscopeError(what, "The process of the models has ended, or hangs.", "Ask again.")
+    return SlimscopeError(
+        "The answer ended early.", "The process of the models has ended, or hangs.", "Ask again."
+    )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:

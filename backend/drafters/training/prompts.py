@@ -229,8 +229,12 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
 
 
 def _hidden(why: str) -> DatasetError:
-    what = "The user turn cannot be found in the chat template."
-    return DatasetError(what, why, "Choose built-in prompts, or a file of your own.", "prompts")
+    return DatasetError(
+        "The user turn cannot be found in the chat template.",
+        why,
+        "Choose built-in prompts, or a file of your own.",
+        "prompts",
+    )
 
 
 def _batch(
