@@ -20,7 +20,7 @@ from torch import Tensor
 
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.decoding.native.top_k import has_library, top_k
+from backend.decoding.native.library import has_library, top_k
 from backend.errors import ComputeError, ConfigError
 
 RANKS = 64, 512  # most likely tokens that are looked at first, and next

@@ -10,23 +10,114 @@ burst of another program does not fall on one arm alone. A round that is not cou
 
 The prompt's pass is part of an answer's seconds: a reader waits for it (Spec-Bench's convention).
 Medians and ranges are over rounds. Accepted lengths and texts are the same in every round, since
-decoding is greedy.
+decoding is greedy. Beside ours stand decoders a user would run instead: transformers, and
+llama.cpp, which is optional and should be built for this processor
+(CMAKE_ARGS=-DGGML_NATIVE=ON).
 """
 
+import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
+from pathlib import Path
 from statistics import mean, median
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from backend.decoding.cost_model import LapTimer
-from backend.decoding.draft_tree import Path, Proposer
-from backend.decoding.peers import PlainDecoder
+from backend.decoding.draft_tree import NO_TREE, NoDraft, Proposer
+from backend.decoding.draft_tree import Path as TreePath
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
+from backend.models.kv_cache import greedy
 from backend.reporter import Reporter, stop_if_asked
+
+
+class PlainDecoder(ABC):
+    """Another program, which decodes greedily and drafts nothing."""
+
+    device = torch.device("cpu")
+    proposer: Proposer = NoDraft()
+
+    @abstractmethod
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """The tokens after a prompt, without end."""
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
+        clock, path = LapTimer(self.device), list[int]()
+        for token in islice(self.tokens(prompt), limit):
+            seconds = dict.fromkeys(PARTS, 0.0) | {"verify": clock.lap()}
+            yield DecodeStep([token], [0], path, NO_TREE, [token], seconds)
+            if token in ends:
+                return
+            path = [0]
+            clock.lap()
+
+
+class TransformersDecoder(PlainDecoder):
+    """A model's own forward pass and cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device, self._model = model.device, model
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        return greedy(self._model, prompt)
+
+
+class LlamaCppDecoder(PlainDecoder):
+    """A GGUF file decoded by llama.cpp, with room for the longest prompt and its response."""
+
+    def __init__(self, file: Path, capacity: int) -> None:
+        import llama_cpp
+
+        self._library = llama_cpp
+        threads = torch.get_num_threads()
+        with quiet():
+            self._model: Any = llama_cpp.Llama(
+                str(file),
+                n_ctx=capacity,
+                n_batch=min(capacity, 512),
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
+        self._vocabulary = int(self._model.n_vocab())
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        self._model.reset()
+        token = self._next(prompt)
+        while True:
+            yield token
+            token = self._next([token])
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        self._model.eval(tokens)
+        logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what llama.cpp prints to the error stream."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
 
 VANILLA = "vanilla"
 
@@ -146,7 +237,7 @@ class DecoderSummary:
     speed_up: MedianRange
     accepted: float
     lengths: dict[int, int]
-    hits: dict[Path, float]
+    hits: dict[TreePath, float]
     parts: dict[str, float]
     break_even: float
     same: int

@@ -21,13 +21,13 @@ from backend.decoding.draft_tree import (
     DraftTokens,
     DynamicTree,
     NoDraft,
+    PromptLookupFirst,
     Proposer,
     StaticTree,
     Tree,
     TreePolicy,
     best_tree,
 )
-from backend.decoding.prompt_lookup import PromptLookupFirst
 from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista

@@ -14,6 +14,7 @@ from backend.decoding.benchmark import (
     Answers,
     Decoder,
     DecoderSummary,
+    LlamaCppDecoder,
     TargetDecoder,
     decoders_of,
     packed,
@@ -23,10 +24,15 @@ from backend.decoding.benchmark import (
 )
 from backend.decoding.cost_model import SIZES as COST_SIZES
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, StaticTree
+from backend.decoding.draft_tree import (
+    DynamicTree,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
+    Proposer,
+    StaticTree,
+)
 from backend.decoding.draft_tree import Path as TreePath
-from backend.decoding.peers import LlamaCppDecoder
-from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.generate import TreeProposer, make_proposer, tree_words

@@ -22,8 +22,8 @@ from jobs.cli.command import DIFFERENT, NAP_S, escaped, exit_of, follow, me, wri
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
-from jobs.operations.details import comparison_text, results_text, sweep_text
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
+from jobs.operations.runs import comparison_text, results_text, sweep_text
 from jobs.record import cost_text, record, summary, sweep_record
 from jobs.reproduction import reproduced
 from jobs.wording import count

@@ -16,9 +16,14 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.decoding.benchmark import Decoder, MedianRange, TargetDecoder, time_decoders
+from backend.decoding.benchmark import (
+    Decoder,
+    MedianRange,
+    TargetDecoder,
+    TransformersDecoder,
+    time_decoders,
+)
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.peers import TransformersDecoder
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks

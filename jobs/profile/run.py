@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from backend.errors import ModelError
-from backend.live.timing import DecodingClock
+from backend.live.measurements import DecodingClock
 from backend.models.blocks import LinearWeight
 from backend.models.families.stored import LinearShape
 from backend.models.loading import free_memory

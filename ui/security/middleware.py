@@ -9,10 +9,13 @@ request is worked on once it is whole, in its turn (see `backend.queue.gate`).
 import base64
 import hashlib
 import ipaddress
+import json
+import math
 import re
 import secrets
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,9 +37,16 @@ from backend.settings import is_loopback, settings, space_host
 from jobs.serving.keys import key_name
 from jobs.serving.openai_format import error_body, error_headers
 from ui.api_errors import API_PATH, error_response
-from ui.security import auth, csrf
-from ui.security.payload import MAX_TOKEN_IDS, MAX_VALUES, json_problem
+from ui.security import auth
 
+MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
+MAX_VALUES = 20_000  # the largest a page sends is a selection of runs
+MAX_TOKEN_IDS = 300_000  # of a prompt for `/v1/completions`
+MAX_INTEGER = 2**63 - 1  # integer a database can hold
+TOO_DEEP = f"Lists and objects may be nested {MAX_DEPTH} deep."
+# A text, also one that does not end: each byte is read once, whatever is sent.
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half of a pair of surrogates
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 OPENAI_PATH = "/v1/"
 ASKING_PATHS = (OPENAI_PATH, "/slimscope/workbench/live")  # read for those who may ask alone
@@ -164,7 +174,7 @@ def check(request: Request) -> None:
                 "Use its IP address, or add the name to SLIMSCOPE_NAMES.",
             ),
         )
-    if not csrf.same_site(request):
+    if not same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
@@ -273,3 +283,58 @@ class SecuredSend:
             headers["Content-Length"] = str(len(body))
         await self.send(start)
         await self.send({"type": "http.response.body", "body": body})
+
+
+def same_site(request: Request) -> bool:
+    """Whether no other site caused the request. Browsers say so in `Sec-Fetch-Site`, which no
+    script can set, or in `Origin`; programs send neither. Following a link is allowed."""
+    headers = request.headers
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        visit = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return site in ("same-origin", "none") or visit
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
+# what a body must not hold, whoever sends it: nothing of ours sends or could store it ------------
+
+
+def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
+    """Why a body of at most so many `values` is refused; "" if it is fine."""
+    if body.count(b",") >= values and TEXT.sub(b"", body).count(b",") >= values:
+        return f"It holds more than {values:,} values."
+    try:
+        return _value_problem(json.loads(body))
+    except RecursionError:
+        return TOO_DEEP
+    except ValueError as error:
+        return f"It is no valid JSON: {error}."
+
+
+def _value_problem(value: Any) -> str:
+    level, values = 0, [value]
+    while values:
+        level += 1
+        if level > MAX_DEPTH:
+            return TOO_DEEP
+        if problem := next(filter(None, map(_leaf_problem, values)), ""):
+            return problem
+        values = [inner for each in values for inner in _inside(each)]
+    return ""
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _leaf_problem(value: Any) -> str:
+    if isinstance(value, str) and UNSTORABLE.search(value):
+        return "It holds a character that cannot be stored, such as NUL."
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return "It holds a number that is too large."
+    if isinstance(value, float) and not math.isfinite(value):
+        return "It holds a number that is not finite."
+    return ""

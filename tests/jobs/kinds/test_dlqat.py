@@ -23,7 +23,7 @@ from backend.text.slices import evaluation_slice
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
-from jobs.operations.details import _run_text
+from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
 from jobs.submit import checked, submit
 from jobs.wording import StageComparison
