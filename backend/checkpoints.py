@@ -159,7 +159,11 @@ class Checkpoints:
         writer = os.getpid() if self._attempt is None else f"a{self._attempt}"
         draft, final = self.root / f".tmp-{writer}-{name}", self.root / name
         old = self._aside(name)
-        self._sweep(name)
+        for left in self.root.glob(f".tmp-*-{glob.escape(name)}"):  # by killed processes
+            owner = left.name.split("-")[1]
+            mine = self._attempt is not None or owner == str(os.getpid())
+            if mine or not owner.isdecimal() or not psutil.pid_exists(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         try:
             yield draft
@@ -186,14 +190,6 @@ class Checkpoints:
     def _aside(self, name: str) -> Path:
         """Where a checkpoint is kept while it is being replaced."""
         return self.root / f".old-{name}"
-
-    def _sweep(self, name: str) -> None:
-        """Remove drafts of `name` left by killed processes."""
-        for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
-            writer = old.name.split("-")[1]
-            mine = self._attempt is not None or writer == str(os.getpid())
-            if mine or not writer.isdecimal() or not psutil.pid_exists(int(writer)):
-                shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> str | None:
         """Name of the most recent complete checkpoint of work, if there is one."""

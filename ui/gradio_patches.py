@@ -19,13 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from backend.errors import ConfigError, RateLimitError, SlimscopeError
-from backend.queue.actor import is_unnamed, reject
-from backend.queue.gate import client_network
+from backend.queue.actor import reject
+from backend.queue.gate import require_short_queue
 from ui.security.auth import current_user
 
 FUNCTIONS = 4096  # of all pages, at most
 find_function = route_utils.get_fn
-EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # in the queue
 SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
 SCALAR = (str, int, float, bool, type(None))
 TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # of a component's value
@@ -171,16 +170,11 @@ def limit_events(app: gr.Blocks) -> None:
     push = app._queue.push
 
     async def limited(body: Any, request: Request, username: str | None) -> Any:
-        asking = current_user(request)
         queued = [current_user(e.request) for e in app._queue.event_ids_to_events.values()]
-        near = [e for e in queued if client_network(e.client) == client_network(asking.client)]
-        own = [e for e in near if e.name == asking.name and not is_unnamed(e)]
-        if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
-            raise _refused(
-                request,
-                429,
-                RateLimitError("Too many requests.", "", "Wait until what you asked for is done."),
-            )
+        try:
+            require_short_queue(current_user(request), queued)
+        except RateLimitError as error:
+            raise _refused(request, 429, error) from None
         return await push(body, request, username)
 
     app._queue.push = limited  # type: ignore[method-assign]

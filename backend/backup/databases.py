@@ -223,22 +223,17 @@ def replace_database(copy: Path) -> Path:
                 f"Other processes have it open: {', '.join(users)}.",
                 "Stop the dashboard, and wait for its runs.",
             )
-        kept = _exchange(copy, database)
+        kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
+        kept.parent.mkdir(exist_ok=True)
+        new = database.with_name(f".{database.name}.new")
+        shutil.copyfile(copy, new)
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        for old in reversed(database_files()):  # its write-ahead log first
+            shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
+        new.rename(database)
     finally:
         lock.release()
     upgrade()
     check_integrity()
-    return kept
-
-
-def _exchange(copy: Path, database: Path) -> Path:
-    kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
-    kept.parent.mkdir(exist_ok=True)
-    new = database.with_name(f".{database.name}.new")
-    shutil.copyfile(copy, new)
-    with new.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    for old in reversed(database_files()):  # its write-ahead log first
-        shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
-    new.rename(database)
     return kept

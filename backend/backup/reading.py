@@ -73,14 +73,13 @@ class ArchiveReader:
 
     def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
         self._archive, self._refused, self._tops = archive, refused, tops
-        found: dict[str, tarfile.TarInfo] = {}
-        for entry in self._archive:
-            if entry.name in found:
+        self._entries: dict[str, tarfile.TarInfo] = {}
+        for entry in archive:
+            if entry.name in self._entries:
                 raise self.damaged(f"It holds {entry.name!r} twice.")
-            if len(found) >= MAX_FILES:
+            if len(self._entries) >= MAX_FILES:
                 raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
-            found[entry.name] = entry
-        self._entries = found
+            self._entries[entry.name] = entry
         self.manifest = self._read_manifest()
         self._check_contents()
 

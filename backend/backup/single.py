@@ -219,17 +219,14 @@ class RunImport:
         with (self._folder / CHECKED).open("rb") as file, suppress(EOFError):
             while True:
                 table, values = pickle.load(file)  # of our own making
+                values["job_id"] = job.id
+                if table == tables.Attempt.__tablename__:
+                    values |= {"token": secrets.token_hex(16), "engine_ref": None}
+                    values["ended_at"] = values["ended_at"] or now_ms()
+                if table == tables.Artifact.__tablename__:
+                    values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
                 batch = waiting.setdefault(table, [])
-                batch.append(self._moved(table, values, job))
+                batch.append(values)
                 if len(batch) >= BATCH:
                     yield table, waiting.pop(table)
         yield from waiting.items()
-
-    def _moved(self, table: str, values: dict[str, Any], job: tables.Job) -> dict[str, Any]:
-        values["job_id"] = job.id
-        if table == tables.Attempt.__tablename__:
-            values |= {"token": secrets.token_hex(16), "engine_ref": None}
-            values["ended_at"] = values["ended_at"] or now_ms()
-        if table == tables.Artifact.__tablename__:
-            values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
-        return values

@@ -121,24 +121,18 @@ def write_backup(
     ):
         database = Path(folder, DATABASE)
         check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
-        if checkpoints:
-            _hold_checkpoints(Path(held))
+        # those that there are stay as they are; one that is replaced meanwhile is left out
+        for checkpoint in settings().artifacts.glob("*/work/[!.]*") if checkpoints else ():
+            kept = Path(held, checkpoint.relative_to(settings().artifacts))
+            try:
+                if checkpoint.is_dir() and not checkpoint.is_symlink():
+                    shutil.copytree(checkpoint, kept, symlinks=True, copy_function=_link)
+            except (shutil.Error, OSError):
+                shutil.rmtree(kept, ignore_errors=True)
         copy_database(database)
         runs = interrupt_live_runs(database)
         files = [*_files(database, runs, weights, Path(held))]
         return write_archive(target, files, progress, weights=weights, checkpoints=checkpoints)
-
-
-def _hold_checkpoints(held: Path) -> None:
-    """Link the checkpoints that there are, so that they stay as they are; one that is replaced
-    meanwhile is left out."""
-    for checkpoint in settings().artifacts.glob("*/work/[!.]*"):
-        target = held / checkpoint.relative_to(settings().artifacts)
-        try:
-            if checkpoint.is_dir() and not checkpoint.is_symlink():
-                shutil.copytree(checkpoint, target, symlinks=True, copy_function=_link)
-        except (shutil.Error, OSError):
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -234,8 +234,23 @@ def check_tree(target: TargetModel) -> None:
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
     Raises ModelError: the two differ, or the model's logits are not those of its head alone."""
+    random = torch.Generator().manual_seed(0)
+    size = PROBE_CONTEXT + len(PROBE)
+    drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
+    context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
+    paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
+    ids = [torch.tensor([path], device=target.device) for path in paths]
     try:
-        error, limit = _tree_error(target)
+        cache = target.new_cache(size)
+        target.read(context, cache)
+        _, logits = target.read(tokens, cache, PROBE, len(PROBE))
+        cache.rewind(PROBE_CONTEXT)
+        _, ignored = target.read(tokens, cache, chain(len(PROBE) - 1), len(PROBE))
+        rows = [target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids]
+        expected = torch.stack(rows)
+        limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
+        limit = min(limit, NATIVE_TOLERANCE) if target.native else limit
+        error = _distance(logits, expected)
     except (TypeError, ValueError, RuntimeError) as failure:
         raise _refused(
             target.model, f"A small tree could not be run: {failure}."[:300]
@@ -246,24 +261,6 @@ def check_tree(target: TargetModel) -> None:
             f"Its logits over a tree differ from those along a path by {error:.2g} of their "
             "spread: it ignores the given mask or positions.",
         )
-
-
-def _tree_error(target: TargetModel) -> tuple[float, float]:
-    """Error of the logits over the tree `PROBE`, and what it has to be below."""
-    random = torch.Generator().manual_seed(0)
-    size = PROBE_CONTEXT + len(PROBE)
-    drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
-    context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
-    cache = target.new_cache(size)
-    target.read(context, cache)
-    _, logits = target.read(tokens, cache, PROBE, len(PROBE))
-    cache.rewind(PROBE_CONTEXT)
-    _, ignored = target.read(tokens, cache, chain(len(PROBE) - 1), len(PROBE))
-    paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
-    ids = [torch.tensor([path], device=target.device) for path in paths]
-    expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
-    limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
-    return _distance(logits, expected), min(limit, NATIVE_TOLERANCE) if target.native else limit
 
 
 def _distance(logits: Tensor, expected: Tensor) -> float:

@@ -33,7 +33,6 @@ from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job
 DAY_MS = 86_400_000
 FREED = ".freed"
 CHECKPOINTS, OTHER = "checkpoints", "other files"
-HISTORY = (Attempt, Event)  # what stays of a purged run, beside its row
 
 
 def folder_bytes(path: Path) -> int:

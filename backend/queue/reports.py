@@ -122,14 +122,14 @@ def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
 
 def write_text(number: int, block: int, text: str, actor: Actor) -> None:
     """Set the text of a block, or the note of a chart; an empty note removes it."""
-
-    def written(blocks: list[ReportBlock]) -> list[ReportBlock]:
-        return [
+    _change(
+        number,
+        actor,
+        lambda blocks: [
             replace(b, text=_text(text, may_be_empty=bool(b.chart))) if b.id == block else b
             for b in blocks
-        ]
-
-    _change(number, actor, written)
+        ],
+    )
 
 
 def move_block(number: int, block: int, by: int, actor: Actor) -> None:

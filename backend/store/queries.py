@@ -306,9 +306,7 @@ def runs_from(run: str, most: int) -> list[Job]:
 def all_run_names() -> set[str]:
     """The name of every run."""
     with reading() as session:
-        return {
-            run_name(kind, number) for kind, number in session.execute(select(Job.kind, Job.id))
-        }
+        return {run_name(*row) for row in session.execute(select(Job.kind, Job.id))}
 
 
 def unmeasured(limit: int) -> list[Job]:

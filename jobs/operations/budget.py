@@ -1,7 +1,6 @@
 """Operations that answer what mix of formats is best under a budget."""
 
 from collections import Counter
-from collections.abc import Sequence
 from shlex import quote
 from typing import Annotated, Literal
 
@@ -53,18 +52,7 @@ def budget(
     """The best mix of formats for a budget, layer by layer, from the newest sensitivity profile of
     a model: predicted loss, bytes, time of a token, and the command that makes it."""
     texts = [size, bits and f"{bits}bits", sparsity, loss and f"loss {loss}", ms and f"{ms}ms"]
-    asked = _budget([text for text in texts if text])
-    profile = newest_profile(model)
-    method: Method = only or method_of(asked, "quantized")
-    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
-    facts = resolve_model(model, reads=False).facts
-    told = record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
-    if pin:
-        told["command"] += f" --overrides {quote(pin)}"
-    return told
-
-
-def _budget(given: Sequence[str]) -> Budget:
+    given = [text for text in texts if text]
     if len(given) != 1:
         raise ConfigError(
             f"{len(given)} budgets are given." if given else "There is no budget.",
@@ -73,9 +61,17 @@ def _budget(given: Sequence[str]) -> Budget:
             field="size",
         )
     try:
-        return Budget.parse(given[0])
+        asked = Budget.parse(given[0])
     except ValueError as error:
         raise ConfigError(str(error), "", "Correct it.", field="size") from error
+    profile = newest_profile(model)
+    method: Method = only or method_of(asked, "quantized")
+    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
+    facts = resolve_model(model, reads=False).facts
+    told = record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+    if pin:
+        told["command"] += f" --overrides {quote(pin)}"
+    return told
 
 
 def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:

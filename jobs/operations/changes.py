@@ -48,11 +48,6 @@ def run_next(run: Run, actor: Actor) -> Record:
     return summary(service.run_next(run, actor))
 
 
-def is_stoppable(job: Job) -> bool:
-    """Whether a run is active, and not being cancelled already: a second cancel kills it."""
-    return job.state in ACTIVE and job.desired == "run"
-
-
 def _cancel_question(jobs: Sequence[Job]) -> str:
     if len(jobs) > 1:
         return f"Cancel {_names(jobs)}? Finished work is kept."
@@ -83,7 +78,8 @@ def _cancelled(records: Records) -> str:
         Button(
             "cancel",
             "Cancel run",
-            is_stoppable,
+            # a second cancel kills it
+            lambda job: job.state in ACTIVE and job.desired == "run",
             _cancel_question,
             values={"once": True},
             group="queue",

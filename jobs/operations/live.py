@@ -114,8 +114,21 @@ def _name(layer: LinearShape) -> str:
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time
     and memory. They work as the steps of a pipeline."""
-    planned = planned_steps(resolve_model(model).facts, state, effort)
-    return [_step(kind, {"model": model, **config}) for kind, config in planned]
+    steps = []
+    for kind, config in planned_steps(resolve_model(model).facts, state, effort):
+        config = {"model": model, **config}
+        _, estimate = checked(kind, config)  # refuses what cannot run, as the form does
+        steps.append(
+            {
+                "kind": kind,
+                "config": config,
+                "seconds": estimate.seconds,
+                "bytes": estimate.bytes,
+                "warnings": [*estimate.warnings],
+                "command": command_line(kind, config),
+            }
+        )
+    return steps
 
 
 @operation(
@@ -143,16 +156,3 @@ def queue_state(
     steps = [pipelines.Step(kind, "", config) for kind, config in planned]
     jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, known=known)
     return [summary(job) for job in jobs]
-
-
-def _step(kind: str, config: dict[str, Any]) -> Record:
-    """Refuses what cannot run, as the form does."""
-    _, estimate = checked(kind, config)
-    return {
-        "kind": kind,
-        "config": config,
-        "seconds": estimate.seconds,
-        "bytes": estimate.bytes,
-        "warnings": [*estimate.warnings],
-        "command": command_line(kind, config),
-    }

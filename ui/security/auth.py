@@ -100,7 +100,9 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         return Actor(UNNAMED_GUEST)
     headers = {key.lower(): value for key, value in dict(request.headers).items()}
     client = request.client.host
-    if not settings().shared and _local(client, headers):
+    forwarded = any(map(PROXY_HEADERS.fullmatch, headers))
+    is_local = is_loopback(client) and is_loopback(host_name(headers)) and not forwarded
+    if not settings().shared and is_local:
         return Actor("local", "host", client)
     if _is_token(bearer(headers)) or sessions.use(_read_cookie(headers, "host"), _origin(request)):
         return Actor("host", "host", client)
@@ -113,11 +115,6 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         client,
         is_new=bool(getattr(getattr(request, "state", None), NEW_GUEST, False)),
     )
-
-
-def _local(client: str, headers: Mapping[str, str]) -> bool:
-    forwarded = any(map(PROXY_HEADERS.fullmatch, headers))
-    return is_loopback(client) and is_loopback(host_name(headers)) and not forwarded
 
 
 def peer(request: gr.Request | HTTPConnection) -> str:

@@ -125,7 +125,11 @@ class SecurityMiddleware:
             body = await request.body()
             async with place_of_request(user) as response.turn:
                 if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
-                    await run_in_threadpool(_check_json, body, request.url.path)
+                    is_prompt = request.url.path == COMPLETIONS_PATH
+                    most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
+                    if problem := await run_in_threadpool(json_problem, body, most):
+                        what = "The request was not accepted."
+                        raise RequestRejectedError(422, ConfigError(what, problem))
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
                 await self.app(scope, _received(body, request.receive), response)
@@ -186,12 +190,6 @@ def check(request: Request) -> None:
         raise RequestRejectedError(
             413, ForbiddenError("The request is too large.", f"At most {MAX_BODY_BYTES} bytes.")
         )
-
-
-def _check_json(body: bytes, path: str) -> None:
-    values = MAX_TOKEN_IDS if path == COMPLETIONS_PATH else MAX_VALUES
-    if problem := json_problem(body, values):
-        raise RequestRejectedError(422, ConfigError("The request was not accepted.", problem))
 
 
 def _allowed_host(name: str) -> bool:
@@ -271,18 +269,15 @@ class SecuredSend:
                 return
         elif self._page is not None:
             self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._send_page(self._page)
-            return
+            if message.get("more_body"):
+                return
+            body = self._body.replace(b"<script", b'<script nonce="%b"' % self.nonce.encode())
+            headers = MutableHeaders(scope=self._page)
+            if "content-length" in headers and headers["content-length"] != "0":
+                headers["Content-Length"] = str(len(body))
+            await self.send(self._page)
+            message = {"type": "http.response.body", "body": body}
         await self.send(message)
-
-    async def _send_page(self, start: Message) -> None:
-        body = self._body.replace(b"<script", b'<script nonce="%b"' % self.nonce.encode())
-        headers = MutableHeaders(scope=start)
-        if "content-length" in headers and headers["content-length"] != "0":
-            headers["Content-Length"] = str(len(body))
-        await self.send(start)
-        await self.send({"type": "http.response.body", "body": body})
 
 
 def same_site(request: Request) -> bool:
@@ -305,29 +300,21 @@ def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
     if body.count(b",") >= values and TEXT.sub(b"", body).count(b",") >= values:
         return f"It holds more than {values:,} values."
     try:
-        return _value_problem(json.loads(body))
+        inside = [json.loads(body)]
     except RecursionError:
         return TOO_DEEP
     except ValueError as error:
         return f"It is no valid JSON: {error}."
-
-
-def _value_problem(value: Any) -> str:
-    level, values = 0, [value]
-    while values:
-        level += 1
-        if level > MAX_DEPTH:
-            return TOO_DEEP
-        if problem := next(filter(None, map(_leaf_problem, values)), ""):
+    for _ in range(MAX_DEPTH):
+        if problem := next(filter(None, map(_leaf_problem, inside)), ""):
             return problem
-        values = [inner for each in values for inner in _inside(each)]
-    return ""
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
+        outside, inside = inside, list[Any]()
+        for value in outside:
+            if isinstance(value, dict):
+                inside += [*value, *value.values()]
+            elif isinstance(value, list):
+                inside += value
+    return TOO_DEEP if inside else ""
 
 
 def _leaf_problem(value: Any) -> str:
