@@ -79,8 +79,7 @@ def _changes(
             state = path.stat()
             same = state.st_size == expected["bytes"]
             if same and contents:
-                digest = _kept_sha256(path, state.st_mtime_ns, state.st_size)
-                same = digest == expected["sha256"]
+                same = _kept_sha256(path, state.st_mtime_ns, state.st_size) == expected["sha256"]
         except OSError:
             same = False
         if not same and path.suffix != ".md":
@@ -224,6 +223,5 @@ class Checkpoints:
                 )
             return str(owner["settled"])
         with self.write(OWNER) as draft:
-            text = json.dumps({"identity": identity, "settled": settled})
-            (draft / "run.json").write_text(text)
+            (draft / "run.json").write_text(json.dumps({"identity": identity, "settled": settled}))
         return settled

@@ -114,8 +114,7 @@ def _emptied(target: Engine) -> Iterator[Connection]:
             for name in inspect(connection).get_table_names():
                 known = name == "alembic_version"
                 if name in ours:
-                    rows = select(sa.func.count()).select_from(ours[name])
-                    known = connection.scalar(rows) == 0
+                    known = connection.scalar(select(sa.func.count()).select_from(ours[name])) == 0
                 if not known:
                     raise BackupError(
                         NOT_MOVED,

@@ -211,8 +211,7 @@ def _files(database: Path, runs: list[str], weights: bool, held: Path) -> Iterat
 def files_of(run: str, weights: bool) -> Iterator[SourceFile]:
     """The files in the folder of a run, without its checkpoints."""
     for path, size in _below(run_folder(run)):
-        within = path.is_relative_to(work_folder(run))
-        if not within and (weights or path.suffix not in WEIGHTS):
+        if not path.is_relative_to(work_folder(run)) and (weights or path.suffix not in WEIGHTS):
             yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
 
 
@@ -243,8 +242,7 @@ def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress:
                 size = os.fstat(source.fileno()).st_size
                 reader = HashingReader(source, advance)
                 archive.addfile(_entry(file.name, size), reader)
-            archived = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
-            manifest.files[file.name] = archived
+            manifest.files[file.name] = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
         text = manifest.model_dump_json(indent=1).encode()
         archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
         archive.close()

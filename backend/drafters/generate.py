@@ -174,8 +174,7 @@ def generate(
                 "prompt",
             )
         prompt = prompt.reshape(-1).tolist()
-    steps = decode(target, drafter, prompt, max_new_tokens, ends, sampling)
-    for number, step in enumerate(steps):
+    for number, step in enumerate(decode(target, drafter, prompt, max_new_tokens, ends, sampling)):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)
 

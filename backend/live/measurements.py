@@ -103,8 +103,7 @@ def layer_histogram(
 ) -> tuple[Tensor, int, int, int]:
     """The histogram of a layer with these weights, on the scale of its dense ones, as
     `backend.statistics.snapshots.histogram` counts it."""
-    key = "ordered", name
-    reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
+    reference = dense.tables.get(("ordered", name), lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
     return histogram(ordered_values(W), scale_of(reference).edge)
 

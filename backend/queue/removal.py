@@ -239,8 +239,7 @@ def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> l
     require_host(actor, "archive a run")
     ids = [queries.job(run).id for run in runs]
     with writing() as session:
-        jobs = locked(session, Job, ids)
-        changed = [job for job in jobs if (job.archived_at is None) != back]
+        changed = [job for job in locked(session, Job, ids) if (job.archived_at is None) != back]
         for job in changed:
             job.archived_at = None if back else now_ms()
             note(session, job.id, "taken out of the archive" if back else "archived", actor.name)

@@ -69,8 +69,7 @@ def report(number: int) -> Report:
 
 def reports() -> list[Report]:
     """Reports, the one saved last first."""
-    query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500)
-    return fetched(query)
+    return fetched(select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500))
 
 
 def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) -> int:

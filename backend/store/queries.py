@@ -155,8 +155,7 @@ def cursor() -> tuple[Any, ...]:
 
 def attempts(run: str | int) -> list[Attempt]:
     """All attempts of a run, oldest first."""
-    query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
-    return fetched(query)
+    return fetched(select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n))
 
 
 def events(run: str | int) -> list[Event]:
@@ -345,8 +344,7 @@ def views() -> list[SavedView]:
 
 
 def artifacts(run: str | int) -> list[Artifact]:
-    query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
-    return fetched(query)
+    return fetched(select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id))
 
 
 def curve_points(run: str | int) -> list[Row[Any]]:

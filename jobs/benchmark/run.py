@@ -197,8 +197,7 @@ class DecodingBenchmark:
                 "Choose fewer new tokens.",
                 "max_new_tokens",
             )
-        facts = prompt_facts(name, [ids for _, ids in prompts])
-        self.context.environment(text={"prompts": facts})
+        self.context.environment(text={"prompts": prompt_facts(name, [ids for _, ids in prompts])})
         return prompts
 
     # answers ---------------------------------------------------------------------------------

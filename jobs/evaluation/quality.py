@@ -151,8 +151,7 @@ class Quality:
     def _read(self) -> TextModel:
         """What reads texts by the model as it is now."""
         if self._reader is None:
-            length = self._text.context
-            self._reader, how = text_model(self._loaded.model, self._precision, length)
+            self._reader, how = text_model(self._loaded.model, self._precision, self._text.context)
             if how != self._decoder:
                 self._context.log(f"Texts are read by {how}.")
                 self._context.environment(evaluation=how)

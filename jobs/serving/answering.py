@@ -4,7 +4,7 @@ thread of its own; the engine writes all choices at once."""
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -128,14 +128,6 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
     def _say(self, what: str, seconds: float) -> None:
         self.put((0, Told(what, seconds)))
 
-    def _in_main_thread(self, function: Callable[[], T]) -> T:
-        """The limits of templates are signals, which only the main thread can handle."""
-
-        async def call() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
-
     def answer(self) -> None:
         body = self.body
         try:
@@ -166,8 +158,13 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if isinstance(self.body, ChatBody):
-            given = partial(chat_ids, prompt, tokenizer, self.body.chat_template)
-            return tuple(self._in_main_thread(given))
+            templated = self.body.chat_template
+
+            async def ids() -> tuple[int, ...]:
+                return tuple(chat_ids(prompt, tokenizer, templated))
+
+            # the limits of templates are signals, which only the main thread can handle
+            return asyncio.run_coroutine_threadsafe(ids(), self._loop).result()
         if isinstance(prompt, str):
             return tuple(tokenizer(prompt).input_ids)
         if prompt and max(prompt) >= len(tokenizer):

@@ -43,8 +43,7 @@ def choose_card(wanted: str) -> str:
     """The torch device for a config's `device`: of several cards the one with most memory left."""
     if wanted not in ("auto", "cuda") or not torch.cuda.is_available():
         return "cpu" if wanted == "auto" else wanted
-    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return max(cards, key=free_memory)
+    return max([f"cuda:{number}" for number in range(torch.cuda.device_count())], key=free_memory)
 
 
 def use_card(device: str) -> None:

@@ -132,21 +132,16 @@ class SecurityMiddleware:
                         raise RequestRejectedError(422, ConfigError(what, problem))
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
-                await self.app(scope, _received(body, request.receive), response)
+                read = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+                async def received() -> Message:  # what was read already, then what comes after it
+                    return next(read, None) or await request.receive()
+
+                await self.app(scope, received, response)
         except ForbiddenError as error:
             raise RequestRejectedError(403, error) from error
         except RateLimitError as error:
             raise RequestRejectedError(429, error) from error
-
-
-def _received(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read already, then what comes after it."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def received() -> Message:
-        return next(messages, None) or await receive()
-
-    return received
 
 
 class RequestRejectedError(Exception):
@@ -182,7 +177,8 @@ def check(request: Request) -> None:
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
-    if _closed(request.url.path):
+    path, closed = request.url.path, request.url.path.startswith(CLOSED_ROUTES)
+    if closed or (path.startswith(GRADIO) and not OPEN_ROUTES.fullmatch(path, len(GRADIO))):
         raise RequestRejectedError(404, NotFoundError("There is nothing at this address."))
     if "transfer-encoding" in headers:
         raise RequestRejectedError(411, ForbiddenError("The request has no Content-Length."))
@@ -206,12 +202,6 @@ def _allowed_host(name: str) -> bool:
         names = settings().names
         any_name = not names and not is_loopback(settings().host)
         return any_name or name in ("localhost", *(n.lower() for n in names))
-
-
-def _closed(path: str) -> bool:
-    if path.startswith(GRADIO):
-        return OPEN_ROUTES.fullmatch(path.removeprefix(GRADIO)) is None
-    return path.startswith(CLOSED_ROUTES)
 
 
 def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scope:

@@ -125,8 +125,7 @@ class ServedSequence:
             # forgotten
             scores = self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens)
             for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
-                text = self._detokenizer.add(token)
-                pieces.append(Piece(text, head, token, *scores[number]))
+                pieces.append(Piece(self._detokenizer.add(token), head, token, *scores[number]))
                 if self._detokenizer.stopped:
                     del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                     break

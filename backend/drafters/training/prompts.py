@@ -144,8 +144,7 @@ def prompts_for(
     sets = sorted(wanted.sets, key=lambda name: name != SELF)
 
     def fitting(prompts: Sequence[Prompt]) -> list[list[int]]:
-        most = target.context - wanted.limit
-        return [ids for _, ids in readable_ids(prompts, tokenizer, most)]
+        return [ids for _, ids in readable_ids(prompts, tokenizer, target.context - wanted.limit)]
 
     for number, name in enumerate(sets):
         missing = len(sets) - number
