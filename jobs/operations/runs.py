@@ -1,15 +1,17 @@
-"""Operations that look at runs: lists, figures, logs and files; and with what their kinds know,
-everything about a run, and sweeps."""
+"""Operations that look at runs: lists, figures, logs and files; with what their kinds know,
+everything about a run, and sweeps; and at what a config may name: kinds, models, texts."""
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from backend.errors import ConfigError, NotFoundError
+from backend.models.sources.catalogue import entries
 from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
 from backend.queue.permissions import require_host
@@ -19,9 +21,10 @@ from backend.store import queries
 from backend.store.copies import has_database
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.text.corpora import corpora
 from jobs import sweep
 from jobs.benchmark.report import decoder_reports, verdicts
-from jobs.kind import stage_labels
+from jobs.kind import kinds, stage_labels
 from jobs.metrics import PERPLEXITY
 from jobs.operations.registry import Record, Run, operation
 from jobs.record import cost_text, record, results, summary, sweep_record, tensors
@@ -225,3 +228,50 @@ def show_sweep(
     figures over seeds."""
     found = sweep_record(sweep_of(run))
     return found | ({"table": [*_of_metric(found["table"], metric)]} if metric else {})
+
+
+def _kinds_text(records: Sequence[Record]) -> str:
+    rows = ((kind["name"], kind["title"], ", ".join(kind["presets"])) for kind in records)
+    return table(("kind", "what it is", "presets"), rows)
+
+
+@operation("kinds", database="none", said=_kinds_text)
+def list_kinds() -> list[Record]:
+    """The kinds of run: title, recipes, presets, and the JSON schema of the config."""
+    return [
+        {
+            "name": kind.name,
+            "title": kind.title,
+            "summary": kind.summary,
+            "presets": {name: dict(values) for name, values in kind.presets.items()},
+            "recipes": {name: dict(values) for name, values in kind.recipes.items()},
+            "notes": dict(kind.notes),
+            "schema": kind.config.model_json_schema(),
+        }
+        for kind in kinds().values()
+    ]
+
+
+def _models_text(records: Sequence[Record]) -> str:
+    rows = (
+        (
+            entry["name"],
+            "yes" if entry["ready"] else "refused" if entry["refused"] else "no",
+            entry["refused"] or entry["title"],
+            entry["licence"],
+        )
+        for entry in records
+    )
+    return table(("model", "ready", "what it is", "licence"), rows)
+
+
+@operation("models", database="none", said=_models_text)
+def list_models() -> list[Record]:
+    """The models that can be chosen: name, title, origin, licence, and whether they are set up."""
+    return [asdict(entry) for entry in entries()]
+
+
+@operation("texts", database="none")
+def list_texts() -> list[Record]:
+    """The texts that can be chosen, what each can be used for, and whether it can be read now."""
+    return [asdict(corpus) for corpus in corpora()]

@@ -22,11 +22,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NoDraft
 from backend.decoding.serving.loop import decode
+from backend.decoding.serving.sequence import Detokenizer
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
@@ -123,7 +122,14 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._say(f"Loading {self.body.against}", 0.0)
             self._why(opened, live, opened.other(self.body.against, live.dtype))
             return
-        asked = self._open(opened, live)
+        asked = opened.asked(self.body.state)
+        self._tell(
+            "opened",
+            identity=opened.dense.identity,
+            decoder=opened.dense.reference(live.dtype).decoder,
+            memory=self.pool.nbytes,
+            budget=self.pool.budget,
+        )
         refused: ConfigError | None = None
         try:
             for _ in self._dense_text(opened, live) if self._writes else ():
@@ -144,17 +150,6 @@ class LiveAnswering(ThreadedEvents[Event]):
     @property
     def _writes(self) -> bool:
         return bool({"text", "speed"} & {*self.body.want})
-
-    def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
-        dense, asked = opened.dense, opened.asked(self.body.state)
-        self._tell(
-            "opened",
-            identity=dense.identity,
-            decoder=dense.reference(live.dtype).decoder,
-            memory=self.pool.nbytes,
-            budget=self.pool.budget,
-        )
-        return asked
 
     def _apply(self, opened: OpenedModel, state: BrowserState, asked: LiveState) -> None:
         dense, live = opened.dense, state.live
@@ -292,15 +287,6 @@ class LiveAnswering(ThreadedEvents[Event]):
     # which blocks lose which tokens ---------------------------------------------------------------
 
     def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
-        ids = self._ids(opened)
-        tokens = [opened.tokenizer.decode([token]) for token in ids.tolist()]
-        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
-        self._step()
-        for block, differences in traced_losses(live, ids, other):
-            self._tell("why", block=block, losses=finite(differences.tolist()))
-            self._step()
-
-    def _ids(self, opened: OpenedModel) -> Tensor:
         ids = opened.tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
             raise ConfigError(
@@ -309,7 +295,12 @@ class LiveAnswering(ThreadedEvents[Event]):
                 "Shorten it." if ids else "Write a text.",
                 "text",
             )
-        return torch.tensor(ids)
+        tokens = [opened.tokenizer.decode([token]) for token in ids]
+        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
+        self._step()
+        for block, differences in traced_losses(live, torch.tensor(ids), other):
+            self._tell("why", block=block, losses=finite(differences.tolist()))
+            self._step()
 
 
 def timed(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:

@@ -126,7 +126,29 @@ def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Res
             live.quantizer,
         ):
             live.apply(asked.formats, asked.pruner, asked.quantizer)
-        return JSONResponse(write_live(body, opened, live))
+        # write it; the folder and its files. Raises ConflictError: there is a model of that name;
+        # ConfigError: the format cannot hold the formats of the layers
+        root, files = settings().root / "models", Checkpoints(settings().root / "models")
+        if (root / body.name).exists():
+            raise ConflictError(
+                "The model was not written.",
+                f"There is a model called {body.name}.",
+                "Choose another name.",
+                "name",
+            )
+        with files.write(body.name) as draft:
+            if body.format == "gguf":
+                with tempfile.TemporaryDirectory(dir=settings().root) as source:
+                    _write_folder("slimscope", Path(source), opened, live, body)
+                    _write_gguf(Path(source), draft, body.name, opened.base.facts.dtype)
+            else:
+                _write_folder(body.format, draft, opened, live, body)
+            copy_terms(origin_of(opened.base.source), draft)
+        folder = root / body.name
+        written = [{"name": x.name, "bytes": x.stat().st_size} for x in sorted(folder.iterdir())]
+        return JSONResponse(
+            {"name": body.name, "folder": str(folder), "files": written, "card": CARD}
+        )
 
 
 def _person(request: Request) -> tuple[str, bool]:
@@ -140,37 +162,20 @@ def refused(error: SlimscopeError) -> Response:
     return JSONResponse({**parts, "others": []}, status, error_headers(error))
 
 
-def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[str, Any]:
-    """Write it; the folder and its files. Raises ConflictError: there is a model of that name;
-    ConfigError: the format cannot hold the formats of the layers."""
-    root, files = settings().root / "models", Checkpoints(settings().root / "models")
-    if (root / body.name).exists():
-        raise ConflictError(
-            "The model was not written.",
-            f"There is a model called {body.name}.",
-            "Choose another name.",
-            "name",
-        )
-    with files.write(body.name) as draft:
-        if body.format == "gguf":
-            with tempfile.TemporaryDirectory(dir=settings().root) as source:
-                _write_folder("slimscope", Path(source), opened, live, body)
-                _write_gguf(Path(source), draft, body.name, opened.base.facts.dtype)
-        else:
-            _write_folder(body.format, draft, opened, live, body)
-        copy_terms(origin_of(opened.base.source), draft)
-    folder = root / body.name
-    written = [{"name": x.name, "bytes": x.stat().st_size} for x in sorted(folder.iterdir())]
-    return {"name": body.name, "folder": str(folder), "files": written, "card": CARD}
-
-
 def _write_folder(
     format: Any, folder: Path, opened: OpenedModel, live: LiveModel, body: ExportBody
 ) -> None:
     with live.dense.lock:  # tensors are exchanged, never changed
         weights = {name: live.stored(name) for name in live.dense.layers}
     codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
-    model = _with_weights(live, weights)
+    dense = live.dense.model
+    model: PreTrainedModel = deepcopy(  # which shares all other weights with the dense one
+        dense, {id(p): nn.Parameter(p.data, requires_grad=False) for p in dense.parameters()}
+    )
+    for name, made in weights.items():
+        if isinstance(made, torch.Tensor):
+            stored_weight = live.dense.layers[name].as_stored(made)
+            model.get_submodule(name).get_parameter("weight").data = stored_weight
     card = live_card(
         body.name,
         opened.base.facts.title,
@@ -190,19 +195,6 @@ def _write_folder(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(stored)
     export(model, opened.tokenizer, codes, layout, stored, folder, card)
-
-
-def _with_weights(live: LiveModel, weights: dict[str, Any]) -> PreTrainedModel:
-    """A model with these weights, which shares all others with the dense one."""
-    dense = live.dense.model
-    model: PreTrainedModel = deepcopy(
-        dense, {id(p): nn.Parameter(p.data, requires_grad=False) for p in dense.parameters()}
-    )
-    for name, made in weights.items():
-        if isinstance(made, torch.Tensor):
-            layer = live.dense.layers[name]
-            model.get_submodule(name).get_parameter("weight").data = layer.as_stored(made)
-    return model
 
 
 def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
