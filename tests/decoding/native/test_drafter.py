@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from backend.decoding.acceptance import top_k
 from backend.decoding.draft_tree import Tree
-from backend.decoding.native.library import top_k
 from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adaptation import NativeLayer
