@@ -266,10 +266,9 @@ class Quality:
         ):
             is_accuracy = score.metric in ("acc_norm", "acc", "exact_match")
             family = ACCURACY.family if is_accuracy else score.metric
-            metric = MetricKey(family, series=score.task)
             self._context.result(
                 stage,
-                metric,
+                MetricKey(family, series=score.task),
                 score.value,
                 stderr=score.stderr,
                 n=score.n,
