@@ -71,8 +71,7 @@ def _add(
             )
         answer = operation.call(current_user(request), **fixed, **values)
         if isinstance(answer, Path):
-            kind = "application/octet-stream"
-            return FileResponse(answer, media_type=kind, filename=answer.name)
+            return FileResponse(answer, media_type="application/octet-stream", filename=answer.name)
         return answer
 
     is_file = signature.return_annotation is Path

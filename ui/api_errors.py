@@ -95,8 +95,10 @@ def _invalid_request(_: Request, error: Any) -> JSONResponse:
 
 
 def _no_such_route(_: Request, error: Any) -> JSONResponse:
-    do = f"{API_PATH}/openapi.json lists all requests."
-    return error_response(NotFoundError(f"{error.detail}.", "", do), error.status_code)
+    return error_response(
+        NotFoundError(f"{error.detail}.", "", f"{API_PATH}/openapi.json lists all requests."),
+        error.status_code,
+    )
 
 
 def _database_error(_: Request, error: Exception) -> JSONResponse:

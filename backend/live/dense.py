@@ -269,8 +269,11 @@ class DenseModel:
         pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
         if pruned and score == "wanda" and not self.energies:
             self._measuring = self._measuring or self.measure_inputs()
-            while step := self._measured_next():  # `yield from` would close what is begun
-                yield step
+            while measuring := self._measuring:  # `yield from` would close what is begun
+                self._measuring = None  # after an error the pass begins anew
+                if step := next(measuring, None):
+                    self._measuring = measuring
+                    yield step
         for done, (name, pattern) in enumerate(pruned.items(), 1):
             if pattern.group <= LARGEST_GROUP:
                 with self.lock:
@@ -278,13 +281,6 @@ class DenseModel:
                         continue
                     self._mask(name, pattern, score)
                 yield done, len(pruned), "Ranking the weights of layers"
-
-    def _measured_next(self) -> Progress | None:
-        """The next step of the pass over the inputs; after an error it begins anew."""
-        step, measuring, self._measuring = None, self._measuring, None
-        if measuring and (step := next(measuring, None)):
-            self._measuring = measuring
-        return step
 
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group

@@ -142,8 +142,13 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         freed = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
         again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
-        text = f"{readable_bytes(freed)} freed{when}{again}"
-        note(session, job.id, "checkpoints deleted", actor, text)
+        note(
+            session,
+            job.id,
+            "checkpoints deleted",
+            actor,
+            f"{readable_bytes(freed)} freed{when}{again}",
+        )
     delete_folder(aside)
     remove_stored(work_folder(job.run))
     return freed

@@ -85,7 +85,15 @@ def enqueue_all(
     """
     permissions.require_adding(actor)
     permissions.require_small(actor, cost, len(runs))
-    lane = _lane(cost, len(runs))
+    is_quick = (
+        len(runs) == 1
+        and cost is not None
+        and cost.seconds is not None
+        and not cost.open_ended
+        and cost.seconds < QUICK_S
+        and cost.bytes < QUICK_BYTES
+    )
+    lane = Lane.QUICK if is_quick else Lane.SLOTS  # others do not stop one of seconds
     if actor.role != "host":  # whose runs come behind all others
         priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
@@ -155,13 +163,6 @@ def _estimated(cost: Cost | None, number: int) -> dict[str, float]:
         return {}
     seconds = {} if cost.seconds is None else {ESTIMATED_SECONDS: round(cost.seconds / number, 1)}
     return seconds | {ESTIMATED_BYTES: int(cost.bytes)}
-
-
-def _lane(cost: Cost | None, jobs: int) -> Lane:
-    """The lane of a new job: one of seconds has a lane that others do not stop."""
-    if jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
-        return Lane.SLOTS
-    return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else Lane.SLOTS
 
 
 def cancel(run: str | int, actor: Actor) -> State:

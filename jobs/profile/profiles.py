@@ -111,8 +111,8 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
             "Profile the model in some.",
             field="allocation",
         )
-    facts = resolve_model(profile.model, reads=False).facts
-    rest = facts.parameters - sum(x.weights for x in profile.layers)
+    parameters = resolve_model(profile.model, reads=False).facts.parameters
+    rest = parameters - sum(x.weights for x in profile.layers)
     return BudgetSolver(profile, 2.0 * rest, formats)
 
 

@@ -103,8 +103,13 @@ class ThreadedEvents(Generic[T]):
         except SlimscopeError as error:
             self.put(self.failed(error))
         except Exception as error:  # a fault of ours must not leave the client waiting
-            why = f"{type(error).__name__}: {error}"
-            self.put(self.failed(ComputeError("The answer could not be given.", why)))
+            self.put(
+                self.failed(
+                    ComputeError(
+                        "The answer could not be given.", f"{type(error).__name__}: {error}"
+                    )
+                )
+            )
         finally:
             self.put(None)
 

@@ -78,8 +78,9 @@ class WarmModel:
         self.loaded = load(self.device)
         refuse_processors(self.loaded.model)
         self.target = TargetModel(self.loaded.model)
-        tokenizer = self.loaded.tokenizer
-        self.engine = ServingEngine(self.target, tokenizer, memory=memory, threads=threads)
+        self.engine = ServingEngine(
+            self.target, self.loaded.tokenizer, memory=memory, threads=threads
+        )
         self.is_open = True
 
     def close(self) -> None:

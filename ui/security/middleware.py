@@ -128,8 +128,9 @@ class SecurityMiddleware:
                     is_prompt = request.url.path == COMPLETIONS_PATH
                     most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
                     if problem := await run_in_threadpool(json_problem, body, most):
-                        what = "The request was not accepted."
-                        raise RequestRejectedError(422, ConfigError(what, problem))
+                        raise RequestRejectedError(
+                            422, ConfigError("The request was not accepted.", problem)
+                        )
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
                 read = iter([{"type": "http.request", "body": body, "more_body": False}])

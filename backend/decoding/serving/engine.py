@@ -158,8 +158,9 @@ class ServingEngine(DecodingLoop):
     def fail(self, sequence: ServedSequence, error: Exception) -> None:
         """End this sequence with an error."""
         if not isinstance(error, SlimscopeError):
-            why = f"{type(error).__name__}: {error}"[:300]
-            error = ComputeError("The answer ended with an error.", why)
+            error = ComputeError(
+                "The answer ended with an error.", f"{type(error).__name__}: {error}"[:300]
+            )
         sequence.finish("error", error)
 
     def _record(self, started: float, work: Sequence[Work]) -> None:

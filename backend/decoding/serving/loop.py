@@ -257,8 +257,12 @@ class DecodingLoop:
                 with self._changed:
                     self._waiting.put_back(last)
             else:
-                what = "There is no memory left for keys and values."
-                last.finish("error", ComputeError(what, "Something else uses it."))
+                last.finish(
+                    "error",
+                    ComputeError(
+                        "There is no memory left for keys and values.", "Something else uses it."
+                    ),
+                )
 
     def _shares(self) -> list[tuple[ServedSequence, int]]:
         """The last token of each that writes, and of prompts `PREFILL` tokens: those of the one

@@ -273,12 +273,11 @@ class ServedSequence:
         if self.done:
             return
         self.done, self.cache = True, None
-        request = self.request
         self.tell(
             Finished(
                 reason,
                 self._detokenizer.rest(),
-                len(request.prompt),
+                len(self.request.prompt),
                 self._shared or 0,
                 self.generated,
                 self._first_token_s,

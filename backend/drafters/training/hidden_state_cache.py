@@ -127,7 +127,7 @@ def collect(
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), GENERATION_BATCH):
             batch = rows[number : number + GENERATION_BATCH]
-            place = f"{name}-{(number // GENERATION_BATCH):05d}"
+            place = f"{name}-{number // GENERATION_BATCH:05d}"
             stop_if_asked(reporter)
             kept = checkpoints.find(place)
             if kept is None:

@@ -74,9 +74,14 @@ class LiveAnswering(ThreadedEvents[Event]):
             if self._silent < SILENT_S:
                 pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
                 return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
-            why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
-            error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
-            return self.failed(error)
+            return self.failed(
+                ComputeError(
+                    "The live model takes too long.",
+                    f"Nothing came for {self._silent:.0f} s: {self._last}. "
+                    "The machine may be busy.",
+                    "Turn a knob to ask again.",
+                )
+            )
         self._silent, self._last = 0.0, str((happened or {}).get("what", self._last))
         return happened
 
