@@ -181,9 +181,8 @@ def generate(
 
 def refuse_processors(model: PreTrainedModel) -> None:
     """Raise `ConfigError` for a generation config whose settings would change the text."""
-    config = model.generation_config
     for name, neutral in UNSUPPORTED.items():
-        value = getattr(config, name, neutral)
+        value = getattr(model.generation_config, name, neutral)
         if value not in (neutral, None) and value != []:
             raise ConfigError(
                 f"The model's generation config sets {name}.",

@@ -79,8 +79,9 @@ def copy_database(target: Path) -> None:
 @contextmanager
 def opened(path: Path) -> Iterator[Engine]:
     """An engine for another database file than that of the data folder."""
-    url = f"sqlite:///{path}"
-    engine = create_engine(url, json_deserializer=read_json, json_serializer=write_json)
+    engine = create_engine(
+        f"sqlite:///{path}", json_deserializer=read_json, json_serializer=write_json
+    )
     try:
         yield engine
     finally:

@@ -229,8 +229,13 @@ class Quality:
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
-        tokens = self._config.sample_tokens
-        texts = write_samples(self._read(), self._loaded.tokenizer, prompts, tokens, reporter)
+        texts = write_samples(
+            self._read(),
+            self._loaded.tokenizer,
+            prompts,
+            self._config.sample_tokens,
+            reporter,
+        )
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
@@ -336,8 +341,9 @@ def record_decoding(
             decoder=name,
             dtype=str(model.dtype).removeprefix("torch."),
         )
-        span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
-        context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
+        context.log(
+            f"{stage}: {speed.value:.1f} tokens/s ({speed.lowest:.1f} to {speed.highest:.1f})."
+        )
 
 
 def decoders_of(models: Sequence[PreTrainedModel]) -> tuple[list[Decoder], str]:

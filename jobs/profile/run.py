@@ -70,9 +70,10 @@ def run(config: ProfileJob, context: JobContext) -> None:
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
     def record(linear: LinearWeight | LinearShape, figures: walk.Figures) -> None:
-        name = f"{linear.name}.weight"
         context.profile(
-            TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
+            TensorProfile(
+                f"{linear.name}.weight", linear.block, linear.module, DENSE, SENSITIVITY, figures
+            )
         )
 
     walk.SensitivityWalk(

@@ -128,8 +128,9 @@ def _client() -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=transport, base_url="http://serving", **options)
     about = json.loads(address_path().read_text("utf-8"))
     headers = {"authorization": f"Bearer {about['token']}"}
-    base = f"http://127.0.0.1:{int(about['port'])}"
-    return httpx.AsyncClient(base_url=base, headers=headers, verify=False, **options)
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{int(about['port'])}", headers=headers, verify=False, **options
+    )
 
 
 @asynccontextmanager

@@ -140,8 +140,8 @@ class OpenedModel:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
         digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
-        name = f"{self.dense.identity}-{digest}-{dtype}.safetensors"
-        return settings().cache_dir.expanduser() / "live" / name
+        folder = settings().cache_dir.expanduser() / "live"
+        return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
 
     @property
     def nbytes(self) -> int:
