@@ -12,7 +12,7 @@ import time
 from uvicorn.config import LOGGING_CONFIG
 
 from backend.backup.examples import install_examples
-from backend.logs import JsonFormatter, start_logging
+from backend.logs import JsonFormatter, start_logging, throttle_logs
 from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings, unknown_variables
@@ -23,7 +23,6 @@ from jobs.imported import check_row
 from jobs.kind import load_work
 from ui import lean_gradio
 from ui.security.connections import raise_file_limit
-from ui.security.log_throttle import throttle_logs
 
 log = logging.getLogger("slimscope")
 UVICORN_FORMATS = ("default", "access")

@@ -51,8 +51,7 @@ def _manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
 def is_whole(folder: Path) -> bool:
     """Whether all files in the folder's manifest exist, unchanged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return bool(manifest == _manifest_of(folder))
+        return bool(json.loads((folder / MANIFEST).read_text()) == _manifest_of(folder))
     except (OSError, ValueError):
         return False
 
@@ -80,8 +79,7 @@ def _changes(
             state = path.stat()
             same = state.st_size == expected["bytes"]
             if same and contents:
-                digest = _kept_sha256(path, state.st_mtime_ns, state.st_size)
-                same = digest == expected["sha256"]
+                same = _kept_sha256(path, state.st_mtime_ns, state.st_size) == expected["sha256"]
         except OSError:
             same = False
         if not same and path.suffix != ".md":
@@ -160,7 +158,11 @@ class Checkpoints:
         writer = os.getpid() if self._attempt is None else f"a{self._attempt}"
         draft, final = self.root / f".tmp-{writer}-{name}", self.root / name
         old = self._aside(name)
-        self._sweep(name)
+        for left in self.root.glob(f".tmp-*-{glob.escape(name)}"):  # by killed processes
+            owner = left.name.split("-")[1]
+            mine = self._attempt is not None or owner == str(os.getpid())
+            if mine or not owner.isdecimal() or not psutil.pid_exists(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         try:
             yield draft
@@ -187,14 +189,6 @@ class Checkpoints:
     def _aside(self, name: str) -> Path:
         """Where a checkpoint is kept while it is being replaced."""
         return self.root / f".old-{name}"
-
-    def _sweep(self, name: str) -> None:
-        """Remove drafts of `name` left by killed processes."""
-        for old in self.root.glob(f".tmp-*-{glob.escape(name)}"):
-            writer = old.name.split("-")[1]
-            mine = self._attempt is not None or writer == str(os.getpid())
-            if mine or not writer.isdecimal() or not psutil.pid_exists(int(writer)):
-                shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> str | None:
         """Name of the most recent complete checkpoint of work, if there is one."""
@@ -229,6 +223,5 @@ class Checkpoints:
                 )
             return str(owner["settled"])
         with self.write(OWNER) as draft:
-            text = json.dumps({"identity": identity, "settled": settled})
-            (draft / "run.json").write_text(text)
+            (draft / "run.json").write_text(json.dumps({"identity": identity, "settled": settled}))
         return settled

@@ -70,7 +70,13 @@ def kernel_version() -> str:
 def _built(source: Path, compiler: str, target: tuple[str, ...]) -> Path:
     """The file of the library, in a folder that is nobody else's."""
     folder = settings().cache_dir / "native"
-    path = folder / f"{source.stem}-{_key(source, compiler, target)}.so"
+    # its name changes with the source, any header of this package, the compiler and the processor
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
+    files = {*source.parent.glob("*.[ch]*"), *Path(__file__).parent.rglob("*.h")}
+    sources = b"".join(file.read_bytes() for file in sorted(files))
+    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    path = folder / f"{source.stem}-{key}.so"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     _check_private(folder)
@@ -113,15 +119,6 @@ def _compiler() -> str:
     )
 
 
-def _key(source: Path, compiler: str, target: tuple[str, ...]) -> str:
-    """Changes with the source, any header of this package, the compiler and the processor."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    files = {*source.parent.glob("*.[ch]*"), *Path(__file__).parent.rglob("*.h")}
-    sources = b"".join(path.read_bytes() for path in sorted(files))
-    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
 def _processor() -> bytes:
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
@@ -131,5 +128,8 @@ def _processor() -> bytes:
 
 
 def _failed(why: str) -> CompilerError:
-    do = "Install a current g++ or clang++, and make the cache folder writable."
-    return CompilerError("Native code cannot be built.", why, do)
+    return CompilerError(
+        "Native code cannot be built.",
+        why,
+        "Install a current g++ or clang++, and make the cache folder writable.",
+    )

@@ -51,9 +51,9 @@ def fetch(requirement: str, folder: Path, refused: Refused, tags: tuple[str, ...
     done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = (done.stderr or "").strip().splitlines() or ["pip said nothing."]
         raise refused(
-            lines[-1], "Check the network and PIP_INDEX_URL, then run the same command again."
+            ((done.stderr or "").strip().splitlines() or ["pip said nothing."])[-1],
+            "Check the network and PIP_INDEX_URL, then run the same command again.",
         )
     return wheels[0]
 

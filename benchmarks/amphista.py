@@ -39,15 +39,21 @@ from backend.decoding.benchmark import (
     Answers,
     Decoder,
     DecoderSummary,
+    LlamaCppDecoder,
     decoders_of,
     summarise,
     time_decoders,
 )
 from backend.decoding.cost_model import CostModel, measure_costs
-from backend.decoding.draft_tree import NoDraft, Proposer, grow, walked_lengths
+from backend.decoding.draft_tree import (
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
+    Proposer,
+    grow,
+    walked_lengths,
+)
 from backend.decoding.native.model import decoding_dtype
-from backend.decoding.peers import LlamaCppDecoder
-from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adapted import FIT_TOKENS
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack

@@ -77,20 +77,33 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     """
     gate.count_answer(actor, spend=False)
     config = parse_config(ChatSettings, values)
-    _require_answerable(config)
+    # raise `SlimscopeError` if one of the models cannot answer, or is too large for the memory
+    models = [_facts(side, config) for side in read_sides(config.sides)]
+    shortest = min(models, key=lambda facts: facts.context)
+    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
+    largest = max(models, key=weight_memory)
+    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
+    check_memory(needed, memory_available(), largest.title)
     sides = [*read_names(config.sides)]
     before = conversations.turns_to(after) if after else []
     if before and (before[0].names != sides or before[0].conversation.blind != blind):
         before = []
     if before and before[-1].unanswered:
-        why = "The last prompt is still being answered."
-        raise ConflictError("The prompt was not sent.", why, "Wait for its end, or stop it.")
+        raise ConflictError(
+            "The prompt was not sent.",
+            "The last prompt is still being answered.",
+            "Wait for its end, or stop it.",
+        )
     if before and not before[-1].finished:
         ends = {each.transcript[-1].get("end") for each in before[-1].answers.values()}
         before = before[:-1] if "error" in ends else before
     if len(before) >= MAX_TURNS:
-        why = f"A conversation has at most {MAX_TURNS} prompts."
-        raise ConfigError("The conversation cannot go on.", why, "Begin a new chat.", "prompt")
+        raise ConfigError(
+            "The conversation cannot go on.",
+            f"A conversation has at most {MAX_TURNS} prompts.",
+            "Begin a new chat.",
+            "prompt",
+        )
     letters = len(config.system) + len(config.prompt)
     for turn in before:  # a prompt and its longest answer
         answers = [len(each.text) for each in turn.answers.values()]
@@ -107,16 +120,6 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
         return conversations.add_prompt(
             session, conversation, parent, config.prompt, settings, actor.signature
         ).id
-
-
-def _require_answerable(config: ChatSettings) -> None:
-    """Raise `SlimscopeError` if one of the models cannot answer, or is too large for the memory."""
-    models = [_facts(side, config) for side in read_sides(config.sides)]
-    shortest = min(models, key=lambda facts: facts.context)
-    require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
-    largest = max(models, key=weight_memory)
-    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
-    check_memory(needed, memory_available(), largest.title)
 
 
 def _facts(side: GenerationSide, config: ChatSettings) -> ModelFacts:

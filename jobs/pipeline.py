@@ -146,7 +146,15 @@ def read(text: str) -> Pipeline:
     if len(text) > LETTERS:
         raise _refused(f"It has more than {LETTERS:,} letters.")
     try:
-        file = PipelineFile.model_validate(_loaded(text))
+        loaded = yaml.load(text, _Texts)
+    except RecursionError as error:
+        raise _refused("It is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: !!int of what is no number
+        raise _refused(f"It is no YAML: {error}."[:300]) from error
+    if not isinstance(loaded, dict):
+        raise _refused("It needs lines that begin with model: and steps:.")
+    try:
+        file = PipelineFile.model_validate(loaded)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
@@ -161,18 +169,6 @@ def read(text: str) -> Pipeline:
                 alone.append(replace(step, anew=True, alone=True))
                 alone += [replace(timed, alone=True)] if timed else []
     return Pipeline(file.name, file.model, [*steps, *alone])
-
-
-def _loaded(text: str) -> dict[Any, Any]:
-    try:
-        loaded = yaml.load(text, _Texts)
-    except RecursionError as error:
-        raise _refused("It is nested too deeply.") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: !!int of what is no number
-        raise _refused(f"It is no YAML: {error}."[:300]) from error
-    if not isinstance(loaded, dict):
-        raise _refused("It needs lines that begin with model: and steps:.")
-    return loaded
 
 
 def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
@@ -203,8 +199,7 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
     estimates = []
     for number, step in enumerate(pipeline.steps, 1):
         if MODEL not in kind_named(step.kind).config.model_fields:
-            why = ConfigError("It works on no model.", "", "Leave it out.")
-            raise _at(number, step.kind, why)
+            raise _at(number, step.kind, ConfigError("It works on no model.", "", "Leave it out."))
         try:
             estimates.append(checked(step.kind, step.on(pipeline.model, ()))[1])
         except SlimscopeError as error:

@@ -77,14 +77,22 @@ def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
     try:
         items = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
-        why = f"The list cannot be read: {error}."
-        raise _bad_sweep(kind, field, why, "Write values as in 2:4, 70% or 0..2.") from error
+        raise _bad_sweep(
+            kind,
+            field,
+            f"The list cannot be read: {error}.",
+            "Write values as in 2:4, 70% or 0..2.",
+        ) from error
     for value in items:
         span = RANGE.fullmatch(value.strip()) if whole else None
         first, last = (int(span[1]), int(span[2])) if span else (0, 0)
         if span and not 0 <= last - first < MOST_RUNS:
-            why = f"{value.strip()} does not count up, or gives more than {MOST_RUNS} values."
-            raise _bad_sweep(kind, field, why, "Write it as in 0..2.")
+            raise _bad_sweep(
+                kind,
+                field,
+                f"{value.strip()} does not count up, or gives more than {MOST_RUNS} values.",
+                "Write it as in 0..2.",
+            )
         values += map(str, range(first, last + 1)) if span else [value.strip()]
     if not all(values) or not values:
         raise _bad_sweep(kind, field, "A value is missing.", "Write values as in 2:4, 70% or 0..2.")
@@ -119,11 +127,16 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         except SlimscopeError as error:
             if not described:
                 raise
-            why = f"In the run with {described}: {error.why}"
-            raise type(error)(error.what, why, error.do, error.field) from error
+            raise type(error)(
+                error.what, f"In the run with {described}: {error.why}", error.do, error.field
+            ) from error
         if (same := config.model_dump_json()) in seen:
-            why = f"{described} is the same run as {seen[same]}."
-            raise _bad_sweep(kind, [*sweep][-1], why, "Write each value once.")
+            raise _bad_sweep(
+                kind,
+                [*sweep][-1],
+                f"{described} is the same run as {seen[same]}.",
+                "Write each value once.",
+            )
         seen[same] = described
         configs.append(config)
         estimates.append(estimate)

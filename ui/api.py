@@ -63,13 +63,15 @@ def _add(
 
     def endpoint(request: Request, **values: Any) -> Any:
         for unknown in request.query_params.keys() - parameters.keys():
-            what = f"There is no parameter {unknown[:40]!r}."
-            known = f"There are: {', '.join(parameters) or 'none'}."
-            raise ConfigError(what, "", known, unknown[:40])
+            raise ConfigError(
+                f"There is no parameter {unknown[:40]!r}.",
+                "",
+                f"There are: {', '.join(parameters) or 'none'}.",
+                unknown[:40],
+            )
         answer = operation.call(current_user(request), **fixed, **values)
         if isinstance(answer, Path):
-            kind = "application/octet-stream"
-            return FileResponse(answer, media_type=kind, filename=answer.name)
+            return FileResponse(answer, media_type="application/octet-stream", filename=answer.name)
         return answer
 
     is_file = signature.return_annotation is Path

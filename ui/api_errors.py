@@ -70,7 +70,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def add_error_handlers(api: FastAPI) -> None:
     """Makes the application answer with `error_response` whatever goes wrong."""
-    api.add_exception_handler(SlimscopeError, _slimscope_error)
+    api.add_exception_handler(SlimscopeError, lambda _, error: error_response(error))
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _no_such_route)
     for kind in (DBAPIError, TimeoutError):
@@ -88,10 +88,6 @@ def _fields(error: SlimscopeError) -> dict[str, str | None]:
     return {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
 
 
-def _slimscope_error(_: Request, error: Any) -> JSONResponse:
-    return error_response(error)
-
-
 def _invalid_request(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     field = str(first["loc"][-1])
@@ -99,8 +95,10 @@ def _invalid_request(_: Request, error: Any) -> JSONResponse:
 
 
 def _no_such_route(_: Request, error: Any) -> JSONResponse:
-    do = f"{API_PATH}/openapi.json lists all requests."
-    return error_response(NotFoundError(f"{error.detail}.", "", do), error.status_code)
+    return error_response(
+        NotFoundError(f"{error.detail}.", "", f"{API_PATH}/openapi.json lists all requests."),
+        error.status_code,
+    )
 
 
 def _database_error(_: Request, error: Exception) -> JSONResponse:

@@ -35,8 +35,7 @@ def number(value: float | None, digits: int = 4) -> str:
     power = math.floor(math.log10(abs(value)))
     if not -4 < power < 7:
         return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
-    places = max(0, digits - 1 - power)
-    return fixed(value, places)
+    return fixed(value, max(0, digits - 1 - power))
 
 
 def of_unit(value: float | None, unit: str, digits: int = 4) -> str:

@@ -13,20 +13,18 @@ import uvicorn
 from gradio import http_server, processing_utils, route_utils, state_holder
 from gradio.blocks import Block
 from gradio.context import Context
-from gradio.data_classes import PredictBody
 from gradio.exceptions import Error
 from gradio.routes import App
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from backend.errors import ConfigError, RateLimitError, SlimscopeError
-from backend.queue.actor import is_unnamed, reject
-from backend.queue.gate import client_network
+from backend.queue.actor import reject
+from backend.queue.gate import require_short_queue
 from ui.security.auth import current_user
 
 FUNCTIONS = 4096  # of all pages, at most
 find_function = route_utils.get_fn
-EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # in the queue
 SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
 SCALAR = (str, int, float, bool, type(None))
 TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # of a component's value
@@ -128,32 +126,30 @@ def check_calls() -> None:
 
     def found(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
         try:
-            return _function_of(blocks, api_name, body)
+            if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
+                raise ConfigError("The call was not accepted.", "No page makes such a call.")
+            try:
+                function = find_function(blocks, api_name, body)
+            except (KeyError, route_utils.FnIndexInferError):
+                raise ConfigError(
+                    "The call was not accepted.",
+                    "The dashboard has changed since the page was opened.",
+                    "Reload the page.",
+                ) from None
+            if function.fn is None:
+                raise ConfigError("The call was not accepted.", "It is a function of the browser.")
+            if len(body.data) < len(function.inputs):
+                raise ConfigError(
+                    "The call was not accepted.", f"{len(function.inputs)} values are due."
+                )
+            own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
+            for block, value in zip(function.inputs, body.data, strict=False):
+                _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
+            return function
         except SlimscopeError as error:
             raise _refused(body.request, 422, error) from None
 
     route_utils.get_fn = found
-
-
-def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> Any:
-    if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
-        raise ConfigError("The call was not accepted.", "No page makes such a call.")
-    try:
-        function = find_function(blocks, api_name, body)
-    except (KeyError, route_utils.FnIndexInferError):
-        raise ConfigError(
-            "The call was not accepted.",
-            "The dashboard has changed since the page was opened.",
-            "Reload the page.",
-        ) from None
-    if function.fn is None:
-        raise ConfigError("The call was not accepted.", "It is a function of the browser.")
-    if len(body.data) < len(function.inputs):
-        raise ConfigError("The call was not accepted.", f"{len(function.inputs)} values are due.")
-    own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
-    for block, value in zip(function.inputs, body.data, strict=False):
-        _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
-    return function
 
 
 def _check_value(block: Any, value: Any) -> None:
@@ -164,8 +160,9 @@ def _check_value(block: Any, value: Any) -> None:
             raise TypeError(f"a {type(value).__name__}")
         block.preprocess(value)
     except (Error, ValueError, TypeError) as error:
-        why = f"{type(block).__name__}: {str(error)[:200]}."
-        raise ConfigError("A value was not accepted.", why) from None
+        raise ConfigError(
+            "A value was not accepted.", f"{type(block).__name__}: {str(error)[:200]}."
+        ) from None
 
 
 def limit_events(app: gr.Blocks) -> None:
@@ -173,13 +170,11 @@ def limit_events(app: gr.Blocks) -> None:
     push = app._queue.push
 
     async def limited(body: Any, request: Request, username: str | None) -> Any:
-        asking = current_user(request)
         queued = [current_user(e.request) for e in app._queue.event_ids_to_events.values()]
-        near = [e for e in queued if client_network(e.client) == client_network(asking.client)]
-        own = [e for e in near if e.name == asking.name and not is_unnamed(e)]
-        if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
-            do = "Wait until what you asked for is done."
-            raise _refused(request, 429, RateLimitError("Too many requests.", "", do))
+        try:
+            require_short_queue(current_user(request), queued)
+        except RateLimitError as error:
+            raise _refused(request, 429, error) from None
         return await push(body, request, username)
 
     app._queue.push = limited  # type: ignore[method-assign]

@@ -56,9 +56,14 @@ def model(request: Request) -> Response:
 
 
 def nothing(request: Request) -> Response:
-    there = f"There are {', '.join(ENDPOINTS)} and /v1/models."
     path = str(request.path_params["path"])[:80]
-    return failure(NotFoundError(f"/v1/{path} is not served here.", "", there))
+    return failure(
+        NotFoundError(
+            f"/v1/{path} is not served here.",
+            "",
+            f"There are {', '.join(ENDPOINTS)} and /v1/models.",
+        )
+    )
 
 
 def failure(error: SlimscopeError, status: int = 0) -> Response:

@@ -76,13 +76,19 @@ def _frozen(source: Engine) -> Iterator[Connection]:
     with ExitStack() as held:
         for process in (SUPERVISOR, SERVING):
             if (lock := process.try_lock()) is None:
-                why = f"The {process.name} of this data folder is at work."
-                raise BackupError(NOT_MOVED, why, "Stop the dashboard, and wait for its runs.")
+                raise BackupError(
+                    NOT_MOVED,
+                    f"The {process.name} of this data folder is at work.",
+                    "Stop the dashboard, and wait for its runs.",
+                )
             held.callback(lock.release)
         source.dispose()
         if users := dialect_of(source).users(source):
-            why = f"Other processes use the database: {', '.join(users)}."
-            raise BackupError(NOT_MOVED, why, "Stop the dashboards, and wait for their runs.")
+            raise BackupError(
+                NOT_MOVED,
+                f"Other processes use the database: {', '.join(users)}.",
+                "Stop the dashboards, and wait for their runs.",
+            )
         connection = held.enter_context(source.connect().execution_options(immediate=True))
         held.enter_context(connection.begin())
         dialect_of(source).freeze(connection, Table.metadata)
@@ -108,11 +114,13 @@ def _emptied(target: Engine) -> Iterator[Connection]:
             for name in inspect(connection).get_table_names():
                 known = name == "alembic_version"
                 if name in ours:
-                    rows = select(sa.func.count()).select_from(ours[name])
-                    known = connection.scalar(rows) == 0
+                    known = connection.scalar(select(sa.func.count()).select_from(ours[name])) == 0
                 if not known:
-                    why = f"The table {name} of the new database holds rows."
-                    raise BackupError(NOT_MOVED, why, "Name an empty one.")
+                    raise BackupError(
+                        NOT_MOVED,
+                        f"The table {name} of the new database holds rows.",
+                        "Name an empty one.",
+                    )
             yield connection
     except BaseException:
         target.dispose()
@@ -137,8 +145,11 @@ def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> i
         raise
     except DatabaseError as error:
         reason = str(error.orig or error).splitlines()[0]
-        why = f"The new database did not take a row of {table.name}: {reason}."
-        raise BackupError(NOT_MOVED, why, "Restore a daily copy if that row is damaged.") from error
+        raise BackupError(
+            NOT_MOVED,
+            f"The new database did not take a row of {table.name}: {reason}.",
+            "Restore a daily copy if that row is damaged.",
+        ) from error
     copied = copied_digest = 0
     for stored in there.execution_options(yield_per=BATCH).execute(_all(table)).partitions():
         copied, copied_digest = copied + len(stored), copied_digest + _digest(stored)
@@ -197,30 +208,31 @@ def replace_database(copy: Path) -> Path:
     if revision > newest_revision():
         raise BackupError(NOT_REPLACED, f"{copy} was written by a newer version of Slimscope.")
     if (lock := SUPERVISOR.try_lock()) is None:
-        why = "The supervisor of this data folder is at work."
-        raise BackupError(NOT_REPLACED, why, "Wait until its runs have ended.")
+        raise BackupError(
+            NOT_REPLACED,
+            "The supervisor of this data folder is at work.",
+            "Wait until its runs have ended.",
+        )
     try:
         engine = engine_for(settings().url)
         engine.dispose()
         if users := dialect_of(engine).users(engine):
-            why = f"Other processes have it open: {', '.join(users)}."
-            raise BackupError(NOT_REPLACED, why, "Stop the dashboard, and wait for its runs.")
-        kept = _exchange(copy, database)
+            raise BackupError(
+                NOT_REPLACED,
+                f"Other processes have it open: {', '.join(users)}.",
+                "Stop the dashboard, and wait for its runs.",
+            )
+        kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
+        kept.parent.mkdir(exist_ok=True)
+        new = database.with_name(f".{database.name}.new")
+        shutil.copyfile(copy, new)
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        for old in reversed(database_files()):  # its write-ahead log first
+            shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
+        new.rename(database)
     finally:
         lock.release()
     upgrade()
     check_integrity()
-    return kept
-
-
-def _exchange(copy: Path, database: Path) -> Path:
-    kept = copies_folder() / f"replaced-{time.strftime('%Y-%m-%d-%H%M%S')}.db"
-    kept.parent.mkdir(exist_ok=True)
-    new = database.with_name(f".{database.name}.new")
-    shutil.copyfile(copy, new)
-    with new.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    for old in reversed(database_files()):  # its write-ahead log first
-        shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
-    new.rename(database)
     return kept

@@ -74,22 +74,18 @@ class ArchiveReader:
 
     def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
         self._archive, self._refused, self._tops = archive, refused, tops
-        self._entries = self._listed()
+        self._entries: dict[str, tarfile.TarInfo] = {}
+        for entry in archive:
+            if entry.name in self._entries:
+                raise self.damaged(f"It holds {entry.name!r} twice.")
+            if len(self._entries) >= MAX_FILES:
+                raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
+            self._entries[entry.name] = entry
         self.manifest = self._read_manifest()
         self._check_contents()
 
     def damaged(self, why: str) -> BackupError:
         return _damaged(self._refused, why)
-
-    def _listed(self) -> dict[str, tarfile.TarInfo]:
-        found: dict[str, tarfile.TarInfo] = {}
-        for entry in self._archive:
-            if entry.name in found:
-                raise self.damaged(f"It holds {entry.name!r} twice.")
-            if len(found) >= MAX_FILES:
-                raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
-            found[entry.name] = entry
-        return found
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)
@@ -103,8 +99,11 @@ class ArchiveReader:
         except ValidationError as error:
             raise self.damaged("Its manifest cannot be read.") from error
         if manifest.schema_revision > newest_revision():
-            why = f"It was written by Slimscope {manifest.version}, whose database is newer."
-            raise BackupError(self._refused, why, "Install that version or a later one.")
+            raise BackupError(
+                self._refused,
+                f"It was written by Slimscope {manifest.version}, whose database is newer.",
+                "Install that version or a later one.",
+            )
         return manifest
 
     def _check_contents(self) -> None:
@@ -156,13 +155,19 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
     """Restore a backup into the data folder and migrate its database. `BackupError` if the folder
     is not empty or too small, or the file is damaged, unsafe, of a newer version, or no backup."""
     if settings().database_url:
-        why = "SLIMSCOPE_DATABASE_URL names another database than that of the data folder."
-        raise BackupError(NOT_RESTORED, why, "Unset it.")
+        raise BackupError(
+            NOT_RESTORED,
+            "SLIMSCOPE_DATABASE_URL names another database than that of the data folder.",
+            "Unset it.",
+        )
     root = settings().root
     root.mkdir(parents=True, exist_ok=True)
     if any(entry.name != STAGING for entry in root.iterdir()):
-        do = "Set SLIMSCOPE_DATA_DIR to a new folder."
-        raise BackupError(NOT_RESTORED, f"The data folder {root} is not empty.", do)
+        raise BackupError(
+            NOT_RESTORED,
+            f"The data folder {root} is not empty.",
+            "Set SLIMSCOPE_DATA_DIR to a new folder.",
+        )
     staging = root / STAGING
     with open_archive(file, NOT_RESTORED) as archive:
         manifest = archive.manifest

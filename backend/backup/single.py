@@ -65,12 +65,12 @@ def export_run(
             with rows.open("wb") as file:
                 file.writelines(_lines(job))
         except ValidationError as error:
-            do = "Restore a daily copy of the database, or run it again."
             raise BackupError(
-                "The run was not exported.", f"A row is damaged: {_fault(error)}.", do
+                "The run was not exported.",
+                f"A row is damaged: {_fault(error)}.",
+                "Restore a daily copy of the database, or run it again.",
             ) from error
-        whole = SourceFile(ROWS, rows, rows.stat().st_size)
-        files = [whole, *files_of(job.run, weights)]
+        files = [SourceFile(ROWS, rows, rows.stat().st_size), *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 
@@ -161,8 +161,9 @@ class RunImport:
                 try:
                     yield run_rows.LINE.validate_json(line)
                 except ValidationError as error:
-                    why = f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
-                    raise self._archive.damaged(why) from error
+                    raise self._archive.damaged(
+                        f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
+                    ) from error
 
     def _check_row(self, row: run_rows.StoredRow) -> None:
         """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
@@ -177,8 +178,9 @@ class RunImport:
             self._unpacked += run_rows.unpacked_bytes(row)
             self._check(self._job.kind, row)
         except (SlimscopeError, ValueError) as error:
-            why = f"A row of {row.table} is none of a run: {error}"[:500]
-            raise self._archive.damaged(why) from error
+            raise self._archive.damaged(
+                f"A row of {row.table} is none of a run: {error}"[:500]
+            ) from error
         if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 
@@ -197,9 +199,11 @@ class RunImport:
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
                 source, target = self._folder / ARTIFACTS / self._run, run_folder(job.run)
                 if target.exists():
-                    why = f"There is a folder {target} already."
-                    do = "slimscope doctor names artefacts that belong to no run."
-                    raise BackupError(NOT_IMPORTED, why, do)
+                    raise BackupError(
+                        NOT_IMPORTED,
+                        f"There is a folder {target} already.",
+                        "slimscope doctor names artefacts that belong to no run.",
+                    )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir():
                     source.rename(target)
@@ -215,17 +219,14 @@ class RunImport:
         with (self._folder / CHECKED).open("rb") as file, suppress(EOFError):
             while True:
                 table, values = pickle.load(file)  # of our own making
+                values["job_id"] = job.id
+                if table == tables.Attempt.__tablename__:
+                    values |= {"token": secrets.token_hex(16), "engine_ref": None}
+                    values["ended_at"] = values["ended_at"] or now_ms()
+                if table == tables.Artifact.__tablename__:
+                    values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
                 batch = waiting.setdefault(table, [])
-                batch.append(self._moved(table, values, job))
+                batch.append(values)
                 if len(batch) >= BATCH:
                     yield table, waiting.pop(table)
         yield from waiting.items()
-
-    def _moved(self, table: str, values: dict[str, Any], job: tables.Job) -> dict[str, Any]:
-        values["job_id"] = job.id
-        if table == tables.Attempt.__tablename__:
-            values |= {"token": secrets.token_hex(16), "engine_ref": None}
-            values["ended_at"] = values["ended_at"] or now_ms()
-        if table == tables.Artifact.__tablename__:
-            values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
-        return values

@@ -110,8 +110,9 @@ def write_backup(
     complete; only its owner can read it. `checkpoints`: unfinished runs go on from them.
     `BackupError` if the file exists, the options contradict each other, or the disk is too full."""
     if checkpoints and not weights:
-        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
-        raise BackupError(NOT_WRITTEN, why, do)
+        raise BackupError(
+            NOT_WRITTEN, "Checkpoints consist of weights.", "Choose one of the two options."
+        )
     check_new(target)
     settings().artifacts.mkdir(exist_ok=True)
     with (
@@ -120,24 +121,18 @@ def write_backup(
     ):
         database = Path(folder, DATABASE)
         check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
-        if checkpoints:
-            _hold_checkpoints(Path(held))
+        # those that there are stay as they are; one that is replaced meanwhile is left out
+        for checkpoint in settings().artifacts.glob("*/work/[!.]*") if checkpoints else ():
+            kept = Path(held, checkpoint.relative_to(settings().artifacts))
+            try:
+                if checkpoint.is_dir() and not checkpoint.is_symlink():
+                    shutil.copytree(checkpoint, kept, symlinks=True, copy_function=_link)
+            except (shutil.Error, OSError):
+                shutil.rmtree(kept, ignore_errors=True)
         copy_database(database)
         runs = interrupt_live_runs(database)
         files = [*_files(database, runs, weights, Path(held))]
         return write_archive(target, files, progress, weights=weights, checkpoints=checkpoints)
-
-
-def _hold_checkpoints(held: Path) -> None:
-    """Link the checkpoints that there are, so that they stay as they are; one that is replaced
-    meanwhile is left out."""
-    for checkpoint in settings().artifacts.glob("*/work/[!.]*"):
-        target = held / checkpoint.relative_to(settings().artifacts)
-        try:
-            if checkpoint.is_dir() and not checkpoint.is_symlink():
-                shutil.copytree(checkpoint, target, symlinks=True, copy_function=_link)
-        except (shutil.Error, OSError):
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:
@@ -183,8 +178,9 @@ def check_room(folder: Path, needed: int, refused: str, do: str) -> None:
     """Raise `BackupError` unless the disk of a folder has room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        why = f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free."
-        raise BackupError(refused, why, do)
+        raise BackupError(
+            refused, f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free.", do
+        )
 
 
 def interrupt_live_runs(database: Path) -> list[str]:
@@ -215,8 +211,7 @@ def _files(database: Path, runs: list[str], weights: bool, held: Path) -> Iterat
 def files_of(run: str, weights: bool) -> Iterator[SourceFile]:
     """The files in the folder of a run, without its checkpoints."""
     for path, size in _below(run_folder(run)):
-        within = path.is_relative_to(work_folder(run))
-        if not within and (weights or path.suffix not in WEIGHTS):
+        if not path.is_relative_to(work_folder(run)) and (weights or path.suffix not in WEIGHTS):
             yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
 
 
@@ -247,8 +242,7 @@ def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress:
                 size = os.fstat(source.fileno()).st_size
                 reader = HashingReader(source, advance)
                 archive.addfile(_entry(file.name, size), reader)
-            archived = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
-            manifest.files[file.name] = archived
+            manifest.files[file.name] = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
         text = manifest.model_dump_json(indent=1).encode()
         archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
         archive.close()

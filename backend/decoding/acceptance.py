@@ -12,15 +12,17 @@ so far, so it gets the prefix of each node, including the path to it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from backend.compiler import NATIVE, CompilerError
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.decoding.native.top_k import has_library, top_k
+from backend.decoding.native.library import library
 from backend.errors import ComputeError, ConfigError
 
 RANKS = 64, 512  # most likely tokens that are looked at first, and next
@@ -47,8 +49,12 @@ class Sampling:
         }
         for name, fits in bounds.items():
             if not fits:
-                why = f"{name} is {getattr(self, name)}."
-                raise ConfigError("The sampling settings are not valid.", why, "", name)
+                raise ConfigError(
+                    "The sampling settings are not valid.",
+                    f"{name} is {getattr(self, name)}.",
+                    "",
+                    name,
+                )
 
 
 class Acceptance:
@@ -122,7 +128,12 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
         if cumulated[-1] > wanted:
             break
         if top_p == 1 and not top_k and ranks == RANKS[-1] < len(scores):
-            return _beyond(scores, tokens[0], place - cumulated[-1])
+            # the token at `place` of the cumulated probabilities of all but the given, in their
+            # order
+            chances = scores.double().softmax(-1).cpu()
+            chances[tokens[0].long().cpu()] = 0
+            found = int(torch.searchsorted(chances.cumsum(-1), place - cumulated[-1], right=True))
+            return found if found < len(chances) else int(chances.argmax())
     total = cumulated[-1] if top_k or ranks == len(scores) else 1.0
     if top_p < 1:  # the first that reaches it is the last
         last = int(np.searchsorted(cumulated, top_p * total))
@@ -131,17 +142,36 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
     return int(tokens[0, min(found, len(cumulated) - 1)])
 
 
-def _beyond(scores: Tensor, tokens: Tensor, place: float) -> int:
-    """The token at `place` of the cumulated probabilities of all but the given, in their order."""
-    chances = scores.double().softmax(-1).cpu()
-    chances[tokens.long().cpu()] = 0
-    found = int(torch.searchsorted(chances.cumsum(-1), place, right=True))
-    return found if found < len(chances) else int(chances.argmax())
-
-
 def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities and places [n, ranks] of the largest logits of each row [n, V]."""
     if logits.device.type == "cpu" and ranks <= RANKS[-1] and has_library():
         return top_k(logits, ranks)
     best = logits.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
     return best.values[:, :ranks], best.indices[:, :ranks]
+
+
+@lru_cache
+def has_library() -> bool:
+    try:
+        return bool(library())
+    except CompilerError:
+        return False
+
+
+def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n, ranks] float32, descending, and places [n, ranks] int32 of the largest
+    of each row of `logits` [n, v], the first place of equal ones first. Where fewer are finite, the
+    rest are at place 0 with the log-probability -inf, or NaN.
+
+    Torch sorts every row for it, which takes longer than a layer of a drafter. Raises
+    CompilerError: the decoder cannot be built here. ValueError: the logits are no rows, or no rank
+    is asked for."""
+    if logits.dim() != 2 or ranks < 1:
+        raise ValueError(f"{ranks} ranks cannot be taken of logits {[*logits.shape]}")
+    rows, columns = logits.shape
+    held = logits.float().contiguous()
+    values = torch.empty(rows, ranks, dtype=torch.float32)
+    places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
+    found = [x.data_ptr() for x in (values, places, sums)]
+    library(target).slimscope_top_k(held.data_ptr(), rows, columns, ranks, *found)
+    return values - sums, places

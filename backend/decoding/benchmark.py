@@ -10,23 +10,114 @@ burst of another program does not fall on one arm alone. A round that is not cou
 
 The prompt's pass is part of an answer's seconds: a reader waits for it (Spec-Bench's convention).
 Medians and ranges are over rounds. Accepted lengths and texts are the same in every round, since
-decoding is greedy.
+decoding is greedy. Beside ours stand decoders a user would run instead: transformers, and
+llama.cpp, which is optional and should be built for this processor
+(CMAKE_ARGS=-DGGML_NATIVE=ON).
 """
 
+import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
+from pathlib import Path
 from statistics import mean, median
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from backend.decoding.cost_model import LapTimer
-from backend.decoding.draft_tree import Path, Proposer
-from backend.decoding.peers import PlainDecoder
+from backend.decoding.draft_tree import NO_TREE, NoDraft, Proposer
+from backend.decoding.draft_tree import Path as TreePath
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import PARTS, DecodeStep
 from backend.decoding.target_model import TargetModel
+from backend.models.kv_cache import greedy
 from backend.reporter import Reporter, stop_if_asked
+
+
+class PlainDecoder(ABC):
+    """Another program, which decodes greedily and drafts nothing."""
+
+    device = torch.device("cpu")
+    proposer: Proposer = NoDraft()
+
+    @abstractmethod
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        """The tokens after a prompt, without end."""
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
+        clock, path = LapTimer(self.device), list[int]()
+        for token in islice(self.tokens(prompt), limit):
+            seconds = dict.fromkeys(PARTS, 0.0) | {"verify": clock.lap()}
+            yield DecodeStep([token], [0], path, NO_TREE, [token], seconds)
+            if token in ends:
+                return
+            path = [0]
+            clock.lap()
+
+
+class TransformersDecoder(PlainDecoder):
+    """A model's own forward pass and cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device, self._model = model.device, model
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        return greedy(self._model, prompt)
+
+
+class LlamaCppDecoder(PlainDecoder):
+    """A GGUF file decoded by llama.cpp, with room for the longest prompt and its response."""
+
+    def __init__(self, file: Path, capacity: int) -> None:
+        import llama_cpp
+
+        self._library = llama_cpp
+        threads = torch.get_num_threads()
+        with quiet():
+            self._model: Any = llama_cpp.Llama(
+                str(file),
+                n_ctx=capacity,
+                n_batch=min(capacity, 512),
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
+        self._vocabulary = int(self._model.n_vocab())
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        self._model.reset()
+        token = self._next(prompt)
+        while True:
+            yield token
+            token = self._next([token])
+
+    def _next(self, tokens: Sequence[int]) -> int:
+        self._model.eval(tokens)
+        logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what llama.cpp prints to the error stream."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
 
 VANILLA = "vanilla"
 
@@ -89,26 +180,23 @@ def time_decoders(
         shift = (turn + offset) % len(names)
         for name in names[shift:] + names[:shift]:
             stop_if_asked(reporter)
-            answer = _answer(arms[name], prompt, limit, ends)
+            arm = arms[name]
+            clock = LapTimer(arm.device)
+            steps = list(arm.decode(prompt, limit, ends))
+            seconds, passes = clock.lap(), [step for step in steps if step.path]
+            answer = TimedAnswer(
+                [token for step in steps for token in step.tokens],
+                [seconds],
+                [len(step.tokens) for step in passes],
+                [[*step.tree.nodes[step.path[-1]]] for step in passes],
+                [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
+            )
             if turn == 0:
                 found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
                 found[name].seconds += answer.seconds
                 found[name].parts += answer.parts
     return {name: found[name] for name in names}
-
-
-def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
-    clock = LapTimer(arm.device)
-    steps = list(arm.decode(prompt, limit, ends))
-    seconds, passes = clock.lap(), [step for step in steps if step.path]
-    return TimedAnswer(
-        [token for step in steps for token in step.tokens],
-        [seconds],
-        [len(step.tokens) for step in passes],
-        [[*step.tree.nodes[step.path[-1]]] for step in passes],
-        [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
-    )
 
 
 def packed(answers: Answers) -> dict[str, object]:
@@ -149,7 +237,7 @@ class DecoderSummary:
     speed_up: MedianRange
     accepted: float
     lengths: dict[int, int]
-    hits: dict[Path, float]
+    hits: dict[TreePath, float]
     parts: dict[str, float]
     break_even: float
     same: int
@@ -166,25 +254,21 @@ def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
     parts, plain = _parts(mine), _parts(base)
     texts = [(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
     differing = [same_start(a, b) for a, b in texts if a != b]
+    # share of passes that found a node right, for every node that was ever right
+    ends = [tuple(end) for answer in mine for end in answer.ends]
+    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
     return DecoderSummary(
         MedianRange.of(speeds),
         MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
         sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
         dict(sorted(lengths.items())),
-        _hits(mine),
+        {path: count / len(ends) for path, count in sorted(counts.items())},
         parts,
         sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
         len(texts) - len(differing),
         len(texts),
         min(differing, default=None),
     )
-
-
-def _hits(answers: Sequence[TimedAnswer]) -> dict[Path, float]:
-    """Share of passes that found a node right, for every node that was ever right."""
-    ends = [tuple(end) for answer in answers for end in answer.ends]
-    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
-    return {path: count / len(ends) for path, count in sorted(counts.items())}
 
 
 def _speeds(answers: Sequence[TimedAnswer]) -> list[float]:

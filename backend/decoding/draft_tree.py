@@ -26,8 +26,8 @@ of the tree of n nodes that was grown on one half of the answers, walked over th
 ways. The value of the nth node of a growth is tau(n + 1) - tau(n).
 
 Contract of a source of draft tokens. All serve the same decoding loop, so that a comparison
-measures the drafts: prompt lookup, the heads of a drafter (`backend.drafters.generate`), or
-nothing.
+measures the drafts: prompt lookup, which copies from an earlier place in the same text, the heads
+of a drafter (`backend.drafters.generate`), or nothing.
 """
 
 from collections import Counter
@@ -35,6 +35,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
+from itertools import chain as flattened
 from typing import Protocol, TypeAlias
 
 import torch
@@ -49,8 +50,9 @@ MAX_NODES = 256  # maximum number of nodes
 
 class Tree:
     """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
-    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too. `mask`:
-    `ancestors` in bytes.
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
+    `ancestors`: [n, n] bool, whether the column is the row itself or its ancestor; `mask`: the same
+    in bytes.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -64,11 +66,11 @@ class Tree:
         self.depths = [0, *map(len, self.paths)]
         self.slots = [(len(path) - 1, path[-1]) for path in self.paths]
         self.children: list[list[int]] = [[] for _ in self.parents]
-        self._ancestors = torch.eye(len(self), dtype=torch.bool)
+        self.ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
-            self._ancestors[node] |= self._ancestors[parent]
-        self.mask = self._ancestors.byte()
+            self.ancestors[node] |= self.ancestors[parent]
+        self.mask = self.ancestors.byte()
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -83,10 +85,6 @@ class Tree:
     def ranks(self) -> int:
         """Number of candidates used per head."""
         return 1 + max((rank for _, rank in self.slots), default=-1)
-
-    def ancestors(self) -> Tensor:
-        """[n, n] bool: whether the column is the row itself or its ancestor."""
-        return self._ancestors
 
     def lineage(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""
@@ -174,7 +172,12 @@ def walked_lengths(answers: Sequence[Tensor], sizes: Sequence[int]) -> list[floa
     tokens, passes = [0] * len(sizes), [0] * len(sizes)
     for grown, walked in (halves, halves[::-1]):
         place = {p: n for n, p in enumerate(frequent_paths(torch.cat(list(grown)), max(sizes)))}
-        for places in (_places(ranks, place) for ranks in walked):
+        for ranks in walked:
+            rows = [
+                [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
+                for row in ranks.tolist()
+            ]
+            places = torch.tensor(rows).view(ranks.shape)  # in the growth, of each head's true path
             for number, size in enumerate(sizes):
                 lengths = 1 + (places < size - 1).sum(-1)
                 made, taken = walk(lengths.tolist())
@@ -190,16 +193,6 @@ def walk(lengths: Sequence[int]) -> tuple[int, int]:
         at += lengths[at]
         passes += 1
     return at, passes
-
-
-def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
-    """[anchors, heads] place in the growth of the path to each head's true token, or
-    `MAX_NODES`."""
-    rows = [
-        [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
-        for row in ranks.tolist()
-    ]
-    return torch.tensor(rows).view(ranks.shape)
 
 
 def expected_length(growth: Growth, nodes: int) -> float:
@@ -247,3 +240,55 @@ class NoDraft:
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         return DraftTokens([], NO_TREE)
+
+
+class PromptLookup:
+    """Prompt lookup decoding (Saxena, 2023): copy up to `length` tokens that followed the last
+    match of an n-gram, tried from `longest` down to `shortest`."""
+
+    def __init__(self, length: int = 10, longest: int = 2, shortest: int = 1) -> None:
+        self.length, self.nodes = length, length + 1
+        self._agreeing = range(longest, shortest - 1, -1)
+
+    def start(self, first: int, capacity: int) -> None:
+        self._text = [first]
+        self._seen: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        for token in tokens:
+            here = len(self._text)
+            for n in self._agreeing:
+                if n <= here:
+                    self._seen[tuple(self._text[here - n :])] = here
+            self._text.append(token)
+        for n in self._agreeing:
+            place = self._seen.get(tuple(self._text[-n:]))
+            if place is not None:
+                tokens = self._text[place : place + self.length]
+                return DraftTokens(tokens, chain(len(tokens)), looked_up=True)
+        return DraftTokens([], NO_TREE)
+
+
+class PromptLookupFirst:
+    """Prompt lookup with n-grams of 2 to 4 tokens; without a match another proposer drafts (ours).
+
+    Lookup is free, and a repeated pair of tokens is often followed by the same token again; but
+    most pairs are new. The other proposer catches up on committed tokens when it is next used."""
+
+    def __init__(self, other: Proposer, length: int = 10) -> None:
+        self.lookup, self.other = PromptLookup(length, longest=4, shortest=2), other
+        self.nodes = max(self.lookup.nodes, other.nodes)
+
+    def start(self, first: int, capacity: int) -> None:
+        self.lookup.start(first, capacity)
+        self.other.start(first, capacity)
+        self._unread: list[tuple[Tensor, Sequence[int]]] = []
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        self._unread.append((hidden, tokens))
+        draft = self.lookup.propose(hidden, tokens)
+        if draft.looked_up:
+            return draft
+        states, texts = zip(*self._unread, strict=True)
+        self._unread = []
+        return self.other.propose(torch.cat(states), list(flattened.from_iterable(texts)))

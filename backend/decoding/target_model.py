@@ -83,23 +83,18 @@ class TargetModel:
             self.context = stable
             return
         use_grouped(model, self.device)
-        if native:
-            self._use_native()
+        if native and (why := unsupported(model)):
+            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
+        elif native:
+            try:
+                self.native = NativeModel(model)
+                check_tree(self)
+                self.decoder = f"native ({self.native.instructions})"
+            except (CompilerError, ModelError) as error:
+                self.native, self.decoder = None, f"PyTorch; {error}"
         if self.native is None:
             unpack_model(model)
             check_tree(self)
-
-    def _use_native(self) -> None:
-        """Decode natively if that is possible here and gives the same logits."""
-        if why := unsupported(self.model):
-            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
-            return
-        try:
-            self.native = NativeModel(self.model)
-            check_tree(self)
-            self.decoder = f"native ({self.native.instructions})"
-        except (CompilerError, ModelError) as error:
-            self.native, self.decoder = None, f"PyTorch; {error}"
 
     @property
     def block_size(self) -> int:
@@ -173,23 +168,8 @@ class TargetModel:
         single = [x for x in segments if len(x.ids) == 1 and x.cache.length]
         if len(single) < 2:
             return [self._read(segment) for segment in segments]
-        stacked = dict(zip(map(id, single), self._append(single), strict=True))
-        return [stacked.get(id(segment)) or self._read(segment) for segment in segments]
-
-    def _read(self, segment: Segment) -> Read:
-        cache, tree, positions, mask = segment.cache, segment.tree, None, None
-        assert isinstance(cache, PreallocatedCache)
-        if tree:
-            places = cache.length + torch.tensor(tree.depths, device=self.device)
-            positions = places.clamp(max=self.context - 1)[None]  # those beyond are not kept
-            mask = self._visible(tree, places, cache.length)
-        ids = torch.tensor([segment.ids], device=self.device)
-        hidden = self.hidden(ids, cache, positions, mask)[0]
-        return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
-
-    def _append(self, segments: Sequence[Segment]) -> list[Read]:
-        """One token each."""
-        caches = [x.cache for x in segments if isinstance(x.cache, PreallocatedCache)]
+        # one token each
+        caches = [x.cache for x in single if isinstance(x.cache, PreallocatedCache)]
         lengths = torch.tensor([cache.length for cache in caches], device=self.device)
         stack = StackedCache.of(caches, lengths)
         columns = torch.arange(int(lengths.max()) + 1, device=self.device)
@@ -197,31 +177,48 @@ class TargetModel:
         mask = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
         mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
         visible = self.windowed(mask, distance >= self.window) if self.window else mask
-        ids = torch.tensor([segment.ids for segment in segments], device=self.device)
+        ids = torch.tensor([segment.ids for segment in single], device=self.device)
         hidden = self.hidden(ids, stack, lengths[:, None], visible)
         for cache in caches:
             cache.rewind(cache.length + 1)
         logits = self.logits(hidden[:, 0])
-        return [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(segments)]
+        stacked = dict(
+            zip(
+                map(id, single),
+                [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(single)],
+                strict=True,
+            )
+        )
+        return [stacked.get(id(segment)) or self._read(segment) for segment in segments]
 
-    def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
-        """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
-        [n] behind as many tokens, which all of them see."""
-        mask = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
-        mask[..., length:].masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
-        mask = mask.to(self.device)
-        if self.window is None or mask.shape[-1] <= self.window:
-            return mask
-        columns = torch.cat([torch.arange(length, device=self.device), places])
-        return self.windowed(mask, places[:, None] - columns >= self.window)
+    def _read(self, segment: Segment) -> Read:
+        cache, tree, positions = segment.cache, segment.tree, None
+        mask: Mask = None
+        assert isinstance(cache, PreallocatedCache)
+        if tree:
+            length = cache.length
+            places = length + torch.tensor(tree.depths, device=self.device)
+            positions = places.clamp(max=self.context - 1)[None]  # those beyond are not kept
+            seen = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
+            seen[..., length:].masked_fill_(~tree.ancestors, torch.finfo(self.dtype).min)
+            mask = seen = seen.to(self.device)
+            if self.window is not None and seen.shape[-1] > self.window:
+                columns = torch.cat([torch.arange(length, device=self.device), places])
+                mask = self.windowed(seen, places[:, None] - columns >= self.window)
+        ids = torch.tensor([segment.ids], device=self.device)
+        hidden = self.hidden(ids, cache, positions, mask)[0]
+        return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
     """Raise `ModelError` for unsupported attention, positions, cache or head; runs nothing."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
-        do = "Load it with attn_implementation='sdpa'."
-        raise _refused(model, f"Its attention ({kernel}) does not accept a tree mask.", do)
+        raise _refused(
+            model,
+            f"Its attention ({kernel}) does not accept a tree mask.",
+            "Load it with attn_implementation='sdpa'.",
+        )
     sliding_window(model)
     positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not positions or not hasattr(config, "max_position_embeddings"):
@@ -237,35 +234,33 @@ def check_tree(target: TargetModel) -> None:
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
     Raises ModelError: the two differ, or the model's logits are not those of its head alone."""
+    random = torch.Generator().manual_seed(0)
+    size = PROBE_CONTEXT + len(PROBE)
+    drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
+    context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
+    paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
+    ids = [torch.tensor([path], device=target.device) for path in paths]
     try:
-        error, limit = _tree_error(target)
+        cache = target.new_cache(size)
+        target.read(context, cache)
+        _, logits = target.read(tokens, cache, PROBE, len(PROBE))
+        cache.rewind(PROBE_CONTEXT)
+        _, ignored = target.read(tokens, cache, chain(len(PROBE) - 1), len(PROBE))
+        rows = [target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids]
+        expected = torch.stack(rows)
+        limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
+        limit = min(limit, NATIVE_TOLERANCE) if target.native else limit
+        error = _distance(logits, expected)
     except (TypeError, ValueError, RuntimeError) as failure:
-        why = f"A small tree could not be run: {failure}."[:300]
-        raise _refused(target.model, why) from failure
+        raise _refused(
+            target.model, f"A small tree could not be run: {failure}."[:300]
+        ) from failure
     if not error < limit:
         raise _refused(
             target.model,
             f"Its logits over a tree differ from those along a path by {error:.2g} of their "
             "spread: it ignores the given mask or positions.",
         )
-
-
-def _tree_error(target: TargetModel) -> tuple[float, float]:
-    """Error of the logits over the tree `PROBE`, and what it has to be below."""
-    random = torch.Generator().manual_seed(0)
-    size = PROBE_CONTEXT + len(PROBE)
-    drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
-    context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
-    cache = target.new_cache(size)
-    target.read(context, cache)
-    _, logits = target.read(tokens, cache, PROBE, len(PROBE))
-    cache.rewind(PROBE_CONTEXT)
-    _, ignored = target.read(tokens, cache, chain(len(PROBE) - 1), len(PROBE))
-    paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
-    ids = [torch.tensor([path], device=target.device) for path in paths]
-    expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
-    limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
-    return _distance(logits, expected), min(limit, NATIVE_TOLERANCE) if target.native else limit
 
 
 def _distance(logits: Tensor, expected: Tensor) -> float:
@@ -292,5 +287,6 @@ def packed_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:
-    what = f"{type(model).__name__} cannot verify trees of draft tokens."
-    return ModelError(what, why, do, field="model")
+    return ModelError(
+        f"{type(model).__name__} cannot verify trees of draft tokens.", why, do, field="model"
+    )

@@ -74,19 +74,18 @@ class ClonedLayer(nn.Module):
         `visible` [b, n, cached + n] bool: what each sees; None: all before it."""
         options: dict[str, Any] = {self._cache: cache, "use_cache": cache is not None}
         if visible is not None:
-            options |= {"position_ids": positions, "attention_mask": _mask(visible, states)}
+            # [b, 1, n, m] in the dtype of the attention: 0 where visible, else the lowest number
+            device = states.device.type
+            cast = torch.is_autocast_enabled(device)
+            dtype = torch.get_autocast_dtype(device) if cast else states.dtype
+            mask = torch.zeros(visible.shape, dtype=dtype, device=states.device)
+            options |= {
+                "position_ids": positions,
+                "attention_mask": mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None],
+            }
         output = self._shell[0](inputs_embeds=states, **options)
         outputs: Tensor = output.last_hidden_state
         return outputs
-
-
-def _mask(visible: Tensor, states: Tensor) -> Tensor:
-    """[b, 1, n, m] in the dtype of the attention: 0 where visible, else the lowest number."""
-    device = states.device.type
-    cast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if cast else states.dtype
-    mask = torch.zeros(visible.shape, dtype=dtype, device=states.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 @alone

@@ -43,16 +43,6 @@ UNSEEN = 10  # one row in so many is left out, to judge the fit by
 MIN_SCALE = 1e-4  # relative to the mean: a channel that is always zero must not be divided by zero
 
 
-@dataclass(frozen=True)
-class CollectedStates:
-    """States of the target model over some text, [N, d] float32, rows of all sequences; `stream`:
-    inputs of the first cloned layer, or the hidden states where none is cloned."""
-
-    hidden: Tensor
-    embedded: Tensor
-    stream: Tensor
-
-
 def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Tensor, float]:
     """The map [out, in] from inputs [N, in] to outputs [N, out], and the share of the outputs' mean
     square it explains on the last rows, which it was not fitted to."""
@@ -62,8 +52,7 @@ def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Ten
     gram.diagonal().add_(strength)
     weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
     x, y = (inputs[seen:], outputs[seen:]) if seen < len(inputs) else (x, y)
-    residual = (y - x @ weight.T).square().mean()
-    return weight, 1 - (residual / y.square().mean()).item()
+    return weight, 1 - ((y - x @ weight.T).square().mean() / y.square().mean()).item()
 
 
 def channel_scale(values: Tensor) -> Tensor:
@@ -74,14 +63,15 @@ def channel_scale(values: Tensor) -> Tensor:
 
 def collect_states(
     target: TargetModel, sequences: Sequence[Tensor], block: int | None
-) -> CollectedStates:
-    """Hidden states, embeddings and inputs of `block` over `sequences` (token ids [L] each). The
-    first token of a sequence counts as successor of the last one before it; there are few."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, embeddings and inputs of `block` (None: the hidden states again) over
+    `sequences` (token ids [L] each): [N, d] float32, rows of all. The first token of a sequence
+    counts as successor of the last one before it; there are few."""
     ids = [sequence.to(target.device) for sequence in sequences]
     read = _read_natively if target.native and block else _read
     hidden, streams = zip(*(read(target, each, block) for each in ids), strict=True)
     embedded = torch.cat([target.embed(each).float() for each in ids])
-    return CollectedStates(torch.cat(hidden), embedded, torch.cat(streams))
+    return torch.cat(hidden), embedded, torch.cat(streams)
 
 
 def _read(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
@@ -197,18 +187,18 @@ class AdaptedDrafter(Drafter):
         """Measure the scales and set the fusions; see `initialization`."""
         depth = len(self.layers)
         block = target.layers - depth if depth else None
-        states = collect_states(target, sequences, block)
-        self.hidden_scale.copy_(channel_scale(states.hidden))
-        self.token_scale.fill_(channel_scale(states.embedded.reshape(-1, 1)).item())
+        hidden, embedded, stream = collect_states(target, sequences, block)
+        self.hidden_scale.copy_(channel_scale(hidden))
+        self.token_scale.fill_(channel_scale(embedded.reshape(-1, 1)).item())
         if not depth:
             return 0.0
-        self.stream_scale.copy_(channel_scale(states.stream))
+        self.stream_scale.copy_(channel_scale(stream))
         fusions = list(self.fusions.parameters())
         for fusion in fusions:
             fusion.copy_(torch.eye(*fusion.shape))
-        inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
+        inputs, targets = hidden / self.hidden_scale, stream / self.stream_scale
         if self.sampled_token:
-            tokens = states.embedded / self.token_scale
+            tokens = embedded / self.token_scale
             inputs, targets = torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
         weight, explained = ridge(inputs, targets)
         fusions[0].copy_(weight)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import Proposer, Tree
+from backend.decoding.draft_tree import Proposer
 from backend.drafters.training.hidden_state_cache import CachedSequence
 
 
@@ -52,20 +52,16 @@ def walk_answers(proposer: Proposer, answers: Iterable[CachedSequence]) -> Walk:
         while root < len(ids) - 1:  # the root is committed, and not yet read
             draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
             read = root
-            depth = _agreeing(draft.tree, draft.tokens, ids[root + 1 :])
+            node = 0  # the last of the path that the text follows
+            for token in ids[root + 1 :]:
+                children = draft.tree.children[node]
+                found = next((x for x in children if draft.tokens[x - 1] == token), None)
+                if found is None:
+                    break
+                node = found
+            depth = draft.tree.depths[node]
             root += depth + 1
             walk.accepted.append(min(depth + 1, len(ids) - 1 - read))
             walk.nodes.append(len(draft.tree))
             walk.drafted.append(bool(draft.tokens) and not draft.looked_up)
     return walk
-
-
-def _agreeing(tree: Tree, tokens: list[int], text: list[int]) -> int:
-    """Depth of the path that `text` follows."""
-    node = 0
-    for depth, token in enumerate(text):
-        children = (child for child in tree.children[node] if tokens[child - 1] == token)
-        if (found := next(children, None)) is None:
-            return depth
-        node = found
-    return tree.depths[node]

@@ -21,13 +21,13 @@ from backend.decoding.draft_tree import (
     DraftTokens,
     DynamicTree,
     NoDraft,
+    PromptLookupFirst,
     Proposer,
     StaticTree,
     Tree,
     TreePolicy,
     best_tree,
 )
-from backend.decoding.prompt_lookup import PromptLookupFirst
 from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
@@ -165,31 +165,24 @@ def generate(
     if ends is None:
         own = getattr(usual, "eos_token_id", None)
         ends = own if isinstance(own, list) else [] if own is None else [own]
-    steps = decode(target, drafter, _one(prompt), max_new_tokens, ends, sampling)
-    for number, step in enumerate(steps):
+    if isinstance(prompt, Tensor):
+        if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
+            raise ConfigError(
+                f"{len(prompt)} prompts were given.",
+                "Prompts differ in the number of accepted tokens, so one is decoded at a time.",
+                "Call generate once per prompt.",
+                "prompt",
+            )
+        prompt = prompt.reshape(-1).tolist()
+    for number, step in enumerate(decode(target, drafter, prompt, max_new_tokens, ends, sampling)):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)
 
 
-def _one(prompt: Sequence[int] | Tensor) -> list[int]:
-    if not isinstance(prompt, Tensor):
-        return list(prompt)
-    if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
-        raise ConfigError(
-            f"{len(prompt)} prompts were given.",
-            "The number of accepted tokens differs between prompts, so one is decoded at a time.",
-            "Call generate once per prompt.",
-            "prompt",
-        )
-    ids: list[int] = prompt.reshape(-1).tolist()
-    return ids
-
-
 def refuse_processors(model: PreTrainedModel) -> None:
     """Raise `ConfigError` for a generation config whose settings would change the text."""
-    config = model.generation_config
     for name, neutral in UNSUPPORTED.items():
-        value = getattr(config, name, neutral)
+        value = getattr(model.generation_config, name, neutral)
         if value not in (neutral, None) and value != []:
             raise ConfigError(
                 f"The model's generation config sets {name}.",

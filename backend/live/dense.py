@@ -174,8 +174,12 @@ class DenseModel:
         self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
         if len(self.outside) == len(self.layers):
-            what, why = "The model cannot be changed live.", "Its blocks have no linear layers."
-            raise ModelError(what, why, "Choose another model.", "model")
+            raise ModelError(
+                "The model cannot be changed live.",
+                "Its blocks have no linear layers.",
+                "Choose another model.",
+                "model",
+            )
         self.identity = fingerprint(model)[:IDENTITY]
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
@@ -208,13 +212,21 @@ class DenseModel:
         """The format, if a layer can have it. Raises ConfigError: there is no such layer or format,
         or the layer cannot be stored so."""
         if name not in self.layers:
-            what, do = f"{name[:80]} is no layer of this model.", "Choose one of its layers."
-            raise ConfigError(what, f"{next(iter(self.layers))} is one.", do, "formats")
+            raise ConfigError(
+                f"{name[:80]} is no layer of this model.",
+                f"{next(iter(self.layers))} is one.",
+                "Choose one of its layers.",
+                "formats",
+            )
         try:
             read = Format.parse(str(form))
         except ValueError as error:
-            what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
-            raise ConfigError(what, str(error), do, "formats") from error
+            raise ConfigError(
+                f"{str(form)[:40]!r} is not a format.",
+                str(error),
+                "Write 50%, 2:4 or int4-g64.",
+                "formats",
+            ) from error
         read.require_fit(name, self.weight(name).shape[1], name in self.outside)
         return read
 
@@ -261,8 +273,11 @@ class DenseModel:
         pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
         if pruned and score == "wanda" and not self.energies:
             self._measuring = self._measuring or self.measure_inputs()
-            while step := self._measured_next():  # `yield from` would close what is begun
-                yield step
+            while measuring := self._measuring:  # `yield from` would close what is begun
+                self._measuring = None  # after an error the pass begins anew
+                if step := next(measuring, None):
+                    self._measuring = measuring
+                    yield step
         for done, (name, pattern) in enumerate(pruned.items(), 1):
             if pattern.group <= LARGEST_GROUP:
                 with self.lock:
@@ -270,13 +285,6 @@ class DenseModel:
                         continue
                     self._mask(name, pattern, score)
                 yield done, len(pruned), "Ranking the weights of layers"
-
-    def _measured_next(self) -> Progress | None:
-        """The next step of the pass over the inputs; after an error it begins anew."""
-        step, measuring, self._measuring = None, self._measuring, None
-        if measuring and (step := next(measuring, None)):
-            self._measuring = measuring
-        return step
 
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
@@ -323,8 +331,12 @@ class DenseModel:
     def require_text(self) -> Tensor:
         """The calibration text. Raises ConfigError: there is none."""
         if self.calibration is None:
-            what, why = "There is no calibration text.", "This method needs the inputs of layers."
-            raise ConfigError(what, why, "Choose magnitude and RTN, or a text.", "calibration")
+            raise ConfigError(
+                "There is no calibration text.",
+                "This method needs the inputs of layers.",
+                "Choose magnitude and RTN, or a text.",
+                "calibration",
+            )
         return self.calibration
 
     def walk(

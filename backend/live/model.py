@@ -105,8 +105,12 @@ class LiveModel:
         asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
         for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
             if method not in there:
-                what = f"There is no method {method[:40]!r}."
-                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
+                raise ConfigError(
+                    f"There is no method {method[:40]!r}.",
+                    f"Those are {', '.join(there)}.",
+                    "Choose one.",
+                    "method",
+                )
         if pruner == "wanda":
             self.dense.require_text()
         self.cancel()

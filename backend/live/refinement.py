@@ -58,9 +58,12 @@ class Refinement:
     def __post_init__(self) -> None:
         method = QUANTIZERS[self.quantizer]
         if method.sequential or method.bases is not plain_bases:
-            what = f"{STAGE_LABELS[self.quantizer]} is made by runs only."
-            why = "It changes the order or the basis of inputs."
-            raise ConfigError(what, why, "Choose GPTQ or RTN.", "quantizer")
+            raise ConfigError(
+                f"{STAGE_LABELS[self.quantizer]} is made by runs only.",
+                "It changes the order or the basis of inputs.",
+                "Choose GPTQ or RTN.",
+                "quantizer",
+            )
 
     def blocks(self) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
         """What is done, and full name -> weights of the layers that are final, after each block."""

@@ -214,6 +214,9 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
             raise ConflictError(what, "You have voted on these answers before.")
         neighbours = sum(network_of(voter) == from_here for voter in prompt.votes)
         if actor.role == "guest" and not in_room(actor.client) and neighbours >= SHARED:
-            why = f"{neighbours} visitors at your network address have voted on these answers."
-            raise ForbiddenError(what, why, ASK)
+            raise ForbiddenError(
+                what,
+                f"{neighbours} visitors at your network address have voted on these answers.",
+                ASK,
+            )
         prompt.votes = prompt.votes | {actor.name: [choice, blind]}

@@ -14,7 +14,7 @@ import ipaddress
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -31,6 +31,7 @@ PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 REQUESTS, REQUESTS_OF_A_VISITOR = 24, 3  # at work; Python computes in one thread at a time
 WAITING = 48  # requests of a visitor; a browser sends six at once for each of its windows
 WAITING_OF_STRANGERS = 240  # requests at one address without a cookie: a class that arrives
+EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # calls of pages that wait in Gradio's queue
 ANSWERS_OF_A_GUEST, ANSWERS_OF_HOSTS = 4, 256  # at the same time
 RETRY_S = 5.0  # until who was refused asks again
 FORGET_S = 30.0  # half-life of the time an address has taken
@@ -116,7 +117,20 @@ class Gate:
         if self._admits(entrant):
             self._working.append(entrant)
         else:
-            self._require_room(entrant, waiting)
+            own = _count(self._waiting, entrant.visitor)
+            if own >= waiting:
+                mine = _count(self._working, entrant.visitor) + own
+                before, do = len(self._working + self._waiting), "Wait until they are answered."
+                if mine < entrant.most:  # others are in the way
+                    self._refused[entrant.address] = time.monotonic()
+                    do = "Try again in a few seconds."
+                raise OverloadError(
+                    "It is not your turn.",
+                    f"{before} are before you, {mine} of them yours.",
+                    do,
+                    retry_after_s=RETRY_S,
+                    before=before,
+                )
             await self._wait(entrant)
         began = time.monotonic()
         async with AsyncExitStack() as taken:
@@ -131,26 +145,10 @@ class Gate:
         half = (places + 1) // 2
         if used[entrant.address] < half:
             return sum(min(count, half) for count in used.values()) < places
-        return used.total() < places and not self._others_wait(entrant.address)
-
-    def _others_wait(self, address: str) -> bool:
         now = time.monotonic()
         self._refused = {a: at for a, at in self._refused.items() if now - at < 2 * RETRY_S}
-        waiting = {each.address for each in self._waiting}
-        return bool((waiting | self._refused.keys()) - {address})
-
-    def _require_room(self, entrant: Entrant, waiting: int) -> None:
-        own = _count(self._waiting, entrant.visitor)
-        if own < waiting:
-            return
-        mine, before = _count(self._working, entrant.visitor) + own, len(self._working)
-        do = "Wait until they are answered."
-        if mine < entrant.most:  # others are in the way
-            self._refused[entrant.address] = time.monotonic()
-            do = "Try again in a few seconds."
-        before += len(self._waiting)
-        why = f"{before} are before you, {mine} of them yours."
-        raise OverloadError("It is not your turn.", why, do, retry_after_s=RETRY_S, before=before)
+        others = {each.address for each in self._waiting} | self._refused.keys()
+        return used.total() < places and not others - {entrant.address}
 
     async def _wait(self, entrant: Entrant) -> None:
         self._waiting.append(entrant)
@@ -212,6 +210,15 @@ def place_of_answer(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]
     return guest_answers.place(actor, ANSWERS_OF_A_GUEST)
 
 
+def require_short_queue(actor: Actor, queued: Iterable[Actor]) -> None:
+    """Raise `RateLimitError` where the visitor or the address has as many calls in a queue as it
+    may; `queued`: who sent those in it."""
+    near = [each for each in queued if client_network(each.client) == client_network(actor.client)]
+    own = [each for each in near if each.name == actor.name and not is_unnamed(each)]
+    if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
+        raise RateLimitError("Too many requests.", "", "Wait until what you asked for is done.")
+
+
 # begun within a minute ----------------------------------------------------------------------------
 
 
@@ -246,9 +253,11 @@ class Rate:
                 while times and times[0] < now - MINUTE:
                     times.popleft()
                 if len(times) >= limit:
-                    why = f"The limit is {limit} requests per minute."
-                    wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                    raise RateLimitError("Too many requests.", why, wait)
+                    raise RateLimitError(
+                        "Too many requests.",
+                        f"The limit is {limit} requests per minute.",
+                        f"Try again in {times[0] + MINUTE - now:.0f} s.",
+                    )
             for name in limits if spend else ():
                 self._times.setdefault(name, deque()).append(now)
 

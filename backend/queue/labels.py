@@ -59,8 +59,11 @@ def edit(
     jobs = [queries.job(run) for run in runs]
     for job in jobs:
         if job.id < 0:
-            what, why = f"{job.run} was not changed.", "Examples are read-only."
-            raise ConflictError(what, why, "Clone it to a run of your own.")
+            raise ConflictError(
+                f"{job.run} was not changed.",
+                "Examples are read-only.",
+                "Clone it to a run of your own.",
+            )
     with writing() as session:
         for job in locked(session, Job, [job.id for job in jobs]):
             if name is not None:
@@ -78,8 +81,7 @@ def _retag(
     session: Session, job: Job, tags: list[str], actor: Actor, event: str, named: Sequence[str]
 ) -> None:
     if len(tags) > MOST_TAGS:
-        what = f"{job.run} would have {len(tags)} tags."
-        raise ConfigError(what, f"The maximum is {MOST_TAGS}.")
+        raise ConfigError(f"{job.run} would have {len(tags)} tags.", f"The maximum is {MOST_TAGS}.")
     if tags != job.tags:
         job.tags = tags
         note(session, job.id, event, actor.name, " ".join(named))

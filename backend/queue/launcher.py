@@ -110,8 +110,7 @@ class FolderProcess:
         ours, since = self._started.get(root, (None, 0.0))
         if self.is_alive() or (ours and ours.poll() is None and now - since < START_S):
             return
-        child = started(self.module, self.lock_path().with_suffix(".log"))
-        self._started[root] = (child, now)
+        self._started[root] = (started(self.module, self.lock_path().with_suffix(".log")), now)
 
     def call(self) -> None:
         """Let the process know that something is about to be asked of it."""

@@ -98,8 +98,7 @@ def move(session: Session, job: Job, to: State, **values: object) -> bool:
 
 def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -> None:
     """Append an event to the history of a job."""
-    at = database_ms(session)
-    session.add(Event(job_id=job_id, at=at, type=kind, actor=actor, text=text))
+    session.add(Event(job_id=job_id, at=database_ms(session), type=kind, actor=actor, text=text))
 
 
 def start_attempt(
@@ -128,33 +127,25 @@ def start_attempt(
     if slot is None or job is None:
         return None
     with rows_of(job.id):
-        attempt = _new_attempt(session, job, engine)
-    if attempt is None:
-        return None
+        number = job.attempts_made + 1
+        if not move(session, job, State.STARTING, attempts_made=number):
+            return None  # it is queued no longer
+        attempt = Attempt(
+            job_id=job.id,
+            n=number,
+            token=secrets.token_hex(16),
+            engine=engine,
+            launched_at=now,
+        )
+        session.add(attempt)
+        session.flush()
+        session.refresh(job)
     taking = update(Slot).where(
         Slot.host == host, Slot.number == slot.number, Slot.attempt_id.is_(None)
     )
     if not change(session, taking.values(attempt_id=attempt.id)):  # another supervisor was faster
         session.rollback()
         return None
-    return attempt
-
-
-def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:
-    """The next attempt of a queued job; None if it is queued no longer."""
-    number = job.attempts_made + 1
-    if not move(session, job, State.STARTING, attempts_made=number):
-        return None
-    attempt = Attempt(
-        job_id=job.id,
-        n=number,
-        token=secrets.token_hex(16),
-        engine=engine,
-        launched_at=database_ms(session),
-    )
-    session.add(attempt)
-    session.flush()
-    session.refresh(job)
     return attempt
 
 

@@ -105,11 +105,19 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
     if cost is None or cost.open_ended:
         raise _forbidden(actor, action, "Its duration cannot be estimated yet.", ASK)
     if cost.seconds > limits.guest_seconds:
-        why = f"It takes about {cost.seconds:,.0f} s; the limit is {limits.guest_seconds:,.0f} s."
-        raise _forbidden(actor, action, why, "Choose a smaller model or fewer steps.")
+        raise _forbidden(
+            actor,
+            action,
+            f"It takes about {cost.seconds:,.0f} s; the limit is {limits.guest_seconds:,.0f} s.",
+            "Choose a smaller model or fewer steps.",
+        )
     if cost.bytes > limits.guest_gb * 1e9:
-        why = f"It needs about {cost.bytes / 1e9:.1f} GB; the limit is {limits.guest_gb:g} GB."
-        raise _forbidden(actor, action, why, "Choose a smaller model or fewer segments.")
+        raise _forbidden(
+            actor,
+            action,
+            f"It needs about {cost.bytes / 1e9:.1f} GB; the limit is {limits.guest_gb:g} GB.",
+            "Choose a smaller model or fewer segments.",
+        )
 
 
 def require_asking(actor: Actor, letters: int, tokens: int) -> None:
@@ -120,11 +128,19 @@ def require_asking(actor: Actor, letters: int, tokens: int) -> None:
     if actor.role == "host":
         return
     if tokens > GUEST_TOKENS:
-        why = f"It may have {tokens} tokens; the limit for guests is {GUEST_TOKENS}."
-        raise _forbidden(actor, action, why, "Choose fewer tokens.")
+        raise _forbidden(
+            actor,
+            action,
+            f"It may have {tokens} tokens; the limit for guests is {GUEST_TOKENS}.",
+            "Choose fewer tokens.",
+        )
     if letters > GUEST_LETTERS:
-        why = f"The prompt has {letters} characters; guests may send {GUEST_LETTERS}."
-        raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
+        raise _forbidden(
+            actor,
+            action,
+            f"The prompt has {letters} characters; guests may send {GUEST_LETTERS}.",
+            "Shorten the prompt, or begin a new chat.",
+        )
 
 
 def require_free(session: Session, actor: Actor) -> None:
@@ -145,9 +161,17 @@ def require_free(session: Session, actor: Actor) -> None:
     every = settings().guest_runs
     network, most = network_of(actor.name), (every + 1) // 2
     if network and len([owner for owner in owners if network_of(owner) == network]) >= most:
-        why = f"Guests at your network address have {most} of {every} runs."
-        raise _forbidden(actor, action, why, "Try again when one has ended.")
+        raise _forbidden(
+            actor,
+            action,
+            f"Guests at your network address have {most} of {every} runs.",
+            "Try again when one has ended.",
+        )
     if len(owners) >= every:
-        why = f"Guests already have {len(owners)} active runs, the maximum."
-        raise _forbidden(actor, action, why, "Try again when one has ended.")
+        raise _forbidden(
+            actor,
+            action,
+            f"Guests already have {len(owners)} active runs, the maximum.",
+            "Try again when one has ended.",
+        )
     gate.changes.spend(actor)

@@ -111,9 +111,11 @@ def free_space(run: str | int, actor: Actor) -> int:
     freed = _free(job.id, actor.name)
     if freed is None:
         ended = job.state in TERMINAL
-        why = "It has no checkpoints." if ended else f"It is {job.state}."
-        do = "" if ended else "Cancel it first, or wait until it has ended."
-        raise ConflictError(f"{job.run} has nothing to free.", why, do)
+        raise ConflictError(
+            f"{job.run} has nothing to free.",
+            "It has no checkpoints." if ended else f"It is {job.state}.",
+            "" if ended else "Cancel it first, or wait until it has ended.",
+        )
     return freed
 
 
@@ -140,8 +142,13 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         freed = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
         again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
-        text = f"{readable_bytes(freed)} freed{when}{again}"
-        note(session, job.id, "checkpoints deleted", actor, text)
+        note(
+            session,
+            job.id,
+            "checkpoints deleted",
+            actor,
+            f"{readable_bytes(freed)} freed{when}{again}",
+        )
     delete_folder(aside)
     remove_stored(work_folder(job.run))
     return freed
@@ -156,14 +163,18 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
         jobs = locked(session, Job, ids)
         for job in jobs:
             if job.state not in TERMINAL:
-                why = f"It is {job.state}."
-                raise ConflictError(f"{job.run} was not deleted.", why, "Cancel it first.")
+                raise ConflictError(
+                    f"{job.run} was not deleted.", f"It is {job.state}.", "Cancel it first."
+                )
         names = {job.run for job in jobs}
         for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
             used = names & {w.strip() for v in active.config.values() for w in str(v).split(",")}
             if used:
-                what = f"{min(used)} was not deleted."
-                raise ConflictError(what, f"{active.run} uses it.", f"Wait for {active.run}.")
+                raise ConflictError(
+                    f"{min(used)} was not deleted.",
+                    f"{active.run} uses it.",
+                    f"Wait for {active.run}.",
+                )
         removed = [job for job in jobs if job.removed_at is None]
         for job in removed:
             job.removed_at = now_ms()
@@ -179,8 +190,11 @@ def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
         jobs = locked(session, Job, ids)
         for job in jobs:
             if job.purged:
-                why = "Its files and figures are gone."
-                raise ConflictError(f"{job.run} cannot be restored.", why, "Reproduce it.")
+                raise ConflictError(
+                    f"{job.run} cannot be restored.",
+                    "Its files and figures are gone.",
+                    "Reproduce it.",
+                )
         removed = [job for job in jobs if job.removed_at is not None]
         for job in removed:
             job.removed_at = None
@@ -230,8 +244,7 @@ def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> l
     require_host(actor, "archive a run")
     ids = [queries.job(run).id for run in runs]
     with writing() as session:
-        jobs = locked(session, Job, ids)
-        changed = [job for job in jobs if (job.archived_at is None) != back]
+        changed = [job for job in locked(session, Job, ids) if (job.archived_at is None) != back]
         for job in changed:
             job.archived_at = None if back else now_ms()
             note(session, job.id, "taken out of the archive" if back else "archived", actor.name)

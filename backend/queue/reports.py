@@ -69,8 +69,7 @@ def report(number: int) -> Report:
 
 def reports() -> list[Report]:
     """Reports, the one saved last first."""
-    query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500)
-    return fetched(query)
+    return fetched(select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500))
 
 
 def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) -> int:
@@ -122,14 +121,14 @@ def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
 
 def write_text(number: int, block: int, text: str, actor: Actor) -> None:
     """Set the text of a block, or the note of a chart; an empty note removes it."""
-
-    def written(blocks: list[ReportBlock]) -> list[ReportBlock]:
-        return [
+    _change(
+        number,
+        actor,
+        lambda blocks: [
             replace(b, text=_text(text, may_be_empty=bool(b.chart))) if b.id == block else b
             for b in blocks
-        ]
-
-    _change(number, actor, written)
+        ],
+    )
 
 
 def move_block(number: int, block: int, by: int, actor: Actor) -> None:
@@ -175,8 +174,11 @@ def _check(blocks: list[ReportBlock]) -> None:
     if len(blocks) > MOST_BLOCKS:
         raise ConfigError(NOT_SAVED, f"It would have more than {MOST_BLOCKS} parts.")
     if len(runs := runs_of(blocks)) > MOST_RUNS:
-        why = f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}."
-        raise ConfigError(NOT_SAVED, why, "Begin another report, or remove a chart.")
+        raise ConfigError(
+            NOT_SAVED,
+            f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}.",
+            "Begin another report, or remove a chart.",
+        )
 
 
 def _next(blocks: list[ReportBlock]) -> int:

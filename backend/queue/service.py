@@ -86,12 +86,23 @@ def enqueue_all(
     """
     permissions.require_adding(actor)
     permissions.require_small(actor, cost, len(runs))
-    lane = _lane(cost, len(runs))
+    is_quick = (
+        len(runs) == 1
+        and cost is not None
+        and not cost.open_ended
+        and cost.seconds < QUICK_S
+        and cost.bytes < QUICK_BYTES
+    )
+    lane = Lane.QUICK if is_quick else Lane.SLOTS  # others do not stop one of seconds
     if actor.role != "host":  # whose runs come behind all others
         priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
-        raise ConfigError("The priority was not accepted.", why, "", "priority")
+        raise ConfigError(
+            "The priority was not accepted.",
+            f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}.",
+            "",
+            "priority",
+        )
     jobs = [
         Job(
             kind=kind,
@@ -154,13 +165,6 @@ def _estimated(cost: Cost | None) -> dict[str, float]:
     return {ESTIMATED_SECONDS: round(cost.seconds, 1), ESTIMATED_BYTES: int(cost.bytes)}
 
 
-def _lane(cost: Cost | None, jobs: int) -> Lane:
-    """The lane of a new job: one of seconds has a lane that others do not stop."""
-    if jobs > 1 or cost is None or cost.open_ended:
-        return Lane.SLOTS
-    return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else Lane.SLOTS
-
-
 def cancel(run: str | int, actor: Actor) -> State:
     """Cancel one job, and return its state right after the request; see `cancel_all`."""
     return cancel_all([run], actor)[0]
@@ -206,8 +210,9 @@ def run_next(run: str | int, actor: Actor) -> Job:
         waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
         first = next(iter(waiting), None)
         if first is None or job not in waiting:
-            why = f"It is {job.state}."
-            raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
+            raise ConflictError(
+                f"{job.run} is not queued.", f"It is {job.state}.", "Only queued runs can be moved."
+            )
         if job is not first:
             # the priority that waiting is worth
             older = (job.queued_at - first.queued_at) / scheduling.HOUR_MS

@@ -89,26 +89,23 @@ def measure_ended() -> None:
             parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
             note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
         if settings().webhook and now_ms() - (job.finished_at or 0) < NEWS_MS:
-            announce(job)
-
-
-def announce(job: Job) -> None:
-    """Tell the webhook of a run's end, once: nobody waits for one that does not answer. `text` is
-    what Slack, Mattermost and their like show, so that names must hold none of their commands."""
-    said = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
-    message = {
-        "text": html.escape(said, quote=False),
-        "run": job.run,
-        "kind": job.kind,
-        "name": job.name,
-        "state": job.state,
-        "error": job.error,
-    }
-    try:
-        url = settings().webhook.get_secret_value()
-        httpx.post(url, json=message, timeout=5.0).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        log.warning("The webhook was not told of %s: %s", job.run, type(error).__name__)
+            # tell the webhook of a run's end, once: nobody waits for one that does not answer.
+            # `text` is what Slack, Mattermost and their like show, so that names must hold none of
+            # their commands
+            said = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
+            message = {
+                "text": html.escape(said, quote=False),
+                "run": job.run,
+                "kind": job.kind,
+                "name": job.name,
+                "state": job.state,
+                "error": job.error,
+            }
+            try:
+                url = settings().webhook.get_secret_value()
+                httpx.post(url, json=message, timeout=5.0).raise_for_status()
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                log.warning("The webhook was not told of %s: %s", job.run, type(error).__name__)
 
 
 def daily() -> None:

@@ -43,8 +43,11 @@ def database_file() -> Path:
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     if (file := dialect.file(engine.url)) is None:
-        why = f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database."
-        raise BackupError("The database is not an SQLite file.", why, dialect.backup_advice)
+        raise BackupError(
+            "The database is not an SQLite file.",
+            f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database.",
+            dialect.backup_advice,
+        )
     return file
 
 
@@ -76,8 +79,9 @@ def copy_database(target: Path) -> None:
 @contextmanager
 def opened(path: Path) -> Iterator[Engine]:
     """An engine for another database file than that of the data folder."""
-    url = f"sqlite:///{path}"
-    engine = create_engine(url, json_deserializer=read_json, json_serializer=write_json)
+    engine = create_engine(
+        f"sqlite:///{path}", json_deserializer=read_json, json_serializer=write_json
+    )
     try:
         yield engine
     finally:

@@ -20,12 +20,11 @@ class DamagedList(list[Any]):
     """The same where a list is stored."""
 
 
-def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, its names and texts held in memory once for all rows."""
-    return {intern(name): intern(v) if isinstance(v, str) else v for name, v in pairs}
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_shared)
+_DECODER = json.JSONDecoder(  # names and texts of an object are held in memory once for all rows
+    object_pairs_hook=lambda pairs: {
+        intern(name): intern(v) if isinstance(v, str) else v for name, v in pairs
+    }
+)
 
 
 def read_json(stored: str | bytes) -> Any:
@@ -87,5 +86,8 @@ def finite(value: Any) -> Any:
 def check_intact(stored: Any, what: str = "The config") -> None:
     """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
     if isinstance(stored, DamagedJson):
-        why = "Its row in the database is damaged."
-        raise ConfigError(f"{what} of this run cannot be read.", why, "Add it anew.")
+        raise ConfigError(
+            f"{what} of this run cannot be read.",
+            "Its row in the database is damaged.",
+            "Add it anew.",
+        )

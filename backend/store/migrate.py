@@ -75,5 +75,8 @@ def run_migrations(connection: Connection | None = None) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        what = "The database was created by another version of Slimscope."
-        raise ConflictError(what, f"{error}.", "Install that version.") from error
+        raise ConflictError(
+            "The database was created by another version of Slimscope.",
+            f"{error}.",
+            "Install that version.",
+        ) from error

@@ -100,8 +100,11 @@ def _parsed(run: str | int) -> tuple[str, int]:
 def _check_kind(run: str | int, kind: str, stored: str | None, number: int) -> None:
     """Raise `NotFoundError` where the run of that number is of another kind than its name says."""
     if kind and stored is not None and run_name(stored, number) != run_name(kind, number):
-        why = f"Run {number} is {run_name(stored, number)}."
-        raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
+        raise NotFoundError(
+            f"There is no run {run}.",
+            f"Run {number} is {run_name(stored, number)}.",
+            "Check the kind of the run.",
+        )
 
 
 def jobs(
@@ -152,8 +155,7 @@ def cursor() -> tuple[Any, ...]:
 
 def attempts(run: str | int) -> list[Attempt]:
     """All attempts of a run, oldest first."""
-    query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
-    return fetched(query)
+    return fetched(select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n))
 
 
 def events(run: str | int) -> list[Event]:
@@ -303,9 +305,7 @@ def runs_from(run: str, most: int) -> list[Job]:
 def all_run_names() -> set[str]:
     """The name of every run."""
     with reading() as session:
-        return {
-            run_name(kind, number) for kind, number in session.execute(select(Job.kind, Job.id))
-        }
+        return {run_name(*row) for row in session.execute(select(Job.kind, Job.id))}
 
 
 def unmeasured(limit: int) -> list[Job]:
@@ -344,8 +344,7 @@ def views() -> list[SavedView]:
 
 
 def artifacts(run: str | int) -> list[Artifact]:
-    query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
-    return fetched(query)
+    return fetched(select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id))
 
 
 def curve_points(run: str | int) -> list[Row[Any]]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backend.decoding.peers import quiet
+from backend.decoding.benchmark import quiet
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
 MIXES = {

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import window_nll
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.live.timing import DecodingClock
+from backend.live.measurements import DecodingClock
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.blocks import all_linears, block_linears, decoder_blocks, resolve_dtype
 from backend.models.loading import load

@@ -1,7 +1,5 @@
 """The decoding benchmark as a kind of job."""
 
-from collections.abc import Sequence
-
 from pydantic import field_validator
 
 from backend.errors import ConfigError
@@ -9,7 +7,6 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from backend.options import Options, option
 from backend.store.states import State
-from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.estimates import PhaseWork, decoded_bytes
@@ -64,7 +61,17 @@ def requirements(config: BenchmarkJob) -> Requirements:
     facts = base.facts
     drafters = drafters_named(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
-    require_tree_sizes(config, drafters)
+    for job in drafters:
+        if job.state != State.SUCCEEDED:  # it has no tree yet
+            continue
+        largest = 1 + len(drafter_config(job)["growth"])
+        if config.nodes > largest:
+            raise ConfigError(
+                f"A tree of {config.nodes} nodes is too large for {job.run}.",
+                f"On held-out text no more than {largest} nodes were ever accepted.",
+                f"Choose {largest} or fewer, or 0.",
+                "nodes",
+            )
     require_prompts(prompt_set(config, facts), "prompts")
     types = types_named(config.llama_cpp)
     if types:
@@ -84,21 +91,6 @@ def requirements(config: BenchmarkJob) -> Requirements:
         },
         warnings=() if compared else (VANILLA_ALONE,),
     )
-
-
-def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
-    """Refuse trees larger than a drafter's longest ranking of paths."""
-    for job in drafters:
-        if job.state != State.SUCCEEDED:  # it has no tree yet
-            continue
-        largest = 1 + len(drafter_config(job)["growth"])
-        if config.nodes > largest:
-            raise ConfigError(
-                f"A tree of {config.nodes} nodes is too large for {job.run}.",
-                f"On held-out text no more than {largest} nodes were ever accepted.",
-                f"Choose {largest} or fewer, or 0.",
-                "nodes",
-            )
 
 
 def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWork]:

@@ -158,18 +158,13 @@ def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
         f"{report.label} {_speed(report)} {_bottleneck(report, vanilla)}{_texts(report)}"
         for report in others
     ]
-    return [*sentences, *_noise_warnings(vanilla)]
-
-
-def _noise_warnings(vanilla: DecoderReport) -> list[str]:
-    """Warn where the same work took different times."""
     low, high = vanilla.ranges.get(str(TOKENS_PER_SECOND), (vanilla.speed, vanilla.speed))
-    if high <= (1 + MAX_NOISE) * low:
-        return []
-    return [
-        f"The machine was busy: vanilla decoding varied from {low:.0f} to {high:.0f} tokens/s "
-        "between rounds. The figures may be inconsistent; repeat the run on an idle machine."
-    ]
+    if high > (1 + MAX_NOISE) * low:  # the same work took different times
+        sentences.append(
+            f"The machine was busy: vanilla decoding varied from {low:.0f} to {high:.0f} tokens/s "
+            "between rounds. The figures may be inconsistent; repeat the run on an idle machine."
+        )
+    return sentences
 
 
 def _speed(report: DecoderReport) -> str:

@@ -14,6 +14,7 @@ from backend.decoding.benchmark import (
     Answers,
     Decoder,
     DecoderSummary,
+    LlamaCppDecoder,
     TargetDecoder,
     decoders_of,
     packed,
@@ -23,10 +24,15 @@ from backend.decoding.benchmark import (
 )
 from backend.decoding.cost_model import SIZES as COST_SIZES
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, StaticTree
+from backend.decoding.draft_tree import (
+    DynamicTree,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
+    Proposer,
+    StaticTree,
+)
 from backend.decoding.draft_tree import Path as TreePath
-from backend.decoding.peers import LlamaCppDecoder
-from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.generate import TreeProposer, make_proposer, tree_words
@@ -95,34 +101,42 @@ class DecodingBenchmark:
                 task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
                 for task in dict.fromkeys(tasks)
             }
-            report = self._report(name, decoder.proposer, summarise(name, answers), by_task)
+            proposer = decoder.proposer
+            summary = summarise(name, answers)
+            drafter = self.drafters.get(name.removesuffix(COMBINED))
+            paths = _paths(proposer, summary.hits)
+            speed, up = summary.speed, summary.speed_up
+            report = DecoderReport(
+                name,
+                kind=drafter.arm if drafter else "",
+                nodes=proposer.nodes,
+                tree=tree_words(proposer),
+                speed=speed.value,
+                speed_up=up.value,
+                accepted=summary.accepted,
+                break_even=summary.break_even,
+                same=summary.same / summary.prompts,
+                prompts=summary.prompts,
+                first_difference=summary.first_difference,
+                ranges={
+                    str(TOKENS_PER_SECOND): (speed.lowest, speed.highest),
+                    str(SPEED_UP): (up.lowest, up.highest),
+                    **{
+                        str(speed_up_of(task)): (s.speed_up.lowest, s.speed_up.highest)
+                        for task, s in by_task.items()
+                    },
+                },
+                lengths=dict(summary.lengths),
+                hits={path: summary.hits.get(path, 0.0) for path in paths},
+                milliseconds={part: 1000 * seconds for part, seconds in summary.parts.items()},
+                tasks={task: (s.speed_up.value, s.accepted) for task, s in by_task.items()},
+            )
             self._record(report, by_task)
 
     # decoders --------------------------------------------------------------------------------
 
     def _decoders(self) -> dict[str, Decoder]:
-        decoders = decoders_of(self.target, self._proposers())
-        if self.config.pytorch and self.target.native:
-            plain = TargetModel(self.loaded.model, native=False)
-            decoders[PYTORCH] = TargetDecoder(plain, NoDraft())
-        return decoders | self._llama_cpp()
-
-    def _llama_cpp(self) -> dict[str, Decoder]:
-        """llama.cpp, on files of the model that are written now and gone when it has read them."""
-        decoders = dict[str, Decoder]()
-        longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
-        base = resolve_model(self.config.model)
-        folder = Path(base.source) if base.packed else materialise(base.source)
-        for wanted in types_named(self.config.llama_cpp):
-            type = exported_type(wanted, base, "llama_cpp")
-            with TemporaryDirectory(dir=self.context.folder) as scratch:
-                file = Path(scratch) / f"{type}.gguf"
-                write_gguf(folder, file, type, base.packed, base.facts.title, SilentReporter())
-                decoders[LLAMA_CPP + type] = LlamaCppDecoder(file, longest)
-        return decoders
-
-    def _proposers(self) -> dict[str, Proposer]:
-        """Name -> proposer, vanilla first. Sizes of drafts are chosen once, whatever is resumed."""
+        # name -> proposer, vanilla first. Sizes of drafts are chosen once, whatever is resumed
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         stored = self.context.checkpoints.find(TREES)
@@ -150,7 +164,25 @@ class DecodingBenchmark:
         if not stored:
             with self.context.checkpoints.write(TREES) as folder:
                 (folder / "sizes.json").write_text(json.dumps(sizes))
-        return proposers
+        decoders = decoders_of(self.target, proposers)
+        if self.config.pytorch and self.target.native:
+            plain = TargetModel(self.loaded.model, native=False)
+            decoders[PYTORCH] = TargetDecoder(plain, NoDraft())
+        return decoders | self._llama_cpp()
+
+    def _llama_cpp(self) -> dict[str, Decoder]:
+        """llama.cpp, on files of the model that are written now and gone when it has read them."""
+        decoders = dict[str, Decoder]()
+        longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
+        base = resolve_model(self.config.model)
+        folder = Path(base.source) if base.packed else materialise(base.source)
+        for wanted in types_named(self.config.llama_cpp):
+            type = exported_type(wanted, base, "llama_cpp")
+            with TemporaryDirectory(dir=self.context.folder) as scratch:
+                file = Path(scratch) / f"{type}.gguf"
+                write_gguf(folder, file, type, base.packed, base.facts.title, SilentReporter())
+                decoders[LLAMA_CPP + type] = LlamaCppDecoder(file, longest)
+        return decoders
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
         config, loaded = self.config, self.loaded
@@ -165,8 +197,7 @@ class DecodingBenchmark:
                 "Choose fewer new tokens.",
                 "max_new_tokens",
             )
-        facts = prompt_facts(name, [ids for _, ids in prompts])
-        self.context.environment(text={"prompts": facts})
+        self.context.environment(text={"prompts": prompt_facts(name, [ids for _, ids in prompts])})
         return prompts
 
     # answers ---------------------------------------------------------------------------------
@@ -194,42 +225,6 @@ class DecodingBenchmark:
         return answers
 
     # what is recorded ------------------------------------------------------------------------
-
-    def _report(
-        self,
-        name: str,
-        proposer: Proposer,
-        summary: DecoderSummary,
-        by_task: Mapping[str, DecoderSummary],
-    ) -> DecoderReport:
-        drafter = self.drafters.get(name.removesuffix(COMBINED))
-        paths = _paths(proposer, summary.hits)
-        speed, up = summary.speed, summary.speed_up
-        return DecoderReport(
-            name,
-            kind=drafter.arm if drafter else "",
-            nodes=proposer.nodes,
-            tree=tree_words(proposer),
-            speed=speed.value,
-            speed_up=up.value,
-            accepted=summary.accepted,
-            break_even=summary.break_even,
-            same=summary.same / summary.prompts,
-            prompts=summary.prompts,
-            first_difference=summary.first_difference,
-            ranges={
-                str(TOKENS_PER_SECOND): (speed.lowest, speed.highest),
-                str(SPEED_UP): (up.lowest, up.highest),
-                **{
-                    str(speed_up_of(task)): (s.speed_up.lowest, s.speed_up.highest)
-                    for task, s in by_task.items()
-                },
-            },
-            lengths=dict(summary.lengths),
-            hits={path: summary.hits.get(path, 0.0) for path in paths},
-            milliseconds={part: 1000 * seconds for part, seconds in summary.parts.items()},
-            tasks={task: (s.speed_up.value, s.accepted) for task, s in by_task.items()},
-        )
 
     def _record(self, report: DecoderReport, by_task: Mapping[str, DecoderSummary]) -> None:
         """Record a report, and its figures as results that tables and charts rank by."""
@@ -262,8 +257,7 @@ def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]
 
 def run(config: BenchmarkJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
-    device = prepare(config, context)
-    loaded = load_model(config.model, device, config.precision, context)
+    loaded = load_model(config.model, prepare(config, context), config.precision, context)
     target = TargetModel(loaded.model)
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
     context.phases(work(config, loaded.facts, drafters))
@@ -271,8 +265,7 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     context.environment(decoder=target.decoder)
     if target.native:
         context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
-    benchmark = DecodingBenchmark(config, loaded, target, context)
-    benchmark.compare()
+    DecodingBenchmark(config, loaded, target, context).compare()
     reports = decoder_reports(context.run)
     for sentence in verdicts(reports):
         context.log(sentence)

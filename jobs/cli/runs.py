@@ -22,8 +22,8 @@ from jobs.cli.command import DIFFERENT, NAP_S, escaped, exit_of, follow, me, wri
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
-from jobs.operations.details import comparison_text, results_text, sweep_text
 from jobs.operations.registry import Operation, Record, Run, Runs, operation
+from jobs.operations.runs import comparison_text, results_text, sweep_text
 from jobs.record import cost_text, record, summary, sweep_record
 from jobs.reproduction import reproduced
 from jobs.wording import count
@@ -193,13 +193,15 @@ def _source(file: str, preset: str, model: str) -> str:
     """The text of a preset, or of a file. Raises ConfigError: neither, both, or a model for a file;
     the file cannot be read."""
     if file and (preset or model):
-        what, do = "A file names its own steps and model.", "Leave out --preset and --model."
-        raise ConfigError(what, "", do, "file")
+        raise ConfigError(
+            "A file names its own steps and model.", "", "Leave out --preset and --model.", "file"
+        )
     if preset:
         return pipeline.preset(preset, model)
     if not file:
-        what, do = "No pipeline is named.", "Name a YAML file, or a preset with --preset."
-        raise ConfigError(what, "", do, "file")
+        raise ConfigError(
+            "No pipeline is named.", "", "Name a YAML file, or a preset with --preset.", "file"
+        )
     try:
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -16,9 +16,14 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.decoding.benchmark import Decoder, MedianRange, TargetDecoder, time_decoders
+from backend.decoding.benchmark import (
+    Decoder,
+    MedianRange,
+    TargetDecoder,
+    TransformersDecoder,
+    time_decoders,
+)
 from backend.decoding.draft_tree import NoDraft
-from backend.decoding.peers import TransformersDecoder
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.acceleration import sizes
@@ -151,8 +156,7 @@ class Quality:
     def _read(self) -> TextModel:
         """What reads texts by the model as it is now."""
         if self._reader is None:
-            length = self._text.context
-            self._reader, how = text_model(self._loaded.model, self._precision, length)
+            self._reader, how = text_model(self._loaded.model, self._precision, self._text.context)
             if how != self._decoder:
                 self._context.log(f"Texts are read by {how}.")
                 self._context.environment(evaluation=how)
@@ -230,8 +234,13 @@ class Quality:
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
-        tokens = self._config.sample_tokens
-        texts = write_samples(self._read(), self._loaded.tokenizer, prompts, tokens, reporter)
+        texts = write_samples(
+            self._read(),
+            self._loaded.tokenizer,
+            prompts,
+            self._config.sample_tokens,
+            reporter,
+        )
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
@@ -267,10 +276,9 @@ class Quality:
         ):
             is_accuracy = score.metric in ("acc_norm", "acc", "exact_match")
             family = ACCURACY.family if is_accuracy else score.metric
-            metric = MetricKey(family, series=score.task)
             self._context.result(
                 stage,
-                metric,
+                MetricKey(family, series=score.task),
                 score.value,
                 stderr=score.stderr,
                 n=score.n,
@@ -338,8 +346,9 @@ def record_decoding(
             decoder=name,
             dtype=str(model.dtype).removeprefix("torch."),
         )
-        span = f"{speed.lowest:.1f} to {speed.highest:.1f}"
-        context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
+        context.log(
+            f"{stage}: {speed.value:.1f} tokens/s ({speed.lowest:.1f} to {speed.highest:.1f})."
+        )
 
 
 def decoders_of(models: Sequence[PreTrainedModel]) -> tuple[list[Decoder], str]:

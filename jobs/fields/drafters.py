@@ -30,8 +30,12 @@ def drafter_run(name: str, field: str, planned: bool = False) -> Job:
     if planned and planned_run(job.run, DRAFTER_FOLDER):
         return job
     if job.kind != DRAFTER_KIND or job.state != State.SUCCEEDED:
-        why = f"{job.run} is a run of the kind {job.kind}, {job.state}."
-        raise ConfigError(f"{job.run} holds no drafter.", why, do, field)
+        raise ConfigError(
+            f"{job.run} holds no drafter.",
+            f"{job.run} is a run of the kind {job.kind}, {job.state}.",
+            do,
+            field,
+        )
     return job
 
 

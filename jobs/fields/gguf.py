@@ -35,8 +35,7 @@ def check_source(source: str) -> None:
     """Refuse a model or a tokenizer that GGUF cannot express, as far as it is on this machine; of a
     file that has not been converted yet, the architecture."""
     if folder := local_folder(source):
-        sizes = architecture_of(read_config(folder))
-        vocabulary_of(folder, sizes.vocabulary)
+        vocabulary_of(folder, architecture_of(read_config(folder)).vocabulary)
     elif source.endswith(".gguf"):
         config, _, _ = read_gguf(on_disk(source))
         kind = config["model_type"]

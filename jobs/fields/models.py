@@ -113,18 +113,21 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        why = f"{folder.name}/config.json cannot be read: {error}."
-        raise _damaged(run, why, field) from error
+        raise _damaged(run, f"{folder.name}/config.json cannot be read: {error}.", field) from error
     if name := changed_file(folder, contents=False):
         raise _damaged(run, f"{folder.name}/{name} has changed since it was saved.", field)
     return config
 
 
 def without_weights(run: str, field: str) -> ConfigError:
-    example = f"-{EXAMPLE}" in run
-    why = NO_WEIGHTS if example else "It was imported without them, or they were deleted."
-    do = f"Choose another model, or reproduce {run}."
-    return ConfigError(f"The weights of {run} are not here.", why, do, field)
+    return ConfigError(
+        f"The weights of {run} are not here.",
+        NO_WEIGHTS
+        if (f"-{EXAMPLE}" in run)
+        else "It was imported without them, or they were deleted.",
+        f"Choose another model, or reproduce {run}.",
+        field,
+    )
 
 
 def _damaged(run: str, why: str, field: str) -> ConfigError:

@@ -48,11 +48,6 @@ def run_next(run: Run, actor: Actor) -> Record:
     return summary(service.run_next(run, actor))
 
 
-def is_stoppable(job: Job) -> bool:
-    """Whether a run is active, and not being cancelled already: a second cancel kills it."""
-    return job.state in ACTIVE and job.desired == "run"
-
-
 def _cancel_question(jobs: Sequence[Job]) -> str:
     if len(jobs) > 1:
         return f"Cancel {_names(jobs)}? Finished work is kept."
@@ -83,7 +78,8 @@ def _cancelled(records: Records) -> str:
         Button(
             "cancel",
             "Cancel run",
-            is_stoppable,
+            # a second cancel kills it
+            lambda job: job.state in ACTIVE and job.desired == "run",
             _cancel_question,
             values={"once": True},
             group="queue",
@@ -241,8 +237,11 @@ def edit_runs(
 ) -> list[Record]:
     """Set the name or the note of runs, add tags or remove them."""
     if name is note is tag is untag is None:
-        do = "Give a name, a note, or tags to add or remove."
-        raise ConfigError("Nothing was changed.", "No change is named.", do)
+        raise ConfigError(
+            "Nothing was changed.",
+            "No change is named.",
+            "Give a name, a note, or tags to add or remove.",
+        )
     added, removed = (labels.tags_in(text) if text is not None else () for text in (tag, untag))
     labels.edit(runs, actor, name=name, text=note, add=added, remove=removed)
     return summaries(runs)

@@ -1,5 +1,5 @@
-"""Operations on states of live models: a state as configs of runs that make it properly. Does not
-import torch.
+"""Operations on mixes of formats: the best one under a budget, and a state of a live model as
+configs of runs that make it properly. Does not import torch.
 
 patterns a run of the kind sds: the whole method, or its first pruning alone widths a run of the
 kind dlqat: trained, or by the quantizer alone both one after the other
@@ -7,10 +7,12 @@ kind dlqat: trained, or by the quantizer alone both one after the other
 
 from collections import Counter
 from collections.abc import Mapping
+from shlex import quote
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from backend.budget import Budget
 from backend.errors import ConfigError
 from backend.live.address import (
     MOST_TOKENS,
@@ -26,9 +28,12 @@ from backend.models.families.stored import LinearShape
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import Width
 from backend.queue.actor import Actor
+from backend.sensitivity.budget import Mix
+from backend.sensitivity.profile import SensitivityProfile
 from jobs import pipeline as pipelines
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
+from jobs.profile.profiles import KINDS, Method, method_of, newest_profile, pins, solver_of
 from jobs.record import summary
 from jobs.submit import checked, command_line, submit
 
@@ -57,8 +62,12 @@ def planned_steps(
     widths = {x: form.width for x, form in forms if form.width}
     embedding = _embedding(facts, state)
     if not patterns and not widths:
-        what, why = "There is nothing to run.", "Every layer of the blocks is dense."
-        raise ConfigError(what, why, "Give some layers a format.", "state")
+        raise ConfigError(
+            "There is nothing to run.",
+            "Every layer of the blocks is dense.",
+            "Give some layers a format.",
+            "state",
+        )
     steps: list[tuple[str, dict[str, Any]]] = []
     if patterns:
         pattern, others = _named(patterns, facts)
@@ -79,9 +88,12 @@ def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
     if not bits:
         return {"embedding": "stored"}
     if len(bits) > 1 or not bits.issubset(EMBEDDING_BITS):
-        what = "A run cannot store embedding and head so."
-        why = f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same."
-        raise ConfigError(what, why, "Choose another width for them.", "state")
+        raise ConfigError(
+            "A run cannot store embedding and head so.",
+            f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same.",
+            "Choose another width for them.",
+            "state",
+        )
     return {"embedding": str(bits.pop()), "format": "slimscope"}
 
 
@@ -107,8 +119,21 @@ def _name(layer: LinearShape) -> str:
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time
     and memory. They work as the steps of a pipeline."""
-    planned = planned_steps(resolve_model(model).facts, state, effort)
-    return [_step(kind, {"model": model, **config}) for kind, config in planned]
+    steps = []
+    for kind, config in planned_steps(resolve_model(model).facts, state, effort):
+        config = {"model": model, **config}
+        _, estimate = checked(kind, config)  # refuses what cannot run, as the form does
+        steps.append(
+            {
+                "kind": kind,
+                "config": config,
+                "seconds": estimate.seconds,
+                "bytes": estimate.bytes,
+                "warnings": [*estimate.warnings],
+                "command": command_line(kind, config),
+            }
+        )
+    return steps
 
 
 @operation(
@@ -138,14 +163,80 @@ def queue_state(
     return [summary(job) for job in jobs]
 
 
-def _step(kind: str, config: dict[str, Any]) -> Record:
-    """Refuses what cannot run, as the form does."""
-    _, estimate = checked(kind, config)
+Only = Literal["", "quantized", "pruned"]
+Text = Annotated[str, Field(max_length=40)]
+
+
+def budget_text(record: Record) -> str:
+    taken = record["milliseconds"]
+    time = f", {taken:.2f} ms a token in the decoder, predicted" if taken else ""
+    mix = ", ".join(f"{count} x {form}" for form, count in record["formats"].items())
+    lines = (
+        f"{record['model']}: {record['bytes'] / 1e6:.1f} MB of {record['dense_bytes'] / 1e6:.1f}, "
+        f"{record['bits']:.2f} bits a weight, {record['sparsity']:.1%} zeros{time}",
+        f"Predicted perplexity: {record['perplexity_ratio']:.3f} of the dense model's",
+        f"Layers: {mix}",
+        "",
+        *(f"{layer}={form}" for layer, form in record["layers"].items()),
+        "",
+        f"Run it: {record['command']}",
+    )
+    return "\n".join(lines)
+
+
+@operation("budget", path="/budget", tool="budget", said=budget_text)
+def budget(
+    model: Annotated[str, Field(description="A model that has a sensitivity profile.")],
+    size: Annotated[Text, Field(description="Of the file, such as 80MB.")] = "",
+    bits: Annotated[Text, Field(description="A weight of the layers, such as 3.25.")] = "",
+    sparsity: Annotated[Text, Field(description="Zeros in the layers, such as 50%.")] = "",
+    loss: Annotated[Text, Field(description="Rise of perplexity, such as 2%.")] = "",
+    ms: Annotated[Text, Field(description="Of a token in the native decoder, such as 6.5.")] = "",
+    only: Annotated[Only, Field(description="Formats used; empty: those the budget is of.")] = "",
+    pin: Annotated[
+        str,
+        Field(max_length=20_000, description="Layers held at a format: mlp.down_proj=int4-g64"),
+    ] = "",
+) -> Record:
+    """The best mix of formats for a budget, layer by layer, from the newest sensitivity profile of
+    a model: predicted loss, bytes, time of a token, and the command that makes it."""
+    texts = [size, bits and f"{bits}bits", sparsity, loss and f"loss {loss}", ms and f"{ms}ms"]
+    given = [text for text in texts if text]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given)} budgets are given." if given else "There is no budget.",
+            "",
+            "Give one of size, bits, sparsity, loss and ms.",
+            field="size",
+        )
+    try:
+        asked = Budget.parse(given[0])
+    except ValueError as error:
+        raise ConfigError(str(error), "", "Correct it.", field="size") from error
+    profile = newest_profile(model)
+    method: Method = only or method_of(asked, "quantized")
+    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
+    facts = resolve_model(model, reads=False).facts
+    told = record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+    if pin:
+        told["command"] += f" --overrides {quote(pin)}"
+    return told
+
+
+def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:
+    """What is told of a mix."""
+    command = f"slimscope submit {KINDS[method]} --model {profile.model}"
     return {
-        "kind": kind,
-        "config": config,
-        "seconds": estimate.seconds,
-        "bytes": estimate.bytes,
-        "warnings": [*estimate.warnings],
-        "command": command_line(kind, config),
+        "model": profile.model,
+        "profile": profile.run,
+        "budget": str(asked),
+        "bytes": mix.nbytes,
+        "bits": mix.bits,
+        "sparsity": mix.sparsity,
+        "loss": mix.loss,
+        "perplexity_ratio": mix.ratio,
+        "milliseconds": mix.milliseconds,
+        "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
+        "layers": {name: str(form) for name, form in mix.formats.items()},
+        "command": f"{command} --allocation 'budget:{asked}'",
     }

@@ -35,8 +35,11 @@ def chat_answers(number: Number, actor: Actor) -> list[Record]:
     per second, accepted tokens per step, and how it ended."""
     turns = conversations.turns_to(number)
     if arena.is_hidden(turns, actor.name):
-        why = "Who votes blind must not know which model wrote what."
-        raise ConflictError("The answers are hidden.", why, "Vote on the page of the playground.")
+        raise ConflictError(
+            "The answers are hidden.",
+            "Who votes blind must not know which model wrote what.",
+            "Vote on the page of the playground.",
+        )
     return [
         _record(turns[-1].names[side - 1], transcript_of(answer.transcript))
         for side, answer in sorted(turns[-1].answers.items())

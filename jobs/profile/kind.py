@@ -83,8 +83,12 @@ def requirements(config: ProfileJob) -> Requirements:
     windows = config.segments + config.heldout_windows
     require_length(corpus, windows * context_length(config, facts), "calibration_text")
     if not config.heldout_windows:
-        what, why = "Nothing is held out.", "Gradients and losses are taken on held-out windows."
-        raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
+        raise ConfigError(
+            "Nothing is held out.",
+            "Gradients and losses are taken on held-out windows.",
+            "Choose a share above 0.",
+            field="holdout",
+        )
     check_formats(config, facts)
     streamed, needed = memory_bytes(config, facts, memory.memory_available())
     warnings: tuple[str, ...] = ()
@@ -105,9 +109,12 @@ def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
     """The corpus; auto is the model's default."""
     named = config.calibration_text
     if named == "self":
-        what = "A profile is not taken on text that the model samples."
-        why = "Losses on it say little about text of others."
-        raise ConfigError(what, why, "Choose a corpus.", field="calibration_text")
+        raise ConfigError(
+            "A profile is not taken on text that the model samples.",
+            "Losses on it say little about text of others.",
+            "Choose a corpus.",
+            field="calibration_text",
+        )
     return facts.default_text if named == "auto" else named
 
 
@@ -115,19 +122,35 @@ def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
     """Refuse formats that fit no layer, or are measured but not made. Raises ConfigError."""
     formats = parsed(config.formats)
     if not 0 < len(formats) <= MAX_FORMATS:
-        what = f"{len(formats)} formats are not possible."
-        raise ConfigError(what, "", f"Choose 1 to {MAX_FORMATS}.", field="formats")
+        raise ConfigError(
+            f"{len(formats)} formats are not possible.",
+            "",
+            f"Choose 1 to {MAX_FORMATS}.",
+            field="formats",
+        )
     columns = {x.columns for x in facts.linears}
     if unfit := [x for x in formats if not any(x.fits(n) for n in columns)]:
         inputs = ", ".join(map(str, sorted(columns)))
-        what, why = f"{unfit[0]} fits no layer of this model.", f"They have {inputs} inputs."
-        raise ConfigError(what, why, "Choose a group that divides them.", field="formats")
+        raise ConfigError(
+            f"{unfit[0]} fits no layer of this model.",
+            f"They have {inputs} inputs.",
+            "Choose a group that divides them.",
+            field="formats",
+        )
     if missing := [x for x in config.measured_formats if x not in formats]:
-        what = f"{missing[0]} is not among the formats."
-        raise ConfigError(what, "", "Add it there, or leave it out here.", field="measured")
+        raise ConfigError(
+            f"{missing[0]} is not among the formats.",
+            "",
+            "Add it there, or leave it out here.",
+            field="measured",
+        )
     if config.windows > config.heldout_windows:
-        what = f"There are {config.heldout_windows} held-out windows, not {config.windows}."
-        raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
+        raise ConfigError(
+            f"There are {config.heldout_windows} held-out windows, not {config.windows}.",
+            "",
+            "Hold out more, or measure on fewer.",
+            field="windows",
+        )
 
 
 def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:

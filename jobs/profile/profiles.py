@@ -33,8 +33,11 @@ def profile_of_run(run: str) -> SensitivityProfile:
     ConfigError: it is no profile, or none of it is measured."""
     job = queries.job(run)
     if job.kind != NAME:
-        what = f"{job.run} is no sensitivity profile."
-        raise ConfigError(what, f"It is a run of the kind {job.kind}.", "Choose another run.")
+        raise ConfigError(
+            f"{job.run} is no sensitivity profile.",
+            f"It is a run of the kind {job.kind}.",
+            "Choose another run.",
+        )
     check_intact(job.config)
     config = validated(NAME, job.config)
     assert isinstance(config, ProfileJob)
@@ -46,8 +49,11 @@ def profile_of_run(run: str) -> SensitivityProfile:
     times = (job.environment or {}).get(DECODING_TIMES)
     profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times)
     if not profile.layers:
-        what = f"{job.run} has measured no layer yet."
-        raise ConfigError(what, f"It is {job.state}.", "Wait for its first block.")
+        raise ConfigError(
+            f"{job.run} has measured no layer yet.",
+            f"It is {job.state}.",
+            "Wait for its first block.",
+        )
     return profile
 
 
@@ -64,9 +70,12 @@ def newest_profile(model: str) -> SensitivityProfile:
         if job.config.get("model") == model:
             measured = job.environment.get(WEIGHTS_MARK)
             if measured and mark_of(resolve_model(model, reads=False)) not in ("", measured):
-                what, why = f"{model[:80]} has changed.", f"{job.run} has measured other weights."
-                again = f"Profile it again: slimscope submit profile --model {model[:80]}"
-                raise ConfigError(what, why, again, field="model")
+                raise ConfigError(
+                    f"{model[:80]} has changed.",
+                    f"{job.run} has measured other weights.",
+                    f"Profile it again: slimscope submit profile --model {model[:80]}",
+                    field="model",
+                )
             return profile_of_run(job.run)
     raise NotFoundError(
         f"There is no sensitivity profile of {model[:80]}.",
@@ -95,10 +104,14 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
         x for x in profile.formats if x.quantized != pruned and bool(x.pattern) == pruned
     )
     if not formats:
-        what = f"{profile.run} has no {method} formats."
-        raise ConfigError(what, "", "Profile the model in some.", field="allocation")
-    facts = resolve_model(profile.model, reads=False).facts
-    rest = facts.parameters - sum(x.weights for x in profile.layers)
+        raise ConfigError(
+            f"{profile.run} has no {method} formats.",
+            "",
+            "Profile the model in some.",
+            field="allocation",
+        )
+    parameters = resolve_model(profile.model, reads=False).facts.parameters
+    rest = parameters - sum(x.weights for x in profile.layers)
     return BudgetSolver(profile, 2.0 * rest, formats)
 
 
@@ -122,8 +135,12 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
     for name, form in read:
         check_layer_patterns([name], profile.layers, field)
         if form not in known:
-            what, why = f"{form[:40]!r} is not in {profile.run}.", "A budget needs its loss."
-            raise ConfigError(what, why, f"Choose {', '.join(sorted(known))}.", field=field)
+            raise ConfigError(
+                f"{form[:40]!r} is not in {profile.run}.",
+                "A budget needs its loss.",
+                f"Choose {', '.join(sorted(known))}.",
+                field=field,
+            )
         held |= {layer.name: form for layer in profile.layers if fits(name, layer)}
     return held
 
@@ -158,8 +175,12 @@ def _mix(
     if budget is None:
         return {}
     if budget.kind not in kinds:
-        what = f"A budget of {budget} is not for a method by which layers are {method}."
-        raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
+        raise ConfigError(
+            f"A budget of {budget} is not for a method by which layers are {method}.",
+            "",
+            f"Write it as in {example}.",
+            field="allocation",
+        )
     profile = newest_profile(config.model)
     held = (f"{name}={Format()}" for name in read_names(config.exclude))
     held_at = pins(profile, ", ".join([*held, overrides]), "overrides")

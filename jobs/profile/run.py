@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from backend.errors import ModelError
-from backend.live.timing import DecodingClock
+from backend.live.measurements import DecodingClock
 from backend.models.blocks import LinearWeight, resolve_dtype
 from backend.models.families.stored import LinearShape
 from backend.models.loading import free_memory
@@ -66,9 +66,10 @@ def run(config: ProfileJob, context: JobContext) -> None:
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
     def record(linear: LinearWeight | LinearShape, figures: walk.Figures) -> None:
-        name = f"{linear.name}.weight"
         context.profile(
-            TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
+            TensorProfile(
+                f"{linear.name}.weight", linear.block, linear.module, DENSE, SENSITIVITY, figures
+            )
         )
 
     walk.SensitivityWalk(

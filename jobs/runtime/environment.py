@@ -3,7 +3,6 @@
 import os
 import platform
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -29,17 +28,12 @@ def prepare(config: JobConfig, context: JobContext) -> str:
         require_device(device, torch.cuda.device_count())
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
-    context.environment(**place(device, threads))
+    context.environment(
+        host=platform.node(),
+        cpu=f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        threads=threads,
+        python=platform.python_version(),
+        versions={name: version(name) for name in PACKAGES},
+    )
     return device
-
-
-def place(device: str, threads: int) -> dict[str, Any]:
-    """Where a run takes place, and the versions needed to repeat it."""
-    return {
-        "host": platform.node(),
-        "cpu": f"{processor()}, {available_threads()} of {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "threads": threads,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }

@@ -260,34 +260,31 @@ class FigureBuffer:
         if self._away_since is not None:
             return False
         if self._is_served:
-            return self._await_turn()
+            # whether the thread that serves has written all rows
+            with self._turn:
+                self._failure, mine = None, self.ask()
+                answered = self._turn.wait_for(
+                    lambda: (
+                        self._served >= mine
+                        or self._away_since is not None
+                        or self._failure is not None
+                        or not self._is_served
+                    ),
+                    TURN_S,
+                )
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_lost:
+                    raise LeaseLostError
+                done = self._served >= mine
+            if not answered:
+                self._note_away(f"the database has not answered for {TURN_S:g} s")
+            return done
         try:
             self.flush(durable=True)
         except OperationalError:
             return False
         return True
-
-    def _await_turn(self) -> bool:
-        """Whether the thread that serves has written all rows."""
-        with self._turn:
-            self._failure, mine = None, self.ask()
-            answered = self._turn.wait_for(
-                lambda: (
-                    self._served >= mine
-                    or self._away_since is not None
-                    or self._failure is not None
-                    or not self._is_served
-                ),
-                TURN_S,
-            )
-            if self._failure is not None:
-                raise self._failure
-            if self._is_lost:
-                raise LeaseLostError
-            done = self._served >= mine
-        if not answered:
-            self._note_away(f"the database has not answered for {TURN_S:g} s")
-        return done
 
     def ask(self) -> int:
         """Let the thread that serves write at once; returns what `_served` is then, or more."""

@@ -47,7 +47,13 @@ def main() -> int:
             return Exit.DONE
         given = parser.parse_args(arguments)
     if given.log:
-        write_output_to(settings().artifacts / given.log)
+        # write what this process and its children print behind what is in a file
+        log = settings().artifacts / given.log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(file.fileno(), stream.fileno())
     limit_memory(settings().job_gb)
     try:
         if current_revision() != newest_revision():
@@ -123,15 +129,6 @@ def execute(context: JobContext) -> int:
             return Exit.FOLDER_GONE
         context.finish("failed", error=error_record(error))
         return Exit.ERROR
-
-
-def write_output_to(log: Path) -> None:
-    """Write what this process and its children print behind what is in a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file.fileno(), stream.fileno())
 
 
 def error_record(error: Exception) -> dict[str, str]:

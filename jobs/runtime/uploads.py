@@ -93,7 +93,10 @@ class Uploads:
             try:
                 if path is not None and self._is_stored(path):
                     self._forget(path, times)
-                self._store_log()
+                size = self._log_file.stat().st_size if self._log_file.exists() else -1
+                if self._store is not None and size > self._logged:
+                    self._store.put_file(self._log_file, key_of(self._log_file))
+                    self._logged = size
             except Exception as error:  # each file system has errors of its own
                 self._failed += 1
                 if self._failed == 1:
@@ -128,9 +131,3 @@ class Uploads:
             if self._waiting.get(path) == times:
                 del self._waiting[path]
             self._turn.notify_all()
-
-    def _store_log(self) -> None:
-        size = self._log_file.stat().st_size if self._log_file.exists() else -1
-        if self._store is not None and size > self._logged:
-            self._store.put_file(self._log_file, key_of(self._log_file))
-            self._logged = size

@@ -4,7 +4,7 @@ thread of its own; the engine writes all choices at once."""
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +103,13 @@ class ThreadedEvents(Generic[T]):
         except SlimscopeError as error:
             self.put(self.failed(error))
         except Exception as error:  # a fault of ours must not leave the client waiting
-            why = f"{type(error).__name__}: {error}"
-            self.put(self.failed(ComputeError("The answer could not be given.", why)))
+            self.put(
+                self.failed(
+                    ComputeError(
+                        "The answer could not be given.", f"{type(error).__name__}: {error}"
+                    )
+                )
+            )
         finally:
             self.put(None)
 
@@ -127,14 +132,6 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
 
     def _say(self, what: str, seconds: float) -> None:
         self.put((0, Told(what, seconds)))
-
-    def _in_main_thread(self, function: Callable[[], T]) -> T:
-        """The limits of templates are signals, which only the main thread can handle."""
-
-        async def call() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
     def answer(self) -> None:
         body = self.body
@@ -166,13 +163,22 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         if isinstance(self.body, ChatBody):
-            given = partial(chat_ids, prompt, tokenizer, self.body.chat_template)
-            return tuple(self._in_main_thread(given))
+            templated = self.body.chat_template
+
+            async def ids() -> tuple[int, ...]:
+                return tuple(chat_ids(prompt, tokenizer, templated))
+
+            # the limits of templates are signals, which only the main thread can handle
+            return asyncio.run_coroutine_threadsafe(ids(), self._loop).result()
         if isinstance(prompt, str):
             return tuple(tokenizer(prompt).input_ids)
         if prompt and max(prompt) >= len(tokenizer):
-            why = f"It holds token {max(prompt)}; the tokenizer has {len(tokenizer)}."
-            raise ConfigError("The prompt was not accepted.", why, "", "prompt")
+            raise ConfigError(
+                "The prompt was not accepted.",
+                f"It holds token {max(prompt)}; the tokenizer has {len(tokenizer)}.",
+                "",
+                "prompt",
+            )
         return tuple(prompt)
 
     @contextmanager
@@ -246,7 +252,10 @@ def _limit(body: Body, prompt: int, base: ResolvedModel) -> int:
     if not prompt or room < (limit or 0) or (limit is None and room < 1):
         why = f"The prompt has {prompt} tokens, and the context of {base.facts.title} holds "
         why += f"{base.facts.context}."
-        field = "messages" if isinstance(body, ChatBody) else "prompt"
-        do = "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt."
-        raise ConfigError("The request does not fit into the context.", why, do, field)
+        raise ConfigError(
+            "The request does not fit into the context.",
+            why,
+            "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt.",
+            "messages" if isinstance(body, ChatBody) else "prompt",
+        )
     return min(room, body.usual_tokens) if limit is None else limit

@@ -128,8 +128,9 @@ def _client() -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=transport, base_url="http://serving", **options)
     about = json.loads(address_path().read_text("utf-8"))
     headers = {"authorization": f"Bearer {about['token']}"}
-    base = f"http://127.0.0.1:{int(about['port'])}"
-    return httpx.AsyncClient(base_url=base, headers=headers, verify=False, **options)
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{int(about['port'])}", headers=headers, verify=False, **options
+    )
 
 
 @asynccontextmanager
@@ -180,8 +181,9 @@ async def serving_status() -> dict[str, Any]:
 
 
 def ended() -> SlimscopeError:
-    what = "The answer ended early."
-    return SlimscopeError(what, "The process of the models has ended, or hangs.", "Ask again.")
+    return SlimscopeError(
+        "The answer ended early.", "The process of the models has ended, or hangs.", "Ask again."
+    )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:

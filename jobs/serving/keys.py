@@ -21,13 +21,17 @@ def create_key(name: str, actor: Actor) -> str:
     """A new key of that name."""
     require_host(actor, "make a key")
     if not NAME.fullmatch(name):
-        why = "It has 1 to 40 letters, digits or . - _"
-        raise ConfigError("The name was not accepted.", why, "", "name")
+        raise ConfigError(
+            "The name was not accepted.", "It has 1 to 40 letters, digits or . - _", "", "name"
+        )
     key = PREFIX + secrets.token_urlsafe(32)
     with writing(durable=True) as session:
         if session.get(ApiKey, name):
-            why = f"There was a key called {name} before."
-            raise ConflictError("The key was not made.", why, "Choose another name.")
+            raise ConflictError(
+                "The key was not made.",
+                f"There was a key called {name} before.",
+                "Choose another name.",
+            )
         session.add(ApiKey(name=name, sha256=_hash(key), created_at=now_ms()))
     return key
 

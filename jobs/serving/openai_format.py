@@ -63,18 +63,20 @@ FAULTS: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, ty
 Row = dict[str, Any]
 
 
-class StreamOptions(BaseModel):
+class StrictBody(BaseModel):
+    """A part of a request, which holds nothing else, and no values of other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+class StreamOptions(StrictBody):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(StrictBody):
     """What both endpoints take. `usual_tokens`: of an answer without `max_tokens`, as far as they
     fit; `details`: also what is ours, in a field `slimscope`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(min_length=1, max_length=300)
     stream: bool = False
@@ -111,16 +113,12 @@ class GenerationBody(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class TextPart(StrictBody):
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class ChatMessage(StrictBody):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str = ""
@@ -216,8 +214,12 @@ def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "There is no such parameter"
-        what = f"{field} was not accepted." if field else "The request was not accepted."
-        raise ConfigError(what, f"{message}.", "", field) from error
+        raise ConfigError(
+            f"{field} was not accepted." if field else "The request was not accepted.",
+            f"{message}.",
+            "",
+            field,
+        ) from error
 
 
 def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, Row]:

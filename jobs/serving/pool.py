@@ -43,8 +43,7 @@ def choose_card(wanted: str) -> str:
     """The torch device for a config's `device`: of several cards the one with most memory left."""
     if wanted not in ("auto", "cuda") or not torch.cuda.is_available():
         return "cpu" if wanted == "auto" else wanted
-    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return max(cards, key=free_memory)
+    return max([f"cuda:{number}" for number in range(torch.cuda.device_count())], key=free_memory)
 
 
 def use_card(device: str) -> None:
@@ -79,8 +78,9 @@ class WarmModel:
         self.loaded = load(self.device)
         refuse_processors(self.loaded.model)
         self.target = TargetModel(self.loaded.model)
-        tokenizer = self.loaded.tokenizer
-        self.engine = ServingEngine(self.target, tokenizer, memory=memory, threads=threads)
+        self.engine = ServingEngine(
+            self.target, self.loaded.tokenizer, memory=memory, threads=threads
+        )
         self.is_open = True
 
     def close(self) -> None:
@@ -172,7 +172,12 @@ class ModelPool:
                     self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
             yield model
         finally:
-            self._leave(key, model)
+            with self._changed:
+                model.users, model.used = model.users - 1, time.monotonic()
+                if not model.is_open and not model.users:
+                    self._models.pop(key, None)
+                self._drop_idle(MODELS_KEPT)
+                self._changed.notify_all()
 
     def _enter(
         self, key: Key, base: ResolvedModel, say: Say, stopped: Callable[[], bool]
@@ -195,14 +200,6 @@ class ModelPool:
             model = self._models[key] = self._models.pop(key)
             model.users += 1
             return model
-
-    def _leave(self, key: Key, model: WarmModel) -> None:
-        with self._changed:
-            model.users, model.used = model.users - 1, time.monotonic()
-            if not model.is_open and not model.users:
-                self._models.pop(key, None)
-            self._drop_idle(MODELS_KEPT)
-            self._changed.notify_all()
 
     def _shortage(self, size: int, device: str) -> str:
         """Why there is no room for another model, in words; "" if there is."""

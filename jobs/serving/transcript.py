@@ -75,24 +75,20 @@ def transcript_of(rows: Iterable[Any]) -> Transcript:
     transcript = Transcript()
     try:
         for row in rows:
-            _add(transcript, row)
+            if "end" in row:
+                transcript.end, transcript.rest = str(row["end"]), str(row["rest"])
+                transcript.error = str(row.get("error", ""))
+            elif "tokens" in row:
+                tokens = [(str(text), int(head)) for text, head in row["tokens"]]
+                rejected = [str(text) for text in row["rejected"]]
+                transcript.passes.append(TranscriptStep(tokens, rejected, float(row["ms"])))
+            else:
+                transcript.unused = transcript.unused or bool(row.get("unused"))
+                transcript.decoder = str(row.get("decoder", transcript.decoder))
+                transcript.threads = int(row.get("threads", transcript.threads))
     except (ValueError, TypeError, KeyError, AttributeError):
         transcript.end = "error"
     return transcript
-
-
-def _add(transcript: Transcript, row: dict[str, Any]) -> None:
-    if "end" in row:
-        transcript.end, transcript.rest = str(row["end"]), str(row["rest"])
-        transcript.error = str(row.get("error", ""))
-    elif "tokens" in row:
-        tokens = [(str(text), int(head)) for text, head in row["tokens"]]
-        rejected = [str(text) for text in row["rejected"]]
-        transcript.passes.append(TranscriptStep(tokens, rejected, float(row["ms"])))
-    else:
-        transcript.unused = transcript.unused or bool(row.get("unused"))
-        transcript.decoder = str(row.get("decoder", transcript.decoder))
-        transcript.threads = int(row.get("threads", transcript.threads))
 
 
 def first_difference(one: str, other: str) -> int | None:

@@ -14,8 +14,7 @@ from backend.decoding.benchmark import (
     time_decoders,
     unpacked,
 )
-from backend.decoding.draft_tree import NoDraft, chain
-from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.draft_tree import NoDraft, PromptLookup, chain
 from backend.drafters.generate import TreeProposer
 from backend.errors import CancelledError
 from backend.reporter import SilentReporter

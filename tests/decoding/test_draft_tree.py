@@ -48,7 +48,7 @@ def closed(some: list[Path]) -> Tree:
 def test_parents_precede_and_ancestors_are_transitive(some: list[Path]) -> None:
     tree = closed(some)
     assert all(parent < node for node, parent in enumerate(tree.parents))
-    seen = tree.ancestors()
+    seen = tree.ancestors
     assert torch.equal(seen, (seen.int() @ seen.int()) > 0)
     for node in range(len(tree)):
         line = tree.lineage(node)
@@ -65,7 +65,7 @@ def test_a_path_without_its_parent_is_no_tree() -> None:
 
 def test_a_chain_has_one_child_each() -> None:
     assert chain(3).parents == [-1, 0, 1, 2] and chain(0).parents == [-1]
-    assert torch.equal(chain(3).ancestors(), torch.ones(4, 4).tril().bool())
+    assert torch.equal(chain(3).ancestors, torch.ones(4, 4).tril().bool())
 
 
 def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:

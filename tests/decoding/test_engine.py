@@ -9,9 +9,15 @@ from torch import Tensor
 from transformers import StaticCache
 
 from backend.decoding.acceptance import Sampling
-from backend.decoding.draft_tree import DraftTokens, Proposer, Tree, chain
+from backend.decoding.draft_tree import (
+    DraftTokens,
+    PromptLookup,
+    PromptLookupFirst,
+    Proposer,
+    Tree,
+    chain,
+)
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.request import DecodeStep
 from backend.decoding.target_model import TargetModel

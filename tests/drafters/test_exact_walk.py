@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import DynamicTree, NoDraft, Proposer, Tree
-from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.draft_tree import (
+    DynamicTree,
+    NoDraft,
+    PromptLookup,
+    PromptLookupFirst,
+    Proposer,
+    Tree,
+)
 from backend.decoding.serving.loop import decode
 from backend.drafters.exact_walk import Walk, walk_answers
 from backend.drafters.generate import TreeProposer

@@ -6,10 +6,9 @@ from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import SIZES, CostModel, measure_costs
-from backend.decoding.detokenizer import Detokenizer
-from backend.decoding.draft_tree import NoDraft, Tree, best_tree
+from backend.decoding.draft_tree import NoDraft, PromptLookup, Tree, best_tree
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.serving.sequence import Detokenizer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.drafters.generate import TreeProposer, generate, make_proposer

@@ -15,7 +15,7 @@ from jobs import limits
 from jobs.chat import ask
 from jobs.cli.runs import _queued
 from jobs.fields.drafters import drafter_folder
-from jobs.operations.details import _run_text
+from jobs.operations.runs import _run_text
 from jobs.record import cost_text, record, summary
 from jobs.submit import checked, submit
 from tests.conftest import Given

@@ -16,11 +16,12 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from backend import logs
+from backend.logs import RepeatFilter
 from backend.queue.gate import client_network
 from tests.waiting import until
-from ui.security import connections, log_throttle
+from ui.security import connections
 from ui.security.connections import ConnectionLimits, GuardedProtocol, server_options
-from ui.security.log_throttle import RepeatFilter
 
 HALF_SENT = (
     b"",
@@ -177,7 +178,7 @@ def test_a_message_that_repeats_is_left_out_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, logger = [0.0], logging.getLogger("tests.repeats")
-    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
     logger.addFilter(RepeatFilter(3))
     for clock[0] in (*range(50), 61.0):
         logger.error("accept failed: %d", clock[0])

@@ -14,7 +14,9 @@ import hmac
 import re
 import secrets
 import socket
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -30,8 +32,54 @@ from backend.queue.actor import Actor, guest_name, reject
 from backend.queue.gate import client_network
 from backend.queue.permissions import ASK
 from backend.settings import is_loopback, settings, space_host
-from ui.security.sessions import SessionStore
 from ui.templates import render
+
+DAY = 86_400.0  # seconds
+MAX_IDLE = 7 * DAY  # an open page asks every 10 s
+MAX_AGE = 30 * DAY
+
+
+@dataclass
+class HostSession:
+    """One login."""
+
+    # from where it came: browsers send a cookie to every port of a machine, and who listens there
+    # must not be able to use it from elsewhere
+    origin: str
+    started: float  # seconds of a monotonic clock
+    used: float
+
+    @property
+    def expired(self) -> bool:
+        now = time.monotonic()
+        return now - self.used > MAX_IDLE or now - self.started > MAX_AGE
+
+
+class SessionStore:
+    """The sessions of this process, by their random ids."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, HostSession] = {}
+
+    def start(self, origin: str) -> str:
+        """The id of a new session; expired ones are forgotten."""
+        for old in [key for key, session in self._sessions.items() if session.expired]:
+            self.end(old)
+        session_id, now = secrets.token_urlsafe(32), time.monotonic()
+        self._sessions[session_id] = HostSession(origin, now, now)
+        return session_id
+
+    def use(self, session_id: str, origin: str) -> bool:
+        """Whether the session is valid for requests from there; keeps it from becoming idle."""
+        session = self._sessions.get(session_id)
+        if session is None or session.expired or session.origin != origin:
+            return False
+        session.used = time.monotonic()
+        return True
+
+    def end(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+
 
 UNNAMED_GUEST = "guest"
 MAX_FORM_BYTES = 4096  # bytes of it that are read: anybody may send one, and reading takes time
@@ -52,7 +100,9 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         return Actor(UNNAMED_GUEST)
     headers = {key.lower(): value for key, value in dict(request.headers).items()}
     client = request.client.host
-    if not settings().shared and _local(client, headers):
+    forwarded = any(map(PROXY_HEADERS.fullmatch, headers))
+    is_local = is_loopback(client) and is_loopback(host_name(headers)) and not forwarded
+    if not settings().shared and is_local:
         return Actor("local", "host", client)
     if _is_token(bearer(headers)) or sessions.use(_read_cookie(headers, "host"), _origin(request)):
         return Actor("host", "host", client)
@@ -65,11 +115,6 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         client,
         is_new=bool(getattr(getattr(request, "state", None), NEW_GUEST, False)),
     )
-
-
-def _local(client: str, headers: Mapping[str, str]) -> bool:
-    forwarded = any(map(PROXY_HEADERS.fullmatch, headers))
-    return is_loopback(client) and is_loopback(host_name(headers)) and not forwarded
 
 
 def peer(request: gr.Request | HTTPConnection) -> str:

@@ -51,7 +51,15 @@ class GuardedProtocol(H11Protocol):
         self._watch()
         self.limits.admit(self)
         if (connection := transport.get_extra_info("socket")) is not None:
-            _notice_end(connection, self.request_seconds)
+            # close a connection, such as an endless stream, whose other end is gone without a word:
+            # the kernel would send again for a quarter of an hour
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in {
+                "TCP_KEEPIDLE": self.request_seconds,
+                "TCP_USER_TIMEOUT": 1000 * self.request_seconds,
+            }.items():
+                if hasattr(socket, name):  # not on macOS
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -103,15 +111,6 @@ class GuardedProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-
-
-def _notice_end(connection: socket.socket, seconds: float) -> None:
-    """Close a connection, such as an endless stream, whose other end is gone without a word: the
-    kernel would send again for a quarter of an hour."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in {"TCP_KEEPIDLE": seconds, "TCP_USER_TIMEOUT": 1000 * seconds}.items():
-        if hasattr(socket, name):  # not on macOS
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
 
 
 def in_pieces(app: ASGIApp) -> ASGIApp:

@@ -9,10 +9,13 @@ request is worked on once it is whole, in its turn (see `backend.queue.gate`).
 import base64
 import hashlib
 import ipaddress
+import json
+import math
 import re
 import secrets
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,9 +37,16 @@ from backend.settings import is_loopback, settings, space_host
 from jobs.serving.keys import key_name
 from jobs.serving.openai_format import error_body, error_headers
 from ui.api_errors import API_PATH, error_response
-from ui.security import auth, csrf
-from ui.security.payload import MAX_TOKEN_IDS, MAX_VALUES, json_problem
+from ui.security import auth
 
+MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
+MAX_VALUES = 20_000  # the largest a page sends is a selection of runs
+MAX_TOKEN_IDS = 300_000  # of a prompt for `/v1/completions`
+MAX_INTEGER = 2**63 - 1  # integer a database can hold
+TOO_DEEP = f"Lists and objects may be nested {MAX_DEPTH} deep."
+# A text, also one that does not end: each byte is read once, whatever is sent.
+TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half of a pair of surrogates
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 OPENAI_PATH = "/v1/"
 ASKING_PATHS = (OPENAI_PATH, "/slimscope/workbench/live")  # read for those who may ask alone
@@ -85,7 +95,17 @@ class SecurityMiddleware:
         response, request = SecuredSend(send, self.hashes), Request(scope, receive)
         try:
             check(request)
-            await check_bearer(request)
+            # raises `RequestRejectedError` for a token that is not the host's, nor a key of the API
+            text = auth.bearer(request.headers)
+            if text and request.url.path.startswith(OPENAI_PATH):
+                request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
+            if text and not request.scope.get(auth.KEY):
+                try:
+                    auth.check_token(text, auth.peer(request))
+                except RateLimitError as error:
+                    raise RequestRejectedError(429, error) from error
+                except ForbiddenError as error:
+                    raise RequestRejectedError(401, error) from error
             await self._answer(request, response)
         except RequestRejectedError as rejection:
             client = request.client.host if request.client else ""
@@ -105,24 +125,24 @@ class SecurityMiddleware:
             body = await request.body()
             async with place_of_request(user) as response.turn:
                 if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
-                    await run_in_threadpool(_check_json, body, request.url.path)
+                    is_prompt = request.url.path == COMPLETIONS_PATH
+                    most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
+                    if problem := await run_in_threadpool(json_problem, body, most):
+                        raise RequestRejectedError(
+                            422, ConfigError("The request was not accepted.", problem)
+                        )
                 scope = _with_guest_name(request.scope, user, response)
                 scope = {**scope, TURN: response.turn}
-                await self.app(scope, _received(body, request.receive), response)
+                read = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+                async def received() -> Message:  # what was read already, then what comes after it
+                    return next(read, None) or await request.receive()
+
+                await self.app(scope, received, response)
         except ForbiddenError as error:
             raise RequestRejectedError(403, error) from error
         except RateLimitError as error:
             raise RequestRejectedError(429, error) from error
-
-
-def _received(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read already, then what comes after it."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def received() -> Message:
-        return next(messages, None) or await receive()
-
-    return received
 
 
 class RequestRejectedError(Exception):
@@ -144,12 +164,22 @@ class RequestRejectedError(Exception):
 def check(request: Request) -> None:
     """Raises `RequestRejectedError`."""
     headers = request.headers
-    _check_host(auth.host_name(headers))
-    if not csrf.same_site(request):
+    name = auth.host_name(headers)
+    if not _allowed_host(name):
+        raise RequestRejectedError(
+            421,
+            ForbiddenError(
+                "Unknown host name.",
+                f"The dashboard does not answer to {name[:80]!r}.",
+                "Use its IP address, or add the name to SLIMSCOPE_NAMES.",
+            ),
+        )
+    if not same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
-    if _closed(request.url.path):
+    path, closed = request.url.path, request.url.path.startswith(CLOSED_ROUTES)
+    if closed or (path.startswith(GRADIO) and not OPEN_ROUTES.fullmatch(path, len(GRADIO))):
         raise RequestRejectedError(404, NotFoundError("There is nothing at this address."))
     if "transfer-encoding" in headers:
         raise RequestRejectedError(411, ForbiddenError("The request has no Content-Length."))
@@ -157,33 +187,6 @@ def check(request: Request) -> None:
         raise RequestRejectedError(
             413, ForbiddenError("The request is too large.", f"At most {MAX_BODY_BYTES} bytes.")
         )
-
-
-async def check_bearer(request: Request) -> None:
-    """Raises `RequestRejectedError` for a token that is not the host's, nor a key of the API."""
-    text = auth.bearer(request.headers)
-    if text and request.url.path.startswith(OPENAI_PATH):
-        request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
-    if text and not request.scope.get(auth.KEY):
-        try:
-            auth.check_token(text, auth.peer(request))
-        except RateLimitError as error:
-            raise RequestRejectedError(429, error) from error
-        except ForbiddenError as error:
-            raise RequestRejectedError(401, error) from error
-
-
-def _check_json(body: bytes, path: str) -> None:
-    values = MAX_TOKEN_IDS if path == COMPLETIONS_PATH else MAX_VALUES
-    if problem := json_problem(body, values):
-        raise RequestRejectedError(422, ConfigError("The request was not accepted.", problem))
-
-
-def _check_host(name: str) -> None:
-    if not _allowed_host(name):
-        why = f"The dashboard does not answer to {name[:80]!r}."
-        do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
-        raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
 
 
 def _allowed_host(name: str) -> bool:
@@ -200,12 +203,6 @@ def _allowed_host(name: str) -> bool:
         names = settings().names
         any_name = not names and not is_loopback(settings().host)
         return any_name or name in ("localhost", *(n.lower() for n in names))
-
-
-def _closed(path: str) -> bool:
-    if path.startswith(GRADIO):
-        return OPEN_ROUTES.fullmatch(path.removeprefix(GRADIO)) is None
-    return path.startswith(CLOSED_ROUTES)
 
 
 def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scope:
@@ -248,33 +245,74 @@ class SecuredSend:
         if message["type"] == "http.response.start":
             await self.turn.aclose()
             TIMES.add(time.monotonic() - self._began)
-            self._add_headers(message)
+            headers = MutableHeaders(scope=message)
+            headers.update(HEADERS)
+            space = space_host()
+            framers = f"{HUB} https://{space} 'self'" if space else "'self'"
+            if not space:
+                headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation frames our pages
+            policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
+            headers["Content-Security-Policy"] = policy
+            if self.cookie:
+                headers.append("Set-Cookie", self.cookie)
             if Headers(scope=message).get("content-type", "").startswith("text/html"):
                 self._page = message
                 return
         elif self._page is not None:
             self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._send_page(self._page)
-            return
+            if message.get("more_body"):
+                return
+            body = self._body.replace(b"<script", b'<script nonce="%b"' % self.nonce.encode())
+            headers = MutableHeaders(scope=self._page)
+            if "content-length" in headers and headers["content-length"] != "0":
+                headers["Content-Length"] = str(len(body))
+            await self.send(self._page)
+            message = {"type": "http.response.body", "body": body}
         await self.send(message)
 
-    def _add_headers(self, message: Message) -> None:
-        headers = MutableHeaders(scope=message)
-        headers.update(HEADERS)
-        space = space_host()
-        framers = f"{HUB} https://{space} 'self'" if space else "'self'"
-        if not space:
-            headers["X-Frame-Options"] = "SAMEORIGIN"  # the presentation frames our pages
-        policy = POLICY.format(nonce=self.nonce, hashes=self.hashes, framers=framers)
-        headers["Content-Security-Policy"] = policy
-        if self.cookie:
-            headers.append("Set-Cookie", self.cookie)
 
-    async def _send_page(self, start: Message) -> None:
-        body = self._body.replace(b"<script", b'<script nonce="%b"' % self.nonce.encode())
-        headers = MutableHeaders(scope=start)
-        if "content-length" in headers and headers["content-length"] != "0":
-            headers["Content-Length"] = str(len(body))
-        await self.send(start)
-        await self.send({"type": "http.response.body", "body": body})
+def same_site(request: Request) -> bool:
+    """Whether no other site caused the request. Browsers say so in `Sec-Fetch-Site`, which no
+    script can set, or in `Origin`; programs send neither. Following a link is allowed."""
+    headers = request.headers
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        visit = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        return site in ("same-origin", "none") or visit
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
+# what a body must not hold, whoever sends it: nothing of ours sends or could store it ------------
+
+
+def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
+    """Why a body of at most so many `values` is refused; "" if it is fine."""
+    if body.count(b",") >= values and TEXT.sub(b"", body).count(b",") >= values:
+        return f"It holds more than {values:,} values."
+    try:
+        inside = [json.loads(body)]
+    except RecursionError:
+        return TOO_DEEP
+    except ValueError as error:
+        return f"It is no valid JSON: {error}."
+    for _ in range(MAX_DEPTH):
+        if problem := next(filter(None, map(_leaf_problem, inside)), ""):
+            return problem
+        outside, inside = inside, list[Any]()
+        for value in outside:
+            if isinstance(value, dict):
+                inside += [*value, *value.values()]
+            elif isinstance(value, list):
+                inside += value
+    return TOO_DEEP if inside else ""
+
+
+def _leaf_problem(value: Any) -> str:
+    if isinstance(value, str) and UNSTORABLE.search(value):
+        return "It holds a character that cannot be stored, such as NUL."
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return "It holds a number that is too large."
+    if isinstance(value, float) and not math.isfinite(value):
+        return "It holds a number that is not finite."
+    return ""

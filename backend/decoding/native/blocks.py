@@ -108,7 +108,14 @@ class NativeBlocks:
             raise ValueError(f"a cache cannot hold {capacity} tokens")
         with self._tabulating:
             if min(capacity, self._stable) > self._rows:
-                self._tabulate(max(capacity, 2 * self._rows))
+                # up to the position from which the tables would change
+                positions, s = min(max(capacity, 2 * self._rows), self._stable), self.structure
+                for kind, tables in enumerate(self._angles(positions)):
+                    for table in tables:
+                        self.require(table.shape, (positions, s.rotated // 2))
+                    # the tables before are kept: a pass of another thread may be reading them
+                    s.cosines[kind], s.sines[kind] = map(self.layout.own, tables)
+                self._rows = positions
         blocks = blocks or self.new_blocks()
         return NativeCache(self.call, blocks, capacity, held, len(held) * c.BLOCK)
 
@@ -124,6 +131,11 @@ class NativeBlocks:
         tokens of the pass each sees; None: those before it."""
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
+        mask = None
+        if visible is not None:
+            if visible.shape != (len(states), len(states)) or not visible.diagonal().all():
+                raise ValueError("of a tree, every token sees itself and some of the others")
+            mask = visible.to(torch.uint8).contiguous()
         inputs = states.float().contiguous()
         places = range(cache.length, cache.length + len(states))
         return self._run(
@@ -131,7 +143,7 @@ class NativeBlocks:
             [len(states)],
             [cache],
             places if positions is None else positions.tolist(),
-            [None if visible is None else _mask(len(states), visible)],
+            [mask],
         )
 
     def _run(
@@ -248,17 +260,6 @@ class NativeBlocks:
         if tuple(found) != expected:
             raise ValueError(f"a weight is {[*found]}, the config says {[*expected]}")
 
-    def _tabulate(self, positions: int) -> None:
-        """Fill the tables for as many positions, or up to that from which they would change."""
-        positions = min(positions, self._stable)
-        half, s = self.structure.rotated // 2, self.structure
-        for kind, tables in enumerate(self._angles(positions)):
-            for table in tables:
-                self.require(table.shape, (positions, half))
-            # the tables before are kept: a pass of another thread may be reading them
-            s.cosines[kind], s.sines[kind] = map(self.layout.own, tables)
-        self._rows = positions
-
     def _angles(self, positions: int) -> list[list[Tensor]]:
         """Cosines and sines [positions, rotated / 2] of the model's own rotary embedding, of each
         of its types."""
@@ -269,10 +270,3 @@ class NativeBlocks:
                 for kind in self._types
             ]
         return [[x[0, :, : x.shape[-1] // 2].float().contiguous() for x in both] for both in found]
-
-
-def _mask(tokens: int, visible: Tensor) -> Tensor:
-    """The mask of a tree in bytes."""
-    if visible.shape != (tokens, tokens) or not visible.diagonal().all():
-        raise ValueError("of a tree, every token sees itself and some of the others")
-    return visible.to(torch.uint8).contiguous()

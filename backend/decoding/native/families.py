@@ -42,8 +42,7 @@ def unsupported(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str
         return f"its activation is {activation}, not {' or '.join(ACTIVATIONS)}"
     if getattr(config, "use_bidirectional_attention", None):
         return "its tokens also see those after them"
-    head = head_size(config)
-    if head % LANES or config.intermediate_size % LANES or config.hidden_size % LANES:
+    if head_size(config) % LANES or config.intermediate_size % LANES or config.hidden_size % LANES:
         return f"its widths are not multiples of {LANES}"
     return ""
 
@@ -51,8 +50,7 @@ def unsupported(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str
 def rotaries(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """The settings of rotary positions: one, or those of each type of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    nested = [each for each in rope.values() if isinstance(each, dict)]
-    return nested or [rope]
+    return [each for each in rope.values() if isinstance(each, dict)] or [rope]
 
 
 def stable_context(config: PreTrainedConfig) -> int:
@@ -83,8 +81,7 @@ def norm_shift(config: PreTrainedConfig) -> float:
 def window_of(attention: Any) -> int:
     """How many of the last tokens an attention layer sees; 0: all."""
     config = attention.config
-    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-    return window or 0
+    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None)) or 0
 
 
 def attention_cap(attention: Any) -> float:

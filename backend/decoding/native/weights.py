@@ -50,7 +50,7 @@ class WeightLayout:
         their bits and groups differ, the widest and the smallest are those of all. Raises
         ValueError: their inputs differ or are no multiple of `LANES`, groups are no multiple of
         `RUN`, or scales of other shapes than the codes."""
-        inputs = {_inputs(linear) for linear in linears}
+        inputs = {(x.quantized.codes if has_codes(x) else x.weight).shape[1] for x in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
         if all(map(has_codes, linears)):
@@ -62,7 +62,9 @@ class WeightLayout:
         """`count` outputs of a matrix from `first` on, multiples of `LANES`, in its memory."""
         groups = matrix.inputs // matrix.group
         steps = {  # bytes of a block of outputs
-            "weights": _block_bytes(matrix.format) * matrix.inputs,
+            # for one input; where zeros are left out, `starts` tells it
+            "weights": matrix.inputs
+            * {BFLOAT16: 32, SPARSE_BFLOAT16: 0, INT4_2_4: 6}.get(matrix.format, 2 * matrix.format),
             "masks": 2 * matrix.inputs,
             "starts": 8,
             "scales": 2 * LANES * groups,
@@ -194,16 +196,6 @@ class WeightLayout:
         """Forget all parts of a matrix, of which `rows` may be in use no longer, either."""
         parts = ("weights", "masks", "starts", "scales", "zeros", "bias")
         self.release(*(getattr(matrix, part) for part in parts))
-
-
-def _inputs(linear: Any) -> int:
-    weight: Tensor = linear.quantized.codes if has_codes(linear) else linear.weight
-    return weight.shape[1]
-
-
-def _block_bytes(format: int) -> int:
-    """Of the weights of 16 outputs, for one input; where zeros are left out, `starts` tells it."""
-    return {BFLOAT16: 32, SPARSE_BFLOAT16: 0, INT4_2_4: 6}.get(format, 2 * format)
 
 
 def _blocks(table: Tensor) -> Tensor:

@@ -92,23 +92,21 @@ class ServingEngine(DecodingLoop):
         """Serve a request; `deliver` gets its events, must not wait, and is called by the engine's
         thread. Raises ConfigError: it could never be served; OverloadError: too many wait."""
         with self._changed:
-            self._refuse_overload(request.person)
+            of_person, before = self._waiting.of(request.person), len(self._waiting)
+            if self._closed:
+                raise OverloadError("The engine is ending.", retry_after_s=1.0, before=0)
+            if before >= MOST_WAITING or of_person >= MOST_OF_A_PERSON:
+                seconds = self._pace * (1 + (before if before >= MOST_WAITING else of_person))
+                raise OverloadError(
+                    "Too many requests wait.",
+                    f"{before} requests wait already, {of_person} of them yours.",
+                    f"Try again in about {seconds:.0f} s.",
+                    retry_after_s=seconds,
+                    before=before,
+                )
             sequence = super().submit(request, deliver)
             self._changed.notify()
         return sequence
-
-    def _refuse_overload(self, person: str) -> None:
-        of_person, before = self._waiting.of(person), len(self._waiting)
-        if self._closed:
-            raise OverloadError("The engine is ending.", retry_after_s=1.0, before=0)
-        if before < MOST_WAITING and of_person < MOST_OF_A_PERSON:
-            return
-        seconds = self._pace * (1 + (before if before >= MOST_WAITING else of_person))
-        why = f"{before} requests wait already, {of_person} of them yours."
-        do = f"Try again in about {seconds:.0f} s."
-        raise OverloadError(
-            "Too many requests wait.", why, do, retry_after_s=seconds, before=before
-        )
 
     def status(self) -> EngineStatus:
         with self._changed:
@@ -160,8 +158,9 @@ class ServingEngine(DecodingLoop):
     def fail(self, sequence: ServedSequence, error: Exception) -> None:
         """End this sequence with an error."""
         if not isinstance(error, SlimscopeError):
-            why = f"{type(error).__name__}: {error}"[:300]
-            error = ComputeError("The answer ended with an error.", why)
+            error = ComputeError(
+                "The answer ended with an error.", f"{type(error).__name__}: {error}"[:300]
+            )
         sequence.finish("error", error)
 
     def _record(self, started: float, work: Sequence[Work]) -> None:

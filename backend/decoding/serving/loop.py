@@ -20,10 +20,12 @@ without a drafter has 1.00 (as in Spec-Bench). It equals len(path) unless genera
 
 from __future__ import annotations
 
+import heapq
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +35,75 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import LapTimer
 from backend.decoding.draft_tree import DraftTokens, Proposer
 from backend.decoding.native.cache import CacheBlocks, NativeCache, SharedPrefixes, blocks_for
-from backend.decoding.native.model import PREFILL, Read, Segment
+from backend.decoding.native.model import PREFILL, Segment
 from backend.decoding.serving.request import DecodeStep, Deliver, GenerationRequest
 from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence
 from backend.decoding.serving.speculation import Drafts, Speculation
-from backend.decoding.serving.waiting_line import WaitingLine
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, ConfigError
+
+
+class WaitingLine:
+    """Requests that wait. The next is of the person of whom the fewest run, of those the one who
+    was served longest ago; what had to make room for others goes before all."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[ServedSequence]] = {}
+        self._back = deque[ServedSequence]()
+        self._served: dict[str, int] = {}  # person -> number of the last turn
+        self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self._back) + sum(map(len, self._lines.values()))
+
+    def of(self, person: str) -> int:
+        """How many requests of a person wait."""
+        return len(self._lines.get(person, ()))
+
+    def add(self, sequence: ServedSequence) -> None:
+        self._lines.setdefault(sequence.request.person, deque()).append(sequence)
+
+    def put_back(self, sequence: ServedSequence) -> None:
+        self._back.appendleft(sequence)
+
+    def remove(self, sequence: ServedSequence) -> None:
+        """Take one out whose turn it is."""
+        if sequence not in self._back:
+            self._turns += 1
+            self._served[sequence.request.person] = self._turns
+        self._drop(sequence)
+
+    def drop_cancelled(self) -> list[ServedSequence]:
+        """Take out who does not wait any more."""
+        gone = [x for line in (self._back, *self._lines.values()) for x in line if x.cancelled]
+        for sequence in gone:
+            self._drop(sequence)
+        return gone
+
+    def _drop(self, sequence: ServedSequence) -> None:
+        person = sequence.request.person
+        line = self._back if sequence in self._back else self._lines[person]
+        line.remove(sequence)
+        if not self._lines.get(person, True):
+            del self._lines[person]
+
+    def order(self, running: Iterable[ServedSequence]) -> Iterator[ServedSequence]:
+        """All that wait, as they will be served if nobody leaves."""
+        yield from [*self._back]
+        counts, turn = Counter(x.request.person for x in running), self._turns
+        lines = {person: iter([*line]) for person, line in self._lines.items()}
+        people = [
+            (counts[person], self._served.get(person, 0), place, person)
+            for place, person in enumerate(lines)
+        ]
+        heapq.heapify(people)
+        while people:
+            count, _, place, person = heapq.heappop(people)
+            if (sequence := next(lines[person], None)) is not None:
+                yield sequence
+                turn += 1
+                heapq.heappush(people, (count + 1, turn, place, person))
+
 
 MOST_RUNNING = 64
 MOST_LOGPROBS = 100
@@ -153,31 +217,25 @@ class DecodingLoop:
                 self.fail(sequence, error)
                 continue
             rows += len(draft.tokens)
-            segment = sequence.segment(tokens, draft)
-            work.append(Work(sequence, draft, segment, clock.lap()))
+            work.append(Work(sequence, draft, sequence.segment(tokens, draft), clock.lap()))
         if not work:
             return work
         found = self._target.run([each.segment for each in work])
         verify_s, ms = clock.lap(), 1000 * (time.monotonic() - started)
         for each, read in zip(work, found, strict=True):
-            each.step = self._take(each, read, ms, clock)
+            sequence, cache = each.sequence, each.segment.cache
+            try:
+                each.step = sequence.take(each.draft, read, ms, clock)
+            except Exception as error:
+                self.fail(sequence, error)
+                continue
+            writes = len(each.segment.ids) == 1 + len(each.draft.tokens)
+            if self._prefixes and isinstance(cache, NativeCache) and (sequence.done or not writes):
+                self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
             if each.step:
                 each.step.seconds["cache"] += planned_s
                 each.step.seconds.update(draft=each.draft_s, verify=verify_s)
         return work
-
-    def _take(self, work: Work, read: Read, ms: float, clock: LapTimer) -> DecodeStep | None:
-        """Give a sequence what was computed, and remember what it has read."""
-        sequence, cache = work.sequence, work.segment.cache
-        try:
-            step = sequence.take(work.draft, read, ms, clock)
-        except Exception as error:
-            self.fail(sequence, error)
-            return None
-        writes = len(work.segment.ids) == 1 + len(work.draft.tokens)
-        if self._prefixes and isinstance(cache, NativeCache) and (sequence.done or not writes):
-            self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
-        return step
 
     def _plan(self) -> list[tuple[ServedSequence, int]]:
         """The sequences of the next pass, and how many tokens each reads. There is memory for
@@ -193,7 +251,18 @@ class DecodingLoop:
                 self._prefixes.forget(self._blocks - needed)
             if self._pool.used + needed <= self._blocks:
                 return plan
-            self._make_way()
+            last = self._running.pop()  # the one that came last begins again later
+            if self._running:
+                last.cache = None
+                with self._changed:
+                    self._waiting.put_back(last)
+            else:
+                last.finish(
+                    "error",
+                    ComputeError(
+                        "There is no memory left for keys and values.", "Something else uses it."
+                    ),
+                )
 
     def _shares(self) -> list[tuple[ServedSequence, int]]:
         """The last token of each that writes, and of prompts `PREFILL` tokens: those of the one
@@ -218,17 +287,6 @@ class DecodingLoop:
         alone = sequence.needs_states or sequence.needs_logits or not self._prefixes
         held = [] if alone or not self._prefixes else self._prefixes.find(sequence.committed[:-1])
         sequence.open(self._target.new_cache(sequence.capacity, self._pool, held))
-
-    def _make_way(self) -> None:
-        """Let the sequence that came last begin again later."""
-        last = self._running.pop()
-        if not self._running:
-            what = "There is no memory left for keys and values."
-            last.finish("error", ComputeError(what, "Something else uses it."))
-            return
-        last.cache = None
-        with self._changed:
-            self._waiting.put_back(last)
 
     def _draft(self, sequence: ServedSequence, rows: int, sequences: int) -> DraftTokens:
         """A draft for one of the sequences of a pass, which has as many rows so far."""
@@ -294,5 +352,9 @@ def refuse_prompt(target: TargetModel, request: GenerationRequest) -> None:
             "max_new_tokens",
         )
     if not 0 <= (request.logprobs or 0) <= MOST_LOGPROBS:
-        why = f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told."
-        raise ConfigError("So many log-probabilities are not told.", why, "", "logprobs")
+        raise ConfigError(
+            "So many log-probabilities are not told.",
+            f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told.",
+            "",
+            "logprobs",
+        )

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Acceptance, most_likely
 from backend.decoding.cost_model import LapTimer
-from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NO_TREE, DraftTokens
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.native.cache import DecodingCache
@@ -28,7 +29,55 @@ from backend.decoding.serving.request import (
     Waiting,
 )
 from backend.decoding.serving.speculation import Drafts
-from backend.errors import SlimscopeError
+from backend.errors import ModelError, SlimscopeError
+
+
+class Detokenizer:
+    """Decode a stream of tokens into text, up to the first stop string.
+
+    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
+    may be the beginning of a stop string. Without a tokenizer there is no text."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, stops: Sequence[str] = ()
+    ) -> None:
+        self._tokenizer = getattr(tokenizer, "backend_tokenizer", None)  # the one in Rust
+        if tokenizer is not None and not isinstance(self._tokenizer, Tokenizer):
+            raise ModelError(
+                "The tokenizer cannot decode a stream of tokens.",
+                f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
+                "Convert it with transformers, or choose a model that has one.",
+                "model",
+            )
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = tuple(stop for stop in stops if stop)
+        self._decoded, self._emitted = "", 0
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Decode one more token; return the text that has become certain, none after a stop."""
+        if self.stopped or self._tokenizer is None:
+            return ""
+        piece = self._stream.step(self._tokenizer, token)
+        if not piece:
+            return ""
+        seen = max(0, len(self._decoded) - max(map(len, self._stops), default=0))
+        self._decoded += piece
+        places = [place for stop in self._stops if (place := self._decoded.find(stop, seen)) >= 0]
+        if places:
+            self.stopped, self._decoded = True, self._decoded[: min(places)]
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        begun = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+        return self._emit(len(self._decoded) - (0 if self.stopped else begun))
+
+    def rest(self) -> str:
+        """Return what was held back, once generation has ended."""
+        return self._emit(len(self._decoded))
+
+    def _emit(self, end: int) -> str:
+        start, self._emitted = self._emitted, max(self._emitted, end)
+        return self._decoded[start : self._emitted]
+
 
 NO_DRAFT = DraftTokens([], NO_TREE)
 Score = tuple[float | None, Likely]
@@ -121,7 +170,17 @@ class ServedSequence:
         step = self._walk(draft, hidden, logits, clock)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
         if self._deliver:
-            self._tell_step(step, pieces, logits[-len(draft.tree) :], ms)
+            # tell the tokens of a step behind those of the prompt; what follows a stop string is
+            # forgotten
+            scores = self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens)
+            for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+                pieces.append(Piece(self._detokenizer.add(token), head, token, *scores[number]))
+                if self._detokenizer.stopped:
+                    del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
+                    break
+            decode = self._tokenizer.decode if self._tokenizer else str
+            rejected = [str(decode([token])) for token in step.rejected]
+            self.tell(NewPieces(pieces, rejected, ms))
         if self._detokenizer.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in request.ends:
@@ -129,19 +188,6 @@ class ServedSequence:
         elif self.generated >= request.max_tokens:
             self.finish("length")
         return step
-
-    def _tell_step(self, step: DecodeStep, pieces: list[Piece], logits: Tensor, ms: float) -> None:
-        """Tell the tokens of a step behind those of the prompt; what follows a stop string is
-        forgotten."""
-        scores, written = self._scores(logits, step.path or [0], step.tokens), self._detokenizer
-        for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
-            pieces.append(Piece(written.add(token), head, token, *scores[number]))
-            if written.stopped:
-                del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
-                break
-        decode = self._tokenizer.decode if self._tokenizer else str
-        rejected = [str(decode([token])) for token in step.rejected]
-        self.tell(NewPieces(pieces, rejected, ms))
 
     def _walk(
         self, draft: DraftTokens, hidden: Tensor, logits: Tensor, clock: LapTimer
@@ -227,12 +273,11 @@ class ServedSequence:
         if self.done:
             return
         self.done, self.cache = True, None
-        request = self.request
         self.tell(
             Finished(
                 reason,
                 self._detokenizer.rest(),
-                len(request.prompt),
+                len(self.request.prompt),
                 self._shared or 0,
                 self.generated,
                 self._first_token_s,

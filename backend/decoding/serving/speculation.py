@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from backend.decoding.cost_model import CostModel, measure_costs
-from backend.decoding.draft_tree import DraftTokens, NoDraft, Proposer
-from backend.decoding.prompt_lookup import PromptLookupFirst
+from backend.decoding.draft_tree import DraftTokens, NoDraft, PromptLookupFirst, Proposer
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
 

@@ -105,10 +105,6 @@ class HiddenStateCache:
         return counts
 
 
-def batch_name(name: str, number: int) -> str:
-    return f"{name}-{number:05d}"
-
-
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
     """The `size` most frequent ids (0: all), ascending; ties go to the lower, earlier merge."""
     if not 0 < size < vocabulary:
@@ -131,7 +127,7 @@ def collect(
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), GENERATION_BATCH):
             batch = rows[number : number + GENERATION_BATCH]
-            place = batch_name(name, number // GENERATION_BATCH)
+            place = f"{name}-{number // GENERATION_BATCH:05d}"
             stop_if_asked(reporter)
             kept = checkpoints.find(place)
             if kept is None:

@@ -101,8 +101,7 @@ def _targets(drafter: Drafter, batch: AnchorBatch, chunk: slice) -> Tensor:
     flat, order = (rows * length + places).flatten().unique(return_inverse=True)
     spare = rounded_up(len(flat), ROW_STEP) - len(flat)
     flat = pad(flat, (0, spare))  # unused rows, so that shapes recur
-    hidden = batch.hidden.flatten(0, 1)[flat]
-    logits = drafter.logits(hidden).float()
+    logits = drafter.logits(batch.hidden.flatten(0, 1)[flat]).float()
     teacher = (logits - batch.denominator.flatten()[flat, None]).exp_()
     target = teacher[order].unflatten(0, (-1, heads))
     labels = batch.ids[rows, (places + 1).clamp(max=length - 1)]

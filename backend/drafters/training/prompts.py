@@ -144,8 +144,7 @@ def prompts_for(
     sets = sorted(wanted.sets, key=lambda name: name != SELF)
 
     def fitting(prompts: Sequence[Prompt]) -> list[list[int]]:
-        most = target.context - wanted.limit
-        return [ids for _, ids in readable_ids(prompts, tokenizer, most)]
+        return [ids for _, ids in readable_ids(prompts, tokenizer, target.context - wanted.limit)]
 
     for number, name in enumerate(sets):
         missing = len(sets) - number
@@ -229,8 +228,12 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
 
 
 def _hidden(why: str) -> DatasetError:
-    what = "The user turn cannot be found in the chat template."
-    return DatasetError(what, why, "Choose built-in prompts, or a file of your own.", "prompts")
+    return DatasetError(
+        "The user turn cannot be found in the chat template.",
+        why,
+        "Choose built-in prompts, or a file of your own.",
+        "prompts",
+    )
 
 
 def _batch(

@@ -203,25 +203,19 @@ class DrafterTrainer(Trainer):
 
     def _batch(self, step: int) -> list[int]:
         """Sequences of a step. Epochs are shuffled; sequences of similar length share a batch."""
-        size = self.config.batch
-        per_epoch = math.ceil(len(self.indices) / size)
-        epoch, place = divmod(step, per_epoch)
+        epoch, place = divmod(step, math.ceil(len(self.indices) / self.config.batch))
         if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
-        return self._order[place]
-
-    def _shuffled(self, epoch: int) -> list[list[int]]:
-        order, size = list(self.indices), self.config.batch
-        dice = random.Random(self.seed * 1_000_003 + epoch)
-        dice.shuffle(order)
-        batches = []
-        for start in range(0, len(order), size * WINDOW):
-            window = sorted(
-                order[start : start + size * WINDOW], key=self.learnt.lengths.__getitem__
-            )
-            batches += [window[n : n + size] for n in range(0, len(window), size)]
-        dice.shuffle(batches)
-        return batches
+            self._epoch, self._batches = epoch, list[list[int]]()
+            order, size = list(self.indices), self.config.batch
+            dice = random.Random(self.seed * 1_000_003 + epoch)
+            dice.shuffle(order)
+            for start in range(0, len(order), size * WINDOW):
+                window = sorted(
+                    order[start : start + size * WINDOW], key=self.learnt.lengths.__getitem__
+                )
+                self._batches += [window[n : n + size] for n in range(0, len(window), size)]
+            dice.shuffle(self._batches)
+        return self._batches[place]
 
     # reports and checkpoints -----------------------------------------------------------------
 

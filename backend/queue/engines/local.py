@@ -169,7 +169,9 @@ class LocalEngine:
         return [self._poll(ref) for ref in refs]
 
     def _poll(self, ref: Ref) -> PollResult:
-        if _is_elsewhere(ref):
+        # one of a machine whose name was changed is the same until that is booted again
+        is_ours = str(ref["identity"]).rpartition("/")[0] == boot()
+        if ref.get("host", platform.node()) != platform.node() and not is_ours:
             return PollResult("unknown")
         pid = int(ref["pid"])
         if _leader(ref) is not None:
@@ -228,8 +230,7 @@ def place(pid: int, cores: list[int], nice: int) -> None:
     """Give a process these cores, and let it stand back for others; imports may have left it with
     threads, each of which the kernel places by itself. None of them is lost: those that the first
     starts meanwhile follow it."""
-    threads = [pid, *(int(each.name) for each in Path(f"/proc/{pid}/task").glob("*"))]
-    for thread in threads:
+    for thread in [pid, *(int(each.name) for each in Path(f"/proc/{pid}/task").glob("*"))]:
         with contextlib.suppress(OSError, AttributeError):  # it has ended; macOS cannot pin
             if nice:
                 os.setpriority(os.PRIO_PROCESS, thread, nice)
@@ -243,13 +244,6 @@ def reference(pid: int) -> Ref:
     ref: Ref = {"pid": pid, "identity": identity(pid)}
     alone = dialect_of(engine_for(settings().url)).one_machine
     return ref if alone else ref | {"host": platform.node()}
-
-
-def _is_elsewhere(ref: Ref) -> bool:
-    """Whether it is a process of another machine. One whose name was changed is the same until it
-    is booted again."""
-    own_boot = str(ref["identity"]).rpartition("/")[0] == boot()
-    return ref.get("host", platform.node()) != platform.node() and not own_boot
 
 
 def boot() -> str:

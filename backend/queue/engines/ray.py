@@ -69,8 +69,7 @@ class RayHead:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The machines there are and were."""
-        found = self.ask("GET", "/api/v0/nodes?limit=10000")
-        return list(found["data"]["result"]["result"])
+        return list(self.ask("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"])
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """The jobs that the head knows, by name."""

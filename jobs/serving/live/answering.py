@@ -22,15 +22,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.draft_tree import NoDraft
 from backend.decoding.serving.loop import decode
+from backend.decoding.serving.sequence import Detokenizer
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
-from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
+from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.store.json_column import finite
@@ -72,17 +71,19 @@ class LiveAnswering(ThreadedEvents[Event]):
             happened = await asyncio.wait_for(self._events.get(), PULSE_S)
         except TimeoutError:
             self._silent += PULSE_S
-            return self._waited()
+            if self._silent < SILENT_S:
+                pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
+                return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
+            return self.failed(
+                ComputeError(
+                    "The live model takes too long.",
+                    f"Nothing came for {self._silent:.0f} s: {self._last}. "
+                    "The machine may be busy.",
+                    "Turn a knob to ask again.",
+                )
+            )
         self._silent, self._last = 0.0, str((happened or {}).get("what", self._last))
         return happened
-
-    def _waited(self) -> Event:
-        if self._silent < SILENT_S:
-            pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
-            return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
-        why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
-        error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
-        return self.failed(error)
 
     def stop(self) -> None:
         """Ends what is measured, unless a newer request of its browser has taken its place."""
@@ -126,7 +127,14 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._say(f"Loading {self.body.against}", 0.0)
             self._why(opened, live, opened.other(self.body.against, live.dtype))
             return
-        asked = self._open(opened, live)
+        asked = opened.asked(self.body.state)
+        self._tell(
+            "opened",
+            identity=opened.dense.identity,
+            decoder=opened.dense.reference(live.dtype).decoder,
+            memory=self.pool.nbytes,
+            budget=self.pool.budget,
+        )
         refused: ConfigError | None = None
         try:
             for _ in self._dense_text(opened, live) if self._writes else ():
@@ -147,17 +155,6 @@ class LiveAnswering(ThreadedEvents[Event]):
     @property
     def _writes(self) -> bool:
         return bool({"text", "speed"} & {*self.body.want})
-
-    def _open(self, opened: OpenedModel, live: LiveModel) -> LiveState:
-        dense, asked = opened.dense, opened.asked(self.body.state)
-        self._tell(
-            "opened",
-            identity=dense.identity,
-            decoder=dense.reference(live.dtype).decoder,
-            memory=self.pool.nbytes,
-            budget=self.pool.budget,
-        )
-        return asked
 
     def _apply(self, opened: OpenedModel, state: BrowserState, asked: LiveState) -> None:
         dense, live = opened.dense, state.live
@@ -208,22 +205,19 @@ class LiveAnswering(ThreadedEvents[Event]):
         for number, loss in enumerate(losses(live, opened.windows, divergence=True), 1):
             if number * length >= told or number == len(opened.windows):
                 told *= 2
-                self._loss(loss, length, opened.windows.numel())
+                ratio, n = loss.ratio, len(loss.windows)
+                dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
+                figures = {
+                    "loss": loss.loss,
+                    "dense": dense,
+                    "kl": kl,
+                    "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
+                    "low": ratio.low if ratio else nan,
+                    "high": ratio.high if ratio else nan,
+                }
+                self._tell("loss", tokens=n * length, of=opened.windows.numel(), **finite(figures))
                 yield
             self._step()
-
-    def _loss(self, loss: LiveLoss, length: int, of: int) -> None:
-        ratio, n = loss.ratio, len(loss.windows)
-        dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
-        figures = {
-            "loss": loss.loss,
-            "dense": dense,
-            "kl": kl,
-            "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
-            "low": ratio.low if ratio else nan,
-            "high": ratio.high if ratio else nan,
-        }
-        self._tell("loss", tokens=n * length, of=of, **finite(figures))
 
     # texts ----------------------------------------------------------------------------------------
 
@@ -298,21 +292,20 @@ class LiveAnswering(ThreadedEvents[Event]):
     # which blocks lose which tokens ---------------------------------------------------------------
 
     def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
-        ids = self._ids(opened)
-        tokens = [opened.tokenizer.decode([token]) for token in ids.tolist()]
-        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
-        self._step()
-        for block, differences in traced_losses(live, ids, other):
-            self._tell("why", block=block, losses=finite(differences.tolist()))
-            self._step()
-
-    def _ids(self, opened: OpenedModel) -> Tensor:
         ids = opened.tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
-            why = f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible."
-            do = "Shorten it." if ids else "Write a text."
-            raise ConfigError("The text cannot be traced.", why, do, "text")
-        return torch.tensor(ids)
+            raise ConfigError(
+                "The text cannot be traced.",
+                f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible.",
+                "Shorten it." if ids else "Write a text.",
+                "text",
+            )
+        tokens = [opened.tokenizer.decode([token]) for token in ids]
+        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
+        self._step()
+        for block, differences in traced_losses(live, torch.tensor(ids), other):
+            self._tell("why", block=block, losses=finite(differences.tolist()))
+            self._step()
 
 
 def timed(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:

@@ -100,8 +100,12 @@ class OpenedModel:
         base = resolve_model(spec, "against")
         shapes = [(x.linears, x.vocabulary, x.hidden) for x in (self.base.facts, base.facts)]
         if shapes[0] != shapes[1]:
-            what = f"{spec} has no blocks that could stand for those of {self.base.facts.title}."
-            raise ConfigError(what, "Their layers differ.", "Choose another run.", "against")
+            raise ConfigError(
+                f"{spec} has no blocks that could stand for those of {self.base.facts.title}.",
+                "Their layers differ.",
+                "Choose another run.",
+                "against",
+            )
         key = key_of(spec, base, "auto", str(dtype))
         with self.preparing:
             if key not in self.others:
@@ -136,8 +140,8 @@ class OpenedModel:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
         digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
-        name = f"{self.dense.identity}-{digest}-{dtype}.safetensors"
-        return settings().cache_dir.expanduser() / "live" / name
+        folder = settings().cache_dir.expanduser() / "live"
+        return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
 
     @property
     def nbytes(self) -> int:

@@ -78,6 +78,10 @@ def require_live(facts: ModelFacts) -> None:
     does not fit into memory."""
     facts.require_compressible()
     if facts.quantized:
-        what, why = f"{facts.title} cannot be changed live.", "Its weights are quantised already."
-        raise ConfigError(what, why, "Choose the dense model.", "model")
+        raise ConfigError(
+            f"{facts.title} cannot be changed live.",
+            "Its weights are quantised already.",
+            "Choose the dense model.",
+            "model",
+        )
     check_memory(live_memory(facts), memory_available(), facts.title)

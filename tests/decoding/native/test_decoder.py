@@ -25,12 +25,11 @@ from transformers import (
 
 from backend import compiler
 from backend.compiler import NATIVE, CompilerError
-from backend.decoding.draft_tree import NoDraft, Tree
+from backend.decoding.draft_tree import NoDraft, PromptLookup, Tree
 from backend.decoding.native import library, weights
 from backend.decoding.native.families import unsupported
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.weights import WIDTHS, NativeLinear
-from backend.decoding.prompt_lookup import PromptLookup
 from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from backend.decoding.acceptance import top_k
 from backend.decoding.draft_tree import Tree
-from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import NativeLinear
 from backend.decoding.target_model import TargetModel
 from backend.drafters.adaptation import NativeLayer
@@ -76,8 +76,8 @@ def test_the_states_it_starts_from_are_those_of_pytorch(block: int | None) -> No
     found = collect_states(target, texts, block)
     target.native = None
     expected = collect_states(target, texts, block)
-    for name in ("hidden", "embedded", "stream"):
-        assert distance(getattr(found, name), getattr(expected, name)) < 0.05
+    for states, others in zip(found, expected, strict=True):  # hidden, embedded, stream
+        assert distance(states, others) < 0.05
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

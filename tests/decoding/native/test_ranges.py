@@ -14,12 +14,12 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from backend.compiler import CompilerError
+from backend.decoding.acceptance import top_k
 from backend.decoding.draft_tree import chain
 from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.library import Pass, library
 from backend.decoding.native.model import NativeModel, Segment
-from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load

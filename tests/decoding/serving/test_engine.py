@@ -18,9 +18,9 @@ from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving import loop
 from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.loop import WaitingLine
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
-from backend.decoding.serving.waiting_line import WaitingLine
 from backend.errors import ConfigError, OverloadError
 from backend.models.loading import load
 from tests.decoding.serving.conftest import alone, ask, prompt_of, target_of

@@ -22,7 +22,7 @@ from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.kind import memory_bytes, verdict, work
-from jobs.operations.details import _run_text
+from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
 from jobs.submit import checked, submit
 from jobs.wording import StageComparison

@@ -11,7 +11,7 @@ from backend.queue.artifacts import run_folder
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
-from jobs.operations.budget import budget
+from jobs.operations.live import budget
 from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, profile_of_run
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, succeeded

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from backend.store import queries
 from tests.ui.visits import OTHER, TOKEN, Visit, event_of
-from ui.security import auth, sessions
-from ui.security.sessions import DAY, MAX_AGE, MAX_IDLE, SessionStore
+from ui.security import auth
+from ui.security.auth import DAY, MAX_AGE, MAX_IDLE, SessionStore
 
 Login = Callable[..., TestClient]
 
@@ -112,7 +112,7 @@ def test_two_dashboards_on_a_machine_have_cookies_of_two_names(
 
 def test_sessions_expire_when_idle_and_after_a_month(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, store = [0.0], SessionStore()
-    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(auth.time, "monotonic", lambda: clock[0])
     idle, used = store.start("a"), store.start("a")
     for clock[0] in (DAY, MAX_IDLE + 1, *(day * DAY for day in range(8, 30))):
         assert store.use(used, "a")

@@ -10,7 +10,7 @@ from backend.errors import ConfigError
 from jobs.serving.openai_format import ChatBody, CompletionBody, read_body
 from tests.ui.visits import OTHER, Visit, set_up
 from ui.security import middleware
-from ui.security.payload import MAX_VALUES, json_problem
+from ui.security.middleware import MAX_VALUES, json_problem
 
 MANY = 300_000
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
