@@ -130,7 +130,7 @@ class Duration:
 
 def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) -> Duration:
     """How long a run of this config takes."""
-    threads, rates = int(config.get("threads") or default_threads()), rates_here()
+    threads, rates = int(config.get("threads") or settings().threads or available_threads()), rates_here()
     ranked = _ranked_runs(kind, config, threads, rates)
     blind = rates is REFERENCE_RATES
     phases, by_rank = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[int, float](float)
@@ -258,11 +258,6 @@ def rates_file() -> Path:
     key = (processor(), version("torch"), kernel_version())
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
     return settings().cache_dir / f"rates-{digest}.json"
-
-
-def default_threads() -> int:
-    """Threads of a run whose config does not say."""
-    return settings().threads or available_threads()
 
 
 def _machine(finished: Sequence[FinishedRun], device: str) -> str:

@@ -1,5 +1,5 @@
 """What tasks need, without importing torch or lm-evaluation-harness: the shape of the questions of
-`backend.evaluation.endings`, and whether the harness is installed."""
+`backend.evaluation.zero_shot`, and whether the harness is installed."""
 
 from importlib.util import find_spec
 

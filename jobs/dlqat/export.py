@@ -21,7 +21,7 @@ from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
 from backend.reporter import REPLAY
 from backend.store import queries
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.evaluation.quality import record_decoding
 from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 from backend.errors import ConfigError
-from backend.export.formats import ExportRequirements, check_format, experts_of, vllm_hint
+from backend.export.formats import ExportRequirements, Format, check_format, experts_of, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.stored import GATE_UP, LinearShape, together
+from backend.options import option
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.config import (
@@ -18,7 +20,9 @@ from backend.quantization.config import (
     POST_TRAINING,
     STAGE_LABELS,
     TRAINED,
+    DLQATConfig,
     DLQATStage,
+    can_be_packed,
 )
 from backend.quantization.plan import (
     EMBEDDING_GROUP,
@@ -27,11 +31,12 @@ from backend.quantization.plan import (
     plan,
     trainable,
 )
-from jobs.dlqat.config import NAME, NOT_QUANTIZED, SAME, DLQATJob
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
 from jobs.fields.text import (
+    QualityConfig,
+    TextConfig,
     check_quality,
     check_text,
     context_length,
@@ -39,12 +44,17 @@ from jobs.fields.text import (
     require_text,
     sampled_bytes,
 )
-from jobs.kind import KeyFigure, Kind, Requirements, StageStyle, Values
+from jobs.fields.types import CorpusName, ModelConfig
+from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix
 from jobs.wording import StageComparison, apart, fixed
 
+NAME, SAME = "dlqat", "same"
+NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
+QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
+ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
 AUTO_BITS = 8  # of embedding and head
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
@@ -56,6 +66,31 @@ HELPED = {
     "above": " Training did not help on this model.",
     "": " The evaluation text is too short to tell whether training helped.",
 }
+
+
+class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
+    """Model, texts and settings of the method."""
+
+    training_text: CorpusName = option(SAME, "Training text")
+    """same: the calibration text. A .jsonl file of instructions with answers: the loss is taken
+    over the answers alone."""
+    format: Format = option("compressed-tensors", "Export format")
+    """compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ kernels. slimscope:
+    our own, for grids with offsets. dense: for any program, at the dense size."""
+    packed: bool = option(True, "Time packed decoding", advanced=True)
+    """Measure tokens per second of the dense model and of the exported one on packed weights, both
+    in bfloat16. CPU only."""
+    keep: ExportedStage = option("auto", "Stage kept", advanced=True)
+    """The one that is exported. auto: the best on held-out text; of those that are not told apart,
+    the simplest."""
+
+    @property
+    def candidates(self) -> list[str]:
+        """The stages one of which is kept, from the simplest on: those the format can hold."""
+        made = [stage for stage in self.stages if stage not in NOT_QUANTIZED]
+        if self.keep != "auto":
+            made = [stage for stage in made if stage == self.keep]
+        return [stage for stage in made if self.format == "dense" or can_be_packed(stage)]
 
 
 def requirements(config: DLQATJob) -> Requirements:

@@ -18,9 +18,8 @@ from backend.quantization.plan import QuantizationPlan
 from backend.text.slices import check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs import metrics
-from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.dlqat.export import mean_bits, save_model, time_packed
-from jobs.dlqat.kind import trainable_parameters, work
+from jobs.dlqat.kind import NOT_QUANTIZED, SAME, DLQATJob, trainable_parameters, work
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.models import resolve_model
 from jobs.fields.text import corpus_names

@@ -28,7 +28,6 @@ from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.acceleration import sizes
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
-from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.native_text import (
     NativeText,
     TextModel,
@@ -37,7 +36,7 @@ from backend.evaluation.native_text import (
     write_samples,
 )
 from backend.evaluation.perplexity import Observe, perplexity, window_nlls
-from backend.evaluation.zero_shot import load_tasks, zero_shot
+from backend.evaluation.zero_shot import load_tasks, questions, score_endings, zero_shot
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.block_forward import NewBatches, batches_in

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from backend.errors import CancelledError
-from backend.evaluation.endings import EndingScore, questions, score_endings
 from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
+from backend.evaluation.zero_shot import EndingScore, questions, score_endings
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import Impatient, text_of

@@ -18,7 +18,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark import kind as benchmark
-from jobs.dlqat import config as dlqat
+from jobs.dlqat import kind as dlqat
 from jobs.fields import drafters
 from jobs.fields.models import has_saved
 from jobs.operations.changes import is_resumable

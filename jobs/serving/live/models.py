@@ -27,7 +27,7 @@ from backend.models.blocks import resolve_dtype
 from backend.models.memory import check_memory, memory_available, weight_memory
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import context_length, corpus_names
 from jobs.runtime.loading import load_whole

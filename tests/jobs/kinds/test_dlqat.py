@@ -20,8 +20,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
-from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.kind import memory_bytes, verdict, work
+from jobs.dlqat.kind import DLQATJob, memory_bytes, verdict, work
 from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
 from jobs.submit import checked, submit

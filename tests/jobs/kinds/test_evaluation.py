@@ -10,7 +10,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from backend.decoding.benchmark import Decoder
 from backend.errors import SlimscopeError
-from backend.evaluation.endings import questions, score_endings
+from backend.evaluation.zero_shot import questions, score_endings
 from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect

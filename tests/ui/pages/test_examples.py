@@ -9,7 +9,7 @@ from backend.store import queries
 from jobs.imported import check_row
 from tests.ui.lab import asked
 from ui.pages import pages
-from ui.pages.report.blocks import drawn, sources
+from ui.pages.report.page import drawn, sources
 
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"},

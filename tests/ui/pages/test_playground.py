@@ -26,7 +26,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from jobs.chat import ChatSettings, display_order, is_hidden
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.imported import check_row
 from jobs.serving.transcript import ENDS, Transcript, TranscriptStep
 from jobs.sweep import plan

@@ -18,8 +18,16 @@ from tests.ui.lab import GUEST, asked, pressed
 from ui.frame import PageChart
 from ui.pages import pages
 from ui.pages.report import page as report_page
-from ui.pages.report.blocks import drawn, paragraphs, sources
-from ui.pages.report.page import act, add_chart, draw, drawn_blocks, known_charts
+from ui.pages.report.page import (
+    act,
+    add_chart,
+    draw,
+    drawn,
+    drawn_blocks,
+    known_charts,
+    paragraphs,
+    sources,
+)
 from ui.widgets.panel import PlotlyView
 
 HOST = Actor("mira", "host")

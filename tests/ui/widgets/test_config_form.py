@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from backend.errors import ConfigError, SlimscopeError
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.kind import SDSJob

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.dlqat import config as dlqat
+from jobs.dlqat import kind as dlqat
 from ui.frame import Page
 from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import FIGURES

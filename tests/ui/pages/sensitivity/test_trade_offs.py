@@ -11,7 +11,7 @@ from backend.budget import Budget
 from backend.sensitivity.budget import Mix
 from backend.store.session import writing
 from backend.store.tables import Job
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.fields.models import resolve_model
 from jobs.profile.profiles import DECODING_TIMES, KINDS, WEIGHTS_MARK, mark_of
 from jobs.sds.kind import SDSJob
