@@ -105,6 +105,15 @@ def test_other_sites_get_nothing(visit: Visit, double: Double, headers: dict[str
     assert error_of(refused) == (403, "forbidden") and double.asked == []
 
 
+def test_any_key_will_do_where_none_is_needed(visit: Visit, double: Double) -> None:
+    program = visit(authorization="Bearer x")
+    assert program.post(CHAT, json=SAID).status_code == 200
+    assert program.get("/v1/models").status_code == 200
+    assert program.get("/slimscope/api/kinds").status_code == 401  # there it is a wrong token
+    behind_a_proxy = visit(authorization="Bearer x", x_forwarded_for="10.0.0.9")
+    assert error_of(behind_a_proxy.post(CHAT, json=SAID | {"max_tokens": 999}))[0] == 403
+
+
 def test_a_key_makes_a_host_of_v1_alone_until_it_is_revoked(shared: Visit, double: Double) -> None:
     key = keys.create_key("lab", HOST)
     (stored,) = keys.all_keys()
