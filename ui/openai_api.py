@@ -77,7 +77,7 @@ async def generate(request: Request) -> Response:
     try:
         body = await run_in_threadpool(read_body, request.url.path, await request.body())
         if actor.role != "host":
-            body.usual_tokens = GUEST_TOKENS
+            body.usual_tokens, body.nodes = GUEST_TOKENS, 0  # a tree is measured, not chosen
         tokens = body.usual_tokens if body.limit is None else body.limit
         require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
         count_answer(actor, spend=False)

@@ -109,16 +109,21 @@ class GeneratedToken:
 
 
 def make_proposer(
-    target: TargetModel, drafter: Amphista | None, nodes: int | DynamicTree = 0, least: int = 1
+    target: TargetModel,
+    drafter: Amphista | None,
+    nodes: int | DynamicTree = 0,
+    least: int = 1,
+    bound: Drafter | None = None,
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 
     `nodes`: size of a static tree, including the root; 0: trees of as many nodes as pay at each
     step on this machine, measured now; or trees chosen like this before. `least`: minimum size when
-    measured. Raises ConfigError: the drafter belongs to another model."""
+    measured; `bound`: the drafter as it was bound to the target before. Raises ConfigError: the
+    drafter belongs to another model."""
     if drafter is None:
         return NoDraft()
-    bound = drafter.bind(target)
+    bound = bound or drafter.bind(target)
     if not nodes:
         trial = TreeProposer(bound, target, best_tree(drafter.growth, TRIAL_NODES))
         costs = measure_costs(target, trial)

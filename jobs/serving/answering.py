@@ -4,8 +4,8 @@ thread of its own; the engine writes all choices at once."""
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,14 +145,11 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         prompts = [self._ids(prompt, tokenizer) for prompt in body.prompts]
         limits = [_limit(body, len(ids), base) for ids in prompts]  # before anything is loaded
         load = partial(load_model, side.model, precision=body.precision, context=Unrecorded())
-        with (
-            self.pool.using(base, key, load, self._say, self._stopped.is_set) as model,
-            ExitStack() as drafters,
-        ):
+        with self.pool.using(base, key, load, self._say, self._stopped.is_set) as model:
             requests = []
             for number in range(self._left):
                 prompt, nth = divmod(number, body.n)
-                proposer = drafters.enter_context(self._proposer(model, side.drafter))
+                proposer = self._proposer(model, side.drafter)
                 requests.append(
                     self._request(prompts[prompt], limits[prompt], nth, proposer, model.loaded)
                 )
@@ -181,15 +178,13 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             )
         return tuple(prompt)
 
-    @contextmanager
-    def _proposer(self, model: WarmModel, drafter: Path | None) -> Iterator[Proposer | None]:
+    def _proposer(self, model: WarmModel, drafter: Path | None) -> Proposer | None:
         if drafter is None:
-            yield None
-            return
+            return None
         if not model.knows(drafter, self.body.nodes):
             self._say("Measuring the drafter", 0.0)
-        with model.proposer(drafter, self.body.nodes) as proposer:
-            yield proposer if proposer.nodes > 1 else None
+        proposer = model.proposer(drafter, self.body.nodes)
+        return proposer if proposer.nodes > 1 else None
 
     def _request(
         self,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from backend.decoding.serving.engine import EngineStatus, ServingEngine
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.generate import make_proposer, refuse_processors
+from backend.drafters.registry import Drafter
 from backend.errors import CancelledError
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
@@ -29,6 +31,7 @@ RESERVE = 10**9  # bytes for caches of keys and values, and for PyTorch itself
 Load = Callable[[str], LoadedModel]  # device -> the model
 MODELS_KEPT = 2  # beside those in use
 TOKENIZERS_KEPT = 16
+DRAFTERS_KEPT, PROPOSERS_KEPT = 4, 16  # of a model
 SHARE = 0.5  # of the free memory at the start, for models
 CACHES = 0.25  # of the budget, for keys and values of each model
 LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
@@ -70,7 +73,8 @@ class WarmModel:
         self.users, self.used = 1, time.monotonic()
         self.opening = threading.Lock()
         self.is_open = False
-        self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
+        self._drafters: dict[tuple[Path, int], tuple[Amphista, Drafter]] = {}  # the newest last
+        self._proposers: dict[tuple[Path, int, int], Proposer] = {}
 
     def open(self, load: Load, memory: int, threads: Callable[[], int]) -> None:
         """Load it; `memory`: bytes for the keys and values of all texts."""
@@ -90,20 +94,23 @@ class WarmModel:
     def knows(self, drafter: Path, nodes: int) -> bool:
         return (drafter, version_of(drafter), nodes) in self._proposers
 
-    @contextmanager
-    def proposer(self, drafter: Path, nodes: int) -> Iterator[Proposer]:
-        """A proposer for one text. What was measured for the first is kept for the next."""
-        idle = self._proposers.setdefault((drafter, version_of(drafter), nodes), [])
+    def proposer(self, drafter: Path, nodes: int) -> Proposer:
+        """A proposer for one text. All of a drafter share its weights, and what was measured for
+        the first is kept for the next."""
+        folder = drafter, version_of(drafter)
         with self.opening:
-            chosen = idle.pop() if idle else self._made(drafter, nodes)
-        try:
-            yield chosen
-        finally:
-            idle.append(chosen)
-
-    def _made(self, drafter: Path, nodes: int) -> Proposer:
-        use_card(self.device)
-        return make_proposer(self.target, Amphista.load(drafter), nodes)
+            if (*folder, nodes) not in self._proposers:
+                use_card(self.device)
+                if folder not in self._drafters:
+                    saved = Amphista.load(drafter)
+                    self._drafters[folder] = saved, saved.bind(self.target)
+                    kept = [*self._drafters][-DRAFTERS_KEPT:]
+                    self._drafters = {key: self._drafters[key] for key in kept}
+                saved, bound = self._drafters[folder]
+                made = make_proposer(self.target, saved, nodes, bound=bound)
+                newest = [*self._proposers.items(), ((*folder, nodes), made)][-PROPOSERS_KEPT:]
+                self._proposers = {k: each for k, each in newest if k[:2] in self._drafters}
+            return copy(self._proposers[(*folder, nodes)])
 
 
 def version_of(folder: Path) -> int:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,14 +122,31 @@ def test_half_of_the_threads_are_left_to_jobs(given: Given) -> None:
     assert share.threads() == 4
 
 
-def test_a_drafter_is_measured_once_even_if_the_first_text_was_stopped(
+def test_a_drafter_is_loaded_once_whatever_its_trees_are(
     asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made: list[Path] = []
-    monkeypatch.setattr(pools.Amphista, "load", made.append)
-    monkeypatch.setattr(pools, "make_proposer", lambda *_: object())
+    bound: list[object] = []
+    made: list[int] = []
+
+    def bind(target: object) -> object:
+        bound.append(target)
+        return object()
+
+    def make(_: object, __: object, nodes: int, **___: object) -> object:
+        made.append(nodes)
+        return SimpleNamespace(nodes=nodes)
+
+    monkeypatch.setattr(pools.Amphista, "load", lambda _: SimpleNamespace(bind=bind))
+    monkeypatch.setattr(pools, "make_proposer", make)
     with asking().using("a") as model:
-        for _ in range(2):
-            with pytest.raises(CancelledError), model.proposer(tmp_path, 3):
-                raise CancelledError
-    assert made == [tmp_path]
+        model.target = None
+        one, same, other = (model.proposer(tmp_path, nodes) for nodes in (3, 3, 4))
+        assert len(bound) == 1 and made == [3, 4]  # measured once for each tree
+        assert one is not same and one.nodes == same.nodes != other.nodes
+        for nodes in range(5, 300):
+            model.proposer(tmp_path, nodes)
+        assert len(bound) == 1 and len(model._proposers) == pools.PROPOSERS_KEPT
+        for number in range(9):
+            model.proposer(tmp_path / f"{number}", 3)
+        assert len(model._drafters) == pools.DRAFTERS_KEPT
+        assert {key[:2] for key in model._proposers} <= model._drafters.keys()
