@@ -120,7 +120,10 @@ def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: Supe
         process.send_signal(signal.SIGCONT)  # it was writing, and kept its row
     for _ in range(3):
         loop.turn()
-    assert process_of(job.id) == process and process.status() == psutil.STATUS_STOPPED
+    assert process_of(job.id) == process
+    until(
+        lambda: process.status() == psutil.STATUS_STOPPED
+    )  # once its threads get a core
     process.send_signal(signal.SIGCONT)
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
     assert queries.job(job.id).attempts_made == 1

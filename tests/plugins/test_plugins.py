@@ -40,7 +40,7 @@ ESTIMATED = """
 from dataclasses import replace
 from backend.models.sources.catalogue import inspect
 from backend.pruning.plan import pruning_plan
-from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.kind import DLQATJob
 from jobs.dlqat.kind import planned_layers
 from jobs.kind import kind_named
 from jobs.sds.kind import SDSJob, disk_space
