@@ -121,9 +121,7 @@ def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: Supe
     for _ in range(3):
         loop.turn()
     assert process_of(job.id) == process
-    until(
-        lambda: process.status() == psutil.STATUS_STOPPED
-    )  # once its threads get a core
+    until(lambda: process.status() == psutil.STATUS_STOPPED)  # once its threads get a core
     process.send_signal(signal.SIGCONT)
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
     assert queries.job(job.id).attempts_made == 1
