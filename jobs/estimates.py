@@ -130,10 +130,8 @@ class Duration:
 
 def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) -> Duration:
     """How long a run of this config takes."""
-    threads, rates = (
-        int(config.get("threads") or settings().threads or available_threads()),
-        rates_here(),
-    )
+    threads = int(config.get("threads") or settings().threads or available_threads())
+    rates = rates_here()
     ranked = _ranked_runs(kind, config, threads, rates)
     blind = rates is REFERENCE_RATES
     phases, by_rank = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[int, float](float)

@@ -199,7 +199,7 @@ def place_of_request(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack
     """A place for one request, for which its visitor waits in line."""
     if is_unnamed(actor) and not settings().names_guests:
         return requests.place(actor, (REQUESTS + 1) // 2, WAITING_OF_STRANGERS)
-    waiting = WAITING_OF_STRANGERS if is_unnamed(actor) or actor.is_new else WAITING
+    waiting = WAITING_OF_STRANGERS if is_unnamed(actor) else WAITING
     return requests.place(actor, REQUESTS_OF_A_VISITOR, waiting)
 
 
@@ -213,7 +213,7 @@ def place_of_answer(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]
 def require_short_queue(actor: Actor, queued: Iterable[Actor]) -> None:
     """Raise `RateLimitError` where the visitor or the address has as many calls in a queue as it
     may; `queued`: who sent those in it."""
-    near = [each for each in queued if client_network(each.client) == client_network(actor.client)]
+    near = [each for each in queued if address_of(each) == address_of(actor)]
     own = [each for each in near if each.name == actor.name and not is_unnamed(each)]
     if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
         raise RateLimitError("Too many requests.", "", "Wait until what you asked for is done.")

@@ -145,6 +145,13 @@ def test_visitors_of_a_room_count_one_by_one(
         assert gate.address_of(guest(1, is_new=True)) == "10.0.0.1"
 
     in_a_room(act)
+    everybody = [guest(number) for number in range(gate.EVENTS_OF_AN_ADDRESS)]
+    gate.require_short_queue(guest(99), everybody)  # of the same address, but others
+    with pytest.raises(RateLimitError):
+        gate.require_short_queue(guest(99), [guest(99)] * gate.EVENTS_OF_A_VISITOR)
+    with pytest.raises(RateLimitError):
+        elsewhere = [guest(number, "10.9.0.1") for number in range(gate.EVENTS_OF_AN_ADDRESS)]
+        gate.require_short_queue(guest(99, "10.9.0.1"), elsewhere)
 
 
 Steps = list[tuple[int, int, bool]]
