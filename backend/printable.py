@@ -4,7 +4,7 @@ and again where it is printed."""
 
 import re
 
-SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # ECMA-48 control sequences, as of colours
+SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # ECMA-48 control sequences, as of colors
 CONTROL = re.compile(  # C0 and C1, line separators, bidirectional overrides, lone surrogates
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     database_url: str = ""  # of SQLAlchemy; empty: results.db in the data folder
     model_dirs: tuple[Path, ...] = ()  # further folders models may be read from
     text_dir: Path | None = None  # .txt and .jsonl corpora, lm-evaluation-harness tasks (YAML)
-    plugins: tuple[str, ...] = ()  # Python modules with job kinds, pruners, quantisers or drafters
+    plugins: tuple[str, ...] = ()  # Python modules with job kinds, pruners, quantizers or drafters
     inputs: dict[str, str] = {}  # set for a run on a cluster: paths of models -> fingerprints
 
     # dashboard

@@ -41,7 +41,7 @@ from backend.decoding.benchmark import (
     DecoderSummary,
     LlamaCppDecoder,
     decoders_of,
-    summarise,
+    summarize,
     time_decoders,
 )
 from backend.decoding.cost_model import CostModel, measure_costs
@@ -116,7 +116,7 @@ class Corpora:
     """The base's greedy answers: to learn from, and to be judged by. `sets`: name of a prompt set
     -> its prompts, each with the index of its answer in `judged`."""
 
-    learnt: HiddenStateCache
+    learned: HiddenStateCache
     judged: HiddenStateCache
     sets: dict[str, dict[tuple[int, ...], int]]
 
@@ -167,13 +167,13 @@ def collected(chosen: argparse.Namespace, base: LoadedModel, target: TargetModel
         (STORIES,) if stories else (BUILT_IN, SELF), chosen.answers, SPARE, limit
     )
     checkpoints = Checkpoints(chosen.folder / "prompts")
-    learnt, _ = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
+    learned, _ = prompts_for(target, base.tokenizer, wanted, checkpoints, SILENT)
     asked: dict[str, list[tuple[int, ...]]] = {}
     for name, count in zip(chosen.sets, cycle(chosen.judged), strict=False):
         prompts = (prompt_ids(x.text, base.tokenizer) for x in benchmark_prompts(name, count))
         asked[name] = [tuple(ids) for ids in prompts if len(ids) < chosen.longest]
     judged = [list(ids) for prompts in asked.values() for ids in prompts]
-    sources = SequenceSources(learnt, judged, limit, ends)
+    sources = SequenceSources(learned, judged, limit, ends)
     made = collect(target, sources, Checkpoints(chosen.folder / "states"), SILENT)
     answers = [(made[1][index], index) for index in range(len(made[1]))]
     places = {tuple(x.ids[: x.start].tolist()): index for x, index in answers}
@@ -194,7 +194,7 @@ class Bench:
         self.decoding = opened_for_decoding(chosen.model, self.target)
         self.corpora = collected(chosen, self.base, self.target)
         self.vocabulary = draft_vocabulary(
-            self.corpora.learnt, self.target.vocabulary, DrafterConfig().draft_vocabulary
+            self.corpora.learned, self.target.vocabulary, DrafterConfig().draft_vocabulary
         )
         self.costs: CostModel | None = None
 
@@ -266,14 +266,14 @@ class Bench:
         """A drafter after so many steps; the processor time of each is appended to `seconds`."""
         torch.manual_seed(seed)
         drafter = build_drafter(DrafterConfig(**ARMS[arm]), self.target, self.vocabulary)
-        drafter.initialize(self.target, self.corpora.learnt.spread(FIT_TOKENS))
+        drafter.initialize(self.target, self.corpora.learned.spread(FIT_TOKENS))
         config = TrainingConfig(minutes=0, steps=steps, batch=self.chosen.batch)
         watched = [self.corpora.judged[n] for n in range(min(WATCHED, len(self.corpora.judged)))]
         with TemporaryDirectory() as scratch:
             work = DrafterTrainer(
                 drafter,
                 self.target,
-                self.corpora.learnt,
+                self.corpora.learned,
                 watched,
                 config,
                 seed,
@@ -327,7 +327,7 @@ class Bench:
         limit, rounds = chosen.new_tokens, chosen.rounds
         for number, ids in enumerate(self.prompts):
             answered.append(time_decoders(arms, ids, limit, ends, rounds, SILENT, number))
-        return {name: summarise(name, answered) for name in arms}
+        return {name: summarize(name, answered) for name in arms}
 
     def plain_ratio(self) -> float:
         """Seconds of `generate` of transformers over those of our own vanilla loop, same tokens;
@@ -451,7 +451,7 @@ def main() -> None:
         scratch = Path(stack.enter_context(TemporaryDirectory()))
         chosen.folder = chosen.folder or scratch
         bench = Bench(chosen)
-        print(f"{sum(bench.corpora.learnt.lengths):,} tokens to learn from", file=sys.stderr)
+        print(f"{sum(bench.corpora.learned.lengths):,} tokens to learn from", file=sys.stderr)
         found: dict[str, list[Outcome]] = {arm: [] for arm in chosen.arms}
         for seed in range(chosen.seeds):
             for arm, outcomes in found.items():

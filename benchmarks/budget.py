@@ -48,7 +48,7 @@ from torch import Tensor
 
 from backend.budget import Budget
 from backend.export.gguf.writing import write_gguf
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.profile import Format, SensitivityProfile, spearman
 from backend.statistics.paired import paired_ratio
@@ -190,7 +190,7 @@ class Comparison:
     def llama(self, folder: Path) -> None:
         """llama.cpp's files of the model, and mixes of the same bytes."""
         trial, source = self.trial, folder / "model.gguf"
-        write_gguf(materialise(trial.source), source, "F32", False, "", SILENT)
+        write_gguf(materialize(trial.source), source, "F32", False, "", SILENT)
         types = {name: llama.MIXES[name] for name in trial.given.kquants}
         threads = torch.get_num_threads()
         for name, path in llama.formats(source, folder, threads, types, trial.importance()):

@@ -163,7 +163,7 @@ def _bytes(model: PreTrainedModel) -> int:
 
 def quantized(model: PreTrainedModel, bits: int | Mapping[str, int]) -> PreTrainedModel:
     """A copy of the model on codes of so many bits, or of those of `MIX`; the native decoder reads
-    a head that is not quantised in 8 bits."""
+    a head that is not quantized in 8 bits."""
     named = {linear.name: linear.read() for linear in all_linears(model)}
     if not isinstance(bits, int):
         named["lm_head"] = model.get_output_embeddings().weight.float()

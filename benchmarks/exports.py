@@ -35,7 +35,7 @@ from backend.evaluation.perplexity import perplexity
 from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
 from backend.models.loading import load, load_tokenizer
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
@@ -73,7 +73,7 @@ def main() -> None:
 def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
     """One row a type."""
     base = resolve_model(spec)
-    folder = Path(base.source) if base.packed else materialise(base.source)
+    folder = Path(base.source) if base.packed else materialize(base.source)
     tokenizer = load_tokenizer(folder, base.facts)
     text, value = recorded(spec) if is_run(spec) else measured(spec)
     rows = []

@@ -52,7 +52,7 @@ class ChatSettings(JobConfig):
     repetition_penalty: float = option(
         1.0, "Repetition penalty", ge=MIN_PENALTY, le=10, advanced=True
     )
-    """1: none. Each draft token is penalised by its own path."""
+    """1: none. Each draft token is penalized by its own path."""
     stop: str = option("", "Stop strings", max_length=300, advanced=True)
     """Strings that end a response, separated by |"""
     chat: bool = option(True, "Chat template", advanced=True)

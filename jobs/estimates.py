@@ -1,4 +1,4 @@
-"""How long a run takes: its work, the rates of the machine, and factors learnt from finished runs.
+"""How long a run takes: its work, the rates of the machine, and factors learned from finished runs.
 
     seconds = sum over steps of factor(step) * sum over units of amount / rate(unit)
 

@@ -103,8 +103,8 @@ class Estimate(Requirements, Duration):
 class StageStyle:
     """How charts draw a stage."""
 
-    colour: str  # a name of the palette of `ui.theme`, such as "blue"
-    dash: str = "solid"  # of its line, as Plotly names it; tells stages of one colour apart
+    color: str  # a name of the palette of `ui.theme`, such as "blue"
+    dash: str = "solid"  # of its line, as Plotly names it; tells stages of one color apart
     main: bool = False  # whether the method passes through it; else a control or a side result
     pruned: bool = False  # whether its zeros were chosen, and not what rounding or regrowth left
 
@@ -141,7 +141,7 @@ class Kind:
         presets: effort -> field values that differ from the defaults; none that a recipe sets.
         stages: stage name -> label, in order.
         stage_label: the label of a stage that is not among them, by its name.
-        styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
+        styles: stage name -> how it is drawn; a stage without a style gets a color by its name.
         default_stage: the stage a page shows first; the last one where it is missing.
         verdict: the perplexities of the stages, to a sentence on whether the method helped on this
             model.

@@ -281,11 +281,11 @@ _ALL = (
         "higher",
         "share",
     ),
-    Metric(STEPS, "Steps", "Optimiser steps the training took.", "", "count"),
+    Metric(STEPS, "Steps", "Optimizer steps the training took.", "", "count"),
     Metric(
         BITS_PER_WEIGHT,
         "Bits per weight",
-        "Stored bits, scales and zero points counted, for each weight of the quantised layers.",
+        "Stored bits, scales and zero points counted, for each weight of the quantized layers.",
         "lower",
     ),
     Metric(

@@ -43,8 +43,8 @@ ALONE = "alone"  # the tag of runs the chain is compared with
 MODEL, DRAFTERS, PRESET, BENCHMARK = "model", "drafters", "preset", "benchmark"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
-        "prune, quantise, draft": """\
-name: prune, quantise, draft
+        "prune, quantize, draft": """\
+name: prune, quantize, draft
 model: {model}
 steps:
   - benchmark: {{lookup: false}}
@@ -54,8 +54,8 @@ steps:
   - amphista: {{minutes: 10}}
   - benchmark: {{}}
 """,
-        "quantise, draft": """\
-name: quantise, draft
+        "quantize, draft": """\
+name: quantize, draft
 model: {model}
 steps:
   - benchmark: {{lookup: false}}
@@ -63,8 +63,8 @@ steps:
   - amphista: {{minutes: 10}}
   - benchmark: {{}}
 """,
-        "prune, quantise": """\
-name: prune, quantise
+        "prune, quantize": """\
+name: prune, quantize
 model: {model}
 steps:
   - sds: {{preset: quick look, pattern: "50%"}}

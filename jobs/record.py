@@ -15,7 +15,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.reproduction import reproduced
 
-ARTIFACT_FILES = 1000  # of one artefact that are listed
+ARTIFACT_FILES = 1000  # of one artifact that are listed
 ATTEMPT_FIELDS = ("n", "outcome", "exit_code", "resumed_from")
 
 
@@ -106,7 +106,7 @@ def record(run: str | int) -> dict[str, Any]:
 
 
 def _files(path: Path) -> dict[str, int]:
-    """Files of an artefact, by their path below the artefact folder, with their sizes in bytes."""
+    """Files of an artifact, by their path below the artifact folder, with their sizes in bytes."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return {
         str(file.relative_to(settings().artifacts)): file.stat().st_size

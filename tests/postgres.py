@@ -98,7 +98,7 @@ class Server:
 
 @contextmanager
 def server(options: Sequence[str] = QUICK) -> Iterator[Server]:
-    """A server that runs, and is gone afterwards.
+    """A server that runs, and is gone afterward.
 
     Args:
         options: of the server, name=value.
@@ -119,7 +119,7 @@ def server(options: Sequence[str] = QUICK) -> Iterator[Server]:
 
 @contextmanager
 def database(url: str, template: str = "template1") -> Iterator[str]:
-    """The URL of a new database on a server, deleted afterwards.
+    """The URL of a new database on a server, deleted afterward.
 
     Args:
         url: of the server, with {} in place of the database.

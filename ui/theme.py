@@ -1,4 +1,4 @@
-"""Every colour and the Gradio theme. Stages, states and runs have one colour each, everywhere."""
+"""Every color and the Gradio theme. Stages, states and runs have one color each, everywhere."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -16,7 +16,7 @@ SANS = (gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"
 
 
 class Palette(NamedTuple):
-    """Colours that differ between the modes: greys, links, and the blue of data."""
+    """Colors that differ between the modes: grays, links, and the blue of data."""
 
     ground: str  # under the cards
     paper: str
@@ -56,7 +56,7 @@ DARK = Palette(
 )
 
 
-# Okabe and Ito's colours, which people tell apart whatever colours they see
+# Okabe and Ito's colors, which people tell apart whatever colors they see
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PINK = LIGHT.blue, "#D55E00", "#CC79A7"
 OKABE_ITO = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PINK)
@@ -65,14 +65,14 @@ PAINT = (*OKABE_ITO, PURPLE, BROWN)
 
 
 class LineStyle(NamedTuple):
-    """How a stage is drawn: a colour, and a dash where two stages share it."""
+    """How a stage is drawn: a color, and a dash where two stages share it."""
 
-    colour: str
+    color: str
     dash: str = "solid"
 
 
 PALETTE = {
-    "grey": LIGHT.muted,
+    "gray": LIGHT.muted,
     "orange": ORANGE,
     "sky": SKY,
     "green": GREEN,
@@ -86,30 +86,30 @@ PALETTE = {
 
 
 def stage_style(stage: str, place: int | None = None) -> LineStyle:
-    """Line style of a stage as its kind declares it; without a style, its colour is that of its
+    """Line style of a stage as its kind declares it; without a style, its color is that of its
     `place` among the lines of a chart, or else of its name."""
     if style := stage_styles().get(stage):
-        return LineStyle(PALETTE[style.colour], style.dash)
+        return LineStyle(PALETTE[style.color], style.dash)
     return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
 
 
-def name_colours(names: Iterable[str]) -> dict[str, str]:
-    """Colours of stages; of those without a style of their kind by name, on all pages alike."""
+def name_colors(names: Iterable[str]) -> dict[str, str]:
+    """Colors of stages; of those without a style of their kind by name, on all pages alike."""
     every = [*names]
     free = sorted({name for name in every if name not in stage_styles()})
     paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}
-    return {name: paint.get(name) or stage_style(name).colour for name in every}
+    return {name: paint.get(name) or stage_style(name).color for name in every}
 
 
-def ink(colour: str) -> str:
-    """Colour in HTML; those of a palette are CSS variables."""
+def ink(color: str) -> str:
+    """Color in HTML; those of a palette are CSS variables."""
     variables = {value: name for name, value in LIGHT._asdict().items()}
-    return f"var(--{variables[colour]})" if colour in variables else colour
+    return f"var(--{variables[color]})" if color in variables else color
 
 
 def declared(stage: str) -> StageStyle:
     """What its kind says of a stage; one that no kind names is neither main nor pruned."""
-    return stage_styles().get(stage, StageStyle("grey"))
+    return stage_styles().get(stage, StageStyle("gray"))
 
 
 @lru_cache
@@ -131,18 +131,18 @@ def theme() -> gr.themes.Base:
         font=SANS,
         font_mono=(gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
     )
-    colours = [(name, field) for field, names in _COLOURS.items() for name in names]
-    light = {name: getattr(LIGHT, field) for name, field in colours}
-    dark = {f"{name}_dark": getattr(DARK, field) for name, field in colours}
+    colors = [(name, field) for field, names in _COLORS.items() for name in names]
+    light = {name: getattr(LIGHT, field) for name, field in colors}
+    dark = {f"{name}_dark": getattr(DARK, field) for name, field in colors}
     others = {name: value for value, names in _VALUES.items() for name in names}
     return base.set(**light, **dark, **others)
 
 
-def _hue(colour: str) -> gr.themes.Color:
-    return gr.themes.Color(*[colour] * 11)
+def _hue(color: str) -> gr.themes.Color:
+    return gr.themes.Color(*[color] * 11)
 
 
-_COLOURS = {  # field of the palettes -> variables of the theme
+_COLORS = {  # field of the palettes -> variables of the theme
     "ground": ("body_background_fill",),
     "text": (
         "body_text_color",
@@ -236,7 +236,7 @@ _VALUES = {  # value -> variables of the theme, in both modes
 
 
 def variables_of(palette: Palette) -> str:
-    return "".join(f"--{name}:{colour};" for name, colour in palette._asdict().items())
+    return "".join(f"--{name}:{color};" for name, color in palette._asdict().items())
 
 
 def css() -> str:

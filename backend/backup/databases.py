@@ -1,6 +1,6 @@
 """Moving all tables into another database: from a file to a server, and back. The target is filled
 in one transaction, committed when every table has been compared: a move that is killed leaves it
-empty. Nobody writes to the old database meanwhile. Artefacts stay where they are.
+empty. Nobody writes to the old database meanwhile. Artifacts stay where they are.
 
 A daily copy takes the place of a damaged database. SQLite would apply the write-ahead log beside it
 to the copy, too: both are moved away together, and only while nobody has it open.
@@ -57,7 +57,7 @@ def move_database(url: str, told: Told = lambda table, rows: None) -> int:
 
     Raises:
         BackupError: the target is not empty or cannot hold a value, a run is live, another process
-            uses the database, or both differ afterwards. Nothing was moved.
+            uses the database, or both differ afterward. Nothing was moved.
         ConfigError, OperationalError: the URL is none; a database cannot be used.
     """
     source, target = engine_for(settings().url), engine_for(url)

@@ -173,7 +173,7 @@ class RunImport:
         if isinstance(row, run_rows.ArtifactRow):
             parts = Path(row.path).parts
             if parts[:1] != (self._run,) or ".." in parts:
-                raise self._archive.damaged("An artefact lies outside the folder of the run.")
+                raise self._archive.damaged("An artifact lies outside the folder of the run.")
         try:
             self._unpacked += run_rows.unpacked_bytes(row)
             self._check(self._job.kind, row)
@@ -202,7 +202,7 @@ class RunImport:
                     raise BackupError(
                         NOT_IMPORTED,
                         f"There is a folder {target} already.",
-                        "slimscope doctor names artefacts that belong to no run.",
+                        "slimscope doctor names artifacts that belong to no run.",
                     )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir():

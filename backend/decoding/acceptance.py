@@ -90,7 +90,7 @@ class Acceptance:
         def choose(node: int, path: list[int]) -> int:
             scores = logits[node].float()
             if settings.repetition_penalty != 1:
-                scores = penalised(scores, [*before, *path], settings.repetition_penalty)
+                scores = penalized(scores, [*before, *path], settings.repetition_penalty)
             if not settings.temperature:
                 return int(scores.argmax())
             scores = scores / settings.temperature
@@ -99,7 +99,7 @@ class Acceptance:
         return choose
 
 
-def penalised(scores: Tensor, text: Sequence[int], penalty: float) -> Tensor:
+def penalized(scores: Tensor, text: Sequence[int], penalty: float) -> Tensor:
     """Logits [V] with those of the tokens of `text` made smaller (Keskar et al., 2019)."""
     ids = torch.tensor(text, device=scores.device)
     found = scores[ids]

@@ -245,7 +245,7 @@ class DecoderSummary:
     first_difference: int | None
 
 
-def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
+def summarize(name: str, answered: Sequence[Answers]) -> DecoderSummary:
     """Compare arm `name` with vanilla over the prompts `answered`."""
     mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
     speeds, vanilla = _speeds(mine), _speeds(base)

@@ -31,7 +31,7 @@ NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 
 class LapTimer:
-    """A stopwatch; synchronises with the GPU."""
+    """A stopwatch; synchronizes with the GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._wait = device.type == "cuda"

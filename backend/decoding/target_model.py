@@ -6,7 +6,7 @@ where t scales and caps the logits of some families (`families.logits`).
 
 On a CPU, models the native decoder supports (`backend.decoding.native`) are decoded by it. For
 others the model's own forward is called with an explicit mask and positions, so any decoder that
-honours both works. Either is tested once, on a small tree, whose logits must equal those of the
+honors both works. Either is tested once, on a small tree, whose logits must equal those of the
 model's own forward along each path. Where the native decoder fails, the model's own is used; a
 model that fails as well is rejected, so wrong text is never generated.
 """

@@ -2,7 +2,7 @@
 
     u_i = F [h_i ; E x_{i+1}]          a_i = SA(u_<=i)         causal, its own key-value cache
 
-All vectors are in standardised coordinates, each channel divided by its root mean square in the
+All vectors are in standardized coordinates, each channel divided by its root mean square in the
 target model (`*_scale`), because channels of the residual stream differ by factors of a thousand.
 The inputs of a clone are multiplied back, so it sees what it saw in the target model.
 
@@ -12,7 +12,7 @@ model, one position ahead:
 
     F1 = argmin  mean_i |F [h_i ; E x_{i+1}] - r_{i+1}|^2  +  ridge |F|^2
 
-with r the residual stream that enters the first cloned layer, all in standardised coordinates. Even
+with r the residual stream that enters the first cloned layer, all in standardized coordinates. Even
 before training, SA1 and SA2 then see roughly what they saw in the target model, and head 1 predicts
 roughly as its last layers would. Without the sampled token the regression target is r_i.
 

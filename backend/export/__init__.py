@@ -1,4 +1,4 @@
-"""Export of quantised models in standard formats. Read in this order:
+"""Export of quantized models in standard formats. Read in this order:
 
 sizes               bytes of what will be saved (no torch)
 formats             the formats and their limitations (no torch)

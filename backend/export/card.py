@@ -1,6 +1,6 @@
 """The model card of saved weights: what the model is, how it was made, how to load it.
 
-Where the model it was made of comes from, its name on the Hub and its licence, is read from that
+Where the model it was made of comes from, its name on the Hub and its license, is read from that
 one's card; the files with its terms are copied. Does not import torch.
 """
 
@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from backend.export.formats import Layout
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, prepared
-from backend.models.sources.catalogue import local_folder
+from backend.models.sources.catalog import local_folder
 from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 from backend.quantization import GRID_NAMES
 
@@ -35,12 +35,12 @@ class ModelOrigin:
 
     Attributes:
         base_model: id on the Hub.
-        licence: its identifier on the Hub, such as apache-2.0; `name`, `link` of one without.
+        license: its identifier on the Hub, such as apache-2.0; `name`, `link` of one without.
         folder: with the files that state its terms.
     """
 
     base_model: str = ""
-    licence: str = ""
+    license: str = ""
     name: str = ""
     link: str = ""
     folder: Path | None = None
@@ -49,7 +49,7 @@ class ModelOrigin:
 def origin_of(spec: str) -> ModelOrigin:
     """The origin of the model `spec`, as far as its files tell."""
     if spec == TOY:
-        return ModelOrigin(licence="apache-2.0", folder=TOY_FOLDER)
+        return ModelOrigin(license="apache-2.0", folder=TOY_FOLDER)
     if spec == smollm2.NAME:
         return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
@@ -62,10 +62,10 @@ def origin_of(spec: str) -> ModelOrigin:
     known = CacheOrigin.read(folder) if folder else None
     base = spec if is_hub_id(spec) else str(card.get("base_model") or "")
     base = base or (known.base_model if known else "")
-    licence = known.licence.lower() if known and known.licence != UNKNOWN else ""
+    license = known.license.lower() if known and known.license != UNKNOWN else ""
     return ModelOrigin(
         base_model=base,
-        licence=str(card.get("license") or licence),
+        license=str(card.get("license") or license),
         name=str(card.get("license_name") or ""),
         link=str(card.get("license_link") or ""),
         folder=folder,
@@ -83,7 +83,7 @@ def front_matter(
     data = ModelCardData(
         base_model=origin.base_model or None,
         base_model_relation=relation if origin.base_model else None,
-        license=origin.licence or None,
+        license=origin.license or None,
         license_name=origin.name or None,
         license_link=origin.link or None,
         library_name=library,
@@ -93,20 +93,20 @@ def front_matter(
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def licence_note(origin: ModelOrigin) -> str:
+def license_note(origin: ModelOrigin) -> str:
     """A sentence for people."""
     base = origin.base_model or "the base model"
-    if not origin.licence:
-        return f"The licence of {base} applies; it is not known here. Add it before you publish."
-    named = origin.name if origin.licence == "other" and origin.name else origin.licence
-    return f"The licence and the terms of {base} apply: {named}."
+    if not origin.license:
+        return f"The license of {base} applies; it is not known here. Add it before you publish."
+    named = origin.name if origin.license == "other" and origin.name else origin.license
+    return f"The license and the terms of {base} apply: {named}."
 
 
 def copy_terms(origin: ModelOrigin, folder: Path) -> None:
     """Put the files that state the terms of the base model into a new model folder."""
     if origin.folder is None or not origin.folder.is_dir():
         return
-    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
+    for pattern in ("LICENSE*", "LICENSE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
         for file in sorted(origin.folder.glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
@@ -117,7 +117,7 @@ def loading(layout: Layout, embedding: bool = False) -> str:
     if layout.format == "dense":
         return (
             f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
-            "values of the quantisation grid: every program can load them, without gains in "
+            "values of the quantization grid: every program can load them, without gains in "
             "size or speed."
         )
     if layout.format == "slimscope":
@@ -144,7 +144,7 @@ def loading(layout: Layout, embedding: bool = False) -> str:
     return (
         f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`: without it "
         "packed zero-points of an asymmetric grid and packed embeddings do not load. Weights are "
-        "dequantised in the precision of the scales, so logits differ by its rounding error."
+        "dequantized in the precision of the scales, so logits differ by its rounding error."
     )
 
 
@@ -180,7 +180,7 @@ def pruned_card(
     return f"""{front_matter(origin, ["pruning", "sparse"], library="transformers")}
 # {title}, {pattern} pruned by {method}
 
-Made by Slimscope, run {run}. Stage: {stage}. {licence_note(origin)}
+Made by Slimscope, run {run}. Stage: {stage}. {license_note(origin)}
 {warning}
 The zeros are stored as ordinary numbers: the file is as large as the dense one, and plain
 `transformers` runs it at the dense speed.
@@ -201,7 +201,7 @@ def gguf_card(
     return f"""{front_matter(origin, ["gguf", "llama.cpp"], "quantized")}
 # {file}
 
-Made of {model} by Slimscope, run {run}. Linear layers: {type}. {licence_note(origin)}
+Made of {model} by Slimscope, run {run}. Linear layers: {type}. {license_note(origin)}
 {warning}
 ```sh
 llama-cli -m {file} -p "Once upon a time"
@@ -252,8 +252,8 @@ def model_card(
 # {title}, {layout.width} by {stage}
 
 Made by Slimscope, run {run}. {layout.width}, {group}, {grid}: {bits_per_weight:.3f} bits
-per weight of the quantised layers, with scales, zero-points and offsets.{also} \
-{licence_note(origin)}
+per weight of the quantized layers, with scales, zero-points and offsets.{also} \
+{license_note(origin)}
 {warning}
 {loading(layout, alike)}
 
@@ -286,7 +286,7 @@ def live_card(
 
 {base}, written by Slimscope's workbench as it was on the screen. No run has made, trained or
 evaluated it. Layers: {ways}. Instant ones are made without the inputs that the layers before leave:
-queue the same state as a run for the better model. {licence_note(origin)}
+queue the same state as a run for the better model. {license_note(origin)}
 {warning}
 | format | layers |
 |---|---|

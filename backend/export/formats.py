@@ -1,4 +1,4 @@
-"""Formats of saved quantised models and their limitations. Does not import torch.
+"""Formats of saved quantized models and their limitations. Does not import torch.
 
 compressed-tensors   pack-quantized. Symmetric: plain transformers loads it, bit-identical.
                      Asymmetric: only with CompressedTensorsConfig(dequantize=True).
@@ -31,15 +31,15 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True)
 class ExportRequirements:
-    """Properties of a quantised model that a format must support.
+    """Properties of a quantized model that a format must support.
 
     Attributes:
         stored: dtype of the scales.
         in_out: the architecture stores weights as [in, out] (GPT-2's Conv1D).
-        whole: all linears of the blocks are quantised; shapes: (out, in) of those.
+        whole: all linears of the blocks are quantized; shapes: (out, in) of those.
         experts: of those; see `experts_of`.
-        embedding: bits of a quantised embedding; alike: it is quantised as the linears are.
-        head: bits of a quantised head that is not tied to it.
+        embedding: bits of a quantized embedding; alike: it is quantized as the linears are.
+        head: bits of a quantized head that is not tied to it.
     """
 
     bits: int
@@ -58,7 +58,7 @@ class ExportRequirements:
 def experts_of(
     separate: bool, linears: Collection[str], most: Collection[str], others: Collection[str]
 ) -> Literal["", "alike", "unlike", "fused"]:
-    """Whether experts of a mixture are quantised ("" if none is), all of a block alike, and whether
+    """Whether experts of a mixture are quantized ("" if none is), all of a block alike, and whether
     a checkpoint can hold each by itself (`separate`). `linears`: names of all matrices of the
     blocks; `most`, `others`: of those with the settings of most layers, and with their own."""
     experts = {name for name in linears if together(name) != name}
@@ -113,7 +113,7 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
     if choice.experts == "fused":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
     if choice.experts == "unlike":
-        return "the experts of a block are unpacked together, and these are not quantised alike"
+        return "the experts of a block are unpacked together, and these are not quantized alike"
     if choice.experts and format == "compressed-tensors" and choice.grid != "symmetric":
         return "transformers unpacks experts without their zero-points"
     if why := _embedding_obstacle(format, choice):
@@ -143,16 +143,16 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
 
 
 def _embedding_obstacle(format: Format, choice: ExportRequirements) -> str:
-    """The reason why a format cannot store a quantised embedding or head; empty if it can."""
+    """The reason why a format cannot store a quantized embedding or head; empty if it can."""
     if not choice.embedding and not choice.head:
         return ""
     if format == "dense":
         return "it stores every weight in 16 or 32 bits, the embedding too"
     if format in ("gptq", "gptq_v2"):
-        return "kernels for it know quantised linear layers, but no quantised embedding"
+        return "kernels for it know quantized linear layers, but no quantized embedding"
     if format == "compressed-tensors" and choice.embedding and not choice.alike:
         return (
-            f"transformers reads a quantised embedding only with the {choice.bits} bits, the group "
+            f"transformers reads a quantized embedding only with the {choice.bits} bits, the group "
             "size and the grid of the layers"
         )
     return ""
@@ -173,14 +173,14 @@ def check_format(format: Format, choice: ExportRequirements) -> None:
 
 
 def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:
-    """Stored bits per quantised weight, including scales and zero-points or offsets."""
+    """Stored bits per quantized weight, including scales and zero-points or offsets."""
     scale = 8 * WEIGHT_BYTES[stored]
     zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
     return bits + (scale + zero) / group_size
 
 
 def vllm_hint(bits: int, modules: Iterable[str]) -> str:
-    """The reason why vLLM will not run a compressed-tensors export with these quantised linears
+    """The reason why vLLM will not run a compressed-tensors export with these quantized linears
     (full names); empty if nothing is known against it."""
     if bits not in (4, 8):
         return f"vLLM cannot load {bits}-bit models (4 bits: yes; 8 bits: on a GPU)."
@@ -189,5 +189,5 @@ def vllm_hint(bits: int, modules: Iterable[str]) -> str:
         path, _, last = name.rpartition(".")
         fused = next((group for group in FUSED if last in group), ())
         if not all(f"{path}.{each}" in names for each in fused):
-            return f"vLLM fuses {', '.join(fused)}: quantise all of them or none."
+            return f"vLLM fuses {', '.join(fused)}: quantize all of them or none."
     return "On a CPU vLLM loads 4-bit models only." if bits != 4 else ""

@@ -120,7 +120,7 @@ def from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, 
 def compressed_tensors_config(
     model: nn.Module, layers: Collection[str], layout: Layout
 ) -> dict[str, Any]:
-    """The `quantization_config` of config.json. `layers`: full names of the quantised linears."""
+    """The `quantization_config` of config.json. `layers`: full names of the quantized linears."""
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     others = {name for group in layout.others for name in group.layers}
     alike = sorted({*layers} - linears - others)  # an embedding

@@ -44,7 +44,7 @@ READERS = {
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """The quantised layers of an exported folder by full name, and all other tensors; `ModelError`
+    """The quantized layers of an exported folder by full name, and all other tensors; `ModelError`
     if config and weights do not match. The embedding and the head may be among the layers."""
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
@@ -57,7 +57,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")
     if lost := {name for group in layout.others for name in group.layers} - {*names}:
-        raise unreadable(folder, f"Its config says that {min(lost)} is quantised; it is not.")
+        raise unreadable(folder, f"Its config says that {min(lost)} is quantized; it is not.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
@@ -123,8 +123,8 @@ def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tup
         return scale, zero
     if int(order.min()) < 0 or int(order.max()) >= groups:
         raise ValueError(f"its inputs belong to groups {int(order.min())} to {int(order.max())}")
-    neighbours = torch.arange(len(order), dtype=order.dtype) // (len(order) // groups)
-    if torch.equal(order, neighbours):
+    neighbors = torch.arange(len(order), dtype=order.dtype) // (len(order) // groups)
+    if torch.equal(order, neighbors):
         return scale, zero
     return scale[:, order.long()], zero[:, order.long()]
 
@@ -244,7 +244,7 @@ def _fill(
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
-    """Load all tensors that are not quantised; check that no other tensor is missing."""
+    """Load all tensors that are not quantized; check that no other tensor is missing."""
     state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
     report = model.load_state_dict(state, strict=False)
     model.tie_weights()

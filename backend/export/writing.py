@@ -1,4 +1,4 @@
-"""Write a folder with a quantised model: weights, config, tokenizer, model card."""
+"""Write a folder with a quantized model: weights, config, tokenizer, model card."""
 
 from collections import Counter
 from collections.abc import Mapping

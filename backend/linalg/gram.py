@@ -99,7 +99,7 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
 
     With J the reversal of rows and columns and J H J = L L^T, U = J L^-1 J: half the work of
-    inverting H and factorising the inverse. Dead inputs (zero energy) need no special case: the
+    inverting H and factorizing the inverse. Dead inputs (zero energy) need no special case: the
     damping makes H regular. Where all inputs are dead, the mean is replaced by 1. Raises
     NotPositiveDefiniteError: more damping would help."""
     H = H.flip(0, 1)

@@ -137,7 +137,7 @@ class CalibrationWalk:
         return outputs
 
     def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Rounded to `rest`; afterwards as they were."""
+        """Rounded to `rest`; afterward as they were."""
         return with_data({p: p.data.to(self._rest or p.dtype).float() for p in parameters})
 
 

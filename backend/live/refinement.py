@@ -78,7 +78,7 @@ class Refinement:
         if quantized:
             needs = StatisticsLevel[QUANTIZERS[self.quantizer].needs.upper()]
             settings = CALIBRATION_BATCH, self.dense.dlqat.precision, self.dense.scales
-            yield from self._pass("Quantisation", quantized, needs, self._quantize, *settings)
+            yield from self._pass("Quantization", quantized, needs, self._quantize, *settings)
 
     def _pass(
         self,

@@ -137,7 +137,7 @@ class StopForwardError(Exception):
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace `forward` of every block by an instance attribute; afterwards restore it."""
+    """Replace `forward` of every block by an instance attribute; afterward restore it."""
     for block in blocks:
         vars(block)["forward"] = forward
     try:
@@ -149,7 +149,7 @@ def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch to eval mode; afterwards restore the mode of every submodule."""
+    """Switch to eval mode; afterward restore the mode of every submodule."""
     modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
@@ -161,7 +161,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Give each tensor other data; afterwards restore its own."""
+    """Give each tensor other data; afterward restore its own."""
     own = {tensor: tensor.data for tensor in others}
     try:
         for tensor, data in others.items():
@@ -173,13 +173,13 @@ def with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
 
 
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Cast the floating-point tensors of a block; afterwards restore the originals."""
+    """Cast the floating-point tensors of a block; afterward restore the originals."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
     return with_data({tensor: tensor.data.to(dtype) for tensor in tensors})
 
 
 def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
-    """Replace the data of each parameter, cast to its dtype; afterwards restore the original
+    """Replace the data of each parameter, cast to its dtype; afterward restore the original
     tensors."""
     return with_data({own: other.to(own.dtype) for own, other in parameters.items()})
 
@@ -209,7 +209,7 @@ def ending_after(layers: Collection[nn.Module]) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Replace the submodules of these names by `modules`; afterwards restore them."""
+    """Replace the submodules of these names by `modules`; afterward restore them."""
     own = {name: model.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():

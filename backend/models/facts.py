@@ -72,7 +72,7 @@ class ModelFacts:
 
     spec: str
     title: str
-    note: str  # a caveat, such as weights that are already quantised; may be empty
+    note: str  # a caveat, such as weights that are already quantized; may be empty
     architecture: str
     parameters: int  # number of weights, tied ones counted once
     blocks: int

@@ -30,7 +30,7 @@ from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.catalogue import inspect, materialise, stamp
+from backend.models.sources.catalog import inspect, materialize, stamp
 from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
@@ -79,7 +79,7 @@ def load(
     if device == "cpu":
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
         check_memory(need, memory_available(), facts.title)
-    folder = materialise(spec, say)
+    folder = materialize(spec, say)
     facts = inspect(spec)  # again: setting up a model gives more precise facts
     model, tokenizer = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False

@@ -247,7 +247,7 @@ class BlockWork:
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
     ) -> Tensor:
-        """Adjust the sparse weights `start` of `module` towards the outputs of `target`."""
+        """Adjust the sparse weights `start` of `module` toward the outputs of `target`."""
         name = self.linears[module].name
         with self.timed(stage):
             steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]

@@ -122,7 +122,7 @@ class SDSConfig(Options):
     adjust: Literal["soft", "fixed", "off"] = option("soft", "Weight adjustment", advanced=True)
     """soft: the mask is updated at every step. fixed: the mask is kept. off: none."""
     adjust_steps: int = option(30, "Adjustment steps", ge=1, le=2000, unit="steps", advanced=True)
-    """Iterative hard thresholding towards the outputs of the dense layer."""
+    """Iterative hard thresholding toward the outputs of the dense layer."""
     control: bool = option(False, "Fixed-mask control", advanced=True)
     """Also adjust the first pruning under its own mask: the baseline for SDS."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)

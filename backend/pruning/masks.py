@@ -105,7 +105,7 @@ def beaten(planes: Tensor) -> Tensor:
 
 
 def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest of every `group` neighbours of a row."""
+    """Mask [rows, columns] of the `keep` highest of every `group` neighbors of a row."""
     planes = scores.reshape(-1, group).T
     planes = planes.contiguous() if group <= SMALL_GROUP else planes
     return top_of_planes(planes, keep).T.reshape(scores.shape)

@@ -14,7 +14,7 @@ layer (both ours).
 
 Accelerated proximal gradient on a layer's reconstruction error, here and in `weight_adjustment`:
 
-    minimise   1/2 tr(D H D^T) + g(W),    D = W - W_dense
+    minimize   1/2 tr(D H D^T) + g(W),    D = W - W_dense
     V     = W_t + beta_t (W_t - W_t-1)                 momentum, beta as in FISTA (Beck & Teboulle)
     W_t+1 = prox_g( V - (V - W_dense) H / lambda_max(H) )
 

@@ -1,7 +1,7 @@
 """Sparse-Dense-Sparse pruning (Li et al., COLING 2025), from a dense model to a sparse one.
 
     1   prune the dense model                                   first
-    2   move all weights back towards the dense outputs         re-dense: easier to prune
+    2   move all weights back toward the dense outputs         re-dense: easier to prune
     3a  prune the re-dense model                                second
     3b  adjust the remaining weights to the *original* outputs  sds
     4   optional: reconstruct block by block                    sds-blocks

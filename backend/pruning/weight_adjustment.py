@@ -1,6 +1,6 @@
-"""Step 3b, weight adjustment: iterative hard thresholding towards the dense layer's outputs.
+"""Step 3b, weight adjustment: iterative hard thresholding toward the dense layer's outputs.
 
-    minimise tr(D H D^T), D = W - W_dense,   with W as sparse as the input
+    minimize tr(D H D^T), D = W - W_dense,   with W as sparse as the input
 
 A gradient step with momentum (`proximal_gradient`), then only the largest weights are kept: n of
 each group, or as many as the row had. With the soft mask they are chosen again at every step, so a
@@ -30,7 +30,7 @@ GAIN_THRESHOLD = 0.97
 def adjust(
     start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
 ) -> Tensor:
-    """Adjust the sparse weights `start` [out, in] towards `dense` in `steps` steps.
+    """Adjust the sparse weights `start` [out, in] toward `dense` in `steps` steps.
 
     No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
     step."""

@@ -3,7 +3,7 @@
 Weights of strong inputs matter most. Multiplied by t > 1 before rounding, and their inputs
 divided by it, they are rounded more finely:
 
-    t_j = e_j^a,   e_j the magnitude of input j,   normalised to sqrt(max t * min t) = 1
+    t_j = e_j^a,   e_j the magnitude of input j,   normalized to sqrt(max t * min t) = 1
     a in 0, 0.05 .. 0.95 with the smallest  sum of tr(D H D^T) / tr(W H W^T),
     D = Q(W diag(t)) diag(t)^-1 - W
 

@@ -3,7 +3,7 @@
     y = W x,   x' = R^T (x / t),   W' = O^T W diag(t) R,   y = O W' x'
 
 with t not 0, and R and O orthogonal. Only W' is rounded; `Basis.back` gives the weights that the
-rounded W' stands for, so that a stage is measured in the model as it is. A model whose neighbouring
+rounded W' stands for, so that a stage is measured in the model as it is. A model whose neighboring
 weights take over t, R and O computes the same: norms and the rows of `v_proj` and `up_proj` take
 over t, embeddings, head and the layers that write to the residual stream R and O.
 
@@ -27,7 +27,7 @@ class Basis:
 
     Attributes:
         scale: t [in]; None: ones.
-        inputs: R rotates as many neighbouring inputs at a time; 0: it is the identity.
+        inputs: R rotates as many neighboring inputs at a time; 0: it is the identity.
         outputs: the same of O.
     """
 
@@ -75,7 +75,7 @@ def basis_from(tensors: Mapping[str, Tensor]) -> Basis:
 
 
 def _rotated(W: Tensor, size: int, back: bool = False) -> Tensor:
-    """`W` [rows, columns] with every `size` neighbouring columns multiplied by R, or by R^T."""
+    """`W` [rows, columns] with every `size` neighboring columns multiplied by R, or by R^T."""
     if not size:
         return W
     R = rotation(size).to(W)

@@ -90,7 +90,7 @@ STAGE_LABELS: dict[str, str] = {  # in order
     DLQATStage.LORA_ONLY: "LoRA in the rounding only",
     DLQATStage.DLQAT: "DL-QAT",
     DLQATStage.DLQAT_KD: "DL-QAT, distilled",
-    DLQATStage.LORA: "LoRA, not quantised (control)",
+    DLQATStage.LORA: "LoRA, not quantized (control)",
     DLQATStage.LORA_GPTQ: "LoRA, then GPTQ",
 }
 
@@ -130,14 +130,14 @@ def can_be_packed(stage: str) -> bool:
 
 
 class DLQATConfig(Options):
-    """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Defaults
+    """Weight-decomposed low-rank quantization-aware training (EMNLP 2024, industry track). Defaults
     the available text of the paper does not give are ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
     """Per weight: 2 to 8. 4: close to the dense model. 3: smaller, but poor unless trained. 2:
     small models break."""
     group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
-    """Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one group per row
+    """Neighboring inputs that share a scale, a zero-point and a magnitude. 0: one group per row
     (per channel)."""
     grid: GridType = option("symmetric", "Grid")
     """symmetric: the zero-point is the middle code. zero-point: a whole one per group; fewer
@@ -166,11 +166,11 @@ class DLQATConfig(Options):
     stages: Stages = option("gptq, dlqat", "Stages", validate_default=True, many=True)
     """The models to make and measure: post-training quantizers, block-wise training, DL-QAT on the
     text (dlqat) or by distillation (dlqat-kd), its ablations m-only and lora-only, and LoRA on the
-    same text, not quantised (lora) or then quantised (lora-gptq)."""
+    same text, not quantized (lora) or then quantized (lora-gptq)."""
     rank: int = option(16, "Rank", ge=0, le=1024)
     """Of the low-rank matrices A and B inside the rounding. 0: no low-rank update."""
     steps: int = option(40, "Training steps", ge=1, le=100_000)
-    """Optimiser steps per trained variant."""
+    """Optimizer steps per trained variant."""
     batch: int = option(4, "Batch size", ge=1, le=1024, unit="sequences")
     """Training sequences in one forward pass."""
     length: int = option(256, "Sequence length", ge=16, le=131072, unit="tokens")
@@ -206,7 +206,7 @@ class DLQATConfig(Options):
     stored: Literal["float16", "bfloat16", "float32"] = option(
         "float16", "Stored precision", advanced=True
     )
-    """Of scales, embeddings and norms in the saved model, rounded before any quantised stage is
+    """Of scales, embeddings and norms in the saved model, rounded before any quantized stage is
     measured."""
 
     @field_validator("allocation")

@@ -12,7 +12,7 @@ The grid of a group is searched on the compensated weights, when its first colum
 
 `gptq-order` is the same with what the authors' code calls act-order, static groups and
 true-sequential: columns are rounded by falling energy of their inputs, on grids that are searched
-on the dense weights before (so that a group keeps its neighbours, and formats need no order), and
+on the dense weights before (so that a group keeps its neighbors, and formats need no order), and
 every layer of a block sees the inputs that the quantized layers before it give.
 """
 

@@ -43,7 +43,7 @@ def split_zero(zero: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class QuantGrid:
-    """The quantisation space of one layer: bits n, group scales s and zero-points z.
+    """The quantization space of one layer: bits n, group scales s and zero-points z.
 
     Attributes:
         scale, zero: float32 [out, groups]; zero-points are whole, except on a grid with offsets.
@@ -226,5 +226,5 @@ def _shape(tensor: Tensor) -> str:
 
 def _refused(name: str, why: str) -> ModelError:
     return ModelError(
-        f"{name} is not a quantised layer.", f"{why[0].upper()}{why[1:]}.", "Export it again."
+        f"{name} is not a quantized layer.", f"{why[0].upper()}{why[1:]}.", "Export it again."
     )

@@ -49,7 +49,7 @@ def half_quadratic(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> Quan
 
 
 def shrunk(D: Tensor, beta: float) -> Tensor:
-    """Generalised soft thresholding of the p-norm."""
+    """Generalized soft thresholding of the p-norm."""
     size = D.abs()
     return D.sign() * (size - size.clamp(min=1e-12).pow(P - 1).div_(beta)).clamp_(min=0)
 

@@ -2,7 +2,7 @@
 Made and checked when the run is submitted. Does not import torch.
 
 Quantizers with `llama_only` know the blocks of LLaMA, and what is built like them, so that
-neighbours take over what scales or turns inputs (see `bases`).
+neighbors take over what scales or turns inputs (see `bases`).
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -223,7 +223,7 @@ def layer_widths(
     uniform = Width(config.bits, config.group_size)
     chosen: dict[str, Width] = {}
     unfit: dict[tuple[str, int], dict[str, int]] = {}
-    for layer in layer_names.select_layers(layers, config.exclude, "quantise"):
+    for layer in layer_names.select_layers(layers, config.exclude, "quantize"):
         special = [width for name, width in overrides if layer_names.fits(name, layer)]
         width = special[-1] if special else mix.get(layer.name) if mixed else uniform
         if width is None:
@@ -235,7 +235,7 @@ def layer_widths(
         _require_group_size(columns, group, field)
     if not chosen:
         raise ConfigError(
-            "No layer is left to quantise.",
+            "No layer is left to quantize.",
             f"{config.allocation} leaves all at 16 bits.",
             "Choose a smaller one.",
             field="allocation",

@@ -78,8 +78,8 @@ def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     best = group_scales(low, high, bits, grid)
     least, kept = _error(V, best, weight), torch.ones_like(low)
     for ratios in (COARSE, FINE):  # all of them at once: [ratios, rows, groups]
-        centre = kept if ratios is FINE else torch.zeros_like(kept)
-        tried = (centre + V.new_tensor(ratios).view(-1, 1, 1)).clamp_(max=1.0)
+        center = kept if ratios is FINE else torch.zeros_like(kept)
+        tried = (center + V.new_tensor(ratios).view(-1, 1, 1)).clamp_(max=1.0)
         shrunk = group_scales(low, high, bits, grid, tried)
         error, at = _error(V, shrunk, weight).min(0, keepdim=True)
         scale, zero, ratio = (x.gather(0, at)[0] for x in (shrunk.scale, shrunk.zero, tried))

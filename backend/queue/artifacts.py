@@ -1,4 +1,4 @@
-"""The files of a run: their paths, its log, and the artefact store that all machines reach.
+"""The files of a run: their paths, its log, and the artifact store that all machines reach.
 
 artifacts/sds-0042/            the run's folder
     a1/log.txt                 output of attempt 1
@@ -94,11 +94,11 @@ def reaching() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(f"The artefact store does not answer: {error}") from error
+        raise OSError(f"The artifact store does not answer: {error}") from error
 
 
 class ArtifactStore:
-    """Folders and files below a URL, by the paths they have below the folder of the artefacts. All
+    """Folders and files below a URL, by the paths they have below the folder of the artifacts. All
     methods raise what the file system does when it does not answer; see `reaching`."""
 
     def __init__(self, url: str) -> None:
@@ -210,13 +210,13 @@ class ArtifactStore:
 
 
 def store() -> ArtifactStore | None:
-    """The store that is set; None where the folder of the artefacts is all there is."""
+    """The store that is set; None where the folder of the artifacts is all there is."""
     url = settings().artifact_store
     return _opened(url) if url else None
 
 
 def store_or_folder() -> ArtifactStore:
-    """The store, or else the folder of the artefacts as one."""
+    """The store, or else the folder of the artifacts as one."""
     return store() or ArtifactStore(str(settings().artifacts))
 
 
@@ -226,7 +226,7 @@ def _opened(url: str) -> ArtifactStore:
 
 
 def key_of(path: Path) -> str:
-    """What the store calls a path below the folder of the artefacts."""
+    """What the store calls a path below the folder of the artifacts."""
     return path.relative_to(settings().artifacts).as_posix()
 
 

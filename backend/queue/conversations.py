@@ -212,11 +212,11 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         prompt = session.get_one(MessageRow, number, with_for_update=True)
         if actor.name in prompt.votes:
             raise ConflictError(what, "You have voted on these answers before.")
-        neighbours = sum(network_of(voter) == from_here for voter in prompt.votes)
-        if actor.role == "guest" and not in_room(actor.client) and neighbours >= SHARED:
+        neighbors = sum(network_of(voter) == from_here for voter in prompt.votes)
+        if actor.role == "guest" and not in_room(actor.client) and neighbors >= SHARED:
             raise ForbiddenError(
                 what,
-                f"{neighbours} visitors at your network address have voted on these answers.",
+                f"{neighbors} visitors at your network address have voted on these answers.",
                 ASK,
             )
         prompt.votes = prompt.votes | {actor.name: [choice, blind]}

@@ -22,7 +22,7 @@ from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
-RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
+RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterward
 AGAIN_DELAY_MS = 60_000  # after the disk was full, or the database away
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "

@@ -80,7 +80,7 @@ def has_checkpoints(run: str) -> bool:
 
 
 def orphaned_folders() -> list[Path]:
-    """Artefact folders that belong to no run in the database, such as of runs added after the copy
+    """Artifact folders that belong to no run in the database, such as of runs added after the copy
     of the database that was restored."""
     known = queries.all_run_names()
     try:

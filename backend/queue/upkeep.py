@@ -65,7 +65,7 @@ def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
 
 
 def fetch_logs() -> None:
-    """Copy the logs of runs at work from the store of artefacts, if there is one."""
+    """Copy the logs of runs at work from the store of artifacts, if there is one."""
     if store() is not None:
         for job in queries.jobs(LIVE):
             fetch_log(job.run, job.attempts_made)

@@ -1,6 +1,6 @@
 """Allocation: a format for every layer, so that the predicted loss is least under a budget.
 
-    minimise   sum_l loss[l, f_l]     subject to   sum_l cost[l, f_l] <= budget
+    minimize   sum_l loss[l, f_l]     subject to   sum_l cost[l, f_l] <= budget
 
 For a price p of cost, every layer takes the format with the least loss + p cost (Everett 1963).
 Over all p those choices are the vertices of the layers' lower convex hulls; sorted by the loss that

@@ -158,16 +158,16 @@ def tensor_statistics(ordered: Tensor, dense_std: float) -> dict[str, float]:
 def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
     """Mean, variance, skewness and kurtosis of sorted values.
 
-    Values are centred first to avoid cancellation, and scaled by the largest deviation so that
+    Values are centered first to avoid cancellation, and scaled by the largest deviation so that
     fourth powers of weights from 1e-12 to 1e12 stay within the float32 range."""
     mean = ordered.mean().item()
     if ordered[0] == ordered[-1]:
         return mean, 0.0, 0.0, 0.0
-    centred = ordered - mean
-    unit = max(-centred[0].item(), centred[-1].item())
-    squares = centred.div_(unit).square()
+    centered = ordered - mean
+    unit = max(-centered[0].item(), centered[-1].item())
+    squares = centered.div_(unit).square()
     variance = squares.mean().item()
-    third = centred.mul_(squares).mean().item()
+    third = centered.mul_(squares).mean().item()
     fourth = squares.square_().mean().item()
     return mean, unit * unit * variance, third / variance**1.5, fourth / variance**2
 

@@ -10,7 +10,7 @@ Pictures are means over the cells of a coarse grid, and where weights went:
     zeros_c   = share of w = 0 in it            change_c = mean of (|w| - |w_dense|) in it
     joint_ab  = number of weights in bin a before (dense) and in bin b after (this stage)
 
-A cell holds about out/64 x in/64 neighbours. Both axes of the joint histogram are those of the
+A cell holds about out/64 x in/64 neighbors. Both axes of the joint histogram are those of the
 tensor's histogram, in 64 bins; the outermost hold what lies beyond. Figures are rounded to levels
 that an eye tells apart, which keeps the maps of 210 tensors below 20 MB.
 

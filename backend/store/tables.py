@@ -358,7 +358,7 @@ class ProfileRow(Table):
 
 
 class Artifact(Table):
-    """A file or folder a run produced, below the artefact folder."""
+    """A file or folder a run produced, below the artifact folder."""
 
     __tablename__ = "artifacts"
 

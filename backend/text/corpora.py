@@ -38,7 +38,7 @@ class CorpusInfo:
 
     name: str  # its name in configs
     title: str
-    licence: str
+    license: str
     note: str
     ready: bool = True  # whether a run can read it now; if not, `note` says what is missing
     roles: tuple[Role, ...] = ("calibration", "evaluation")  # what it can be used for
@@ -49,11 +49,11 @@ def prepared() -> Checkpoints:
     return Checkpoints(settings().cache_dir.expanduser() / "text")
 
 
-def _hub(name: str, title: str, licence: str, note: str) -> CorpusInfo:
+def _hub(name: str, title: str, license: str, note: str) -> CorpusInfo:
     if is_offline_mode():
         note = "Needs the Hugging Face hub; this machine is offline."
-        return CorpusInfo(name, title, licence, note, ready=False)
-    return CorpusInfo(name, title, licence, note)
+        return CorpusInfo(name, title, license, note, ready=False)
+    return CorpusInfo(name, title, license, note)
 
 
 def _local(name: str) -> CorpusInfo:
@@ -206,5 +206,5 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
 
 
 def preprocessing(name: str) -> str:
-    """Name of the preprocessing of a corpus before it is tokenised; empty: none."""
+    """Name of the preprocessing of a corpus before it is tokenized; empty: none."""
     return files.preprocessing(sources(name)) if name.startswith(files.PREFIX) else ""

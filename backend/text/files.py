@@ -4,7 +4,7 @@ conversations in .jsonl files.
 A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file. Each line
 of a .jsonl file is one: its field "text", or the messages of a conversation. WikiText (spaces
 around punctuation, marks ` @-@ `) becomes ordinary prose, which models are trained on: perplexities
-on it cannot be compared with published ones, so `DETOKENISED` is recorded with the text.
+on it cannot be compared with published ones, so `DETOKENIZED` is recorded with the text.
 
 Conversations: one line, one conversation, in any of the usual forms.
 
@@ -49,7 +49,7 @@ FORMS = (  # field names of prompt, further input, answers
     ("prompt", "", ("response", "completion")),
     ("question", "", ("answer",)),
 )
-DETOKENISED = "WikiText detokenised"
+DETOKENIZED = "WikiText detokenized"
 
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -170,7 +170,7 @@ def text_of(line: Any) -> str:
     return "\n\n".join(message.content for message in messages)
 
 
-def detokenise(text: str) -> str:
+def detokenize(text: str) -> str:
     """The text as ordinary prose; titles, `<unk>` and line breaks are kept."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -238,13 +238,13 @@ def _rows(path: Path) -> Iterator[str]:
 
 def preprocessing(files: list[Path]) -> str:
     """Name of the preprocessing of `documents`, detected in the first row; empty: none."""
-    return DETOKENISED if " @-@ " in next(_rows(files[0]), "") else ""
+    return DETOKENIZED if " @-@ " in next(_rows(files[0]), "") else ""
 
 
 def documents(files: list[Path]) -> Iterator[str]:
     """All documents of the files in order, none of them blank. Raises OSError, ValueError: a file
     cannot be read, is not UTF-8, or a line has no text."""
-    prepare = detokenise if preprocessing(files) else str
+    prepare = detokenize if preprocessing(files) else str
     for path in files:
         for row in _rows(path):
             pieces = _TITLE.split(row) if path.suffix == ".txt" else [row]

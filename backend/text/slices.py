@@ -2,7 +2,7 @@
 machine.
 
 - evaluation: windows evenly spaced among the first `POOL_FACTOR` times as many as requested of the
-  evaluation split, since neighbouring windows of one article are correlated. If a text without
+  evaluation split, since neighboring windows of one article are correlated. If a text without
   published splits has fewer, all of them, and then windows of its other documents. They depend on
   text, tokenizer, number and length alone, so that all runs on a text measure on the same;
 - calibration: documents in random order, a random offset in each row, and a random sample from the
@@ -14,7 +14,7 @@ Windows of token ids cut out of documents: short ones are joined with the end-of
 rows of at least one window. If the tokenizer prepends a beginning-of-text token, every window has
 one.
 
-Special tokens spelt out in a text, such as WikiText's `<unk>`, are read as what they are there:
+Special tokens spelled out in a text, such as WikiText's `<unk>`, are read as what they are there:
 plain text. A model that meets the token instead has a loss that tells nothing of its text.
 
 A model can write the calibration text itself: ancestral sampling at temperature 1, without
@@ -174,7 +174,7 @@ class TextSlice:
     sha256: str  # of shape and ids, equal for equal tokens
     tokens: int  # n * L
     utf8_bytes: int  # of the predicted text, without the first token of each window
-    preprocessing: str = ""  # of the text before it was tokenised; empty: none
+    preprocessing: str = ""  # of the text before it was tokenized; empty: none
     literals: str = ""  # special tokens that the text has as plain text, and how often; empty: none
 
 

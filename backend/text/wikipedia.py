@@ -64,7 +64,7 @@ DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p00003
 REVISION = "https://en.wikipedia.org/w/index.php?oldid="
 NOTICE = """Text of English Wikipedia by its contributors, in the revisions named below, from the
 test data of the gensim package and reduced to plain prose (no markup, lists, tables, references).
-Licences: CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)
+Licenses: CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)
 and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 """

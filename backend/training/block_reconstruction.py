@@ -4,14 +4,14 @@ of the compressed block meet those of the dense one.
     min over p of   mean over tokens t of  |B(x_t; W(p)) - y_t|^2 / |y_t|^2
 
     y    = B(x_dense; W_dense)       what the dense model makes of the same text
-    W(p) = p * mask                  of a pruned block; of a quantised one, rounded to a grid
+    W(p) = p * mask                  of a pruned block; of a quantized one, rounded to a grid
 
 x are the hidden states of the compressed model so far, x_dense those of the dense model: the block
 learns to make good what the blocks before it have lost. Each token counts relative to its length,
-because every layer after it reads normalised hidden states; the long states of the first token
+because every layer after it reads normalized hidden states; the long states of the first token
 would otherwise decide alone (ours).
 
-As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
+As BRECQ does for quantization (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
 al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the
 parameters after the epoch with the lowest error on held-out segments (ours).
 
@@ -64,7 +64,7 @@ class Examples:
         return len(self.inputs) - self.fitted
 
 
-class Parametrisation(Protocol):
+class Parametrization(Protocol):
     """What is trained of a block."""
 
     # name -> before training, float32; in units of what it changes, as Adam's epsilon has no other
@@ -129,7 +129,7 @@ def _mean(values: Tensor, kept: Tensor, dim: int) -> Tensor:
 def reconstruct(
     model: PreTrainedModel,
     examples: Examples,
-    parametrisation: Parametrisation,
+    parametrization: Parametrization,
     epochs: int,
     safe_point: Callable[[], None],
     tick: Callable[[int], None],
@@ -140,20 +140,20 @@ def reconstruct(
         safe_point: called before each segment; may raise to stop.
         tick: called with the number of an epoch when it is first done.
     """
-    if not parametrisation.parameters:
+    if not parametrization.parameters:
         return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
     with block_of_weights(model, examples.stream, examples.block) as forward:
 
         def error(parameters: Parameters, example: Example) -> Tensor:
             safe_point()
             x, y, call = example
-            return relative_error(forward(parametrisation.weights(parameters), x, call), y)
+            return relative_error(forward(parametrization.weights(parameters), x, call), y)
 
-        before = _heldout_error(partial(error, parametrisation.parameters), examples)
+        before = _heldout_error(partial(error, parametrization.parameters), examples)
         ticked = 0
         for attempt in range(ATTEMPTS):
             factor, last = LOWERED**attempt, attempt == ATTEMPTS - 1
-            training = _Training(parametrisation, examples, error, epochs, factor, before)
+            training = _Training(parametrization, examples, error, epochs, factor, before)
             for done in range(1, epochs + 1):
                 training.epoch(done)
                 if done > ticked:
@@ -175,7 +175,7 @@ class _Training:
 
     def __init__(
         self,
-        start: Parametrisation,
+        start: Parametrization,
         examples: Examples,
         error: Callable[[Parameters, Example], Tensor],
         epochs: int,

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from backend.models.loading import load
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.text.corpora import documents
 from backend.text.slices import calibration_slices, evaluation_slice
 
@@ -71,7 +71,7 @@ def set_up(name: str, folder: Path) -> float:
             (folder / "draft").rename(folder / "model")
         else:
             load(name)
-            (folder / "model").symlink_to(materialise(name))
+            (folder / "model").symlink_to(materialize(name))
     tokenizer = FastTokenizer.from_pretrained(folder / "model")
     calibration, _ = calibration_slices(TEXT, tokenizer, *CALIBRATION[name], seed=0)
     evaluation = evaluation_slice(TEXT, tokenizer, *EVALUATION)

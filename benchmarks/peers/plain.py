@@ -34,7 +34,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def lowest_by(scores: Tensor, sparsity: Sparsity) -> Tensor:
-    """Mask of what goes: of each row, or of each group of m neighbours."""
+    """Mask of what goes: of each row, or of each group of m neighbors."""
     if isinstance(sparsity, tuple):
         keep, group = sparsity
         return lowest(scores.reshape(-1, group), group - keep).view_as(scores)

@@ -61,7 +61,7 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
 GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
-WEIGHTS = ("model", "drafter")  # kinds of artefacts
+WEIGHTS = ("model", "drafter")  # kinds of artifacts
 NAMED = (  # where one run names another
     ("jobs", "config"),
     ("results", "stage"),

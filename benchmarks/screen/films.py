@@ -27,7 +27,7 @@ STEP_MS, SHOWN_MS, LAST_MS = 100, 800, 2000
 LOADS_MS = 600_000  # of a model, on a busy machine
 MEASURED = """() => ['ratio', 'speed'].every((name) =>
   document.querySelector(`[data-gauge=${name}] i`).textContent === 'measured')"""
-COLOURS = 48
+COLORS = 48
 Frame = tuple[bytes, int]  # a PNG, all of one size, and the milliseconds it is shown
 
 
@@ -108,9 +108,9 @@ def main() -> None:
 
 
 def animated(frames: list[Frame]) -> bytes:
-    """A GIF that goes on for ever, in few colours, of each frame what has changed."""
+    """A GIF that goes on for ever, in few colors, of each frame what has changed."""
     stills = [Image.open(BytesIO(png)).convert("RGB") for png, _ in frames]
-    first, *others = [still.quantize(COLOURS, dither=Image.Dither.NONE) for still in stills]
+    first, *others = [still.quantize(COLORS, dither=Image.Dither.NONE) for still in stills]
     made, shown = BytesIO(), [ms for _, ms in frames]
     first.save(made, "GIF", save_all=True, append_images=others, duration=shown, loop=0)
     return made.getvalue()

@@ -20,7 +20,7 @@ import time
 from statistics import median
 from typing import Any
 
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 from backend.settings import settings

@@ -220,9 +220,9 @@ def work(config: AmphistaJob, facts: ModelFacts) -> list[PhaseWork]:
     read = config.answers * sequence_tokens(config, facts)
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     guesses = config.heads * vocabulary * facts.hidden * ANCHOR_SHARE
-    learnt = config.steps * config.batch * sequence_tokens(config, facts)
+    learned = config.steps * config.batch * sequence_tokens(config, facts)
     runs = 1 + _repeats(config) * (config.heads - 1) * ANCHOR_SHARE
-    products = 3.0 * learnt * (runs * drafter_weights(config, facts) + guesses)
+    products = 3.0 * learned * (runs * drafter_weights(config, facts) + guesses)
     trained = PhaseWork("train", products, step=TRAINING)
     if config.minutes:
         trained = PhaseWork("train", 60 * config.minutes, "seconds", TRAINING)
@@ -235,11 +235,11 @@ def work(config: AmphistaJob, facts: ModelFacts) -> list[PhaseWork]:
 
 
 def headline(values: Mapping[str, Any]) -> list[str]:
-    """What tells a drafter from others first: its arm, how long it learnt, and from how much."""
+    """What tells a drafter from others first: its arm, how long it learned, and from how much."""
     minutes, steps = values.get("minutes") or 0, values.get("steps") or 0
-    learnt = f"{minutes:g} min" if minutes else f"{steps:,} steps"
+    learned = f"{minutes:g} min" if minutes else f"{steps:,} steps"
     written = "texts" if values.get("data") == "text" else "answers"
-    return [arm_of(values), learnt, f"{values.get('answers') or 0:,} {written}"]
+    return [arm_of(values), learned, f"{values.get('answers') or 0:,} {written}"]
 
 
 def forecast(values: Values) -> str:

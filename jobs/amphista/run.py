@@ -58,23 +58,23 @@ class DrafterRun:
 
     def run(self) -> None:
         config, context = self.config, self.context
-        learnt, heldout = self._collect()
-        vocabulary = draft_vocabulary(learnt, self.target.vocabulary, config.draft_vocabulary)
+        learned, heldout = self._collect()
+        vocabulary = draft_vocabulary(learned, self.target.vocabulary, config.draft_vocabulary)
         torch.manual_seed(config.seed)
         drafter = build_drafter(config_part(config, DrafterConfig), self.target, vocabulary)
-        self._initialize(drafter, learnt)
-        accuracy = self._train(drafter, learnt, heldout)
+        self._initialize(drafter, learned)
+        accuracy = self._train(drafter, learned, heldout)
         self.phases.phase("measure").progress(0, 1, "Measuring this machine")
-        saved = self._save(drafter, accuracy, max(learnt.lengths + heldout.lengths))
+        saved = self._save(drafter, accuracy, max(learned.lengths + heldout.lengths))
         record_economy(saved, self.target, accuracy, heldout, context)
 
     def _collect(self) -> tuple[HiddenStateCache, HiddenStateCache]:
         context, phase = self.context, self.phases.phase("data")
         sources = self._windows() if self.config.data == "text" else self._prompts()
-        learnt, heldout = collect(self.target, sources, context.checkpoints, phase)
-        tokens = [sum(cache.lengths) for cache in (learnt, heldout)]
+        learned, heldout = collect(self.target, sources, context.checkpoints, phase)
+        tokens = [sum(cache.lengths) for cache in (learned, heldout)]
         context.log(f"{tokens[0]:,} tokens to learn from, {tokens[1]:,} held out.")
-        return learnt, heldout
+        return learned, heldout
 
     def _windows(self) -> SequenceSources:
         config, loaded = self.config, self.loaded
@@ -91,35 +91,35 @@ class DrafterRun:
         config, loaded, context = self.config, self.loaded, self.context
         sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
         wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
-        learnt, heldout = prompts_for(
+        learned, heldout = prompts_for(
             self.target, loaded.tokenizer, wanted, context.checkpoints, self.phases.phase("ask")
         )
-        lacking, field = ("to learn from", "prompts") if not learnt else ("to judge by", "heldout")
-        if not learnt or not heldout:
+        lacking, field = ("to learn from", "prompts") if not learned else ("to judge by", "heldout")
+        if not learned or not heldout:
             raise ConfigError(
                 f"{' and '.join(sets)}: no prompt {lacking} is left.",
-                f"{len(learnt) + len(heldout)} prompts leave room for answers of {limit} tokens.",
+                f"{len(learned) + len(heldout)} prompts leave room for answers of {limit} tokens.",
                 "Choose other prompts, shorter answers, or another share to hold out.",
                 field,
             )
-        facts = prompt_facts(" and ".join(sets), learnt + heldout)
+        facts = prompt_facts(" and ".join(sets), learned + heldout)
         if BUILT_IN in sets:
             facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
             context.log(f"Prompts ask about passages of: {facts['passages']}.")
         context.environment(text={"prompts": facts})
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
-        return SequenceSources(learnt, heldout, limit, ends)
+        return SequenceSources(learned, heldout, limit, ends)
 
-    def _initialize(self, drafter: Drafter, learnt: HiddenStateCache) -> None:
+    def _initialize(self, drafter: Drafter, learned: HiddenStateCache) -> None:
         """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
         if self.context.checkpoints.find(CHECKPOINT):
             return
-        if explained := drafter.initialize(self.target, learnt.spread(FIT_TOKENS)):
+        if explained := drafter.initialize(self.target, learned.spread(FIT_TOKENS)):
             self.context.result(DRAFTER, MetricKey("fit_explained"), explained)
             self.context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
 
     def _train(
-        self, drafter: Drafter, learnt: HiddenStateCache, heldout: HiddenStateCache
+        self, drafter: Drafter, learned: HiddenStateCache, heldout: HiddenStateCache
     ) -> HeadAccuracy:
         """Train to the end of the budget; return the last measurement."""
         config, context = self.config, self.context
@@ -128,7 +128,7 @@ class DrafterRun:
         trainer = DrafterTrainer(
             drafter,
             self.target,
-            learnt,
+            learned,
             heldout,
             config_part(config, TrainingConfig),
             config.seed,

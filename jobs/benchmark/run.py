@@ -18,7 +18,7 @@ from backend.decoding.benchmark import (
     TargetDecoder,
     decoders_of,
     packed,
-    summarise,
+    summarize,
     time_decoders,
     unpacked,
 )
@@ -40,7 +40,7 @@ from backend.errors import ConfigError
 from backend.export.gguf.writing import write_gguf
 from backend.metric_key import MetricKey
 from backend.models.loading import LoadedModel
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.chat_template import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
@@ -98,11 +98,11 @@ class DecodingBenchmark:
         tasks = [prompt.task for prompt, _ in self.prompts]
         for name, decoder in decoders.items():
             by_task = {
-                task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
+                task: summarize(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
                 for task in dict.fromkeys(tasks)
             }
             proposer = decoder.proposer
-            summary = summarise(name, answers)
+            summary = summarize(name, answers)
             drafter = self.drafters.get(name.removesuffix(COMBINED))
             paths = _paths(proposer, summary.hits)
             speed, up = summary.speed, summary.speed_up
@@ -175,7 +175,7 @@ class DecodingBenchmark:
         decoders = dict[str, Decoder]()
         longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
         base = resolve_model(self.config.model)
-        folder = Path(base.source) if base.packed else materialise(base.source)
+        folder = Path(base.source) if base.packed else materialize(base.source)
         for wanted in types_named(self.config.llama_cpp):
             type = exported_type(wanted, base, "llama_cpp")
             with TemporaryDirectory(dir=self.context.folder) as scratch:

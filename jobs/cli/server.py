@@ -17,7 +17,7 @@ import typer
 from pydantic import Field
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
 from backend.text.wikipedia import main as set_up_text
@@ -49,7 +49,7 @@ CHECKS = (
     machine.integrity,
     machine.copies,
     machine.orphans,
-    cluster.artefact_store,
+    cluster.artifact_store,
     cluster.engine,
     cluster.nodes,
     machine.supervisor,
@@ -131,7 +131,7 @@ def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "
     """Fetch the default model, or another, and the sample text."""
     name = model or DEFAULT_MODEL
     try:
-        print(f"{name} is ready in {materialise(name, partial(print, flush=True))}")
+        print(f"{name} is ready in {materialize(name, partial(print, flush=True))}")
     except SlimscopeError as error:
         print(error, file=sys.stderr)
         return {"model": name, "ready": False}
@@ -155,7 +155,7 @@ def _findings(checks: Sequence[Record]) -> str:
 )
 def doctor(
     probe: Annotated[
-        bool, Field(description="Send a job to the cluster: its versions, and its artefacts.")
+        bool, Field(description="Send a job to the cluster: its versions, and its artifacts.")
     ] = False,
 ) -> list[Record]:
     """Check this machine and the data folder, and say what to do."""

@@ -1,4 +1,4 @@
-"""DL-QAT quantisation as a kind of job: what a run needs, and its findings in words."""
+"""DL-QAT quantization as a kind of job: what a run needs, and its findings in words."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -189,12 +189,12 @@ def embedding_format(config: DLQATJob) -> str:
 
 
 def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:
-    """The embedding and a head of its own, as far as the run quantises them: transformers reads a
+    """The embedding and a head of its own, as far as the run quantizes them: transformers reads a
     packed head of any bits, but a packed embedding of those of the layers only."""
     bits, outside = embedding_bits(config), facts.embeddings
     if bits and config.embedding != "auto" and not outside:
         raise ConfigError(
-            "The embedding of this model cannot be quantised.",
+            "The embedding of this model cannot be quantized.",
             "It has none of the names that are known.",
             "Choose stored.",
             "embedding",
@@ -346,7 +346,7 @@ def require_kept(config: DLQATJob) -> None:
         raise ConfigError(
             f"{STAGE_LABELS[wanted]} cannot be exported.",
             "This run does not make it.",
-            f"Choose {', '.join(made) or 'a quantised stage'}.",
+            f"Choose {', '.join(made) or 'a quantized stage'}.",
             field="keep",
         )
     if not config.candidates:
@@ -405,7 +405,7 @@ def verdict(stages: StageComparison) -> str:
         rise = f"raises it by {fixed(100 * (value / plain - 1), 1)} %"
         cost = rise if costs else "changes nothing measurable"
         text += (
-            f" The same training without quantisation reaches {fixed(plain, 2)}: "
+            f" The same training without quantization reaches {fixed(plain, 2)}: "
             f"rounding itself {cost}."
         )
     dense = DLQATStage.DENSE in stages.perplexity
@@ -440,7 +440,7 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
 
 
 STYLES = {
-    "dense": StageStyle("grey", main=True),
+    "dense": StageStyle("gray", main=True),
     "rtn": StageStyle("vermillion", main=True),
     "gptq": StageStyle("purple", main=True),
     "block-wise": StageStyle("green", "dot", main=True),
@@ -453,7 +453,7 @@ STYLES = {
 }
 KIND = Kind(
     name=NAME,
-    title="DL-QAT quantisation",
+    title="DL-QAT quantization",
     summary="Fine-tune while rounding to a few bits, with one learned scale per group.",
     config=DLQATJob,
     requirements=requirements,

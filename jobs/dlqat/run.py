@@ -1,4 +1,4 @@
-"""DL-QAT as a job: load, measure, make every quantised stage asked for, choose one on held-out
+"""DL-QAT as a job: load, measure, make every quantized stage asked for, choose one on held-out
 text, measure each, collect statistics of all, export the chosen one."""
 
 from collections.abc import Mapping, Sequence

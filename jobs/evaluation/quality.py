@@ -44,7 +44,7 @@ from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.reporter import REPLAY, Reporter
 from backend.settings import settings
 from backend.statistics.paired import WINDOW_LOSSES
@@ -290,7 +290,7 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
     """Records zeros and bytes of the linears of the stored model, read block by block."""
     if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
         return
-    stored = linears_in(materialise(facts.spec), facts, facts.linears)
+    stored = linears_in(materialize(facts.spec), facts, facts.linears)
     measured = sizes(weight for block in range(facts.blocks) for _, weight in stored.block(block))
     context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
     formats = {"bitmask": measured.bitmask}

@@ -11,7 +11,7 @@ from backend.export.gguf import types
 from backend.export.gguf.architecture import ARCHITECTURES, architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
 from backend.models.layer_names import read_names
-from backend.models.sources.catalogue import local_folder
+from backend.models.sources.catalog import local_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packed_layers
@@ -57,7 +57,7 @@ def exported_embedding(wanted: types.EmbeddingType, type: str, base: ResolvedMod
     if packed and wanted != "auto":
         raise ConfigError(
             f"Embedding and head cannot become {wanted}.",
-            "They are quantised already, and their codes are carried over as they are.",
+            "They are quantized already, and their codes are carried over as they are.",
             "Choose auto.",
             "embedding",
         )

@@ -1,4 +1,4 @@
-"""The model a job works on: one of the catalogue, or one that a run has saved, by the name of the
+"""The model a job works on: one of the catalog, or one that a run has saved, by the name of the
 run."""
 
 import json
@@ -13,7 +13,7 @@ from backend.export.formats import Layout, layout_of, read_layout
 from backend.models.facts import ModelFacts, default_text
 from backend.models.layer_names import read_names
 from backend.models.sources import hub
-from backend.models.sources.catalogue import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_tokenizer
 from backend.models.sources.spec import is_hub_id
 from backend.options import Plan
 from backend.quantization.plan import QuantizationPlan
@@ -26,7 +26,7 @@ from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import kind_named
 
 NO_WEIGHTS = "Examples ship without weights."
-ROUNDED = ("dequantised", "packed")  # how notes on weights that are rounded begin
+ROUNDED = ("dequantized", "packed")  # how notes on weights that are rounded begin
 
 
 def is_run(spec: str) -> bool:

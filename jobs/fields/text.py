@@ -14,7 +14,7 @@ from backend.evaluation.tasks import CHOICES, PART, question_count, require_harn
 from backend.evaluation.tasks import MIN_CONTEXT as ENDINGS_CONTEXT
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.models.sources.catalogue import require_tokenizer
+from backend.models.sources.catalog import require_tokenizer
 from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from backend.text.prompts import BUILT_IN, STORIES

@@ -7,7 +7,7 @@ from backend.checkpoints import Checkpoints, sha256_of
 from backend.export.card import CARD, copy_terms, gguf_card, origin_of
 from backend.export.gguf.writing import write_gguf
 from backend.metric_key import MetricKey
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from jobs.fields.gguf import exported_embedding, exported_type
 from jobs.fields.models import resolve_model
 from jobs.gguf.kind import FOLDER, MODEL, GGUFJob, work
@@ -21,7 +21,7 @@ def run(config: GGUFJob, context: JobContext) -> None:
     prepare(config, context)
     base = resolve_model(config.model)
     saved = Path(base.source)
-    folder = saved if saved.is_dir() else materialise(base.source, context.log)
+    folder = saved if saved.is_dir() else materialize(base.source, context.log)
     base = resolve_model(config.model)  # again: setting up a model gives more precise facts
     if base.facts.note:
         context.environment(source=base.facts.note)

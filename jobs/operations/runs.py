@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from backend.errors import ConfigError, NotFoundError
-from backend.models.sources.catalogue import entries
+from backend.models.sources.catalog import entries
 from backend.queue.actor import Actor
 from backend.queue.artifacts import read_log
 from backend.queue.permissions import require_host
@@ -102,7 +102,7 @@ def artifact_file(run: str, path: str) -> Path:
     file = (root / path).resolve()
     folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
     if not any(file.is_relative_to(folder) for folder in folders):
-        raise NotFoundError("This file belongs to no artefact of the run.")
+        raise NotFoundError("This file belongs to no artifact of the run.")
     if not os.path.isfile(file):  # noqa: PTH113 - any name
         raise NotFoundError("There is no such file.", "It was moved or deleted.")
     return file
@@ -258,16 +258,16 @@ def _models_text(records: Sequence[Record]) -> str:
             entry["name"],
             "yes" if entry["ready"] else "refused" if entry["refused"] else "no",
             entry["refused"] or entry["title"],
-            entry["licence"],
+            entry["license"],
         )
         for entry in records
     )
-    return table(("model", "ready", "what it is", "licence"), rows)
+    return table(("model", "ready", "what it is", "license"), rows)
 
 
 @operation("models", database="none", said=_models_text)
 def list_models() -> list[Record]:
-    """The models that can be chosen: name, title, origin, licence, and whether they are set up."""
+    """The models that can be chosen: name, title, origin, license, and whether they are set up."""
     return [asdict(entry) for entry in entries()]
 
 

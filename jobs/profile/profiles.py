@@ -8,7 +8,7 @@ from backend.budget import Budget, BudgetKind, budget_of
 from backend.errors import ConfigError, NotFoundError
 from backend.files import fingerprint
 from backend.models.layer_names import check_layer_patterns, fits, read_assignments, read_names
-from backend.models.sources.catalogue import local_folder
+from backend.models.sources.catalog import local_folder
 from backend.models.sources.headers import weight_files
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import Width

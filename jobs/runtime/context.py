@@ -260,12 +260,12 @@ class JobContext:
             except OSError as error:
                 if time.monotonic() - began > settings().offline_s:
                     raise
-                self.log(f"The artefact store does not answer: {error}")
+                self.log(f"The artifact store does not answer: {error}")
                 time.sleep(STORE_AGAIN_S)
 
     def open_folder(self) -> None:
         """Holds the folder of the run, says where an attempt after the first one begins, and lets
-        the files of the run go to the store of artefacts from now on, if there is one."""
+        the files of the run go to the store of artifacts from now on, if there is one."""
         self._held, before = HeldFolder(self.work), self.attempt_n - 1
         if self.resumed_from:
             self.log(f"Continuing from checkpoint {self.resumed_from}.")
@@ -276,14 +276,14 @@ class JobContext:
         self._uploads.start()
 
     def deliver(self) -> None:
-        """Returns when what the run has saved is in the store of artefacts. Raises CancelledError:
+        """Returns when what the run has saved is in the store of artifacts. Raises CancelledError:
         somebody has asked the run to stop meanwhile."""
         self._uploads.add_saved(self.folder, but=self.work)
         if not self._uploads.wait(self.should_stop):
             raise CancelledError
 
     def end_storing(self, has_succeeded: bool) -> None:
-        """Gives the store of artefacts a last chance to take what it has not. A machine of a
+        """Gives the store of artifacts a last chance to take what it has not. A machine of a
         cluster then keeps nothing of a run that has succeeded."""
         is_stored = self._uploads.close(LEAVING_S)
         if has_succeeded and is_stored and self._is_elsewhere:

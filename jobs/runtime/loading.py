@@ -12,7 +12,7 @@ from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.blocks import resolve_dtype
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
-from backend.models.sources.catalogue import local_folder, materialise
+from backend.models.sources.catalog import local_folder, materialize
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import (
@@ -171,11 +171,11 @@ def load_evaluation_text(
     """The evaluation slice for the tokenizer of model `spec`; records it. To be called before the
     model is loaded: where the text is too short, the run ends at once."""
     source = resolve_model(spec).source
-    folder = local_folder(source) or materialise(source, context.log)
+    folder = local_folder(source) or materialize(source, context.log)
     facts = resolve_model(spec).facts  # again: setting up a model gives more precise facts
     corpus, length = evaluation_name(config, facts.default_text), context_length(config, facts)
     with ThreadPoolExecutor(1) as beside:
-        check = beside.submit(materialise, source, context.log)  # which sums up all its files
+        check = beside.submit(materialize, source, context.log)  # which sums up all its files
         try:
             tokenizer = load_tokenizer(folder, facts)
             text = slices.evaluation_slice(corpus, tokenizer, config.windows, length)

@@ -40,7 +40,7 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--attempt", type=int)
     which.add_argument("--spare", action="store_true", help="the rest comes on the standard input")
-    parser.add_argument("--log", type=Path, help="below the artefacts; else where output goes to")
+    parser.add_argument("--log", type=Path, help="below the artifacts; else where output goes to")
     given = parser.parse_args()
     if given.spare:
         if (arguments := await_attempt()) is None:

@@ -35,7 +35,7 @@ class Progress:
 
         ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
 
-    This estimate jumps where phases differ in pace, so what is reported is smoothed towards it.
+    This estimate jumps where phases differ in pace, so what is reported is smoothed toward it.
 
     Args:
         expected_s: seconds the whole job was estimated to take; None if that is not known.

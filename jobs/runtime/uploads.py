@@ -1,4 +1,4 @@
-"""A run's files on their way into the store of artefacts. A thread carries them there, so that the
+"""A run's files on their way into the store of artifacts. A thread carries them there, so that the
 work never waits for a store that is slow or full. Only a run that has succeeded waits until its
 model is there."""
 
@@ -64,7 +64,7 @@ class Uploads:
                     return True
             if time.monotonic() > slow_at:  # a connection that hangs is no error for a minute
                 slow_at = math.inf
-                self._log("The run waits for the artefact store, which is slow or does not answer.")
+                self._log("The run waits for the artifact store, which is slow or does not answer.")
             if is_given_up():
                 return False
         return True
@@ -100,12 +100,12 @@ class Uploads:
             except Exception as error:  # each file system has errors of its own
                 self._failed += 1
                 if self._failed == 1:
-                    kept = "The artefact store takes nothing, files are kept here meanwhile"
+                    kept = "The artifact store takes nothing, files are kept here meanwhile"
                     self._log(f"{kept}: {error}")
             else:
                 if self._failed:
                     self._failed = 0
-                    self._log("The artefact store takes files again.")
+                    self._log("The artifact store takes files again.")
             if closed:
                 return
 

@@ -254,7 +254,7 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
 
 
 STYLES = {
-    "dense": StageStyle("grey", main=True),
+    "dense": StageStyle("gray", main=True),
     "first": StageStyle("vermillion", main=True, pruned=True),
     "control": StageStyle("vermillion", "dot", pruned=True),
     "redense": StageStyle("purple", main=True),

@@ -22,7 +22,7 @@ from backend.drafters.registry import Drafter
 from backend.errors import CancelledError
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.fields.models import ResolvedModel
@@ -154,7 +154,7 @@ class ModelPool:
         """The tokenizer of a model, which need not be loaded; fetches the model if it is not here.
         Raises ModelError: it cannot be had."""
         if key not in self._tokenizers:
-            folder = materialise(base.source, lambda text: say(text.capitalize(), 0.0))
+            folder = materialize(base.source, lambda text: say(text.capitalize(), 0.0))
             while len(self._tokenizers) >= TOKENIZERS_KEPT:
                 self._tokenizers.pop(next(iter(self._tokenizers)), None)
             self._tokenizers[key] = found = load_tokenizer(folder, base.facts)

@@ -5,7 +5,7 @@ import json
 
 from backend.export.reading import StoredLinears, linears_in
 from backend.models.block_offload import check_finite
-from backend.models.sources.catalogue import inspect, materialise
+from backend.models.sources.catalog import inspect, materialize
 from backend.reporter import at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 from jobs.fields.models import resolve_model
@@ -18,7 +18,7 @@ from jobs.weight_statistics.kind import DENSE, StatisticsJob, work
 def run(config: StatisticsJob, context: JobContext) -> None:
     device = prepare(config, context)
     source = resolve_model(config.model, reads=False).source
-    folder = materialise(source, context.log)
+    folder = materialize(source, context.log)
     facts = inspect(source)
     stored = linears_in(folder, facts, facts.matrices)
     context.phases(work(facts))

@@ -185,9 +185,9 @@ DEEP: Any = "bottom"
 for _ in range(150):
     DEEP = [DEEP]
 REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
-    "an artefact outside": (setting("artifacts", path="../../etc/passwd"), "outside the folder"),
-    "an artefact of another run": (setting("artifacts", path="sds-0001/model"), "outside the"),
-    "an artefact that climbs": (setting("artifacts", path="count-0002/../../x"), "outside the"),
+    "an artifact outside": (setting("artifacts", path="../../etc/passwd"), "outside the folder"),
+    "an artifact of another run": (setting("artifacts", path="sds-0001/model"), "outside the"),
+    "an artifact that climbs": (setting("artifacts", path="count-0002/../../x"), "outside the"),
     "a bomb": (lambda lines: of(lines, "tensor_profiles").update(values=bomb()), "its size"),
     "no zlib": (setting("tensor_profiles", values=packed(b"junk")), "cannot be unpacked"),
     "a shape that lies": (setting("tensor_profiles", shape=[5]), "its size"),

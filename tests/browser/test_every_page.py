@@ -35,7 +35,7 @@ QUERIES = {
     "report": "n=1",
 }
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
-RULES = {  # in the dark only those that look at colours: the page is the same
+RULES = {  # in the dark only those that look at colors: the page is the same
     "light": {"type": "tag", "values": TAGS},
     "dark": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]},
 }
@@ -113,7 +113,7 @@ def the_navigation_is_one_row(page: Page) -> None:
             assert len(middles) == 1, (width, part)
 
 
-COLOURS = """() => {
+COLORS = """() => {
   const chart = document.querySelector('#compare-lines .js-plotly-plot');
   const paint = (within, name) => getComputedStyle(chart.querySelector(within))[name];
   return [paint('.ytick text', 'fill'), chart._fullLayout.paper_bgcolor,
@@ -126,14 +126,14 @@ def test_text_paper_and_grid_of_a_chart_follow_the_theme_without_a_reload(
 ) -> None:
     opened(visitor, f"{lab.url}/compare?{QUERIES['compare']}")
     visitor.locator("#compare-lines .ytick text").first.wait_for()
-    light = visitor.evaluate(COLOURS)
+    light = visitor.evaluate(COLORS)
     visitor.evaluate("window.here = true")
     visitor.locator("#frame-theme").click()
     visitor.wait_for_function(
-        f"(before) => ({COLOURS})().every((now, i) => now !== before[i])", arg=light
+        f"(before) => ({COLORS})().every((now, i) => now !== before[i])", arg=light
     )
     assert visitor.evaluate("window.here") is True
-    for text, paper, _ in (light, visitor.evaluate(COLOURS)):
+    for text, paper, _ in (light, visitor.evaluate(COLORS)):
         assert contrast(text, paper) >= 4.5
     visitor.reload()
     expect(visitor.locator("body.dark")).to_have_count(1)  # it is remembered

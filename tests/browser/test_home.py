@@ -103,7 +103,7 @@ def moving(run: str) -> str:
     stages = [
         {
             "label": label,
-            "colour": "#0072B2",
+            "color": "#0072B2",
             "zeros": 0.5,
             "heights": [0.1, 0.9],
             "said": f"{run} {label}",
@@ -144,9 +144,9 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))
 
 
-def rgb(colour: str) -> str:
+def rgb(color: str) -> str:
     """#12161B as a browser says it."""
-    return "rgb({}, {}, {})".format(*bytes.fromhex(colour[1:]))
+    return "rgb({}, {}, {})".format(*bytes.fromhex(color[1:]))
 
 
 def test_an_unknown_address_looks_alike(other_context: BrowserContext, lab: Dashboard) -> None:

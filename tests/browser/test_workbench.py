@@ -135,7 +135,7 @@ def test_cells_rows_and_rectangles_are_chosen(visitor: Page, lab: Dashboard) -> 
 
 
 def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashboard) -> None:
-    opened_workbench(visitor, lab, "colour=format")
+    opened_workbench(visitor, lab, "color=format")
     visitor.mouse.click(*cell(visitor, 0, 6))
     visitor.get_by_role("button", name="Pin", exact=True).click()
     visitor.locator("#workbench-choice-scope").select_option("all")

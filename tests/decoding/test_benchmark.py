@@ -10,7 +10,7 @@ from backend.decoding.benchmark import (
     TimedAnswer,
     decoders_of,
     packed,
-    summarise,
+    summarize,
     time_decoders,
     unpacked,
 )
@@ -87,7 +87,7 @@ def test_figures_are_those_of_their_definitions() -> None:
     vanilla = timed([1, 2, 3, 4, 5], [2.0, 5.0, 2.5], [1, 1, 1, 1], 3.75)
     mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
     other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])
-    found = summarise("mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}])
+    found = summarize("mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}])
     assert found.speed == MedianRange(2.0, 1.0, 5.0)
     assert found.speed_up == MedianRange(2.0, 0.5, 2.0)
     assert found.accepted == 2.0 and found.lengths == {1: 1, 2: 2, 3: 1}
@@ -95,10 +95,10 @@ def test_figures_are_those_of_their_definitions() -> None:
     assert found.parts["verify"] == pytest.approx(3.75 / 2)
     assert found.break_even == pytest.approx(2.0)  # 4.0 s over 2 passes, against 4.0 s over 4
     assert (found.same, found.prompts, found.first_difference) == (1, 2, 3)
-    itself = summarise(VANILLA, [{VANILLA: vanilla}])
+    itself = summarize(VANILLA, [{VANILLA: vanilla}])
     assert (itself.speed_up.value, itself.accepted, itself.break_even) == (1.0, 1.0, 1.0)
 
 
 def test_a_text_that_ends_early_differs_where_it_ends() -> None:
     short, long = timed([1, 2], [1.0], [1], 1.0), timed([1, 2, 3], [1.0], [1, 1], 1.0)
-    assert summarise("a", [{VANILLA: long, "a": short}]).first_difference == 2
+    assert summarize("a", [{VANILLA: long, "a": short}]).first_difference == 2

@@ -108,10 +108,10 @@ def test_what_the_base_does_not_ask_others_make_up_for(
     monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
     scripted(monkeypatch, TOKENIZER, "One day", "A cat", "The sun", "A bird")
     wanted = PromptRequest((STORIES, SELF), 30, 8, limit=16)
-    learnt, heldout = prompts_for(
+    learned, heldout = prompts_for(
         base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
     )
-    assert (len(learnt), len(heldout)) == (22, 8)
+    assert (len(learned), len(heldout)) == (22, 8)
     assert "only 4 distinct prompts of 15" in said[0]
     chat = chats("Hello!")
     found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
@@ -130,11 +130,11 @@ def test_an_interrupted_base_asks_the_same(tmp_path: Path, monkeypatch: pytest.M
 
 def test_sets_are_mixed_in_equal_shares_and_held_out_apart(tmp_path: Path) -> None:
     wanted = PromptRequest((STORIES, SELF), 21, 6, limit=16)
-    learnt, heldout = prompts_for(
+    learned, heldout = prompts_for(
         base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
     )
     own = ask(tmp_path, 10, 0)
     ids = [prompt_ids(prompt.text, TOKENIZER) for prompt in own]
-    assert (len(learnt), len(heldout)) == (15, 6)
+    assert (len(learned), len(heldout)) == (15, 6)
     assert [row for row in heldout if row in ids] == ids[:3]
-    assert [row for row in learnt if row in ids] == ids[3:]
+    assert [row for row in learned if row in ids] == ids[3:]

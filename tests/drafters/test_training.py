@@ -79,12 +79,12 @@ def training(
 def test_answers_of_one_token_are_nothing_to_learn_from(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt = corpora[0]
+    learned = corpora[0]
     short = [
         min(n, s + 1) if k % 2 else n
-        for k, (n, s) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+        for k, (n, s) in enumerate(zip(learned.lengths, learned.starts, strict=True))
     ]
-    monkeypatch.setattr(learnt, "lengths", short)
+    monkeypatch.setattr(learned, "lengths", short)
     work = training(drafter_of(base()), corpora, tmp_path, batch=1)
     assert work.indices and not any(k % 2 for k in work.indices)
     assert all(len(work.anchor_batch(step).rows) for step in range(len(work.indices)))
@@ -139,10 +139,10 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> Non
 
 
 def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
-    learnt = corpora[0]
-    some, everything = learnt.spread(200), learnt.spread(10**6)
-    assert 200 <= sum(map(len, some)) < 200 + max(learnt.lengths)
-    assert sorted(map(len, everything)) == sorted(learnt.lengths)
+    learned = corpora[0]
+    some, everything = learned.spread(200), learned.spread(10**6)
+    assert 200 <= sum(map(len, some)) < 200 + max(learned.lengths)
+    assert sorted(map(len, everything)) == sorted(learned.lengths)
 
 
 def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:

@@ -50,7 +50,7 @@ def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -
             chances = toy.model(row[None]).logits[0].log_softmax(-1)
             likelihoods.append(sum(chances[t - 1, row[t]].item() for t in range(PASSAGE, PART)))
         assert right == (likelihoods.index(max(likelihoods)) == 0)
-    assert 1 / CHOICES < score.accuracy == sum(score.right) / len(asked)  # it has learnt stories
+    assert 1 / CHOICES < score.accuracy == sum(score.right) / len(asked)  # it has learned stories
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])

@@ -1,4 +1,4 @@
-"""Random layers on a grid, and the toy quantised by them."""
+"""Random layers on a grid, and the toy quantized by them."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def make_layer() -> Callable[..., QuantizedWeight]:
 
 @pytest.fixture
 def toy() -> LoadedModel:
-    """The toy, with what is not quantised rounded to float16."""
+    """The toy, with what is not quantized rounded to float16."""
     loaded = load("toy")
     for parameter in loaded.model.parameters():
         parameter.data = parameter.data.half().float()

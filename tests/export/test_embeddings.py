@@ -1,4 +1,4 @@
-"""Quantised embeddings and heads: written, read by every reader, and refused when damaged."""
+"""Quantized embeddings and heads: written, read by every reader, and refused when damaged."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from backend.export.reading import load_dequantized, load_packed, read_layers
 from backend.export.sizes import gguf_bytes, quantized_bytes
 from backend.export.writing import export
 from backend.models.loading import LoadedModel
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import QuantSettings, embedding_search, plan
@@ -239,7 +239,7 @@ def _cut(folder: Path) -> None:
         (_of_config(group_size=64), "do not match groups of 64"),
         (_of_config(group_size=-1), "not supported"),
         (_of_config(layers=[]), "or have none"),
-        (_of_config(layers=[HEAD]), "lm_head is quantised; it is not"),
+        (_of_config(layers=[HEAD]), "lm_head is quantized; it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
         (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
         (_of_config(grid="round"), "a grid that is not known"),

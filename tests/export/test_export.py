@@ -32,7 +32,7 @@ IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
 @pytest.fixture
 def exported(toy, quantized, tmp_path: Path):
-    """Quantises the toy and exports it; gives the folder and the layers."""
+    """Quantizes the toy and exports it; gives the folder and the layers."""
 
     def make(
         format: str = "compressed-tensors",

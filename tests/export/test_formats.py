@@ -89,7 +89,7 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def test_licence_and_terms_are_carried_over(base: Path, tmp_path: Path) -> None:
+def test_license_and_terms_are_carried_over(base: Path, tmp_path: Path) -> None:
     origin = origin_of(str(base))
     (new := tmp_path / "new").mkdir()
     measured = {"perplexity": {"Dense": 12.0, "SDS": 15.5}, "zero_share": {"SDS": 0.5}}

@@ -87,7 +87,7 @@ def test_awq_is_read(make_layer) -> None:
 
 @pytest.mark.parametrize("format", ["gptq", "compressed-tensors"])
 def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
-    """Activation order: input j belongs to group g_idx[j], not to its neighbours' group."""
+    """Activation order: input j belongs to group g_idx[j], not to its neighbors' group."""
     layer, order = make_layer(rows=32), torch.randperm(64, generator=torch.manual_seed(0)) % 2
     made = layout(format, 4, "symmetric")
     held = layer_tensors(layer, made, torch.float16)

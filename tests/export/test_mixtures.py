@@ -19,7 +19,7 @@ from backend.export.writing import export
 from backend.models.families.experts import split_experts
 from backend.models.loading import LoadedModel
 from backend.models.saving import save
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.headers import read_headers
 from backend.reporter import SilentReporter
 from tests.models.tiny_models import FAMILIES
@@ -111,7 +111,7 @@ def test_experts_have_the_names_of_the_base_models_files(exported, folder: Path)
     ("family", "how", "why"),
     [
         ("granitemoe", {}, "as one tensor"),
-        ("mixtral", {"left": "layers.0.mlp.experts.3."}, "not quantised alike"),
+        ("mixtral", {"left": "layers.0.mlp.experts.3."}, "not quantized alike"),
         ("mixtral", {"grid": "zero-point"}, "without their zero-points"),
     ],
 )
@@ -183,8 +183,8 @@ def test_gguf_holds_all_experts_of_a_block_as_one(
 @pytest.mark.parametrize(
     ("family", "changed", "why"),
     [
-        ("qwen3_moe", {"norm_topk_prob": False}, "normalises the weights"),
-        ("olmoe", {"norm_topk_prob": True}, "does not normalise"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "normalizes the weights"),
+        ("olmoe", {"norm_topk_prob": True}, "does not normalize"),
         ("olmoe", {"num_key_value_heads": 2}, "share keys"),
         ("olmoe", {"clip_qkv": 8.0}, "clips"),
         ("qwen2_moe", {"mlp_only_layers": [1]}, "no experts"),

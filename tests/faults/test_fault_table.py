@@ -42,7 +42,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("Machines come and go", [ROOM_S]),
         ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
-        ("The artefact store is full", [LONGEST_S]),
+        ("The artifact store is full", [LONGEST_S]),
         ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),

@@ -61,7 +61,7 @@ class _Block:
     changed: Changed
     block: Any
     random: torch.Generator
-    unit: int  # channels that stay neighbours
+    unit: int  # channels that stay neighbors
 
     @property
     def reads(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -153,7 +153,7 @@ CHANGES = (*_BLOCKWISE, "sixteen")
 @torch.no_grad()
 def change(model: PreTrainedModel, name: str, unit: int = 1, seed: int = 0) -> Changed:
     """Change `model` in place, as one of `CHANGES`; `unit`: hidden channels of the MLP that stay
-    neighbours, such as those of a group."""
+    neighbors, such as those of a group."""
     changed, random = Changed(model), torch.Generator().manual_seed(seed)
     if name == "sixteen":
         _sixteen_times(model)

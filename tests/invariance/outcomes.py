@@ -125,12 +125,12 @@ def drafted(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
     sources = SequenceSources(rows[:-held].tolist(), rows[-held:].tolist(), limit=0)
     with TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
-        learnt, heldout = collect(target, sources, checkpoints, SilentReporter())
+        learned, heldout = collect(target, sources, checkpoints, SilentReporter())
         torch.manual_seed(0)
         drafter = build_drafter(config, target, torch.arange(target.vocabulary))
-        drafter.initialize(target, learnt.spread(512))
+        drafter.initialize(target, learned.spread(512))
         told = _Losses()
-        trainer = DrafterTrainer(drafter, target, learnt, heldout, short, 0, checkpoints, told)
+        trainer = DrafterTrainer(drafter, target, learned, heldout, short, 0, checkpoints, told)
         trainer.run()
     few = len(told.losses) // 3
     return Outcome("", {}, {"first": fmean(told.losses[:few]), "last": fmean(told.losses[-few:])})

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tests.invariance.model_changes import CHANGES, Changed, change
 from tests.invariance.outcomes import METHODS, Outcome
 
-UNIT = 64  # hidden channels of the MLP that stay neighbours: a multiple of every group
+UNIT = 64  # hidden channels of the MLP that stay neighbors: a multiple of every group
 REORDERED = (0.002, 1e-4)  # sums in another order: entries next to a threshold, and nats per token
 Bound = tuple[float, float]  # share of a layer's entries that may differ, nats per token
 

@@ -1,4 +1,4 @@
-"""What decodes: models of the catalogue, and what runs have saved, packed weights included."""
+"""What decodes: models of the catalog, and what runs have saved, packed weights included."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.queue.artifacts import run_folder
@@ -35,7 +35,7 @@ ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 
 
 def saved(kind: str, bits: int = 0) -> str:
-    """A finished run that saved the toy, quantised to so many bits where they are given."""
+    """A finished run that saved the toy, quantized to so many bits where they are given."""
     job = submit("amphista", {"model": "toy", "answers": 64}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)

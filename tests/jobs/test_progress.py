@@ -67,7 +67,7 @@ def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(1e-9, 100, 1000), (30.0, 0, 10)])
-def test_what_is_told_moves_slowly_towards_what_is_reckoned(
+def test_what_is_told_moves_slowly_toward_what_is_reckoned(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, seconds: float, least: int, most: int
 ) -> None:
     monkeypatch.setattr(module, "DAMPED_S", seconds)

@@ -19,7 +19,7 @@ from backend.live.address import (
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.models.families.stored import LinearShape
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.sensitivity.profile import Format
 
 NAMES = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]

@@ -40,7 +40,7 @@ from backend.export.reading import StoredLinears
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.quantization.dlqat.pipeline import DLQAT

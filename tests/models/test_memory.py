@@ -11,7 +11,7 @@ from backend.models.memory import (
     memory_needed,
     wait_on_disk,
 )
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 
 SMOL = inspect("smollm2-135m")
 SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
@@ -71,5 +71,5 @@ def test_refusal_names_both_numbers():
         (RuntimeError("shapes cannot be multiplied"), False),
     ],
 )
-def test_a_lack_of_memory_is_recognised_by_its_words(error, short):
+def test_a_lack_of_memory_is_recognized_by_its_words(error, short):
     assert is_out_of_memory(error) is short

@@ -38,7 +38,7 @@ assert arm_of(amphista.model_dump()) == "linear-heads"
 
 ESTIMATED = """
 from dataclasses import replace
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.plan import pruning_plan
 from jobs.dlqat.kind import DLQATJob
 from jobs.dlqat.kind import planned_layers
@@ -115,12 +115,12 @@ from backend.models.loading import load
 target = TargetModel(load("toy").model)
 prompts = [[n, n + 1, n + 2] for n in range(3, 19)]
 sources = SequenceSources(prompts[4:], prompts[:4], limit=16)
-learnt, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
+learned, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
 drafter = build_drafter(amphista, target, torch.arange(target.vocabulary))
-drafter.initialize(target, learnt.spread(64))
+drafter.initialize(target, learned.spread(64))
 training = TrainingConfig(minutes=0, steps=3)
 trainer = DrafterTrainer(
-    drafter, target, learnt, heldout, training, 0, Checkpoints(folder / "run"), reporter
+    drafter, target, learned, heldout, training, 0, Checkpoints(folder / "run"), reporter
 )
 accuracy = trainer.run()
 saved = pack(drafter, BaseFingerprint.of(target), grow(accuracy.answers), {}, {}, 32)

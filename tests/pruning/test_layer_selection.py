@@ -15,7 +15,7 @@ from backend.errors import ConfigError
 from backend.models.blocks import block_linears
 from backend.models.layer_names import fits, read_names
 from backend.models.loading import weights_hash
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.pattern import Pattern, read_overrides
 from backend.pruning.plan import layer_patterns

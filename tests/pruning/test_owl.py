@@ -13,7 +13,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import outlier_share
 from backend.pruning.plan import block_shares, pruning_plan

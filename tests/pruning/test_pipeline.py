@@ -207,7 +207,7 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
 
 
 def test_statistics_tell_the_story(finished) -> None:
-    """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
+    """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense center makes it rise."""
     told = finished["wanda 2:4"]["told"]
     by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from backend.errors import ConfigError, ModelError
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.config import PASS_OF, SDSConfig, SDSPass, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
 from tests.pruning.stages import prune

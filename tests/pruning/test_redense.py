@@ -16,7 +16,7 @@ def first(layer, pattern: str = "2:4") -> Tensor:
     return PRUNERS["wanda"].prune(layer.W, layer.inputs, Pattern.parse(pattern), 0.01)
 
 
-def penalised(W: Tensor, layer, l1: float) -> float:
+def penalized(W: Tensor, layer, l1: float) -> float:
     a1 = l1 * layer.inputs.energy.mean().item() * layer.W.abs().mean().item()
     return 0.5 * layer.error(W) + a1 * W.abs().sum().item()
 
@@ -33,13 +33,13 @@ def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_laye
 
 @pytest.mark.parametrize("l1", [0.0, 0.03, 0.3])
 @pytest.mark.parametrize("steps", [1, 3, 20])
-def test_the_penalised_objective_falls(l1: float, steps: int, layer) -> None:
+def test_the_penalized_objective_falls(l1: float, steps: int, layer) -> None:
     start = first(layer)
     W = redense(start, layer.W, layer.inputs, steps, l1)
-    assert penalised(W, layer, l1) < penalised(start, layer, l1)
+    assert penalized(W, layer, l1) < penalized(start, layer, l1)
 
 
-def test_long_runs_reach_the_penalised_optimum(layer) -> None:
+def test_long_runs_reach_the_penalized_optimum(layer) -> None:
     """Against thousands of plain proximal steps in float64, without momentum. The weakest inputs
     are made stronger: they alone would take ten times as long."""
     layer.X = layer.X + 0.3 * torch.randn(layer.X.shape, generator=torch.Generator().manual_seed(5))

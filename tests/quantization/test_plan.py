@@ -66,7 +66,7 @@ def test_a_stored_plan_is_that_of_its_config() -> None:
     ("fields", "field", "said"),
     [
         ({"exclude": "nothing.*"}, "exclude", "nothing"),
-        ({"exclude": "*"}, "exclude", "No layer is left to quantise"),
+        ({"exclude": "*"}, "exclude", "No layer is left to quantize"),
         ({"group_size": 128}, "group_size", "Choose 8, 12, 16, 24, 32, 48, 96, or 0"),
         ({"stages": ""}, "stages", "No stage"),
         ({"rank": 0, "stages": "lora"}, "rank", "LoRA needs a rank"),

@@ -48,7 +48,7 @@ def test_a_row_does_not_depend_on_the_others(layer, name: str, space: str) -> No
 
 
 def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
-    """Optimal brain quantisation in an order of columns, on a grid that is given: the inverse of
+    """Optimal brain quantization in an order of columns, on a grid that is given: the inverse of
     the Hessian of the columns that are left, taken anew after each."""
     W, rounded, left = W.double().clone(), torch.zeros_like(W), order.tolist()
     nearest = QuantGrid(
@@ -273,7 +273,7 @@ def grid_of(V: Tensor, columns: slice, bits: int = 3) -> QuantGrid:
 
 
 def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
-    """Optimal brain quantisation as the paper derives it: after each column the inverse of the
+    """Optimal brain quantization as the paper derives it: after each column the inverse of the
     Hessian of the columns that are left, taken anew."""
     W, rounded = W.double().clone(), torch.zeros_like(W, dtype=torch.float64)
     for j in range(W.shape[1]):

@@ -1,4 +1,4 @@
-"""How the quantisation space of a layer is found."""
+"""How the quantization space of a layer is found."""
 
 import pytest
 import torch

@@ -165,7 +165,7 @@ def test_a_store_that_answers_503_holds_a_run_up_and_ends_none(
     assert process.execute(context) == Exit.DONE
     context.end_storing(has_succeeded=True)
     assert (stored / job.run / "work" / "step-2" / MANIFEST).exists()
-    assert "The artefact store does not answer" in capfd.readouterr().out
+    assert "The artifact store does not answer" in capfd.readouterr().out
 
 
 def test_a_folder_that_is_replaced_during_its_upload_is_not_taken_for_whole(
@@ -218,11 +218,11 @@ def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_it
     with monkeypatch.context() as patch:
         patch.setattr(uploads, "SLOW_S", 0.0)
         assert not ours.wait(lambda: next(asked)) and is_whole(work / "two")
-    assert said.pop().startswith("The run waits for the artefact store")
+    assert said.pop().startswith("The run waits for the artifact store")
     full.clear()
     assert ours.wait(lambda: False)
     ours.close(10)
-    assert said[-1] == "The artefact store takes files again." and len(said) == 2
+    assert said[-1] == "The artifact store takes files again." and len(said) == 2
     there = [f"count-0001/{name}" for name in ("model", "work/one", "work/two")]
     assert all(kept.manifest(key) for key in there)
     assert kept.size("count-0001/a1/log.txt") == 7 and kept.size(f"count-0001/work/{SPOOL}") == 9
@@ -302,7 +302,7 @@ def test_a_model_of_a_run_is_copied_where_it_is_used(
     assert saved_model(job.run)[0] == str(folder) and is_whole(folder)
 
 
-def test_a_folder_of_artefacts_that_all_machines_share(
+def test_a_folder_of_artifacts_that_all_machines_share(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,7 @@ def test_what_a_report_cannot_hold_is_refused_and_changes_nothing() -> None:
 
 
 def test_what_cannot_be_read_of_a_row_is_left_out() -> None:
-    kept = {"id": 3, "text": "ok", "colour": "unknown"}
+    kept = {"id": 3, "text": "ok", "color": "unknown"}
     assert reports.stored_blocks([{"text": "no id"}, "no block", kept]) == [
         reports.ReportBlock(3, text="ok")
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ModelError
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import Settings
 

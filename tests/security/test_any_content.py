@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from backend.errors import ModelError
-from backend.models.sources.catalogue import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_tokenizer
 from backend.models.sources.gguf_header import read_header
 from backend.models.sources.spec import TOY_FOLDER
 from tests.models.sources.test_gguf import write_toy

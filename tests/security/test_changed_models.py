@@ -10,7 +10,7 @@ from backend.checkpoints import Checkpoints, sha256_of
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.saving import save
-from backend.models.sources.catalogue import materialise
+from backend.models.sources.catalog import materialize
 from backend.settings import Settings
 from tests.security.conftest import refusal
 
@@ -37,7 +37,7 @@ def test_a_saved_model_that_was_changed_is_not_loaded(saved_folder: Path) -> Non
     (saved_folder / "README.md").write_text("# Notes of mine")
     assert load(str(saved_folder)).facts.blocks == 3
     zero(saved_folder / "model.safetensors")
-    for read in (load, materialise):
+    for read in (load, materialize):
         with pytest.raises(ModelError) as caught:
             read(str(saved_folder))
         assert caught.value.what == "The model of sds-0001 is damaged."

@@ -13,7 +13,7 @@ from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.saving import save
 from backend.models.sources import hub
-from backend.models.sources.catalogue import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_tokenizer
 from tests.security.conftest import configure, refusal
 
 # adapters -----------------------------------------------------------------------------------------

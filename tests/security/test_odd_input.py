@@ -115,7 +115,7 @@ def test_a_tool_answers_or_says_what_is_wrong(
     assert bool(told) == answer.is_error and [r for r in caplog.records if r.exc_info] == []
 
 
-TEXT = pipeline.preset("prune, quantise, draft", "toy")
+TEXT = pipeline.preset("prune, quantize, draft", "toy")
 PIECES = st.sampled_from(
     [
         "",

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources import limited
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import Settings
 from tests.models.sources.test_gguf import write_toy

@@ -67,7 +67,7 @@ def test_shuffling_moves_weights_but_not_their_distribution(dense: Tensor) -> No
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("copies", [1, 50])
-def test_pruning_by_size_is_recognised(dense: Tensor, share: float, copies: int) -> None:
+def test_pruning_by_size_is_recognized(dense: Tensor, share: float, copies: int) -> None:
     """Also of a tensor so large that its values are counted, not sorted."""
     dense = torch.cat([dense * (1 + n / 64) for n in range(copies)])
     pruned = prune_by_size(dense, share)
@@ -78,7 +78,7 @@ def test_pruning_by_size_is_recognised(dense: Tensor, share: float, copies: int)
     assert stats["cutoff"] <= stats["smallest"]
 
 
-def test_pruning_by_other_things_is_recognised(dense: Tensor) -> None:
+def test_pruning_by_other_things_is_recognized(dense: Tensor) -> None:
     half = dense.clone()
     half[::2] = 0.0  # every other row, whatever its weights
     stats = measured(dense, half).snapshot.stats

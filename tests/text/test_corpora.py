@@ -148,6 +148,6 @@ def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
     folder.mkdir()
     (folder / "a.txt").write_text("long @-@ term , yes")
     (folder / "b.txt").write_text("short , no")
-    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenised"
+    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenized"
     assert read("wiki") == ["long-term, yes", "short, no"]
     assert files.preprocessing(files.paths("wiki/b.txt")) == ""

@@ -13,7 +13,7 @@ from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
 from backend.text.corpora import documents, part, preprocessing
-from backend.text.files import detokenise
+from backend.text.files import detokenize
 
 
 @given(st.integers(2, 60))
@@ -36,12 +36,12 @@ def test_a_single_document_is_cut_in_two(text: str) -> None:
     assert len(text) // 2 <= len(calibration) <= 0.85 * len(text)
 
 
-def test_stories_are_others_than_the_model_learnt_from() -> None:
-    learnt = set(stories(TRAIN_SEED, 8000))
+def test_stories_are_others_than_the_model_learned_from() -> None:
+    learned = set(stories(TRAIN_SEED, 8000))
     calibration, evaluation = (
         set(islice(documents("toystories", role), 3000)) for role in ("calibration", "evaluation")
     )
-    assert not learnt & calibration and not learnt & evaluation and not calibration & evaluation
+    assert not learned & calibration and not learned & evaluation and not calibration & evaluation
     assert evaluation == set(stories(999, 3000))
 
 
@@ -91,7 +91,7 @@ def test_a_hub_without_answers_is_no_crash(text_dir: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("tokenised", "plain"),
+    ("tokenized", "plain"),
     [
         (" A guest @-@ starring role , 1 @,@ 500 m . \n", "A guest-starring role, 1,500 m.\n"),
         (" 0 @.@ 7 kg ( 1 @.@ 5 lb ) ; more : yes ! ", "0.7 kg (1.5 lb); more: yes!"),
@@ -101,5 +101,5 @@ def test_a_hub_without_answers_is_no_crash(text_dir: Path, monkeypatch: pytest.M
         (" Robert <unk> 's son \n", "Robert <unk>'s son\n"),
     ],
 )
-def test_lines_of_wikitext(tokenised: str, plain: str) -> None:
-    assert detokenise(tokenised) == plain
+def test_lines_of_wikitext(tokenized: str, plain: str) -> None:
+    assert detokenize(tokenized) == plain

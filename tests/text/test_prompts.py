@@ -51,14 +51,14 @@ def test_training_prompts_are_distinct_and_none_of_the_benchmark() -> None:
 
 
 def test_held_out_prompts_have_wordings_of_their_own() -> None:
-    learnt, heldout = training_prompts(BUILT_IN, 400, heldout=60)
-    assert (len(learnt), len(heldout)) == (340, 60)
-    assert {p.task for p in learnt} == {p.task for p in heldout}
+    learned, heldout = training_prompts(BUILT_IN, 400, heldout=60)
+    assert (len(learned), len(heldout)) == (340, 60)
+    assert {p.task for p in learned} == {p.task for p in heldout}
     templates = json.loads(PROMPTS.read_text())["templates"]
     openings = {t: text.split("{")[0] for t, texts in templates.items() for text in [texts[5]]}
     for task, opening in openings.items():
-        assert not any(p.text.startswith(opening) for p in learnt if p.task == task)
-    passages = [{p.text.split("\n\n", 1)[-1] for p in part} for part in (learnt, heldout)]
+        assert not any(p.text.startswith(opening) for p in learned if p.task == task)
+    passages = [{p.text.split("\n\n", 1)[-1] for p in part} for part in (learned, heldout)]
     assert not passages[0] & passages[1]
 
 
@@ -69,18 +69,18 @@ def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Pa
     with prepared().write(WIKIPEDIA) as folder:
         (folder / ARTICLES).write_text("\n".join(json.dumps({"text": page}) for page in pages))
     parts = training_prompts(BUILT_IN, 600, heldout=100)
-    learnt, heldout = ({*map(int, re.findall(r"Article (\d+)", str(part)))} for part in parts)
+    learned, heldout = ({*map(int, re.findall(r"Article (\d+)", str(part)))} for part in parts)
     kept_for_perplexity = {0, 12, 24}
-    assert learnt and heldout and not learnt & heldout
-    assert not (learnt | heldout) & kept_for_perplexity
+    assert learned and heldout and not learned & heldout
+    assert not (learned | heldout) & kept_for_perplexity
     longest = max(len(prompt.text) for prompt in parts[0] if "Article" in prompt.text)
     assert 500 < longest < prompts.PASSAGE[1] + 200
 
 
-def test_a_prompt_that_stands_twice_is_not_held_out_and_learnt_from(text_dir: Path) -> None:
+def test_a_prompt_that_stands_twice_is_not_held_out_and_learned_from(text_dir: Path) -> None:
     (text_dir / "q.jsonl").write_text('{"text": "A."}\n{"text": "B."}\n{"text": "A."}\n' * 3)
-    learnt, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
-    assert len(learnt) == 1 and {p.text for p in learnt + heldout} == {"A.", "B."}
+    learned, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
+    assert len(learned) == 1 and {p.text for p in learned + heldout} == {"A.", "B."}
 
 
 def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
@@ -98,8 +98,8 @@ def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
         ("prompts", "Do this."),
         ("prompts", "How many?"),
     }
-    learnt, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
-    assert len(heldout) == 1 and {p.text for p in learnt + heldout} == {p.text for p in found}
+    learned, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
+    assert len(heldout) == 1 and {p.text for p in learned + heldout} == {p.text for p in found}
     require_prompts("file:q.jsonl", "prompts")
 
 

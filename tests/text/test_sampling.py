@@ -86,7 +86,7 @@ def test_a_slice_of_the_models_own_words(model, tokenizer) -> None:
     assert done == sorted(done) and reporter.progressed[-1][:2] == (16 * 128, 16 * 128)
 
 
-def test_a_stop_is_honoured_within_a_token(model, tokenizer) -> None:
+def test_a_stop_is_honored_within_a_token(model, tokenizer) -> None:
     reporter = Recorder(stop=lambda told: len(told.progressed) >= 3)
     with pytest.raises(CancelledError):
         sample(model, tokenizer, 2, 64, 0, reporter)

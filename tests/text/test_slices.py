@@ -111,19 +111,19 @@ def test_special_tokens_a_text_spells_out_are_plain_text(text_dir: Path, special
     words.train_from_iterator(["a text"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
     unknown = tokenizer.unk_token_id
-    spelt = "The <unk> of </s> <unk>. " if special else "The words of it. "
-    assert (unknown in tokenizer(spelt).input_ids) == special
-    name = write(text_dir, "a.jsonl", [spelt * 40])
+    spelled = "The <unk> of </s> <unk>. " if special else "The words of it. "
+    assert (unknown in tokenizer(spelled).input_ids) == special
+    name = write(text_dir, "a.jsonl", [spelled * 40])
     found = evaluation_slice(name, tokenizer, 2, 50)
     assert unknown not in found.input_ids
-    assert spelt in tokenizer.decode(found.input_ids.flatten())
+    assert spelled in tokenizer.decode(found.input_ids.flatten())
     assert ("<unk>" in found.literals and "</s>" in found.literals) == special
     rows = training_set(name, tokenizer, 2, 40, 0).text
     assert unknown not in rows.input_ids and bool(rows.literals) == special
 
 
 def test_calibration_windows_stay_in_a_document(tokenizer, text_dir: Path) -> None:
-    texts = [" ".join([word] * MANY) for word in ("red", "blue", "green", "pink", "grey")]
+    texts = [" ".join([word] * MANY) for word in ("red", "blue", "green", "pink", "gray")]
     name = write(text_dir, "a.jsonl", texts)
     found = calibration_slices(name, tokenizer, 30, 40, 0)[0]
     allowed = [set(tokenizer(text).input_ids) for text in texts[1:]]  # the first is for evaluation

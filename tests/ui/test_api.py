@@ -264,7 +264,7 @@ def test_a_pipeline_is_added(visit: Visit) -> None:
     assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
 
 
-def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+def test_models_texts_logs_and_artifacts_are_listed(visit: Visit) -> None:
     client = visit()
     assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
     assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}

@@ -93,7 +93,7 @@ def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any
 
 
 def category_axis(**options: Any) -> dict[str, Any]:
-    """Names from top to bottom, in the colour of text: what each row of a chart is called."""
+    """Names from top to bottom, in the color of text: what each row of a chart is called."""
     rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
     return axis(**rows | {"showgrid": False} | options)
 
@@ -157,7 +157,7 @@ def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
 def reference_line(
     *, x: float | None = None, y: float | None = None, dash: str = "dash", **options: Any
 ) -> dict[str, Any]:
-    """A shape: a thin grey line across the whole plot, at `x` or at `y`."""
+    """A shape: a thin gray line across the whole plot, at `x` or at `y`."""
     if y is None:
         ends: dict[str, Any] = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
     else:
@@ -168,12 +168,12 @@ def reference_line(
 
 def line_look(stroke: LineStyle, **options: Any) -> dict[str, Any]:
     """The line of a trace."""
-    return {"color": stroke.colour, "dash": stroke.dash} | options
+    return {"color": stroke.color, "dash": stroke.dash} | options
 
 
-def tint(colour: str, opacity: float) -> str:
-    """A colour one can see through."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def tint(color: str, opacity: float) -> str:
+    """A color one can see through."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 

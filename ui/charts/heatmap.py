@@ -1,4 +1,4 @@
-"""All layers at once: block by module, coloured by one statistic, or by how far it is from that of
+"""All layers at once: block by module, colored by one statistic, or by how far it is from that of
 the dense tensors or of another run; and what these statistics are called, with their units."""
 
 import math
@@ -126,13 +126,13 @@ def layer_map(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
-    """The figures of a stage by layer. Colour limits are robust (2-98 %); with a base they diverge
+    """The figures of a stage by layer. Color limits are robust (2-98 %); with a base they diverge
     from white. `picked`: name of the tensor whose cell is outlined."""
     rows, shown, even = cells(table, stage, statistic, base), STATISTICS[statistic], bool(base)
     figure = block_heatmap(
         rows,
         _hover(rows, shown, base),
-        colour_limits(rows["value"].to_numpy(dtype=float), even),
+        color_limits(rows["value"].to_numpy(dtype=float), even),
         title=title_of(shown, base, short=True),
         diverging=even,
         view=stage,
@@ -210,7 +210,7 @@ def heatmap(
 
     Args:
         values: [rows, columns]; NaN is a hole.
-        names: of what a picked cell gives; title: of the colours.
+        names: of what a picked cell gives; title: of the colors.
         diverging: from white at 0, to the same distance on both sides.
         picked: column and row of the cell that is outlined.
     """
@@ -226,7 +226,7 @@ def heatmap(
         zmin=low,
         zmax=high,
         colorscale=DIVERGING if diverging else "viridis",
-        colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
+        colorbar=color_bar(title) | (even_ticks(high) if diverging else {}),
     )
     category: dict[str, Any] = {"type": "category", "showgrid": False}
     across = category | {"nticks": 12} | xaxis
@@ -246,7 +246,7 @@ def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False
     return difference.capitalize() if short else f"{statistic.label}, {difference}"
 
 
-def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
+def color_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
     """The 2 % and 98 % quantile, or with `even` the same to both sides of 0, 98 % of the
     magnitudes; where all values are the same, a little to both sides of them."""
     finite = values[np.isfinite(values)]
@@ -263,14 +263,14 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
 
 
 def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """How many layers (rows of `cells`) there are, lie beyond the colours, lack a value."""
+    """How many layers (rows of `cells`) there are, lie beyond the colors, lack a value."""
     values = rows["value"].to_numpy(dtype=float)
-    low, high = colour_limits(values, even)
+    low, high = color_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())
     missing = int(np.isnan(values).sum())
     words = [f"n = {count(len(values))} layers"]
     if beyond:
-        words.append(f"{beyond} beyond the colour limits ({'98' if even else '2–98'} %)")
+        words.append(f"{beyond} beyond the color limits ({'98' if even else '2–98'} %)")
     if missing:
         words.append(f"{missing} without a value")
     return ", ".join(words) + "."
@@ -315,7 +315,7 @@ def even_ticks(limit: float) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": texts}
 
 
-def colour_bar(title: str) -> dict[str, Any]:
+def color_bar(title: str) -> dict[str, Any]:
     """A flat bar above the map, with its title."""
     small = {"size": 12, "color": LIGHT.muted}
     return {

@@ -93,20 +93,20 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def dots(
     values: Sequence[float],
     rows: Sequence[object],
-    colour: str | Sequence[str],
+    color: str | Sequence[str],
     symbol: str | Sequence[str],
     hover: Sequence[str],
     size: int = 11,  # pixels
     **options: Any,
 ) -> go.Scatter:
     """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
-    line = {"width": 2, "color": colour}
+    line = {"width": 2, "color": color}
     return go.Scatter(
         x=[*values],
         y=[*rows],
         mode="markers",
         hovertext=[*hover],
-        marker={"size": size, "color": colour, "symbol": symbol, "line": line},
+        marker={"size": size, "color": color, "symbol": symbol, "line": line},
         hovertemplate="%{hovertext}<extra></extra>",
         cliponaxis=False,
         **options,
@@ -136,7 +136,7 @@ def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
 
 
 def symbol(stroke: LineStyle, shape: str = "circle") -> str:
-    """Filled, or an outline where a stage shares its colour with another."""
+    """Filled, or an outline where a stage shares its color with another."""
     return shape if stroke.dash == "solid" else f"{shape}-open"
 
 

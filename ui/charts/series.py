@@ -155,13 +155,13 @@ def step_line(
         mode="lines",
         line=line_look(stroke, shape="hvh", width=width),
         fill="tozeroy" if fill else None,
-        fillcolor=tint(stroke.colour, fill) if fill else None,
+        fillcolor=tint(stroke.color, fill) if fill else None,
         **options,
     )
 
 
 def cutoffs(series: Sequence[Series]) -> list[float]:
-    """The magnitude thresholds of the pruned stages drawn, neighbours once. Zeros that rounding or
+    """The magnitude thresholds of the pruned stages drawn, neighbors once. Zeros that rounding or
     regrowth left have none: nobody chose them."""
     lines: list[float] = []
     for s in series:

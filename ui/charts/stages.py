@@ -42,7 +42,7 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
     marks = dots(
         [r.value for r in rows],
         labels,
-        [s.colour for s in strokes],
+        [s.color for s in strokes],
         [*map(symbol, strokes)],
         [*map(_hover, rows, labels)],
         error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
@@ -79,7 +79,7 @@ def perplexity_note(results: Sequence[StoredResult]) -> str:
     words += [f"context {context} tokens"] if context else []
     rounded = first.details.get("rounded")
     saved = (
-        f" What is not quantised was rounded to {rounded} first, in the dense model, too."
+        f" What is not quantized was rounded to {rounded} first, in the dense model, too."
         if rounded
         else ""
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from backend.models.sources import catalogue
+from backend.models.sources import catalog
 from backend.store import queries
 from backend.text import corpora
 from jobs.fields.drafters import finished_drafters
@@ -17,7 +17,7 @@ from ui.widgets.dropdown import Choices
 def models() -> Choices:
     return [
         (f"{e.title} (not supported)" if e.refused else _titled(e.title, e.ready), e.name)
-        for e in catalogue.entries()
+        for e in catalog.entries()
     ]
 
 

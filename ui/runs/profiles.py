@@ -1,5 +1,5 @@
 """Sensitivity profiles of runs: the best mixes of formats that a profile leaves, finished runs
-beside what it predicts, and formats on one ordered scale of colours: the fewer bits are left, the
+beside what it predicts, and formats on one ordered scale of colors: the fewer bits are left, the
 brighter; dense is gray."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,7 +132,7 @@ def measured_runs(model: str, x_of: Callable[[RunRow], float | None]) -> list[Me
 
 
 def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], rest: float) -> float | None:
-    """What the bits of a quantised run come to, counted as those of a mix; None of others. `rest`:
+    """What the bits of a quantized run come to, counted as those of a mix; None of others. `rest`:
     bytes beside the layers."""
     bits = row.figures.final(BITS_PER_WEIGHT)
     if bits is None:
@@ -170,15 +170,15 @@ def ordered(formats: Sequence[Format]) -> list[Format]:
     return sorted(formats, key=lambda form: form.bits_per_weight(COLUMNS) - form.sparsity)
 
 
-def format_colours(formats: Sequence[Format]) -> dict[Format, str]:
-    """Format -> colour, in order; quantized and pruned ones each span the whole scale."""
-    colours = dict.fromkeys(formats, LIGHT.muted)
+def format_colors(formats: Sequence[Format]) -> dict[Format, str]:
+    """Format -> color, in order; quantized and pruned ones each span the whole scale."""
+    colors = dict.fromkeys(formats, LIGHT.muted)
     for quantized in (True, False):
         same = [x for x in ordered(formats) if x.quantized == quantized and x != Format()]
         step = (BRIGHTEST - DARKEST) / max(1, len(same) - 1)
         places = [BRIGHTEST - step * place for place in range(len(same))]
-        colours |= zip(same, sample_colorscale(SCALE, places), strict=True)
-    return {form: colours[form] for form in ordered(formats)}
+        colors |= zip(same, sample_colorscale(SCALE, places), strict=True)
+    return {form: colors[form] for form in ordered(formats)}
 
 
 def short_labels(formats: Sequence[Format]) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from backend.errors import SlimscopeError
-from backend.models.sources.catalogue import local_folder
+from backend.models.sources.catalog import local_folder
 from backend.quantization.plan import QuantizationPlan
 from backend.store import frames, queries
 from backend.store.tables import Job

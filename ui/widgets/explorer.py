@@ -64,7 +64,7 @@ def known_or_first(value: str, known: Iterable[str]) -> str:
     return value if value in known else known[0]
 
 
-def neighbour(items: Sequence[Item], item: Item, by: int) -> Item:
+def neighbor(items: Sequence[Item], item: Item, by: int) -> Item:
     return items[max(0, min(items.index(item) + by, len(items) - 1))]
 
 

@@ -82,6 +82,6 @@ def small_file(file: Path) -> dict[str, Any]:
         raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",
             f"Files of at most {size(AT_MOST)} can be downloaded.",
-            "Copy it from the artefact folder.",
+            "Copy it from the artifact folder.",
         )
     return file_payload(file.name, file.read_bytes())

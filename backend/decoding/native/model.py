@@ -1,7 +1,7 @@
 """A transformers model in the layout of `cpp/decoder.cpp`.
 
 Where the blocks are packed, the inputs of products are rounded to 8 bits, and a head that is not
-quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
+quantized is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,7 +21,7 @@ from backend.drafters.config import GENERATION_BATCH
 from backend.drafters.training.prompts import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
-HELD, LEARNT = "held", "learnt"
+HELD, LEARNED = "held", "learned"
 ROWS = "rows.safetensors"
 WRITE, READ = "Generating responses", "Caching hidden states"
 
@@ -31,7 +31,7 @@ class SequenceSources:
     """Token ids for training and for evaluation: prompts, whose greedy responses end with `ends` or
     after `limit` tokens; or plain text, where `limit` is 0."""
 
-    learnt: Sequence[Sequence[int]]
+    learned: Sequence[Sequence[int]]
     heldout: Sequence[Sequence[int]]
     limit: int = 128
     ends: Collection[int] = ()
@@ -120,7 +120,7 @@ def collect(
     ConfigError: the stored sequences have other sources. ComputeError: the logits of the target
     model are not finite. CancelledError: cancellation was requested."""
     checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
-    parts = {HELD: sources.heldout, LEARNT: sources.learnt}
+    parts = {HELD: sources.heldout, LEARNED: sources.learned}
     total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}
     done, doing = 0, WRITE if sources.limit else READ
     for name, rows in parts.items():
@@ -135,7 +135,7 @@ def collect(
             done += len(batch)
             reporter.progress(done, total, REPLAY if kept else doing)
             files[name].append((kept or checkpoints.root / place) / ROWS)
-    return HiddenStateCache(files[LEARNT]), HiddenStateCache(files[HELD])
+    return HiddenStateCache(files[LEARNED]), HiddenStateCache(files[HELD])
 
 
 def _make(

@@ -1,4 +1,4 @@
-"""Training loss of a set of anchors, and its gradient, without materialising all logits; and the
+"""Training loss of a set of anchors, and its gradient, without materializing all logits; and the
 accuracy of the heads on held-out sequences.
 
 For anchor i and head k the teacher is the target model's distribution p_{i+k}, the label x_{i+1+k}.

@@ -139,7 +139,7 @@ def prompts_for(
     """Token ids of training and held-out prompts, from all sets. If the model generates too few,
     the other sets fill the gap. Raises DatasetError: a set is missing, or the user turn cannot be
     found in the chat template; CancelledError: cancellation was requested."""
-    learnt: list[list[int]] = []
+    learned: list[list[int]] = []
     heldout: list[list[int]] = []
     sets = sorted(wanted.sets, key=lambda name: name != SELF)
 
@@ -149,7 +149,7 @@ def prompts_for(
     for number, name in enumerate(sets):
         missing = len(sets) - number
         held = (wanted.heldout - len(heldout)) // missing
-        count = held + (wanted.count - wanted.heldout - len(learnt)) // missing
+        count = held + (wanted.count - wanted.heldout - len(learned)) // missing
         if name == SELF:
             try:
                 given = (count, wanted.seed, checkpoints, reporter)
@@ -160,11 +160,11 @@ def prompts_for(
                 rows = []
                 reporter.log(f"{refused.what} Using the other prompt sets instead.")
             held = held * len(rows) // max(count, 1)
-            learnt, heldout = learnt + rows[held:], heldout + rows[:held]
+            learned, heldout = learned + rows[held:], heldout + rows[:held]
         else:
             more, judges = training_prompts(name, count, wanted.seed, held)
-            learnt, heldout = learnt + fitting(more), heldout + fitting(judges)
-    return learnt, heldout
+            learned, heldout = learned + fitting(more), heldout + fitting(judges)
+    return learned, heldout
 
 
 def generate_prompts(

@@ -2,7 +2,7 @@
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
 share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
-tenth, gradient clipping. New parts are trained in standardised coordinates (`adapted`); the
+tenth, gradient clipping. New parts are trained in standardized coordinates (`adapted`); the
 learning rate of a copied parameter is relative to its root mean square, as models differ in theirs
 by a factor of ten.
 
@@ -82,7 +82,7 @@ class DrafterTrainer(Trainer):
         self,
         drafter: Drafter,
         target: TargetModel,
-        learnt: HiddenStateCache,
+        learned: HiddenStateCache,
         heldout: CachedSequences,
         config: TrainingConfig,
         seed: int,
@@ -100,12 +100,12 @@ class DrafterTrainer(Trainer):
             reporter,
         )
         self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
-        self.learnt, self.heldout, self.seconds = learnt, heldout, 0.0
+        self.learned, self.heldout, self.seconds = learned, heldout, 0.0
         self._step_seconds: list[float] = []
         self._saved_at = time.monotonic()
         self.indices = [
             n
-            for n, (length, start) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+            for n, (length, start) in enumerate(zip(learned.lengths, learned.starts, strict=True))
             if length > max(drafter.config.heads, 1 + max(start, 1))  # something to guess from
         ]
         if not self.indices:
@@ -163,7 +163,7 @@ class DrafterTrainer(Trainer):
         """The batch of a step; a function of seed and step."""
         indices = self._batch(step)
         rows, places = self._anchors(indices, step)
-        samples = [self.learnt[index] for index in indices]
+        samples = [self.learned[index] for index in indices]
         longest = 1 + padded(max(len(s.ids) for s in samples) - 1, self.target.context)
         lengths = torch.tensor([len(s.ids) for s in samples])
         targets = places[:, None] + torch.arange(2, self.drafter.config.heads + 2)
@@ -191,7 +191,7 @@ class DrafterTrainer(Trainer):
         rounded up to a multiple of `ROW_STEP` where there are enough."""
         rows, places = [], []
         for row, index in enumerate(indices):
-            first, last = self.learnt.starts[index] - 1, self.learnt.lengths[index] - 2
+            first, last = self.learned.starts[index] - 1, self.learned.lengths[index] - 2
             found = torch.arange(max(first, 0), last)
             rows.append(torch.full_like(found, row))
             places.append(found)
@@ -211,7 +211,7 @@ class DrafterTrainer(Trainer):
             dice.shuffle(order)
             for start in range(0, len(order), size * WINDOW):
                 window = sorted(
-                    order[start : start + size * WINDOW], key=self.learnt.lengths.__getitem__
+                    order[start : start + size * WINDOW], key=self.learned.lengths.__getitem__
                 )
                 self._batches += [window[n : n + size] for n in range(0, len(window), size)]
             dice.shuffle(self._batches)

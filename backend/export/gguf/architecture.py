@@ -1,7 +1,7 @@
 """Models that can be written as GGUF: sizes, order of rows, and the keys of families, which are
 those of llama.cpp's converter and loader (conversion/, src/models/). Does not import torch.
 
-llama.cpp rotates neighbouring values of a head where transformers rotates its two halves, so for
+llama.cpp rotates neighboring values of a head where transformers rotates its two halves, so for
 `llama` the rows of the query and key projections change places. It adds nothing to the weights of
 norms, so those of Gemma are stored as 1 + w. Frequencies that Llama 3.1 and Phi-3 scale are tensors
 of factors they are divided by:
@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "olmoe": "olmoe",
 }
-NORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
+NORMALIZED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
 GEMMA = ("gemma", "gemma2", "gemma3")
 SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -168,9 +168,9 @@ def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
-    usual = NORMALISED.get(name)
+    usual = NORMALIZED.get(name)
     if usual is not None and bool(config.get("norm_topk_prob")) != usual:
-        does = "normalises" if usual else "does not normalise"
+        does = "normalizes" if usual else "does not normalize"
         yield f"llama.cpp {does} the weights of the chosen experts."
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         yield "Some of its layers have no experts."
@@ -183,7 +183,7 @@ def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield "Its heads share keys and values, which those of llama.cpp's do not."
     wanted = name == "qwen2moe"
     biases = config.get("qkv_bias", True) if wanted else config.get("attention_bias", False)
-    if name in ("qwen3", *NORMALISED) and bool(biases) != wanted:
+    if name in ("qwen3", *NORMALIZED) and bool(biases) != wanted:
         yield "Its attention has biases where llama.cpp's has none, or none where it has."
 
 

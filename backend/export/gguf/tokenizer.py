@@ -2,7 +2,7 @@
 
 - byte-level BPE ("gpt2"): tokens and merges. llama.cpp splits text by rules of its own, which are
   known by name; a tokenizer that splits in another way is refused.
-- BPE with byte fallback ("llama", as of SentencePiece): llama.cpp joins the neighbours whose token
+- BPE with byte fallback ("llama", as of SentencePiece): llama.cpp joins the neighbors whose token
   has the highest score. Here this is minus the rank of its first merge, the same order.
 """
 

@@ -7,7 +7,7 @@
     Q6_K             d c (q - 32)  q in 0 .. 63, c whole
 
 32 weights of a row share d and m, both float16; of Q6_K, for embedding and head alone, 16 share c
-and 256 share d. The codes of a quantised model,
+and 256 share d. The codes of a quantized model,
 w = s (c - z), are carried over as they are: d = s, q = c - z, and for Q4_1 m = -s z, the only
 number that is rounded, and that only where z is whole: offsets are float16 numbers as they are. A
 group of the model may span several such blocks.
@@ -27,11 +27,11 @@ SUPER_BLOCK = 256  # of Q6_K
 
 
 def obstacle(type: str, layout: Layout) -> str:
-    """The reason why `type` cannot hold the codes of a quantised model; empty if it can."""
+    """The reason why `type` cannot hold the codes of a quantized model; empty if it can."""
     if layout.group_size % BLOCK:
         return f"its blocks of {BLOCK} weights do not fit into groups of {layout.group_size}"
     if type in ("F16", "BF16"):
-        return "it would round the quantised weights once more"
+        return "it would round the quantized weights once more"
     if type in ("Q4_0", "Q4_1") and layout.bits > 4:
         return f"it holds 4 bits, not {layout.bits}"
     if type == "Q4_0" and layout.grid != "symmetric":
@@ -44,7 +44,7 @@ def obstacle(type: str, layout: Layout) -> str:
 
 
 def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
-    """The type of the linear layers, the largest where they differ; `layout` of a quantised model;
+    """The type of the linear layers, the largest where they differ; `layout` of a quantized model;
     None for plain weights, stored as `dtype`. `ConfigError`, which names those that can, if it
     cannot hold the model."""
     if layout is None:
@@ -65,13 +65,13 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
     raise ConfigError(
         f"{type} cannot hold this model.",
         f"{why[0].upper()}{why[1:]}.",
-        f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k.",
+        f"Choose {' or '.join(suitable)}." if suitable else f"Quantize in groups of {BLOCK} k.",
         field="type",
     )
 
 
 def embedding_type(wanted: EmbeddingType, linears: str, packed: bool, dtype: str) -> str:
-    """The type of an embedding or head that is not quantised; `linears`: that of the linear
+    """The type of an embedding or head that is not quantized; `linears`: that of the linear
     layers; `packed`: whether those hold codes, besides which all else stays as `dtype`."""
     if wanted != "auto":
         return wanted
@@ -88,7 +88,7 @@ def fitting(type: str, columns: int) -> str:
 
 
 def carried_type(linears: str, layout: Layout, columns: int) -> str:
-    """The smallest type that holds the codes of a quantised embedding or head, as far as can be
+    """The smallest type that holds the codes of a quantized embedding or head, as far as can be
     known without its scales."""
     size = layout.group_size or columns
     if linears == "F32" or size % BLOCK:

@@ -196,10 +196,10 @@ def write_gguf(
 
     Args:
         type: of the linear layers; see `types.choose_type`.
-        packed: the folder holds quantised layers, whose codes are carried over; what is not
-            quantised is then stored as it is.
+        packed: the folder holds quantized layers, whose codes are carried over; what is not
+            quantized is then stored as it is.
         title: the model's name in the file.
-        embedding: of embedding and head, where they are not quantised.
+        embedding: of embedding and head, where they are not quantized.
     """
     sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)
@@ -284,7 +284,7 @@ def _experts_together(sources: Iterable[GGUFSource], count: int) -> Iterator[GGU
             raise ConfigError(
                 "This model cannot be written as GGUF.",
                 f"The {len(alike)} experts of {name} are not {count} that are alike.",
-                "Choose a complete model, all of whose experts are quantised, or none.",
+                "Choose a complete model, all of whose experts are quantized, or none.",
                 "model",
             )
         stem, _, joint = name.rpartition(".")

@@ -15,7 +15,7 @@ from backend.printable import readable_bytes
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
-UNKNOWN = "see the file"  # a licence
+UNKNOWN = "see the file"  # a license
 Say = Callable[[str], None]
 
 
@@ -36,7 +36,7 @@ class CacheOrigin:
     title: str
     note: str
     origin: str
-    licence: str
+    license: str
     bytes: int = 0
     base_model: str = ""
 

@@ -1,5 +1,5 @@
 """GGUF headers, read in a child process, and conversion to folders that transformers loads.
-Dequantised weights lie on the grid of the file: quantization results on such a model can be too
+Dequantized weights lie on the grid of the file: quantization results on such a model can be too
 optimistic.
 """
 
@@ -42,7 +42,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
         path.stem,
         note,
         str(path),
-        about["licence"] or UNKNOWN,
+        about["license"] or UNKNOWN,
         path.stat().st_size,
         link[1] if link else "",
     )
@@ -50,7 +50,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
 
 
 def dequantized_note(kinds: Mapping[str, Sequence[int]], methods: str = "") -> str:
-    """A caveat on weights dequantised from GGUF. `kinds`: type, such as Q4_K -> number of tensors,
+    """A caveat on weights dequantized from GGUF. `kinds`: type, such as Q4_K -> number of tensors,
     and of their weights; `methods`: see `rounding_methods`."""
     rounded = {kind: weights for kind, (_, weights) in kinds.items() if kind not in DTYPES}
     told = f"Its name or metadata mention {methods}." if methods else ""
@@ -63,7 +63,7 @@ def dequantized_note(kinds: Mapping[str, Sequence[int]], methods: str = "") -> s
     order = sorted(kinds, key=lambda kind: -kinds[kind][1])
     first, *others = (f"{kind} {kinds[kind][0]}" for kind in order)
     mix = ", ".join((f"{first} tensors", *others))
-    note = f"dequantised from {main}: {100 * share:.0f} % of its weights are already rounded, most "
+    note = f"dequantized from {main}: {100 * share:.0f} % of its weights are already rounded, most "
     return f"{note}to {grid} ({mix}). {told}".strip()
 
 
@@ -105,14 +105,14 @@ def convert(path: Path, folder: Path, say: Say = silent) -> None:
 
 @contextmanager
 def _dequantizing(say: Say) -> Iterator[None]:
-    """Says how many tensors transformers has dequantised, which takes a minute for a gigabyte;
+    """Says how many tensors transformers has dequantized, which takes a minute for a gigabyte;
     its own bar would be drawn into the log."""
     from transformers import modeling_gguf_pytorch_utils
 
     def counted(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
         for number, tensor in enumerate(tensors):
             if number * REPORTS // len(tensors) > (number - 1) * REPORTS // len(tensors):
-                say(f"dequantised {number} of {len(tensors)} tensors")
+                say(f"dequantized {number} of {len(tensors)} tensors")
             yield tensor
 
     converter: Any = modeling_gguf_pytorch_utils

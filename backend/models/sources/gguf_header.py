@@ -59,7 +59,7 @@ SIZES = {
 ABOUT = {
     "name": "general.name",
     "description": "general.description",
-    "licence": "general.license",
+    "license": "general.license",
     "base_model": "general.base_model.0.repo_url",
     "calibration": "quantize.imatrix.file",
 }

@@ -3,7 +3,7 @@ come from strangers, so everything is bounded before it is parsed.
 
 Also how models are built from such files: without code of theirs, and by one thread at a time.
 While transformers and accelerate build one, they exchange functions of PyTorch and of their classes
-(initialisation, ties, the registration of parameters, the default dtype) for all threads. Of two at
+(initialization, ties, the registration of parameters, the default dtype) for all threads. Of two at
 once, the second keeps what the first has exchanged, and puts that back for good."""
 
 import json

@@ -112,7 +112,7 @@ def layout_in(spec: str, config: Mapping[str, Any]) -> Layout | None:
         raise refused(spec, "Its quantization_config is not a JSON object.", REMEDY)
     method = str(settings.get("quant_method", "some method"))[:80]
     if method not in PARTS:
-        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", REMEDY)
+        raise refused(spec, f"Its weights are quantized by {method}, which cannot be read.", REMEDY)
     try:
         if method == "slimscope":
             found = _ours(settings)

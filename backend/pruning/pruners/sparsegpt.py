@@ -23,7 +23,7 @@ def sparsegpt(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: flo
 
     For a percentage, the share is dropped from each block of 128 columns, over all rows."""
     U = inputs.inverse_root(damping)
-    # Columns as rows: each step then touches neighbouring memory.
+    # Columns as rows: each step then touches neighboring memory.
     V = W.masked_fill(inputs.energy == 0, 0.0).T.contiguous()  # [in, out]
     for a, b in _pieces(len(V), BLOCK, pattern):
         E = _prune_columns(V[a:b], U[a:b, a:b], pattern)

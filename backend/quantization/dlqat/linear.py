@@ -1,4 +1,4 @@
-"""A linear layer trained inside its quantisation grid (our reading of DL-QAT).
+"""A linear layer trained inside its quantization grid (our reading of DL-QAT).
 
 Forward, with k the group of column j:
 
@@ -44,7 +44,7 @@ def new_factors(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A [rank, in] and B [out, rank], float32, initialised as in LoRA: Kaiming-uniform, zeros.
+    """A [rank, in] and B [out, rank], float32, initialized as in LoRA: Kaiming-uniform, zeros.
 
     A is drawn on the CPU, so that a seed means the same on any device.
     """
@@ -154,7 +154,7 @@ class DLQATLinear(nn.Module):
 
     Args:
         base: the dense layer; it is not changed.
-        grid: the quantisation space.
+        grid: the quantization space.
         start: W0 [out, in] float32, where it is not the dense weight.
         rank: 0 leaves A and B empty.
         trains: whether A and B are trained, and whether m is.

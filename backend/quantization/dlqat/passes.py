@@ -31,7 +31,7 @@ from backend.training.stage_store import BlockWalk, block_name
 
 ENERGY = "energy"
 FAILURE = (
-    "quantised",
+    "quantized",
     "Use more calibration text, or start from the rounded weights without GPTQ.",
 )
 DAMPING = 0.01  # first tried; relative to the mean energy of the inputs

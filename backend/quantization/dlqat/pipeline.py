@@ -315,7 +315,7 @@ def _planned_linears(model: PreTrainedModel, plan: QuantizationPlan) -> dict[str
 
 
 def _round_rest(run: DLQATRun) -> None:
-    """Round every parameter that is not quantised to its stored precision.
+    """Round every parameter that is not quantized to its stored precision.
 
     Raises:
         ConfigError: a value overflows it.

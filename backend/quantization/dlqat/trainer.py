@@ -17,12 +17,12 @@ text      -log p(x_t | x_<t)
 teacher   KL(p_dense || p). The dense model teaches nothing about the text that it does not know
           itself: a gain is a gain in fidelity.
 
-The control is plain LoRA (Hu et al. 2021), not quantised:
+The control is plain LoRA (Hu et al. 2021), not quantized:
 
     y = x (W0 + c B A)^T + b,   c as in `linear`,   taken as   base(x) + c (x A^T) B^T
 
 Same sequences, steps and schedule as DL-QAT, so that what is learned from the text is not mistaken
-for an effect of the method. A is initialised as in DL-QAT, B at zero."""
+for an effect of the method. A is initialized as in DL-QAT, B at zero."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -303,7 +303,7 @@ class LoRALinear(nn.Module):
 
 
 def train_lora(run: DLQATRun, reporter: Reporter) -> None:
-    """Train A and B beside every quantised linear and store them as the stage "lora"."""
+    """Train A and B beside every quantized linear and store them as the stage "lora"."""
     config, generator = run.config, torch.Generator().manual_seed(run.seed)
     layers = {
         name: LoRALinear(

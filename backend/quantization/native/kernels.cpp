@@ -226,7 +226,7 @@ void slimscope_figures(const Rows* r, const float* dense, int64_t* counts, int64
                        float* error, float* inside) {
   Rows start = *r;
   start.rank = 0;
-  int64_t found[4][256] = {};  // side by side, as neighbours often have the same code
+  int64_t found[4][256] = {};  // side by side, as neighbors often have the same code
   each_tile(*r, 0, r->rows, [&](const Tile& t, int64_t at, int64_t of) {
     Tile begun = t;
     round(start, begun);

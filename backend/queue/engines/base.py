@@ -71,7 +71,7 @@ class Engine(Protocol):
 
     def reference(self, launch: LaunchRequest) -> Ref | None:
         """The reference that the process will have, stored before it is launched; None where it is
-        known only afterwards."""
+        known only afterward."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
         """Start the process of an attempt; `OSError` if it was not started, and will not be. Where

@@ -1,6 +1,6 @@
-"""Checks of what several machines share: the cluster that runs start on, and the artefact store.
+"""Checks of what several machines share: the cluster that runs start on, and the artifact store.
 The probe is a job that does nothing but say where it is: whether machines of a cluster start what
-they are given, have the versions of this one, and reach the same artefacts."""
+they are given, have the versions of this one, and reach the same artifacts."""
 
 import secrets
 import sys
@@ -40,7 +40,7 @@ def probe() -> HealthCheck:
 
 
 def send(engine: Engine) -> HealthCheck:
-    """Send the job by an engine; nothing of it is left afterwards."""
+    """Send the job by an engine; nothing of it is left afterward."""
     launch, began = _request(key := PROBE.format(secrets.token_hex(8))), time.monotonic()
     try:
         ref = engine.launch(launch)
@@ -141,17 +141,17 @@ def nodes() -> HealthCheck:
     return check("versions", not other, text, "Install the same versions on every machine.")
 
 
-def artefact_store() -> HealthCheck:
+def artifact_store() -> HealthCheck:
     """Whether the store takes a file, and gives it back."""
     try:
         kept = store()
         if kept is None:
-            return HealthCheck("artefact store", True, f"the folder {settings().artifacts}")
+            return HealthCheck("artifact store", True, f"the folder {settings().artifacts}")
         key, content = PROBE.format(uuid4().hex), uuid4().bytes
         kept.write(key, content)
         same = kept.read(key) == content
         kept.remove(key)
     except Exception as error:  # each file system has errors of its own
-        return HealthCheck("artefact store", False, str(error), "Correct SLIMSCOPE_ARTIFACTS.")
+        return HealthCheck("artifact store", False, str(error), "Correct SLIMSCOPE_ARTIFACTS.")
     text = f"{settings().artifact_store} takes files"
-    return check("artefact store", same, text, "It does not give back what it was given.")
+    return check("artifact store", same, text, "It does not give back what it was given.")

@@ -13,7 +13,7 @@ import psutil
 from backend.compiler import CompilerError
 from backend.decoding.native.library import instructions
 from backend.models.sources.cache import damaged_folders
-from backend.models.sources.catalogue import entries
+from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
 from backend.queue import scheduling
 from backend.queue.engines.local import installed_gpus
@@ -197,11 +197,11 @@ def copies() -> HealthCheck:
 
 
 def orphans() -> HealthCheck:
-    """Artefact folders without a run."""
+    """Artifact folders without a run."""
     found = orphaned_folders()
-    text = f"no run knows {_some(found)}" if found else "every artefact folder has its run"
+    text = f"no run knows {_some(found)}" if found else "every artifact folder has its run"
     fix = "Delete them if nothing in them is needed: rm -r FOLDER"
-    return check("artefacts", not found, text, fix)
+    return check("artifacts", not found, text, fix)
 
 
 def supervisor() -> HealthCheck:

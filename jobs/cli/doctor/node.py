@@ -1,4 +1,4 @@
-"""What a machine of a cluster says of itself, in a file among the artefacts:
+"""What a machine of a cluster says of itself, in a file among the artifacts:
 `python -m jobs.cli.doctor.node KEY`. It loads no torch and opens no database."""
 
 import json

@@ -80,7 +80,7 @@ def require_live(facts: ModelFacts) -> None:
     if facts.quantized:
         raise ConfigError(
             f"{facts.title} cannot be changed live.",
-            "Its weights are quantised already.",
+            "Its weights are quantized already.",
             "Choose the dense model.",
             "model",
         )

@@ -1,4 +1,4 @@
-"""The folder of the artefacts is on its own host, and mounted by both machines. It stands for NFS,
+"""The folder of the artifacts is on its own host, and mounted by both machines. It stands for NFS,
 which takes a kernel that has it: files travel as SFTP, and a mount waits as a hard one does."""
 
 import shutil
@@ -67,6 +67,6 @@ def test_a_run_stands_still_with_its_disk_and_pages_do_not(lab: Lab, disk: Host)
     assert scheduling.status().supervisor_alive
     lab.network.heal()
     seconds = took(lambda: steps(run) > before + 1, 60)
-    print(f"four pages take {slowest:.1f} s meanwhile, the run goes on {seconds:.0f} s afterwards")
+    print(f"four pages take {slowest:.1f} s meanwhile, the run goes on {seconds:.0f} s afterward")
     until(lambda: has_ended(run))
     assert len(queries.attempts(run)) == 1 and counted(run) == [*range(60)]

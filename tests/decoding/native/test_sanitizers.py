@@ -1,5 +1,5 @@
 """The tests of the native decoder and of other C++ once more, with the address and the
-undefined-behaviour sanitizer in it: they end the process at the first byte that is read or written
+undefined-behavior sanitizer in it: they end the process at the first byte that is read or written
 elsewhere."""
 
 import os

@@ -196,7 +196,7 @@ def test_looking_imports_nothing_heavy(queue: Path) -> None:
         "heavy = ('torch', 'transformers', 'pandas', 'alembic')\n"
         "print([m for m in heavy if m in sys.modules])\n"
         "from backend.models.memory import memory_needed\n"
-        "from backend.models.sources.catalogue import entries, inspect\n"
+        "from backend.models.sources.catalog import entries, inspect\n"
         "from backend.text.corpora import corpora\n"
         "memory_needed(inspect('toy')), inspect('smollm2-135m'), entries(), corpora()\n"
         "heavy = ('torch', 'transformers', 'accelerate', 'datasets')\n"
@@ -207,7 +207,7 @@ def test_looking_imports_nothing_heavy(queue: Path) -> None:
     assert [line for line in done.stdout.splitlines() if line[:1] == "["] == ["[]", "[]"]
 
 
-@pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantise")])
+@pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantize")])
 def test_a_pipeline_file_takes_no_model_or_preset(queue: Path, words: tuple[str, ...]) -> None:
     refused = slimscope("pipeline", "file.yaml", *words, "--show")
     assert refused.returncode == 2 and "names its own steps and model" in refused.stderr
@@ -224,7 +224,7 @@ def test_a_pipeline_is_followed_until_a_step_does_not_succeed(
         return queries.job(run)
 
     monkeypatch.setattr("jobs.cli.runs.follow", follow)
-    words = ["--preset", "prune, quantise", "--model", "toy", "--wait"]
+    words = ["--preset", "prune, quantize", "--model", "toy", "--wait"]
     code = command_for(OPERATIONS["pipeline"]).main(words, standalone_mode=False)
     assert code == 3 and len(followed) == 1
     assert f"slimscope resume {followed[0]}" in capsys.readouterr().out

@@ -42,10 +42,10 @@ def test_a_new_data_folder_is_in_order(queue: Path, given: Given, tmp_path: Path
 def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     (settings().artifacts / "sds-0099").mkdir(parents=True)
     told = slimscope("doctor")
-    assert told.returncode == 1 and "LOOK artefacts" in told.stdout and "-> Delete" in told.stdout
+    assert told.returncode == 1 and "LOOK artifacts" in told.stdout and "-> Delete" in told.stdout
     checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
     assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
-    assert checks["artefacts"]["fix"]
+    assert checks["artifacts"]["fix"]
 
 
 def test_a_shared_folder_that_others_can_read(queue: Path, given: Given) -> None:
@@ -155,14 +155,14 @@ def test_machines_with_other_versions_are_named(queue: Path) -> None:
 
 
 def test_a_store_gives_back_what_it_takes(queue: Path, given: Given, tmp_path: Path) -> None:
-    assert cluster.artefact_store().ok
+    assert cluster.artifact_store().ok
     given(ARTIFACTS=f"file://{tmp_path}/store")
-    assert cluster.artefact_store().ok and [*(tmp_path / "store").iterdir()] == []
+    assert cluster.artifact_store().ok and [*(tmp_path / "store").iterdir()] == []
     (tmp_path / "file").touch()
     given(ARTIFACTS=f"file://{tmp_path}/file/store")
-    assert wrong(cluster.artefact_store(), "SLIMSCOPE_ARTIFACTS")
+    assert wrong(cluster.artifact_store(), "SLIMSCOPE_ARTIFACTS")
     given(ARTIFACTS="nothing://there")
-    assert wrong(cluster.artefact_store(), "nothing")
+    assert wrong(cluster.artifact_store(), "nothing")
 
 
 def test_more_threads_than_cores(queue: Path, given: Given) -> None:

@@ -40,7 +40,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "curves": [[RUN]],
     "results": [[RUN]],
     "tensors": [[RUN]],
-    "pipeline": [["--preset", "prune, quantise", "--model", "toy"]],
+    "pipeline": [["--preset", "prune, quantize", "--model", "toy"]],
     "submit": [["count", "--steps", "1"]],
 }
 ELSEWHERE = {

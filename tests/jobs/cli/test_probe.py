@@ -47,7 +47,7 @@ def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[He
 
 @pytest.fixture(params=["folder", "store"])
 def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
-    """Where this machine keeps artefacts, and what tells another one the same."""
+    """Where this machine keeps artifacts, and what tells another one the same."""
     place = str(data_dir.parent / "shared")
     place = f"file://{place}" if request.param == "store" else place
     given(ARTIFACTS=place)
@@ -66,7 +66,7 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
     assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
 
 
-def test_a_machine_whose_artefacts_are_elsewhere_is_told(
+def test_a_machine_whose_artifacts_are_elsewhere_is_told(
     engine: tuple[Head, RayEngine], tmp_path: Path
 ) -> None:
     head, there = engine

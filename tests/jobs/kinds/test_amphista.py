@@ -12,7 +12,7 @@ from backend.drafters.generate import generate
 from backend.drafters.training.loss import NODES
 from backend.errors import ModelError
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue.artifacts import run_folder, work_folder
 from backend.store import frames, queries
 from backend.store.tables import Job

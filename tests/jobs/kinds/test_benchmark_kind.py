@@ -13,7 +13,7 @@ from backend.decoding.native.model import decoding_dtype
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError
 from backend.models import blocks
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State

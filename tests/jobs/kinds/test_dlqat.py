@@ -11,7 +11,7 @@ from backend.evaluation.perplexity import perplexity as measure
 from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
 from backend.queue.artifacts import run_folder, work_folder
@@ -194,7 +194,7 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
         (
             {"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
             "50.0 % lower than GPTQ and 20.0 % lower than LoRA, then GPTQ. The same training "
-            "without quantisation reaches 16.00: rounding itself raises it by 25.0 %.",
+            "without quantization reaches 16.00: rounding itself raises it by 25.0 %.",
         ),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % lower than AWQ."),

@@ -13,7 +13,7 @@ from backend.errors import SlimscopeError
 from backend.evaluation.zero_shot import questions, score_endings
 from backend.metric_key import MetricKey
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue import service
 from backend.reporter import SilentReporter
 from backend.store import queries

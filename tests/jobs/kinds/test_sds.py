@@ -9,7 +9,7 @@ import pytest
 from backend.errors import ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.memory import RUNTIME
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.headers import read_headers
 from backend.pruning.plan import PruningPlan
 from backend.queue.artifacts import run_folder, work_folder

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import backend.models.sources.toy
 from backend.checkpoints import Checkpoints
 from backend.export.reading import StoredLinears
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue.artifacts import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings

@@ -20,7 +20,7 @@ from torch import Tensor
 from backend.decoding.native import library
 from backend.errors import ConfigError, ForbiddenError
 from backend.live.address import WORKBENCH
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder
 from backend.settings import settings

@@ -23,7 +23,7 @@ from sqlalchemy import text
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.loop import Work
 from backend.errors import SlimscopeError
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
 from backend.settings import settings

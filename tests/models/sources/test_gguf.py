@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from backend.errors import ModelError
 from backend.export.card import origin_of
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect, materialise
+from backend.models.sources.catalog import inspect, materialize
 from backend.models.sources.headers import read_headers
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
@@ -122,13 +122,13 @@ def test_what_lies_beside_a_file_is_not_read(file):
 def test_header_and_converted_folder_tell_the_same(file):
     write_toy(file, Kind.Q8_0)
     before = inspect(str(file))
-    materialise(str(file))
+    materialize(str(file))
     after = inspect(str(file))
     assert (
         before.note
         == after.note
         == (
-            "dequantised from Q8_0: 82 % of its weights are already rounded, most to an 8-bit grid "
+            "dequantized from Q8_0: 82 % of its weights are already rounded, most to an 8-bit grid "
             "(Q8_0 21 tensors, F32 8)."
         )
     )
@@ -139,11 +139,11 @@ def test_header_and_converted_folder_tell_the_same(file):
 
 def test_a_file_is_converted_once_and_again_when_it_changes(file):
     lines: list[str] = []
-    folder = materialise(str(write_toy(file)), lines.append)
-    assert materialise(str(file), lines.append) == folder
+    folder = materialize(str(write_toy(file)), lines.append)
+    assert materialize(str(file), lines.append) == folder
     assert lines[0] == "converting toy.gguf to safetensors, once"
-    assert "dequantised 15 of 29 tensors" in lines and lines[-1].startswith("writing ")
-    assert materialise(str(write_toy(file, Kind.Q8_0))) != folder
+    assert "dequantized 15 of 29 tensors" in lines and lines[-1].startswith("writing ")
+    assert materialize(str(write_toy(file, Kind.Q8_0))) != folder
 
 
 def test_experts_and_unknown_architectures_are_refused(file):
@@ -167,11 +167,11 @@ def test_a_damaged_file_is_refused(file, content):
         inspect(str(file))
 
 
-def test_origin_and_licence_are_those_of_the_file(file):
+def test_origin_and_license_are_those_of_the_file(file):
     write_toy(file, Kind.Q8_0, about="Made of an awq model.")
-    materialise(str(file))
+    materialize(str(file))
     origin = origin_of(str(file))
-    assert (origin.base_model, origin.licence) == ("org/toy", "apache-2.0")
+    assert (origin.base_model, origin.license) == ("org/toy", "apache-2.0")
     assert inspect(str(file)).note.endswith("Its name or metadata mention AWQ.")
 
 
@@ -180,7 +180,7 @@ def test_origin_and_licence_are_those_of_the_file(file):
 )
 def test_each_tensor_keeps_the_narrowest_type_that_holds_its_values(file, kind, dtypes):
     write_toy(file, kind)
-    folder = materialise(str(file))
+    folder = materialize(str(file))
     found = {header.dtype for header in read_headers(folder).values()}
     assert found <= dtypes and inspect(str(file)).dtype == (
         "float16" if kind == Kind.F16 else "float32"

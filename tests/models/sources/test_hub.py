@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import errors
 
 from backend.errors import ModelError
-from backend.models.sources import catalogue, hub
-from backend.models.sources.catalogue import inspect
+from backend.models.sources import catalog, hub
+from backend.models.sources.catalog import inspect
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY_FOLDER
 
@@ -80,11 +80,11 @@ def test_the_hub_is_asked_once_for_many_previews(monkeypatch: pytest.MonkeyPatch
         return read_config(TOY_FOLDER), read_headers(TOY_FOLDER)
 
     monkeypatch.setattr(hub, "headers_of", headers_of)
-    facts = [catalogue.inspect(ID) for _ in range(5)]
+    facts = [catalog.inspect(ID) for _ in range(5)]
     assert asked == [ID] and facts[0] == facts[4]
     clock = hub.time.monotonic() + hub.ANSWER_TTL_S + 1
     monkeypatch.setattr(hub.time, "monotonic", lambda: clock)
-    catalogue.inspect(ID)
+    catalog.inspect(ID)
     assert asked == [ID, ID]
 
 
@@ -98,11 +98,11 @@ def test_an_error_is_kept_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hub, "headers_of", fail)
     for _ in range(3):
         with pytest.raises(ModelError, match="gated"):
-            catalogue.inspect(ID)
+            catalog.inspect(ID)
     clock = hub.time.monotonic() + hub.ERROR_TTL_S + 1
     monkeypatch.setattr(hub.time, "monotonic", lambda: clock)
     with pytest.raises(ModelError):
-        catalogue.inspect(ID)
+        catalog.inspect(ID)
     assert len(asked) == 2
 
 
@@ -113,7 +113,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
     try:
         for number in range(2 * hub.MAX_LOOKUPS):
             with pytest.raises(ModelError, match="did not answer within") as raised:
-                catalogue.inspect(f"{ID}-{number}")
+                catalog.inspect(f"{ID}-{number}")
             assert raised.value.field == "model"
         waiting = [t for t in threading.enumerate() if t.name.startswith("hub")]
         assert len(waiting) <= hub.MAX_LOOKUPS

@@ -13,7 +13,7 @@ from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.families.stored import TensorHeader
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.models.sources.quantized import layout_in, unpacked
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
@@ -90,7 +90,7 @@ def quantization(strategy: str, size: int | None) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("settings_of", "why"),
     [
-        ({"quant_method": "bitsandbytes"}, "quantised by bitsandbytes"),
+        ({"quant_method": "bitsandbytes"}, "quantized by bitsandbytes"),
         ({"quant_method": "gptq"}, "cannot be read"),
         ({"quant_method": "gptq", "bits": 9, "group_size": 32}, "9 bits"),
         ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "gemv"),

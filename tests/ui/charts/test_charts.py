@@ -22,7 +22,7 @@ from ui.charts.heatmap import (
     MapBaseline,
     available,
     cells,
-    colour_limits,
+    color_limits,
     heatmap_note,
     in_order,
     layer_map,
@@ -78,8 +78,8 @@ def test_each_cell_is_the_stored_figure_in_order_with_its_unit(
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
-def test_colour_limits_are_robust_and_never_empty(values: list[float]) -> None:
-    low, high = colour_limits(np.array(values))
+def test_color_limits_are_robust_and_never_empty(values: list[float]) -> None:
+    low, high = color_limits(np.array(values))
     assert low < high
     inside = np.mean([low <= v <= high for v in values])
     assert inside >= 0.94 or len(values) < 50
@@ -95,7 +95,7 @@ def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
     assert (found == np.maximum(table["min"].abs(), table["max"].abs())).all()
 
 
-def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
+def test_compared_with_dense_the_colors_diverge_from_white(table: pd.DataFrame) -> None:
     base = MapBaseline(table[table["stage"] == "dense"], "Dense")
     heat = drawn(layer_map(table, "first", "std", base=base).figure)[0]
     stored = table.set_index(["stage", "tensor"])["std"]
@@ -159,11 +159,11 @@ def test_a_log_span_shows_every_value(values: list[float]) -> None:
 # looks --------------------------------------------------------------------------------------------
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance of "#RRGGBB" or "rgb(r, g, b)", as WCAG defines it."""
-    parts = [int(x, 16) / 255 for x in re.findall("[0-9A-Fa-f]{2}", colour)]
-    if colour[0] != "#":
-        parts = [float(x) / 255 for x in re.findall(r"[\d.]+", colour)[:3]]
+    parts = [int(x, 16) / 255 for x in re.findall("[0-9A-Fa-f]{2}", color)]
+    if color[0] != "#":
+        parts = [float(x) / 255 for x in re.findall(r"[\d.]+", color)[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -185,8 +185,8 @@ def test_text_can_be_read_and_controls_seen(palette: Any) -> None:
 @pytest.mark.parametrize("palette", [LIGHT, DARK])
 def test_stages_stand_out_from_the_paper(palette: Any) -> None:
     for stage, stroke in ((s, stage_style(s)) for s in stage_styles()):
-        colour = palette.muted if stage == "dense" else stroke.colour
-        assert contrast(colour, palette.paper) >= 3
+        color = palette.muted if stage == "dense" else stroke.color
+        assert contrast(color, palette.paper) >= 3
 
 
 @given(st.floats(0.01, 1e5), st.floats(1.02, 1e4))

@@ -144,9 +144,9 @@ def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
 # looks --------------------------------------------------------------------------------------------
 
 
-def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> None:
+def test_the_browser_knows_the_dark_twin_of_every_gray(series: list[Series]) -> None:
     script = (SCRIPTS / "shade.js").read_text()
     twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
-    assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
-    coloured = {*twins, *(stage_style(stage).colour for stage in stage_styles())}
-    assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', overlay(series).to_json())} <= coloured
+    assert twins and all(getattr(LIGHT, name) == color for color, name in twins.items())
+    colored = {*twins, *(stage_style(stage).color for stage in stage_styles())}
+    assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', overlay(series).to_json())} <= colored

@@ -100,15 +100,15 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert shown["drafter"]["visible"] is False  # there is but one
 
 
-def test_decoders_have_one_colour_on_every_page(measured: str) -> None:
+def test_decoders_have_one_color_on_every_page(measured: str) -> None:
     found = decoder_reports(measured)
-    paint = charts.colours(found)
+    paint = charts.colors(found)
     store(*(result(1, d.name, "speed_up", d.speed_up) for d in found))
     speeds = {"run": 75.0, VANILLA: 50.0}
     store(*(result(1, stage, "tokens_per_second", v) for stage, v in speeds.items()))
     store(result(1, "run", "speed_up", 1.5))
     (home,) = [shown for shown in showcase() if shown.kind.name == "benchmark"]
-    assert [colour for _, colour, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
+    assert [color for _, color, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
     assert [label for label, *_ in home.bars] == ["Vanilla", "Prompt lookup", "amphista-0002"]
     assert decoder_label(f"amphista-0002{COMBINED}") == "Prompt lookup + amphista-0002"
     assert home.figure.text == "75 tokens per second with a drafter, 50 without."
@@ -187,13 +187,13 @@ def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
     assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
 
 
-def test_decoders_keep_their_colours_and_tables_their_figures(measured: str) -> None:
+def test_decoders_keep_their_colors_and_tables_their_figures(measured: str) -> None:
     decoders = decoder_reports("benchmark-0001")
     first, other = (
         charts.speed_up(order, "").figure.data[0].marker.color
         for order in (decoders, decoders[::-1])
     )
-    assert list(first) == list(other)[::-1]  # a decoder keeps its colour
+    assert list(first) == list(other)[::-1]  # a decoder keeps its color
     times = charts.step_time(decoders, "").figure.data
     assert [sum(bar.x) for bar in times] == [1.0, 30.0, 1.5, 0.75]
     shown = draw()

@@ -311,7 +311,7 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     assert "data" not in compare.export(pressed("csv"), asked())
 
 
-def test_the_baseline_is_a_line_of_the_colour_of_text_in_every_picture() -> None:
+def test_the_baseline_is_a_line_of_the_color_of_text_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
         compare.draw_curves(None, None, request)["lines_chart"],

@@ -19,15 +19,15 @@ from ui.runs.rows import rows
 from ui.runs.view import parse_filter
 
 
-def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
-    html = page.HTML.licences(page.sources())
-    for name, licence in (
+def test_every_model_and_text_is_named_with_its_license(seeded: Settings) -> None:
+    html = page.HTML.licenses(page.sources())
+    for name, license in (
         ("toy", "same as Slimscope"),
         ("smollm2-135m", "Apache-2.0"),
         ("wikipedia", "CC BY-SA 3.0 / GFDL"),
         ("c4", "ODC-By 1.0"),
     ):
-        assert f"<code>{name}</code>" in html and esc(licence) in html
+        assert f"<code>{name}</code>" in html and esc(license) in html
     assert "<code>/" not in html and "file:" not in html
 
 

@@ -38,7 +38,7 @@ def queued(seeded: Settings) -> list[Job]:
 
 
 def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
-    html = page._preview(pipeline.preset("prune, quantise, draft", "toy"))
+    html = page._preview(pipeline.preset("prune, quantize, draft", "toy"))
     assert html.count("<tr>") == 7 and "quick look · pattern 2:4" in html and "Together" in html
     assert "Step 2, dlqat, cannot be run" in page._preview(
         "model: toy\nsteps: [sds:, dlqat: {a: 1}]"
@@ -92,7 +92,7 @@ def test_without_a_pipeline_there_is_the_form_with_the_preset_asked(
     for query in ({}, {"id": "sds-9999"}):
         _, body, form = page.draw(asked(**query))
         assert body == "" and form["visible"]
-    assert page._arrive(asked(preset="prune, quantise"))[0] == "prune, quantise"
+    assert page._arrive(asked(preset="prune, quantize"))[0] == "prune, quantize"
     assert page._arrive(asked(preset="other"))[0] == page.FIRST_PRESET
 
 

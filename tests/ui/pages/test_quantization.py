@@ -319,7 +319,7 @@ def test_what_a_run_recorded_is_read_once_until_it_moves_on() -> None:
 # charts -------------------------------------------------------------------------------------------
 
 
-def test_magnitudes_are_log_ratios_of_one_colour_at_every_step() -> None:
+def test_magnitudes_are_log_ratios_of_one_color_at_every_step() -> None:
     m = np.array([[1.0, 2.0], [0.5, 1.0]])
     heat = group_map(GroupMap.of(m, "magnitude", m), "v", (1, 0)).data[0]
     assert [list(row) for row in heat.z] == [[0, 1], [-1, 0]]

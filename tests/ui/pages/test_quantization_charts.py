@@ -1,4 +1,4 @@
-"""Quantisation: errors beside the inputs they meet."""
+"""Quantization: errors beside the inputs they meet."""
 
 import numpy as np
 import pytest

@@ -99,7 +99,7 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
     assert incomparable_because(fast, slow, MetricKey("tokens_per_second")) == "different device"
 
 
-def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
+def test_an_arrow_and_a_word_stand_beside_the_color() -> None:
     of = METRICS["perplexity"]
     html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)
     assert re.search(

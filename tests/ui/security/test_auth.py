@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from backend.errors import ForbiddenError, RateLimitError
 from backend.models.facts import ModelFacts
-from backend.models.sources import catalogue
+from backend.models.sources import catalog
 from backend.queue import gate, permissions, scheduling, service
 from backend.queue.actor import Actor
 from backend.settings import Settings
@@ -215,7 +215,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
 
     def inspect(spec: str) -> ModelFacts:
         looked.append(spec)
-        return catalogue.inspect(spec)
+        return catalog.inspect(spec)
 
     monkeypatch.setattr("jobs.fields.models.inspect", inspect)
     number = event_of(web, "sds-preview-due", "change")

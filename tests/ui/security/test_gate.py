@@ -22,7 +22,7 @@ from ui import api
 from ui.security import auth
 from ui.security.middleware import SecurityMiddleware
 
-NEIGHBOUR = "10.0.0.8"
+NEIGHBOR = "10.0.0.8"
 Said = dict[str, Any]
 
 
@@ -95,7 +95,7 @@ def while_busy(
 
 def test_who_asks_for_much_waits_and_others_are_answered(site: SlowSite) -> None:
     busy = [site.ask("/slow", OTHER) for _ in range(45)]
-    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
+    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
     assert (other, at_work) == (200, gate.REQUESTS_OF_A_VISITOR)
     assert answers == [200] * 45
 
@@ -110,7 +110,7 @@ def test_who_shares_an_address_is_answered_too(site: SlowSite) -> None:
 def test_many_sessions_of_one_address_leave_room_for_other_addresses(site: SlowSite) -> None:
     names = [f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}" for _ in range(20)]
     busy = [site.ask("/slow", OTHER, name) for name in names for _ in range(3)]
-    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
+    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
     assert (other, at_work) == (200, gate.REQUESTS)  # all of them, as long as nobody else asks
     assert {*answers} == {200}
 
@@ -119,7 +119,7 @@ def test_a_line_has_an_end(site: SlowSite) -> None:
     most = gate.REQUESTS_OF_A_VISITOR + gate.WAITING
     cookie = f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}"
     busy = [site.ask("/slow", OTHER, cookie) for _ in range(most + 5)]
-    other, _, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
+    other, _, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
     assert other == 200 and sorted(answers) == [200] * most + [429] * 5
 
 
@@ -128,7 +128,7 @@ def test_a_class_whose_guests_get_no_session_is_answered(
 ) -> None:
     set_up(monkeypatch, GUEST_ANSWERS="0")
     busy = [site.ask("/slow", OTHER) for _ in range(30 * 6)]
-    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
+    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
     assert (other, at_work, {*answers}) == (200, gate.REQUESTS // 2, {200})
 
 

@@ -1,5 +1,5 @@
 /* The histogram on Home: it plays the stages of a method, until somebody stops it or chooses a stage. Bars and
-   colours move between two measured stages; nothing in between is measured. People who asked for less motion
+   colors move between two measured stages; nothing in between is measured. People who asked for less motion
    choose the stages themselves. */
 (() => {
   const { create, find, still } = window.slimscope;
@@ -7,12 +7,12 @@
   const MOVE_MS = 700;
   const WIDTH = 960;
   const HEIGHT = 300;
-  /** Colours of stages that are lighter in the dark mode. @type {Record<string, string>} */
+  /** Colors of stages that are lighter in the dark mode. @type {Record<string, string>} */
   const INKS = { "#5B6472": "--muted", "#0072B2": "--blue" };
 
-  /** @typedef {{label: string, colour: string, zeros: number, heights: number[], said: string}} HeroStage `zeros`: a share */
+  /** @typedef {{label: string, color: string, zeros: number, heights: number[], said: string}} HeroStage `zeros`: a share */
 
-  /** A colour as [red, green, blue] in the mode of the page. @param {string} hex */
+  /** A color as [red, green, blue] in the mode of the page. @param {string} hex */
   function rgb(hex) {
     const css = getComputedStyle(document.body);
     const ink = INKS[hex] ? css.getPropertyValue(INKS[hex]).trim() : hex;
@@ -62,7 +62,7 @@
       find(plot, ".hero-first", SVGElement).setAttribute("d", outline(first.heights));
       this.area = find(plot, ".hero-now", SVGElement);
       this.meter = find(plot, ".hero-zeros span");
-      this.shown = { heights: first.heights, colour: rgb(first.colour), zeros: first.zeros };
+      this.shown = { heights: first.heights, color: rgb(first.color), zeros: first.zeros };
       this.playButton = find(figure, ".hero-play");
       this.playButton.onclick = () => this.play(!this.playing);
       this.buttons = this.stages.map((stage, i) => this.button(stage, i));
@@ -75,9 +75,9 @@
     }
 
     /** @type {(stage: HeroStage, i: number) => HTMLButtonElement} */
-    button({ label, colour }, i) {
+    button({ label, color }, i) {
       const button = create("button", { type: "button", className: "small", textContent: label });
-      button.style.setProperty("--stage", INKS[colour] ? `var(${INKS[colour]})` : colour);
+      button.style.setProperty("--stage", INKS[color] ? `var(${INKS[color]})` : color);
       button.onclick = () => {
         this.play(false);
         this.go(i);
@@ -86,8 +86,8 @@
     }
 
     paint() {
-      const { heights, colour, zeros } = this.shown;
-      const fill = `rgb(${colour.map(Math.round).join(",")})`;
+      const { heights, color, zeros } = this.shown;
+      const fill = `rgb(${color.map(Math.round).join(",")})`;
       this.area.setAttribute("d", `${outline(heights)}Z`);
       this.area.style.fill = fill;
       this.meter.style.width = `${100 * zeros}%`;
@@ -117,7 +117,7 @@
         const part = still() ? 1 : ease(passed);
         this.shown = {
           heights: mix(from.heights, to.heights, part),
-          colour: mix(from.colour, rgb(to.colour), part),
+          color: mix(from.color, rgb(to.color), part),
           zeros: from.zeros + (to.zeros - from.zeros) * part,
         };
         this.paint();

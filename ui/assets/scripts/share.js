@@ -50,7 +50,7 @@
     const count = views().length;
     find(box, ".views").textContent = count
       ? `The presentation goes through ${count} chosen view${count === 1 ? "" : "s"}.`
-      : "No view is chosen: a presentation goes through Home, Weights, Quantisation and Benchmark.";
+      : "No view is chosen: a presentation goes through Home, Weights, Quantization and Benchmark.";
     find(box, ".forget").hidden = !count;
   }
 

@@ -1,7 +1,7 @@
 /* Code of every page. Python calls `slimscope.NAME(...)` from its components; the other scripts of this folder
    extend `slimscope`, and types.d.ts lists all of it. */
 window.slimscope = (() => {
-  /* All pages are neighbours, so links need no <base>; with one, the gradients and clip paths of a
+  /* All pages are neighbors, so links need no <base>; with one, the gradients and clip paths of a
      chart would point to the address it was drawn at, and vanish when the address changes. */
   document.querySelector("base")?.remove();
 
@@ -295,7 +295,7 @@ window.slimscope = (() => {
       return Math.max(height, Math.min(height * typeScale(), 0.42 * window.innerHeight));
     }
 
-    /** Two frames around the picked cell: one in the colour of text, one of paper inside. */
+    /** Two frames around the picked cell: one in the color of text, one of paper inside. */
     outline() {
       if (!this.picked || !this.trace) return [];
       const i = this.trace.x.indexOf(this.picked[0]);

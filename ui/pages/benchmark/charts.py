@@ -29,13 +29,13 @@ from ui.charts.headlines import of_break_even, of_parts, of_speed, of_tasks
 from ui.format import esc
 from ui.format import share as share_of
 from ui.runs.results import find_job
-from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
+from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colors
 
 Path = tuple[int, ...]
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM, MOST_ROOM = 1.4, 1.9, 2.3  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
-PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, colour
+PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, color
     "draft": ("Draft", ORANGE),
     "verify": ("Verify", BLUE),
     "accept": ("Accept", GREEN),
@@ -110,8 +110,8 @@ def drafter_of(run: str) -> DrafterInfo:
     return DrafterInfo(expected_hits(run), *figures)
 
 
-def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
-    return name_colours(d.name for d in decoders)
+def colors(decoders: Sequence[DecoderReport]) -> dict[str, str]:
+    return name_colors(d.name for d in decoders)
 
 
 def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
@@ -215,10 +215,10 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
             decoders,
             frame[titles[part]],
             name=label,
-            marker={"color": colour},
+            marker={"color": color},
             hovertemplate=f"<b>%{{y}}</b><br>{label}: %{{x:.2f}} ms<extra></extra>",
         )
-        for part, (label, colour) in PARTS.items()
+        for part, (label, color) in PARTS.items()
     ]
     whole = frame[[*titles.values()]].sum(axis=1)
     texts = [f"{t:.1f} ms, {d.accepted:.2f} tokens" for t, d in zip(whole, decoders, strict=True)]
@@ -231,14 +231,14 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:
-    paint = colours(decoders)
+    paint = colors(decoders)
     marker = {"color": [paint[d.name] for d in decoders]}
     names = [*map(bar_label, decoders)]
     return go.Bar(x=values, y=names, orientation="h", width=0.5, **{"marker": marker} | options)
 
 
-def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
-    return {"color": colour, "thickness": 1, "array": high - value, "arrayminus": value - low}
+def _range(value: pd.Series, low: pd.Series, high: pd.Series, color: str) -> dict[str, Any]:
+    return {"color": color, "thickness": 1, "array": high - value, "arrayminus": value - low}
 
 
 def _bar_layout(
@@ -281,7 +281,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         columns=["Decoder", "Task", "Speed-up, ×", "Lowest", "Highest", "Tokens per step"],
     )
     tasks = [*dict.fromkeys(frame["Task"])]
-    paint, figure = colours(decoders), go.Figure()
+    paint, figure = colors(decoders), go.Figure()
     for place, decoder in enumerate(drafters):
         rows = frame[frame["Decoder"] == decoder.label]
         up = rows["Speed-up, ×"]

@@ -1,4 +1,4 @@
-"""Several runs in the colours of the comparison: perplexity of their stages, one curve over each
+"""Several runs in the colors of the comparison: perplexity of their stages, one curve over each
 other, and the weights of one tensor as each left them."""
 
 from collections import Counter
@@ -46,7 +46,7 @@ def stage_dots(
     labels: Mapping[str, str],
     note: str = "",
 ) -> Chart:
-    """Perplexity by stage (rows, `labels` from top to bottom) and run (colour and shape); all
+    """Perplexity by stage (rows, `labels` from top to bottom) and run (color and shape); all
     measured on the same text."""
     frame = pd.DataFrame(
         {"Stage": label, **{run: r.value(stage, PERPLEXITY) for run, r in results.items()}}
@@ -63,7 +63,7 @@ def stage_dots(
             for row, value in zip(at, measured, strict=True)
         ]
         shape = symbol(stroke, SHAPES[place % len(SHAPES)])
-        traces.append(dots(measured.tolist(), at, stroke.colour, shape, hover, name=run))
+        traces.append(dots(measured.tolist(), at, stroke.color, shape, hover, name=run))
     x = log_axis("Perplexity", log_span(values), showgrid=False, tickangle=0)
     looks = layout(view="stages", xaxis=x, yaxis=rows_axis([*rows]), **legend_row())
     ends = {run: end for run, each in results.items() if (end := each.final())}

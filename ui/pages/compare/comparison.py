@@ -61,7 +61,7 @@ PAIRED = Metric(
     "lower",
 )
 ALWAYS = {PAIRED.key.family, SIZE.family, *GAINS}  # shown even where only some runs have them
-COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
+COLORS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 WORD = re.compile(r"\s*\S+")  # with the space before it
 MAX_PROMPTS = 6  # prompts
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
@@ -86,8 +86,8 @@ class RunComparison:
     @property
     def strokes(self) -> dict[str, LineStyle]:
         others = [run for run in self.runs if run != self.base.job.run]
-        coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
-        return {run: coloured.get(run, LineStyle(LIGHT.text)) for run in self.runs}
+        colored = {run: LineStyle(COLORS[i % len(COLORS)]) for i, run in enumerate(others)}
+        return {run: colored.get(run, LineStyle(LIGHT.text)) for run in self.runs}
 
     @property
     def columns(self) -> list[ComparedRun]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 from markupsafe import Markup
 
-from backend.models.sources import catalogue
+from backend.models.sources import catalog
 from backend.text import corpora
 from backend.text.files import PREFIX
 from jobs.metrics import METRICS
@@ -46,35 +46,35 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "N:M": "At most N of M consecutive inputs of a row are non-zero. GPUs accelerate 2:4.",
         "Wanda": "Prunes by |weight| times the norm of its input.",
         "SparseGPT": "Prunes column by column and updates the remaining weights to compensate.",
-        "ALPS": "Prunes each layer by optimisation (ADMM), then solves for the remaining weights.",
+        "ALPS": "Prunes each layer by optimization (ADMM), then solves for the remaining weights.",
         "DSnoT": "Starts from Wanda's mask and swaps pruned for kept weights; trains nothing.",
         "First pruning": "One-shot pruning of the dense model.",
-        "Re-dense": "All weights are optimised again, with penalties that make the next pruning "
+        "Re-dense": "All weights are optimized again, with penalties that make the next pruning "
         "cheap.",
         "Second pruning (SDS)": "The re-dense model is pruned again, and the weights that stay are "
         "adjusted: what the method ends with.",
         "Forward passes and Grams": "The calibration text runs through the blocks, and products "
         "of each layer's inputs are summed up (a Gram matrix), by which errors are weighed.",
         "Second pruning, not adjusted": "The re-dense model is pruned again.",
-        "Weight adjustment": "Optimises the remaining weights so that each layer's outputs match "
+        "Weight adjustment": "Optimizes the remaining weights so that each layer's outputs match "
         "those of the dense layer.",
         "Block reconstruction": "Trains the remaining weights of a whole block to give the dense "
         "block's outputs.",
         "Control": "The first pruning with weight adjustment under the same mask: the baseline "
         "that SDS has to beat.",
     },
-    "Quantisation (DL-QAT)": {
+    "Quantization (DL-QAT)": {
         "DL-QAT": "Small updates of the weights, and a factor for each group, are trained inside "
         "the rounding.",
         "RTN": "Rounds each weight to the nearest point of the grid. Needs no text.",
         "GPTQ": "Rounds column by column and updates the remaining weights to compensate.",
         "AWQ": "Before rounding, scales up the weights of the inputs that matter most.",
-        "HQQ": "Fits scale and zero point to the weights by half-quadratic optimisation. Needs no "
+        "HQQ": "Fits scale and zero point to the weights by half-quadratic optimization. Needs no "
         "text.",
         "Group": "Consecutive inputs of a row that share one scale.",
         "Group magnitude": "Trained factor of a group's scale.",
         "Codes": "The integers that represent the weights on the grid.",
-        "Quantisation space": "The grid: bits, scale and zero point of every group.",
+        "Quantization space": "The grid: bits, scale and zero point of every group.",
     },
     "Sensitivity": {
         "Sensitivity": "The loss that one layer alone causes in a format, all others dense, in "
@@ -196,7 +196,7 @@ weights = frames.tensor_table(1)  # one row per tensor and stage
 """
 HTML = fragments("pages/help/page.html")
 TO_TERM = "document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: 'center' })"
-Source = catalogue.CatalogueEntry | corpora.CorpusInfo
+Source = catalog.CatalogEntry | corpora.CorpusInfo
 
 
 def known_terms() -> dict[str, str]:
@@ -225,7 +225,7 @@ def build() -> None:
 
 
 def sources() -> list[Source]:
-    models = [each for each in catalogue.entries() if not Path(each.name).is_absolute()]
+    models = [each for each in catalog.entries() if not Path(each.name).is_absolute()]
     datasets = [each for each in corpora.corpora() if not each.name.startswith(PREFIX)]
     return [*models, *datasets]
 

@@ -33,7 +33,7 @@ from ui.runs.results import (
 )
 from ui.runs.rows import all_rows
 from ui.runs.weights import DENSE, weights_of
-from ui.theme import name_colours, stage_style
+from ui.theme import name_colors, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
@@ -43,7 +43,7 @@ RACED_STEPS = 120  # of a text that is replayed
 
 @dataclass(frozen=True)
 class Shown:
-    """Finished run of a kind with a key figure. `bars`: (label, colour, value as text, length from
+    """Finished run of a kind with a key figure. `bars`: (label, color, value as text, length from
     0 to 1) of the key metric by stage; `conditions` apply where it is a speed."""
 
     job: Job
@@ -96,7 +96,7 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
     styled = [s for s in values if s in kind.styles]
     main = [s for s in styled if kind.styles[s].main] or [*values]
     longest = max((values[stage] for stage in main), default=1.0)
-    paint = name_colours(values)
+    paint = name_colors(values)
     bars = [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
     return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
@@ -136,7 +136,7 @@ def _source(job: Job) -> str:
     corpora = {use: of.get("corpus") for use, of in known if isinstance(of, Mapping)}
     alike = "training" in corpora and corpora["training"] == corpora.get("evaluation")
     same = " Trained and evaluated on the same kind of text." if alike else ""
-    if not (rounded := re.search(r"dequantised from I?Q(\d)", str(source or ""))):
+    if not (rounded := re.search(r"dequantized from I?Q(\d)", str(source or ""))):
         return f"Source: {source}.{same}" if source else ""
     file, bits = f"a{'n' if rounded[1] == '8' else ''} {rounded[1]}-bit file", rounded[1]
     told = f"The model was downloaded as {file} and unpacked"
@@ -170,7 +170,7 @@ def moving_histogram() -> dict[str, Any] | None:
 
     Returns:
         run, tensor, edge (the axis runs from -edge to edge), and for each stage: name, label,
-        colour, said, zeros (share of all weights) and heights (share of all weights in each of
+        color, said, zeros (share of all weights) and heights (share of all weights in each of
         `BARS` bins, relative to the height of the axis).
     """
     compressing = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
@@ -209,7 +209,7 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
                 "label": label,
                 "said": said,
                 "zeros": round(zeros, 4),
-                "colour": stage_style(snapshot.stage).colour,
+                "color": stage_style(snapshot.stage).color,
                 "heights": [round(min(1.0, float(h / top)), 4) for h in height],
             }
         )

@@ -72,7 +72,7 @@ def models_of(configs: Sequence[JobConfig]) -> dict[str, Markup]:
 
 
 def _described(spec: str) -> tuple[str, str]:
-    """A model's title and size, and the note of the catalogue."""
+    """A model's title and size, and the note of the catalog."""
     try:
         facts = resolve_model(spec, reads=False).facts
     except SlimscopeError:  # the kind says why

@@ -140,7 +140,7 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
     run = query(request, "id")
     job = find_job(run)
     if job is None:
-        described = f"There is no run {run}." if run else "Prune, quantise and draft in one go."
+        described = f"There is no run {run}." if run else "Prune, quantize and draft in one go."
         return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
     jobs = connected(job.id)
     steps, alone = split_alone(jobs)

@@ -19,14 +19,14 @@ ROOM = 0.06  # decades beside the outermost points
 
 def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
     """Magnitudes of all groups: bands of quantiles ("p05" -> step -> value) and the median."""
-    colour = stage_style(stage).colour
+    color = stage_style(stage).color
     lines, names = [], [*FAN]
     pairs = zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True)
     for place, (low, high) in enumerate(pairs, 1):
         upper, lower = quantiles.get(high, {}), quantiles.get(low, {})
         steps = sorted(upper.keys() & lower.keys())
         name = f"{int(low[1:])} to {int(high[1:])} % of groups"
-        fill = tint(colour, 0.12 * place)  # the inner bands are darker, also in the legend
+        fill = tint(color, 0.12 * place)  # the inner bands are darker, also in the legend
         lines.append(_edge([*steps], [lower[s] for s in steps], None, name, fill))
         lines.append(_edge([*steps], [upper[s] for s in steps], "tonexty", name, fill))
     middle = quantiles.get("p50", {})
@@ -36,7 +36,7 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
             y=[middle[s] for s in sorted(middle)],
             name="Median",
             mode="lines",
-            line={"color": colour},
+            line={"color": color},
             hovertemplate="Median %{y:.5f}<extra></extra>",
         )
     )
@@ -71,10 +71,10 @@ def _edge(
 def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
     """Frequency of each code of one tensor, [2^bits], after training as an outline over before."""
     at = sorted({min(usage), max(usage)}) if usage else []
-    colour = stage_style(stage).colour
+    color = stage_style(stage).color
     looks_of = [
         {"color": tint(LIGHT.muted, 0.5)},
-        {"color": tint(colour, 0.0 if len(at) > 1 else 0.5), "line": {"color": colour, "width": 2}},
+        {"color": tint(color, 0.0 if len(at) > 1 else 0.5), "line": {"color": color, "width": 2}},
     ]
     bars = [
         go.Bar(
@@ -170,7 +170,7 @@ def input_energy_chart(every: Sequence[InputGroups], tensor: str, label: str, st
     figure = go.Figure()
     if others:
         figure.add_trace(_points(others, "Same module in other blocks", LIGHT.muted, 4, 0.35))
-    figure.add_trace(_points([own], "This tensor", stage_style(stage).colour, 9, 1.0))
+    figure.add_trace(_points([own], "This tensor", stage_style(stage).color, 9, 1.0))
     spans = []
     for values in (x, y):
         positive = values[values > 0] if (values > 0).any() else np.ones(1)
@@ -186,7 +186,7 @@ def input_energy_chart(every: Sequence[InputGroups], tensor: str, label: str, st
 
 
 def _points(
-    groups: Sequence[InputGroups], name: str, colour: str, size: int, opacity: float
+    groups: Sequence[InputGroups], name: str, color: str, size: int, opacity: float
 ) -> go.Scatter:
     said = [
         f"Block {one.block}, group {k}<br>inputs {x:.3g}, error {e:.3g}<br>"
@@ -200,7 +200,7 @@ def _points(
         customdata=[one.tensor for one in groups for _ in one.inputs],
         text=said,
         mode="markers",
-        marker={"color": colour, "size": size, "opacity": opacity},
+        marker={"color": color, "size": size, "opacity": opacity},
         name=name,
         hovertemplate="%{text}<extra></extra>",
     )
@@ -243,7 +243,7 @@ def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
         y=group.residual.tolist(),
         customdata=group.quantized.tolist(),
         mode="markers",
-        marker={"size": 7, "color": stage_style(stage).colour},
+        marker={"size": 7, "color": stage_style(stage).color},
         hovertemplate="Dense %{x:.5f}<br>now %{customdata:.5f}<br>moved by %{y:.5f}<extra></extra>",
     )
     points = group.points.tolist()

@@ -6,10 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ui.charts.chart import axis
-from ui.charts.heatmap import ROBUST, colour_limits, heatmap
+from ui.charts.heatmap import ROBUST, color_limits, heatmap
 from ui.format import count, number, share
 
-MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbours
+MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbors
 FAR = 0.01  # from 1, for a magnitude
 Group = tuple[int, int]  # row, group in the row
 
@@ -117,7 +117,7 @@ def _spans(length: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class GroupMap:
-    """Map of one figure: `values` [rows, groups] as stored, colour limits `low` and `high`."""
+    """Map of one figure: `values` [rows, groups] as stored, color limits `low` and `high`."""
 
     figure: GroupFigure
     values: np.ndarray
@@ -127,11 +127,11 @@ class GroupMap:
 
     @classmethod
     def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> "GroupMap":
-        """Map of a key of `FIGURES`; colour limits come from `among`, the last step [rows, groups],
-        so that one colour means the same at every step."""
+        """Map of a key of `FIGURES`; color limits come from `among`, the last step [rows, groups],
+        so that one color means the same at every step."""
         figure = FIGURES[name]
         cells = group_cells(figure.drawn(values))
-        limits = colour_limits(group_cells(figure.drawn(among)).mean, even=figure.ratio)
+        limits = color_limits(group_cells(figure.drawn(among)).mean, even=figure.ratio)
         return cls(figure, values, cells, *limits)
 
 
@@ -157,7 +157,7 @@ def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
 
 
 def group_map_note(mapped: GroupMap) -> str:
-    """Number of groups, their spread, and cells without or beyond the colours, in words."""
+    """Number of groups, their spread, and cells without or beyond the colors, in words."""
     figure, values, cells = mapped.figure, mapped.values, mapped.cells
     ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
     words = [f"n = {count(values.size)} groups", " to ".join(ends)]
@@ -167,7 +167,7 @@ def group_map_note(mapped: GroupMap) -> str:
         most = (cells.rows[0][1] + 1) * (cells.columns[0][1] + 1)
         words.append(f"means of up to {most} of them in a cell")
     if beyond := int(((cells.mean < mapped.low) | (cells.mean > mapped.high)).sum()):
-        words.append(f"{beyond} cells beyond the colour limits ({ROBUST[1]:g} %)")
+        words.append(f"{beyond} cells beyond the color limits ({ROBUST[1]:g} %)")
     if missing := int(np.isnan(figure.drawn(values)).sum()):
         words.append(f"{missing} without a value")
     return ", ".join(words) + "."

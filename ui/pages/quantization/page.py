@@ -1,4 +1,4 @@
-"""Quantisation: the grid, what training moved inside of it, and where rounding hurts."""
+"""Quantization: the grid, what training moved inside of it, and where rounding hurts."""
 
 from dataclasses import replace
 from functools import partial
@@ -110,7 +110,7 @@ SHARED = ExplorerPage(
     draw,
     profile=MAGNITUDE,
     kind=dlqat.NAME,
-    no_run="No run has trained inside a quantisation grid yet.",
+    no_run="No run has trained inside a quantization grid yet.",
     lacks="recorded no groups",
     later="They appear here when training begins.",
 )
@@ -121,7 +121,7 @@ def build() -> None:
         run=dropdown("Run", "quant-run", min_width=240),
         stage=dropdown("Stage", "quant-stage", min_width=200),
         tensor=dropdown("Tensor", "quant-tensor"),
-        figure=dropdown("Colour", "quant-figure"),
+        figure=dropdown("Color", "quant-figure"),
         step=gr.Slider(
             0, 1, step=1, label="Training step", elem_id="quant-step", min_width=200, render=False
         ),
@@ -179,7 +179,7 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
 
 
 PAGE = Page(
-    "Quantisation",
+    "Quantization",
     "quantization",
     build,
     order=60,

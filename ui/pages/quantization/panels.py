@@ -68,7 +68,7 @@ USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?"
 ENERGY = _panel(
     "energy",
     "Errors and inputs",
-    "Do groups that meet large inputs have small errors? Rounding hurts towards the upper right.",
+    "Do groups that meet large inputs have small errors? Rounding hurts toward the upper right.",
 )
 
 

@@ -1,4 +1,4 @@
-"""What can be looked at of a run that trained inside a quantisation grid, and what is looked at."""
+"""What can be looked at of a run that trained inside a quantization grid, and what is looked at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ui.pages.quantization.charts import GroupWeights, InputGroups
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.runs.results import kind_of
 from ui.runs.weights import stage_labels, tensor_names
-from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour
+from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbor
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
 
@@ -180,5 +180,5 @@ class QuantView:
         return GroupWeights(dense, quantized, np.sort(scale * (np.arange(codes) - zero)))
 
     def moved(self, by: int) -> "QuantView":
-        row, group = neighbour(self.worst_first, self.group, by)
+        row, group = neighbor(self.worst_first, self.group, by)
         return self.select(group=f"{row},{group}")

@@ -141,7 +141,7 @@ def disk_card(job: Job, user: Actor) -> Markup:
     return HTML.disk(parts | total, free)
 
 
-def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
+def artifacts(run: str, rows: Sequence[Artifact]) -> Markup:
     """Folders and files with their sizes, and downloads of the small ones."""
     cards, root = [], settings().artifacts.resolve()
     for row in rows:
@@ -156,7 +156,7 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
             limit = size(AT_MOST) if nbytes > AT_MOST else ""
             download = HTML.download(run, str(file.relative_to(root)), limit)
             listed.append([HTML.file_name(name), size(nbytes), download])
-        card = HTML.artefact(
+        card = HTML.artifact(
             sentence_case(row.kind),
             str(path),
             size(row.bytes),
@@ -172,7 +172,7 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
 
 @dataclass(frozen=True)
 class LineageNode:
-    """Model of the catalogue, or a run with its `change` to the model before and its perplexity."""
+    """Model of the catalog, or a run with its `change` to the model before and its perplexity."""
 
     name: str
     href: str = ""

@@ -49,7 +49,7 @@ from ui.runs.results import (
 )
 from ui.runs.weights import DENSE
 from ui.templates import fragments
-from ui.theme import name_colours
+from ui.theme import name_colors
 from ui.widgets.panel import Updates
 
 HTML = fragments("pages/run/page.html")
@@ -62,7 +62,7 @@ TIMED = 20  # of the newest runs with a drafter, among which is one that timed i
 
 def stage_tables(results: RunResults) -> Markup:
     """Metrics by stage; one table for each group of stages that have metrics in common."""
-    own, paint, tables = single(results), name_colours(results.stages), []
+    own, paint, tables = single(results), name_colors(results.stages), []
     for stages in results.alike():
         names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
         names = [name for name in names if name not in own]

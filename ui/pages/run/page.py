@@ -63,7 +63,7 @@ TABS = {
     "measures": "Quality",
     "curves": "Curves",
     "log": "Log",
-    "artefacts": "Artefacts",
+    "artifacts": "Artifacts",
     "provenance": "Provenance",
 }
 STAGES = Panel(
@@ -99,10 +99,10 @@ def build() -> None:
                     lines |= panel.build("run")
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
-    with tab["artefacts"]:
+    with tab["artifacts"]:
         page["disk"] = disk = HtmlPanel(elem_id="run-disk")
-        page["artefacts"] = HtmlPanel(elem_id="run-artefacts", min_height=120)
-        page["artefacts"].act(download, None, [Download(), message], **SILENT_EVENT)
+        page["artifacts"] = HtmlPanel(elem_id="run-artifacts", min_height=120)
+        page["artifacts"].act(download, None, [Download(), message], **SILENT_EVENT)
     with tab["provenance"], gr.Row(equal_height=False):
         for part in ("settings", "history"):
             with gr.Column(min_width=320):
@@ -143,7 +143,7 @@ def draw(request: gr.Request) -> Updates:
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
-        blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artefacts"), "")
+        blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artifacts"), "")
         head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
         return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
@@ -151,7 +151,7 @@ def draw(request: gr.Request) -> Updates:
     unsaved = (
         "The run saves its model here when it succeeds."
         if job.state in ACTIVE
-        else "This run saved no artefacts."
+        else "This run saved no artifacts."
     )
     html = {
         "head": head_html(job, user),
@@ -172,7 +172,7 @@ def draw(request: gr.Request) -> Updates:
             HTML.history(history_html(job)),
         ),
         "disk": details.disk_card(job, user),
-        "artefacts": details.artefacts(job.run, queries.artifacts(job.run))
+        "artifacts": details.artifacts(job.run, queries.artifacts(job.run))
         or empty(NO_WEIGHTS if ships_without(job) else unsaved),
     }
     before_after = weights_chart(job)

@@ -28,7 +28,7 @@ from ui.pages.sensitivity.selection import (
     PREDICTED,
     SensitivityView,
 )
-from ui.runs.profiles import format_colours, ordered
+from ui.runs.profiles import format_colors, ordered
 from ui.theme import BLUE, LIGHT, VERMILLION
 from ui.widgets.panel import Panel
 
@@ -58,7 +58,7 @@ NONE_MEASURED = "This profile holds estimates alone: it measured no format."
 
 
 def map_chart(view: SensitivityView) -> Chart:
-    """Blocks by matrices, coloured on a log scale."""
+    """Blocks by matrices, colored on a log scale."""
     rows, figure = view.known, view.figure
     if rows.empty:
         return Chart(_unmeasured(view))
@@ -112,8 +112,8 @@ def worst_chart(view: SensitivityView) -> Chart:
         f"<b>{esc(x.tensor)}</b><br>{figure.say(x.value)}<br>n = {count(x.n)} weights"
         for x in first.itertuples()
     ]
-    colours = [VERMILLION if x == view.selection.layer else BLUE for x in first["tensor"]]
-    trace = dots(values, labels, colours, "circle", hover, customdata=[*first["tensor"]])
+    colors = [VERMILLION if x == view.selection.layer else BLUE for x in first["tensor"]]
+    trace = dots(values, labels, colors, "circle", hover, customdata=[*first["tensor"]])
     across = log_axis(figure.title, log_span(values))
     looks = layout(
         view=f"{view.selection.figure}/worst", xaxis=across, yaxis=rows_axis(labels) | {"dtick": 1}
@@ -137,14 +137,14 @@ def curve_chart(view: SensitivityView) -> Chart:
     measured = view.figures(MEASURED)[view.row, columns]
     own, median = predicted[view.row], np.nanmedian(predicted, 0)
     label, names = view.tensors[view.layer.name], [str(form) for form in formats]
-    colours = format_colours(view.profile.formats)
+    colors = format_colors(view.profile.formats)
     said = [
         f"{esc(form.label)}: {number(value, 3)} nats{'' if np.isnan(kl) else ', measured'}"
         for form, value, kl in zip(formats, own, measured, strict=True)
     ]
     marks = {
         "size": 11,
-        "color": [colours[form] for form in formats],
+        "color": [colors[form] for form in formats],
         "symbol": ["circle-open" if np.isnan(kl) else "circle" for kl in measured],
         "line": {"width": 2},
     }
@@ -247,13 +247,13 @@ def agreement_chart(view: SensitivityView) -> Chart:
     return Chart(drawn, frame, note, name=_name(view, "agreement"), headline=headline)
 
 
-def _line(x: list[float], y: np.ndarray, colour: str, name: str, dash: str = "solid") -> go.Scatter:
+def _line(x: list[float], y: np.ndarray, color: str, name: str, dash: str = "solid") -> go.Scatter:
     return go.Scatter(
         x=x,
         y=[float(v) if v > 0 else None for v in y],
         name=name,
         mode="lines",
-        line={"color": colour, "dash": dash, "width": 1.5},
+        line={"color": color, "dash": dash, "width": 1.5},
         hoverinfo="skip",
     )
 

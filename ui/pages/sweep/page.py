@@ -70,12 +70,12 @@ def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[st
         return Chart(None)
     names = [titles.get(field, field) for field in shares]
     percent = [100 * value for value in shares.values()]
-    colours = [*[BLUE] * (len(names) - 1), LIGHT.muted]
+    colors = [*[BLUE] * (len(names) - 1), LIGHT.muted]
     bars = go.Bar(
         x=percent,
         y=names,
         orientation="h",
-        marker={"color": colours},
+        marker={"color": colors},
         text=[f"{value:.0f} %" for value in percent],
         textposition="outside",
         cliponaxis=False,
@@ -172,12 +172,12 @@ def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:
     return dots(
         rows[title].tolist(),
         rows["place"],
-        stroke.colour,
+        stroke.color,
         "line-ns" if is_dense else symbol(stroke),
         [_hover(*row) for row in said],
         size=22 if is_dense else 10,
         name=label,
-        error_x={"array": spreads.fillna(0.0).tolist(), "color": stroke.colour},
+        error_x={"array": spreads.fillna(0.0).tolist(), "color": stroke.color},
     )
 
 

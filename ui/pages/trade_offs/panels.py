@@ -15,7 +15,7 @@ from ui.charts.lines import dots, log_span
 from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import SIZE, SPEED, Landmark, TradeoffView, landmarks_file
-from ui.runs.profiles import MeasuredRun, format_colours, layers_table, short_labels
+from ui.runs.profiles import MeasuredRun, format_colors, layers_table, short_labels
 from ui.theme import BLUE, GREEN, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel
@@ -39,7 +39,7 @@ def front_chart(view: TradeoffView) -> Chart:
     """Predicted front, formats alone, the mix of the budget, and measured runs."""
     across, mixes, uniform, runs = view.across, view.mixes, view.front.uniform, view.measured
     title, x_of = across.title, across.x_of
-    colours = format_colours([*uniform])
+    colors = format_colors([*uniform])
     alone, labels = [*uniform.values()], short_labels([*uniform])
     best = go.Scatter(
         x=[x_of(mix) for mix in mixes],
@@ -54,7 +54,7 @@ def front_chart(view: TradeoffView) -> Chart:
     each = dots(
         [x_of(mix) for mix in alone],
         [mix.ratio for mix in alone],
-        [*colours.values()],
+        [*colors.values()],
         "circle",
         [f"<b>{form.label}</b>, all layers<br>{_said(mix)}" for form, mix in uniform.items()],
         name="One format",
@@ -222,11 +222,11 @@ def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
 
 
 def map_chart(view: TradeoffView) -> Chart:
-    """Blocks by matrices, coloured by the format each takes in the mix of the budget."""
+    """Blocks by matrices, colored by the format each takes in the mix of the budget."""
     if isinstance(view.answer, SlimscopeError):
         return Chart(view.answer.what)
     mix, formats = view.answer[1], [*view.front.uniform]
-    colours = [*format_colours(formats).values()]
+    colors = [*format_colors(formats).values()]
     profile, rows = view.blocks, layers_table(view.blocks)
     chosen = [mix.formats[x.name] for x in profile.layers]
     losses = [
@@ -248,7 +248,7 @@ def map_chart(view: TradeoffView) -> Chart:
     )
     steps = np.repeat(np.linspace(0, 1, len(formats) + 1), 2)[1:-1].tolist()
     figure.update_traces(
-        colorscale=[[at, colours[place // 2]] for place, at in enumerate(steps)],
+        colorscale=[[at, colors[place // 2]] for place, at in enumerate(steps)],
         colorbar={"tickvals": [*range(len(formats))], "ticktext": short_labels(formats)},
     )
     figure.update_layout(meta={})

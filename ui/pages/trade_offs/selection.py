@@ -30,7 +30,7 @@ from ui.runs.results import find_job
 from ui.runs.rows import RunRow
 from ui.widgets.explorer import Selection
 
-TITLES: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
+TITLES: Mapping[Method, str] = {"quantized": "Quantized", "pruned": "Pruned"}
 USUAL, HALF = Budget("loss", 0.1), Budget("sparsity", 0.5)
 LEAST = 0.01  # share of zeros that makes a run pruned
 

@@ -210,7 +210,7 @@ class WeightsView:
         for stage in dict.fromkeys(map(self.counterpart, selection.show)):
             if stage in theirs and stage not in same:
                 style, label = stage_style(stage), self.other.labels.get(stage, stage)
-                stroke = LineStyle(style.colour, "dashdot" if style.dash == "dot" else "dash")
+                stroke = LineStyle(style.color, "dashdot" if style.dash == "dot" else "dash")
                 drawn.append(Series(theirs[stage], f"{label}, {self.other.job.run}", stroke))
         return drawn
 
@@ -243,7 +243,7 @@ def map_chart(view: WeightsView) -> Chart:
         return Chart(why, question=question)
     if base is not None:
         pair = f"{weights.job.run}, {weights.labels[stage]}, and {base.label},"
-        question = f"Where do {pair} differ in {label.lower()}? No colour: no difference."
+        question = f"Where do {pair} differ in {label.lower()}? No color: no difference."
     name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
     headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
     theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear

@@ -49,7 +49,7 @@ PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
 MIN_BINS = 16
 DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axes of charts
-CODES = "codes"  # profile of a quantised tensor: how often each is used
+CODES = "codes"  # profile of a quantized tensor: how often each is used
 PROFILES = {  # that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
     *map(map_profile, MAPS),
@@ -132,7 +132,7 @@ def _header(weights: RunWeights) -> dict[str, Any]:
             "label": weights.labels[s],
             "main": declared(s).main,
             "pruned": declared(s).pruned,
-            "colour": stage_style(s).colour,
+            "color": stage_style(s).color,
             "dash": stage_style(s).dash,
             "perplexity": perplexity.get(s),
         }

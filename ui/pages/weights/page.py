@@ -96,7 +96,7 @@ def inspect_model(run: gr.Textbox) -> Dependency:
 
 
 def models_for(run: str) -> Choices:
-    """The model this run has saved, and the catalogue."""
+    """The model this run has saved, and the catalog."""
     saved: list[Artifact] = []
     with suppress(NotFoundError):
         saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []

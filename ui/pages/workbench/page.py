@@ -13,7 +13,7 @@ from ui.theme import ink
 
 HTML = fragments("pages/workbench/page.html")
 START = "slimscope.module('workbench/page').then((page) => page.start(element))"
-COLOURS = {
+COLORS = {
     "format": "Format",
     "predicted": "Predicted loss",
     "sensitivity": "Sensitivity",
@@ -35,7 +35,7 @@ GAUGES = {
 
 def build() -> None:
     gr.HTML(
-        html_template=HTML.workbench(COLOURS, UNITS, GAUGES, FRONTS.values(), ink),
+        html_template=HTML.workbench(COLORS, UNITS, GAUGES, FRONTS.values(), ink),
         js_on_load=START,
         apply_default_css=False,
         elem_id="workbench",

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from backend.errors import ConfigError, ModelError, NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE, state_at
 from backend.models.families.stored import LinearShape
-from backend.models.sources.catalogue import local_folder
+from backend.models.sources.catalog import local_folder
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
@@ -121,7 +121,7 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS,
         "patterns": PATTERNS,
         "parts": _parts(OFFERED, layers),
-        "colours": {"dense": LIGHT.muted, "unchanged": DARK.muted},
+        "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
         "instant": [*AT_ONCE.values()],

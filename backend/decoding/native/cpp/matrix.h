@@ -37,7 +37,7 @@ constexpr int high_shift(int bits, int low, int quad) {
 
 extern "C" {
 
-// y = W x + bias, W [outputs, inputs]; outputs are padded to a multiple of 16. A quantised weight
+// y = W x + bias, W [outputs, inputs]; outputs are padded to a multiple of 16. A quantized weight
 // is scale (code - zero), with one scale and zero-point for `group` inputs of an output.
 //
 // SPARSE_BF16 has a bit for every weight, in the order of BF16, and the weights that are not 0, one

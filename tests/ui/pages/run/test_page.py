@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.pruning.plan import pruning_plan
 from backend.queue import removal
 from backend.queue.actor import Actor
@@ -353,7 +353,7 @@ def model(seeded: Settings) -> Path:
     folder = run_folder("sds-0001") / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (run_folder("sds-0001") / "secret.txt").write_text("not an artefact")
+    (run_folder("sds-0001") / "secret.txt").write_text("not an artifact")
     row = Artifact(
         job_id=1,
         kind="model",
@@ -367,10 +367,10 @@ def model(seeded: Settings) -> Path:
     return folder
 
 
-def test_artefacts_tell_where_they_are_and_give_small_files_alone(
+def test_artifacts_tell_where_they_are_and_give_small_files_alone(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    html = draw("sds-0001")["artefacts"]
+    html = draw("sds-0001")["artifacts"]
     assert str(model) in html and "ab" * 32 in html
     assert "from_pretrained" in html and "config.json" in html
     file, _ = download("sds-0001", "sds-0001/model/config.json")
@@ -382,7 +382,7 @@ def test_artefacts_tell_where_they_are_and_give_small_files_alone(
     assert "data" not in file and "at most" in said["value"]
     (model / "config.json").unlink()
     model.rmdir()
-    assert "deleted or moved" in draw("sds-0001")["artefacts"]
+    assert "deleted or moved" in draw("sds-0001")["artifacts"]
 
 
 @pytest.mark.parametrize(

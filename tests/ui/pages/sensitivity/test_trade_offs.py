@@ -40,11 +40,11 @@ def store_runs() -> None:
         profile_rows(2, environment=timed),
         profile_rows(3, blocks=1, state="running"),
     ]
-    quantised = {"kind": "dlqat", "kept_stage": "dlqat", "name": HOSTILE}
+    quantized = {"kind": "dlqat", "kept_stage": "dlqat", "name": HOSTILE}
     runs = [
-        job(4, **quantised, config={"model": "toy", "bits": 3}),
+        job(4, **quantized, config={"model": "toy", "bits": 3}),
         job(5, name=HOSTILE),
-        job(6, **quantised, config={"model": "smollm2-135m", "bits": 3}),
+        job(6, **quantized, config={"model": "smollm2-135m", "bits": 3}),
     ]
     store(*(one for one, _ in profiles), *runs, *(row for _, rows in profiles for row in rows))
     for number, stage in ((4, "dlqat"), (5, "sds"), (6, "dlqat")):

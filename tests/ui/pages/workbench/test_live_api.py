@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from backend.models.sources.catalogue import inspect
+from backend.models.sources.catalog import inspect
 from backend.queue import gate, permissions
 from backend.queue.actor import Actor
 from jobs.serving import client

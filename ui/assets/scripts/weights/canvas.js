@@ -1,21 +1,21 @@
-/* Drawing: canvases in the pixels of the screen, colours of the mode, numbers as text. */
+/* Drawing: canvases in the pixels of the screen, colors of the mode, numbers as text. */
 
 /** @typedef {{text: string, muted: string, line: string, paper: string, panel: string, accent: string, blue: string,
-    size: number, stage: (hex: string) => string}} Inks Colours of the page; `size`: pixels of its type; `stage`: the
-    colour of a stage in this mode. */
+    size: number, stage: (hex: string) => string}} Inks Colors of the page; `size`: pixels of its type; `stage`: the
+    color of a stage in this mode. */
 /** @typedef {{pen: CanvasRenderingContext2D, width: number, height: number, line: number}} Surface `line`: height of a
     line of text. */
 /** @typedef {((value: number) => number) & {middle: number}} AxisScale Pixels of a value; `middle`: of the axis. */
-/** @typedef {[red: number, green: number, blue: number]} Colour */
+/** @typedef {[red: number, green: number, blue: number]} Color */
 /** @typedef {[from: number, to: number]} Range */
 
 export const { still } = window.slimscope;
 
-/** Colours of stages that are lighter in the dark mode. @type {Record<string, "muted" | "blue">} */
+/** Colors of stages that are lighter in the dark mode. @type {Record<string, "muted" | "blue">} */
 const INKS = { "#5B6472": "muted", "#0072B2": "blue" };
 const NAMED = /** @type {const} */ (["text", "muted", "line", "paper", "panel", "accent", "blue"]);
 const HIDDEN_WIDTH = 600;
-/** @type {Colour[]} */
+/** @type {Color[]} */
 const VIRIDIS = [
   [68, 1, 84],
   [72, 40, 120],
@@ -28,7 +28,7 @@ const VIRIDIS = [
   [181, 222, 43],
   [253, 231, 37],
 ];
-/** @type {Colour[]} */
+/** @type {Color[]} */
 const PLASMA = [
   [13, 8, 135],
   [70, 3, 159],
@@ -41,12 +41,12 @@ const PLASMA = [
   [253, 202, 38],
   [240, 249, 33],
 ];
-/** @type {Colour} */
+/** @type {Color} */
 const COLD = [0, 114, 178];
-/** @type {Colour} */
+/** @type {Color} */
 const WARM = [213, 94, 0];
 
-/** The colour of a stage in HTML, which follows the mode by itself. @param {string} hex */
+/** The color of a stage in HTML, which follows the mode by itself. @param {string} hex */
 export const stageInk = (hex) => (INKS[hex] ? `var(--${INKS[hex]})` : hex);
 
 /* Reading styles and widths makes the browser lay out the page again, which takes longer than drawing. */
@@ -66,13 +66,13 @@ export function inks() {
   const mode = document.body.className;
   if (inkCache?.mode === mode) return inkCache.inks;
   const css = getComputedStyle(document.body);
-  const colours = /** @type {Record<typeof NAMED[number], string>} */ (
+  const colors = /** @type {Record<typeof NAMED[number], string>} */ (
     Object.fromEntries(NAMED.map((name) => [name, css.getPropertyValue(`--${name}`).trim()]))
   );
   const size = parseFloat(getComputedStyle(document.documentElement).fontSize);
   /** @type {Inks["stage"]} */
-  const stage = (hex) => (INKS[hex] ? colours[INKS[hex]] : hex);
-  inkCache = { mode, inks: { ...colours, size, stage } };
+  const stage = (hex) => (INKS[hex] ? colors[INKS[hex]] : hex);
+  inkCache = { mode, inks: { ...colors, size, stage } };
   return inkCache.inks;
 }
 
@@ -119,8 +119,8 @@ export function surface(canvas, height) {
 }
 
 /**
- * @param {Colour} from
- * @param {Colour} to
+ * @param {Color} from
+ * @param {Color} to
  * @param {number} part
  */
 function mix(from, to, part) {
@@ -129,7 +129,7 @@ function mix(from, to, part) {
 }
 
 /**
- * @param {Colour[]} scale
+ * @param {Color[]} scale
  * @param {number} part
  */
 function between(scale, part) {
@@ -138,27 +138,27 @@ function between(scale, part) {
   return mix(scale[i], scale[i + 1], at - i);
 }
 
-/** A colour of the sequential scale. @param {number} part from 0 to 1 */
+/** A color of the sequential scale. @param {number} part from 0 to 1 */
 export const sequential = (part) => between(VIRIDIS, part);
-/** A colour of the scale of formats. @param {number} part from 0 to 1 */
+/** A color of the scale of formats. @param {number} part from 0 to 1 */
 export const plasma = (part) => between(PLASMA, part);
 
 /**
- * A colour of the diverging scale.
+ * A color of the diverging scale.
  * @param {number} part from -1 to 1
- * @param {Colour} middle colour of 0
+ * @param {Color} middle color of 0
  */
 export const diverging = (part, middle) =>
   mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part)));
 
 /**
- * The channels of a colour, which a canvas writes in six hexadecimal digits.
+ * The channels of a color, which a canvas writes in six hexadecimal digits.
  * @param {CanvasRenderingContext2D} pen
- * @param {string} [colour] instead of that it fills with
- * @returns {Colour}
+ * @param {string} [color] instead of that it fills with
+ * @returns {Color}
  */
-export function channels(pen, colour) {
-  if (colour) pen.fillStyle = colour;
+export function channels(pen, color) {
+  if (color) pen.fillStyle = color;
   const [red, green, blue] = String(pen.fillStyle).match(/\w\w/g) ?? ["0", "0", "0"];
   return [parseInt(red, 16), parseInt(green, 16), parseInt(blue, 16)];
 }

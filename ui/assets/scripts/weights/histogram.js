@@ -352,7 +352,7 @@ export class HistogramChart {
    */
   #paintCurve({ input, range, bins, reach }, pen, curve, heights, x, y) {
     const isAdded = input.curve === "cumulative";
-    const colour = inks().stage(curve.colour);
+    const color = inks().stage(curve.color);
     const width = (range[1] - range[0]) / bins;
     pen.beginPath();
     heights.forEach((height, i) => {
@@ -361,14 +361,14 @@ export class HistogramChart {
       pen.lineTo(x(left), y(height));
       pen.lineTo(x(left + width), y(height));
     });
-    Object.assign(pen, { strokeStyle: colour, lineWidth: curve.isFront ? 2.25 : 1.25 });
+    Object.assign(pen, { strokeStyle: color, lineWidth: curve.isFront ? 2.25 : 1.25 });
     pen.setLineDash(curve.isFront ? [] : (DASHES[curve.dash] ?? []));
     pen.stroke();
     pen.setLineDash([]);
     if (isAdded || !(curve.isFront || curve.isBase)) return;
     pen.lineTo(x(range[1]), y(0));
     pen.lineTo(x(range[0]), y(0));
-    Object.assign(pen, { fillStyle: colour, globalAlpha: curve.isFront ? 0.32 : 0.2 });
+    Object.assign(pen, { fillStyle: color, globalAlpha: curve.isFront ? 0.32 : 0.2 });
     pen.fill();
     pen.globalAlpha = 1;
   }
@@ -453,9 +453,9 @@ export class HistogramChart {
 
   /** Entries of the legend: the label with the exact zeros, which are in no bin. */
   legend() {
-    return this.#last.curves.map(({ label, zeros, colour, dash }) => ({
+    return this.#last.curves.map(({ label, zeros, color, dash }) => ({
       words: `${label} · ${ofZeros(zeros)} exact zeros`,
-      colour,
+      color,
       dash,
     }));
   }

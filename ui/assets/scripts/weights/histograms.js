@@ -1,6 +1,6 @@
 /* The recorded histograms and statistics of a run, as `ui/widgets/packed.py` packs them. */
 
-/** @typedef {{name: string, label: string, main?: boolean, pruned?: boolean, colour: string, dash: string,
+/** @typedef {{name: string, label: string, main?: boolean, pruned?: boolean, color: string, dash: string,
     perplexity?: number | null}} Stage `main`: the model passes through it on the way to the result */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
 /** @typedef {{name: string, label: string, block: number, module: string}} Tensor */
@@ -21,7 +21,7 @@
  * @property {Statistic[]} statistics
  * @property {string[]} unlisted statistics without a label, after the others
  * @property {Choice[]} [runs] runs with statistics
- * @property {boolean} [groups] groups of quantised weights are recorded
+ * @property {boolean} [groups] groups of quantized weights are recorded
  * @property {{stage: string, stat: string, tensor: string}} [defaults]
  * @property {string[]} [overlaid] stages drawn by default
  */

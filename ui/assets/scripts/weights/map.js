@@ -26,11 +26,11 @@ import { shortName } from "./words.js";
  * @property {number[]} values by tensor
  * @property {string} label of the values
  * @property {string} unit
- * @property {boolean} [even] colours diverge from 0
+ * @property {boolean} [even] colors diverge from 0
  * @property {number} picked
- * @property {boolean} [log] colours on a log scale
- * @property {ArrayLike<string | null | undefined> | null} [colours] in place of those of the values
- * @property {{words: string, colour: string}[] | false | null} [key] the meaning of `colours`
+ * @property {boolean} [log] colors on a log scale
+ * @property {ArrayLike<string | null | undefined> | null} [colors] in place of those of the values
+ * @property {{words: string, color: string}[] | false | null} [key] the meaning of `colors`
  * @property {Set<number>} [chosen] all others are paler
  * @property {Set<number>} [pinned]
  * @property {number} [height]
@@ -50,7 +50,7 @@ const TOP = () => em(2.125);
 const BOTTOM = () => em(2.25);
 const MAX_PRINTED = 12; // blocks: figures fit into the cells
 const PALE = 0.35;
-const DARK = 140; // colours below this brightness carry white text
+const DARK = 140; // colors below this brightness carry white text
 const BAR_STEPS = 40;
 /** Columns and rows by which an arrow key moves. @type {Record<string, [number, number]>} */
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -79,13 +79,13 @@ export function limits(values, even) {
 }
 
 /**
- * Colours of values between limits.
+ * Colors of values between limits.
  * @param {CanvasRenderingContext2D} pen
  * @param {Range} limits
  * @param {boolean} [even]
  * @returns {(value: number) => string}
  */
-export function colourScale(pen, [low, high], even) {
+export function colorScale(pen, [low, high], even) {
   const middle = channels(pen, inks().paper);
   if (even) return (value) => diverging(value / high, middle);
   return (value) => sequential((value - low) / (high - low || 1));
@@ -224,14 +224,14 @@ export class LayerMap {
     const down = (area.height - TOP() - BOTTOM()) / rows;
     const scaled = log ? logs(values) : values;
     const ends = limits(scaled, even);
-    const colour = colourScale(area.pen, ends, even);
+    const color = colorScale(area.pen, ends, even);
     const drawn = { input, across, down };
     this.#drawn = drawn;
-    this.#cells(drawn, area, scaled, colour);
+    this.#cells(drawn, area, scaled, color);
     for (const t of [input.picked, this.#hovered]) this.#frame(drawn, area, t);
     this.#names(drawn, area);
     if (input.key) this.#key(area, input.key);
-    else this.#bar(input, area, scaled, ends, colour);
+    else this.#bar(input, area, scaled, ends, color);
   }
 
   /** Left, top, width and height of a cell. @type {(drawn: DrawnMap, t: number) => [number, number, number, number]} */
@@ -242,20 +242,20 @@ export class LayerMap {
     return [left, TOP() + data.modules.indexOf(module) * down, width, down];
   }
 
-  /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], colour: (value: number) => string) => void} */
-  #cells(drawn, { pen }, scaled, colour) {
-    const { data, values, colours, chosen, pinned } = drawn.input;
+  /** @type {(drawn: DrawnMap, area: Surface, scaled: number[], color: (value: number) => string) => void} */
+  #cells(drawn, { pen }, scaled, color) {
+    const { data, values, colors, chosen, pinned } = drawn.input;
     pen.textBaseline = "middle";
     pen.textAlign = "center";
     data.tensors.forEach((_, t) => {
-      if (!colours && !Number.isFinite(scaled[t])) return;
+      if (!colors && !Number.isFinite(scaled[t])) return;
       const [left, top, width, height] = this.#boxOf(drawn, t);
-      pen.fillStyle = colours?.[t] ?? colour(scaled[t]);
+      pen.fillStyle = colors?.[t] ?? color(scaled[t]);
       pen.globalAlpha = !chosen?.size || chosen.has(t) ? 1 : PALE;
       pen.fillRect(left, top, Math.max(1, width - 1), height - 1);
       pen.globalAlpha = 1;
       const isPinned = pinned?.has(t);
-      if (!isPinned && (colours || data.blocks.length > MAX_PRINTED)) return;
+      if (!isPinned && (colors || data.blocks.length > MAX_PRINTED)) return;
       const [red, green, blue] = channels(pen);
       pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < DARK ? "#fff" : "#14181F";
       const text = isPinned ? "◆" : number(values[t]);
@@ -268,11 +268,11 @@ export class LayerMap {
     if (t < 0 || !drawn.input.data.tensors[t]) return;
     const [left, top, width, height] = this.#boxOf(drawn, t);
     const ink = inks();
-    for (const { colour, thick } of [
-      { colour: ink.text, thick: 4 },
-      { colour: ink.paper, thick: 1.5 },
+    for (const { color, thick } of [
+      { color: ink.text, thick: 4 },
+      { color: ink.paper, thick: 1.5 },
     ]) {
-      pen.strokeStyle = colour;
+      pen.strokeStyle = color;
       pen.lineWidth = thick;
       pen.strokeRect(left - 1, top - 1, width + 1, height + 1);
     }
@@ -297,15 +297,15 @@ export class LayerMap {
     bottomAxis(area, ink, marks, x, "Block");
   }
 
-  /** The meaning of each colour, above the cells. @type {(area: Surface, key: {words: string, colour: string}[]) => void} */
+  /** The meaning of each color, above the cells. @type {(area: Surface, key: {words: string, color: string}[]) => void} */
   #key({ pen, width, line }, key) {
     let left = LEFT();
     pen.textAlign = "left";
     pen.textBaseline = "middle";
-    for (const { words, colour } of key) {
+    for (const { words, color } of key) {
       const long = 18 + pen.measureText(words).width;
       if (left + long > width) return;
-      pen.fillStyle = colour;
+      pen.fillStyle = color;
       pen.fillRect(left, TOP() / 2 - 5, 10, 10);
       pen.fillStyle = inks().text;
       pen.fillText(words, left + 14, TOP() / 2);
@@ -314,14 +314,14 @@ export class LayerMap {
   }
 
   /**
-   * The scale of the colours, above the cells.
+   * The scale of the colors, above the cells.
    * @param {MapInput} input
    * @param {Surface} surface
    * @param {number[]} scaled
    * @param {Range} limits
-   * @param {(value: number) => string} colour
+   * @param {(value: number) => string} color
    */
-  #bar({ label, unit, log }, { pen, width, line }, scaled, [low, high], colour) {
+  #bar({ label, unit, log }, { pen, width, line }, scaled, [low, high], color) {
     const end = (/** @type {number} */ value) => number(log ? 10 ** value : value, 2);
     const from = `${scaled.some((value) => value < low) ? "≤ " : ""}${end(low)}`;
     const to = `${scaled.some((value) => value > high) ? "≥ " : ""}${end(high)}`;
@@ -329,7 +329,7 @@ export class LayerMap {
     const long = Math.max(room, Math.min(220, width / 3));
     const left = width - long - 4;
     for (let i = 0; i < BAR_STEPS; i++) {
-      pen.fillStyle = colour(low + ((i + 0.5) / BAR_STEPS) * (high - low));
+      pen.fillStyle = color(low + ((i + 0.5) / BAR_STEPS) * (high - low));
       pen.fillRect(left + (i * long) / BAR_STEPS, 4, long / BAR_STEPS + 0.5, 8);
     }
     pen.fillStyle = inks().muted;

@@ -20,7 +20,7 @@ import { ofDepth, ofHistogram, ofMap, shortName, tiles } from "./words.js";
  * What the map draws: `stat` is the statistic, none for marked magnitudes.
  * @typedef {{label: string, unit: string, question: string, values: number[], stat?: string, even?: boolean, log?: boolean}} MapFigure
  */
-/** @typedef {{words: string, colour: string, dash: string}} LegendEntry */
+/** @typedef {{words: string, color: string, dash: string}} LegendEntry */
 /** @typedef {"heatmap" | "overlay" | "ridges" | "more"} PanelName */
 
 const { create, find, findAll } = window.slimscope;
@@ -369,7 +369,7 @@ class Page {
     const isDrawn = typeof view !== "string";
     panel.classList.toggle("without", !isDrawn);
     this.plot = isDrawn ? { ...view, ...view.draw(canvas) } : null;
-    const scale = this.plot?.scale ? ` Colours: ${this.plot.scale}.` : "";
+    const scale = this.plot?.scale ? ` Colors: ${this.plot.scale}.` : "";
     this.#say("more", isDrawn ? view.title : view, isDrawn ? view.note + scale : "", question);
     const isPruned = data.cutoff(t, s) > 0;
     find(panel, ".theory").textContent = theory;
@@ -377,7 +377,7 @@ class Page {
     const lines = this.plot?.legend ?? [];
     this.#entries(
       panel,
-      lines.map(({ label, colour, dash }) => ({ words: label, colour, dash })),
+      lines.map(({ label, color, dash }) => ({ words: label, color, dash })),
     );
     canvas.style.cursor = this.plot?.pick ? "pointer" : "default";
     if (this.plot) this.#openTables(panel);
@@ -413,7 +413,7 @@ class Page {
       label: `Difference in ${lower(label)} to ${base}`,
       unit: percent ? " points" : "",
       even: true,
-      question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
+      question: `Where does ${lower(label)} differ from ${base}? No color: no difference.`,
       values: values.map((value, t) => {
         const place = twin(t);
         return place ? value - place.data.shown(stat, place.t, place.s) : NaN;
@@ -490,7 +490,7 @@ class Page {
       const { pen, width } = surface(canvas, STRIP_HEIGHT);
       const x = (/** @type {number} */ bin) =>
         ((from + (bin * (to - from)) / STRIP_BINS + reach) / (2 * reach)) * width;
-      pen.fillStyle = ink.stage(data.stages[s].colour);
+      pen.fillStyle = ink.stage(data.stages[s].color);
       data.heights(t, s, STRIP_BINS).forEach((height, bin) => {
         const top = STRIP_HEIGHT * (1 - Math.min(1, height / most));
         pen.fillRect(x(bin), top, Math.max(1, x(bin + 1) - x(bin)), STRIP_HEIGHT);
@@ -534,9 +534,9 @@ class Page {
 
   /** The lines of a panel. @type {(panel: HTMLElement, lines: LegendEntry[], ...others: Element[]) => void} */
   #entries(panel, lines, ...others) {
-    const entries = lines.map(({ words, colour, dash }) => {
+    const entries = lines.map(({ words, color, dash }) => {
       const entry = create("span", { className: "weights-entry", textContent: words });
-      entry.style.setProperty("--stage", stageInk(colour));
+      entry.style.setProperty("--stage", stageInk(color));
       entry.dataset.dash = dash;
       return entry;
     });
@@ -559,7 +559,7 @@ class Page {
     const query = new URLSearchParams({ run: data.run, tensor: name });
     const line = create("p");
     line.append(
-      create("a", { href: `quantization?${query}`, textContent: "Its groups in Quantisation" }),
+      create("a", { href: `quantization?${query}`, textContent: "Its groups in Quantization" }),
     );
     box.append(line);
   }
@@ -622,14 +622,14 @@ class Page {
     this.slider.max = String(data.stages.length - 1);
     this.slider.parentElement?.style.setProperty("--stages", String(data.stages.length));
     this.stops.replaceChildren(
-      ...data.stages.map(({ name, label, perplexity, colour }) => {
+      ...data.stages.map(({ name, label, perplexity, color }) => {
         const stop = create("button", {
           type: "button",
           tabIndex: -1,
           title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label,
         });
         stop.append(create("canvas"), label);
-        stop.style.setProperty("--stage", stageInk(colour));
+        stop.style.setProperty("--stage", stageInk(color));
         stop.onclick = () => {
           this.state.set({ stage: name });
           this.slider.focus();

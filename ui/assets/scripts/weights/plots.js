@@ -1,12 +1,12 @@
 /* Plots that several views share: grids of cells, and lines. Each returns a reader of what is under the pointer. */
 import { DASHES, inks, number, stroke, surface, ticks, widthOf } from "./canvas.js";
-import { colourScale, limits, logs } from "./map.js";
+import { colorScale, limits, logs } from "./map.js";
 /** @import {Range, Surface} from "./canvas.js" */
 
 /** @typedef {{offsetX: number, offsetY: number}} Pointer */
 /** @typedef {{panel: number, i: number, j: number, words: string}} PlotPlace Panel, row and column under the pointer;
     of lines all 0. */
-/** @typedef {{at: (pointer: Pointer) => PlotPlace | null, scale: string}} Plot `scale`: the meaning of colours */
+/** @typedef {{at: (pointer: Pointer) => PlotPlace | null, scale: string}} Plot `scale`: the meaning of colors */
 
 /**
  * @typedef {object} Panel
@@ -23,9 +23,9 @@ import { colourScale, limits, logs } from "./map.js";
  */
 /**
  * @typedef {object} Grid
- * @property {Panel[]} panels side by side, on the same colours
- * @property {boolean} [even] colours diverge from 0
- * @property {boolean} [log] colours on a log scale; zeros stay empty
+ * @property {Panel[]} panels side by side, on the same colors
+ * @property {boolean} [even] colors diverge from 0
+ * @property {boolean} [log] colors on a log scale; zeros stay empty
  * @property {string} unit
  * @property {[rows: string, columns: string]} names of the axes
  * @property {number} [height]
@@ -41,7 +41,7 @@ const BOTTOM = 36;
 const GAP = 44;
 const NARROW = 560;
 const MAX_ACROSS = 4;
-const MAX_DECADES = 6; // of colours on a log scale
+const MAX_DECADES = 6; // of colors on a log scale
 const LINES_HEIGHT = 340;
 
 /**
@@ -81,11 +81,11 @@ export function grid(canvas, spec) {
   const [least, most] = extent(values.flat().filter(Number.isFinite));
   /** @type {Range} */
   const ends = log ? [Math.max(least, most - MAX_DECADES), most] : limits(values.flat(), even);
-  const colour = colourScale(pen, ends, even);
+  const color = colorScale(pen, ends, even);
   const tall = height - TOP - BOTTOM;
   const room = area.width - LEFT - RIGHT - (across - 1) * GAP;
   const width = Math.min(room / across, upwards ? 1.5 * tall : Infinity);
-  const start = LEFT + (room - across * width) / 2; // narrow panels are centred
+  const start = LEFT + (room - across * width) / 2; // narrow panels are centered
   const boxes = panels.map((_, k) => ({
     left: start + (k % across) * (width + GAP),
     top: Math.floor(k / across) * height + TOP,
@@ -93,7 +93,7 @@ export function grid(canvas, spec) {
     height: tall,
   }));
   panels.forEach((panel, k) => {
-    paintCells(pen, panel, boxes[k], values[k], colour, upwards);
+    paintCells(pen, panel, boxes[k], values[k], color, upwards);
     paintFrame(area, panel, boxes[k], spec, k % across === 0);
   });
   pen.textAlign = "center";
@@ -110,10 +110,10 @@ export function grid(canvas, spec) {
  * @param {Panel} panel
  * @param {Box} box
  * @param {number[]} values
- * @param {(value: number) => string} colour
+ * @param {(value: number) => string} color
  * @param {boolean} [upwards]
  */
-function paintCells(pen, { rows, columns }, { left, top, width, height }, values, colour, upwards) {
+function paintCells(pen, { rows, columns }, { left, top, width, height }, values, color, upwards) {
   const dx = width / columns;
   const dy = height / rows;
   values.forEach((value, at) => {
@@ -123,7 +123,7 @@ function paintCells(pen, { rows, columns }, { left, top, width, height }, values
     const row = upwards ? rows - 1 - i : i;
     const x = Math.floor(left + j * dx);
     const y = Math.floor(top + row * dy); // whole pixels, without seams
-    pen.fillStyle = colour(value);
+    pen.fillStyle = color(value);
     pen.fillRect(x, y, Math.ceil(left + (j + 1) * dx) - x, Math.ceil(top + (row + 1) * dy) - y);
   });
 }
@@ -215,7 +215,7 @@ function cellAt({ offsetX, offsetY }, boxes, { panels, upwards, unit }) {
 /**
  * @typedef {object} Line
  * @property {string} label
- * @property {string} colour
+ * @property {string} color
  * @property {string} dash
  * @property {ArrayLike<number>} x
  * @property {ArrayLike<number>} y
@@ -319,7 +319,7 @@ function paintAxes({ pen, width, height, line }, x, y, names) {
 
 /** @type {(pen: CanvasRenderingContext2D, line: Line, x: Axis, y: Axis) => void} */
 function paintLine(pen, line, x, y) {
-  pen.strokeStyle = inks().stage(line.colour);
+  pen.strokeStyle = inks().stage(line.color);
   pen.lineWidth = line.thin ? 1.25 : 2;
   pen.setLineDash(DASHES[line.dash] ?? []);
   pen.beginPath();

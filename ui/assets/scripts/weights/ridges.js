@@ -185,7 +185,7 @@ export class Ridges {
         [from, 1 - moved],
         [to, moved],
       ])
-        this.#fillRidge(pen, ink.stage(data.stages[s].colour), alpha, b);
+        this.#fillRidge(pen, ink.stage(data.stages[s].color), alpha, b);
       this.#nameBlock(pen, b, TOP + (b + 1) * gap);
     });
     pen.fillStyle = ink.text;
@@ -219,11 +219,11 @@ export class Ridges {
     pen.fill();
   }
 
-  /** Fills the path in the colour of a stage. @type {(pen: CanvasRenderingContext2D, colour: string, alpha: number, b: number) => void} */
-  #fillRidge(pen, colour, alpha, b) {
+  /** Fills the path in the color of a stage. @type {(pen: CanvasRenderingContext2D, color: string, alpha: number, b: number) => void} */
+  #fillRidge(pen, color, alpha, b) {
     const { tensors, picked } = this.#last;
-    pen.fillStyle = colour;
-    pen.strokeStyle = colour;
+    pen.fillStyle = color;
+    pen.strokeStyle = color;
     pen.lineWidth = tensors[b] === picked ? 2.5 : 1;
     pen.globalAlpha = 0.28 * alpha;
     pen.fill();

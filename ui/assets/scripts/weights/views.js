@@ -37,7 +37,7 @@ import { shortName } from "./words.js";
  * @property {number} t
  * @property {number} s
  * @property {string} label
- * @property {string} colour
+ * @property {string} color
  * @property {string} dash
  * @property {PackedArray} profile the first of the names
  * @property {(name: string) => PackedArray | undefined} get
@@ -120,7 +120,7 @@ async function recordedStages({ data, t, drawn, twin }, names) {
               t: places[0].t,
               s,
               label: run.stages[s].label + (twins.length ? `, ${run.run}` : ""),
-              colour: stage.colour,
+              color: stage.color,
               dash: run === data ? stage.dash : "dash",
               profile: get(names[0]),
               get,
@@ -269,7 +269,7 @@ async function joint(input) {
         names: ["Weight after", "Weight, dense"],
       }),
     file: `${data.tensors[t].name}-joint`,
-    note: `n = ${count(data.tail(t, s).n)} weights in ${panels[0].rows} × ${panels[0].columns} bins, colours on a log scale; those beyond the axes count at their ends. On the dashed line a weight is what it was.`,
+    note: `n = ${count(data.tail(t, s).n)} weights in ${panels[0].rows} × ${panels[0].columns} bins, colors on a log scale; those beyond the axes count at their ends. On the dashed line a weight is what it was.`,
     table: [["Stage", "Dense from", "Now from", "Weights"], rows],
   };
 }
@@ -368,12 +368,12 @@ async function channels(input) {
 }
 
 /** @type {(stage: RecordedStage, figure: number[], order: number[], outliers: number[]) => Line} */
-function channelLine({ label, colour, dash }, figure, order, outliers) {
+function channelLine({ label, color, dash }, figure, order, outliers) {
   const x = envelope(order.map((i) => figure[i]));
   const names = x.map((place) => order[place]);
   return {
     label,
-    colour,
+    color,
     dash,
     x,
     y: names.map((i) => figure[i]),
@@ -421,13 +421,13 @@ async function magnitudes(input) {
     const counts = Array.from(each.profile.data);
     const std = each.data.value("dense_std", each.t, each.s) || 1;
     const { n } = each.data.tail(each.t, each.s);
-    const centre = (/** @type {number} */ k) => std * 10 ** (FIRST_DECADE + (k + 0.5) / PER_DECADE);
+    const center = (/** @type {number} */ k) => std * 10 ** (FIRST_DECADE + (k + 0.5) / PER_DECADE);
     const half = counts.reduce((sum, each) => sum + each, 0) / 2;
     let sum = 0;
-    const median = centre(counts.findIndex((each) => (sum += each) >= half));
+    const median = center(counts.findIndex((each) => (sum += each) >= half));
     const bins = [...counts.keys()].filter((k) => counts[k]);
     const y = bins.map((k) => (100 * counts[k]) / n);
-    return { ...each, n, median, x: bins.map(centre), y };
+    return { ...each, n, median, x: bins.map(center), y };
   });
   const [first] = series;
   const last = series[series.length - 1];
@@ -458,14 +458,14 @@ async function magnitudes(input) {
  * @param {number[]} values
  * @returns {Line[]}
  */
-function tailLine({ data, t, s, label, colour }, values) {
+function tailLine({ data, t, s, label, color }, values) {
   const alpha = data.value("alpha", t, s);
   const start = data.value("alpha_start", t, s);
   if (!Number.isFinite(alpha) || !(start > 0)) return [];
   const members = values.filter((value) => value >= start * (1 - 1e-3)).length;
   const y = [start, values[0]];
   const x = y.map((value) => members * (value / start) ** (-2 * (alpha - 1)));
-  return [{ label, colour, dash: "dot", thin: true, x, y }];
+  return [{ label, color, dash: "dot", thin: true, x, y }];
 }
 
 /** @type {DrawView} */
@@ -473,9 +473,9 @@ async function spectrum(input) {
   const { data, t } = input;
   const recorded = await recordedStages(input, ["singular_values"]);
   if (!recorded.length) return missing("spectra");
-  const spectra = recorded.map(({ label, colour, dash, profile }) => {
+  const spectra = recorded.map(({ label, color, dash, profile }) => {
     const y = Array.from(profile.data);
-    return { label, colour, dash, x: y.map((_, i) => i + 1), y };
+    return { label, color, dash, x: y.map((_, i) => i + 1), y };
   });
   const fits = recorded
     .map((each) => ({ ...each, alpha: each.data.value("alpha", each.t, each.s) }))
@@ -570,7 +570,7 @@ async function inputs(input) {
     draw: (canvas) =>
       grid(canvas, { panels: [panel], log: true, unit: "", names: ["Block", "Input channel"] }),
     file: `${module}-${now.flow}`,
-    note: `Colours: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${merged}`,
+    note: `Colors: ${FLOWS[now.flow]}, on a log scale. n = ${rows.length} blocks × ${count(width)} input channels.${merged}`,
     pick: ({ i }) => ({ tensor: data.tensors[rows[i].picked].name }),
     table: [
       ["Block", ...Array.from({ length: width }, (_, n) => `Channel ${n}`)],

@@ -6,12 +6,12 @@ const MIN_PROMINENCE = 0.12; // of a peak's height
 const MIN_DEVIATIONS = 4; // a prominence in roots of a bin's count
 const STEADY = 0.02; // relative changes below it are none
 const STEADY_SPREAD = 0.005;
-const NEAR_CENTRE = 0.06; // of the axis
+const NEAR_CENTER = 0.06; // of the axis
 const SHAPE_BINS = 128;
 const COUNTS = ["no peak", "one peak", "two peaks", "three peaks"];
 
 /**
- * Each value averaged with its neighbours.
+ * Each value averaged with its neighbors.
  * @param {number[]} values
  */
 export const smoothed = (values) =>
@@ -63,8 +63,8 @@ export function shape(counts, drawn = counts) {
   const heights = heightsOf(counts);
   const peaks = [...heights.keys()].filter((i) => isPeak(heights, i));
   const words = COUNTS[peaks.length] ?? `${peaks.length} peaks`;
-  const centre = (heights.length - 1) / 2;
-  if (peaks.length === 3 && Math.abs(peaks[1] - centre) < NEAR_CENTRE * heights.length)
+  const center = (heights.length - 1) / 2;
+  if (peaks.length === 3 && Math.abs(peaks[1] - center) < NEAR_CENTER * heights.length)
     return `${words}, the middle one at zero`;
   if (peaks.length !== 2) return words;
   const bins = Array.from(drawn);

@@ -4,7 +4,7 @@ import { bottomAxis, em, inks, share, surface, ticks, tween, widthOf } from "../
 import { grid, round } from "./tensor.js";
 
 /** @typedef {{tensor: import("./tensor.js").DenseTensor, form: import("./formats.js").Format, size: number,
-      score: import("./tensor.js").Score, colour: string, height: number, told: (words: string) => void}} Asked
+      score: import("./tensor.js").Score, color: string, height: number, told: (words: string) => void}} Asked
     A group of `size` weights; `told` takes the words about it. */
 /** @typedef {[weight: number, high: number]} Dot `high`: its place in a stack. */
 /** @typedef {{asked: Asked, dense: Float32Array, teeth: number[], reach: number, dot: number}} Shown */
@@ -133,10 +133,10 @@ export class Comb {
     for (const tooth of teeth) pen.fillRect(x(tooth) - 0.5, TOP, 1, floor - TOP);
     pen.globalAlpha = 0.25;
     draw(first);
-    Object.assign(pen, { fillStyle: asked.colour, globalAlpha: 1 });
+    Object.assign(pen, { fillStyle: asked.color, globalAlpha: 1 });
     draw(this.#dots);
     const place = Object.assign(x, { middle: width / 2 });
-    const title = "Weight (lines: the grid, grey: before)";
+    const title = "Weight (lines: the grid, gray: before)";
     bottomAxis(area, ink, ticks(-reach, reach, 6), place, title);
   }
 }

@@ -100,7 +100,7 @@ export const bitsPerWeight = ({ drop, bits, group, marks, scales }, columns) =>
   (1 - drop) * bits + marks + (group ? scales : scales / columns);
 
 /** On one ordered scale: the less is left, the brighter; null of dense. @param {Format} form */
-export function colour({ pattern, drop, width, bits }) {
+export function color({ pattern, drop, width, bits }) {
   if (!pattern && !width) return null;
   const left = width ? (Math.log2(bits * (1 - drop)) - 1) / 2 : (0.8 - drop) / 0.5;
   return plasma(0.92 - 0.72 * Math.max(-0.1, Math.min(1.2, left)));

@@ -1,16 +1,16 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
 import { bottomAxis, em, inks, number, stroke, surface, ticks, times } from "../weights/canvas.js";
 import { button, need } from "./elements.js";
-import { colour, fits } from "./formats.js";
+import { color, fits } from "./formats.js";
 import { megabytes } from "./measured.js";
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./predictions.js").Totals} Totals */
 /** @typedef {import("./measured.js").Known} Known */
 /** @typedef {{nbytes: number, ratio: number}} Place Bytes, and perplexity over dense. */
-/** @typedef {Place & {words: string, run?: string, kept?: number, own?: boolean, colour?: string, short?: string}} Point
-    Of a run, of a kept state, of the state that is looked at, or with a `colour` of a uniform format. */
-/** @typedef {{lines: {colour: string, points: Place[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[],
+/** @typedef {Place & {words: string, run?: string, kept?: number, own?: boolean, color?: string, short?: string}} Point
+    Of a run, of a kept state, of the state that is looked at, or with a `color` of a uniform format. */
+/** @typedef {{lines: {color: string, points: Place[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[],
       runs: Point[], measured: boolean, height: number}} Shown `landmarks`: uniform formats. */
 
 const RIGHT = 14;
@@ -60,7 +60,7 @@ class FrontChart {
     this.#frame(area, ink, axes);
     const { x, y, top, low } = axes;
     const { pen } = area;
-    for (const { colour: hue, points } of shown.lines) {
+    for (const { color: hue, points } of shown.lines) {
       Object.assign(pen, { strokeStyle: ink.stage(hue), lineWidth: 1.75 });
       pen.beginPath();
       for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
@@ -76,7 +76,7 @@ class FrontChart {
       .filter(({ ratio }) => Number.isFinite(ratio))
       .map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
     for (const point of this.#points) {
-      if (point.colour) this.#landmark(area, ink, point);
+      if (point.color) this.#landmark(area, ink, point);
       else this.#mark(area, ink, point, shown.measured, top);
     }
   }
@@ -126,7 +126,7 @@ class FrontChart {
   }
 
   /** @param {ReturnType<typeof surface>} area @param {ReturnType<typeof inks>} ink @param {Point & {x: number, y: number}} point */
-  #landmark({ pen, width }, ink, { x, y, colour: hue = "", short = "" }) {
+  #landmark({ pen, width }, ink, { x, y, color: hue = "", short = "" }) {
     pen.beginPath();
     Object.assign(pen, { fillStyle: hue, textAlign: "left" });
     pen.arc(x, y, 3.5, 0, 7);
@@ -194,8 +194,8 @@ export class FrontPanel {
     if (this.view !== view) this.landmarks = this.#uniform(view);
     this.view = view;
     this.chart.draw({
-      lines: [...predictions.fronts.values()].map(({ colour: hue, points }) => ({
-        colour: hue,
+      lines: [...predictions.fronts.values()].map(({ color: hue, points }) => ({
+        color: hue,
         points: points.map((each) => ({ nbytes: each.nbytes, ratio: Math.exp(each.loss) })),
       })),
       height,
@@ -253,7 +253,7 @@ export class FrontPanel {
       const ratio = Math.exp(loss);
       const words = `All ${form.label}: ${said(nbytes, ratio, "predicted")}`;
       const short = form.short.replace(" bits", "");
-      return [{ nbytes, ratio, words, short, colour: colour(form) ?? "" }];
+      return [{ nbytes, ratio, words, short, color: color(form) ?? "" }];
     });
   }
 

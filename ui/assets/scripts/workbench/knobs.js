@@ -2,7 +2,7 @@
 import { share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { button, need, pressed } from "./elements.js";
-import { colour } from "./formats.js";
+import { color } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { plural } from "./panels.js";
 
@@ -175,7 +175,7 @@ export class Knobs {
     tell(slider, unit === "loss" ? `+${share(value)}` : megabytes(value));
   }
 
-  /** Buttons in the colours of formats, of which the one of that value is taken.
+  /** Buttons in the colors of formats, of which the one of that value is taken.
       @param {string} group @param {string | null} value @param {{words: string, value: string, form: Format}[]} offered */
   #buttons(group, value, offered) {
     const box = this.#group(group);
@@ -185,7 +185,7 @@ export class Knobs {
       );
     box.querySelectorAll("button").forEach((each, i) => {
       each.setAttribute("aria-pressed", String(each.value === value));
-      const hue = colour(offered[i].form);
+      const hue = color(offered[i].form);
       if (hue) each.style.setProperty("--format", hue);
     });
   }

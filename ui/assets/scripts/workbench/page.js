@@ -194,8 +194,8 @@ export class Page {
     );
     const named = layers.findIndex(({ name }) => name === query.focus);
     view.focus = named >= 0 ? named : Math.max(0, typical);
-    const colours = [...this.#select("colour").options].map(({ value }) => value);
-    view.colour = colours.includes(query.colour) ? query.colour : "";
+    const colors = [...this.#select("color").options].map(({ value }) => value);
+    view.color = colors.includes(query.color) ? query.color : "";
     view.bell = query.bell === "comb" ? "comb" : "";
     this.texts.view = query.view === "why" ? "why" : "text";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
@@ -348,7 +348,7 @@ export class Page {
         model: view.model.model,
         state: view.isDense ? "" : view.address,
         focus: view.layer.name,
-        colour: view.colour,
+        color: view.color,
         view: texts.view === "text" ? "" : texts.view,
         bell: view.bell,
         prompt: texts.own,
@@ -503,9 +503,9 @@ export class Page {
       this.stream.end();
       this.show(load(model.value));
     };
-    const colour = this.#select("colour");
-    colour.onchange = () => {
-      this.view.colour = colour.value;
+    const color = this.#select("color");
+    color.onchange = () => {
+      this.view.color = color.value;
       this.draw();
       this.write();
     };

@@ -4,13 +4,13 @@ import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
 import { Comb } from "./comb.js";
 import { need } from "./elements.js";
-import { colour } from "./formats.js";
+import { color } from "./formats.js";
 import { megabytes } from "./measured.js";
 import { overlaid } from "./tensor.js";
 
 /** @typedef {import("./view.js").View} View */
 /** @typedef {import("./formats.js").Format} Format */
-/** @typedef {{words: string, many: number, colour: string}} Count Layers in one format. */
+/** @typedef {{words: string, many: number, color: string}} Count Layers in one format. */
 
 const FEW = 3; // formats that are counted
 const STEADY = ["measured", "tensor", "sparsity", "budget"]; // changes without motion
@@ -32,7 +32,7 @@ export class MapPanel {
 
   /** @param {View} view @param {number} height */
   draw(view, height) {
-    const { formats, colouring: by } = view;
+    const { formats, coloring: by } = view;
     const isFormats = by === "format";
     const { label, value } = this.#figure(view);
     const values = formats.map(value);
@@ -46,15 +46,15 @@ export class MapPanel {
       log: by !== "bytes",
       picked: view.focus,
       height,
-      colours: isFormats
-        ? formats.map((form) => colour(form) ?? view.model.colours.unchanged)
+      colors: isFormats
+        ? formats.map((form) => color(form) ?? view.model.colors.unchanged)
         : undefined,
       chosen: view.chosen.size < view.scope("all").size ? view.chosen : undefined,
       pinned: view.pinned,
       key: isFormats ? key : undefined,
     });
     const title = isFormats ? this.#formats(view, key) : this.#worst(view, label, values);
-    need(this.card, '[data-knob="colour"]', HTMLSelectElement).value = by;
+    need(this.card, '[data-knob="color"]', HTMLSelectElement).value = by;
     need(this.card, "h2", HTMLElement).textContent = title;
     this.canvas.dataset.words = title;
     const t = view.hovered;
@@ -63,12 +63,12 @@ export class MapPanel {
       t < 0 ? "" : `${view.layers[t].label}: ${formats[t].label}${figure}`;
   }
 
-  /** The figure that colours the cells. @param {View} view
+  /** The figure that colors the cells. @param {View} view
       @returns {{label: string, value: (form: Format, i: number) => number}} */
   #figure(view) {
     const { predictions } = view;
     const reference = this.#reference(view);
-    switch (view.colouring) {
+    switch (view.coloring) {
       case "predicted":
         return {
           label: "Predicted loss, nats a token",
@@ -120,8 +120,8 @@ export class MapPanel {
     const counts = new Map();
     for (const form of view.formats.toSorted((a, b) => view.bits(b) - view.bits(a))) {
       const many = (counts.get(form.short)?.many ?? 0) + 1;
-      const hue = colour(form) ?? view.model.colours.unchanged;
-      counts.set(form.short, { words: form.short, many, colour: hue });
+      const hue = color(form) ?? view.model.colors.unchanged;
+      counts.set(form.short, { words: form.short, many, color: hue });
     }
     return [...counts.values()];
   }
@@ -166,7 +166,7 @@ export class MapPanel {
     );
     if (!values[worst]) return `${label}: ${view.isDense ? "nothing is changed yet" : "not known"}`;
     const layer = inside(view.layers[worst].label);
-    if (view.colouring !== "sensitivity")
+    if (view.coloring !== "sensitivity")
       return `${label}: most in ${layer}, ${number(values[worst])}`;
     const reference = this.#reference(view);
     const act = reference.width ? "Rounding" : "Pruning";
@@ -219,7 +219,7 @@ export class LayerPanel {
       form,
       size: (form.width ? form.group : view.group) || tensor.columns,
       score: view.score,
-      colour: colour(form) ?? view.model.colours.unchanged,
+      color: color(form) ?? view.model.colors.unchanged,
       height: this.boxes[1].clientHeight,
       told: (words) => {
         this.title.textContent = this.combCanvas.dataset.words = words;
@@ -235,12 +235,12 @@ export class LayerPanel {
     const made = isExact ? exact : tensor.histogram(form, view.score);
     const stage = { main: true, pruned: false, dash: "solid", perplexity: null };
     const stages = [
-      { ...stage, name: "dense", label: "Dense", colour: model.colours.dense },
+      { ...stage, name: "dense", label: "Dense", color: model.colors.dense },
       {
         ...stage,
         name: "live",
         label: form.label,
-        colour: colour(form) ?? model.colours.unchanged,
+        color: color(form) ?? model.colors.unchanged,
       },
     ];
     this.histogram.height = height;
@@ -273,7 +273,7 @@ export class LayerPanel {
   }
 }
 
-/** Writes the price of the format of the layer under the pointer, or of the one looked at, and that of its neighbours.
+/** Writes the price of the format of the layer under the pointer, or of the one looked at, and that of its neighbors.
     @param {HTMLElement} box @param {View} view */
 export function explain(box, view) {
   const { predictions, formats } = view;

@@ -11,9 +11,9 @@ import { bitsPerWeight } from "./formats.js";
     a token; `zeros`: share of the layers of the blocks; `rounded`: number of layers. */
 /** @typedef {"predicted" | "error"} Figure */
 /** @typedef {{codes: ArrayLike<number>, loss: number, nbytes: number}} Mix `codes`: places of formats, 255: dense. */
-/** @typedef {{label: string, colour: string, points: Mix[]}} Front Cheapest first. */
+/** @typedef {{label: string, color: string, points: Mix[]}} Front Cheapest first. */
 /** @typedef {{run: string, formats: import("./formats.js").Names[], parts: import("./formats.js").Parts,
-      fronts: [name: string, label: string, colour: string][], layers: string[]}} ProfileHead */
+      fronts: [name: string, label: string, color: string][], layers: string[]}} ProfileHead */
 /** @typedef {{shape: number[], data: Float32Array | Uint8Array}} Table */
 /** @typedef {{head: ProfileHead, arrays: Record<string, Table>, etag: string}} Profile */
 
@@ -44,9 +44,9 @@ export class Predictions {
     );
     /** @type {Map<string, Front>} */
     this.fronts = new Map(
-      (profile?.head.fronts ?? []).map(([name, label, colour]) => [
+      (profile?.head.fronts ?? []).map(([name, label, color]) => [
         name,
-        { label, colour, points: this.#points(name) },
+        { label, color, points: this.#points(name) },
       ]),
     );
   }
@@ -78,7 +78,7 @@ export class Predictions {
     const above = all.findIndex((each) => each.drop > drop);
     if (all.length < 2 || above < 0) return NaN;
     const [a, b] = above ? [all[above - 1], all[above]] : all;
-    const scale = above ? (/** @type {number} */ x) => x : Math.log; // a power law towards 0
+    const scale = above ? (/** @type {number} */ x) => x : Math.log; // a power law toward 0
     const part = (scale(drop) - scale(a.drop)) / (scale(b.drop) - scale(a.drop));
     return value(a) * (value(b) / value(a)) ** part;
   }

@@ -16,7 +16,7 @@ import { Predictions } from "./predictions.js";
       layers: Layer[], modules: string[], rest: number,
       runs: [run: string, label: string, nbytes: number, ratio: number][], queued: QueuedRun[],
       widths: number[], groups: number[], patterns: string[], parts: import("./formats.js").Parts,
-      colours: {dense: string, unchanged: string}, pruners: string[], quantizers: string[], instant: string[],
+      colors: {dense: string, unchanged: string}, pruners: string[], quantizers: string[], instant: string[],
       made: {pruner: string, quantizer: string}, profile: string, partial: boolean, perplexity: number | null,
       live: {why: string, do: string, bytes: number}, state: SentState | null}} Start
     The answer of `ui/pages/workbench/tables.py`. `instant`: methods that are made at once; `made`: those of the profile. */
@@ -31,7 +31,7 @@ export class View {
   hovered = -1;
   holding = false;
   focus = 0;
-  colour = "";
+  color = "";
   bell = "";
   /** @type {Set<number>} */
   pinned = new Set();
@@ -98,10 +98,10 @@ export class View {
   get layer() {
     return this.layers[this.focus];
   }
-  /** The name of the colours of the map: as somebody has chosen; else of formats, and of possible losses before anything
+  /** The name of the colors of the map: as somebody has chosen; else of formats, and of possible losses before anything
       is changed. */
-  get colouring() {
-    return this.colour || (this.isDense && this.predictions.run ? "sensitivity" : "format");
+  get coloring() {
+    return this.color || (this.isDense && this.predictions.run ? "sensitivity" : "format");
   }
 
   /** The layers of a scope. @param {string} name */

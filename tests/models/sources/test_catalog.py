@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.models.sources.catalogue import entries, inspect, materialise
+from backend.models.sources.catalog import entries, inspect, materialize
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 from tests.security.conftest import configure, folder, refusal
@@ -120,7 +120,7 @@ def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
     for spec in (outside, models / ".." / ".." / "outside", models / "link"):
         assert "outside the folders" in refusal(spec).why
         with pytest.raises(ModelError):
-            materialise(str(spec))
+            materialize(str(spec))
 
 
 NESTED = "additional_chat_templates/default.jinja"  # which transformers reads
@@ -137,7 +137,7 @@ def test_no_link_at_any_depth_may_lead_out_or_nowhere(folder, tmp_path, name, ki
     target = {"file outside": secret, "folder outside": secret.parent, "circle": link}
     link.symlink_to(target.get(kind, folder / "nothing"))
     assert f"{name} is a link" in refusal(folder).why
-    for use in (materialise, load):
+    for use in (materialize, load):
         with pytest.raises(ModelError, match="is a link"):
             use(str(folder))
     entry = next(entry for entry in entries() if entry.name == str(folder))
@@ -190,7 +190,7 @@ def test_a_cached_hub_model_needs_no_network(current, tmp_path, monkeypatch):
     shutil.copytree(TOY_FOLDER, repository / "snapshots" / "abc")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert inspect("org/small").parameters == inspect("toy").parameters
-    assert materialise("org/small") == repository / "snapshots" / "abc"
+    assert materialize("org/small") == repository / "snapshots" / "abc"
     scan = partial(huggingface_hub.scan_cache_dir, tmp_path)
     monkeypatch.setattr("huggingface_hub.scan_cache_dir", scan)
     assert "org/small" in {entry.name for entry in entries()}

@@ -1,4 +1,4 @@
-"""The model catalogue, the facts of a model before it is loaded, from config.json and the headers
+"""The model catalog, the facts of a model before it is loaded, from config.json and the headers
 of weight files, and the folder it is loaded from, downloaded or converted once. Does not import
 torch."""
 
@@ -30,19 +30,19 @@ from backend.settings import settings
 
 
 @dataclass(frozen=True)
-class CatalogueEntry:
+class CatalogEntry:
     """One entry of the model list."""
 
     name: str  # the model spec used in configs
     title: str
     note: str  # a caveat; may be empty
     origin: str  # source of the weights
-    licence: str  # of the weights
+    license: str  # of the weights
     ready: bool  # False if the model has to be set up first, or is refused
     refused: str = ""  # why it cannot be used at all; empty where it can
 
 
-TOY_ENTRY = CatalogueEntry(
+TOY_ENTRY = CatalogEntry(
     TOY,
     "Toy stories (built in)",
     "a toy: 0.2 million weights, trained on generated stories",
@@ -52,7 +52,7 @@ TOY_ENTRY = CatalogueEntry(
 )
 
 
-def entries() -> list[CatalogueEntry]:
+def entries() -> list[CatalogEntry]:
     """All available models: built-in, folders and files on disk, cached hub models."""
     cached = [
         _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
@@ -61,8 +61,8 @@ def entries() -> list[CatalogueEntry]:
     folder = prepared(smollm2.NAME)
     source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
     note = source.note if folder else "93 MB, downloaded and converted on first use"
-    small = CatalogueEntry(
-        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
+    small = CatalogEntry(
+        smollm2.NAME, source.title, note, source.origin, source.license, folder is not None
     )
     return [TOY_ENTRY, small, *_disk_entries(), *cached]
 
@@ -141,7 +141,7 @@ def _title(spec: str) -> str:
     return spec if is_hub_id(spec) else Path(spec).name
 
 
-def _disk_entries() -> Iterator[CatalogueEntry]:
+def _disk_entries() -> Iterator[CatalogEntry]:
     """Model folders and GGUF files, up to two levels deep in the user's model folders."""
     own = (settings().root / "models", *settings().model_dirs)
     for root in dict.fromkeys(path.expanduser().resolve() for path in own):
@@ -156,13 +156,13 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
             yield _examined(str(path), path.name, str(path.parent), "see the files")
 
 
-def _examined(spec: str, title: str, origin: str, licence: str) -> CatalogueEntry:
+def _examined(spec: str, title: str, origin: str, license: str) -> CatalogEntry:
     """An entry of a model on this machine, with the reason if nothing can use it. A GGUF file that
     has not been converted is examined when it is chosen: parsing it takes a process."""
     path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
     refused, note = ("", "") if pending or path is None else _looked_at(spec, stamp(path))
-    return CatalogueEntry(spec, title, note, origin, licence, not refused, refused)
+    return CatalogEntry(spec, title, note, origin, license, not refused, refused)
 
 
 @lru_cache(maxsize=256)
@@ -187,7 +187,7 @@ def stamp(path: Path) -> tuple[object, ...]:
     return tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states)
 
 
-def materialise(spec: str, say: Say = silent) -> Path:
+def materialize(spec: str, say: Say = silent) -> Path:
     """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
 
     SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
