@@ -1,10 +1,10 @@
-"""A budget for the formats of a model's layers. Does not import torch.
+"""Budgets for a mix of layer formats. Does not import torch.
 
-80MB          the file: layers in their formats, the rest at its own size
-3.25bits      bits a weight of the layers, scales included
+80MB          file size: layers in their formats, all other tensors as in the source
+3.25bits      bits per weight of the layers, scales included
 50%           zeros in the layers
-loss 2%       perplexity at most 2 % higher, and then the fewest bytes
-6.5ms         a token in the native decoder, as the profile has timed it
+loss 2%       smallest file with a perplexity at most 2 % higher
+6.5ms         time per token in the native decoder, as timed by the profile
 """
 
 import re
@@ -13,13 +13,13 @@ from typing import Literal
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 SYNTAX = (
-    "Write a size (80MB), bits a weight (3.25bits), sparsity (50%), a loss (loss 2%) or the time "
-    "of a token (6.5ms)."
+    "Write a size (80MB), bits per weight (3.25bits), sparsity (50%), a loss (loss 2%) or a time "
+    "per token (6.5ms)."
 )
-PREFIX = "budget:"  # of an allocation that mixes formats
+PREFIX = "budget:"  # marks an allocation that mixes formats
 
 BudgetKind = Literal["size", "bits", "sparsity", "loss", "ms"]
-RANGES: dict[BudgetKind, tuple[float, float]] = {  # what a model, a layer or a processor can have
+RANGES: dict[BudgetKind, tuple[float, float]] = {  # plausible for any model and processor
     "size": (1e4, 1e14),
     "bits": (0.1, 32),
     "sparsity": (1e-4, 0.9999),
@@ -30,35 +30,35 @@ RANGES: dict[BudgetKind, tuple[float, float]] = {  # what a model, a layer or a 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a mix may take. `value`: bytes, bits a weight, the share of zeros, the rise of
-    perplexity as a share, or milliseconds."""
+    """An upper limit for a mix of formats. `value`: bytes, bits per weight, the fraction of zeros,
+    the relative rise of perplexity, or milliseconds, depending on `kind`."""
 
     kind: BudgetKind
     value: float
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Parse one of the five forms. Raises ValueError: it is none; the message shows them."""
-        found = re.fullmatch(
+        """Parse one of the five forms. Raises ValueError with the syntax for anything else."""
+        match = re.fullmatch(
             r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|ms|[kmg]i?b|b)", text.strip().lower()
         )
-        if not found or (found[1] and found[3] != "%"):
-            raise ValueError(f"{text[:40]!r} is no budget. {SYNTAX}")
-        number, unit = float(found[2]), found[3]
+        if not match or (match[1] and match[3] != "%"):
+            raise ValueError(f"{text[:40]!r} is not a budget. {SYNTAX}")
+        number, unit = float(match[2]), match[3]
         kind: BudgetKind = "size"
         if unit in ("bits", "ms"):
             kind = "bits" if unit == "bits" else "ms"
         elif unit == "%":
-            kind, number = "loss" if found[1] else "sparsity", number / 100
+            kind, number = "loss" if match[1] else "sparsity", number / 100
         else:
             number = round(number * UNITS[unit.removesuffix("b")])
-        least, most = RANGES[kind]
-        if not least <= number <= most:
+        low, high = RANGES[kind]
+        if not low <= number <= high:
             raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
         return cls(kind, number)
 
     def __str__(self) -> str:
-        """The text that `parse` reads as the same budget."""
+        """Format the budget so that `parse` returns an equal one."""
         if self.kind == "size":
             return f"{_decimal(self.value / 1e6)}MB"
         if self.kind in ("bits", "ms"):
@@ -67,21 +67,23 @@ class Budget:
 
 
 def _decimal(number: float) -> str:
-    """A number with the nine decimals that are read, without zeros at the end."""
+    """Format with up to nine decimals, as `parse` accepts, without trailing zeros."""
     return f"{number:.9f}".rstrip("0").removesuffix(".")
 
 
 def allocation(text: str, *others: str) -> str:
-    """An allocation as it is stored: one of `others`, or "budget:" and a budget. Raises ValueError:
-    it is neither."""
+    """Normalize an allocation: one of `others`, or "budget:" followed by a budget. Raises
+    ValueError for anything else."""
     text = text.strip()
     if text in others:
         return text
     if text.startswith(PREFIX):
         return f"{PREFIX}{Budget.parse(text.removeprefix(PREFIX))}"
-    raise ValueError(f"{text[:40]!r} is no allocation. Write {', '.join(others)} or budget:50%.")
+    raise ValueError(
+        f"{text[:40]!r} is not an allocation. Write {', '.join(others)} or budget:50%."
+    )
 
 
 def budget_of(text: str) -> Budget | None:
-    """The budget of an allocation that gives each layer a format of its own; None of others."""
+    """Return the budget of an allocation that mixes formats, or None."""
     return Budget.parse(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None

@@ -2,8 +2,8 @@
 
 A checkpoint is written into a hidden folder, every file is flushed to disk, a manifest with sizes
 and sha256 is written last, and only then is the folder renamed into place. A reader accepts a
-folder only if its manifest matches. A checkpoint that is replaced is renamed first and stays valid
-until the new one is in place, so a process killed at any moment leaves the last complete one.
+folder only if its manifest matches. A replaced checkpoint is renamed first and stays valid until
+the new one is in place, so a process killed at any moment leaves the last complete checkpoint.
 """
 
 import glob
@@ -22,8 +22,8 @@ import psutil
 from backend.errors import ConfigError
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST = 2**20  # bytes
-OWNER = "run"  # the checkpoint that identifies the run of the others
+MAX_MANIFEST_BYTES = 2**20
+OWNER = "run"  # the checkpoint that identifies the run
 
 
 def sha256_of(path: Path) -> str:
@@ -49,7 +49,7 @@ def _manifest_of(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all files in the folder's manifest exist, unchanged."""
+    """Return True if all files of the folder's manifest exist unchanged."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()) == _manifest_of(folder))
     except (OSError, ValueError):
@@ -57,11 +57,15 @@ def is_whole(folder: Path) -> bool:
 
 
 def changed_file(folder: Path, *, contents: bool) -> str:
-    """Name of a file that differs from the folder's manifest; empty if none does, or there is no
-    manifest of ours. Texts for people (.md) may be edited. `contents`: compare sha256 sums, not
-    only sizes; a process reads a file again only when its size or modification time has changed."""
+    """Return the name of a file that differs from the folder's manifest, or "" if none does or the
+    folder has no manifest of ours. Edited Markdown files are accepted.
+
+    Args:
+        contents: compare sha256 sums as well as sizes. A process reads a file again only after its
+            size or modification time has changed.
+    """
     file = folder / MANIFEST
-    if not file.is_file() or file.stat().st_size > MAX_MANIFEST:
+    if not file.is_file() or file.stat().st_size > MAX_MANIFEST_BYTES:
         return ""
     try:
         manifest = json.loads(file.read_text())
@@ -79,7 +83,7 @@ def _changes(
             state = path.stat()
             same = state.st_size == expected["bytes"]
             if same and contents:
-                same = _kept_sha256(path, state.st_mtime_ns, state.st_size) == expected["sha256"]
+                same = _cached_sha256(path, state.st_mtime_ns, state.st_size) == expected["sha256"]
         except OSError:
             same = False
         if not same and path.suffix != ".md":
@@ -87,12 +91,13 @@ def _changes(
 
 
 @lru_cache(maxsize=1024)
-def _kept_sha256(path: Path, changed: int, size: int) -> str:
+def _cached_sha256(path: Path, modified_ns: int, size_bytes: int) -> str:
     return sha256_of(path)
 
 
 def _is_manifest(content: object) -> bool:
-    """Whether `content` has the form of `_manifest_of`; other programs use the name, too."""
+    """Return True if `content` has the form of `_manifest_of`: other programs use the file name,
+    too."""
     return isinstance(content, dict) and all(
         isinstance(entry, dict)
         and entry.keys() == {"bytes", "sha256"}
@@ -102,8 +107,8 @@ def _is_manifest(content: object) -> bool:
     )
 
 
-def _looks(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and modification time of every file; empty if they cannot be read."""
+def _file_states(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time of every file; empty if they cannot be read."""
     try:
         files = [(str(p), p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
     except OSError:
@@ -112,8 +117,8 @@ def _looks(folder: Path) -> list[tuple[str, int, int]]:
 
 
 class HeldFolder:
-    """A folder of which it is noticed that it was removed, even if another one has taken its place:
-    no other has its inode as long as it is held open. It is made if it does not exist."""
+    """A folder handle that detects removal, even if a new folder has the same path: the inode is
+    not reused while the handle is open. Creates the folder if needed."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,7 @@ class HeldFolder:
         weakref.finalize(self, os.close, self._descriptor)
 
     def is_gone(self) -> bool:
-        """Whether the folder is not at its path any more."""
+        """Return True if the folder is no longer at its path."""
         try:
             return not os.path.samestat(os.fstat(self._descriptor), self._path.stat())
         except FileNotFoundError:
@@ -129,14 +134,14 @@ class HeldFolder:
 
 
 class Checkpoints:
-    """The named checkpoints under one folder, made when first written to.
+    """Named checkpoints in one folder, which is created on the first write.
 
     Args:
-        before_commit: called when a checkpoint is complete but not yet visible. A job writes its
-            buffered figures here, so that none of finished work is missing after a kill.
+        before_commit: called when a checkpoint is complete but not yet visible. A job flushes its
+            buffered metrics here, so that a kill loses nothing of finished work.
         committed: called with the folder of a checkpoint that has just become visible.
-        attempt: number of the only attempt that may write: drafts of all others are left over,
-            whatever machine they are from. None: processes of one machine write.
+        attempt: number of the only attempt that may write. Drafts of other attempts are removed as
+            leftovers, whichever machine wrote them. None: processes of one machine write.
     """
 
     def __init__(
@@ -148,21 +153,21 @@ class Checkpoints:
     ) -> None:
         self.root, self.before_commit, self._attempt = root, before_commit, attempt
         self._committed = committed
-        self._found: dict[str, list[tuple[str, int, int]]] = {}  # whole ones, as they looked
+        self._verified: dict[str, list[tuple[str, int, int]]] = {}  # name -> file states
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
-        """Yield an empty folder to fill; on exit it atomically becomes, or replaces, checkpoint
-        `name`. When the body raises, nothing is left behind."""
+        """Yield an empty folder to fill; on exit it atomically becomes or replaces checkpoint
+        `name`. If the body raises, nothing is left behind."""
         self.root.mkdir(parents=True, exist_ok=True)
         writer = os.getpid() if self._attempt is None else f"a{self._attempt}"
         draft, final = self.root / f".tmp-{writer}-{name}", self.root / name
-        old = self._aside(name)
-        for left in self.root.glob(f".tmp-*-{glob.escape(name)}"):  # by killed processes
-            owner = left.name.split("-")[1]
-            mine = self._attempt is not None or owner == str(os.getpid())
-            if mine or not owner.isdecimal() or not psutil.pid_exists(int(owner)):
-                shutil.rmtree(left, ignore_errors=True)
+        old = self._backup_path(name)
+        for leftover in self.root.glob(f".tmp-*-{glob.escape(name)}"):  # by killed processes
+            owner = leftover.name.split("-")[1]
+            is_ours = self._attempt is not None or owner == str(os.getpid())
+            if is_ours or not owner.isdecimal() or not psutil.pid_exists(int(owner)):
+                shutil.rmtree(leftover, ignore_errors=True)
         draft.mkdir()
         try:
             yield draft
@@ -170,7 +175,9 @@ class Checkpoints:
             for file in manifest:
                 _fsync(draft / file)
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            mode = (draft / MANIFEST).stat().st_mode  # by the umask; safetensors makes files 0600
+            mode = (
+                (draft / MANIFEST).stat().st_mode
+            )  # follows the umask; safetensors creates files as 0600
             for file in manifest:
                 (draft / file).chmod(mode)
             _fsync(draft / MANIFEST)
@@ -180,39 +187,41 @@ class Checkpoints:
                 final.rename(old)
             draft.rename(final)
             _fsync(self.root)
-            self._found[name] = _looks(final)
+            self._verified[name] = _file_states(final)
             shutil.rmtree(old, ignore_errors=True)
             self._committed(final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def _aside(self, name: str) -> Path:
-        """Where a checkpoint is kept while it is being replaced."""
+    def _backup_path(self, name: str) -> Path:
+        """Return the path of a checkpoint while it is being replaced."""
         return self.root / f".old-{name}"
 
     def newest(self) -> str | None:
-        """Name of the most recent complete checkpoint of work, if there is one."""
+        """Return the name of the most recent complete checkpoint, or None."""
         folders = [path for path in self.root.glob("[!.]*") if path.name != OWNER]
         folders.sort(key=lambda path: -path.stat().st_mtime)
         return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:
-        """The folder of checkpoint `name` if it exists and is complete. Files are read in full the
-        first time, unless they were written here, and again when their size or time has changed."""
+        """Return the folder of checkpoint `name` if it is complete, or None. Files are read in full
+        the first time, unless written by this object, and after a change of size or time."""
         folder = self.root / name
-        if not folder.exists():  # a process was killed just as it replaced it
-            folder = self._aside(name)
-        looks = _looks(folder)
-        if self._found.get(name) != looks or not looks:
+        if not folder.exists():  # a process was killed while replacing it
+            folder = self._backup_path(name)
+        states = _file_states(folder)
+        if self._verified.get(name) != states or not states:
             if not is_whole(folder):
                 return None
-            self._found[name] = looks
+            self._verified[name] = states
         return folder
 
     def claim(self, identity: str, settled: str) -> str:
-        """Bind all checkpoints to `identity`; return the `settled` of the first call: choices that
-        depend on the machine, such as the precision, are made once, so a run resumed on another
-        machine continues unchanged. `ConfigError` if they belong to another run."""
+        """Bind all checkpoints to `identity` and return the `settled` value of the first call.
+
+        Machine-dependent choices such as the precision are made once, so that a run resumed on
+        another machine continues unchanged. `ConfigError` if the folder belongs to another run.
+        """
         if folder := self.find(OWNER):
             owner = json.loads((folder / "run.json").read_text())
             if owner["identity"] != identity:

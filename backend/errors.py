@@ -1,5 +1,5 @@
-"""One tree of errors. `field` names the form field that holds the bad value, so that the screen can
-show the message beside it."""
+"""The exception hierarchy. `field` names the form field with the invalid value, so that the page
+can show the message next to it."""
 
 import errno
 from collections.abc import Iterator
@@ -7,9 +7,12 @@ from contextlib import contextmanager
 
 
 class SlimscopeError(Exception):
-    """Base of every error a person may see: one sentence each for what happened, why, and what to
-    do. `field`: the config field at fault, where there is one. `others`: further errors of the same
-    config, a field each."""
+    """Base of every error shown to users: one sentence each for what happened, why, and what to do.
+
+    Attributes:
+        field: the invalid config field, if any.
+        others: further errors of the same config, one per field.
+    """
 
     others: "tuple[SlimscopeError, ...]" = ()
 
@@ -31,7 +34,7 @@ class DatasetError(SlimscopeError):
 
 
 class ComputeError(SlimscopeError):
-    """The computation failed (not finite, not positive definite, out of memory)."""
+    """A failed computation (not finite, not positive definite, out of memory)."""
 
 
 class BackupError(SlimscopeError):
@@ -47,7 +50,7 @@ class RateLimitError(SlimscopeError):
 
 
 class OverloadError(RateLimitError):
-    """So many requests wait already, `before` this one, that it is refused for about
+    """Too many requests are waiting: `before` of them are ahead of this one. Retry after about
     `retry_after_s` seconds."""
 
     def __init__(
@@ -69,12 +72,13 @@ class ConflictError(SlimscopeError):
 
 
 class NotFoundError(SlimscopeError):
-    """No run, tensor or artifact of that name."""
+    """No run, tensor or artifact has that name."""
 
 
 @contextmanager
 def for_field(field: str, kind: type[SlimscopeError] = SlimscopeError) -> Iterator[None]:
-    """Raise errors of the body for this form field: a shared check does not know every config."""
+    """Reraise errors of the body with this form field: shared checks do not know the config's field
+    names."""
     try:
         yield
     except kind as error:
@@ -82,14 +86,16 @@ def for_field(field: str, kind: type[SlimscopeError] = SlimscopeError) -> Iterat
 
 
 class CancelledError(Exception):
-    """Raised at a safe point after a cancellation request, not a failure; checkpoints are kept."""
+    """Raised at a safe point after a cancellation request. Not a failure: checkpoints are kept."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or the one that caused it, means that no space was left on the disk.
-    Safetensors and SQLite say so in words only."""
+    """Return True if the error or its cause means that the disk is full. Safetensors and SQLite
+    only say so in the message."""
     if error is None:
         return False
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    said = any(words in str(error) for words in ("No space left on device", "disk is full"))
-    return full or said or is_disk_full(error.__cause__ or error.__context__)
+    has_errno = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    has_message = any(
+        phrase in str(error) for phrase in ("No space left on device", "disk is full")
+    )
+    return has_errno or has_message or is_disk_full(error.__cause__ or error.__context__)

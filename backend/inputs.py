@@ -1,5 +1,5 @@
-"""The models and texts a run reads, known on every machine of a cluster by name and content: a path
-means something on one of them only."""
+"""Model and text inputs of a run, identified by name and content on every machine of a cluster:
+a path is only meaningful on one machine."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -12,18 +12,18 @@ from backend.text import files
 
 
 def inputs_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Paths of models and names of local texts in a config -> the fingerprint of what is there.
-    What every machine finds by itself, such as models of the Hub, is left out."""
-    found = {}
+    """Map the model paths and local text names in a config to fingerprints of their files. Inputs
+    that every machine can fetch itself, such as Hub models, are left out."""
+    fingerprints = {}
     for text in _texts(config):
         if text.startswith(("/", "~")):
             try:
-                found[text] = fingerprint_of(on_disk(text))
-            except (ModelError, OSError):  # no model: a path of something else
+                fingerprints[text] = fingerprint_of(on_disk(text))
+            except (ModelError, OSError):  # the path is not a model
                 continue
         elif text.startswith(files.PREFIX) and (paths := files.paths(_name(text))):
-            found[text] = fingerprint(paths)
-    return found
+            fingerprints[text] = fingerprint(paths)
+    return fingerprints
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -42,14 +42,18 @@ def _name(text: str) -> str:
 
 
 def check_inputs(expected: Mapping[str, str]) -> None:
-    """Raise `ModelError` or `DatasetError` unless a run finds its inputs on this machine."""
+    """Raise `ModelError` or `DatasetError` unless this machine has the inputs of a run."""
     for text, sha256 in expected.items():
         if not text.startswith(files.PREFIX):
             on_disk(text)
         elif not (paths := files.paths(_name(text))) or fingerprint(paths) != sha256:
-            what = "files of that name that differ" if paths else "no file of that name"
+            why = (
+                "Its files differ from those the run was submitted with."
+                if paths
+                else "There are no files with this name."
+            )
             raise DatasetError(
-                f"{platform.node()} has no text {_name(text)}.",
-                f"There are {what} from those the run was submitted with.",
-                "Copy them into its SLIMSCOPE_TEXT_DIR, and resume.",
+                f"{platform.node()} does not have the text {_name(text)}.",
+                why,
+                "Copy the files into its SLIMSCOPE_TEXT_DIR, then resume the run.",
             )

@@ -1,5 +1,5 @@
-"""What loggers write: JSON, one object a line, for what collects logs; on a terminal, lines for
-people. Messages that an attacker can cause at will must not fill the disk."""
+"""Log output: one JSON object per line for log collectors, plain lines on a terminal. Messages that
+an attacker can trigger at will are throttled so that they cannot fill the disk."""
 
 import json
 import logging
@@ -9,28 +9,28 @@ from datetime import UTC, datetime
 
 
 class JsonFormatter(logging.Formatter):
-    """When (UTC), how bad, who says what, and the trace of an error."""
+    """Formats a record as JSON: time (UTC), level, logger, message and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said = {"at": at, "level": record.levelname.lower(), "logger": record.name}
-        said["message"] = record.getMessage()
+        entry = {"at": at, "level": record.levelname.lower(), "logger": record.name}
+        entry["message"] = record.getMessage()
         if record.exc_info:
-            said["trace"] = self.formatException(record.exc_info)
-        return json.dumps(said)
+            entry["trace"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 def start_logging() -> bool:
-    """Write what loggers are told to standard error; return whether that is JSON."""
-    handler, is_read = logging.StreamHandler(), sys.stderr.isatty()
-    for_people = logging.Formatter("%(asctime)s %(name)s %(message)s")
-    handler.setFormatter(for_people if is_read else JsonFormatter())
+    """Log to standard error; return True if the output is JSON."""
+    handler, is_terminal = logging.StreamHandler(), sys.stderr.isatty()
+    plain = logging.Formatter("%(asctime)s %(name)s %(message)s")
+    handler.setFormatter(plain if is_terminal else JsonFormatter())
     logging.basicConfig(handlers=[handler])
-    return not is_read
+    return not is_terminal
 
 
-MINUTE = 60.0
-PER_MINUTE = {  # logger -> messages a minute from the same line of code
+MINUTE_S = 60.0
+MESSAGES_PER_MINUTE = {  # logger -> limit for each line of code
     "asyncio": 5,  # "socket.accept() out of system resource", with a trace
     "uvicorn.error": 5,  # "Invalid HTTP request received."
     "slimscope.database": 5,
@@ -39,27 +39,29 @@ PER_MINUTE = {  # logger -> messages a minute from the same line of code
 
 
 class RepeatFilter(logging.Filter):
-    """Passes at most `most` messages a minute from one line of code. The first one of the next
-    minute says how many were left out."""
+    """Passes at most `limit` messages a minute from one line of code. The first message of the next
+    minute says how many were dropped."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self.most = most
-        self._seen: dict[tuple[str, int], tuple[float, int]] = {}  # -> start of the minute, number
+        self.limit = limit
+        self._seen: dict[
+            tuple[str, int], tuple[float, int]
+        ] = {}  # line -> (start of the minute, count)
 
     def filter(self, record: logging.LogRecord) -> bool:
         now, line = time.monotonic(), (record.pathname, record.lineno)
-        start, number = self._seen.get(line, (now, 0))
-        if now - start >= MINUTE:
-            if number > self.most:
-                record.msg = f"{record.getMessage()} ({number - self.most} more were not logged)"
+        start, count = self._seen.get(line, (now, 0))
+        if now - start >= MINUTE_S:
+            if count > self.limit:
+                record.msg = f"{record.getMessage()} ({count - self.limit} more were not logged)"
                 record.args = ()
-            start, number = now, 0
-        self._seen[line] = start, number + 1
-        return number < self.most
+            start, count = now, 0
+        self._seen[line] = start, count + 1
+        return count < self.limit
 
 
 def throttle_logs() -> None:
-    """Limit the loggers that requests can make write."""
-    for name, most in PER_MINUTE.items():
-        logging.getLogger(name).addFilter(RepeatFilter(most))
+    """Throttle the loggers that a request can trigger."""
+    for name, limit in MESSAGES_PER_MINUTE.items():
+        logging.getLogger(name).addFilter(RepeatFilter(limit))

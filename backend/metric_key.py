@@ -1,4 +1,4 @@
-"""The key of a metric: what a figure or a curve measures, as the tables hold it."""
+"""The key of a metric, which identifies a figure or curve in the tables."""
 
 import re
 from dataclasses import dataclass, fields
@@ -12,10 +12,10 @@ class MetricKey:
 
     Attributes:
         family: name of the metric, described in `jobs/metrics.py`: "loss", "bytes".
-        stage: of the model, or the part of it or the decoder, that is measured; empty for the run.
-            The key of a metric as such has none.
-        series: one of several of the family at a stage: a format, a task, a quantile.
-        axis: what the `step` of a curve counts, in small letters: "step", "block", "nodes".
+        stage: the measured stage, model part or decoder; empty for a metric of the whole run and
+            for the key of a metric in general.
+        series: one of several series of a family at a stage: a format, a task, a quantile.
+        axis: the unit of a curve's `step`, in lower case: "step", "block", "nodes".
     """
 
     family: str
@@ -24,15 +24,15 @@ class MetricKey:
     axis: str = "step"
 
     def __str__(self) -> str:
-        """The name people see and type: "loss", "bytes/gptq", "error@sds", "m/p50@dlqat"."""
+        """The name users see and type: "loss", "bytes/gptq", "error@sds", "m/p50@dlqat"."""
         series = f"/{self.series}" if self.series else ""
         return f"{self.family}{series}{f'@{self.stage}' if self.stage else ''}"
 
     @classmethod
     def parse(cls, name: str) -> "MetricKey":
-        """The key of such a name, over the usual axis."""
-        found = NAME.fullmatch(name)
-        return cls(found[1], found[3] or "", found[2] or "") if found else cls(name)
+        """Parse a name written by `__str__`; the axis is the default."""
+        match = NAME.fullmatch(name)
+        return cls(match[1], match[3] or "", match[2] or "") if match else cls(name)
 
 
 KEY_COLUMNS = tuple(field.name for field in fields(MetricKey))

@@ -1,10 +1,10 @@
-"""What a run can be told: the base of all configs, and one option of one. Form, command line, API,
-validation and stored record are made of the same declaration:
+"""Base class of all configs, and the declaration of a config field. The form, the command line, the
+API, validation and the stored record are all generated from one declaration:
 
     batch: int = option(8, "Batch size", ge=1, unit="sequences", advanced=True)
     \"""Sequences per step.\"""
 
-`Plan` is what a run then does to each layer of its model. Does not import torch.
+`Plan` lists what a run does to each layer of its model. Does not import torch.
 """
 
 import ast
@@ -18,34 +18,34 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 
-Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]  # of forward passes
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]  # precision of forward passes
 
 
 class Options(BaseModel):
-    """A config, or a part of one. The text below an option is its description, as pydantic's
-    `use_attribute_docstrings` has it, which takes far longer and keeps its line breaks."""
+    """A config or a part of one. The docstring below a field becomes its description. This is
+    faster than pydantic's `use_attribute_docstrings` and joins the lines."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        for name, text in _texts_below(cls).items():
+        for name, text in _field_docstrings(cls).items():
             if name in cls.model_fields:
                 cls.model_fields[name].description = " ".join(text.split())
         cls.model_rebuild(force=True, raise_errors=False)
 
 
-def _texts_below(cls: type) -> dict[str, str]:
-    """Option -> the text below it, of those that a class declares itself."""
-    found = {}
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """Return the docstrings below the fields that a class declares itself."""
+    docstrings = {}
     for node in _source(sys.modules[cls.__module__].__file__).body:
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
             for pair in pairwise(node.body):
                 match pair:
                     case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                        found[name] = text
-    return found
+                        docstrings[name] = text
+    return docstrings
 
 
 @lru_cache
@@ -64,44 +64,44 @@ def option(
     lines: int = 0,
     **facts: Any,
 ) -> Any:
-    """An option of a config, with the `facts` of a pydantic field: limits, examples, a description
-    that is computed.
+    """Declare a config field.
 
     Args:
-        unit: of a number, in words.
-        advanced: whether forms show it on demand.
-        choices: what forms suggest, of what is on this machine.
-        many: whether it is a list, with commas.
-        lines: of a text that may have several.
+        unit: unit of a number, spelled out.
+        advanced: True if forms show the field on demand.
+        choices: name of a list of values on this machine that forms suggest.
+        many: True for a comma-separated list.
+        lines: height of a multi-line text field; 0 for a single line.
+        **facts: arguments of `pydantic.Field`: limits, examples, a computed description.
     """
-    about = {
+    form_hints = {
         "unit": unit,
         "advanced": advanced,
         "choices": choices,
         "many": many,
         "lines": lines,
     }
-    if extra := {name: value for name, value in about.items() if value}:
+    if extra := {name: value for name, value in form_hints.items() if value}:
         facts["json_schema_extra"] = extra
-    if title is not None:  # else it is that of the annotated type
+    if title is not None:  # otherwise the annotated type's title is used
         facts["title"] = title
     return Field(default, **facts)
 
 
 class Plan(BaseModel, ABC):
-    """What a run does to each layer of its model.
+    """The operations of a run on each layer of its model.
 
-    Made and checked when the run is submitted, stored with it as JSON, and executed by its job
-    without further checks.
+    Built and checked when the run is submitted, stored with it as JSON, and executed without
+    further checks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """What is done, in words -> full names of the layers it is done to."""
+        """Map a description of each operation to the full names of its layers."""
         return {}
 
     @abstractmethod
     def check(self, config: Any) -> None:
-        """Raise `ValueError` or `ConfigError` unless `config` gives this plan for its layers."""
+        """Raise `ValueError` or `ConfigError` unless `config` yields this plan for its layers."""

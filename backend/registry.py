@@ -1,12 +1,12 @@
-"""Registries: adding a pruner, quantizer or drafter is one new file with one decorator.
+"""Registries of pruners, quantizers and drafters. To add one, write one file with one decorator.
 
     PRUNERS = Registry[Pruner](Declarations("pruner", "backend.pruning.pruners"))
 
     @pruner("wanda", needs=StatisticsLevel.ENERGY)
     def wanda(W, inputs, pattern, damping): ...
 
-Forms, the CLI and estimates need the names and the plain facts of an entry (`needs_energy`), but
-must not load torch. `Declarations` therefore parses the modules of the package and those in
+Forms, the CLI and estimates need the names and literal facts of an entry (`needs_energy`) but must
+not load torch. `Declarations` therefore parses the modules of the package and those in
 SLIMSCOPE_PLUGINS: it lists every function or class decorated with `@pruner("name", ...)`, with the
 keyword arguments that are literals. `Registry` imports the module when an entry is first used.
 """
@@ -23,13 +23,17 @@ from typing import Any, Generic, TypeVar
 from backend.settings import settings
 
 Entry = TypeVar("Entry")
-Made = TypeVar("Made")
+Decorated = TypeVar("Decorated")
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """An entry as its source declares it. `module`: imported when the entry is first used; `facts`:
-    the decorator's keyword arguments that are literals."""
+    """An entry as declared in its source.
+
+    Attributes:
+        module: imported when the entry is first used.
+        facts: the decorator's literal keyword arguments.
+    """
 
     name: str
     module: str
@@ -37,48 +41,53 @@ class Declaration:
 
 
 class Declarations(Mapping[str, Declaration]):
-    """Name -> declaration of every entry in some packages and in the plugins, which it does not
-    import. `decorator`: the name of the one that registers an entry. Of two entries with the same
-    name the last one counts: plugins come after the packages."""
+    """Maps names to the declarations in some packages and in the plugins, without importing them.
+    `decorator` is the name of the registering decorator. A plugin's entry replaces one with the
+    same name from a package."""
 
     def __init__(self, decorator: str, *packages: str) -> None:
         self.decorator, self.packages = decorator, packages
 
     @cached_property
-    def _found(self) -> dict[str, Declaration]:
+    def _entries(self) -> dict[str, Declaration]:
         modules = []
         for package in self.packages:
             file = source_file(package)
             paths = sorted(file.parent.glob("[!_]*.py")) if file else []
             modules += [f"{package}.{path.stem}" for path in paths]
         modules += settings().plugins
-        found = (each for module in modules for each in _declared(module, self.decorator))
-        return {each.name: each for each in found}
+        return {
+            declaration.name: declaration
+            for module in modules
+            for declaration in _declared(module, self.decorator)
+        }
 
     def __getitem__(self, name: str) -> Declaration:
-        return self._found[name]
+        return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._entries)
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Name -> entry; its module is imported on first use."""
+    """Maps names to entries. An entry's module is imported on first use."""
 
     def __init__(self, declarations: Declarations) -> None:
         self.declarations = declarations
         self._entries: dict[str, Entry] = {}
 
-    def registering(self, name: str, entry: Callable[[Any], Entry]) -> Callable[[Made], Made]:
-        """The decorator that adds what `entry` makes of a function or class, and leaves that as it
-        is."""
+    def registering(
+        self, name: str, entry: Callable[[Any], Entry]
+    ) -> Callable[[Decorated], Decorated]:
+        """Return a decorator that registers `entry(decorated)` and returns `decorated`
+        unchanged."""
 
-        def register(made: Made) -> Made:
-            self._entries[name] = entry(made)
-            return made
+        def register(decorated: Decorated) -> Decorated:
+            self._entries[name] = entry(decorated)
+            return decorated
 
         return register
 
@@ -95,13 +104,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def source_file(module: str) -> Path | None:
-    """The source file of a module; None where there is none."""
+    """Return the source file of a module, or None."""
     spec = find_spec(module)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def _declared(module: str, decorator: str) -> Iterator[Declaration]:
-    """The entries `module` registers with `decorator`, found in its syntax tree."""
+    """Yield the entries that `module` registers with `decorator`, read from its syntax tree."""
     file = source_file(module)
     for node in ast.parse(file.read_text(encoding="utf-8")).body if file else ():
         for call in getattr(node, "decorator_list", ()):
@@ -112,7 +121,7 @@ def _declared(module: str, decorator: str) -> Iterator[Declaration]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal; None for any other expression."""
+    """Return the value of a literal, or None for any other expression."""
     try:
         return ast.literal_eval(node)
     except ValueError:

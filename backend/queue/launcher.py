@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from backend.queue.artifacts import log_file
 from backend.queue.engines.base import LaunchRequest
 from backend.queue.lifecycle import ME, note
-from backend.settings import FROZEN, PLACES, available_threads, settings
+from backend.settings import FOLDER_VARIABLES, FROZEN_VARIABLES, available_threads, settings
 from backend.store.json_column import check_intact
 from backend.store.states import QUICK_SLOT
 from backend.store.tables import Attempt, Job, Slot
@@ -179,7 +179,7 @@ def job_environment(
     that a run may be told; and the names of tokens it was submitted with and cannot be given: they
     are not stored, and this process has none or another. `frozen`: its settings; submitted: see
     `submission_variables`; empty for an imported run."""
-    environment = {**child_environment(), **_texts(frozen, FROZEN)}
+    environment = {**child_environment(), **_texts(frozen, FROZEN_VARIABLES)}
     for name in FOR_SUPERVISOR:  # a run starts none
         environment.pop(name, None)
     missing = []
@@ -204,7 +204,7 @@ def node_environment(
     here = settings()
     threads = str(here.threads or 1)
     asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
-    meant = _texts(frozen, [name for name in FROZEN if name not in PLACES])
+    meant = _texts(frozen, [name for name in FROZEN_VARIABLES if name not in FOLDER_VARIABLES])
     return {
         **asked,
         **LIBRARIES,
