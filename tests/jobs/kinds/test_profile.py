@@ -116,7 +116,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
         ("sds", "budget:3bits", "not for a method by which layers are pruned"),
         ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
         ("sds", "budget:90%", "cannot be kept"),
-        ("sds", "best", "no allocation"),
+        ("sds", "best", "not an allocation"),
     ):
         with pytest.raises(SlimscopeError, match=said):
             submit(kind, {"model": "toy", "allocation": allocation}, HOST)

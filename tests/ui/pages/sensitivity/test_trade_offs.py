@@ -130,8 +130,8 @@ def test_the_front_is_never_above_a_format_alone_and_leads_to_mix_and_run() -> N
         ("0.05MB", "quantized", "Choose 0.11MB or more"),
         ("99%", "pruned", "Choose 70% or less"),
         ("50%", "quantized", "Choose Pruned above"),
-        ("<b>", "quantized", "&#39;&lt;b&gt;&#39; is no budget. Write a size (80MB)"),
-        (HOSTILE[:40], "quantized", "is no budget"),
+        ("<b>", "quantized", "&#39;&lt;b&gt;&#39; is not a budget. Write a size (80MB)"),
+        (HOSTILE[:40], "quantized", "is not a budget"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_beside_it(budget: str, method: str, said: str) -> None:
