@@ -1,4 +1,5 @@
-"""The one entry: settings -> tables up to date -> supervisor alive -> pages -> launch."""
+"""Starts the dashboard: read settings, upgrade tables, start the supervisor, build pages,
+launch."""
 
 from __future__ import annotations
 
@@ -26,12 +27,12 @@ from ui.security.connections import raise_file_limit
 
 log = logging.getLogger("slimscope")
 UVICORN_FORMATS = ("default", "access")
-LOOK_S = 5.0
-SERVE, HOST_LINK = "ui.app:serve", "ui.security.auth:host_link"  # they import Gradio: seconds
+SUPERVISOR_CHECK_S = 5.0
+SERVE, HOST_LINK = "ui.app:serve", "ui.security.auth:host_link"  # importing Gradio takes seconds
 
 
 def main() -> None:
-    """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
+    """Open the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
     if start_logging():
         LOGGING_CONFIG["formatters"] = {key: {"()": JsonFormatter} for key in UVICORN_FORMATS}
     throttle_logs()
@@ -45,19 +46,22 @@ def main() -> None:
             install_examples(check_row)
     with lean_gradio():
         serve = load_work(SERVE)
-    os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
+    os.environ.pop(HOST_TOKEN, None)  # neither the browser nor runs may inherit it
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     for name in unknown_variables():
-        print(f"{name} is no setting and has no effect: see docs/operations.md", flush=True)
-    print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
+        print(f"{name} is not a setting and has no effect. See docs/operations.md.", flush=True)
+    print(
+        f"Slimscope is running on http://{here.host}:{here.port}. Data folder: {here.root}",
+        flush=True,
+    )
     if here.shared:
-        print(f"Its host, and nobody else, opens {load_work(HOST_LINK)(here.port)}", flush=True)
-    print("Ctrl+C ends the dashboard; runs go on.", flush=True)
+        print(f"Host link (keep it private): {load_work(HOST_LINK)(here.port)}", flush=True)
+    print("Ctrl+C stops the dashboard. Runs continue.", flush=True)
     serve(here)
 
 
 def refuse_taken(host: str, port: int) -> None:
-    """Ends with one line of advice when the address cannot be listened on."""
+    """Exit with one line of advice if the address is in use."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -68,15 +72,15 @@ def refuse_taken(host: str, port: int) -> None:
 
 
 def keep_supervised() -> None:
-    """While a run waits or works, sees to it that a supervisor is there."""
+    """Keep a supervisor alive while runs are queued or running."""
     while True:
         try:
             status = scheduling.status()
             if (status.live or status.queued) and not other_version():
                 SUPERVISOR.wake()
-        except Exception as error:  # a busy database, a full disk: look again
-            log.warning("could not look after the supervisor: %s", error)
-        time.sleep(LOOK_S)
+        except Exception as error:  # a busy database, a full disk: try again
+            log.warning("Could not check the supervisor: %s", error)
+        time.sleep(SUPERVISOR_CHECK_S)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The command `slimscope`. The packages it needs have common names: where another package hides one
-of them, that is said in one line."""
+"""The command `slimscope`. Our packages have common names, so this module checks that no other
+package shadows them, and reports one that does in a single line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PACKAGES = ("backend", "jobs", "ui")
 
 
 def main() -> None:
-    """The console script."""
-    if found := foreign():
-        sys.exit(f"slimscope: {found}")
-    gc.disable()  # as `jobs.kind.load_work` does: a quarter of the time of `slimscope list`
+    """Run the console script."""
+    if problem := shadowed_package():
+        sys.exit(f"slimscope: {problem}")
+    gc.disable()  # saves a quarter of the time of `slimscope list`, as in `jobs.kind.load_work`
     from jobs.cli.app import main as command_line
 
     gc.freeze()
@@ -24,14 +24,14 @@ def main() -> None:
     command_line()
 
 
-def foreign() -> str:
-    """Which package is not ours, and what to do; empty where all are."""
+def shadowed_package() -> str:
+    """Return which package is not ours and what to do, or "" if all are ours."""
     for name in PACKAGES:
         spec = find_spec(name)
-        place = spec.origin if spec else None
-        if place is None or Path(place).resolve().parent != HERE / name:
+        origin = spec.origin if spec else None
+        if origin is None or Path(origin).resolve().parent != HERE / name:
             return (
-                f"the Python package {name!r} is not Slimscope's but {place or 'missing'}. "
+                f"the Python package {name!r} is not Slimscope's but {origin or 'missing'}. "
                 "Install Slimscope on its own (pipx install slimscope, or uv tool install "
                 "slimscope), and leave PYTHONPATH unset."
             )

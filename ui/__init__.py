@@ -1,4 +1,5 @@
-"""The dashboard. It replaces internals of Gradio; another release of it is refused at once."""
+"""The dashboard. It patches internals of Gradio, so other Gradio releases are rejected at
+import."""
 
 import inspect
 import sys
@@ -7,11 +8,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-GRADIO = "6.31"  # what ui/gradio_patches.py is tested with
+GRADIO = "6.31"  # the release that ui/gradio_patches.py is tested with
 
 
 def check_gradio(installed: str) -> None:
-    """Exits with one line if the installed release of Gradio is not the supported one."""
+    """Exit with one line if the installed Gradio release is not the supported one."""
     if installed.split(".")[:2] != GRADIO.split("."):
         sys.exit(
             f"Slimscope works with Gradio {GRADIO}; Gradio {installed} is installed. "
@@ -21,23 +22,23 @@ def check_gradio(installed: str) -> None:
 
 @contextmanager
 def lean_gradio() -> Iterator[None]:
-    """Modules imported in this block start faster. Gradio 6.31 parses every component whose file it
-    finds, to write a stub for editors beside it, and imports MCP where that is installed: a quarter
-    of the dashboard's start, and of no use to it. For one thread at a time."""
+    """Import modules faster inside this block. Gradio 6.31 parses every component's source to write
+    a type stub for editors, and imports MCP if it is installed. The dashboard needs neither, and
+    both take a quarter of its start. Not thread-safe."""
     find = inspect.getfile
 
-    def found(thing: Any) -> str:
+    def find_unless_component(thing: Any) -> str:
         if type(thing).__name__ == "ComponentMeta":
-            raise OSError("It gets no stub.")
+            raise OSError("Components get no type stub.")
         return find(thing)
 
-    inspect.getfile = found  # type: ignore[assignment]
-    hidden = sys.modules.setdefault("mcp", None) is None  # type: ignore[arg-type]
+    inspect.getfile = find_unless_component  # type: ignore[assignment]
+    is_mcp_hidden = sys.modules.setdefault("mcp", None) is None  # type: ignore[arg-type]
     try:
         yield
     finally:
         inspect.getfile = find
-        if hidden:
+        if is_mcp_hidden:
             del sys.modules["mcp"]
 
 

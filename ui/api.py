@@ -1,6 +1,5 @@
-"""The JSON API: every operation that has a path, for programs. It has no rules of its own: roles,
-limits, validation and estimates are those of the queue. `ui.api_errors` says what an error looks
-like."""
+"""The JSON API: one route for every operation with a path. Roles, limits, validation and estimates
+are enforced by the queue, not here. `ui.api_errors` defines the error format."""
 
 import inspect
 from pathlib import Path
@@ -18,11 +17,11 @@ from ui.security.auth import current_user
 from ui.static import once
 from ui.templates import render
 
-SUBMIT = "/submit/{kind}"  # a route for each kind, so that the description has the schema of each
+SUBMIT = "/submit/{kind}"  # expands to one route per kind, each with its own config schema
 
 
 def build() -> FastAPI:
-    """The application that is mounted at `API_PATH`."""
+    """Build the FastAPI application that is mounted at `API_PATH`."""
     api = FastAPI(
         title="Slimscope", version="1", docs_url=None, redoc_url=None, responses=RESPONSES
     )
@@ -32,14 +31,16 @@ def build() -> FastAPI:
             for kind in kinds().values():
                 schema = kind.config.model_json_schema()
                 body = {"content": {"application/json": {"schema": schema}}}
-                told = f"{kind.summary} The body holds the settings that differ from the defaults."
-                about = {
+                description = (
+                    f"{kind.summary} The body contains the settings that differ from the defaults."
+                )
+                route = {
                     "summary": f"Add a run: {kind.title}",
-                    "description": told,
+                    "description": description,
                     "openapi_extra": {"requestBody": body},
                 }
                 path, fixed = SUBMIT.format(kind=kind.name), {"kind": kind.name}
-                _add(api, operation, path, f"submit_{kind.name}", about, fixed)
+                _add(api, operation, path, f"submit_{kind.name}", route, fixed)
         elif operation.path:
             name = operation.name.replace("-", "_")
             _add(api, operation, operation.path, name, {"description": operation.about})
@@ -51,13 +52,15 @@ def _add(
     operation: Operation,
     path: str,
     name: str,
-    about: dict[str, Any],
+    route: dict[str, Any],
     fixed: dict[str, str] | None = None,
 ) -> None:
-    """Adds the request that does an operation for whoever sends it."""
+    """Add the route that performs an operation for the current user. `fixed`: preset arguments."""
     fixed = fixed or {}
     signature = operation.signature
-    parameters = {n: each for n, each in signature.parameters.items() if n not in fixed}
+    parameters = {
+        name: parameter for name, parameter in signature.parameters.items() if name not in fixed
+    }
     if fixed:
         parameters["config"] = parameters["config"].replace(default={})
 
@@ -66,13 +69,13 @@ def _add(
             raise ConfigError(
                 f"There is no parameter {unknown[:40]!r}.",
                 "",
-                f"There are: {', '.join(parameters) or 'none'}.",
+                f"Use one of: {', '.join(parameters)}." if parameters else "Remove it.",
                 unknown[:40],
             )
-        answer = operation.call(current_user(request), **fixed, **values)
-        if isinstance(answer, Path):
-            return FileResponse(answer, media_type="application/octet-stream", filename=answer.name)
-        return answer
+        result = operation.call(current_user(request), **fixed, **values)
+        if isinstance(result, Path):
+            return FileResponse(result, media_type="application/octet-stream", filename=result.name)
+        return result
 
     is_file = signature.return_annotation is Path
     request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
@@ -80,23 +83,23 @@ def _add(
         [request, *parameters.values()],
         return_annotation=FileResponse if is_file else signature.return_annotation,
     )
-    more: dict[str, Any] = {"response_class": FileResponse} if is_file else {}
+    response_class: dict[str, Any] = {"response_class": FileResponse} if is_file else {}
     api.add_api_route(
         path,
         endpoint,
         methods=["POST" if operation.writes else "GET"],
         operation_id=name,
         status_code=operation.status,
-        **{"summary": name.replace("_", " ").capitalize()} | about,
-        **more,
+        **{"summary": name.replace("_", " ").capitalize()} | route,
+        **response_class,
     )
 
 
-# the page that describes it -----------------------------------------------------------------------
+# documentation page ------------------------------------------------------------------------------
 
 
 def docs(_: Request) -> HTMLResponse:
-    """All requests, as a page that loads nothing."""
+    """Return the documentation page of all requests. It loads no other files."""
     return HTMLResponse(_docs())
 
 
@@ -104,11 +107,11 @@ def docs_html() -> str:
     requests = [
         {
             "line": f"{method.upper()} {path}",
-            "about": described["description"],
-            "parameters": _parameters(described),
+            "about": spec["description"],
+            "parameters": _parameters(spec),
         }
         for path, methods in build().openapi()["paths"].items()
-        for method, described in methods.items()
+        for method, spec in methods.items()
     ]
     return render("templates/api.html", path=API_PATH, requests=requests)
 
@@ -116,8 +119,8 @@ def docs_html() -> str:
 _docs = once(docs_html)
 
 
-def _parameters(described: dict[str, Any]) -> list[str]:
-    """Names of the parameters of a request: in the address, then in its body."""
-    named = [p["name"] for p in described.get("parameters", ())]
-    body = described.get("requestBody", {}).get("content", {}).get("application/json", {})
-    return [*named, *body.get("schema", {}).get("properties", {})]
+def _parameters(spec: dict[str, Any]) -> list[str]:
+    """Return parameter names of a request: those of the URL, then those of the body."""
+    url_names = [p["name"] for p in spec.get("parameters", ())]
+    body = spec.get("requestBody", {}).get("content", {}).get("application/json", {})
+    return [*url_names, *body.get("schema", {}).get("properties", {})]

@@ -1,7 +1,7 @@
-"""Errors as the JSON API reports them: `{"what", "why", "do", "field", "others"}`, as on the pages.
+"""Error responses of the JSON API: `{"what", "why", "do", "field", "others"}`, as on the pages.
 
 403 not allowed, 404 not found, 409 not possible in this state, 422 invalid, 429 too many requests,
-503 the database cannot be used at present.
+503 database unavailable.
 """
 
 import logging
@@ -34,14 +34,14 @@ STATUS: tuple[tuple[type[SlimscopeError], int], ...] = (
     (RateLimitError, 429),
     (SlimscopeError, 422),
 )
-REMEDIES = (  # words of the database -> what to do
+REMEDIES = (  # word in the database error -> what to do
     ("locked", "Try again in a minute: another process is writing."),
     ("full", "Free some space on the disk of the data folder, then try again."),
 )
 
 
 class ErrorPart(BaseModel):
-    """One error, and the setting it is about."""
+    """One error and the setting it refers to."""
 
     what: str
     why: str
@@ -50,7 +50,7 @@ class ErrorPart(BaseModel):
 
 
 class ErrorBody(ErrorPart):
-    """The body of every answer that is an error, with what else is wrong with the same config."""
+    """The body of every error response. `others`: further errors of the same config."""
 
     others: list[ErrorPart]
 
@@ -69,7 +69,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def add_error_handlers(api: FastAPI) -> None:
-    """Makes the application answer with `error_response` whatever goes wrong."""
+    """Make the application answer every error with `error_response`."""
     api.add_exception_handler(SlimscopeError, lambda _, error: error_response(error))
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _no_such_route)
@@ -78,10 +78,11 @@ def add_error_handlers(api: FastAPI) -> None:
 
 
 def error_response(error: SlimscopeError, status: int = 0) -> JSONResponse:
-    """An error as JSON, with the other errors of the same config; `status`: 0: the usual one."""
-    usual = next(status for kind, status in STATUS if isinstance(error, kind))
+    """Return an error as JSON with the other errors of the same config. `status`: 0: by error
+    type."""
+    default_status = next(status for kind, status in STATUS if isinstance(error, kind))
     content = _fields(error) | {"others": [_fields(other) for other in error.others]}
-    return JSONResponse(content, status or usual)
+    return JSONResponse(content, status or default_status)
 
 
 def _fields(error: SlimscopeError) -> dict[str, str | None]:
@@ -102,9 +103,9 @@ def _no_such_route(_: Request, error: Any) -> JSONResponse:
 
 
 def _database_error(_: Request, error: Exception) -> JSONResponse:
-    """The reason in the database's own words, without the statement. The trace is logged."""
+    """Return the database's own message without the statement, and log the traceback."""
     log.error("The database could not be used.", exc_info=error)
     reason = f"{error.orig if isinstance(error, DBAPIError) else error}"
-    do = "The output of the dashboard has the details."
+    do = "See the log of the dashboard for details."
     do = next((remedy for word, remedy in REMEDIES if word in reason), do)
     return error_response(SlimscopeError("The database could not be used.", f"{reason}.", do), 503)

@@ -1,5 +1,6 @@
-"""Numbers, times and links as text: pure functions for pages, charts and templates. Text of persons
-or files goes through `esc` before it is put into a chart; templates escape by themselves."""
+"""Formatting of numbers, times and links: pure functions for pages, charts and templates. Text from
+users and files must pass through `esc` before it is put into a chart; templates escape by
+default."""
 
 import html
 import math
@@ -12,20 +13,20 @@ from backend.printable import readable_seconds
 from jobs.wording import fixed
 
 NONE = "–"
-HOLD = "\u00a0"  # between a figure and its unit: no line breaks there
-SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # of the time left, by work done
+NBSP = "\u00a0"  # between a number and its unit, to prevent line breaks
+ETA_SPREADS = ((0.6, 0.1), (0.25, 0.15), (0.05, 0.25), (0.0, 0.4))  # (work done, relative spread)
 ACTIVE_IN_GRADIO = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;"}
 )
 
 
 def esc(text: object) -> str:
-    """Escapes text for HTML, attributes, and Gradio templates: `${...}` and `{{...}}`."""
+    """Escape text for HTML, attributes, and Gradio templates (`${...}` and `{{...}}`)."""
     return html.escape(str(text), quote=True).translate(ACTIVE_IN_GRADIO)
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`digits` significant digits, in powers of ten only where plain digits would mislead."""
+    """Format with `digits` significant digits, in scientific notation only outside 1e-4 to 1e7."""
     if value is None or math.isnan(value):
         return NONE
     if math.isinf(value):
@@ -39,32 +40,32 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def of_unit(value: float | None, unit: str, digits: int = 4) -> str:
-    """1.3 × and 82.4 tokens/s, never broken between lines."""
-    return f"{number(value, digits)}{HOLD}{unit}"
+    """Format a number with its unit, such as 1.3 × or 82.4 tokens/s, without a line break."""
+    return f"{number(value, digits)}{NBSP}{unit}"
 
 
 def count(value: int | None) -> str:
-    """1,234,567."""
+    """Format an integer: 1,234,567."""
     return NONE if value is None else f"{value:,}"
 
 
 def runs(number: int) -> str:
-    """1 run, 12 runs."""
+    """Format a number of runs: 1 run, 12 runs."""
     return f"{number:,} run{'' if number == 1 else 's'}"
 
 
 def threads(number: int) -> str:
-    """1 thread, 2 threads."""
-    return f"{number}{HOLD}thread{'' if number == 1 else 's'}"
+    """Format a number of threads: 1 thread, 2 threads."""
+    return f"{number}{NBSP}thread{'' if number == 1 else 's'}"
 
 
 def short_count(value: float | None) -> str:
-    """134.5 M."""
+    """Format a large count: 134.5 M."""
     return NONE if value is None else _scaled(value, ("", "k", "M", "G", "T"))
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units: 262 MB."""
+    """Format bytes in decimal units: 262 MB."""
     return NONE if value is None else _scaled(value, ("B", "kB", "MB", "GB", "TB"))
 
 
@@ -73,48 +74,48 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     while abs(value) >= 999.5 and step < len(units) - 1:
         value, step = value / 1000, step + 1
     places = 0 if step == 0 or abs(value) >= 99.95 else 1
-    return f"{value:,.{places}f}{HOLD if units[step] else ''}{units[step]}"
+    return f"{value:,.{places}f}{NBSP if units[step] else ''}{units[step]}"
 
 
 def share(value: float | None, places: int = 1) -> str:
-    """0.5 as "50.0 %"."""
-    return NONE if value is None or math.isnan(value) else f"{fixed(100 * value, places)}{HOLD}%"
+    """Format a fraction as a percentage: 0.5 as "50.0 %"."""
+    return NONE if value is None or math.isnan(value) else f"{fixed(100 * value, places)}{NBSP}%"
 
 
 def duration(seconds: float | None) -> str:
-    """Such as "3 min 20 s"; see `readable_seconds`."""
+    """Format seconds such as "3 min 20 s"; see `readable_seconds`."""
     return NONE if seconds is None or not math.isfinite(seconds) else readable_seconds(seconds)
 
 
 def eta(seconds: float | None) -> str:
-    """Estimated time left, as in "about 5 min"."""
+    """Format the estimated time left: "about 5 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 60:
         return "under a minute"
     minutes = round(seconds / 60)
-    return f"about {minutes}{HOLD}min" if minutes < 90 else f"about {seconds / 3600:.1f}{HOLD}h"
+    return f"about {minutes}{NBSP}min" if minutes < 90 else f"about {seconds / 3600:.1f}{NBSP}h"
 
 
 def eta_range(seconds: float | None, share: float | None) -> str:
-    """Estimated time left as a range that narrows with the share done: "4–7 min"."""
+    """Format the estimated time left as a range that narrows with the share done: "4–7 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
-    spread = next(width for least, width in SPREADS if (share or 0.0) >= least)
+    spread = next(width for min_share, width in ETA_SPREADS if (share or 0.0) >= min_share)
     if seconds * (1 + spread) < 60:
         return "under a minute"
     return time_range(seconds * (1 - spread), seconds * (1 + spread))
 
 
 def time_range(low: float, high: float) -> str:
-    """A range of seconds to two digits: "40–70 s", "4–7 min"."""
+    """Format a range of seconds with two digits: "40–70 s", "4–7 min"."""
     unit, length = ("s", 1) if high < 120 else ("min", 60) if high < 7200 else ("h", 3600)
     first, last = (f"{float(f'{max(x / length, 0.1):.2g}'):g}" for x in (low, high))
-    return f"{first}–{last}{HOLD}{unit}" if first != last else f"about {first}{HOLD}{unit}"
+    return f"{first}–{last}{NBSP}{unit}" if first != last else f"about {first}{NBSP}{unit}"
 
 
 def moment(ms: int | None) -> str:
-    """The full time: 2026-11-25 01:11:47 UTC."""
+    """Format a timestamp: 2026-11-25 01:11:47 UTC."""
     if ms is None:
         return NONE
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -130,17 +131,18 @@ def ago(ms: int | None, now: int) -> str:
     seconds = max(0, (now - ms) // 1000)
     if seconds < 10:
         return "just now"
-    return HOLD.join(duration(seconds).split(HOLD)[:2]) + " ago"
+    return NBSP.join(duration(seconds).split(NBSP)[:2]) + " ago"
 
 
 def href(path: str, **query: object) -> Markup:
-    """Link that works behind a prefix, too: "run?id=sds-0042"; empty values are left out."""
-    chosen = urlencode({k: v for k, v in query.items() if v not in (None, "")})
-    return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
+    """Return a relative link that also works behind a URL prefix: "run?id=sds-0042". Empty values
+    are left out."""
+    encoded = urlencode({k: v for k, v in query.items() if v not in (None, "")})
+    return escape(path or "./") + (escape(f"?{encoded}") if encoded else "")
 
 
 def term_id(term: str) -> str:
-    """The anchor of a term on Help."""
+    """Return the anchor of a term on the Help page."""
     return "term-" + "".join(c if c.isalnum() else "-" for c in term.lower())
 
 

@@ -1,4 +1,4 @@
-"""Everything that relies on Gradio's internals, in one place. Checked with Gradio 6.31."""
+"""All patches of Gradio internals. Tested with Gradio 6.31."""
 
 import hashlib
 import re
@@ -23,11 +23,11 @@ from backend.queue.actor import reject
 from backend.queue.gate import require_short_queue
 from ui.security.auth import current_user
 
-FUNCTIONS = 4096  # of all pages, at most
-find_function = route_utils.get_fn
-SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
+MAX_FUNCTIONS = 4096  # event functions of all pages
+gradio_get_fn = route_utils.get_fn
+SESSION_HASH = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven characters
 SCALAR = (str, int, float, bool, type(None))
-TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # of a component's value
+VALUE_TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # component -> value types
     (gr.Checkbox, (bool, type(None))),
     (gr.Number, (int, float, type(None))),
     (gr.Slider, (int, float, type(None))),
@@ -37,20 +37,20 @@ TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # of a component's 
 
 
 class SmallSession(state_holder.SessionState):
-    """A session that starts without component descriptions (Gradio 6.31).
+    """Session state without component configs.
 
-    For each page view Gradio describes all components of all pages anew, which takes 0.1 s and
-    2.5 MB, and keeps that for the next 10,000 views. Only its deep links read it, and we offer
-    none: our addresses hold what a page shows. Components that change are still remembered.
+    For each page view Gradio 6.31 serializes all components of all pages (0.1 s, 2.5 MB) and keeps
+    the result for 10,000 views. Only its deep links read it, which Slimscope does not use: a page's
+    URL contains its state. Components that change are still stored.
     """
 
     def __init__(self, blocks: Any) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
 
     def __setitem__(self, key: int, value: Any) -> None:
-        """Stores a changed component under the id of the one it replaces (Gradio 6.31 sets none).
-        With an id of its own it would be stored twice as soon as it is read, and the next one
-        too, so a page that stays open all day would take ever more memory."""
+        """Store a changed component under the id of the one it replaces. With a new id, as Gradio
+        6.31 assigns, every read would store it twice, and memory would grow while a page is
+        open."""
         if isinstance(value, Block):
             value._id = key
         super().__setitem__(key, value)
@@ -62,33 +62,33 @@ def keep_sessions_small() -> None:
 
 @contextmanager
 def web_app_once() -> Iterator[None]:
-    """What is put together in this block is described, and gets its web app, by `launch`. Gradio
-    6.31 does both at the end of each page, for all so far, and in `queue`: most of the time that
-    building the pages took, although both are done again. For one thread at a time."""
-    describe, create = gr.Blocks.get_config_file, App.create_app
+    """Build pages without intermediate configs and web apps; `launch` creates both. Gradio 6.31
+    creates them after each page, for all pages so far, and in `queue`, which was most of the time
+    of building the pages. Not thread-safe."""
+    get_config, create_app = gr.Blocks.get_config_file, App.create_app
     gr.Blocks.get_config_file = lambda _: {}  # type: ignore[method-assign, assignment, typeddict-item]
     App.create_app = staticmethod(lambda *_, **__: None)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        gr.Blocks.get_config_file = describe  # type: ignore[method-assign]
-        App.create_app = staticmethod(create)  # type: ignore[method-assign]
+        gr.Blocks.get_config_file = get_config  # type: ignore[method-assign]
+        App.create_app = staticmethod(create_app)  # type: ignore[method-assign]
 
 
 def poll_less_often(app: gr.Blocks) -> None:
-    """Lets the idle event queue look for work less often (Gradio 6.31 has no option): every 1 ms,
-    the default, takes 4 % of a core."""
+    """Make the idle event queue poll less often. The default of 1 ms takes 4 % of a core, and
+    Gradio 6.31 has no option for it."""
     app._queue.sleep_when_free = 0.02
 
 
 def without_startup_check() -> dict[str, Any]:
-    """Options of `Blocks.launch` that skip its request to its own address (Gradio 6.31), which on a
-    busy machine times out after 3 s and fails the launch."""
+    """Return options of `Blocks.launch` that skip its request to its own URL (Gradio 6.31). On a
+    busy machine that request times out after 3 s and fails the launch."""
     return {"_frontend": False}
 
 
 def without_files() -> None:
-    """Stops Gradio (6.31) from fetching files named in values, which any value could forge."""
+    """Stop Gradio 6.31 from fetching files that values name: any client can send such a value."""
 
     async def unchanged(data: Any, *_: Any, **__: Any) -> Any:
         return data
@@ -97,10 +97,10 @@ def without_files() -> None:
 
 
 def number_functions(app: gr.Blocks, version: str) -> None:
-    """Numbers the functions of the pages by what they are. Gradio 6.31 counts from 0, and a page
-    that stays open would call whatever has its numbers in the next version."""
+    """Number event functions by content. Gradio 6.31 counts from 0, so a page left open during an
+    upgrade would call whichever function has the same number in the new version."""
     functions = [*app.default_config.fns.values()]
-    told = [
+    signatures = [
         (
             f.name,
             [type(b) for b in f.inputs],
@@ -109,27 +109,27 @@ def number_functions(app: gr.Blocks, version: str) -> None:
         )
         for f in functions
     ]
-    digest = hashlib.sha256(repr([version, told]).encode()).digest()
-    first = int.from_bytes(digest[:2]) * FUNCTIONS
+    digest = hashlib.sha256(repr([version, signatures]).encode()).digest()
+    offset = int.from_bytes(digest[:2]) * MAX_FUNCTIONS
     for function in functions:
-        function._id += first
-        function.cancels = [number + first for number in function.cancels]
+        function._id += offset
+        function.cancels = [number + offset for number in function.cancels]
         if function.trigger_after is not None:
-            function.trigger_after += first
+            function.trigger_after += offset
     app.default_config.fns = {function._id: function for function in functions}
-    app.default_config.fn_id += first
+    app.default_config.fn_id += offset
 
 
 def check_calls() -> None:
-    """Rejects calls that no page makes before they reach a function; Gradio 6.31 answers them with
-    a server error and a trace."""
+    """Reject calls that no page makes before they reach a function. Gradio 6.31 answers them with a
+    server error and a traceback."""
 
-    def found(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
+    def get_checked_fn(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
         try:
-            if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
+            if body.batched or not SESSION_HASH.fullmatch(body.session_hash or "none"):
                 raise ConfigError("The call was not accepted.", "No page makes such a call.")
             try:
-                function = find_function(blocks, api_name, body)
+                function = gradio_get_fn(blocks, api_name, body)
             except (KeyError, route_utils.FnIndexInferError):
                 raise ConfigError(
                     "The call was not accepted.",
@@ -137,26 +137,30 @@ def check_calls() -> None:
                     "Reload the page.",
                 ) from None
             if function.fn is None:
-                raise ConfigError("The call was not accepted.", "It is a function of the browser.")
+                raise ConfigError(
+                    "The call was not accepted.", "This function runs in the browser."
+                )
             if len(body.data) < len(function.inputs):
                 raise ConfigError(
-                    "The call was not accepted.", f"{len(function.inputs)} values are due."
+                    "The call was not accepted.",
+                    f"The function takes {len(function.inputs)} values.",
                 )
-            own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
+            session: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
             for block, value in zip(function.inputs, body.data, strict=False):
-                _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
+                current = session[block._id] if block._id in session else block  # noqa: SIM401
+                _check_value(current, value)
             return function
         except SlimscopeError as error:
-            raise _refused(body.request, 422, error) from None
+            raise _http_error(body.request, 422, error) from None
 
-    route_utils.get_fn = found
+    route_utils.get_fn = get_checked_fn
 
 
 def _check_value(block: Any, value: Any) -> None:
-    several = isinstance(block, gr.Dropdown) and block.multiselect and isinstance(value, list)
-    types = next((types for kind, types in TYPES if isinstance(block, kind)), SCALAR)
+    is_list = isinstance(block, gr.Dropdown) and block.multiselect and isinstance(value, list)
+    types = next((types for kind, types in VALUE_TYPES if isinstance(block, kind)), SCALAR)
     try:
-        if not all(isinstance(each, types) for each in (value if several else [value])):
+        if not all(isinstance(item, types) for item in (value if is_list else [value])):
             raise TypeError(f"a {type(value).__name__}")
         block.preprocess(value)
     except (Error, ValueError, TypeError) as error:
@@ -166,38 +170,38 @@ def _check_value(block: Any, value: Any) -> None:
 
 
 def limit_events(app: gr.Blocks) -> None:
-    """Bounds the queued events of a visitor and of an address; Gradio 6.31 those of all."""
+    """Limit the queued events per visitor and per address. Gradio 6.31 only limits the total."""
     push = app._queue.push
 
-    async def limited(body: Any, request: Request, username: str | None) -> Any:
+    async def limited_push(body: Any, request: Request, username: str | None) -> Any:
         queued = [current_user(e.request) for e in app._queue.event_ids_to_events.values()]
         try:
             require_short_queue(current_user(request), queued)
         except RateLimitError as error:
-            raise _refused(request, 429, error) from None
+            raise _http_error(request, 429, error) from None
         return await push(body, request, username)
 
-    app._queue.push = limited  # type: ignore[method-assign]
+    app._queue.push = limited_push  # type: ignore[method-assign]
 
 
-def _refused(request: Request, status: int, error: SlimscopeError) -> HTTPException:
+def _http_error(request: Request, status: int, error: SlimscopeError) -> HTTPException:
     client = request.client.host if request.client else ""
     return HTTPException(status, str(reject(f"{client} {request.url.path}", error)))
 
 
 def set_server_options(options: dict[str, Any]) -> None:
-    """Sets options of `uvicorn.Config` that `Blocks.launch` (Gradio 6.31) does not offer."""
+    """Set options of `uvicorn.Config` that `Blocks.launch` of Gradio 6.31 does not offer."""
     server = SimpleNamespace(Config=partial(uvicorn.Config, **options))
     http_server.uvicorn = server  # type: ignore[assignment, attr-defined]
 
 
 def current_blocks() -> gr.Blocks:
-    """The app whose page is being built (no public name in Gradio 6.31)."""
-    assert Context.root_block is not None, "call this while a page is built"
+    """Return the app whose page is being built. Gradio 6.31 has no public name for it."""
+    assert Context.root_block is not None, "call this only while a page is being built"
     return Context.root_block
 
 
 def event_data(event: gr.EventData) -> dict[str, Any]:
-    """Unchecked data of the browser's `trigger(name, data)`. Attributes of `gr.EventData` (6.31)
-    fail where a field is missing."""
+    """Return the unvalidated data of the browser's `trigger(name, data)`. Attribute access on
+    `gr.EventData` of Gradio 6.31 fails if a field is missing."""
     return event._data if isinstance(event._data, dict) else {}

@@ -1,6 +1,6 @@
-"""Whether the dashboard works: for its own pages, for what watches it (`/healthz`), and for
-Prometheus (`/metrics`). One thread reads the state of the database for all who ask, so that nobody
-waits long for one that does not answer."""
+"""Health of the dashboard: for its pages, for health checks (`/healthz`) and for Prometheus
+(`/metrics`). A single thread reads the database state for all requests, so that no request waits
+long for an unresponsive database."""
 
 import asyncio
 import logging
@@ -30,40 +30,44 @@ from ui.security.connections import GuardedProtocol
 from ui.security.middleware import TIMES
 
 log = logging.getLogger("slimscope.database")
-PATIENCE_S, KNOWN_AWAY_S = 5.0, 0.5  # the latter where it did not answer when last asked
+TIMEOUT_S = 5.0
+TIMEOUT_WHILE_AWAY_S = 0.5  # after the database failed to answer
 
 
 class Snapshot(NamedTuple):
-    """What pages show of the database, and the seconds it took to read that."""
+    """Queue status shown on the pages, and the seconds it took to read."""
 
     status: QueueStatus
     cursor: str
     seconds: float
-    outdated: str  # what to say where this process is of another version; else ""
+    outdated: str  # message if the database has another version than this process, else ""
 
 
 class StatusReader:
-    """The newest `Snapshot`, at most a second old where the database answers."""
+    """Keeps the newest `Snapshot`, at most a second old while the database answers."""
 
     def __init__(self) -> None:
         self._thread, self._lock = ThreadPoolExecutor(1, "status"), threading.Lock()
-        self._asked: Future[Snapshot] | None = None
-        self._asked_at, self._url = -math.inf, ""
+        self._pending: Future[Snapshot] | None = None
+        self._requested_at_s, self._url = -math.inf, ""
         self._is_away, self._answered_at = False, now_ms()
         self._last: Snapshot | None = None
 
     def read(self) -> tuple[Snapshot | None, str]:
-        """What was read last, and what to say without an answer, or of another version."""
+        """Return the last snapshot, and a message if the database is away or has another
+        version."""
         with self._lock:
-            now, url, asked = time.monotonic(), settings().url, self._asked
-            is_old = asked is not None and asked.done() and now - self._asked_at >= 1.0
-            if asked is None or is_old or url != self._url:
-                self._asked = asked = self._thread.submit(_look)
-                self._asked_at, self._url = now, url
+            now, url, pending = time.monotonic(), settings().url, self._pending
+            is_old = pending is not None and pending.done() and now - self._requested_at_s >= 1.0
+            if pending is None or is_old or url != self._url:
+                self._pending = pending = self._thread.submit(_read_snapshot)
+                self._requested_at_s, self._url = now, url
         try:
-            self._last = asked.result(KNOWN_AWAY_S if self._is_away else PATIENCE_S)
+            self._last = pending.result(TIMEOUT_WHILE_AWAY_S if self._is_away else TIMEOUT_S)
         except CONCERNS_ALL_ROWS as error:
-            away = f"The database does not answer since {moment(self._answered_at)}; runs go on."
+            away = (
+                f"The database has not answered since {moment(self._answered_at)}. Runs continue."
+            )
             if not self._is_away:
                 log.error(away, exc_info=error)
             self._is_away = True
@@ -72,7 +76,7 @@ class StatusReader:
         return self._last, self._last.outdated
 
 
-def _look() -> Snapshot:
+def _read_snapshot() -> Snapshot:
     began = time.monotonic()
     with one_view():
         status, cursor = scheduling.status(), "|".join(map(str, queries.cursor()))
@@ -83,23 +87,24 @@ READER = StatusReader()
 
 
 def healthz(_: Request) -> Response:
-    """200 where the queue works; else 503 and a sentence."""
-    found, problem = READER.read()
-    if found and not problem and found.status.stalled:
-        problem = "Runs wait, and the supervisor is not running."
+    """Return 200 if the queue works, else 503 and the problem."""
+    snapshot, problem = READER.read()
+    if snapshot and not problem and snapshot.status.stalled:
+        problem = "Runs are waiting, but the supervisor is not running."
     return PlainTextResponse(f"{problem or 'ok'}\n", 503 if problem else 200)
 
 
 def metrics(request: Request) -> Response:
-    """Figures in Prometheus's text format. Guests get what pages show them, a host the state of the
-    machine, too: Prometheus sends the token as `Authorization: Bearer`."""
-    found, away = READER.read()
-    is_up = found is not None and away in ("", found.outdated)
+    """Return metrics in the Prometheus text format. Guests get the figures that pages show them;
+    hosts also get the state of the machine (Prometheus sends the token as `Authorization:
+    Bearer`)."""
+    snapshot, problem = READER.read()
+    is_up = snapshot is not None and problem in ("", snapshot.outdated)
     gauges: dict[str, float] = {"database_up": is_up}
-    if found and is_up:
-        status = found.status
+    if snapshot and is_up:
+        status = snapshot.status
         gauges |= {
-            "database_seconds": found.seconds,  # to read the state of the queue
+            "database_seconds": snapshot.seconds,  # to read the state of the queue
             "runs_queued": len(status.queued),
             "runs_live": len(status.live),
             "runs_ended": status.finished,
@@ -111,11 +116,11 @@ def metrics(request: Request) -> Response:
     if current_user(request).role == "host":
         gauges["connections"] = len(GuardedProtocol.limits)
         gauges["disk_free_bytes"] = shutil.disk_usage(settings().root).free
-        gauges["answers"] = asyncio.run(serving_status()).get("requests", 0)  # being written
+        gauges["answers"] = asyncio.run(serving_status()).get("requests", 0)  # in progress
         gauges["requests_total"] = TIMES.number
-        gauges["request_seconds_total"] = TIMES.seconds  # until their answers began
+        gauges["request_seconds_total"] = TIMES.seconds  # until the first byte of the response
     lines = list[str]()
-    for family, members in groupby(gauges.items(), key=lambda each: each[0].partition("{")[0]):
+    for family, members in groupby(gauges.items(), key=lambda gauge: gauge[0].partition("{")[0]):
         kind = "counter" if family.endswith("_total") else "gauge"
         lines.append(f"# TYPE slimscope_{family} {kind}\n")
         lines += [f"slimscope_{name} {float(value):.12g}\n" for name, value in members]

@@ -1,6 +1,6 @@
-"""Scripts: our own, which every page holds; modules, which a page loads; and Plotly's from the
-installed Python package, compressed once. Browsers cache the latter two for a year under an address
-that contains their version."""
+"""JavaScript files: scripts inlined in every page, ES modules loaded by single pages, and Plotly
+from the installed Python package, compressed once. Browsers cache modules and Plotly for a year at
+a versioned URL."""
 
 import gzip
 import hashlib
@@ -19,14 +19,14 @@ from starlette.responses import Response
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS, STYLES = ASSETS / "scripts", ASSETS / "styles"
 SCRIPT_URL = f"slimscope/plotly-{version('plotly')}.min.js"
-FOREVER = "public, max-age=31536000, immutable"
-MODULES = "slimscope/modules"  # address of the folders of `SCRIPTS`: modules that one page loads
+CACHE_FOREVER = "public, max-age=31536000, immutable"
+MODULES = "slimscope/modules"  # URL of the subfolders of `SCRIPTS`
 
 T = TypeVar("T")
 
 
 def once(function: Callable[[], T]) -> Callable[[], T]:
-    """Function carried out once; simultaneous callers wait, which `lru_cache` does not do."""
+    """Call the function only once. Concurrent callers wait, unlike with `lru_cache`."""
     lock, cached = threading.Lock(), lru_cache(function)
 
     def result() -> T:
@@ -44,13 +44,13 @@ def own_scripts() -> str:
 
 @once
 def _modules() -> dict[str, bytes]:
-    """ES modules by their path below `SCRIPTS`."""
+    """Return ES modules by their path below `SCRIPTS`."""
     paths = SCRIPTS.glob("*/*.js")
     return {path.relative_to(SCRIPTS).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
 def modules_version() -> str:
-    """Part of their address, which changes with them."""
+    """Return the content hash that is part of the modules' URL."""
     return hashlib.sha256(b"".join(_modules().values())).hexdigest()[:16]
 
 
@@ -58,8 +58,8 @@ def module_script(request: Request) -> Response:
     content = _modules().get(request.path_params["path"])
     if content is None:
         raise HTTPException(404)
-    fresh = request.path_params["version"] == modules_version()
-    headers = {"Cache-Control": FOREVER if fresh else "no-store"}
+    is_current = request.path_params["version"] == modules_version()
+    headers = {"Cache-Control": CACHE_FOREVER if is_current else "no-store"}
     return Response(content, media_type="text/javascript", headers=headers)
 
 
@@ -71,7 +71,7 @@ def _script() -> tuple[bytes, bytes]:
 
 def plotly_script(request: Request) -> Response:
     plain, packed = _script()
-    headers = {"Cache-Control": FOREVER, "Vary": "Accept-Encoding"}
+    headers = {"Cache-Control": CACHE_FOREVER, "Vary": "Accept-Encoding"}
     if "gzip" not in request.headers.get("accept-encoding", ""):
         return Response(plain, media_type="text/javascript", headers=headers)
     headers["Content-Encoding"] = "gzip"

@@ -1,4 +1,4 @@
-"""Every color and the Gradio theme. Stages, states and runs have one color each, everywhere."""
+"""Colors and the Gradio theme. A stage, state or run has the same color on every page."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -9,24 +9,24 @@ import gradio as gr
 from jobs.kind import StageStyle, kinds
 from ui.static import STYLES
 
-# Both typefaces are part of the gradio package (SIL Open Font License) and served from it. Its
-# semi-bold files lack letters, so bold stands for the weight 600.
+# Both typefaces (SIL Open Font License) are served from the gradio package. Its semi-bold files
+# lack letters, so bold replaces weight 600.
 WEIGHTS = (400, 700)
 SANS = (gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif")
 
 
 class Palette(NamedTuple):
-    """Colors that differ between the modes: grays, links, and the blue of data."""
+    """Colors that differ between light and dark mode: grays, links, and the blue of data."""
 
-    ground: str  # under the cards
+    ground: str  # background behind the cards
     paper: str
     panel: str
     line: str
     text: str
     muted: str
-    edge: str  # of controls: stands out from paper by 3 to 1
+    edge: str  # of controls: contrast 3:1 on paper
     accent: str  # links and focus
-    button: str  # the primary one, under white words
+    button: str  # primary button, under white text
     blue: str  # of data
 
 
@@ -56,7 +56,7 @@ DARK = Palette(
 )
 
 
-# Okabe and Ito's colors, which people tell apart whatever colors they see
+# Okabe and Ito's palette, distinguishable with color vision deficiency
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PINK = LIGHT.blue, "#D55E00", "#CC79A7"
 OKABE_ITO = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PINK)
@@ -65,7 +65,7 @@ PAINT = (*OKABE_ITO, PURPLE, BROWN)
 
 
 class LineStyle(NamedTuple):
-    """How a stage is drawn: a color, and a dash where two stages share it."""
+    """Line color of a stage, and a dash pattern if two stages share the color."""
 
     color: str
     dash: str = "solid"
@@ -85,37 +85,38 @@ PALETTE = {
 }
 
 
-def stage_style(stage: str, place: int | None = None) -> LineStyle:
-    """Line style of a stage as its kind declares it; without a style, its color is that of its
-    `place` among the lines of a chart, or else of its name."""
+def stage_style(stage: str, index: int | None = None) -> LineStyle:
+    """Return the line style that the stage's kind declares. Other stages get a color by `index`
+    among the lines of a chart, or else by name."""
     if style := stage_styles().get(stage):
         return LineStyle(PALETTE[style.color], style.dash)
-    return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
+    return LineStyle(OKABE_ITO[(sum(stage.encode()) if index is None else index) % len(OKABE_ITO)])
 
 
 def name_colors(names: Iterable[str]) -> dict[str, str]:
-    """Colors of stages; of those without a style of their kind by name, on all pages alike."""
-    every = [*names]
-    free = sorted({name for name in every if name not in stage_styles()})
-    paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}
-    return {name: paint.get(name) or stage_style(name).color for name in every}
+    """Return colors of stages. Stages without a declared style get one by name, on every page."""
+    names = [*names]
+    undeclared = sorted({name for name in names if name not in stage_styles()})
+    fallback = {name: PAINT[i % len(PAINT)] for i, name in enumerate(undeclared)}
+    return {name: fallback.get(name) or stage_style(name).color for name in names}
 
 
 def ink(color: str) -> str:
-    """Color in HTML; those of a palette are CSS variables."""
+    """Return a color for HTML. Palette colors become CSS variables."""
     variables = {value: name for name, value in LIGHT._asdict().items()}
     return f"var(--{variables[color]})" if color in variables else color
 
 
 def declared(stage: str) -> StageStyle:
-    """What its kind says of a stage; one that no kind names is neither main nor pruned."""
+    """Return the declared style of a stage. An undeclared stage is neither main nor pruned."""
     return stage_styles().get(stage, StageStyle("gray"))
 
 
 @lru_cache
 def stage_styles() -> Mapping[str, StageStyle]:
-    known = reversed(kinds().values())
-    return {stage: style for kind in known for stage, style in kind.styles.items()}
+    return {
+        stage: style for kind in reversed(kinds().values()) for stage, style in kind.styles.items()
+    }
 
 
 def theme() -> gr.themes.Base:
@@ -134,15 +135,15 @@ def theme() -> gr.themes.Base:
     colors = [(name, field) for field, names in _COLORS.items() for name in names]
     light = {name: getattr(LIGHT, field) for name, field in colors}
     dark = {f"{name}_dark": getattr(DARK, field) for name, field in colors}
-    others = {name: value for value, names in _VALUES.items() for name in names}
-    return base.set(**light, **dark, **others)
+    fixed = {name: value for value, names in _VALUES.items() for name in names}
+    return base.set(**light, **dark, **fixed)
 
 
 def _hue(color: str) -> gr.themes.Color:
     return gr.themes.Color(*[color] * 11)
 
 
-_COLORS = {  # field of the palettes -> variables of the theme
+_COLORS = {  # palette field -> theme variables
     "ground": ("body_background_fill",),
     "text": (
         "body_text_color",
@@ -200,7 +201,7 @@ _COLORS = {  # field of the palettes -> variables of the theme
         "button_primary_border_color",
     ),
 }
-_VALUES = {  # value -> variables of the theme, in both modes
+_VALUES = {  # value -> theme variables, in both modes
     "0px": (
         "block_border_width",
         "block_label_border_width",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app import LOOK_S
+from app import SUPERVISOR_CHECK_S
 from backend.queue import lifecycle
 from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
 from backend.queue.engines.slurm import JOBS_S
@@ -46,7 +46,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
-        ("The supervisor is killed", [LOOK_S]),
+        ("The supervisor is killed", [SUPERVISOR_CHECK_S]),
         ("The disk is full", [lifecycle.AGAIN_DELAY_MS / 1000]),
         ("The system clock is set", [lifecycle.AGAIN_DELAY_MS / 1000]),
         ("The database is locked", [TURN_S, BEAT_S, lifecycle.AGAIN_DELAY_MS / 1000]),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backend.errors import SlimscopeError
 from backend.store.states import State
 from ui.format import (
-    HOLD,
+    NBSP,
     NONE,
     ago,
     count,
@@ -99,7 +99,7 @@ def test_amounts_and_times() -> None:
     ],
 )
 def test_duration_names_the_two_largest_units(seconds: float | None, words: str) -> None:
-    assert duration(seconds) == words.replace(" ", HOLD)
+    assert duration(seconds) == words.replace(" ", NBSP)
 
 
 def test_states_links_and_problems() -> None:
@@ -136,7 +136,7 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
 def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     seconds: float | None, share: float | None, written: str
 ) -> None:
-    assert eta_range(seconds, share) == re.sub(" (s|min|h)$", rf"{HOLD}\1", written)
+    assert eta_range(seconds, share) == re.sub(" (s|min|h)$", rf"{NBSP}\1", written)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_the_time_left_is_as_narrow_as_the_work_done_allows(
     ],
 )
 def test_a_range_of_time_has_two_digits(low: float, high: float, written: str) -> None:
-    assert time_range(low, high) == re.sub(" (s|min|h)$", rf"{HOLD}\1", written)
+    assert time_range(low, high) == re.sub(" (s|min|h)$", rf"{NBSP}\1", written)

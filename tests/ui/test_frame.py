@@ -97,7 +97,7 @@ def test_a_cluster_that_does_not_answer_is_told_on_every_page(client: TestClient
         session.merge(Supervisor(host=CLUSTER, beat_at=since))
     READER._asked = None
     told = client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
-    assert f"The cluster does not answer since {moment(since)}; runs go on." in told
+    assert f"The cluster has not answered since {moment(since)}. Runs continue." in told
 
 
 def test_a_damaged_database_is_told_on_every_page(

@@ -25,18 +25,22 @@ def test_pages_and_programs_are_told_that_the_database_is_away_and_when_it_is_ba
 
     assert client.get("/healthz").text == "ok\n"
     before = client.get("/slimscope/pulse").json()
-    for name, value in {"_look": away, "PATIENCE_S": 0.3, "KNOWN_AWAY_S": 0.1}.items():
+    for name, value in {
+        "_read_snapshot": away,
+        "TIMEOUT_S": 0.3,
+        "TIMEOUT_WHILE_AWAY_S": 0.1,
+    }.items():
         monkeypatch.setattr(health, name, value)
     READER._asked = None
     answers = [client.get("/healthz") for _ in range(3)]
     assert {answer.status_code for answer in answers} == {503} and len(asked) == 1
-    assert answers[0].text.startswith("The database does not answer since 20")
+    assert answers[0].text.startswith("The database has not answered since 20")
     told = client.get("/slimscope/pulse").json()
-    assert "does not answer since" in told.pop("html") and told.items() <= before.items()
+    assert "has not answered since" in told.pop("html") and told.items() <= before.items()
     assert "slimscope_database_up 0" in client.get("/metrics").text
     back.set()
     READER._asked = None
-    monkeypatch.setattr(health, "KNOWN_AWAY_S", 5.0)
+    monkeypatch.setattr(health, "TIMEOUT_WHILE_AWAY_S", 5.0)
     assert client.get("/slimscope/pulse").json() == before
     monkeypatch.setattr(health.scheduling.QueueStatus, "stalled", True)
     assert "supervisor is not running" in client.get("/healthz").text

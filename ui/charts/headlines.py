@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from jobs.wording import apart, times
-from ui.format import HOLD, number, of_unit, share
+from ui.format import NBSP, number, of_unit, share
 
 STEADY = 0.02  # a relative change below that is none
 NO_GAIN = "No decoder is measurably faster than plain decoding"
@@ -115,7 +115,7 @@ def of_cells(frame: pd.DataFrame, label: str) -> str:
         return ""
     row = frame.loc[values.abs().idxmax()]
     module = str(row.iloc[0]).removesuffix(".weight").rpartition(".")[2]
-    unit = f"{HOLD}%" if str(frame.columns[-1]).endswith("%") else ""
+    unit = f"{NBSP}%" if str(frame.columns[-1]).endswith("%") else ""
     value = f"{number(float(row.iloc[-1]), 3)}{unit}"
     return f"{label} is largest in block {row.iloc[1]}, {module}: {value}"
 

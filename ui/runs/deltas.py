@@ -12,7 +12,7 @@ from backend.metric_key import MetricKey
 from jobs.metrics import PERPLEXITY, Metric
 from jobs.metrics import metric as described
 from jobs.wording import signed as written_change
-from ui.format import HOLD, duration, number, size
+from ui.format import NBSP, duration, number, size
 from ui.runs.results import base_model
 from ui.runs.rows import RunRow
 from ui.templates import fragments
@@ -97,7 +97,7 @@ def _rounded(amount: float, near: float) -> str:
 def percent(share: float | None) -> str:
     if share is None:
         return ""
-    return f"{written_change(100 * share, 1)}{HOLD}%"
+    return f"{written_change(100 * share, 1)}{NBSP}%"
 
 
 def delta_html(

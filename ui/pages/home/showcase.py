@@ -21,7 +21,7 @@ from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, transcript_of
 from jobs.wording import LITTLE
 from ui.charts.series import rebinned
-from ui.format import HOLD, number, of_unit, share, size, threads
+from ui.format import NBSP, number, of_unit, share, size, threads
 from ui.runs.results import (
     RunResults,
     find_job,
@@ -155,7 +155,7 @@ def _changes(job: Job, results: RunResults) -> list[tuple[str, str, str]]:
         before, after = size(2 * results.parameters), size(results.saved_bytes)
         rows.append(("Size, from 16 bits", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
-        change = f"1{HOLD}×", of_unit(faster, "×", 3)
+        change = f"1{NBSP}×", of_unit(faster, "×", 3)
         used = job.environment.get("threads")  # without which a speed says little
         rows.append((f"Speed, {threads(used)}" if used else "Speed", *change))
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))

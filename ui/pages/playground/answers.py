@@ -24,7 +24,7 @@ from jobs.chat import body_of, display_order, is_hidden
 from jobs.serving.client import EventStream, ended
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
-from ui.format import HOLD
+from ui.format import NBSP
 from ui.openai_api import GONE, answered, failure, rows, sendable
 from ui.runs.html import model_name
 from ui.security.auth import current_user
@@ -158,7 +158,7 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
     accepted = transcript.accepted or 1.0
     rejected = any(each.rejected for each in transcript.passes)
     if not hidden:  # else they would tell the author
-        known += [f"{transcript.speed:.1f}{HOLD}tokens/s"] if transcript.speed else []
+        known += [f"{transcript.speed:.1f}{NBSP}tokens/s"] if transcript.speed else []
         known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
         if transcript.unused:
             known.append("drafter unused: no draft tree is faster on this machine")

@@ -29,7 +29,7 @@ from jobs.fields.models import has_saved, parameters_of, ships_without
 from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric, ordered
 from jobs.wording import fixed
 from ui.charts.headlines import lower
-from ui.format import HOLD, NONE, duration, href, number, of_unit, size
+from ui.format import NBSP, NONE, duration, href, number, of_unit, size
 from ui.pages.help.page import explained
 from ui.runs.actions import next_links
 from ui.runs.html import took
@@ -202,7 +202,7 @@ def _measured(job: Job) -> str:
     for other in queries.runs_from(job.run, TIMED):
         for row in queries.results([other.id]):
             if (row.stage, row.metric) == (job.run, SPEED_UP):
-                return f"{other.run} measured {fixed(row.value, 2)}{HOLD}×."
+                return f"{other.run} measured {fixed(row.value, 2)}{NBSP}×."
     return "Not measured yet."
 
 

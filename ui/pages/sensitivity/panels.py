@@ -19,7 +19,7 @@ from ui.charts.chart import (
 )
 from ui.charts.heatmap import block_heatmap
 from ui.charts.lines import dots, log_span, rows_axis
-from ui.format import HOLD, count, esc, number, of_unit, share
+from ui.format import NBSP, count, esc, number, of_unit, share
 from ui.pages.sensitivity.selection import (
     ERROR,
     FIGURES,
@@ -266,8 +266,8 @@ def _place(form: Format, columns: int) -> float:
 def _words(form: Format) -> str:
     """A format as it is said: "2 bits", "50 %", "2:4"."""
     if form.width and not form.pattern:
-        return f"{form.width.bits}{HOLD}bits"
-    return form.label.replace("%", f"{HOLD}%")
+        return f"{form.width.bits}{NBSP}bits"
+    return form.label.replace("%", f"{NBSP}%")
 
 
 def _floor(values: pd.Series) -> float:

@@ -9,7 +9,7 @@ from backend.budget import PREFIX
 from backend.errors import SlimscopeError
 from backend.store import queries
 from jobs.profile.profiles import KINDS
-from ui.format import HOLD, href, of_unit, share
+from ui.format import NBSP, href, of_unit, share
 from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import TITLES, TradeoffSelection, TradeoffView
@@ -99,7 +99,7 @@ def change_budget(view: TradeoffView) -> Updates:
 def draw(view: TradeoffView) -> Updates:
     """Charts and figures of the budget's mix, or beside its field why there is none."""
     run, dense = view.selection.run, [*view.front.uniform.values()][-1]
-    facts = [view.profile.model, f"{of_unit(dense.nbytes / 1e6, 'MB', 3)} in 16{HOLD}bits"]
+    facts = [view.profile.model, f"{of_unit(dense.nbytes / 1e6, 'MB', 3)} in 16{NBSP}bits"]
     head = {"head": HTML.head(run, facts, href("sensitivity", run=run))}
     charts = (panel.show(made(view)) for panel, made in CHARTS.items())
     return updates(head, answer_of(view), *charts)
@@ -122,7 +122,7 @@ def answer_of(view: TradeoffView) -> Updates:
     inside = [mix.formats[layer.name].label for layer in view.blocks.layers]
     (usual, most), *others = Counter(inside).most_common()
     formats = [f"{'Mostly' if others else 'All'} {usual} ({most} of {len(inside)} layers)"]
-    formats += [f"{many}{HOLD}× {label}" for label, many in others]
+    formats += [f"{many}{NBSP}× {label}" for label, many in others]
     outside = {mix.formats[layer.name] for layer in view.outside}
     if not view.pruned:
         formats += [f"embedding: {form.label}" for form in outside]

@@ -12,7 +12,7 @@ from backend.sensitivity.profile import Format
 from ui.charts.chart import Chart, axis, layout, legend_row, log_axis, reference_line
 from ui.charts.heatmap import block_heatmap
 from ui.charts.lines import dots, log_span
-from ui.format import HOLD, NONE, count, esc, href, number, of_unit, share, threads
+from ui.format import NBSP, NONE, count, esc, href, number, of_unit, share, threads
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import SIZE, SPEED, Landmark, TradeoffView, landmarks_file
 from ui.runs.profiles import MeasuredRun, format_colors, layers_table, short_labels
@@ -133,9 +133,9 @@ def finding(view: TradeoffView) -> str:
     beaten = [x for x in pairs if x[1].ratio > mix.ratio and _cost(view, x[1]) >= cost]
     form, one = max(beaten, key=lambda x: (_cost(view, x[1]), -x[1].ratio), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    alone = f"{form.width.bits}{HOLD}bits" if form.width else form.label.replace("%", f"{HOLD}%")
+    alone = f"{form.width.bits}{NBSP}bits" if form.width else form.label.replace("%", f"{NBSP}%")
     dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
-    beside = f", embedding in 16{HOLD}bits" if dense else ""
+    beside = f", embedding in 16{NBSP}bits" if dense else ""
     return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 

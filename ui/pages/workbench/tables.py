@@ -33,7 +33,7 @@ from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.kind import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
-from ui.format import HOLD
+from ui.format import NBSP
 from ui.live_api import live_parts
 from ui.runs.choices import models
 from ui.runs.profiles import (
@@ -175,8 +175,8 @@ def _parts(formats: Iterable[Format], layers: Iterable[LinearShape]) -> dict[str
             pattern, width = part.pattern or NO_PATTERN, part.width or NO_WIDTH
             short = Format(part.width and Width(width.bits), part.pattern)
             parts[str(part)] = {
-                "label": part.label.replace("%", f"{HOLD}%"),
-                "short": short.label.replace("%", f"{HOLD}%"),
+                "label": part.label.replace("%", f"{NBSP}%"),
+                "short": short.label.replace("%", f"{NBSP}%"),
                 "keep": pattern.keep,
                 "of": pattern.group,
                 "drop": pattern.drop,

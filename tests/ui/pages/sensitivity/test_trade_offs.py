@@ -19,7 +19,7 @@ from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
 from tests.ui.pages.sensitivity.profiles import TIMES, profile_rows
-from ui.format import HOLD, share
+from ui.format import NBSP, share
 from ui.pages.trade_offs import page, selection
 from ui.pages.trade_offs.panels import finding, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
@@ -77,7 +77,7 @@ def test_it_opens_with_a_budget_that_can_be_kept() -> None:
     assert str(budget) == "loss 10%" and mix.ratio <= 1.1
     assert "MB at +" in shown["front_title"] and "spared most" in shown["map_title"]
     smaller = finding(view(budget="0.142MB"))  # 4 bits are the largest format it beats in both
-    assert "; 4 bits in all layers: 0.145 MB at +134.6 %" in smaller.replace(HOLD, " ")
+    assert "; 4 bits in all layers: 0.145 MB at +134.6 %" in smaller.replace(NBSP, " ")
 
 
 def test_a_mix_of_pruned_layers_stands_beside_the_pattern_of_the_same_share() -> None:
@@ -85,7 +85,7 @@ def test_a_mix_of_pruned_layers_stands_beside_the_pattern_of_the_same_share() ->
     alone = next(one for form, one in half.front.uniform.items() if str(form) == "50%")
     said = finding(half)
     assert alone.ratio > solved(half)[1].ratio
-    assert f"50{HOLD}% in all layers: {share(0.5)} zeros at +{share(alone.ratio - 1)}" in said
+    assert f"50{NBSP}% in all layers: {share(0.5)} zeros at +{share(alone.ratio - 1)}" in said
 
 
 @pytest.mark.parametrize(
