@@ -229,28 +229,33 @@ def examine(families: Sequence[str], root: Path) -> dict[str, dict[str, str]]:
         folder = root / "models" / family.replace(", ", "-")
         write_tiny(family, folder)
         tiny = TinyModel(folder)
-        sizes = f"{tiny.facts.parameters:,}"
         matrices = f"{len(tiny.facts.linears)} of {len(tiny.facts.matrices)}"
-        found[family] = {"Parameters": sizes, "Compressed": matrices}
+        found[family] = {"Compressed": matrices}
         found[family] |= {name: attempt(tiny, method) for name, method in METHODS.items()}
     return found
 
 
 def markdown(found: dict[str, dict[str, str]]) -> str:
-    """The table, with reasons as numbered notes."""
-    columns = list(next(iter(found.values())))
+    """The table: families with the same results in one row, reasons as numbered notes."""
     reasons: dict[str, int] = {}
 
     def cell(text: str) -> str:
-        if text.startswith(WORKS) or text[0].isdigit():
+        if text.startswith(WORKS):
             return text
         return f"no [{reasons.setdefault(text, len(reasons) + 1)}]"
 
-    rows = [f"| {' | '.join(['Family', *columns])} |", f"|{'---|' * (1 + len(columns))}"]
+    groups: dict[tuple[str, ...], list[str]] = {}
     for family, cells in found.items():
-        rows.append(f"| {family} | {' | '.join(map(cell, cells.values()))} |")
+        compressed, _, matrices = cells["Compressed"].partition(" of ")
+        share = "" if compressed == matrices else f" {compressed}/{matrices}"
+        results = tuple(cell(cells[column]) for column in METHODS)
+        groups.setdefault(results, []).append(f"`{family}`{share}")
+    lines = [f"| {' | '.join(['Families', *METHODS])} |", f"|{'---|' * (1 + len(METHODS))}"]
+    lines += [
+        f"| {', '.join(names)} | {' | '.join(results)} |" for results, names in groups.items()
+    ]
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    return "\n".join([*rows, "", *notes, ""])
+    return "\n".join([*lines, "", *notes, ""])
 
 
 def main() -> None:
