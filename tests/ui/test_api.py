@@ -129,7 +129,7 @@ def test_errors_say_what_why_and_what_to_do(
     [
         ("database is locked", "Try again in a minute"),
         ("database or disk is full", "Free some space"),
-        ("database disk image is malformed", "The output of the dashboard"),
+        ("database disk image is malformed", "See the log of the dashboard"),
     ],
 )
 def test_a_database_that_does_not_answer_is_told(visit: Visit, said: str, do: str) -> None:

@@ -19,7 +19,7 @@ from ui.app import not_found
 from ui.format import moment
 from ui.health import READER
 from ui.pages import pages
-from ui.static import FOREVER, SCRIPT_URL
+from ui.static import CACHE_FOREVER, SCRIPT_URL
 from ui.theme import DARK, LIGHT
 
 
@@ -62,12 +62,12 @@ def test_the_address_is_read_with_care() -> None:
 
 @pytest.fixture
 def client(seeded: Settings, built: gr.Blocks) -> Iterator[TestClient]:
-    READER._asked = None
+    READER._pending = None
     shown = Starlette(routes=app.launch_options()["app_kwargs"]["routes"])
     shown.get_blocks = lambda: built  # type: ignore[attr-defined]  # as Gradio's own has it
     with TestClient(shown, client=("127.0.0.1", 1)) as made:
         yield made
-    READER._asked = None
+    READER._pending = None
 
 
 LOCAL = {"host": "localhost:7860"}
@@ -77,11 +77,11 @@ def test_pulse_tells_what_runs_and_moves_only_with_the_database(client: TestClie
     first = client.get("/slimscope/pulse", headers=LOCAL).json()
     assert first["live"] and "61\u00a0%, 4–5\u00a0min left" in first["html"]
     assert 'href="run?id=sds-0002"' in first["html"] and "1 queued" in first["html"]
-    READER._asked = None
+    READER._pending = None
     assert client.get("/slimscope/pulse", headers=LOCAL).json() == first
     with writing() as session:
         session.get_one(Job, 2).done = 0.7
-    READER._asked = None
+    READER._pending = None
     assert client.get("/slimscope/pulse", headers=LOCAL).json()["cursor"] != first["cursor"]
     html = {
         name: client.get("/slimscope/pulse", headers=headers).json()["html"]
@@ -95,7 +95,7 @@ def test_a_cluster_that_does_not_answer_is_told_on_every_page(client: TestClient
     with writing() as session:
         since = database_ms(session) - SILENT_MS - 1000
         session.merge(Supervisor(host=CLUSTER, beat_at=since))
-    READER._asked = None
+    READER._pending = None
     told = client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
     assert f"The cluster has not answered since {moment(since)}. Runs continue." in told
 
@@ -108,7 +108,7 @@ def test_a_damaged_database_is_told_on_every_page(
     assert "damaged" not in client.get("/slimscope/pulse", headers=LOCAL).json()["html"]
     damaged = IntegrityResult(0, ["row 7 <b>missing</b>"])
     monkeypatch.setattr("ui.frame.last_check", lambda: damaged)
-    READER._asked = None  # a second later
+    READER._pending = None  # a second later
     host, visitor = (
         client.get("/slimscope/pulse", headers=who).json()["html"] for who in (LOCAL, guest)
     )
@@ -122,7 +122,7 @@ def test_the_plotly_script_is_the_packages_own_compressed_and_kept(client: TestC
     assert plain.content == packed.content == get_plotlyjs().encode()
     assert packed.headers["content-encoding"] == "gzip"
     assert int(packed.headers["content-length"]) < len(plain.content) / 2.5
-    assert {plain.headers["cache-control"], packed.headers["cache-control"]} == {FOREVER}
+    assert {plain.headers["cache-control"], packed.headers["cache-control"]} == {CACHE_FOREVER}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ui.pages.help.page import OPERATIONS
 def test_pages_and_programs_are_told_that_the_database_is_away_and_when_it_is_back(
     visit: Visit, monkeypatch: pytest.MonkeyPatch, is_silent: bool
 ) -> None:
-    client, back, asked, really = visit(), threading.Event(), list[int](), health._look
+    client, back, asked, really = visit(), threading.Event(), list[int](), health._read_snapshot
 
     def away() -> Snapshot:
         asked.append(1)
@@ -31,7 +31,7 @@ def test_pages_and_programs_are_told_that_the_database_is_away_and_when_it_is_ba
         "TIMEOUT_WHILE_AWAY_S": 0.1,
     }.items():
         monkeypatch.setattr(health, name, value)
-    READER._asked = None
+    READER._pending = None
     answers = [client.get("/healthz") for _ in range(3)]
     assert {answer.status_code for answer in answers} == {503} and len(asked) == 1
     assert answers[0].text.startswith("The database has not answered since 20")
@@ -39,7 +39,7 @@ def test_pages_and_programs_are_told_that_the_database_is_away_and_when_it_is_ba
     assert "has not answered since" in told.pop("html") and told.items() <= before.items()
     assert "slimscope_database_up 0" in client.get("/metrics").text
     back.set()
-    READER._asked = None
+    READER._pending = None
     monkeypatch.setattr(health, "TIMEOUT_WHILE_AWAY_S", 5.0)
     assert client.get("/slimscope/pulse").json() == before
     monkeypatch.setattr(health.scheduling.QueueStatus, "stalled", True)
