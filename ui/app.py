@@ -1,4 +1,4 @@
-"""The pages put together, the search over them, and the web server that shows them."""
+"""Assembles the pages, the search and the web server."""
 
 import os
 import sys
@@ -55,38 +55,38 @@ from ui.templates import render
 from ui.theme import css, theme
 
 MAX_HITS, MAX_TERMS = 8, 3
-Hit = dict[str, str]  # title, about, to: its address
+Hit = dict[str, str]  # keys: title, about, to (URL)
 
 
-NOWHERE = Page("", "", lambda: None, 0, section="")  # no page of the navigation
-THREADS = 16  # of Gradio's functions
-SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
+NO_PAGE = Page("", "", lambda: None, 0, section="")  # outside the navigation
+MAX_THREADS = 16  # for Gradio's event functions
+MAX_SESSIONS = 500  # page views in memory; a dropped one is redrawn at its next change
 
 
 def search_terms(text: str) -> list[Hit]:
-    """Terms, and questions of Help, that begin with the text, or have a word that does; else those
-    whose definitions have all its words."""
-    wanted = text.strip().lower()
-    found = [
+    """Find terms and Help questions. Matches at the start of a word in the title come first; if
+    there are none, entries whose definitions contain all words."""
+    prefix = text.strip().lower()
+    entries = [
         {"title": term, "about": definition, "to": f"{href('help')}#{term_id(term)}"}
         for term, definition in known_terms().items()
     ] + [
         {"title": question, "about": answer, "to": href(page.replace("home", ""))}
         for question, (answer, page) in QUESTIONS.items()
     ]
-    named = [hit for hit in found if wanted and f" {wanted}" in f" {hit['title'].lower()}"]
-    words = wanted.split()
-    told = [hit for hit in found if words and all(w in hit["about"].lower() for w in words)]
-    return sorted(named or told, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
+    in_title = [hit for hit in entries if prefix and f" {prefix}" in f" {hit['title'].lower()}"]
+    words = prefix.split()
+    in_text = [hit for hit in entries if words and all(w in hit["about"].lower() for w in words)]
+    return sorted(in_title or in_text, key=lambda hit: len(hit["title"]))[:MAX_TERMS]
 
 
 def search_runs(text: str) -> list[Hit]:
-    """Newest runs that contain every word; first those whose id contains the first word."""
+    """Find the newest runs that contain every word. Runs whose id contains the first word lead."""
     words = text.lower().split()
     rows = all_rows() if words else []
-    found = [row.head for row in rows if all(word in row.names for word in words)]
+    matches = [row.head for row in rows if all(word in row.names for word in words)]
     hits = []
-    for run in sorted(found, key=lambda run: words[0] not in run.run)[:MAX_HITS]:
+    for run in sorted(matches, key=lambda run: words[0] not in run.run)[:MAX_HITS]:
         model, tags = str(run.config.get("model", "")), [f"#{tag}" for tag in run.tags or ()]
         about = " · ".join(filter(None, (run.state, run.name, model, *tags)))
         hits.append({"title": run.run, "about": about, "to": href("run", id=run.run)})
@@ -100,15 +100,15 @@ def search(request: Request) -> Response:
 
 
 def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
-    """The app with all pages, or the `selected` ones; the first is at "/"."""
-    every = selected or pages()
-    first, *others = every
+    """Build the app with all pages or the `selected` ones. The first page is at "/"."""
+    all_pages = selected or pages()
+    first, *others = all_pages
     with web_app_once():
         with gr.Blocks(title="Slimscope", fill_width=True, analytics_enabled=False) as app:
-            _fill(first, every)
+            _fill(first, all_pages)
         for page in others:
             with app.route(page.name, page.path, show_in_navbar=page.listed):
-                _fill(page, every)
+                _fill(page, all_pages)
         app.queue(default_concurrency_limit=8, max_size=64)
     number_functions(app, VERSION)
     keep_sessions_small()
@@ -120,13 +120,13 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
     return app
 
 
-def _fill(page: Page, every: tuple[Page, ...]) -> None:
-    with frame(page, every):
+def _fill(page: Page, all_pages: tuple[Page, ...]) -> None:
+    with frame(page, all_pages):
         page.build()
 
 
 def launch_options() -> dict[str, Any]:
-    """Options of `Blocks.launch`, besides the address."""
+    """Return options of `Blocks.launch` except the address."""
     here = settings()
     modules = f"./{MODULES}/{modules_version()}"
     script = (
@@ -144,17 +144,17 @@ def launch_options() -> dict[str, Any]:
         "quiet": True,
         "share": False,
         "mcp_server": False,
-        "state_session_capacity": SESSIONS,
+        "state_session_capacity": MAX_SESSIONS,
         "max_file_size": 1,
-        "max_threads": THREADS,
+        "max_threads": MAX_THREADS,
         **without_startup_check(),
-        # `ui.security.middleware` rejects the routes of these folders, too
+        # `ui.security.middleware` also rejects routes to these folders
         "blocked_paths": [str(f) for f in (here.root, here.cache_dir, Path(__file__).parents[1])],
         "app_kwargs": {
             "routes": routes(),
             "exception_handlers": {404: not_found},
             "middleware": [Middleware(SecurityMiddleware, scripts=(script,))],
-            "openapi_url": None,  # of Gradio's own routes
+            "openapi_url": None,  # hides Gradio's own routes
         },
     }
 
@@ -183,22 +183,25 @@ def routes() -> list[BaseRoute]:
 
 
 def serve(here: Settings) -> None:
-    # without a display, a browser might take over the terminal
-    screen = not sys.platform.startswith("linux") or any(
+    # without a display, a text browser might take over the terminal
+    has_display = not sys.platform.startswith("linux") or any(
         map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
     )
     build().launch(
-        server_name=here.host, server_port=here.port or None, inbrowser=screen, **launch_options()
+        server_name=here.host,
+        server_port=here.port or None,
+        inbrowser=has_display,
+        **launch_options(),
     )
 
 
 def not_found(request: Request, error: Exception) -> Response:
-    """A page for people, JSON for programs."""
+    """Return an HTML page for browsers and JSON for programs."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     if status == 404 and "text/html" in request.headers.get("accept", ""):
         path = request.url.path
-        root = "../" * (path.count("/") - 1)  # also behind the prefix of a proxy
-        sections, _ = navigation(NOWHERE, pages())
+        root = "../" * (path.count("/") - 1)  # also works behind a URL prefix
+        sections, _ = navigation(NO_PAGE, pages())
         page = render("templates/not_found.html", path=path[:200], root=root, sections=sections)
         return HTMLResponse(page, 404)
     detail = error.detail if isinstance(error, HTTPException) else "Not found"

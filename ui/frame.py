@@ -1,9 +1,8 @@
-"""The frame around every page: header, status strip, heading, footer, keyboard shortcuts, and the
-current user.
+"""The frame of every page: header, status strip, heading, footer and keyboard shortcuts.
 
-A page is redrawn only when something has changed. The browser polls `pulse` (a plain request, one
-for each open page: every 2 s while something runs, else every 10 s, and not in a hidden tab);
-only when the cursor in the answer differs from the last one does `live` run a Gradio event.
+A page is redrawn only after a change. Each open page polls `pulse` with a plain request every 2 s
+while something runs, every 10 s otherwise, and never in a hidden tab. `live` runs a Gradio event
+only when the cursor in the response has changed.
 """
 
 import re
@@ -30,22 +29,23 @@ from ui.security.auth import current_user as current_user
 from ui.templates import fragments
 
 VERSION = version("slimscope")
-# Progress is shown on nothing: else Gradio 6.31 looks through the whole page, at each event, for
-# every output there has been so far.
+# No progress indicators: for each event, Gradio 6.31 would search the whole page for all outputs
+# so far.
 PRIVATE_EVENT: dict[str, Any] = {
     "show_progress": "hidden",
     "show_progress_on": [],
     "api_visibility": "private",
 }
 SILENT_EVENT: dict[str, Any] = {**PRIVATE_EVENT, "concurrency_limit": None, "queue": False}
-Handler = Callable[..., Any]  # of an event
+Handler = Callable[..., Any]  # event function
 HTML = fragments("templates/frame.html")
 _NAMES = re.compile(r"[\w .:,/+\-@~()%]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 
 class Shortcut(NamedTuple):
-    """Keys, pressed one after the other; their effect; the address they open, if any."""
+    """A keyboard shortcut: keys pressed in sequence, their effect, and the URL they open, if
+    any."""
 
     keys: str
     effect: str
@@ -63,7 +63,7 @@ FIXED = (
 
 
 def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
-    """Fixed shortcuts, then one for each page (letter, name, path) that has a letter."""
+    """Return the fixed shortcuts, then one per page (letter, name, path) with a letter."""
     return [
         *FIXED,
         *(Shortcut(f"g {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),
@@ -72,8 +72,12 @@ def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
 
 @dataclass(frozen=True)
 class PageChart:
-    """Chart of a page, drawn again elsewhere (in reports) from the page's address; title and
-    question apply where it has none of its own. `runs` is the query field that holds its runs."""
+    """A page's chart that reports redraw from the page's URL.
+
+    Attributes:
+        title: used if the chart has no title; likewise `question`.
+        runs: query field that contains the chart's runs.
+    """
 
     title: str
     question: str
@@ -84,21 +88,21 @@ class PageChart:
 
 @dataclass(frozen=True)
 class Page:
-    """One page. `build` makes its content inside the frame."""
+    """A page. `build` creates its content inside the frame."""
 
     name: str
-    path: str  # without a slash; "" is the first page
+    path: str  # without slashes; "" for the first page
     build: Callable[[], None]
-    order: int  # in the navigation
-    section: str = "Explore"  # entry of the navigation; "" for a page outside of it
-    key: str = ""  # letter that leads to it, pressed after "g"
-    listed: bool = True  # False: of one run or sweep, where the navigation cannot lead
-    heading: bool = True  # False: the page writes its own single `<h1>`
-    charts: Mapping[str, PageChart] = field(default_factory=dict)  # id of the element -> chart
+    order: int  # position in the navigation
+    section: str = "Explore"  # navigation entry; "" for a page outside the navigation
+    key: str = ""  # letter of the shortcut "g <letter>"
+    listed: bool = True  # False: page of one run or sweep, not in the navigation
+    heading: bool = True  # False: the page contains its own `<h1>`
+    charts: Mapping[str, PageChart] = field(default_factory=dict)  # element id -> chart
 
 
 class NavEntry(NamedTuple):
-    """A link of the navigation; `current` is the value of `aria-current`, "" elsewhere."""
+    """A navigation link. `current`: value of `aria-current`, "" if not current."""
 
     name: str
     address: str
@@ -106,30 +110,33 @@ class NavEntry(NamedTuple):
 
 
 def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[NavEntry]]:
-    """Navigation links: the sections, and the pages of the current section if there are several."""
-    listed = [each for each in pages if each.listed and each.section]
-    first = {each.section: each for each in reversed(listed)}
+    """Return links to the sections, and to the pages of the current section if it has several."""
+    listed = [entry for entry in pages if entry.listed and entry.section]
+    first = {entry.section: entry for entry in reversed(listed)}
     sections = [
         NavEntry(name, href(first[name].path), _current(name == page.name, name == page.section))
-        for name in dict.fromkeys(each.section for each in listed)
+        for name in dict.fromkeys(entry.section for entry in listed)
     ]
-    own = []
-    for each in [each for each in listed if each.section == page.section]:
-        within = not page.listed and each is first[page.section]
-        own.append(NavEntry(each.name, href(each.path), _current(each is page, within)))
-    return sections, own if len(own) > 1 else []
+    siblings = []
+    for entry in [entry for entry in listed if entry.section == page.section]:
+        is_parent = not page.listed and entry is first[page.section]
+        current = _current(entry is page, is_parent)
+        siblings.append(NavEntry(entry.name, href(entry.path), current))
+    return sections, siblings if len(siblings) > 1 else []
 
 
-def _current(here: bool, within: bool = False) -> str:
-    return "page" if here else "true" if within else ""
+def _current(is_page: bool, is_parent: bool = False) -> str:
+    if is_page:
+        return "page"
+    return "true" if is_parent else ""
 
 
 @contextmanager
 def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
-    places = [(each.name, href(each.path)) for each in pages if each.listed]
-    keys = shortcuts((each.key, each.name, each.path) for each in pages)
+    destinations = [(entry.name, href(entry.path)) for entry in pages if entry.listed]
+    keys = shortcuts((entry.key, entry.name, entry.path) for entry in pages)
     gr.HTML(
-        HTML.header(*navigation(page, pages), places, keys),
+        HTML.header(*navigation(page, pages), destinations, keys),
         elem_id="frame-header",
         js_on_load="slimscope.header(element); slimscope.keyboard(element)",
     )
@@ -141,7 +148,7 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     token = _pulse_view.set(strip)
     with gr.Column(elem_id="main", elem_classes="page-body"):
         if page.heading:
-            # Where the navigation marks the page already, its name is for screen readers alone.
+            # If the navigation already marks the page, the heading is for screen readers only.
             css = ["hidden"] if page.listed and navigation(page, pages)[1] else []
             gr.HTML(
                 HTML.heading(page.name), elem_id="frame-title", elem_classes=css, js_on_load=None
@@ -162,14 +169,14 @@ def on_change(
 
 
 def live(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
-    """Runs `fn` when the page is opened and on each change; returns the event of a change."""
+    """Run `fn` when the page is opened and on each change. Returns the change event."""
     on_load(fn, inputs, outputs, **options)
     return on_change(fn, inputs, outputs, **options)
 
 
 def url_sync(after: Dependency, **fields: Any) -> Dependency:
-    """Writes the components' values into the address in the browser after an event:
-    `url_sync(event, run=run_box)` gives `?run=sds-0042`; empty values are removed."""
+    """Write component values into the URL in the browser after an event:
+    `url_sync(event, run=run_box)` gives `?run=sds-0042`. Empty values are removed."""
     names = ", ".join(f"v{i}" for i in range(len(fields)))
     pairs = ", ".join(f"{name}: v{i}" for i, name in enumerate(fields))
     return after.then(
@@ -180,7 +187,7 @@ def url_sync(after: Dependency, **fields: Any) -> Dependency:
 def query(
     request: gr.Request, name: str, default: str = "", choices: Collection[str] | None = None
 ) -> str:
-    """Value of a query field; `default` if absent, malformed, or not among `choices`."""
+    """Return a query field, or `default` if it is absent, malformed, or not among `choices`."""
     value = str(dict(request.query_params or {}).get(name, default))
     if choices is not None:
         return value if value in choices else default
@@ -188,23 +195,23 @@ def query(
 
 
 def pulse(request: Request) -> Response:
-    """Answer to the poll of an open page: which pages there are, by a number that changes with
-    them, cursor, activity, and HTML of the status strip."""
-    (found, away), user = READER.read(), current_user(request)
-    status = found.status if found else None
+    """Answer the poll of an open page: a number that identifies the pages' version, the cursor, the
+    activity, and the HTML of the status strip."""
+    (snapshot, problem), user = READER.read(), current_user(request)
+    status = snapshot.status if snapshot else None
     content: dict[str, Any] = {
         "pages": min(request.app.get_blocks().fns),
-        "cursor": found.cursor if found else "",
-        "live": bool(away or (status and (status.live or status.queued))),
+        "cursor": snapshot.cursor if snapshot else "",
+        "live": bool(problem or (status and (status.live or status.queued))),
         "runs": [job.run for job in status.live] if status else [],
-        "html": HTML.away(away) if away else HTML.status(status),
+        "html": HTML.away(problem) if problem else HTML.status(status),
     }
-    if (checked := last_check()) and checked.problems:
-        warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
+    if (check := last_check()) and check.problems:
+        warning = HTML.damaged(check.problems[0], repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
-        looks_only = bool(may_not_add(user) and may_not_ask(user))
-        content["html"] += HTML.guest(user.name, looks_only, settings().shared)
+        is_read_only = bool(may_not_add(user) and may_not_ask(user))
+        content["html"] += HTML.guest(user.name, is_read_only, settings().shared)
     elif settings().shared:
         content["html"] += HTML.host()
     return JSONResponse(content, headers={"Cache-Control": "no-store"})
