@@ -1,10 +1,15 @@
-"""Links between the pages of the docs lead somewhere."""
+"""Links of the docs lead somewhere, and their commands exist."""
 
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
+from click import Context
+
+from jobs.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -43,3 +48,38 @@ def test_the_places_of_concepts_are_there() -> None:
         folder = ROOT / (first if first.endswith("/") else Path(first).parent)
         for place in (first, *others):
             assert (ROOT / place).exists() or (folder / place).exists(), f"{concept}: {place}"
+
+
+OF_EARLIER_COMMITS = {"bench-scale.room", "bench-exports.sizes"}  # the docs name the commit
+SHELL = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def shell_lines(program: str) -> list[list[str]]:
+    """Words of every line in the docs' shell blocks that starts with `program`."""
+    blocks = [block for page in PAGES for block in SHELL.findall(page.read_text(encoding="utf-8"))]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("words", shell_lines("slimscope"), ids=" ".join)
+def test_the_command_line_accepts_every_command_of_the_docs(words: list[str]) -> None:
+    end = next((place for place, word in enumerate(words) if word in ("&&", "|", ">")), None)
+    group = typer.main.get_command(app)
+    name, *arguments = words[1:end]
+    command = group.get_command(Context(group), name)
+    assert command is not None
+    command.make_context(name, arguments)
+
+
+def test_make_has_every_target_of_the_docs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w.-]+):", makefile, re.MULTILINE))
+    named = {words[1] for words in shell_lines("make")} - OF_EARLIER_COMMITS
+    modules = {target.partition("-")[2].replace(".", "/") for target in named - targets}
+    files = {module: ROOT / "benchmarks" / module for module in modules}
+    assert len(named) > 10
+    assert [
+        module
+        for module, path in files.items()
+        if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists()
+    ] == []
