@@ -77,7 +77,7 @@ def test_make_has_every_target_of_the_docs() -> None:
     named = {words[1] for words in shell_lines("make")} - OF_EARLIER_COMMITS
     modules = {target.partition("-")[2].replace(".", "/") for target in named - targets}
     files = {module: ROOT / "benchmarks" / module for module in modules}
-    assert len(named) > 10
+    assert len(named) >= 10
     assert [
         module
         for module, path in files.items()
