@@ -55,7 +55,7 @@ from benchmarks.screen.server import DATABASES, ROOT, dashboard, environment, re
 from benchmarks.shared import memory
 from benchmarks.shared.timing import timed
 from jobs.runtime import context as job_context
-from jobs.runtime.figures import BATCH
+from jobs.runtime.row_buffer import MAX_ROWS
 from tests import postgres
 from ui.pages.runs import page as runs_page
 from ui.runs.rows import all_rows
@@ -163,9 +163,9 @@ def _plain(points: int) -> float:
         )
         rows = [(1, "loss", step, now_ms(), 1 / (step + 1)) for step in range(points)]
         start = time.perf_counter()
-        for first in range(0, points, BATCH):
+        for first in range(0, points, MAX_ROWS):
             database.execute("BEGIN IMMEDIATE")
-            some = rows[first : first + BATCH]
+            some = rows[first : first + MAX_ROWS]
             database.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", some)
             database.execute("COMMIT")
         return points / (time.perf_counter() - start)
@@ -182,9 +182,9 @@ def _plain_copies(points: int) -> float:
             " PRIMARY KEY (job, name, step))"
         )
     start = time.perf_counter()
-    for first in range(0, points, BATCH):
+    for first in range(0, points, MAX_ROWS):
         with engine.begin() as connection:
-            dialect_of(engine).insert_all(connection, plain, rows[first : first + BATCH])
+            dialect_of(engine).insert_all(connection, plain, rows[first : first + MAX_ROWS])
     return points / (time.perf_counter() - start)
 
 

@@ -1,4 +1,4 @@
-"""Where a run takes place: device, threads, and the versions needed to repeat it."""
+"""Environment of a run: device, threads, and the versions needed to reproduce it."""
 
 import os
 import platform
@@ -16,18 +16,18 @@ PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
 
 
 def prepare(config: JobConfig, context: JobContext) -> str:
-    """Seed, set threads and precision, and record where the run takes place; return the torch
-    device. Raises ConfigError: the device asked for is not there."""
+    """Set seed, threads and precision, record the environment, and return the torch device. Raises
+    ConfigError if the requested device does not exist."""
     torch.manual_seed(config.seed)
     threads = config.threads or settings().threads or available_threads()
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False  # Grams and solvers need full float32
+    torch.backends.cuda.matmul.allow_tf32 = False  # Gram matrices and solvers need full float32
     if (device := config.device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
         require_device(device, torch.cuda.device_count())
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
+        torch.cuda.set_device(device)  # synchronization calls then wait for this device
     context.environment(
         host=platform.node(),
         cpu=f"{processor()}, {available_threads()} of {os.cpu_count()} cores",

@@ -1,4 +1,4 @@
-"""Models and texts of a job, loaded by its process and recorded in its environment."""
+"""Loading of a job's models and texts; both are recorded in the run's environment."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,30 +26,30 @@ from jobs.runtime.context import JobContext
 
 
 class RunContext(Protocol):
-    """What loading a model needs of a run, or of what has no run."""
+    """The part of a run's context that loading a model needs."""
 
     def log(self, text: str) -> None:
         """Write one line to the log of the run."""
 
     def environment(self, **facts: Any) -> None:
-        """Add facts that are needed to repeat the run."""
+        """Record facts that are needed to reproduce the run."""
 
 
 def load_model(
     spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
 ) -> LoadedModel:
-    """The model to decode with, frozen, in `precision`. `decodes`: whether decoding is most of the
-    work, rather than passes over whole texts."""
+    """Load a model for decoding, frozen, in `precision`. `decodes`: True if decoding dominates the
+    work, False if passes over whole texts do."""
     base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
         context.environment(precision="bfloat16", device="cpu")
         return _load_packed(base, context)
-    where = torch.device(device)
+    torch_device = torch.device(device)
     if decodes:
-        precision = decoding_dtype(precision, where, base.facts.architecture)
+        precision = decoding_dtype(precision, torch_device, base.facts.architecture)
     else:
-        precision = resolve_dtype(precision, where)
+        precision = resolve_dtype(precision, torch_device)
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
     return _load_dense(base, device, precision, context)
@@ -58,8 +58,8 @@ def load_model(
 def load_decoding(
     base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext
 ) -> LoadedModel:
-    """The model as it decodes fastest on a CPU, packed if it can be; in `dtype` on other devices.
-    Nothing of it is recorded."""
+    """Load the model in the form that decodes fastest: packed on a CPU if possible, in `dtype` on
+    other devices. Records nothing."""
     if device != "cpu":
         return load_whole(base, device, dtype, context)
     if base.packed:
@@ -75,16 +75,14 @@ def load_whole(
     context: RunContext,
     streamed: bool = False,
 ) -> LoadedModel:
-    """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`.
-    What is known of its weights is recorded."""
+    """Load the dense model to compress or measure, with packed weights unpacked, and record the
+    source of its weights. `streamed`: see `load`."""
     if base.facts.note:
         context.environment(source=base.facts.note)
     if not base.packed:
         loaded = load(base.source, device, dtype, context.log, streamed)
-        facts, named = loaded.facts, base.facts
-        return replace(
-            loaded, facts=replace(facts, title=named.title, default_text=named.default_text)
-        )
+        title, default_text = base.facts.title, base.facts.default_text
+        return replace(loaded, facts=replace(loaded.facts, title=title, default_text=default_text))
     context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantized}).")
     tokenizer = load_tokenizer(Path(base.source), base.facts)
     with refusing(base.facts):
@@ -110,20 +108,20 @@ def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
 
 @dataclass(frozen=True)
 class RunTexts:
-    """The texts of a run that calibrates, none of which shares a passage with another."""
+    """Texts of a calibrated run. No passage is in two of them."""
 
     calibration: slices.TextSlice
-    heldout: slices.TextSlice  # to choose the stage to keep by; may be empty
+    heldout: slices.TextSlice  # decides which stage is kept; may be empty
     evaluation: slices.TextSlice
 
     @property
     def judged(self) -> tuple[slices.TextSlice, slices.TextSlice]:
-        """Those on which nothing is fitted."""
+        """Texts on which nothing is fitted."""
         return self.heldout, self.evaluation
 
     @property
     def by_role(self) -> dict[str, slices.TextSlice]:
-        """Role -> text, of those that are not empty; the last is one to tell of."""
+        """Non-empty texts by role. The last one is named in the log."""
         roles = {"evaluation": self.evaluation, "held-out": self.heldout}
         texts = roles | {"calibration": self.calibration}
         return {role: text for role, text in texts.items() if text.tokens}
@@ -136,14 +134,15 @@ def load_texts(
     seed: int,
     context: JobContext,
 ) -> RunTexts:
-    """The calibration and the held-out slice beside the evaluation slice; records all."""
+    """Load the calibration and held-out slices, disjoint from `evaluation`, and record all
+    three."""
     calibration_corpus, evaluation_corpus = corpus_names(config, loaded.facts.default_text)
-    length, held = evaluation.context, config.heldout_windows
+    length, heldout_windows = evaluation.context, config.heldout_windows
     if calibration_corpus == "self":
         context.log("Sampling the calibration text from the dense model.")
-        size = (config.segments + held, length, seed)
+        size = (config.segments + heldout_windows, length, seed)
         sampled = slices.sample_slice(loaded.model, loaded.tokenizer, *size, context)
-        rows = sampled.input_ids.split((config.segments, held))
+        rows = sampled.input_ids.split((config.segments, heldout_windows))
         calibration, heldout = (
             slices.slice_of(part, loaded.tokenizer, "self", "calibration", seed, sampled.bos)
             for part in rows
@@ -155,7 +154,7 @@ def load_texts(
             config.segments,
             length,
             seed,
-            held,
+            heldout_windows,
             evaluation,
             shared=calibration_corpus == evaluation_corpus,
         )
@@ -168,25 +167,25 @@ def load_texts(
 def load_evaluation_text(
     config: EvaluationText, spec: str, context: JobContext
 ) -> slices.TextSlice:
-    """The evaluation slice for the tokenizer of model `spec`; records it. To be called before the
-    model is loaded: where the text is too short, the run ends at once."""
+    """Load and record the evaluation slice for the tokenizer of model `spec`. Called before the
+    model is loaded, so that a run with too short a text fails at once."""
     source = resolve_model(spec).source
     folder = local_folder(source) or materialize(source, context.log)
-    facts = resolve_model(spec).facts  # again: setting up a model gives more precise facts
+    facts = resolve_model(spec).facts  # resolved again: materializing a model refines its facts
     corpus, length = evaluation_name(config, facts.default_text), context_length(config, facts)
-    with ThreadPoolExecutor(1) as beside:
-        check = beside.submit(materialize, source, context.log)  # which sums up all its files
+    with ThreadPoolExecutor(1) as executor:
+        check = executor.submit(materialize, source, context.log)  # hashes all files
         try:
             tokenizer = load_tokenizer(folder, facts)
             text = slices.evaluation_slice(corpus, tokenizer, config.windows, length)
         finally:
-            check.result()  # where a file has changed, that is what is said
+            check.result()  # a changed file is the error to report
     record_texts({"evaluation": text}, context)
     return text
 
 
 def record_texts(texts: Mapping[str, slices.TextSlice], context: JobContext) -> None:
-    """Records the text of each role, and says of the last what special tokens it spells out."""
+    """Record the texts, and log special tokens that the last one spells out."""
     context.environment(text={role: text_facts(text) for role, text in texts.items()})
     role, text = [*texts.items()][-1]
     if text.literals:
@@ -194,7 +193,7 @@ def record_texts(texts: Mapping[str, slices.TextSlice], context: JobContext) -> 
 
 
 def text_facts(text: slices.TextSlice) -> dict[str, Any]:
-    """What identifies a slice: enough to cut the same one again."""
+    """Return the facts that identify a slice and suffice to recreate it."""
     return {
         "corpus": text.corpus,
         "sha256": text.sha256,

@@ -1,7 +1,7 @@
-"""The process of one attempt: `python -m jobs.runtime.main --attempt ID`. One started ahead of its
-attempt, with `--spare`, imports what runs need, and then reads which it is.
+"""Worker process of one attempt: `python -m jobs.runtime.main --attempt ID`.
 
-Exit codes are those of `backend.store.states.Exit`, the same for every engine.
+With `--spare` the process is pre-warmed: it imports the modules that runs need, then reads its
+arguments from standard input. Exit codes are those of `backend.store.states.Exit` on every engine.
 """
 
 import argparse
@@ -26,29 +26,31 @@ from backend.store.states import Exit
 from backend.store.tables import Job
 from jobs.kind import built_in, kind_named, load_work
 from jobs.runtime.context import JobContext, claim
-from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.probe import measure_once
 from jobs.runtime.progress import limit_memory
+from jobs.runtime.row_buffer import LeaseLostError
 
-# of a common model, and with it what transformers imports when it reads any
-LATE_MODULES = ("transformers.models.llama.modeling_llama",)
+# a common model class; it also imports the modules that transformers needs for any model
+PREIMPORTED_MODULES = ("transformers.models.llama.modeling_llama",)
 
 
 def main() -> int:
-    """Claim the attempt, run its job, and record how it ended."""
+    """Claim the attempt, run its job, and record the outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--attempt", type=int)
-    which.add_argument("--spare", action="store_true", help="the rest comes on the standard input")
-    parser.add_argument("--log", type=Path, help="below the artifacts; else where output goes to")
-    given = parser.parse_args()
-    if given.spare:
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--attempt", type=int)
+    mode.add_argument("--spare", action="store_true", help="read the arguments from standard input")
+    parser.add_argument(
+        "--log", type=Path, help="log file below the artifacts folder; default: standard output"
+    )
+    options = parser.parse_args()
+    if options.spare:
         if (arguments := await_attempt()) is None:
             return Exit.DONE
-        given = parser.parse_args(arguments)
-    if given.log:
-        # write what this process and its children print behind what is in a file
-        log = settings().artifacts / given.log
+        options = parser.parse_args(arguments)
+    if options.log:
+        # append the output of this process and its children to the log file
+        log = settings().artifacts / options.log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             for stream in (sys.stdout, sys.stderr):
@@ -57,30 +59,32 @@ def main() -> int:
     limit_memory(settings().job_gb)
     try:
         if current_revision() != newest_revision():
-            print("The database is of another version of Slimscope; restart the dashboard.")
+            print("The database belongs to another version of Slimscope. Restart the dashboard.")
             return Exit.OTHER_VERSION
-        context = claim(given.attempt)
-        for asking in (signal.SIGTERM, signal.SIGUSR1):  # the latter of Slurm, ahead of the end
-            signal.signal(asking, lambda *_: context.ask_stop())
+        context = claim(options.attempt)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm sends SIGUSR1 before its time limit
+            signal.signal(number, lambda *_: context.ask_stop())
         context.start()
         code = execute(context)
         context.end_storing(code == Exit.DONE)
         return code
     except LeaseLostError:
-        print("Another attempt holds this run; this process ends.", flush=True)
+        print("Another attempt has taken over this run. This process exits.", flush=True)
         return Exit.FENCED
-    except OperationalError as error:  # the database is away: leave no outcome, to be tried again
-        with suppress(OSError):  # the disk may have no room for it
+    except (
+        OperationalError
+    ) as error:  # database away: record no outcome, so that the run is retried
+        with suppress(OSError):  # the disk may be full
             traceback.print_exc()
-        return away_code(error)
+        return database_exit_code(error)
 
 
 def await_attempt() -> list[str] | None:
-    """Import what runs of every kind need, and wait for the arguments of an attempt; None: there
-    will be none. Plugins are imported by their runs alone."""
+    """Import the modules of every built-in kind, then wait for the arguments of an attempt. Returns
+    None if standard input closes first. Plugins are only imported by their own runs."""
     for kind in built_in():
         load_work(kind.run)
-    for module in LATE_MODULES:
+    for module in PREIMPORTED_MODULES:
         importlib.import_module(module)
     measure_once()
     line = sys.stdin.readline()
@@ -93,14 +97,18 @@ def await_attempt() -> list[str] | None:
     return arguments
 
 
-def away_code(error: OperationalError) -> Exit:
-    """The exit code of a process that ends because the database takes no more."""
+def database_exit_code(error: OperationalError) -> Exit:
+    """Return the exit code of a process that stops because the database rejects writes."""
     return Exit.NO_SPACE if is_disk_full(error) else Exit.AWAY
 
 
 def execute(context: JobContext) -> int:
-    """Run the job of a claimed attempt; return the exit code. Raises LeaseLostError: another
-    attempt holds the job now; OperationalError: the database takes no more."""
+    """Run the job of a claimed attempt and return the exit code.
+
+    Raises:
+        LeaseLostError: another attempt has taken over the job.
+        OperationalError: the database rejects writes.
+    """
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
@@ -110,20 +118,20 @@ def execute(context: JobContext) -> int:
         config = kind.config.model_validate(context.config)
         measure_once()
         load_work(kind.run)(config, context)
-        if context.folder_is_gone():  # and with it what the run leaves
+        if context.folder_is_gone():  # and with it the results of the run
             return Exit.FOLDER_GONE
         context.deliver()
         context.finish("succeeded", stage="done", done=Job.total, eta_s=0)
         return Exit.DONE
     except CancelledError:
-        context.log("Stopped on request; everything finished so far is kept.")
+        context.log("Stopped on request. Finished work is kept.")
         context.finish("stopped")
         return Exit.STOPPED
     except (LeaseLostError, OperationalError):
         raise
     except Exception as error:
         context.log(traceback.format_exc())
-        if is_disk_full(error):  # nor without one: every part that was finished is kept
+        if is_disk_full(error):  # not a failure of the run: finished work is kept
             return Exit.NO_SPACE
         if context.folder_is_gone():
             return Exit.FOLDER_GONE
@@ -132,20 +140,20 @@ def execute(context: JobContext) -> int:
 
 
 def error_record(error: Exception) -> dict[str, str]:
-    """What happened, why, and what to do about an error."""
+    """Return what happened, why, and what to do about an error."""
     if isinstance(error, SlimscopeError):
         return {"what": error.what, "why": error.why, "do": error.do}
     if is_out_of_memory(error):
         return {
             "what": "The run ran out of memory.",
             "why": str(error).split("\n")[0][:500],
-            "do": "Free some memory and resume, or start a new run with fewer segments per pass or "
-            "a shorter context length.",
+            "do": "Free some memory and resume, or start a run with fewer segments per pass or a "
+            "shorter context length.",
         }
     return {
         "what": "The run failed with an unexpected error.",
         "why": f"{type(error).__name__}: {error}"[:500],
-        "do": "The log has the whole traceback. Resume continues from the last checkpoint.",
+        "do": "See the log for the traceback. Resume continues from the last checkpoint.",
     }
 
 

@@ -1,5 +1,5 @@
-"""The rates of this machine: products of a number with a weight and bytes a second. Measured once,
-in a second, by a process that has loaded torch."""
+"""Speed of this machine: multiply-adds per second, and bytes per second of memory and disk.
+Measured once, in about a second, by a process that has loaded torch."""
 
 import os
 import tempfile
@@ -13,38 +13,39 @@ from filelock import FileLock, Timeout
 from backend.settings import available_threads, settings
 from jobs.estimates import BUSY, REFERENCE_RATES, Rates, rates_file, rates_here
 
-ROWS, WIDTH = 512, 1024  # tokens and width of a typical layer
-COPIED, WRITTEN = 2**26, 2**25  # bytes
-SECONDS = 0.2  # of each measurement
+TOKENS, WIDTH = 512, 1024  # of a typical layer
+COPIED_BYTES, WRITTEN_BYTES = 2**26, 2**25
+MEASUREMENT_S = 0.2
 
 
 def measure_once() -> None:
-    """Measure the rates unless they are known, or another process does now; again once the machine
-    is less busy than it was."""
+    """Measure unless rates are stored or another process is measuring. Measures again when the
+    machine is less busy than at the stored measurement."""
     load = os.getloadavg()[0] / available_threads()
     path = rates_file()
-    with suppress(Timeout, OSError):  # no run fails by it
+    with suppress(Timeout, OSError):  # a failed measurement must not fail a run
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=0):
-            known = rates_here()
-            if known is REFERENCE_RATES or known.load > max(BUSY, 2 * load):
+            rates = rates_here()
+            if rates is REFERENCE_RATES or rates.load > max(BUSY, 2 * load):
                 part = path.with_suffix(".part")
                 part.write_text(measure(load).model_dump_json())
                 part.replace(path)
 
 
 def measure(load: float) -> Rates:
-    """The best of several measurements each: other processes only make it slower."""
+    """Return the best of several measurements of each rate, since other processes only slow it
+    down."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several would wait for the slowest on a busy machine
-    source = torch.zeros(COPIED, dtype=torch.uint8)
+    torch.set_num_threads(1)  # on a busy machine several threads wait for the slowest
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     copy = torch.empty_like(source)
     try:
         return Rates(
             float32=_products(torch.float32),
             bfloat16=_products(torch.bfloat16),
-            memory=_rate(COPIED, lambda: copy.copy_(source)),
-            disk=_rate(WRITTEN, _write),
+            memory=_rate(COPIED_BYTES, lambda: copy.copy_(source)),
+            disk=_rate(WRITTEN_BYTES, _write),
             load=load,
         )
     finally:
@@ -52,19 +53,19 @@ def measure(load: float) -> Rates:
 
 
 def _products(dtype: torch.dtype) -> float:
-    tokens, weights = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-    return _rate(ROWS * WIDTH * WIDTH, lambda: tokens @ weights)
+    tokens, weights = torch.ones(TOKENS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+    return _rate(TOKENS * WIDTH * WIDTH, lambda: tokens @ weights)
 
 
 def _write() -> None:
     with tempfile.TemporaryFile(dir=settings().root) as file:
-        file.write(bytes(WRITTEN))
+        file.write(bytes(WRITTEN_BYTES))
         os.fsync(file.fileno())
 
 
 def _rate(amount: float, work: Callable[[], object]) -> float:
-    """Amount a second, of the fastest time."""
-    times, end = list[float](), time.perf_counter() + SECONDS
+    """Return the amount per second of the fastest repetition."""
+    times, end = list[float](), time.perf_counter() + MEASUREMENT_S
     while not times or time.perf_counter() < end:
         began = time.perf_counter()
         work()

@@ -1,6 +1,5 @@
-"""Progress of a job: one bar over several phases, each as wide as its share of the work, and the
-time that is left; and what its process takes of the machine while it works, as curves, and the
-most it may."""
+"""Progress of a job over weighted phases, its remaining time, and its use of memory and
+processor."""
 
 import math
 import resource
@@ -17,59 +16,60 @@ from backend.reporter import REPLAY, Reporter
 from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
-SETTLED_S = 15.0  # in a phase, before its own pace is used
-DAMPED_S = 30.0  # time constant of that smoothing, at most
-HALF_TRUSTED = 0.05  # of the work done: the pace then counts as much as the estimate
-EVERY = 0.01  # of the time since the run began passes between two points
-LEAST_S = 1.0  # between two points
+MIN_PHASE_S = 15.0  # before the pace of a phase is used
+MAX_SMOOTHING_S = 30.0  # time constant
+EQUAL_TRUST_SHARE = 0.05  # share of work done at which pace and estimate count equally
+SAMPLE_SHARE = 0.01  # sampling interval as a share of the elapsed time
+MIN_SAMPLE_S = 1.0
 MB = 1e6
 
 
 class Progress:
-    """How far the job is, and the seconds left.
+    """Share of work done and remaining seconds of a job.
 
-    By pace: the rest of a phase at the pace of the phase, the later ones at that of the job. Work
-    replayed from checkpoints does not count for the pace. The first steps of a run say little, so
-    the estimate made beforehand counts until the pace is known better: with a share s of the work
-    done,
+    The pace predicts the rest of the current phase from the phase's pace and later phases from the
+    job's pace. Work replayed from checkpoints is excluded. Early steps are a poor sample, so the
+    estimate from submission is mixed in: with a share s of the work done,
 
-        ln left = w ln(by pace) + (1 - w) ln(by estimate),   w = s / (s + `HALF_TRUSTED`)
+        ln left = w ln(left by pace) + (1 - w) ln(left by estimate),   w = s / (s +
+        `EQUAL_TRUST_SHARE`)
 
-    This estimate jumps where phases differ in pace, so what is reported is smoothed toward it.
+    This value jumps between phases of different pace, so the reported value is smoothed.
 
     Args:
-        expected_s: seconds the whole job was estimated to take; None if that is not known.
+        expected_s: estimated seconds of the whole job; None if unknown.
     """
 
     def __init__(self, expected_s: float | None = None) -> None:
         self.expected_s = expected_s
         self._done = self._total = self._phase_end = 0.0
         self._stage = "starting"
-        self._job_start = self._phase_start = (0.0, math.inf)  # seconds, done
-        self._end: tuple[float, float] | None = None  # time of the last estimate, reported end
-        self._told = ""
+        self._job_start = self._phase_start = (0.0, math.inf)  # (seconds, work done)
+        self._end: tuple[float, float] | None = None  # (time of the last estimate, reported end)
+        self._logged_line = ""
 
     @property
     def is_under_way(self) -> bool:
-        """Whether something is done."""
+        """True once some work is done."""
         return self._done > 0
 
     def report(self, done: float, total: float, stage: str, phase_end: float) -> None:
         now = (time.monotonic(), done)
-        if stage == REPLAY or done < self._job_start[1]:  # says nothing of the pace
+        if stage == REPLAY or done < self._job_start[1]:  # replayed work has another pace
             self._job_start, self._phase_start, self._end = now, now, None
         elif phase_end != self._phase_end:
             self._phase_start = now
         self._done, self._total, self._stage, self._phase_end = done, total, stage, phase_end
 
-    def news(self) -> str:
-        """How far it is, as a line of the log; empty where nothing has moved since it was asked."""
+    def log_line(self) -> str:
+        """Return the progress as a line for the log, or "" if it has not changed since the last
+        call."""
         line = f"{100 * self._done / (self._total or 1.0):.0f} %: {self._stage}."
-        before, self._told = self._told, line
-        return line if self.is_under_way and line != before else ""
+        previous, self._logged_line = self._logged_line, line
+        return line if self.is_under_way and line != previous else ""
 
     def columns(self) -> dict[str, Any]:
-        """The columns of the job row."""
+        """Return the progress columns of the job row."""
         return {
             "done": self._done,
             "total": self._total,
@@ -83,8 +83,10 @@ class Progress:
         if left is None:
             return None
         since, end = self._end or (now, now + left)
-        damped = max(LEAST_S, min(DAMPED_S, left / 4))  # near the end the estimate counts
-        end += (1 - math.exp((since - now) / damped)) * (now + left - end)
+        smoothing_s = max(
+            MIN_SAMPLE_S, min(MAX_SMOOTHING_S, left / 4)
+        )  # less smoothing near the end
+        end += (1 - math.exp((since - now) / smoothing_s)) * (now + left - end)
         self._end = now, end
         return max(0.0, end - now)
 
@@ -96,26 +98,26 @@ class Progress:
         if not by_pace or estimated <= 0:
             return estimated if by_pace is None else by_pace
         share = (self._done - self._job_start[1]) / total
-        weight = share / (share + HALF_TRUSTED)
+        weight = share / (share + EQUAL_TRUST_SHARE)
         return math.exp(weight * math.log(by_pace) + (1 - weight) * math.log(estimated))
 
     def _left_by_pace(self) -> float | None:
         overall = self._pace(self._job_start)
         if overall is None:
             return None
-        known = time.monotonic() - self._phase_start[0] > SETTLED_S
-        here = (self._pace(self._phase_start) if known else None) or overall
-        return here * (self._phase_end - self._done) + overall * (self._total - self._phase_end)
+        is_settled = time.monotonic() - self._phase_start[0] > MIN_PHASE_S
+        in_phase = (self._pace(self._phase_start) if is_settled else None) or overall
+        return in_phase * (self._phase_end - self._done) + overall * (self._total - self._phase_end)
 
     def _pace(self, start: tuple[float, float]) -> float | None:
-        """Seconds per unit since `start`; None before one is done."""
+        """Return seconds per unit of work since `start`, or None before any is done."""
         seconds, done = start
         return (time.monotonic() - seconds) / (self._done - done) if self._done > done else None
 
 
 def peak_memory() -> int:
-    """The most bytes this process has held in memory. On Linux not by `getrusage`, whose peak
-    begins with that of the parent."""
+    """Return the peak resident memory of this process in bytes. On Linux `getrusage` is not used:
+    it starts at the parent's peak."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -124,32 +126,32 @@ def peak_memory() -> int:
 
 
 class JobReporter(Reporter, Protocol):
-    """A reporter that also knows where the phase it is in ends."""
+    """A reporter that also receives the end of the current phase."""
 
     def progress(
         self, done: float, total: float, stage: str, phase_end: float | None = None
     ) -> None:
-        """`done` of `total` units are finished; the phase ends at `phase_end` of them."""
+        """Report `done` of `total` units finished; the current phase ends at `phase_end` units."""
 
 
 class Phases:
-    """The reporters of a job's phases, each filling its part of the progress. `weights`: phase ->
-    work in any unit, in the order they run."""
+    """Reporters of a job's phases, each covering its share of the progress. `weights`: work of each
+    phase in any unit, in execution order."""
 
     def __init__(self, reporter: JobReporter, weights: Mapping[str, float]) -> None:
         self.reporter, self.weights = reporter, weights
 
     def phase(self, name: str, part: int = 0, parts: int = 1) -> "Phase":
-        """The reporter of phase `name`, or of its `part`th of `parts` equal parts."""
+        """Return the reporter of phase `name`, or of its `part`th of `parts` equal parts."""
         names = list(self.weights)
         before = sum(self.weights[n] for n in names[: names.index(name)])
-        whole, width = sum(self.weights.values()), self.weights[name] / parts
-        phase_end = (before + self.weights[name]) / whole
-        return Phase(self.reporter, (before + part * width) / whole, width / whole, phase_end)
+        total, width = sum(self.weights.values()), self.weights[name] / parts
+        phase_end = (before + self.weights[name]) / total
+        return Phase(self.reporter, (before + part * width) / total, width / total, phase_end)
 
 
 class Phase:
-    """A reporter that fills the job's progress from `start` to `start + width`, both in 0..1, of a
+    """A reporter that covers the job's progress from `start` to `start + width` (both in 0..1) in a
     phase that ends at `phase_end`."""
 
     def __init__(self, reporter: JobReporter, start: float, width: float, phase_end: float) -> None:
@@ -160,7 +162,7 @@ class Phase:
         self.should_stop = reporter.should_stop
 
     def part(self, number: int, parts: int) -> "Phase":
-        """The reporter of the `number`th of `parts` equal parts of this phase."""
+        """Return the reporter of the `number`th of `parts` equal parts of this phase."""
         width = self._width / parts
         return Phase(self._reporter, self._start + number * width, width, self._phase_end)
 
@@ -170,20 +172,24 @@ class Phase:
 
 
 class UsageSampler:
-    """Samples this process, the less often the longer the run takes: some 400 points in an hour.
-    `began`: when the run began, in all its attempts, UTC milliseconds. `record`: (key, value,
-    seconds since the run began) -> a point of a curve."""
+    """Samples memory and processor use, less often as the run gets longer (about 400 points in an
+    hour).
+
+    Args:
+        began: start of the run's first attempt, UTC milliseconds.
+        record: called with (key, value, seconds since `began`).
+    """
 
     def __init__(self, began: int, record: Callable[[MetricKey, float, int], None]) -> None:
         self._began, self._record = began, record
         self._process = psutil.Process()
         self._last = time.monotonic()
-        self._process.cpu_percent()  # the first call begins to count
+        self._process.cpu_percent()  # the first call starts the measurement
 
     def sample(self) -> None:
-        """Record what the process takes, if it is time to."""
+        """Record a sample if one is due."""
         seconds = (now_ms() - self._began) / 1000
-        if time.monotonic() - self._last < max(LEAST_S, EVERY * seconds):
+        if time.monotonic() - self._last < max(MIN_SAMPLE_S, SAMPLE_SHARE * seconds):
             return
         self._last = time.monotonic()
         self._record(MEMORY, self._process.memory_info().rss / MB, round(seconds))
@@ -191,8 +197,8 @@ class UsageSampler:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Let allocations beyond this fail, so that the run ends with a reason instead of the machine
-    running out. Counts what is private to the process, not mapped files; 0: no limit."""
+    """Make allocations beyond the limit fail, so that the run fails with a reason before the
+    machine runs out of memory. Counts private memory, not mapped files; 0: no limit."""
     if gigabytes:
-        most = int(gigabytes * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        limit = int(gigabytes * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -35,7 +35,7 @@ from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, Sl
 from jobs.imported import check_row
 from jobs.record import record
 from jobs.reproduction import reproduce
-from jobs.runtime.figures import profile_row, upsert
+from jobs.runtime.row_buffer import profile_row, upsert
 from tests.plugins.job_kind import CountConfig
 from tests.queue.conftest import HOST
 

@@ -17,7 +17,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Attempt
 from jobs.runtime.context import JobContext, claim
-from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
 from tests.jobs.conftest import counting_queue, loop, queue, wait
 from tests.queue.conftest import HOST, process_of

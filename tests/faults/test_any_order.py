@@ -16,7 +16,7 @@ from backend.store.session import now_ms, reading, writing
 from backend.store.states import LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Attempt, Event, Job, Slot
 from jobs.runtime.context import claim
-from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.row_buffer import LeaseLostError
 from tests.queue.conftest import HOST
 from tests.queue.scripted_engine import ScriptedEngine
 

@@ -30,10 +30,10 @@ from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
 from jobs.metrics import PERPLEXITY
 from jobs.runtime import context as contexts
-from jobs.runtime import figures
+from jobs.runtime import row_buffer
 from jobs.runtime.context import SPOOL, JobContext
-from jobs.runtime.figures import FigureSpool, LeaseLostError
-from jobs.runtime.main import away_code, execute
+from jobs.runtime.main import database_exit_code, execute
+from jobs.runtime.row_buffer import LeaseLostError, RowSpool
 from tests.conftest import Given
 from tests.faults.conftest import ClaimHere
 from tests.queue.conftest import HOST
@@ -166,7 +166,7 @@ def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     context = claim_here()
-    monkeypatch.setattr(figures, "BEAT_S", 0.01)
+    monkeypatch.setattr(row_buffer, "WRITE_INTERVAL_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
     context.start()
     said = ""
@@ -177,16 +177,16 @@ def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
         if "database is locked" in said:
             break
         time.sleep(0.001)
-    assert "kept for later" in said and not context.should_stop()
+    assert "kept and written later" in said and not context.should_stop()
     assert frames.curves(context.job_id).empty  # readers do not wait
     other.rollback()
-    context._figures.flush()
+    context._rows.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [*range(step + 1)]
 
 
 def spooled(context: JobContext) -> list[float]:
     """The figures that are kept beside the checkpoints."""
-    return [values["value"] for _, values in FigureSpool(context.work / SPOOL).read()]
+    return [values["value"] for _, values in RowSpool(context.work / SPOOL).read()]
 
 
 @LOCKED
@@ -203,7 +203,7 @@ def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
     context.result("dense", PERPLEXITY, 21.0)  # waits for nothing, either
     assert context.has_result("dense", PERPLEXITY) and spooled(context) == [2.0, 1.0, 21.0]
     other.rollback()
-    context._figures.flush()
+    context._rows.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [2.0, 1.0]
     assert spooled(context) == [] and context.has_result("dense", PERPLEXITY)
 
@@ -238,7 +238,7 @@ def test_the_next_attempt_writes_what_the_last_one_has_left(
     assert stored.counts.tolist() == SNAPSHOT.counts.tolist()
     assert not (context.work / SPOOL).exists()
     with pytest.raises(LeaseLostError):  # who is late writes nothing
-        context._figures.flush()
+        context._rows.flush()
 
 
 @LOCKED
@@ -247,12 +247,12 @@ def test_a_run_stops_when_the_database_is_away_for_too_long(
 ) -> None:
     context = claim_here("count", steps=1000, pause=0.01)
     given(OFFLINE_S="0.2")
-    monkeypatch.setattr(figures, "BEAT_S", 0.01)
+    monkeypatch.setattr(row_buffer, "WRITE_INTERVAL_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
     context.start()
     with pytest.raises(OperationalError) as away:
         execute(context)
-    assert away_code(away.value) == Exit.AWAY
+    assert database_exit_code(away.value) == Exit.AWAY
     assert len(spooled(context)) >= 2  # what it had finished by then
     other.rollback()
     judged = verdict(None, Exit.AWAY, "run", 0)
@@ -265,13 +265,13 @@ def test_a_run_that_is_cut_off_ends_before_another_machine_takes_it_over(
 ) -> None:
     """Where other machines use the database, too."""
     context, left = claim_here("count"), list[int]()
-    limit = settings().offline_s + contexts.OVERDUE_S
-    assert supervisor.LEAVING_MS / 1000 > contexts.OVERDUE_S + GONE_S + 3 * CONNECT_S
+    limit = settings().offline_s + contexts.STOP_TIMEOUT_S
+    assert supervisor.LEAVING_MS / 1000 > contexts.STOP_TIMEOUT_S + GONE_S + 3 * CONNECT_S
     monkeypatch.setattr(context, "_is_shared", shared)
     monkeypatch.setattr(contexts.os, "_exit", left.append)
     for seconds in (limit - 1, limit + 1):
-        monkeypatch.setattr(context._figures, "_answered_at", time.monotonic() - seconds)
-        context._look()
+        monkeypatch.setattr(context._rows, "_answered_at", time.monotonic() - seconds)
+        context._after_write()
     assert left == [Exit.AWAY] * shared
 
 

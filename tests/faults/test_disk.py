@@ -19,7 +19,7 @@ from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Job
 from jobs.kind import kinds
-from jobs.runtime import figures
+from jobs.runtime import row_buffer
 from jobs.runtime.main import execute
 from jobs.submit import submit
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
@@ -47,7 +47,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     with pytest.raises(ComputeError, match="is nan"):
         context.result("run", MetricKey("total"), float("nan"))
 
-    monkeypatch.setattr(figures, "BEAT_S", 0.01)
+    monkeypatch.setattr(row_buffer, "WRITE_INTERVAL_S", 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(context, "_write", full)
         patch.setattr("builtins.print", full)
@@ -151,7 +151,7 @@ def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(
     with writing() as session:
         session.get_one(Job, job.id).not_before = 0
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    said = "neither a log of attempt 1 nor a checkpoint: starting from the beginning."
+    said = "neither a log of attempt 1 nor a checkpoint. Starting from the beginning."
     assert said in read_log(job.run, 2)[0]
     assert curve(job.id, "attempt") == [2, 2, 2]
 
@@ -162,7 +162,7 @@ def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) 
     remove_files(job.id)
     service.resume(job.run, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
-    assert "starting from the beginning" in read_log(job.run, 2)[0]
+    assert "Starting from the beginning" in read_log(job.run, 2)[0]
     assert curve(job.id, "attempt") == [2, 2, 2]
 
 

@@ -22,7 +22,7 @@ from backend.store.tables import CLUSTER, Attempt, Job, Supervisor
 from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime.context import claim
-from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.row_buffer import LeaseLostError
 from tests.queue.conftest import HOST
 from tests.queue.scripted_engine import ScriptedEngine
 
@@ -201,10 +201,10 @@ def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
         change(newest(job), engine=name)
         context = claim(newest(job).id)
         service.cancel(job.id, HOST)
-        context._look()
+        context._after_write()
         assert context.should_stop() and len(killed) == (name == LocalEngine.name)
         service.cancel(job.id, HOST)
-        context._look()
+        context._after_write()
         context.finish("stopped")
         change(newest(job), engine=engine.name)
         engine.end(newest(job).id, "stopped", Exit.STOPPED)
@@ -224,7 +224,7 @@ def test_a_process_elsewhere_writes_its_log(queue: Path, monkeypatch: pytest.Mon
         for copy, number in zip(kept, (1, 2), strict=True):
             os.dup2(copy, number)
             os.close(copy)
-    assert "Another attempt holds this run" in (settings().artifacts / there).read_text()
+    assert "Another attempt has taken over this run" in (settings().artifacts / there).read_text()
 
 
 def test_a_run_that_meets_another_version_fails_at_once_and_says_so(engine: ScriptedEngine) -> None:

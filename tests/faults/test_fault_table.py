@@ -11,9 +11,9 @@ from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
 from backend.text.chat_template import RENDER_S
-from jobs.runtime.context import OVERDUE_S
-from jobs.runtime.figures import BEAT_S, TURN_S
-from jobs.runtime.uploads import LONGEST_S
+from jobs.runtime.context import STOP_TIMEOUT_S
+from jobs.runtime.row_buffer import RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S
+from jobs.runtime.uploads import MAX_RETRY_S
 from tests.named_tests import existing_tests, named_tests, rows_of
 
 ROWS = rows_of("operations.md", "## Faults")
@@ -37,19 +37,22 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     ("fault", "times"),
     [
         ("A machine is gone with its runs", [LEAVING_MS / 1000]),
-        ("A machine is cut off for longer", [OVERDUE_S]),
+        ("A machine is cut off for longer", [STOP_TIMEOUT_S]),
         ("The head does not answer", [SILENT_MS / 1000, SAID_MS / 1000, ANSWER_S + PAUSE_S]),
         ("Machines come and go", [ROOM_S]),
         ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
-        ("The artifact store is full", [LONGEST_S]),
+        ("The artifact store is full", [MAX_RETRY_S]),
         ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
         ("The supervisor is killed", [SUPERVISOR_CHECK_S]),
         ("The disk is full", [lifecycle.AGAIN_DELAY_MS / 1000]),
         ("The system clock is set", [lifecycle.AGAIN_DELAY_MS / 1000]),
-        ("The database is locked", [TURN_S, BEAT_S, lifecycle.AGAIN_DELAY_MS / 1000]),
+        (
+            "The database is locked",
+            [RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S, lifecycle.AGAIN_DELAY_MS / 1000],
+        ),
         ("A chat template", [RENDER_S]),
     ],
 )

@@ -19,7 +19,7 @@ from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Slot
 from jobs.runtime.context import claim
-from jobs.runtime.figures import LeaseLostError
+from jobs.runtime.row_buffer import LeaseLostError
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_engine import ForkEngine, fork_module

@@ -227,7 +227,7 @@ def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on a machine that is idle and measured at once."""
     given(CACHE_DIR=str(queue / "cache"))
     monkeypatch.setattr(probe.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr(probe, "SECONDS", 0.0)
+    monkeypatch.setattr(probe, "MEASUREMENT_S", 0.0)
     return queue / "cache"
 
 

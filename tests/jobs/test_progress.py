@@ -13,7 +13,7 @@ from jobs.runtime.progress import Progress
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds; a test moves it."""
     now = [0.0]
-    monkeypatch.setattr(module, "DAMPED_S", 1e-9)
+    monkeypatch.setattr(module, "MAX_SMOOTHING_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
@@ -70,7 +70,7 @@ def test_the_estimate_counts_until_the_pace_is_known(clock: list[float]) -> None
 def test_what_is_told_moves_slowly_toward_what_is_reckoned(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, seconds: float, least: int, most: int
 ) -> None:
-    monkeypatch.setattr(module, "DAMPED_S", seconds)
+    monkeypatch.setattr(module, "MAX_SMOOTHING_S", seconds)
     progress, told = Progress(), list[float]()
     progress.report(0.0, 1.0, "Fast", phase_end=0.5)
     for second in range(10, 200):  # after 50 the pace is a sixth
@@ -85,7 +85,7 @@ def test_what_is_told_moves_slowly_toward_what_is_reckoned(
 def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reckoned(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DAMPED_S", 30.0)
+    monkeypatch.setattr(module, "MAX_SMOOTHING_S", 30.0)
     progress = Progress(7200.0)
     assert eta(progress) == pytest.approx(7200)
     clock[0] = 4
@@ -102,6 +102,6 @@ def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reck
 
 def test_the_log_is_told_what_has_moved() -> None:
     progress = Progress()
-    assert progress.news() == ""
+    assert progress.log_line() == ""
     progress.report(0.24, 1.0, "Re-dense, block 3 of 30", phase_end=1.0)
-    assert progress.news() == "24 %: Re-dense, block 3 of 30." and progress.news() == ""
+    assert progress.log_line() == "24 %: Re-dense, block 3 of 30." and progress.log_line() == ""

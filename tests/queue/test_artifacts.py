@@ -159,8 +159,8 @@ def test_a_store_that_answers_503_holds_a_run_up_and_ends_none(
 
     for name in ("names", "put_file"):
         monkeypatch.setattr(ArtifactStore, name, answers(getattr(ArtifactStore, name)))
-    monkeypatch.setattr(runtime, "STORE_AGAIN_S", 0.01)
-    monkeypatch.setattr(uploads, "FIRST_S", 0.01)
+    monkeypatch.setattr(runtime, "STORE_RETRY_S", 0.01)
+    monkeypatch.setattr(uploads, "MIN_RETRY_S", 0.01)
     context = claim(queries.attempts(job.id)[-1].id)
     assert process.execute(context) == Exit.DONE
     context.end_storing(has_succeeded=True)
@@ -187,7 +187,7 @@ def test_a_folder_that_is_replaced_during_its_upload_is_not_taken_for_whole(
 def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_its_end(
     data_dir: Path, kept: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "FIRST_S", 0.01)
+    monkeypatch.setattr(uploads, "MIN_RETRY_S", 0.01)
     folder, said = settings().artifacts / "count-0001", list[str]()
     work = folder / "work"
     log = folder / "a1" / "log.txt"
@@ -218,11 +218,11 @@ def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_it
     with monkeypatch.context() as patch:
         patch.setattr(uploads, "SLOW_S", 0.0)
         assert not ours.wait(lambda: next(asked)) and is_whole(work / "two")
-    assert said.pop().startswith("The run waits for the artifact store")
+    assert said.pop().startswith("The run is waiting for the artifact store")
     full.clear()
     assert ours.wait(lambda: False)
     ours.close(10)
-    assert said[-1] == "The artifact store takes files again." and len(said) == 2
+    assert said[-1] == "Uploads to the artifact store work again." and len(said) == 2
     there = [f"count-0001/{name}" for name in ("model", "work/one", "work/two")]
     assert all(kept.manifest(key) for key in there)
     assert kept.size("count-0001/a1/log.txt") == 7 and kept.size(f"count-0001/work/{SPOOL}") == 9

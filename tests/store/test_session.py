@@ -23,7 +23,7 @@ from backend.store.dialects import sqlite
 from backend.store.migrate import MIGRATIONS, current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job, MetricPoint, SavedView, Table
-from jobs.runtime.figures import profile_row, upsert
+from jobs.runtime.row_buffer import profile_row, upsert
 from tests.queue.conftest import bare_job
 
 

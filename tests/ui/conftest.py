@@ -19,7 +19,7 @@ from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
-from jobs.runtime.figures import Row, profile_row, tensor_row
+from jobs.runtime.row_buffer import Row, profile_row, tensor_row
 from tests.gates import nothing_asked
 from tests.ui.visits import blocks, open_to_guests, shared, visit, web
 from ui import app

@@ -16,7 +16,7 @@ from backend.store import tensors
 from backend.store.session import writing
 from backend.store.tables import Event, Job, MetricPoint, Result
 from jobs.evaluation.quality import window_losses
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, stages_of, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare

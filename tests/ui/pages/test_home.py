@@ -15,7 +15,7 @@ from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorS
 from backend.store import queries
 from backend.store.session import writing
 from jobs.imported import check_row
-from jobs.runtime.figures import tensor_row
+from jobs.runtime.row_buffer import tensor_row
 from tests.ui.lab import GUEST, asked, job, pressed, result, store
 from ui.pages.home import page as home
 from ui.pages.home import showcase

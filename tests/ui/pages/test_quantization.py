@@ -9,7 +9,7 @@ import pytest
 from backend.statistics.tensors import TensorProfile
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from tests.ui.conftest import Fill, mapped
 from tests.ui.lab import asked, job, point, result, store
 from ui.pages.quantization import page, panels

@@ -5,7 +5,7 @@ import pytest
 
 from backend.settings import Settings
 from backend.statistics.tensors import INPUT_ENERGY, TensorProfile
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store
 from ui.pages.quantization.charts import InputGroups, input_energy_chart

@@ -15,7 +15,7 @@ from backend.store.tables import Job, Result
 from jobs import sweep
 from jobs.evaluation.quality import window_losses
 from jobs.metrics import PERPLEXITY, metric
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from jobs.sweep import SweepRow, importance
 from tests.ui.conftest import HOSTILE, mapped
 from tests.ui.lab import GUEST, asked, pressed

@@ -19,7 +19,7 @@ from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from jobs.sds.kind import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped

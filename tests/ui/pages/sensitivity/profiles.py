@@ -7,7 +7,7 @@ from backend.statistics.tensors import SENSITIVITY, TensorProfile
 from backend.store.tables import Job, Table
 from jobs.fields.models import resolve_model
 from jobs.profile.kind import DENSE, EMBEDDING_FORMATS
-from jobs.runtime.figures import profile_row
+from jobs.runtime.row_buffer import profile_row
 from tests.ui.lab import job
 
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "50%", "70%", "2:4")

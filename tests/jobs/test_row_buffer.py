@@ -11,8 +11,8 @@ from sqlalchemy.exc import OperationalError
 
 from backend.metric_key import MetricKey
 from backend.store.tables import MetricPoint, TensorRow
-from jobs.runtime import figures
-from jobs.runtime.figures import FigureBuffer, FigureSpool, LeaseLostError, Row
+from jobs.runtime import row_buffer
+from jobs.runtime.row_buffer import LeaseLostError, Row, RowBuffer, RowSpool
 from tests.waiting import until
 
 AWAY = OperationalError("", {}, Exception("away"))
@@ -47,8 +47,8 @@ def database() -> Database:
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> FigureSpool:
-    return FigureSpool(tmp_path / "work" / "figures")
+def spool(tmp_path: Path) -> RowSpool:
+    return RowSpool(tmp_path / "work" / "figures")
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def said() -> list[str]:
 
 @pytest.fixture
 def buffer(
-    database: Database, spool: FigureSpool, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> FigureBuffer:
-    monkeypatch.setattr(figures, "TURN_S", 60.0)
-    return FigureBuffer(database.write, spool, said.append)
+    database: Database, spool: RowSpool, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> RowBuffer:
+    monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
+    return RowBuffer(database.write, spool, said.append)
 
 
 @contextmanager
-def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
+def served(buffer: RowBuffer) -> Iterator[threading.Thread]:
     """A thread that writes what is there."""
     closed = threading.Event()
 
@@ -75,7 +75,7 @@ def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
 
     thread = threading.Thread(target=life)
     thread.start()
-    until(lambda: buffer._is_served)
+    until(lambda: buffer._has_writer)
     yield thread
     closed.set()
     buffer.wake()
@@ -84,9 +84,9 @@ def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
 
 
 def test_who_waits_goes_on_when_all_is_written(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool, monkeypatch: pytest.MonkeyPatch
+    buffer: RowBuffer, database: Database, spool: RowSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "BATCH", 3)
+    monkeypatch.setattr(row_buffer, "MAX_ROWS", 3)
     with served(buffer):
         for turn in range(3):
             for step in range(7):
@@ -97,32 +97,32 @@ def test_who_waits_goes_on_when_all_is_written(
 
 
 def test_a_database_that_stands_still_is_waited_for_once(
-    buffer: FigureBuffer,
+    buffer: RowBuffer,
     database: Database,
-    spool: FigureSpool,
+    spool: RowSpool,
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(figures, "TURN_S", 0.05)
+    monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 0.05)
     database.answers.clear()
     with served(buffer):
         for step in range(3):
             buffer.add(point(step))
             buffer.settle()
             assert spool.read() == [point(each) for each in range(step + 1)]
-        assert database.called == 1 and len(said) == 1 and "not answered" in said[0]
+        assert database.called == 1 and len(said) == 1 and "no answer" in said[0]
         database.answers.set()
         until(lambda: len(database.rows) == 3)
         until(lambda: len(said) == 2)
-        assert "takes figures again" in said[1] and spool.read() == []
-        monkeypatch.setattr(figures, "TURN_S", 60.0)
+        assert "is available again" in said[1] and spool.read() == []
+        monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
         buffer.add(point(3))
         buffer.settle()
     assert database.rows == [point(step) for step in range(4)]
 
 
 def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool, said: list[str]
+    buffer: RowBuffer, database: Database, spool: RowSpool, said: list[str]
 ) -> None:
     database.error = AWAY
     for step in range(3):
@@ -137,7 +137,7 @@ def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
 
 
 def test_the_next_attempt_takes_over_what_the_last_one_left(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool, tmp_path: Path
+    buffer: RowBuffer, database: Database, spool: RowSpool, tmp_path: Path
 ) -> None:
     tensor = TensorRow, {"job_id": 7, "counts": b"\x00\xff", "stats": {"x": None}}
     spool.append([point(1), tensor])
@@ -148,13 +148,13 @@ def test_the_next_attempt_takes_over_what_the_last_one_left(
     database.error = AWAY
     buffer.settle()
     ours = TensorRow, tensor[1] | {"job_id": 1}
-    assert FigureSpool(tmp_path / "work" / "figures").read() == [point(1), tensor, point(2)]
+    assert RowSpool(tmp_path / "work" / "figures").read() == [point(1), tensor, point(2)]
     database.error = None
     buffer.flush()
     assert database.rows == [point(1), ours, point(2)]
 
 
-def test_another_error_is_that_of_who_waits(buffer: FigureBuffer, database: Database) -> None:
+def test_another_error_is_that_of_who_waits(buffer: RowBuffer, database: Database) -> None:
     database.error = ValueError("no number")
     with served(buffer):
         buffer.add(point(1))
@@ -166,7 +166,7 @@ def test_another_error_is_that_of_who_waits(buffer: FigureBuffer, database: Data
 
 
 def test_who_has_lost_the_job_leaves_nothing(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool
+    buffer: RowBuffer, database: Database, spool: RowSpool
 ) -> None:
     database.error = LeaseLostError()
     with served(buffer) as thread:
