@@ -8,6 +8,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,7 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
 from ui import api, live_api, openai_api, presentation
-from ui.api_errors import API_PATH
+from ui.api_errors import API_PATH, invalid_request
 from ui.charts.chart import templates
 from ui.format import href, term_id
 from ui.frame import VERSION, Page, frame, navigation, pulse
@@ -152,7 +153,7 @@ def launch_options() -> dict[str, Any]:
         "blocked_paths": [str(f) for f in (here.root, here.cache_dir, Path(__file__).parents[1])],
         "app_kwargs": {
             "routes": routes(),
-            "exception_handlers": {404: not_found},
+            "exception_handlers": {404: not_found, RequestValidationError: invalid_request},
             "middleware": [Middleware(SecurityMiddleware, scripts=(script,))],
             "openapi_url": None,  # of Gradio's own routes
         },
