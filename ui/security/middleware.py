@@ -41,7 +41,7 @@ from ui.security import auth
 
 MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
 MAX_VALUES = 20_000  # the largest a page sends is a selection of runs
-MAX_TOKEN_IDS = 300_000  # of a prompt for `/v1/completions`
+MAX_TOKEN_IDS = 300_000  # of a prompt of a host for `/v1/completions`; guests may send few letters
 MAX_INTEGER = 2**63 - 1  # integer a database can hold
 MAX_TEXTS = 20_000  # names of objects included
 MAX_NAMES = 1000  # of one object: a validator says something about each that it does not know
@@ -133,7 +133,7 @@ class SecurityMiddleware:
             except RateLimitError as error:
                 raise RequestRejectedError(429, error) from error
             if body and request.url.path != LOGIN_PATH:
-                is_prompt = request.url.path == COMPLETIONS_PATH
+                is_prompt = request.url.path == COMPLETIONS_PATH and user.role == "host"
                 most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
                 if problem := await run_in_threadpool(json_problem, body, most):
                     raise RequestRejectedError(
