@@ -190,12 +190,17 @@ def serve(here: Settings) -> None:
         map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))
     )
     app = build()
-    # The components stay as long as the process: a collection that looks through them takes 0.4 s,
-    # in which nobody is answered.
-    gc.freeze()
     app.launch(
-        server_name=here.host, server_port=here.port or None, inbrowser=screen, **launch_options()
+        server_name=here.host,
+        server_port=here.port or None,
+        inbrowser=screen,
+        prevent_thread_lock=True,
+        **launch_options(),
     )
+    # The pages stay as long as the process: a collection that looks through their components takes
+    # 0.4 s, in which nobody is answered.
+    gc.freeze()
+    app.block_thread()
 
 
 def not_found(request: Request, error: Exception) -> Response:
