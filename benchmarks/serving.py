@@ -2,6 +2,7 @@
 
     make bench-serving
     make bench-serving ARGS="--streams 1 8 32 --gguf model.gguf --only 'engine, 4 bits' llama.cpp"
+    make bench-serving ARGS="--crowd"
 
 All streams ask at once, each with a prompt of its own and for an answer of the same length,
 greedily and without drafts. Told are tokens a second of all together, from the first request to the
@@ -13,12 +14,19 @@ The weights in 4 bits are rounded to nearest, in groups of 64, with a head in 8 
 that of any. llama.cpp (pip install llama-cpp-python, built for this processor) reads the same model
 from a GGUF file, which it converts to bfloat16 and to Q4_0; it is driven as its own server does:
 each pass has the next token of every stream that writes, and prompts up to 512 tokens.
+
+--crowd (Linux): a dashboard with the toy model; at one address thirty visitors who ask and vote,
+then one visitor with 80 connections. Told are seconds to the first token of a visitor at another
+address, and milliseconds to an answer of /healthz, asked every 10 ms while bodies of many values
+are sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +37,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+import httpx
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -37,11 +46,14 @@ from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces
 from backend.decoding.target_model import TargetModel
 from backend.models.loading import LoadedModel, load
+from backend.queue.actor import Actor
 from backend.text.slices import evaluation_slice
 from benchmarks.decoding import quantized
 from benchmarks.peers import llama
+from benchmarks.screen.server import dashboard, reads
 from benchmarks.shared import memory
 from benchmarks.shared.timing import p95
+from jobs.chat import ask
 
 CACHES = 2**32  # bytes, more than is needed
 Prompts = Sequence[Sequence[int]]
@@ -97,6 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--streams", default=[1, 8, 32, 64], type=int, nargs="*")
     parser.add_argument("--prompt", default=200, type=int, help="tokens of a prompt")
     parser.add_argument("--new", default=128, type=int, help="tokens of an answer")
+    parser.add_argument("--crowd", action="store_true", help="at a dashboard")
     parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
     parser.add_argument("--only", nargs="*", default=[], help="servers, by how their names begin")
     return parser.parse_args()
@@ -150,8 +163,97 @@ def measured(server: Server, prompts: Prompts, new: int) -> dict[str, float]:
     }
 
 
+# a crowd at one address ---------------------------------------------------------------------------
+
+TOKEN = "a-token-of-the-benchmark"
+CROWDED, ELSEWHERE, PROBE = "127.0.0.40", "127.0.0.50", "127.0.0.60"
+ASKED = {"model": "toy", "messages": [{"role": "user", "content": "Once"}], "max_tokens": 64}
+CHAT, VOTE = "/v1/chat/completions", "/slimscope/api/chats/{}/vote?choice=1"
+VALUES = b"[" + b"1," * 300_000 + b"1]"
+
+
+def visitor(url: str, address: str, role: str = "guest") -> httpx.AsyncClient:
+    """Somebody at this address of the loopback network, with a jar of cookies."""
+    way = httpx.AsyncHTTPTransport(local_address=address, limits=httpx.Limits())
+    headers = {"authorization": f"Bearer {TOKEN}"} if role == "host" else {}
+    return httpx.AsyncClient(transport=way, base_url=url, headers=headers, timeout=120)
+
+
+async def first_token(client: httpx.AsyncClient, path: str = CHAT, **query: int) -> float:
+    """Seconds to the first token of an answer that is read to its end; NaN where it is refused."""
+    began, seconds = time.perf_counter(), float("nan")
+    body = ASKED | {"stream": True}
+    async with client.stream("POST", path, json=body, params=query) as answer:
+        async for line in answer.aiter_lines():
+            if '"content"' in line or '"tokens"' in line:
+                seconds = min(seconds, time.perf_counter() - began, key=lambda s: (s != s, s))
+    return seconds
+
+
+async def comes_back(client: httpx.AsyncClient, number: int) -> None:
+    """Asks and votes, again and again."""
+    await client.get("/playground")
+    while True:
+        await first_token(client)
+        await client.post(VOTE.format(number))
+
+
+async def pings(client: httpx.AsyncClient, milliseconds: list[float]) -> None:
+    while True:
+        began = time.perf_counter()
+        await client.get("/healthz")
+        milliseconds.append(1e3 * (time.perf_counter() - began))
+        await asyncio.sleep(0.01)
+
+
+async def crowded(url: str, number: int) -> list[dict[str, object]]:
+    """The figures; `number`: of an answered prompt."""
+    rows, other = list[dict[str, object]](), visitor(url, ELSEWHERE)
+    await other.get("/playground")
+    await first_token(other)
+    one = visitor(url, CROWDED)
+    for name, clients in {
+        "thirty visitors": [visitor(url, CROWDED) for _ in range(30)],
+        "one with 80 connections": [one] * 80,
+    }.items():
+        crowd = [asyncio.create_task(comes_back(each, number)) for each in clients]
+        await asyncio.sleep(5)
+        seconds = [await first_token(other) for _ in range(2)]
+        for task in crowd:
+            task.cancel()
+        await asyncio.wait(crowd)
+        rows.append({"crowd": name, "first_token_s": seconds})
+    milliseconds = list[float]()
+    probe = asyncio.create_task(pings(visitor(url, PROBE), milliseconds))
+    for path in (CHAT, "/v1/completions", "/slimscope/workbench/live", "/slimscope/api/sweeps/sds"):
+        for _ in range(5):
+            await one.post(path, content=VALUES)
+    probe.cancel()
+    return [*rows, {"healthz_ms_p50": median(milliseconds), "healthz_ms_max": max(milliseconds)}]
+
+
+async def answered_prompt(url: str, number: int) -> None:
+    host = visitor(url, PROBE, "host")
+    for side in (1, 2):
+        await first_token(host, "/slimscope/answer", prompt=number, side=side)
+
+
+def crowd() -> None:
+    with TemporaryDirectory() as folder, reads(Path(folder)):
+        os.environ |= {"SLIMSCOPE_HOST_TOKEN": TOKEN, "SLIMSCOPE_EXAMPLES": "0"}
+        with dashboard(Path(folder)) as served:
+            asked = {"prompt": "Once upon a time", "sides": "toy, toy"}
+            number = ask(asked, blind=False, actor=Actor("benchmark", "host"))
+            asyncio.run(answered_prompt(served.url, number))
+            for row in asyncio.run(crowded(served.url, number)):
+                print(json.dumps(row))
+
+
 def main() -> None:
     chosen = arguments()
+    if chosen.crowd:
+        crowd()
+        return
     torch.set_num_threads(chosen.threads)
     prompts, rows = prompts_of(chosen), list[dict[str, object]]()
     table = Table(

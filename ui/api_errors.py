@@ -71,7 +71,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 def add_error_handlers(api: FastAPI) -> None:
     """Make the application answer every error with `error_response`."""
     api.add_exception_handler(SlimscopeError, lambda _, error: error_response(error))
-    api.add_exception_handler(RequestValidationError, _invalid_request)
+    api.add_exception_handler(RequestValidationError, invalid_request)
     api.add_exception_handler(HTTPException, _no_such_route)
     for kind in (DBAPIError, TimeoutError):
         api.add_exception_handler(kind, _database_error)
@@ -89,7 +89,8 @@ def _fields(error: SlimscopeError) -> dict[str, str | None]:
     return {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
 
 
-def _invalid_request(_: Request, error: Any) -> JSONResponse:
+def invalid_request(_: Request, error: Any) -> JSONResponse:
+    """The first fault of a request; FastAPI's own answer repeats all that was sent."""
     first = error.errors()[0]
     field = str(first["loc"][-1])
     return error_response(ConfigError(f"{field} is invalid.", f"{first['msg']}.", "", field), 422)

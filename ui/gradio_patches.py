@@ -149,6 +149,7 @@ def check_calls() -> None:
             for block, value in zip(function.inputs, body.data, strict=False):
                 current = session[block._id] if block._id in session else block  # noqa: SIM401
                 _check_value(current, value)
+            _check_event(body.event_data)
             return function
         except SlimscopeError as error:
             raise _http_error(body.request, 422, error) from None
@@ -167,6 +168,13 @@ def _check_value(block: Any, value: Any) -> None:
         raise ConfigError(
             "A value was not accepted.", f"{type(block).__name__}: {str(error)[:200]}."
         ) from None
+
+
+def _check_event(data: Any) -> None:
+    try:
+        processing_utils.check_all_files_in_cache(data)
+    except Error:
+        raise ConfigError("The call was not accepted.", "No page sends files.") from None
 
 
 def limit_events(app: gr.Blocks) -> None:

@@ -99,7 +99,10 @@ def qr(request: Request) -> Response:
         return JSONResponse({"detail": "It is no page of this dashboard."}, 422)
     base = base_address(request) or str(request.base_url)
     image = BytesIO()
-    code = segno.make(urljoin(base, address), error="m")
+    try:
+        code = segno.make(urljoin(base, address), error="m")
+    except segno.DataOverflowError:
+        return JSONResponse({"detail": "The address is too long for a QR code."}, 422)
     code.save(image, kind="svg", scale=6, border=2, dark="#000", light="#fff")
     return Response(image.getvalue(), media_type="image/svg+xml")
 

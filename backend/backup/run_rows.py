@@ -26,7 +26,7 @@ from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
 from backend.store.tables import KIND_NAME
 
 LARGEST_PROFILE = 2**26  # bytes, unpacked
-NOT_TAKEN_OVER = ("settings", "variables", "host")  # of the environment: of another machine
+NOT_TAKEN_OVER = ("settings", "variables", "host", "work")  # of the environment: of this machine
 
 
 def _name(value: str) -> str:

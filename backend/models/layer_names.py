@@ -86,7 +86,7 @@ def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], f
             known = list(dict.fromkeys(layer.module for layer in layers))
             more = ", …" if len(known) > MAX_NAMES else ""
             raise ConfigError(
-                f"{name} matches no layer of this model.",
+                f"{name[:80]} matches no layer of this model.",
                 f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}.",
                 "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj.",
                 field=field,

@@ -81,7 +81,12 @@ def ended(queue: Path) -> Job:
         session.add(Attempt(job_id=job.id, n=1, token="secret", engine="local", **attempt))
         row = session.get_one(Job, job.id)
         row.state, row.attempts_made, row.finished_at = State.SUCCEEDED, 1, 3
-        row.environment = {"host": "here", "settings": {"x": "/home/me"}, "threads": 2}
+        row.environment = {
+            "host": "here",
+            "settings": {"x": "/home/me"},
+            "threads": 2,
+            "work": {"rates": {"disk": 1.0}, "steps": {"rest": {"seconds": 6.0}}},
+        }
     return queries.job(job.id)
 
 

@@ -120,6 +120,7 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
     [
         ({"exclude": "down_proj"}, "exclude", "down_proj matches no layer"),
         ({"exclude": "7.*"}, "exclude", "7.* matches no layer"),
+        ({"exclude": "b" + "a" * 5000}, "exclude", f"b{'a' * 79} matches no layer"),
         ({"overrides": "attn=2:4"}, "overrides", "attn matches no layer"),
         ({"exclude": "*"}, "exclude", "No layer is left"),
         ({"pattern": "3:7"}, "pattern", "3:7 does not fit"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from gradio.routes import App
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,8 +19,9 @@ from jobs.serving.client import ended
 from jobs.serving.openai_format import ENDPOINTS, error_body
 from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
-from tests.ui.visits import OTHER, TOKEN, Visit, set_up
+from tests.ui.visits import OTHER, SITE, TOKEN, Visit, set_up
 from ui.openai_api import passed_on
+from ui.security import auth
 
 CHAT, TEXT = ENDPOINTS
 SAID = {"model": "toy", "messages": [{"role": "user", "content": "Why?"}]}
@@ -168,3 +170,51 @@ def test_guests_ask_within_their_limits(
     assert error_of(late) == (429, "rate_limit_exceeded") and late.headers["retry-after"]
     set_up(monkeypatch, GUEST_ANSWERS="0")
     assert error_of(guest.post(CHAT, json=SAID)) == (403, "forbidden")
+
+
+class HeldDouble(Double):
+    """Answers `first` at once, and nobody else before `release` is set."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.first, self.release = first, asyncio.Event()
+        self.held, self.answered = asyncio.Semaphore(0), list[str]()
+
+    async def answer(self, request: Request) -> Response:
+        person = request.headers[client.PERSON]
+        if person != self.first:
+            self.held.release()
+            await self.release.wait()
+        self.answered.append(person)
+        return await super().answer(request)
+
+
+@pytest.mark.parametrize(("visitors", "each"), [(30, 1), (1, 80)])
+def test_who_comes_from_another_address_waits_for_no_crowd(
+    visitors: int, each: int, shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty visitors at one address ask, or one with eighty connections."""
+    set_up(monkeypatch, GUEST_ANSWERS="8")
+    for name, places in (("guest_answers", 8), ("requests", gate.REQUESTS)):
+        monkeypatch.setattr(gate, name, gate.Gate(lambda places=places: places))
+    crowd = [auth.new_guest(OTHER) for _ in range(visitors)]
+    neighbor = auth.new_guest("10.0.0.8")
+    double = HeldDouble(neighbor.rpartition(".")[0])
+    monkeypatch.setattr(client, "_client", double.client)
+
+    async def ask(address: str, cookie: str) -> int:
+        way = httpx.ASGITransport(web, client=(address, 1))
+        headers = {"cookie": f"{auth.cookie_name('guest')}={cookie}"}
+        async with httpx.AsyncClient(transport=way, base_url=SITE, timeout=None) as browser:
+            return (await browser.post(CHAT, json=SAID, headers=headers)).status_code
+
+    async def both() -> list[int]:
+        asked = [asyncio.create_task(ask(OTHER, one)) for one in crowd for _ in range(each)]
+        for _ in range(min(8, visitors * gate.ANSWERS_OF_A_GUEST)):
+            await asyncio.wait_for(double.held.acquire(), 20)
+        assert await asyncio.wait_for(ask("10.0.0.8", neighbor), 20) == 200
+        assert double.answered == [double.first]
+        double.release.set()
+        return await asyncio.gather(*asked)
+
+    assert {*asyncio.run(both())} == {200, 429}

@@ -69,3 +69,4 @@ def test_others_reach_the_link(client: TestClient, monkeypatch: pytest.MonkeyPat
     assert base == "http://10.0.0.7:7860/"
     code = client.get("/slimscope/qr?address=weights", headers=LOCAL)
     assert code.headers["content-type"].startswith("image/svg") and "<path" in code.text
+    assert client.get(f"/slimscope/qr?address={'a' * 4000}", headers=LOCAL).status_code == 422

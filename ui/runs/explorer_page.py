@@ -2,11 +2,13 @@
 database."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import gradio as gr
 
+from backend.errors import NotFoundError
 from backend.store import queries
 from backend.store.states import State
 from ui.format import href
@@ -54,8 +56,9 @@ class ExplorerPage(Generic[S, View]):
 
     def refresh(self, seen: Any, selection: S, wanted: S | None = None) -> Updates:
         """All of the page when more was recorded; `wanted`: the selection it is to have then."""
-        if seen and seen["mark"] == as_kept(self.mark(selection.run)):
-            return {}
+        with suppress(NotFoundError):  # of a run that was deleted meanwhile
+            if seen and seen["mark"] == as_kept(self.mark(selection.run)):
+                return {}
         return self.refresh_all(wanted or selection, selection, seen)
 
     def refresh_all(self, selection: S, before: S, seen: Any = None) -> Updates:

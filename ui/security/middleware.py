@@ -41,23 +41,27 @@ from ui.security import auth
 
 MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
 MAX_VALUES = 20_000  # the largest a page sends is a selection of runs
-MAX_TOKEN_IDS = 300_000  # of a prompt for `/v1/completions`
+MAX_TOKEN_IDS = 300_000  # of a prompt of a host for `/v1/completions`; guests may send few letters
 MAX_INTEGER = 2**63 - 1  # integer a database can hold
+MAX_TEXTS = 20_000  # names of objects included
+MAX_NAMES = 1000  # of one object: a validator says something about each that it does not know
 TOO_DEEP = f"Lists and objects may be nested {MAX_DEPTH} deep."
-# A text, also one that does not end: each byte is read once, whatever is sent.
-TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\Z)', re.DOTALL)
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half of a pair of surrogates
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
 OPENAI_PATH = "/v1/"
 ASKING_PATHS = (OPENAI_PATH, "/slimscope/workbench/live")  # read for those who may ask alone
 COMPLETIONS_PATH = "/v1/completions"
-FORM = "application/x-www-form-urlencoded"  # of the login
+LOGIN_PATH = "/slimscope/host"  # takes a form
 TURN = "slimscope.turn"  # in a scope; whoever waits for another process closes it
 GRADIO = "/gradio_api/"
 OPEN_ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|app_id|startup-events)/?"
 )
-CLOSED_ROUTES = ("/monitoring", "/login", "/logout", "/config", "/svelte/", "/custom_component/")
+CLOSED_ROUTES = (
+    *("/monitoring", "/login", "/logout", "/config", "/pwa_icon"),
+    *("/svelte/", "/custom_component/"),
+)
+MAX_NAME_BYTES = 255  # of a file; Gradio asks the file system about longer ones, which fails
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -121,31 +125,28 @@ class SecurityMiddleware:
         """Lets the application answer when the request is whole and its turn has come. The turn
         ends when the answer begins, as that may take as long as its client likes."""
         user = auth.current_user(request)
-        try:
-            if request.url.path.startswith(ASKING_PATHS) and request.method == "POST":
-                may_ask = user.role == "host" or settings().guest_answers
-                require(user, "ask for this answer", "" if may_ask else READ_ONLY)
-            body = await request.body()
-            async with place_of_request(user) as response.turn:
-                if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
-                    is_prompt = request.url.path == COMPLETIONS_PATH
-                    most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
-                    if problem := await run_in_threadpool(json_problem, body, most):
-                        raise RequestRejectedError(
-                            422, ConfigError("The request was not accepted.", problem)
-                        )
-                scope = _with_guest_name(request.scope, user, response)
-                scope = {**scope, TURN: response.turn}
-                read = iter([{"type": "http.request", "body": body, "more_body": False}])
+        _require_asking(request, user)
+        body = await request.body()
+        async with AsyncExitStack() as place:
+            try:
+                response.turn = await place.enter_async_context(place_of_request(user))
+            except RateLimitError as error:
+                raise RequestRejectedError(429, error) from error
+            if body and request.url.path != LOGIN_PATH:
+                is_prompt = request.url.path == COMPLETIONS_PATH and user.role == "host"
+                most = MAX_TOKEN_IDS if is_prompt else MAX_VALUES
+                if problem := await run_in_threadpool(json_problem, body, most):
+                    raise RequestRejectedError(
+                        422, ConfigError("The request was not accepted.", problem)
+                    )
+            scope = _with_guest_name(request.scope, user, response)
+            scope = {**scope, TURN: response.turn}
+            read = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-                async def received() -> Message:  # what was read already, then what comes after it
-                    return next(read, None) or await request.receive()
+            async def received() -> Message:  # what was read already, then what comes after it
+                return next(read, None) or await request.receive()
 
-                await self.app(scope, received, response)
-        except ForbiddenError as error:
-            raise RequestRejectedError(403, error) from error
-        except RateLimitError as error:
-            raise RequestRejectedError(429, error) from error
+            await self.app(scope, received, response)
 
 
 class RequestRejectedError(Exception):
@@ -181,8 +182,11 @@ def check(request: Request) -> None:
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
-    path, closed = request.url.path, request.url.path.startswith(CLOSED_ROUTES)
-    if closed or (path.startswith(GRADIO) and not OPEN_ROUTES.fullmatch(path, len(GRADIO))):
+    path = request.scope["path"]
+    is_closed = path.startswith(CLOSED_ROUTES) or (
+        path.startswith(GRADIO) and not OPEN_ROUTES.fullmatch(path, len(GRADIO))
+    )
+    if is_closed or any(len(name.encode()) > MAX_NAME_BYTES for name in path.split("/")):
         raise RequestRejectedError(404, NotFoundError("There is nothing at this address."))
     if "transfer-encoding" in headers:
         raise RequestRejectedError(411, ForbiddenError("The request has no Content-Length."))
@@ -190,6 +194,17 @@ def check(request: Request) -> None:
         raise RequestRejectedError(
             413, ForbiddenError("The request is too large.", f"At most {MAX_BODY_BYTES} bytes.")
         )
+
+
+def _require_asking(request: Request, user: Actor) -> None:
+    """Refuses a question of whoever may not ask, before its body is read."""
+    if request.method != "POST" or not request.url.path.startswith(ASKING_PATHS):
+        return
+    may_ask = user.role == "host" or settings().guest_answers
+    try:
+        require(user, "ask for this answer", "" if may_ask else READ_ONLY)
+    except ForbiddenError as error:
+        raise RequestRejectedError(403, error) from error
 
 
 def _allowed_host(name: str) -> bool:
@@ -291,10 +306,14 @@ def same_site(request: Request) -> bool:
 
 def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
     """Why a body of at most so many `values` is refused; "" if it is fine."""
-    if body.count(b",") >= values and TEXT.sub(b"", body).count(b",") >= values:
+    # what is escaped does not end a text, and commas inside of texts do not count
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') > 2 * MAX_TEXTS:
+        return f"It holds more than {MAX_TEXTS:,} texts."
+    if b"".join(plain.split(b'"')[::2]).count(b",") >= values:
         return f"It holds more than {values:,} values."
     try:
-        inside = [json.loads(body)]
+        inside = [json.loads(body.decode())]
     except RecursionError:
         return TOO_DEEP
     except ValueError as error:
@@ -305,6 +324,8 @@ def json_problem(body: bytes, values: int = MAX_VALUES) -> str:
         outside, inside = inside, list[Any]()
         for value in outside:
             if isinstance(value, dict):
+                if len(value) > MAX_NAMES:
+                    return f"An object of it has more than {MAX_NAMES:,} names."
                 inside += [*value, *value.values()]
             elif isinstance(value, list):
                 inside += value

@@ -154,7 +154,8 @@ class Explorer(Generic[S, View]):
         def update(seen: Any, *values: Any) -> Updates:
             if seen is None:
                 return {}
-            return handler(seen or None, self.selection.from_controls(values))
+            kept = seen if _is_kept(seen) else None
+            return handler(kept, self.selection.from_controls(values))
 
         outputs = self.outputs
         on_change(outputs.named(update), [outputs["seen"], *self.controls], outputs.components)
@@ -167,6 +168,11 @@ def page_state() -> gr.JSON:
     """A value the browser keeps and sends along. A `gr.State` makes every page hold a connection
     (Gradio 6.31), and browsers open at most six to a server."""
     return gr.JSON(None, visible=False)
+
+
+def _is_kept(seen: Any) -> bool:
+    """True for what pages keep; a browser may send anything."""
+    return isinstance(seen, dict) and "mark" in seen and isinstance(seen.get("offers"), dict)
 
 
 def as_kept(value: Any) -> Any:

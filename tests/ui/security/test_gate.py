@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from backend.errors import ForbiddenError
 from backend.queue import gate
 from backend.queue.gate import Gate
 from backend.settings import Settings
@@ -183,6 +184,18 @@ def test_an_answer_that_goes_on_and_half_a_request_hold_no_turn(
         return receive
 
     assert asyncio.run(held()) == 200
+
+
+def test_what_the_application_refuses_is_no_refusal_of_the_gate(
+    site: SlowSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise ForbiddenError("Not here.", "", "")
+
+    monkeypatch.setattr(site.app, "app", refuses)
+    with pytest.raises(ForbiddenError, match="Not here"):
+        asyncio.run(site.ask("/", OTHER))
+    assert not gate.requests._working
 
 
 def test_the_page_about_the_api_is_built_once(

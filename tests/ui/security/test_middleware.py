@@ -112,8 +112,11 @@ def test_doors_no_page_uses_are_closed(visit: Visit) -> None:
         ("GET", "mcp/"),
         ("GET", "queue/status"),
         ("GET", "profiling/traces"),
+        ("GET", f"queue/{'x' * 300}"),
     ):
         assert client.request(method, f"/gradio_api/{path}").status_code == 404, path
+    for path in (f"/static/{'x' * 300}", "/pwa_icon", "/pwa_icon/64"):
+        assert client.get(path).status_code == 404, path
     for path in ("/monitoring", "/login", "/logout", "/config", "/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404, path
 

@@ -173,7 +173,7 @@ class Composer:
             sides = ", ".join(map(str, names or []))
             if not sides:
                 raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
-            config = self.form.values(values) | {"prompt": text.strip(), "sides": sides}
+            config = self.form.values(values) | {"prompt": str(text or "").strip(), "sides": sides}
             before = shown_turns(here)
             number = ask(config, bool(hide), actor, before[-1].number if before else None)
         except SlimscopeError as error:

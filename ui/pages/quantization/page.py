@@ -33,7 +33,11 @@ def change_run(selection: QuantSelection) -> Updates:
 
 def refresh(seen: Any, selection: QuantSelection) -> Updates:
     """A page at the newest snapshot follows the training."""
-    follows = seen and selection.step == str(seen["mark"][-1].get(selection.stage))
+    newest = seen["mark"][-1:] if seen and isinstance(seen["mark"], list) else ()
+    follows = any(
+        isinstance(steps, dict) and selection.step == str(steps.get(selection.stage))
+        for steps in newest
+    )
     return SHARED.refresh(seen, selection, replace(selection, step="") if follows else selection)
 
 
