@@ -10,7 +10,6 @@ from copy import copy
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.draft_tree import Proposer
 from backend.decoding.native.model import decoding_dtype
@@ -20,9 +19,10 @@ from backend.drafters.checkpoint import Amphista
 from backend.drafters.generate import make_proposer, refuse_processors
 from backend.drafters.registry import Drafter
 from backend.errors import CancelledError
+from backend.models.foreign_tokenizer import ForeignTokenizer, TextTokenizer
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
-from backend.models.sources.catalog import materialize
+from backend.models.sources.catalog import is_shipped, materialize
 from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.fields.models import ResolvedModel
@@ -82,9 +82,7 @@ class WarmModel:
         self.loaded = load(self.device)
         refuse_processors(self.loaded.model)
         self.target = TargetModel(self.loaded.model)
-        self.engine = ServingEngine(
-            self.target, self.loaded.tokenizer, memory=memory, threads=threads
-        )
+        self.engine = ServingEngine(self.target, None, memory=memory, threads=threads)
         self.is_open = True
 
     def close(self) -> None:
@@ -133,7 +131,7 @@ class ModelPool:
         self._models: dict[Key, WarmModel] = {}  # the one used last comes last
         self._changed = threading.Condition()
         self._pace = BYTES_PER_S
-        self._tokenizers: dict[Key, PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[Key, TextTokenizer] = {}
         self._threads = threads
 
     def __len__(self) -> int:
@@ -150,16 +148,17 @@ class ModelPool:
             there = [(key[0], model) for key, model in self._models.items() if model.is_open]
         return {name: model.engine.status() for name, model in there}
 
-    def tokenizer(self, base: ResolvedModel, key: Key, say: Say) -> PreTrainedTokenizerBase:
+    def tokenizer(self, base: ResolvedModel, key: Key, say: Say) -> TextTokenizer:
         """The tokenizer of a model, which need not be loaded; fetches the model if it is not here.
         Raises ModelError: it cannot be had."""
-        if key not in self._tokenizers:
+        if (kept := self._tokenizers.get(key)) is None:
             folder = materialize(base.source, lambda text: say(text.capitalize(), 0.0))
             while len(self._tokenizers) >= TOKENIZERS_KEPT:
-                self._tokenizers.pop(next(iter(self._tokenizers)), None)
-            self._tokenizers[key] = found = load_tokenizer(folder, base.facts)
-            return found
-        return self._tokenizers[key]
+                dropped = self._tokenizers.pop(next(iter(self._tokenizers)), None)
+                if isinstance(dropped, ForeignTokenizer):
+                    dropped.close()
+            self._tokenizers[key] = kept = open_tokenizer(base, folder)
+        return kept
 
     @contextmanager
     def using(
@@ -230,6 +229,14 @@ class ModelPool:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def open_tokenizer(base: ResolvedModel, folder: Path) -> TextTokenizer:
+    """The tokenizer in the folder of a model; that of a foreign model works in a limited child.
+    Raises ModelError: it cannot be read."""
+    if is_shipped(base.source):
+        return load_tokenizer(folder, base.facts)
+    return ForeignTokenizer(folder, base.facts)
 
 
 def _waiting(size: int, why: str) -> str:

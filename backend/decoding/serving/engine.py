@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.native.cache import SharedPrefixes, blocks_for
 from backend.decoding.native.model import PREFILL
@@ -19,6 +18,7 @@ from backend.decoding.serving.sequence import ServedSequence
 from backend.decoding.serving.speculation import Speculation
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, OverloadError, SlimscopeError
+from backend.models.foreign_tokenizer import TextTokenizer
 
 MOST_WAITING, MOST_OF_A_PERSON = 256, 64
 WINDOW_S = 5.0  # over which speeds are told
@@ -72,7 +72,7 @@ class ServingEngine(DecodingLoop):
     def __init__(
         self,
         target: TargetModel,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: TextTokenizer | None,
         *,
         memory: int,
         threads: Callable[[], int],
