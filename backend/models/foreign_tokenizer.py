@@ -35,6 +35,7 @@ WORK_S = 2.0  # CPU seconds for one conversation; an ordinary one takes a millis
 LETTERS_PER_S = 100_000  # of a longer text, which may take as much more
 STEP_S = 0.5  # for the text of a token, while other answers of the model wait
 WORK_BYTES = 2**29  # of a session, besides those of the origin
+TOKEN_LETTERS = 2**14  # of the text that becomes certain with one
 IDLE_SESSIONS = 4
 
 TEMPLATE, ENCODER, DECODER = "chat template", "tokenizer", "decoder of the tokenizer"
@@ -266,7 +267,10 @@ def decode(rows: list[list[int]], options: dict[str, Any]) -> list[str]:
 def step(stream: int, token: int) -> str | None:
     if stream not in _decoders:
         _decoders[stream] = stream_of(_loaded[0])
-    return _decoders[stream](token)
+    text = _decoders[stream](token)
+    if len(text or "") > TOKEN_LETTERS:
+        raise ValueError(f"The text of a token has more than {TOKEN_LETTERS} characters")
+    return text
 
 
 def forget() -> None:

@@ -96,7 +96,8 @@ def test_what_clients_send_without_effect_is_taken() -> None:
 # answers ------------------------------------------------------------------------------------------
 
 
-HI = NewPieces([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)], ["x"], 3.0, {n: f"<{n}>" for n in (7, 8, 9)})
+PIECES = [Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)]
+HI = NewPieces(PIECES, ["x"], 3.0, {n: f"<{n}>" for n in (7, 8, 9)})
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (
     Told("Loading Toy", 4.2),
