@@ -148,6 +148,12 @@ class ModelPool:
             there = [(key[0], model) for key, model in self._models.items() if model.is_open]
         return {name: model.engine.status() for name, model in there}
 
+    @property
+    def pass_s(self) -> float:
+        """Seconds of the longest pass at work."""
+        models = [*self._models.values()]
+        return max((model.engine.pass_s for model in models if model.is_open), default=0.0)
+
     def tokenizer(self, base: ResolvedModel, key: Key, say: Say) -> TextTokenizer:
         """The tokenizer of a model, which need not be loaded; fetches the model if it is not here.
         Raises ModelError: it cannot be had."""
