@@ -222,7 +222,8 @@ def unusable(part: str, title: str, error: Exception) -> ModelError:
     """The error for a part of the model `title` that failed in a child."""
     do = f"Use another model, or fix {FILES[part]}."
     if not isinstance(error, OverrunError):
-        return ModelError(f"The {part} of {title} cannot be used.", str(error), do, "model")
+        said = str(error).rstrip(".") or type(error).__name__
+        return ModelError(f"The {part} of {title} cannot be used.", f"{said[:300]}.", do, "model")
     why = "It may make too much text." if "memory" in str(error) else "It may loop."
     return ModelError(f"The {part} of {title} took {error}.", why, do, "model")
 

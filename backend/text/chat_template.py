@@ -8,9 +8,11 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from backend.limited import LimitedChild, LimitedChildError
+from backend.limited import LimitedChild
 from backend.models.foreign_tokenizer import (
     TEMPLATE,
+    WORK_BYTES,
+    WORK_S,
     ForeignTokenizer,
     TextTokenizer,
     forked_base,
@@ -19,8 +21,6 @@ from backend.models.foreign_tokenizer import (
 from backend.models.sources.catalog import is_shipped
 from backend.text.prompts import Prompt
 
-RENDER_S = 2.0  # CPU seconds for one conversation; an ordinary template takes a millisecond
-RENDER_BYTES = 2**29  # of memory
 _idle: list[LimitedChild] = []
 os.register_at_fork(after_in_child=_idle.clear)
 
@@ -31,18 +31,17 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: TextTokenizer)
     if isinstance(tokenizer, ForeignTokenizer):
         return tokenizer.render(messages)
     turns = [dict(message) for message in messages]
-    folder = str(tokenizer.name_or_path)
-    if is_shipped(folder):
-        render = tokenizer.apply_chat_template
-        return str(render(turns, tokenize=False, add_generation_prompt=True))
-    child: LimitedChild | None = None
+    folder, child = str(tokenizer.name_or_path), None
     try:
+        if is_shipped(folder):
+            render = tokenizer.apply_chat_template
+            return str(render(turns, tokenize=False, add_generation_prompt=True))
         template = tokenizer.get_chat_template()
-        child = _idle.pop() if _idle else forked_base(RENDER_BYTES)
+        child = _idle.pop() if _idle else forked_base(WORK_BYTES)
         variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         call = f"{__name__}:rendered"
-        return str(child.call(call, template, turns, variables, seconds=RENDER_S))
-    except (LimitedChildError, ValueError) as error:  # of several templates none is the default
+        return str(child.call(call, template, turns, variables, seconds=WORK_S))
+    except Exception as error:  # a template can raise anything
         raise unusable(TEMPLATE, Path(folder).name or "the model", error) from error
     finally:
         if child and child.is_alive:

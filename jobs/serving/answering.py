@@ -151,7 +151,9 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         load = partial(
             load_model, side.model, precision=body.precision, context=Unrecorded(), reads=False
         )
-        with self.pool.using(base, key, load, self._say, self._stopped.is_set) as model:
+        with self.pool.using(
+            base, key, load, self._say, self._stopped.is_set, side.drafter
+        ) as model:
             requests = []
             for number in range(self._left):
                 prompt, nth = divmod(number, body.n)

@@ -25,7 +25,7 @@ def speaking(tokenizer: Any) -> Any:
 def test_a_template_that_does_not_end_is_interrupted(
     speaking: Any, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    monkeypatch.setattr(chat_template, "RENDER_S", 0.2)
+    monkeypatch.setattr(chat_template, "WORK_S", 0.2)
     speaking.chat_template = template
     with pytest.raises(ModelError, match=r"took more than 0\.2 s") as refused:
         prompt_ids("A cat.", speaking)

@@ -110,7 +110,6 @@ def test_others_are_answered_while_a_model_attacks(folder: Path, attack: str) ->
         return refused.value, answered
 
     error, answered = asyncio.run(attacked())
-    print(error)
     assert answered > 0
     assert f"The {part} of mine" in error.what and error.why and error.field == "model"
     assert "Use another model, or fix " in error.do and ".json" in error.do
@@ -191,3 +190,9 @@ def test_a_shipped_model_needs_no_child(given: Given, monkeypatch: pytest.Monkey
     whole = asyncio.run(answer(ModelPool(lambda: 1), "toy", "One day", "ada"))
     assert whole["usage"]["completion_tokens"] == 8
     assert catalog.is_shipped(str(TOY_FOLDER)) and not catalog.is_shipped("/models/toy")
+
+
+def test_no_model_can_say_that_it_is_shipped(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", name_or_path=str(TOY_FOLDER), chat_template=TOLD)
+    tokenizer = load_tokenizer(folder, inspect(str(folder)))
+    assert not catalog.is_shipped(str(tokenizer.name_or_path))
