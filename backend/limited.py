@@ -4,22 +4,26 @@ files, tokenizers, chat templates.
     root    a process without limits, one for each of ours; it only forks
     child   calls functions by name, with limits; what it has loaded, its own forks have, too
 
-Each speaks JSON over a socket of its own, so that the child decides about a text alone. The process
-that has forked a child ends it, and tells how it ended."""
+Each speaks JSON over a socket of its own: what a child sends is data alone. The process that has
+forked a child ends it, and tells how it ended."""
+
+from __future__ import annotations
 
 import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import psutil
 
@@ -33,6 +37,7 @@ READ_S = 20.0  # CPU seconds to parse a file
 MEMORY = 2 * 2**30  # bytes to parse a file in, besides the file itself, which is mapped
 MAX_ANSWER = 16 * 2**20  # bytes
 NICE = 5  # more than of the process that asks
+Channel: TypeAlias = "Connection[Any, Any]"
 READING = threading.BoundedSemaphore(2)
 CODE = Path(__file__).resolve().parents[1]
 SINGLE = {
@@ -54,9 +59,9 @@ class LimitedChild:
     """A child process that may take `memory` bytes besides those it begins with. `origin`: what it
     is forked from. A call that fails for another reason than its own error ends the child."""
 
-    def __init__(self, memory: int, origin: "LimitedChild | None" = None) -> None:
+    def __init__(self, memory: int, origin: LimitedChild | None = None) -> None:
         self._memory, self._origin, self._lock = memory, origin or _root(), threading.Lock()
-        self._socket, theirs = socket.socketpair()
+        self._channel, theirs = Pipe()
         self._pid: int | None = None
         with theirs:
             try:
@@ -90,23 +95,23 @@ class LimitedChild:
         """End the process, and tell its exit code."""
         with self._lock:
             pid, self._pid = self._pid, None
-            self._socket.close()
+            self._channel.close()
         if pid is None:
             return 0
         with suppress(OSError, EOFError, LimitedChildError):
             return int(self._origin._asked({"end": pid}, START_S)["code"])
         return 0  # with its origin, from which no code can come
 
-    def __del__(self) -> None:
-        self._socket.close()  # at which it ends, too; its origin may be in use by this very thread
-
     def _asked(
-        self, request: dict[str, Any], seconds: float, shared: socket.socket | None = None
+        self, request: dict[str, Any], seconds: float, shared: Channel | None = None
     ) -> dict[str, Any]:
         with self._lock:
-            self._socket.settimeout(seconds)
-            _send(self._socket, json.dumps(request).encode(), shared)
-            content, _ = _receive(self._socket)
+            self._channel.send_bytes(json.dumps(request).encode())
+            if shared:
+                send_handle(self._channel, shared.fileno(), None)
+            if not self._channel.poll(seconds):
+                raise TimeoutError
+            content = self._channel.recv_bytes()
         found: dict[str, Any] = json.loads(content)
         return found
 
@@ -128,7 +133,7 @@ class _Root(LimitedChild):
 
     def __init__(self) -> None:
         self._lock, self._pid = threading.Lock(), None
-        self._socket, theirs = socket.socketpair()
+        self._channel, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "backend.limited", str(theirs.fileno())],
@@ -201,55 +206,32 @@ def _function(name: str) -> Any:
     return getattr(import_module(module), function)
 
 
-def _send(channel: socket.socket, content: bytes, shared: socket.socket | None = None) -> None:
-    size = len(content).to_bytes(4, "big")
-    if shared is None:
-        channel.sendall(size + content)
-    else:
-        socket.send_fds(channel, [size], [shared.fileno()])
-        channel.sendall(content)
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """The next message, and the descriptors that came with it. Raises EOFError: there is none."""
-    head, descriptors, _, _ = socket.recv_fds(channel, 4, 1)
-    head += _exactly(channel, 4 - len(head)) if head else b""
-    if not head:
-        raise EOFError
-    return _exactly(channel, int.from_bytes(head, "big")), descriptors
-
-
-def _exactly(channel: socket.socket, size: int) -> bytes:
-    content = bytearray()
-    while len(content) < size:
-        part = channel.recv(min(size - len(content), 2**20))
-        if not part:
-            raise EOFError
-        content += part
-    return bytes(content)
-
-
-def serve(channel: socket.socket) -> NoReturn:
+def serve(channel: Channel) -> NoReturn:
     """Fork and call until nobody is left who asks."""
     while True:
         try:
-            content, descriptors = _receive(channel)
+            request = json.loads(channel.recv_bytes())
         except (OSError, EOFError):
             os._exit(0)
-        request = json.loads(content)
         if "call" in request:
-            _send(channel, _outcome(**request))
+            channel.send_bytes(_outcome(**request))
         elif "end" in request:
             os.kill(request["end"], signal.SIGKILL)  # not reaped: no other has its number
             _, status = os.waitpid(request["end"], 0)
-            _send(channel, json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
-        elif pid := os.fork():
-            os.close(descriptors[0])
-            _send(channel, json.dumps({"pid": pid}).encode())
+            _tell(channel, code=os.waitstatus_to_exitcode(status))
         else:
-            channel.close()
-            channel = socket.socket(fileno=descriptors[0])
-            _limit_memory(request["fork"])
+            shared = recv_handle(channel)
+            if pid := os.fork():
+                os.close(shared)
+                _tell(channel, pid=pid)
+            else:
+                channel.close()
+                channel = Connection(shared)
+                _limit_memory(request["fork"])
+
+
+def _tell(channel: Channel, **facts: int) -> None:
+    channel.send_bytes(json.dumps(facts).encode())
 
 
 def _limit_memory(memory: int) -> None:
@@ -284,7 +266,7 @@ def _outcome(call: str, arguments: list[Any], seconds: float) -> bytes:
 def main(descriptor: int) -> NoReturn:
     os.nice(NICE)
     sys.modules["torch"] = None  # type: ignore[assignment] # transformers reads tokenizers without
-    serve(socket.socket(fileno=descriptor))
+    serve(Connection(descriptor))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from backend.models.sources.tokenizer import check_ids
 
 LOAD_S, LOAD_BYTES = 20.0, 2 * 2**30  # to load one
 WORK_S = 2.0  # CPU seconds for one conversation; an ordinary one takes a millisecond
-LETTERS_PER_S = 100_000  # of a longer text, which may take as much more
+LETTERS_PER_S, TOKENS_PER_S = 100_000, 20_000  # of long texts, which may take as much more
 STEP_S = 0.5  # for the text of a token, while other answers of the model wait
 WORK_BYTES = 2**29  # of a session, besides those of the origin
 TOKEN_LETTERS = 2**14  # of the text that becomes certain with one
@@ -82,7 +82,6 @@ class ForeignTokenizer:
         self.chat_template: bool = about["chat_template"]
         self.bos_token_id: int | None = about["bos_token_id"]
         self.eos_token_id: int | None = about["eos_token_id"]
-        self.pad_token_id: int | None = about["pad_token_id"]
         self.all_special_ids: list[int] = about["all_special_ids"]
         self.all_special_tokens: list[str] = about["all_special_tokens"]
         self._size, self._fast = int(about["size"]), bool(about["fast"])
@@ -165,11 +164,9 @@ class ForeignTokenizer:
         seconds = WORK_S + len(text) / LETTERS_PER_S
         return Encoded(self._call(ENCODER, "encode", text, options, seconds=seconds))
 
-    def decode(self, tokens: Sequence[int], **options: Any) -> str:
-        return self.batch_decode([tokens], **options)[0]
-
     def batch_decode(self, rows: Sequence[Sequence[int]], **options: Any) -> list[str]:
-        texts: list[str] = self._call(DECODER, "decode", [*map(list, rows)], options)
+        seconds = STEP_S + sum(map(len, rows)) / TOKENS_PER_S
+        texts: list[str] = self._call(DECODER, "decode", rows, options, seconds=seconds)
         return texts
 
     def stream(self) -> Callable[[int], str | None]:
@@ -247,7 +244,6 @@ def load(folder: str) -> dict[str, Any]:
         "chat_template": bool(tokenizer.chat_template),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
         "all_special_ids": list(tokenizer.all_special_ids),
         "all_special_tokens": list(tokenizer.all_special_tokens),
     }
