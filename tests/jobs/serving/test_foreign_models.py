@@ -37,7 +37,7 @@ def replacing(pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
 
 
-GROWING = [replacing(SPELL, "z" * 50), *[replacing("zz", "z" * 100)] * 5]
+GROWING = [replacing(SPELL, SPELL * 50)] * 6
 BACKTRACKING = {
     "type": "Split",
     "pattern": {"Regex": "(?:(?:z|zz|z+)+)+$(?<=w)|(z+)+(?=y)"},
@@ -143,7 +143,7 @@ def test_a_live_model_that_attacks_ends_its_request_alone(folder: Path) -> None:
 
 
 def test_it_is_refused_where_a_short_text_suffices(folder: Path) -> None:
-    growing = [replacing("t", "t" * 50), *[replacing("t", "t" * 50)] * 5]
+    growing = [replacing("t", "t" * 50)] * 6
     change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": growing})
     facts = inspect(str(folder))
     with pytest.raises(ModelError, match=r"Reading it takes more than|makes"):
