@@ -36,7 +36,6 @@ IMPORT_S = 60.0  # until the module of a call is imported, by the clock
 READ_S = 20.0  # CPU seconds to parse a file
 MEMORY = 2 * 2**30  # bytes to parse a file in, besides the file itself, which is mapped
 MAX_ANSWER = 16 * 2**20  # bytes
-NICE = 5  # more than of the process that asks
 Channel: TypeAlias = "Connection[Any, Any]"
 READING = threading.BoundedSemaphore(2)
 CODE = Path(__file__).resolve().parents[1]
@@ -264,7 +263,6 @@ def _outcome(call: str, arguments: list[Any], seconds: float) -> bytes:
 
 
 def main(descriptor: int) -> NoReturn:
-    os.nice(NICE)
     sys.modules["torch"] = None  # type: ignore[assignment] # transformers reads tokenizers without
     serve(Connection(descriptor))
 
