@@ -3,16 +3,15 @@
 import json
 import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from backend import limited
 from backend.errors import ModelError
 from backend.models.loading import load
-from backend.models.sources import limited
 from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import Settings
@@ -110,14 +109,14 @@ def outcome(parser: str, path: Path) -> object:
 )
 def test_the_child_process_has_limits(tmp_path: Path, parser: str, reason: str) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    with pytest.raises(limited.UnreadableFileError, match=reason):
+    with pytest.raises(limited.LimitedChildError, match=reason):
         outcome(parser, tmp_path / "file")
 
 
 def test_a_hung_child_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    monkeypatch.setattr(limited, "WALL_S", 0.2)
-    with pytest.raises(limited.UnreadableFileError, match=r"more than 0\.2 s"):
+    monkeypatch.setattr(limited, "IMPORT_S", 0.2 - limited.PATIENCE * limited.READ_S)
+    with pytest.raises(limited.LimitedChildError, match=r"more than 0\.2 s"):
         outcome("sleep", tmp_path / "file")
 
 
@@ -125,7 +124,7 @@ def test_answers_are_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "file").write_bytes(b"12345")
     assert outcome("size", tmp_path / "file") == 5
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", None)
+        patch.setattr(limited, "LimitedChild", None)
         assert outcome("size", tmp_path / "file") == 5
     (tmp_path / "file").write_bytes(b"123")
     assert outcome("size", tmp_path / "file") == 3

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
+from backend.limited import LimitedChildError, read
 from backend.models.facts import DTYPES
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
 from backend.models.sources.headers import OPTIONS, alone
-from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
 
 METHODS = ("AWQ", "GPTQ", "imatrix")
@@ -28,7 +28,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
         header = read("backend.models.sources.gguf_header:read_header", path)
-    except UnreadableFileError as error:
+    except LimitedChildError as error:
         raise _refused(path, str(error)) from error
     dtypes = {"F16": "F16", "BF16": "BF16"}  # all others need float32 to be exact
     tensors = {

@@ -27,6 +27,7 @@ from backend.export.gguf.writing import write_gguf
 from backend.export.writing import export
 from backend.live.measurements import layer_histogram
 from backend.live.model import DENSE, LiveModel
+from backend.models.foreign_tokenizer import session_of
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import Width
@@ -187,14 +188,16 @@ def _write_folder(
         f"{live.dense.identity}~{body.state.partition('~')[2]}",
     )
     if not codes:
-        save(model, opened.tokenizer, folder, card, live.dense.model.dtype)
+        with session_of(opened.tokenizer) as tokenizer:
+            save(model, tokenizer, folder, card, live.dense.model.dtype)
         return
     stored = live.dense.model.dtype if format == "dense" else live.dense.scales
     widths = {name: width for name in codes if (width := live.formats[name].width)}
     layout = _layout(format, widths)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(stored)
-    export(model, opened.tokenizer, codes, layout, stored, folder, card)
+    with session_of(opened.tokenizer) as tokenizer:
+        export(model, tokenizer, codes, layout, stored, folder, card)
 
 
 def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
