@@ -3,13 +3,17 @@ Dequantized weights lie on the grid of the file: quantization results on such a 
 optimistic.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
+from backend.checkpoints import sha256_of
 from backend.errors import ModelError
 from backend.models.facts import DTYPES
 from backend.models.families.stored import TensorHeader
@@ -17,6 +21,7 @@ from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
 from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
+from backend.settings import settings
 
 METHODS = ("AWQ", "GPTQ", "imatrix")
 REPORTS = 10  # lines of progress
@@ -27,8 +32,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     origin. Raises ModelError: not a GGUF file, or an unsupported architecture."""
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
-        header = read("backend.models.sources.gguf_header:read_header", path)
-    except UnreadableFileError as error:
+        state = path.stat()
+        header = _header(path, state.st_size, state.st_mtime_ns)
+    except (OSError, UnreadableFileError) as error:
         raise _refused(path, str(error)) from error
     dtypes = {"F16": "F16", "BF16": "BF16"}  # all others need float32 to be exact
     tensors = {
@@ -47,6 +53,28 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
         link[1] if link else "",
     )
     return header["config"], tensors, origin
+
+
+@lru_cache(maxsize=64)
+def _header(path: Path, size: int, changed: int) -> dict[str, Any]:
+    """The header of a file, kept in the cache folder so that it is read once, not once a process.
+    It is known by path, size and time of change: a checksum would read gigabytes, which takes
+    longer than reading the header."""
+    reader = sha256_of(Path(__file__).with_name("gguf_header.py"))  # another one may answer more
+    identity = [str(path), size, changed, reader]
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    kept = settings().cache_dir.expanduser() / "headers" / f"{name}.json"
+    with suppress(OSError, ValueError, TypeError):
+        known, header = json.loads(kept.read_text())
+        if known == identity:
+            return dict(header)
+    header = read("backend.models.sources.gguf_header:read_header", path)
+    with suppress(OSError):  # the disk is full or cannot be written: it is read again next time
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=kept.parent, delete=False) as draft:
+            json.dump([identity, header], draft)
+        Path(draft.name).replace(kept)
+    return dict(header)
 
 
 def dequantized_note(kinds: Mapping[str, Sequence[int]], methods: str = "") -> str:

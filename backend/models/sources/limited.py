@@ -23,7 +23,8 @@ MEMORY = 2 * 2**30  # bytes of address space, besides the file itself, which is 
 MAX_ANSWER = 16 * 2**20  # characters
 CODE = Path(__file__).resolve().parents[3]
 CHILDREN = BoundedSemaphore(2)
-TOO_MUCH = f"Reading it takes more than {CPU_S} s or {MEMORY >> 30} GiB of memory."
+TOO_LONG = f"Reading it takes more than {CPU_S} s of processor time."
+TOO_MUCH = f"Reading it takes more than {MEMORY >> 30} GiB of memory."
 
 
 class UnreadableFileError(Exception):
@@ -60,7 +61,9 @@ def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]
             )
     except subprocess.TimeoutExpired:
         return {"why": f"Reading it takes more than {WALL_S} s."}
-    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL, signal.SIGABRT):  # CPU time, memory
+    if -done.returncode == signal.SIGXCPU:
+        return {"why": TOO_LONG}
+    if -done.returncode in (signal.SIGKILL, signal.SIGABRT):  # by the system, by an allocator
         return {"why": TOO_MUCH}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
@@ -76,8 +79,10 @@ def main(parser: str, path: Path) -> str:
     space = MEMORY + path.stat().st_size
     limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: space, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
+        # At the hard limit of time Linux kills as it does for memory; a second before, it says why.
+        hard = most + (limit == resource.RLIMIT_CPU)
         with suppress(ValueError, OSError):  # lower already, or not supported by the platform
-            resource.setrlimit(limit, (most, most))
+            resource.setrlimit(limit, (most, hard))
     try:
         text = json.dumps({"answer": parse(path)})
     except MemoryError:
