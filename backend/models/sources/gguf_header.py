@@ -184,7 +184,7 @@ class HeaderReader(GGUFReader):
     def _behind_strings(self, start: int, count: int) -> int:
         """The offset behind `count` strings, each stored as its length and its bytes."""
         length = struct.Struct("<Q" if self.endianess == GGUFEndian.LITTLE else ">Q")
-        content, end = memoryview(self.data), len(self.data)
+        content, end = self.data.data, len(self.data)
         for _ in range(count):
             if start + length.size > end:
                 raise _ends_early()
@@ -201,8 +201,9 @@ class HeaderReader(GGUFReader):
     def strings(self, name: str) -> int:
         """Number of strings in the array `name`; 0 where there is no such array."""
         field = self.get_field(name)
-        known = field and field.types == [GGUFValueType.ARRAY, GGUFValueType.STRING]
-        return int(field.parts[-1][0]) if known else 0
+        if field is None or field.types != [GGUFValueType.ARRAY, GGUFValueType.STRING]:
+            return 0
+        return int(field.parts[-1][0])
 
 
 def read_header(path: Path) -> dict[str, Any]:
