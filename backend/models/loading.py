@@ -106,12 +106,24 @@ def self_checked(
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
+        raise not_finite(facts)
+    return LoadedModel(model, tokenizer, facts)
+
+
+def not_finite(facts: ModelFacts) -> ModelError:
+    """The error for a model whose config makes no numbers of its weights."""
+    why = "Its logits or rotary frequencies are not finite, though its weights are."
+    return _refused(facts, why, CONFIG_REMEDY)
+
+
+def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
+    """Raise `ModelError` if weights are missing."""
+    if missing:
         raise _refused(
             facts,
-            "Its logits or rotary frequencies are not finite, though its weights are.",
-            CONFIG_REMEDY,
+            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
+            "Download the model again.",
         )
-    return LoadedModel(model, tokenizer, facts)
 
 
 @alone
@@ -123,12 +135,7 @@ def _read(
     tokenizer = load_tokenizer(folder, facts)
     with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
-    if missing:
-        raise _refused(
-            facts,
-            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
-            "Download the model again.",
-        )
+    check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
     for _ in each_parameter(model) if not streamed else ():

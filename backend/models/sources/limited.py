@@ -8,13 +8,15 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
+
+import psutil
 
 from backend.errors import ModelError
 
@@ -31,20 +33,21 @@ class UnreadableFileError(Exception):
     """A file that its parser rejects; the message is the reason, one sentence."""
 
 
-def read(parser: str, path: Path) -> Any:
-    """What `parser` ("module:function") answers about the file at `path`. Raises
-    UnreadableFileError: the parser failed or exceeded the limits."""
+def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
+    """What `parser` ("module:function") answers about the file at `path`. `stamp`: of other files
+    that the answer depends on. Raises UnreadableFileError: the parser failed or exceeded the
+    limits."""
     if not path.is_file():
         raise UnreadableFileError("It is not a regular file.")
     state = path.stat()
-    answer = _read(parser, path, state.st_mtime_ns, state.st_size)
+    answer = _read(parser, path, (state.st_mtime_ns, state.st_size, stamp))
     if "why" in answer:
         raise UnreadableFileError(answer["why"])
     return answer["answer"]
 
 
 @lru_cache(maxsize=64)
-def _read(parser: str, path: Path, changed: int, size: int) -> Mapping[str, Any]:
+def _read(parser: str, path: Path, stamp: Hashable) -> Mapping[str, Any]:
     """The child's answer, or {"why": the reason there is none}."""
     command = [sys.executable, "-m", "backend.models.sources.limited", parser, str(path)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
@@ -76,7 +79,8 @@ def main(parser: str, path: Path) -> str:
     """Parse a file under the limits; the answer as JSON."""
     module, _, function = parser.partition(":")
     parse = getattr(import_module(module), function)
-    space = MEMORY + path.stat().st_size
+    # what is imported by now does not count: builds of torch map files of gigabytes
+    space = psutil.Process().memory_info().vms + MEMORY + path.stat().st_size
     limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: space, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
         # At the hard limit of time Linux kills as it does for memory; a second before, it says why.
