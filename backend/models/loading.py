@@ -113,13 +113,13 @@ def self_checked(
 def not_finite(facts: ModelFacts) -> ModelError:
     """The error for a model whose config makes no numbers of its weights."""
     why = "Its logits or rotary frequencies are not finite, though its weights are."
-    return _refused(facts, why, CONFIG_REMEDY)
+    return unloadable(facts, why, CONFIG_REMEDY)
 
 
 def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
     """Raise `ModelError` if weights are missing."""
     if missing:
-        raise _refused(
+        raise unloadable(
             facts,
             f"{len(missing)} of its weights are missing, such as {min(missing)}.",
             "Download the model again.",
@@ -158,7 +158,7 @@ def refusing(
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        raise _refused(facts, f"{what}: {error}.", do) from error
+        raise unloadable(facts, f"{what}: {error}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
@@ -212,7 +212,8 @@ def free_memory(device: str | torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
+def unloadable(facts: ModelFacts, why: str, do: str) -> ModelError:
+    """The error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 

@@ -5,6 +5,7 @@ torch."""
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from backend.errors import ModelError
 from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.cache import CacheOrigin, Say, kept, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.limited import UnreadableFileError, read
@@ -115,9 +116,17 @@ def require_loadable(spec: str, vocabulary: int) -> None:
 
 
 def _check_construction(title: str, folder: Path) -> None:
-    """Build the model without weights in a child process, once until a file of it changes."""
+    """Build the model without weights in a child process, once until a file of it changes. What a
+    run here has saved was built so when it was saved."""
+    if folder.is_relative_to(settings().artifacts.resolve()):
+        return
+    state = stamp(folder)
     try:
-        read(BUILD, folder / "config.json", stamp(folder))
+        kept(
+            folder,
+            [state, version("transformers")],
+            lambda: read(BUILD, folder / "config.json", state),
+        )
     except UnreadableFileError as error:
         do = "Check its files against those of the original model."
         raise ModelError(f"{title} cannot be loaded.", str(error), do, field="model") from error

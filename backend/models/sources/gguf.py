@@ -3,26 +3,24 @@ Dequantized weights lie on the grid of the file: quantization results on such a 
 optimistic.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.checkpoints import sha256_of
 from backend.errors import ModelError
 from backend.models.facts import DTYPES
 from backend.models.families.stored import TensorHeader
-from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
+from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, kept, silent
 from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
-from backend.settings import settings
 
+READER = "backend.models.sources.gguf_header:read_header"
 METHODS = ("AWQ", "GPTQ", "imatrix")
 REPORTS = 10  # lines of progress
 
@@ -61,19 +59,7 @@ def _header(path: Path, size: int, changed: int) -> dict[str, Any]:
     It is known by path, size and time of change: a checksum would read gigabytes, which takes
     longer than reading the header."""
     reader = sha256_of(Path(__file__).with_name("gguf_header.py"))  # another one may answer more
-    identity = [str(path), size, changed, reader]
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
-    kept = settings().cache_dir.expanduser() / "headers" / f"{name}.json"
-    with suppress(OSError, ValueError, TypeError):
-        known, header = json.loads(kept.read_text())
-        if known == identity:
-            return dict(header)
-    header = read("backend.models.sources.gguf_header:read_header", path)
-    with suppress(OSError):  # the disk is full or cannot be written: it is read again next time
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=kept.parent, delete=False) as draft:
-            json.dump([identity, header], draft)
-        Path(draft.name).replace(kept)
+    header = kept(path, [size, changed, reader], lambda: read(READER, path))
     return dict(header)
 
 

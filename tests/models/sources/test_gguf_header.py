@@ -109,14 +109,14 @@ def test_a_header_is_read_once_until_the_file_changes(file: Path, read: list[Pat
     write_toy(file, Kind.Q8_0)
     assert in_another_process(file).note and len(read) == 2
     assert in_another_process(file).note and len(read) == 2
-    (kept,) = (settings().cache_dir / "headers").iterdir()  # of one file, one
+    (kept,) = (settings().cache_dir / "read").iterdir()  # of one file, one
     assert kept.suffix == ".json"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2, 3]", "[[], {}]", "null", "\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2, 3]", '["", {}]', "null", "\0"])
 def test_a_damaged_record_is_not_used(file: Path, read: list[Path], content: str) -> None:
     facts = in_another_process(file)
-    (kept,) = (settings().cache_dir / "headers").iterdir()
+    (kept,) = (settings().cache_dir / "read").iterdir()
     kept.write_text(content)
     assert in_another_process(file) == facts and len(read) == 2
     assert json.loads(kept.read_text())[1]["config"]
@@ -124,7 +124,7 @@ def test_a_damaged_record_is_not_used(file: Path, read: list[Path], content: str
 
 def test_the_record_of_another_file_is_not_used(file: Path, read: list[Path]) -> None:
     in_another_process(file)
-    (kept,) = (settings().cache_dir / "headers").iterdir()
+    (kept,) = (settings().cache_dir / "read").iterdir()
     other = write_toy(file.with_name("other.gguf"), Kind.Q8_0)
     note = in_another_process(other).note
     (of_other,) = {*kept.parent.iterdir()} - {kept}
@@ -136,10 +136,10 @@ def test_a_refused_file_leaves_no_record(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(ModelError):
         in_another_process(file)
-    assert not (settings().cache_dir / "headers").exists()
+    assert not (settings().cache_dir / "read").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(file: Path, read: list[Path]) -> None:
     settings().cache_dir.mkdir(parents=True)
-    (settings().cache_dir / "headers").touch()  # no folder
+    (settings().cache_dir / "read").touch()  # no folder
     assert in_another_process(file) == in_another_process(file) and len(read) == 2
