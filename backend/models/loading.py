@@ -158,7 +158,8 @@ def refusing(
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        raise unloadable(facts, f"{what}: {error}.", do) from error
+        said = f"it knows no {error}" if isinstance(error, KeyError) else error
+        raise unloadable(facts, f"{what}: {said}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:

@@ -1,22 +1,28 @@
 """Model folders with one or two things changed are refused before a run is queued, or they load,
-compute, decode and can be saved. `SLIMSCOPE_TEST_ATTACK=2` or more tries 145 of them."""
+compute, decode and can be saved. `SLIMSCOPE_TEST_ATTACK=2` or more tries 145 of them, each in a
+child process as in production."""
 
+import hashlib
 import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
-from backend.errors import SlimscopeError
+from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import each_logits
+from backend.models.construction import check_construction
 from backend.models.loading import load
 from backend.models.saving import save
+from backend.models.sources import catalog
+from backend.models.sources.limited import UnreadableFileError
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
 from backend.text.chat_template import chat_ids, end_ids
@@ -242,6 +248,24 @@ def outcome(folder: Path, saved: Path) -> tuple[str, str]:
     return "fine", ""
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The child's work without the child, which takes seconds to start."""
+
+    def read(_: str, path: Path, __: object) -> None:
+        try:
+            check_construction(path)
+        except ModelError as error:
+            raise UnreadableFileError(error.why) from error
+
+    level = logging.get_verbosity()
+    if ATTACK == 1:
+        monkeypatch.setattr(catalog, "read", read)
+    yield
+    logging.set_verbosity(level)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_few_changed_folders_are_refused_late(bases: Path, models: Path) -> None:
     found: Counter[str] = Counter()
     late: list[str] = []
@@ -255,3 +279,59 @@ def test_few_changed_folders_are_refused_late(bases: Path, models: Path) -> None
     print(dict(found))
     assert found["early"] and found["fine"]
     assert len(late) <= MOST_LATE * MUTANTS, "\n".join(late)
+
+
+# in a child ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that have been built in a child."""
+    folders: list[Path] = []
+    limited = catalog.read
+
+    def noted(parser: str, path: Path, stamp: Any = None) -> Any:
+        folders.append(path.parent)
+        return limited(parser, path, stamp)
+
+    monkeypatch.setattr(catalog, "read", noted)
+    return folders
+
+
+@pytest.fixture
+def folder(bases: Path, models: Path) -> Path:
+    return shutil.copytree(bases / "toy", models / "mine")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ModelError) as refused:
+        resolve_model(str(folder))
+    assert refused.value.field == "model" and refused.value.do
+    return refused.value.why
+
+
+def test_a_folder_is_built_once_until_it_changes(folder: Path, children: list[Path]) -> None:
+    for _ in range(3):
+        assert resolve_model(str(folder)).facts.vocabulary == 512
+    assert len(children) == 1
+    change_json(folder / "config.json", "hidden_act", "unknown")
+    assert "hidden_act 'unknown'" in refusal(folder)
+    assert len(children) == 2
+
+
+def test_what_passed_elsewhere_does_not_count(folder: Path, children: list[Path]) -> None:
+    """The record of another folder, put in the place of this one's."""
+    resolve_model(str(shutil.copytree(folder, folder.with_name("good"))))
+    change_json(folder / "config.json", "rope_parameters", {"rope_type": "unknown"})
+    (record,) = (settings().cache_dir / "read").iterdir()
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:32]
+    shutil.copy(record, record.with_name(f"{name}.json"))
+    assert "knows no 'unknown'" in refusal(folder) and len(children) == 2
+
+
+def test_a_config_that_takes_all_memory_ends_the_child_alone(models: Path) -> None:
+    """Its rotary frequencies would take 30 GB."""
+    write_tiny("phi", models / "mine")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1e9}
+    change_json(models / "mine" / "config.json", "rope_parameters", rope)
+    assert "memory" in refusal(models / "mine")
