@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
@@ -44,6 +45,7 @@ SINGLE = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",  # or a fork would wait for threads that it does not have
 }
+TORCH_MODULES = {"backend.models.construction"}  # no other call may import torch
 
 
 class LimitedChildError(Exception):
@@ -72,10 +74,18 @@ class LimitedChild:
     def is_alive(self) -> bool:
         return self._pid is not None
 
-    def call(self, function: str, *arguments: Any, seconds: float) -> Any:
-        """The result of "module:function", which takes and returns JSON, within so many `seconds`
-        of CPU time. Raises LimitedChildError: it failed, or exceeded the limits."""
-        request = {"call": function, "arguments": arguments, "seconds": seconds}
+    def call(
+        self, function: str, *arguments: Any, seconds: float, imports: Sequence[str] = ()
+    ) -> Any:
+        """Call "module:function", which takes and returns JSON, with a limit of CPU `seconds`.
+        `imports`: modules of ours that are imported first, without limits. Raises
+        LimitedChildError: the call failed or exceeded the limits."""
+        request = {
+            "call": function,
+            "arguments": arguments,
+            "seconds": seconds,
+            "imports": [function.partition(":")[0], *imports],
+        }
         try:
             found = self._asked(request, IMPORT_S + PATIENCE * seconds)
         except TimeoutError as error:
@@ -165,25 +175,32 @@ def _root() -> _Root:
 # files --------------------------------------------------------------------------------------------
 
 
-def read(parser: str, path: Path) -> Any:
-    """The answer of `parser` ("module:function") about the file at `path`, kept while the file is
-    the same. Raises LimitedChildError: the parser failed or exceeded the limits."""
+def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
+    """Return the result of `parser` ("module:function") for the file at `path`, cached until the
+    file changes. `stamp`: state of other files that the result depends on. Raises
+    LimitedChildError: the parser failed or exceeded the limits."""
     if not path.is_file():
         raise LimitedChildError("It is not a regular file.")
     state = path.stat()
-    answer = _read(parser, path, state.st_mtime_ns, state.st_size)
+    answer = _read(parser, path, state.st_size, (state.st_mtime_ns, stamp))
     if isinstance(answer, LimitedChildError):
         raise answer
     return answer
 
 
 @lru_cache(maxsize=64)
-def _read(parser: str, path: Path, changed: int, size: int) -> Any:
+def _read(parser: str, path: Path, size: int, stamp: Hashable) -> Any:
     """The answer, or the error that there is instead."""
     with READING:
         child = LimitedChild(MEMORY + size)
         try:
-            return child.call("backend.limited:parsed", parser, str(path), seconds=READ_S)
+            return child.call(
+                "backend.limited:parsed",
+                parser,
+                str(path),
+                seconds=READ_S,
+                imports=[parser.partition(":")[0]],
+            )
         except OverrunError as error:
             return OverrunError(f"Reading it takes {error}.")
         except LimitedChildError as error:
@@ -206,13 +223,15 @@ def _function(name: str) -> Any:
 
 
 def serve(channel: Channel) -> NoReturn:
-    """Fork and call until nobody is left who asks."""
+    """Fork and call until the channel closes."""
+    memory = 0
     while True:
         try:
             request = json.loads(channel.recv_bytes())
         except (OSError, EOFError):
             os._exit(0)
         if "call" in request:
+            _import(request.pop("imports"), memory)
             channel.send_bytes(_outcome(**request))
         elif "end" in request:
             os.kill(request["end"], signal.SIGKILL)  # not reaped: no other has its number
@@ -226,7 +245,8 @@ def serve(channel: Channel) -> NoReturn:
             else:
                 channel.close()
                 channel = Connection(shared)
-                _limit_memory(request["fork"])
+                memory = request["fork"]
+                _limit_memory(memory)
 
 
 def _tell(channel: Channel, **facts: int) -> None:
@@ -238,6 +258,18 @@ def _limit_memory(memory: int) -> None:
     for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
         with suppress(ValueError, OSError):  # lower already, or not supported by the platform
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+
+
+def _import(modules: Sequence[str], memory: int) -> None:
+    """Import our own modules outside the memory limit: builds of torch map files of gigabytes."""
+    if missing := [module for module in modules if module not in sys.modules]:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        if TORCH_MODULES.intersection(missing):
+            sys.modules.pop("torch", None)
+        for module in missing:
+            import_module(module)
+        _limit_memory(memory)
 
 
 def _outcome(call: str, arguments: list[Any], seconds: float) -> bytes:

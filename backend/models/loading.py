@@ -113,12 +113,24 @@ def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> Loa
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
-        raise _refused(
-            facts,
-            "Its logits or rotary frequencies are not finite, though its weights are.",
-            CONFIG_REMEDY,
-        )
+        raise not_finite(facts)
     return LoadedModel(model, facts, folder)
+
+
+def not_finite(facts: ModelFacts) -> ModelError:
+    """The error for a model whose config makes no numbers of its weights."""
+    why = "Its logits or rotary frequencies are not finite, though its weights are."
+    return unloadable(facts, why, CONFIG_REMEDY)
+
+
+def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
+    """Raise `ModelError` if weights are missing."""
+    if missing:
+        raise unloadable(
+            facts,
+            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
+            "Download the model again.",
+        )
 
 
 @alone
@@ -129,12 +141,7 @@ def _read(
     read = _streamed if streamed else _whole
     with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
-    if missing:
-        raise _refused(
-            facts,
-            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
-            "Download the model again.",
-        )
+    check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
     for _ in each_parameter(model) if not streamed else ():
@@ -157,7 +164,8 @@ def refusing(
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        raise _refused(facts, f"{what}: {error}.", do) from error
+        said = f"it knows no {error}" if isinstance(error, KeyError) else error
+        raise unloadable(facts, f"{what}: {said}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
@@ -211,7 +219,8 @@ def free_memory(device: str | torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
+def unloadable(facts: ModelFacts, why: str, do: str) -> ModelError:
+    """The error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 

@@ -14,7 +14,7 @@ from backend.evaluation.tasks import CHOICES, PART, question_count, require_harn
 from backend.evaluation.tasks import MIN_CONTEXT as ENDINGS_CONTEXT
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.models.sources.catalog import require_tokenizer
+from backend.models.sources.catalog import require_loadable
 from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from backend.text.prompts import BUILT_IN, STORIES
@@ -104,7 +104,7 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
 
 def check_context(config: ContextLength, facts: ModelFacts) -> None:
     """Refuse an unsupported context length, and a model without a tokenizer."""
-    require_tokenizer(facts.spec, facts.vocabulary)
+    require_loadable(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
         raise ConfigError(

@@ -147,7 +147,7 @@ def test_it_is_refused_where_a_short_text_suffices(folder: Path) -> None:
     change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": growing})
     facts = inspect(str(folder))
     with pytest.raises(ModelError, match=r"Reading it takes more than|makes"):
-        catalog.require_tokenizer(str(folder), facts.vocabulary)
+        catalog.require_loadable(str(folder), facts.vocabulary)
     with pytest.raises(ModelError, match="It takes more than"):
         ForeignTokenizer(folder, facts)
 
