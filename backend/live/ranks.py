@@ -9,7 +9,7 @@ the edges
 the rank of a weight reaches: at half a percent and its multiples a mask is one comparison. Between
 two edges the weights there, one in 200, are compared by their scores, so that masks are exact.
 
-For n:m, stored is by how many of its group a weight is beaten: n:m keeps those below n."""
+For n:m, stored is by how many of its group a weight is higher_counts: n:m keeps those below n."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.pruning.masks import beaten, keep_count, top_per_row
+from backend.pruning.masks import higher_counts, keep_count, top_per_row
 from backend.pruning.pattern import Pattern
 
 STEPS = 200
@@ -55,7 +55,7 @@ def rank_table(scores: WeightScores, group: int) -> Tensor:
     """The ranks [out, in] to store, one byte each; `group`: m of n:m, 0: of percentages."""
     if group:
         planes = scores.all().reshape(-1, group).T.contiguous()
-        return beaten(planes).T.reshape(scores.W.shape).contiguous()
+        return higher_counts(planes).T.reshape(scores.W.shape).contiguous()
     rows, n = scores.shape
     # not negative, and so ordered as their bits are; the later of two equal ones comes first
     bits = scores.all().reshape(rows, n).cpu().numpy().view(np.int32).astype(np.int64)

@@ -39,22 +39,22 @@ def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:
         (
             {"gptq": 0, "m": 0, "qat": 0.2},
             "gptq",
-            ["Kept: GPTQ. DL-QAT is not better", "Magnitudes only changed nothing: it is GPTQ."],
+            ["Kept: GPTQ. DL-QAT is not better", "Magnitudes only is equal to GPTQ."],
         ),
         (
             {"gptq": 0, "m": 0, "qat": 0},
             "gptq",
-            ["Kept: GPTQ.", "DL-QAT changed nothing: it is GPTQ."],
+            ["Kept: GPTQ.", "DL-QAT is equal to GPTQ."],
         ),
         (
             {"gptq": 0.1, "m": 0, "qat": 0},
             "m",
-            ["lower than with GPTQ", "DL-QAT changed nothing: it is Magnitudes only."],
+            ["lower than with GPTQ", "DL-QAT is equal to Magnitudes only."],
         ),
         (
             {"gptq": 0, "m": 0.1, "qat": 0.2, "lora": -0.5},
             "gptq",
-            ["LoRA (control) is better on held-out text, but never kept."],
+            ["LoRA (control) is better on held-out text, but controls are never kept."],
         ),
         ({"gptq": 0, "m": 0.1, "qat": 0.2, "lora": NOISE}, "gptq", ["Magnitudes only is not"]),
     ],
@@ -71,7 +71,7 @@ def test_the_simplest_that_is_not_told_apart_from_the_best_is_kept(
 
 @pytest.mark.parametrize(
     ("count", "kept", "said"),
-    [(4, "gptq", "4 windows are too few to tell"), (5, "qat", "39.3 % lower than with GPTQ")],
+    [(4, "gptq", "4 windows are too few to decide"), (5, "qat", "39.3 % lower than with GPTQ")],
 )
 def test_too_few_windows_are_no_evidence(count: int, kept: str, said: str) -> None:
     few = {s: each[:count] for s, each in losses(gptq=0, m=0.1, qat=-0.5).items()}
@@ -81,6 +81,6 @@ def test_too_few_windows_are_no_evidence(count: int, kept: str, said: str) -> No
 
 def test_without_a_choice_or_without_evidence_that_is_said() -> None:
     assert choose({}, STAGES, LABELS).stage == "qat"
-    assert "not by evidence: no text was held out" in choose({}, STAGES, LABELS).reason
+    assert "without evidence: no text was held out" in choose({}, STAGES, LABELS).reason
     only = choose(losses(gptq=0, qat=-1.0), ["gptq"], LABELS)
-    assert (only.stage, only.reason) == ("gptq", "Kept: GPTQ. No other stage can be.")
+    assert (only.stage, only.reason) == ("gptq", "Kept: GPTQ. It is the only candidate.")

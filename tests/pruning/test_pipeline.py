@@ -16,7 +16,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
-from backend.pruning.config import SDSConfig, SDSStage, judged
+from backend.pruning.config import SDSConfig, SDSStage, heldout_stages
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
@@ -294,7 +294,7 @@ def test_a_run_may_end_with_the_first_pruning(
     model, chosen = toy(), config(until="first", control=control, **few)
     result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
     made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
-    assert chosen.stages == made and list(result.heldout) == judged(made)
+    assert chosen.stages == made and list(result.heldout) == heldout_stages(made)
     assert {s.stage for s in told.snapshots} == set(made)
     assert result.kept == SDSStage.FIRST and told.progressed[-1][0] == told.progressed[-1][1]
     with pytest.raises(NotFoundError):
@@ -318,9 +318,9 @@ def test_without_held_out_segments_the_decision_is_said_to_be_untested(
 
 def test_held_out_text_is_read_by_what_can_be_kept_and_its_control() -> None:
     dense, first, control, redense, second, sds, *_ = SDSStage
-    assert judged([dense, first]) == [first]
-    assert judged([dense, first, control, redense, second]) == [first, control, second]
-    assert judged([dense, first, redense, second, sds]) == [first, second, sds]
+    assert heldout_stages([dense, first]) == [first]
+    assert heldout_stages([dense, first, control, redense, second]) == [first, control, second]
+    assert heldout_stages([dense, first, redense, second, sds]) == [first, second, sds]
 
 
 class Holding:
@@ -348,4 +348,6 @@ def test_a_resumed_run_reads_each_stage_by_its_own_weights(
     model = toy()
     reader, few = Holding(model), {"redense_steps": 2, "adjust_steps": 2}
     prune(model, calibration[:16], config(**few), tmp_path, reader=reader)
-    assert [*reader.read] == judged(MADE) and len({*reader.read.values()}) == len(reader.read)
+    assert [*reader.read] == heldout_stages(MADE) and len({*reader.read.values()}) == len(
+        reader.read
+    )

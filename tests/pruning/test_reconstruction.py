@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.pruning.block_work import _diverged
+from backend.pruning.block_work import _divergence_error
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import MaskedWeights
 from backend.pruning.stage_store import SDSStageStore, install
@@ -143,7 +143,7 @@ def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
     ("stage", "field"), [("redense", "damping"), ("sds-blocks", "reconstruct_rate")]
 )
 def test_what_is_not_finite_names_what_to_change(stage: str, field: str) -> None:
-    assert _diverged("mlp.down_proj", SDSStage(stage)).field == field
+    assert _divergence_error("mlp.down_proj", SDSStage(stage)).field == field
 
 
 def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
@@ -226,6 +226,6 @@ def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
         assert report["left"] == left[block]
         assert (left[block] < 1, same) == (lowered, not lowered)
         assert (report["factor"] < 1) == lowered
-    assert sum("changed nothing" in line for line in told.lines) == (not lowered)
+    assert sum("The others keep their weights" in line for line in told.lines) == (not lowered)
     assert sum("times the learning rate" in line for line in told.lines) == BLOCKS * lowered
     assert told.progressed[-1][0] == told.progressed[-1][1]
