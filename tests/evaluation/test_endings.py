@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from backend.errors import CancelledError
-from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
+from backend.evaluation.tasks import (
+    CHOICES,
+    MIN_CONTEXT,
+    PASSAGE_TOKENS,
+    QUESTION_TOKENS,
+    question_count,
+)
 from backend.evaluation.zero_shot import EndingScore, questions, score_endings
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
@@ -24,19 +30,23 @@ def asked(toy) -> torch.Tensor:
 def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three(bos: bool) -> None:
     windows = torch.arange(WINDOWS * CONTEXT).view(WINDOWS, CONTEXT)
     asked = questions(text_of(windows, bos))
-    assert asked.shape == (WINDOWS * CHOICES, CHOICES, bos + PART)
+    assert asked.shape == (WINDOWS * CHOICES, CHOICES, bos + QUESTION_TOKENS)
     assert question_count(WINDOWS, CONTEXT) == len(asked)
     if bos:
         assert torch.equal(asked[:, :, 0], windows[:, :1].repeat(CHOICES, CHOICES))
         asked = asked[:, :, 1:] - 1
     first, second, *_, last = asked  # the first of every window come first
-    assert first[0].tolist() == list(range(PART))
-    assert second[0].tolist() == list(range(CONTEXT, CONTEXT + PART))
-    assert all(first[k, :PASSAGE].tolist() == list(range(PASSAGE)) for k in range(CHOICES))
-    starts = [[row[PASSAGE].item() - PASSAGE for row in each] for each in (first, last)]
-    assert starts[0] == [0, PART, 2 * PART, 3 * PART]
+    assert first[0].tolist() == list(range(QUESTION_TOKENS))
+    assert second[0].tolist() == list(range(CONTEXT, CONTEXT + QUESTION_TOKENS))
+    assert all(
+        first[k, :PASSAGE_TOKENS].tolist() == list(range(PASSAGE_TOKENS)) for k in range(CHOICES)
+    )
+    starts = [
+        [row[PASSAGE_TOKENS].item() - PASSAGE_TOKENS for row in each] for each in (first, last)
+    ]
+    assert starts[0] == [0, QUESTION_TOKENS, 2 * QUESTION_TOKENS, 3 * QUESTION_TOKENS]
     begin = (WINDOWS - 1) * CONTEXT  # the last question's window, after whose end it begins anew
-    assert starts[1] == [begin + k * PART for k in (3, 0, 1, 2)]
+    assert starts[1] == [begin + k * QUESTION_TOKENS for k in (3, 0, 1, 2)]
     few = questions(text_of(windows, bos), 4)
     assert len(few) == 4 == question_count(WINDOWS, CONTEXT, 4)
 
@@ -44,13 +54,15 @@ def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three(bos: boo
 @torch.no_grad()
 def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -> None:
     score = score_endings(toy.model, asked, 2, SilentReporter())
-    for question, right in zip(asked, score.right, strict=True):
+    for question, right in zip(asked, score.correct, strict=True):
         likelihoods = []
         for row in question:
             chances = toy.model(row[None]).logits[0].log_softmax(-1)
-            likelihoods.append(sum(chances[t - 1, row[t]].item() for t in range(PASSAGE, PART)))
+            likelihoods.append(
+                sum(chances[t - 1, row[t]].item() for t in range(PASSAGE_TOKENS, QUESTION_TOKENS))
+            )
         assert right == (likelihoods.index(max(likelihoods)) == 0)
-    assert 1 / CHOICES < score.accuracy == sum(score.right) / len(asked)  # it has learned stories
+    assert 1 / CHOICES < score.accuracy == sum(score.correct) / len(asked)  # it has learned stories
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])

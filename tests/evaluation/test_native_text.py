@@ -11,7 +11,7 @@ from backend.compiler import CompilerError
 from backend.errors import CancelledError
 from backend.evaluation import native_text as room
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver
-from backend.evaluation.native_text import NativeText, text_model, written
+from backend.evaluation.native_text import NativeText, greedy_tokens, text_model
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
@@ -38,7 +38,7 @@ def losses(model, rows: Tensor) -> Tensor:
 def test_losses_and_divergence_are_those_of_pytorch(
     family: str, rows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "TOKENS", 16)  # several passes, the last one shorter
+    monkeypatch.setattr(room, "CHUNK_TOKENS", 16)  # several passes, the last one shorter
     dense = built(family)
     other = pruned(dense)
     assert (losses(reading(other), rows) - losses(other, rows)).abs().max() < 0.05
@@ -61,7 +61,7 @@ def test_it_reads_the_weights_the_model_has_now(rows: Tensor) -> None:
 @torch.no_grad()
 def test_it_writes_the_likeliest_tokens_of_several_texts_in_turn() -> None:
     model, prompts = built("llama"), [[5, 9, 2], [7], [8, 8]]
-    alone = [[*written(reading(model), [prompt], (), 9)] for prompt in prompts]
+    alone = [[*greedy_tokens(reading(model), [prompt], (), 9)] for prompt in prompts]
     texts = [[token for _, token in each] for each in alone]
     for prompt, text in zip(prompts, texts, strict=True):
         logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
@@ -69,7 +69,7 @@ def test_it_writes_the_likeliest_tokens_of_several_texts_in_turn() -> None:
         assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5  # as good as likeliest
     ends = {texts[1][4]}
     whole = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
-    together = [*written(reading(model), prompts, ends, 9)]
+    together = [*greedy_tokens(reading(model), prompts, ends, 9)]
     assert [[x for n, x in together if n == k] for k in range(3)] == whole
     assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(whole)
 
@@ -103,7 +103,7 @@ def test_pytorch_reads_where_the_decoder_cannot(monkeypatch: pytest.MonkeyPatch)
     model = built("llama")
     for name, value, why in (
         ("memory_available", lambda: 1000, "memory"),
-        ("is_streamed", lambda _: True, "read from disk"),
+        ("is_streamed", lambda _: True, "streamed from disk"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(room, name, value)

@@ -70,7 +70,7 @@ def test_what_cannot_be_allocated_is_refused(refused: str, accepted: str) -> Non
 
 
 def test_it_is_refused_where_every_layer_has_a_pattern_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="no sparsity to set") as caught:
+    with pytest.raises(ConfigError, match="no layer to allocate") as caught:
         pruning_plan(config(overrides="*=2:4"), LAYERS)
     assert caught.value.field == "allocation"
 

@@ -63,11 +63,11 @@ def changed(**parts: Any) -> dict[str, Any]:
     [
         (changed(dense=[]), "matches no layer"),
         (changed(dense=["model.layers.0.mlp.up_proj", "lm_head"]), "no layer of a block"),
-        (changed(stages=["dense", "first"]), "not that of the config"),
-        (changed(passes=["first", "owl"]), "not that of the config"),
-        (changed(groups=changed()["groups"][::-1]), "not that of the config"),
-        (changed(groups=[{**x, "damping": 0.2} for x in changed()["groups"]]), "not that of"),
-        (changed(groups=[{**x, "pattern": "50%"} for x in changed()["groups"]]), "not that of"),
+        (changed(stages=["dense", "first"]), "does not match the config"),
+        (changed(passes=["first", "owl"]), "does not match the config"),
+        (changed(groups=changed()["groups"][::-1]), "does not match the config"),
+        (changed(groups=[{**x, "damping": 0.2} for x in changed()["groups"]]), "does not match"),
+        (changed(groups=[{**x, "pattern": "50%"} for x in changed()["groups"]]), "does not match"),
     ],
 )
 def test_one_of_another_config_is_told(stored: dict[str, Any], said: str) -> None:

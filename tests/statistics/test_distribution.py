@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from backend.statistics.distribution import (
-    EXACT,
+    MAX_SORTED,
     NEAR_ZERO,
     ascending,
     comparable,
@@ -115,7 +115,7 @@ def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_many_values_are_counted_and_those_of_16_bits_exactly(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randn(EXACT + 1, generator=random).to(dtype).float()
+    values = torch.randn(MAX_SORTED + 1, generator=random).to(dtype).float()
     values[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-7]).to(dtype).float()
     assert torch.equal(ordered_values(values[:-1]), values[:-1].sort().values)
     found, expected = ordered_values(values), values.sort().values
