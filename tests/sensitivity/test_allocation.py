@@ -66,7 +66,7 @@ def test_pins_ties_and_formats_that_do_not_fit() -> None:
     np.testing.assert_allclose(cost[0], known.cost[:3].sum(0))
     none = np.ones_like(known.cost, bool)
     none[3] = False
-    with pytest.raises(ConfigError, match="No format is left for layer-3"):
+    with pytest.raises(ConfigError, match="No format is available for layer-3"):
         known.restricted(none)
     with pytest.raises(ConfigError, match="'layer-9' is not in the profile"):
         known.pinned({"layer-9": "f0"})

@@ -197,7 +197,7 @@ def test_times_that_are_damaged_are_none(timed: SensitivityProfile, change: obje
     stored = timed.times.model_dump() | change if isinstance(change, dict) else change
     profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)
     assert profile.times is None
-    with pytest.raises(ConfigError, match="has not timed its formats"):
+    with pytest.raises(ConfigError, match="did not measure decoding times"):
         BudgetSolver(replace(timed, times=None)).solve(Budget("ms", 5))
 
 
