@@ -168,7 +168,7 @@ NO_STATES = {  # address -> what is said of it
 def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Dashboard) -> None:
     notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
     opened_workbench(visitor, lab, "state=<img src=x>")
-    expect(notice).to_contain_text("It is no address of a state")
+    expect(notice).to_contain_text("The text is not an address of a state")
     for state, said in NO_STATES.items():
         visitor.evaluate(BACK, state)
         expect(notice).to_contain_text(said)
@@ -217,7 +217,7 @@ def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:
     ):
         form = "+".join(filter(None, (pattern, width)))
         live.apply({name: form})
-        counts, zeros, *_ = layer_histogram(live.dense, name, live.stored(name))
+        counts, zeros, *_ = layer_histogram(live.dense, name, live.stored_weight(name))
         made = page.evaluate(
             f"""async ([name, pattern, width]) => {{ const {{ dense }} = await ({MODULE})('tensor');
             const form = (await ({KNOWN})()).of(pattern, width);

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ConfigError
 from backend.live.address import (
-    LONGEST,
+    MAX_ADDRESS_LENGTH,
     WORKBENCH,
     LiveState,
     queued_state,
@@ -82,17 +82,17 @@ def test_any_text_is_refused_in_words(text: str) -> None:
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("", "no address"),
-        ("~" * LONGEST * 2, "no address"),
+        ("", "not an address"),
+        ("~" * MAX_ADDRESS_LENGTH * 2, "not an address"),
         ("abd~alps~gptq~50p~0x12", "another model"),
-        ("abc~magic~gptq~50p~0x12", "no method 'magic'"),
+        ("abc~magic~gptq~50p~0x12", "method 'magic' or 'gptq' does not exist"),
         ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
         ("abc~alps~gptq~100p~0x12", "not between 0 and 100"),
         ("abc~alps~gptq~50p~1x12", "layers"),
         ("abc~alps~gptq~50p~0x13", "layers"),
         ("abc~alps~gptq~50p~0x11", "layers"),
         ("abc~alps~gptq~50p~0x0_0x12_x", "layers"),
-        ("abc~alps~gptq~50p~٠x12", "no address"),
+        ("abc~alps~gptq~50p~٠x12", "not an address"),
     ],
 )
 def test_the_reason_is_told(address: str, why: str) -> None:
@@ -102,7 +102,7 @@ def test_the_reason_is_told(address: str, why: str) -> None:
 
 @pytest.mark.parametrize(
     ("forms", "why"),
-    [("50p_int8-g32", ""), ("2of3_dense", "divide its 64"), ("dense_50p", "rounded only")],
+    [("50p_int8-g32", ""), ("2of3_dense", "divide its 64"), ("dense_50p", "not pruned")],
 )
 def test_layers_that_cannot_be_stored_so_are_refused(forms: str, why: str) -> None:
     layers = [LinearShape("q", 0, "q", 8, 64), LinearShape("head", -1, "head", 8, 64)]
@@ -133,7 +133,7 @@ RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "liv
     "strange",
     [
         {"state": "<img src=x>"},
-        {"state": "a" * (LONGEST + 1)},
+        {"state": "a" * (MAX_ADDRESS_LENGTH + 1)},
         {"state": None},
         {"model": ""},
         {"model": "x" * 301},

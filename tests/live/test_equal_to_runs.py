@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import InputStatistics
 from backend.checkpoints import Checkpoints
-from backend.live.dense import DenseModel, KeptTables
+from backend.live.dense import DenseModel, TableCache
 from backend.live.model import LiveModel
 from backend.live.ranks import WeightScores, rank_mask, rank_table
 from backend.models.blocks import LinearWeight, all_linears
@@ -81,11 +81,11 @@ def test_pruned(
     fields = {"pattern": pattern, "base": pruner}
     run = read(all_linears(pruned(toy(), calibration[:12], tmp_path, precision, **fields)))
     if pruner != "magnitude":
-        assert set(live.made.values()) == {"instant", "dense"}
+        assert set(live.origins.values()) == {"instant", "dense"}
         assert not same(live, run)  # what a run sees is the model pruned so far
         assert [done for done, _, _ in live.refine()] == [1, 2, 3]
     assert same(live, run)
-    assert set(live.made.values()) == {"refined", "dense"}
+    assert set(live.origins.values()) == {"refined", "dense"}
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
@@ -114,7 +114,7 @@ def test_rounded(
     }
     live.apply(dict.fromkeys(qat.run.linears, "int3-g32"))
     assert same(live, run["rtn"])
-    codes = live.stored(next(iter(qat.run.linears)))
+    codes = live.stored_weight(next(iter(qat.run.linears)))
     assert torch.equal(codes.codes, qat.converted("rtn")[next(iter(qat.run.linears))].codes)
     live.apply({}, quantizer="gptq")
     assert not same(live, run["gptq"])
@@ -139,9 +139,9 @@ def test_what_is_not_chosen_stays(dense: DenseModel) -> None:
     live.apply({first: "50%"}, "sparsegpt")
     before = {name: live.weight(name) for name in others}
     assert len([*live.refine()]) == 1  # it ends behind the last block that is refined
-    assert same(live, before) and live.made[first] == "refined"
+    assert same(live, before) and live.origins[first] == "refined"
     live.apply({}, "alps")
-    assert live.made[first] == "instant"  # it was made by another pruner
+    assert live.origins[first] == "instant"  # it was made by another pruner
 
 
 PERCENT = st.integers(1, 9999).map(lambda n: f"{n / 100}%")
@@ -179,7 +179,7 @@ def pattern_keeps(pattern: Pattern, shape: torch.Size, by_row: bool) -> int:
 
 
 def test_tables_stay_within_their_room() -> None:
-    tables, made = KeptTables(100), list[str]()
+    tables, made = TableCache(100), list[str]()
 
     def get(key: str, size: int = 40) -> None:
         tables.get(key, lambda: made.append(key) or torch.zeros(size, dtype=torch.uint8))

@@ -83,7 +83,7 @@ def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) 
     before, block = dense.weight(name).clone(), decoder_blocks(dense.model)[0]
 
     def ask(*_: object) -> None:
-        assert dense.refuse(name, "2:4").pattern
+        assert dense.checked_format(name, "2:4").pattern
         read.append(dense.weight(name).clone())
 
     hook = block.register_forward_pre_hook(ask)
@@ -151,12 +151,12 @@ def test_only_what_changed_is_made_and_laid_out(
         ({0: "int0"}, "", "0 bits are not offered"),
         ({0: "100%"}, "", "not between 0 and 100"),
         ({0: "0%"}, "", "not between"),
-        ({0: "int4-g40"}, "", "does not divide"),
-        ({0: "3:7"}, "", "does not divide"),
+        ({0: "int4-g40"}, "", "do not divide"),
+        ({0: "3:7"}, "", "do not divide"),
         ({0: "what"}, "", "not a pattern"),
-        ({"model.layers.9.mlp": "50%"}, "", "no layer of this model"),
-        ({"model.embed_tokens": "50%"}, "", "rounded only"),
-        ({}, "magic", "no method 'magic'"),
+        ({"model.layers.9.mlp": "50%"}, "", "not a layer of this model"),
+        ({"model.embed_tokens": "50%"}, "", "not pruned"),
+        ({}, "magic", "method 'magic' does not exist"),
         ({}, "wanda", "no calibration text"),
     ],
 )
@@ -203,11 +203,11 @@ def test_a_newer_change_cancels_what_is_older(live: LiveModel, unseen: Tensor) -
     for older in (measured, traced):
         with pytest.raises(CancelledError):
             next(older)
-    assert [live.made[name] for name in names] == ["refined"] * 7 + ["instant"] * 14
+    assert [live.origins[name] for name in names] == ["refined"] * 7 + ["instant"] * 14
     live.apply({names[0]: "2:4"})
     with pytest.raises(CancelledError):
         next(refined)
-    assert live.made[names[0]] == "instant" and live.made[names[1]] == "refined"
+    assert live.origins[names[0]] == "instant" and live.origins[names[1]] == "refined"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -229,7 +229,7 @@ def test_what_is_dropped_comes_back(live: LiveModel, unseen: Tensor) -> None:
     live.apply(mixed(live.dense))
     *_, before = losses(live, unseen[:2])
     assert live.nbytes > 0 and live.dense.nbytes > 0
-    live.drop()
+    live.release()
     assert live.nbytes == 0
     *_, after = losses(live, unseen[:2])
     assert after == before
@@ -251,7 +251,7 @@ def test_tokens_by_blocks(dense: DenseModel, unseen: Tensor, dtype: torch.dtype)
 def test_the_histogram_is_on_the_scale_of_the_dense_tensor(live: LiveModel) -> None:
     name = live.dense.in_blocks[4]
     live.apply({name: "50%"})
-    counts, zeros, below, above = layer_histogram(live.dense, name, live.stored(name))
+    counts, zeros, below, above = layer_histogram(live.dense, name, live.stored_weight(name))
     weights = live.weight(name)
     assert zeros == int((weights == 0).sum()) >= weights.numel() // 2
     assert zeros + below + above + int(counts.sum()) == weights.numel()

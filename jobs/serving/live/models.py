@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
 from backend.live.address import LiveState, state_at
-from backend.live.dense import INSTANT, DenseModel
+from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
@@ -121,7 +121,7 @@ class OpenedModel:
         if self.dense.calibration is None or not self._energies.exists():
             return
         try:
-            self.dense.know(load_file(self._energies))
+            self.dense.restore_energies(load_file(self._energies))
         except (OSError, SafetensorError):  # damaged: they are measured again
             self._energies.unlink(missing_ok=True)
 
@@ -138,7 +138,9 @@ class OpenedModel:
     @property
     def _energies(self) -> Path:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
-        digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
+        digest = sha256(self.dense.require_text()[:INSTANT_SEGMENTS].numpy().tobytes()).hexdigest()[
+            :16
+        ]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
         folder = settings().cache_dir.expanduser() / "live"
         return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
@@ -236,7 +238,7 @@ class LivePool:
                     if state.users:
                         continue
                     if self.nbytes > budget:
-                        state.live.drop()
+                        state.live.release()
                     if len(opened.states) > STATES_KEPT:
                         opened.states.pop(key)
         self._drop_models(budget)
