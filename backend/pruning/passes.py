@@ -186,8 +186,9 @@ class SecondPass(PruningPass):
         dense, adjust = self.load_weights(SDSStage.DENSE, block), self.config.adjust
         work = BlockWork(self.run, self.stream, block, dense)
         work.first = self.load_weights(SDSStage.FIRST, block)
-        redensed = self.load_weights(SDSStage.REDENSE, block)
-        second = work.prune(redensed, self.hidden, "Second pruning")
+        second = work.prune(
+            self.load_weights(SDSStage.REDENSE, block), self.hidden, "Second pruning"
+        )
         inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
         for module in work.modules("Weight adjustment"):
             target = DenseReference(dense[module], inputs[module])

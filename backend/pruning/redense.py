@@ -50,7 +50,7 @@ SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the larg
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
 NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them
-CHUNK_ROWS = 256  # maximum rows per chunk on a CPU
+CHUNK_ROWS = 256  # per chunk at most, on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
@@ -73,14 +73,21 @@ def usable(inputs: InputStatistics, kind: int) -> bool:
 def descend(
     start: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, kind: int, amount: float = 0
 ) -> tuple[Tensor, Tensor]:
-    """W [rows, in] after `steps` steps of `proximal_descent`, and errors [2, rows].
+    """Run `proximal_descent` in C++.
 
     Args:
-        start, dense: [rows, in], float32, without gaps.
-        kind: of what follows each gradient step. SHRINK: weights become smaller by `amount` times
-            its size. FIXED: zeros of the start stay. ROWS: as many of each row are kept as at the
-            start. Else: `amount` of each group of `kind`. After thresholding, W is each row where
-            its error was lowest, and the errors D H D^T are those of the start and of W.
+        start: first iterate [rows, in], float32, contiguous.
+        dense: original weights [rows, in], float32, contiguous.
+        inputs: statistics of the layer's inputs.
+        steps: number of steps.
+        kind: operation after each gradient step. SHRINK: soft thresholding by `amount` times the
+            step size. FIXED: zeros of the start stay zero. ROWS: each row keeps as many weights as
+            at the start. Any of GROUPS: each group of this size keeps `amount` weights.
+        amount: parameter of the operation.
+
+    Returns:
+        W [rows, in], and errors D H D^T [2, rows] of the start and of W. With SHRINK, W is the last
+        iterate; otherwise each row of W is the iterate with its lowest error.
 
     Raises ValueError: this is not `usable`, or does not fit."""
     library, H, (rows, columns) = _library(), inputs.packed_gram, (len(start), len(inputs.gram))
