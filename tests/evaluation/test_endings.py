@@ -1,4 +1,4 @@
-"""Endings are those the model finds likeliest."""
+"""Multiple-choice questions from a text, and their scores."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def asked(toy) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three(bos: bool) -> None:
+def test_a_question_has_a_passage_its_true_ending_and_the_next_three(bos: bool) -> None:
     windows = torch.arange(WINDOWS * CONTEXT).view(WINDOWS, CONTEXT)
     asked = questions(text_of(windows, bos))
     assert asked.shape == (WINDOWS * CHOICES, CHOICES, bos + QUESTION_TOKENS)
@@ -52,7 +52,7 @@ def test_a_question_is_a_passage_with_its_own_ending_and_the_next_three(bos: boo
 
 
 @torch.no_grad()
-def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -> None:
+def test_the_answer_is_the_most_likely_ending(toy, asked) -> None:
     score = score_endings(toy.model, asked, 2, SilentReporter())
     for question, right in zip(asked, score.correct, strict=True):
         likelihoods = []
@@ -66,7 +66,7 @@ def test_the_answer_is_the_ending_that_is_likeliest_token_by_token(toy, asked) -
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])
-def test_a_model_that_tells_no_ending_from_another_answers_nothing(
+def test_a_model_without_preference_has_no_correct_answer(
     toy, asked, monkeypatch: pytest.MonkeyPatch, logit: float
 ) -> None:
     head = toy.model.get_output_embeddings()
@@ -74,12 +74,12 @@ def test_a_model_that_tells_no_ending_from_another_answers_nothing(
     assert score_endings(toy.model, asked, 2, SilentReporter()).accuracy == 0
 
 
-def test_it_stops_within_the_text(toy, asked) -> None:
+def test_scoring_stops_within_the_text(toy, asked) -> None:
     with pytest.raises(CancelledError):
         score_endings(toy.model, asked, 3, Impatient())
 
 
-def test_the_error_is_that_of_a_share() -> None:
+def test_the_standard_error_is_that_of_a_share() -> None:
     score = EndingScore((True, True, True, False))
     assert score.accuracy == 0.75 and score.stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
     assert EndingScore((True,)).stderr is None

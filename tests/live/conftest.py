@@ -1,4 +1,4 @@
-"""The toy model in the dtype of its files, live, and text it knows."""
+"""Fixtures: the toy model in the dtype of its files as a live model, and a familiar text."""
 
 from __future__ import annotations
 

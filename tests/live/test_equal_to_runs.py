@@ -67,7 +67,7 @@ def read(linears: list[LinearWeight]) -> dict[str, Tensor]:
         ("alps", "60%", "float32"),
     ],
 )
-def test_pruned(
+def test_pruned_layers_equal_those_of_a_run(
     make: Make,
     toy: Toy,
     calibration: Tensor,
@@ -90,7 +90,7 @@ def test_pruned(
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_rounded(
+def test_rounded_layers_equal_those_of_a_run(
     make: Make, toy: Toy, calibration: Tensor, tmp_path: Path, precision: str, grid: str
 ) -> None:
     fields = {"grid": grid, "space": "weighted", "stored": "bfloat16"}
@@ -122,7 +122,9 @@ def test_rounded(
     assert same(live, run["gptq"])
 
 
-def test_pruned_and_then_rounded(make: Make, toy: Toy, calibration: Tensor, tmp_path: Path) -> None:
+def test_pruned_and_rounded_layers_equal_those_of_two_runs(
+    make: Make, toy: Toy, calibration: Tensor, tmp_path: Path
+) -> None:
     ids, live = calibration[:12], LiveModel(make("float32"))
     whole = dict.fromkeys(live.dense.in_blocks, "2:4+int4-g32")
     sparse = pruned(toy(), ids, tmp_path / "1", "float32", pattern="2:4", base="sparsegpt")
@@ -133,7 +135,7 @@ def test_pruned_and_then_rounded(make: Make, toy: Toy, calibration: Tensor, tmp_
     assert same(live, {name: qat.run.weight("gptq", x) for name, x in qat.run.linears.items()})
 
 
-def test_what_is_not_chosen_stays(dense: DenseModel) -> None:
+def test_other_layers_do_not_change(dense: DenseModel) -> None:
     live = LiveModel(dense)
     first, *others = dense.in_blocks
     live.apply({first: "50%"}, "sparsegpt")
@@ -157,7 +159,7 @@ GROUPS = st.sampled_from(["1:2", "2:4", "3:4", "4:8", "7:8", "5:16", "20:48"])
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     st.sampled_from([2, 30, 10**6]),
 )
-def test_masks_are_those_of_the_pruners(
+def test_masks_equal_those_of_the_pruners(
     seed: int, rows: int, columns: int, text: str, wanda: bool, dtype: torch.dtype, values: int
 ) -> None:
     random, pattern = torch.Generator().manual_seed(seed), Pattern.parse(text)
@@ -178,7 +180,7 @@ def pattern_keeps(pattern: Pattern, shape: torch.Size, by_row: bool) -> int:
     return rows * (n - int(n * pattern.drop + 1e-6))
 
 
-def test_tables_stay_within_their_room() -> None:
+def test_tables_stay_within_their_memory_limit() -> None:
     tables, made = TableCache(100), list[str]()
 
     def get(key: str, size: int = 40) -> None:

@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed, and their stages, to tell whether two are the same."""
+"""Helpers that stop and resume runs, and compare their stages."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,8 +60,8 @@ def cut_short(
 
 def stage_hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> dict[SDSStage, str]:
     """Stage -> hash of the model's weights at it; `model` ends as the last stage."""
-    found = {}
+    actual = {}
     for stage in chosen.stages:
         install(model, Checkpoints(folder), stage)
-        found[stage] = weights_hash(model)
-    return found
+        actual[stage] = weights_hash(model)
+    return actual

@@ -1,4 +1,4 @@
-"""The whole method on the toy model: the driver, the orderings of its stages, the decision."""
+"""SDS on the toy model: stages, their order by quality, and the choice of the kept stage."""
 
 import threading
 from copy import deepcopy
@@ -41,7 +41,7 @@ def stage_weights(model: PreTrainedModel, workspace: Path, stage: SDSStage) -> l
 
 
 class WholeModel:
-    """SDS driven the obvious way: whole forward passes, every input kept, one batch, no stream."""
+    """Plain implementation of SDS with full forward passes in one batch."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, chosen: SDSConfig) -> None:
         self.model, self.ids, self.chosen = model, ids, chosen
@@ -122,7 +122,7 @@ class WholeModel:
     ("base", "pattern", "batch", "least"),
     [("wanda", "2:4", 24, 1.0), ("sparsegpt", "50%", 24, 1.0), ("sparsegpt", "50%", 5, 0.99)],
 )
-def test_the_driver_is_the_whole_model_driven_plainly(
+def test_stages_equal_those_of_a_plain_implementation(
     base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
     """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
@@ -133,8 +133,8 @@ def test_the_driver_is_the_whole_model_driven_plainly(
     model = toy()
     prune(model, ids, chosen, tmp_path, held=0)
     for stage in MADE:
-        for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
-            near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
+        for actual, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
+            near = torch.isclose(actual, W, rtol=1e-3, atol=1e-3 * W.std().item())
             assert near.float().mean() >= least, stage
 
 
@@ -144,10 +144,10 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
     runs = {}
     dense, ids = _toy
     for name in RUNS:
-        folder, model, told = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
+        folder, model, recorded = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
         base, pattern = name.split()
         chosen = config(base=base, pattern=pattern)
-        result = prune(model, ids[:48], chosen, folder, told)
+        result = prune(model, ids[:48], chosen, folder, recorded)
         both = zip(model.named_parameters(), dense.parameters(), strict=True)
         changed = {name for (name, p), q in both if not torch.equal(p, q)}
         perplexity = {}
@@ -158,7 +158,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
         runs[name] = {
             "perplexity": perplexity,
             "result": result,
-            "told": told,
+            "recorded": recorded,
             "changed": changed,
             "model": model,
         }
@@ -192,7 +192,7 @@ def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_result_says_what_was_kept(name: str, finished) -> None:
+def test_the_result_describes_the_kept_stage(name: str, finished) -> None:
     result = finished[name]["result"]
     unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither can be kept
     assert result.heldout.keys() == {*MADE} - unjudged
@@ -206,20 +206,20 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
     assert all(spent > 0 for spent in result.seconds.values())
 
 
-def test_statistics_tell_the_story(finished) -> None:
+def test_statistics_change_as_expected_between_stages(finished) -> None:
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense center makes it rise."""
-    told = finished["wanda 2:4"]["told"]
-    by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
-    assert {len(found) for found in by.values()} == {7 * BLOCKS}
+    recorded = finished["wanda 2:4"]["recorded"]
+    by = {stage: [s for s in recorded.snapshots if s.stage == stage] for stage in MADE}
+    assert {len(actual) for actual in by.values()} == {7 * BLOCKS}
     figure = {
-        name: {stage: sum(s.stats[name] for s in found) for stage, found in by.items()}
+        name: {stage: sum(s.stats[name] for s in actual) for stage, actual in by.items()}
         for name in ("near_zero", "kurtosis")
     }
     near = figure["near_zero"]
     assert near[SDSStage.DENSE] < near[SDSStage.REDENSE] < near[SDSStage.FIRST]
     assert figure["kurtosis"][SDSStage.REDENSE] > figure["kurtosis"][SDSStage.DENSE]
-    for stage, found in by.items():
-        for one in found:
+    for stage, actual in by.items():
+        for one in actual:
             assert one.tensor == f"model.layers.{one.block}.{one.module}.weight"
             assert one.below + one.above < 0.005 * one.n
             assert ("relative_error" in one.stats) == (stage != SDSStage.DENSE)
@@ -227,11 +227,11 @@ def test_statistics_tell_the_story(finished) -> None:
             assert ("mask_overlap" in one.stats) == sparse
     assert all(s.stats["mask_overlap"] == 1 for s in by[SDSStage.FIRST])
     assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[SDSStage.SDS])
-    edges = {(s.tensor, s.lo, s.hi) for s in told.snapshots}
+    edges = {(s.tensor, s.lo, s.hi) for s in recorded.snapshots}
     assert len(edges) == 7 * BLOCKS
 
 
-def test_statistics_beside_the_work_are_those_in_between(
+def test_statistics_on_another_thread_equal_those_in_sequence(
     toy, calibration: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -240,28 +240,28 @@ def test_statistics_beside_the_work_are_those_in_between(
     for threads, room in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         monkeypatch.setattr("backend.models.threads.memory_available", lambda n=room: n)
-        told, folder = recorder(), tmp_path / f"{threads} {room}"
+        recorded, folder = recorder(), tmp_path / f"{threads} {room}"
         chosen = config(redense_steps=5, adjust_steps=5)
-        result = prune(toy(), calibration[:8], chosen, folder, told)
-        figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in told.snapshots]
-        seen.append((figures, told.metrics, result.errors, result.zero_share))
-        assert any("computed in between" in line for line in told.lines) == (not room)
+        result = prune(toy(), calibration[:8], chosen, folder, recorded)
+        figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in recorded.snapshots]
+        seen.append((figures, recorded.metrics, result.errors, result.zero_share))
+        assert any("computed in between" in line for line in recorded.lines) == (not room)
     assert seen[0] == seen[1] == seen[2]
     assert not any(thread.name.startswith("statistics") for thread in threading.enumerate())
 
 
-def test_progress_and_errors_are_told_as_they_come(finished) -> None:
-    told, result = (finished["wanda 2:4"][part] for part in ("told", "result"))
-    done = [d for d, _, _ in told.progressed]
+def test_progress_and_errors_are_reported_as_they_arise(finished) -> None:
+    recorded, result = (finished["wanda 2:4"][part] for part in ("recorded", "result"))
+    done = [d for d, _, _ in recorded.progressed]
     total = 4 * 7 * BLOCKS
     assert done == list(range(1, total + 1))
-    assert {t for _, t, _ in told.progressed} == {total}
+    assert {t for _, t, _ in recorded.progressed} == {total}
     curves: dict[str, list[int]] = {}
-    for name, _, step in told.metrics:
+    for name, _, step in recorded.metrics:
         curves.setdefault(name, []).append(step)
     for stage in MADE[1:]:
         assert curves[f"error@{stage}"] == [0, 1, 2]
-        points = [value for name, value, _ in told.metrics if name == f"error@{stage}"]
+        points = [value for name, value, _ in recorded.metrics if name == f"error@{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
 
 
@@ -279,7 +279,7 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_only_the_blocks_linears_change(name: str, finished) -> None:
+def test_only_linears_of_blocks_change(name: str, finished) -> None:
     model = finished[name]["model"]
     pruned = {f"{o.name}.weight" for b in range(BLOCKS) for o in block_linears(model, b).values()}
     assert finished[name]["changed"] == pruned
@@ -287,36 +287,38 @@ def test_only_the_blocks_linears_change(name: str, finished) -> None:
 
 
 @pytest.mark.parametrize("control", [True, False])
-def test_a_run_may_end_with_the_first_pruning(
+def test_a_run_can_end_with_the_first_pruning(
     control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    told, few = recorder(), {"redense_steps": 5, "adjust_steps": 5}
+    recorded, few = recorder(), {"redense_steps": 5, "adjust_steps": 5}
     model, chosen = toy(), config(until="first", control=control, **few)
-    result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
+    result = prune(model, calibration[:16], chosen, tmp_path / "first", recorded)
     made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
     assert chosen.stages == made and list(result.heldout) == heldout_stages(made)
-    assert {s.stage for s in told.snapshots} == set(made)
-    assert result.kept == SDSStage.FIRST and told.progressed[-1][0] == told.progressed[-1][1]
+    assert {s.stage for s in recorded.snapshots} == set(made)
+    assert (
+        result.kept == SDSStage.FIRST and recorded.progressed[-1][0] == recorded.progressed[-1][1]
+    )
     with pytest.raises(NotFoundError):
         install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
     whole = toy()
     prune(whole, calibration[:16], config(**few), tmp_path / "sds")
     for stage in made:
-        found = stage_weights(model, tmp_path / "first", stage)
-        assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
+        actual = stage_weights(model, tmp_path / "first", stage)
+        assert all(map(torch.equal, actual, stage_weights(whole, tmp_path / "sds", stage)))
 
 
-def test_without_held_out_segments_the_decision_is_said_to_be_untested(
+def test_without_held_out_segments_the_reason_says_so(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    told = recorder()
-    result = prune(toy(), calibration[:8], config(), tmp_path, told, held=0)
+    recorded = recorder()
+    result = prune(toy(), calibration[:8], config(), tmp_path, recorded, held=0)
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert "no text was held out" in result.reason
-    assert set(told.lines) == {*result.warnings, result.reason}
+    assert set(recorded.lines) == {*result.warnings, result.reason}
 
 
-def test_held_out_text_is_read_by_what_can_be_kept_and_its_control() -> None:
+def test_held_out_losses_cover_candidates_and_control() -> None:
     dense, first, control, redense, second, sds, *_ = SDSStage
     assert heldout_stages([dense, first]) == [first]
     assert heldout_stages([dense, first, control, redense, second]) == [first, control, second]
@@ -341,7 +343,7 @@ class Holding:
         self.held = ""
 
 
-def test_a_resumed_run_reads_each_stage_by_its_own_weights(
+def test_a_resumed_run_evaluates_each_stage_with_its_weights(
     toy, calibration: Tensor, tmp_path: Path
 ) -> None:
     """Also where an earlier attempt has measured them all."""

@@ -1,4 +1,4 @@
-"""Block reconstruction lowers the error of blocks, keeps zeros, resumes exactly, and can be off."""
+"""Block reconstruction lowers the error of blocks, keeps zeros, and resumes exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def ids(calibration: Tensor) -> Tensor:
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The hidden states [N, L, d] behind the last block, before the final norm."""
+    """Hidden states [N, L, d] after the last block, before the final norm."""
     stream = open_stream(model, ids, len(ids))
     hidden = stream.hidden
     for block in range(BLOCKS):
@@ -47,8 +47,8 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    dense, model, told = outputs(toy(), ids), toy(), recorder()
-    result = prune(model, ids, config(), Checkpoints(tmp_path), told, held=0.5)
+    dense, model, recorded = outputs(toy(), ids), toy(), recorder()
+    result = prune(model, ids, config(), Checkpoints(tmp_path), recorded, held=0.5)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
@@ -64,16 +64,16 @@ def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, 
         for block in range(BLOCKS):
             before, after = store.weights(start, block), store.weights(made, block)
             assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
-        curve = [value for name, value, _ in told.metrics if name == f"reconstruction@{made}"]
+        curve = [value for name, value, _ in recorded.metrics if name == f"reconstruction@{made}"]
         assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
     assert result.kept in (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     assert result.seconds["blocks"] > 0
-    done = [d for d, _, _ in told.progressed]
-    assert done == sorted(done) and done[-1] == told.progressed[-1][1]
+    done = [d for d, _, _ in recorded.progressed]
+    assert done == sorted(done) and done[-1] == recorded.progressed[-1][1]
 
 
 @pytest.mark.parametrize("activations", ["memory", "disk"])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_bit_for_bit(
     activations: str, toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
     chosen, model, whole = config(activations=activations), toy(), recorder()
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
     ],
 )
-def test_it_starts_from_the_last_stage_there_is(
+def test_reconstruction_starts_from_the_last_available_stage(
     fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
     chosen = config(**fields)
@@ -142,7 +142,7 @@ def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("stage", "field"), [("redense", "damping"), ("sds-blocks", "reconstruct_rate")]
 )
-def test_what_is_not_finite_names_what_to_change(stage: str, field: str) -> None:
+def test_errors_of_divergence_name_the_field_to_change(stage: str, field: str) -> None:
     assert _divergence_error("mlp.down_proj", SDSStage(stage)).field == field
 
 
@@ -180,7 +180,7 @@ def test_sizes_follow_the_scales_of_rows_and_columns() -> None:
     assert block_reconstruction.sizes_of(0 * W).eq(1).all()
 
 
-def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
+def test_steps_equal_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
     model, ids = toy(), ids[:1]
     stream = open_stream(model, ids, 1)
     x = next(iter(stream.hidden))
@@ -192,18 +192,18 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
         linear.write(start[module])
     examples = Examples(stream, 0, [x], [y], 1)
     masked = MaskedWeights(start, 1e-2)
-    found = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
+    actual = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
     two_steps(model, stream.calls[0][0], x, y)
-    weights = masked.weights(found.parameters)
+    weights = masked.weights(actual.parameters)
     for module, linear in block_linears(model, 0).items():
         torch.testing.assert_close(weights[module], linear.read(), rtol=1e-4, atol=1e-6)
-    assert found.epoch == 2
+    assert actual.epoch == 2
 
 
 @pytest.mark.parametrize(
     ("rate", "attempts", "lowered"), [(1.0, 4, True), (1.0, 1, False)], ids=["repeated", "dropped"]
 )
-def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
+def test_a_rate_that_is_too_high_is_lowered_or_the_block_is_unchanged(
     rate: float,
     attempts: int,
     lowered: bool,
@@ -215,9 +215,9 @@ def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
 ) -> None:
     """At one whole weight a step every block diverges; from a quarter of it on some do not."""
     monkeypatch.setattr(block_reconstruction, "ATTEMPTS", attempts)
-    chosen, told = config(reconstruct_rate=rate, until="first"), recorder()
-    prune(toy(), ids, chosen, tmp_path, told)
-    left = [v for name, v, _ in told.metrics if name.startswith("reconstruction@")]
+    chosen, recorded = config(reconstruct_rate=rate, until="first"), recorder()
+    prune(toy(), ids, chosen, tmp_path, recorded)
+    left = [v for name, v, _ in recorded.metrics if name.startswith("reconstruction@")]
     store = SDSStageStore(Checkpoints(tmp_path))
     for block in range(BLOCKS):
         kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
@@ -226,6 +226,6 @@ def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
         assert report["left"] == left[block]
         assert (left[block] < 1, same) == (lowered, not lowered)
         assert (report["factor"] < 1) == lowered
-    assert sum("The others keep their weights" in line for line in told.lines) == (not lowered)
-    assert sum("times the learning rate" in line for line in told.lines) == BLOCKS * lowered
-    assert told.progressed[-1][0] == told.progressed[-1][1]
+    assert sum("The others keep their weights" in line for line in recorded.lines) == (not lowered)
+    assert sum("times the learning rate" in line for line in recorded.lines) == BLOCKS * lowered
+    assert recorded.progressed[-1][0] == recorded.progressed[-1][1]

@@ -1,4 +1,4 @@
-"""The re-dense step against closed forms and a long plain descent."""
+"""Re-dense step compared with closed forms and with a long plain descent."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def penalized(W: Tensor, layer, l1: float) -> float:
     return 0.5 * layer.error(W) + a1 * W.abs().sum().item()
 
 
-def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_layer) -> None:
+def test_few_steps_restore_strong_directions_and_leave_weak_ones(make_layer) -> None:
     layer = make_layer(16, 32, 1000)
     start = first(layer)
     W = redense(start, layer.W, layer.inputs, 5, l1=0)
@@ -50,8 +50,8 @@ def test_long_runs_reach_the_penalized_optimum(layer) -> None:
     for _ in range(8000):
         W = W - step * ((W - dense) @ H)
         W = W.sign() * (W.abs() - a1 * step).clamp_min(0)
-    found = redense(first(layer), layer.W, layer.inputs, 1500, l1=0.1)
-    assert torch.allclose(found.double(), W, atol=1e-4)
+    actual = redense(first(layer), layer.W, layer.inputs, 1500, l1=0.1)
+    assert torch.allclose(actual.double(), W, atol=1e-4)
 
 
 @example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low
@@ -76,13 +76,13 @@ def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple)
     assert exact <= largest_eigenvalue(Q * values @ Q.T) * (1 + 1e-5) <= 1.051 * exact
 
 
-def test_the_eigenvalue_of_few_directions_is_found() -> None:
+def test_the_eigenvalue_of_a_low_rank_matrix_is_accurate() -> None:
     """The iteration ends early where there is nothing more to find."""
     for H, exact in ((torch.eye(300), 1.0), (torch.ones(50, 50), 50.0), (torch.zeros(9, 9), 0.0)):
         assert largest_eigenvalue(H) == pytest.approx(1.05 * exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-26, 1e24])
-def test_the_eigenvalue_of_tiny_and_of_huge_inputs_is_found(scale: float) -> None:
+def test_the_eigenvalue_of_tiny_and_huge_inputs_is_accurate(scale: float) -> None:
     H = torch.diag(torch.linspace(0.01, 1, 64)) * scale
     assert largest_eigenvalue(H) == pytest.approx(1.05 * scale, rel=1e-2)

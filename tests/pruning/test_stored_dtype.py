@@ -1,4 +1,4 @@
-"""A pruned model keeps the dtype of its base, and every figure is that of what is saved."""
+"""A pruned model keeps the dtype of its base, and figures describe the saved weights."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.pruning.stages import prune
 
 
 @pytest.mark.parametrize(("dtype", "pruner"), [("bfloat16", "sparsegpt"), ("float16", "wanda")])
-def test_what_is_saved_is_what_was_measured(
+def test_saved_weights_are_the_measured_weights(
     toy, calibration: Tensor, tmp_path: Path, dtype: str, pruner: str
 ) -> None:
     stored, model = getattr(torch, dtype), toy()
