@@ -57,7 +57,7 @@ def heldout_losses(
     segments: Tensor,
     dtype: torch.dtype,
     tick: Callable[[float], None] = lambda _: None,
-    new: NewBatches = list,
+    new_batches: NewBatches = list,
     batch: int = 1,
 ) -> list[float]:
     """Mean negative log-likelihood of each segment, in nats per predicted token.
@@ -67,7 +67,7 @@ def heldout_losses(
         segments: token ids [n, L].
         dtype: dtype of the forward passes, to which weights are rounded in each pass.
         tick: called with the share that is done; may raise to stop.
-        new: factory for the container of hidden states of a streamed model.
+        new_batches: factory for the container of hidden states of a streamed model.
         batch: maximum number of segments per forward pass, see `windows_at_once`.
     """
     if not len(segments):
@@ -79,6 +79,6 @@ def heldout_losses(
         torch.autocast(model.device.type, torch.bfloat16, enabled=is_bfloat16, cache_enabled=False),
         eval_mode(model),
     ):
-        passes = each_logits(model, segments, batch, new, tick)
+        passes = each_logits(model, segments, batch, new_batches, tick)
         nlls = [window_nll(z, rows) for rows, z in zip(segments.split(batch), passes, strict=True)]
     return torch.cat(nlls).tolist()

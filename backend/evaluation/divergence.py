@@ -90,16 +90,16 @@ class DenseOutputs:
             models, too.
     """
 
-    def __init__(self, new: NewBatches = list) -> None:
-        self.states: HiddenStates = new()
+    def __init__(self, new_batches: NewBatches = list) -> None:
+        self.states: HiddenStates = new_batches()
         self.outside, self.native = "", False
-        self._new = new
+        self._new_batches = new_batches
 
     @contextmanager
     def recording(self, model: TextModel) -> Iterator[Observe]:
         """Yield an observer for `perplexity` that records the forward passes of `model`."""
         last_output: list[Tensor] = []
-        self.states, self.native = self._new(), isinstance(model, NativeText)
+        self.states, self.native = self._new_batches(), isinstance(model, NativeText)
         self.outside = outside_blocks(model.model if isinstance(model, NativeText) else model)
         if isinstance(model, NativeText):
             return (yield lambda rows, logits: self.states.append(model.hidden))

@@ -114,7 +114,11 @@ def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[Tex
 
 
 def forward_passes(
-    model: TextModel, input_ids: Tensor, batch: int, new: NewBatches, tick: Callable[[float], None]
+    model: TextModel,
+    input_ids: Tensor,
+    batch: int,
+    new_batches: NewBatches,
+    tick: Callable[[float], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run `model` on `input_ids` [N, L] and yield token ids [b, L] and logits [b, L, V] per pass.
 
@@ -125,7 +129,7 @@ def forward_passes(
             tick(row / len(input_ids))
             yield ids[None], model.logits(ids)
         return tick(1.0)
-    logits = each_logits(model, input_ids, batch, new, tick)
+    logits = each_logits(model, input_ids, batch, new_batches, tick)
     yield from zip(input_ids.split(batch), logits, strict=True)
 
 

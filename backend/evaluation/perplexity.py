@@ -58,7 +58,7 @@ def window_nlls(
     input_ids: Tensor,
     batch: int,
     reporter: Reporter,
-    new: NewBatches = list,
+    new_batches: NewBatches = list,
     observe: Observe = lambda *_: None,
     activity: str = "Measuring perplexity",
 ) -> Tensor:
@@ -69,7 +69,7 @@ def window_nlls(
         input_ids: token ids of the windows [n, L].
         batch: windows per forward pass; fewer if their logits would exceed `MAX_LOGITS`.
         reporter: receiver of progress.
-        new: factory for the container of hidden states of a streamed model.
+        new_batches: factory for the container of hidden states of a streamed model.
         observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass.
         activity: label of the progress.
 
@@ -85,7 +85,7 @@ def window_nlls(
         reporter.progress(count * share, count, activity)
 
     nlls: list[Tensor] = []
-    for ids, logits in forward_passes(model, input_ids, batch, new, tick):
+    for ids, logits in forward_passes(model, input_ids, batch, new_batches, tick):
         nlls.append(window_nll(logits, ids))
         observe(ids, logits)
         if not nlls[-1].isfinite().all():
@@ -102,13 +102,15 @@ def perplexity(
     text: TextSlice,
     batch: int,
     reporter: Reporter | None = None,
-    new: NewBatches = list,
+    new_batches: NewBatches = list,
     observe: Observe = lambda *_: None,
 ) -> Perplexity:
     """Measure the perplexity of `model`, in eval mode, on the windows of `text`.
 
     See `window_nlls` for the other arguments and the errors."""
-    nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
+    nlls = window_nlls(
+        model, text.input_ids, batch, reporter or SilentReporter(), new_batches, observe
+    )
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     nll_stderr = stderr(nlls)
     value = math.exp(min(nll, 700.0))  # exp overflows a float64 above 709
@@ -128,7 +130,7 @@ def native_losses(
     segments: Tensor,
     dtype: torch.dtype,
     tick: Callable[[float], None] = lambda _: None,
-    new: NewBatches = list,
+    new_batches: NewBatches = list,
     batch: int = 1,
 ) -> list[float]:
     """Variant of `heldout_losses` that uses the native decoder if passes are in bfloat16 and it
@@ -136,6 +138,6 @@ def native_losses(
     precision = "auto" if dtype == torch.bfloat16 else "float32"
     reader, _ = text_model(model, precision, segments.shape[-1])
     if not isinstance(reader, NativeText):
-        return heldout_losses(model, segments, dtype, tick, new, batch)
-    passes = forward_passes(reader, segments, batch, new, tick)
+        return heldout_losses(model, segments, dtype, tick, new_batches, batch)
+    passes = forward_passes(reader, segments, batch, new_batches, tick)
     return torch.cat([window_nll(logits, ids) for ids, logits in passes]).tolist()

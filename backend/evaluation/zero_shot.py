@@ -224,7 +224,11 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
 @torch.no_grad()
 def score_endings(
-    model: TextModel, questions: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
+    model: TextModel,
+    questions: Tensor,
+    batch: int,
+    reporter: Reporter,
+    new_batches: NewBatches = list,
 ) -> EndingScore:
     """Let `model` answer `questions`.
 
@@ -236,7 +240,7 @@ def score_endings(
         questions: token ids [questions, CHOICES, L], true ending first.
         batch: questions per forward pass; fewer if their logits would exceed `MAX_LOGITS`.
         reporter: receiver of progress.
-        new: factory for the container of hidden states of a streamed model.
+        new_batches: factory for the container of hidden states of a streamed model.
 
     Raises:
         CancelledError: cancellation was requested.
@@ -251,7 +255,7 @@ def score_endings(
 
         log_likelihoods = []  # of each ending, float64
         rows = part.flatten(0, 1)
-        for ids, logits in forward_passes(model, rows, batch * CHOICES, new, tick):
+        for ids, logits in forward_passes(model, rows, batch * CHOICES, new_batches, tick):
             # The logits at the last token of the passage predict the first token of the ending.
             scored = slice(-ENDING_TOKENS - 1, None)
             endings = zip(logits[:, scored], ids[:, scored], strict=True)

@@ -126,7 +126,7 @@ class SDSConfig(Options):
     adjust_steps: int = option(30, "Adjustment steps", ge=1, le=2000, unit="steps", advanced=True)
     """Steps of iterative hard thresholding toward the outputs of the dense layer."""
     control: bool = option(False, "Fixed-mask control", advanced=True)
-    """Also adjust the first pruning under its own mask: the baseline for SDS."""
+    """Also adjust the first pruning with its mask fixed; SDS has to beat this baseline."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
     """Added to the diagonal of the Hessian, as a share of the mean input energy. Ignored by pruners
     without a Hessian."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend.statistics.profiles import DROPPED_BITS, short
+from backend.statistics.profiles import DROPPED_BITS, round_mantissa
 from backend.statistics.tensors import BINS, QUANTILES, histogram_edge, magnitude_edges
 
 MAX_SORTED = 2**17  # number of values above which rounding and counting replace sorting
@@ -50,7 +50,7 @@ def comparable(weight: Tensor) -> Tensor:
     On a CPU, those of a large tensor are rounded to a relative precision of 0.025 %, which changes
     no 16-bit value."""
     values = weight.detach().float().flatten()
-    return torch.from_numpy(short(values.numpy())) if _needs_rounding(values) else values
+    return torch.from_numpy(round_mantissa(values.numpy())) if _needs_rounding(values) else values
 
 
 def _needs_rounding(values: Tensor) -> bool:

@@ -75,10 +75,10 @@ def channel_figures(weight: Tensor) -> dict[str, np.ndarray]:
     magnitude.sign_()
     for side, dim in (("row", 1), ("column", 0)):
         profiles[channel_profile(side, "zeros")] = 1 - magnitude.mean(dim)
-    return {name: short(values.cpu().numpy()) for name, values in profiles.items()}
+    return {name: round_mantissa(values.cpu().numpy()) for name, values in profiles.items()}
 
 
-def short(values: np.ndarray) -> np.ndarray:
+def round_mantissa(values: np.ndarray) -> np.ndarray:
     """Round to float32 values whose last `DROPPED_BITS` mantissa bits are 0; they compress well."""
     half = np.uint32(1 << DROPPED_BITS - 1)
     mask = np.uint32(0xFFFFFFFF << DROPPED_BITS & 0xFFFFFFFF)
@@ -226,4 +226,4 @@ def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     norm = float(sigma[0])
     stats = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
     stats |= power_law(eigenvalues[eigenvalues > NULL_THRESHOLD * eigenvalues[0]])
-    return stats, {SINGULAR_VALUES: short(sigma.numpy())}
+    return stats, {SINGULAR_VALUES: round_mantissa(sigma.numpy())}

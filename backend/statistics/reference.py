@@ -32,7 +32,7 @@ from backend.statistics.profiles import (
     channel_figures,
     joint_histogram,
     matrix_maps,
-    short,
+    round_mantissa,
     spectrum,
 )
 from backend.statistics.tensors import (
@@ -123,7 +123,7 @@ class ReferenceTensor:
         if not is_dense:
             values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
-            values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
+            values[INPUT_ENERGY] = round_mantissa(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.std).numpy().astype(np.float32)
         profiles = [
             TensorProfile(tensor, block, module, stage, name, array)

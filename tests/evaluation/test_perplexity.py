@@ -96,4 +96,4 @@ def test_a_streamed_model_has_the_same_perplexity(batch: int, tmp_path: Path) ->
     whole = perplexity(load("toy").model, text_of(rows), batch)
     streamed = load("toy", streamed=True).model
     for new in (list, batches_in(tmp_path)):
-        assert perplexity(streamed, text_of(rows), batch, new=new) == whole
+        assert perplexity(streamed, text_of(rows), batch, new_batches=new) == whole

@@ -186,12 +186,12 @@ def test_unusable_text_is_refused(live: LiveModel, unseen: Tensor) -> None:
         (unseen[:, :1], "at least two tokens"),
         (unseen[:0], "at least two tokens"),
         (unseen + 512, "0 to 511"),
-        (unseen.reshape(4, -1), "at most 256"),
+        (unseen.reshape(4, -1), "limit is 256"),
         (-unseen - 1, "0 to 511"),
     ):
         with pytest.raises(ConfigError, match=cause):
             next(losses(live, windows))
-    with pytest.raises(ConfigError, match="at most 128"):
+    with pytest.raises(ConfigError, match="limit is 128"):
         next(traced_losses(live, unseen[:2].flatten()[:129]))
 
 
