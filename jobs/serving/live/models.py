@@ -138,9 +138,8 @@ class OpenedModel:
     @property
     def _energies(self) -> Path:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
-        digest = sha256(self.dense.require_text()[:INSTANT_SEGMENTS].numpy().tobytes()).hexdigest()[
-            :16
-        ]
+        ids = self.dense.require_text()[:INSTANT_SEGMENTS]
+        digest = sha256(ids.numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
         folder = settings().cache_dir.expanduser() / "live"
         return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
