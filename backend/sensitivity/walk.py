@@ -301,7 +301,7 @@ def block_name(block: int) -> str:
     return f"block-{block:03d}"
 
 
-def candidate_batch(dense: DenseTrace) -> int:
+def usual_width(dense: DenseTrace) -> int:
     """Number of candidates per batch, 1 to 8, that limits their logits to 256 MiB."""
     vocabulary = dense.model.config.get_text_config().vocab_size
     logits_bytes = vocabulary * dense.ids.shape[1] * torch.finfo(torch.float32).bits // 8

@@ -15,7 +15,7 @@ from pydantic import Field
 from backend.budget import Budget
 from backend.errors import ConfigError
 from backend.live.address import (
-    MAX_MEASURED_TOKENS,
+    MOST_TOKENS,
     WORKBENCH,
     Address,
     LiveState,
@@ -146,9 +146,7 @@ def queue_state(
     effort: Made = "full",
     predicted: Known = None,
     live: Known = None,
-    tokens: Annotated[
-        int, Field(ge=0, le=MAX_MEASURED_TOKENS, description="Measured live on.")
-    ] = 0,
+    tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS, description="Measured live on.")] = 0,
 ) -> list[Record]:
     """Add the runs that `plan-state` tells to the queue. The last one keeps the state, and what was
     predicted and measured live of it."""

@@ -60,7 +60,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     outside = () if streamed else loaded.facts.embeddings
     meter = None
     if measured or outside:
-        meter = SensitivityMeter(dense, config.windows, walk.candidate_batch(dense))
+        meter = SensitivityMeter(dense, config.windows, walk.usual_width(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
