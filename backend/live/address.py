@@ -114,8 +114,8 @@ def state_at(address: str, layers: Sequence[LinearShape], identity: str | None =
         layer_formats += [formats[int(match[1])]] * int(match[2] or 1)
     if len(layer_formats) != len(layers):
         _refuse(mismatch)
-    for layer, form in zip(layers, layer_formats, strict=True):
-        form.require_fit(layer.name, layer.columns, layer.block < 0)
+    for layer, fmt in zip(layers, layer_formats, strict=True):
+        fmt.require_fit(layer.name, layer.columns, layer.block < 0)
     names = (layer.name for layer in layers)
     return LiveState(dict(zip(names, layer_formats, strict=True)), pruner, quantizer)
 

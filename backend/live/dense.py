@@ -236,7 +236,7 @@ class DenseModel:
         """Weights [out, in] of a layer in the dtype of the model. Callers must not modify them."""
         return self.layers[name].as_stored(self._weights[name].detach())
 
-    def checked_format(self, name: str, form: Format | str) -> Format:
+    def checked_format(self, name: str, fmt: Format | str) -> Format:
         """Parse a format and check that a layer can have it.
 
         Raises:
@@ -250,10 +250,10 @@ class DenseModel:
                 "formats",
             )
         try:
-            parsed = Format.parse(str(form))
+            parsed = Format.parse(str(fmt))
         except ValueError as error:
             raise ConfigError(
-                f"{str(form)[:40]!r} is not a format.",
+                f"{str(fmt)[:40]!r} is not a format.",
                 str(error),
                 "Write 50%, 2:4 or int4-g64.",
                 "formats",
@@ -268,22 +268,22 @@ class DenseModel:
         return "wanda"
 
     @torch.no_grad()
-    def make_layer(self, name: str, form: Format, score: Score) -> LiveWeight:
+    def make_layer(self, name: str, fmt: Format, score: Score) -> LiveWeight:
         """Make a layer in a format: weights in the dtype of the model, or codes."""
-        W, width = self.weight(name), form.width
+        W, width = self.weight(name), fmt.width
         if width and name in self.outside:
             space = embedding_search(width.bits)
             settings = QuantSettings(width.bits, width.group, "symmetric", space)
             return quantize_embedding(W, settings, self.scales)
-        if form.pattern:
-            W = masked(W, self._mask(name, form.pattern, score))
+        if fmt.pattern:
+            W = masked(W, self._mask(name, fmt.pattern, score))
         if width is None:
             return W
         ranges = self.tables.find(key := ("ranges", name, width.group))
-        if ranges is None or form.pattern:
+        if ranges is None or fmt.pattern:
             groups = W.float().reshape(len(W), -1, width.group or W.shape[1])
             ranges = torch.stack([groups.amin(-1), groups.amax(-1)])
-            if not form.pattern:
+            if not fmt.pattern:
                 self.tables.put(key, ranges)
         low, high = ranges
         return self.quantized(W.float(), group_scales(low, high, width.bits, self.dlqat.grid))
@@ -302,7 +302,7 @@ class DenseModel:
         """Compute missing input energies and rank tables for some formats.
 
         The lock is free between steps. If the caller stops, finished steps remain."""
-        patterns = {name: form.pattern for name, form in formats.items() if form.pattern}
+        patterns = {name: fmt.pattern for name, fmt in formats.items() if fmt.pattern}
         if patterns and score == "wanda" and not self.energies:
             self._measuring = self._measuring or self.measure_inputs()
             # `yield from` would close the pass if the caller stops; the next call continues it.

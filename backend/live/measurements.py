@@ -206,9 +206,9 @@ class DecodingClock:
         """
         self._stop()
         layers = self.running.layers
-        changed = {name: form for name, form in formats.items() if form != self.formats[name]}
+        changed = {name: fmt for name, fmt in formats.items() if fmt != self.formats[name]}
         self.running.write(
-            {name: random_weights(layers[name], form) for name, form in changed.items()}
+            {name: random_weights(layers[name], fmt) for name, fmt in changed.items()}
         )
         self.formats |= changed
         return 1e3 * min(self._pass_seconds() for _ in range(PASSES))
@@ -230,36 +230,36 @@ class DecodingClock:
         in_blocks = [name for name, layer in layers.items() if layer.block >= 0]
         outside = [name for name, layer in layers.items() if layer.block < 0]
         # The narrowest format comes last: the head is timed with it, where its share is largest.
-        ordered = sorted(block_formats, key=lambda form: -form.bits_per_weight(CONTEXT))
+        ordered = sorted(block_formats, key=lambda fmt: -fmt.bits_per_weight(CONTEXT))
         block_times = {
-            str(form): self.milliseconds(
-                {name: form for name in in_blocks if form.fits(layers[name].columns)}
+            str(fmt): self.milliseconds(
+                {name: fmt for name in in_blocks if fmt.fits(layers[name].columns)}
             )
-            for form in (Format(), *ordered)
+            for fmt in (Format(), *ordered)
         }
         totals = {
-            str(form): self.milliseconds(dict.fromkeys(outside, form))
-            for form in (Format(), *head_formats)
+            str(fmt): self.milliseconds(dict.fromkeys(outside, fmt))
+            for fmt in (Format(), *head_formats)
         }
         dense_total = totals[str(Format())]
         return DecodingTimes(
             layers=block_times,
-            head={form: total - dense_total for form, total in totals.items()},
+            head={fmt: total - dense_total for fmt, total in totals.items()},
             threads=torch.get_num_threads(),
         )
 
 
-def random_weights(layer: LinearWeight, form: Format) -> LiveWeight:
+def random_weights(layer: LinearWeight, fmt: Format) -> LiveWeight:
     """Random weights in a format, with the shape of a layer."""
     scores = torch.rand(layer.read().shape)
     rows, columns = scores.shape
-    mask = scores >= form.sparsity
-    if form.pattern and form.pattern.structured:
-        mask = keep_mask(scores, form.pattern).bool()
-    if form.width is None:
+    mask = scores >= fmt.sparsity
+    if fmt.pattern and fmt.pattern.structured:
+        mask = keep_mask(scores, fmt.pattern).bool()
+    if fmt.width is None:
         return (scores - 0.5) * mask / columns
-    bits, zero_code = form.width.bits, 2 ** (form.width.bits - 1)
+    bits, zero_code = fmt.width.bits, 2 ** (fmt.width.bits - 1)
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
-    scale = torch.full((rows, columns // (form.width.group or columns)), 1 / (columns * zero_code))
+    scale = torch.full((rows, columns // (fmt.width.group or columns)), 1 / (columns * zero_code))
     grid = QuantGrid(bits, scale, torch.full_like(scale, zero_code))
     return QuantizedWeight(grid, torch.where(mask, codes, zero_code).byte())

@@ -74,7 +74,7 @@ class LiveModel:
         with self.dense.lock:
             if self._running is None:
                 self._running = RunningModel(self.dense.model, self.dtype)
-                changed = {name: form for name, form in self.formats.items() if form != DENSE}
+                changed = {name: fmt for name, fmt in self.formats.items() if fmt != DENSE}
                 self._make_layers(self._running, changed, self.dense.score_of(self.pruner))
             return self._running
 
@@ -123,7 +123,7 @@ class LiveModel:
                 state is unchanged.
         """
         pruner, quantizer = pruner or self.pruner, quantizer or self.quantizer
-        requested = {name: self.dense.checked_format(name, form) for name, form in formats.items()}
+        requested = {name: self.dense.checked_format(name, fmt) for name, fmt in formats.items()}
         for method, registry in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
             if method not in registry:
                 raise ConfigError(
@@ -137,10 +137,10 @@ class LiveModel:
         self.cancel()
         with self.dense.lock:
             new_formats, score = {**self.formats, **requested}, self.dense.score_of(pruner)
-            changed = {name for name, form in requested.items() if form != self.formats[name]}
+            changed = {name for name, fmt in requested.items() if fmt != self.formats[name]}
             if pruner != self.pruner:
                 same_score = score == self.dense.score_of(self.pruner)
-                pruned = {name for name, form in self.formats.items() if form.pattern}
+                pruned = {name for name, fmt in self.formats.items() if fmt.pattern}
                 changed |= pruned & self._refined if same_score else pruned
             if quantizer != self.quantizer:
                 changed |= {name for name in self._refined if new_formats[name].width}
@@ -155,7 +155,7 @@ class LiveModel:
     def _make_layers(
         self, running: RunningModel, formats: Mapping[str, Format], score: Score
     ) -> None:
-        weights = {name: self.dense.make_layer(name, form, score) for name, form in formats.items()}
+        weights = {name: self.dense.make_layer(name, fmt, score) for name, fmt in formats.items()}
         running.write(weights)
         self._weights |= weights
 
@@ -168,9 +168,9 @@ class LiveModel:
         """
         running, stop = self.running, self.safe_point()
         formats = {
-            name: form
-            for name, form in self.formats.items()
-            if form != DENSE and not self._is_final(name)
+            name: fmt
+            for name, fmt in self.formats.items()
+            if fmt != DENSE and not self._is_final(name)
         }
         refinement = Refinement(
             self.dense, formats, self.pruner, self.quantizer, self.weight, lambda: stop()
@@ -203,9 +203,9 @@ class LiveModel:
 
     def _is_final(self, name: str) -> bool:
         """Return True if a run would produce the current weights of a layer."""
-        form = self.formats[name]
-        pruning_final = form.pattern is None or self.pruner == INSTANT_METHODS["pruner"]
-        rounding_final = form.width is None or self.quantizer == INSTANT_METHODS["quantizer"]
+        fmt = self.formats[name]
+        pruning_final = fmt.pattern is None or self.pruner == INSTANT_METHODS["pruner"]
+        rounding_final = fmt.width is None or self.quantizer == INSTANT_METHODS["quantizer"]
         return (
             name in self._refined
             or name in self.dense.outside

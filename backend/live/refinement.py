@@ -74,8 +74,8 @@ class Refinement:
 
     def blocks(self) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
         """Refine block by block; yield the activity and full name -> weights of final layers."""
-        pruned = [name for name, form in self.formats.items() if form.pattern]
-        quantized = [name for name, form in self.formats.items() if form.width]
+        pruned = [name for name, fmt in self.formats.items() if fmt.pattern]
+        quantized = [name for name, fmt in self.formats.items() if fmt.width]
         if pruned:
             needs = PRUNERS[self.pruner].needs
             sds = self.dense.sds
@@ -133,20 +133,20 @@ class Refinement:
         return W if is_target or rest is None else W.to(rest).float()
 
     def _prune(self, name: str, W: Tensor, inputs: InputStatistics) -> Solved:
-        form, dtype = self.formats[name], self.dense.model.dtype
-        assert form.pattern is not None
-        prune = partial(PRUNERS[self.pruner].prune, W, inputs, form.pattern)
+        fmt, dtype = self.formats[name], self.dense.model.dtype
+        assert fmt.pattern is not None
+        prune = partial(PRUNERS[self.pruner].prune, W, inputs, fmt.pattern)
         V = search_damping(prune, self.dense.sds.damping, QUIET, name, FAILURE).to(dtype)
-        if form.width:
+        if fmt.width:
             self._pruned[name] = V
-        return V.float(), None if form.width else V
+        return V.float(), None if fmt.width else V
 
     def _quantize(self, name: str, W: Tensor, inputs: InputStatistics) -> Solved:
-        form, config = self.formats[name], self.dense.dlqat
-        assert form.width is not None
-        keep_zeros = form.pattern is not None and config.grid != "offset"
+        fmt, config = self.formats[name], self.dense.dlqat
+        assert fmt.width is not None
+        keep_zeros = fmt.pattern is not None and config.grid != "offset"
         settings = QuantSettings(
-            form.width.bits, form.width.group, config.grid, config.space, keep_zeros
+            fmt.width.bits, fmt.width.group, config.grid, config.space, keep_zeros
         )
         quantize = partial(QUANTIZERS[self.quantizer].quantize, W, inputs, settings)
         V, grid = search_damping(quantize, DAMPING, QUIET, name, FAILURE)

@@ -73,13 +73,13 @@ class Choices:
             ConfigError: the item or format does not exist, or the item cannot have the format.
         """
         allowed = np.isfinite(self.cost)
-        for item, form in formats.items():
-            if item not in self.items or form not in self.formats:
-                unknown = item if item not in self.items else form
+        for item, fmt in formats.items():
+            if item not in self.items or fmt not in self.formats:
+                unknown = item if item not in self.items else fmt
                 raise ConfigError(
                     f"{unknown[:80]!r} is not in the profile.", "", "Correct the pinned format."
                 )
-            row, column = self.items.index(item), self.formats.index(form)
+            row, column = self.items.index(item), self.formats.index(fmt)
             allowed[row] &= np.arange(len(self.formats)) == column
         return self.restricted(allowed)
 
@@ -179,12 +179,12 @@ def _hull(costs: Table, losses: Table) -> list[int]:
     """Formats on the lower convex hull, cheapest first; losses decrease strictly."""
     hull: list[int] = []
     available = np.flatnonzero(np.isfinite(costs)).tolist()
-    for form in sorted(available, key=lambda f: (costs[f], losses[f])):
-        if hull and (losses[form] >= losses[hull[-1]] or costs[form] == costs[hull[-1]]):
+    for fmt in sorted(available, key=lambda f: (costs[f], losses[f])):
+        if hull and (losses[fmt] >= losses[hull[-1]] or costs[fmt] == costs[hull[-1]]):
             continue
-        while len(hull) > 1 and _is_above(costs, losses, hull[-2], hull[-1], form):
+        while len(hull) > 1 and _is_above(costs, losses, hull[-2], hull[-1], fmt):
             hull.pop()
-        hull.append(form)
+        hull.append(fmt)
     return hull
 
 
@@ -229,9 +229,7 @@ def _exchange_formats(
         if rate[row, column] <= 0:
             break
         selection[row] = column
-    return {
-        item: choices.formats[form] for item, form in zip(choices.items, selection, strict=True)
-    }
+    return {item: choices.formats[fmt] for item, fmt in zip(choices.items, selection, strict=True)}
 
 
 def grouped(group_names: Sequence[str], table: Table) -> tuple[tuple[str, ...], Table]:

@@ -79,8 +79,8 @@ class BudgetSolver:
         losses = profile.predicted if loss is None else loss
         dense = np.zeros((len(profile.layers), 1))
         self._loss = np.concatenate([dense, losses[:, columns]], 1)
-        self._columns = {form: column for column, form in enumerate(self.formats)}
-        self._formats_by_name = {str(form): form for form in self.formats}
+        self._columns = {fmt: column for column, fmt in enumerate(self.formats)}
+        self._formats_by_name = {str(fmt): fmt for fmt in self.formats}
         self._in_blocks = np.array([x.block >= 0 for x in profile.layers])
         self._weights = np.array([x.weights for x in profile.layers])
         self._block_weights = int(self._weights[self._in_blocks].sum())
@@ -106,7 +106,7 @@ class BudgetSolver:
         if kind == "ms":
             return self._rates * self._shares[:, None]
         if kind == "sparsity":
-            return -np.outer(self._weights, [form.sparsity for form in self.formats])
+            return -np.outer(self._weights, [fmt.sparsity for fmt in self.formats])
         # Layers outside the blocks count for the size of the file only.
         counted = self._in_blocks | (kind != "bits")
         return self._bytes * counted[:, None]
@@ -130,10 +130,10 @@ class BudgetSolver:
                 "allocation",
             )
         block_times, head_times = (
-            [times_by_name.get(str(form), np.inf) for form in self.formats]
+            [times_by_name.get(str(fmt), np.inf) for fmt in self.formats]
             for times_by_name in (times.layers, times.head)
         )
-        if any(form.quantized for form in self.formats):
+        if any(fmt.quantized for fmt in self.formats):
             head_times[0] = times.head.get(HEAD, head_times[0])
         return np.where(self._in_blocks[:, None], block_times, head_times)
 
@@ -155,7 +155,7 @@ class BudgetSolver:
         """
         kind, names = budget.kind, (x.name for x in self.profile.layers)
         groups = dict(zip(names, self._groups(kind), strict=True))
-        pinned = {groups.get(name, name): form for name, form in (pins or {}).items()}
+        pinned = {groups.get(name, name): fmt for name, fmt in (pins or {}).items()}
         choices = self.choices(kind).pinned(pinned)
         if kind == "loss":
             return self._mix(kind, cheapest(choices, log(1 + budget.value)))
@@ -199,7 +199,7 @@ class BudgetSolver:
             )
 
     def _front_mix(self, kind: BudgetKind, choices: Choices, number: int) -> Mix:
-        formats = (choices.formats[form] for form in choices.front.choice(number))
+        formats = (choices.formats[fmt] for fmt in choices.front.choice(number))
         return self._mix(kind, dict(zip(choices.items, formats, strict=True)))
 
     def _mix(self, kind: BudgetKind, formats: Mapping[str, str]) -> Mix:
@@ -230,11 +230,11 @@ class BudgetSolver:
         milliseconds = float(self._shares @ slowest[matrix])
         return milliseconds if np.isfinite(milliseconds) else None
 
-    def uniform(self, form: Format) -> Mix:
+    def uniform(self, fmt: Format) -> Mix:
         """Mix with all layers in one format; layers that it does not fit stay dense."""
-        fits = np.isfinite(self._loss[:, self.formats.index(form)])
+        fits = np.isfinite(self._loss[:, self.formats.index(fmt)])
         pairs = zip(self.profile.layers, fits, strict=True)
-        return self.mix({x.name: form if fit else Format() for x, fit in pairs})
+        return self.mix({x.name: fmt if fit else Format() for x, fit in pairs})
 
     def front(self, points: int = 200, kind: BudgetKind = "size") -> list[Mix]:
         """Best mixes for budgets of a kind, tightest first, at most about `points` mixes.

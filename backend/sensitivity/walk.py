@@ -90,12 +90,12 @@ def candidates(
         ComputeError: no damping helped.
     """
     by_solver: dict[tuple[Pattern | None, int | None], list[Format]] = {}
-    for form in formats:
-        group = form.width.group if form.width else None
-        by_solver.setdefault((form.pattern, group), []).append(form)
+    for fmt in formats:
+        group = fmt.width.group if fmt.width else None
+        by_solver.setdefault((fmt.pattern, group), []).append(fmt)
     weights: dict[Format, Tensor] = {}
-    for (pattern, _), forms in by_solver.items():
-        solve = partial(_solve, W, inputs, pattern, forms, solvers)
+    for (pattern, _), solver_formats in by_solver.items():
+        solve = partial(_solve, W, inputs, pattern, solver_formats, solvers)
         weights |= search_damping(solve, solvers.damping, log, name, FAILURE)
     return weights
 
@@ -104,7 +104,7 @@ def _solve(
     W: Tensor,
     inputs: InputStatistics,
     pattern: Pattern | None,
-    forms: Sequence[Format],
+    formats: Sequence[Format],
     solvers: Solvers,
     damping: float,
 ) -> dict[Format, Tensor]:
@@ -112,17 +112,17 @@ def _solve(
     V = W if pattern is None else PRUNERS[solvers.pruner].prune(W, inputs, pattern, damping)
     widths = [
         QuantSettings(x.width.bits, x.width.group, solvers.grid, solvers.space, pattern is not None)
-        for x in forms
+        for x in formats
         if x.width
     ]
     if not widths:
-        return dict.fromkeys(forms, V)
+        return dict.fromkeys(formats, V)
     results = gptq_widths(V, inputs, widths, damping)
     rounded = (
         grid.stored(torch.float16, solvers.grid).values(grid.codes(values))
         for values, grid in results
     )
-    return dict(zip(forms, rounded, strict=True))
+    return dict(zip(formats, rounded, strict=True))
 
 
 def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> tuple[float, float]:
@@ -157,7 +157,7 @@ def energies(D: Tensor, H: Tensor) -> Tensor:
 
 def fitting_formats(formats: Sequence[Format], columns: int) -> list[Format]:
     """Filter for the formats, except dense, that fit a layer with `columns` inputs."""
-    return [form for form in formats if form != Format() and form.fits(columns)]
+    return [fmt for fmt in formats if fmt != Format() and fmt.fits(columns)]
 
 
 def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter: Reporter) -> None:
@@ -242,12 +242,12 @@ class SensitivityWalk(BlockWalk):
         W, figures = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
         measured_weights: dict[int, Tensor] = {}  # column -> weights
         energy = energies(W, inputs.gram).sum().item()
-        forms = fitting_formats(self.formats, linear.columns)
-        weights = candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
-        for form, V in weights.items():
-            column = self.columns.index(form)
+        formats = fitting_formats(self.formats, linear.columns)
+        weights = candidates(W, inputs, formats, self.solvers, linear.name, self.reporter.log)
+        for fmt, V in weights.items():
+            column = self.columns.index(fmt)
             figures[:2, column] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
-            if form in self.measured:
+            if fmt in self.measured:
                 measured_weights[column] = V
         if self.meter and measured_weights:
             changes = [{linear.module: V} for V in measured_weights.values()]
@@ -279,20 +279,20 @@ def profile_embedding(
     figures = np.full((len(FIGURES), len(formats)), np.nan, np.float32)
     parameter = model.get_submodule(shape.name).get_parameter("weight")
     W = parameter.detach()
-    for form in fitting_formats(tried, shape.columns):
-        V = rounded_embedding(W, form)
+    for fmt in fitting_formats(tried, shape.columns):
+        V = rounded_embedding(W, fmt)
         with swap_weights({parameter: V}):
             cost = meter.measure_model()
         error = ((V - W.float()).square().sum() / W.float().square().sum()).item()
-        figures[:, formats.index(form)] = error, np.nan, cost.kl, cost.loss
+        figures[:, formats.index(fmt)] = error, np.nan, cost.kl, cost.loss
     return figures
 
 
-def rounded_embedding(W: Tensor, form: Format) -> Tensor:
+def rounded_embedding(W: Tensor, fmt: Format) -> Tensor:
     """Round an embedding `W` [vocabulary, hidden] to a format as in a run; float32."""
-    if form.width is None:
+    if fmt.width is None:
         return W.float()
-    bits, group = form.width.bits, form.width.group
+    bits, group = fmt.width.bits, fmt.width.group
     settings = QuantSettings(bits, group, "symmetric", embedding_search(bits))
     return quantize_embedding(W, settings, torch.float16).dense()
 
