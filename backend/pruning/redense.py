@@ -46,7 +46,8 @@ from backend.calibration.second_moments import InputStatistics
 from backend.compiler import load_if_possible
 from backend.models.threads import side_by_side
 
-SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the largest of groups
+# Kinds of operations after a gradient step, see `descend`.
+SHRINK, FIXED, ROWS = 0, 1, -1
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
 NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them

@@ -74,7 +74,7 @@ def test_the_simplest_stage_not_significantly_worse_than_the_best_is_kept(
     [(4, "gptq", "4 windows are too few to decide"), (5, "qat", "39.3 % lower than with GPTQ")],
 )
 def test_too_few_windows_keep_the_simplest_stage(count: int, kept: str, message: str) -> None:
-    few = {s: each[:count] for s, each in losses(gptq=0, m=0.1, qat=-0.5).items()}
+    few = {s: values[:count] for s, values in losses(gptq=0, m=0.1, qat=-0.5).items()}
     actual = choose(few, STAGES, LABELS)
     assert actual.stage == kept and message in actual.reason
 

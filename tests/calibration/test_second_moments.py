@@ -53,7 +53,7 @@ def ids() -> Tensor:
 def block_inputs(
     model: PreTrainedModel, ids: Tensor, block: int, need: StatisticsLevel, batch: int
 ) -> dict[str, InputStatistics]:
-    """What `block` reads, with the model run block by block."""
+    """Input statistics of `block` from a run block by block."""
     stream = open_stream(model, ids, batch)
     hidden = stream.hidden
     for before in range(block):
@@ -64,7 +64,7 @@ def block_inputs(
 
 
 def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[str, Tensor]:
-    """The inputs X [in, N] of the linears of `block`, with the model run as a whole."""
+    """Inputs X [in, N] of the linears of `block` from forward passes of the entire model."""
     seen: dict[str, Tensor] = {}
     for name, linear in block_linears(model, block).items():
 
@@ -109,7 +109,7 @@ def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor)
 
 @pytest.mark.usefixtures("two_threads")
 def test_parallel_batches_are_summed_in_the_same_order(ids: Tensor) -> None:
-    """And the passes end at the last of the layers, whichever batch comes first."""
+    """Passes also end at the last layer, whichever batch is first."""
     model = build("llama")
     stream, linears = open_stream(model, ids, 1), block_linears(model, 1)
     until = [linears["mlp.gate_proj"].layer, linears["self_attn.q_proj"].layer]
@@ -142,7 +142,7 @@ def collected(
 
 
 def test_a_wide_gram_in_bfloat16_is_exact_and_symmetric() -> None:
-    """Wider than a panel; the products of bfloat16 values lose nothing."""
+    """The matrix is wider than a panel; products of bfloat16 values are exact."""
     X = torch.randn(6, 50, 600, generator=torch.Generator().manual_seed(0)).bfloat16()
     H = collected(X, pieces=3).gram
     rows = X.double().view(-1, 600)

@@ -19,10 +19,10 @@ def sparse(rows: int, columns: int, share: float, seed: int) -> Tensor:
 
 
 def written(W: Tensor) -> int:
-    """Bytes of a bitmask and of the values that it marks."""
-    kept = W.bfloat16() != 0
-    values = W.bfloat16()[kept].view(torch.int16).numpy()
-    return len(np.packbits(kept.numpy().reshape(-1)).tobytes()) + len(values.tobytes())
+    """Size in bytes of a bitmask and of its values."""
+    nonzero = W.bfloat16() != 0
+    values = W.bfloat16()[nonzero].view(torch.int16).numpy()
+    return len(np.packbits(nonzero.numpy().reshape(-1)).tobytes()) + len(values.tobytes())
 
 
 @given(st.integers(1, 17), st.integers(1, 19), st.floats(0, 1), st.integers(0, 99))

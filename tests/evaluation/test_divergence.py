@@ -30,7 +30,7 @@ def dense(request: pytest.FixtureRequest):
 
 
 def pruned(dense, share: float = 0.4):
-    """A copy without the smallest weights of its blocks."""
+    """Copy of a model without the smallest weights of its blocks."""
     model = deepcopy(dense)
     for index in range(2):
         for linear in block_linears(model, index).values():

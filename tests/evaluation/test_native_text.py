@@ -68,18 +68,18 @@ def test_greedy_tokens_of_several_texts() -> None:
         chosen = logits.gather(1, torch.tensor(text)[:, None])[:, 0]
         assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5  # as good as likeliest
     ends = {texts[1][4]}
-    whole = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
+    expected_texts = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
     together = [*greedy_tokens(reading(model), prompts, ends, 9)]
-    assert [[x for n, x in together if n == k] for k in range(3)] == whole
-    assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(whole)
+    assert [[x for n, x in together if n == k] for k in range(3)] == expected_texts
+    assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(expected_texts)
 
 
 def test_a_request_to_stop_is_obeyed_between_windows(rows: Tensor) -> None:
-    seen: list[Tensor] = []
+    observed: list[Tensor] = []
     model = reading(built("llama"))
     with pytest.raises(CancelledError):
-        perplexity(model, text_of(rows), 4, Impatient(2), observe=lambda x, _: seen.append(x))
-    assert len(seen) == 2
+        perplexity(model, text_of(rows), 4, Impatient(2), observe=lambda x, _: observed.append(x))
+    assert len(observed) == 2
 
 
 def test_outputs_of_another_decoder_are_not_compared(rows: Tensor) -> None:

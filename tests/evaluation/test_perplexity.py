@@ -56,13 +56,13 @@ def test_the_standard_error_follows_the_delta_method(model, rows: torch.Tensor) 
 def test_memory_limits_do_not_change_the_result(
     model, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = perplexity(model, text_of(rows), 7)
+    reference = perplexity(model, text_of(rows), 7)
     monkeypatch.setattr(heldout, "POSITIONS", 6)
     monkeypatch.setattr(heldout, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
     bounded = perplexity(model, text_of(rows), 7)
-    assert bounded.value == pytest.approx(whole.value, rel=1e-6)
+    assert bounded.value == pytest.approx(reference.value, rel=1e-6)
     assert len(sizes) == 4 and max(sizes) == 2 * 40 * VOCABULARY
 
 
@@ -91,9 +91,9 @@ def test_progress_is_reported_and_a_run_can_stop(model, rows: torch.Tensor) -> N
 
 @pytest.mark.parametrize("batch", [2, 7])
 def test_a_streamed_model_has_the_same_perplexity(batch: int, tmp_path: Path) -> None:
-    """Bit for bit, with the hidden states in memory and on disk."""
+    """Results are equal bit for bit, with hidden states in memory and on disk."""
     rows = torch.randint(400, (7, 40), generator=torch.Generator().manual_seed(0))
-    whole = perplexity(load("toy").model, text_of(rows), batch)
+    reference = perplexity(load("toy").model, text_of(rows), batch)
     streamed = load("toy", streamed=True).model
     for new in (list, batches_in(tmp_path)):
-        assert perplexity(streamed, text_of(rows), batch, new_batches=new) == whole
+        assert perplexity(streamed, text_of(rows), batch, new_batches=new) == reference

@@ -59,7 +59,7 @@ def test_the_main_metric_is_the_normalized_accuracy_if_it_exists() -> None:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[dict]:
-    """Beginnings of stories, each with its own next sentence and another story's, in turn."""
+    """Beginnings of stories, each with its next sentence and a sentence of another story."""
     tales = [story.split(". ") for story in stories(9, QUESTIONS)]
     rows = []
     for n, tale in enumerate(tales):

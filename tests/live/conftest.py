@@ -26,7 +26,7 @@ def _stored() -> PreTrainedModel:
 
 @pytest.fixture
 def make(_stored: PreTrainedModel, calibration: Tensor) -> Callable[..., DenseModel]:
-    """Makes a dense model; `text`: whether there is any to calibrate on."""
+    """Factory for a dense model; `text` adds a calibration text."""
 
     def made(precision: str = "auto", text: bool = True, **quantization: object) -> DenseModel:
         dlqat = DLQATConfig.model_validate({"precision": precision, **quantization})

@@ -63,8 +63,8 @@ def test_a_modified_address_is_another_state_or_refused(
     given: tuple[str, LiveState], data: st.DataObject
 ) -> None:
     address, _ = given
-    place = data.draw(st.integers(0, len(address)))
-    changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]
+    position = data.draw(st.integers(0, len(address)))
+    changed = address[:position] + data.draw(st.text(max_size=4)) + address[position + 1 :]
     try:
         actual = state_at(changed, LAYERS, "abc")
     except ConfigError as error:

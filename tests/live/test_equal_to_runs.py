@@ -1,5 +1,5 @@
-"""Live weights are those of the first stages of runs, bit for bit; masks from stored ranks are
-those of the pruners, with all their ties."""
+"""Live weights equal those of the first stages of runs bit for bit, and masks from ranks equal
+those of the pruners, including ties."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ Toy = Callable[[], PreTrainedModel]
 def pruned(
     model: PreTrainedModel, ids: Tensor, folder: Path, precision: str, **fields: object
 ) -> PreTrainedModel:
-    """The model after the first stage of a run."""
+    """Model after the first stage of a run."""
     config = SDSConfig.model_validate(
         {"until": "first", "control": False, "precision": precision, "batch": 5, **fields}
     )
@@ -83,7 +83,7 @@ def test_pruned_layers_equal_those_of_a_run(
     if pruner != "magnitude":
         assert set(live.origins.values()) == {"instant", "dense"}
         assert not same(live, run)  # what a run sees is the model pruned so far
-        assert [done for done, _, _ in live.refine()] == [1, 2, 3]
+        assert [steps for steps, _, _ in live.refine()] == [1, 2, 3]
     assert same(live, run)
     assert set(live.origins.values()) == {"refined", "dense"}
 
@@ -137,9 +137,9 @@ def test_pruned_and_rounded_layers_equal_those_of_two_runs(
 
 def test_other_layers_do_not_change(dense: DenseModel) -> None:
     live = LiveModel(dense)
-    first, *others = dense.in_blocks
+    first, *other_layers = dense.in_blocks
     live.apply({first: "50%"}, "sparsegpt")
-    before = {name: live.weight(name) for name in others}
+    before = {name: live.weight(name) for name in other_layers}
     assert len([*live.refine()]) == 1  # it ends behind the last block that is refined
     assert same(live, before) and live.origins[first] == "refined"
     live.apply({}, "alps")
@@ -181,13 +181,13 @@ def pattern_keeps(pattern: Pattern, shape: torch.Size, by_row: bool) -> int:
 
 
 def test_tables_stay_within_their_memory_limit() -> None:
-    tables, made = TableCache(100), list[str]()
+    tables, calls = TableCache(100), list[str]()
 
     def get(key: str, size: int = 40) -> None:
-        tables.get(key, lambda: made.append(key) or torch.zeros(size, dtype=torch.uint8))
+        tables.get(key, lambda: calls.append(key) or torch.zeros(size, dtype=torch.uint8))
 
     for key in ("a", "b", "a", "c", "a", "b"):
         get(key)
-    assert made == ["a", "b", "c", "b"] and tables.nbytes == 80
+    assert calls == ["a", "b", "c", "b"] and tables.nbytes == 80
     get("large", 500)
     assert tables.nbytes == 500 and tables.find("a") is None

@@ -60,8 +60,8 @@ def test_losses_equal_those_of_a_plain_implementation(live: LiveModel, unseen: T
 def test_interrupted_preparation_continues(dense: DenseModel) -> None:
     formats = dict.fromkeys(dense.in_blocks, Format.parse("50%"))
     assert [next(dense.prepare(formats, "wanda"))[:2] for _ in range(2)] == [(1, 3), (2, 3)]
-    first, *others = dense.prepare(formats, "wanda")
-    assert first[:2] == (3, 3) and len(others) == len(formats) and dense.energies
+    first, *other_steps = dense.prepare(formats, "wanda")
+    assert first[:2] == (3, 3) and len(other_steps) == len(formats) and dense.energies
 
 
 def test_inputs_are_measured_again_after_an_error(
@@ -77,7 +77,7 @@ def test_inputs_are_measured_again_after_an_error(
 
 
 def test_a_layer_can_be_read_while_its_block_runs_with_other_weights(live: LiveModel) -> None:
-    """As by a histogram, or a format, that is asked for while blocks are refined."""
+    """A histogram or a format may be requested while blocks are refined."""
     dense = live.dense
     name, read = dense.in_blocks[0], list[Tensor]()
     before, block = dense.weight(name).clone(), decoder_blocks(dense.model)[0]
@@ -169,9 +169,9 @@ def test_impossible_changes_are_refused_and_change_nothing(
     names = live.dense.in_blocks
     live.apply({names[1]: "50%"})
     before = live.formats, live.pruner, live.quantizer
-    asked = {names[n] if isinstance(n, int) else n: form for n, form in formats.items()}
+    requested = {names[n] if isinstance(n, int) else n: form for n, form in formats.items()}
     with pytest.raises(ConfigError, match=cause):
-        live.apply({names[1]: "2:4", **asked}, pruner)
+        live.apply({names[1]: "2:4", **requested}, pruner)
     assert (live.formats, live.pruner, live.quantizer) == before
     with pytest.raises(ConfigError, match="no calibration text"):
         live.apply({}, "alps")
@@ -214,17 +214,17 @@ def test_a_newer_change_cancels_earlier_work(live: LiveModel, unseen: Tensor) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_passes_are_cancelled_early(dense: DenseModel, unseen: Tensor, dtype: torch.dtype) -> None:
-    live, asked = LiveModel(dense, dtype), list[int]()
+    live, requested = LiveModel(dense, dtype), list[int]()
 
     def stop() -> None:
-        asked.append(1)
-        if len(asked) == 2:
+        requested.append(1)
+        if len(requested) == 2:
             raise CancelledError
 
     with pytest.raises(CancelledError):
         live.running.logits(unseen[0], stop)
     live.running.logits(unseen[0], lambda: None)
-    assert len(asked) == 2  # no hook is left
+    assert len(requested) == 2  # no hook is left
 
 
 def test_a_released_model_is_built_again(live: LiveModel, unseen: Tensor) -> None:

@@ -69,8 +69,8 @@ def test_the_error_equals_that_of_pytorch(
 
     actual, expected = solve(), in_pytorch(solve)
     assert not torch.equal(actual, start)
-    left = errors(actual, dense, inputs).sum() / errors(expected, dense, inputs).sum()
-    assert left.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
+    error_ratio = errors(actual, dense, inputs).sum() / errors(expected, dense, inputs).sum()
+    assert error_ratio.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
 
 
 @pytest.mark.parametrize("kind", room.KINDS)
@@ -143,8 +143,8 @@ def test_nan_stays_in_its_row(kind: int) -> None:
     for bad in (torch.nan, torch.inf):
         start[3, 7] = bad
         actual, _ = room.descend(start, dense, inputs, 5, kind, keep)
-        others = torch.arange(11) != 3
-        assert torch.equal(actual[others], expected[others])
+        other_rows = torch.arange(11) != 3
+        assert torch.equal(actual[other_rows], expected[other_rows])
 
 
 @pytest.mark.parametrize("scale", [0.0, torch.nan])

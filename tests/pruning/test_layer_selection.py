@@ -62,7 +62,7 @@ def test_the_record_has_a_canonical_form() -> None:
 
 @given(st.decimals("0.0000000001", "99.9999999999", places=10))
 def test_a_share_survives_a_round_trip(percent: Decimal) -> None:
-    """The record holds the text: a share that it rounded to 100 % could not be read again."""
+    """The record has the text, so a share must not be rounded to 100 %."""
     first = Pattern.parse(f"{percent:f}%")
     assert Pattern.parse(str(first)) == first
     assert Decimal(str(first).rstrip("%")) == percent

@@ -20,7 +20,7 @@ from backend.pruning.masks import (
 SCORES = st.integers(0, 4).map(np.float32)
 
 
-def obvious(scores: list[float], keep: int) -> list[bool]:
+def reference_mask(scores: list[float], keep: int) -> list[bool]:
     """Reference mask of the `keep` highest scores; among ties, the lower index."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     return [i in order[:keep] for i in range(len(scores))]
@@ -46,7 +46,9 @@ def groups(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
 def test_each_row_keeps_its_count(case: tuple[np.ndarray, list[int]]) -> None:
     scores, counts = case
     mask = top_per_row(torch.from_numpy(scores), torch.tensor(counts))
-    assert mask.tolist() == [obvious(r, k) for r, k in zip(scores.tolist(), counts, strict=True)]
+    assert mask.tolist() == [
+        reference_mask(r, k) for r, k in zip(scores.tolist(), counts, strict=True)
+    ]
 
 
 @given(groups())
@@ -54,7 +56,7 @@ def test_each_row_keeps_its_count(case: tuple[np.ndarray, list[int]]) -> None:
 def test_each_group_keeps_n(case: tuple[np.ndarray, int, int]) -> None:
     scores, keep, group = case
     mask = top_per_group(torch.from_numpy(scores), keep, group)
-    expected = [obvious(part, keep) for part in scores.reshape(-1, group).tolist()]
+    expected = [reference_mask(part, keep) for part in scores.reshape(-1, group).tolist()]
     assert mask.reshape(-1, group).tolist() == expected
 
 
@@ -63,7 +65,7 @@ def test_each_group_keeps_n(case: tuple[np.ndarray, int, int]) -> None:
 def test_top_overall_treats_the_tensor_as_one_row(case: tuple[np.ndarray, list[int]]) -> None:
     scores, counts = case
     mask = top_overall(torch.from_numpy(scores), counts[0])
-    assert mask.flatten().tolist() == obvious(scores.flatten().tolist(), counts[0])
+    assert mask.flatten().tolist() == reference_mask(scores.flatten().tolist(), counts[0])
 
 
 def test_masked_leaves_no_negative_zero() -> None:

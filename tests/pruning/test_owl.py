@@ -101,7 +101,7 @@ def test_a_run_prunes_each_block_to_its_reported_sparsity(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, recorded = toy(), recorder()
-    prune(model, calibration[:16], config(batch=5), tmp_path, recorded, held=0)
+    prune(model, calibration[:16], config(batch=5), tmp_path, recorded, heldout_share=0)
     message = {
         n: [v for name, v, s in recorded.metrics if name == "owl/outliers" and s == n]
         for n in range(3)
@@ -123,7 +123,7 @@ def test_a_run_prunes_each_block_to_its_reported_sparsity(
 def test_a_stopped_run_resumes_bit_for_bit(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    """Stopped within the survey, after it, and within the first pass."""
+    """The run stops during the outlier pass, after it, and during the first pass."""
     chosen, ids, model, again = config(), calibration[:8], toy(), toy()
     prune(model, ids, chosen, tmp_path / "whole")
     cut_short(toy, ids, chosen, tmp_path / "cut", (1, 3, 4), recorder)

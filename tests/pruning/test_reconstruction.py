@@ -48,43 +48,47 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     dense, model, recorded = outputs(toy(), ids), toy(), recorder()
-    result = prune(model, ids, config(), Checkpoints(tmp_path), recorded, held=0.5)
+    result = prune(model, ids, config(), Checkpoints(tmp_path), recorded, heldout_share=0.5)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
         texts = zip(ids.split(6), dense.split(6), strict=True)  # fitted and held out
         wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
-    for start, made in (
+    for start, reconstructed_stage in (
         (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS),
         (SDSStage.SDS, SDSStage.SDS_BLOCKS),
     ):
-        assert wrong[made][0] < 0.9 * wrong[start][0]
-        assert wrong[made][1] < wrong[start][1]
-        assert result.heldout[made] < result.heldout[start]
+        assert wrong[reconstructed_stage][0] < 0.9 * wrong[start][0]
+        assert wrong[reconstructed_stage][1] < wrong[start][1]
+        assert result.heldout[reconstructed_stage] < result.heldout[start]
         for block in range(BLOCKS):
-            before, after = store.weights(start, block), store.weights(made, block)
+            before, after = store.weights(start, block), store.weights(reconstructed_stage, block)
             assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
-        curve = [value for name, value, _ in recorded.metrics if name == f"reconstruction@{made}"]
+        curve = [
+            value
+            for name, value, _ in recorded.metrics
+            if name == f"reconstruction@{reconstructed_stage}"
+        ]
         assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
     assert result.kept in (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     assert result.seconds["blocks"] > 0
-    done = [d for d, _, _ in recorded.progressed]
-    assert done == sorted(done) and done[-1] == recorded.progressed[-1][1]
+    progress = [d for d, _, _ in recorded.progressed]
+    assert progress == sorted(progress) and progress[-1] == recorded.progressed[-1][1]
 
 
 @pytest.mark.parametrize("activations", ["memory", "disk"])
 def test_a_stopped_run_resumes_bit_for_bit(
     activations: str, toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
-    chosen, model, whole = config(activations=activations), toy(), recorder()
-    prune(model, ids, chosen, tmp_path / "whole", whole)
-    expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
+    options, model, uninterrupted = config(activations=activations), toy(), recorder()
+    prune(model, ids, options, tmp_path / "whole", uninterrupted)
+    expected, cut = stage_hashes(model, tmp_path / "whole", options), tmp_path / "cut"
     counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
-    metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
+    metrics = cut_short(toy, ids, options, cut, counts, recorder)
     model, last = toy(), recorder()
-    prune(model, ids, chosen, cut, last)
-    assert stage_hashes(model, cut, chosen) == expected
-    assert metrics + last.metrics == whole.metrics
+    prune(model, ids, options, cut, last)
+    assert stage_hashes(model, cut, options) == expected
+    assert metrics + last.metrics == uninterrupted.metrics
 
 
 @pytest.mark.parametrize(
@@ -96,38 +100,40 @@ def test_a_stopped_run_resumes_bit_for_bit(
     ],
 )
 def test_reconstruction_starts_from_the_last_available_stage(
-    fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
+    fields: dict, reconstructed_stage: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
-    chosen = config(**fields)
-    result = prune(toy(), ids, chosen, tmp_path, held=0)
-    assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
-    assert result.kept == chosen.stages[-1]
+    options = config(**fields)
+    result = prune(toy(), ids, options, tmp_path, heldout_share=0)
+    assert reconstructed_stage == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(
+        options.stages
+    )
+    assert result.kept == options.stages[-1]
 
 
 def test_targets_are_the_hidden_states_of_the_dense_model(
     toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not what the dense block makes of the compressed model's, which are its inputs."""
-    seen = list[Examples]()
+    """They are not the dense block's outputs for the hidden states of the compressed model."""
+    recorded_examples = list[Examples]()
 
     def keep(model: PreTrainedModel, examples: Examples, *rest: Any) -> Reconstruction:
-        seen.append(examples)
+        recorded_examples.append(examples)
         return reconstruct(model, examples, *rest)
 
     monkeypatch.setattr(block_reconstruction, "reconstruct", keep)
     prune(toy(), ids, config(until="first"), tmp_path)
     model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
     stream = open_stream(model, ids, 1)
-    dense = made = stream.hidden
-    for block, examples in enumerate(seen):
+    dense = reconstructed_stage = stream.hidden
+    for block, examples in enumerate(recorded_examples):
         dense = run_block(model, stream, block, dense)
         assert all(map(torch.equal, examples.targets, dense))
-        assert all(map(torch.equal, examples.inputs, made))
+        assert all(map(torch.equal, examples.inputs, reconstructed_stage))
         linears = block_linears(model, block)
         for module, W in stores.weights(SDSStage.FIRST_BLOCKS, block).items():
             linears[module].write(W)
-        made = run_block(model, stream, block, made)
-    assert len(seen) == BLOCKS
+        reconstructed_stage = run_block(model, stream, block, reconstructed_stage)
+    assert len(recorded_examples) == BLOCKS
 
 
 def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
@@ -147,7 +153,7 @@ def test_errors_of_divergence_name_the_field_to_change(stage: str, field: str) -
 
 
 def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
-    """Two steps of Adam on the first block with its own parameters, as a textbook has them."""
+    """Reference for two steps of Adam on the first block."""
     weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
     masks = [(W != 0).float() for W in weights]
     moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
@@ -158,8 +164,8 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
         loss = ((output - y).square().sum(-1) / y.square().sum(-1)).mean()
         factor = 1e-2 * (0.5 if step else 1)  # cosine: 1, then the middle
         gradients = torch.autograd.grad(loss, weights)
-        each = zip(weights, masks, gradients, moments, sizes, strict=True)
-        for W, mask, gradient, (m, v), size in each:
+        tensors = zip(weights, masks, gradients, moments, sizes, strict=True)
+        for W, mask, gradient, (m, v), size in tensors:
             gradient = gradient * mask
             m.mul_(0.9).add_(0.1 * gradient)
             v.mul_(0.999).add_(0.001 * gradient.square())
@@ -213,18 +219,20 @@ def test_a_rate_that_is_too_high_is_lowered_or_the_block_is_unchanged(
     recorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At one whole weight a step every block diverges; from a quarter of it on some do not."""
+    """At a relative rate of 1 every block diverges; at a quarter of it some blocks improve."""
     monkeypatch.setattr(block_reconstruction, "ATTEMPTS", attempts)
-    chosen, recorded = config(reconstruct_rate=rate, until="first"), recorder()
-    prune(toy(), ids, chosen, tmp_path, recorded)
-    left = [v for name, v, _ in recorded.metrics if name.startswith("reconstruction@")]
+    options, recorded = config(reconstruct_rate=rate, until="first"), recorder()
+    prune(toy(), ids, options, tmp_path, recorded)
+    error_ratios = [v for name, v, _ in recorded.metrics if name.startswith("reconstruction@")]
     store = SDSStageStore(Checkpoints(tmp_path))
     for block in range(BLOCKS):
-        kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
-        same = all(torch.equal(W, start[module]) for module, W in kept.items())
+        reconstructed, start = (
+            store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL)
+        )
+        same = all(torch.equal(W, start[module]) for module, W in reconstructed.items())
         report = store.report(SDSStage.FIRST_BLOCKS, block).reconstruction
-        assert report["left"] == left[block]
-        assert (left[block] < 1, same) == (lowered, not lowered)
+        assert report["left"] == error_ratios[block]
+        assert (error_ratios[block] < 1, same) == (lowered, not lowered)
         assert (report["factor"] < 1) == lowered
     assert sum("The others keep their weights" in line for line in recorded.lines) == (not lowered)
     assert sum("times the learning rate" in line for line in recorded.lines) == BLOCKS * lowered

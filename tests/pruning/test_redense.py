@@ -26,9 +26,11 @@ def test_few_steps_restore_strong_directions_and_leave_weak_ones(make_layer) -> 
     start = first(layer)
     W = redense(start, layer.W, layer.inputs, 5, l1=0)
     _, directions = torch.linalg.eigh(layer.inputs.gram)  # weakest first
-    left = ((W - layer.W) @ directions).norm(dim=0) / ((start - layer.W) @ directions).norm(dim=0)
-    assert left[-1] < 0.1
-    assert left[0] > 0.5
+    remainder = ((W - layer.W) @ directions).norm(dim=0) / ((start - layer.W) @ directions).norm(
+        dim=0
+    )
+    assert remainder[-1] < 0.1
+    assert remainder[0] > 0.5
 
 
 @pytest.mark.parametrize("l1", [0.0, 0.03, 0.3])
@@ -40,8 +42,8 @@ def test_the_penalized_objective_falls(l1: float, steps: int, layer) -> None:
 
 
 def test_long_runs_reach_the_penalized_optimum(layer) -> None:
-    """Against thousands of plain proximal steps in float64, without momentum. The weakest inputs
-    are made stronger: they alone would take ten times as long."""
+    """The reference takes thousands of proximal steps in float64 without momentum. The weakest
+    inputs are amplified, because they would need ten times as many steps."""
     layer.X = layer.X + 0.3 * torch.randn(layer.X.shape, generator=torch.Generator().manual_seed(5))
     H, dense = layer.inputs.gram.double(), layer.W.double()
     a1 = 0.1 * H.diagonal().mean() * dense.abs().mean()
@@ -67,7 +69,7 @@ def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, de
 
 @pytest.mark.parametrize("largest", [(), (1.3, 1.29), (1e6,)])
 def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple) -> None:
-    """Eigenvalues that lie close to each other are what an iteration takes longest to part."""
+    """Iterations converge slowest for eigenvalues that are close to each other."""
     n, random = 1536, torch.Generator().manual_seed(3)
     values = torch.ones(n)
     values[: len(largest)] = torch.tensor(largest)
@@ -77,7 +79,7 @@ def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple)
 
 
 def test_the_eigenvalue_of_a_low_rank_matrix_is_accurate() -> None:
-    """The iteration ends early where there is nothing more to find."""
+    """The iteration ends early when the subspace is exhausted."""
     for H, exact in ((torch.eye(300), 1.0), (torch.ones(50, 50), 50.0), (torch.zeros(9, 9), 0.0)):
         assert largest_eigenvalue(H) == pytest.approx(1.05 * exact, rel=1e-4)
 

@@ -35,8 +35,8 @@ def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str]
     runs = {}
     for precision in ("float32", "bfloat16"):
         model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
-        chosen = config(precision=precision)
-        result = prune(model, _toy[1][:16], chosen, folder)
+        options = config(precision=precision)
+        result = prune(model, _toy[1][:16], options, folder)
         runs[precision] = stage_hashes(model, folder, config()), result.kept
     return runs
 
@@ -51,14 +51,14 @@ def finished(workspace: Path) -> int:
 def test_a_stopped_run_resumes_bit_for_bit(
     precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
 ) -> None:
-    """Stopped once `blocks` of the six checkpoints are there: three of each pass."""
-    chosen = config(precision=precision)
+    """The run stops when `blocks` of the six checkpoints exist; each pass has three."""
+    options = config(precision=precision)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
-        prune(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+        prune(toy(), ids, options, Checkpoints(tmp_path), stop)
     assert finished(tmp_path) == blocks
     model, recorded = toy(), recorder()
-    result = prune(model, ids, chosen, tmp_path, recorded)
+    result = prune(model, ids, options, tmp_path, recorded)
     expected, kept = uninterrupted[precision]
     assert (weights_hash(model), result.kept) == (expected[kept], kept)
     assert stage_hashes(model, tmp_path, config()) == expected
@@ -83,28 +83,28 @@ def test_a_damaged_block_is_done_again(
 
 
 def test_stored_blocks_have_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    """A job writes its figures when a checkpoint is about to appear; later ones could be lost."""
-    recorded, seen = recorder(), []
+    """A job writes its figures before a checkpoint appears; later figures could be lost."""
+    recorded, reports = recorder(), []
     checkpoints = Checkpoints(
-        tmp_path, lambda: seen.append((len(recorded.snapshots), len(recorded.metrics)))
+        tmp_path, lambda: reports.append((len(recorded.snapshots), len(recorded.metrics)))
     )
-    prune(toy(), ids, config(), checkpoints, recorded, held=0)
+    prune(toy(), ids, config(), checkpoints, recorded, heldout_share=0)
     first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
     counts = [(0, 0)]
     for snapshots, metrics in (first, first, first, second, second, second):
         counts.append((counts[-1][0] + snapshots, counts[-1][1] + metrics))
-    assert seen == counts
+    assert reports == counts
 
 
 def test_another_run_cannot_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     prune(model, ids, config(), tmp_path)
-    others = [
+    other_blocks = [
         (toy(), ids, config(pattern="4:8")),
         (toy(), ids[:8], config()),
         (model, ids, config()),  # pruned already
     ]
-    for other in others:
+    for other in other_blocks:
         with pytest.raises(ConfigError, match="another run"):
             prune(*other, tmp_path)
 
@@ -112,16 +112,16 @@ def test_another_run_cannot_use_the_workspace(toy, ids: Tensor, tmp_path: Path) 
 def test_a_run_resumes_in_its_original_precision(
     toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
 ) -> None:
-    """As on a cluster, where the next node may have another processor."""
+    """On a cluster, the next node may have another processor."""
     computes = "backend.models.blocks.computes_bfloat16"
-    chosen = config(precision="auto")
+    options = config(precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
-        prune(toy(), ids, chosen, tmp_path, stop)
+        prune(toy(), ids, options, tmp_path, stop)
     monkeypatch.setattr(computes, lambda device: False)
     model = toy()
-    prune(model, ids, chosen, tmp_path)
+    prune(model, ids, options, tmp_path)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
 
 
@@ -181,10 +181,10 @@ def test_damping_has_a_limit(stubborn, toy, ids: Tensor, tmp_path: Path) -> None
 def test_a_hessian_of_too_little_text_is_damped_with_a_warning(
     toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
-    """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
+    """32 tokens give a matrix of rank 32 or less for layers with 64 and 192 inputs."""
     recorded, model = recorder(), toy()
-    chosen = config(base="sparsegpt", damping=1e-7, until="first", control=False)
-    result = prune(model, ids[:2, :16], chosen, tmp_path, recorded, held=0)
+    options = config(base="sparsegpt", damping=1e-7, until="first", control=False)
+    result = prune(model, ids[:2, :16], options, tmp_path, recorded, heldout_share=0)
     raised = [text for text in result.warnings if "not positive definite" in text]
     assert raised and set(raised) <= set(recorded.lines)
     for block in range(3):

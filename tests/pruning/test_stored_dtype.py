@@ -27,7 +27,7 @@ def test_saved_weights_are_the_measured_weights(
     config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, control=True)
     checkpoints = Checkpoints(tmp_path / "run")
     ids = calibration[:8, :64]
-    result = prune(model, ids, config, checkpoints, stored=stored, held=0)
+    result = prune(model, ids, config, checkpoints, stored_dtype=stored, heldout_share=0)
     store = SDSStageStore(checkpoints)
     for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
         for W in store.weights(stage, 1).values():

@@ -70,12 +70,12 @@ def make(tmp_path_factory) -> Make:
     return build
 
 
-def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path) -> tuple:
-    """Every stage's hash, what is kept, and all figures but the times."""
-    result = prune(model, ids, chosen, folder)
-    kept = weights_hash(model)
-    hashes = stage_hashes(model, folder, chosen)
-    assert hashes[result.kept] == kept and len(set(hashes.values())) == len(hashes)
+def outcome(model: PreTrainedModel, ids: Tensor, options: SDSConfig, folder: Path) -> tuple:
+    """Hash of every stage, the kept stage, and all figures except times."""
+    result = prune(model, ids, options, folder)
+    last_hash = weights_hash(model)
+    hashes = stage_hashes(model, folder, options)
+    assert hashes[result.kept] == last_hash and len(set(hashes.values())) == len(hashes)
     return hashes, result.kept, result.heldout, result.errors, result.zero_share
 
 
@@ -93,29 +93,29 @@ def test_a_streamed_run_is_equal_bit_for_bit(
     family: str, fields: dict, make: Make, calibration: Tensor, tmp_path: Path
 ) -> None:
     ids = calibration[:12, :48] % 96 if family != "toy" else calibration[:12]
-    whole = outcome(make(family, False), ids, config(**fields), tmp_path / "whole")
+    in_memory = outcome(make(family, False), ids, config(**fields), tmp_path / "whole")
     streamed = outcome(make(family, True), ids, config(**fields), tmp_path / "streamed")
-    assert streamed == whole
+    assert streamed == in_memory
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_parallel_batches_give_the_same_result(
     make: Make, calibration: Tensor, tmp_path: Path
 ) -> None:
-    ids, chosen = calibration[:8], config(batch=8, base="sparsegpt")
-    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
-    assert outcome(make("toy", True), ids, chosen, tmp_path / "streamed") == whole
+    ids, options = calibration[:8], config(batch=8, base="sparsegpt")
+    in_memory = outcome(make("toy", False), ids, options, tmp_path / "whole")
+    assert outcome(make("toy", True), ids, options, tmp_path / "streamed") == in_memory
 
 
 def test_a_run_resumes_with_other_storage(
     make: Make, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    ids, chosen = calibration[:12], config(activations="disk")
-    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
+    ids, options = calibration[:12], config(activations="disk")
+    in_memory = outcome(make("toy", False), ids, options, tmp_path / "whole")
     for count, streamed in ((1, True), (3, False), (5, True)):
         begun = partial(make, "toy", streamed)
-        cut_short(begun, ids, chosen, tmp_path / "mixed", (count,), recorder)
-    assert outcome(make("toy", False), ids, chosen, tmp_path / "mixed") == whole
+        cut_short(begun, ids, options, tmp_path / "mixed", (count,), recorder)
+    assert outcome(make("toy", False), ids, options, tmp_path / "mixed") == in_memory
 
 
 def test_a_damaged_block_is_reported_before_any_work(
@@ -146,15 +146,16 @@ def test_hidden_states_are_stored_where_the_config_says(
         [("disk", 10**12), ("memory", 1), ("auto", 1), ("auto", 10**12)]
     ):
         monkeypatch.setattr("backend.pruning.sds.free_memory", lambda _, free=free: free)
-        chosen = config(activations=choice, until="first", control=False)
-        prune(toy(), calibration[:2], chosen, tmp_path / str(n), held=0)
+        options = config(activations=choice, until="first", control=False)
+        prune(toy(), calibration[:2], options, tmp_path / str(n), heldout_share=0)
     assert folders == [tmp_path / "0", None, tmp_path / "2", None]
 
 
 def test_weights_that_fit_in_16_bits_are_stored_in_16_bits(
     toy, calibration: Tensor, tmp_path: Path
 ) -> None:
-    """The toy's weights are float16: its dense and its merely masked stages take half."""
+    """The weights of the toy model are float16, so its dense and masked stages take half the
+    space."""
     model = toy()
     dense = {m: x.read() for m, x in block_linears(model, 1).items()}
     prune(model, calibration[:8], config(), tmp_path)
@@ -187,9 +188,9 @@ def test_an_out_of_memory_error_names_its_step(
 
     stub = Pruner(fail, StatisticsLevel.NOTHING)
     monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
-    chosen = config(base="magnitude")
+    options = config(base="magnitude")
     with pytest.raises(ComputeError if recorded else type(error)) as caught:
-        prune(toy(), calibration[:8], chosen, tmp_path)
+        prune(toy(), calibration[:8], options, tmp_path)
     if recorded:
         assert "Out of memory: pruning of block 1 of 3" in caught.value.what
         assert caught.value.why and caught.value.do

@@ -61,7 +61,7 @@ def test_no_row_gets_worse_or_denser(soft: bool, pattern: str, name: str, make_l
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_more_steps_never_increase_the_error(soft: bool, make_layer) -> None:
-    """The descent itself overshoots; each row must end as the best it ever was."""
+    """The descent may overshoot, so each row must end at its best iterate."""
     layer = make_layer(24, 64, 500)
     start = pruned(layer, "2:4")
     errors = [row_errors(layer, adjusted(layer, start, "2:4", t, soft)) for t in range(1, 60)]

@@ -141,7 +141,7 @@ def test_an_impossible_budget_is_refused_with_the_nearest_possible_one(
 def test_the_nearest_possible_budget_can_be_parsed_and_satisfied(
     profile: SensitivityProfile,
 ) -> None:
-    """2.01MB is read as 2009999.9999999998 bytes."""
+    """2.01MB is parsed as 2009999.9999999998 bytes."""
     solver = BudgetSolver(profile, 1_953_704)  # and 55,296 of the layers
     with pytest.raises(ConfigError, match=r"Choose 2\.01MB or more"):
         solver.solve(Budget("size", 2e6))
@@ -150,8 +150,8 @@ def test_the_nearest_possible_budget_can_be_parsed_and_satisfied(
 
 @pytest.fixture
 def timed(profile: SensitivityProfile) -> SensitivityProfile:
-    """Its layers take 10 ms in 16 bits, and half a millisecond more with every bit; query and key
-    are one matrix."""
+    """Profile whose layers take 10 ms in 16 bits and 0.5 ms more per bit; query and key are one
+    matrix."""
     layers = [
         replace(x, name=x.name.replace("mlp.experts.0.up", "self_attn.k")) for x in profile.layers
     ]

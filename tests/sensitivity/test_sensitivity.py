@@ -37,9 +37,9 @@ def ids(toy: LoadedModel) -> Tensor:
 
 @pytest.fixture(scope="module")
 def dense(toy: LoadedModel, ids: Tensor) -> DenseTrace:
-    made = trace(toy.model, ids, torch.float32, SILENT)
-    measure_fisher(made, 3, SILENT)
-    return made
+    dense_trace = trace(toy.model, ids, torch.float32, SILENT)
+    measure_fisher(dense_trace, 3, SILENT)
+    return dense_trace
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -68,17 +68,18 @@ def test_kl_and_loss_equal_those_of_the_whole_model(
 def test_fisher_is_the_mean_squared_gradient_at_the_outputs(
     toy: LoadedModel, ids: Tensor, dense: DenseTrace
 ) -> None:
-    """The same labels, drawn in the same order; one backward pass through the whole model."""
-    generator, total, seen = torch.Generator().manual_seed(3), torch.zeros(()), list[Tensor]()
+    """The reference samples the same labels and takes one backward pass through the entire
+    model."""
+    generator, total, outputs = torch.Generator().manual_seed(3), torch.zeros(()), list[Tensor]()
     layer = block_linears(toy.model, 1)[MODULE].layer
-    hook = layer.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    hook = layer.register_forward_hook(lambda _m, _i, out: outputs.append(out))
     layer.get_parameter("weight").requires_grad_()
     try:
         for row in ids.split(1):
             logits = toy.model(row).logits[0]
             labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
             loss = functional.cross_entropy(logits, labels[:, 0], reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, seen.pop())
+            (gradient,) = torch.autograd.grad(loss, outputs.pop())
             total = total + gradient[0].square().sum(0)
     finally:
         hook.remove()

@@ -27,9 +27,9 @@ MATRICES = st.tuples(st.integers(1, 7), st.integers(1, 9)).flatmap(
 )
 
 
-def taken(weight: torch.Tensor, dense: torch.Tensor, **more: float) -> TensorSnapshot:
-    reference, place = ReferenceTensor(dense), {"tensor": "a.weight", "block": 3, "module": "a"}
-    return reference.measure(weight, **place, stage="first", more=more, spectral=False).snapshot
+def snapshot_of(weight: torch.Tensor, dense: torch.Tensor, **more: float) -> TensorSnapshot:
+    reference, location = ReferenceTensor(dense), {"tensor": "a.weight", "block": 3, "module": "a"}
+    return reference.measure(weight, **location, stage="first", more=more, spectral=False).snapshot
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_statistics_equal_those_of_numpy(weight: torch.Tensor) -> None:
 def test_skewness_and_kurtosis_do_not_depend_on_the_scale(
     unit: float, weight: torch.Tensor
 ) -> None:
-    """Fourth powers of such weights are too small or too large for float32."""
+    """Fourth powers of these weights are outside the range of float32."""
     actual, usual = (
         tensor_statistics(ascending(w.flatten()), 1.0) for w in (weight * unit, weight)
     )
@@ -75,7 +75,7 @@ def test_skewness_and_kurtosis_do_not_depend_on_the_scale(
 @pytest.mark.parametrize("value", [0.0, -1.5])
 def test_a_constant_tensor_has_finite_statistics(value: float) -> None:
     W = torch.full((4, 4), value)
-    actual = taken(W, W)
+    actual = snapshot_of(W, W)
     assert all(np.isfinite(x) for x in (*actual.stats.values(), *actual.quantiles, actual.hi))
     assert actual.hi > 0
     assert actual.stats["kurtosis"] == 0
@@ -83,15 +83,15 @@ def test_a_constant_tensor_has_finite_statistics(value: float) -> None:
 
 def test_quantiles_equal_those_of_numpy(weight: torch.Tensor) -> None:
     expected = np.quantile(weight.numpy().astype(np.float64), QUANTILES)
-    assert taken(weight, weight).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
+    assert snapshot_of(weight, weight).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 @given(MATRICES, st.floats(0, 5))
 def test_zeros_and_near_zeros_are_counted_exactly(values: np.ndarray, std: float) -> None:
     figures = tensor_statistics(ascending(torch.from_numpy(values).flatten()), std)
-    near = np.float32(NEAR_ZERO * std)
+    threshold = np.float32(NEAR_ZERO * std)
     assert figures["zero_share"] == (values == 0).mean()
-    assert figures["near_zero"] == (np.abs(values) < near).mean()
+    assert figures["near_zero"] == (np.abs(values) < threshold).mean()
     assert figures["smallest"] == np.abs(values[values != 0]).min(initial=9, where=True) % 9
     assert figures["std"] == pytest.approx(values.std(dtype=np.float64), rel=1e-4, abs=1e-6)
 

@@ -1,5 +1,5 @@
-"""Maps of a matrix, and parts of one read from its file; singular values against torch's, and power
-laws whose exponent is known."""
+"""Maps and regions of a matrix, singular values compared with PyTorch, and power laws with a
+known exponent."""
 
 from pathlib import Path
 
@@ -126,7 +126,8 @@ def test_the_fit_recovers_the_exponent_of_a_power_law(alpha: float) -> None:
 def test_fits_equal_those_of_weight_watcher(
     layer: str, alpha: float, stable_rank: float, distance: float
 ) -> None:
-    """Of layers of the built-in model, as WeightWatcher 0.7.7 has them (`analyze`)."""
+    """The expected values are results of WeightWatcher 0.7.7 (`analyze`) for the built-in
+    model."""
     weight = load("toy").model.get_submodule(f"model.layers.{layer}").weight
     figures = spectrum(weight)[0]
     assert figures["alpha"] == pytest.approx(alpha, rel=1e-4)

@@ -68,7 +68,7 @@ def test_shuffling_moves_weights_but_not_their_distribution(dense: Tensor) -> No
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("copies", [1, 50])
 def test_pruning_by_size_is_recognized(dense: Tensor, share: float, copies: int) -> None:
-    """Also of a tensor so large that its values are counted, not sorted."""
+    """This includes a tensor so large that its values are counted instead of sorted."""
     dense = torch.cat([dense * (1 + n / 64) for n in range(copies)])
     pruned = prune_by_size(dense, share)
     stats = measured(dense, pruned).snapshot.stats
@@ -132,13 +132,13 @@ def test_a_difference_on_every_window_is_significant_although_windows_differ() -
 
 def test_noise_is_not_significant_and_the_interval_has_its_coverage() -> None:
     random = np.random.default_rng(1)
-    apart = covered = 0
+    significant = covered = 0
     for _ in range(200):
-        one, other = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
-        actual = paired_ratio(one + other, one)
-        apart += actual.told_apart
+        losses, differences = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
+        actual = paired_ratio(losses + differences, losses)
+        significant += actual.told_apart
         covered += actual.low <= 1 <= actual.high
-    assert apart < 30 and covered > 170  # 5 % expected, somewhat more of so few windows
+    assert significant < 30 and covered > 170  # 5 % expected, somewhat more of so few windows
 
 
 def test_unequal_or_few_windows_have_no_ratio() -> None:

@@ -36,7 +36,7 @@ def dsnot(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) 
     variance = inputs.energy - inputs.mean.square()
     floor = MIN_VARIANCE * variance.mean()  # at most 0 if all inputs are constant
     variance = variance.clamp(min=floor) if floor > 0 else torch.ones_like(variance)
-    contribution = W * inputs.mean  # of each weight to the mean of its output
+    contribution = W * inputs.mean  # to the mean of the output
     error = (contribution * ~mask).sum(1)
     rejected = torch.zeros_like(mask)  # dropped weights that no swap can restore
     rows = torch.arange(len(W), device=W.device)

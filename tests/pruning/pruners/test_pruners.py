@@ -46,8 +46,8 @@ def slow_wanda(W: Tensor, X: Tensor, pattern: Pattern) -> Tensor:
 def slow_sparsegpt(W: Tensor, X: Tensor, pattern: Pattern, damping: float, block: int) -> Tensor:
     """Optimal brain surgeon in float64, column by column on the entire matrix.
 
-    After column j is settled, the rest is updated with the inverse Hessian of the columns from j
-    on, computed anew: no Cholesky factor, no blocks of lazy updates.
+    After column j is pruned, later columns are updated with the inverse Hessian of the columns
+    from j on, which is computed again: no Cholesky factor, no lazy updates of blocks.
     """
     W, H = W.double().clone(), (X.double() @ X.double().T) / X.shape[1]
     H += damping * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
@@ -59,8 +59,8 @@ def slow_sparsegpt(W: Tensor, X: Tensor, pattern: Pattern, damping: float, block
             part = slice(j, j + pattern.group)
             for row in range(len(W)):
                 scores = W[row, part].square() / spread[part]
-                chosen = lowest(scores, pattern.group - pattern.keep)
-                dropped[row, [j + k for k in chosen]] = True
+                selected = lowest(scores, pattern.group - pattern.keep)
+                dropped[row, [j + k for k in selected]] = True
         elif not pattern.structured and j % block == 0:
             part = slice(j, j + block)
             scores = (W[:, part].square() / spread[part]).flatten()
@@ -103,8 +103,8 @@ def test_counts_are_exact_and_the_input_is_unchanged(name: str, pattern: str, ma
     gram = inputs.gram.clone()
     actual = prune(name, layer.W, inputs, pattern)
     if parsed.structured:
-        kept = (actual != 0).view(8, -1, parsed.group).sum(-1)
-        assert (kept == parsed.keep).all()
+        mask = (actual != 0).view(8, -1, parsed.group).sum(-1)
+        assert (mask == parsed.keep).all()
     else:
         assert (actual == 0).float().mean().item() == pytest.approx(parsed.drop, abs=0.002)
     assert torch.equal(layer.W, before) and torch.equal(inputs.gram, gram)
@@ -147,8 +147,7 @@ def test_weights_of_a_dead_input_are_dropped_first(pattern: str, make_layer) -> 
 def test_the_scale_of_the_inputs_does_not_matter_even_with_dead_inputs(
     name: str, pattern: str, make_layer
 ) -> None:
-    """As behind a ReLU: dead inputs must neither take the places nor make the damping of quiet
-    ones."""
+    """Dead inputs, as after a ReLU, must not affect the mask or the damping of other inputs."""
     layer, quiet = make_layer(8, 64, 1000), make_layer(8, 64, 1000)
     layer.X[::3] = 0
     quiet.X = layer.X * 2.0**-12
@@ -170,8 +169,8 @@ def test_the_mean_error_of_no_row_grows_and_most_fall(text: str, make_layer) -> 
     layer.X += torch.linspace(-2, 2, 64)[:, None]
     before = wanda(layer.W, layer.inputs, pattern, 0.01)
     after = dsnot(layer.W, layer.inputs, pattern, 0.01)
-    kept = after != 0
-    assert torch.equal(after[kept], layer.W[kept])  # no weight changes its value
+    mask = after != 0
+    assert torch.equal(after[mask], layer.W[mask])  # no weight changes its value
     assert torch.equal((after != 0).sum(1), (before != 0).sum(1))
     if pattern.structured:
         assert ((after.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
@@ -192,11 +191,11 @@ Solver = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
 solvers = pytest.mark.parametrize("solver", [admm.admm, alps.alps], ids=["admm", "alps"])
 
 
-def exact(W: Tensor, H: Tensor, kept: Tensor) -> Tensor:
-    """The least-squares optimum on the weights that are kept, row by row in float64."""
+def exact(W: Tensor, H: Tensor, mask: Tensor) -> Tensor:
+    """Least-squares optimum on the kept weights, row by row in float64."""
     W, H, best = W.double(), H.double(), torch.zeros_like(W, dtype=torch.float64)
     for row in range(len(W)):
-        on = kept[row].nonzero().flatten()
+        on = mask[row].nonzero().flatten()
         best[row, on] = torch.linalg.solve(H[on][:, on], (W[row] @ H)[on])
     return best.float()
 
