@@ -158,10 +158,10 @@ BACK = """state => {
   dispatchEvent(new PopStateEvent("popstate")); }"""
 NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int9-g64~0x22": "9 bits are not offered",
-    "~magnitude~rtn~dense~0x99": "Its layers are not those of this model",
+    "~magnitude~rtn~dense~0x99": "Its layers do not match those of this model",
     "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
-    "~none~rtn~dense~0x22": "There is no method 'none'",
+    "~none~rtn~dense~0x22": "The method 'none' or 'rtn' does not exist",
 }
 
 

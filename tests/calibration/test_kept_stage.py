@@ -9,8 +9,8 @@ from backend.calibration.kept_stage import choose
 
 LABELS = {"gptq": "GPTQ", "m": "Magnitudes only", "qat": "DL-QAT", "lora": "LoRA (control)"}
 STAGES = ["gptq", "m", "qat"]
-TEXT = np.linspace(2.5, 4.0, 12)  # windows differ more than stages do
-NOISE = 0.01 * np.cos(np.arange(12))  # of a difference, with a mean near 0
+TEXT = np.linspace(2.5, 4.0, 12)  # windows differ more than stages
+NOISE = 0.01 * np.cos(np.arange(12))  # noise of a difference, with a mean near 0
 
 
 def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:

@@ -80,7 +80,7 @@ def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.usefixtures("two_threads")  # batches are run side by side
+@pytest.mark.usefixtures("two_threads")  # batches run in parallel
 def test_grams_equal_those_of_the_whole_model(
     kind: str, attention: str, batch: int, ids: Tensor
 ) -> None:
@@ -119,7 +119,7 @@ def test_parallel_batches_are_summed_in_the_same_order(ids: Tensor) -> None:
         with InputCollector(linears, StatisticsLevel.GRAM) as collector:
             assert not [*run_block(model, stream, 1, stream.hidden, until=until)]
             inputs = collector.finish()
-        assert inputs["mlp.down_proj"].tokens == 0  # a pass has not come to it
+        assert inputs["mlp.down_proj"].tokens == 0  # before any pass reaches the layer
         actual.append(inputs["mlp.up_proj"].gram)
     assert torch.equal(actual[0], actual[1]) and torch.equal(actual[1], actual[2])
     assert torch.allclose(actual[0], actual[3], rtol=1e-5)

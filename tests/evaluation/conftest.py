@@ -37,7 +37,7 @@ CONFIGS = {
         word_embed_proj_dim=24,
         init_std=0.3,
     ),
-    "gemma2": Gemma2Config(  # caps its logits behind the head
+    "gemma2": Gemma2Config(  # caps its logits after the head
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,

@@ -62,7 +62,7 @@ def test_divergence_equals_its_definition(
     monkeypatch.setattr(room, "POSITIONS", 7)  # does not divide 39
     other = pruned(dense)
     kl, same = by_hand(dense, other, rows)
-    assert kl.mean() > 0.001 and 0 < same.mean() < 1  # else nothing would be tested
+    assert kl.mean() > 0.001 and 0 < same.mean() < 1  # otherwise nothing would be tested
     for new in (list, batches_in(tmp_path)):
         actual = compared(dense, other, rows, batch, new)
         assert actual.kl == pytest.approx(kl.mean().item(), rel=1e-4)
@@ -110,7 +110,7 @@ def test_an_end_of_text_ends_a_sample(toy, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_agreement_counts_up_to_the_first_difference() -> None:
     assert agreement([[1, 2, 3, 4]], [[1, 2, 9, 4]]) == 0.5
-    assert agreement([[1, 2]], [[1, 2, 3, 4]]) == 0.5  # one went on
+    assert agreement([[1, 2]], [[1, 2, 3, 4]]) == 0.5  # one text is longer
     assert agreement([[1], [1, 2]], [[1], [3, 2]]) == 0.5
     assert agreement([[]], [[]]) == 1.0 and agreement([[]], [[1]]) == 0.0
 

@@ -16,7 +16,7 @@ from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import Impatient, text_of
 
-CONTEXT = MIN_CONTEXT + 7  # of tokens beyond the last part
+CONTEXT = MIN_CONTEXT + 7  # tokens after the last part
 WINDOWS = 3
 
 
@@ -45,7 +45,7 @@ def test_a_question_has_a_passage_its_true_ending_and_the_next_three(bos: bool) 
         [row[PASSAGE_TOKENS].item() - PASSAGE_TOKENS for row in part] for part in (first, last)
     ]
     assert starts[0] == [0, QUESTION_TOKENS, 2 * QUESTION_TOKENS, 3 * QUESTION_TOKENS]
-    begin = (WINDOWS - 1) * CONTEXT  # the last question's window, after whose end it begins anew
+    begin = (WINDOWS - 1) * CONTEXT  # endings wrap around at the end of the window
     assert starts[1] == [begin + k * QUESTION_TOKENS for k in (3, 0, 1, 2)]
     few = questions(text_of(windows, bos), 4)
     assert len(few) == 4 == question_count(WINDOWS, CONTEXT, 4)
@@ -64,7 +64,7 @@ def test_the_answer_is_the_most_likely_ending(toy, question_ids) -> None:
         assert right == (likelihoods.index(max(likelihoods)) == 0)
     assert (
         1 / CHOICES < score.accuracy == sum(score.correct) / len(question_ids)
-    )  # it has learned stories
+    )  # the model was trained on stories
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])

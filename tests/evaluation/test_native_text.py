@@ -66,7 +66,8 @@ def test_greedy_tokens_of_several_texts() -> None:
     for prompt, text in zip(prompts, texts, strict=True):
         logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(text)[:, None])[:, 0]
-        assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5  # as good as likeliest
+        # Rounding may select another token among near ties.
+        assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5
     ends = {texts[1][4]}
     expected_texts = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
     together = [*greedy_tokens(reading(model), prompts, ends, 9)]

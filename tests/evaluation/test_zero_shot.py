@@ -91,7 +91,7 @@ def test_a_custom_task_has_the_score_computed_by_hand(
     for row in questions:
         normed = [likelihood(toy, row["question"], c) / len(c) for c in row["choices"]]
         right += normed.index(max(normed)) == row["answer"]
-    assert right > 0  # else nothing was tested
+    assert right > 0  # otherwise nothing was tested
     assert score.value == right / QUESTIONS and score.n == QUESTIONS
     assert (score.task, score.metric) == ("toy_next", "acc_norm") and score.stderr is not None
     (part,) = zero_shot(toy.model, toy.tokenizer, tasks, 5, 4, SilentReporter())

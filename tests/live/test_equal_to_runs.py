@@ -82,7 +82,7 @@ def test_pruned_layers_equal_those_of_a_run(
     run = read(all_linears(pruned(toy(), calibration[:12], tmp_path, precision, **fields)))
     if pruner != "magnitude":
         assert set(live.origins.values()) == {"instant", "dense"}
-        assert not same(live, run)  # what a run sees is the model pruned so far
+        assert not same(live, run)  # a run collects inputs of the model pruned so far
         assert [steps for steps, _, _ in live.refine()] == [1, 2, 3]
     assert same(live, run)
     assert set(live.origins.values()) == {"refined", "dense"}
@@ -140,10 +140,10 @@ def test_other_layers_do_not_change(dense: DenseModel) -> None:
     first, *other_layers = dense.in_blocks
     live.apply({first: "50%"}, "sparsegpt")
     before = {name: live.weight(name) for name in other_layers}
-    assert len([*live.refine()]) == 1  # it ends behind the last block that is refined
+    assert len([*live.refine()]) == 1  # refinement ends after the last refined block
     assert same(live, before) and live.origins[first] == "refined"
     live.apply({}, "alps")
-    assert live.origins[first] == "instant"  # it was made by another pruner
+    assert live.origins[first] == "instant"  # another pruner made it
 
 
 PERCENT = st.integers(1, 9999).map(lambda n: f"{n / 100}%")

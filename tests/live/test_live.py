@@ -137,14 +137,14 @@ def test_only_changed_layers_are_made_and_repacked(
 
     assert laid({down: "50%"}) == (1, 1)
     assert laid({down: "50%", query: "dense"}) == (0, 0)
-    assert laid({query: "2:4"}) == (1, 1)  # its matrix holds keys and values, too
+    assert laid({query: "2:4"}) == (1, 1)  # its matrix includes keys and values
     assert laid({live.dense.outside[0]: "int6-g32"}) == (1, 1)
     assert laid(dict.fromkeys(names, "int4-g32")) == (21, 15)
     read = running.read_bytes
     assert laid(dict.fromkeys(live.dense.layers, "dense")) == (22, 16)
     assert read < 0.4 * running.read_bytes
     *_, actual = losses(live, unseen[:2])
-    assert actual.windows == actual.dense  # nothing is left of what it was
+    assert actual.windows == actual.dense  # no trace of the previous state remains
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_newer_change_cancels_earlier_work(live: LiveModel, unseen: Tensor) ->
     measured, traced = losses(live, unseen), traced_losses(live, unseen[0])
     next(measured), next(traced)
     refined = live.refine()
-    next(refined)  # changes the model, as a person does
+    next(refined)  # changes the model like a user
     for older in (measured, traced):
         with pytest.raises(CancelledError):
             next(older)
@@ -224,7 +224,7 @@ def test_passes_are_cancelled_early(dense: DenseModel, unseen: Tensor, dtype: to
     with pytest.raises(CancelledError):
         live.running.logits(unseen[0], stop)
     live.running.logits(unseen[0], lambda: None)
-    assert len(requested) == 2  # no hook is left
+    assert len(requested) == 2  # no hook remains
 
 
 def test_a_released_model_is_built_again(live: LiveModel, unseen: Tensor) -> None:

@@ -113,7 +113,7 @@ def test_ties_in_a_group_are_broken_as_by_masks(seed: int, group: int, keep: int
     torch.manual_seed(seed)
     keep = min(keep, group - 1)
     dense = torch.randint(-2, 3, (9, 64)).float()
-    start = torch.full_like(dense, 64.0)  # exact in bfloat16, and far away
+    start = torch.full_like(dense, 64.0)  # exact in bfloat16 and far from the start
     W, _ = room.descend(start, dense, identity(64), 1, group, keep)
     assert torch.equal(W, dense * keep_mask(dense.abs(), Pattern(keep, group, 0.5)))
 

@@ -16,7 +16,7 @@ from backend.pruning.masks import (
     top_per_row,
 )
 
-# Few distinct scores, so that ties are the rule.
+# Few distinct scores make ties common.
 SCORES = st.integers(0, 4).map(np.float32)
 
 

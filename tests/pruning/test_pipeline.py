@@ -198,7 +198,7 @@ def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_describes_the_kept_stage(name: str, finished) -> None:
     result = finished[name]["result"]
-    unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither can be kept
+    unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither is a candidate
     assert result.heldout.keys() == {*MADE} - unjudged
     assert result.kept == SDSStage.SDS
     assert result.heldout[SDSStage.SDS] <= result.heldout[SDSStage.SECOND]
@@ -239,7 +239,7 @@ def test_statistics_on_another_thread_equal_those_in_sequence(
     toy, calibration: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = []
-    # the sums of two batches side by side are rounded otherwise
+    # parallel batches have other rounding errors in their sums
     monkeypatch.setattr("backend.pruning.passes.even_batch", lambda _, rows, batch: batch)
     for threads, memory_bytes in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)

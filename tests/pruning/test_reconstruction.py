@@ -83,7 +83,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     options, model, uninterrupted = config(activations=activations), toy(), recorder()
     prune(model, ids, options, tmp_path / "whole", uninterrupted)
     expected, cut = stage_hashes(model, tmp_path / "whole", options), tmp_path / "cut"
-    counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
+    counts = (7, 11)  # stored blocks in either pass of reconstruction
     metrics = cut_short(toy, ids, options, cut, counts, recorder)
     model, last = toy(), recorder()
     prune(model, ids, options, cut, last)

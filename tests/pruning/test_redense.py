@@ -56,7 +56,7 @@ def test_long_runs_reach_the_penalized_optimum(layer) -> None:
     assert torch.allclose(actual.double(), W, atol=1e-4)
 
 
-@example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low
+@example(29, 15, 769, 0.125)  # two eigenvalues so close that a single vector underestimates by 5 %
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 1000), st.floats(0.0, 3.0))
 @settings(max_examples=100, deadline=None)
 def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, decay: float) -> None:

@@ -21,7 +21,7 @@ def test_saved_weights_are_the_measured_weights(
     toy, calibration: Tensor, tmp_path: Path, dtype: str, pruner: str
 ) -> None:
     stored, model = getattr(torch, dtype), toy()
-    for parameter in model.parameters():  # as a 16-bit checkpoint is loaded on the CPU
+    for parameter in model.parameters():  # dtype of a 16-bit checkpoint on the CPU
         parameter.data = parameter.data.to(stored).float()
     model.get_parameter("model.norm.weight").data[0] = 1 + 2**-20  # a norm kept in float32
     config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, control=True)

@@ -169,7 +169,7 @@ def test_layers_of_one_matrix_share_a_format_under_a_budget_of_milliseconds(
     assert mix.milliseconds == pytest.approx(2.5, abs=0.02) and mix.milliseconds <= 2.5
     assert mix.loss < solver.uniform(FORMATS[1]).loss
     assert str(mix.budget("ms")) == "2.5ms"
-    for at in range(0, len(timed.layers), 3):  # one matrix of the decoder
+    for at in range(0, len(timed.layers), 3):  # one matrix in the decoder
         assert len({mix.formats[x.name] for x in timed.layers[at : at + 2]}) == 1
     parted = dict.fromkeys((x.name for x in timed.layers), FORMATS[0])
     parted[timed.layers[0].name] = FORMATS[2]  # both are read in 4 bits

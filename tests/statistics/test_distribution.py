@@ -106,7 +106,7 @@ def test_bins_equal_those_of_numpy_and_counts_add_up(values: np.ndarray, edge: f
     assert above == (values > np.float32(edge)).sum()
     assert counts.sum() + zeros + below + above == values.size
     counts, *_ = histogram(ordered, 2.0)
-    edges = np.linspace(-2, 2, BINS + 1)  # exact in binary, as numpy's arithmetic needs
+    edges = np.linspace(-2, 2, BINS + 1)  # exact in binary, for NumPy's arithmetic
     assert counts.tolist() == np.histogram(values[values != 0], edges)[0].tolist()
 
 

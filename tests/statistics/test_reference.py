@@ -80,7 +80,7 @@ def test_pruning_by_size_is_recognized(dense: Tensor, share: float, copies: int)
 
 def test_pruning_by_other_scores_is_recognized(dense: Tensor) -> None:
     half = dense.clone()
-    half[::2] = 0.0  # every other row, whatever its weights
+    half[::2] = 0.0  # every other row, regardless of its weights
     stats = measured(dense, half).snapshot.stats
     below = (dense[::2].abs() <= stats["cutoff"]).float().mean().item()
     assert stats["by_size"] == pytest.approx(below) and below == pytest.approx(0.5, abs=0.05)
@@ -138,7 +138,7 @@ def test_noise_is_not_significant_and_the_interval_has_its_coverage() -> None:
         actual = paired_ratio(losses + differences, losses)
         significant += actual.told_apart
         covered += actual.low <= 1 <= actual.high
-    assert significant < 30 and covered > 170  # 5 % expected, somewhat more of so few windows
+    assert significant < 30 and covered > 170  # 5 % expected, slightly more with few windows
 
 
 def test_unequal_or_few_windows_have_no_ratio() -> None:

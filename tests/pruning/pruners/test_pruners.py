@@ -18,7 +18,7 @@ from backend.pruning.pruners.sparsegpt import BLOCK
 from backend.pruning.pruners.wanda import wanda
 
 PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
-COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8
+COLUMNS = 320  # three blocks of 128 and a partial block; divisible by 4, 5 and 8
 
 
 def prune(
@@ -182,8 +182,8 @@ def test_a_swap_is_that_of_the_paper() -> None:
     W = torch.tensor([[3.0, 1.0, -0.5, 2.0]])
     mean, energy = torch.tensor([0.1, 1.0, 1.0, 0.2]), torch.tensor([1.0, 1.5, 2.0, 1.0])
     inputs = InputStatistics(10, energy, mean=mean)
-    # Wanda keeps 3.0 and 2.0: scores 3, 1.2, 0.7, 2. The lost mean is 1 - 0.5 = 0.5, so 1.0 comes
-    # back; e = -0.5. Of those that raise e when they go, 2.0 has the lowest score: e = -0.1.
+    # Wanda keeps 3.0 and 2.0: scores 3, 1.2, 0.7, 2. The error is e = 1 - 0.5 = 0.5, so 1.0 is
+    # restored: e = -0.5. Among weights that raise e if dropped, 2.0 has the lowest score: e = -0.1.
     assert dsnot(W, inputs, Pattern.parse("50%"), 0.01).tolist() == [[3.0, 1.0, 0.0, 0.0]]
 
 
