@@ -236,7 +236,7 @@ class SensitivityWalk(BlockWalk):
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
-        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Layers alone"))
+        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Measuring layers"))
 
     def _profile(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W, figures = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)

@@ -92,7 +92,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("fields", "made"),
+    ("fields", "expected"),
     [
         ({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
         ({"control": False}, {SDSStage.SDS_BLOCKS}),
@@ -100,13 +100,11 @@ def test_a_stopped_run_resumes_bit_for_bit(
     ],
 )
 def test_reconstruction_starts_from_the_last_available_stage(
-    fields: dict, reconstructed_stage: set, toy, ids: Tensor, tmp_path: Path
+    fields: dict, expected: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
     options = config(**fields)
     result = prune(toy(), ids, options, tmp_path, heldout_share=0)
-    assert reconstructed_stage == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(
-        options.stages
-    )
+    assert expected == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(options.stages)
     assert result.kept == options.stages[-1]
 
 
@@ -124,15 +122,15 @@ def test_targets_are_the_hidden_states_of_the_dense_model(
     prune(toy(), ids, config(until="first"), tmp_path)
     model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
     stream = open_stream(model, ids, 1)
-    dense = reconstructed_stage = stream.hidden
+    dense = expected = stream.hidden
     for block, examples in enumerate(recorded_examples):
         dense = run_block(model, stream, block, dense)
         assert all(map(torch.equal, examples.targets, dense))
-        assert all(map(torch.equal, examples.inputs, reconstructed_stage))
+        assert all(map(torch.equal, examples.inputs, expected))
         linears = block_linears(model, block)
         for module, W in stores.weights(SDSStage.FIRST_BLOCKS, block).items():
             linears[module].write(W)
-        reconstructed_stage = run_block(model, stream, block, reconstructed_stage)
+        expected = run_block(model, stream, block, expected)
     assert len(recorded_examples) == BLOCKS
 
 
