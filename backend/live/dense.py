@@ -102,8 +102,8 @@ class CalibrationWalk:
         ids: token ids [segments, L].
         batch: batch size of a run, see `even_batch`.
         dtype: dtype of the forward passes.
-        rest: dtype to which parameters other than the matrices of blocks are rounded; None for no
-            rounding.
+        stored_dtype: dtype to which parameters other than the matrices of blocks are rounded; None
+            for no rounding.
         stop: called before each batch; may raise to stop.
     """
 
@@ -113,10 +113,10 @@ class CalibrationWalk:
         ids: Tensor,
         batch: int,
         dtype: torch.dtype,
-        rest: torch.dtype | None,
+        stored_dtype: torch.dtype | None,
         stop: Callable[[], None],
     ) -> None:
-        self._model, self._rest, self._stop = model, rest, stop
+        self._model, self._stored_dtype, self._stop = model, stored_dtype, stop
         # `open_stream` may run the first block, so its parameters are needed in float32, too.
         _, *later_blocks = decoder_blocks(model)
         excluded = {id(p) for block in later_blocks for p in block.parameters()}
@@ -159,8 +159,8 @@ class CalibrationWalk:
         return outputs
 
     def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Context in which parameters are rounded to `rest` and converted to float32."""
-        return with_data({p: p.data.to(self._rest or p.dtype).float() for p in parameters})
+        """Context in which parameters are rounded to `stored_dtype` and converted to float32."""
+        return with_data({p: p.data.to(self._stored_dtype or p.dtype).float() for p in parameters})
 
 
 class DenseModel:
@@ -384,7 +384,7 @@ class DenseModel:
         self,
         batch: int,
         precision: str,
-        rest: torch.dtype | None = None,
+        stored_dtype: torch.dtype | None = None,
         stop: Callable[[], None] = lambda: None,
         segments: int | None = None,
     ) -> CalibrationWalk:
@@ -398,7 +398,7 @@ class DenseModel:
         calibration = self.require_text()[:segments]
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
-            return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)
+            return CalibrationWalk(self.model, calibration, batch, dtype, stored_dtype, stop)
 
 
 def _ranks_key(name: str, pattern: Pattern, score: Score) -> Hashable:

@@ -95,15 +95,15 @@ class Refinement:
         solve: Callable[[str, Tensor, InputStatistics], Solved],
         batch: int,
         precision: str,
-        rest: torch.dtype | None,
+        stored_dtype: torch.dtype | None,
     ) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
         dense, last = self.dense, max(self.dense.layers[name].block for name in names)
-        walk = dense.walk(batch, precision, rest, self.stop) if level else None
+        walk = dense.walk(batch, precision, stored_dtype, self.stop) if level else None
         for block in range(last + 1):
             with dense.lock, torch.no_grad():
                 linears = block_linears(dense.model, block)
                 weights = {
-                    module: self._initial_weights(linear, linear.name in names, rest)
+                    module: self._initial_weights(linear, linear.name in names, stored_dtype)
                     for module, linear in linears.items()
                 }
                 targets = {m: x for m, x in linears.items() if x.name in names}
@@ -122,15 +122,15 @@ class Refinement:
             yield at_block(block, dense.blocks, activity), final
 
     def _initial_weights(
-        self, linear: LinearWeight, is_target: bool, rest: torch.dtype | None
+        self, linear: LinearWeight, is_target: bool, stored_dtype: torch.dtype | None
     ) -> Tensor:
         """Weights of a layer before a pass. Layers that the pass does not change are rounded to
-        `rest`."""
+        `stored_dtype`."""
         if linear.name in self._pruned:
             return self._pruned[linear.name].float()
         starts_dense = linear.name in self.formats and linear.name not in self._final
         W = linear.read() if starts_dense else self.weight(linear.name)
-        return W if is_target or rest is None else W.to(rest).float()
+        return W if is_target or stored_dtype is None else W.to(stored_dtype).float()
 
     def _prune(self, name: str, W: Tensor, inputs: InputStatistics) -> Solved:
         fmt, dtype = self.formats[name], self.dense.model.dtype
