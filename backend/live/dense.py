@@ -350,11 +350,7 @@ class DenseModel:
 
     def measure_inputs(self) -> Iterator[Progress]:
         """Measure the energies of all inputs in one pass over the first `INSTANT_SEGMENTS` segments
-        of the calibration text.
-
-        Raises:
-            ConfigError: there is no calibration text.
-        """
+        of the calibration text; see `require_text` for errors."""
         walk = self.walk(self.sds.batch, self.sds.precision, segments=INSTANT_SEGMENTS)
         for block in range(self.blocks):
             with self.lock:
@@ -388,13 +384,8 @@ class DenseModel:
         stop: Callable[[], None] = lambda: None,
         segments: int | None = None,
     ) -> CalibrationWalk:
-        """Start a pass of the calibration text, or of its first `segments`, over the blocks.
-
-        See `CalibrationWalk` for the other arguments.
-
-        Raises:
-            ConfigError: there is no calibration text.
-        """
+        """Start a pass of the calibration text, or of its first `segments`, over the blocks; see
+        `CalibrationWalk` for the other arguments, and `require_text` for errors."""
         calibration = self.require_text()[:segments]
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
