@@ -184,7 +184,7 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     @staticmethod
     def _exactly(live: LiveModel) -> Iterator[bool]:
-        return (made != "instant" for made in live.made.values())
+        return (origin != "instant" for origin in live.origins.values())
 
     def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
         """What is wanted: the first words, the first loss, and then the rest of both."""

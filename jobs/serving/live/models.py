@@ -19,7 +19,7 @@ from torch import Tensor
 
 from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
 from backend.live.address import LiveState, state_at
-from backend.live.dense import INSTANT, DenseModel
+from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
@@ -131,7 +131,7 @@ class OpenedModel:
         if self.dense.calibration is None or not self._energies.exists():
             return
         try:
-            self.dense.know(load_file(self._energies))
+            self.dense.restore_energies(load_file(self._energies))
         except (OSError, SafetensorError):  # damaged: they are measured again
             self._energies.unlink(missing_ok=True)
 
@@ -148,7 +148,8 @@ class OpenedModel:
     @property
     def _energies(self) -> Path:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
-        digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
+        ids = self.dense.require_text()[:INSTANT_SEGMENTS]
+        digest = sha256(ids.numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
         folder = settings().cache_dir.expanduser() / "live"
         return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
@@ -248,7 +249,7 @@ class LivePool:
                     if state.users:
                         continue
                     if self.nbytes > budget:
-                        state.live.drop()
+                        state.live.release()
                     if len(opened.states) > STATES_KEPT:
                         opened.states.pop(key)
         self._drop_models(budget)

@@ -103,15 +103,15 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
     above the bins."""
     dense, live = opened.dense, state.live
     asked = opened.asked(body.state)
-    form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
+    form = asked.formats.get(body.name) or dense.checked_format(body.name, DENSE)
     with dense.lock:
         now = live.formats[body.name], live.pruner, live.quantizer
         same = now == (form, asked.pruner, asked.quantizer)
-        made = live.made[body.name] if same else "instant"
+        made = live.origins[body.name] if same else "instant"
         weights = (
-            live.stored(body.name)
+            live.stored_weight(body.name)
             if same
-            else dense.made(body.name, form, dense.score_of(asked.pruner))
+            else dense.make_layer(body.name, form, dense.score_of(asked.pruner))
         )
         counts, *outside = layer_histogram(dense, body.name, weights)
     tails = [dense.weight(body.name).numel(), *outside]
@@ -167,7 +167,7 @@ def _write_folder(
     format: Any, folder: Path, opened: OpenedModel, live: LiveModel, body: ExportBody
 ) -> None:
     with live.dense.lock:  # tensors are exchanged, never changed
-        weights = {name: live.stored(name) for name in live.dense.layers}
+        weights = {name: live.stored_weight(name) for name in live.dense.layers}
     codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
     dense = live.dense.model
     model: PreTrainedModel = deepcopy(  # which shares all other weights with the dense one
@@ -183,7 +183,7 @@ def _write_folder(
         origin_of(opened.base.source),
         opened.base.facts.note,
         Counter(map(str, live.formats.values())),
-        Counter(live.made.values()),
+        Counter(live.origins.values()),
         (live.pruner, live.quantizer),
         f"{live.dense.identity}~{body.state.partition('~')[2]}",
     )
