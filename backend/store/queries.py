@@ -191,23 +191,27 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
         ]
 
 
-Places = frozenset[tuple[str, MetricKey]]  # stage and metric of each result of a run
-PARTS, ROWS = "\x1f", "\x1e"  # between names; one that has them, in a damaged row, does not count
+ResultKeys = frozenset[tuple[str, MetricKey]]  # stage and metric of each result of a run
+# separators of an aggregated text; a damaged row whose names contain them is ignored
+FIELD_SEPARATOR, ROW_SEPARATOR = "\x1f", "\x1e"
 
 
-def result_places(ids: Iterable[int]) -> dict[int, Places]:
-    """Job id -> where its results stand, without their values; runs without any are omitted. Runs
-    that measured the same share the object."""
-    place = Result.stage + PARTS + Result.family + PARTS + Result.series
-    query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
+def result_keys(ids: Iterable[int]) -> dict[int, ResultKeys]:
+    """Stages and metrics of the results of runs by job id; runs without results are omitted.
+
+    Runs that measured the same share one object."""
+    key = Result.stage + FIELD_SEPARATOR + Result.family + FIELD_SEPARATOR + Result.series
+    aggregated = func.aggregate_strings(key, ROW_SEPARATOR)
+    query = select(Result.job_id, aggregated).group_by(Result.job_id)
     with reading() as session:
-        return {job: _places(text) for job, text in rows_among(session, query, Result.job_id, ids)}
+        rows = rows_among(session, query, Result.job_id, ids)
+        return {job: _parse_result_keys(text) for job, text in rows}
 
 
 @lru_cache(1024)
-def _places(text: str) -> Places:
-    rows = (row.split(PARTS) for row in text.split(ROWS) if row.count(PARTS) == 2)
-    return frozenset((stage, MetricKey(family, "", series)) for stage, family, series in rows)
+def _parse_result_keys(text: str) -> ResultKeys:
+    rows = (row.split(FIELD_SEPARATOR) for row in text.split(ROW_SEPARATOR))
+    return frozenset((row[0], MetricKey(row[1], "", row[2])) for row in rows if len(row) == 3)
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:

@@ -75,7 +75,7 @@ def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
     row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
     column = columns(row)["agreement"]
-    assert (column.title, column.usual) == ("Agreement, %", False)
+    assert (column.title, column.is_default) == ("Agreement, %", False)
     assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
     assert points_words(key) == "points, each the mean over a block"
     points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})

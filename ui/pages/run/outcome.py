@@ -63,7 +63,7 @@ TIMED = 20  # of the newest runs with a drafter, among which is one that timed i
 def stage_tables(results: RunResults) -> Markup:
     """Metrics by stage; one table for each group of stages that have metrics in common."""
     own, paint, tables = single(results), name_colors(results.stages), []
-    for stages in results.alike():
+    for stages in results.comparable_stages():
         names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
         names = [name for name in names if name not in own]
         names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
@@ -146,7 +146,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 def _figures(results: RunResults) -> dict[str, str]:
     """Of the run as a whole, and of the kept stage alone. Size is told beside that before."""
     pairs = {}
-    for name, row in results.of_run.items():
+    for name, row in results.run_level.items():
         value = format_value(metric(name), row.value)
         pairs[explained(metric(name).title)] = HTML.figure_of(value, row.details.get("of"))
     facts = single(results)

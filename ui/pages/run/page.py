@@ -35,7 +35,7 @@ from ui.runs.actions import (
     clone_link,
     group_buttons,
     next_links,
-    starts_anew,
+    restarts_from_scratch,
     sweep_link,
 )
 from ui.runs.html import described, elapsed, error_of, progress, took, unknown, waits
@@ -227,7 +227,7 @@ def head_html(job: Job, actor: Actor) -> Markup:
         took(job, now),
         progress(job),
         error_of(job),
-        starts_anew(job),
+        restarts_from_scratch(job),
     )
 
 
@@ -237,7 +237,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
     waiting = ""
     if needed:
         waiting = waits(needed)
-    elif not stages and not results.of_run:
+    elif not stages and not results.run_level:
         active = "Results appear here as they are measured."
         waiting = active if job.state in ACTIVE else "No results recorded."
     figures = outcome(job, results, now_ms())
