@@ -183,7 +183,7 @@ def moving_histogram() -> dict[str, Any] | None:
             stages = [stage for stage, style in kind.styles.items() if style.main]
             weights = weights_of(each.job.run)
             if weights and len([s for s in stages if s in weights.stages]) > 2:
-                return _histogram(each, stages, weights.typical)
+                return _histogram(each, stages, weights.example_tensor)
     return None
 
 

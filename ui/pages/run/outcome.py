@@ -33,7 +33,7 @@ from ui.format import NBSP, NONE, duration, href, number, of_unit, size
 from ui.pages.help.page import explained
 from ui.runs.actions import next_links
 from ui.runs.html import took
-from ui.runs.profiles import over_dense
+from ui.runs.profiles import perplexity_over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -120,7 +120,11 @@ def _figure(row: StoredResult | None) -> str:
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
     if state := queued_state(job.environment or {}):
-        ratios = {"predicted": state.predicted, "live": state.live, "final": over_dense(job.run)}
+        ratios = {
+            "predicted": state.predicted,
+            "live": state.live,
+            "final": perplexity_over_dense(job.run),
+        }
         figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in ratios.items() if ratio)
         pairs["Perplexity over dense"] = HTML.beside(state, ", ".join(figures))
     conditions = speed_conditions(job, results.rows.values())

@@ -193,7 +193,7 @@ def weights_chart(job: Job) -> Chart:
     weights = weights_of(job.run)
     if not weights:
         return Chart(NO_WEIGHT_STATISTICS)
-    tensor = weights.typical
+    tensor = weights.example_tensor
     stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
     if DENSE not in stored:  # it was not measured, or cannot be read
         return Chart(NO_WEIGHT_STATISTICS)

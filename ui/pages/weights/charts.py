@@ -136,7 +136,7 @@ class WeightsSelection(Selection):
             self,
             run=weights.job.run,
             vs=other.job.run if other else "",
-            tensor=self.tensor if self.tensor in weights.tensors else weights.typical,
+            tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
