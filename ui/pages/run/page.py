@@ -21,8 +21,8 @@ from jobs.fields.models import NO_WEIGHTS, ships_without
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_blocks, of_curves, of_usage
-from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
+from ui.charts.headlines import blocks_headline, curves_headline, lower, usage_headline
+from ui.charts.lines import Line, curves_frame, line_chart, points_label, reduced_note
 from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
@@ -295,14 +295,15 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     view = "|".join(map(str, keys))
     figure = line_chart(drawn, view=view, x_title=x_title, y_title=shown.title)
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
-    note = f"n = {len(frame)} {points_words(card, len(keys) > 1)}.{reduced_note(points)}"
+    note = f"n = {len(frame)} {points_label(card, len(keys) > 1)}.{reduced_note(points)}"
     by_block = card.axis == BLOCK
     question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     if card in (MEMORY, PROCESSOR):
-        told = of_usage(frame, quantity, shown.shown_unit)
+        told = usage_headline(frame, quantity, shown.shown_unit)
         return Chart(figure, frame, note, question, headline=told or quantity)
-    told = (of_blocks if by_block else of_curves)(frame, quantity, main, shown.shown_unit)
+    headline_of = blocks_headline if by_block else curves_headline
+    told = headline_of(frame, quantity, main, shown.shown_unit)
     note += "" if by_block else " The title compares the means of the first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
 
