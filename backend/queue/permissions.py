@@ -12,7 +12,7 @@ from backend.queue import gate
 from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
-from backend.store.session import alone
+from backend.store.session import hold_lock
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 
@@ -151,7 +151,7 @@ def require_free(session: Session, actor: Actor) -> None:
     if actor.role == "host":
         gate.changes.spend(actor)
         return
-    alone(session, NamedLock.GUESTS)
+    hold_lock(session, NamedLock.GUESTS)
     owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
     owners, action = session.scalars(owners_query).all(), "add another run"
     if actor.name in map(guest_of, owners):

@@ -220,7 +220,7 @@ def forget(runs: Iterable[str | int], actor: Actor) -> None:
 
 def purge_expired() -> None:
     """Purge what was deleted more than a day ago."""
-    for job in queries.removed(before=now_ms() - DAY_MS):
+    for job in queries.removed_before(now_ms() - DAY_MS):
         _purge(job.id, ME)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, func, select
 
 from backend.store.session import database_ms, fetched, reading
-from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
+from backend.store.states import ACTIVE, LANES_OF_SLOT, LIVE, Lane, State
 from backend.store.tables import CLUSTER, Job, Need, Supervisor
 
 HOUR_MS = 3_600_000
@@ -73,7 +73,7 @@ def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
     waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
     return (
         select(Job)
-        .where(Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]))
+        .where(Job.state == State.QUEUED, Job.lane.in_(LANES_OF_SLOT[lane]))
         .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
     )
 
@@ -146,5 +146,5 @@ def next_start() -> tuple[list[float], Job | None]:
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
-    open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())
+    open_jobs = (Job.state == State.QUEUED, Job.lane.in_(LANES_OF_SLOT[lane]), ~waiting())
     return fetched(select(Job.id).where(*open_jobs).limit(limit))

@@ -22,7 +22,7 @@ from backend.queue.scheduling import awaited
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
-from backend.store.session import alone, database_ms, locked, writing
+from backend.store.session import database_ms, hold_lock, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
 
@@ -58,7 +58,7 @@ class NewRun:
 
 
 def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
-    """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
+    """Enqueue one run, or a config hold_lock, which needs no other run; see `enqueue_all`."""
     runs = [run if isinstance(run, NewRun) else NewRun(run)]
     return enqueue_all(kind, runs, actor, **options)[0]
 
@@ -205,7 +205,7 @@ def run_next(run: str | int, actor: Actor) -> Job:
         what, other = f"{queries.job(job_id).run} was not moved.", needed[0].run
         raise ConflictError(what, f"It waits for {other}.", f"Move {other}, or resume it.")
     with _queue_change() as session:
-        alone(session, NamedLock.ORDER)
+        hold_lock(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])
         waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
         first = next(iter(waiting), None)

@@ -73,7 +73,7 @@ def fetch_logs() -> None:
 
 def measure_ended() -> None:
     """Write the disk space of runs that have ended since, and tell the webhook, each once."""
-    for job in queries.unmeasured(BATCH):
+    for job in queries.unmeasured_runs(BATCH):
         fetch_ended(job.run)
         use = disk_use(job.run)
         if job.state == State.SUCCEEDED:

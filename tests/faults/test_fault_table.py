@@ -9,7 +9,11 @@ from backend.queue.engines.slurm import JOBS_S
 from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
-from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
+from backend.store.dialects.postgresql import (
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_PROBES,
+)
 from backend.text.chat_template import RENDER_S
 from jobs.runtime.context import OVERDUE_S
 from jobs.runtime.figures import BEAT_S, TURN_S
@@ -43,7 +47,10 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
         ("The artifact store is full", [LONGEST_S]),
-        ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
+        (
+            "The supervisor dies, or is cut off",
+            [KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES],
+        ),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
         ("The supervisor is killed", [SUPERVISOR_CHECK_S]),

@@ -76,7 +76,7 @@ def draw(request: gr.Request) -> Updates:
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
     counts = {  # of runs that were queued here: examples were not
         "active": len(status.live) + len(status.queued),
-        "ended": status.finished - status.needs_attention - queries.examples_shown(),
+        "ended": status.finished - status.needs_attention - queries.example_count(),
         "failed": status.needs_attention,
     }
     stalled = STALLED if status.stalled else ""
