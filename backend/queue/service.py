@@ -58,7 +58,7 @@ class NewRun:
 
 
 def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
-    """Enqueue one run, or a config hold_lock, which needs no other run; see `enqueue_all`."""
+    """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
     runs = [run if isinstance(run, NewRun) else NewRun(run)]
     return enqueue_all(kind, runs, actor, **options)[0]
 
