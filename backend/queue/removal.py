@@ -20,7 +20,7 @@ from backend.errors import ConflictError
 from backend.printable import readable_bytes
 from backend.queue.actor import Actor
 from backend.queue.artifacts import delete_folder, remove_stored, run_folder, work_folder
-from backend.queue.lifecycle import ME, note
+from backend.queue.lifecycle import SUPERVISOR_ACTOR, note
 from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
@@ -127,7 +127,7 @@ def free_expired() -> None:
     if days := settings().keep_checkpoints_days:
         for job in queries.resumable_before(now_ms() - int(days * DAY_MS)):
             if has_checkpoints(job.run):
-                _free(job.id, ME, f" after {days:g} days")
+                _free(job.id, SUPERVISOR_ACTOR, f" after {days:g} days")
 
 
 def _free(job_id: int, actor: str, when: str = "") -> int | None:
@@ -221,7 +221,7 @@ def forget(runs: Iterable[str | int], actor: Actor) -> None:
 def purge_expired() -> None:
     """Purge what was deleted more than a day ago."""
     for job in queries.removed_before(now_ms() - DAY_MS):
-        _purge(job.id, ME)
+        _purge(job.id, SUPERVISOR_ACTOR)
 
 
 def _purge(job_id: int, actor: str) -> int:

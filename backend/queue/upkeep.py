@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
 from backend.queue.artifacts import fetch_ended, fetch_log, remove_stored, store, work_folder
-from backend.queue.lifecycle import ME, note
+from backend.queue.lifecycle import SUPERVISOR_ACTOR, note
 from backend.queue.removal import CHECKPOINTS, DAY_MS, disk_use, free_expired, purge_expired
 from backend.settings import settings
 from backend.store import queries
@@ -87,7 +87,7 @@ def measure_ended() -> None:
             if not change(session, ended.values(disk_bytes=size)):
                 continue
             parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
-            note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
+            note(session, job.id, "measured", SUPERVISOR_ACTOR, f"on disk: {parts or 'nothing'}")
         if settings().webhook and now_ms() - (job.finished_at or 0) < NEWS_MS:
             # tell the webhook of a run's end, once: nobody waits for one that does not answer.
             # `text` is what Slack, Mattermost and their like show, so that names must hold none of

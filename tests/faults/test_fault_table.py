@@ -4,8 +4,8 @@ import pytest
 
 from app import SUPERVISOR_CHECK_S
 from backend.queue import lifecycle
-from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
-from backend.queue.engines.slurm import JOBS_S
+from backend.queue.engines.ray import HEAD_TIMEOUT_S, RETRY_PAUSE_S, ROOM_CACHE_S
+from backend.queue.engines.slurm import JOBS_CACHE_S
 from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
@@ -42,9 +42,12 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     [
         ("A machine is gone with its runs", [LEAVING_MS / 1000]),
         ("A machine is cut off for longer", [OVERDUE_S]),
-        ("The head does not answer", [SILENT_MS / 1000, SAID_MS / 1000, ANSWER_S + PAUSE_S]),
-        ("Machines come and go", [ROOM_S]),
-        ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
+        (
+            "The head does not answer",
+            [SILENT_MS / 1000, SAID_MS / 1000, HEAD_TIMEOUT_S + RETRY_PAUSE_S],
+        ),
+        ("Machines come and go", [ROOM_CACHE_S]),
+        ("The controller does not answer", [SILENT_MS / 1000, JOBS_CACHE_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
         ("The artifact store is full", [LONGEST_S]),
         (
