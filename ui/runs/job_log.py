@@ -10,7 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.artifacts import TAIL_BYTES, read_log, whole_log
+from backend.queue.artifacts import TAIL_BYTES, full_log, read_log
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.models import NO_WEIGHTS, ships_without
@@ -104,7 +104,7 @@ def save_log(request: gr.Request) -> Updates:
     """Updates that download the logs of all attempts."""
     try:
         job = queries.job(query(request, "id"))
-        text = whole_log(job.run, job.attempts_made)
+        text = full_log(job.run, job.attempts_made)
         if not text:
             raise NotFoundError(f"{job.run} has no log.", "The run has not started yet.")
     except SlimscopeError as error:

@@ -104,7 +104,7 @@ def test_compared_with_dense_the_colors_diverge_from_white(table: pd.DataFrame) 
     assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
     assert title_of(STATISTICS["std"], base) == "Std, difference from dense" in heat.text[5][1]
     assert "points" in title_of(STATISTICS["zero_share"], base)
-    assert heat.colorbar.title.text == "Difference to dense"
+    assert heat.colorbar.title.text == "Difference from dense"
 
 
 def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
@@ -139,7 +139,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
     assert len(drawn(perplexity_chart([], STAGE_LABELS).figure)[0].x) == 0
     results[0].details["rounded"] = "float16"
-    assert perplexity_note(results).endswith("rounded to float16 first, in the dense model, too.")
+    assert perplexity_note(results).endswith("rounded to float16 in all stages, dense included.")
     assert perplexity_note([]) == ""
 
 

@@ -301,7 +301,7 @@ def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
     other = log_part(queries.job(2), {"source": "sds-0009/1", "end": 99})
     assert other and other["text"] == "one\n"
     waiting = log_part(queries.job(3), None)
-    assert waiting and waiting["text"] == "" and "before the run starts" in waiting["title"]
+    assert waiting and waiting["text"] == "" and "when the run starts" in waiting["title"]
     assert log_part(queries.job(3), {"source": waiting["source"], "end": 0}) is None
     with logged.open("ab") as file:
         file.write(b"\xff\xfe\n")
