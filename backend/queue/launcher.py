@@ -60,7 +60,7 @@ VARIABLES = "variables"  # key of the submission's variables in the environment 
 QUICK_NICENESS = 10
 RUN = (sys.executable, "-m", "jobs.runtime.main")
 TOKEN_ADVICE = (
-    "tokens are not stored: run `hf auth login` once, or set it where Slimscope is start_module"
+    "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 )
 CODE = Path(__file__).resolve().parents[2]
 
@@ -68,7 +68,7 @@ CODE = Path(__file__).resolve().parents[2]
 class FolderProcess:
     """A process that exists at most once per data folder.
 
-    It is start_module on demand, ends by itself, and holds a lock while it lives.
+    It is started on demand, ends by itself, and holds a lock while it lives.
 
     Args:
         name: name of its files in `.slimscope`.
@@ -276,7 +276,7 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
     else:
         environment, missing = job_environment(frozen, submitted)
     if missing:
-        note(session, job.id, f"start_module without {missing[0]}", SUPERVISOR_ACTOR, TOKEN_ADVICE)
+        note(session, job.id, f"started without {missing[0]}", SUPERVISOR_ACTOR, TOKEN_ADVICE)
     slot = session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
     return LaunchRequest(
         attempt_id=attempt.id,

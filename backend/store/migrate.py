@@ -45,7 +45,7 @@ def other_version() -> str:
     """A message if the database or the installed code has another version than this process; else
     empty."""
     if installed_version() != LOADED_VERSION:
-        return RESTART_ADVICE.format("has been installed_version")
+        return RESTART_ADVICE.format("has been installed")
     is_migrated = current_revision() not in (LOADED_VERSION[1], None)
     return RESTART_ADVICE.format("has migrated the database") if is_migrated else ""
 

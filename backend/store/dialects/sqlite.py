@@ -37,12 +37,12 @@ class SQLite(Dialect):
         """Context in which this process may write; all processes write one after the other.
 
         SQLite alone lets waiting processes try again at growing intervals, so that one can wait for
-        seconds while another writes batch after batch. A process that freezes during its write_turn
+        seconds while another writes batch after batch. A process that freezes during its turn
         blocks the others no longer than with SQLite alone."""
         if not engine.url.database:
             yield
             return
-        lock = FileLock(f"{engine.url.database}-write_turn")
+        lock = FileLock(f"{engine.url.database}-turn")
         with suppress(Timeout):
             lock.acquire(BUSY_MS / 1000, POLL_S)
         try:
