@@ -249,11 +249,16 @@ def _fingerprint(token: str | None) -> str | None:
 
 
 def spare_request(job: Job | None) -> LaunchRequest:
-    """The request for a spare process for a queued job; None for a job that is about to be added,
-    with the environment of this process."""
-    stored = job.environment if job else {}
-    check_intact(stored, "The environment")
-    frozen, submitted = stored.get("settings", {}), stored.get(VARIABLES, submission_variables())
+    """The request for a spare process.
+
+    Args:
+        job: queued job that it will run; None for a job that a user is about to add, whose variables
+            are probably those of this process.
+    """
+    job_data = job.environment if job else {}
+    check_intact(job_data, "The environment")
+    frozen = job_data.get("settings", {})
+    submitted = job_data.get(VARIABLES, submission_variables())
     environment, _ = job_environment(frozen, submitted)
     return LaunchRequest(0, (*RUN, "--spare"), environment, log="", folder=str(CODE))
 

@@ -186,7 +186,8 @@ def verdict(
         code: exit code, negative for a signal, None if unknown.
         desired: the user's request: "run", "stop" or "kill".
         retries_left: number of automatic retries that are left.
-        here: the process ran on the supervisor's machine, whose supervisor a restart will replace.
+        here: the process ran on the supervisor's machine, where a restart of the dashboard solves a
+            mismatch of versions.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:

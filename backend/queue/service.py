@@ -226,8 +226,9 @@ def run_next(run: str | int, actor: Actor) -> Job:
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
     if awaited_runs := awaited([job_id]).get(job_id):
-        what, other = f"{queries.job(job_id).run} was not moved.", awaited_runs[0].run
-        raise ConflictError(what, f"It waits for {other}.", f"Move {other}, or resume it.")
+        what, awaited_run = f"{queries.job(job_id).run} was not moved.", awaited_runs[0].run
+        do = f"Move {awaited_run}, or resume it."
+        raise ConflictError(what, f"It waits for {awaited_run}.", do)
     with _queue_change() as session:
         hold_lock(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])

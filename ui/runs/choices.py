@@ -24,8 +24,10 @@ def models() -> Choices:
 
 def texts(role: str) -> Choices:
     """The corpora for a role, "calibration" or "evaluation"."""
-    named = [(_label(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles]
-    return [("Auto (suits the model)", "auto"), *named]
+    corpus_choices = [
+        (_label(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles
+    ]
+    return [("Auto (suits the model)", "auto"), *corpus_choices]
 
 
 def _label(title: str, is_ready: bool) -> str:

@@ -75,10 +75,10 @@ def comparison_key(row: RunRow) -> tuple[str, ...] | None:
     return (base_model(row.job), *map(str, conditions(row, PERPLEXITY).values()))
 
 
-def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:
+def incomparable_because(row: RunRow, base: RunRow, key: MetricKey) -> str:
     """The reason why two runs' figures cannot be compared, such as "different text"; else empty."""
-    first, second = conditions(one, key), conditions(other, key)
-    reasons = (f"different {title}" for k, title in CONDITIONS.items() if first[k] != second[k])
+    actual, expected = conditions(row, key), conditions(base, key)
+    reasons = (f"different {title}" for k, title in CONDITIONS.items() if actual[k] != expected[k])
     return next(reasons, "")
 
 

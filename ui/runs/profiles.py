@@ -149,17 +149,17 @@ def measured_runs(model: str, x_of: Callable[[RunRow], float | None]) -> list[Me
     return points[:MAX_RUNS]
 
 
-def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], rest: float) -> float | None:
+def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], other_bytes: float) -> float | None:
     """Size in bytes of a quantized run's model, computed like that of a mix; None if not quantized.
 
     Args:
-        rest: bytes of all tensors other than `layers`.
+        other_bytes: bytes of all tensors other than `layers`.
     """
     bits = row.figures.final(BITS_PER_WEIGHT)
     if bits is None:
         return None
     layer_bits = (layer.weights * (bits if layer.block >= 0 else 16) for layer in layers)
-    return rest + sum(count / 8 for count in layer_bits)
+    return other_bytes + sum(count / 8 for count in layer_bits)
 
 
 def queued_runs(model: str) -> list[dict[str, Any]]:
