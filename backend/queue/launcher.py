@@ -252,8 +252,8 @@ def spare_request(job: Job | None) -> LaunchRequest:
     """The request for a spare process.
 
     Args:
-        job: queued job that it will run; None for a job that a user is about to add, whose variables
-            are probably those of this process.
+        job: queued job that it will run; None for a job that a user is about to add, which probably
+            has the variables of this process.
     """
     job_data = job.environment if job else {}
     check_intact(job_data, "The environment")

@@ -200,7 +200,7 @@ PERPLEXITY_COLUMNS = (
     _final(PERPLEXITY, True),
     Column(
         "change",
-        "Change to its source",
+        "vs. source model",
         lambda r: r.figures.change(),
         lambda r: percent(r.figures.change()) or NONE,
         lambda r: r.figures.change(),
