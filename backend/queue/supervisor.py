@@ -130,7 +130,7 @@ class SupervisorLoop:
             with lifecycle.failing_alone(job.id if job else None):
                 launch = spare_request(job) if is_expected or (job and remaining_s) else None
             is_soon = min(remaining_s, default=math.inf) < SPARE_LEAD_S
-            self.engine.prepare(launch, start=is_expected or is_soon)
+            self.engine.prepare(launch, is_expected or is_soon)
         return is_called
 
     def _live(self) -> list[tuple[Attempt, Job]]:

@@ -118,7 +118,7 @@ def test_what_a_store_keeps_in_part_is_not_taken_for_stored(
     def keep(self: object, path: str, value: bytes, **_: object) -> None:
         really(self, path, value[:1] if path.endswith(f"/{part}") else value)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored as a whole"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored completely"):
         patch.setattr(MemoryFileSystem, "pipe_file", keep)
         patch.setattr(MemoryFileSystem, "put_file", lambda *a, **_: keep(a[0], a[2], b"12"))
         kept.put_folder(folder, "run/one")

@@ -89,7 +89,7 @@ def test_it_is_a_tool(plugged: None) -> None:
 
 def test_it_is_a_button(plugged: None) -> None:
     jobs = [queries.job(1)]
-    found = actions.available_actions([queries.job(1)], GUEST, "order")
+    found = actions.available_actions(jobs, HOST, "order")
     (star,) = (each for each in found if each.name == "star")
     assert star.text == "Star" and not star.forbidden
     assert actions.carry_out("star", jobs, "", HOST) == "sds-0001 has a star."
