@@ -112,7 +112,7 @@ def _notify_webhook(job: Job) -> None:
         url = settings().webhook.get_secret_value()
         httpx.post(url, json=message, timeout=5.0).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        log.warning("The webhook did not accept %s: %s", job.run, type(error).__name__)
+        log.warning("The webhook was not notified of %s: %s", job.run, type(error).__name__)
 
 
 def daily() -> None:
