@@ -48,7 +48,7 @@ class DamagedRowError(Exception):
 
 
 @contextmanager
-def rows_of(job_id: int) -> Iterator[None]:
+def damaged_row_errors(job_id: int) -> Iterator[None]:
     """Context that turns errors into a `DamagedRowError` of a job.
 
     Errors that concern all jobs, such as a full disk or a locked database, are not converted."""
@@ -61,14 +61,14 @@ def rows_of(job_id: int) -> Iterator[None]:
 
 
 @contextmanager
-def failing_alone(job_id: int | None = None) -> Iterator[None]:
+def isolate_failures(job_id: int | None = None) -> Iterator[None]:
     """Context that fails the job of a `DamagedRowError`, so that other jobs continue.
 
     Args:
         job_id: job that the whole context works on; None if it raises `DamagedRowError` itself.
     """
     try:
-        with nullcontext() if job_id is None else rows_of(job_id):
+        with nullcontext() if job_id is None else damaged_row_errors(job_id):
             yield
     except DamagedRowError as error:
         fail_job(error.job_id, error.__cause__ or error)
@@ -129,7 +129,7 @@ def start_attempt(
     job = session.scalars(due.with_for_update(of=Job, skip_locked=True)).first()
     if slot is None or job is None:
         return None
-    with rows_of(job.id):
+    with damaged_row_errors(job.id):
         number = job.attempts_made + 1
         if not move(session, job, State.STARTING, attempts_made=number):
             return None  # it is no longer queued
@@ -251,7 +251,7 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
         note(session, job.id, result.state, SUPERVISOR_ACTOR, result.text)
 
 
-def first_number(session: Session) -> int | None:
+def first_run_id(session: Session) -> int | None:
     """The id of the first run; None if the database assigns the id.
 
     Without it, SQLite would continue from the examples, whose ids are negative."""

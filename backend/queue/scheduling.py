@@ -41,7 +41,7 @@ def awaited(runs: Iterable[int]) -> dict[int, list[Job]]:
     return awaited_runs
 
 
-def connected(run: int) -> list[Job]:
+def pipeline_jobs(run: int) -> list[Job]:
     """The runs of the pipeline of a run, oldest first: all runs that depend on each other, directly
     or indirectly. Deleted runs are omitted, except for `run` itself."""
     with reading() as session:
@@ -162,7 +162,7 @@ def next_start() -> tuple[list[float], Job | None]:
     return [math.inf if seconds is None else seconds for seconds in remaining_s], first
 
 
-def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
+def ready_job_ids(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the queued jobs for a slot of this lane that wait for no other run."""
     ready = (Job.state == State.QUEUED, Job.lane.in_(LANES_OF_SLOT[lane]), ~waiting())
     return fetched(select(Job.id).where(*ready).limit(limit))

@@ -16,7 +16,7 @@ from backend.queue import permissions, scheduling
 from backend.queue.actor import Actor
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import SUPERVISOR, VARIABLES, submission_variables
-from backend.queue.lifecycle import first_number, move, note
+from backend.queue.lifecycle import first_run_id, move, note
 from backend.queue.permissions import Cost, require_host
 from backend.queue.scheduling import awaited
 from backend.settings import settings
@@ -134,7 +134,7 @@ def enqueue_all(
     ]
     with _queue_change() as session:
         permissions.require_free(session, actor)
-        if (number := first_number(session)) is not None:
+        if (number := first_run_id(session)) is not None:
             jobs[0].id = number
         for job, run in zip(jobs, runs, strict=True):
             job.created_at = job.queued_at = database_ms(session)

@@ -27,6 +27,7 @@ from backend.queue.engines import engine_of
 from backend.queue.engines.base import Engine, PollResult, Room
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, launch_request, spare_request
+from backend.queue.lifecycle import SUPERVISOR_ACTOR
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
@@ -90,7 +91,7 @@ class SupervisorLoop:
             shrink_log()
         self._reconcile_all(self._live())
         for attempt, job in self._live():
-            with lifecycle.failing_alone(job.id):
+            with lifecycle.isolate_failures(job.id):
                 self._apply(attempt, job)
         for lane in self._lanes:
             while self._launch_next(lane):
@@ -127,7 +128,7 @@ class SupervisorLoop:
             remaining_s, job = scheduling.next_start()
             is_expected = is_called and len(remaining_s) < self._room.places
             launch = None
-            with lifecycle.failing_alone(job.id if job else None):
+            with lifecycle.isolate_failures(job.id if job else None):
                 launch = spare_request(job) if is_expected or (job and remaining_s) else None
             is_soon = min(remaining_s, default=math.inf) < SPARE_LEAD_S
             self.engine.prepare(launch, is_expected or is_soon)
@@ -154,11 +155,11 @@ class SupervisorLoop:
         for engine in self._engines:
             pairs = [pair for pair in launched if self._engine_of(pair[0]) is engine]
             for (attempt, job), poll in zip(pairs, self._poll_all(engine, pairs), strict=True):
-                with lifecycle.failing_alone(job.id):
+                with lifecycle.isolate_failures(job.id):
                     self._reconcile(attempt, job, poll)
         for attempt, job in launched:
             if self._engine_of(attempt) is None:
-                with lifecycle.failing_alone(job.id):
+                with lifecycle.isolate_failures(job.id):
                     self._reconcile(attempt, job, PollResult("unknown"))
 
     def _poll_all(self, engine: Engine, pairs: list[tuple[Attempt, Job]]) -> list[PollResult]:
@@ -173,7 +174,7 @@ class SupervisorLoop:
                 return [PollResult("unknown")] * len(pairs)
             polls = [PollResult("running")] * len(pairs)
             for index, (attempt, job) in enumerate(pairs):
-                with lifecycle.failing_alone(job.id):
+                with lifecycle.isolate_failures(job.id):
                     (polls[index],) = engine.poll([attempt.engine_ref or {}])
             return polls
 
@@ -183,7 +184,7 @@ class SupervisorLoop:
             if poll.why and attempt.started_at is None:
                 with writing() as session:
                     lifecycle.note(
-                        session, attempt.job_id, "not started", lifecycle.SUPERVISOR_ACTOR, poll.why
+                        session, attempt.job_id, "not started", SUPERVISOR_ACTOR, poll.why
                     )
             # A cluster that does not know the job never got the launch: the supervisor died before
             # it, or the request was lost. Local attempts have no reference before the launch.
@@ -258,11 +259,11 @@ class SupervisorLoop:
 
     def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if a slot is free; return True if a job was started."""
-        if not self._room.is_reachable or not scheduling.waits_for(lane, limit=1):
+        if not self._room.is_reachable or not scheduling.ready_job_ids(lane, limit=1):
             return False  # the usual case needs no write lock
         if other_version():  # a process of another version would refuse to run
             return False
-        with lifecycle.failing_alone():
+        with lifecycle.isolate_failures():
             with writing(durable=True) as session:
                 attempt = lifecycle.start_attempt(
                     session, self.engine.host, self.engine.name, self._room.places, lane
@@ -270,12 +271,13 @@ class SupervisorLoop:
                 if attempt is None:
                     return False
                 job = session.get_one(Job, attempt.job_id)
-                with lifecycle.rows_of(job.id):
+                with lifecycle.damaged_row_errors(job.id):
                     launch = launch_request(session, attempt, job, self.engine.remote)
                 if (reference := self.engine.reference(launch)) is not None:
                     attempt.engine_ref = reference
             try:
-                with lifecycle.rows_of(attempt.job_id):  # a stored variable may contain NUL
+                # a stored variable may contain NUL
+                with lifecycle.damaged_row_errors(attempt.job_id):
                     ref = self.engine.launch(launch)
             except OSError as error:
                 with writing(durable=True) as session:
@@ -283,7 +285,7 @@ class SupervisorLoop:
                         session,
                         attempt.job_id,
                         "not started",
-                        lifecycle.SUPERVISOR_ACTOR,
+                        SUPERVISOR_ACTOR,
                         str(error),
                     )
                 self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)

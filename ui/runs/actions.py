@@ -14,7 +14,7 @@ from markupsafe import Markup
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.removal import has_checkpoints
-from backend.queue.scheduling import connected
+from backend.queue.scheduling import pipeline_jobs
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
@@ -239,7 +239,7 @@ def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
     if action in ("cancel", "resume") and scope == "sweep":
         return carry_out(action, queries.sweep(run), text, user)
     if action == "cancel" and scope == "pipeline":
-        return carry_out(action, connected(queries.job(run).id), text, user)
+        return carry_out(action, pipeline_jobs(queries.job(run).id), text, user)
     return carry_out(name, [queries.job(run)], text, user)
 
 

@@ -17,7 +17,7 @@ from ui.widgets.html import WIDGETS, problem
 
 RUNS = fragments("runs/runs.html")
 run_link, named_link, tags_html = WIDGETS.run_link, WIDGETS.named_link, WIDGETS.tags_html
-waits: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs that a run waits for
+waiting_html: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs that a run waits for
 
 
 def model_name(spec: object) -> Markup:
@@ -27,7 +27,7 @@ def model_name(spec: object) -> Markup:
     return WIDGETS.shortened(text, PurePath(text).name if is_path else text)
 
 
-def described(job: Job) -> Markup:
+def run_description(job: Job) -> Markup:
     """Kind, model and settings: "SDS pruning · smollm2-135m · 2:4 · wanda"."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
     return Markup(" · ").join([kind_title(job), *model, *setting_summary(job)])
@@ -92,6 +92,6 @@ def error_of(job: Job) -> Markup:
     return problem(SlimscopeError(*parts))
 
 
-def unknown(title: str, what: str) -> Markup:
+def not_found_html(title: str, what: str) -> Markup:
     """The content of a page whose address names no existing run; `what` says so."""
     return RUNS.unknown(title, NotFoundError(what, "", "Choose a run from the list."))

@@ -23,7 +23,7 @@ from ui.runs.html import (
     progress,
     time_left,
     took,
-    waits,
+    waiting_html,
 )
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
@@ -107,7 +107,7 @@ def _columns(
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
             "Time left": lambda job: (
-                waits(waiting[job.id])
+                waiting_html(waiting[job.id])
                 if job.id in waiting
                 else start_words(start.get(job.id))
                 if place(job.id)

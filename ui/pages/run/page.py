@@ -38,7 +38,15 @@ from ui.runs.actions import (
     restarts_from_scratch,
     sweep_link,
 )
-from ui.runs.html import described, elapsed, error_of, progress, took, unknown, waits
+from ui.runs.html import (
+    elapsed,
+    error_of,
+    not_found_html,
+    progress,
+    run_description,
+    took,
+    waiting_html,
+)
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
@@ -144,7 +152,7 @@ def draw(request: gr.Request) -> Updates:
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
         blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artifacts"), "")
-        head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
+        head = {"head": not_found_html("Run", what), "timer": gr.update(active=False)}
         return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
@@ -223,7 +231,7 @@ def head_html(job: Job, actor: Actor) -> Markup:
         now,
         actions,
         keeping,
-        described(job),
+        run_description(job),
         took(job, now),
         progress(job),
         error_of(job),
@@ -236,7 +244,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
     needed = awaited([job.id]).get(job.id, [])
     waiting = ""
     if needed:
-        waiting = waits(needed)
+        waiting = waiting_html(needed)
     elif not stages and not results.run_level:
         active = "Results appear here as they are measured."
         waiting = active if job.state in ACTIVE else "No results recorded."
