@@ -55,7 +55,7 @@ def with_alias(actor: Actor, text: str) -> Actor:
 
 
 def is_unnamed(actor: Actor) -> bool:
-    """Whether this guest cannot be told from others at the same address."""
+    """Return True if this guest is indistinguishable from others at the same address."""
     return actor.role == "guest" and not actor.name.startswith(GUEST)
 
 

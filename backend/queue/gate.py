@@ -58,7 +58,7 @@ def address_of(actor: Actor) -> str:
 
 
 def in_room(client: str) -> bool:
-    """Whether the host has said that many visitors share this address."""
+    """Return True if many visitors share this address, according to the settings."""
     networks = settings().room_networks
     try:
         address = ipaddress.ip_address(client) if networks else None

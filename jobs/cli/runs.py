@@ -14,7 +14,7 @@ import typer
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.artifacts import read_log, whole_log
+from backend.queue.artifacts import full_log, read_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
@@ -71,7 +71,7 @@ def logs(
 ) -> Record:
     """Print the log of a run's newest attempt."""
     if whole:
-        text = whole_log(run, queries.job(run).attempts_made).decode(errors="replace")
+        text = full_log(run, queries.job(run).attempts_made).decode(errors="replace")
         write(text, end="")
         return {"id": queries.job(run).run, "text": text}
     attempt, offset, parts = 0, None, list[str]()

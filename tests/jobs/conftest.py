@@ -20,7 +20,7 @@ def queue(counting_queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -
     """On a toy model threads wait for each other more than they compute. A job that was killed is
     started again at once."""
     monkeypatch.setattr("backend.queue.lifecycle.RETRY_DELAYS_MS", {})
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # one run after the other
+    monkeypatch.setattr("backend.queue.service.QUICK_MAX_S", 0.0)  # one run after the other
     given(THREADS="1")
     settings()  # what a test then sets is for its children only
     return counting_queue

@@ -12,7 +12,7 @@ from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, o
 from jobs.sds import kind as sds
 from jobs.wording import StageComparison, apart, extent, fixed, relative_change
 from tests.ui.lab import job, result
-from ui.charts.lines import points_words
+from ui.charts.lines import points_label
 from ui.runs.columns import columns
 from ui.runs.results import display_units, format_value
 from ui.runs.rows import rows
@@ -75,9 +75,9 @@ def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
     row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
     column = columns(row)["agreement"]
-    assert (column.title, column.usual) == ("Agreement, %", False)
+    assert (column.title, column.is_default) == ("Agreement, %", False)
     assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
-    assert points_words(key) == "points, each the mean over a block"
+    assert points_label(key) == "points, each the mean over a block"
     points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})
     assert display_units(points)["value"].tolist() == [25.0]
 

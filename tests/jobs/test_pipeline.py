@@ -10,7 +10,7 @@ from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.lifecycle import start_attempt
-from backend.queue.scheduling import awaited, connected
+from backend.queue.scheduling import awaited, pipeline_jobs
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State
@@ -37,7 +37,7 @@ def ended(run: Job, state: State) -> None:
 
 
 def startable() -> list[int]:
-    return scheduling.waits_for(Lane.SLOTS)
+    return scheduling.ready_job_ids(Lane.SLOTS)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> Non
         drafter.id: [dlqat.run],
         speed.id: [dlqat.run, drafter.run],
     }
-    assert [job.run for job in connected(drafter.id)] == [job.run for job in queued]
+    assert [job.run for job in pipeline_jobs(drafter.id)] == [job.run for job in queued]
 
 
 def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> None:
@@ -183,7 +183,7 @@ def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
     for job in queued[:4]:
         ended(job, State.SUCCEEDED)
     assert startable() == [queued[4].id]  # when the chain is done
-    assert [job.id for job in connected(speed.id)] == [job.id for job in queued]
+    assert [job.id for job in pipeline_jobs(speed.id)] == [job.id for job in queued]
     assert [queries.job(job.run).tags for job in queued] == [[]] * 4 + [["alone"]] * 4
 
 

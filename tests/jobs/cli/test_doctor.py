@@ -90,7 +90,7 @@ def test_a_gpu_that_torch_cannot_use(
     queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(local, "DEVICES", tmp_path)
+    monkeypatch.setattr(local, "DEVICE_FOLDER", tmp_path)
     assert machine.device().ok
     (tmp_path / "nvidia0").touch()
     assert wrong(machine.device(), "1 GPU installed", "CUDA")

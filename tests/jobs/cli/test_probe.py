@@ -38,7 +38,7 @@ class Machine:
 
 @pytest.fixture
 def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
-    monkeypatch.setattr(ray, "ANSWER_S", 60.0)  # of a busy machine
+    monkeypatch.setattr(ray, "HEAD_TIMEOUT_S", 60.0)  # of a busy machine
     monkeypatch.setattr(cluster, "LOOK_S", 0.01)
     monkeypatch.setattr(cluster, "SEEN_S", 0.1)
     with ray_head() as (head, address):

@@ -18,7 +18,7 @@ from tests.ui.lab import GUEST, asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.page import step_rows
 from ui.runs.actions import run_action
-from ui.runs.html import waits
+from ui.runs.html import waiting_html
 from ui.runs.queue_eta import start_times
 
 NAME = HOSTILE[:80]
@@ -102,7 +102,7 @@ def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
     assert drafter.id not in start_times(status, awaited(job.id for job in status.queued))
     with writing() as session:
         session.get_one(Job, sds.id).state = State.FAILED
-    words: Any = waits(awaited([drafter.id])[drafter.id])
+    words: Any = waiting_html(awaited([drafter.id])[drafter.id])
     assert f"{sds.run}</a>, which failed" in words
 
 

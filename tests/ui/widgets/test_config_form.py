@@ -97,7 +97,7 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     assert [value for _, value in chosen.choices] == ["toy", "b"]  # no choice at all is none
     assert form.values([["toy", "b"]]) == {"sides": "toy, b"}
     assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
-    assert form.arrival({"sides": ""})[chosen]["value"] == []
+    assert form.initial_updates({"sides": ""})[chosen]["value"] == []
     assert form.changed({"sides": "toy, b"}) == ["sides"]
 
     class Two(Own):
@@ -112,10 +112,10 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     with gr.Blocks():
         form = ConfigForm(Whole, {"model": lambda: list(offered)})
     offered.append(("New", "new"))
-    fresh = form.arrival({})[form.fields["model"].input]
+    fresh = form.initial_updates({})[form.fields["model"].input]
     assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
     assert "value" not in fresh
-    clone = form.arrival({"size": 9})  # the model may have been chosen meanwhile
+    clone = form.initial_updates({"size": 9})  # the model may have been chosen meanwhile
     assert "value" not in clone.pop(form.fields["model"].input)
     assert clone == {form.fields["size"].input: gr.update(value=9)}
 
@@ -158,7 +158,7 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern"}
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
-    assert form.folds["Advanced"] not in updates
+    assert form.accordions["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"segments": None})
@@ -182,14 +182,14 @@ def test_all_that_is_wrong_is_said_at_once_and_the_fold_counts(
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
-    assert updates[form.folds["Advanced"]]["open"] is True  # damping is inside
+    assert updates[form.accordions["Advanced"]]["open"] is True  # damping is inside
     assert advanced(SDSJob.model_fields["damping"])
     updates = form.show_errors(SlimscopeError("No.", field="damping"))
-    assert updates[form.folds["Advanced"]]["open"] is True
+    assert updates[form.accordions["Advanced"]]["open"] is True
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
-    assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
+    assert form.count(defaults)[form.accordions["Advanced"]]["label"] == "Advanced"
     changed = defaults | {"damping": 1.0, "holdout": 0.5, "pattern": "50%"}
-    assert form.count(changed)[form.folds["Advanced"]]["label"] == "Advanced · 2 changed"
+    assert form.count(changed)[form.accordions["Advanced"]]["label"] == "Advanced · 2 changed"
 
 
 def test_what_was_typed_is_shown_in_a_message_but_never_run() -> None:

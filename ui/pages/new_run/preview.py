@@ -56,7 +56,9 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
     command = submit.command_line(kind.name, values, swept)
     pairs_shown = models_of(plan.configs) | _costs(plan.estimate, len(plan.configs))
     # the same config gives the same result
-    same = queries.same(kind.name, (config.model_dump(mode="json") for config in plan.configs))
+    same = queries.existing_runs(
+        kind.name, (config.model_dump(mode="json") for config in plan.configs)
+    )
     if same:
         pairs_shown["Already run"] = HTML.same_runs(same[:MAX_LINKS], len(same) - MAX_LINKS)
     html = HTML.preview(

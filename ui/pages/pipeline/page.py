@@ -10,7 +10,7 @@ from markupsafe import Markup
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.queue import permissions
-from backend.queue.scheduling import connected
+from backend.queue.scheduling import pipeline_jobs
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
@@ -142,7 +142,7 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
     if job is None:
         described = f"There is no run {run}." if run else "Prune, quantize and draft in one go."
         return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
-    jobs = connected(job.id)
+    jobs = pipeline_jobs(job.id)
     steps, alone = split_alone(jobs)
     told = f"{len(steps)} steps" + (f", and {runs(len(alone))} of steps alone" if alone else "")
     button = pipeline_button(jobs, current_user(request))

@@ -55,7 +55,7 @@ def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> Non
         result(1, "sds", "perplexity", 9.5),
     ]
     figures = RunResults(kinds()["sds"], rows)
-    assert figures.alike() == [["dense", "sds"]]
+    assert figures.comparable_stages() == [["dense", "sds"]]
     assert "<table" in stage_tables(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
     """Until all are measured the figures of one must not look like another's."""
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
@@ -65,7 +65,7 @@ def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> Non
         result(2, stage, name, 1.0)
         for stage, name in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))
     ]
-    assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
+    assert RunResults(kinds()["amphista"], found).comparable_stages() == [["a", "c"], ["b"], ["d"]]
     points = pd.DataFrame({"family": ["top1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
     assert display_units(points)["value"].tolist() == [25.0, 2.0]
     assert display_units(points[:0]).empty
@@ -95,7 +95,7 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     figures = RunResults(
         kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
     )
-    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
+    assert figures.comparable_stages() == [["drafter"], ["head-1", "head-2"]]
     html = stage_tables(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
     assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
