@@ -137,11 +137,11 @@ class Commands(Mapping[str, Any]):
 
 def command_for(operation: Operation) -> Any:
     """The command that carries out an operation, or the group of those below it."""
-    if below := operation.below:
-        commands: Any = Commands(below, lambda name: below()[name])
+    if subcommands := operation.subcommands:
+        commands: Any = Commands(subcommands, lambda name: subcommands()[name])
         return TyperGroup(
             name=operation.name,
-            help=operation.about,
+            help=operation.description,
             no_args_is_help=True,
             commands=commands,
             rich_markup_mode=MARKUP,
@@ -149,7 +149,7 @@ def command_for(operation: Operation) -> Any:
         )
 
     def command(**values: Any) -> None:
-        as_json, wait = values.pop("as_json", False), operation.waits and values.pop("wait")
+        as_json, wait = values.pop("as_json", False), operation.adds_runs and values.pop("wait")
         if "runs" in operation.parameters and values.pop("sweep", False):
             values["runs"] = [job.run for run in values["runs"] for job in sweep_of(run)]
         if operation.question and not values.pop("yes"):
@@ -176,7 +176,7 @@ def carry_out(operation: Operation, values: dict[str, Any], as_json: bool, wait:
         single = len(values.get("runs", ())) == 1 and isinstance(answer, list)
         shown = summary(queries.job(values["runs"][0])) if single else answer
         print(json.dumps(shown, indent=1, default=vars))
-    elif text := (operation.said or as_text)(answer):
+    elif text := (operation.as_text or as_text)(answer):
         write(text)
     raise typer.Exit(operation.exit_code(answer))
 
@@ -192,7 +192,7 @@ def _options(operation: Operation) -> Iterator[inspect.Parameter]:
         yield _flag("sweep", "--sweep", help="All runs of the sweep it belongs to.")
     if operation.question:
         yield _flag("yes", "--yes", "-y", help="Do not ask.")
-    if operation.waits:
+    if operation.adds_runs:
         yield _flag("wait", "--wait", help="Follow it to its end.")
     if operation.json:
         yield _flag("as_json", "--json", help="Print JSON.")

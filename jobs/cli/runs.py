@@ -52,7 +52,7 @@ def _ended_text(found: Record) -> str:
     return "\n".join([text, *errors])
 
 
-@operation("wait", path="", tool="", said=_ended_text, exit_code=_ended_code)
+@operation("wait", path="", tool="", as_text=_ended_text, exit_code=_ended_code)
 def wait_for(runs: Runs) -> Record:
     """Follow runs to their ends. Answers with the record of the run, of all as a sweep, or with the
     comparison of a run and the one it repeats."""
@@ -63,7 +63,7 @@ def wait_for(runs: Runs) -> Record:
     return comparison.record() if comparison else record(ended[0].run)
 
 
-@operation("logs", path="", tool="", said=lambda _: "")
+@operation("logs", path="", tool="", as_text=lambda _: "")
 def logs(
     run: Run,
     on: Annotated[bool, typer.Option("-f", "--follow", help="Print until it ends.")] = False,
@@ -91,7 +91,7 @@ def logs(
     "submit",
     path="",
     tool="",
-    below=lambda: {name: _operation(kind) for name, kind in kinds().items()},
+    subcommands=lambda: {name: _operation(kind) for name, kind in kinds().items()},
 )
 def submit() -> None:
     """Add a run to the queue."""
@@ -111,7 +111,7 @@ def _operation(kind: Kind) -> Operation:
 
     queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
     queue.__doc__ = kind.summary
-    return Operation(name=kind.name, function=queue, waits=True, said=_queued)
+    return Operation(name=kind.name, function=queue, adds_runs=True, as_text=_queued)
 
 
 def _queued(answer: Record | list[Record]) -> str:
@@ -161,7 +161,7 @@ def _queued_code(answer: str | list[Record]) -> int:
     path="",
     tool="",
     exit_code=_queued_code,
-    said=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
+    as_text=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
 )
 def queue_pipeline(
     actor: Actor,

@@ -69,7 +69,7 @@ def build(actor: Actor) -> Any:
     for entry in OPERATIONS.values():
         if entry.tool:
             call = _tool(entry, actor, ToolError)
-            tool = Tool.from_function(call, name=entry.tool, description=entry.about)
+            tool = Tool.from_function(call, name=entry.tool, description=entry.description)
             model = tool.fn_metadata.arg_model
             model.model_config["extra"] = "forbid"  # a name that is none is no typing error
             model.model_rebuild(force=True)
@@ -124,7 +124,7 @@ def serve_agents(actor: Actor) -> None:
     path="",
     tool="",
     database="none",
-    said=lambda _: "",
+    as_text=lambda _: "",
     exit_code=lambda made: 0 if made["ready"] else FAILED,
 )
 def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> Record:
@@ -150,7 +150,7 @@ def _findings(checks: Sequence[Record]) -> str:
     "doctor",
     path="",
     tool="",
-    said=_findings,
+    as_text=_findings,
     exit_code=lambda checks: 0 if all(check["ok"] for check in checks) else FAILED,
 )
 def doctor(

@@ -38,7 +38,7 @@ def _written(made: Record) -> str:
     return f"{made['file']}: {files}{readable_bytes(made['bytes'])}."
 
 
-@operation("backup", path="", tool="", said=_written)
+@operation("backup", path="", tool="", as_text=_written)
 def backup(
     file: Target,
     weights: Annotated[bool, typer.Option(help="Include the weights of models.")] = True,
@@ -68,7 +68,7 @@ def _restored(made: Record) -> str:
     return text
 
 
-@operation("restore", path="", tool="", database="none", said=_restored)
+@operation("restore", path="", tool="", database="none", as_text=_restored)
 def restore(file: Annotated[Path, Field(description="A backup.")]) -> Record:
     """Restore a backup into the data folder, which has to be empty; or put a daily copy of the
     database in place of a damaged one."""
@@ -92,14 +92,14 @@ def _moved(made: Record) -> str:
     )
 
 
-@operation("move", path="", tool="", said=_moved)
+@operation("move", path="", tool="", as_text=_moved)
 def move(to: Annotated[str, typer.Option("--to", help="URL of an empty database.")]) -> Record:
     """Move all tables into another database, such as PostgreSQL, or back into a file."""
     rows = move_database(to, lambda name, number: print(f"{name:<18} {number:>10,} rows"))
     return {"rows": rows, "url": make_url(to).render_as_string(hide_password=True)}
 
 
-@operation("export", path="", tool="", said=_written)
+@operation("export", path="", tool="", as_text=_written)
 def export(
     run: Run,
     file: Target,
@@ -116,7 +116,7 @@ def export(
     "import",
     path="",
     tool="",
-    said=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
+    as_text=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
 )
 def import_file(
     file: Annotated[Path, Field(description="A file that `slimscope export` wrote.")], actor: Actor
@@ -154,7 +154,7 @@ def _disk_text(found: Record) -> str:
     return "\n".join(parts)
 
 
-@operation("disk", path="", tool="", said=_disk_text)
+@operation("disk", path="", tool="", as_text=_disk_text)
 def disk(limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10) -> Record:
     """Show what takes disk space, and what can be freed."""
     measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]

@@ -1,5 +1,4 @@
-"""What a DL-QAT run leaves: the exported model, its size, and its decoding speed on packed
-weights."""
+"""Export of a DL-QAT run: the model, its size, and its decoding speed on packed weights."""
 
 import hashlib
 from dataclasses import replace
@@ -27,17 +26,17 @@ from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase
 
-MODEL = "model"  # the folder of the exported model
-PROMPT = 64  # tokens, of the timing
+MODEL = "model"  # folder of the exported model
+PROMPT_TOKENS = 64  # prompt length in the timing
 
 
-def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> float:
-    """Stored bits a weight, over all quantized layers."""
+def mean_bits(plan: QuantizationPlan, facts: ModelFacts, stored: str) -> float:
+    """Return the mean number of stored bits per weight over all quantized layers."""
     total = weights = 0.0
     for x in facts.linears:
-        if of := planned.layers.get(x.name):
-            size = of.group_size or x.columns
-            total += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
+        if settings := plan.layers.get(x.name):
+            group_size = settings.group_size or x.columns
+            total += x.weights * bits_per_weight(settings.bits, group_size, settings.grid, stored)
             weights += x.weights
     return total / weights
 
@@ -45,16 +44,16 @@ def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> floa
 def save_model(
     qat: DLQAT, kept: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
 ) -> None:
-    """Exports the kept stage and records it."""
+    """Export the kept stage and record it."""
     layers, digest = qat.converted(kept), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
     layout, embeddings = layout_of(qat.run.plan, config.format), [*qat.run.embeddings]
-    inside = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
-    layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in inside if n))
-    measured = {
+    exported = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
+    layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in exported if n))
+    perplexities = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])
         if r.metric == PERPLEXITY
@@ -67,14 +66,14 @@ def save_model(
         loaded.facts.note,
         layout,
         mean_bits(qat.run.plan, loaded.facts, config.stored),
-        measured,
+        perplexities,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),
         embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
-        export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
+        dtype = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
+        export(loaded.model, loaded.tokenizer, layers, layout, dtype, folder, card)
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
@@ -92,8 +91,8 @@ def time_packed(
     reporter: Phase,
     context: JobContext,
 ) -> None:
-    """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
-    exported one on packed weights."""
+    """Record tokens per second of the dense model and of the exported packed model. Converts
+    `loaded` to bfloat16 in place."""
     if not config.packed or context.has_result(kept, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
@@ -101,9 +100,9 @@ def time_packed(
         context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
         return
     to_bfloat16(loaded.model)
-    if why := obstacle(loaded.model):
-        context.log(f"Packed decoding is not timed. {why}")
+    if reason := obstacle(loaded.model):
+        context.log(f"Packed decoding is not timed. {reason}")
         return
     packed = load_packed(context.folder / MODEL, context.log)
     models = {str(DLQATStage.DENSE): loaded.model, kept: packed}
-    record_decoding(models, prompt[:PROMPT], loaded.facts.context, context, reporter)
+    record_decoding(models, prompt[:PROMPT_TOKENS], loaded.facts.context, context, reporter)

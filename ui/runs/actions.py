@@ -63,7 +63,7 @@ def offered(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
     """The buttons that fit some of these runs; those the user may not press have the reason."""
     found = []
     for operation, button in _buttons().values():
-        if button.group not in groups or (len(jobs) > 1 and not button.several):
+        if button.group not in groups or (len(jobs) > 1 and not button.bulk):
             continue
         if fitting := [job for job in jobs if button.fits(job)]:
             action = Action(
@@ -85,15 +85,15 @@ def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
         SlimscopeError: it is not allowed, or not possible.
     """
     operation, button = _buttons().get(name, (None, None))
-    if not operation or not button or (len(jobs) != 1 and not button.several):
+    if not operation or not button or (len(jobs) != 1 and not button.bulk):
         raise NotFoundError(f"There is no action {name[:20]!r}.")
     runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
-    values = {**button.values, **({button.takes: text} if button.takes else {})}
+    values = {**button.values, **({button.parameter: text} if button.parameter else {})}
     about = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
     answer = operation.call_all(user, **about, **values)
     if name in MESSAGES:
         return MESSAGES[name](answer)
-    return (operation.said or as_text)(answer)
+    return (operation.as_text or as_text)(answer)
 
 
 def _reproduced(run: Mapping[str, Any]) -> str:
