@@ -220,9 +220,9 @@ def with_embedding(
         group.group_size,
         group.grid,
     )
-    embedding_bits = embedding.bits if len(heads) < len(embedding.layers) else 0
+    embedding_width = embedding.bits if len(heads) < len(embedding.layers) else 0
     return replace(
-        layers, embedding=embedding_bits, alike=same_format, head=embedding.bits if heads else 0
+        layers, embedding=embedding_width, alike=same_format, head=embedding.bits if heads else 0
     )
 
 
