@@ -260,7 +260,7 @@ def forecast(values: Values) -> str:
     )
 
 
-def brief(values: Values, kept: str = "") -> KeyFigure | None:
+def table_figure(values: Values, kept: str = "") -> KeyFigure | None:
     """Return the accepted length of the drafter."""
     accepted_length = values.get((DRAFTER, ACCEPTED_LENGTH))
     if not accepted_length:
@@ -298,5 +298,5 @@ KIND = Kind(
         "thorough": {"minutes": 60, "answers": 6000},
     },
     forecast=forecast,
-    brief=brief,
+    table_figure=table_figure,
 )

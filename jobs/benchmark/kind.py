@@ -18,7 +18,7 @@ from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.limits import require_context
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.wording import apart, times
+from jobs.wording import distinguishable, times
 
 NAME = "benchmark"
 VANILLA_ALONE = "Only vanilla decoding is timed. Add a decoder to compare it with."
@@ -113,7 +113,7 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
     if gain < 1 + MIN_GAIN:
         text = f"No decoder was faster than plain decoding: {vanilla:.0f} tokens per second."
         return KeyFigure(times(1.0), "the speed of plain decoding", text)
-    fastest_text, vanilla_text = apart([fastest, vanilla], places=0)
+    fastest_text, vanilla_text = distinguishable([fastest, vanilla], places=0)
     label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
     decoder = f"{label[0].lower()}{label[1:]}"
     return KeyFigure(

@@ -49,7 +49,7 @@ from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Valu
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix
-from jobs.wording import StageComparison, apart, fixed
+from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
@@ -440,7 +440,7 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
     trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept)
     rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
     stages = [*dict.fromkeys((rival or kept, trained, kept))]
-    figures = apart([dense, *(values[s, PERPLEXITY] for s in stages)])
+    figures = distinguishable([dense, *(values[s, PERPLEXITY] for s in stages)])
     labels = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
         f"{fixed(values[kept, BITS_PER_WEIGHT], 2)} bits",
@@ -473,7 +473,7 @@ KIND = Kind(
     main_fields=("bits", "group_size", "embedding"),
     compresses=True,
     saves="model",
-    packs=True,
+    saves_packed=True,
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,

@@ -185,7 +185,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         kind, stored = kind_named(planned.kind), queries.plan(planned.id)
         plan = kind.plan.model_validate(stored) if kind.plan and stored else None
         dense = isinstance(plan, QuantizationPlan) and plan.format == "dense"
-        packed = planned.kind if kind.packs and not dense else ""
+        packed = planned.kind if kind.saves_packed and not dense else ""
         base_model = resolve_model(str(planned.config["model"]), field, reads)
         size = int(planned.environment.get(PREDICTED_BYTES) or 0)
         facts = replace(base_model.facts, title=spec, quantized=packed, bytes=size)

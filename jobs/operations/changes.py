@@ -15,13 +15,13 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import Button, Record, Run, Runs, operation
 from jobs.record import summary
-from jobs.wording import count, named, names
+from jobs.wording import count, record_names, run_names
 
 Records = Sequence[Record]
 
 
 def _names(jobs: Sequence[Job]) -> str:
-    return names([job.run for job in jobs])
+    return run_names([job.run for job in jobs])
 
 
 def summaries(runs: Sequence[str]) -> list[Record]:
@@ -200,7 +200,7 @@ Tags = Annotated[str | None, Field(description="Words of letters, digits and . +
     "edit",
     writes=True,
     action="edit a run",
-    as_text=lambda runs: f"Saved: {named(runs)}.",
+    as_text=lambda runs: f"Saved: {record_names(runs)}.",
     buttons=(
         Button(
             "rename",
@@ -255,7 +255,7 @@ def _archived(records: Records) -> str:
     if not records:
         return "Nothing to change."
     archived = queries.job(records[0]["id"]).archived_at
-    return f"{'Archived' if archived else 'Back in the list'}: {named(records)}."
+    return f"{'Archived' if archived else 'Back in the list'}: {record_names(records)}."
 
 
 @operation(
@@ -342,7 +342,9 @@ def delete_runs(
     action="restore a run",
     path="/runs/{run}/restore",
     tool="",
-    as_text=lambda runs: f"Restored: {named(runs)}." if runs else "No deleted run is among them.",
+    as_text=lambda runs: (
+        f"Restored: {record_names(runs)}." if runs else "No deleted run is among them."
+    ),
     buttons=(
         Button("restore", "Undo delete", lambda job: bool(job.removed_at) and not job.purged),
     ),

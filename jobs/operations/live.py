@@ -175,9 +175,9 @@ def queue_state(
     environment = {WORKBENCH: origin.model_dump()}
     if len(planned) == 1:  # guests may queue a single run
         ((kind, config),) = planned
-        return [summary(submit(kind, {"model": model, **config}, actor, known=environment))]
+        return [summary(submit(kind, {"model": model, **config}, actor, environment=environment))]
     steps = [pipelines.Step(kind, "", config) for kind, config in planned]
-    jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, known=environment)
+    jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, environment=environment)
     return [summary(job) for job in jobs]
 
 

@@ -29,7 +29,7 @@ from jobs.fields.types import ModelConfig
 from jobs.kind import DiskSpace, JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.metrics import PERPLEXITY
 from jobs.profile.profiles import pruned_mix
-from jobs.wording import StageComparison, apart, fixed
+from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME = "sds"
 BLOCK_COPIES = 6  # copies of the current block: its stages, and a sorted copy for statistics
@@ -256,7 +256,7 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
         "blocks reconstructed": blocks,
     }
     measured = {name: value for name, value in perplexities.items() if value is not None}
-    texts = zip(apart([*measured.values()]), measured, strict=True)
+    texts = zip(distinguishable([*measured.values()]), measured, strict=True)
     entropy = log(first / final) / log(first / dense)
     return KeyFigure(
         f"{fixed(100 * (first - final) / (first - dense), 0)} %",

@@ -10,7 +10,7 @@ from jobs import metrics
 from jobs.dlqat import kind as dlqat
 from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, ordered
 from jobs.sds import kind as sds
-from jobs.wording import StageComparison, apart, extent, fixed, relative_change
+from jobs.wording import StageComparison, distinguishable, extent, fixed, relative_change
 from tests.ui.lab import job, result
 from ui.charts.lines import points_words
 from ui.runs.columns import columns
@@ -90,11 +90,16 @@ def test_what_rounds_to_zero_has_no_sign(value: float, places: int) -> None:
 
 
 def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
-    assert apart([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
-    assert apart([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
-    assert apart([2.0, 2.0]) == ["2.0", "2.0"]
-    assert apart([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
-    assert apart([1.4963, 1.5143, 1.50931, 1.50932]) == ["1.496", "1.514", "1.509", "1.509"]
+    assert distinguishable([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
+    assert distinguishable([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
+    assert distinguishable([2.0, 2.0]) == ["2.0", "2.0"]
+    assert distinguishable([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
+    assert distinguishable([1.4963, 1.5143, 1.50931, 1.50932]) == [
+        "1.496",
+        "1.514",
+        "1.509",
+        "1.509",
+    ]
     assert extent([1.26, 1.261], "{:.2f}".format) == "1.26"
 
 

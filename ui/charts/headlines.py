@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from jobs.wording import apart, times
+from jobs.wording import distinguishable, times
 from ui.format import HOLD, number, of_unit, share
 
 STEADY = 0.02  # a relative change below that is none
@@ -152,7 +152,7 @@ def of_break_even(decoders: Sequence[tuple[str, float, float]]) -> str:
         return ""
     label, tokens, even = max(decoders, key=lambda each: each[1] / each[2])
     verdict = "more than" if tokens > even else "less than"
-    yields, needs = apart([tokens, even], places=2)
+    yields, needs = distinguishable([tokens, even], places=2)
     return f"{label} yields {yields} tokens per step, {verdict} the {needs} it needs to pay"
 
 

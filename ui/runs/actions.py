@@ -23,7 +23,7 @@ from jobs.fields import drafters
 from jobs.fields.models import has_saved
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import OPERATIONS, Button, Operation
-from jobs.wording import as_text, names
+from jobs.wording import as_text, run_names
 from ui.format import href, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
@@ -71,7 +71,7 @@ def offered(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
                 button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
                 button.question(fitting),
                 operation.forbidden(user, fitting),
-                prompt=button.prompt.format(runs=names([job.run for job in fitting])),
+                prompt=button.prompt.format(runs=run_names([job.run for job in fitting])),
                 initial=button.initial(fitting),
             )
             found.append(action)
@@ -102,7 +102,7 @@ def _reproduced(run: Mapping[str, Any]) -> str:
 
 def _deleted(records: Sequence[Mapping[str, Any]]) -> str:
     freed = size(sum(run["disk_bytes"] for run in records))
-    return HTML.deleted(names([run["id"] for run in records]), freed)
+    return HTML.deleted(run_names([run["id"] for run in records]), freed)
 
 
 MESSAGES: Mapping[str, Callable[[Any], str]] = {  # with a link

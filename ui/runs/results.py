@@ -209,7 +209,7 @@ class RunResults:
     @property
     def key_figure(self) -> KeyFigure | None:
         """The figure the run is told by; None until it is known, or where its kind has none."""
-        tell = self._kind and (self._kind.key_figure or self._kind.brief)
+        tell = self._kind and (self._kind.key_figure or self._kind.table_figure)
         values = {place: row.value for place, row in self.rows.items()}
         return tell(values, self.kept or "") if tell else None
 
