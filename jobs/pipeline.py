@@ -162,7 +162,7 @@ def read(text: str) -> Pipeline:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: !!int of text
         raise _refused(f"It is not valid YAML: {error}."[:300]) from error
     if not isinstance(document, dict):
-        raise _refused("It needs the keys model: and steps:.")
+        raise _refused("It needs the keys model and steps.")
     try:
         file = PipelineFile.model_validate(document)
     except ValidationError as error:

@@ -118,7 +118,7 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(run, f"{folder.name}/config.json cannot be read: {error}.", field) from error
     if name := changed_file(folder, contents=False):
-        raise _damaged(run, f"{folder.name}/{name} was changed after it was saved.", field)
+        raise _damaged(run, f"{folder.name}/{name} has changed since it was saved.", field)
     return config
 
 

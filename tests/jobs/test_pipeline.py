@@ -80,39 +80,39 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
     first = submit("benchmark", {"model": "toy", "count": 2}, HOST)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": first.run}, HOST)
     pruned = submit("sds", {"model": "toy"}, HOST)
     ended(pruned, State.FAILED)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": pruned.run}, HOST)
     drafter = submit("amphista", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": drafter.run}, HOST)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "lines that begin with model: and steps:"),
-        ("[model, toy]", "lines that begin with model: and steps:"),
+        ("", "the keys model and steps"),
+        ("[model, toy]", "the keys model and steps"),
         ("model: toy\nsteps: []", "steps"),
-        ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2, dlqat, cannot be run"),
-        ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2, other"),
+        ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2 (dlqat) cannot run"),
+        ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2 (other)"),
         ("model: toy\nsteps: [{sds: {}, dlqat: {}}]", "Step 1 has 2 kinds"),
         ("model: toy\nsteps: [sds: {preset: none}]", "no preset"),
-        ("model: toy\nsteps: [generate: {}]", "Step 1, generate"),
-        ("model: no-such\nsteps: [sds: {}]", "Step 1, sds"),
+        ("model: toy\nsteps: [generate: {}]", "Step 1 (generate)"),
+        ("model: no-such\nsteps: [sds: {}]", "Step 1 (sds)"),
         ("model: toy\nsteps: [sds: {}]\nmore: 1", "more"),
-        ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "no YAML"),
-        ("a: [", "no YAML"),
-        ("model: toy\nsteps: [sds: {seed: !!int one}]", "no YAML"),
+        ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "not valid YAML"),
+        ("a: [", "not valid YAML"),
+        ("model: toy\nsteps: [sds: {seed: !!int one}]", "not valid YAML"),
         ("model: toy\nsteps: [sds: &a {preset: [*a]}]", "instead of an alias"),
-        ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed stands here more than once"),
-        ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model stands here more than once"),
-        ("model: toy\nsteps: [sds: !!map [seed]]", "no YAML"),
+        ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed appears more than once"),
+        ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model appears more than once"),
+        ("model: toy\nsteps: [sds: !!map [seed]]", "not valid YAML"),
         ("model: toy\nsteps: " + "[" * 5000, "nested too deeply"),
-        ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1, sds, cannot be run"),
+        ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1 (sds) cannot run"),
         ("x" * 30_000, "more than"),
     ],
 )

@@ -261,7 +261,7 @@ def test_a_pipeline_is_added(visit: Visit) -> None:
     pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
     assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
     wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
-    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+    assert wrong.status_code == 422 and "Step 1 (sds)" in wrong.json()["what"]
 
 
 def test_models_texts_logs_and_artifacts_are_listed(visit: Visit) -> None:

@@ -122,7 +122,7 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
     lock.release()
     assert machine.supervisor().ok
     enqueue("count", {"steps": 1}, HOST)
-    assert wrong(machine.supervisor(), "waiting for it: 1 run", "dashboard")
+    assert wrong(machine.supervisor(), "waiting runs: 1", "dashboard")
 
 
 def test_a_cluster_that_answers_and_one_that_does_not(queue: Path, given: Given) -> None:
@@ -167,4 +167,4 @@ def test_a_store_gives_back_what_it_takes(queue: Path, given: Given, tmp_path: P
 
 def test_more_threads_than_cores(queue: Path, given: Given) -> None:
     given(THREADS="64", SLOTS="2")
-    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")
+    assert wrong(machine.threads(), "2 jobs with 64 threads", "SLIMSCOPE_THREADS=")

@@ -39,8 +39,8 @@ class Machine:
 @pytest.fixture
 def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
     monkeypatch.setattr(ray, "ANSWER_S", 60.0)  # of a busy machine
-    monkeypatch.setattr(cluster, "LOOK_S", 0.01)
-    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
+    monkeypatch.setattr(cluster, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster, "FILE_DELAY_S", 0.1)
     with ray_head() as (head, address):
         yield head, RayEngine(RayHead(address, TOKEN), 1, 0, 20.0)
 
@@ -95,10 +95,10 @@ def test_another_version_there_and_a_job_that_waits_for_ever(
 ) -> None:
     engine, key = ScriptedEngine(remote=True), "of-the-doctor-1"
     monkeypatch.setattr(cluster, "PROBE", key)
-    monkeypatch.setattr(cluster, "WAIT_S", 0.05)
+    monkeypatch.setattr(cluster, "PROBE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(engine, "kill", lambda ref: engine.launched.remove(ref["id"]))
     found = cluster.send(engine)
-    assert not found.ok and "has not carried out" in found.text and engine.launched == []
+    assert not found.ok and "did not finish" in found.text and engine.launched == []
     old = {"host": "gpu-1", "versions": {**node.versions(), "torch": "1.0"}}
     settings().artifacts.mkdir(parents=True)
     (settings().artifacts / key).write_text(json.dumps(old))

@@ -137,7 +137,7 @@ def test_auto_decodes_natively_without_bfloat16_too(
 
 
 def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no drafter") as refused:
+    with pytest.raises(ConfigError, match="has no drafter") as refused:
         drafters_named(trained(kind="sds").run, "toy", "drafters")
     assert refused.value.field == "drafters"
     mine = trained()
@@ -189,10 +189,10 @@ def reports(
         ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89\u00a0× (0.88 to 0.90)"),
         ((0.89, 1.2, 1.3, 0.05), "extra cost is verification of up to 8 tokens at once."),
         ((0.89, 1.2, 1.05, 0.3), "The largest extra cost is drafting."),
-        ((0.80, 1.01, 1.2, 0.05), "Almost no draft token is accepted."),
+        ((0.80, 1.01, 1.2, 0.05), "Almost no draft tokens are accepted."),
         ((1.01, 1.4, 1.3, 0.1), "does not differ measurably from vanilla here: 1.01\u00a0×"),
-        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and costs 1.35 plain steps"),
-        ((1.30, 1.8, 1.2, 0.15), "(1.20 to verify, 0.15 to draft, 0.00 for the rest)."),
+        ((1.30, 1.8, 1.2, 0.15), "1.80 tokens per step at 1.35 × the cost of a vanilla step"),
+        ((1.30, 1.8, 1.2, 0.15), "(1.20 to verify, 0.15 to draft, 0.00 other)."),
         ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 responses match vanilla's token for token"),
     ],
 )

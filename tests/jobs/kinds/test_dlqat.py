@@ -194,7 +194,7 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
         (
             {"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
             "50.0 % lower than GPTQ and 20.0 % lower than LoRA, then GPTQ. The same training "
-            "without quantization reaches 16.00: rounding itself raises it by 25.0 %.",
+            "without quantization reaches 16.00: rounding raises it by 25.0 %.",
         ),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % lower than AWQ."),

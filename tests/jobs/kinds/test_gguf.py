@@ -32,7 +32,7 @@ def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
     _, cost = checked("gguf", {"model": job.run})
     assert cost.sizes[0] == predicted and cost.sizes[1] == pytest.approx(predicted, rel=0.25)
     for config, field, why in (
-        ({"type": "Q4_1", "embedding": "Q8_0"}, "embedding", "carried over"),
+        ({"type": "Q4_1", "embedding": "Q8_0"}, "embedding", "copied unchanged"),
         ({"type": "F16"}, "type", "once more"),
     ):
         with pytest.raises(ConfigError, match=why) as refused:

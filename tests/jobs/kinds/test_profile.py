@@ -30,11 +30,11 @@ SMALL = {
     [
         ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
         ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
-        ({"formats": ""}, "formats", "0 formats are not possible"),
+        ({"formats": ""}, "formats", "0 formats are given"),
         ({"measured": "70%"}, "measured", "70% is not among the formats"),
-        ({"windows": 9}, "windows", "8 held-out windows, not 9"),
-        ({"holdout": 0}, "holdout", "Nothing is held out"),
-        ({"calibration_text": "self"}, "calibration_text", "not taken on text that the model"),
+        ({"windows": 9}, "windows", "Only 8 windows are held out"),
+        ({"holdout": 0}, "holdout", "No text is held out"),
+        ({"calibration_text": "self"}, "calibration_text", "cannot use text sampled from the model"),
         ({"context": 4096}, "context", "does not fit"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
             budget("toy", **wrong)
     with writing() as session:
         session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
-    with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} has measured other"):
+    with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} measured other"):
         budget("toy", bits="3.25")
 
 
@@ -113,7 +113,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
     own = config | {"allocation": "uniform", "overrides": ",".join(lines)}
     assert queries.plan(submit("dlqat", own, HOST).id) == quantized  # a map from a file
     for kind, allocation, said in (
-        ("sds", "budget:3bits", "not for a method by which layers are pruned"),
+        ("sds", "budget:3bits", "not apply to pruned layers"),
         ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
         ("sds", "budget:90%", "cannot be kept"),
         ("sds", "best", "not an allocation"),
@@ -126,7 +126,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
 
 def test_other_runs_are_no_profiles(queue: object) -> None:
     other = submit("statistics", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="is no sensitivity profile"):
+    with pytest.raises(ConfigError, match="is not a sensitivity profile"):
         profile_of_run(other.run)
     waiting = submit("profile", SMALL, HOST)
     with pytest.raises(ConfigError, match="has measured no layer yet"):

@@ -63,13 +63,13 @@ def test_without_losses_the_values_decide() -> None:
             {"first": 1.0, "control": 0.3, "sds": 0.3},
             "not significantly different from its control",
         ),
-        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "too short to tell whether the re-dense"),
+        ({"first": 1.0, "control": 0.3, "sds": 0.3}, "too short to decide if the re-dense"),
         ({"first": 1.0, "control": 0.3, "sds": 0.5}, "did not pay"),
         ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.2}, "it has a perplexity 2"),
         ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.5}, "it is not significantly different from"),
         (
             {"first": 1.0, "control": 0.7, "sds": 0.5, "first-blocks": 0.3, "sds-blocks": 0.2},
-            "lower than the first pruning reconstructed alike (",
+            "lower than the first pruning with block reconstruction (",
         ),
         (
             {"first": 1.0, "control": 0.5, "sds": 0.3, "first-blocks": 0.1, "sds-blocks": 0.2},
@@ -90,10 +90,10 @@ def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
     [
         ({"gptq": 1.0, "dlqat": 0.3}, "% lower than GPTQ ("),
         ({"gptq": 0.3, "dlqat": 0.3}, "is not significantly different from GPTQ ("),
-        ({"gptq": 0.3, "dlqat": 0.3}, "too short to tell whether training helped."),
+        ({"gptq": 0.3, "dlqat": 0.3}, "too short to decide if training helped."),
         ({"gptq": 0.3, "dlqat": 0.6}, "Training did not help"),
         ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "changes nothing measurable"),
-        ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below that of the dense model because"),
+        ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below the dense model because"),
     ],
 )
 def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
@@ -103,18 +103,18 @@ def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
 @pytest.mark.parametrize(
     ("rise", "found", "then"),
     [
-        (0.0, "No loss is measurable on this text: perplexity ", ""),
-        (1e-9, "No loss is measurable on this text: perplexity ", ""),
-        (0.05, "Little was lost: perplexity ", ""),
+        (0.0, "No measurable loss on this text: perplexity ", ""),
+        (1e-9, "No measurable loss on this text: perplexity ", ""),
+        (0.05, "Small loss: perplexity ", ""),
         (
             0.3,
-            "Some was lost: perplexity ",
-            "Read its texts before you use it. Less is usually",
+            "Medium loss: perplexity ",
+            "Read its texts before use. To reduce the loss, use",
         ),
         (
             1.8,
-            "Too much was lost: perplexity ",
-            "no sense. Less is usually lost with more bits, ",
+            "Large loss: perplexity ",
+            "no sense. To reduce the loss, use more bits, ",
         ),
     ],
 )
