@@ -20,7 +20,7 @@ from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.kind import SAMPLED
 from jobs.kind import JobConfig, kind_named
-from jobs.submit import validated
+from jobs.submit import validate_config
 
 
 class Sample(BaseModel):
@@ -67,9 +67,9 @@ def check_row(kind: str, row: StoredRow) -> None:
     """
     match row:
         case JobRow():
-            config = validated(kind, row.config)
+            config = validate_config(kind, row.config)
             row.config = config.model_dump(mode="json")
-            row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
+            row.plan = validate_plan(kind_named(kind).plan, config, row.plan)
             row.lane = Lane.SLOTS
         case ResultRow():
             DETAILS.model_validate(row.details)
@@ -79,7 +79,7 @@ def check_row(kind: str, row: StoredRow) -> None:
             DecoderReport.from_record(row.report)
 
 
-def checked_plan(
+def validate_plan(
     plan_class: type[Plan] | None, config: JobConfig, record: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """Return the plan of a run as its kind stores it. Raises `ValueError` if it is missing, not of

@@ -36,7 +36,7 @@ from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.types import DEFAULT_MODEL
 from jobs.kind import Estimate, kind_named
-from jobs.submit import EMPTY, checked, submit
+from jobs.submit import EMPTY, check_and_estimate, submit
 
 MAX_STEPS, MAX_CHARACTERS = 12, 20_000
 ALONE = "alone"  # tag of comparison runs
@@ -212,7 +212,7 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
             error = ConfigError("This kind does not work on a model.", "", "Remove the step.")
             raise _at(number, step.kind, error)
         try:
-            estimates.append(checked(step.kind, step.values_for(pipeline.model, ()))[1])
+            estimates.append(check_and_estimate(step.kind, step.values_for(pipeline.model, ()))[1])
         except SlimscopeError as error:
             raise _at(number, step.kind, error) from error
     return estimates

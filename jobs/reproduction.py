@@ -24,7 +24,7 @@ from jobs.estimates import WORK
 from jobs.fields.models import needed_runs
 from jobs.kind import kind_named, kinds, stage_labels
 from jobs.metrics import metric
-from jobs.submit import estimate, validated
+from jobs.submit import estimate, validate_config
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
@@ -58,7 +58,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     permissions.require_adding(actor)
     gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
     check_intact(original.config)
-    config = validated(original.kind, original.config)
+    config = validate_config(original.kind, original.config)
     record = config.model_dump(mode="json")
     new_run = service.NewRun(record, needed_runs(record), queries.plan(original.id))
     cost = None

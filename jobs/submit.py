@@ -55,7 +55,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     return Estimate(**vars(requirements), **vars(duration), bytes=sum(requirements.memory.values()))
 
 
-def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
+def validate_config(kind: str, values: Mapping[str, Any]) -> JobConfig:
     """Return the config of a kind with these values. Raises the errors of `parse_config`."""
     return parse_config(kind_named(kind).config, values)
 
@@ -92,11 +92,11 @@ def _in_words(error: ErrorDetails, description: str) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
+def check_and_estimate(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
     """Return the validated config and its estimate. Raises `SlimscopeError` with further errors in
     `others`, found by setting the invalid fields to their defaults."""
     try:
-        config = validated(kind, values)
+        config = validate_config(kind, values)
         return config, estimate(kind_named(kind), config)
     except SlimscopeError as error:
         error.others = _also_wrong(kind, values, error)
@@ -113,7 +113,7 @@ def _also_wrong(
         invalid_fields = {error.field for error in errors}
         valid_values = {name: value for name, value in values.items() if name not in invalid_fields}
         try:
-            estimate(kind_named(kind), validated(kind, valid_values))
+            estimate(kind_named(kind), validate_config(kind, valid_values))
         except SlimscopeError as error:
             if error.field not in invalid_fields:
                 errors += [error, *error.others]
@@ -149,7 +149,7 @@ def submit(
     """
     permissions.require_adding(actor)
     gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
-    config, cost = checked(kind, values)
+    config, cost = check_and_estimate(kind, values)
     run = new_run(config, cost, after)
     return service.enqueue(
         kind, run, actor, name=name, priority=priority, cost=cost, known=environment

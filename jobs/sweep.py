@@ -29,7 +29,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.metrics import SECONDS
-from jobs.submit import checked, new_run
+from jobs.submit import check_and_estimate, new_run
 
 MAX_FIELDS = 3
 MAX_RUNS = 64
@@ -125,11 +125,11 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     description_of_config: dict[str, str] = {}
     configs: list[JobConfig] = []
     estimates: list[Estimate] = []
-    for chosen in product(*sweep.values()):
-        combination = dict(zip(sweep, chosen, strict=True))
+    for combined_values in product(*sweep.values()):
+        combination = dict(zip(sweep, combined_values, strict=True))
         description = ", ".join(f"{field} {value}" for field, value in combination.items())
         try:
-            config, estimate = checked(kind, {**values, **combination})
+            config, estimate = check_and_estimate(kind, {**values, **combination})
         except SlimscopeError as error:
             if not description:
                 raise

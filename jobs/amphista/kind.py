@@ -180,8 +180,8 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
 
 
 def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
-    """Bytes at the peak, by what they are for, an estimate from above but for prompts of a file:
-    answers are written before the training, so the larger of the two counts."""
+    """Return the peak memory in bytes by purpose: an upper estimate, except for prompts from a
+    file. Answers are generated before training, so only the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     longest = sequence_tokens(config, facts, longest=True)
     batch_tokens = GENERATION_BATCH * longest
@@ -260,7 +260,7 @@ def forecast(values: Values) -> str:
     )
 
 
-def table_figure(values: Values, kept: str = "") -> KeyFigure | None:
+def table_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
     """Return the accepted length of the drafter."""
     accepted_length = values.get((DRAFTER, ACCEPTED_LENGTH))
     if not accepted_length:

@@ -103,7 +103,7 @@ def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWo
     return [PhaseWork("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]
 
 
-def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
+def key_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
     """Return the speed-up of the fastest decoder over vanilla decoding, with both speeds."""
     speeds = {stage: v for (stage, name), v in values.items() if name == TOKENS_PER_SECOND}
     fastest, gain = speeds.pop("run", None), values.get(("run", SPEED_UP))

@@ -107,7 +107,9 @@ def _operation(kind: Kind) -> Operation:
         name, priority = values.pop("name"), values.pop("priority")
         preset = kind.preset(values.pop("preset"))
         pairs = [text.partition("=") for text in values.pop("sweep") or ()]
-        sweep_values = sweep.read(kind.name, [(field, chosen) for field, _, chosen in pairs])
+        sweep_values = sweep.read(
+            kind.name, [(field, text_values) for field, _, text_values in pairs]
+        )
         values = {**preset, **{k: v for k, v in values.items() if v is not None}}
         jobs = sweep.queue(kind.name, values, sweep_values, me(), name=name, priority=priority)
         return summary(jobs[0]) if len(jobs) == 1 else [summary(job) for job in jobs]

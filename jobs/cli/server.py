@@ -130,7 +130,7 @@ def serve_agents(actor: Actor) -> None:
     tool="",
     database="none",
     as_text=lambda _: "",
-    exit_code=lambda made: 0 if made["ready"] else FAILED,
+    exit_code=lambda record: 0 if record["ready"] else FAILED,
 )
 def setup(model: Annotated[str, typer.Argument(help="Name of a catalog model.")] = "") -> Record:
     """Download the default or another model, and the sample text."""

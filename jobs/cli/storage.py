@@ -135,7 +135,7 @@ def _bar(title: str) -> Iterator[writing.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield lambda bytes_done, total: progress.update(task, completed=bytes_done, total=total)
 
 
 def _disk_text(answer: Record) -> str:

@@ -30,22 +30,22 @@ MODEL = "model"  # folder of the exported model
 PROMPT_TOKENS = 64  # prompt length in the timing
 
 
-def mean_bits(plan: QuantizationPlan, facts: ModelFacts, stored: str) -> float:
+def mean_bits(plan: QuantizationPlan, facts: ModelFacts, dtype: str) -> float:
     """Return the mean number of stored bits per weight over all quantized layers."""
     total = weights = 0.0
     for x in facts.linears:
         if settings := plan.layers.get(x.name):
             group_size = settings.group_size or x.columns
-            total += x.weights * bits_per_weight(settings.bits, group_size, settings.grid, stored)
+            total += x.weights * bits_per_weight(settings.bits, group_size, settings.grid, dtype)
             weights += x.weights
     return total / weights
 
 
 def save_model(
-    qat: DLQAT, kept: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
+    qat: DLQAT, kept_stage: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
 ) -> None:
     """Export the kept stage and record it."""
-    layers, digest = qat.converted(kept), hashlib.sha256()
+    layers, digest = qat.converted(kept_stage), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
@@ -61,7 +61,7 @@ def save_model(
     card = model_card(
         loaded.facts.title,
         context.run,
-        STAGE_LABELS[kept],
+        STAGE_LABELS[kept_stage],
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
@@ -77,15 +77,15 @@ def save_model(
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
-    context.result(kept, MetricKey(BYTES, series=config.format), size)
+    context.result(kept_stage, MetricKey(BYTES, series=config.format), size)
     context.environment(weights_sha256=digest.hexdigest())
     context.artifact(context.folder / MODEL, "model", digest.hexdigest())
-    context.log(f"Exported {STAGE_LABELS[kept]} as {config.format}, {size / 1e6:.1f} MB.")
+    context.log(f"Exported {STAGE_LABELS[kept_stage]} as {config.format}, {size / 1e6:.1f} MB.")
 
 
 def time_packed(
     loaded: LoadedModel,
-    kept: str,
+    kept_stage: str,
     prompt: list[int],
     config: DLQATJob,
     reporter: Phase,
@@ -93,7 +93,7 @@ def time_packed(
 ) -> None:
     """Record tokens per second of the dense model and of the exported packed model. Converts
     `loaded` to bfloat16 in place."""
-    if not config.packed or context.has_result(kept, TOKENS_PER_SECOND):
+    if not config.packed or context.has_result(kept_stage, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
     if config.format == "dense" or loaded.model.device.type != "cpu":
@@ -104,5 +104,5 @@ def time_packed(
         context.log(f"Packed decoding is not timed. {reason}")
         return
     packed = load_packed(context.folder / MODEL, context.log)
-    models = {str(DLQATStage.DENSE): loaded.model, kept: packed}
+    models = {str(DLQATStage.DENSE): loaded.model, kept_stage: packed}
     record_decoding(models, prompt[:PROMPT_TOKENS], loaded.facts.context, context, reporter)

@@ -352,17 +352,17 @@ def require_training_memory(memory_parts: dict[str, int], facts: ModelFacts) -> 
 def require_kept(config: DLQATJob) -> None:
     """Raise `ConfigError` if there is no stage to keep, or no held-out text to choose one."""
     stages = [s for s in config.stages if s not in NOT_QUANTIZED]
-    kept = next(iter(stages), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
-    if kept not in stages:
+    kept_stage = next(iter(stages), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
+    if kept_stage not in stages:
         raise ConfigError(
-            f"{STAGE_LABELS[kept]} cannot be exported.",
+            f"{STAGE_LABELS[kept_stage]} cannot be exported.",
             "It is not among the stages of this run.",
             f"Choose {', '.join(stages) or 'a quantized stage'}.",
             field="keep",
         )
     if not config.candidates:
         raise ConfigError(
-            f"{STAGE_LABELS[kept]} cannot be exported as {config.format}.",
+            f"{STAGE_LABELS[kept_stage]} cannot be exported as {config.format}.",
             "Its weights are rounded in a transformed basis, which the format does not support.",
             "Choose the format dense, or another stage.",
             field="keep",
@@ -431,19 +431,22 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
     )
 
 
-def key_figure(values: Values, kept: str) -> KeyFigure | None:
+def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
     """Return bits per weight of the kept stage, and the perplexity of the best post-training
     quantizer, of the trained stage and of the kept stage."""
     dense = values.get((DLQATStage.DENSE, PERPLEXITY))
-    if dense is None or not {(kept, BITS_PER_WEIGHT), (kept, PERPLEXITY)} <= values.keys():
+    if (
+        dense is None
+        or not {(kept_stage, BITS_PER_WEIGHT), (kept_stage, PERPLEXITY)} <= values.keys()
+    ):
         return None
-    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept)
+    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept_stage)
     rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
-    stages = [*dict.fromkeys((rival or kept, trained, kept))]
+    stages = [*dict.fromkeys((rival or kept_stage, trained, kept_stage))]
     figures = distinguishable([dense, *(values[s, PERPLEXITY] for s in stages)])
     labels = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
-        f"{fixed(values[kept, BITS_PER_WEIGHT], 2)} bits",
+        f"{fixed(values[kept_stage, BITS_PER_WEIGHT], 2)} bits",
         "per weight, down from 16",
         f"Perplexity {', '.join(map(' '.join, zip(figures, labels, strict=True)))}.",
     )

@@ -69,15 +69,15 @@ def run(config: DLQATJob, context: JobContext) -> None:
     for stage in qat.prepare(phases.phase("prepare")):
         qat.make(stage, phases.phase(f"make {stage}"))
         losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
-    kept = keep(losses, config, context)
+    kept_stage = keep(losses, config, context)
     for stage in qat.stages:
-        role: Role = "kept" if stage == kept else ""
+        role: Role = "kept" if stage == kept_stage else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
     record(qat, phases, config, loaded.facts, context)
-    save_model(qat, kept, loaded, config, context)
+    save_model(qat, kept_stage, loaded, config, context)
     prompt = evaluation.input_ids[0].tolist()
-    time_packed(loaded, kept, prompt, config, phases.phase("speed"), context)
+    time_packed(loaded, kept_stage, prompt, config, phases.phase("speed"), context)
 
 
 def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:
@@ -94,12 +94,12 @@ def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[flo
 def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobContext) -> str:
     """Choose the stage to keep, and record it with the reason."""
     heldout_losses = losses if config.heldout_windows else {}
-    kept = choose(heldout_losses, config.candidates, STAGE_LABELS)
+    choice = choose(heldout_losses, config.candidates, STAGE_LABELS)
     if config.keep != "auto":
-        kept = KeptStage(kept.stage, f"Kept: {STAGE_LABELS[kept.stage]}, as configured.")
-    context.log(kept.reason)
-    context.keep(kept)
-    return kept.stage
+        choice = KeptStage(choice.stage, f"Kept: {STAGE_LABELS[choice.stage]}, as configured.")
+    context.log(choice.reason)
+    context.keep(choice)
+    return choice.stage
 
 
 def load_training(

@@ -103,7 +103,7 @@ class Quality:
         context: context of the run, which receives the results.
         batch: windows per forward pass.
         labels: stage -> label.
-        new: creates a storage for hidden states.
+        new_store: creates a storage for hidden states.
         divergence: True to compare the outputs of the kept stage with those of the dense stage.
         precision: the config's evaluation precision.
         rounded: precision to which uncompressed parameters were rounded before the dense stage;
@@ -123,15 +123,16 @@ class Quality:
         *,
         batch: int,
         labels: Mapping[str, str],
-        new: NewBatches = list,
+        new_store: NewBatches = list,
         divergence: bool = True,
         precision: str = "auto",
         rounded: str = "",
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
-        self._context, self._batch, self._labels, self._new = context, batch, labels, new
+        self._context, self._batch, self._labels = context, batch, labels
+        self._new_store = new_store
         self._prompt_set = default_prompts(loaded.facts)  # the same for all models
-        self._reference, self._divergence = DenseOutputs(new), divergence
+        self._reference, self._divergence = DenseOutputs(new_store), divergence
         self._precision, self._decoder = precision, ""
         self._rounded = {"rounded": rounded} if rounded else {}
         self._reader: TextModel | None = None  # of the current stage
@@ -167,7 +168,7 @@ class Quality:
     def losses(self, windows: Tensor, reporter: Phase) -> list[float]:
         """Return the nats per predicted token of each of `windows` [n, L] in the current state of
         the model. L is the context length of the text. `measure` reuses the same reader."""
-        reading = self._read(), windows, self._batch, reporter, self._new
+        reading = self._read(), windows, self._batch, reporter, self._new_store
         return window_nlls(*reading, doing="Held-out loss").tolist()
 
     def _read(self) -> TextModel:
@@ -215,7 +216,9 @@ class Quality:
         if role == "dense" and self._divergence:
             recording = self._reference.recording(model)
         with recording as observe:
-            measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
+            measured = perplexity(
+                model, self._text, self._batch, reporter, self._new_store, observe
+            )
         notes = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
         result, n = self._context.result, measured.tokens
         divergence = comparison.result() if comparison else None
@@ -268,7 +271,9 @@ class Quality:
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
         ending_questions = questions(self._text, self._config.task_limit)
-        score = score_endings(self._read(), ending_questions, self._batch, reporter, self._new)
+        score = score_endings(
+            self._read(), ending_questions, self._batch, reporter, self._new_store
+        )
         self._context.result(
             stage,
             ENDINGS_ACCURACY,

@@ -83,7 +83,7 @@ def measure(
         context,
         batch=config.batch,
         labels=LABELS,
-        new=hidden_state_store("auto", first_model.facts, text, context),
+        new_store=hidden_state_store("auto", first_model.facts, text, context),
         divergence=not has_no_reference,
         precision=config.evaluation_precision,
     )

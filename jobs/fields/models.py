@@ -40,7 +40,7 @@ def has_saved(job: Job, artifact: str) -> bool:
     if (run_folder(job.run) / artifact / "config.json").is_file():
         return True
     artifacts = queries.artifacts(job.run) if settings().artifact_store else []
-    return any(stored.kind == artifact for stored in artifacts)
+    return any(entry.kind == artifact for entry in artifacts)
 
 
 def ships_without(job: Job) -> bool:
@@ -182,8 +182,8 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     source = spec
     planned = planned_run(spec, "model") if is_run(spec) else None
     if planned:  # the saved model will have the shapes of its source model
-        kind, stored = kind_named(planned.kind), queries.plan(planned.id)
-        plan = kind.plan.model_validate(stored) if kind.plan and stored else None
+        kind, stored_plan = kind_named(planned.kind), queries.plan(planned.id)
+        plan = kind.plan.model_validate(stored_plan) if kind.plan and stored_plan else None
         dense = isinstance(plan, QuantizationPlan) and plan.format == "dense"
         packed = planned.kind if kind.saves_packed and not dense else ""
         base_model = resolve_model(str(planned.config["model"]), field, reads)

@@ -64,7 +64,8 @@ class CalibrationText(ContextLength):
         le=0.5,
         advanced=True,
         description="Extra windows of the calibration text that decide which stage is kept, as a "
-        f"share of the calibration segments (at least {MIN_HELDOUT}). 0: the last stage is kept.",
+        f"share of the calibration segments (at least {MIN_HELDOUT}). 0: none; the last stage is "
+        "kept.",
     )
 
     @property
@@ -168,7 +169,7 @@ class QualityConfig(Options):
     """Measurements besides perplexity."""
 
     sample_tokens: int = option(48, "Sample length", ge=0, le=512, unit="tokens", advanced=True)
-    """Length of greedy samples of the dense and the kept model. 0: no samples."""
+    """Length of greedy samples of the dense and the kept model. 0: none."""
     tasks: str = option("", "Tasks", max_length=400, advanced=True)
     """endings: choose the right one of four endings for passages of the evaluation text. Other
     names, such as piqa or arc_easy, are tasks of lm-evaluation-harness; they need the extra

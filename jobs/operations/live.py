@@ -36,7 +36,7 @@ from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
 from jobs.profile.profiles import KINDS, Method, method_of, newest_profile, pins, solver_of
 from jobs.record import summary
-from jobs.submit import checked, command_line, submit
+from jobs.submit import check_and_estimate, command_line, submit
 
 Effort = Literal["one-shot", "full"]
 EMBEDDING_BITS = (8, 6, 4)
@@ -132,7 +132,7 @@ def plan_state(model: Model, state: State, effort: EffortField = "full") -> list
     steps = []
     for kind, config in planned_steps(resolve_model(model).facts, state, effort):
         config = {"model": model, **config}
-        _, estimate = checked(kind, config)  # rejects invalid configs, as the form does
+        _, estimate = check_and_estimate(kind, config)  # rejects invalid configs, as the form does
         steps.append(
             {
                 "kind": kind,

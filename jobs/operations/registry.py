@@ -170,7 +170,7 @@ def operation(
     `runs`. Operations that write are for hosts only by default.
     """
 
-    def made(function: Callable[..., Any]) -> Operation:
+    def build(function: Callable[..., Any]) -> Operation:
         parameters = inspect.signature(function).parameters
         default_path = f"/runs/{{run}}/{name}" if {"run", "runs"} & {*parameters} else f"/{name}"
         values = {
@@ -180,4 +180,4 @@ def operation(
         } | attributes
         return Operation(name=name, function=function, **values)
 
-    return OPERATIONS.registering(name, made)
+    return OPERATIONS.registering(name, build)

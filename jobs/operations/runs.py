@@ -158,8 +158,10 @@ def results_text(run_record: Record) -> str:
         (f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in step_times.items()
     ]
     figures = table(("metric", "stage", "value", "±"), rows)
-    kept = run_record["kept_stage"]
-    reason = run_record["kept_reason"] or (f"Kept: {labels.get(kept, kept)}" if kept else "")
+    kept_stage = run_record["kept_stage"]
+    reason = run_record["kept_reason"] or (
+        f"Kept: {labels.get(kept_stage, kept_stage)}" if kept_stage else ""
+    )
     return "\n".join(filter(None, (reason, figures, *verdicts(decoder_reports(run_record["id"])))))
 
 

@@ -21,7 +21,7 @@ from backend.store.states import State
 from backend.store.tensors import named_profiles
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.profile.kind import NAME, ProfileJob
-from jobs.submit import validated
+from jobs.submit import validate_config
 
 WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # keys in a run's environment
 Method = Literal["quantized", "pruned"]
@@ -43,7 +43,7 @@ def profile_of_run(run: str) -> SensitivityProfile:
             "Choose another run.",
         )
     check_intact(job.config)
-    config = validated(NAME, job.config)
+    config = validate_config(NAME, job.config)
     assert isinstance(config, ProfileJob)
     facts = resolve_model(config.model, reads=False).facts
     layers = (*facts.linears, *facts.embeddings)

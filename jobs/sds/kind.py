@@ -235,7 +235,7 @@ def _measured(stages: StageComparison, rivals: Mapping[SDSStage, str]) -> dict[s
     return {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
 
 
-def key_figure(values: Values, kept: str) -> KeyFigure | None:
+def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
     """Return the share of the perplexity lost to the first pruning that the kept stage recovers:
 
         recovered = (first - final) / (first - dense)      final: perplexity of the kept stage
@@ -244,8 +244,14 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
     """
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
-    final = values.get((kept, PERPLEXITY), sds)
-    if dense is None or first is None or final is None or first <= dense or kept == SDSStage.FIRST:
+    final = values.get((kept_stage, PERPLEXITY), sds)
+    if (
+        dense is None
+        or first is None
+        or final is None
+        or first <= dense
+        or kept_stage == SDSStage.FIRST
+    ):
         return None
     blocks = values.get((SDSStage.FIRST_BLOCKS, PERPLEXITY)) if blocks is None else blocks
     perplexities = {

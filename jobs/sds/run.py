@@ -47,7 +47,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         context,
         batch=config.batch,
         labels=STAGE_LABELS,
-        new=hidden_state_store(config.activations, loaded.facts, evaluation, context),
+        new_store=hidden_state_store(config.activations, loaded.facts, evaluation, context),
         precision=config.evaluation_precision,
     )
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
@@ -105,21 +105,27 @@ def record(result: SDSResult, context: JobContext) -> None:
     context.environment(warnings=list(result.warnings))
 
 
-def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext) -> None:
+def save_model(
+    loaded: LoadedModel, kept_stage: SDSStage, config: SDSJob, context: JobContext
+) -> None:
     """Save the kept stage, which `loaded` holds, in a format that transformers loads."""
     digest = weights_hash(loaded.model)
     origin = origin_of(config.model)
-    text = card(loaded, kept, config, context, origin)
+    text = card(loaded, kept_stage, config, context, origin)
     with Checkpoints(context.folder).write("model") as folder:
         save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
         copy_terms(origin, folder)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
-    context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")
+    context.log(f"Saved the model ({STAGE_LABELS[kept_stage]}). sha256 of its weights: {digest}")
 
 
 def card(
-    loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext, origin: ModelOrigin
+    loaded: LoadedModel,
+    kept_stage: SDSStage,
+    config: SDSJob,
+    context: JobContext,
+    origin: ModelOrigin,
 ) -> str:
     """Return the text of the model card."""
     measured = {
@@ -130,7 +136,7 @@ def card(
     return pruned_card(
         loaded.facts.title,
         context.run,
-        STAGE_LABELS[kept],
+        STAGE_LABELS[kept_stage],
         "SDS" if config.until == "sds" else config.base,
         str(config.pattern),
         origin,

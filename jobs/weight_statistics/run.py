@@ -21,18 +21,18 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     source = resolve_model(config.model, reads=False).source
     folder = materialize(source, context.log)
     facts = inspect(source)
-    stored = linears_in(folder, facts, facts.matrices)
+    linears = linears_in(folder, facts, facts.matrices)
     context.phases(work(facts))
     zeros = 0
     for block in range(facts.blocks):
         context.progress(block, facts.blocks, at_block(block, facts.blocks))
-        zeros += measure_block(stored, block, device, context)
+        zeros += measure_block(linears, block, device, context)
     weights = sum(matrix.weights for matrix in facts.matrices)
     context.result(DENSE, ZERO_SHARE, zeros / weights)
     context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 
 
-def measure_block(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:
+def measure_block(linears: StoredLinears, block: int, device: str, context: JobContext) -> int:
     """Report the statistics of a block, unless an earlier attempt has reported them. Return the
     number of exact zeros in the block."""
     name = f"block-{block:03d}"
@@ -40,7 +40,7 @@ def measure_block(stored: StoredLinears, block: int, device: str, context: JobCo
         return int(json.loads((checkpoint / "block.json").read_text())["zeros"])
     zeros = 0
     with context.checkpoints.write(name) as draft:
-        for linear, weight in stored.block(block, device):
+        for linear, weight in linears.block(block, device):
             stop_if_asked(context)
             check_finite(linear.name, weight)
             measurement = ReferenceTensor(weight).measure(

@@ -26,7 +26,7 @@ from backend.store.tables import Artifact, Job
 from jobs.chat import ask
 from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.jobs.serving.answers import answer
 from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -128,7 +128,7 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
     else:
         config.write_text(config.read_text()[:20])
     with pytest.raises(ConfigError, match="damaged") as refused:
-        checked("benchmark", {"model": run})
+        check_and_estimate("benchmark", {"model": run})
     assert refused.value.field == "model"
     with pytest.raises(ConfigError, match="damaged") as refused:
         ask({**ASKED, "sides": run}, False, HOST)
@@ -138,10 +138,10 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
 @pytest.mark.parametrize("kind", ["amphista", "benchmark"])
 def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
     run = saved("dlqat", bits=4)
-    checked(kind, {"model": run})
+    check_and_estimate(kind, {"model": run})
     ask({**ASKED, "sides": run}, False, HOST)
     for check in (
-        lambda: checked(kind, {"model": run, "precision": "float32"}),
+        lambda: check_and_estimate(kind, {"model": run, "precision": "float32"}),
         lambda: ask({**ASKED, "sides": run, "precision": "float32"}, False, HOST),
     ):
         with pytest.raises(ConfigError, match="do not support float32") as refused:

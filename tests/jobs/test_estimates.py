@@ -16,7 +16,7 @@ from backend.store.states import State
 from jobs import estimates
 from jobs.estimates import REFERENCE_RATES, REST, FinishedRun, PhaseWork, Rates, estimate, processor
 from jobs.runtime import probe
-from jobs.submit import checked
+from jobs.submit import check_and_estimate
 from tests.conftest import Given
 from tests.queue.conftest import bare_job
 
@@ -207,7 +207,7 @@ def test_more_tokens_weights_or_passes_take_longer(
     queue: Path, kind: str, field: str, values: tuple
 ) -> None:
     settings = SMALL if kind in ("sds", "dlqat") else {"model": "toy"}
-    found = [checked(kind, {**settings, field: value})[1].seconds for value in values]
+    found = [check_and_estimate(kind, {**settings, field: value})[1].seconds for value in values]
     assert all(a < b for a, b in pairwise(found)), found
 
 
@@ -215,7 +215,7 @@ def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPat
     kinds = {run.kind for run in estimates.reference_runs()}
     assert {"sds", "dlqat", "amphista", "benchmark", "profile", "evaluation"} <= kinds
     monkeypatch.setattr(estimates, "processor", lambda: "Another processor")
-    estimate = checked("sds", {"model": "smollm2-135m"})[1]
+    estimate = check_and_estimate("sds", {"model": "smollm2-135m"})[1]
     assert "reference runs" in estimate.basis
 
 

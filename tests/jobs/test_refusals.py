@@ -17,7 +17,7 @@ from jobs.cli.runs import _queued
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.runs import _run_text
 from jobs.record import cost_text, record, summary
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
@@ -131,11 +131,11 @@ def test_bad_values_are_refused_plainly(queue: Path, field: str, value: object, 
 def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
     wrong = {"model": "toy", "bits": 99, "group_size": 7, "rank": -1}
     with pytest.raises(SlimscopeError) as refused:
-        checked("dlqat", wrong)
+        check_and_estimate("dlqat", wrong)
     found = [refused.value, *refused.value.others]
     assert [error.field for error in found] == ["bits", "rank", "group_size"]
     with pytest.raises(SlimscopeError) as refused:  # nothing is checked against another model
-        checked("dlqat", {**wrong, "model": "toys"})
+        check_and_estimate("dlqat", {**wrong, "model": "toys"})
     assert "group_size" not in [error.field for error in refused.value.others]
 
 

@@ -17,7 +17,7 @@ from jobs.cli.app import main
 from jobs.cli.command import command_for
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
-from jobs.submit import command_line, validated
+from jobs.submit import command_line, validate_config
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
 
@@ -133,13 +133,13 @@ def test_the_command_line_of_a_config_makes_the_same_config() -> None:
     assert line == (
         "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --control --model toy"
     )
-    assert validated("sds", values) == kind.config.model_validate(values)
+    assert validate_config("sds", values) == kind.config.model_validate(values)
 
 
 @pytest.mark.parametrize("name", [*kinds()])
 def test_every_preset_is_a_valid_config(name: str) -> None:
     for preset in kinds()[name].presets.values():
-        assert validated(name, preset)
+        assert validate_config(name, preset)
 
 
 @pytest.mark.sqlite("its backups")

@@ -61,7 +61,7 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
     machine = Machine(head, {**shared, "SLIMSCOPE_DATA_DIR": str(data_dir.parent / "other")})
     found = cluster.send(there)
     assert found.ok, found
-    assert f"torch {node.versions()['torch']}" in found.text and "is seen" in found.text
+    assert f"torch {node.versions()['torch']}" in found.text and "its file arrived" in found.text
     assert "jobs.cli.doctor.node of-the-doctor-" in machine.ran[0]
     assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
 
@@ -73,7 +73,7 @@ def test_a_machine_whose_artifacts_are_elsewhere_is_told(
     elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
     Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
     found = cluster.send(there)
-    assert not found.ok and "not seen" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
+    assert not found.ok and "not visible" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
     assert head.jobs == {}
 
 

@@ -29,7 +29,7 @@ from jobs.amphista.kind import (
 )
 from jobs.metrics import metric
 from jobs.reproduction import compare
-from jobs.submit import checked
+from jobs.submit import check_and_estimate
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
 
@@ -97,7 +97,7 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
     job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
-    _, estimate = checked("amphista", {**SMALL, "data": "text"})
+    _, estimate = check_and_estimate("amphista", {**SMALL, "data": "text"})
     assert "predict the base model's responses less well" in estimate.warnings[0]
 
 
@@ -124,7 +124,7 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
     with pytest.raises(ModelError, match="the answers generated at once") as refused:
-        checked("amphista", config)
+        check_and_estimate("amphista", config)
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
@@ -150,7 +150,7 @@ def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
 
 
 def test_disk_and_time_are_estimated(queue: Path) -> None:
-    config, estimate = checked("amphista", {**SMALL, "minutes": 7})
+    config, estimate = check_and_estimate("amphista", {**SMALL, "minutes": 7})
     facts = inspect("toy")
     assert 420 < estimate.seconds < 600
     asking = config.model_copy(update={"prompts": SELF})

@@ -23,7 +23,7 @@ from backend.text.slices import evaluation_slice
 from jobs.dlqat.kind import DLQATJob, memory_bytes, verdict, work
 from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -149,9 +149,9 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     small = memory_bytes(*made())
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
-    checked("dlqat", SMALL)
+    check_and_estimate("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
-        checked("dlqat", {**SMALL, "batch": 512})
+        check_and_estimate("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
     assert memory_bytes(*made(checkpointing=True))["training"] < small["training"]
     teacher = memory_bytes(*made(stages="dlqat, dlqat-kd"))

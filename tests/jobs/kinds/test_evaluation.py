@@ -44,7 +44,7 @@ from jobs.metrics import (
     TOP1_AGREEMENT,
     ZERO_SHARE,
 )
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -89,7 +89,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     told = " ".join(size_and_speed(rows))
     assert "as 2:4, the linear layers take 56 % of dense" in told
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
-    assert said == "Perplexity is 25.0 % higher than the dense one."
+    assert said == "Perplexity is 25.0 % higher than the dense model."
 
     again = resumed_without(wait, job.id, KL_TO_DENSE)
     assert again.keys() == rows.keys()
@@ -184,7 +184,7 @@ def test_what_cannot_be_measured_is_refused_beside_its_field(
     monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
     submit("count", {}, HOST)
     with pytest.raises(SlimscopeError, match=words) as refused:
-        checked("evaluation", values)
+        check_and_estimate("evaluation", values)
     assert refused.value.field == field
 
 

@@ -34,7 +34,11 @@ SMALL = {
         ({"measured": "70%"}, "measured", "70% is not among the formats"),
         ({"windows": 9}, "windows", "Only 8 windows are held out"),
         ({"holdout": 0}, "holdout", "No text is held out"),
-        ({"calibration_text": "self"}, "calibration_text", "cannot use text sampled from the model"),
+        (
+            {"calibration_text": "self"},
+            "calibration_text",
+            "cannot use text sampled from the model",
+        ),
         ({"context": 4096}, "context", "does not fit"),
     ],
 )
@@ -114,7 +118,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
     assert queries.plan(submit("dlqat", own, HOST).id) == quantized  # a map from a file
     for kind, allocation, said in (
         ("sds", "budget:3bits", "not apply to pruned layers"),
-        ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
+        ("dlqat", "budget:50%", "not apply to quantized layers"),
         ("sds", "budget:90%", "cannot be kept"),
         ("sds", "best", "not an allocation"),
     ):

@@ -20,12 +20,12 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
-from jobs.imported import checked_plan
+from jobs.imported import validate_plan
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.kind import SDSJob, memory_bytes, requirements
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -63,7 +63,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     pruned = [t for t in rows if t["stage"] in ("first", "control", "sds")]
     assert all(t["zero_share"] == 0.5 for t in pruned)
     assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
-    _, estimate = checked("sds", SMALL)
+    _, estimate = check_and_estimate("sds", SMALL)
     assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
     kept = found["kept_stage"]
     plain = reloaded(job.run, 8)
@@ -102,11 +102,11 @@ def test_data_free_calibration(wait: Wait) -> None:
 def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(queue: Path) -> None:
     values = {**SMALL, "exclude": "0.*", "overrides": "mlp.*=50%"}
     runs = [submit("sds", values, HOST), *sweep.queue("sds", values, {"seed": ["1", "2"]}, HOST)]
-    config, estimate = checked("sds", values)
+    config, estimate = check_and_estimate("sds", values)
     plan = estimate.plan.model_dump(mode="json")
     assert [queries.plan(x.id) for x in (*runs, reproduce(runs[0].id, HOST))] == 4 * [plan]
-    assert checked_plan(PruningPlan, config, plan) == plan
-    other, _ = checked("sds", SMALL)
+    assert validate_plan(PruningPlan, config, plan) == plan
+    other, _ = check_and_estimate("sds", SMALL)
     for expected, chosen, stored, said in (
         (PruningPlan, other, plan, "not that of the config"),
         (PruningPlan, config, None, "missing"),
@@ -114,7 +114,7 @@ def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(que
         (None, config, plan, "have no plan"),
     ):
         with pytest.raises(ValueError, match=said):
-            checked_plan(expected, chosen, stored)
+            validate_plan(expected, chosen, stored)
 
 
 def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
@@ -177,12 +177,16 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
-    _, estimate = checked("sds", SMALL)
+    _, estimate = check_and_estimate("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:
-        checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
+        check_and_estimate(
+            "sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"}
+        )
     assert refused.value.field == "segments" and "on disk" in refused.value.do
-    checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
+    check_and_estimate(
+        "sds", {**SMALL, "segments": 4096, "context": 256}
+    )  # they wait on disk by themselves
 
 
 def test_memory_that_does_not_last_says_what_to_lower() -> None:
@@ -218,7 +222,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
     ]
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
-        checked("sds", SMALL)
+        check_and_estimate("sds", SMALL)
     assert refused.value.field == "until"
 
 

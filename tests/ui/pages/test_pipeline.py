@@ -40,9 +40,7 @@ def queued(seeded: Settings) -> list[Job]:
 def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
     html = page._preview(pipeline.preset("prune, quantize, draft", "toy"))
     assert html.count("<tr>") == 7 and "quick look · pattern 2:4" in html and "Together" in html
-    assert "Step 2 (dlqat) cannot run" in page._preview(
-        "model: toy\nsteps: [sds:, dlqat: {a: 1}]"
-    )
+    assert "Step 2 (dlqat) cannot run" in page._preview("model: toy\nsteps: [sds:, dlqat: {a: 1}]")
     assert "cannot be read" in page._preview("model: [")
 
 

@@ -225,7 +225,7 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
     assert "slimscope submit" not in config_card(bare)
     shorter = Job(id=1, kind="sds", config={"context": 256, "reconstruct": 0})
     told = config_card(shorter)
-    assert "<td>256 tokens</td><td>512, or the model&#39;s maximum if that is less</td>" in told
+    assert "<td>256 tokens</td><td>512, or the maximum of the model if less</td>" in told
     odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
     assert "torch 2" in environment_card(odd)
     assert RunResults(None, []).kept is None
