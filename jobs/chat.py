@@ -16,8 +16,8 @@ from backend.queue.actor import Actor
 from backend.queue.conversations import MAX_TURNS, Turn
 from backend.queue.permissions import require_asking
 from backend.store.session import writing
-from jobs.fields.drafters import GenerationSide, read_sides
-from jobs.fields.models import decodable_model, saved_config
+from jobs.fields.drafters import GenerationSide, parse_sides
+from jobs.fields.models import decodable_model, load_saved_config
 from jobs.fields.types import DEFAULT_MODEL, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig
 from jobs.limits import require_context
@@ -82,7 +82,7 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     gate.count_answer(actor, spend=False)
     config = parse_config(ChatSettings, values)
     # raises `SlimscopeError` if a model cannot decode or does not fit into memory
-    models = [_facts(side, config) for side in read_sides(config.sides)]
+    models = [_facts(side, config) for side in parse_sides(config.sides)]
     shortest = min(models, key=lambda facts: facts.context)
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
@@ -129,7 +129,7 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
 def _facts(side: GenerationSide, config: ChatSettings) -> ModelFacts:
     """Return the facts of the model of a side, and check its drafter. Errors refer to `sides`."""
     if side.drafter:
-        saved_config(side.drafter, side.name, "sides")
+        load_saved_config(side.drafter, side.name, "sides")
     with for_field("sides", ModelError):
         return decodable_model(side.model, config.precision, "sides").facts
 

@@ -10,7 +10,7 @@ from backend.store.states import State
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.estimates import PhaseWork, decoded_bytes
-from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
+from jobs.fields.drafters import drafter_bytes, drafter_config, parse_drafters
 from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
 from jobs.fields.models import decodable_model
 from jobs.fields.text import PromptConfig, prompt_set
@@ -60,7 +60,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
     """See `Kind.requirements`."""
     model = decodable_model(config.model, config.precision)
     facts = model.facts
-    drafters = drafters_named(config.drafters, config.model, "drafters")
+    drafters = parse_drafters(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     for job in drafters:
         if job.state != State.SUCCEEDED:  # there is no tree yet

@@ -55,7 +55,7 @@ from jobs.benchmark.report import (
     speed_up_of,
     verdicts,
 )
-from jobs.fields.drafters import drafter_folder, drafters_named
+from jobs.fields.drafters import drafter_folder, parse_drafters
 from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.models import resolve_model
 from jobs.fields.text import prompt_facts, prompt_set
@@ -88,7 +88,7 @@ class DecodingBenchmark:
         self.prompts = self._prompts()
         self.drafters = {
             job.run: Amphista.load(drafter_folder(job))
-            for job in drafters_named(config.drafters, config.model, "drafters")
+            for job in parse_drafters(config.drafters, config.model, "drafters")
         }
         self.phase = Phases(context, {"compare": config.count}).phase("compare")
 
@@ -264,7 +264,7 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     continues."""
     loaded = load_model(config.model, prepare(config, context), config.precision, context)
     target = TargetModel(loaded.model)
-    drafters = len(drafters_named(config.drafters, config.model, "drafters"))
+    drafters = len(parse_drafters(config.drafters, config.model, "drafters"))
     context.phases(work(config, loaded.facts, drafters))
     context.log(f"Decoder: {target.decoder}.")
     context.environment(decoder=target.decoder)

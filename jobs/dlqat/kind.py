@@ -111,7 +111,7 @@ def requirements(config: DLQATJob) -> Requirements:
     require_context(config.length, facts, "Training sequences", "length")
     if config.training_text != SAME:
         require_text(config.training_text, "calibration_text", "training_text")
-    require_kept(config)
+    require_exportable_stage(config)
     for group in plan.groups:
         export_needs = export_requirements(config, group, plan, facts)
         check_format(config.format, with_embedding(export_needs, plan, group))
@@ -349,7 +349,7 @@ def require_training_memory(memory_parts: dict[str, int], facts: ModelFacts) -> 
         )
 
 
-def require_kept(config: DLQATJob) -> None:
+def require_exportable_stage(config: DLQATJob) -> None:
     """Raise `ConfigError` if there is no stage to keep, or no held-out text to choose one."""
     stages = [s for s in config.stages if s not in NOT_QUANTIZED]
     kept_stage = next(iter(stages), DLQATStage.DLQAT) if config.keep == "auto" else config.keep

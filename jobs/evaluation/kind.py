@@ -14,7 +14,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
 from jobs.estimates import PhaseWork, decoded_bytes
-from jobs.fields.models import is_run, model_before, resolve_model
+from jobs.fields.models import is_run, resolve_model, source_model
 from jobs.fields.text import (
     EvaluationText,
     QualityConfig,
@@ -51,12 +51,12 @@ class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
     """Also measure the decoding speed of both models."""
 
 
-def measured_models(config: EvaluationJob) -> dict[str, str]:
+def models_by_stage(config: EvaluationJob) -> dict[str, str]:
     """Return the spec of the model of each stage, the dense model first if there is one. Raises
     `ConfigError` if the run does not exist or has not saved a model."""
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):
-        dense = dense or model_before(spec)
+        dense = dense or source_model(spec)
     return ({DENSE: dense} if dense else {}) | {MODEL: spec}
 
 
@@ -130,7 +130,7 @@ def requirements(config: EvaluationJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = {
         stage: resolve_model(spec, "model" if stage == MODEL else "dense").facts
-        for stage, spec in measured_models(config).items()
+        for stage, spec in models_by_stage(config).items()
     }
     model = facts[MODEL]
     dense = facts.get(DENSE, model)

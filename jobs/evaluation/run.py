@@ -13,8 +13,8 @@ from jobs.evaluation.kind import (
     LABELS,
     MODEL,
     EvaluationJob,
-    measured_models,
     memory_bytes,
+    models_by_stage,
     size_and_speed,
     work,
 )
@@ -37,7 +37,7 @@ from jobs.runtime.progress import Phase, Phases
 def run(config: EvaluationJob, context: JobContext) -> None:
     """Run the job. Figures recorded by an earlier attempt are not measured again."""
     device = prepare(config, context)
-    specs = measured_models(config)
+    specs = models_by_stage(config)
     bases = {stage: resolve_model(spec) for stage, spec in specs.items()}
     facts = {stage: base.facts for stage, base in bases.items()}
     first_spec = next(iter(specs.values()))
@@ -75,15 +75,15 @@ def measure(
 ) -> None:
     """Measure the quality of each model on the same text."""
     has_no_reference = DENSE not in models
-    first_model = next(iter(models.values()))
+    reference = next(iter(models.values()))
     quality = Quality(
         config,
-        first_model,
+        reference,
         text,
         context,
         batch=config.batch,
         labels=LABELS,
-        new_store=hidden_state_store("auto", first_model.facts, text, context),
+        new_store=hidden_state_store("auto", reference.facts, text, context),
         divergence=not has_no_reference,
         precision=config.evaluation_precision,
     )

@@ -12,7 +12,13 @@ from backend.queue.artifacts import present, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.models import has_saved, is_run, planned_run, saved_config, without_weights
+from jobs.fields.models import (
+    has_saved,
+    is_run,
+    load_saved_config,
+    missing_weights_error,
+    planned_run,
+)
 from jobs.fields.types import absolute
 
 DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
@@ -46,7 +52,7 @@ def drafter_folder(job: Job) -> Path:
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
     """Load the config saved with the drafter: shape, base model, tree. Raises `ConfigError` if it
     is missing or damaged."""
-    return saved_config(drafter_folder(job), job.run, field)
+    return load_saved_config(drafter_folder(job), job.run, field)
 
 
 def drafter_bytes(job: Job, field: str = "drafters") -> int:
@@ -56,7 +62,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
         return 0
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
-        raise without_weights(job.run, field)
+        raise missing_weights_error(job.run, field)
     return file.stat().st_size
 
 
@@ -70,7 +76,7 @@ def expected_hits(run: str) -> dict[tuple[int, ...], float]:
     return {tuple(path): value for path, value in growth}
 
 
-def drafters_named(text: str, model: str, field: str) -> list[Job]:
+def parse_drafters(text: str, model: str, field: str) -> list[Job]:
     """Return the drafter runs in a comma-separated list, without duplicates. Raises `ConfigError`
     if one was not trained for `model`."""
     names = dict.fromkeys(read_names(text))
@@ -107,7 +113,7 @@ class GenerationSide:
     drafter: Path | None = None
 
 
-def read_sides(text: str) -> list[GenerationSide]:
+def parse_sides(text: str) -> list[GenerationSide]:
     """Parse a comma-separated list of models and drafters. Raises `ConfigError` for an empty or too
     long list, or for a run without a model or drafter."""
     names = read_names(text)

@@ -59,7 +59,7 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
             error.what, error.why, "Choose a run that saved a model.", field
         ) from error
     if not saved and job.state == State.SUCCEEDED and kind_named(job.kind).saves == "model":
-        raise without_weights(job.run, field)
+        raise missing_weights_error(job.run, field)
     if not saved:
         raise ConfigError(
             f"{run} has not saved a model.",
@@ -80,7 +80,7 @@ def planned_run(run: str, *saves: str) -> Job | None:
     return job if job.state in ACTIVE and kind_named(job.kind).saves in saves else None
 
 
-def model_before(run: str) -> str:
+def source_model(run: str) -> str:
     """Return the spec of a run's source model. Raises `ConfigError` as `saved_model` does."""
     planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
@@ -109,10 +109,10 @@ def needed_runs(config: Mapping[str, Any]) -> list[int]:
     return [job.id for job in planned if job]
 
 
-def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
+def load_saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     """Load config.json from a folder saved by a run. Raises `ConfigError` for damaged files."""
     if not folder.exists():
-        raise without_weights(run, field)
+        raise missing_weights_error(run, field)
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -122,7 +122,7 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     return config
 
 
-def without_weights(run: str, field: str) -> ConfigError:
+def missing_weights_error(run: str, field: str) -> ConfigError:
     """Return the error for a run whose weights are not on this machine."""
     return ConfigError(
         f"The weights of {run} are missing.",
@@ -192,7 +192,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
         return ResolvedModel(base_model.source, facts, None if dense else plan)
     if is_run(spec):
         source = saved_model(spec, field)[0]
-        saved_config(Path(source), spec, field)
+        load_saved_config(Path(source), spec, field)
         first = first_model(spec)
         facts, text = inspect(source), default_text(first)
         note, first_facts = facts.note, _facts_here(first)

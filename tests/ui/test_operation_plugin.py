@@ -32,7 +32,7 @@ def plugged(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     def forget() -> None:
         settings.cache_clear()
         actions._buttons.cache_clear()
-        vars(OPERATIONS.declarations).pop("_found", None)
+        vars(OPERATIONS.declarations).pop("_entries", None)
 
     forget()
     yield

@@ -20,7 +20,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.fields import gguf
-from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
+from jobs.fields.drafters import drafter_folder, expected_hits, finished_drafters, parse_drafters
 from jobs.fields.gguf import LLAMA_CPP
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
@@ -138,12 +138,12 @@ def test_auto_decodes_natively_without_bfloat16_too(
 
 def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
     with pytest.raises(ConfigError, match="has no drafter") as refused:
-        drafters_named(trained(kind="sds").run, "toy", "drafters")
+        parse_drafters(trained(kind="sds").run, "toy", "drafters")
     assert refused.value.field == "drafters"
     mine = trained()
     with pytest.raises(ConfigError, match="was trained for toy"):
-        drafters_named(mine.run, "smollm2-135m", "drafters")
-    assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
+        parse_drafters(mine.run, "smollm2-135m", "drafters")
+    assert [j.run for j in parse_drafters(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
     with pytest.raises(ConfigError, match="too large") as refused:
         submit("benchmark", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
     assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do

@@ -271,7 +271,7 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
     made._divergence = True
     made._loaded, made._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
     made._context, made._batch, made._labels = context, 1, {}  # type: ignore[assignment]
-    made._new, made._reference = list, None  # type: ignore[assignment]
+    made._new_store, made._reference = list, None  # type: ignore[assignment]
     made._decoder, made._rounded = "", {}
     monkeypatch.setattr(made, "_read", lambda: None)
     monkeypatch.setattr(made, "_comparable", lambda _: True)
