@@ -1,4 +1,4 @@
-"""What decodes: models of the catalog, and what runs have saved, packed weights included."""
+"""Tests of models that decode: catalog models and saved models, including packed weights."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 
 
 def saved(kind: str, bits: int = 0) -> str:
-    """A finished run that saved the toy, quantized to so many bits where they are given."""
+    """Store a finished run with the saved toy model, quantized if `bits` is given."""
     job = submit("amphista", {"model": "toy", "answers": 64}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
@@ -63,7 +63,7 @@ def saved(kind: str, bits: int = 0) -> str:
 def test_packed_weights_under_a_wrong_config_are_refused(
     queue: Path, load_it: Callable[..., LoadedModel]
 ) -> None:
-    """They are loaded by other means than dense ones, and checked by the same."""
+    """Packed weights have another loader than dense weights, but the same checks."""
     folder = queue / "models" / "packed"
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
     given = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))

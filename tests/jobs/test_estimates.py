@@ -1,4 +1,4 @@
-"""How long a run will take: from its work, the rates of the machine and finished runs."""
+"""Tests of the estimated duration: from work, machine rates and finished runs."""
 
 import threading
 from itertools import pairwise
@@ -27,13 +27,13 @@ SMALL = {"model": "toy", "segments": 4, "context": 64, "windows": 4}
 
 @pytest.fixture
 def measured(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose rates are known, without reference runs."""
+    """A machine with known rates, without reference runs."""
     monkeypatch.setattr(estimates, "rates_here", lambda: HERE)
     monkeypatch.setattr(estimates, "reference_runs", tuple)
 
 
 def finished(number: int, seconds: float, work: PhaseWork = TRAINING, **values: object) -> None:
-    """A run on this machine that did this work and took `seconds`."""
+    """Store a finished run of this machine with this work and duration."""
     recorded = {"kernels": kernel_version(), "steps": estimates.by_step([work])}
     place = {"device": "cpu", "cpu": f"{processor()}, 2 of 2 cores", "threads": 1}
     row = {
@@ -114,7 +114,7 @@ def test_what_another_machine_model_or_version_says_is_less_certain(measured: No
 def test_a_processor_twice_as_fast_takes_half_as_long(
     measured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as the work counts products; here all of it."""
+    """The work consists of products only."""
     finished(1, 100, environment={"cpu": "Another processor, 2 of 2 cores"})
     slow = told().seconds
     fast = HERE.model_copy(update={"float32": 6e10, "bfloat16": 2e11})
@@ -224,7 +224,7 @@ def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, on a machine that is idle and measured at once."""
+    """An empty cache on an idle machine, which is measured at once."""
     given(CACHE_DIR=str(queue / "cache"))
     monkeypatch.setattr(probe.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(probe, "SECONDS", 0.0)
@@ -278,7 +278,7 @@ def test_a_damaged_file_counts_as_none(cache: Path, text: str) -> None:
 
 
 def test_one_process_measures_at_a_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others do not wait for it."""
+    """Other processes do not wait for the measurement."""
     began, release, count = threading.Event(), threading.Event(), list[float]()
 
     def slow(load: float) -> Rates:

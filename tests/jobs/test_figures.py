@@ -1,4 +1,4 @@
-"""Figures are written by one thread; finished work waits until they are on a disk."""
+"""Tests of the thread that writes figures; finished work waits until they are on disk."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def point(step: int) -> Row:
 
 
 class Database:
-    """What the figures are given to."""
+    """Receives the figures."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -66,7 +66,7 @@ def buffer(
 
 @contextmanager
 def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
-    """A thread that writes what is there."""
+    """A thread that writes the available figures."""
     closed = threading.Event()
 
     def life() -> None:

@@ -1,4 +1,4 @@
-"""Every change of a run, by whatever way it comes, is one event with whoever made it."""
+"""Tests of the history: every change of a run is one event with its author."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from tests.queue.conftest import HOST
 
 
 def in_state(state: State) -> str:
-    """A run in this state, with a checkpoint."""
+    """Store a run in this state, with a checkpoint."""
     job = enqueue("count", {"steps": 1}, HOST)
     with writing() as session:
         session.get_one(Job, job.id).state = state

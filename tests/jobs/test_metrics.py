@@ -1,4 +1,4 @@
-"""The registry of metrics, and figures in sentences."""
+"""Tests of the metric registry, and of figures in sentences."""
 
 import pandas as pd
 import pytest
@@ -69,7 +69,7 @@ def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
 
 
 def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its column, its unit, its direction and the axis of its curve follow."""
+    """Column, unit, direction and curve axis follow from the entry."""
     key = MetricKey("agreement")
     added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block")
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})

@@ -1,4 +1,4 @@
-"""Pipelines: runs that wait for one another."""
+"""Tests of pipelines."""
 
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ def test_an_error_at_the_third_step_leaves_no_row(
 
 
 def test_what_only_the_runs_before_tell_is_refused_too(queue: object) -> None:
-    """What a step will have saved: weights that are packed do not compute in float32."""
+    """Checks against the future output of earlier steps: packed weights do not decode in
+    float32."""
     steps = "[sds: , dlqat: , benchmark: {precision: float32, count: 2}]"
     with pytest.raises(ConfigError, match="float32"):
         pipeline.queue(pipeline.read(f"model: toy\nsteps: {steps}"), HOST)

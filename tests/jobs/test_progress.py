@@ -1,4 +1,4 @@
-"""When a job will end, from how fast it went so far."""
+"""Tests of the remaining time of a job, from its progress."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from jobs.runtime.progress import Progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, in seconds; a test moves it."""
+    """The time in seconds, which tests advance."""
     now = [0.0]
     monkeypatch.setattr(module, "DAMPED_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

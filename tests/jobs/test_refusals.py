@@ -1,4 +1,4 @@
-"""What no run of any kind can work with is refused before it is queued."""
+"""Tests of requests that no kind accepts, rejected before a run is queued."""
 
 import shutil
 from pathlib import Path

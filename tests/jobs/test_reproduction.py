@@ -1,4 +1,4 @@
-"""Reproduction: frozen settings, an equal result, and every way in which it may differ."""
+"""Tests of reproductions: original settings, equal results, and all kinds of differences."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.shell import slimscope
 
 
 def made(number: int, results: dict[str, float], **values: object) -> None:
-    """A run that has ended with these figures of the SDS stage."""
+    """Store a finished run with these figures of the SDS stage."""
     row = {
         "id": number,
         "config": {"pattern": "2:4"},

@@ -1,4 +1,4 @@
-"""Sweeps: what is written, what is refused, one transaction, and the table over seeds."""
+"""Tests of sweeps: parsing, rejected sweeps, one transaction, and aggregation over seeds."""
 
 import json
 from itertools import product

@@ -1,4 +1,4 @@
-"""The command line, in a process of its own where it matters."""
+"""Tests of the command line, in a separate process where necessary."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_looking_makes_no_database(data_dir: Path) -> None:
 @pytest.mark.parametrize("words", [["serve", "--port", "8123"], []])
 def test_dashboard_opens(data_dir: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     class ReplacedError(Exception):
-        """In place of the new program."""
+        """Raised instead of starting the new program."""
 
     def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
         raise ReplacedError(command[1], environment.get("SLIMSCOPE_PORT"))
@@ -185,7 +185,7 @@ def test_nothing_is_wrapped_or_cut_in_a_pipe(
 
 
 def test_looking_imports_nothing_heavy(queue: Path) -> None:
-    """Neither do the lists of what can be chosen, nor facts of a model."""
+    """The same holds for lists of choices and the facts of a model."""
     code = (
         "import sys\n"
         "from jobs.cli.app import main\n"

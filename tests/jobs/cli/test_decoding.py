@@ -1,4 +1,4 @@
-"""`slimscope submit benchmark`, in a process of its own."""
+"""Tests of `slimscope submit benchmark` in a separate process."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and names what to do about it."""
+"""Tests of the doctor: problems and their fixes."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from tests.shell import slimscope
 
 
 def wrong(found: HealthCheck, *parts: str) -> bool:
-    """Whether a finding is bad, and says these things in its text and its fix."""
+    """Return True if a check failed with these words in its text and its fix."""
     return not found.ok and all(part in f"{found.text} {found.fix}" for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""`--json`: one JSON value and nothing else, of every command that has it."""
+"""Tests of `--json`: every command with this option prints one JSON value and nothing else."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tools an agent has, called the way an agent calls them, without a process between."""
+"""Tests of the MCP tools, called like an agent calls them but in the same process."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 
 
 def tell(answer: Any) -> Any:
-    """What a tool answered: its value, or the words of its error."""
+    """Return the value of a tool call, or its error message."""
     if answer.is_error:
         return answer.content[0].text
     told = answer.structured_content

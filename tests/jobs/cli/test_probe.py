@@ -1,4 +1,4 @@
-"""The probe of the doctor: a job that says where it is, sent to what answers as a Ray head does."""
+"""Tests of the doctor's probe: a test job sent to a server that answers like a Ray head."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.queue.scripted_engine import ScriptedEngine
 
 
 class Machine:
-    """What carries out the jobs of a head, with an environment of its own."""
+    """Runs the jobs of a head in a separate environment."""
 
     def __init__(self, head: Head, told: dict[str, str]) -> None:
         self.head, self.told, self.ran = head, told, list[str]()
@@ -47,7 +47,8 @@ def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[He
 
 @pytest.fixture(params=["folder", "store"])
 def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
-    """Where this machine keeps artifacts, and what tells another one the same."""
+    """Return the artifact setting of this machine, and the environment that shares it with
+    another."""
     place = str(data_dir.parent / "shared")
     place = f"file://{place}" if request.param == "store" else place
     given(ARTIFACTS=place)

@@ -1,4 +1,4 @@
-"""Shell blocks of the guide and of README, walked in their order in an empty folder."""
+"""Runs the shell blocks of the guide and the README, in order, in an empty folder."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ SMALL = {  # what makes the walk short: added at the end of a line, where it cou
 
 
 def lines(page: str) -> Iterator[list[str]]:
-    """The words of each command, without comments."""
+    """Return the words of each command, without comments."""
     text = (ROOT / page).read_text(encoding="utf-8")
     block = re.search(r"```bash\n(slimscope submit sds --model toy .*?)```", text, re.DOTALL)
     for line in block[1].splitlines():

@@ -1,4 +1,4 @@
-"""A drafter trained as a job: its record and its files."""
+"""Tests of drafter training jobs: their records and files."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def finished(wait: Wait, **values: object) -> Job:
 
 
 def values(job: Job) -> dict[tuple[str, str], float]:
-    """Every figure that no clock measured."""
+    """Return all figures that are not measured times or speeds."""
     rows = queries.results([job.id])
     return {(r.stage, r.metric): r.value for r in rows if not metric(r.metric).timed}
 
@@ -162,7 +162,7 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
 
 
 def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
-    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
+    """8 anchors in 16 tokens with 4 guesses each: 32 x (16 + 32)."""
     eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
     assert mask_bytes(eagle, 16) == 4 * 32 * 48
     assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0

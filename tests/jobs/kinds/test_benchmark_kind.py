@@ -1,4 +1,4 @@
-"""The benchmark: its figures and its words."""
+"""Tests of benchmark jobs: figures and verdicts."""
 
 import json
 from importlib.util import find_spec
@@ -38,7 +38,7 @@ GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
 
 
 def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job:
-    """A finished run with a drafter, without the training."""
+    """Store a finished run with an untrained drafter."""
     job = submit("amphista", {"model": model, "answers": 64}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
@@ -157,7 +157,7 @@ def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
 def reports(
     up: float, accepted: float, verify: float, draft: float, same: float = 1.0
 ) -> list[DecoderReport]:
-    """Vanilla and one drafter."""
+    """Return reports of vanilla and of one drafter."""
 
     def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
         return DecoderReport(

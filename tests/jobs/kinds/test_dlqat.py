@@ -1,4 +1,4 @@
-"""DL-QAT on the toy model, as a job: its record and its files."""
+"""Tests of DL-QAT jobs on the toy model: their records and files."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,8 @@ def figures(job: Job, metric: str) -> dict[str, float]:
 
 
 def test_lora_is_judged_where_passes_are_in_bfloat16(wait: Wait) -> None:
-    """There the native decoder reads held-out texts, which knows no low-rank branch."""
+    """The native decoder, which reads held-out texts in bfloat16, does not support low-rank
+    branches."""
     job = finished(wait, stages="rtn, lora", precision="bfloat16", steps=2)
     assert figures(job, "perplexity").keys() == {"dense", "rtn", "lora"}
     assert figures(job, "heldout_loss").keys() == {"rtn", "lora"}
@@ -140,7 +141,7 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, texts: P
 
 
 def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
-    """A config, its plan for the toy, and the toy."""
+    """Return a config, its plan for the toy model, and the facts of the toy model."""
     config, facts = DLQATJob.model_validate({**SMALL, **values}), inspect("toy")
     return config, plan(config, facts, config.format), facts
 
@@ -167,7 +168,7 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
 
 
 def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) -> None:
-    """Bits and groups are those of the plan, whatever the config says."""
+    """Bits and groups follow the plan, even if the config differs."""
     job = submit("dlqat", {**SMALL, "stages": "rtn", "format": "dense"}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)

@@ -1,4 +1,4 @@
-"""A saved model beside its dense one, as a job: what is measured, told, and refused."""
+"""Tests of evaluation jobs: measurements, summaries and rejected configs."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ def figures(run: int) -> Rows:
 
 
 def resumed_without(wait: Wait, run: int, metric: MetricKey) -> Rows:
-    """The figures of a run that was killed before it recorded one of them, and resumed."""
+    """Return the figures of a run that was killed before it recorded one of them, and resumed."""
     with writing() as session:
         session.delete(session.get_one(Result, (run, MODEL, metric.family, metric.series)))
         session.get_one(Job, run).state = State.FAILED
@@ -202,7 +202,7 @@ def decoded(decoder: Decoder) -> list[int]:
 
 
 def test_models_are_timed_in_the_same_way() -> None:
-    """Natively, if all can be; and where one cannot, the run says why."""
+    """Native decoding is used only if it supports all models; otherwise the run logs the reason."""
     half, whole = (load("toy", dtype=dtype).model for dtype in (torch.bfloat16, torch.float32))
     decoders, name = decoders_of([half, half])
     assert name.startswith("native")
@@ -229,11 +229,11 @@ def test_decoding_is_not_timed_where_the_context_is_too_short() -> None:
 
 
 class KilledError(Exception):
-    """The end of a process, as it would write one more thing."""
+    """Simulates the end of a process before a further record."""
 
 
 class Recorder:
-    """Keeps what is recorded, until the process is killed."""
+    """Keeps the records until the process is killed."""
 
     def __init__(self, most: int) -> None:
         self.kept: list[str] = []
@@ -258,7 +258,7 @@ class Recorder:
 
 
 def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
-    """The measurements of a stage whose figures are there at once."""
+    """Return the measurements of a stage with precomputed figures."""
     module = "jobs.evaluation.quality"
     found = SimpleNamespace(value=2.0, stderr=0.1, bits_per_byte=1.0, tokens=8, windows=[1.0])
     compared = SimpleNamespace(agreement=0.9, agreement_stderr=0.1, kl=0.1, kl_stderr=0.1, tokens=8)

@@ -1,4 +1,4 @@
-"""A GGUF export as a job: what it writes, records and refuses."""
+"""Tests of GGUF export jobs: files, records and rejected configs."""
 
 from pathlib import Path
 

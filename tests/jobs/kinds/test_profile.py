@@ -1,4 +1,4 @@
-"""A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
+"""Tests of sensitivity profile jobs: records, resuming and rejected configs."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
 
 
 def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
-    """Budget -> plan of each method."""
+    """Each method turns a budget into a plan."""
     succeeded(wait, "profile", SMALL | {"measured": ""})
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}

@@ -1,4 +1,4 @@
-"""What each kind of run refuses of its own fields, before anything is queued."""
+"""Tests of configs that each kind rejects before a run is queued."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""SDS on the toy model, as a job: its record and its files."""
+"""Tests of SDS jobs on the toy model: their records and files."""
 
 import math
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_what_would_not_fit_is_streamed(available: int, values: dict, streamed: 
 
 
 def test_solvers_cost_the_products_they_make() -> None:
-    """Of each pruning: the second costs as much as the first."""
+    """The second pruning costs as much as the first."""
     facts = inspect("toy")
     product = sum(x.rows * x.columns**2 for x in facts.linears)
     for until, prunings in (("first", 1), ("sds", 2)):

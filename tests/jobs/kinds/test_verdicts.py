@@ -1,4 +1,4 @@
-"""What is said of stages that the same windows of text tell apart, and of those they do not."""
+"""Tests of verdicts, with and without significant differences between stages."""
 
 from functools import partial
 
@@ -16,7 +16,8 @@ WINDOWS = 32
 
 
 def stages(**shift: float) -> StageComparison:
-    """Stages whose losses lie so far from a first one, each window by its own chance."""
+    """Return stages with losses at a given distance from the first, with random noise per
+    window."""
     random = np.random.default_rng(0)
     text = random.normal(3.0, 0.6, WINDOWS)  # texts differ far more than stages
     losses = {name: text + random.normal(amount, 0.02, WINDOWS) for name, amount in shift.items()}

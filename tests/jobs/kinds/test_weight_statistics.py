@@ -1,4 +1,4 @@
-"""Statistics of a model as it is, as a job: what it stores, what it refuses, how it goes on."""
+"""Tests of weight statistics jobs: records, resuming and rejected configs."""
 
 from pathlib import Path
 from typing import cast
@@ -65,7 +65,7 @@ def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
     assert TENSOR not in set(frames.tensor_table(job.id)["tensor"])
 
 
-class Told(SilentReporter):
+class SnapshotContext(SilentReporter):
     """A context that keeps the snapshots."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Told(SilentReporter):
 
 def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Path) -> None:
     stored = StoredLinears(TOY, inspect("toy").linears)
-    first, second = Told(tmp_path), Told(tmp_path)
+    first, second = SnapshotContext(tmp_path), SnapshotContext(tmp_path)
     zeros = measure_block(stored, 0, "cpu", cast(JobContext, first))
     assert len(first.snapshots) == 7 and zeros == sum(s.zeros for s in first.snapshots)
     unread = cast(StoredLinears, None)
