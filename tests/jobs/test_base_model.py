@@ -66,16 +66,16 @@ def test_packed_weights_under_a_wrong_config_are_refused(
     """Packed weights have another loader than dense weights, but the same checks."""
     folder = queue / "models" / "packed"
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
-    given = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
-    assert load_it(resolve_model(str(folder)), *given)
+    arguments = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
+    assert load_it(resolve_model(str(folder)), *arguments)
     config = json.loads((folder / "config.json").read_text())
-    for change, said in (
+    for change, message in (
         ({"rms_norm_eps": -1.0}, "not finite"),
         ({"model_type": "none such"}, "transformers cannot read it"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ModelError, match=said):
-            load_it(resolve_model(str(folder)), *given)
+        with pytest.raises(ModelError, match=message):
+            load_it(resolve_model(str(folder)), *arguments)
 
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
@@ -162,11 +162,11 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
         "threads": 1,
     }
     trained = succeeded(wait, "amphista", values)
-    alone, drafted = (answer(each, **ASKED, nodes=2) for each in (base, trained.run))
+    alone, drafted = (answer(side, **ASKED, nodes=2) for side in (base, trained.run))
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
-    other = saved("dlqat", bits=3)
+    other_run = saved("dlqat", bits=3)
     with writing() as session:  # as if its base had been trained anew
         row = session.get_one(Job, trained.id)
-        row.config = {**row.config, "model": other}
+        row.config = {**row.config, "model": other_run}
     with pytest.raises(SlimscopeError, match="belongs to another model"):
         answer(trained.run, **ASKED)

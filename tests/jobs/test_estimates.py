@@ -59,17 +59,17 @@ def told(
 
 
 def width(**about: Any) -> float:
-    found = told(**about)
-    return found.high / found.low
+    duration = told(**about)
+    return duration.high / duration.low
 
 
 def test_without_a_probe_and_runs_it_says_so_and_the_range_is_wide(
     queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     given(CACHE_DIR=str(queue / "cache"))
-    found = told()
-    assert found.low < found.seconds < found.high and "not measured" in found.basis
-    blind = found.high / found.low
+    duration = told()
+    assert duration.low < duration.seconds < duration.high and "not measured" in duration.basis
+    blind = duration.high / duration.low
     monkeypatch.setattr(estimates, "rates_here", lambda: HERE)
     probed = told()
     assert "not measured" not in probed.basis and probed.high / probed.low < blind
@@ -80,9 +80,9 @@ def test_without_a_probe_and_runs_it_says_so_and_the_range_is_wide(
 def test_after_one_run_the_range_holds_it_and_is_at_most_twice_as_wide(measured: None) -> None:
     before = width()
     finished(1, 100)
-    found = told()
-    assert found.low < 100 < found.high and found.high / found.low <= 2 < before
-    assert found.basis == "1 run like this on this machine"
+    duration = told()
+    assert duration.low < 100 < duration.high and duration.high / duration.low <= 2 < before
+    assert duration.basis == "1 run like this on this machine"
 
 
 def test_agreeing_runs_make_it_narrower_and_an_odd_one_does_not_move_it(measured: None) -> None:
@@ -96,8 +96,8 @@ def test_agreeing_runs_make_it_narrower_and_an_odd_one_does_not_move_it(measured
 
 def test_what_another_machine_model_or_version_says_is_less_certain(measured: None) -> None:
     finished(1, 100)
-    own = width()
-    assert own < width(model="smollm2-135m")
+    own_width = width()
+    assert own_width < width(model="smollm2-135m")
     for number, environment in enumerate(
         (
             {"cpu": "Another processor, 2 of 2 cores"},
@@ -107,8 +107,8 @@ def test_what_another_machine_model_or_version_says_is_less_certain(measured: No
         2,
     ):
         finished(number, 100, kind="sds", environment=environment)
-        found = estimate("sds", {"model": "toy"}, [TRAINING])
-        assert found.high / found.low > own and "reference runs" in found.basis
+        duration = estimate("sds", {"model": "toy"}, [TRAINING])
+        assert duration.high / duration.low > own_width and "reference runs" in duration.basis
 
 
 def test_a_processor_twice_as_fast_takes_half_as_long(
@@ -178,12 +178,14 @@ def test_more_work_takes_longer_and_the_phases_share_it(amounts: list[float]) ->
     rates, runs = estimates.rates_here, estimates.finished_runs
     estimates.rates_here, estimates.finished_runs = (lambda: HERE), (lambda _: [])
     try:
-        found = [told(PhaseWork("one", n), PhaseWork("two", n)) for n in sorted(amounts)]
+        durations = [told(PhaseWork("one", n), PhaseWork("two", n)) for n in sorted(amounts)]
     finally:
         estimates.rates_here, estimates.finished_runs = rates, runs
-    assert all(a.seconds < b.seconds for a, b in pairwise(found))
-    for each in found:
-        assert [*each.phases] == ["one", "two"] and each.phases["one"] == each.phases["two"]
+    assert all(a.seconds < b.seconds for a, b in pairwise(durations))
+    for duration in durations:
+        assert [*duration.phases] == ["one", "two"] and duration.phases["one"] == duration.phases[
+            "two"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -207,8 +209,8 @@ def test_more_tokens_weights_or_passes_take_longer(
     queue: Path, kind: str, field: str, values: tuple
 ) -> None:
     settings = SMALL if kind in ("sds", "dlqat") else {"model": "toy"}
-    found = [check_and_estimate(kind, {**settings, field: value})[1].seconds for value in values]
-    assert all(a < b for a, b in pairwise(found)), found
+    seconds = [check_and_estimate(kind, {**settings, field: value})[1].seconds for value in values]
+    assert all(a < b for a, b in pairwise(seconds)), seconds
 
 
 def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,11 +236,11 @@ def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimates.rates_here() is REFERENCE_RATES
     probe.measure_once()
-    found = estimates.rates_here()
-    assert found is not REFERENCE_RATES and found.load == 0
+    rates = estimates.rates_here()
+    assert rates is not REFERENCE_RATES and rates.load == 0
     monkeypatch.setattr(probe, "measure", lambda _: pytest.fail("It was measured again."))
     probe.measure_once()
-    assert estimates.rates_here() == found
+    assert estimates.rates_here() == rates
 
 
 def test_another_processor_torch_or_kernel_is_measured_anew(

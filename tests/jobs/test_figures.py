@@ -52,16 +52,16 @@ def spool(tmp_path: Path) -> FigureSpool:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
 def buffer(
-    database: Database, spool: FigureSpool, said: list[str], monkeypatch: pytest.MonkeyPatch
+    database: Database, spool: FigureSpool, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> FigureBuffer:
     monkeypatch.setattr(figures, "TURN_S", 60.0)
-    return FigureBuffer(database.write, spool, said.append)
+    return FigureBuffer(database.write, spool, messages.append)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def test_a_database_that_stands_still_is_waited_for_once(
     buffer: FigureBuffer,
     database: Database,
     spool: FigureSpool,
-    said: list[str],
+    messages: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(figures, "TURN_S", 0.05)
@@ -109,12 +109,12 @@ def test_a_database_that_stands_still_is_waited_for_once(
         for step in range(3):
             buffer.add(point(step))
             buffer.settle()
-            assert spool.read() == [point(each) for each in range(step + 1)]
-        assert database.called == 1 and len(said) == 1 and "not answered" in said[0]
+            assert spool.read() == [point(number) for number in range(step + 1)]
+        assert database.called == 1 and len(messages) == 1 and "not answered" in messages[0]
         database.answers.set()
         until(lambda: len(database.rows) == 3)
-        until(lambda: len(said) == 2)
-        assert "takes figures again" in said[1] and spool.read() == []
+        until(lambda: len(messages) == 2)
+        assert "takes figures again" in messages[1] and spool.read() == []
         monkeypatch.setattr(figures, "TURN_S", 60.0)
         buffer.add(point(3))
         buffer.settle()
@@ -122,13 +122,13 @@ def test_a_database_that_stands_still_is_waited_for_once(
 
 
 def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
-    buffer: FigureBuffer, database: Database, spool: FigureSpool, said: list[str]
+    buffer: FigureBuffer, database: Database, spool: FigureSpool, messages: list[str]
 ) -> None:
     database.error = AWAY
     for step in range(3):
         buffer.add(point(step))
         buffer.settle()
-    assert database.called == 1 and len(spool.read()) == 3 and len(said) == 1
+    assert database.called == 1 and len(spool.read()) == 3 and len(messages) == 1
     with pytest.raises(OperationalError):
         buffer.flush()
     database.error = None

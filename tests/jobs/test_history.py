@@ -45,8 +45,8 @@ def test_one_event_for_each_change(
     queue: Path, state: State, name: str, values: dict[str, str], event: str
 ) -> None:
     first = in_state(State.QUEUED)
-    run, other = in_state(state), Actor("kim", "host")
-    OPERATIONS[name].call(other, run=run, **values)
+    run, other_actor = in_state(state), Actor("kim", "host")
+    OPERATIONS[name].call(other_actor, run=run, **values)
     assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
     assert [e.type for e in queries.events(first)] == ["queued"]
 

@@ -41,11 +41,11 @@ def test_any_text_is_a_name(name: str) -> None:
 
 
 def test_a_series_is_described_by_its_family() -> None:
-    found = named("bytes/gptq_layout")
-    assert (found.name, found.form, found.better) == ("bytes/gptq_layout", "bytes", "lower")
-    assert found.label == "Size, gptq layout"
-    assert found.definition == METRICS["bytes"].definition
-    assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == found
+    entry = named("bytes/gptq_layout")
+    assert (entry.name, entry.form, entry.better) == ("bytes/gptq_layout", "bytes", "lower")
+    assert entry.label == "Size, gptq layout"
+    assert entry.definition == METRICS["bytes"].definition
+    assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == entry
 
 
 def test_described_metrics_come_first_in_their_order() -> None:
@@ -111,8 +111,8 @@ def test_a_change_that_rounds_to_nothing_is_none() -> None:
 
 def test_the_figures_of_small_models_are_told_apart() -> None:
     values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
-    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
-    assert told is not None and told.text == (
+    key_figure = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
+    assert key_figure is not None and key_figure.text == (
         "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
         "In cross-entropy, 38 %."
     )
@@ -122,9 +122,9 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
     assert worse is not None and worse.value == "0 %"
     figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
     held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
-    for kept in ("gptq", "dlqat"):
-        bits = dlqat.key_figure(figures | held, kept)
+    for kept_stage in ("gptq", "dlqat"):
+        bits = dlqat.key_figure(figures | held, kept_stage)
         assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
     assert dlqat.key_figure(figures | held, "") is None
-    said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
-    assert "rounding changes nothing measurable." in said
+    sentence = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
+    assert "rounding changes nothing measurable." in sentence

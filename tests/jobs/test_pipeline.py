@@ -51,8 +51,8 @@ def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> Non
     assert [job.config["model"] for job in queued] == ["toy", sds.run, dlqat.run, dlqat.run]
     assert speed.config["drafters"] == drafter.run
     assert {job.name for job in queued} == {"all three"}
-    found = awaited(job.id for job in queued)
-    assert {n: [job.run for job in jobs] for n, jobs in found.items()} == {
+    awaited_runs = awaited(job.id for job in queued)
+    assert {n: [job.run for job in jobs] for n, jobs in awaited_runs.items()} == {
         dlqat.id: [sds.run],
         drafter.id: [dlqat.run],
         speed.id: [dlqat.run, drafter.run],
@@ -92,7 +92,7 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "the keys model and steps"),
         ("[model, toy]", "the keys model and steps"),
@@ -117,11 +117,11 @@ def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> No
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_queued(
-    queue: object, text: str, said: str
+    queue: object, text: str, message: str
 ) -> None:
     with pytest.raises(SlimscopeError) as refused:
         pipeline.queue(pipeline.read(text), HOST)
-    assert said in str(refused.value) and queries.jobs() == []
+    assert message in str(refused.value) and queries.jobs() == []
 
 
 @pytest.mark.parametrize("error", [ConfigError("It is full."), OSError("The disk is gone.")])

@@ -40,8 +40,8 @@ def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) 
     sampler = UsageSampler(-60_000, lambda name, value, step: points.update({name: value}))
     clock.now = 2.0
     sampler.sample()
-    held = psutil.Process().memory_info().rss / MB
-    assert points[MEMORY] == pytest.approx(held, rel=0.5) and points[PROCESSOR] >= 0
+    used_mb = psutil.Process().memory_info().rss / MB
+    assert points[MEMORY] == pytest.approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
     assert MEMORY.axis == PROCESSOR.axis == "seconds"
 
 

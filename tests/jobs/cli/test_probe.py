@@ -21,8 +21,8 @@ from tests.queue.scripted_engine import ScriptedEngine
 class Machine:
     """Runs the jobs of a head in a separate environment."""
 
-    def __init__(self, head: Head, told: dict[str, str]) -> None:
-        self.head, self.told, self.ran = head, told, list[str]()
+    def __init__(self, head: Head, environment: dict[str, str]) -> None:
+        self.head, self.told, self.ran = head, environment, list[str]()
         self._submit = head._submit
         head._submit = self.carry_out
 
@@ -49,10 +49,10 @@ def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[He
 def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
     """Return the artifact setting of this machine, and the environment that shares it with
     another."""
-    place = str(data_dir.parent / "shared")
-    place = f"file://{place}" if request.param == "store" else place
-    given(ARTIFACTS=place)
-    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": place}
+    location = str(data_dir.parent / "shared")
+    location = f"file://{location}" if request.param == "store" else location
+    given(ARTIFACTS=location)
+    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": location}
 
 
 def test_a_machine_says_its_versions_and_its_file_is_seen(
@@ -60,9 +60,9 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
 ) -> None:
     head, there = engine
     machine = Machine(head, {**shared, "SLIMSCOPE_DATA_DIR": str(data_dir.parent / "other")})
-    found = cluster.send(there)
-    assert found.ok, found
-    assert f"torch {node.versions()['torch']}" in found.text and "its file arrived" in found.text
+    result = cluster.send(there)
+    assert result.ok, result
+    assert f"torch {node.versions()['torch']}" in result.text and "its file arrived" in result.text
     assert "jobs.cli.doctor.node of-the-doctor-" in machine.ran[0]
     assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
 
@@ -73,16 +73,16 @@ def test_a_machine_whose_artifacts_are_elsewhere_is_told(
     head, there = engine
     elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
     Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
-    found = cluster.send(there)
-    assert not found.ok and "not visible" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
+    result = cluster.send(there)
+    assert not result.ok and "not visible" in result.text and "SLIMSCOPE_ARTIFACTS" in result.fix
     assert head.jobs == {}
 
 
 def test_a_machine_without_slimscope_is_told(engine: tuple[Head, RayEngine]) -> None:
     head, there = engine
     Machine(head, {"SLIMSCOPE_PYTHON": "false"})
-    found = cluster.send(there)
-    assert not found.ok and "exit code 1" in found.text and "SLIMSCOPE_PYTHON" in found.fix
+    result = cluster.send(there)
+    assert not result.ok and "exit code 1" in result.text and "SLIMSCOPE_PYTHON" in result.fix
 
 
 def test_a_head_that_refuses_is_told(engine: tuple[Head, RayEngine]) -> None:
@@ -98,13 +98,13 @@ def test_another_version_there_and_a_job_that_waits_for_ever(
     monkeypatch.setattr(cluster, "PROBE", key)
     monkeypatch.setattr(cluster, "PROBE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(engine, "kill", lambda ref: engine.launched.remove(ref["id"]))
-    found = cluster.send(engine)
-    assert not found.ok and "did not finish" in found.text and engine.launched == []
+    result = cluster.send(engine)
+    assert not result.ok and "did not finish" in result.text and engine.launched == []
     old = {"host": "gpu-1", "versions": {**node.versions(), "torch": "1.0"}}
     settings().artifacts.mkdir(parents=True)
     (settings().artifacts / key).write_text(json.dumps(old))
-    found = cluster.send(engine)
-    assert not found.ok and "gpu-1 has" in found.text and "torch 1.0" in found.text
+    result = cluster.send(engine)
+    assert not result.ok and "gpu-1 has" in result.text and "torch 1.0" in result.text
     assert not (settings().artifacts / key).exists()
 
 

@@ -59,17 +59,17 @@ def values(job: Job) -> dict[tuple[str, str], float]:
 
 def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     job = finished(wait)
-    found = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
-    top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
+    results = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
+    top = [results[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
-    assert found["head-1", "chained"].value == top[0]
-    assert found["drafter", "predicted_length"].value >= 1
-    assert found["drafter", "steps"].value == 24
+    assert results["head-1", "chained"].value == top[0]
+    assert results["drafter", "predicted_length"].value >= 1
+    assert results["drafter", "steps"].value == 24
     (training,) = queries.step_times([job.id])
     assert training.step == "training" and training.seconds > 0
     assert job.flops and job.timed_seconds == 0  # the steps were given, not the minutes
-    assert found["drafter", "accepted_length"].value >= 1
-    assert found["drafter", "accepted_length"].details["nodes"] == NODES
+    assert results["drafter", "accepted_length"].value >= 1
+    assert results["drafter", "accepted_length"].details["nodes"] == NODES
     assert {*map(str, frames.by_key(frames.curves(job.id)))} >= {
         "loss",
         "top1@head-1",
@@ -86,11 +86,11 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert not work_folder(job.run).exists()
     drafter, model = Amphista.load(run_folder(job.run) / "drafter"), load("toy").model
     assert drafter.arm == "Amphista" and drafter.base.name == "toy"
-    one, other = (
-        [token.id for token in generate(model, given, [5, 17, 40], 40, nodes=6)]
-        for given in (None, drafter)
+    plain, drafted = (
+        [token.id for token in generate(model, side, [5, 17, 40], 40, nodes=6)]
+        for side in (None, drafter)
     )
-    assert one == other
+    assert plain == drafted
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:
@@ -107,8 +107,8 @@ def test_a_model_of_chats_asks_itself_as_well() -> None:
     chats = replace(toy, default_text="wikipedia")
     assert prompt_sets(config, chats) == (BUILT_IN, SELF)
     assert prompt_sets(config, toy) == (STORIES,)
-    chosen = config.model_copy(update={"prompts": BUILT_IN})
-    assert prompt_sets(chosen, chats) == (BUILT_IN,)
+    built_in = config.model_copy(update={"prompts": BUILT_IN})
+    assert prompt_sets(built_in, chats) == (BUILT_IN,)
 
 
 def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
@@ -145,8 +145,8 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:
 @pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
-    told = drafter_weights(config, inspect("toy"))
-    assert told == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
+    estimated = drafter_weights(config, inspect("toy"))
+    assert estimated == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
 
 
 def test_disk_and_time_are_estimated(queue: Path) -> None:
@@ -154,9 +154,9 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     facts = inspect("toy")
     assert 420 < estimate.seconds < 600
     asking = config.model_copy(update={"prompts": SELF})
-    plain, asked = ({x.phase: x.amount for x in work(c, facts)} for c in (config, asking))
+    plain, mixed = ({x.phase: x.amount for x in work(c, facts)} for c in (config, asking))
     assert set(plain) == {"ask", "data", "train", "measure"}
-    assert asked["ask"] > plain["ask"] == 0
+    assert mixed["ask"] > plain["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
 

@@ -22,42 +22,44 @@ def stages(**shift: float) -> StageComparison:
     text = random.normal(3.0, 0.6, WINDOWS)  # texts differ far more than stages
     losses = {name: text + random.normal(amount, 0.02, WINDOWS) for name, amount in shift.items()}
 
-    def ratio(one: str, other: str) -> PairedRatio | None:
-        return paired_ratio(losses[one], losses[other])
+    def ratio(first: str, second: str) -> PairedRatio | None:
+        return paired_ratio(losses[first], losses[second])
 
-    perplexity = {name: float(np.exp(each.mean())) for name, each in losses.items()}
+    perplexity = {
+        name: float(np.exp(window_losses.mean())) for name, window_losses in losses.items()
+    }
     return StageComparison(perplexity, ratio)
 
 
 def test_a_difference_has_an_interval_and_what_holds_nothing_is_not_told_apart() -> None:
-    told = stages(a=0.0, b=0.2, c=0.0)
-    assert told.order("a", "b") == "below" and told.order("b", "a") == "above"
-    assert told.order("a", "c") == "" == told.order("c", "a")
-    clause = told.clause("a", {"b": "B"})
+    comparison = stages(a=0.0, b=0.2, c=0.0)
+    assert comparison.order("a", "b") == "below" and comparison.order("b", "a") == "above"
+    assert comparison.order("a", "c") == "" == comparison.order("c", "a")
+    clause = comparison.clause("a", {"b": "B"})
     assert (
         clause.startswith("has a perplexity 18")
         and "% lower than B (1" in clause
         and clause.endswith(" %)")
     )
-    assert told.clause("b", {"a": "A"}, "is").startswith("is 2")
-    both = told.clause("a", {"c": "C", "b": "B"})
+    assert comparison.clause("b", {"a": "A"}, "is").startswith("is 2")
+    both = comparison.clause("a", {"c": "C", "b": "B"})
     assert both.startswith("is not significantly different") and " and has a perplexity 1" in both
-    even = told.clause("a", {"c": "C"})
+    even = comparison.clause("a", {"c": "C"})
     assert even.startswith("is not significantly different from C (")
     assert "times its perplexity" in even
 
 
 def test_without_losses_the_values_decide() -> None:
-    known = StageComparison({"a": 9.0, "b": 10.0, "c": 10.0})
-    assert known.order("a", "b") == "below" and known.order("b", "c") == ""
+    comparison = StageComparison({"a": 9.0, "b": 10.0, "c": 10.0})
+    assert comparison.order("a", "b") == "below" and comparison.order("b", "c") == ""
     assert (
-        known.clause("a", {"b": "B", "c": "C"})
+        comparison.clause("a", {"b": "B", "c": "C"})
         == "has a perplexity 10.0 % lower than B and 10.0 % lower than C"
     )
 
 
 @pytest.mark.parametrize(
-    ("shift", "said"),
+    ("shift", "message"),
     [
         ({"first": 1.0, "control": 0.5, "sds": 0.3}, "its control ("),
         (
@@ -82,12 +84,12 @@ def test_without_losses_the_values_decide() -> None:
         ),
     ],
 )
-def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
-    assert said in sds.verdict(stages(**shift))
+def test_the_verdict_on_sds(shift: dict[str, float], message: str) -> None:
+    assert message in sds.verdict(stages(**shift))
 
 
 @pytest.mark.parametrize(
-    ("shift", "said"),
+    ("shift", "message"),
     [
         ({"gptq": 1.0, "dlqat": 0.3}, "% lower than GPTQ ("),
         ({"gptq": 0.3, "dlqat": 0.3}, "is not significantly different from GPTQ ("),
@@ -97,8 +99,8 @@ def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
         ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below the dense model because"),
     ],
 )
-def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
-    assert said in dlqat.verdict(stages(**shift))
+def test_the_verdict_on_dlqat(shift: dict[str, float], message: str) -> None:
+    assert message in dlqat.verdict(stages(**shift))
 
 
 @pytest.mark.parametrize(
@@ -120,13 +122,13 @@ def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
     ],
 )
 def test_what_a_model_lost_is_said_in_plain_words(rise: float, found: str, then: str) -> None:
-    told, advice = stages(dense=0.0, dlqat=rise).lost("dlqat", "dense", dlqat.KIND.remedy)
-    assert told.startswith(found) and then in advice and bool(then) == bool(advice)
-    assert ("×" in told) is (rise > 1) and ("% higher" in told) is (0.01 < rise < 1)
+    loss, advice = stages(dense=0.0, dlqat=rise).lost("dlqat", "dense", dlqat.KIND.remedy)
+    assert loss.startswith(found) and then in advice and bool(then) == bool(advice)
+    assert ("×" in loss) is (rise > 1) and ("% higher" in loss) is (0.01 < rise < 1)
 
 
 def test_the_verdict_on_an_evaluation() -> None:
-    said = partial(evaluation.verdict)
-    assert said(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
-    alike = said(stages(dense=0.0, model=0.0))
+    verdict = partial(evaluation.verdict)
+    assert verdict(stages(dense=0.0, model=0.2)).startswith("Perplexity is 2")
+    alike = verdict(stages(dense=0.0, model=0.0))
     assert alike.startswith("Perplexity is not significantly different from the")
