@@ -260,7 +260,7 @@ _ALL = (
     Metric(
         MetricKey("fit_explained"),
         "Initial fit",
-        "Share of the variance of the cloned layer's original inputs that the fusion of hidden "
+        "Share of the mean square of the cloned layer's original inputs that the fusion of hidden "
         "state and next token explains before training.",
         "higher",
         "share",

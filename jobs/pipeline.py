@@ -154,21 +154,21 @@ class Pipeline:
 def read(text: str) -> Pipeline:
     """Parse a YAML file. Raises `ConfigError` with the location of the error."""
     if len(text) > MAX_CHARACTERS:
-        raise _refused(f"It has more than {MAX_CHARACTERS:,} characters.")
+        raise _invalid_file(f"It has more than {MAX_CHARACTERS:,} characters.")
     try:
         document = yaml.load(text, _Texts)
     except RecursionError as error:
-        raise _refused("It is nested too deeply.") from error
+        raise _invalid_file("It is nested too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: !!int of text
-        raise _refused(f"It is not valid YAML: {error}."[:300]) from error
+        raise _invalid_file(f"It is not valid YAML: {error}."[:300]) from error
     if not isinstance(document, dict):
-        raise _refused("It needs the keys model and steps.")
+        raise _invalid_file("It needs the keys model and steps.")
     try:
         file = PipelineFile.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(map(str, first["loc"])) or "the file"
-        raise _refused(f"{location}: {first['msg']}.") from error
+        raise _invalid_file(f"{location}: {first['msg']}.") from error
     steps = [_step(n, x) for n, x in enumerate(file.steps, 1)]
     comparison_steps: list[Step] = []
     if file.alone:  # repeat steps after the first saved model on the first model, with a benchmark
@@ -183,22 +183,22 @@ def read(text: str) -> Pipeline:
 
 def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
     if len(item) != 1:
-        raise _refused(f"Step {number} has {len(item)} kinds.", "Give one kind: - sds: {...}")
+        raise _invalid_file(f"Step {number} has {len(item)} kinds.", "Give one kind: - sds: {...}")
     ((name, settings),) = item.items()
     values = dict(settings or {})
     preset = str(values.pop(PRESET, None) or "")
     try:
         kind_named(name).preset(preset)
     except SlimscopeError as error:
-        raise _at(number, name, error) from error
+        raise _with_step(number, name, error) from error
     return Step(name, preset, values)
 
 
-def _refused(why: str, do: str = "See the pipelines in the documentation.") -> ConfigError:
+def _invalid_file(why: str, do: str = "See the pipelines in the documentation.") -> ConfigError:
     return ConfigError("The pipeline cannot be read.", why, do, "pipeline")
 
 
-def _at(number: int, kind: str, error: SlimscopeError) -> SlimscopeError:
+def _with_step(number: int, kind: str, error: SlimscopeError) -> SlimscopeError:
     """Add the step to an error."""
     why = f"{error.what} {error.why}".strip()
     return type(error)(f"Step {number} ({kind}) cannot run.", why, error.do, "pipeline")
@@ -210,11 +210,11 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
     for number, step in enumerate(pipeline.steps, 1):
         if MODEL not in kind_named(step.kind).config.model_fields:
             error = ConfigError("This kind does not work on a model.", "", "Remove the step.")
-            raise _at(number, step.kind, error)
+            raise _with_step(number, step.kind, error)
         try:
             estimates.append(check_and_estimate(step.kind, step.values_for(pipeline.model, ()))[1])
         except SlimscopeError as error:
-            raise _at(number, step.kind, error) from error
+            raise _with_step(number, step.kind, error) from error
     return estimates
 
 

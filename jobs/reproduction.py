@@ -144,9 +144,9 @@ def compare(first: str | int, second: str | int) -> Reproduction:
     first_run, second_run = queries.job(first), queries.job(second)
     first_values, first_notes = _figures(first_run)
     second_values, second_notes = _figures(second_run)
-    weights = next(_different(_weights(first_run), _weights(second_run)), None)
-    texts = tuple(_different(_texts(first_run), _texts(second_run)))
-    results = (*_different(first_values, second_values), *_different(first_notes, second_notes))
+    weights = next(_differences(_weights(first_run), _weights(second_run)), None)
+    texts = tuple(_differences(_texts(first_run), _texts(second_run)))
+    results = (*_differences(first_values, second_values), *_differences(first_notes, second_notes))
     is_equal = not (weights or texts or results)
     both_succeeded = first_run.state == second_run.state == State.SUCCEEDED
     return Reproduction(
@@ -157,8 +157,8 @@ def compare(first: str | int, second: str | int) -> Reproduction:
         texts,
         results,
         len(first_values | second_values),
-        tuple(_different(_config(first_run), _config(second_run))),
-        tuple(_different(_place(first_run), _place(second_run))),
+        tuple(_differences(_config(first_run), _config(second_run))),
+        tuple(_differences(_environment(first_run), _environment(second_run))),
     )
 
 
@@ -167,7 +167,7 @@ def reproduced(job: Job) -> Reproduction | None:
     return compare(job.parent, job.id) if job.parent is not None else None
 
 
-def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
     """Yield the keys with different values, in order."""
     for name in {**first, **second}:
         if first.get(name) != second.get(name):
@@ -207,7 +207,7 @@ def _config(job: Job) -> dict[str, Any]:
     return {name: info.default for name, info in fields.items()} | job.config
 
 
-def _place(job: Job) -> dict[str, Any]:
+def _environment(job: Job) -> dict[str, Any]:
     """Return the machine and versions of a run as a flat dict: "torch" instead of "versions"."""
     environment: dict[str, Any] = {}
     for name, value in job.environment.items():

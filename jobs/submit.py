@@ -80,11 +80,11 @@ def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
     description = (info.description if info else None) or ""
-    reason = f"{_in_words(error, description)}.".replace("..", ".")
+    reason = f"{_message(error, description)}.".replace("..", ".")
     return ConfigError(f"{title} was not accepted.", reason, "", name)
 
 
-def _in_words(error: ErrorDetails, description: str) -> str:
+def _message(error: ErrorDetails, description: str) -> str:
     """Return a pydantic error in plain words. The first sentence of the field's description names
     the allowed values of a pattern."""
     if template := MESSAGES.get(error["type"]):
@@ -99,11 +99,11 @@ def check_and_estimate(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig,
         config = validate_config(kind, values)
         return config, estimate(kind_named(kind), config)
     except SlimscopeError as error:
-        error.others = _also_wrong(kind, values, error)
+        error.others = _further_errors(kind, values, error)
         raise
 
 
-def _also_wrong(
+def _further_errors(
     kind: str, values: Mapping[str, Any], first: SlimscopeError
 ) -> tuple[SlimscopeError, ...]:
     """Return the other errors of a config, including those found after invalid fields are set to

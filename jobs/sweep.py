@@ -57,13 +57,13 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
         if field not in fields:
             raise ConfigError(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
         if field in sweep:
-            raise _bad_sweep(kind, field, "It is given twice.", "Write its values in one list.")
+            raise _invalid_sweep(kind, field, "It is given twice.", "Write its values in one list.")
         if len(sweep) == MAX_FIELDS:
-            raise _bad_sweep(kind, field, f"A sweep has at most {MAX_FIELDS} fields.")
-        sweep[field] = _values(kind, field, text, fields[field].annotation is int)
+            raise _invalid_sweep(kind, field, f"A sweep has at most {MAX_FIELDS} fields.")
+        sweep[field] = _parse_values(kind, field, text, fields[field].annotation is int)
     run_count = prod(map(len, sweep.values()))
     if run_count > MAX_RUNS:
-        raise _bad_sweep(
+        raise _invalid_sweep(
             kind,
             [*sweep][-1],
             f"It has {run_count} runs; the maximum is {MAX_RUNS}.",
@@ -72,16 +72,16 @@ def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return sweep
 
 
-def _values(kind: str, field: str, text: str, is_integer: bool) -> list[str]:
+def _parse_values(kind: str, field: str, text: str, is_integer: bool) -> list[str]:
     """Parse a comma-separated list of values, which may be quoted."""
     values: list[str] = []
     if len(text) > MAX_CHARACTERS:
         why = f"The list has more than {MAX_CHARACTERS:,} characters."
-        raise _bad_sweep(kind, field, why, "Give fewer values.")
+        raise _invalid_sweep(kind, field, why, "Give fewer values.")
     try:
         items = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
-        raise _bad_sweep(
+        raise _invalid_sweep(
             kind,
             field,
             f"The list cannot be read: {error}.",
@@ -91,7 +91,7 @@ def _values(kind: str, field: str, text: str, is_integer: bool) -> list[str]:
         span = RANGE.fullmatch(value.strip()) if is_integer else None
         first, last = (int(span[1]), int(span[2])) if span else (0, 0)
         if span and not 0 <= last - first < MAX_RUNS:
-            raise _bad_sweep(
+            raise _invalid_sweep(
                 kind,
                 field,
                 f"{value.strip()} does not count up, or has more than {MAX_RUNS} values.",
@@ -100,11 +100,11 @@ def _values(kind: str, field: str, text: str, is_integer: bool) -> list[str]:
         values += map(str, range(first, last + 1)) if span else [value.strip()]
     if not all(values) or not values:
         do = "Write values such as 2:4, 70% or 0..2."
-        raise _bad_sweep(kind, field, "A value is missing.", do)
+        raise _invalid_sweep(kind, field, "A value is missing.", do)
     return values
 
 
-def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
+def _invalid_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
     title = kind_named(kind).config.model_fields[field].title or field
     return ConfigError(f"The sweep of {title} is invalid.", why, do, field)
 
@@ -137,7 +137,7 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
                 error.what, f"In the run with {description}: {error.why}", error.do, error.field
             ) from error
         if (config_json := config.model_dump_json()) in description_of_config:
-            raise _bad_sweep(
+            raise _invalid_sweep(
                 kind,
                 [*sweep][-1],
                 f"{description} is the same run as {description_of_config[config_json]}.",

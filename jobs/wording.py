@@ -153,14 +153,14 @@ class StageComparison:
         `rivals` maps stages to their names in the sentence."""
         parts, previous_verb = list[str](), ""
         for rival, name in rivals.items():
-            verb_phrase, object_phrase = self._place(stage, rival, name, verb)
+            verb_phrase, object_phrase = self._comparison(stage, rival, name, verb)
             parts.append(
                 object_phrase if verb_phrase == previous_verb else f"{verb_phrase} {object_phrase}"
             )
             previous_verb = verb_phrase
         return " and ".join(parts)
 
-    def _place(self, stage: str, rival: str, name: str, verb: str) -> tuple[str, str]:
+    def _comparison(self, stage: str, rival: str, name: str, verb: str) -> tuple[str, str]:
         """Return a verb phrase and its object."""
         ratio = self.ratio(stage, rival)
         if ratio is None:

@@ -277,8 +277,7 @@ NOTES = {
 KIND = Kind(
     name=NAME,
     title="Amphista drafter",
-    summary="Train heads that draft several tokens, which the base model verifies in one pass: the "
-    "same text, faster.",
+    summary="Train draft heads for speculative decoding: the same text, faster.",
     config=AmphistaJob,
     requirements=requirements,
     run="jobs.amphista.run:run",

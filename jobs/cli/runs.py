@@ -30,7 +30,7 @@ from jobs.wording import count
 STDIN = "-"
 
 
-def _ended_code(answer: Record) -> int:
+def _wait_exit_code(answer: Record) -> int:
     """Return the exit code of the first run that did not succeed, or of a comparison."""
     if answer.get("outcome") == "different":
         return DIFFERENT
@@ -39,7 +39,7 @@ def _ended_code(answer: Record) -> int:
     return next(filter(None, map(exit_of, states)), 0)
 
 
-def _ended_text(answer: Record) -> str:
+def _wait_text(answer: Record) -> str:
     if "outcome" in answer:
         return comparison_text(answer)
     runs = answer.get("runs") or [answer]
@@ -51,7 +51,7 @@ def _ended_text(answer: Record) -> str:
     return "\n".join([text, *errors])
 
 
-@operation("wait", path="", tool="", as_text=_ended_text, exit_code=_ended_code)
+@operation("wait", path="", tool="", as_text=_wait_text, exit_code=_wait_exit_code)
 def wait_for(runs: Runs) -> Record:
     """Follow runs until they end. Returns the record of the run, a sweep record for several runs,
     or the comparison for a reproduction."""
@@ -116,10 +116,10 @@ def _operation(kind: Kind) -> Operation:
 
     queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
     queue.__doc__ = kind.summary
-    return Operation(name=kind.name, function=queue, adds_runs=True, as_text=_queued)
+    return Operation(name=kind.name, function=queue, adds_runs=True, as_text=_queue_text)
 
 
-def _queued(answer: Record | list[Record]) -> str:
+def _queue_text(answer: Record | list[Record]) -> str:
     runs = answer if isinstance(answer, list) else [answer]
     first = queries.job(runs[0]["id"])
     position, cost = scheduling.status().position(first.id) or 1, cost_text(first)
@@ -156,7 +156,7 @@ def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Paramete
     )
 
 
-def _queued_code(answer: str | list[Record]) -> int:
+def _queue_exit_code(answer: str | list[Record]) -> int:
     """Return the exit code of the first run that ended without success; 0 for queued runs."""
     runs = [] if isinstance(answer, str) else [queries.job(run["id"]) for run in answer]
     return next((code for job in runs if job.state in TERMINAL and (code := exit_of(job.state))), 0)
@@ -166,7 +166,7 @@ def _queued_code(answer: str | list[Record]) -> int:
     "pipeline",
     path="",
     tool="",
-    exit_code=_queued_code,
+    exit_code=_queue_exit_code,
     as_text=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
 )
 def queue_pipeline(

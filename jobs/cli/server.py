@@ -143,7 +143,7 @@ def setup(model: Annotated[str, typer.Argument(help="Name of a catalog model.")]
     return {"model": name, "ready": not set_up_text()}
 
 
-def _findings(checks: Sequence[Record]) -> str:
+def _checks_text(checks: Sequence[Record]) -> str:
     lines = []
     for check in checks:
         lines.append(f"{'ok  ' if check['ok'] else 'LOOK'} {check['name']:<14} {check['text']}")
@@ -155,7 +155,7 @@ def _findings(checks: Sequence[Record]) -> str:
     "doctor",
     path="",
     tool="",
-    as_text=_findings,
+    as_text=_checks_text,
     exit_code=lambda checks: 0 if all(check["ok"] for check in checks) else FAILED,
 )
 def doctor(

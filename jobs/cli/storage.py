@@ -33,12 +33,12 @@ from jobs.wording import count, table
 Target = Annotated[Path, Field(description="File to write, such as monday.tar.")]
 
 
-def _written(answer: Record) -> str:
+def _file_text(answer: Record) -> str:
     files = f"{answer['files']} files, " if "files" in answer else ""
     return f"{answer['file']}: {files}{readable_bytes(answer['bytes'])}."
 
 
-@operation("backup", path="", tool="", as_text=_written)
+@operation("backup", path="", tool="", as_text=_file_text)
 def backup(
     file: Target,
     weights: Annotated[bool, typer.Option(help="Include the weights of models.")] = True,
@@ -56,7 +56,7 @@ def backup(
     return {"file": str(file), "files": len(manifest.files), "bytes": file.stat().st_size}
 
 
-def _restored(answer: Record) -> str:
+def _restore_text(answer: Record) -> str:
     if "replaced" in answer:
         return f"{answer['database']} is now the database. Old database: {answer['replaced']}"
     when = datetime.fromtimestamp(answer["created_at"] / 1000, UTC)
@@ -70,7 +70,7 @@ def _restored(answer: Record) -> str:
     return text
 
 
-@operation("restore", path="", tool="", database="none", as_text=_restored)
+@operation("restore", path="", tool="", database="none", as_text=_restore_text)
 def restore(
     file: Annotated[Path, Field(description="Backup, or daily copy of the database.")],
 ) -> Record:
@@ -89,21 +89,21 @@ def restore(
     }
 
 
-def _moved(answer: Record) -> str:
+def _move_text(answer: Record) -> str:
     return (
         f"{answer['rows']:,} rows were copied and compared. The old database was not changed.\n"
         f"Use the new one: export SLIMSCOPE_DATABASE_URL='{answer['url']}'"
     )
 
 
-@operation("move", path="", tool="", as_text=_moved)
+@operation("move", path="", tool="", as_text=_move_text)
 def move(to: Annotated[str, typer.Option("--to", help="URL of an empty database.")]) -> Record:
     """Copy all tables into another database: from SQLite to PostgreSQL or back."""
     rows = move_database(to, lambda name, number: print(f"{name:<18} {number:>10,} rows"))
     return {"rows": rows, "url": make_url(to).render_as_string(hide_password=True)}
 
 
-@operation("export", path="", tool="", as_text=_written)
+@operation("export", path="", tool="", as_text=_file_text)
 def export(
     run: Run,
     file: Target,

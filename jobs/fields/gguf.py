@@ -60,7 +60,7 @@ def exported_embedding(
     """Return the type of embedding and head. Raises `ConfigError` if they are already quantized and
     another type is requested: their codes fit one type only."""
     embeddings, layout = model.facts.embeddings, model.layout
-    quantized = [matrix for matrix in embeddings if matrix.name in _packed(model, layout)]
+    quantized = [matrix for matrix in embeddings if matrix.name in _quantized_layers(model, layout)]
     if quantized and requested != "auto":
         raise ConfigError(
             f"Embedding and head cannot become {requested}.",
@@ -76,7 +76,7 @@ def exported_embedding(
     )
 
 
-def _packed(model: ResolvedModel, layout: Layout | None) -> Collection[str]:
+def _quantized_layers(model: ResolvedModel, layout: Layout | None) -> Collection[str]:
     """Return the names of the quantized layers."""
     if isinstance(model.plan, QuantizationPlan):
         return model.plan.embedding.layers if model.plan.embedding else ()

@@ -56,7 +56,7 @@ def _cancel_question(jobs: Sequence[Job]) -> str:
     return f"Cancel {jobs[0].run}? It stops at the next safe point and keeps finished work."
 
 
-def _cancelled(records: Records) -> str:
+def _cancel_text(records: Records) -> str:
     if len(records) > 1:
         return f"Cancellation requested: {count(len(records))}."
     (run,) = records
@@ -73,7 +73,7 @@ def _cancelled(records: Records) -> str:
     access="guest",
     may_not=permissions.may_not_cancel,
     tool="cancel_run",
-    as_text=_cancelled,
+    as_text=_cancel_text,
     buttons=(
         Button(
             "cancel",
@@ -119,7 +119,7 @@ def is_resumable(job: Job) -> bool:
     return job.state in RESUMABLE and not job.removed_at
 
 
-def _resumed(records: Records) -> str:
+def _resume_text(records: Records) -> str:
     if len(records) != 1:
         resume_note = " Each resumes from its last checkpoint, if any." if records else ""
         return f"Queued again: {count(len(records))}.{resume_note}"
@@ -134,7 +134,7 @@ def _resumed(records: Records) -> str:
     writes=True,
     action="resume a run",
     tool="resume_run",
-    as_text=_resumed,
+    as_text=_resume_text,
     buttons=(
         Button(
             "resume",
@@ -251,7 +251,7 @@ def edit_runs(
     return summaries(runs)
 
 
-def _archived(records: Records) -> str:
+def _archive_text(records: Records) -> str:
     if not records:
         return "Nothing to change."
     archived = queries.job(records[0]["id"]).archived_at
@@ -275,7 +275,7 @@ def _archived(records: Records) -> str:
             fits=lambda job: bool(job.archived_at) and not job.removed_at,
         ),
     ),
-    as_text=_archived,
+    as_text=_archive_text,
 )
 def archive_runs(
     runs: Runs,
@@ -292,7 +292,7 @@ def _delete_question(jobs: Sequence[Job]) -> str:
     return f"Delete {_names(jobs)}? {freed}"
 
 
-def _deleted(records: Records) -> str:
+def _delete_text(records: Records) -> str:
     size = readable_bytes(sum(run["disk_bytes"] for run in records))
     run_names = " ".join(run["id"] for run in records)
     if all(queries.job(run["id"]).purged for run in records):
@@ -307,7 +307,7 @@ def _deleted(records: Records) -> str:
     writes=True,
     action="delete a run",
     tool="",
-    as_text=_deleted,
+    as_text=_delete_text,
     question=_delete_question,
     buttons=(
         Button(

@@ -72,12 +72,12 @@ def planned_steps(
         )
     steps: list[tuple[str, dict[str, Any]]] = []
     if patterns:
-        pattern, exceptions = _named(patterns, facts)
+        pattern, exceptions = _most_common(patterns, facts)
         one_shot = {} if effort == "full" else {"until": "first", "control": False}
         pruned = {"pattern": str(pattern), "base": state.pruner}
         steps.append(("sds", {**pruned, **exceptions, **one_shot}))
     if widths:
-        width, exceptions = _named(widths, facts)
+        width, exceptions = _most_common(widths, facts)
         rounded = {"bits": width.bits, "group_size": width.group, **exceptions}
         quantizer_only = {"stages": state.quantizer} if effort == "one-shot" else {}
         keep_zeros = {"keep_zeros": True} if patterns else {}
@@ -103,7 +103,7 @@ def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
     return {"embedding": str(widths.pop()), "format": "slimscope"}
 
 
-def _named(
+def _most_common(
     formats: Mapping[LinearShape, FormatPart], facts: ModelFacts
 ) -> tuple[FormatPart, dict[str, str]]:
     """Return the most common format, and the config fields for layers that differ or stay dense."""

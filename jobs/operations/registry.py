@@ -70,8 +70,8 @@ class Operation:
             it has a parameter `runs`, it changes all of them or none and returns the changed
             records.
         writes: True if it changes state: POST instead of GET.
-        access: "anyone" and "guest": the called services check permissions; "host": guests are
-            rejected before the call.
+        access: "anyone": no check; "guest": the called services check permissions; "host": guests
+            are rejected before the call.
         action: verb phrase that completes "guest may not …" in the error message.
         may_not: returns the reason why an actor may not change a run of this owner; "" if allowed.
             Used to disable buttons.

@@ -209,7 +209,7 @@ def memory_bytes(
 KIND = Kind(
     name=NAME,
     title="Sensitivity",
-    summary="Measure the loss of each layer in each format, to find the best mix for a budget.",
+    summary="Measure the loss of each layer in each format; find the best mix for a budget.",
     config=ProfileJob,
     requirements=requirements,
     run="jobs.profile.run:run",

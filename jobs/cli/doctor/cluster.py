@@ -50,10 +50,10 @@ def send(engine: Engine) -> HealthCheck:
     except OSError as error:
         return HealthCheck("probe", False, f"not started: {error}", INSTALL_ADVICE)
     try:
-        record, poll_result = _answer(engine, ref, key)
+        record, poll_result = _wait_for_record(engine, ref, key)
         if record is not None:
-            return _judged(record, time.monotonic() - start_s)
-        return _silent(poll_result)
+            return _result_of(record, time.monotonic() - start_s)
+        return _result_without_record(poll_result)
     finally:
         with suppress(OSError):
             if engine.poll([ref])[0].state != "exited":
@@ -73,7 +73,9 @@ def _request(key: str) -> LaunchRequest:
     )
 
 
-def _answer(engine: Engine, ref: Ref, key: str) -> tuple[dict[str, object] | None, PollResult]:
+def _wait_for_record(
+    engine: Engine, ref: Ref, key: str
+) -> tuple[dict[str, object] | None, PollResult]:
     """Return the record of the machine (None after a timeout), and the state of the job."""
     deadline_s, has_ended = time.monotonic() + PROBE_TIMEOUT_S, False
     while True:
@@ -85,7 +87,7 @@ def _answer(engine: Engine, ref: Ref, key: str) -> tuple[dict[str, object] | Non
         time.sleep(POLL_S)
 
 
-def _judged(record: dict[str, object], seconds: float) -> HealthCheck:
+def _result_of(record: dict[str, object], seconds: float) -> HealthCheck:
     """Return the result for a machine that has answered."""
     remote, local = dict(record["versions"]), node.versions()  # type: ignore[call-overload]
     versions = ", ".join(f"{name} {remote.get(name)}" for name in local)
@@ -97,7 +99,7 @@ def _judged(record: dict[str, object], seconds: float) -> HealthCheck:
     return check("probe", not differences, text, "Install the same versions on every machine.")
 
 
-def _silent(poll_result: PollResult) -> HealthCheck:
+def _result_without_record(poll_result: PollResult) -> HealthCheck:
     """Return the result for a job that left no file."""
     if poll_result.state != "exited":
         text = f"the cluster did not finish a job of one second within {PROBE_TIMEOUT_S:.0f} s"

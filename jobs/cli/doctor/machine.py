@@ -159,12 +159,14 @@ def privacy() -> HealthCheck:
         return HealthCheck("privacy", True, "not shared: your default permissions apply")
     paths = (active_settings.root, *database_files())
     open_paths = [path for path in paths if path.stat().st_mode & OTHER_USERS]
-    text = f"other users can read {_some(open_paths)}" if open_paths else "private to your user"
+    text = (
+        f"other users can read {_join_paths(open_paths)}" if open_paths else "private to your user"
+    )
     fix = f"chmod -R go= '{active_settings.root}'"
     return check("privacy", not open_paths, text, fix)
 
 
-def _some(paths: list[Path]) -> str:
+def _join_paths(paths: list[Path]) -> str:
     more = f" and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else ""
     return ", ".join(map(str, paths[:MAX_NAMES])) + more
 
@@ -222,7 +224,7 @@ def copies() -> HealthCheck:
 def orphans() -> HealthCheck:
     """Check for artifact folders without a run."""
     folders = orphaned_folders()
-    text = f"no run for {_some(folders)}" if folders else "every artifact folder has its run"
+    text = f"no run for {_join_paths(folders)}" if folders else "every artifact folder has its run"
     fix = "Delete the folders if you do not need them: rm -r FOLDER"
     return check("artifacts", not folders, text, fix)
 
