@@ -114,14 +114,14 @@ class Reproduction:
     def __str__(self) -> str:
         both = f"{self.first} and {self.second}"
         if self.outcome == "open":
-            return f"{both} can be compared once both have succeeded."
+            return f"{both} can be compared after both have succeeded."
         if self.outcome == "equal":
             return (
                 f"{both} are equal: weights, texts and all {self.compared} figures. {self._why()}"
             )
-        parts = ["other weights"] if self.weights else []
-        parts += [f"another {text.what}" for text in self.texts]
-        parts += [f"{len(self.results)} figures differ"] if self.results else []
+        parts = ["different weights"] if self.weights else []
+        parts += [f"different {text.what}" for text in self.texts]
+        parts += [f"{len(self.results)} different figures"] if self.results else []
         return f"{both} differ: {', '.join(parts)}. {self._why()}"
 
     def _why(self) -> str:
@@ -129,10 +129,9 @@ class Reproduction:
         if not differences:
             return "Recorded config and environment are the same."
         listed = "; ".join(f"{x.what} {x.first} → {x.second}" for x in differences[:MAX_LISTED])
-        rest = (
-            f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
-        )
-        return f"Differences in config and environment: {listed}{rest}."
+        if len(differences) > MAX_LISTED:
+            listed += f"; and {len(differences) - MAX_LISTED} more"
+        return f"Differences in config and environment: {listed}."
 
     def record(self) -> dict[str, Any]:
         """Return JSON data, including the summary as `text`."""

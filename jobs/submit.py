@@ -66,11 +66,12 @@ def parse_config(config: type[Config], values: Mapping[str, Any]) -> Config:
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
-        by_field = {
-            e.field: e for e in reversed([_config_error(config, e) for e in error.errors()])
-        }
-        first, *rest = reversed(by_field.values())
-        first.others = tuple(rest)
+        by_field: dict[str | None, ConfigError] = {}
+        for details in error.errors():
+            config_error = _config_error(config, details)
+            by_field.setdefault(config_error.field, config_error)
+        first, *others = by_field.values()
+        first.others = tuple(others)
         raise first from error
 
 

@@ -24,21 +24,21 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
-def as_text(answer: Any) -> str:
+def as_text(result: Any) -> str:
     """Format any result: a list of records as a table, a record as lines. Nested values are left
     out of tables."""
-    if isinstance(answer, Mapping):
-        return table(("", ""), answer.items()).lstrip()
-    if not isinstance(answer, list):
-        return str(answer)
-    if not answer or not isinstance(answer[0], Mapping):
-        return "\n".join(map(str, answer)) or "None."
+    if isinstance(result, Mapping):
+        return table(("", ""), result.items()).lstrip()
+    if not isinstance(result, list):
+        return str(result)
+    if not result or not isinstance(result[0], Mapping):
+        return "\n".join(map(str, result)) or "None."
     columns = [
         column
-        for column in answer[0]
-        if all(isinstance(record.get(column), (str, int, float, type(None))) for record in answer)
+        for column in result[0]
+        if all(isinstance(record.get(column), (str, int, float, type(None))) for record in result)
     ]
-    rows = ([_cell(record.get(column)) for column in columns] for record in answer)
+    rows = ([_cell(record.get(column)) for column in columns] for record in result)
     return table(columns, rows)
 
 

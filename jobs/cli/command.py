@@ -40,7 +40,7 @@ REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 POLL_S = 0.5
 
 
-def me() -> Actor:
+def current_actor() -> Actor:
     """Return the current user, who is a host, since they have a shell on this machine."""
     return Actor(getpass.getuser(), "host")
 
@@ -172,18 +172,18 @@ def command_for(operation: Operation) -> Any:
 def carry_out(operation: Operation, values: dict[str, Any], as_json: bool, wait: bool) -> None:
     """Execute the operation, print the result, and exit with its exit code."""
     with redirect_stdout(io.StringIO()) if as_json else nullcontext():
-        answer = operation.call_all(me(), **values)
+        result = operation.call_all(current_actor(), **values)
         if wait:
-            runs = [run["id"] for run in (answer if isinstance(answer, list) else [answer])]
+            runs = [run["id"] for run in (result if isinstance(result, list) else [result])]
             operation = OPERATIONS["wait"]
-            answer = operation.call_all(me(), runs=runs)
+            result = operation.call_all(current_actor(), runs=runs)
     if as_json:
-        single = len(values.get("runs", ())) == 1 and isinstance(answer, list)
-        result = summary(queries.job(values["runs"][0])) if single else answer
-        print(json.dumps(result, indent=1, default=vars))
-    elif text := (operation.as_text or as_text)(answer):
+        single = len(values.get("runs", ())) == 1 and isinstance(result, list)
+        output = summary(queries.job(values["runs"][0])) if single else result
+        print(json.dumps(output, indent=1, default=vars))
+    elif text := (operation.as_text or as_text)(result):
         write(text)
-    raise typer.Exit(operation.exit_code(answer))
+    raise typer.Exit(operation.exit_code(result))
 
 
 def escaped(text: str) -> str:

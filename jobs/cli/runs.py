@@ -17,7 +17,7 @@ from backend.queue.artifacts import read_log, whole_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
-from jobs.cli.command import DIFFERENT, POLL_S, escaped, exit_of, follow, me, write
+from jobs.cli.command import DIFFERENT, POLL_S, current_actor, escaped, exit_of, follow, write
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
@@ -30,21 +30,21 @@ from jobs.wording import count
 STDIN = "-"
 
 
-def _wait_exit_code(answer: Record) -> int:
+def _wait_exit_code(result: Record) -> int:
     """Return the exit code of the first run that did not succeed, or of a comparison."""
-    if answer.get("outcome") == "different":
+    if result.get("outcome") == "different":
         return DIFFERENT
-    runs = answer.get("runs") or [queries.job(answer.get("second") or answer["id"])]
+    runs = result.get("runs") or [queries.job(result.get("second") or result["id"])]
     states = (run["state"] if isinstance(run, dict) else run.state for run in runs)
     return next(filter(None, map(exit_of, states)), 0)
 
 
-def _wait_text(answer: Record) -> str:
-    if "outcome" in answer:
-        return comparison_text(answer)
-    runs = answer.get("runs") or [answer]
+def _wait_text(result: Record) -> str:
+    if "outcome" in result:
+        return comparison_text(result)
+    runs = result.get("runs") or [result]
     try:
-        text = sweep_text(answer, str(PERPLEXITY)) if "runs" in answer else results_text(answer)
+        text = sweep_text(result, str(PERPLEXITY)) if "runs" in result else results_text(result)
     except NotFoundError as error:  # no run of the sweep measured perplexity
         text = str(error)
     errors = (f"{run['id']}: {queries.job(run['id']).error_text}" for run in runs if run["error"])
@@ -107,11 +107,11 @@ def _operation(kind: Kind) -> Operation:
         name, priority = values.pop("name"), values.pop("priority")
         preset = kind.preset(values.pop("preset"))
         pairs = [text.partition("=") for text in values.pop("sweep") or ()]
-        sweep_values = sweep.read(
-            kind.name, [(field, text_values) for field, _, text_values in pairs]
-        )
+        sweep_values = sweep.read(kind.name, [(field, texts) for field, _, texts in pairs])
         values = {**preset, **{k: v for k, v in values.items() if v is not None}}
-        jobs = sweep.queue(kind.name, values, sweep_values, me(), name=name, priority=priority)
+        jobs = sweep.queue(
+            kind.name, values, sweep_values, current_actor(), name=name, priority=priority
+        )
         return summary(jobs[0]) if len(jobs) == 1 else [summary(job) for job in jobs]
 
     queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
@@ -119,8 +119,8 @@ def _operation(kind: Kind) -> Operation:
     return Operation(name=kind.name, function=queue, adds_runs=True, as_text=_queue_text)
 
 
-def _queue_text(answer: Record | list[Record]) -> str:
-    runs = answer if isinstance(answer, list) else [answer]
+def _queue_text(result: Record | list[Record]) -> str:
+    runs = result if isinstance(result, list) else [result]
     first = queries.job(runs[0]["id"])
     position, cost = scheduling.status().position(first.id) or 1, cost_text(first)
     if len(runs) == 1:
@@ -156,9 +156,9 @@ def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Paramete
     )
 
 
-def _queue_exit_code(answer: str | list[Record]) -> int:
+def _queue_exit_code(result: str | list[Record]) -> int:
     """Return the exit code of the first run that ended without success; 0 for queued runs."""
-    runs = [] if isinstance(answer, str) else [queries.job(run["id"]) for run in answer]
+    runs = [] if isinstance(result, str) else [queries.job(run["id"]) for run in result]
     return next((code for job in runs if job.state in TERMINAL and (code := exit_of(job.state))), 0)
 
 
@@ -167,7 +167,7 @@ def _queue_exit_code(answer: str | list[Record]) -> int:
     path="",
     tool="",
     exit_code=_queue_exit_code,
-    as_text=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
+    as_text=lambda result: result.rstrip() if isinstance(result, str) else "",
 )
 def queue_pipeline(
     actor: Actor,

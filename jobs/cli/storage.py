@@ -33,9 +33,9 @@ from jobs.wording import count, table
 Target = Annotated[Path, Field(description="File to write, such as monday.tar.")]
 
 
-def _file_text(answer: Record) -> str:
-    files = f"{answer['files']} files, " if "files" in answer else ""
-    return f"{answer['file']}: {files}{readable_bytes(answer['bytes'])}."
+def _file_text(result: Record) -> str:
+    files = f"{result['files']} files, " if "files" in result else ""
+    return f"{result['file']}: {files}{readable_bytes(result['bytes'])}."
 
 
 @operation("backup", path="", tool="", as_text=_file_text)
@@ -56,16 +56,16 @@ def backup(
     return {"file": str(file), "files": len(manifest.files), "bytes": file.stat().st_size}
 
 
-def _restore_text(answer: Record) -> str:
-    if "replaced" in answer:
-        return f"{answer['database']} is now the database. Old database: {answer['replaced']}"
-    when = datetime.fromtimestamp(answer["created_at"] / 1000, UTC)
+def _restore_text(result: Record) -> str:
+    if "replaced" in result:
+        return f"{result['database']} is now the database. Old database: {result['replaced']}"
+    when = datetime.fromtimestamp(result["created_at"] / 1000, UTC)
     text = (
-        f"Restored into {answer['folder']}: {count(answer['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
+        f"Restored into {result['folder']}: {count(result['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
     )
     text += "\nAPI keys of the backup are revoked. Create new keys: slimscope token NAME"
-    if answer["queued"]:
-        queued = ", ".join(answer["queued"])
+    if result["queued"]:
+        queued = ", ".join(result["queued"])
         text += f"\nQueued: {queued}. They start with the dashboard or when you add a run."
     return text
 
@@ -89,10 +89,10 @@ def restore(
     }
 
 
-def _move_text(answer: Record) -> str:
+def _move_text(result: Record) -> str:
     return (
-        f"{answer['rows']:,} rows were copied and compared. The old database was not changed.\n"
-        f"Use the new one: export SLIMSCOPE_DATABASE_URL='{answer['url']}'"
+        f"{result['rows']:,} rows were copied and compared. The old database was not changed.\n"
+        f"Use the new one: export SLIMSCOPE_DATABASE_URL='{result['url']}'"
     )
 
 
@@ -138,8 +138,8 @@ def _bar(title: str) -> Iterator[writing.Progress]:
         yield lambda bytes_done, total: progress.update(task, completed=bytes_done, total=total)
 
 
-def _disk_text(answer: Record) -> str:
-    lines = [f"{part:<24} {readable_bytes(size):>10}" for part, size in answer["bytes"].items()]
+def _disk_text(result: Record) -> str:
+    lines = [f"{part:<24} {readable_bytes(size):>10}" for part, size in result["bytes"].items()]
     rows = [
         (
             run["id"],
@@ -147,11 +147,11 @@ def _disk_text(answer: Record) -> str:
             readable_bytes(sum(run["bytes"].values())),
             ", ".join(f"{part} {readable_bytes(size)}" for part, size in run["bytes"].items()),
         )
-        for run in answer["largest"]
+        for run in result["largest"]
     ]
     empty_text = "No finished run has been measured yet."
     lines.append(table(("run", "state", "total", "parts"), rows) if rows else empty_text)
-    if freeable := answer["freeable"]:
+    if freeable := result["freeable"]:
         total, largest = readable_bytes(sum(freeable.values())), max(freeable, key=freeable.get)
         lines.append(f"Checkpoints of {count(len(freeable))} without success: {total}.")
         lines.append(f"Largest: slimscope free {largest} (a resumed run then starts over).")

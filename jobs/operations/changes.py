@@ -165,7 +165,7 @@ def _free_question(jobs: Sequence[Job]) -> str:
     action="free space",
     tool="",
     question=_free_question,
-    as_text=lambda answer: f"{answer['id']}: {readable_bytes(answer['freed_bytes'])} freed.",
+    as_text=lambda result: f"{result['id']}: {readable_bytes(result['freed_bytes'])} freed.",
     buttons=(
         Button(
             "free",

@@ -237,10 +237,10 @@ def budget(
     method: Method = only or method_of(target, "quantized")
     mix = solver_of(profile, method).solve(target, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
-    answer = record(profile, mix, target, method) | {"dense_bytes": 2 * facts.parameters}
+    result = record(profile, mix, target, method) | {"dense_bytes": 2 * facts.parameters}
     if pin:
-        answer["command"] += f" --overrides {quote(pin)}"
-    return answer
+        result["command"] += f" --overrides {quote(pin)}"
+    return result
 
 
 def record(profile: SensitivityProfile, mix: Mix, target: Budget, method: Method) -> Record:

@@ -55,10 +55,10 @@ def vote(number: Number, choice: Choice, actor: Actor) -> list[Record]:
     return chat_answers(number, actor)
 
 
-def _tokens_text(answer: Record) -> str:
-    if "key" in answer:
-        return f"{answer['key']}\nThis key is shown only once. Programs send it as API key to /v1."
-    rows = ((key["name"], "revoked" if key["revoked_at"] else "valid") for key in answer["keys"])
+def _tokens_text(result: Record) -> str:
+    if "key" in result:
+        return f"{result['key']}\nThis key is shown only once. Programs send it as API key to /v1."
+    rows = ((key["name"], "revoked" if key["revoked_at"] else "valid") for key in result["keys"])
     return table(("key", "state"), rows)
 
 

@@ -122,21 +122,21 @@ def sweep_of(run: str) -> list[Job]:
 DIFFERENCES = ("texts", "results", "config", "environment")  # fields of a comparison
 
 
-def _run_text(answer: Record) -> str:
-    job = queries.job(answer["id"])
-    position = f"place {answer['place']} in the queue" if answer["place"] else ""
-    state = (job.run, job.state, f"{answer['progress']:.0%}", job.stage, position)
+def _run_text(result: Record) -> str:
+    job = queries.job(result["id"])
+    position = f"place {result['place']} in the queue" if result["place"] else ""
+    state = (job.run, job.state, f"{result['progress']:.0%}", job.stage, position)
     lines = ["  ".join(filter(None, state))]
     if awaited_runs := awaited([job.id]).get(job.id):
         waiting = ", ".join(f"{job.run} ({job.state})" for job in awaited_runs)
         lines.append(f"It waits for {waiting}.")
     lines += [job.error_text] if job.error else []
     lines += [*filter(None, [cost_text(job)])]
-    lines.append(results_text(answer))
-    if answer["reproduce"]:
-        lines.append(comparison_text(answer["reproduce"]))
+    lines.append(results_text(result))
+    if result["reproduce"]:
+        lines.append(comparison_text(result["reproduce"]))
     lines += [
-        f"{a['kind']:<10} {a['path']}  {a['bytes'] / 1e6:.1f} MB" for a in answer["artifacts"]
+        f"{a['kind']:<10} {a['path']}  {a['bytes'] / 1e6:.1f} MB" for a in result["artifacts"]
     ]
     return "\n".join(lines)
 
@@ -187,14 +187,14 @@ def show_run(run: Run) -> Record:
     return record(run)
 
 
-def _sweep_text(answer: Record) -> str:
-    states = Counter(run["state"] for run in answer["runs"])
+def _sweep_text(result: Record) -> str:
+    states = Counter(run["state"] for run in result["runs"])
     counted = ", ".join(f"{n} {state}" for state, n in states.items())
-    metrics = list(dict.fromkeys(row["metric"] for row in answer["table"]))
-    parts = [f"{count(len(answer['runs']))}: {counted}"]
+    metrics = list(dict.fromkeys(row["metric"] for row in result["table"]))
+    parts = [f"{count(len(result['runs']))}: {counted}"]
     if metrics:
         metric = metrics[0] if len(metrics) == 1 else str(PERPLEXITY)
-        parts.append(sweep_text(answer, metric))
+        parts.append(sweep_text(result, metric))
     return "\n".join(parts)
 
 
@@ -235,8 +235,8 @@ def show_sweep(
 ) -> Record:
     """Show the sweep of a run: all its runs, with mean and standard deviation of the figures over
     seeds."""
-    answer = sweep_record(sweep_of(run))
-    return answer | ({"table": [*_of_metric(answer["table"], metric)]} if metric else {})
+    result = sweep_record(sweep_of(run))
+    return result | ({"table": [*_of_metric(result["table"], metric)]} if metric else {})
 
 
 def _kinds_text(records: Sequence[Record]) -> str:

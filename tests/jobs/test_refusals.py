@@ -13,7 +13,7 @@ from backend.settings import settings
 from backend.store import queries
 from jobs import limits
 from jobs.chat import ask
-from jobs.cli.runs import _queued
+from jobs.cli.runs import _queue_text
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.runs import _run_text
 from jobs.record import cost_text, record, summary
@@ -148,7 +148,7 @@ def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
     assert text == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
     job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
     assert cost_text(job) == f"{text[:-1]}; took 1\u00a0min\u00a030\u00a0s, 1 GB."
-    assert text in _queued(summary(queries.job(job.id)))
+    assert text in _queue_text(summary(queries.job(job.id)))
     assert text in _run_text(record(job.id))
     job.environment = {}
     assert cost_text(job) == ""
