@@ -121,7 +121,8 @@ class Reproduction:
             )
         parts = ["different weights"] if self.weights else []
         parts += [f"different {text.what}" for text in self.texts]
-        parts += [f"{len(self.results)} different figures"] if self.results else []
+        if number := len(self.results):
+            parts.append(f"{number} different figure{'s' * (number != 1)}")
         return f"{both} differ: {', '.join(parts)}. {self._why()}"
 
     def _why(self) -> str:

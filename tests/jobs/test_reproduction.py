@@ -63,7 +63,7 @@ def test_the_same_comes_out_until_the_text_changes(
     changed = compare(first.run, third.run)
     assert changed.outcome == "different" and changed.weights is not None
     assert [t.what for t in changed.texts] == ["held-out text", "calibration text"]
-    assert "other weights, another held-out text, another calibration text" in str(changed)
+    assert "different weights, different held-out text, different calibration text" in str(changed)
     dense = [d for d in changed.results if d.what.startswith("Perplexity, Dense")]
     assert dense == []  # measured on the evaluation text, which is the same
 
@@ -107,7 +107,7 @@ def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -
     made(2, {}, state=state, parent=1)
     comparison = reproduced(queries.job(2))
     assert (
-        comparison is not None and comparison.outcome == "open" and "once both" in str(comparison)
+        comparison is not None and comparison.outcome == "open" and "after both" in str(comparison)
     )
     assert record(2)["reproduce"]["outcome"] == "open" and record(1)["reproduce"] is None
     assert [job.id for job in queries.reproductions(1)] == [2]
@@ -128,4 +128,4 @@ def test_replay_from_a_shell(supervised: SupervisorLoop) -> None:
         and "7.0" in completed_show.stdout
     )
     completed = slimscope(*again, meanwhile=supervised.turn)
-    assert completed.returncode == 4 and "1 figures differ" in completed.stdout
+    assert completed.returncode == 4 and "1 different figure." in completed.stdout
