@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from jobs.wording import apart, times
+from jobs.wording import distinguishable, times
 from ui.format import NBSP, number, of_unit, share
 
 NEGLIGIBLE_CHANGE = 0.02  # relative changes below count as no change
@@ -180,7 +180,7 @@ def break_even_headline(decoders: Sequence[tuple[str, float, float]]) -> str:
         return ""
     label, tokens, break_even = max(decoders, key=lambda decoder: decoder[1] / decoder[2])
     verdict = "more than" if tokens > break_even else "less than"
-    yields, needs = apart([tokens, break_even], places=2)
+    yields, needs = distinguishable([tokens, break_even], places=2)
     return f"{label} yields {yields} tokens per step, {verdict} the {needs} it needs to pay"
 
 

@@ -24,7 +24,7 @@ from jobs.fields import drafters
 from jobs.fields.models import has_saved
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import OPERATIONS, Button, Operation
-from jobs.wording import as_text, names
+from jobs.wording import as_text, run_names
 from ui.format import href, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
@@ -78,7 +78,7 @@ def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Ac
     Actions that the user may not carry out are included with the reason (`forbidden`)."""
     actions = []
     for operation, button in _buttons().values():
-        if button.group not in groups or (len(jobs) > 1 and not button.several):
+        if button.group not in groups or (len(jobs) > 1 and not button.bulk):
             continue
         if applicable := [job for job in jobs if button.fits(job)]:
             action = Action(
@@ -86,7 +86,7 @@ def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Ac
                 button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
                 button.question(applicable),
                 operation.forbidden(user, applicable),
-                prompt=button.prompt.format(runs=names([job.run for job in applicable])),
+                prompt=button.prompt.format(runs=run_names([job.run for job in applicable])),
                 initial=button.initial(applicable),
             )
             actions.append(action)
@@ -103,15 +103,15 @@ def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
         SlimscopeError: the action does not exist, is not allowed, or is not possible.
     """
     operation, button = _buttons().get(name, (None, None))
-    if not operation or not button or (len(jobs) != 1 and not button.several):
+    if not operation or not button or (len(jobs) != 1 and not button.bulk):
         raise NotFoundError(f"There is no action {name[:20]!r}.")
     runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
-    values = {**button.values, **({button.takes: text} if button.takes else {})}
+    values = {**button.values, **({button.parameter: text} if button.parameter else {})}
     target = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
     result = operation.call_all(user, **target, **values)
     if name in MESSAGES:
         return MESSAGES[name](result)
-    return (operation.said or as_text)(result)
+    return (operation.as_text or as_text)(result)
 
 
 def _reproduction_message(run: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ def _reproduction_message(run: Mapping[str, Any]) -> str:
 
 def _deletion_message(records: Sequence[Mapping[str, Any]]) -> str:
     freed = size(sum(run["disk_bytes"] for run in records))
-    return HTML.deleted(names([run["id"] for run in records]), freed)
+    return HTML.deleted(run_names([run["id"] for run in records]), freed)
 
 
 MESSAGES: Mapping[str, Callable[[Any], str]] = {  # actions whose message contains a link

@@ -225,7 +225,7 @@ class RunResults:
     @property
     def key_figure(self) -> KeyFigure | None:
         """The main figure of the run; None until it is measured, or if its kind has none."""
-        choose = self._kind and (self._kind.key_figure or self._kind.brief)
+        choose = self._kind and (self._kind.key_figure or self._kind.table_figure)
         values = {stage_and_metric: row.value for stage_and_metric, row in self.rows.items()}
         return choose(values, self.kept or "") if choose else None
 

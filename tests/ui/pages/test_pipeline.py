@@ -40,9 +40,7 @@ def queued(seeded: Settings) -> list[Job]:
 def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
     html = page._preview(pipeline.preset("prune, quantize, draft", "toy"))
     assert html.count("<tr>") == 7 and "quick look · pattern 2:4" in html and "Together" in html
-    assert "Step 2, dlqat, cannot be run" in page._preview(
-        "model: toy\nsteps: [sds:, dlqat: {a: 1}]"
-    )
+    assert "Step 2 (dlqat) cannot run" in page._preview("model: toy\nsteps: [sds:, dlqat: {a: 1}]")
     assert "cannot be read" in page._preview("model: [")
 
 
@@ -113,7 +111,7 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     head, body, _ = page.draw(asked(id=queued[4].run))
     assert "3 steps, and 2 runs of steps alone" in head
     assert body.count("<li>") == 4 and body.count("Alone: ") == 2
-    assert "Asked to stop: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
+    assert "Cancellation requested: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
     assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):

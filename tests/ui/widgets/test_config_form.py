@@ -13,7 +13,7 @@ from jobs.dlqat.kind import DLQATJob
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.kind import SDSJob
-from jobs.submit import validated
+from jobs.submit import validate_config
 from ui.widgets.config_form import ConfigForm, advanced, field_error, sections, title
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
@@ -79,7 +79,7 @@ def test_several_of_a_fixed_list_are_chosen_and_come_back_in_its_order() -> None
     assert ("block-wise", "block-wise") in field.choices
     given = [["lora", "rtn"] if f is field else f.value for f in form.inputs]
     values = form.values(given) | {"model": "toy"}
-    config = validated("dlqat", values)
+    config = validate_config("dlqat", values)
     assert {*form.changed(values)} == {"model", "stages"}
     assert config.model_dump(mode="json")["stages"] == "rtn, lora"
     shown = form.show(config.model_dump(mode="json"), ["stages"])
@@ -122,7 +122,7 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
 
 def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
     values = form.values([component.value for component in form.inputs])
-    assert validated("sds", values) == SDSJob()
+    assert validate_config("sds", values) == SDSJob()
     assert form.changed(values) == []
     found = sections(Whole)
     assert list(found) == ["Model and method", "Text", "Run"]
@@ -153,7 +153,7 @@ def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str,
 
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"pattern": "5:3"})
+        validate_config("sds", {"pattern": "5:3"})
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern"}
@@ -161,7 +161,7 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     assert form.accordions["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"segments": None})
+        validate_config("sds", {"segments": None})
     assert caught.value.field == "segments"
 
 
@@ -177,7 +177,7 @@ def test_all_that_is_wrong_is_said_at_once_and_the_fold_counts(
     form: ConfigForm,
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
+        validate_config("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}

@@ -19,7 +19,7 @@ from backend.store.tables import Job
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, transcript_of
-from jobs.wording import LITTLE
+from jobs.wording import SMALL_LOSS
 from ui.charts.series import rebinned
 from ui.format import NBSP, number, of_unit, share, size, threads
 from ui.runs.results import (
@@ -104,7 +104,7 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
 def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
     """What compression changed: (what, before, after), and what its figures rest on. Of the newest
     runs that measured size or speed, too, and the examples it is the one that lost least
-    perplexity, `LITTLE` counting as none: of several the one of which most is known, then the
+    perplexity, `SMALL_LOSS` counting as none: of several the one of which most is known, then the
     newest."""
     compressing = {name for name, kind in kinds().items() if kind.compresses}
     runs = [
@@ -123,7 +123,7 @@ def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
     best = max(
         (each for each in found if len(each[1]) > 1),
         default=None,
-        key=lambda each: (not uses_toy_model(each[2]), -max(each[0], LITTLE - 1), len(each[1])),
+        key=lambda each: (not uses_toy_model(each[2]), -max(each[0], SMALL_LOSS - 1), len(each[1])),
     )
     return (best[2], best[1], _source(best[2])) if best else None
 

@@ -79,7 +79,7 @@ def build() -> None:
                 lines=9,
                 max_lines=40,
                 elem_id="pipeline-text",
-                max_length=pipeline.LETTERS,
+                max_length=pipeline.MAX_CHARACTERS,
             )
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             add = gr.Button("Add to queue", variant="primary", elem_id="pipeline-add")
@@ -124,7 +124,7 @@ def _preview(text: str | None) -> Markup:
 
 def _settings(step: pipeline.Step) -> str:
     """The preset and what differs from it: "quick look · pattern 2:4"."""
-    given = (f"{name} {value}" for name, value in step.given.items())
+    given = (f"{name} {value}" for name, value in step.settings.items())
     return " · ".join(filter(None, (step.preset, *given))) or "defaults"
 
 

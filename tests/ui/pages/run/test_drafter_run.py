@@ -31,7 +31,7 @@ def stored(tables: Settings) -> None:
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
 
 
-@pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
+@pytest.mark.parametrize(("gain", "said"), [(1.6, ""), (1.02, " (no gain)")])
 def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, said: str) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
     assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
@@ -40,8 +40,9 @@ def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, 
     ]
     figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
     html = outcome(row, figures, 0)
-    assert f"Predicted {gain:.2f}\u00a0× the speed of plain decoding on this {said}" in html
-    assert "one draft costs 2.65 of a forward pass of the base model. Not measured yet." in html
+    predicted = f"Predicted on this machine: {gain:.2f}\u00a0× the speed of plain decoding{said}."
+    assert predicted in html
+    assert "One draft costs 2.65 forward passes of the base model. Not measured yet." in html
     store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
     store(result(3, "amphista-0002", "speed_up", 0.895))
     measured = outcome(row, figures, 0)

@@ -196,7 +196,7 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
     assert f"Kept: DL-QAT. {lower}" in html
     assert "the median of the rounds" in html
-    assert "<b>Little was lost: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
+    assert "<b>Small loss: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
     odd = [result(1, "dense", "perplexity", 0.0), result(1, "dlqat", "perplexity", 21.0)]
     assert "lost" not in outcome(told, RunResults(kind_of(told), odd, told), 0)  # of an import
 
@@ -225,7 +225,7 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
     assert "slimscope submit" not in config_card(bare)
     shorter = Job(id=1, kind="sds", config={"context": 256, "reconstruct": 0})
     told = config_card(shorter)
-    assert "<td>256 tokens</td><td>512, or the model&#39;s maximum if that is less</td>" in told
+    assert "<td>256 tokens</td><td>512, or the maximum of the model if less</td>" in told
     odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
     assert "torch 2" in environment_card(odd)
     assert RunResults(None, []).kept is None
@@ -430,7 +430,7 @@ def test_the_disk_space_of_a_run_is_told_and_freed_by_hosts(checkpoint: Path) ->
     assert "3.0\u00a0MB" in html and "disabled" in html and READ_ONLY in html
     page = draw("sds-0004")
     assert "Checkpoints</dt><dd>3.0\u00a0MB" in page["disk"] and "Total" in page["disk"]
-    assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
+    assert "Resuming it will start from the beginning." in page["disk"]  # is asked before
     assert "No checkpoint is left" not in page["head"]
     said = actions.act(pressed("free", "sds-0004"), asked())
     assert "3 MB freed." in said["value"] and not checkpoint.exists()
