@@ -236,7 +236,7 @@ def test_a_window_is_not_the_context() -> None:
     target = TargetModel(built(config))
     assert target.window == sliding_window(target.model) == 32
     assert target.context == config.max_position_embeddings
-    assert target.limit == f"the context holds {target.context}"
+    assert target.limit == f"the model's context is {target.context}"
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:

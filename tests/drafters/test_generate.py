@@ -109,7 +109,7 @@ def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenize
     tokenizer = load("toy").tokenizer
     told = Detokenizer(tokenizer, stops)
     found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
-    return [*found, told.rest()], told
+    return [*found, told.flush()], told
 
 
 @pytest.mark.parametrize("text", ["A cat sat.", "Grüße, 猫 and 🐈!", " spaces  inside ", "é"])

@@ -18,7 +18,7 @@ from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving import loop
 from backend.decoding.serving.engine import ServingEngine
-from backend.decoding.serving.loop import WaitingLine
+from backend.decoding.serving.loop import RequestQueue
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
 from backend.errors import ConfigError, OverloadError
@@ -207,7 +207,7 @@ class Asked:
     [("aaab", "abaa"), ("aabbc", "abcab"), ("aaaabcbc", "abcabcaa"), ("abab", "abab")],
 )
 def test_people_take_turns(asked: str, served: str) -> None:
-    line, order = WaitingLine(), ""
+    line, order = RequestQueue(), ""
     for number, person in enumerate(asked):
         line.add(Asked(person, number))  # type: ignore[arg-type]
     told = "".join(x.request.person for x in line.order([]))
@@ -218,12 +218,12 @@ def test_people_take_turns(asked: str, served: str) -> None:
 
 
 def test_a_person_of_whom_many_run_waits() -> None:
-    line, running = WaitingLine(), [Asked("a", 0), Asked("a", 1), Asked("b", 2)]
+    line, running = RequestQueue(), [Asked("a", 0), Asked("a", 1), Asked("b", 2)]
     waits = [Asked(person, n) for n, person in enumerate("aabc")]
     for each in waits:
         line.add(each)  # type: ignore[arg-type]
     assert "".join(x.request.person for x in line.order(running)) == "cbaa"  # type: ignore[arg-type]
-    line.put_back(back := Asked("a", 9))  # type: ignore[arg-type]
+    line.requeue(back := Asked("a", 9))  # type: ignore[arg-type]
     assert next(iter(line.order(running))) is back  # type: ignore[arg-type]
     waits[3].cancelled = back.cancelled = True
     assert {*map(id, line.drop_cancelled())} == {id(back), id(waits[3])} and len(line) == 3
@@ -232,19 +232,19 @@ def test_a_person_of_whom_many_run_waits() -> None:
 def test_places_are_told_and_too_many_are_refused(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MOST_RUNNING", 1)
-    monkeypatch.setattr(engines, "MOST_WAITING", 6)
-    monkeypatch.setattr(engines, "MOST_OF_A_PERSON", 4)
+    monkeypatch.setattr(loop, "MAX_RUNNING", 1)
+    monkeypatch.setattr(engines, "MAX_WAITING", 6)
+    monkeypatch.setattr(engines, "MAX_WAITING_PER_VISITOR", 4)
     engine, held = opened(), threading.Event()
     request = GenerationRequest((5, 6), 3)
     engine.submit(request, lambda event: held.wait(20) and None)  # the loop stands still
     while engine.status().waiting:
         pass
     answers = [ask(engine, [7], 2, person="a") for _ in range(4)]
-    with pytest.raises(OverloadError, match=r"4 requests wait already, 4 of them yours"):
+    with pytest.raises(OverloadError, match=r"4 requests are waiting, 4 of them yours"):
         ask(engine, [7], 2, person="a")  # who cannot fill the line alone
     answers += [ask(engine, [7], 2, person="b") for _ in range(2)]
-    with pytest.raises(OverloadError, match=r"6 requests wait already, 2 of them yours") as refused:
+    with pytest.raises(OverloadError, match=r"6 requests are waiting, 2 of them yours") as refused:
         ask(engine, [7], 2, person="b")
     assert refused.value.before == 6 and refused.value.retry_after_s > 0
     held.set()
@@ -259,7 +259,7 @@ def test_places_are_told_and_too_many_are_refused(
 def test_a_long_prompt_holds_nobody_up(
     opened: Open, monkeypatch: pytest.MonkeyPatch, long: int, first: str
 ) -> None:
-    monkeypatch.setattr(loop, "LONG", long)
+    monkeypatch.setattr(loop, "LONG_PROMPT_TOKENS", long)
     engine, held, order = opened(), threading.Event(), list[str]()
     engine.submit(GenerationRequest((5, 6), 2), lambda event: held.wait(20) and None)
     while engine.status().waiting:

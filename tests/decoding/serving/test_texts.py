@@ -17,7 +17,7 @@ from backend.decoding.draft_tree import DraftTokens, Tree, chain
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
-from backend.decoding.serving.speculation import Drafts, Speculation
+from backend.decoding.serving.speculation import SequenceDrafter, Speculation
 from backend.drafters.generate import TreeProposer
 from tests.decoding.native.test_decoder import FAMILIES, VARIANTS, built, tokens
 from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
@@ -140,9 +140,9 @@ def test_drafts_end_as_the_batch_grows() -> None:
     speculation.costs = CostModel({1: 1.0, 8: 1.2, 16: 2.4, 64: 9.6}, 0.0)
 
     def pays(sequences: int, gain: float, rows: float = 4.0, seconds: float = 0.0) -> bool:
-        drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
-        drafts.gain, drafts.rows, drafts.seconds = gain, rows, seconds
-        return speculation.pays(drafts, sequences, sequences)
+        drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
+        drafter.mean_accepted, drafter.mean_rows, drafter.mean_seconds = gain, rows, seconds
+        return speculation.pays(drafter, sequences, sequences)
 
     assert [pays(n, 1.0) for n in (1, 2, 4, 8, 16, 32)] == [True] * 3 + [False] * 3
     assert not pays(1, 0.01) and not pays(1, 1.0, seconds=2.0)
@@ -150,10 +150,10 @@ def test_drafts_end_as_the_batch_grows() -> None:
 
 
 def test_what_is_drafted_in_vain_is_drafted_no_more_for_a_while() -> None:
-    drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
+    drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
     for _ in range(40):
-        drafts.judge(0)
-    assert drafts.gain < 0.02
+        drafter.record_accepted(0)
+    assert drafter.mean_accepted < 0.02
     for _ in range(100):
-        drafts.rest()
-    assert drafts.gain > 0.5
+        drafter.record_skip()
+    assert drafter.mean_accepted > 0.5
