@@ -261,7 +261,7 @@ def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
 @pytest.mark.parametrize("find", [rotations, input_scales])
 def test_other_blocks_are_refused(find: Callable) -> None:
     layers = BlockLayers(nn.Module(), {"attn.c_attn": torch.ones(4, 4)}, {}, {})
-    with pytest.raises(ConfigError, match=r"not built like those of LLaMA: attn\.c_attn"):
+    with pytest.raises(ConfigError, match=r"not have the structure of LLaMA.s: attn\.c_attn"):
         find(layers)
 
 

@@ -173,7 +173,7 @@ class GGUFSource:
             return place
         if isinstance(place, Tensor):
             return interleaved(place, self.heads)
-        return place.by_rows(lambda rows: interleaved(rows, self.heads))
+        return place.with_rows(lambda rows: interleaved(rows, self.heads))
 
 
 def interleaved(rows: Tensor, heads: int) -> Tensor:

@@ -328,4 +328,4 @@ def test_the_status_tells_what_decodes_and_how_fast(opened: Open) -> None:
     status = engine.status()
     assert status.tokens_per_s > 0 and status.per_sequence > 0 and status.batch == 1
     assert status.decoder.startswith("native") and status.memory > 0
-    assert opened("PyTorch").status().decoder.endswith("nearly equally likely")
+    assert opened("PyTorch").status().decoder.endswith("may resolve differently")
