@@ -128,6 +128,6 @@ def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, grid_type: str) 
 
 def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
     whole = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
-    monkeypatch.setattr("backend.quantization.range_search.PANEL", 5 * 96)
+    monkeypatch.setattr("backend.quantization.range_search.PANEL_WEIGHTS", 5 * 96)
     parts = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
     assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)

@@ -13,7 +13,7 @@ from backend.models.blocks import swap_modules
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import trainer as room
 from backend.quantization.dlqat.pipeline import DLQAT
-from backend.quantization.dlqat.trainer import _order, rate_factor
+from backend.quantization.dlqat.trainer import _epoch_order, rate_factor
 from tests.invariance.model_changes import change
 from tests.quantization.dlqat.runs import QUIET, begun
 
@@ -75,8 +75,8 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_every_row_is_read_once_an_epoch() -> None:
-    assert sorted(_order(3, 0, 50).tolist()) == list(range(50))
-    assert not torch.equal(_order(3, 0, 50), _order(3, 1, 50))
+    assert sorted(_epoch_order(3, 0, 50).tolist()) == list(range(50))
+    assert not torch.equal(_epoch_order(3, 0, 50), _epoch_order(3, 1, 50))
 
 
 def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypatch) -> None:
@@ -221,7 +221,7 @@ def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
     """Stopped after `count` points of the loss, the run ends with the same bits."""
     whole, told, rate = start("whole", rate=1.0), recorder(), 1.0
     expected = made(whole, told)
-    lowered = whole.lowered("dlqat")
+    lowered = whole.lowered_rate("dlqat")
     assert lowered in (0.25, 0.0625)
     said = [line for line in told.lines if "is repeated at" in line]
     assert len(said) == round(math.log(rate / lowered, 4))
@@ -231,14 +231,14 @@ def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
     with pytest.raises(CancelledError):
         made(cut, recorder(stop=lambda found: len(found.metrics) > count))
     again = start("cut", rate=1.0)
-    assert same(made(again), expected) and again.lowered("dlqat") == lowered
-    assert start("low", rate=1e-4).lowered("dlqat") is None
+    assert same(made(again), expected) and again.lowered_rate("dlqat") == lowered
+    assert start("low", rate=1e-4).lowered_rate("dlqat") is None
 
 
 def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
     told, qat = recorder(), start()
     made(qat, told)
-    assert qat.lowered("dlqat") is None and not any("repeated" in line for line in told.lines)
+    assert qat.lowered_rate("dlqat") is None and not any("repeated" in line for line in told.lines)
     losses_after = qat.heldout_losses("dlqat", QUIET)
     assert len(losses_after) == 8 and all(map(math.isfinite, losses_after))
 
