@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from backend.errors import ConfigError, ModelError
 from backend.export.formats import FORMATS, ExportRequirements, Layout, check_format, read_layout
 from backend.export.gguf.types import carried_type, fitting
-from backend.export.gguf.writing import carried, holds_shared_scales, rounded, write_gguf
+from backend.export.gguf.writing import encode_codes, encode_weight, holds_shared_scales, write_gguf
 from backend.export.reading import load_dequantized, load_packed, read_layers
 from backend.export.sizes import gguf_bytes, quantized_bytes
 from backend.export.writing import export
@@ -145,14 +145,14 @@ def test_the_codes_of_an_embedding_are_carried_into_gguf_exactly(
     W = torch.randn(96, columns, generator=torch.Generator().manual_seed(1)) * 0.02
     layer = quantize_embedding(W, settings(bits), torch.float16)
     assert carried_type("Q4_0", Layout("slimscope", bits, 32, "symmetric"), columns) == kind
-    stored = carried("it", layer, Kind[kind])
+    stored = encode_codes("it", layer, Kind[kind])
     again = torch.from_numpy(gguf.quants.dequantize(stored, Kind[kind]))
     assert torch.equal(again, layer.dense())
 
 
 def test_rounding_to_q6_k_and_rows_its_blocks_do_not_divide() -> None:
     W = torch.randn(8, 512, generator=torch.Generator().manual_seed(2))
-    again = torch.from_numpy(gguf.quants.dequantize(rounded("it", W, Kind.Q6_K), Kind.Q6_K))
+    again = torch.from_numpy(gguf.quants.dequantize(encode_weight("it", W, Kind.Q6_K), Kind.Q6_K))
     assert 0.001 < (again - W).norm() / W.norm() < 0.03
     free = quantize_embedding(W, settings(5), torch.float16)
     assert holds_shared_scales(quantize_embedding(W, settings(6), torch.float16))
