@@ -59,9 +59,9 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
     ("other", "said"),
     [
         ("qwen2", "architecture LlamaForCausalLM"),
-        ("wide", "width 32; this one has 64"),
-        ("words", "vocabulary 128; this one has 256"),
-        ("deep", "layers 3; this one has 4"),
+        ("wide", "width 32; this model has 64"),
+        ("words", "vocabulary 128; this model has 256"),
+        ("deep", "layers 3; this model has 4"),
         ("trained", "sha256"),
     ],
 )

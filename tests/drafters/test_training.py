@@ -162,7 +162,7 @@ def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> 
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
     drafter, target = training.drafter, training.target
     logits, total = drafter.logits(slots).float(), torch.zeros(())
-    for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
+    for n, (row, place) in enumerate(zip(batch.rows, batch.positions, strict=True)):
         for k in range(drafter.config.heads):
             if not batch.valid[n, k]:
                 continue
@@ -202,8 +202,8 @@ def test_anchors_lie_in_the_answers(
     monkeypatch.setattr("backend.drafters.training.trainer.ANCHOR_SHARE", 1.0)
     work = training(drafter_of(base()), corpora, tmp_path)
     batch = work.anchor_batch(2)
-    samples = [corpora[0][index] for index in work._batch(2)]
-    for row, place, valid in zip(batch.rows, batch.places, batch.valid, strict=True):
+    samples = [corpora[0][index] for index in work._sequences(2)]
+    for row, place, valid in zip(batch.rows, batch.positions, batch.valid, strict=True):
         sample = samples[row]
         assert sample.start - 1 <= place < len(sample.ids) - 2
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
@@ -218,7 +218,7 @@ def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
     assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
     few = training(drafter_of(base()), corpora, tmp_path, batch=1).anchor_batch(0)
     assert len(few.rows) < ROW_STEP  # not more anchors than there are
-    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(
+    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.positions, strict=True)}) == len(
         few.rows
     )
 
@@ -229,7 +229,7 @@ def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
 def test_every_head_learns_and_near_ones_are_better(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.drafters.training.trainer.STEPS_BETWEEN", 16)
+    monkeypatch.setattr("backend.drafters.training.trainer.MIN_STEPS_BETWEEN", 16)
     drafter, told = drafter_of(base()), Recorder()
     before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
@@ -307,7 +307,7 @@ def test_amphista_accepts_more_than_medusa(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At equal steps, over three seeds, by more than two standard errors of the difference."""
-    monkeypatch.setattr("backend.drafters.training.trainer.EVALUATIONS", 1)  # most of the time
+    monkeypatch.setattr("backend.drafters.training.trainer.MAX_EVALUATIONS", 1)  # most of the time
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
         for seed in range(3)
