@@ -154,8 +154,8 @@ def draw(scores: Tensor, top_k: int, top_p: float, quantile: float) -> int:
             # sample from all tokens except the most likely ones, in the order of the vocabulary
             tail = scores.double().softmax(-1).cpu()
             tail[tokens[0].long().cpu()] = 0
-            rest = quantile - cumulative[-1]
-            token = int(torch.searchsorted(tail.cumsum(-1), rest, right=True))
+            tail_quantile = quantile - cumulative[-1]
+            token = int(torch.searchsorted(tail.cumsum(-1), tail_quantile, right=True))
             return token if token < len(tail) else int(tail.argmax())
     total = cumulative[-1] if top_k or ranks == len(scores) else 1.0
     if top_p < 1:  # includes the token that reaches `top_p`

@@ -36,53 +36,53 @@ class ExportRequirements:
     Attributes:
         bits: bits of the linears.
         grid: type of the grid.
-        stored: dtype of the scales.
+        scale_dtype: dtype of the scales.
         in_out: True if the architecture stores weights as [in, out] (GPT-2's Conv1D).
-        whole: True if all linears of the blocks are quantized.
+        all_quantized: True if all linears of the blocks are quantized.
         shapes: (out, in) of the quantized linears.
         experts: quantization of the experts; see `experts_of`.
         architecture: class of the model.
         embedding: bits of a quantized embedding; 0 if it is not quantized.
-        alike: True if the embedding has the settings of the linears.
+        uniform_embedding: True if the embedding has the settings of the linears.
         head: bits of a quantized head that is not tied to the embedding; 0 without one.
     """
 
     bits: int
     grid: GridType
-    stored: str
+    scale_dtype: str
     in_out: bool
-    whole: bool
+    all_quantized: bool
     shapes: frozenset[tuple[int, int]]
     experts: Literal["", "alike", "unlike", "fused"] = ""
     architecture: str = ""
     embedding: int = 0
-    alike: bool = False
+    uniform_embedding: bool = False
     head: int = 0
 
 
 def experts_of(
-    separate: bool, linears: Collection[str], most: Collection[str], others: Collection[str]
+    separate: bool, linears: Collection[str], common: Collection[str], special: Collection[str]
 ) -> Literal["", "alike", "unlike", "fused"]:
     """Classify the quantization of a model's experts.
 
     Args:
         separate: True if a checkpoint can store each expert separately.
         linears: names of all matrices of the blocks.
-        most: names of the quantized layers with the most common settings.
-        others: names of the other quantized layers.
+        common: names of the quantized layers with the most common settings.
+        special: names of the other quantized layers.
 
     Returns:
         "" if no expert is quantized, "fused" if the experts of a block cannot be stored separately,
         "alike" if all experts of a block have the most common settings, or "unlike".
     """
     experts = {name for name in linears if together(name) != name}
-    if experts.isdisjoint({*most, *others}):
+    if experts.isdisjoint({*common, *special}):
         return ""
     if not separate:
         return "fused"
-    packed = {together(name) for name in experts.intersection(most)}
-    rest = {together(name) for name in experts.difference(most)}
-    return "alike" if experts.isdisjoint(others) and packed.isdisjoint(rest) else "unlike"
+    packed = {together(name) for name in experts.intersection(common)}
+    unpacked = {together(name) for name in experts.difference(common)}
+    return "alike" if experts.isdisjoint(special) and packed.isdisjoint(unpacked) else "unlike"
 
 
 def read_layout(folder: Path) -> Layout:
@@ -102,20 +102,20 @@ def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
     Raises:
         ConfigError: layers differ in bits, group size or grid, and the format does not support it.
     """
-    most, *others = sorted(planned.groups, key=lambda group: -len(group.layers))
-    first = (most.bits, most.group_size, most.grid)
-    if others and format in ("gptq", "gptq_v2"):
+    common, *special = sorted(planned.groups, key=lambda group: -len(group.layers))
+    settings = (common.bits, common.group_size, common.grid)
+    if special and format in ("gptq", "gptq_v2"):
         raise ConfigError(
             f"The model cannot be saved as {format}.",
             "Its layers differ in bits or group size. This format supports only one setting.",
             "Choose compressed-tensors, slimscope or dense.",
             "format",
         )
-    groups, embedding = [*others], planned.embedding
-    if embedding and (embedding.bits, embedding.group_size, embedding.grid) != first:
-        groups.append(embedding)
-    packed = (PackedGroup(x.layers, x.bits, x.group_size, x.grid) for x in groups)
-    return Layout(format, *first, tuple(packed))
+    embedding = planned.embedding
+    if embedding and (embedding.bits, embedding.group_size, embedding.grid) != settings:
+        special.append(embedding)
+    packed = (PackedGroup(x.layers, x.bits, x.group_size, x.grid) for x in special)
+    return Layout(format, *settings, tuple(packed))
 
 
 def unreadable(folder: Path, why: str) -> ModelError:
@@ -154,9 +154,9 @@ def obstacle(format: Format, requirements: ExportRequirements) -> str:
         return f"it supports {', '.join(map(str, GPTQ_BITS))} bits, not {requirements.bits}"
     if format == "gptq" and requirements.grid != "symmetric":
         return "it cannot store a zero-point of 0, but gptq_v2 can"
-    if requirements.stored != "float16":
-        return f"it stores scales in float16, not {requirements.stored}"
-    if not requirements.whole:
+    if requirements.scale_dtype != "float16":
+        return f"it stores scales in float16, not {requirements.scale_dtype}"
+    if not requirements.all_quantized:
         return "it cannot leave single layers of a block dense"
     for rows, columns in sorted(requirements.shapes):
         if rows % WORD_BITS or columns % WORD_BITS:
@@ -174,7 +174,11 @@ def _embedding_obstacle(format: Format, requirements: ExportRequirements) -> str
         return "it stores every weight in 16 or 32 bits, including the embedding"
     if format in ("gptq", "gptq_v2"):
         return "its kernels support quantized linear layers, but no quantized embedding"
-    if format == "compressed-tensors" and requirements.embedding and not requirements.alike:
+    if (
+        format == "compressed-tensors"
+        and requirements.embedding
+        and not requirements.uniform_embedding
+    ):
         return (
             "transformers requires a quantized embedding to have the group size, the grid and the "
             f"{requirements.bits} bits of the layers"
@@ -189,8 +193,9 @@ def check_format(format: Format, requirements: ExportRequirements) -> None:
         without_embedding = replace(requirements, embedding=0, head=0)
         possible = [name for name in FORMATS if not obstacle(name, requirements)]
         possible = possible or [name for name in FORMATS if not obstacle(name, without_embedding)]
-        *rest, last = possible
-        do, field = f"Choose {', '.join(rest)} or {last}." if rest else f"Choose {last}.", "format"
+        *first, last = possible
+        choices = f"{', '.join(first)} or {last}" if first else last
+        do, field = f"Choose {choices}.", "format"
         what = f"The format {format} does not support this model."
         if not obstacle(format, without_embedding):
             what = f"The format {format} cannot store this embedding and head."
@@ -198,9 +203,9 @@ def check_format(format: Format, requirements: ExportRequirements) -> None:
         raise ConfigError(what, f"{why[0].upper()}{why[1:]}.", do, field=field)
 
 
-def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:
+def bits_per_weight(bits: int, group_size: int, grid: GridType, scale_dtype: str) -> float:
     """Return the stored bits per quantized weight, including scales and zero-points or offsets."""
-    scale = 8 * WEIGHT_BYTES[stored]
+    scale = 8 * WEIGHT_BYTES[scale_dtype]
     zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
     return bits + (scale + zero) / group_size
 

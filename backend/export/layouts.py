@@ -84,17 +84,15 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     return codes.view(rows, -1)[:, :columns].contiguous()
 
 
-def packed_tensors(
-    layer: QuantizedWeight, layout: Layout, stored: torch.dtype
-) -> dict[str, Tensor]:
+def packed_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a layer in compressed-tensors or slimscope format, by name suffix."""
     tensors = {
         "weight_packed": pack(layer.codes, layout.bits),
-        "weight_scale": layer.grid.scale.to(stored),
+        "weight_scale": layer.grid.scale.to(dtype),
         "weight_shape": torch.tensor(layer.codes.shape),
     }
     if layout.grid == "offset":
-        tensors["weight_offset"] = offsets_of(layer.grid.scale, layer.grid.zero).to(stored)
+        tensors["weight_offset"] = offsets_of(layer.grid.scale, layer.grid.zero).to(dtype)
     elif layout.grid != "symmetric":
         tensors["weight_zero_point"] = pack(layer.grid.zero.to(torch.uint8).T, layout.bits).T
     return tensors
@@ -128,8 +126,8 @@ def compressed_tensors_config(
     """Return the `quantization_config` of config.json. `layers`: full names of the quantized
     layers."""
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    others = {name for group in layout.others for name in group.layers}
-    embeddings = sorted({*layers} - linears - others)  # with the settings of most linears
+    special = {name for group in layout.others for name in group.layers}
+    embeddings = sorted({*layers} - linears - special)  # with the settings of most linears
     groups = {"group_0": _group(["Linear", *embeddings], layout)}
     for number, group in enumerate(layout.others, 1):
         groups[f"group_{number}"] = _group([*group.layers], layout.of(group.layers[0]))
@@ -155,14 +153,14 @@ def _group(targets: list[str], layout: Layout) -> dict[str, Any]:
     return group | {"weights": weights}
 
 
-def gptq_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:
+def gptq_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a layer in GPTQ format, by name suffix."""
     zero = layer.grid.zero.to(torch.uint8)
     columns = torch.arange(layer.codes.shape[1], dtype=torch.int32)
     return {
         "qweight": pack(layer.codes, layout.bits).T,
         "qzeros": pack(zero.T - _zero_offset(layout), layout.bits),
-        "scales": layer.grid.scale.to(stored).T,
+        "scales": layer.grid.scale.to(dtype).T,
         "g_idx": columns // layer.group_size,
     }
 

@@ -62,20 +62,27 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")
     if missing := {name for group in layout.others for name in group.layers} - {*names}:
         raise unreadable(folder, f"Its config lists {min(missing)} as quantized, but it is not.")
-    layers, rest = dict[str, QuantizedWeight](), dict(tensors)
+    layers, unquantized = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
         parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         layers[name] = layer_from(name, parts, layout.of(name))
         for part in parts:
             if part != "bias":
-                del rest[f"{prefix}{part}"]
+                del unquantized[f"{prefix}{part}"]
     family = str(text_config(read_config(folder)).get("model_type"))
-    return _as_loaded(folder, family, layers, rest) if family in SEPARATE else (layers, rest)
+    return (
+        _as_loaded(folder, family, layers, unquantized)
+        if family in SEPARATE
+        else (layers, unquantized)
+    )
 
 
 def _as_loaded(
-    folder: Path, family: str, layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]
+    folder: Path,
+    family: str,
+    layers: Mapping[str, QuantizedWeight],
+    unquantized: Mapping[str, Tensor],
 ) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
     """Rename layers and other tensors as in the loaded model, and join gate and up projection of
     each expert.
@@ -95,7 +102,7 @@ def _as_loaded(
             raise unreadable(folder, f"The parts of {name} are missing or differ.")
         loaded_layers[name] = joined(halves)
     tensors = dict[str, Tensor]()
-    for stored_name, tensor in rest.items():
+    for stored_name, tensor in unquantized.items():
         name = loaded_name(family, stored_name)
         if fused := EXPERTS.fullmatch(name):
             for number, expert in enumerate(tensor):
@@ -207,29 +214,30 @@ class StoredLinears:
 
     def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
         """Read one matrix [out, in] in float32."""
-        stored, parts = linear.stored, []
-        for name in stored.names:
+        location, parts = linear.stored, []
+        for name in location.names:
             with safe_open(self._files[name], framework="pt", device=device) as file:
                 tensor = file.get_slice(name)
-                parts.append(
-                    (tensor[:] if stored.expert is None else tensor[stored.expert]).float()
-                )
+                part = tensor[:] if location.expert is None else tensor[location.expert]
+                parts.append(part.float())
         weight = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return weight.T.contiguous() if stored.transposed else weight
+        return weight.T.contiguous() if location.transposed else weight
 
 
 class DequantizedLinears(StoredLinears):
     """Reader of the weight matrices in a folder of packed weights."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
-        self._layers, self._rest = read_layers(folder)
+        self._layers, self._unquantized = read_layers(folder)
         self._linears = linears
 
     def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
         if layer := self._layers.get(linear.name):
             return layer.dense().to(device)
         names = (f"{linear.name}.weight", *linear.stored.names)
-        weight = next(self._rest[name] for name in names if name in self._rest).float()
+        weight = next(
+            self._unquantized[name] for name in names if name in self._unquantized
+        ).float()
         return (weight.T.contiguous() if linear.stored.transposed else weight).to(device)
 
 
@@ -244,8 +252,8 @@ def _open_folder(
 ) -> tuple[PreTrainedModel, dict[str, QuantizedWeight]]:
     """Return a model without the weights of its packed layers, and these layers."""
     check_unchanged(folder, contents=True)
-    layers, rest = read_layers(folder)
-    for name, tensor in rest.items():
+    layers, unquantized = read_layers(folder)
+    for name, tensor in unquantized.items():
         check_finite(name, tensor)
     for name, layer in layers.items():
         check_finite(f"The scale of {name}", layer.grid.scale)
@@ -255,7 +263,7 @@ def _open_folder(
     with no_init_weights():  # every weight is read from the files, or it is an error
         model: PreTrainedModel = auto.from_config(config, dtype=dtype)
     split_experts(model)
-    _fill(model, rest, layers, folder, dtype)
+    _fill(model, unquantized, layers, folder, dtype)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
     return model, layers
@@ -263,13 +271,13 @@ def _open_folder(
 
 def _fill(
     model: PreTrainedModel,
-    rest: Mapping[str, Tensor],
+    unquantized: Mapping[str, Tensor],
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
     """Load all tensors that are not quantized. Raise `ModelError` if one is missing."""
-    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in unquantized.items()}
     report = model.load_state_dict(state, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}

@@ -33,9 +33,9 @@ def dense_bytes(facts: ModelFacts) -> int:
     return header + facts.parameters * WEIGHT_BYTES[facts.saved_dtype]
 
 
-def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stored: str) -> int:
+def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, dtype: str) -> int:
     """Return the bytes of a model folder in an export format. Tensors that are not quantized have
-    the dtype `stored`."""
+    the dtype `dtype`."""
     if format == "dense":
         return dense_bytes(facts)
     layers: dict[str, QuantSettings | None] = {**plan.layers}
@@ -45,7 +45,7 @@ def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stor
     for x in (*facts.linears, *facts.embeddings):
         if settings := layers.get(x.name):
             size = settings.group_size or x.columns
-            bits += x.weights * bits_per_weight(settings.bits, size, settings.grid, stored)
+            bits += x.weights * bits_per_weight(settings.bits, size, settings.grid, dtype)
             if format in ("gptq", "gptq_v2"):
                 # these store the group of each input, and zero-points of a symmetric grid as well
                 bits += 32 * x.columns
@@ -53,7 +53,7 @@ def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stor
             unquantized -= x.weights
     packed = sum(map(bool, layers.values()))
     header = HEADER_BYTES * (PARTS * packed + VECTORS * facts.blocks)
-    return header + int(bits / 8) + unquantized * WEIGHT_BYTES[stored]
+    return header + int(bits / 8) + unquantized * WEIGHT_BYTES[dtype]
 
 
 def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | None = None) -> int:

@@ -31,17 +31,17 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     layers: Mapping[str, QuantizedWeight],
     layout: Layout,
-    stored: torch.dtype,
+    dtype: torch.dtype,
     folder: Path,
     card: str,
 ) -> None:
     """Write `folder` without further rounding.
 
     Args:
-        model: provides all tensors that are not in `layers`, already rounded to `stored`.
+        model: provides all tensors that are not in `layers`, already rounded to `dtype`.
         layers: full name -> codes, scales and zero-points of a linear, the embedding or the head.
         layout: format, and the settings of each layer.
-        stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
+        dtype: dtype of scales, embeddings and norms; in the format dense, of all weights.
         card: text of the model card.
 
     Raises:
@@ -51,17 +51,17 @@ def export(
     if layout.format == "awq":
         raise ValueError("AWQ can be read, but not written")
     for linear_layout in layout.linears:
-        requirements = requirements_of(model, layers, layout, stored)
+        requirements = requirements_of(model, layers, layout, dtype)
         requirements = replace(requirements, bits=linear_layout.bits, grid=linear_layout.grid)
         check_format(layout.format, requirements)
     if layout.format == "dense":
         linears = {name: model.get_submodule(name) for name in layers}
         dense = {
-            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(stored))
+            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(dtype))
             for name, linear in linears.items()
         }
         with swap_weights(dense):
-            save(model, tokenizer, folder, card, stored)
+            save(model, tokenizer, folder, card, dtype)
         return
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
     packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
@@ -70,7 +70,7 @@ def export(
             if name not in packed:
                 module, _, part = name.rpartition(".")
                 value = tensor.detach().cpu()
-                value = value.to(stored) if value.is_floating_point() else value
+                value = value.to(dtype) if value.is_floating_point() else value
                 tensors[f"{stored_modules(family, module)[0]}.{part}"] = value
     # stored name -> name and shape of the parameter that transformers loads it into
     parameters, experts = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
@@ -82,11 +82,11 @@ def export(
         names = stored_modules(family, module)
         for name, part_layer in zip(names, layer.split(len(names)), strict=True):
             parameters[name] = parameter
-            for suffix, value in layer_tensors(part_layer, layout.of(module), stored).items():
+            for suffix, value in layer_tensors(part_layer, layout.of(module), dtype).items():
                 tensors[f"{name}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     quantization = quantization_config(model, layers, layout)
-    save_around(model, tokenizer, folder, card, stored, quantization)
+    save_around(model, tokenizer, folder, card, dtype, quantization)
     check_saved(folder, parameters)
 
 
@@ -94,7 +94,7 @@ def requirements_of(
     model: PreTrainedModel,
     layers: Mapping[str, QuantizedWeight],
     layout: Layout,
-    stored: torch.dtype,
+    dtype: torch.dtype,
 ) -> ExportRequirements:
     """Return the properties that a format must support to store the model."""
     linears = {linear.name for linear in all_linears(model)}
@@ -105,24 +105,24 @@ def requirements_of(
     return ExportRequirements(
         bits=layout.bits,
         grid=layout.grid,
-        stored=str(stored).split(".")[1],
+        scale_dtype=str(dtype).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
         experts=experts_of(family in SEPARATE, linears, layers.keys() - others, others),
-        whole=linears <= layers.keys(),
+        all_quantized=linears <= layers.keys(),
         shapes=frozenset((rows // parts, columns) for rows, columns, parts in sizes),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
-        alike=all(layout.of(n) == layout.linears[0] for n in embeddings),
+        uniform_embedding=all(layout.of(n) == layout.linears[0] for n in embeddings),
         head=sum(layout.of(n).bits for n in heads),
     )
 
 
-def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:
+def layer_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a layer by name suffix. Lossless, because scales and offsets are
-    already rounded to the stored dtype (`QuantGrid.stored`)."""
+    already rounded to the dtype of the scales (`QuantGrid.stored`)."""
     if layout.format in ("compressed-tensors", "slimscope"):
-        return packed_tensors(layer, layout, stored)
-    return gptq_tensors(layer, layout, stored)
+        return packed_tensors(layer, layout, dtype)
+    return gptq_tensors(layer, layout, dtype)
 
 
 def quantization_config(

@@ -119,11 +119,10 @@ def group_sums(V: Tensor) -> Tensor:
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
-    """Return `grid` for the groups with a true condition [rows, groups], and `other` for the
-    rest."""
-    scale = torch.where(condition, grid.scale, other.scale)
-    return QuantGrid(grid.bits, scale, torch.where(condition, grid.zero, other.zero))
+def where(condition: Tensor, a: QuantGrid, b: QuantGrid) -> QuantGrid:
+    """Return grid `a` for the groups with a true condition [rows, groups], and `b` for the rest."""
+    scale = torch.where(condition, a.scale, b.scale)
+    return QuantGrid(a.bits, scale, torch.where(condition, a.zero, b.zero))
 
 
 def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> QuantGrid:
@@ -163,14 +162,16 @@ def _gradients(
     return by_scale, -scale * group_sums(G * clipped)
 
 
-def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) -> QuantizedWeight:
-    """Quantize `W` [vocabulary, hidden]. Scales are rounded to the dtype `stored`."""
+def quantize_embedding(
+    W: Tensor, settings: QuantSettings, scale_dtype: torch.dtype
+) -> QuantizedWeight:
+    """Quantize `W` [vocabulary, hidden]. Scales are rounded to `scale_dtype`."""
     W = W.float()
     grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.space)
     if settings.bits == 6 and settings.grid == "symmetric":
         c, d = factors(grid.scale, W.shape[1])
         grid = QuantGrid(grid.bits, c * d, grid.zero)
-    grid = grid.stored(stored, settings.grid)
+    grid = grid.stored(scale_dtype, settings.grid)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     # in slices, because all codes in float32 would take four times the memory
     for rows in torch.arange(len(W), device=W.device).split(2**12):

@@ -212,7 +212,9 @@ def with_embedding(
     heads = [name for name in own.layers if name in HEAD_NAMES]
     alike = (own.bits, own.group_size, own.grid) == (group.bits, group.group_size, group.grid)
     embedding = own.bits if len(heads) < len(own.layers) else 0
-    return replace(choice, embedding=embedding, alike=alike, head=own.bits if heads else 0)
+    return replace(
+        choice, embedding=embedding, uniform_embedding=alike, head=own.bits if heads else 0
+    )
 
 
 def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
@@ -381,10 +383,10 @@ def export_requirements(
     return ExportRequirements(
         bits=group.bits,
         grid=group.grid,
-        stored=config.stored,
+        scale_dtype=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=experts,
-        whole=len(layers) == len(facts.linears),
+        all_quantized=len(layers) == len(facts.linears),
         shapes=frozenset((x.rows // (2 if x.name in joined else 1), x.columns) for x in layers),
         architecture=facts.architecture,
     )

@@ -79,7 +79,7 @@ def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
         target = TargetModel(built(config, seed=1))
     with pytest.raises(ConfigError, match=said) as refused:
         saved.bind(target)
-    assert refused.value.field == "drafter" and "train one" in refused.value.do
+    assert refused.value.field == "drafter" and "train a drafter" in refused.value.do
 
 
 def damage(folder: Path, how: str) -> None:

@@ -121,7 +121,7 @@ REQUIRED = ExportRequirements(4, "symmetric", "float16", False, True, frozenset(
     [
         ({"embedding": 8}, {"slimscope"}),
         ({"head": 8}, {"slimscope", "compressed-tensors"}),
-        ({"embedding": 4, "alike": True}, {"slimscope", "compressed-tensors"}),
+        ({"embedding": 4, "uniform_embedding": True}, {"slimscope", "compressed-tensors"}),
     ],
 )
 def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(
@@ -239,7 +239,7 @@ def _cut(folder: Path) -> None:
         (_of_config(group_size=64), "do not match groups of 64"),
         (_of_config(group_size=-1), "not supported"),
         (_of_config(layers=[]), "or have none"),
-        (_of_config(layers=[HEAD]), "lm_head is quantized; it is not"),
+        (_of_config(layers=[HEAD]), "lm_head as quantized, but it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
         (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
         (_of_config(grid="round"), "a grid that is not known"),

@@ -38,10 +38,10 @@ PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(6
         ),
         ("gptq_v2", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
         ("compressed-tensors", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
-        ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
+        ("gptq", {"scale_dtype": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
         (
             "gptq_v2",
-            {"whole": False},
+            {"all_quantized": False},
             "leave single layers",
             "compressed-tensors, slimscope or dense",
         ),

@@ -262,8 +262,8 @@ class ServedSequence:
         predictions = logits[[*rows[: len(tokens)]]].float()
         values, top_ids = most_likely(predictions, max(1, min(ranks, predictions.shape[1])))
         chosen_ids = torch.tensor(tokens, device=predictions.device)[:, None]
-        chosen, best = predictions.gather(1, torch.cat([chosen_ids, top_ids[:, :1]], 1)).T
-        logprobs = (chosen - best + values[:, 0]).tolist()
+        logit, best = predictions.gather(1, torch.cat([chosen_ids, top_ids[:, :1]], 1)).T
+        logprobs = (logit - best + values[:, 0]).tolist()
         return [
             (logprob, tuple(zip(ids[:ranks], likely[:ranks], strict=True)))
             for logprob, ids, likely in zip(

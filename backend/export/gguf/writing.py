@@ -347,10 +347,10 @@ def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
 
 
 def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
-    layers, rest = read_layers(folder)
+    layers, unquantized = read_layers(folder)
     for name, layer in layers.items():
         yield GGUFSource(f"{name}.weight", (*layer.codes.shape,), torch.uint8, layer)
-    for name, tensor in rest.items():
+    for name, tensor in unquantized.items():
         yield GGUFSource(name, (*tensor.shape,), tensor.dtype, tensor)
 
 

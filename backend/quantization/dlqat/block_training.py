@@ -123,8 +123,8 @@ class TrainedGrids:
             self.sizes[module] = sizes_of(W)
             if settings[module].keep_zeros:
                 self.sizes[module] *= W != 0
-            ones = torch.ones_like(grid.scale)
-            self.parameters |= {f"{module}/p": torch.zeros_like(W), f"{module}/m": ones}
+            m = torch.ones_like(grid.scale)
+            self.parameters |= {f"{module}/p": torch.zeros_like(W), f"{module}/m": m}
             self.rates |= {f"{module}/p": RATE, f"{module}/m": RATE_M}
             if settings[module].grid == "offset":
                 self.parameters[f"{module}/z"] = grid.zero

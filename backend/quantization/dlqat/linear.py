@@ -268,9 +268,9 @@ class DLQATLinear(nn.Module):
         return changed, counts, group_sums(D.square_()), group_sums(inside)
 
     def convert(
-        self, stored: torch.dtype = torch.float32, grid: GridType = "zero-point"
+        self, scale_dtype: torch.dtype = torch.float32, grid: GridType = "zero-point"
     ) -> QuantizedWeight:
-        """Return the current codes, with scales m s (and offsets -m s z) rounded to `stored`.
+        """Return the current codes, with scales m s (and offsets -m s z) rounded to `scale_dtype`.
 
         Codes are never recomputed from a merged weight, because they could differ. A negative m
         becomes the sign of the scale.
@@ -279,7 +279,7 @@ class DLQATLinear(nn.Module):
         for rows, level, _ in self.walk():
             codes[rows] = self.codes_at(level, rows).to(torch.uint8)
         folded = QuantGrid(self.grid.bits, self.m.detach() * self.grid.scale, self.grid.zero)
-        return QuantizedWeight(folded.stored(stored, grid), codes)
+        return QuantizedWeight(folded.stored(scale_dtype, grid), codes)
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
