@@ -68,10 +68,8 @@ def best_scale(
     outputs = [_output_energy(W, H) for W in weights]
     for power in POWERS:
         basis = Basis(_scale(energy, power)) if power else PLAIN
-        error: float = 0
-        for W, layer_settings, output in zip(weights, settings, outputs, strict=True):
-            if output > 0:
-                error += _error(W, basis, H, layer_settings) / output
+        layers = zip(weights, settings, outputs, strict=True)
+        error = sum(_error(W, basis, H, s) / output for W, s, output in layers if output > 0)
         if error < best_error:
             best_error, best = error, basis
     return best

@@ -218,11 +218,8 @@ class DLQAT:
             return self._heldout_losses_of(stage, layers, converted, reporter)
 
         # before training the layers equal the stage they start from
-        start_stage = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
-        if start_stage in self.stages:
-            before = self.heldout_losses(start_stage, reporter)
-        else:
-            before = judge()
+        source = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
+        before = self.heldout_losses(source, reporter) if source in self.stages else judge()
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distills = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
