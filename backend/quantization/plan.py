@@ -128,14 +128,14 @@ class QuantizationPlan(Plan):
         layers = [layer_names.layer_named(name) for name in self.layers]
         expected = group_layers(config, layers, config.format, self.widths)
         if expected.model_copy(update={"embedding": self.embedding}) != self:
-            raise ValueError("the plan is not that of the config")
+            raise ValueError("the plan does not match the config")
         embedding_bits = str(self.embedding.bits) if self.embedding else "stored"
         allowed: tuple[str, ...] = (config.embedding,)
         if config.embedding == "auto":
             mixed = budget_of(config.allocation) is not None
             allowed = ("stored", "8", "6", "4") if mixed else ("stored", "8")
         if embedding_bits not in allowed:
-            raise ValueError("the plan of the embedding is not that of the config")
+            raise ValueError("the plan of the embedding does not match the config")
 
 
 def plan(
@@ -160,7 +160,7 @@ def plan(
             left, the group size does not divide a layer, or a quantizer does not support the
             blocks.
     """
-    refuse_idle(config)
+    check_stages(config)
     layer_plan = group_layers(config, facts.linears, format, mix)
     for quantizer in config.quantizers:
         if DECLARED_QUANTIZERS[quantizer].facts.get("llama_only"):
@@ -257,7 +257,7 @@ def layer_widths(
     return widths
 
 
-def refuse_idle(config: DLQATConfig) -> None:
+def check_stages(config: DLQATConfig) -> None:
     """Refuse a config without stages, or with a trained stage that has nothing to train."""
     if not config.stages:
         raise ConfigError(

@@ -54,8 +54,8 @@ def test_a_stored_plan_is_that_of_its_config() -> None:
     stored = plan(job, model(), job.format).model_dump(mode="json")
     QuantizationPlan.model_validate(stored).check(job)
     for change, said in (
-        ({"groups": [stored["groups"][0] | {"bits": 2}]}, "not that of the config"),
-        ({"stages": ["dense", "rtn"]}, "not that of the config"),
+        ({"groups": [stored["groups"][0] | {"bits": 2}]}, "does not match the config"),
+        ({"stages": ["dense", "rtn"]}, "does not match the config"),
         ({"dense": [*stored["dense"], "lm_head"]}, "no layer of a block"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -87,8 +87,7 @@ class TrainingSnapshots:
             # large layers first, which balances the threads
             block = sorted(names, key=lambda name: -self._layers[name].m.numel())
             on_cpu = self._layers[block[0]].m.device.type == "cpu"
-            results = side_by_side(measure, block) if on_cpu else map(measure, block)
-            for count, profiles in results:
+            for count, profiles in side_by_side(measure, block) if on_cpu else map(measure, block):
                 changed += count
                 for profile in profiles:
                     self._reporter.profile(profile)
@@ -183,10 +182,8 @@ class AuditPass(RunPass):
         inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM, linears)
         self.stream.advance(hidden)
         self.finish()
-        self._pending_block, self._pending_errors = (
-            block,
-            {stage: [] for stage in run.plan.stages[1:]},
-        )
+        self._pending_block = block
+        self._pending_errors = {stage: [] for stage in run.plan.stages[1:]}
         for linear in self.layers(block, linears):
             self._measure(linear, inputs[linear.module])
 
