@@ -1,4 +1,4 @@
-"""Sampling with a drafter: the distribution is the base's own; what is lossy says so."""
+"""Sampling with a drafter keeps the distribution of the target model."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 
 
 def p_value(counts: Sequence[float], expected: Sequence[float]) -> float:
-    """Of Pearson's chi-square test."""
+    """Return the p-value of Pearson's chi-square test."""
     found, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
     statistic = ((found - wanted) ** 2 / wanted).sum()
     freedom = torch.tensor((len(counts) - 1) / 2).double()
@@ -49,14 +49,14 @@ def p_value(counts: Sequence[float], expected: Sequence[float]) -> float:
 
 
 def table(seed: int = 0) -> dict[tuple[int, ...], Tensor]:
-    """Logits of the next token after every text of up to three tokens."""
+    """Return the logits of the next token after every text of up to three tokens."""
     random = torch.Generator().manual_seed(seed)
     texts = [t for n in range(4) for t in itertools.product(range(VOCABULARY), repeat=n)]
     return {text: 1.5 * torch.randn(VOCABULARY, generator=random) for text in texts}
 
 
 def processors(sampling: Sampling) -> LogitsProcessorList:
-    """Those of transformers, in its order."""
+    """Return the logits processors of transformers in its order."""
     processed = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
     processed.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
@@ -66,7 +66,7 @@ def processors(sampling: Sampling) -> LogitsProcessorList:
 
 
 def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
-    """P(a, b) after the empty text, straight from the definition."""
+    """Return P(a, b) after the empty text, computed from the definition."""
     processed = processors(sampling)
 
     def chances(text: tuple[int, ...]) -> Tensor:
@@ -81,7 +81,7 @@ def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
 
 
 def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int], Tensor]]:
-    """First token and order of guesses -> the tree's tokens and the base's logits at its nodes."""
+    """Return the tokens of a tree and the target's logits at its nodes."""
     found = {}
     for first in range(VOCABULARY):
         for order in itertools.permutations(range(VOCABULARY)):
@@ -92,7 +92,7 @@ def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int],
 
 
 def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:
-    """Pairs of tokens, by as many walks as they take; the tree's guesses change by chance."""
+    """Sample pairs of tokens by walking trees with random guesses."""
     rule, dice, trees = Acceptance(sampling), Random(9), verified(logits)
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
     start = logits[()][None]
@@ -127,7 +127,7 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
 
 
 def test_a_wrong_rule_would_be_noticed() -> None:
-    """The test above has power: a slightly other temperature fails it."""
+    """The test above has power: it fails at a slightly different temperature."""
     logits = table()
     drawn = drawn_pairs(logits, Sampling(temperature=1.1))
     expected = exact(logits, Sampling(temperature=1.0))
@@ -136,7 +136,7 @@ def test_a_wrong_rule_would_be_noticed() -> None:
 
 
 class Fixed:
-    """Guesses the same tokens at every step."""
+    """Proposer that drafts the same tokens at every step."""
 
     nodes = len(TREE)
 
@@ -197,7 +197,7 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
     ids=str,
 )
 def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
-    """One draw a token, whoever guessed it; every change of logits at every node."""
+    """One random number per token; all changes of logits apply at every node."""
     target, prompt = base(), toy_prompts()[1]
     proposers: list[Proposer] = [NoDraft()]
     for architecture in DECLARED_DRAFTERS:
@@ -231,7 +231,7 @@ def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
 def test_a_place_is_that_of_all_probabilities_however_few_were_looked_at(
     spread: float, top_k: int, top_p: float
 ) -> None:
-    """Of as many places as a chance has in all, as many give its token."""
+    """The share of quantiles that return a token equals its probability."""
     logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
     sampling = Sampling(1.0, top_k, top_p)
     expected = processors(sampling)(torch.zeros(1, 0).long(), logits[None])[0].softmax(-1)

@@ -1,4 +1,4 @@
-"""Timing of several proposers: fair turns, exact counts, and figures by their definitions."""
+"""Benchmark of decoders: order of the arms, counts, and definitions of the results."""
 
 import json
 
@@ -24,7 +24,7 @@ from tests.toy_layers import Recorder
 
 
 class Counting(NoDraft):
-    """Drafts nothing, and writes down when it starts."""
+    """Proposer without drafts that records its starts."""
 
     nodes = 2
 

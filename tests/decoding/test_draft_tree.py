@@ -1,4 +1,4 @@
-"""Trees: topology, growth from ranks, and that a tree's logits are those of its paths."""
+"""Draft trees: topology, growth from ranks, and equality of tree logits and path logits."""
 
 from functools import wraps
 from itertools import combinations
@@ -40,7 +40,7 @@ rank_rows = st.lists(
 
 
 def closed(some: list[Path]) -> Tree:
-    """The smallest tree that holds these paths."""
+    """Return the smallest tree with these paths."""
     return Tree(path[:n] for path in some for n in range(1, len(path) + 1))
 
 
@@ -69,7 +69,7 @@ def test_a_chain_has_one_child_each() -> None:
 
 
 def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:
-    """All trees of so many nodes: the slow, obvious way."""
+    """Return all trees of `nodes` nodes by brute force."""
     pool: list[Path] = [()]
     for _ in range(heads):
         pool += [(*p, r) for p in pool for r in range(ranks) if (*p, r) not in pool]
@@ -81,7 +81,7 @@ def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:
 
 
 def accepted_lengths(ranks: torch.Tensor, tree: Tree) -> list[int]:
-    """Accepted length at each anchor: the slow, obvious way."""
+    """Return the accepted length at each anchor by brute force."""
     lengths = []
     for row in ranks.tolist():
         depth = 0
@@ -120,7 +120,7 @@ def test_every_prefix_of_a_growth_is_a_tree_and_its_length_is_that_of_a_walk(
 
 
 def test_what_is_accepted_is_skipped() -> None:
-    """Where three tokens in a row are guessed, the easy anchors between are never visited."""
+    """If three tokens in a row are accepted, the easy anchors between them are skipped."""
     ranks = torch.tensor([[0, 0], [0, -1], [-1, -1], [-1, -1]])
     assert accepted_lengths(ranks, chain(2)) == [3, 2, 1, 1]  # 1.75 over all anchors
     assert walk(accepted_lengths(ranks, chain(2))) == (4, 2)
@@ -128,7 +128,7 @@ def test_what_is_accepted_is_skipped() -> None:
 
 
 def test_the_accepted_length_is_judged_on_other_answers() -> None:
-    """Random ranks: a tree grown on them looks good on them alone."""
+    """A tree grown on random ranks is good only on these ranks."""
     random = torch.Generator().manual_seed(0)
     answers = [torch.randint(0, 60, (30, 3), generator=random) for _ in range(2)]
     tree = best_tree(grow(answers), 16)
@@ -240,7 +240,7 @@ def test_a_window_is_not_the_context() -> None:
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
-    """Past the original context a tree would read the tokens before it otherwise."""
+    """Beyond the original context the cached tokens would need other frequencies."""
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

@@ -1,4 +1,4 @@
-"""The decoding loop: greedy text is that of plain `generate`, whatever is guessed."""
+"""Decoding loop: greedy text equals that of plain `generate`, whatever is drafted."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -48,7 +48,7 @@ TREES = {
 def plain(
     target: TargetModel, prompt: Sequence[int], limit: int, ends: Sequence[int], **more
 ) -> list:
-    """What transformers writes, greedily."""
+    """Return the greedy text of transformers."""
     ids = torch.tensor([prompt])
     stop = {"eos_token_id": list(ends), "pad_token_id": 0} if ends else {"eos_token_id": None}
     options = {"do_sample": False, "max_new_tokens": limit, "use_cache": True, **stop, **more}
@@ -73,13 +73,13 @@ def ours(
 
 @lru_cache
 def noisy(arm: str) -> AmphistaDrafter:
-    """A drafter of two heads for the toy that guesses badly."""
+    """Return a bad drafter with two heads for the toy."""
     return drafter_of(base(), scale=0.3, heads=2, **ARMS[arm])
 
 
 @lru_cache
 def generated(prompt: tuple[int, ...], limit: int) -> list[int]:
-    """What transformers writes with the toy."""
+    """Return the text of transformers with the toy."""
     return plain(base(), prompt, limit, [END])
 
 
@@ -104,7 +104,7 @@ def test_every_architecture_writes_what_generate_writes(name: str, heads: int) -
 
 
 def test_long_prompts_and_another_cache() -> None:
-    """More than 256 tokens; the static cache of transformers agrees with its dynamic one."""
+    """More than 256 tokens, with the static and the dynamic cache of transformers."""
     target = base("grouped")
     prompt = random_ids(target, 300).tolist()
     drafter = drafter_of(target, scale=0.3, heads=2)
@@ -124,7 +124,7 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
 
 
 def test_a_drafter_goes_on_where_nothing_was_found() -> None:
-    """The text is the base's, and heads guess what they guess when they are asked every time."""
+    """The text is the target's, and the heads draft as if they were called at every step."""
     target, limit = base("grouped"), 60
     drafted = TreeProposer(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
     right, asked = 0, 0
@@ -146,7 +146,7 @@ def test_a_drafter_goes_on_where_nothing_was_found() -> None:
 
 
 def test_in_sixteen_bits_texts_begin_alike() -> None:
-    """Rounding may break near ties later on, so identity is asked of float32 alone."""
+    """Near ties may resolve differently later, so only float32 must be identical."""
     target = TargetModel(load("toy", dtype=torch.bfloat16).model)
     found, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
     assert found[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
@@ -156,7 +156,7 @@ def test_in_sixteen_bits_texts_begin_alike() -> None:
 
 
 class Knowing:
-    """Guesses along a given text, `shift` added to every token: 0 is perfect, else always wrong."""
+    """Proposer that drafts a given text with `shift` added to every token; 0 is always right."""
 
     def __init__(self, text: Sequence[int], prompt: int, depth: int, shift: int, size: int) -> None:
         self.text, self.depth, self.shift, self.size = list(text), depth, shift, size

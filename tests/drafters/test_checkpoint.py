@@ -1,4 +1,4 @@
-"""A drafter in a folder: what is stored, as docs/drafter-format.md says, and what is refused."""
+"""Drafter folders: the format of docs/drafter-format.md, and refusals."""
 
 import json
 import re
@@ -134,7 +134,7 @@ SHAPES = {
 
 
 def rows(head: str) -> list[list[str]]:
-    """The cells of the table of the page that begins with this head."""
+    """Return the cells of the table with this header."""
     lines = PAGE.read_text(encoding="utf-8").split(f"| {head} |", 1)[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()[2:]]
 
@@ -144,7 +144,7 @@ def names(head: str) -> set[str]:
 
 
 def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, list[int]]:
-    """Tensor -> shape, by the table; those of the target model are left out."""
+    """Map tensors to shapes by the table, without those of the target model."""
     sizes = {"v": vocabulary, "d": width, "K": config.heads, "R": 1}
     token = config.ablation != "no sampled token"
     holds = {

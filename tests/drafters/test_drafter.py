@@ -1,4 +1,4 @@
-"""The drafter's module: what may see what, where it starts, what it adds, what its parts take."""
+"""Drafter modules: attention, initialization and parameters."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ NAMES = ["toy", *ARCHITECTURES]
 
 
 def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [n, K, v] at every anchor of one sequence."""
+    """Return the logits [n, K, v] at every anchor of one sequence."""
     hidden = target.hidden(ids[None])
     return all_logits(drafter, hidden[:, :-1], target.embed(ids[None, 1:]))
 

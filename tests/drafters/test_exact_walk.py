@@ -1,4 +1,4 @@
-"""Walks over cached answers equal decoding; trees that follow confidence lose nothing."""
+"""Replays of cached answers equal decoding; dynamic trees lose nothing."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -51,7 +51,7 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
 
 @lru_cache
 def answers() -> list[CachedSequence]:
-    """The greedy answers of the toy to some prompts."""
+    """Return the greedy answers of the toy to some prompts."""
     prompts = [list(prompt) for prompt in toy_prompts(4)]
     made = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
     return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, made, strict=True)]
@@ -76,7 +76,7 @@ def test_a_walk_is_what_decoding_does(name: str) -> None:
 
 
 def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
-    """Where positions are learned, there is none beyond it."""
+    """Learned positions end with the context."""
     target = base("gpt2")
     drafter = drafter_of(target, scale=0.3, architecture="eagle")
     proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))

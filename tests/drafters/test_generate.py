@@ -1,4 +1,4 @@
-"""The way in for Python, text as it comes, and the tree that suits a machine."""
+"""Python API, streamed text, and the choice of the tree size."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
 
 
 def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
-    """With a drafter, without one, and with one whose tree is the root alone."""
+    """With a drafter, without one, and with a tree of one node."""
     target = base("grouped")
     prompt = random_ids(target, 9).tolist()
     for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
@@ -90,7 +90,7 @@ def test_settings_that_would_write_another_text_are_refused(name: str, value: ob
 
 
 def test_the_models_own_repetition_penalty_is_kept() -> None:
-    """As transformers does: a penalty hidden in the generation config is not forgotten."""
+    """As in transformers, a penalty in the generation config applies."""
     model, prompt = load("toy").model, toy_prompts()[0]
     model.generation_config.repetition_penalty = 1.4
     target = TargetModel(model)
@@ -105,7 +105,7 @@ def test_the_models_own_repetition_penalty_is_kept() -> None:
 
 
 def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
-    """What is told after each token, and at the end."""
+    """Return the text released after each token, and at the end."""
     tokenizer = load("toy").tokenizer
     told = Detokenizer(tokenizer, stops)
     found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]

@@ -1,4 +1,4 @@
-"""Prompts to learn from: what the base asks itself, and how sets are mixed."""
+"""Training prompts: generated prompts, and mixtures of sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_prompts_that_are_stored_are_not_written_again(
 
 
 def chats(template: str = TEMPLATE) -> Any:
-    """The toy's tokenizer with a chat template."""
+    """Return the toy's tokenizer with a chat template."""
     found: Any = type(TOKENIZER)(
         tokenizer_object=TOKENIZER.backend_tokenizer, eos_token=TOKENIZER.eos_token
     )
@@ -70,7 +70,7 @@ def chats(template: str = TEMPLATE) -> Any:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> None:
-    """Lets the base write what is `said`, over and over."""
+    """Let the target model generate the texts of `said` repeatedly."""
 
     def written(_: object, starts: Sequence[Sequence[int]], *__: object) -> list[dict[str, Tensor]]:
         ids = [tokenizer(text, add_special_tokens=False).input_ids for text in said]

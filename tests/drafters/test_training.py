@@ -1,4 +1,4 @@
-"""Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
+"""Training of drafters: loss and gradient, data, accuracy of the heads, and resuming."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ LIMIT = 40
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
-    """Greedy answers of the toy: to learn from, and held out."""
+    """Return greedy answers of the toy for training and evaluation."""
     prompts = toy_prompts(72)
     sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
     folder = tmp_path_factory.mktemp("corpus")
@@ -57,7 +57,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
 
 
 def curve(told: Recorder, name: str) -> dict[int, float]:
-    """Step -> value."""
+    """Map steps to values."""
     return {step: value for key, value, step in told.metrics if key == name}
 
 
@@ -95,7 +95,7 @@ def test_answers_of_one_token_are_nothing_to_learn_from(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # PyTorch; native
 def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
-    """To the token: in bfloat16 a batch changes no sum."""
+    """Token for token, because a batch does not change sums in bfloat16."""
     target, prompts = TargetModel(load("toy", dtype=dtype).model), toy_prompts()[:6]
     assert bool(target.native) == (dtype == torch.bfloat16)
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
@@ -159,7 +159,7 @@ def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
 
 
 def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
-    """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
+    """Compute the loss from its definition, for each anchor and head, on the full vocabulary."""
     drafter, target = training.drafter, training.target
     logits, total = drafter.logits(slots).float(), torch.zeros(())
     for n, (row, place) in enumerate(zip(batch.rows, batch.positions, strict=True)):
@@ -210,7 +210,7 @@ def test_anchors_lie_in_the_answers(
 
 
 def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
-    """Each size of a product is compiled once, so there are few."""
+    """Kernels are compiled per shape, so there are few shapes."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
     assert {len(found.rows) % ROW_STEP for found in batch} == {0}
@@ -291,8 +291,8 @@ def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
 
 
 def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
-    """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
-    of eight nodes."""
+    """Return the mean accepted length of greedy decoding after equal steps, with a tree of eight
+    nodes for each arm."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
     judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=30).run()
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
@@ -306,7 +306,7 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
 def test_amphista_accepts_more_than_medusa(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At equal steps, over three seeds, by more than two standard errors of the difference."""
+    """After equal steps, over three seeds, by more than two standard errors of the difference."""
     monkeypatch.setattr("backend.drafters.training.trainer.MAX_EVALUATIONS", 1)  # most of the time
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)

@@ -1,4 +1,4 @@
-"""Quantized embeddings and heads: written, read by every reader, and refused when damaged."""
+"""Quantized embeddings and heads: export, every reader, and damaged files."""
 
 import json
 import re
@@ -39,8 +39,8 @@ def settings(bits: int, size: int = 32, grid: str = "symmetric") -> QuantSetting
 
 @pytest.fixture
 def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callable[..., tuple]:
-    """The toy with 4-bit layers and an embedding of so many bits, tied or beside a head: its folder
-    and its logits."""
+    """Export the toy with 4-bit layers and an embedding of `bits` bits, tied or with a separate
+    head. Return the folder and the logits."""
 
     def make(
         bits: int,

@@ -1,4 +1,4 @@
-"""Whole folders: loaded by a process that knows nothing of Slimscope, measured, read again."""
+"""Exported folders: loaded by plain transformers, measured and read again."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
 @pytest.fixture
 def exported(toy, quantized, tmp_path: Path):
-    """Quantizes the toy and exports it; gives the folder and the layers."""
+    """Quantize and export the toy. Return the folder and the layers."""
 
     def make(
         format: str = "compressed-tensors",
@@ -58,7 +58,7 @@ MIXED = {"q_proj": 2, "v_proj": 6, "down_proj": 5}  # the others 3 bits
 def test_layers_of_different_widths_share_a_file(
     toy, quantized, plain_logits: PlainLogits, tmp_path: Path, format: str
 ) -> None:
-    """What is read is what was measured, by us and by others; each code takes its own bits."""
+    """All readers get the measured weights, and each code takes only its bits."""
     made = {bits: quantized(bits, 32, "symmetric") for bits in (3, *MIXED.values())}
     width = {name: MIXED.get(name.rpartition(".")[2], 3) for name in made[3]}
     layers = {name: made[bits][name] for name, bits in width.items()}
@@ -89,7 +89,7 @@ def logits(model) -> Tensor:
 
 @pytest.fixture
 def plain_logits(plain_transformers: Callable[..., object], tmp_path: Path) -> PlainLogits:
-    """Of the model in a folder, as a process computes them that knows nothing of Slimscope."""
+    """Return the logits of the model in a folder, computed by plain transformers."""
 
     def ask(folder: Path, dequantize: bool = False) -> Tensor:
         out = str(tmp_path / "logits.safetensors")

@@ -1,4 +1,4 @@
-"""What a format cannot hold is refused, and those that can are named; what a card says."""
+"""Refusals that name suitable formats, and model cards."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
+"""GGUF files: read with the `gguf` package, and loaded again as models."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ QUIET = SilentReporter()
 
 @pytest.fixture
 def file(current, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where our own loader may read a GGUF file."""
+    """Return a path at which our loader may read a GGUF file."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
     settings.cache_clear()
     (current.root / "models").mkdir(parents=True)
@@ -59,7 +59,7 @@ def saved(toy: LoadedModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(toy: LoadedModel, quantized: Callable, tmp_path: Path) -> Callable[..., Path]:
-    """A folder with packed codes; the toy holds the same weights."""
+    """Return a folder with packed codes; the toy has the same weights."""
 
     def make(bits: int, size: int, grid_type: str) -> Path:
         layers = quantized(bits, size, grid_type)
@@ -73,7 +73,8 @@ def packed(toy: LoadedModel, quantized: Callable, tmp_path: Path) -> Callable[..
 
 
 def largest_difference(file: Path, toy: LoadedModel) -> float:
-    """Between the weights of our own loader and those of the model, relative to the largest."""
+    """Return the largest difference between loaded and original weights, relative to the largest
+    weight."""
     again = load(str(file)).model
     pairs = zip(again.named_parameters(), toy.model.named_parameters(), strict=True)
     differences = [
@@ -253,7 +254,7 @@ FAMILIES: dict[str, tuple[PretrainedConfig, dict[str, object]]] = {
 
 
 def written(config: PretrainedConfig, saved: Path, file: Path) -> dict[str, torch.Tensor]:
-    """Write a random model of this config with the tokenizer of the toy; its parameters."""
+    """Write a random model of this config with the tokenizer of the toy. Return its parameters."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     for parameter in model.parameters():

@@ -1,5 +1,5 @@
-"""One layer as the tensors of a format, against the decompressor of compressed-tensors and the
-arithmetic of GPTQ kernels, and back."""
+"""Tensors of a layer in each format, compared with the decompressor of compressed-tensors and the
+arithmetic of GPTQ kernels."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_compressed_tensors_reads_the_same_weights(make_layer, bits: int, grid_t
 
 
 def by_gptq_arithmetic(held: dict[str, Tensor], bits: int, shift: int) -> Tensor:
-    """W [out, in] as the reference kernels compute it: one code at a time, from its bits."""
+    """Return W [out, in] as the reference kernels compute it, one code at a time."""
     columns, rows = len(held["g_idx"]), held["scales"].shape[1]
 
     def code(words: Tensor, place: int) -> int:
@@ -67,7 +67,7 @@ def test_gptq_kernels_read_the_weights(make_layer, format: str, grid_type: str, 
 
 
 def awq_words(codes: Tensor) -> Tensor:
-    """int32 [rows, columns / 8] as AutoAWQ packs 4-bit codes."""
+    """Return int32 [rows, columns / 8] as AutoAWQ packs 4-bit codes."""
     words = torch.zeros(len(codes), codes.shape[1] // 8, dtype=torch.long)
     for place, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
         words |= codes[:, column::8].long() << (4 * place)

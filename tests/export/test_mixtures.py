@@ -1,4 +1,4 @@
-"""Mixtures of experts: packed one by one, read again by us and by transformers, and as GGUF."""
+"""Mixtures of experts: packed separately, read by us and by transformers, and as GGUF."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ AS_GGUF = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
 
 
 def mixture(family: str) -> PreTrainedModel:
-    """A random model; its weights are float16 numbers, and its experts linears."""
+    """Return a random model with float16 numbers as weights and linears as experts."""
     torch.manual_seed(0)
     count = "num_local_experts" if family == "mixtral" else "num_experts"
     fields = {**FAMILIES[family], count: EXPERTS, "num_hidden_layers": 2, **OWN.get(family, {})}
@@ -81,7 +81,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 def test_experts_are_read_as_they_were_measured(
     exported, plain_transformers, folder: Path, family: str, format: str, grid: str, left: str
 ) -> None:
-    """By us to the bit; transformers unpacks experts in float16."""
+    """Bit for bit by us; transformers unpacks experts in float16."""
     model = exported(family, format, grid, left=left)
     facts, expected = inspect(str(folder)), logits(model)
     assert torch.equal(logits(load_dequantized(folder, torch.float32)), expected)

@@ -31,7 +31,7 @@ def built() -> None:
 
 @pytest.fixture
 def in_pytorch(monkeypatch: pytest.MonkeyPatch):
-    """Computes something without the kernels."""
+    """Compute something without the kernels."""
 
     def compute(call):
         with monkeypatch.context() as patch:
@@ -103,7 +103,7 @@ def test_figures_of_snapshots(columns: int, size: int, grid_type: str, in_pytorc
 
 
 def test_what_is_not_a_number_stays_so() -> None:
-    """Or a training that diverges would go on."""
+    """Otherwise a diverging training would continue."""
     layer = layer_of(96, 48, "symmetric", 3, False)
     for value in (torch.nan, torch.inf):
         G = torch.full((ROWS, 96), value, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The plan of a run: which layers are quantized and how, the stages, what is refused."""
+"""Plan of a run: settings of each layer, stages, and refusals."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Post-training quantizers against slow or obvious ways to the same."""
+"""Post-training quantizers compared with slow reference implementations."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -48,8 +48,8 @@ def test_a_row_does_not_depend_on_the_others(layer, name: str, space: str) -> No
 
 
 def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
-    """Optimal brain quantization in an order of columns, on a grid that is given: the inverse of
-    the Hessian of the columns that are left, taken anew after each."""
+    """Optimal brain quantization in a given order of columns, on a given grid. The inverse Hessian
+    of the remaining columns is recomputed after each column."""
     W, rounded, left = W.double().clone(), torch.zeros_like(W), order.tolist()
     nearest = QuantGrid(
         grid.bits, *(part.repeat_interleave(SIZE, 1) for part in (grid.scale, grid.zero))
@@ -81,7 +81,7 @@ def test_act_order_is_the_papers_algorithm_in_that_order(
 
 
 def p_norm(W: Tensor, grid: QuantGrid) -> Tensor:
-    """The p-norm of the errors of each group."""
+    """Return the p-norm of the errors of each group."""
     return (grid.nearest(W) - W).view(ROWS, -1, SIZE).abs().pow(P).sum(-1)
 
 
@@ -150,7 +150,7 @@ def test_a_basis_changes_nothing_by_itself(basis: Basis) -> None:
 
 @pytest.fixture
 def llama() -> LlamaForCausalLM:
-    """A model whose norms are not ones, with two heads for each value."""
+    """Return a model with norm weights other than 1, and two heads for each value."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -170,8 +170,8 @@ def llama() -> LlamaForCausalLM:
 
 
 def layers_of(model: LlamaForCausalLM, block: int, settings: QuantSettings) -> BlockLayers:
-    """The layers of a block, with inputs of uneven energy; q, k and v share theirs, as gate and up
-    do."""
+    """Return the layers of a block with inputs of uneven energy. q, k and v share their inputs, as
+    do gate and up."""
     linears, shared = block_linears(model, block), {}
     random = torch.Generator().manual_seed(block)
     for module, linear in linears.items():
@@ -190,7 +190,7 @@ def layers_of(model: LlamaForCausalLM, block: int, settings: QuantSettings) -> B
 
 
 def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
-    """Before rounding: with R, S and the norms folded into its weights, nothing is left of them."""
+    """Before rounding, with R, S and the norms merged into the weights."""
     ids = torch.arange(20)[None] * 3
     exact, width = llama(ids).logits, llama.config.hidden_size
     final = llama.model.norm.weight.clone()
@@ -208,7 +208,7 @@ def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
 
 
 def test_the_scaled_model_computes_the_same(llama: LlamaForCausalLM) -> None:
-    """Norms take over the scales of AWQ, and so do the rows of up_proj and v_proj."""
+    """Norms and the rows of up_proj and v_proj absorb the scales of AWQ."""
     ids = torch.arange(20)[None] * 3
     exact = llama(ids).logits
     for index, block in enumerate(decoder_blocks(llama)):
@@ -253,7 +253,7 @@ def test_awq_takes_the_power_with_the_least_error_of_all_layers_that_share_the_i
 
 
 def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
-    """The basis of `module`; the very object where its scale is that of `like`."""
+    """Return the basis of `module`; the same object if its scale equals that of `like`."""
     found = input_scales(layers)[module]
     return like if torch.equal(found.scale, like.scale) else found
 
@@ -273,8 +273,8 @@ def grid_of(V: Tensor, columns: slice, bits: int = 3) -> QuantGrid:
 
 
 def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
-    """Optimal brain quantization as the paper derives it: after each column the inverse of the
-    Hessian of the columns that are left, taken anew."""
+    """Optimal brain quantization as derived in the paper: the inverse Hessian of the remaining
+    columns is recomputed after each column."""
     W, rounded = W.double().clone(), torch.zeros_like(W, dtype=torch.float64)
     for j in range(W.shape[1]):
         if j % size == 0:

@@ -1,4 +1,4 @@
-"""How the quantization space of a layer is found."""
+"""Range searches."""
 
 import pytest
 import torch
@@ -22,12 +22,12 @@ def W() -> Tensor:  # noqa: N802
 
 @pytest.fixture
 def energy() -> Tensor:
-    """[96]: some inputs are much louder than others."""
+    """Return energies [96]; some inputs are much larger than others."""
     return torch.randn(96, generator=torch.Generator().manual_seed(1)).exp()
 
 
 def error(W: Tensor, grid: QuantGrid, energy: Tensor | None = None) -> Tensor:
-    """Squared error of each group."""
+    """Return the squared error of each group."""
     D = (grid.nearest(W) - W).square() * (1 if energy is None else energy)
     return D.view(len(W), grid.groups, -1).sum(-1)
 
@@ -61,7 +61,7 @@ def test_the_min_max_equations(W: Tensor) -> None:
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: str) -> None:
-    """Against the obvious way: every ratio on its own."""
+    """Compared with a search over all ratios."""
     least = torch.full((24, 3), torch.inf)
     for ratio in (1 - step / 100 for step in range(60)):
         V = W.view(24, 3, 32)
@@ -101,7 +101,7 @@ def test_learned_grids_are_grids(W: Tensor, energy: Tensor, grid_type: str) -> N
 
 
 def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: Tensor) -> None:
-    """Against autograd, with round passed through as LSQ+ has it."""
+    """Compared with autograd and the straight-through round of LSQ+."""
     random = torch.Generator().manual_seed(3)
     V = torch.randn(5, 3, 32, generator=random, dtype=torch.float64)
     scale = (torch.rand(5, 3, generator=random, dtype=torch.float64) + 0.3).requires_grad_()

@@ -1,4 +1,4 @@
-"""What the engine refuses, tells, shares and frees."""
+"""Serving engine: refusals, events, shared prefixes and memory."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_those_who_come_at_once_share_what_the_first_reads(opened: Open) -> None
 
 @pytest.mark.parametrize("blocks", [7, 9, 20])
 def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int) -> None:
-    """Each needs up to seven blocks as it grows; who makes way begins again, the same text."""
+    """Each sequence grows to seven blocks; a preempted sequence restarts with the same text."""
     engine, target = opened(blocks=blocks), target_of("toy")
     prompts = [prompt_of(10 + 3 * n, n) for n in range(10)]
     sampling = Sampling(0.8, seed=3)
@@ -143,7 +143,7 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
 
 
 def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open) -> None:
-    """Of one that begins again, too."""
+    """Includes a sequence that restarts."""
     engine, prompts = opened(blocks=7), [prompt_of(10 + 3 * n, n) for n in range(6)]
     seen: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
 
@@ -191,7 +191,7 @@ def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
 
 @dataclass
 class Asked:
-    """As much of a sequence as a line knows."""
+    """Stand-in for a sequence, with what the queue reads."""
 
     person: str
     number: int

@@ -1,4 +1,4 @@
-"""A text is the same to the last token alone and beside any others, whatever is drafted."""
+"""The text of a request is the same in any batch and with any drafts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SAMPLINGS = (
 
 
 class Knowing:
-    """Drafts a tree whose second branch is right; it must be given the states of all tokens."""
+    """Proposer whose second branch is right; it needs the states of all tokens."""
 
     nodes = len(TREE)
 
@@ -55,8 +55,8 @@ class Knowing:
 def test_beside_any_number_of_others(
     opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
-    """Prompts of any length, all ways to choose a token, drafters, lookup; some join later, and
-    some leave in the middle. Of the greedy ones what is read is observed."""
+    """Prompts of many lengths with all sampling settings, drafters and lookup; some requests join
+    later or are cancelled. Greedy ones are observed."""
     chance, target, engine = Random(count), target_of(name), opened(name)
     monkeypatch.setattr(Speculation, "pays", lambda *_: chance.random() < 0.8)
     drafter = drafter_of(target, scale=0.3, heads=3) if "PyTorch" not in name else None
@@ -104,7 +104,7 @@ def test_beside_any_number_of_others(
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @torch.inference_mode()
 def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> None:
-    """A token, a tree, and parts of prompts, each with other logits wanted: to the last bit."""
+    """Bit for bit, for a token, a tree and parts of prompts with different logits."""
     model = built(FAMILIES[name])
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 60)
     kinds = [
@@ -135,7 +135,8 @@ def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> 
 
 
 def test_drafts_end_as_the_batch_grows() -> None:
-    """By measured costs: rows are almost free up to eight, then each costs as much as the first."""
+    """With costs at which rows are almost free up to eight, and cost as much as the first after
+    that."""
     speculation = Speculation(target_of("toy"))
     speculation.costs = CostModel({1: 1.0, 8: 1.2, 16: 2.4, 64: 9.6}, 0.0)
 

@@ -1,4 +1,4 @@
-"""Block-wise training of rounded weights: nearer to the dense model, resumable, keeps zeros."""
+"""Block-wise training: closer to the dense model, resumable, keeps zeros."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ FEW = {"bits": 3, "group_size": 32, "stages": "block-wise", "space": "minmax"}
 
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
-    """Makes a run in the folder named."""
+    """Return a function that creates a run in a named folder."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
         texts = (calibration[:2, :32], calibration[:8, :64])
@@ -40,7 +40,7 @@ def start(toy, calibration: Tensor, tmp_path: Path):
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The hidden states [N, L, d] behind the last block."""
+    """Return the hidden states [N, L, d] after the last block."""
     stream = open_stream(model, ids, len(ids))
     hidden = stream.hidden
     for block in range(len(decoder_blocks(model))):
@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(start, tmp_path: Path, recorder)
 
 
 def test_dlqat_can_start_from_it(start) -> None:
-    """Its codes before any training are those of the block-wise stage."""
+    """Before training, the codes are those of the block-wise stage."""
     with pytest.raises(ValueError, match="not among the stages"):
         start(start="block-wise", stages="dlqat")
     fields = {"start": "block-wise", "steps": 1, "batch": 2, "length": 32}
@@ -118,7 +118,7 @@ def test_without_held_out_text_what_diverged_is_refused(
 
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])
 def test_what_is_trained_is_what_is_stored(grid: str) -> None:
-    """At any parameters, the weights of the training are the grid's; gradients pass inside it."""
+    """For any parameters the trained weights lie on the grid; gradients pass inside its range."""
     W = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)
     starts = {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))}
@@ -179,7 +179,7 @@ def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path:
 
 
 def test_blocks_whose_trained_experts_a_segment_does_not_reach_are_trained(tmp_path: Path) -> None:
-    """Of three tokens a segment, none goes to most of the eight experts."""
+    """With three tokens per segment, most of the eight experts see no token."""
     qat = started(tmp_path, exclude="self_attn.*, *.experts.[0-6].*", stages="block-wise")
     qat.make("block-wise", QUIET)
     layers = qat.converted("block-wise")

@@ -1,4 +1,4 @@
-"""The layer that is trained inside its grid, against autograd and against itself once frozen."""
+"""DL-QAT linear, compared with autograd and with its converted form."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def made(
     space: str = "mse",
     **options: object,
 ) -> DLQATLinear:
-    """A layer with a clipped grid; `moved`: A, B and m are where training would bring them."""
+    """Return a layer with a clipped grid. `moved`: A, B and m have values as after training."""
     torch.manual_seed(seed)
     base = nn.Linear(COLUMNS, ROWS, bias=False)
     base.weight.data.mul_(2)
@@ -38,7 +38,7 @@ def made(
 
 
 def doubled(layer: DLQATLinear) -> DLQATLinear:
-    """The same layer in float64."""
+    """Return the same layer in float64."""
     layer.double()
     grid = layer.grid
     layer.grid = QuantGrid(grid.bits, grid.scale.double(), grid.zero.double())
@@ -46,7 +46,7 @@ def doubled(layer: DLQATLinear) -> DLQATLinear:
 
 
 def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
-    """The forward pass as the equations have it; round passes its gradient through."""
+    """Compute the forward pass from the equations, with a straight-through round."""
     grid, W0 = layer.grid, layer.base.weight.detach()
     W = (W0 + layer.factor * layer.B @ layer.A).view(ROWS, grid.groups, -1)
     s, z, m = (t.unsqueeze(-1) for t in (grid.scale, grid.zero, layer.m))
@@ -102,7 +102,7 @@ def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_no_level_has_a_code_outside_the_grid(grid_type: str) -> None:
-    """As a byte it would be another one."""
+    """Converted to a byte, it would become another code."""
     layer = made(grid_type=grid_type)
     rows, level, _ = next(layer.walk())
     far = torch.full_like(level, 1000.0)
@@ -163,7 +163,7 @@ def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
 
 
 def test_rounding_the_merged_weight_again_is_another_model() -> None:
-    """The first trap: the codes of a new min-max grid are not those that were trained."""
+    """The codes of a new min-max grid differ from the trained ones."""
     layer = made(space="minmax")
     again = search_range(layer.effective(), 3, SIZE, "zero-point", "minmax").codes(
         layer.effective()

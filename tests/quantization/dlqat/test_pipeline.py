@@ -1,4 +1,4 @@
-"""A whole DL-QAT run on the toy: every stage, in order, resumable, and what each is worth."""
+"""Complete DL-QAT run on the toy: every stage, its quality, and resuming."""
 
 import math
 from copy import deepcopy
@@ -38,7 +38,7 @@ STOPPED = {"stages": "rtn, gptq, dlqat, dlqat-kd, lora, lora-gptq"}
 
 
 def run(qat: DLQAT, reporter=QUIET) -> dict[str, float]:
-    """Everything there is to do; the relative errors."""
+    """Make all stages and return the relative errors."""
     return finished(qat, reporter).audit(reporter)
 
 
@@ -57,7 +57,7 @@ def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
 
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
-    """Makes a run in the folder named."""
+    """Return a function that creates a run in a named folder."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
         rows = calibration[:, :LENGTH]
@@ -68,7 +68,7 @@ def start(toy, calibration: Tensor, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
-    """Errors and weights of a run that nothing stopped."""
+    """Return errors and weights of an uninterrupted run."""
     rows = _toy[1][:, :LENGTH]
     folder = tmp_path_factory.mktemp("whole")
     qat = begun(deepcopy(_toy[0]), folder, rows[16:64], rows[:8], **QUICK | STOPPED)
@@ -77,7 +77,7 @@ def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def everything(_toy, tmp_path_factory) -> dict[str, Any]:
-    """Every stage, trained long enough to be worth something: perplexities on unseen text."""
+    """Return the perplexities of all stages, trained long enough to matter, on held-out text."""
     rows, folder = _toy[1][:, :LENGTH], tmp_path_factory.mktemp("all")
     fields = QUICK | {"steps": 20, "batch": 4, "rate": 3e-3, "stages": ALL}
     qat = begun(deepcopy(_toy[0]), folder, rows[16:96], rows[:16], **fields)
@@ -93,7 +93,7 @@ def everything(_toy, tmp_path_factory) -> dict[str, Any]:
 
 
 def test_each_stage_is_worth_what_it_should_be(everything) -> None:
-    """Loose: one seed, one small model. At 2 bits the differences are large."""
+    """Loose bounds for one seed and one small model; at 2 bits the differences are large."""
     ppl = everything["perplexity"]
     assert ppl["dense"] < ppl["dlqat"] < ppl["gptq"] < ppl["rtn"]
     assert ppl["lora"] < ppl["dlqat"] < ppl["lora-gptq"]
@@ -178,7 +178,7 @@ def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypat
 def test_a_stopped_run_goes_on_to_the_same_bits(
     start, recorder, tmp_path: Path, whole, count: int
 ) -> None:
-    """Stopped once `count` of its 19 checkpoints are there."""
+    """The run is stopped after `count` of its 19 checkpoints."""
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
         run(start("cut", **STOPPED), stop)
@@ -243,7 +243,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 @pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
-    """In one block, as the others go the same way."""
+    """In one block only, because all blocks are treated alike."""
     only = {"start": "rounded", "stages": "rtn, dlqat", "exclude": "0.*, 1.*"}
     qat = start(space=space, grid=grid_type, steps=1, **only)
     run(qat)
@@ -322,7 +322,7 @@ FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "floa
 
 
 def test_every_quantizer_comes_back_to_its_model(toy, calibration: Tensor, tmp_path) -> None:
-    """At 8 bits next to nothing is lost, whatever the basis."""
+    """At 8 bits almost nothing is lost in any basis."""
     texts = (calibration[:2, :32], calibration[:8, :64])
     qat = finished(begun(toy(), tmp_path, *texts, bits=8, stages=NAMES, **FIELDS))
     assert sorted(qat.stages) == sorted(NAMES)

@@ -1,4 +1,4 @@
-"""The training loop: its gradients, its losses, its schedule, and that it goes on bit for bit."""
+"""Training loop: gradients, losses, schedule, and bit-exact resuming."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ def rows(calibration: Tensor) -> Tensor:
 
 @pytest.fixture
 def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
-    """Makes a run in a folder of its own, or in one that is there."""
+    """Return a function that creates a run in a new or an existing folder."""
 
     def make(folder: str = "run", labels: Tensor | None = None, change=None, **fields) -> DLQAT:
         model, texts = toy(), (rows, calibration[:4, :LENGTH], labels)
@@ -52,7 +52,7 @@ def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
 
 
 def made(qat: DLQAT, reporter=QUIET, stage: str = "dlqat") -> dict[str, Tensor]:
-    """Codes and scales of all layers of `stage`, made now."""
+    """Make `stage` and return the codes and scales of all its layers."""
     qat.prepare(reporter)
     qat.make(stage, reporter)
     return {
@@ -112,7 +112,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
 )
 def test_a_stopped_one_goes_on_to_the_same_bits(start, recorder, done: int, fields: dict) -> None:
-    """Stopped behind step `done`; checkpoints are of steps 2 and 4."""
+    """Stopped after step `done`; there are checkpoints of steps 2 and 4."""
     whole = made(start("whole", **fields))
 
     def stop(told) -> bool:
@@ -169,7 +169,7 @@ def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scal
 
 
 def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
-    """Rows judged in their first half are rows that end there: nothing sees the rest."""
+    """Rows with labels in their first half equal rows that end there."""
     labels = rows.clone()
     labels[:, LENGTH // 2 :] = room.IGNORED_LABEL
     judged = start(labels=labels)
@@ -244,7 +244,7 @@ def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
 
 
 def test_a_low_rank_update_is_the_same_in_other_units_of_the_weights(start) -> None:
-    """Norms take over a power of two from what reads them. Codes: in tests/invariance."""
+    """Norms absorb a power of two from the layers after them. Codes: see tests/invariance."""
     few = {"stages": "lora", "stored": "float32", "start": "gptq"}
     one = start("one", **few)
     other = start("other", change=lambda model: change(model, "norms"), **few)
