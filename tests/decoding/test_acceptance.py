@@ -126,7 +126,7 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert p_value(counts, wanted) > 0.001
 
 
-def test_a_wrong_rule_would_be_noticed() -> None:
+def test_the_chi_square_test_detects_a_wrong_temperature() -> None:
     """The test above has power: it fails at a slightly different temperature."""
     logits = table()
     drawn = drawn_pairs(logits, Sampling(temperature=1.1))
@@ -173,7 +173,7 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     assert p_value(counts, wanted) > 0.001
 
 
-def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
+def test_a_repetition_penalty_sees_the_path_of_each_node() -> None:
     target, prompt = base(), toy_prompts()[0]
     drafter = drafter_of(target, scale=0.2, heads=2)
     sampling = Sampling(repetition_penalty=1.3)
@@ -228,9 +228,7 @@ def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
 
 @pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.97), (40, 1.0), (90, 0.9)])
-def test_a_place_is_that_of_all_probabilities_however_few_were_looked_at(
-    spread: float, top_k: int, top_p: float
-) -> None:
+def test_a_quantile_refers_to_all_probabilities(spread: float, top_k: int, top_p: float) -> None:
     """The share of quantiles that return a token equals its probability."""
     logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
     sampling = Sampling(1.0, top_k, top_p)

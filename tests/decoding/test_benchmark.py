@@ -35,7 +35,7 @@ class Counting(NoDraft):
         self.order.append(self.name)
 
 
-def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
+def test_all_arms_give_equal_answers_and_are_timed_each_round() -> None:
     target, prompt = base(), toy_prompts()[2]
     drafter = drafter_of(target, scale=0.2, heads=2)
     arms = {
@@ -57,14 +57,14 @@ def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
     assert unpacked(json.loads(json.dumps(packed(found)))) == found
 
 
-def test_every_arm_is_first_in_turn() -> None:
+def test_every_arm_comes_first_in_turn() -> None:
     order: list[str] = []
     arms = {name: Counting(name, order) for name in (VANILLA, "a", "b")}
     time_decoders(decoders_of(base(), arms), [5, 6], 2, [], 2, SilentReporter(), offset=1)
     assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
 
 
-def test_a_stop_is_obeyed_between_answers() -> None:
+def test_cancellation_is_checked_between_answers() -> None:
     asked = Recorder(stop=lambda _: True)
     with pytest.raises(CancelledError):
         time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, asked)
@@ -83,7 +83,7 @@ def timed(
     )
 
 
-def test_figures_are_those_of_their_definitions() -> None:
+def test_results_follow_their_definitions() -> None:
     vanilla = timed([1, 2, 3, 4, 5], [2.0, 5.0, 2.5], [1, 1, 1, 1], 3.75)
     mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
     other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])

@@ -119,7 +119,7 @@ def test_every_prefix_of_a_growth_is_a_tree_and_its_length_is_that_of_a_walk(
         assert expected_length(growth, nodes) == pytest.approx(tokens / passes)
 
 
-def test_what_is_accepted_is_skipped() -> None:
+def test_accepted_tokens_are_skipped() -> None:
     """If three tokens in a row are accepted, the easy anchors between them are skipped."""
     ranks = torch.tensor([[0, 0], [0, -1], [-1, -1], [-1, -1]])
     assert accepted_lengths(ranks, chain(2)) == [3, 2, 1, 1]  # 1.75 over all anchors
@@ -127,7 +127,7 @@ def test_what_is_accepted_is_skipped() -> None:
     assert walked_lengths([ranks], [1, 2, 3]) == [1.0, 4 / 3, 2.0]
 
 
-def test_the_accepted_length_is_judged_on_other_answers() -> None:
+def test_the_accepted_length_is_measured_on_held_out_answers() -> None:
     """A tree grown on random ranks is good only on these ranks."""
     random = torch.Generator().manual_seed(0)
     answers = [torch.randint(0, 60, (30, 3), generator=random) for _ in range(2)]
@@ -215,7 +215,7 @@ def test_a_base_that_ignores_the_mask_is_refused(
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_bases_of_another_kind_are_refused(config: PretrainedConfig, why: str) -> None:
+def test_unsupported_models_are_refused(config: PretrainedConfig, why: str) -> None:
     assert why in fails(AutoModelForCausalLM.from_config(config).eval())
 
 
@@ -225,7 +225,7 @@ def test_attention_that_takes_no_mask_is_refused() -> None:
     assert "does not accept a tree mask" in fails(model)
 
 
-def test_a_fingerprint_knows_the_weights_and_not_the_precision() -> None:
+def test_a_fingerprint_depends_on_weights_but_not_on_precision() -> None:
     model, other = built(ARCHITECTURES["grouped"]), built(ARCHITECTURES["grouped"], seed=1)
     before = fingerprint(model)
     assert fingerprint(model.to(torch.bfloat16)) == before != fingerprint(other)

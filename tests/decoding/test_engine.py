@@ -123,7 +123,7 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
     assert found == plain(target, prompt, 38, [])
 
 
-def test_a_drafter_goes_on_where_nothing_was_found() -> None:
+def test_a_drafter_drafts_where_lookup_finds_nothing() -> None:
     """The text is the target's, and the heads draft as if they were called at every step."""
     target, limit = base("grouped"), 60
     drafted = TreeProposer(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
@@ -145,7 +145,7 @@ def test_a_drafter_goes_on_where_nothing_was_found() -> None:
     assert right > 5 and asked > 5
 
 
-def test_in_sixteen_bits_texts_begin_alike() -> None:
+def test_in_sixteen_bits_texts_have_the_same_beginning() -> None:
     """Near ties may resolve differently later, so only float32 must be identical."""
     target = TargetModel(load("toy", dtype=torch.bfloat16).model)
     found, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
@@ -174,7 +174,7 @@ class Knowing:
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
-def test_a_perfect_drafter_is_accepted_whole(depth: int) -> None:
+def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 61, [])
     knowing = Knowing(text, len(prompt), depth, 0, target.vocabulary)
@@ -185,7 +185,7 @@ def test_a_perfect_drafter_is_accepted_whole(depth: int) -> None:
     assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
 
 
-def test_an_adversarial_drafter_costs_passes_and_no_tokens() -> None:
+def test_an_adversarial_drafter_changes_no_tokens() -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 30, [])
     found, steps = ours(target, Knowing(text, len(prompt), 3, 1, target.vocabulary), prompt, 30)
@@ -217,7 +217,7 @@ def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
 # cache hygiene ------------------------------------------------------------------------------------
 
 
-def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caches_are_correct_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     target, prompt = base(), toy_prompts()[5]
     caches = []
     made = target.new_cache

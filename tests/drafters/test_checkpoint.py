@@ -29,7 +29,7 @@ def stored(folder: Path, name: str = "grouped", **fields: object) -> Amphista:
 
 @pytest.mark.parametrize("arm", ARMS)
 @torch.no_grad()
-def test_what_is_loaded_is_what_was_saved(arm: str, tmp_path: Path) -> None:
+def test_a_saved_drafter_is_loaded(arm: str, tmp_path: Path) -> None:
     saved, target = stored(tmp_path, **ARMS[arm]), base("grouped")
     loaded = Amphista.load(tmp_path)
     assert loaded.arm == arm and loaded.growth == GROWTH and loaded.context == 40
@@ -45,7 +45,7 @@ def test_what_is_loaded_is_what_was_saved(arm: str, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
-def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
+def test_the_folder_has_only_the_drafter(tmp_path: Path) -> None:
     saved = stored(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
     count = sum(tensor.numel() for tensor in load_file(tmp_path / WEIGHTS).values())

@@ -116,7 +116,7 @@ def test_a_parallel_draft_is_that_of_the_anchor(name: str) -> None:
 
 
 @torch.no_grad()
-def test_the_sampled_token_is_seen_where_it_should_be() -> None:
+def test_only_drafters_with_the_sampled_token_depend_on_it() -> None:
     target = base("grouped")
     ids, changed = random_ids(target, 24), random_ids(target, 24)
     changed[12] += 1
@@ -143,7 +143,7 @@ def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
     assert [cache.length for cache in caches] == [29, 29]
 
 
-def test_the_encoder_lets_heads_see_each_other_and_nothing_else_does() -> None:
+def test_only_the_encoder_connects_heads() -> None:
     target = base("grouped")
     for arm, encoder in (("Amphista", True), ("Staged adaptation only", False)):
         drafter = drafter_of(target, scale=0.3, heads=4, **ARMS[arm])

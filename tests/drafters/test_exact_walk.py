@@ -58,7 +58,7 @@ def answers() -> list[CachedSequence]:
 
 
 @pytest.mark.parametrize("name", PROPOSERS)
-def test_a_walk_is_what_decoding_does(name: str) -> None:
+def test_a_replay_equals_decoding(name: str) -> None:
     proposer, tokens, nodes = PROPOSERS[name](), list[int](), list[int]()
     for answer in answers():
         prompt = answer.ids[: answer.start].tolist()
@@ -94,7 +94,7 @@ def test_the_speed_up_counts_nodes_and_drafts() -> None:
 
 @pytest.mark.parametrize("architecture", ["amphista", "eagle"])
 @torch.inference_mode()
-def test_a_dynamic_tree_holds_what_is_likely(architecture: str) -> None:
+def test_a_dynamic_tree_has_the_likely_paths(architecture: str) -> None:
     sizes = []
     for least in (0.0, 0.05, 0.3, 1.1):
         proposer = confident(architecture, least)

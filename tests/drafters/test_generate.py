@@ -36,7 +36,7 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
         assert [token.step for token in found] == sorted(token.step for token in found)
 
 
-def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
+def test_lookup_keeps_the_text_and_marks_its_tokens() -> None:
     """With a drafter, without one, and with a tree of one node."""
     target = base("grouped")
     prompt = random_ids(target, 9).tolist()
@@ -81,7 +81,7 @@ def test_more_than_one_prompt_is_refused() -> None:
         ("stop_strings", ["The end"]),
     ],
 )
-def test_settings_that_would_write_another_text_are_refused(name: str, value: object) -> None:
+def test_unsupported_generation_settings_are_refused(name: str, value: object) -> None:
     model = built(ARCHITECTURES["grouped"])
     setattr(model.generation_config, name, value)
     with pytest.raises(ConfigError, match=name) as refused:
@@ -113,7 +113,7 @@ def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenize
 
 
 @pytest.mark.parametrize("text", ["A cat sat.", "Grüße, 猫 and 🐈!", " spaces  inside ", "é"])
-def test_what_is_told_adds_up_to_the_text(text: str) -> None:
+def test_the_streamed_parts_add_up_to_the_text(text: str) -> None:
     found, _ = parts(text)
     assert "".join(found) == text
     assert not any("\ufffd" in part for part in found)  # no half of a character is shown
@@ -131,7 +131,7 @@ def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> No
 # the tree that suits ------------------------------------------------------------------------------
 
 
-def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> None:
+def test_the_tree_is_large_if_nodes_are_cheap() -> None:
     flat = CostModel({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
     steep = CostModel({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
     assert flat.best_nodes(GROWTH) == 6  # all there are
@@ -150,7 +150,7 @@ def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
     assert measure_costs(base(), None, sizes=(1, 2), repeats=1).draft == 0
 
 
-def test_costs_are_measured_where_it_reads_few_tokens(
+def test_costs_are_measured_with_a_short_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(base(), "context", 24)
@@ -165,7 +165,7 @@ def test_the_proposer_of_a_drafter() -> None:
     assert chosen.policy.tree({}).paths == Tree([(0,), (0, 0)]).paths
 
 
-def test_a_model_without_ends_writes_to_the_limit() -> None:
+def test_a_model_without_end_tokens_generates_to_the_limit() -> None:
     model: PreTrainedModel = built(ARCHITECTURES["grouped"])
     model.generation_config.eos_token_id = None
     assert len(list(generate(model, None, [5, 6], 17))) == 17

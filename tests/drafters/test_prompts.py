@@ -35,7 +35,7 @@ def ask(folder: Path, count: int, seed: int, tokenizer: Any = TOKENIZER) -> list
     return generate_prompts(base(), tokenizer, count, seed, Checkpoints(folder), SilentReporter())
 
 
-def test_the_base_writes_distinct_prompts_fixed_by_the_seed(tmp_path: Path) -> None:
+def test_generated_prompts_are_distinct_and_depend_on_the_seed(tmp_path: Path) -> None:
     one, again, other = (
         ask(tmp_path / name, 20, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
@@ -43,7 +43,7 @@ def test_the_base_writes_distinct_prompts_fixed_by_the_seed(tmp_path: Path) -> N
     assert len({prompt.text for prompt in one}) == 20 and {p.task for p in one} == {SELF}
 
 
-def test_a_base_that_knows_no_first_token_begins_with_any(tmp_path: Path) -> None:
+def test_a_model_without_a_first_token_begins_with_any(tmp_path: Path) -> None:
     nameless = chats("")
     assert nameless.bos_token_id is None and not nameless.chat_template
     found = ask(tmp_path, 20, 1, nameless)
@@ -52,7 +52,7 @@ def test_a_base_that_knows_no_first_token_begins_with_any(tmp_path: Path) -> Non
     assert found == ask(tmp_path / "again", 20, 1, nameless)
 
 
-def test_prompts_that_are_stored_are_not_written_again(
+def test_stored_prompts_are_not_generated_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = ask(tmp_path, 20, 1)
@@ -80,7 +80,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> Non
     monkeypatch.setattr(questions, "write_answers", written)
 
 
-def test_a_user_speaks_until_the_token_that_ends_the_turn(
+def test_a_user_message_ends_at_the_closing_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = chats()
@@ -94,14 +94,14 @@ def test_a_user_speaks_until_the_token_that_ends_the_turn(
 @pytest.mark.parametrize(
     "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
 )
-def test_a_template_that_hides_its_user_is_made_up_for(tmp_path: Path, template: str) -> None:
+def test_other_sets_replace_a_template_without_a_user_turn(tmp_path: Path, template: str) -> None:
     chat = chats(template)
     with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
         ask(tmp_path, 5, 1, chat)
     assert refused.value.field == "prompts"
 
 
-def test_what_the_base_does_not_ask_others_make_up_for(
+def test_other_sets_replace_missing_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -118,7 +118,9 @@ def test_what_the_base_does_not_ask_others_make_up_for(
     assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
 
 
-def test_an_interrupted_base_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_generation_resumes_with_the_same_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(questions, "GENERATION_BATCH", 6)
     whole = ask(tmp_path / "whole", 15, 1)
     once = Recorder(stop=lambda told: bool(told.progressed))

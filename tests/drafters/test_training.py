@@ -76,7 +76,7 @@ def training(
     )
 
 
-def test_answers_of_one_token_are_nothing_to_learn_from(
+def test_answers_of_one_token_have_no_anchors(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned = corpora[0]
@@ -104,7 +104,7 @@ def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
         assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
 
-def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
+def test_recorded_states_equal_those_of_reading() -> None:
     prompts = toy_prompts()[:6]
     assert len({len(prompt) for prompt in prompts}) > 1
     made = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
@@ -117,7 +117,7 @@ def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
             assert not kept[name][:first].any() and not kept[name][-1].any()
 
 
-def test_sampled_answers_are_fixed_by_their_seed() -> None:
+def test_sampled_answers_depend_on_the_seed() -> None:
     prompts = toy_prompts()[:6]
 
     def written(seed: int) -> list[list[int]]:
@@ -138,14 +138,14 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> Non
     assert 0 < sample.start < len(sample.ids)
 
 
-def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
+def test_a_spread_has_the_requested_number_of_tokens(corpora: Corpora) -> None:
     learned = corpora[0]
     some, everything = learned.spread(200), learned.spread(10**6)
     assert 200 <= sum(map(len, some)) < 200 + max(learned.lengths)
     assert sorted(map(len, everything)) == sorted(learned.lengths)
 
 
-def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
+def test_the_draft_vocabulary_has_the_most_frequent_tokens(corpora: Corpora) -> None:
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
@@ -209,7 +209,7 @@ def test_anchors_lie_in_the_answers(
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
 
 
-def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
+def test_shapes_recur(corpora: Corpora, tmp_path: Path) -> None:
     """Kernels are compiled per shape, so there are few shapes."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
@@ -226,7 +226,7 @@ def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
 # learning -----------------------------------------------------------------------------------------
 
 
-def test_every_head_learns_and_near_ones_are_better(
+def test_every_head_learns_and_early_heads_are_better(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.trainer.MIN_STEPS_BETWEEN", 16)
@@ -242,7 +242,7 @@ def test_every_head_learns_and_near_ones_are_better(
     assert [*curve(told, "top1@head-1")] == [16, 32, 48, 60] and curve(told, "accepted")
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bit_for_bit(corpora: Corpora, tmp_path: Path) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
     enough = PACE_STEPS + 4
@@ -260,7 +260,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path
     assert torch.equal(expected.ranks, found.ranks)
 
 
-def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
+def test_a_time_budget_determines_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
     assert work.step == work.steps >= PACE_STEPS
@@ -270,7 +270,7 @@ def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) 
     assert Checkpoints(tmp_path).find(CHECKPOINT)
 
 
-def test_a_diverging_training_says_so(corpora: Corpora, tmp_path: Path) -> None:
+def test_diverging_training_is_an_error(corpora: Corpora, tmp_path: Path) -> None:
     drafter = drafter_of(base())
     drafter.heads.bias.data.fill_(float("nan"))
     with pytest.raises(ComputeError, match="diverged") as failed:

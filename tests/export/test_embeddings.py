@@ -69,7 +69,7 @@ def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callab
 
 @pytest.mark.parametrize("names", [(EMBEDDING,), (EMBEDDING, HEAD), (HEAD,)])
 @pytest.mark.parametrize("bits", [8, 6, 4])
-def test_what_was_measured_is_read_again_to_the_bit(
+def test_measured_weights_are_read_back_exactly(
     exported: Callable, names: tuple[str, ...], bits: int
 ) -> None:
     folder, expected = exported(bits, names)
@@ -95,7 +95,7 @@ def test_what_was_measured_is_read_again_to_the_bit(
         (8, (HEAD,), False, False, 0.0),
     ],
 )
-def test_transformers_reads_what_the_form_allows(
+def test_transformers_reads_all_settings_of_the_form(
     exported: Callable,
     plain_transformers: Callable,
     tmp_path: Path,
@@ -124,7 +124,7 @@ REQUIRED = ExportRequirements(4, "symmetric", "float16", False, True, frozenset(
         ({"embedding": 4, "uniform_embedding": True}, {"slimscope", "compressed-tensors"}),
     ],
 )
-def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(
+def test_an_unsuitable_format_is_refused_with_suitable_ones(
     format: str, choice: dict, can: set[str]
 ) -> None:
     if format in can:
@@ -265,7 +265,7 @@ def test_a_damaged_folder_is_refused_in_words(
     assert re.search(said, f"{refused.value.what} {refused.value.why}")
 
 
-def test_others_groups_are_read_if_they_name_layers(exported: Callable, tmp_path: Path) -> None:
+def test_foreign_groups_are_read_if_they_name_layers(exported: Callable, tmp_path: Path) -> None:
     folder, expected = exported(8, (HEAD,), "compressed-tensors")
     model = load_dequantized(folder, torch.float32)
     assert torch.equal(model(input_ids=IDS).logits, expected)

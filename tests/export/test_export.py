@@ -108,7 +108,7 @@ def test_stock_transformers_gives_the_same_logits_to_the_bit(
 
 
 @pytest.mark.parametrize(("stored", "within"), [(torch.float16, 0.02), (torch.float32, 1e-5)])
-def test_a_grid_that_is_not_symmetric_needs_the_switch(
+def test_an_asymmetric_grid_needs_dequantize(
     exported, toy, plain_logits: PlainLogits, stored: torch.dtype, within: float
 ) -> None:
     folder, _ = exported(bits=3, grid_type="zero-point", stored=stored)
@@ -260,7 +260,7 @@ def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> 
         ("dense", "symmetric", "without gains in size or speed"),
     ],
 )
-def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) -> None:
+def test_the_card_has_loading_instructions(format: str, grid_type: str, said: str) -> None:
     layout = Layout(format, 3, 64, grid_type)
     card = model_card(
         "Toy",
@@ -288,7 +288,7 @@ def test_groups_that_the_native_decoder_cannot_read_are_decoded_in_16_bits(expor
     assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
 
 
-def test_without_a_compiler_packed_weights_are_expanded_and_the_log_says_so(
+def test_without_a_compiler_packed_weights_are_expanded_and_logged(
     exported, toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, layers = exported(bits=8)

@@ -90,7 +90,7 @@ def largest_difference(file: Path, toy: LoadedModel) -> float:
     ("type", "within"),
     [("F32", 0), ("F16", 0), ("BF16", 2**-8), ("Q8_0", 2**-7), ("Q4_0", 0.13), ("Q4_1", 0.13)],
 )
-def test_a_plain_model_comes_back(
+def test_a_plain_model_is_restored(
     toy: LoadedModel, saved: Path, file: Path, type: str, within: float
 ) -> None:
     write_gguf(saved, file, type, False, "Toy", QUIET)
@@ -132,7 +132,7 @@ def test_codes_are_carried_over_exactly(
     assert kinds["blk.0.attn_q.weight"] == Kind[type] and kinds["token_embd.weight"] == Kind.F16
 
 
-def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
+def test_only_the_minimum_is_rounded_on_a_grid_with_zero_points(
     toy: LoadedModel, packed: Callable, file: Path
 ) -> None:
     write_gguf(packed(4, 32, "zero-point"), file, "Q4_1", True, "Toy", QUIET)
@@ -143,7 +143,7 @@ def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])
-def test_of_a_grid_with_offsets_nothing_is_rounded(
+def test_nothing_is_rounded_on_a_grid_with_offsets(
     toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int
 ) -> None:
     folder = packed(bits, size, "offset")
@@ -169,12 +169,12 @@ def test_of_a_grid_with_offsets_nothing_is_rounded(
         ("auto", (4, 16, "symmetric"), "blocks of 32"),
     ],
 )
-def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) -> None:
+def test_unsuitable_types_are_refused(type: str, layout: tuple, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         choose_type(type, Layout("gptq_v2", *layout), "float16")
 
 
-def test_auto_is_the_smallest_that_holds_the_codes() -> None:
+def test_auto_is_the_smallest_suitable_type() -> None:
     found = [
         choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
         for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
@@ -191,7 +191,7 @@ def test_auto_is_the_smallest_that_holds_the_codes() -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions"),
     ],
 )
-def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> None:
+def test_unsupported_architectures_are_refused(toy: LoadedModel, change: dict, why: str) -> None:
     assert architecture_of(toy.model.config.to_dict()).keys["rope.freq_base"] == 10000.0
     with pytest.raises(ConfigError, match=why):
         architecture_of(toy.model.config.to_dict() | change)
@@ -352,7 +352,9 @@ def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path:
         ("llama", {"rope_parameters": LONG}, "longrope"),
     ],
 )
-def test_what_llama_cpp_computes_otherwise_is_refused(name: str, change: dict, why: str) -> None:
+def test_models_that_llama_cpp_computes_differently_are_refused(
+    name: str, change: dict, why: str
+) -> None:
     config = FAMILIES[name][0].to_dict()
     assert architecture_of(config).name == name
     with pytest.raises(ConfigError, match=why):
@@ -367,7 +369,7 @@ def test_a_weight_beyond_float16_is_refused(saved: Path, tmp_path: Path) -> None
         write_gguf(saved, tmp_path / "it.gguf", "F16", False, "Toy", QUIET)
 
 
-def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
+def test_an_unsupported_tokenizer_is_refused(saved: Path) -> None:
     path = saved / "tokenizer.json"
     stored = json.loads(path.read_text())
     assert vocabulary_of(saved, 514).tokens[-1] == "[PAD513]"
@@ -407,6 +409,6 @@ def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     assert found.types[0] == gguf.TokenType.UNKNOWN
 
 
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+def test_the_split_rules_of_qwen_are_supported(tmp_path: Path) -> None:
     Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
     assert vocabulary_of(tmp_path, 2).pre == "qwen2"

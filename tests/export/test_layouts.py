@@ -138,7 +138,7 @@ def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said
 
 
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
-def test_what_was_packed_is_read_again(bits: int, rows: int, columns: int, seed: int) -> None:
+def test_packed_codes_are_unpacked(bits: int, rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
     words = pack(codes, bits)

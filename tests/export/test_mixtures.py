@@ -115,7 +115,9 @@ def test_experts_have_the_names_of_the_base_models_files(exported, folder: Path)
         ("mixtral", {"grid": "zero-point"}, "without their zero-points"),
     ],
 )
-def test_experts_that_a_format_cannot_hold(exported, family: str, how: dict, why: str) -> None:
+def test_experts_that_a_format_does_not_support_are_refused(
+    exported, family: str, how: dict, why: str
+) -> None:
     with pytest.raises(ConfigError, match="does not support") as refused:
         exported(family, **how)
     assert why in refused.value.why and "dense" in refused.value.do
@@ -194,7 +196,9 @@ def test_gguf_holds_all_experts_of_a_block_as_one(
         ("mixtral", {"sliding_window": 16}, "sliding window"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise(family: str, changed: dict, why: str) -> None:
+def test_mixtures_that_llama_cpp_computes_differently_are_refused(
+    family: str, changed: dict, why: str
+) -> None:
     config = mixture(family).config.to_dict()
     assert architecture_of(config).experts == EXPERTS
     with pytest.raises(ConfigError) as refused:

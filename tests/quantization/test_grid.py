@@ -28,11 +28,11 @@ def test_rounding_goes_to_the_nearest_point(bits: int, seed: int) -> None:
     assert torch.allclose((space.nearest(W) - W).abs(), least, atol=1e-6)
 
 
-def test_zero_is_on_every_grid() -> None:
+def test_zero_is_on_the_grid() -> None:
     assert torch.equal(grid().nearest(torch.zeros(4, 16)), torch.zeros(4, 16))
 
 
-def test_a_layer_survives_being_stored() -> None:
+def test_a_stored_layer_is_restored() -> None:
     space = grid()
     layer = QuantizedWeight(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
     again = quantized_from("x", 3, layer.tensors())
@@ -96,7 +96,7 @@ def test_offsets_hold_the_weights_of_a_q4_1_file_and_whole_zero_points_do_not() 
     assert errors["zero-point"] > 0.05 and errors["symmetric"] > 0.05
 
 
-def test_a_scale_too_small_to_be_stored_does_not_take_the_offset_along() -> None:
+def test_a_scale_too_small_to_store_keeps_the_offset() -> None:
     space = QuantGrid(4, torch.full((1, 1), 1e-9), torch.full((1, 1), -5e8))
     held = space.stored(torch.float16, "offset")
     assert held.values(torch.tensor([[0, 15]])).sub(0.5).abs().max() < 1e-5

@@ -102,7 +102,7 @@ def test_figures_of_snapshots(columns: int, size: int, grid_type: str, in_pytorc
     assert torch.allclose(error, wanted[2], rtol=1e-5)
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     """Otherwise a diverging training would continue."""
     layer = layer_of(96, 48, "symmetric", 3, False)
     for value in (torch.nan, torch.inf):
@@ -115,7 +115,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert counts.sum() == ROWS * 96 and changed >= 96
 
 
-def test_other_devices_precisions_and_layouts_are_left_to_pytorch() -> None:
+def test_kernels_leave_other_devices_precisions_and_layouts_to_pytorch() -> None:
     W = torch.randn(4, 6)
     assert usable(W) and usable(W, parts=(W[:, 2:4],))
     for other in (W.double(), W.T, W[:, 2:4], W.to("meta")):

@@ -64,7 +64,7 @@ def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
 
 
 @pytest.mark.parametrize("block", [128, 16])
-def test_act_order_is_the_papers_algorithm_in_that_order(
+def test_act_order_equals_the_algorithm_of_the_paper(
     layer, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.quantization.gptq.BLOCK", block)
@@ -287,7 +287,7 @@ def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [64, 16])
-def test_it_is_the_papers_algorithm(layer, size: int) -> None:
+def test_gptq_equals_the_algorithm_of_the_paper(layer, size: int) -> None:
     inputs, damping = layer.inputs, 0.01
     H = inputs.gram + damping * inputs.energy.mean() * torch.eye(COLUMNS)
     W, grid = compensate(layer.W, inputs.inverse_root(damping), size, grid_of)
@@ -303,14 +303,14 @@ def test_blocks_of_columns_change_nothing(layer, monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
-def test_inputs_that_do_not_correlate_leave_nothing_to_compensate(layer) -> None:
+def test_uncorrelated_inputs_need_no_compensation(layer) -> None:
     W, grid = compensate(layer.W, torch.eye(COLUMNS), 16, grid_of)
     assert torch.equal(W, layer.W)
     assert torch.equal(grid.scale, search_range(layer.W, 3, 16, "zero-point", "minmax").scale)
 
 
 @pytest.mark.parametrize("size", [64, 16])
-def test_zeros_stay_and_what_they_would_have_taken_goes_on(layer, size: int) -> None:
+def test_zeros_stay_and_later_columns_compensate(layer, size: int) -> None:
     layer.W[:, ::3] = 0
     U = layer.inputs.inverse_root(0.01)
     W, grid = compensate(layer.W, U, size, grid_of, keep_zeros=True)

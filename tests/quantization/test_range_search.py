@@ -81,7 +81,7 @@ def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: s
     assert error(W, found).sum() < 1.01 * least.sum()
 
 
-def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
+def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
     grids = {space: search_range(W, 3, 32, "symmetric", space, energy) for space in SPACES}
     plain = {space: error(W, grid).sum() for space, grid in grids.items()}
     weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
@@ -126,7 +126,7 @@ def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, grid_type: str) 
     assert (grid.nearest(W) - W).abs().max() < 0.2
 
 
-def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
+def test_large_matrices_are_searched_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
     whole = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
     monkeypatch.setattr("backend.quantization.range_search.PANEL_WEIGHTS", 5 * 96)
     parts = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))

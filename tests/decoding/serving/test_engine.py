@@ -44,7 +44,7 @@ Open = Callable[..., ServingEngine]
         ([1], 8, {"logprobs": -1}, "logprobs"),
     ],
 )
-def test_what_cannot_be_served_is_refused(
+def test_invalid_requests_are_refused(
     opened: Open, prompt: list[int], limit: int, more: dict, name: str
 ) -> None:
     engine = opened(blocks=6)
@@ -108,7 +108,7 @@ def test_a_text_ends_at_a_token_and_before_a_text(opened: Open) -> None:
 # sharing and memory -------------------------------------------------------------------------------
 
 
-def test_what_was_read_before_is_shared(opened: Open) -> None:
+def test_common_prefixes_are_shared(opened: Open) -> None:
     engine, prompt = opened(), prompt_of(100, 5)
     first = ask(engine, prompt, 30).wait()
     again = ask(engine, prompt, 30).wait()
@@ -122,7 +122,7 @@ def test_what_was_read_before_is_shared(opened: Open) -> None:
     assert other.end.shared_tokens == 40 // BLOCK * BLOCK
 
 
-def test_those_who_come_at_once_share_what_the_first_reads(opened: Open) -> None:
+def test_simultaneous_requests_share_a_prefix(opened: Open) -> None:
     engine, system = opened(), prompt_of(96, 7)
     answers = [ask(engine, [*system, n, 5, 6], 5) for n in range(3, 15)]
     first, second, *others = sorted(x.wait().end.shared_tokens for x in answers)
@@ -130,7 +130,7 @@ def test_those_who_come_at_once_share_what_the_first_reads(opened: Open) -> None
 
 
 @pytest.mark.parametrize("blocks", [7, 9, 20])
-def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int) -> None:
+def test_memory_for_one_sequence_serves_all_in_turn(opened: Open, blocks: int) -> None:
     """Each sequence grows to seven blocks; a preempted sequence restarts with the same text."""
     engine, target = opened(blocks=blocks), target_of("toy")
     prompts = [prompt_of(10 + 3 * n, n) for n in range(10)]
@@ -142,7 +142,7 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
         assert engine.status().memory <= blocks * target.block_size
 
 
-def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open) -> None:
+def test_an_observer_sees_all_states_and_the_logits_of_the_answer(opened: Open) -> None:
     """Includes a sequence that restarts."""
     engine, prompts = opened(blocks=7), [prompt_of(10 + 3 * n, n) for n in range(6)]
     seen: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
@@ -162,7 +162,7 @@ def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open
     assert any(start == 0 for of in seen for start, *_ in of[1:])
 
 
-def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
+def test_ten_thousand_cancelled_requests_take_no_memory(opened: Open) -> None:
     engine, ends = opened(), list[str]()
     stays = ask(engine, prompt_of(20, 1), 200)
 
@@ -206,7 +206,7 @@ class Asked:
     ("asked", "served"),
     [("aaab", "abaa"), ("aabbc", "abcab"), ("aaaabcbc", "abcabcaa"), ("abab", "abab")],
 )
-def test_people_take_turns(asked: str, served: str) -> None:
+def test_visitors_take_turns(asked: str, served: str) -> None:
     line, order = RequestQueue(), ""
     for number, person in enumerate(asked):
         line.add(Asked(person, number))  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def test_people_take_turns(asked: str, served: str) -> None:
     assert order == told == served
 
 
-def test_a_person_of_whom_many_run_waits() -> None:
+def test_a_visitor_with_many_running_requests_waits() -> None:
     line, running = RequestQueue(), [Asked("a", 0), Asked("a", 1), Asked("b", 2)]
     waits = [Asked(person, n) for n, person in enumerate("aabc")]
     for each in waits:
@@ -229,7 +229,7 @@ def test_a_person_of_whom_many_run_waits() -> None:
     assert {*map(id, line.drop_cancelled())} == {id(back), id(waits[3])} and len(line) == 3
 
 
-def test_places_are_told_and_too_many_are_refused(
+def test_positions_are_reported_and_too_many_requests_refused(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "MAX_RUNNING", 1)
@@ -256,7 +256,7 @@ def test_places_are_told_and_too_many_are_refused(
 
 
 @pytest.mark.parametrize(("long", "first"), [(60, "short"), (1000, "long")])
-def test_a_long_prompt_holds_nobody_up(
+def test_a_long_prompt_does_not_delay_others(
     opened: Open, monkeypatch: pytest.MonkeyPatch, long: int, first: str
 ) -> None:
     monkeypatch.setattr(loop, "LONG_PROMPT_TOKENS", long)
@@ -285,7 +285,7 @@ class Broken:
         raise RuntimeError("no drafts today")
 
 
-def test_an_error_ends_the_one_it_belongs_to(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_only_its_request(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Speculation, "pays", lambda *_: True)
     engine, text = opened(), alone(target_of("toy"), (5, 6, 7), 20)
     broken = ask(engine, [5, 6, 7], 20, drafter=Broken())
@@ -302,7 +302,7 @@ def test_an_error_ends_the_one_it_belongs_to(opened: Open, monkeypatch: pytest.M
     assert isinstance(seen[0], NewPieces) and len(seen) == 2
 
 
-def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(
+def test_a_failed_pass_ends_its_sequences_only(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened()
@@ -313,7 +313,7 @@ def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(
     assert ask(engine, [5, 6], 4).wait().tokens == alone(target_of("toy"), (5, 6), 4)
 
 
-def test_closing_ends_all(opened: Open) -> None:
+def test_closing_cancels_all_requests(opened: Open) -> None:
     engine = opened()
     answers = [ask(engine, [5, 6], 200, person=str(n)) for n in range(5)]
     engine.close()
@@ -322,7 +322,7 @@ def test_closing_ends_all(opened: Open) -> None:
         ask(engine, [5], 1)
 
 
-def test_the_status_tells_what_decodes_and_how_fast(opened: Open) -> None:
+def test_the_status_has_decoder_and_speed(opened: Open) -> None:
     engine = opened()
     ask(engine, prompt_of(9, 1), 40, lookup=True).wait()
     status = engine.status()

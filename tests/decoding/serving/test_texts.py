@@ -52,7 +52,7 @@ class Knowing:
 
 @pytest.mark.parametrize("name", ["toy", *MODELS])
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
-def test_beside_any_number_of_others(
+def test_texts_do_not_depend_on_the_batch(
     opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     """Prompts of many lengths with all sampling settings, drafters and lookup; some requests join
@@ -134,7 +134,7 @@ def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> 
             assert together[n].cache.length == sum(kinds[n][:2])
 
 
-def test_drafts_end_as_the_batch_grows() -> None:
+def test_drafts_do_not_pay_in_large_batches() -> None:
     """With costs at which rows are almost free up to eight, and cost as much as the first after
     that."""
     speculation = Speculation(target_of("toy"))
@@ -150,7 +150,7 @@ def test_drafts_end_as_the_batch_grows() -> None:
     assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all right; nothing found, nothing lost
 
 
-def test_what_is_drafted_in_vain_is_drafted_no_more_for_a_while() -> None:
+def test_rejected_drafts_pause_drafting() -> None:
     drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
     for _ in range(40):
         drafter.record_accepted(0)

@@ -50,7 +50,7 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
 @pytest.mark.parametrize("begin", ["gptq", "rounded"])
-def test_blocks_end_nearer_to_the_dense_model(
+def test_block_training_gets_closer_to_the_dense_model(
     grid: str, begin: str, start, calibration: Tensor, recorder
 ) -> None:
     told = recorder()
@@ -99,7 +99,7 @@ def test_dlqat_can_start_from_it(start) -> None:
         torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
 
 
-def test_without_held_out_text_what_diverged_is_refused(
+def test_diverged_weights_are_refused_without_held_out_text(
     toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*given: Any) -> Reconstruction:
@@ -117,7 +117,7 @@ def test_without_held_out_text_what_diverged_is_refused(
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])
-def test_what_is_trained_is_what_is_stored(grid: str) -> None:
+def test_trained_and_stored_weights_are_equal(grid: str) -> None:
     """For any parameters the trained weights lie on the grid; gradients pass inside its range."""
     W = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)

@@ -93,7 +93,7 @@ def test_the_closed_forms_hold_for_every_grid(bits: int, grid_type: str, seed: i
 
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
+def test_an_untrained_layer_is_plain_rounding(grid_type: str) -> None:
     layer = made(grid_type=grid_type, moved=False)
     assert torch.equal(layer.effective(), layer.grid.nearest(layer.base.weight.detach()))
     x = torch.randn(4, COLUMNS)
@@ -123,7 +123,7 @@ def test_a_clipped_weight_passes_nothing_to_the_update() -> None:
     assert (layer.B.grad[clipped] == 0).all() and (layer.B.grad[~clipped] != 0).any()
 
 
-def test_frozen_it_computes_the_same() -> None:
+def test_a_converted_layer_computes_the_same() -> None:
     layer = made()
     frozen = layer.convert()
     x = torch.randn(5, COLUMNS)
@@ -144,7 +144,7 @@ def test_a_magnitude_below_zero_is_kept_as_the_sign_of_the_scale(grid_type: str,
     assert torch.allclose(again, layer.effective(), atol=2e-3)
 
 
-def test_of_offsets_what_is_stored_is_rounded_too() -> None:
+def test_stored_offsets_are_rounded_too() -> None:
     layer = made(grid_type="offset")
     frozen = layer.convert(torch.float16, "offset")
     offset = offsets_of(frozen.grid.scale, frozen.grid.zero)
@@ -154,7 +154,7 @@ def test_of_offsets_what_is_stored_is_rounded_too() -> None:
     assert torch.equal(frozen.codes, layer.convert(torch.float32, "offset").codes)
 
 
-def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
+def test_conversion_rounds_scales_and_keeps_codes() -> None:
     layer = made()
     exact, snapped = layer.convert(), layer.convert(torch.float16)
     assert torch.equal(exact.codes, snapped.codes)
@@ -171,7 +171,7 @@ def test_rounding_the_merged_weight_again_is_another_model() -> None:
     assert (again != layer.convert().codes).any()
 
 
-def test_zeros_stay_zeros_wherever_training_goes() -> None:
+def test_zeros_stay_zeros_during_training() -> None:
     layer = made(keep_zeros=True)
     layer.base.weight.data[:, ::3] = 0
     dense = layer.convert().dense()
@@ -211,7 +211,7 @@ def test_gradients_of_bfloat16_passes_are_those_of_float32_but_for_rounding(part
     assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
 
 
-def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:
+def test_no_tensor_of_the_weights_size_is_saved_for_backward() -> None:
     held: list[Tensor] = []
     layer, x = made(), torch.randn(2, COLUMNS)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
@@ -219,7 +219,7 @@ def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:
     assert all(t.numel() < ROWS * COLUMNS for t in held)
 
 
-def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
+def test_a_transposed_layer_is_viewed_as_out_in() -> None:
     torch.manual_seed(0)
     base = Conv1D(ROWS, COLUMNS)
     base.bias.data.normal_()

@@ -92,7 +92,7 @@ def everything(_toy, tmp_path_factory) -> dict[str, Any]:
     return {"perplexity": found, "errors": errors, "hashes": every}
 
 
-def test_each_stage_is_worth_what_it_should_be(everything) -> None:
+def test_the_stages_rank_as_expected(everything) -> None:
     """Loose bounds for one seed and one small model; at 2 bits the differences are large."""
     ppl = everything["perplexity"]
     assert ppl["dense"] < ppl["dlqat"] < ppl["gptq"] < ppl["rtn"]
@@ -114,7 +114,7 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
 
-def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkeypatch) -> None:
+def test_background_statistics_equal_those_computed_in_place(start, recorder, monkeypatch) -> None:
     seen = []
     # the sums of two batches side by side are rounded otherwise
     monkeypatch.setattr(
@@ -128,7 +128,7 @@ def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkey
     assert seen[0] == seen[1] and len(seen[0]) == 2 * 7 * 3
 
 
-def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
+def test_errors_are_measured_on_a_part_of_the_text(start, monkeypatch) -> None:
     read, opened = [], passes.open_stream
 
     def watched(model, ids, *rest):
@@ -142,7 +142,7 @@ def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
     assert read == [1] and len(qat.run.calibration) > 1
 
 
-def test_a_model_of_16_bits_is_judged_in_its_own(start, calibration: Tensor, toy) -> None:
+def test_a_16_bit_model_is_evaluated_in_16_bits(start, calibration: Tensor, toy) -> None:
     heldout = calibration[64:66, :LENGTH]
     for precision in ("float32", "bfloat16"):
         model = toy().bfloat16()
@@ -202,7 +202,7 @@ def test_another_runs_folder_is_refused(start) -> None:
         start(steps=5)
 
 
-def test_a_stage_that_was_not_made_says_so(start) -> None:
+def test_a_stage_that_was_not_made_is_an_error(start) -> None:
     with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
         start().converted(DLQATStage.DLQAT)
 
@@ -242,7 +242,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 
 @pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
+def test_training_works_with_every_range_search(start, space: str, grid_type: str) -> None:
     """In one block only, because all blocks are treated alike."""
     only = {"start": "rounded", "stages": "rtn, dlqat", "exclude": "0.*, 1.*"}
     qat = start(space=space, grid=grid_type, steps=1, **only)
@@ -309,7 +309,7 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
     assert failed.value.field == "damping"
 
 
-def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> None:
+def test_overflow_in_the_stored_precision_is_refused(start, toy) -> None:
     model = toy()
     model.model.norm.weight.data[0] = 1e6
     with pytest.raises(ConfigError, match=r"model\.norm\.weight") as refused:
@@ -321,7 +321,9 @@ NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
 FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
 
 
-def test_every_quantizer_comes_back_to_its_model(toy, calibration: Tensor, tmp_path) -> None:
+def test_every_quantizer_is_close_to_the_model_at_8_bits(
+    toy, calibration: Tensor, tmp_path
+) -> None:
     """At 8 bits almost nothing is lost in any basis."""
     texts = (calibration[:2, :32], calibration[:8, :64])
     qat = finished(begun(toy(), tmp_path, *texts, bits=8, stages=NAMES, **FIELDS))

@@ -111,7 +111,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     ("done", "fields"),
     [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
 )
-def test_a_stopped_one_goes_on_to_the_same_bits(start, recorder, done: int, fields: dict) -> None:
+def test_a_stopped_training_resumes_bit_for_bit(start, recorder, done: int, fields: dict) -> None:
     """Stopped after step `done`; there are checkpoints of steps 2 and 4."""
     whole = made(start("whole", **fields))
 
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) ->
     assert min(s for n, _, s in told.metrics if n == "loss@dlqat") == 3
 
 
-def test_more_passes_a_step_are_one_larger_batch(start) -> None:
+def test_gradient_accumulation_equals_a_larger_batch(start) -> None:
     one = made(start("one", batch=4))
     four = made(start("four", batch=1, accumulate=4))
     scales = [k for k in one if k.endswith("scale")]
@@ -157,7 +157,9 @@ def test_more_passes_a_step_are_one_larger_batch(start) -> None:
         ({"rank": 0}, False, True),
     ],
 )
-def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
+def test_each_ablation_trains_only_its_parameters(
+    start, fields: dict, codes: bool, scales: bool
+) -> None:
     qat = start(rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])
     moved = {"codes": False, "scale": False}
@@ -168,7 +170,7 @@ def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scal
     assert moved == {"codes": codes, "scale": scales}
 
 
-def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
+def test_a_token_without_label_has_no_loss(start, rows: Tensor) -> None:
     """Rows with labels in their first half equal rows that end there."""
     labels = rows.clone()
     labels[:, LENGTH // 2 :] = room.IGNORED_LABEL
@@ -215,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
+def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     start, recorder, tmp_path: Path, count: int
 ) -> None:
     """Stopped after `count` points of the loss, the run ends with the same bits."""
