@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
-from backend.decoding.serving.loop import Work
+from backend.decoding.serving.loop import SequencePass
 from backend.errors import SlimscopeError
 from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
@@ -47,7 +47,7 @@ def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_chil
         signal.pause()
     quick = ServingEngine.step
 
-    def slowly(engine: ServingEngine) -> list[Work]:
+    def slowly(engine: ServingEngine) -> list[SequencePass]:
         time.sleep(PASS_S)
         return quick(engine)
 
