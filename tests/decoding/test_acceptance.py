@@ -42,8 +42,8 @@ TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 
 def p_value(counts: Sequence[float], expected: Sequence[float]) -> float:
     """Return the p-value of Pearson's chi-square test."""
-    found, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
-    statistic = ((found - wanted) ** 2 / wanted).sum()
+    result, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
+    statistic = ((result - wanted) ** 2 / wanted).sum()
     freedom = torch.tensor((len(counts) - 1) / 2).double()
     return torch.special.gammaincc(freedom, statistic / 2).item()
 
@@ -82,13 +82,13 @@ def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
 
 def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int], Tensor]]:
     """Return the tokens of a tree and the target's logits at its nodes."""
-    found = {}
+    result = {}
     for first in range(VOCABULARY):
         for order in itertools.permutations(range(VOCABULARY)):
             tokens = [first] + [order[rank] for _, rank in TREE.slots]
             paths = [tuple(tokens[n] for n in TREE.lineage(node)) for node in range(len(TREE))]
-            found[first, order] = tokens, torch.stack([logits[path] for path in paths])
-    return found
+            result[first, order] = tokens, torch.stack([logits[path] for path in paths])
+    return result
 
 
 def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:

@@ -48,12 +48,12 @@ def closed(some: list[Path]) -> Tree:
 def test_parents_precede_and_ancestors_are_transitive(some: list[Path]) -> None:
     tree = closed(some)
     assert all(parent < node for node, parent in enumerate(tree.parents))
-    seen = tree.ancestors
-    assert torch.equal(seen, (seen.int() @ seen.int()) > 0)
+    observed = tree.ancestors
+    assert torch.equal(observed, (observed.int() @ observed.int()) > 0)
     for node in range(len(tree)):
         line = tree.lineage(node)
         assert line[0] == 0 and line[-1] == node and len(line) == tree.depths[node] + 1
-        assert seen[node].nonzero().flatten().tolist() == line
+        assert observed[node].nonzero().flatten().tolist() == line
         assert [tree.slots[n - 1][1] for n in line[1:]] == list([(), *tree.paths][node])
 
 
@@ -73,11 +73,11 @@ def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:
     pool: list[Path] = [()]
     for _ in range(heads):
         pool += [(*p, r) for p in pool for r in range(ranks) if (*p, r) not in pool]
-    found = []
+    result = []
     for chosen in combinations([p for p in pool if p], nodes - 1):
         if all(path[:-1] in chosen or len(path) == 1 for path in chosen):
-            found.append(Tree(chosen))
-    return found
+            result.append(Tree(chosen))
+    return result
 
 
 def accepted_lengths(ranks: torch.Tensor, tree: Tree) -> list[int]:
@@ -114,8 +114,8 @@ def test_every_prefix_of_a_growth_is_a_tree_and_its_length_is_that_of_a_walk(
         for grown, walked in (halves, halves[::-1]):
             tree = Tree(frequent_paths(torch.cat(grown))[: nodes - 1])
             for ranks in walked:
-                made, taken = walk(accepted_lengths(ranks, tree))
-                tokens, passes = tokens + made, passes + taken
+                created, taken = walk(accepted_lengths(ranks, tree))
+                tokens, passes = tokens + created, passes + taken
         assert expected_length(growth, nodes) == pytest.approx(tokens / passes)
 
 
@@ -159,11 +159,11 @@ def assert_logits_of_paths(target: TargetModel, seed: int) -> None:
     with torch.inference_mode():
         cache = target.new_cache(64)
         target.hidden(context[None], cache)
-        _, found = target.read(tokens.tolist(), cache, tree, len(tree))
+        _, result = target.read(tokens.tolist(), cache, tree, len(tree))
         for node in range(len(tree)):
             path = torch.cat([context, tokens[tree.lineage(node)]])
             expected = target.model(input_ids=path[None], use_cache=False).logits[0, -1]
-            torch.testing.assert_close(found[node], expected, rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(result[node], expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("path", [[0], [0, 1, 3], [0, 1, 3, 6], [0, 2], [0, 2, 5]])
@@ -178,10 +178,10 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
         target.read(tokens.tolist(), cache, tree)
         cache.keep(9, path)
         assert cache.length == 9 + len(path)
-        _, found = target.read([5], cache)
+        _, result = target.read([5], cache)
         whole = torch.cat([context, tokens[path], torch.tensor([5])])[None]
         expected = target.model(input_ids=whole, use_cache=False).logits[0, -1]
-    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(result[0], expected, rtol=1e-5, atol=2e-5)
 
 
 def fails(model: PreTrainedModel) -> str:

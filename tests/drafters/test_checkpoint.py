@@ -155,15 +155,15 @@ def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, li
         "no sampled token": not token,
         "block": config.architecture == "amphista" and config.ablation != "adaptation only",
     }
-    found = {}
+    result = {}
     for name, shape, there, _ in rows("tensor"):
         if not all(holds[each.strip()] for each in there.split(",")) or "*" in name:
             continue
         dims = [re.fullmatch(r"(\d*)([vdKR]?)", part.strip()) for part in shape[1:-1].split(",")]
         size = [int(d[1] or 1) * sizes.get(d[2], 1) for d in dims if d]
         for number in range(config.adaptation_layers if "N" in name else 1):
-            found[name.strip("`").replace("N", str(number))] = size
-    return found
+            result[name.strip("`").replace("N", str(number))] = size
+    return result
 
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)

@@ -29,16 +29,16 @@ def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) ->
 @torch.no_grad()
 def test_a_clone_computes_what_the_layer_computes_in_the_base(name: str) -> None:
     target = base(name)
-    block, seen = target.layers - 1, []
+    block, observed = target.layers - 1, []
 
     def see(_: object, args: tuple, kwargs: dict, out: object) -> None:
-        seen.append((args[0] if args else kwargs["hidden_states"], out))
+        observed.append((args[0] if args else kwargs["hidden_states"], out))
 
     module = decoder_blocks(target.model)[block]
     hook = module.register_forward_hook(see, with_kwargs=True)
     target.hidden(random_ids(target, 20)[None])
     hook.remove()
-    inputs, outputs = seen[0]
+    inputs, outputs = observed[0]
     outputs = outputs[0] if isinstance(outputs, tuple) else outputs
     clone = ClonedLayer(target.model, block, torch.float32)
     torch.testing.assert_close(clone(inputs), outputs, rtol=1e-4, atol=1e-5)
@@ -47,12 +47,12 @@ def test_a_clone_computes_what_the_layer_computes_in_the_base(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_the_final_norm_is_found(name: str) -> None:
-    target, seen = base(name), []
+    target, observed = base(name), []
     module = final_norm(target.model)[1]
-    hook = module.register_forward_hook(lambda _, args, out: seen.append(out))
+    hook = module.register_forward_hook(lambda _, args, out: observed.append(out))
     hidden = target.hidden(random_ids(target, 5)[None])
     hook.remove()
-    assert torch.equal(seen[-1].view_as(hidden), hidden)
+    assert torch.equal(observed[-1].view_as(hidden), hidden)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -120,10 +120,14 @@ def test_only_drafters_with_the_sampled_token_depend_on_it() -> None:
     target = base("grouped")
     ids, changed = random_ids(target, 24), random_ids(target, 24)
     changed[12] += 1
-    for arm, seen in (("Amphista", True), ("Without the sampled token", False), ("Medusa", False)):
+    for arm, observed in (
+        ("Amphista", True),
+        ("Without the sampled token", False),
+        ("Medusa", False),
+    ):
         drafter = drafter_of(target, scale=0.3, **ARMS[arm])
         before, after = guesses(drafter, target, ids)[11], guesses(drafter, target, changed)[11]
-        assert torch.allclose(before, after) != seen, arm
+        assert torch.allclose(before, after) != observed, arm
 
 
 @pytest.mark.parametrize("name", ["toy", "grouped", "gpt2", "opt"])
@@ -138,8 +142,8 @@ def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
     for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
         parts.append(drafter.stages(hidden[:, start:end], embedded[:, start:end], caches))
     for number, stage in enumerate(whole):
-        found = torch.cat([part[number] for part in parts], 1)
-        torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-4)
+        result = torch.cat([part[number] for part in parts], 1)
+        torch.testing.assert_close(result, stage, rtol=1e-4, atol=1e-4)
     assert [cache.length for cache in caches] == [29, 29]
 
 
@@ -176,10 +180,10 @@ def test_medusa_starts_with_heads_that_repeat_the_base() -> None:
     target = base()
     drafter = drafter_of(target, **ARMS["Medusa"])
     ids = random_ids(target, 10)
-    found = guesses(drafter, target, ids)
+    result = guesses(drafter, target, ids)
     expected = target.logits(target.hidden(ids[None])[0, :-1])
     for head in range(4):
-        torch.testing.assert_close(found[:, head], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[:, head], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

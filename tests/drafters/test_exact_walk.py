@@ -53,8 +53,8 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
 def answers() -> list[CachedSequence]:
     """Return the greedy answers of the toy to some prompts."""
     prompts = [list(prompt) for prompt in toy_prompts(4)]
-    made = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
-    return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, made, strict=True)]
+    created = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
+    return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, created, strict=True)]
 
 
 @pytest.mark.parametrize("name", PROPOSERS)
@@ -98,9 +98,9 @@ def test_a_dynamic_tree_has_the_likely_paths(architecture: str) -> None:
     sizes = []
     for least in (0.0, 0.05, 0.3, 1.1):
         proposer = confident(architecture, least)
-        found = walk_answers(proposer, answers()).nodes
-        assert max(found) <= 6
-        sizes.append(sum(found) / len(found))
+        result = walk_answers(proposer, answers()).nodes
+        assert max(result) <= 6
+        sizes.append(sum(result) / len(result))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 6 and sizes[-1] == 1  # nothing is that likely: decoding without drafts
 

@@ -29,11 +29,11 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
     model, prompt = base().model, toy_prompts()[0]
     expected = plain(base(), prompt, 30, [END])
     for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
-        found = list(generate(model, drafter, prompt, 30, nodes=nodes))
-        assert [token.id for token in found] == expected
-        assert found[0].head == found[0].step == 0  # the prefill's
-        assert all(LOOKUP_HEAD <= token.head <= 4 for token in found)
-        assert [token.step for token in found] == sorted(token.step for token in found)
+        result = list(generate(model, drafter, prompt, 30, nodes=nodes))
+        assert [token.id for token in result] == expected
+        assert result[0].head == result[0].step == 0  # the prefill's
+        assert all(LOOKUP_HEAD <= token.head <= 4 for token in result)
+        assert [token.step for token in result] == sorted(token.step for token in result)
 
 
 def test_lookup_keeps_the_text_and_marks_its_tokens() -> None:
@@ -43,15 +43,15 @@ def test_lookup_keeps_the_text_and_marks_its_tokens() -> None:
     for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
         expected = [token.id for token in generate(target, None, prompt, 60, sampling, [])]
         for drafter in (None, TreeProposer(drafter_of(target, heads=2), target, Tree([(0,)]))):
-            found = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
-            assert [token.id for token in found] == expected
-            assert any(token.head == LOOKUP_HEAD for token in found)
-            assert len({token.step for token in found}) < 60
+            result = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
+            assert [token.id for token in result] == expected
+            assert any(token.head == LOOKUP_HEAD for token in result)
+            assert len({token.step for token in result}) < 60
     known = toy_prompts()[0]
     expected = plain(base(), known, 20, [END])
     for nodes in (1, 4):
-        found = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
-        assert [token.id for token in found] == expected
+        result = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
+        assert [token.id for token in result] == expected
 
 
 def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
@@ -95,8 +95,8 @@ def test_the_models_own_repetition_penalty_is_kept() -> None:
     model.generation_config.repetition_penalty = 1.4
     target = TargetModel(model)
     expected = plain(target, prompt, 30, [END], repetition_penalty=1.4)
-    found = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
-    assert found == expected != plain(base(), prompt, 30, [END])
+    result = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
+    assert result == expected != plain(base(), prompt, 30, [END])
     bare = generate(target, None, prompt, 30, Sampling())
     assert [token.id for token in bare] == plain(base(), prompt, 30, [END])
 
@@ -108,22 +108,22 @@ def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenize
     """Return the text released after each token, and at the end."""
     tokenizer = load("toy").tokenizer
     told = Detokenizer(tokenizer, stops)
-    found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
-    return [*found, told.flush()], told
+    result = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
+    return [*result, told.flush()], told
 
 
 @pytest.mark.parametrize("text", ["A cat sat.", "Grüße, 猫 and 🐈!", " spaces  inside ", "é"])
 def test_the_streamed_parts_add_up_to_the_text(text: str) -> None:
-    found, _ = parts(text)
-    assert "".join(found) == text
-    assert not any("\ufffd" in part for part in found)  # no half of a character is shown
+    result, _ = parts(text)
+    assert "".join(result) == text
+    assert not any("\ufffd" in part for part in result)  # no half of a character is shown
 
 
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> None:
-    found, told = parts("a cat sat on them", ("sat on the mat",))
-    assert "".join(found) == "a cat sat on them" and not told.stopped
+    result, told = parts("a cat sat on them", ("sat on the mat",))
+    assert "".join(result) == "a cat sat on them" and not told.stopped
     shown = ""
-    for part in found[:-1]:
+    for part in result[:-1]:
         shown += part
         assert not shown.endswith(" sat on")
 

@@ -46,10 +46,10 @@ def test_generated_prompts_are_distinct_and_depend_on_the_seed(tmp_path: Path) -
 def test_a_model_without_a_first_token_begins_with_any(tmp_path: Path) -> None:
     nameless = chats("")
     assert nameless.bos_token_id is None and not nameless.chat_template
-    found = ask(tmp_path, 20, 1, nameless)
-    assert len({prompt.text for prompt in found}) == 20
-    assert len({prompt.text.split()[0] for prompt in found}) > 10
-    assert found == ask(tmp_path / "again", 20, 1, nameless)
+    result = ask(tmp_path, 20, 1, nameless)
+    assert len({prompt.text for prompt in result}) == 20
+    assert len({prompt.text.split()[0] for prompt in result}) > 10
+    assert result == ask(tmp_path / "again", 20, 1, nameless)
 
 
 def test_stored_prompts_are_not_generated_again(
@@ -62,11 +62,11 @@ def test_stored_prompts_are_not_generated_again(
 
 def chats(template: str = TEMPLATE) -> Any:
     """Return the toy's tokenizer with a chat template."""
-    found: Any = type(TOKENIZER)(
+    result: Any = type(TOKENIZER)(
         tokenizer_object=TOKENIZER.backend_tokenizer, eos_token=TOKENIZER.eos_token
     )
-    found.chat_template = template
-    return found
+    result.chat_template = template
+    return result
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> None:
@@ -104,18 +104,20 @@ def test_other_sets_replace_a_template_without_a_user_turn(tmp_path: Path, templ
 def test_other_sets_replace_missing_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
+    messages: list[str] = []
+    monkeypatch.setattr(SilentReporter, "log", lambda _, text: messages.append(text))
     scripted(monkeypatch, TOKENIZER, "One day", "A cat", "The sun", "A bird")
-    wanted = PromptRequest((STORIES, SELF), 30, 8, limit=16)
+    expected = PromptRequest((STORIES, SELF), 30, 8, limit=16)
     learned, heldout = prompts_for(
-        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, expected, Checkpoints(tmp_path), SilentReporter()
     )
     assert (len(learned), len(heldout)) == (22, 8)
-    assert "only 4 distinct prompts of 15" in said[0]
+    assert "only 4 distinct prompts of 15" in messages[0]
     chat = chats("Hello!")
-    found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
-    assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
+    result = prompts_for(base(), chat, expected, Checkpoints(tmp_path / "b"), SilentReporter())
+    assert (len(result[0]), len(result[1])) == (22, 8) and "user turn cannot be found" in messages[
+        1
+    ]
 
 
 def test_interrupted_generation_resumes_with_the_same_prompts(
@@ -131,9 +133,9 @@ def test_interrupted_generation_resumes_with_the_same_prompts(
 
 
 def test_sets_are_mixed_in_equal_shares_and_held_out_apart(tmp_path: Path) -> None:
-    wanted = PromptRequest((STORIES, SELF), 21, 6, limit=16)
+    expected = PromptRequest((STORIES, SELF), 21, 6, limit=16)
     learned, heldout = prompts_for(
-        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, expected, Checkpoints(tmp_path), SilentReporter()
     )
     own = ask(tmp_path, 10, 0)
     ids = [prompt_ids(prompt.text, TOKENIZER) for prompt in own]

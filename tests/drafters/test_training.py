@@ -98,8 +98,8 @@ def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
     """Token for token, because a batch does not change sums in bfloat16."""
     target, prompts = TargetModel(load("toy", dtype=dtype).model), toy_prompts()[:6]
     assert bool(target.native) == (dtype == torch.bfloat16)
-    found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
-    for prompt, row in zip(prompts, found, strict=True):
+    result = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
+    for prompt, row in zip(prompts, result, strict=True):
         steps = decode(target, NoDraft(), prompt, 30, [END])
         assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
@@ -107,13 +107,13 @@ def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
 def test_recorded_states_equal_those_of_reading() -> None:
     prompts = toy_prompts()[:6]
     assert len({len(prompt) for prompt in prompts}) > 1
-    made = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
-    for start, kept in zip(map(len, prompts), made, strict=True):
-        found = read(base(), kept["ids"].long())
+    created = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
+    for start, kept in zip(map(len, prompts), created, strict=True):
+        result = read(base(), kept["ids"].long())
         for name in ("best", "denominator", "hidden"):
             exact = {} if name != "hidden" else {"atol": 0.02, "rtol": 0.02}
             first = 0 if name == "hidden" else start - 1
-            torch.testing.assert_close(kept[name][first:-1], found[name][first:-1], **exact)
+            torch.testing.assert_close(kept[name][first:-1], result[name][first:-1], **exact)
             assert not kept[name][:first].any() and not kept[name][-1].any()
 
 
@@ -121,8 +121,8 @@ def test_sampled_answers_depend_on_the_seed() -> None:
     prompts = toy_prompts()[:6]
 
     def written(seed: int) -> list[list[int]]:
-        found = write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
-        return [each["ids"].tolist() for each in found]
+        result = write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
+        return [each["ids"].tolist() for each in result]
 
     assert written(1) == written(1) != written(2)
 
@@ -149,9 +149,9 @@ def test_the_draft_vocabulary_has_the_most_frequent_tokens(corpora: Corpora) -> 
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
-    rest = torch.ones(base().vocabulary, dtype=torch.bool)
-    rest[ids] = False
-    assert counts[ids].min() >= counts[rest].max()
+    remainder = torch.ones(base().vocabulary, dtype=torch.bool)
+    remainder[ids] = False
+    assert counts[ids].min() >= counts[remainder].max()
     assert len(draft_vocabulary(corpora[0], 512, 0)) == 512
 
 
@@ -168,10 +168,10 @@ def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> 
                 continue
             state = batch.hidden[row, place + 1 + k].float()
             teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
-            wanted = teacher[drafter.vocabulary]
+            expected = teacher[drafter.vocabulary]
             label = int(batch.ids[row, place + 2 + k])
-            wanted = wanted + LABEL_WEIGHT * (drafter.vocabulary == label)
-            term = -(wanted * logits[n, k].log_softmax(-1)).sum()
+            expected = expected + LABEL_WEIGHT * (drafter.vocabulary == label)
+            term = -(expected * logits[n, k].log_softmax(-1)).sum()
             total = total + DISCOUNT**k * term
     return total / len(slots)
 
@@ -213,8 +213,8 @@ def test_shapes_recur(corpora: Corpora, tmp_path: Path) -> None:
     """Kernels are compiled per shape, so there are few shapes."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
-    assert {len(found.rows) % ROW_STEP for found in batch} == {0}
-    assert {found.ids.shape[1] % LENGTH_STEP for found in batch} == {1}
+    assert {len(result.rows) % ROW_STEP for result in batch} == {0}
+    assert {result.ids.shape[1] % LENGTH_STEP for result in batch} == {1}
     assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
     few = training(drafter_of(base()), corpora, tmp_path, batch=1).anchor_batch(0)
     assert len(few.rows) < ROW_STEP  # not more anchors than there are
@@ -251,13 +251,13 @@ def test_a_killed_training_resumes_bit_for_bit(corpora: Corpora, tmp_path: Path)
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
     facts = next((tmp_path / "b").rglob("facts.json"))
     before = json.loads(facts.read_text())["seconds"]
-    resumed, rest = drafter_of(base(), seed=9), Recorder()
-    found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
-    assert min(curve(rest, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
+    resumed, remainder = drafter_of(base(), seed=9), Recorder()
+    result = training(resumed, corpora, tmp_path / "b", remainder, steps=20).run()
+    assert min(curve(remainder, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
     assert json.loads(facts.read_text())["seconds"] > before > 0  # of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert torch.equal(expected.ranks, found.ranks)
+    assert torch.equal(expected.ranks, result.ranks)
 
 
 def test_a_time_budget_determines_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
@@ -296,11 +296,11 @@ def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
     judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=30).run()
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
-    found = []
+    result = []
     for prompt in toy_prompts(78)[72:]:
         steps = list(decode(target, proposer, prompt, 48, [END]))
-        found.append(mean_accepted(steps))
-    return mean(found)
+        result.append(mean_accepted(steps))
+    return mean(result)
 
 
 def test_amphista_accepts_more_than_medusa(

@@ -186,8 +186,8 @@ def test_the_predicted_size_is_that_of_the_file(
 ) -> None:
     folder, _ = exported(bits, names)
     facts = inspect(str(folder))
-    made = plan(DLQATConfig(bits=4, group_size=32), facts, "slimscope", facts.embeddings, bits)
-    predicted = quantized_bytes(facts, made, "slimscope", "float16")
+    created = plan(DLQATConfig(bits=4, group_size=32), facts, "slimscope", facts.embeddings, bits)
+    predicted = quantized_bytes(facts, created, "slimscope", "float16")
     assert (folder / "model.safetensors").stat().st_size == pytest.approx(predicted, rel=0.01)
 
 

@@ -175,11 +175,11 @@ def test_unsuitable_types_are_refused(type: str, layout: tuple, why: str) -> Non
 
 
 def test_auto_is_the_smallest_suitable_type() -> None:
-    found = [
+    result = [
         choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
         for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
     ]
-    assert found == ["Q4_0", "Q4_1", "Q8_0"]
+    assert result == ["Q4_0", "Q4_1", "Q8_0"]
     assert [choose_type("auto", None, d) for d in ("bfloat16", "float32")] == ["BF16", "F16"]
 
 
@@ -280,8 +280,8 @@ def test_a_family_has_the_keys_and_tensors_that_llama_cpp_reads(
     between = "post_attention_norm" if name in ("gemma2", "gemma3") else "ffn_norm"
     assert np.array_equal(tensors[f"blk.1.{between}.weight"], own + shift)
     up = "gate_up_proj" if name == "phi3" else "up_proj"
-    found = tensors["blk.0.ffn_up.weight"]
-    assert np.array_equal(found, parameters[f"model.layers.0.mlp.{up}.weight"])
+    result = tensors["blk.0.ffn_up.weight"]
+    assert np.array_equal(result, parameters[f"model.layers.0.mlp.{up}.weight"])
     assert ("blk.0.post_ffw_norm.weight" in tensors) == (between == "post_attention_norm")
     if name == "phi3":
         assert tensors["rope_factors_short.weight"].tolist() == [1.0, 2.0]
@@ -392,21 +392,21 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
-    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence(
+    created = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    created.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    made.decoder = decoders.ByteFallback()
+    created.decoder = decoders.ByteFallback()
     special = ["<unk>", "<s>", *(f"<0x{n:02X}>" for n in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
-    made.train_from_iterator(["the cat sat on the mat, the dog on the log"] * 9, trainer)
-    made.save(str(tmp_path / "tokenizer.json"))
-    found = vocabulary_of(tmp_path, made.get_vocab_size())
+    created.train_from_iterator(["the cat sat on the mat, the dog on the log"] * 9, trainer)
+    created.save(str(tmp_path / "tokenizer.json"))
+    result = vocabulary_of(tmp_path, created.get_vocab_size())
     merges = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"]
-    scores = dict(zip(found.tokens, found.scores, strict=True))
+    scores = dict(zip(result.tokens, result.scores, strict=True))
     assert [scores["".join(pair)] for pair in merges] == [-n for n in range(len(merges))]
-    assert (found.model, found.space) == ("llama", True)
-    assert found.types[0] == gguf.TokenType.UNKNOWN
+    assert (result.model, result.space) == ("llama", True)
+    assert result.types[0] == gguf.TokenType.UNKNOWN
 
 
 def test_the_split_rules_of_qwen_are_supported(tmp_path: Path) -> None:

@@ -89,16 +89,16 @@ def test_awq_is_read(make_layer) -> None:
 def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
     """Activation order: input j belongs to group g_idx[j], not to its neighbors' group."""
     layer, order = make_layer(rows=32), torch.randperm(64, generator=torch.manual_seed(0)) % 2
-    made = layout(format, 4, "symmetric")
-    held = layer_tensors(layer, made, torch.float16)
+    created = layout(format, 4, "symmetric")
+    held = layer_tensors(layer, created, torch.float16)
     held["g_idx" if format == "gptq" else "weight_g_idx"] = order.int()
     expected = layer.grid.scale[:, order] * (layer.codes.float() - layer.grid.zero[:, order])
-    assert torch.equal(layer_from("x", held, made).dense(), expected)
+    assert torch.equal(layer_from("x", held, created).dense(), expected)
     if format == "gptq":
         assert torch.equal(by_gptq_arithmetic(held, 4, 1), expected)
     held["g_idx" if format == "gptq" else "weight_g_idx"][3] = 2
     with pytest.raises(ModelError, match="belong to groups 0 to 2"):
-        layer_from("x", held, made)
+        layer_from("x", held, created)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
 def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: int) -> None:
     for size, groups in ((32, 2), (0, 1)):
         layer = make_layer(bits=bits, grid_type=grid_type, groups=groups)
-        made = layout(format, bits, grid_type, size)
-        again = layer_from("x", layer_tensors(layer, made, torch.float16), made)
+        created = layout(format, bits, grid_type, size)
+        again = layer_from("x", layer_tensors(layer, created, torch.float16), created)
         assert torch.equal(again.codes, layer.codes)
         assert torch.equal(again.dense(), layer.dense())
 
@@ -130,11 +130,11 @@ def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: in
     ],
 )
 def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
-    made = layout("compressed-tensors", 4, "symmetric")
-    held = layer_tensors(make_layer(), made, torch.float16)
+    created = layout("compressed-tensors", 4, "symmetric")
+    held = layer_tensors(make_layer(), created, torch.float16)
     spoil(held)
     with pytest.raises(ModelError, match=said):
-        layer_from("model.x", held, made)
+        layer_from("model.x", held, created)
 
 
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))

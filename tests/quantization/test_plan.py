@@ -34,15 +34,15 @@ def config(**fields: object) -> DLQATConfig:
 
 def test_a_plan_has_the_settings_of_every_layer() -> None:
     chosen = config(bits=4, exclude="0.*, *.down_proj", stages="lora-gptq, awq", keep_zeros=True)
-    made = plan(chosen, model(), "gptq")
+    created = plan(chosen, model(), "gptq")
     quantized = ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj")
     settings = QuantSettings(4, 32, "symmetric", "weighted", True, ("awq",), "gptq", quantized)
-    assert made.layers == {x.name: None for x in model().linears} | dict.fromkeys(
+    assert created.layers == {x.name: None for x in model().linears} | dict.fromkeys(
         quantized, settings
     )
-    assert made.stages == ("dense", "awq", "lora", "lora-gptq")
-    again = QuantizationPlan.model_validate(made.model_dump(mode="json"))
-    assert again == made
+    assert created.stages == ("dense", "awq", "lora", "lora-gptq")
+    again = QuantizationPlan.model_validate(created.model_dump(mode="json"))
+    assert again == created
 
 
 class Exported(DLQATConfig):
@@ -53,12 +53,12 @@ def test_a_stored_plan_must_match_its_config() -> None:
     job = Exported(group_size=32, exclude="0.*")
     stored = plan(job, model(), job.format).model_dump(mode="json")
     QuantizationPlan.model_validate(stored).check(job)
-    for change, said in (
+    for change, messages in (
         ({"groups": [stored["groups"][0] | {"bits": 2}]}, "does not match the config"),
         ({"stages": ["dense", "rtn"]}, "does not match the config"),
         ({"dense": [*stored["dense"], "lm_head"]}, "no layer of a block"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=messages):
             QuantizationPlan.model_validate(stored | change).check(job)
 
 
@@ -157,9 +157,13 @@ def test_the_share_of_trained_parameters_of_a_7b_model() -> None:
 
 
 def test_a_packed_file_has_one_layout_and_a_mixed_plan_is_refused() -> None:
-    made = plan(config(bits=4), model(), "compressed-tensors")
-    assert layout_of(made, "compressed-tensors") == Layout("compressed-tensors", 4, 32, "symmetric")
-    mixed = made.model_copy(update={"groups": (*made.groups, replace(made.groups[0], bits=3))})
+    created = plan(config(bits=4), model(), "compressed-tensors")
+    assert layout_of(created, "compressed-tensors") == Layout(
+        "compressed-tensors", 4, 32, "symmetric"
+    )
+    mixed = created.model_copy(
+        update={"groups": (*created.groups, replace(created.groups[0], bits=3))}
+    )
     with pytest.raises(ConfigError, match="cannot be saved as gptq") as refused:
         layout_of(mixed, "gptq")
     assert refused.value.field == "format"

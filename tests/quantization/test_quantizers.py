@@ -72,8 +72,8 @@ def test_act_order_equals_the_algorithm_of_the_paper(
     grid = search_range(layer.W, 3, SIZE, "offset", "minmax")
     order, U = layer.inputs.ordered_root(0.01)
     assert torch.equal(order, layer.inputs.energy.argsort(descending=True, stable=True))
-    found = grid.nearest(compensate_ordered(layer.W, order, U, grid))
-    same = (found - slowly(layer.W, H, order, grid)).abs() < 1e-4
+    result = grid.nearest(compensate_ordered(layer.W, order, U, grid))
+    same = (result - slowly(layer.W, H, order, grid)).abs() < 1e-4
     assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
 
 
@@ -97,17 +97,17 @@ def test_hqq_is_the_authors_iteration_with_the_best_round_of_each_group(layer) -
         e = d.sign() * (d.abs() - d.abs().pow(P - 1) / beta).clamp(min=0)
         z, beta = (q - V / s + e).mean(-1, keepdim=True), beta * KAPPA
         least = least.minimum(p_norm(W, QuantGrid(3, start.scale, z.squeeze(-1))))
-    found = search_range(W, 3, SIZE, "offset", "hqq")
-    assert torch.allclose(p_norm(W, found), least, rtol=1e-3)
-    assert torch.equal(found.scale, start.scale)
-    assert p_norm(W, found).sum() < 0.99 * p_norm(W, start).sum()
+    result = search_range(W, 3, SIZE, "offset", "hqq")
+    assert torch.allclose(p_norm(W, result), least, rtol=1e-3)
+    assert torch.equal(result.scale, start.scale)
+    assert p_norm(W, result).sum() < 0.99 * p_norm(W, start).sum()
 
 
 def test_hqq_leaves_whole_zero_points_whole_and_symmetric_grids_alone(layer) -> None:
-    found = search_range(layer.W, 3, SIZE, "zero-point", "hqq")
-    assert torch.equal(found.zero, found.zero.round().clamp(0, 7))
+    result = search_range(layer.W, 3, SIZE, "zero-point", "hqq")
+    assert torch.equal(result.zero, result.zero.round().clamp(0, 7))
     assert (
-        p_norm(layer.W, found)
+        p_norm(layer.W, result)
         <= p_norm(layer.W, search_range(layer.W, 3, SIZE, "zero-point", "minmax")) + 1e-6
     ).all()
     even = search_range(layer.W, 3, SIZE, "symmetric", "hqq")
@@ -144,8 +144,8 @@ def test_a_basis_changes_nothing_by_itself(basis: Basis) -> None:
     # the same outputs, up to their own rotation, from inputs with the second moments it says
     D = torch.randn(16, 24)
     H = basis.gram(X @ X.T)
-    found = torch.einsum("ij,jk,ik", D, H, D)
-    assert torch.allclose(found, (basis.back(D) @ X).square().sum(), rtol=1e-3)
+    result = torch.einsum("ij,jk,ik", D, H, D)
+    assert torch.allclose(result, (basis.back(D) @ X).square().sum(), rtol=1e-3)
 
 
 @pytest.fixture
@@ -254,8 +254,8 @@ def test_awq_takes_the_power_with_the_least_error_of_all_layers_that_share_the_i
 
 def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
     """Return the basis of `module`; the same object if its scale equals that of `like`."""
-    found = input_scales(layers)[module]
-    return like if torch.equal(found.scale, like.scale) else found
+    result = input_scales(layers)[module]
+    return like if torch.equal(result.scale, like.scale) else result
 
 
 @pytest.mark.parametrize("find", [rotations, input_scales])

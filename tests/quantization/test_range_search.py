@@ -77,8 +77,8 @@ def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: s
             scale = (high - low) / (2**bits - 1)
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
         least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
-    found = search_range(W, bits, 32, grid_type, "mse")
-    assert error(W, found).sum() < 1.01 * least.sum()
+    result = search_range(W, bits, 32, grid_type, "mse")
+    assert error(W, result).sum() < 1.01 * least.sum()
 
 
 def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
@@ -111,9 +111,9 @@ def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: T
     q = (u + (u.round() - u).detach()).clamp(0, 3)
     weight = energy.double().view(3, 32)
     ((s * (q - z) - V).square() * weight).sum().backward()
-    found = _gradients(V, scale.detach(), zero.detach(), 3, weight)
-    assert torch.allclose(found[0], scale.grad, atol=1e-12)
-    assert torch.allclose(found[1], zero.grad, atol=1e-12)
+    result = _gradients(V, scale.detach(), zero.detach(), 3, weight)
+    assert torch.allclose(result[0], scale.grad, atol=1e-12)
+    assert torch.allclose(result[1], zero.grad, atol=1e-12)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -44,11 +44,11 @@ def obstacle(type: str, layout: Layout) -> str:
     return ""
 
 
-def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
+def choose_type(requested: GGUFType, layout: Layout | None, dtype: str) -> str:
     """Return the type of the linear layers; the largest one if they differ.
 
     Args:
-        wanted: type in the config.
+        requested: type in the config.
         layout: layout of a quantized model; None for plain weights.
         dtype: dtype of plain weights.
 
@@ -56,19 +56,19 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
         ConfigError: the type cannot store the model; the message names types that can.
     """
     if layout is None:
-        if wanted != "auto":
-            return wanted
+        if requested != "auto":
+            return requested
         return "BF16" if dtype == "bfloat16" else "F16"
 
     def first_obstacle(type: str) -> str:
         return next(filter(None, (obstacle(type, linear) for linear in layout.linears)), "")
 
     suitable = [type for type in (*PACKED, "F32") if not first_obstacle(type)]
-    if wanted == "auto" and suitable:
+    if requested == "auto" and suitable:
         return suitable[0]
-    if wanted in suitable:
-        return wanted
-    type = PACKED[0] if wanted == "auto" else wanted
+    if requested in suitable:
+        return requested
+    type = PACKED[0] if requested == "auto" else requested
     why = first_obstacle(type)
     raise ConfigError(
         f"{type} cannot store this model.",
@@ -80,17 +80,17 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
     )
 
 
-def embedding_type(wanted: EmbeddingType, linears: str, packed: bool, dtype: str) -> str:
+def embedding_type(requested: EmbeddingType, linears: str, packed: bool, dtype: str) -> str:
     """Return the type of an embedding or head that is not quantized.
 
     Args:
-        wanted: type in the config.
+        requested: type in the config.
         linears: type of the linear layers.
         packed: True if the linear layers have codes. The embedding then keeps its dtype.
         dtype: dtype of the embedding.
     """
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     if packed:
         return {"float16": "F16", "bfloat16": "BF16"}.get(dtype, "F32")
     return linears if linears in FLOATS else "Q8_0"

@@ -145,21 +145,21 @@ def test_memory_for_one_sequence_serves_all_in_turn(opened: Open, blocks: int) -
 def test_an_observer_sees_all_states_and_the_logits_of_the_answer(opened: Open) -> None:
     """Includes a sequence that restarts."""
     engine, prompts = opened(blocks=7), [prompt_of(10 + 3 * n, n) for n in range(6)]
-    seen: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
+    observed: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
 
     def observe(of: list[tuple[int, int, list[int]]], start: int, *read: Tensor) -> None:
         of.append((start, len(read[0]), read[1].argmax(-1).tolist()))
 
-    asked = zip(prompts, seen, strict=True)
+    asked = zip(prompts, observed, strict=True)
     answers = [ask(engine, p, 60, observe=partial(observe, of)) for p, of in asked]
-    for prompt, answer, of in zip(prompts, answers, seen, strict=True):
+    for prompt, answer, of in zip(prompts, answers, observed, strict=True):
         answer.wait()
         last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it began again
         starts, lengths, best = zip(*of[last:], strict=True)
         assert [*starts] == [sum(lengths[:n]) for n in range(len(starts))]
         assert sum(lengths) == len(prompt) + len(answer.tokens) - 1
         assert [token for each in best for token in each] == answer.tokens
-    assert any(start == 0 for of in seen for start, *_ in of[1:])
+    assert any(start == 0 for of in observed for start, *_ in of[1:])
 
 
 def test_ten_thousand_cancelled_requests_take_no_memory(opened: Open) -> None:
@@ -289,17 +289,17 @@ def test_an_error_ends_only_its_request(opened: Open, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Speculation, "pays", lambda *_: True)
     engine, text = opened(), alone(target_of("toy"), (5, 6, 7), 20)
     broken = ask(engine, [5, 6, 7], 20, drafter=Broken())
-    seen = list[Event]()
+    observed = list[Event]()
 
     def leave(event: Event) -> None:
-        seen.append(event)
+        observed.append(event)
         raise OSError("nobody listens")
 
     engine.submit(GenerationRequest((5, 6, 7), 20), leave)
     assert ask(engine, [5, 6, 7], 20).wait().tokens == text
     assert broken.wait().end.reason == "error" and "no drafts today" in str(broken.end.error)
     ask(engine, [5], 1).wait()
-    assert isinstance(seen[0], NewPieces) and len(seen) == 2
+    assert isinstance(observed[0], NewPieces) and len(observed) == 2
 
 
 def test_a_failed_pass_ends_its_sequences_only(

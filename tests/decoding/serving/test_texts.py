@@ -94,10 +94,10 @@ def test_texts_do_not_depend_on_the_batch(
         assert (answer.end.reason, answer.end.error) == ("length", None)
         prompt = answer.end.prompt_tokens
         assert answer.tokens == text[0 if n % 5 == 0 else prompt :]
-        if seen := likeliest[n]:
+        if observed := likeliest[n]:
             new = len(text) - prompt  # a draft may go on behind the end
-            assert [*seen] == [*range(min(seen), max(seen) + 1)]
-            assert [seen[prompt - 1 + place] for place in range(new)] == text[prompt:]
+            assert [*observed] == [*range(min(observed), max(observed) + 1)]
+            assert [observed[prompt - 1 + place] for place in range(new)] == text[prompt:]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -117,19 +117,19 @@ def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> 
     ]
 
     def segments() -> list[Segment]:
-        made = []
+        created = []
         for begun, number, tree, read_out in kinds:
             cache = native.new_cache(64)
             if begun:
                 native.read(ids[:begun], cache)
-            made.append(Segment(cache, ids[begun : begun + number].tolist(), tree, read_out))
-        return made
+            created.append(Segment(cache, ids[begun : begun + number].tolist(), tree, read_out))
+        return created
 
     expected = [native.run([segment])[0] for segment in segments()]
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [1, 5]):
         together = segments()
-        found = native.run([together[n] for n in order])
-        for n, read in zip(order, found, strict=True):
+        result = native.run([together[n] for n in order])
+        for n, read in zip(order, result, strict=True):
             assert all(map(torch.equal, read, expected[n]))
             assert together[n].cache.length == sum(kinds[n][:2])
 

@@ -92,21 +92,23 @@ def test_dlqat_can_start_from_it(start) -> None:
     fields = {"start": "block-wise", "steps": 1, "batch": 2, "length": 32}
     qat = finished(start(grid="offset", stages=[BLOCKS, "dlqat"], **fields))
     assert qat.stages == (BLOCKS, "dlqat")
-    made = qat.converted(BLOCKS)
+    created = qat.converted(BLOCKS)
     for name, layer in qat._layers("dlqat", QUIET).items():
-        found = layer.convert(qat.run.stored, "offset")
-        assert (found.codes == made[name].codes).float().mean() > 0.999  # stored scales are rounded
-        torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
+        result = layer.convert(qat.run.stored, "offset")
+        assert (
+            result.codes == created[name].codes
+        ).float().mean() > 0.999  # stored scales are rounded
+        torch.testing.assert_close(result.dense(), created[name].dense(), rtol=0.01, atol=0.01)
 
 
 def test_diverged_weights_are_refused_without_held_out_text(
     toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*given: Any) -> Reconstruction:
-        found = reconstruct(*given)
-        assert math.isnan(found.errors[0])  # three segments: none is held out
+        result = reconstruct(*given)
+        assert math.isnan(result.errors[0])  # three segments: none is held out
         return Reconstruction(
-            {n: p * math.nan for n, p in found.parameters.items()}, found.errors, 0
+            {n: p * math.nan for n, p in result.parameters.items()}, result.errors, 0
         )
 
     monkeypatch.setattr(block_training, "reconstruct", diverge)
@@ -128,10 +130,10 @@ def test_trained_and_stored_weights_are_equal(grid: str) -> None:
         assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
     moved = {name: (p + 0.01).requires_grad_() for name, p in trained.parameters.items()}
     What = trained.weights(moved)["x"]
-    W, found = trained.result({name: p.detach() for name, p in moved.items()}, "x")
-    torch.testing.assert_close(What.detach(), found.nearest(W))
+    W, result = trained.result({name: p.detach() for name, p in moved.items()}, "x")
+    torch.testing.assert_close(What.detach(), result.nearest(W))
     What.sum().backward()
-    code = W.view(4, 2, 32) / found.scale.unsqueeze(-1) + found.zero.unsqueeze(-1)
+    code = W.view(4, 2, 32) / result.scale.unsqueeze(-1) + result.zero.unsqueeze(-1)
     inside = (code.round() > 0) & (code.round() < 7)
     assert moved["x/p"].grad is not None
     gradient = moved["x/p"].grad / trained.sizes["x"]

@@ -74,10 +74,10 @@ def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str
     layer.base.weight.data[:, ::5] = 0
     x = torch.randn(2, 7, COLUMNS, dtype=torch.float64, requires_grad=True)
     dy = torch.randn(2, 7, ROWS, dtype=torch.float64)
-    wanted = torch.autograd.grad(by_autograd(layer, x), (x, layer.A, layer.B, layer.m), dy)
-    found = torch.autograd.grad(layer(x), (x, layer.A, layer.B, layer.m), dy)
-    assert all(g.abs().max() > 1e-3 for g in wanted)
-    for one, other in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(by_autograd(layer, x), (x, layer.A, layer.B, layer.m), dy)
+    result = torch.autograd.grad(layer(x), (x, layer.A, layer.B, layer.m), dy)
+    assert all(g.abs().max() > 1e-3 for g in expected)
+    for one, other in zip(result, expected, strict=True):
         assert (one - other).abs().max() < 1e-12 * max(1, other.abs().max())
 
 
@@ -86,9 +86,11 @@ def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str
 def test_the_closed_forms_hold_for_every_grid(bits: int, grid_type: str, seed: int) -> None:
     layer = doubled(made(bits=bits, grid_type=grid_type, seed=seed))
     x = torch.randn(5, COLUMNS, dtype=torch.float64)
-    wanted = torch.autograd.grad(by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m))
-    found = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
-    for one, other in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(
+        by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m)
+    )
+    result = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
+    for one, other in zip(result, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
@@ -200,15 +202,15 @@ def test_bfloat16_passes_keep_codes_in_float32() -> None:
 
 @pytest.mark.parametrize("part", ["A", "B", "m"])
 def test_gradients_of_bfloat16_passes_are_those_of_float32_but_for_rounding(part: str) -> None:
-    found, x = [], torch.randn(40, COLUMNS)
+    result, x = [], torch.randn(40, COLUMNS)
     for half in (False, True):
         layer = made()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             y = layer(x)
         y.float().square().sum().backward()
-        found.append(getattr(layer, part).grad)
-    assert found[0].dtype == found[1].dtype == torch.float32
-    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+        result.append(getattr(layer, part).grad)
+    assert result[0].dtype == result[1].dtype == torch.float32
+    assert (result[0] - result[1]).norm() < 0.02 * result[0].norm()
 
 
 def test_no_tensor_of_the_weights_size_is_saved_for_backward() -> None:

@@ -43,11 +43,11 @@ def run(qat: DLQAT, reporter=QUIET) -> dict[str, float]:
 
 
 def hashes(qat: DLQAT) -> dict[DLQATStage, str]:
-    found = {}
+    result = {}
     for stage in qat.stages:
         with qat.installed(stage):
-            found[stage] = weights_hash(qat.run.model)
-    return found
+            result[stage] = weights_hash(qat.run.model)
+    return result
 
 
 @torch.no_grad()
@@ -84,12 +84,12 @@ def everything(_toy, tmp_path_factory) -> dict[str, Any]:
     before = weights_hash(qat.run.model)
     errors = run(qat)
     unseen, after = _toy[1][96:], weights_hash(qat.run.model)
-    found = {"dense": perplexity(qat.run.model, unseen)}
+    result = {"dense": perplexity(qat.run.model, unseen)}
     for stage in qat.stages:
         with qat.installed(stage):
-            found[stage] = perplexity(qat.run.model, unseen)
+            result[stage] = perplexity(qat.run.model, unseen)
     every = [before, after, *hashes(qat).values()]
-    return {"perplexity": found, "errors": errors, "hashes": every}
+    return {"perplexity": result, "errors": errors, "hashes": every}
 
 
 def test_the_stages_rank_as_expected(everything) -> None:
@@ -115,7 +115,7 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
 
 
 def test_background_statistics_equal_those_computed_in_place(start, recorder, monkeypatch) -> None:
-    seen = []
+    observed = []
     # the sums of two batches side by side are rounded otherwise
     monkeypatch.setattr(
         "backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch
@@ -124,8 +124,8 @@ def test_background_statistics_equal_those_computed_in_place(start, recorder, mo
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         told = recorder()
         run(start(f"{threads}", stages="rtn"), told)
-        seen.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
-    assert seen[0] == seen[1] and len(seen[0]) == 2 * 7 * 3
+        observed.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
+    assert observed[0] == observed[1] and len(observed[0]) == 2 * 7 * 3
 
 
 def test_errors_are_measured_on_a_part_of_the_text(start, monkeypatch) -> None:
@@ -156,21 +156,21 @@ def test_a_16_bit_model_is_evaluated_in_16_bits(start, calibration: Tensor, toy)
 
 
 def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
-    seen = {}
+    observed = {}
 
     class Watched(StageTrainer):
         def train(self) -> None:
             super().train()
-            seen[self.stage] = self.run.model(input_ids=unseen[:2]).logits
+            observed[self.stage] = self.run.model(input_ids=unseen[:2]).logits
 
     monkeypatch.setattr("backend.quantization.dlqat.trainer.StageTrainer", Watched)
     qat = finished(start(stages="gptq, dlqat, lora", stored="float32"))
     dense = qat.run.model(input_ids=unseen[:2]).logits
     with qat.installed("dlqat"):
-        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["dlqat"])
+        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, observed["dlqat"])
     with qat.installed("lora"):
         merged = qat.run.model(input_ids=unseen[:2]).logits
-    assert torch.allclose(merged, seen["lora"], atol=1e-4)
+    assert torch.allclose(merged, observed["lora"], atol=1e-4)
     assert (merged - dense).abs().max() > 1e-3
 
 
@@ -345,15 +345,15 @@ def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
     before: dict[Tensor, Tensor] = {}
     for names in order:
         step = {m: x for m, x in linears.items() if m.endswith(names)}
-        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM) as seen:
+        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM) as observed:
             model(input_ids=calibration[:8, :64])
-            inputs = seen.finish()
+            inputs = observed.finish()
         for module, linear in step.items():
             W, grid = QUANTIZERS["gptq-order"].quantize(
                 linear.read(), inputs[module], qat.run.plan.groups[0], 0.01
             )
-            found, wanted = layers[linear.name].codes.float(), grid.codes(W)
-            assert (found == wanted).float().mean() > 0.99  # sums in another order
+            result, expected = layers[linear.name].codes.float(), grid.codes(W)
+            assert (result == expected).float().mean() > 0.99  # sums in another order
             before[linear.layer.get_parameter("weight")] = grid.nearest(W)
 
 

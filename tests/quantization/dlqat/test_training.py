@@ -175,23 +175,23 @@ def test_a_token_without_label_has_no_loss(start, rows: Tensor) -> None:
     labels = rows.clone()
     labels[:, LENGTH // 2 :] = room.IGNORED_LABEL
     judged = start(labels=labels)
-    found = room.text_loss(judged.run, judged.run.model)(torch.arange(3))
+    result = room.text_loss(judged.run, judged.run.model)(torch.arange(3))
     logits = judged.run.model(input_ids=rows[:3, : LENGTH // 2]).logits[:, :-1]
-    wanted = cross_entropy(
+    expected = cross_entropy(
         logits.flatten(0, 1), rows[:3, 1 : LENGTH // 2].flatten(), reduction="sum"
     )
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert result.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
     qat = start(stages="dlqat-kd", bits=2)
     layers = qat._layers(DLQATStage.DLQAT_KD, QUIET)
     with swap_modules(qat.run.model, layers):
-        found = room.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
+        result = room.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
-    wanted = kl_div(q, p, reduction="sum", log_target=True)
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1
+    expected = kl_div(q, p, reduction="sum", log_target=True)
+    assert result.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 1
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -225,9 +225,9 @@ def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     expected = made(whole, told)
     lowered = whole.lowered_rate("dlqat")
     assert lowered in (0.25, 0.0625)
-    said = [line for line in told.lines if "is repeated at" in line]
-    assert len(said) == round(math.log(rate / lowered, 4))
-    assert "raised the held-out perplexity by" in said[0] or "diverged" in said[0]
+    messages = [line for line in told.lines if "is repeated at" in line]
+    assert len(messages) == round(math.log(rate / lowered, 4))
+    assert "raised the held-out perplexity by" in messages[0] or "diverged" in messages[0]
     assert told.progressed[-1][:2] == (4, 4)
     cut = start("cut", rate=1.0)
     with pytest.raises(CancelledError):
