@@ -135,7 +135,7 @@ def test_the_chi_square_test_detects_a_wrong_temperature() -> None:
     assert p_value(counts, wanted) < 0.001
 
 
-class Fixed:
+class ConstantProposer:
     """Proposer that drafts the same tokens at every step."""
 
     nodes = len(TREE)
@@ -160,7 +160,9 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     )
     target, count = TargetModel(built(config)), 1200
     samplings = (Sampling(temperature=1.0, seed=seed) for seed in range(count))
-    texts = (decode(target, Fixed(), [0, 1], 3, sampling=sampling) for sampling in samplings)
+    texts = (
+        decode(target, ConstantProposer(), [0, 1], 3, sampling=sampling) for sampling in samplings
+    )
     drawn = Counter(tuple(t for step in text for t in step.tokens)[1:] for text in texts)
     expected: Counter = Counter()
     with torch.inference_mode():
@@ -237,6 +239,6 @@ def test_a_quantile_refers_to_all_probabilities(spread: float, top_k: int, top_p
     drawn = torch.tensor([draw(logits.float(), top_k, top_p, float(x)) for x in places])
     counts = drawn.bincount(minlength=3000)
     assert (expected[drawn] > 0).all()
-    assert (counts - 2000 * expected).abs().max() < 1.05  # a place more or less
+    assert (counts - 2000 * expected).abs().max() < 1.05  # one quantile more or less
     with pytest.raises(ComputeError):
         draw(logits.float() * math.nan, top_k, top_p, 0.5)

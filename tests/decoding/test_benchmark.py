@@ -23,7 +23,7 @@ from tests.drafters.toys import END, base, drafter_of, toy_prompts
 from tests.toy_layers import Recorder
 
 
-class Counting(NoDraft):
+class StartRecorder(NoDraft):
     """Proposer without drafts that records its starts."""
 
     nodes = 2
@@ -59,7 +59,7 @@ def test_all_arms_give_equal_answers_and_are_timed_each_round() -> None:
 
 def test_every_arm_comes_first_in_turn() -> None:
     order: list[str] = []
-    arms = {name: Counting(name, order) for name in (VANILLA, "a", "b")}
+    arms = {name: StartRecorder(name, order) for name in (VANILLA, "a", "b")}
     time_decoders(decoders_of(base(), arms), [5, 6], 2, [], 2, SilentReporter(), offset=1)
     assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
 

@@ -155,7 +155,7 @@ def test_in_sixteen_bits_texts_have_the_same_beginning() -> None:
 # oracles ------------------------------------------------------------------------------------------
 
 
-class Knowing:
+class ShiftedProposer:
     """Proposer that drafts a given text with `shift` added to every token; 0 is always right."""
 
     def __init__(self, text: Sequence[int], prompt: int, depth: int, shift: int, size: int) -> None:
@@ -177,7 +177,7 @@ class Knowing:
 def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 61, [])
-    knowing = Knowing(text, len(prompt), depth, 0, target.vocabulary)
+    knowing = ShiftedProposer(text, len(prompt), depth, 0, target.vocabulary)
     result, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
     assert result == text[: len(result)]
     assert all(len(step.tokens) == depth + 1 for step in steps[1:])
@@ -188,10 +188,12 @@ def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
 def test_an_adversarial_drafter_changes_no_tokens() -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 30, [])
-    result, steps = ours(target, Knowing(text, len(prompt), 3, 1, target.vocabulary), prompt, 30)
+    result, steps = ours(
+        target, ShiftedProposer(text, len(prompt), 3, 1, target.vocabulary), prompt, 30
+    )
     assert result == text and mean_accepted(steps) == 1.0
     wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
-    assert steps[1].rejected == wrong  # what was guessed in vain, in its order
+    assert steps[1].rejected == wrong  # rejected draft tokens in order
 
 
 @pytest.mark.parametrize("at", range(1, 8))
@@ -200,7 +202,7 @@ def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
     text = plain(target, prompt, 40, [])
     end = text[at]
     result, steps = ours(
-        target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
+        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
     )
     assert result == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
     assert sum(len(step.heads) for step in steps) == len(result)
@@ -210,7 +212,9 @@ def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
 def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
     target, prompt = base(), toy_prompts()[4]
     text = plain(target, prompt, 20, [])
-    result, _ = ours(target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, limit)
+    result, _ = ours(
+        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, limit
+    )
     assert result == text[:limit]
 
 

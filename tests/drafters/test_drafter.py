@@ -64,7 +64,7 @@ def test_no_anchor_sees_what_comes_after_it(arm: str) -> None:
     changed[13:] = random_ids(target, 11, seed=8)
     before, after = guesses(drafter, target, ids), guesses(drafter, target, changed)
     for head in range(4):
-        known = 12 - head * (arm in SEQUENTIAL)  # anchor 11 knows tokens 0..12, a path more
+        known = 12 - head * (arm in SEQUENTIAL)  # anchor 11 sees tokens 0..12, and its path
         torch.testing.assert_close(before[:known, head], after[:known, head])
         assert not torch.allclose(before[known + 1 :, head], after[known + 1 :, head])
 
@@ -154,7 +154,7 @@ def test_only_the_encoder_connects_heads() -> None:
         state = torch.randn(3, 32)
         slots = drafter.slots([state, state])
         gradient = torch.autograd.grad(drafter.logits(slots)[0, 0].sum(), drafter.heads.bias)[0]
-        last = gradient[0, 3].abs().sum().item()  # of the last head, from the first head's logits
+        last = gradient[0, 3].abs().sum().item()  # from the last head to the logits of the first
         assert (last > 0) == encoder
 
 
@@ -172,7 +172,7 @@ def test_no_gradient_reaches_the_base() -> None:
     assert fingerprint(target.model) == before
 
 
-# where it starts ----------------------------------------------------------------------------------
+# initialization -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()

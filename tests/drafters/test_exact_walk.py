@@ -67,9 +67,7 @@ def test_a_replay_equals_decoding(name: str) -> None:
         tokens += [len(step.tokens) for step in steps if step.path]
         nodes += [len(step.tree) for step in steps if step.path]
     walk = walk_answers(proposer, answers())
-    if (
-        "confident" not in name
-    ):  # where cached states, of 16 bits, may tip a path over the threshold
+    if "confident" not in name:  # cached states in 16 bits may move a path over the threshold
         assert (walk.accepted, walk.nodes) == (tokens, nodes)
     assert walk.accepted_length == pytest.approx(sum(tokens) / len(tokens), rel=0.03)
     assert (walk.accepted_length > 1) == (name != "none")
@@ -102,7 +100,7 @@ def test_a_dynamic_tree_has_the_likely_paths(architecture: str) -> None:
         assert max(result) <= 6
         sizes.append(sum(result) / len(result))
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 6 and sizes[-1] == 1  # nothing is that likely: decoding without drafts
+    assert sizes[0] == 6 and sizes[-1] == 1  # no path is that likely, so nothing is drafted
 
 
 def test_the_likeliest_paths_are_closed_under_prefixes() -> None:

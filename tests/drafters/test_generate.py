@@ -31,7 +31,7 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
     for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
         result = list(generate(model, drafter, prompt, 30, nodes=nodes))
         assert [token.id for token in result] == expected
-        assert result[0].head == result[0].step == 0  # the prefill's
+        assert result[0].head == result[0].step == 0  # token of the prefill
         assert all(LOOKUP_HEAD <= token.head <= 4 for token in result)
         assert [token.step for token in result] == sorted(token.step for token in result)
 
@@ -101,7 +101,7 @@ def test_the_models_own_repetition_penalty_is_kept() -> None:
     assert [token.id for token in bare] == plain(base(), prompt, 30, [END])
 
 
-# text as it comes ---------------------------------------------------------------------------------
+# streamed text ------------------------------------------------------------------------------------
 
 
 def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
@@ -116,7 +116,7 @@ def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenize
 def test_the_streamed_parts_add_up_to_the_text(text: str) -> None:
     result, _ = parts(text)
     assert "".join(result) == text
-    assert not any("\ufffd" in part for part in result)  # no half of a character is shown
+    assert not any("\ufffd" in part for part in result)  # no incomplete character is released
 
 
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> None:
@@ -128,14 +128,14 @@ def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> No
         assert not shown.endswith(" sat on")
 
 
-# the tree that suits ------------------------------------------------------------------------------
+# choice of the tree -------------------------------------------------------------------------------
 
 
 def test_the_tree_is_large_if_nodes_are_cheap() -> None:
     flat = CostModel({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
     steep = CostModel({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
-    assert flat.best_nodes(GROWTH) == 6  # all there are
-    assert steep.best_nodes(GROWTH) == 1  # none: decoding without guesses is faster
+    assert flat.best_nodes(GROWTH) == 6  # all nodes of the growth
+    assert steep.best_nodes(GROWTH) == 1  # no drafts: plain decoding is faster
     assert steep.best_nodes(GROWTH, least=2) == 2
     assert (flat.break_even(1), flat.break_even(2)) == (1.0, 1.1)
     assert flat.speed_up(GROWTH, 3) == pytest.approx(1.9 / 1.1)
@@ -158,7 +158,7 @@ def test_costs_are_measured_with_a_short_context(
 
 
 def test_the_proposer_of_a_drafter() -> None:
-    for drafter, nodes in ((None, 0), (saved(), 1)):  # of the root alone nothing is guessed
+    for drafter, nodes in ((None, 0), (saved(), 1)):  # a tree of one node has no drafts
         assert isinstance(make_proposer(base(), drafter, nodes), NoDraft)
     chosen = make_proposer(base(), saved(), nodes=3)
     assert isinstance(chosen, TreeProposer)

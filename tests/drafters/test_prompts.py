@@ -128,7 +128,9 @@ def test_interrupted_generation_resumes_with_the_same_prompts(
     once = Recorder(stop=lambda told: bool(told.progressed))
     with pytest.raises(CancelledError):
         generate_prompts(base(), TOKENIZER, 15, 1, Checkpoints(tmp_path / "cut"), once)
-    assert len([*(tmp_path / "cut").iterdir()]) == 1  # asked before the second batch, not after all
+    assert (
+        len([*(tmp_path / "cut").iterdir()]) == 1
+    )  # checked before the second batch, not after all batches
     assert ask(tmp_path / "cut", 15, 1) == whole and len(whole) == 15
 
 

@@ -223,7 +223,7 @@ def test_shapes_recur(corpora: Corpora, tmp_path: Path) -> None:
     )
 
 
-# learning -----------------------------------------------------------------------------------------
+# training -----------------------------------------------------------------------------------------
 
 
 def test_every_head_learns_and_early_heads_are_better(
@@ -254,7 +254,7 @@ def test_a_killed_training_resumes_bit_for_bit(corpora: Corpora, tmp_path: Path)
     resumed, remainder = drafter_of(base(), seed=9), Recorder()
     result = training(resumed, corpora, tmp_path / "b", remainder, steps=20).run()
     assert min(curve(remainder, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
-    assert json.loads(facts.read_text())["seconds"] > before > 0  # of both attempts
+    assert json.loads(facts.read_text())["seconds"] > before > 0  # sum of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert torch.equal(expected.ranks, result.ranks)
@@ -266,7 +266,7 @@ def test_a_time_budget_determines_the_steps_once(corpora: Corpora, tmp_path: Pat
     assert work.step == work.steps >= PACE_STEPS
     again = training(drafter_of(base()), corpora, tmp_path, minutes=500)
     again.restore()
-    assert again.steps == work.steps  # what was stored counts
+    assert again.steps == work.steps  # the stored number counts
     assert Checkpoints(tmp_path).find(CHECKPOINT)
 
 
@@ -307,7 +307,9 @@ def test_amphista_accepts_more_than_medusa(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After equal steps, over three seeds, by more than two standard errors of the difference."""
-    monkeypatch.setattr("backend.drafters.training.trainer.MAX_EVALUATIONS", 1)  # most of the time
+    monkeypatch.setattr(
+        "backend.drafters.training.trainer.MAX_EVALUATIONS", 1
+    )  # evaluations take most of the time
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
         for seed in range(3)

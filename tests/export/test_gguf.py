@@ -139,7 +139,7 @@ def test_only_the_minimum_is_rounded_on_a_grid_with_zero_points(
     assert 0 < largest_difference(file, toy) < 2**-10
     tensor = next(t for t in gguf.GGUFReader(file).tensors if "ffn_up" in t.name)
     codes = tensor.data.reshape(-1, 20)[:, 4:]
-    assert len(np.unique(codes & 15)) == 16  # as they were, not moved by the rounding
+    assert len(np.unique(codes & 15)) == 16  # the original ones, not moved by the rounding
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])

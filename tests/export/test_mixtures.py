@@ -25,7 +25,7 @@ from backend.reporter import SilentReporter
 from tests.models.tiny_models import FAMILIES
 
 IDS = torch.arange(16).view(2, 8) * 7 + 3
-EXPERTS = 11  # a number of two digits, which sort otherwise as text
+EXPERTS = 11  # two digits, which sort differently as text
 OWN = {"qwen3_moe": {"norm_topk_prob": True}, "olmoe": {"num_key_value_heads": 4}}
 AS_GGUF = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe"}
 

@@ -18,7 +18,7 @@ from backend.quantization.native.kernels import RoundedRows, usable
 from backend.quantization.plan import QuantSettings
 
 ROWS = 21
-SHAPES = [(48, 8), (96, 48), (192, 64), (300, 100), (130, 130)]  # columns, and those of a group
+SHAPES = [(48, 8), (96, 48), (192, 64), (300, 100), (130, 130)]  # inputs, and inputs per group
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_nan_stays_nan() -> None:
         layer.panel(slice(0, ROWS), G.dtype).backward(G, dm, None)
         assert not torch.isfinite(G[:, 1:]).all() and not torch.isfinite(dm).all()
     layer.B.data[0] = torch.nan
-    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # and no code lies outside the counts
+    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # no code lies outside the counts
     assert counts.sum() == ROWS * 96 and changed >= 96
 
 
@@ -152,7 +152,9 @@ def test_gptq(
 
     (V, grid), (V_wanted, expected) = computed(), in_pytorch(computed)
     codes, codes_wanted = grid.codes(V), expected.codes(V_wanted)
-    assert (codes != codes_wanted).float().mean() < 0.01  # a tie rounded otherwise moves its row
+    assert (
+        codes != codes_wanted
+    ).float().mean() < 0.01  # a tie rounded differently changes its row
     assert torch.allclose(V, V_wanted, atol=1e-3) or (V - V_wanted).abs().median() < 1e-4
 
 

@@ -93,7 +93,7 @@ def test_hqq_is_the_authors_iteration_with_the_best_round_of_each_group(layer) -
     least = p_norm(W, start)
     for _ in range(ROUNDS):
         q = (V / s + z).round().clamp(0, 7)
-        d = V / s - (q - z)  # in steps of the grid, where the authors have it in those of W
+        d = V / s - (q - z)  # in steps of the grid; the authors use the units of W
         e = d.sign() * (d.abs() - d.abs().pow(P - 1) / beta).clamp(min=0)
         z, beta = (q - V / s + e).mean(-1, keepdim=True), beta * KAPPA
         least = least.minimum(p_norm(W, QuantGrid(3, start.scale, z.squeeze(-1))))
@@ -141,7 +141,7 @@ def test_a_basis_changes_nothing_by_itself(basis: Basis) -> None:
     W, X = torch.randn(16, 24), torch.randn(24, 200)
     inside = basis.into(W)
     assert torch.allclose(basis.back(inside), W, atol=1e-5)
-    # the same outputs, up to their own rotation, from inputs with the second moments it says
+    # equal outputs, up to their rotation, and the second moments of `gram`
     D = torch.randn(16, 24)
     H = basis.gram(X @ X.T)
     result = torch.einsum("ij,jk,ik", D, H, D)

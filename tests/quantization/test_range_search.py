@@ -87,7 +87,7 @@ def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor)
     weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
     assert plain["mse"] < min(plain["minmax"], plain["weighted"])
     assert (weighted["weighted"] <= weighted["mse"] + 1e-6).all()
-    assert (weighted["lsq"] <= weighted["weighted"]).all()  # never worse, in no group
+    assert (weighted["lsq"] <= weighted["weighted"]).all()  # not worse in any group
     assert weighted["lsq"].sum() < weighted["weighted"].sum()
 
 

@@ -39,7 +39,7 @@ Open = Callable[..., ServingEngine]
         ([1], 0, {}, "max_new_tokens"),
         ([1], -1, {"echo": True}, "max_new_tokens"),
         ([1] * 257, 0, {"echo": True}, "max_new_tokens"),
-        ([1] * 70, 40, {}, "max_new_tokens"),  # of memory for 100 tokens
+        ([1] * 70, 40, {}, "max_new_tokens"),  # blocks for 100 tokens
         ([1], 8, {"logprobs": 101}, "logprobs"),
         ([1], 8, {"logprobs": -1}, "logprobs"),
     ],
@@ -70,7 +70,7 @@ def test_log_probabilities_of_prompt_and_answer_are_those_of_the_model(
     opened: Open, length: int, new: int
 ) -> None:
     engine, target, prompt = opened(), target_of("toy"), prompt_of(length, 3)
-    ask(engine, prompt, 3).wait()  # what was read is read again, as its logits are wanted
+    ask(engine, prompt, 3).wait()  # a shared prefix is read again if its logits are needed
     answer = ask(engine, prompt, new, echo=True, logprobs=3).wait()
     assert answer.tokens[:length] == [*prompt] and len(answer.tokens) == length + new
     with torch.inference_mode():
@@ -126,7 +126,7 @@ def test_simultaneous_requests_share_a_prefix(opened: Open) -> None:
     engine, system = opened(), prompt_of(96, 7)
     answers = [ask(engine, [*system, n, 5, 6], 5) for n in range(3, 15)]
     first, second, *others = sorted(x.wait().end.shared_tokens for x in answers)
-    assert (first, *others) == (0, *[96] * 10) and second in (64, 96)  # it began in the same pass
+    assert (first, *others) == (0, *[96] * 10) and second in (64, 96)  # it started in the same pass
 
 
 @pytest.mark.parametrize("blocks", [7, 9, 20])
@@ -154,7 +154,7 @@ def test_an_observer_sees_all_states_and_the_logits_of_the_answer(opened: Open) 
     answers = [ask(engine, p, 60, observe=partial(observe, of)) for p, of in asked]
     for prompt, answer, of in zip(prompts, answers, observed, strict=True):
         answer.wait()
-        last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it began again
+        last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it restarted
         starts, lengths, best = zip(*of[last:], strict=True)
         assert [*starts] == [sum(lengths[:n]) for n in range(len(starts))]
         assert sum(lengths) == len(prompt) + len(answer.tokens) - 1
@@ -167,30 +167,30 @@ def test_ten_thousand_cancelled_requests_take_no_memory(opened: Open) -> None:
     stays = ask(engine, prompt_of(20, 1), 200)
 
     def count(event: Event) -> None:
-        ends.append(getattr(event, "reason", ""))  # two threads do
+        ends.append(getattr(event, "reason", ""))  # two compute threads
 
     request = GenerationRequest(prompt_of(30, 2), 100, person="x")
     for n in range(10_000):
         ticket = engine.submit(request, count)
         ticket.cancel()
-        if n % 50 == 49:  # no more than may wait
+        if n % 50 == 49:  # at most the queue limit
             while not ticket.done:
                 pass
     assert stays.wait().tokens == alone(target_of("toy"), prompt_of(20, 1), 200)
     ask(engine, [5], 1).wait()
-    while engine.status().running:  # it is told of an end before the engine has let it go
+    while engine.status().running:  # the last event comes before the engine frees the sequence
         time.sleep(0.001)
-    assert sum(map(bool, ends)) == 10_000  # one that is late has all its tokens
+    assert sum(map(bool, ends)) == 10_000  # a late cancellation has all tokens
     assert ends.count("cancelled") > 9_900
     engine.close()
     assert engine.status().memory == 0
 
 
-# who waits ----------------------------------------------------------------------------------------
+# queue --------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Asked:
+class WaitingRequest:
     """Stand-in for a sequence, with what the queue reads."""
 
     person: str
@@ -209,7 +209,7 @@ class Asked:
 def test_visitors_take_turns(asked: str, served: str) -> None:
     line, order = RequestQueue(), ""
     for number, person in enumerate(asked):
-        line.add(Asked(person, number))  # type: ignore[arg-type]
+        line.add(WaitingRequest(person, number))  # type: ignore[arg-type]
     told = "".join(x.request.person for x in line.order([]))
     while len(line):
         line.remove(one := next(iter(line.order([]))))
@@ -218,12 +218,15 @@ def test_visitors_take_turns(asked: str, served: str) -> None:
 
 
 def test_a_visitor_with_many_running_requests_waits() -> None:
-    line, running = RequestQueue(), [Asked("a", 0), Asked("a", 1), Asked("b", 2)]
-    waits = [Asked(person, n) for n, person in enumerate("aabc")]
+    line, running = (
+        RequestQueue(),
+        [WaitingRequest("a", 0), WaitingRequest("a", 1), WaitingRequest("b", 2)],
+    )
+    waits = [WaitingRequest(person, n) for n, person in enumerate("aabc")]
     for each in waits:
         line.add(each)  # type: ignore[arg-type]
     assert "".join(x.request.person for x in line.order(running)) == "cbaa"  # type: ignore[arg-type]
-    line.requeue(back := Asked("a", 9))  # type: ignore[arg-type]
+    line.requeue(back := WaitingRequest("a", 9))  # type: ignore[arg-type]
     assert next(iter(line.order(running))) is back  # type: ignore[arg-type]
     waits[3].cancelled = back.cancelled = True
     assert {*map(id, line.drop_cancelled())} == {id(back), id(waits[3])} and len(line) == 3
@@ -237,12 +240,12 @@ def test_positions_are_reported_and_too_many_requests_refused(
     monkeypatch.setattr(engines, "MAX_WAITING_PER_VISITOR", 4)
     engine, held = opened(), threading.Event()
     request = GenerationRequest((5, 6), 3)
-    engine.submit(request, lambda event: held.wait(20) and None)  # the loop stands still
+    engine.submit(request, lambda event: held.wait(20) and None)  # the loop is blocked
     while engine.status().waiting:
         pass
     answers = [ask(engine, [7], 2, person="a") for _ in range(4)]
     with pytest.raises(OverloadError, match=r"4 requests are waiting, 4 of them yours"):
-        ask(engine, [7], 2, person="a")  # who cannot fill the line alone
+        ask(engine, [7], 2, person="a")  # one visitor cannot fill the queue
     answers += [ask(engine, [7], 2, person="b") for _ in range(2)]
     with pytest.raises(OverloadError, match=r"6 requests are waiting, 2 of them yours") as refused:
         ask(engine, [7], 2, person="b")
@@ -252,7 +255,7 @@ def test_positions_are_reported_and_too_many_requests_refused(
     assert all(end.reason == "length" for end in ends)
     places = [[e.place for e in x.events if isinstance(e, Waiting)] for x in answers]
     assert [x[0] for x in places[1:]] and all(x == sorted(x, reverse=True) for x in places)
-    assert places[4] and max(places[4]) <= 1  # b waits behind one of a, not behind four
+    assert places[4] and max(places[4]) <= 1  # b waits for one request of a, not for four
 
 
 @pytest.mark.parametrize(("long", "first"), [(60, "short"), (1000, "long")])
@@ -272,7 +275,7 @@ def test_a_long_prompt_does_not_delay_others(
     assert order[0] == first and {*order} == {"long", "middle", "short"}
 
 
-# what goes wrong ----------------------------------------------------------------------------------
+# errors -------------------------------------------------------------------------------------------
 
 
 class Broken:

@@ -32,7 +32,7 @@ SAMPLINGS = (
 )
 
 
-class Knowing:
+class SecondBranchProposer:
     """Proposer whose second branch is right; it needs the states of all tokens."""
 
     nodes = len(TREE)
@@ -70,7 +70,11 @@ def test_texts_do_not_depend_on_the_batch(
         prompt = prompt_of(chance.choice([1, 2, 15, 16, 17, 40, 70]), n % 5)
         sampling, limit = SAMPLINGS[n % len(SAMPLINGS)], chance.choice([1, 5, 30])
         texts.append([*prompt, *alone(target, prompt, limit, sampling)])
-        kinds = [None, Knowing(texts[-1]), drafter and TreeProposer(drafter, target, TREE)]
+        kinds = [
+            None,
+            SecondBranchProposer(texts[-1]),
+            drafter and TreeProposer(drafter, target, TREE),
+        ]
         answers.append(
             ask(
                 engine,
@@ -95,7 +99,7 @@ def test_texts_do_not_depend_on_the_batch(
         prompt = answer.end.prompt_tokens
         assert answer.tokens == text[0 if n % 5 == 0 else prompt :]
         if observed := likeliest[n]:
-            new = len(text) - prompt  # a draft may go on behind the end
+            new = len(text) - prompt  # a draft may continue after the end
             assert [*observed] == [*range(min(observed), max(observed) + 1)]
             assert [observed[prompt - 1 + place] for place in range(new)] == text[prompt:]
 
@@ -147,7 +151,7 @@ def test_drafts_do_not_pay_in_large_batches() -> None:
 
     assert [pays(n, 1.0) for n in (1, 2, 4, 8, 16, 32)] == [True] * 3 + [False] * 3
     assert not pays(1, 0.01) and not pays(1, 1.0, seconds=2.0)
-    assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all right; nothing found, nothing lost
+    assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all tokens accepted; no match costs nothing
 
 
 def test_rejected_drafts_pause_drafting() -> None:

@@ -55,7 +55,7 @@ def test_block_training_gets_closer_to_the_dense_model(
 ) -> None:
     told = recorder()
     qat = finished(start(grid=grid, start=begin, stages=["gptq", BLOCKS]), told)
-    texts = calibration[:7, :64], calibration[8:16, :64]  # what it is fitted to, and others
+    texts = calibration[:7, :64], calibration[8:16, :64]  # training segments, and others
     wrong = dict[str, list[float]]()
     for stage in ("gptq", BLOCKS):
         dense = [outputs(qat.run.model, text) for text in texts]
@@ -126,7 +126,7 @@ def test_trained_and_stored_weights_are_equal(grid: str) -> None:
     starts = {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))}
     trained = TrainedGrids(starts, {"x": QuantSettings(3, 32, grid, "minmax")})
     assert [*trained.parameters] == ["x/p", "x/m"] + ["x/z"] * (grid == "offset")
-    if grid == "offset":  # a step moves the outermost value as far by z as by m
+    if grid == "offset":  # a step of z moves the outermost value as far as one of m
         assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
     moved = {name: (p + 0.01).requires_grad_() for name, p in trained.parameters.items()}
     What = trained.weights(moved)["x"]

@@ -116,7 +116,7 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
 
 def test_background_statistics_equal_those_computed_in_place(start, recorder, monkeypatch) -> None:
     observed = []
-    # the sums of two batches side by side are rounded otherwise
+    # sums over two batches are rounded differently
     monkeypatch.setattr(
         "backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch
     )
@@ -193,7 +193,7 @@ def test_a_finished_run_computes_nothing_again(start, recorder) -> None:
     qat = start()
     assert run(qat, told) == errors
     assert told.snapshots == [] and told.metrics == []
-    assert qat.seconds == first.seconds  # of all attempts
+    assert qat.seconds == first.seconds  # sum of all attempts
 
 
 def test_another_runs_folder_is_refused(start) -> None:
@@ -280,7 +280,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
         )
         model = OPTForCausalLM(sizes).eval()
     for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()  # biases that are not zero, too
+        parameter.data = parameter.data.half().float()  # includes nonzero biases
     ids = torch.randint(0, 64, (4, 24))
     qat = begun(model, tmp_path, ids, **QUICK | STOPPED | {"length": 24, "steps": 2})
     assert run(qat)["dlqat"] < 1

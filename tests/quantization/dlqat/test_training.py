@@ -103,7 +103,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     assert tuple(worst[0, :2]) == divmod(place, scale.shape[1]) and worst[0, 2] == 4
     group = W.view(*scale.shape, -1).view(-1, 32)[place]
     kept = torch.from_numpy(worst[0, 3:])
-    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # of 12 bits
+    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # 12-bit mantissas
     assert last[of, "clipped"].min() >= 0 and last[of, "clipped"].max() < 1
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_training_resumes_bit_for_bit(start, recorder, done: int, fiel
     assert same(made(start("cut", **fields), told), whole)
     steps = [step for name, _, step in told.metrics if name == "loss@dlqat"]
     assert steps == list(range(1 if done < 2 else 3, 5))
-    assert same(made(start("cut", **fields)), whole)  # all of it is stored now
+    assert same(made(start("cut", **fields)), whole)  # everything is stored now
 
 
 def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) -> None:
