@@ -6,8 +6,8 @@ from typing import Any
 
 from backend.queue import conversations
 from jobs.chat import ask, body_of
-from jobs.serving.answering import Answering
-from jobs.serving.one_answer import OneAnswer
+from jobs.serving.answering import AnswerWorker
+from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.pool import ModelPool
 from jobs.serving.transcript import Transcript, transcript_of
 from tests.queue.conftest import HOST
@@ -23,5 +23,5 @@ def answer(side: str, **settings: object) -> Transcript:
 
 async def _answered(number: int) -> dict[str, Any]:
     body = body_of(conversations.turns_to(number), 1)
-    async with aclosing(Answering(body, "", ModelPool(lambda: 1)).events()) as events:
-        return await OneAnswer(body, events).whole()
+    async with aclosing(AnswerWorker(body, "", ModelPool(lambda: 1)).events()) as events:
+        return await ResponseBuilder(body, events).response()

@@ -18,8 +18,8 @@ from backend.models.sources import catalog
 from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.text.chat_template import chat_ids
-from jobs.serving.answering import Answering
-from jobs.serving.one_answer import OneAnswer
+from jobs.serving.answering import AnswerWorker
+from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import read_body
 from jobs.serving.pool import ModelPool
 from tests.conftest import Given
@@ -85,8 +85,8 @@ def spoil(folder: Path, attack: str) -> str:
 async def answer(pool: ModelPool, model: str, prompt: str, person: str, **values: Any) -> Any:
     said = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8, "temperature": 0}
     body = read_body(CHAT, json.dumps({"model": model, **said, **values}).encode())
-    async with aclosing(Answering(body, person, pool).events()) as events:
-        return await OneAnswer(body, events).whole()
+    async with aclosing(AnswerWorker(body, person, pool).events()) as events:
+        return await ResponseBuilder(body, events).response()
 
 
 @pytest.mark.parametrize("attack", [*TEMPLATES, *ATTACKS])

@@ -28,7 +28,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import OPERATIONS
-from jobs.serving.client import PERSON, ROLE
+from jobs.serving.client import PERSON_HEADER, ROLE_HEADER
 from jobs.serving.live import answering, models
 from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
@@ -61,7 +61,7 @@ class Door:
         self, path: str, person: str = "mira", role: str = "host", **body: Any
     ) -> httpx.Response:
         content = json.dumps({"model": "toy", "browser": "b", **body})
-        headers = {PERSON: person, ROLE: role}
+        headers = {PERSON_HEADER: person, ROLE_HEADER: role}
         async with httpx.AsyncClient(
             transport=self.transport, base_url="http://x", timeout=60
         ) as sender:
@@ -195,7 +195,7 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
 
 def test_a_newer_request_ends_the_older(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves those of other browsers, and of other people, alone."""
-    step, began = door.pool.step, threading.Event()
+    step, began = door.pool.before_step, threading.Event()
 
     def slow(*given: Any) -> None:
         began.set()
@@ -209,14 +209,14 @@ def test_a_newer_request_ends_the_older(door: Door, monkeypatch: pytest.MonkeyPa
         second = await door.events(address("44p"), browser=browser, person=person)
         return (await first)[-1]["event"], second[-1]["event"]
 
-    monkeypatch.setattr(door.pool, "step", slow)
+    monkeypatch.setattr(door.pool, "before_step", slow)
     assert asyncio.run(both("b", "mira")) == ("cancelled", "done")
     assert asyncio.run(both("c", "mira")) == asyncio.run(both("b", "max")) == ("done", "done")
 
 
 def test_a_guest_waits_but_not_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "GUEST_WAITS_S", 0.02)
-    with door.pool.turn(guest=False):
+    with door.pool.active_request(guest=False):
         events = door.ask(address("20p"), "loss", role="guest", person="guest-1")
     assert any("host" in each["what"] for each in of(events, "waits"))
     assert events[-1]["event"] == "done"
@@ -243,7 +243,7 @@ def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:
 def test_inputs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And again where what was kept is damaged."""
     kept = tmp_path / "live" / "energies"
-    monkeypatch.setattr(OpenedModel, "_energies", kept)
+    monkeypatch.setattr(OpenedModel, "_energies_file", kept)
 
     def asked() -> tuple[bool, float]:
         events = Door().ask(address("2of4", "wanda"), "loss")

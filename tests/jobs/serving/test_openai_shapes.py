@@ -11,7 +11,7 @@ import pytest
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeError
 from jobs.serving.answering import Began, Told
-from jobs.serving.one_answer import OneAnswer
+from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import Body, error_body, error_headers, read_body
 from jobs.serving.transcript import transcript_of
 
@@ -112,12 +112,12 @@ async def _all(stream: AsyncIterator[bytes]) -> str:
     return b"".join([piece async for piece in stream]).decode()
 
 
-def answer(asked: Body, *events: Any) -> OneAnswer:
+def answer(asked: Body, *events: Any) -> ResponseBuilder:
     async def given() -> AsyncIterator[tuple[int, Any]]:
         for event in events:
             yield 0, event
 
-    return OneAnswer(asked, given())
+    return ResponseBuilder(asked, given())
 
 
 def chunks(asked: Body, *events: Any) -> tuple[list[Any], str]:
@@ -146,12 +146,12 @@ def test_a_chat_streams_chunks_and_comments() -> None:
 
 
 def test_a_whole_answer_with_log_probabilities() -> None:
-    chat = asyncio.run(answer(body(logprobs=True, top_logprobs=2), *EVENTS).whole())
+    chat = asyncio.run(answer(body(logprobs=True, top_logprobs=2), *EVENTS).response())
     (choice,) = chat["choices"]
     assert choice["message"]["content"] == "Hi!" and choice["finish_reason"] == "length"
     first = choice["logprobs"]["content"][0]
     assert (first["token"], first["logprob"]) == ("<7>", -0.5) and len(first["top_logprobs"]) == 2
-    text = asyncio.run(answer(body(TEXT, logprobs=1), *EVENTS).whole())
+    text = asyncio.run(answer(body(TEXT, logprobs=1), *EVENTS).response())
     assert text["object"] == "text_completion" and text["choices"][0]["text"] == "Hi!"
     assert text["choices"][0]["logprobs"] == {
         "tokens": ["<7>", "<9>"],
@@ -169,7 +169,7 @@ def test_an_error_ends_the_stream(failure: Any) -> None:
     found, text = chunks(body(stream=True), *EVENTS[:-1], failure)
     assert found[-1]["error"]["message"] == "It broke." and "[DONE]" not in text
     with pytest.raises(ComputeError):
-        asyncio.run(answer(body(), *EVENTS[:-1], failure).whole())
+        asyncio.run(answer(body(), *EVENTS[:-1], failure).response())
 
 
 @pytest.mark.parametrize(

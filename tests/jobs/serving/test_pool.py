@@ -13,11 +13,11 @@ from backend.errors import CancelledError, ModelError
 from backend.models.loading import LoadedModel, load
 from jobs.fields.models import resolve_model
 from jobs.serving import pool as pools
-from jobs.serving.pool import ModelPool, key_of, size_of, version_of
+from jobs.serving.pool import ModelPool, folder_version, model_key, weight_bytes
 from jobs.serving.server import CpuShare
 from tests.conftest import Given
 
-TOY = size_of(resolve_model("toy"), "cpu", "float32")
+TOY = weight_bytes(resolve_model("toy"), "cpu", "float32")
 
 
 class Asking:
@@ -40,7 +40,7 @@ class Asking:
             return load("toy", device)
 
         base = resolve_model("toy")
-        key = key_of(name, base, "cpu", "float32")
+        key = model_key(name, base, "cpu", "float32")
         with self.pool.using(
             base,
             key,
@@ -77,7 +77,7 @@ def test_the_two_used_last_stay(asking: Callable[..., Asking]) -> None:
 def test_one_model_is_kept_where_that_is_the_limit(
     asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "MODELS_KEPT", 1)
+    monkeypatch.setattr(pools, "MAX_MODELS", 1)
     those = asking()
     those.use("a", "b", "a")
     assert those.loaded == ["a", "b", "a"] and len(those.pool) == 1
@@ -115,9 +115,9 @@ def test_a_model_that_cannot_be_loaded_takes_no_room(asking: Callable[..., Askin
 
 
 def test_files_that_changed_are_another_model(tmp_path: Path) -> None:
-    assert version_of(tmp_path) == version_of(tmp_path / "none") == 0
+    assert folder_version(tmp_path) == folder_version(tmp_path / "none") == 0
     (tmp_path / "model").touch()
-    assert version_of(tmp_path) > 0
+    assert folder_version(tmp_path) > 0
 
 
 def test_half_of_the_threads_are_left_to_jobs(given: Given) -> None:
@@ -155,10 +155,10 @@ def test_a_drafter_is_loaded_once_whatever_its_trees_are(
         assert one is not same and one.nodes == same.nodes != other.nodes
         for nodes in range(5, 300):
             model.proposer(tmp_path, nodes)
-        assert len(bound) == 1 and len(model._proposers) == pools.PROPOSERS_KEPT
+        assert len(bound) == 1 and len(model._proposers) == pools.MAX_PROPOSERS
         for number in range(9):
             model.proposer(tmp_path / f"{number}", 3)
-        assert len(model._drafters) == pools.DRAFTERS_KEPT
+        assert len(model._drafters) == pools.MAX_DRAFTERS
         assert {key[:2] for key in model._proposers} <= model._drafters.keys()
 
 

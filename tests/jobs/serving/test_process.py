@@ -33,7 +33,7 @@ from backend.settings import settings
 from backend.store.migrate import current_revision
 from backend.store.session import writing
 from jobs.serving import client, main, server
-from jobs.serving.client import address_path, sent, serving_status, socket_path
+from jobs.serving.client import address_path, send_request, serving_status, socket_path
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST
 from tests.waiting import until
@@ -108,7 +108,7 @@ def body(**values: Any) -> bytes:
 
 
 async def ask(**values: Any) -> tuple[int, Any]:
-    async with sent(CHAT, body(**values), HOST) as response:
+    async with send_request(CHAT, body(**values), HOST) as response:
         return response.status_code, json.loads(await response.aread())
 
 
@@ -172,7 +172,7 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     process = start(slow=True)
 
     async def killed() -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+        async with send_request(CHAT, body(max_tokens=200, stream=True), HOST) as response:
             lines = await begun(response)
             process.kill()
             async for _ in lines:
@@ -193,7 +193,7 @@ def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(star
 
     async def upgraded() -> list[str]:
         asks = body(max_tokens=100, stream=True, lookup=True)
-        async with sent(CHAT, asks, HOST) as response:
+        async with send_request(CHAT, asks, HOST) as response:
             lines = await begun(response)
             of_version("9999")
             while socket_path().exists():
@@ -216,7 +216,7 @@ def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
     async def changed(state: str, killed: bool) -> list[dict[str, Any]]:
         asks = {"model": "toy", "state": state, "browser": "b", "want": ["loss"]}
         told = list[dict[str, Any]]()
-        async with sent("/live/answer", json.dumps(asks).encode(), HOST) as response:
+        async with send_request("/live/answer", json.dumps(asks).encode(), HOST) as response:
             with suppress(httpx.TransportError):
                 async for line in response.aiter_lines():
                     told += [json.loads(line[6:])] if line else []
@@ -243,7 +243,7 @@ def test_who_goes_away_frees_the_place(start: Start) -> None:
     start(slow=True)
 
     async def leave(stream: bool) -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=stream), HOST) as response:
+        async with send_request(CHAT, body(max_tokens=200, stream=stream), HOST) as response:
             await begun(response)
 
     async def impatient() -> None:
@@ -263,7 +263,9 @@ def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
         logged, loop = list[dict[str, Any]](), asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: logged.append(context))
         bound.listen()
-        opening = asyncio.ensure_future(opened.enter_async_context(sent(CHAT, body(), HOST)))
+        opening = asyncio.ensure_future(
+            opened.enter_async_context(send_request(CHAT, body(), HOST))
+        )
         process, _ = await loop.sock_accept(bound)
         with process:
             process.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -301,7 +303,7 @@ def impatient(start: Start, monkeypatch: pytest.MonkeyPatch) -> ForkServerProces
 
 def test_one_that_hangs_is_restarted_and_its_streams_end(impatient: ForkServerProcess) -> None:
     async def hung() -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+        async with send_request(CHAT, body(max_tokens=200, stream=True), HOST) as response:
             lines = await begun(response)
             assert impatient.pid
             os.kill(impatient.pid, signal.SIGSTOP)
@@ -390,7 +392,9 @@ def test_a_model_that_changes_while_it_answers_is_read_anew(
     start(slow=True)
 
     async def changed() -> int:
-        async with sent(CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST) as found:
+        async with send_request(
+            CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST
+        ) as found:
             lines = await begun(found)
             change(folder / "model.safetensors")
             return [line async for line in lines][-2:].count("data: [DONE]")
