@@ -131,7 +131,7 @@ def load_training(
             seed,
             size,
             shared=name == evaluated,
-            apart=[x.input_ids for x in texts.judged if x.tokens],
+            excluded=[x.input_ids for x in texts.judged if x.tokens],
         )
     check_apart(training.text, texts.evaluation)
     epochs = config.steps * size / len(training.labels)

@@ -71,7 +71,7 @@ def test_a_pair_of_surrogates_is_one_character(text_dir: Path) -> None:
 
 
 def read(name: str) -> list[str]:
-    return list(files.documents(files.paths(name)))
+    return list(files.documents(files.corpus_paths(name)))
 
 
 def test_titles_start_documents(text_dir: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
     (folder / "c.md").write_text("no text")
     write(folder, "c.jsonl", [{"text": "third", "id": 1}])
     assert read("many") == ["first", "second", "third"]
-    assert files.names() == ["many"]
+    assert files.local_names() == ["many"]
     assert read("many/b.txt") == ["second"]
 
 
@@ -125,8 +125,8 @@ def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
     (text_dir / "empty.txt").touch()
     for own in ("notes.md", ".hidden.txt"):
         (text_dir / own).write_text("text")
-    assert files.paths(name) == []
-    assert files.names() == []
+    assert files.corpus_paths(name) == []
+    assert files.local_names() == []
 
 
 def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
     (text_dir / "folder" / "a.txt").write_text("text")
     for link in ("loop.txt", "loop", "folder/loop.txt", "gone.txt"):
         (text_dir / link).symlink_to(text_dir / ("nothing" if link == "gone.txt" else link))
-    assert files.names() == ["a.txt", "folder"]
+    assert files.local_names() == ["a.txt", "folder"]
     assert read("folder") == ["text"]
     assert {corpus.name for corpus in corpora()} >= {"file:a.txt", "file:folder"}
     for name in ("loop.txt", "loop", "loop/a.txt", "folder/loop.txt", "gone.txt"):
@@ -148,6 +148,6 @@ def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
     folder.mkdir()
     (folder / "a.txt").write_text("long @-@ term , yes")
     (folder / "b.txt").write_text("short , no")
-    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenized"
+    assert files.preprocessing(files.corpus_paths("wiki")) == "WikiText detokenized"
     assert read("wiki") == ["long-term, yes", "short, no"]
-    assert files.preprocessing(files.paths("wiki/b.txt")) == ""
+    assert files.preprocessing(files.corpus_paths("wiki/b.txt")) == ""

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.chat_template import end_ids
-from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
+from backend.text.corpora import ARTICLES, WIKIPEDIA, corpus_cache, require_corpus
 from backend.text.prompts import (
     BUILT_IN,
     benchmark_prompts,
@@ -66,7 +66,7 @@ def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Pa
     assert not any("Article" in p.text for p in training_prompts(BUILT_IN, 200)[0])
     sentences = " ".join(f"It says so {n} times." for n in range(60))
     pages = [f"Article {n} stands here. {sentences}\n\nArticle {n} ends here." for n in range(36)]
-    with prepared().write(WIKIPEDIA) as folder:
+    with corpus_cache().write(WIKIPEDIA) as folder:
         (folder / ARTICLES).write_text("\n".join(json.dumps({"text": page}) for page in pages))
     parts = training_prompts(BUILT_IN, 600, heldout=100)
     learned, heldout = ({*map(int, re.findall(r"Article (\d+)", str(part)))} for part in parts)
@@ -74,7 +74,7 @@ def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Pa
     assert learned and heldout and not learned & heldout
     assert not (learned | heldout) & kept_for_perplexity
     longest = max(len(prompt.text) for prompt in parts[0] if "Article" in prompt.text)
-    assert 500 < longest < prompts.PASSAGE[1] + 200
+    assert 500 < longest < prompts.PASSAGE_CHARACTERS[1] + 200
 
 
 def test_a_prompt_that_stands_twice_is_not_held_out_and_learned_from(text_dir: Path) -> None:

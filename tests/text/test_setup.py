@@ -11,7 +11,7 @@ import pytest
 from backend import files
 from backend.checkpoints import is_whole, sha256_of
 from backend.text import wikipedia
-from backend.text.corpora import prepared
+from backend.text.corpora import corpus_cache
 
 SENTENCE = "This sentence only makes the paragraph long enough to be counted as one of prose. "
 
@@ -48,7 +48,7 @@ def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture
     assert wikipedia.main() == 0
     assert wikipedia.main() == 0
     assert len(pip) == 1
-    folder = prepared().root / "wikipedia"
+    folder = corpus_cache().root / "wikipedia"
     assert is_whole(folder)
     lines = [json.loads(line) for line in (folder / wikipedia.ARTICLES).read_text().splitlines()]
     assert [line["title"] for line in lines] == [f"Title {n}" for n in range(24)]
@@ -63,7 +63,7 @@ def test_a_wheel_with_another_sum_is_refused(
     monkeypatch.setattr(files, "sha256_of", lambda path: "0" * 64)
     assert wikipedia.main() == 1
     assert "sha256" in capsys.readouterr().err
-    assert prepared().find("wikipedia") is None
+    assert corpus_cache().find("wikipedia") is None
 
 
 def test_failure_says_in_one_line_what_to_do(

@@ -23,12 +23,12 @@ from backend.models.sources.toy.stories import stories
 from backend.text import slices as room
 from backend.text.corpora import documents
 from backend.text.slices import (
-    PASSAGE,
+    PASSAGE_TOKENS,
     TextSlice,
     calibration_slices,
     check_apart,
     cut_windows,
-    encoded,
+    encode_documents,
     evaluation_slice,
     shuffled,
 )
@@ -215,15 +215,15 @@ def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> No
     assert refused.value.field == "evaluation_text"
 
 
-@given(st.integers(1, 2 * PASSAGE), st.integers(0, 50), st.integers(0, 50))
+@given(st.integers(1, 2 * PASSAGE_TOKENS), st.integers(0, 50), st.integers(0, 50))
 def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: int) -> None:
     calibration = torch.arange(600).view(2, 300)
     evaluation = torch.arange(1000, 1600).view(2, 300)
     evaluation[1, a : a + length] = calibration[0, b : b + length]
-    if length < PASSAGE:
+    if length < PASSAGE_TOKENS:
         check_apart(slice_of(calibration), slice_of(evaluation))
     else:
-        with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
+        with pytest.raises(DatasetError, match=f" {length - PASSAGE_TOKENS + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
 
 
@@ -286,5 +286,5 @@ def test_a_stream_is_shuffled_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_very_long_document_is_encoded_whole() -> None:
     text = "a" * 999_990 + "\n\n" + "b" * 1_500_000
-    (found,) = encoded([text], Letters())
+    (found,) = encode_documents([text], Letters())
     assert found == ids(text)

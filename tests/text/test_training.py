@@ -104,8 +104,10 @@ def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
 
 
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
-    with pytest.raises(DatasetError, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
-        training_set(write(text_dir, "asked.jsonl", pairs(2)), tokenizer, 10, 96, seed=0, least=4)
+    with pytest.raises(DatasetError, match=r"yields 2 rows of 96 tokens; 4 are needed") as refused:
+        training_set(
+            write(text_dir, "asked.jsonl", pairs(2)), tokenizer, 10, 96, seed=0, min_rows=4
+        )
     assert refused.value.field == "training_text"
     corpus = write(text_dir, "short.jsonl", ["short"])
     with pytest.raises(DatasetError, match="gives 0 rows"):
