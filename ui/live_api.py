@@ -86,7 +86,7 @@ async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
     body = await run_in_threadpool(read_fields, LiveBody, await request.body())
     _require_opened(actor, *_named(body))
-    require_asking(actor, body.letters, body.tokens)
+    require_asking(actor, body.character_count, body.tokens)
     return await _forwarded(request, actor, "answer", body)
 
 

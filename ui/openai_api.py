@@ -79,7 +79,7 @@ async def generate(request: Request) -> Response:
         if actor.role != "host":
             body.usual_tokens, body.nodes = GUEST_TOKENS, 0  # a tree is measured, not chosen
         tokens = body.usual_tokens if body.limit is None else body.limit
-        require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
+        require_asking(actor, body.character_count, tokens * len(body.prompts) * body.n)
         count_answer(actor, spend=False)
         last = error_body(answer_interrupted())[1] if body.stream else None
         return await forwarded(

@@ -91,8 +91,8 @@ def sample(
             output = model(input_ids=previous, use_cache=True, **{name: cache})
             cache = output[name]
             batch[:, column : column + 1] = _draw(output.logits[:, -1], generator)
-            done = number * BATCH * context + len(batch) * (column + 1)
-            reporter.progress(done, rows.numel(), "Sampling calibration text")
+            sampled = number * BATCH * context + len(batch) * (column + 1)
+            reporter.progress(sampled, rows.numel(), "Sampling calibration text")
     return rows
 
 

@@ -160,9 +160,8 @@ class AnswerWorker(ThreadedEvents[tuple[int, AnswerEvent]]):
     ) -> None:
         body = self.body
         prompts = [self._prompt_ids(prompt, tokenizer) for prompt in body.prompts]
-        limits = [
-            _max_tokens(body, len(ids), base) for ids in prompts
-        ]  # refuses long prompts before the model is loaded
+        # refuses long prompts before the model is loaded
+        limits = [_max_tokens(body, len(ids), base) for ids in prompts]
         load = partial(
             load_model,
             side.model,

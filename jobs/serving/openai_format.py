@@ -161,7 +161,7 @@ class ChatBody(GenerationBody):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
         """Number of characters of all messages."""
         return sum(len(message.plain["content"]) for message in self.messages)
 
@@ -196,7 +196,7 @@ class CompletionBody(GenerationBody):
         return self.max_tokens
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
         """Number of characters, or of token ids, of all prompts."""
         return sum(map(len, self.prompts))
 

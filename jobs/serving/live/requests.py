@@ -56,7 +56,7 @@ class LiveBody(StateBody):
     against: str = Field("", max_length=300)
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
         """Number of characters of prompt and text."""
         return len(self.prompt) + len(self.text)
 

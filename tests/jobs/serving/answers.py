@@ -1,4 +1,4 @@
-"""An answer of the playground, written in this process."""
+"""Generate an answer of the playground in this process."""
 
 import asyncio
 from contextlib import aclosing
@@ -14,7 +14,7 @@ from tests.queue.conftest import HOST
 
 
 def answer(side: str, **settings: object) -> Transcript:
-    """What a model or a drafter answers to a prompt with these settings."""
+    """Return the answer of a model or a drafter to a prompt with these settings."""
     number = ask({"prompt": "One day a cat", **settings, "sides": side}, False, HOST)
     whole = asyncio.run(_answered(number))
     (choice,) = whole["choices"]

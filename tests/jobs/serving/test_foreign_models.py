@@ -1,5 +1,6 @@
-"""Models whose tokenizer or chat template attacks who serves it: the request of the attack ends
-with an error that names the part, and others are answered meanwhile, of the same model too."""
+"""Models whose tokenizer or chat template attacks the server: the attacking request ends with an
+error that names the part, and other requests are answered meanwhile, including those of the same
+model."""
 
 import asyncio
 import json
@@ -23,7 +24,7 @@ from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import read_body
 from jobs.serving.pool import ModelPool
 from tests.conftest import Given
-from tests.jobs.serving.test_live import Door, address
+from tests.jobs.serving.test_live import LiveClient, address
 from tests.security.conftest import folder
 
 __all__ = ["folder"]
@@ -72,7 +73,7 @@ def change(file: Path, **values: Any) -> None:
 
 
 def spoil(folder: Path, attack: str) -> str:
-    """Make the model one of an attacker; the part of it that attacks."""
+    """Make the model malicious; return the part of it that attacks."""
     if attack in TEMPLATES:
         template = f"{{% if '{SPELL}' in messages[0].content %}}{TEMPLATES[attack]}{{% endif %}}"
         template += "{{ messages[0].content }}"
@@ -90,7 +91,7 @@ async def answer(pool: ModelPool, model: str, prompt: str, person: str, **values
 
 
 @pytest.mark.parametrize("attack", [*TEMPLATES, *ATTACKS])
-def test_others_are_answered_while_a_model_attacks(folder: Path, attack: str) -> None:
+def test_other_requests_are_answered_during_an_attack(folder: Path, attack: str) -> None:
     part, pool = spoil(folder, attack), ModelPool(lambda: 1)
     mine = str(folder)
 
@@ -116,8 +117,8 @@ def test_others_are_answered_while_a_model_attacks(folder: Path, attack: str) ->
     assert "Use another model, or fix " in error.do and ".json" in error.do
 
 
-def test_an_answer_of_the_same_model_goes_on(folder: Path) -> None:
-    """What has begun before the attack is written to its end meanwhile."""
+def test_answers_of_the_same_model_continue_during_an_attack(folder: Path) -> None:
+    """An answer that started before the attack is completed meanwhile."""
     spoil(folder, "a template without end")
     pool = ModelPool(lambda: 1)
 
@@ -133,16 +134,16 @@ def test_an_answer_of_the_same_model_goes_on(folder: Path) -> None:
     assert {x["usage"]["completion_tokens"] for x in asyncio.run(attacked())} == {40}
 
 
-def test_a_live_model_that_attacks_ends_its_request_alone(folder: Path) -> None:
+def test_a_malicious_live_model_ends_only_its_own_request(folder: Path) -> None:
     spoil(folder, "normalizers that grow")
-    door, state = Door(), address("50p")
+    live_client, state = LiveClient(), address("50p")
     for prompt, last in (("One day", "done"), (SPELL * 20, "error"), ("One day", "done")):
-        told = door.ask(state, "text", model=str(folder), prompt=prompt, tokens=4)
+        told = live_client.ask(state, "text", model=str(folder), prompt=prompt, tokens=4)
         assert told[-1]["event"] == last
         assert last == "done" or told[-1]["what"].startswith("The tokenizer of mine took more")
 
 
-def test_it_is_refused_where_a_short_text_suffices(folder: Path) -> None:
+def test_a_tokenizer_that_grows_short_texts_is_refused_before_use(folder: Path) -> None:
     growing = [replacing("t", "t" * 50)] * 6
     change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": growing})
     facts = inspect(str(folder))
@@ -152,8 +153,9 @@ def test_it_is_refused_where_a_short_text_suffices(folder: Path) -> None:
         ForeignTokenizer(folder, facts)
 
 
-def test_a_child_writes_what_the_tokenizer_writes(folder: Path) -> None:
-    """Prompts, a stream of tokens, tokens by themselves and facts; also after its process died."""
+def test_a_limited_tokenizer_matches_the_original(folder: Path) -> None:
+    """Prompts, streams of tokens, single tokens and properties match; also after the process
+    died."""
     change(
         folder / "tokenizer_config.json",
         chat_template="{% for m in messages %}<{{ m.content }}>{% endfor %}",
@@ -174,7 +176,7 @@ def test_a_child_writes_what_the_tokenizer_writes(folder: Path) -> None:
         theirs._origin.close()
 
 
-def test_children_are_few_and_end_with_their_tokenizer(
+def test_child_processes_are_reused_and_end_with_their_tokenizer(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forked: list[int] = []
@@ -202,7 +204,7 @@ def test_a_shipped_model_needs_no_child(given: Given, monkeypatch: pytest.Monkey
     assert catalog.is_shipped(str(TOY_FOLDER)) and not catalog.is_shipped("/models/toy")
 
 
-def test_no_model_can_say_that_it_is_shipped(folder: Path) -> None:
+def test_a_model_cannot_claim_to_be_shipped(folder: Path) -> None:
     change(folder / "tokenizer_config.json", name_or_path=str(TOY_FOLDER), chat_template=TOLD)
     tokenizer = load_tokenizer(folder, inspect(str(folder)))
     assert not catalog.is_shipped(str(tokenizer.name_or_path))

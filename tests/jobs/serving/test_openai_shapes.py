@@ -1,5 +1,5 @@
-"""Requests and responses in the shapes of the OpenAI API: what is read, what is refused, and what
-the events of an answer become."""
+"""Requests and responses in the format of the OpenAI API: parsing, refusals, and responses built
+from events."""
 
 import asyncio
 import json
@@ -58,19 +58,21 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (TEXT, {"messages": SAID}, "messages", "no such parameter"),
     ],
 )
-def test_what_is_wrong_is_named(path: str, values: dict[str, Any], field: str, why: str) -> None:
+def test_errors_name_the_invalid_field(
+    path: str, values: dict[str, Any], field: str, why: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         body(path, **values)
     assert refused.value.field == field and why in str(refused.value)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"5", b"{", b'"x"', b"\xff", b"[" * 10_000])
-def test_what_is_no_request_is_refused(text: bytes) -> None:
+def test_malformed_requests_are_refused(text: bytes) -> None:
     with pytest.raises(ConfigError, match="not accepted"):
         read_body(CHAT, text)
 
 
-def test_what_clients_send_without_effect_is_taken() -> None:
+def test_parameters_without_effect_are_accepted() -> None:
     sent = body(
         frequency_penalty=0,
         presence_penalty=0.0,
@@ -145,7 +147,7 @@ def test_a_chat_streams_chunks_and_comments() -> None:
     assert not any("slimscope" in c for c in chunks(body(stream=True), *EVENTS)[0][:-1])
 
 
-def test_a_whole_answer_with_log_probabilities() -> None:
+def test_a_full_response_has_log_probabilities() -> None:
     chat = asyncio.run(answer(body(logprobs=True, top_logprobs=2), *EVENTS).response())
     (choice,) = chat["choices"]
     assert choice["message"]["content"] == "Hi!" and choice["finish_reason"] == "length"
