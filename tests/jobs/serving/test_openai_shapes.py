@@ -10,7 +10,7 @@ import pytest
 
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeError
-from jobs.serving.answering import Began, Told
+from jobs.serving.answering import AnswerStarted, WaitNotice
 from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import Body, error_body, error_headers, read_body
 from jobs.serving.transcript import transcript_of
@@ -102,8 +102,8 @@ PIECES = [Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)
 HI = NewPieces(PIECES, ["x"], 3.0, {n: f"<{n}>" for n in (7, 8, 9)})
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (
-    Told("Loading Toy", 4.2),
-    Began("native", False, 2),
+    WaitNotice("Loading Toy", 4.2),
+    AnswerStarted("native", False, 2),
     Waiting(3, 4.0),
     HI,
     END,
