@@ -122,7 +122,7 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
         raise DatasetError(
             f"There is no text named {name[:80]!r}.",
             "Local texts are .txt and .jsonl files, or folders of them, in SLIMSCOPE_TEXT_DIR. "
-            "Links must lead to a file inside it.",
+            "Links that lead out of it, to nothing or in a circle are not followed.",
             f"Choose one of: {', '.join(by_name)}.",
             field,
         )

@@ -110,5 +110,5 @@ def test_an_error_for_a_short_text_states_its_length(tokenizer, text_dir: Path) 
         )
     assert refused.value.field == "training_text"
     corpus = write(text_dir, "short.jsonl", ["short"])
-    with pytest.raises(DatasetError, match="gives 0 rows"):
+    with pytest.raises(DatasetError, match="yields 0 rows"):
         training_set(corpus, tokenizer, 10, 96, seed=0)
