@@ -164,7 +164,7 @@ def _c4(role: Role) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
-# corpora with published splits; `split` divides the others
+# corpora with published splits; `select_split` divides the others
 SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
     "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
@@ -181,7 +181,7 @@ def _cut(document: str, role: Role) -> str:
     return document[:end] if role == "calibration" else document[end:].lstrip()
 
 
-def split(documents: Iterable[str], role: Role) -> Iterator[str]:
+def select_split(documents: Iterable[str], role: Role) -> Iterator[str]:
     """Yield the documents of one role: every twelfth for evaluation, the others for calibration."""
     documents = iter(documents)
     first, second = next(documents, ""), next(documents, None)
@@ -204,7 +204,7 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
             yield from SPLIT_CORPORA[name](role)
         else:
             texts = files.documents(corpus_files(name))
-            yield from split(texts, role) if shared else texts
+            yield from select_split(texts, role) if shared else texts
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{corpus.title} could not be read.",

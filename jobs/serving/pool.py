@@ -62,7 +62,7 @@ def use_device(device: str) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Free bytes of a GPU, without a reserve for caches and PyTorch."""
+    """Free bytes of a GPU, less `RESERVE`."""
     free, _ = torch.cuda.mem_get_info(device)
     return max(0, free - RESERVE)
 

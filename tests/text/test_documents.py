@@ -12,14 +12,17 @@ from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
-from backend.text.corpora import documents, preprocessing, split
+from backend.text.corpora import documents, preprocessing, select_split
 from backend.text.files import detokenize
 
 
 @given(st.integers(2, 60))
 def test_two_or_more_documents_are_divided_between_the_splits(count: int) -> None:
     texts = [f"text {n}" for n in range(count)]
-    calibration, evaluation = list(split(texts, "calibration")), list(split(texts, "evaluation"))
+    calibration, evaluation = (
+        list(select_split(texts, "calibration")),
+        list(select_split(texts, "evaluation")),
+    )
     assert sorted(calibration + evaluation) == sorted(texts)
     assert evaluation == texts[::12]
 
@@ -29,7 +32,10 @@ words = st.text("ab \n", min_size=40, max_size=400).filter(str.strip)
 
 @given(words)
 def test_a_single_document_is_cut_in_two(text: str) -> None:
-    (calibration,), (evaluation,) = split([text], "calibration"), split([text], "evaluation")
+    (calibration,), (evaluation,) = (
+        select_split([text], "calibration"),
+        select_split([text], "evaluation"),
+    )
     assert text.startswith(calibration)
     assert text.endswith(evaluation)
     assert text[len(calibration) : len(text) - len(evaluation)].strip() == ""
