@@ -21,7 +21,7 @@ def inputs_of(config: Mapping[str, Any]) -> dict[str, str]:
                 fingerprints[text] = fingerprint_of(on_disk(text))
             except (ModelError, OSError):  # the path is not a model
                 continue
-        elif text.startswith(files.PREFIX) and (paths := files.paths(_name(text))):
+        elif text.startswith(files.PREFIX) and (paths := files.corpus_paths(_name(text))):
             fingerprints[text] = fingerprint(paths)
     return fingerprints
 
@@ -46,7 +46,7 @@ def check_inputs(expected: Mapping[str, str]) -> None:
     for text, sha256 in expected.items():
         if not text.startswith(files.PREFIX):
             on_disk(text)
-        elif not (paths := files.paths(_name(text))) or fingerprint(paths) != sha256:
+        elif not (paths := files.corpus_paths(_name(text))) or fingerprint(paths) != sha256:
             why = (
                 "Its files differ from those the run was submitted with."
                 if paths

@@ -1,11 +1,11 @@
-"""Child processes with limits on CPU time and memory, for what strangers have written: headers of
-files, tokenizers, chat templates.
+"""Child processes with limits on CPU time and memory. They run the parts that untrusted files can
+attack: parsers of file headers, tokenizers, chat templates.
 
-    root    a process without limits, one for each of ours; it only forks
-    child   calls functions by name, with limits; what it has loaded, its own forks have, too
+    root    process without limits, one per process of ours; it only forks
+    child   calls functions by name, within limits; its own forks share the modules it has imported
 
-Each speaks JSON over a socket of its own: what a child sends is data alone. The process that has
-forked a child ends it, and tells how it ended."""
+Each process exchanges JSON over its own socket, so a child can send only data. The process that
+forked a child ends it and reports its exit code."""
 
 from __future__ import annotations
 
@@ -31,55 +31,67 @@ import psutil
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
 
-PATIENCE = 6  # times as many seconds by the clock as of CPU time, on a busy machine
-START_S = 60.0  # until a process has forked, by the clock
-IMPORT_S = 60.0  # until the module of a call is imported, by the clock
-READ_S = 20.0  # CPU seconds to parse a file
-MEMORY = 2 * 2**30  # bytes to parse a file in, besides the file itself, which is mapped
-MAX_ANSWER = 16 * 2**20  # bytes
+WALL_TIME_FACTOR = 6  # wall-clock limit per second of CPU time, for busy machines
+START_S = 60.0  # wall-clock limit of a fork
+IMPORT_S = 60.0  # wall-clock limit of a call's imports
+READ_S = 20.0  # CPU time to parse a file
+PARSER_BYTES = 2 * 2**30  # memory to parse a file, on top of its size, as it may be mapped
+MAX_RESULT_BYTES = 16 * 2**20
 Channel: TypeAlias = "Connection[Any, Any]"
-READING = threading.BoundedSemaphore(2)
-CODE = Path(__file__).resolve().parents[1]
-SINGLE = {
+PARSERS = threading.BoundedSemaphore(2)  # at most two at a time
+CODE_FOLDER = Path(__file__).resolve().parents[1]
+SINGLE_THREADED = {  # environment: a fork has none of its parent's threads
     "OPENBLAS_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # or a fork would wait for threads that it does not have
+    "TOKENIZERS_PARALLELISM": "false",
 }
-TORCH_MODULES = {"backend.models.construction"}  # no other call may import torch
+TORCH_MODULES = {"backend.models.construction"}  # modules that may import torch
 
 
 class LimitedChildError(Exception):
-    """A call that failed; the message is the reason, one sentence."""
+    """A call failed; the message is the reason, in one sentence."""
 
 
 class OverrunError(LimitedChildError):
-    """A call that exceeded a limit, such as "more than 2 s"."""
+    """A call exceeded a limit; the message names it, such as "more than 2 s"."""
 
 
 class LimitedChild:
-    """A child process that may take `memory` bytes besides those it begins with. `origin`: what it
-    is forked from. A call that fails for another reason than its own error ends the child."""
+    """Child process with limits. It ends with a call that fails other than by its own error.
+
+    Args:
+        memory: bytes that it may allocate on top of those it starts with.
+        origin: process to fork; None: the root.
+    """
 
     def __init__(self, memory: int, origin: LimitedChild | None = None) -> None:
         self._memory, self._origin, self._lock = memory, origin or _root(), threading.Lock()
-        self._channel, theirs = Pipe()
+        self._channel, child_end = Pipe()
         self._pid: int | None = None
-        with theirs:
+        with child_end:
             try:
-                self._pid = self._origin._asked({"fork": memory}, START_S, theirs)["pid"]
+                self._pid = self._origin._request({"fork": memory}, START_S, child_end)["pid"]
             except (OSError, EOFError) as error:
                 raise LimitedChildError("Its process did not start.") from error
 
     @property
     def is_alive(self) -> bool:
+        """True until the process is ended."""
         return self._pid is not None
 
     def call(
         self, function: str, *arguments: Any, seconds: float, imports: Sequence[str] = ()
     ) -> Any:
-        """Call "module:function", which takes and returns JSON, with a limit of CPU `seconds`.
-        `imports`: modules of ours that are imported first, without limits. Raises
-        LimitedChildError: the call failed or exceeded the limits."""
+        """Call a function in the child and return its result.
+
+        Args:
+            function: "module:function"; it takes and returns JSON.
+            seconds: limit of CPU time.
+            imports: our own modules to import first, outside the limits.
+
+        Raises:
+            LimitedChildError: the call failed or exceeded a limit.
+        """
         request = {
             "call": function,
             "arguments": arguments,
@@ -87,33 +99,34 @@ class LimitedChild:
             "imports": [function.partition(":")[0], *imports],
         }
         try:
-            found = self._asked(request, IMPORT_S + PATIENCE * seconds)
+            reply = self._request(request, IMPORT_S + WALL_TIME_FACTOR * seconds)
         except TimeoutError as error:
             self.close()
-            raise OverrunError(f"more than {IMPORT_S + PATIENCE * seconds:g} s") from error
+            raise OverrunError(f"more than {IMPORT_S + WALL_TIME_FACTOR * seconds:g} s") from error
         except (OSError, EOFError) as error:
-            raise self._ended(seconds) from error
-        if found.get("memory"):
+            raise self._exit_error(seconds) from error
+        if reply.get("memory"):
             self.close()
             raise self._too_large()
-        if "why" in found:
-            raise LimitedChildError(found["why"])
-        return found["answer"]
+        if "why" in reply:
+            raise LimitedChildError(reply["why"])
+        return reply["answer"]
 
     def close(self) -> int:
-        """End the process, and tell its exit code."""
+        """End the process and return its exit code."""
         with self._lock:
             pid, self._pid = self._pid, None
             self._channel.close()
         if pid is None:
             return 0
         with suppress(OSError, EOFError, LimitedChildError):
-            return int(self._origin._asked({"end": pid}, START_S)["code"])
-        return 0  # with its origin, from which no code can come
+            return int(self._origin._request({"end": pid}, START_S)["code"])
+        return 0  # its origin has ended, so that the exit code is unknown
 
-    def _asked(
+    def _request(
         self, request: dict[str, Any], seconds: float, shared: Channel | None = None
     ) -> dict[str, Any]:
+        """Send a request, with the file descriptor of `shared`, and return the reply."""
         with self._lock:
             self._channel.send_bytes(json.dumps(request).encode())
             if shared:
@@ -121,11 +134,11 @@ class LimitedChild:
             if not self._channel.poll(seconds):
                 raise TimeoutError
             content = self._channel.recv_bytes()
-        found: dict[str, Any] = json.loads(content)
-        return found
+        reply: dict[str, Any] = json.loads(content)
+        return reply
 
-    def _ended(self, seconds: float) -> LimitedChildError:
-        """The reason why the process has ended."""
+    def _exit_error(self, seconds: float) -> LimitedChildError:
+        """End the process and return the error that its exit code stands for."""
         code = -self.close()
         if code in (signal.SIGPROF, signal.SIGXCPU):
             return OverrunError(f"more than {seconds:g} s")
@@ -138,20 +151,20 @@ class LimitedChild:
 
 
 class _Root(LimitedChild):
-    """The process that all others are forked from."""
+    """Process that all others are forked from."""
 
     def __init__(self) -> None:
         self._lock, self._pid = threading.Lock(), None
-        self._channel, theirs = Pipe()
-        with theirs:
+        self._channel, child_end = Pipe()
+        with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "backend.limited", str(theirs.fileno())],
-                cwd=CODE,
-                env={**os.environ, **SINGLE},
+                [sys.executable, "-m", "backend.limited", str(child_end.fileno())],
+                cwd=CODE_FOLDER,
+                env={**os.environ, **SINGLE_THREADED},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(child_end.fileno(),),
                 start_new_session=True,
             )
 
@@ -160,9 +173,9 @@ class _Root(LimitedChild):
         return self._process.poll() is None
 
 
-_roots: list[_Root] = []  # one, at most
+_roots: list[_Root] = []  # at most one
 _starting = threading.Lock()
-os.register_at_fork(after_in_child=_roots.clear)  # a fork of this process needs one of its own
+os.register_at_fork(after_in_child=_roots.clear)  # a fork of this process starts another
 
 
 def _root() -> _Root:
@@ -176,26 +189,33 @@ def _root() -> _Root:
 
 
 def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
-    """Return the result of `parser` ("module:function") for the file at `path`, cached until the
-    file changes. `stamp`: state of other files that the result depends on. Raises
-    LimitedChildError: the parser failed or exceeded the limits."""
+    """Parse a file in a limited child; the result is cached until the file changes.
+
+    Args:
+        parser: "module:function", called with the path.
+        path: file to parse.
+        stamp: state of other files that the result depends on.
+
+    Raises:
+        LimitedChildError: the parser failed or exceeded a limit.
+    """
     if not path.is_file():
         raise LimitedChildError("It is not a regular file.")
     state = path.stat()
-    answer = _read(parser, path, state.st_size, (state.st_mtime_ns, stamp))
-    if isinstance(answer, LimitedChildError):
-        raise answer
-    return answer
+    result = _read(parser, path, state.st_size, (state.st_mtime_ns, stamp))
+    if isinstance(result, LimitedChildError):
+        raise result
+    return result
 
 
 @lru_cache(maxsize=64)
 def _read(parser: str, path: Path, size: int, stamp: Hashable) -> Any:
-    """The answer, or the error that there is instead."""
-    with READING:
-        child = LimitedChild(MEMORY + size)
+    """Return the parser's result, or the error: `lru_cache` does not cache exceptions."""
+    with PARSERS:
+        child = LimitedChild(PARSER_BYTES + size)
         try:
             return child.call(
-                "backend.limited:parsed",
+                "backend.limited:run_parser",
                 parser,
                 str(path),
                 seconds=READ_S,
@@ -209,12 +229,12 @@ def _read(parser: str, path: Path, size: int, stamp: Hashable) -> Any:
             child.close()
 
 
-def parsed(parser: str, path: str) -> Any:
-    """The answer of a parser; called in the child."""
+def run_parser(parser: str, path: str) -> Any:
+    """Call a parser. Called in the child."""
     return _function(parser)(Path(path))
 
 
-# in the processes ---------------------------------------------------------------------------------
+# code of the processes ----------------------------------------------------------------------------
 
 
 def _function(name: str) -> Any:
@@ -223,7 +243,7 @@ def _function(name: str) -> Any:
 
 
 def serve(channel: Channel) -> NoReturn:
-    """Fork and call until the channel closes."""
+    """Handle requests until the channel closes. Never returns."""
     memory = 0
     while True:
         try:
@@ -232,16 +252,16 @@ def serve(channel: Channel) -> NoReturn:
             os._exit(0)
         if "call" in request:
             _import(request.pop("imports"), memory)
-            channel.send_bytes(_outcome(**request))
+            channel.send_bytes(_call(**request))
         elif "end" in request:
-            os.kill(request["end"], signal.SIGKILL)  # not reaped: no other has its number
+            os.kill(request["end"], signal.SIGKILL)  # not reaped yet, so that its id is not reused
             _, status = os.waitpid(request["end"], 0)
-            _tell(channel, code=os.waitstatus_to_exitcode(status))
+            _reply(channel, code=os.waitstatus_to_exitcode(status))
         else:
             shared = recv_handle(channel)
             if pid := os.fork():
                 os.close(shared)
-                _tell(channel, pid=pid)
+                _reply(channel, pid=pid)
             else:
                 channel.close()
                 channel = Connection(shared)
@@ -249,19 +269,19 @@ def serve(channel: Channel) -> NoReturn:
                 _limit_memory(memory)
 
 
-def _tell(channel: Channel, **facts: int) -> None:
+def _reply(channel: Channel, **facts: int) -> None:
     channel.send_bytes(json.dumps(facts).encode())
 
 
 def _limit_memory(memory: int) -> None:
-    most = psutil.Process().memory_info().vms + memory
-    for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
-        with suppress(ValueError, OSError):  # lower already, or not supported by the platform
+    max_bytes = psutil.Process().memory_info().vms + memory
+    for limit, value in ((resource.RLIMIT_AS, max_bytes), (resource.RLIMIT_CORE, 0)):
+        with suppress(ValueError, OSError):  # already lower, or unsupported
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
 
 
 def _import(modules: Sequence[str], memory: int) -> None:
-    """Import our own modules outside the memory limit: builds of torch map files of gigabytes."""
+    """Import our own modules outside the memory limit: some builds of torch map gigabytes."""
     if missing := [module for module in modules if module not in sys.modules]:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
@@ -272,30 +292,32 @@ def _import(modules: Sequence[str], memory: int) -> None:
         _limit_memory(memory)
 
 
-def _outcome(call: str, arguments: list[Any], seconds: float) -> bytes:
-    """The answer as JSON, or why there is none. At the end of its time, the process ends."""
+def _call(call: str, arguments: list[Any], seconds: float) -> bytes:
+    """Call a function and encode its result, or the reason of its failure, as JSON. The process is
+    killed when its CPU time is up."""
     try:
-        function = _function(call)  # imports take seconds, and are ours
+        function = _function(call)  # before the timer: our imports take seconds
         signal.setitimer(signal.ITIMER_PROF, seconds)
         text = json.dumps({"answer": function(*arguments)}).encode()
     except MemoryError:
         text = json.dumps({"memory": True}).encode()
     except SlimscopeError as error:
         text = json.dumps({"why": error.why}).encode()
-    except BaseException as error:  # of Rust's panics, too; a stranger's code can raise anything
-        said = str(error).rstrip(".") or "no reason given"
-        text = json.dumps({"why": f"{type(error).__name__}: {said}"[:300] + "."}).encode()
+    except BaseException as error:  # includes Rust panics: untrusted input can raise anything
+        message = str(error).rstrip(".") or "no reason given"
+        text = json.dumps({"why": f"{type(error).__name__}: {message}"[:300] + "."}).encode()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    if len(text) > MAX_ANSWER:
+    if len(text) > MAX_RESULT_BYTES:
         text = json.dumps(
-            {"why": f"Its result is too large: more than {MAX_ANSWER >> 20} MiB."}
+            {"why": f"Its result is too large: more than {MAX_RESULT_BYTES >> 20} MiB."}
         ).encode()
     return text
 
 
 def main(descriptor: int) -> NoReturn:
-    sys.modules["torch"] = None  # type: ignore[assignment] # transformers reads tokenizers without
+    """Run the root process on an inherited socket."""
+    sys.modules["torch"] = None  # type: ignore[assignment] # tokenizers load without torch
     serve(Connection(descriptor))
 
 

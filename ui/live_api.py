@@ -14,7 +14,7 @@ from backend.models.facts import ModelFacts
 from backend.queue import gate
 from backend.queue.actor import Actor
 from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
-from jobs.serving.client import ended
+from jobs.serving.client import answer_interrupted
 from jobs.serving.live.requests import (
     PREFIX,
     SILENT_S,
@@ -86,7 +86,7 @@ async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
     body = await run_in_threadpool(read_fields, LiveBody, await request.body())
     _require_opened(actor, *_named(body))
-    require_asking(actor, body.letters, body.tokens)
+    require_asking(actor, body.character_count, body.tokens)
     return await _forwarded(request, actor, "answer", body)
 
 
@@ -110,7 +110,7 @@ async def export(request: Request, actor: Actor) -> Response:
 
 async def _forwarded(request: Request, actor: Actor, name: str, body: StateBody) -> Response:
     """The response of the process."""
-    error = ended()
+    error = answer_interrupted()
     last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
 
     def begun() -> None:

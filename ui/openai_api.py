@@ -16,11 +16,11 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.gate import count_answer, place_of_answer
 from backend.queue.permissions import GUEST_TOKENS, require_asking
-from jobs.serving.client import EventStream, ended, sent, unless_gone
+from jobs.serving.client import EventStream, answer_interrupted, send_request, unless_gone
 from jobs.serving.openai_format import (
     ENDPOINTS,
     Body,
-    Row,
+    JsonObject,
     error_body,
     error_headers,
     event,
@@ -79,9 +79,9 @@ async def generate(request: Request) -> Response:
         if actor.role != "host":
             body.usual_tokens, body.nodes = GUEST_TOKENS, 0  # a tree is measured, not chosen
         tokens = body.usual_tokens if body.limit is None else body.limit
-        require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
+        require_asking(actor, body.character_count, tokens * len(body.prompts) * body.n)
         count_answer(actor, spend=False)
-        last = error_body(ended())[1] if body.stream else None
+        last = error_body(answer_interrupted())[1] if body.stream else None
         return await forwarded(
             request, actor, *sendable(body), last=last, begun=lambda: count_answer(actor)
         )
@@ -94,7 +94,7 @@ async def forwarded(
     actor: Actor,
     path: str,
     content: bytes,
-    last: Row | None,
+    last: JsonObject | None,
     begun: Callable[[], None],
     silent_s: float | None = None,
 ) -> Response:
@@ -103,7 +103,7 @@ async def forwarded(
     Args:
         last: ends a stream where the process ends meanwhile; None where it is no stream.
         begun: called when there is an answer, and no refusal.
-        silent_s: see `sent`.
+        silent_s: see `send_request`.
     """
     async with AsyncExitStack() as opened:
         way = answered(request, actor, path, content, silent_s)
@@ -116,7 +116,7 @@ async def forwarded(
             try:
                 whole = await unless_gone(request, response.aread())
             except httpx.TransportError as error:
-                raise ended() from error
+                raise answer_interrupted() from error
         if response.status_code == 200:
             begun()
         if last is not None and streams:
@@ -136,7 +136,7 @@ async def answered(
 ) -> AsyncIterator[httpx.Response | None]:
     """The response of the process, of which the headers have come; None where the client has gone
     meanwhile. Its turn among the requests at work is over: the answer takes none of this process.
-    `silent_s`: see `sent`.
+    `silent_s`: see `send_request`.
 
     Raises:
         OverloadError: the visitor, its address or all together have as many answers as they may.
@@ -145,11 +145,11 @@ async def answered(
     if turn := request.scope.get(TURN):
         await turn.aclose()
     async with place_of_answer(actor), AsyncExitStack() as opened:
-        begun = opened.enter_async_context(sent(path, content, actor, silent_s))
+        begun = opened.enter_async_context(send_request(path, content, actor, silent_s))
         yield await unless_gone(request, begun)
 
 
-async def passed_on(response: httpx.Response, last: Row) -> AsyncIterator[bytes]:
+async def passed_on(response: httpx.Response, last: JsonObject) -> AsyncIterator[bytes]:
     """What comes, and `last` where the process ends meanwhile."""
     try:
         async for piece in response.aiter_raw():
@@ -176,4 +176,4 @@ async def rows(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
                 if "slimscope" in chunk:
                     yield chunk["slimscope"]
     except httpx.TransportError:
-        yield {"end": "error", "rest": "", "error": str(ended())}
+        yield {"end": "error", "rest": "", "error": str(answer_interrupted())}

@@ -1,7 +1,7 @@
-"""Prompt sets for training data and benchmarks, for which no benchmark prompt is generated.
+"""Prompt sets for training and benchmarks. No training prompt equals a built-in benchmark prompt.
 
 - built-in (`prompts.json`): a benchmark of eight prompts in each of six tasks, and templates that
-  generate training prompts from slots and passages (built in, or of the Wikipedia sample). Every
+  generate training prompts from slots and passages (built in, or from the Wikipedia sample). Every
   sixth template and text is used for held-out prompts only.
 - `file:NAME`: a .jsonl file; each line is a conversation, whose first user message is the prompt,
   or has a field "text"; optionally a "category", as in MT-Bench and Spec-Bench.
@@ -18,18 +18,18 @@ from typing import Any
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.corpora import WIKIPEDIA, documents, prepared, sources
-from backend.text.files import USER, conversation, text_of
+from backend.text.corpora import WIKIPEDIA, corpus_cache, corpus_files, documents
+from backend.text.files import USER, conversation, line_text
 
 BUILT_IN, STORIES = "built-in", "toystories"
-SELF = "self-written"  # written by the model that answers them; for training only
+SELF = "self-written"  # written by the target model; for training only
 SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spec-Bench
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
-TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
-HELDOUT_INTERVAL = 6  # every n-th template and text is for held-out prompts
+TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of stories; the built-in model was trained on seed 1
+HELDOUT_INTERVAL = 6  # templates and texts; the last of each interval is held out
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
-PASSAGE = 150, 900  # characters of a Wikipedia passage
+PASSAGE_CHARACTERS = 150, 900  # range of the maximum length of a Wikipedia passage
 SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # sentence boundary; not "U.S. "
 
 Slots = dict[str, list[str]]
@@ -37,12 +37,18 @@ Slots = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt."""
+    """Prompt of a set.
 
-    id: str  # unique in its set
-    task: str  # results are grouped by it
+    Attributes:
+        id: unique in its set.
+        task: group of its results.
+        category: subset of the task.
+    """
+
+    id: str
+    task: str
     text: str
-    category: str = ""  # subset of the task
+    category: str = ""
 
 
 @lru_cache
@@ -52,8 +58,8 @@ def _built_in() -> dict[str, Any]:
 
 
 def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
-    """At most `count` prompts of set `name` (0: all), round-robin over tasks and their categories.
-    Raises DatasetError: there is no such set, or one of its lines is not a prompt."""
+    """Return at most `count` prompts of set `name` (0: all), round-robin over tasks and their
+    categories. Raises DatasetError: there is no such set, or one of its lines is not a prompt."""
     if name == BUILT_IN:
         tasks = _built_in()["benchmark"]
         prompts = [
@@ -62,24 +68,25 @@ def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
             for n, text in enumerate(texts)
         ]
     elif name == STORIES:
-        prompts = _beginnings(BENCHMARK_SEED, count or 48)
+        prompts = _story_openings(BENCHMARK_SEED, count or 48)
     else:
         prompts = _from_file(name)
-    by_category = in_turn(prompts, lambda prompt: prompt.category)
-    return in_turn(by_category, lambda prompt: prompt.task)[: count or None]
+    by_category = round_robin(prompts, lambda prompt: prompt.category)
+    return round_robin(by_category, lambda prompt: prompt.task)[: count or None]
 
 
 def training_prompts(
     name: str, count: int, seed: int = 0, heldout: int = 0
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """`count` distinct prompts: those for training, and `heldout` held-out ones.
+    """Return `count` distinct prompts: those for training, and `heldout` held-out ones.
 
     Reproducible for the same `seed` and Wikipedia sample. A file with fewer prompts gives fewer
     training prompts. Raises DatasetError: there is no such set."""
     if name == BUILT_IN:
-        return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
+        training = _generate(count - heldout, seed, heldout=False)
+        return training, _generate(heldout, seed, heldout=True)
     if name == STORIES:
-        prompts = _beginnings(TRAIN_SEED + 1000 * (seed + 1), count)
+        prompts = _story_openings(TRAIN_SEED + 1000 * (seed + 1), count)
     else:
         prompts = _from_file(name)
         Random(seed).shuffle(prompts)
@@ -87,31 +94,33 @@ def training_prompts(
     return distinct[heldout:count], distinct[:heldout]
 
 
-def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt]:
-    """Round-robin order: the first prompt of each kind, then the second of each, and so on."""
-    seen: dict[str, int] = {}
-    places = []
+def round_robin(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt]:
+    """Sort prompts round-robin: the first prompt of each kind, then the second of each, and so
+    on."""
+    counts: dict[str, int] = {}
+    ranks = []  # of each prompt among those of its kind
     for prompt in prompts:
-        places.append(seen.get(kind(prompt), 0))
-        seen[kind(prompt)] = places[-1] + 1
-    return [p for _, p in sorted(zip(places, prompts, strict=True), key=lambda pair: pair[0])]
+        ranks.append(counts.get(kind(prompt), 0))
+        counts[kind(prompt)] = ranks[-1] + 1
+    return [p for _, p in sorted(zip(ranks, prompts, strict=True), key=lambda pair: pair[0])]
 
 
-def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
-    """Distinct prompts from the templates, round-robin over tasks, with random slot values. `held`:
-    use the held-out templates and texts; else use the others."""
-    rng, data = Random(f"{seed} {held}"), _built_in()
-    templates = {task: _split(each, held) for task, each in data["templates"].items()}
+def _generate(count: int, seed: int, heldout: bool) -> list[Prompt]:
+    """Generate distinct prompts from the templates, round-robin over tasks, with random slot
+    values. `heldout`: True for the held-out templates and texts, else the others."""
+    rng, data = Random(f"{seed} {heldout}"), _built_in()
+    templates = {task: _split(texts, heldout) for task, texts in data["templates"].items()}
     pages = list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
-    texts = data["slots"], _split(data["passages"], held), _split(pages, held)
-    openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
-    foreign, tasks = _split(data["foreign"], held), list(templates)
-    benchmark = {text for each in data["benchmark"].values() for text in each}
+    notices, pages = _split(data["passages"], heldout), _split(pages, heldout)
+    openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), heldout)
+    foreign, tasks = _split(data["foreign"], heldout), list(templates)
+    benchmark = {text for texts in data["benchmark"].values() for text in texts}
     prompts: dict[str, Prompt] = {}
     for number in range(20 * count):
         if len(prompts) == count:
             break
-        task, passage = tasks[number % len(tasks)], _passage(rng, *texts)
+        task = tasks[number % len(tasks)]
+        passage = _passage(rng, data["slots"], notices, pages)
         fields = {
             "passage": passage,
             "sentence": SENTENCE.split(passage)[0],
@@ -125,37 +134,37 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
 
 
 def _passage(rng: Random, slots: Slots, notices: list[str], pages: list[str]) -> str:
-    """A notice, or the first sentences of a paragraph of a page."""
+    """Return a notice, or the first sentences of a paragraph of a Wikipedia page."""
     if not pages or rng.random() >= PAGES_SHARE:
         return _fill(rng.choice(notices), slots, rng)
     first, *more = SENTENCE.split(rng.choice(rng.choice(pages).split("\n\n")))
-    longest, passage = rng.randint(*PASSAGE), first
+    max_characters, passage = rng.randint(*PASSAGE_CHARACTERS), first
     for sentence in more:
-        if len(passage) + len(sentence) >= longest:
+        if len(passage) + len(sentence) >= max_characters:
             break
         passage += " " + sentence
     return passage
 
 
 def has_pages() -> bool:
-    """Whether the Wikipedia sample is set up, a source of passages for prompts."""
-    return prepared().find(WIKIPEDIA) is not None
+    """Return True if the Wikipedia sample is set up; prompts then use its passages."""
+    return corpus_cache().find(WIKIPEDIA) is not None
 
 
-def _split(texts: list[str], held: bool) -> list[str]:
-    """The texts for held-out prompts, every `HELDOUT_INTERVAL`-th; or the others."""
-    every = min(HELDOUT_INTERVAL, len(texts))
-    return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
+def _split(texts: list[str], heldout: bool) -> list[str]:
+    """Return the held-out texts, every `HELDOUT_INTERVAL`-th, or the others."""
+    interval = min(HELDOUT_INTERVAL, len(texts))
+    return [text for n, text in enumerate(texts) if (n % interval == interval - 1) == heldout]
 
 
 def _fill(template: str, slots: Slots, rng: Random, **more: str) -> str:
-    chosen = {name: rng.choice(values) for name, values in slots.items()}
-    chosen |= {f"{name}2": rng.choice(slots[name]) for name in ("person", "name", "concept")}
-    return template.format_map(chosen | more)
+    fields = {name: rng.choice(values) for name, values in slots.items()}
+    fields |= {f"{name}2": rng.choice(slots[name]) for name in ("person", "name", "concept")}
+    return template.format_map(fields | more)
 
 
-def _beginnings(seed: int, count: int) -> list[Prompt]:
-    """Openings of generated stories, two sentences each."""
+def _story_openings(seed: int, count: int) -> list[Prompt]:
+    """Return openings of generated stories, two sentences each."""
     parts = (story.split(". ")[:2] for story in stories(seed, count))
     return [Prompt(f"story-{n}", "story", ". ".join(part) + ".") for n, part in enumerate(parts)]
 
@@ -178,11 +187,13 @@ def _from_file(name: str) -> list[Prompt]:
             "The model generates them for training only.",
             f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
         )
-    for path in sources(name) if name != WIKIPEDIA else []:
+    for path in corpus_files(name) if name != WIKIPEDIA else []:
         if path.suffix == ".jsonl":
             with path.open("rb") as lines:
                 prompts += [
-                    _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
+                    _parse_line(line, path.name, n)
+                    for n, line in enumerate(lines, 1)
+                    if line.strip()
                 ]
     if not prompts:
         raise DatasetError(
@@ -193,12 +204,12 @@ def _from_file(name: str) -> list[Prompt]:
     return prompts
 
 
-def _read(line: bytes, file: str, number: int) -> Prompt:
-    """Parse one line as a prompt. Raises DatasetError: it has no text under a known key."""
+def _parse_line(line: bytes, file: str, number: int) -> Prompt:
+    """Parse a line as a prompt. Raises DatasetError: it has no text in a known field."""
     try:
         row = json.loads(line)
-        asked = (m.content for m in conversation(row) if m.role == USER)
-        text = next(asked, None) or text_of(row)
+        questions = (m.content for m in conversation(row) if m.role == USER)
+        text = next(questions, None) or line_text(row)
         if not text.strip():
             raise ValueError
     except (ValueError, RecursionError) as error:

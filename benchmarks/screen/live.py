@@ -26,7 +26,7 @@ from backend.queue.launcher import SERVING
 from backend.settings import settings
 from backend.store.migrate import upgrade
 from benchmarks.shared.timing import p95
-from jobs.serving.client import sent
+from jobs.serving.client import send_request
 
 HOST = Actor("benchmark", "host")
 TRACED = "It was a bright cold day in April, and the clocks were striking thirteen. " * 4
@@ -60,7 +60,7 @@ class Knob:
         """Event -> milliseconds until it came first."""
         body = {"model": self.model, "state": state, "browser": "b", "want": want, **more}
         began, found = time.perf_counter(), dict[str, float]()
-        async with sent("/live/answer", json.dumps(body).encode(), HOST) as response:
+        async with send_request("/live/answer", json.dumps(body).encode(), HOST) as response:
             async for line in response.aiter_lines():
                 if not line:
                     continue

@@ -129,7 +129,7 @@ def load_training(
             seed,
             batch_rows,
             shared=name == evaluation_name,
-            apart=[text_slice.input_ids for text_slice in texts.judged if text_slice.tokens],
+            excluded=[text_slice.input_ids for text_slice in texts.judged if text_slice.tokens],
         )
     check_apart(training.text, texts.evaluation)
     epochs = config.steps * batch_rows / len(training.labels)

@@ -1,7 +1,7 @@
-"""How other processes reach the serving process of a data folder: over a Unix socket in it, which
-only this user may open; where there are none, or the path is too long for one, over a port of the
-loopback address, with a token that a file in the data folder holds. Work for a client ends when
-that goes away."""
+"""Client of the serving process of a data folder. Requests go over a Unix socket in that folder,
+which only this user may open. Without Unix sockets, or if the path is too long for one, they go
+over a port of the loopback address, with a token stored in the data folder. Work for a client ends
+when the client disconnects."""
 
 import asyncio
 import json
@@ -27,67 +27,71 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 from backend.store.migrate import other_version
 
-PERSON, ROLE = "x-slimscope-person", "x-slimscope-role"  # headers: who asks
-MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
-START_S, TRY_S = 40.0, 0.2  # a new process imports torch
-STATUS_S = 2.0
-PING_S = 5.0  # between two looks at whether the process hangs, while somebody waits for it
-HUNG_S = 30.0  # without a word about its status, until it is restarted
+# headers with the name and role of the caller
+PERSON_HEADER, ROLE_HEADER = "x-slimscope-person", "x-slimscope-role"
+MAX_PATH = 100  # bytes of a socket path; Linux allows 107, macOS 103
+START_S = 40.0  # limit for the start of a process, which imports torch
+RETRY_S = 0.2  # pause between two attempts to connect
+STATUS_S = 2.0  # limit for a status request
+PING_S = 5.0  # interval of checks for a hung process while a request waits
+HUNG_S = 30.0  # a process that sends no status for so long is restarted
 UNREACHABLE = "The models cannot be reached."
-UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}  # by a proxy before us
+UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}  # for proxies
 
 T = TypeVar("T")
 
 
 def socket_path() -> Path:
+    """Path of the Unix socket."""
     return SERVING.lock_path().with_suffix(".sock")
 
 
 def address_path() -> Path:
-    """The file with port and token, where no Unix socket is used."""
+    """Path of the file with port and token, for platforms without a Unix socket."""
     return SERVING.lock_path().with_suffix(".json")
 
 
 def listen() -> tuple[socket.socket, str]:
-    """The socket the process listens on, and the token that requests have to show; "" for none."""
+    """Open the socket of the serving process. Return it with the token that requests must present;
+    "" on a Unix socket."""
     path = socket_path()
-    path.parent.mkdir(parents=True, exist_ok=True)  # the database may be elsewhere
+    path.parent.mkdir(parents=True, exist_ok=True)  # missing if the database is elsewhere
     if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= MAX_PATH:
         path.unlink(missing_ok=True)
         bound = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
+        previous_umask = os.umask(0o177)
         try:
             bound.bind(str(path))
         finally:
-            os.umask(before)
+            os.umask(previous_umask)
         return bound, ""
     bound, token = socket.socket(), secrets.token_urlsafe(32)
     bound.bind(("127.0.0.1", 0))
-    file = os.open(address_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(file, "w", encoding="utf-8") as written:  # noqa: PTH123 - a descriptor
-        json.dump({"port": bound.getsockname()[1], "token": token}, written)
+    descriptor = os.open(address_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+        json.dump({"port": bound.getsockname()[1], "token": token}, file)
     return bound, token
 
 
 @contextmanager
-def raising(kind: type[httpcore.NetworkError]) -> Iterator[None]:
-    """Errors of the system as this kind."""
+def translated_errors(error_type: type[httpcore.NetworkError]) -> Iterator[None]:
+    """Raise errors of the operating system as `error_type`."""
     try:
         yield
     except OSError as error:
-        raise kind from error
+        raise error_type from error
 
 
 class UnixStream(httpcore.AsyncNetworkStream):
-    """A connection over a Unix socket by asyncio's streams. With those of anyio, which httpx takes,
-    asyncio logs an error where a client leaves just as something comes."""
+    """Connection over a Unix socket by asyncio's streams. With anyio's streams, which httpx uses by
+    default, asyncio logs an error when a client disconnects while data arrives."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            with raising(httpcore.ReadError):
+            with translated_errors(httpcore.ReadError):
                 return await asyncio.wait_for(self._reader.read(max_bytes), timeout)
         except httpcore.ReadError as error:
             if isinstance(error.__cause__, TimeoutError):
@@ -95,7 +99,7 @@ class UnixStream(httpcore.AsyncNetworkStream):
             raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with raising(httpcore.WriteError):
+        with translated_errors(httpcore.WriteError):
             self._writer.write(buffer)
             await self._writer.drain()
 
@@ -104,54 +108,72 @@ class UnixStream(httpcore.AsyncNetworkStream):
 
 
 class UnixSockets(httpcore.AsyncNetworkBackend):
+    """Network backend of httpcore that opens Unix sockets with asyncio."""
+
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> UnixStream:
-        with raising(httpcore.ConnectError):
+        with translated_errors(httpcore.ConnectError):
             return UnixStream(*await asyncio.open_unix_connection(path))
 
 
 class UnixTransport(httpx.AsyncHTTPTransport):
+    """Transport of httpx over a Unix socket."""
+
     def __init__(self, path: str) -> None:
         self._pool = httpcore.AsyncConnectionPool(uds=path, network_backend=UnixSockets())
 
 
-def leave() -> None:
-    """Let nobody else reach the process; those who do are answered to the end."""
+def stop_listening() -> None:
+    """Stop accepting connections; open requests are answered to the end."""
     for path in (socket_path(), address_path()):
         path.unlink(missing_ok=True)
 
 
 def _client() -> httpx.AsyncClient:
-    """A client of the process; OSError where it has not begun to listen."""
+    """Return a client of the process. Raises OSError: the process does not listen yet."""
     options: dict[str, Any] = {"timeout": httpx.Timeout(None, connect=5.0), "trust_env": False}
     if socket_path().exists():
         transport = UnixTransport(str(socket_path()))
         return httpx.AsyncClient(transport=transport, base_url="http://serving", **options)
-    about = json.loads(address_path().read_text("utf-8"))
-    headers = {"authorization": f"Bearer {about['token']}"}
+    address = json.loads(address_path().read_text("utf-8"))
+    headers = {"authorization": f"Bearer {address['token']}"}
     return httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{int(about['port'])}", headers=headers, verify=False, **options
+        base_url=f"http://127.0.0.1:{int(address['port'])}",
+        headers=headers,
+        verify=False,
+        **options,
     )
 
 
 @asynccontextmanager
-async def sent(
+async def send_request(
     path: str, body: bytes, actor: Actor, silent_s: float | None = None
 ) -> AsyncIterator[httpx.Response]:
-    """The response to a request, of which only the headers have been read. The process is started
-    if it does not run, and restarted if it hangs; leaving the block ends the request. `silent_s`:
-    without a byte it ends.
-    Raises SlimscopeError: it cannot be started, or ended before it answered."""
-    headers = {PERSON: quote(actor.name), ROLE: actor.role, "content-type": "application/json"}
-    async with AsyncExitStack() as opened:
+    """Send a request and yield its response, of which only the headers have been read.
+
+    The process is started if it does not run, and restarted if it hangs. Leaving the block ends
+    the request.
+
+    Args:
+        silent_s: seconds without a byte after which the request ends; None: no limit.
+
+    Raises:
+        SlimscopeError: the process cannot be started, or ended before it answered.
+    """
+    headers = {
+        PERSON_HEADER: quote(actor.name),
+        ROLE_HEADER: actor.role,
+        "content-type": "application/json",
+    }
+    async with AsyncExitStack() as resources:
         watching = asyncio.ensure_future(_restart_if_hung())
-        opened.callback(watching.cancel)
-        yield await _begun(path, body, headers, silent_s, opened)
+        resources.callback(watching.cancel)
+        yield await _open_response(path, body, headers, silent_s, resources)
 
 
 async def _restart_if_hung() -> None:
-    """End a process that does not respond, and with it all requests that wait for it."""
+    """Restart a process that does not respond, which ends all requests that wait for it."""
     while True:
         await asyncio.sleep(PING_S)
         with suppress(OSError, ValueError, KeyError, httpx.TransportError):  # it has ended
@@ -162,53 +184,59 @@ async def _restart_if_hung() -> None:
                     await asyncio.to_thread(SERVING.restart)
 
 
-async def _begun(
-    path: str, body: bytes, headers: dict[str, str], silent_s: float | None, opened: AsyncExitStack
+async def _open_response(
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    silent_s: float | None,
+    resources: AsyncExitStack,
 ) -> httpx.Response:
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
+    """Send the request and return its response; start the process if it does not listen."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
         try:
-            client = await opened.enter_async_context(_client())
-            limits = httpx.Timeout(None, connect=5.0, read=silent_s)
+            client = await resources.enter_async_context(_client())
+            timeout = httpx.Timeout(None, connect=5.0, read=silent_s)
             request = client.build_request(
-                "POST", path, content=body, headers=headers, timeout=limits
+                "POST", path, content=body, headers=headers, timeout=timeout
             )
             response = await client.send(request, stream=True)
-            opened.push_async_callback(response.aclose)
+            resources.push_async_callback(response.aclose)
             return response
         except (OSError, ValueError, KeyError, httpx.ConnectError):
             if why := await anyio.to_thread.run_sync(other_version):
                 raise SlimscopeError(UNREACHABLE, why) from None
             await anyio.to_thread.run_sync(SERVING.wake)
-            await anyio.sleep(TRY_S)
+            await anyio.sleep(RETRY_S)
         except httpx.TransportError as error:
-            raise ended() from error
+            raise answer_interrupted() from error
     log = SERVING.lock_path().with_suffix(".log")
-    raise SlimscopeError(UNREACHABLE, "Their process did not start.", f"See its log: {log}.")
+    raise SlimscopeError(UNREACHABLE, "The serving process did not start.", f"See its log: {log}.")
 
 
 async def serving_status() -> dict[str, Any]:
-    """What the process does; empty where there is none."""
+    """Return the status of the process; empty if none runs."""
     try:
         async with _client() as client:
-            found: dict[str, Any] = (await client.get("/status", timeout=STATUS_S)).json()
-            return found
+            status: dict[str, Any] = (await client.get("/status", timeout=STATUS_S)).json()
+            return status
     except (OSError, ValueError, KeyError, httpx.TransportError):
         return {}
 
 
-def ended() -> SlimscopeError:
+def answer_interrupted() -> SlimscopeError:
+    """Return the error for an answer whose process ended or hung."""
     return SlimscopeError(
         "The answer ended early.",
-        f"The process of the models ended, or hung for {HUNG_S:g} s. It is restarted.",
+        f"The serving process ended, or hung for {HUNG_S:g} s. It is restarted.",
         "Ask again.",
     )
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
-    """The result of the work, or None: the client has closed the connection, and the work was
-    cancelled. The body of the request was read before."""
-    result, failed = None, None
+    """Return the result of `work`, or None if the client disconnects first, which cancels the work.
+    The body of the request must have been read before."""
+    result, failure = None, None
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
@@ -219,30 +247,30 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
         tasks.start_soon(watch)
         try:
             result = await work
-        except Exception as error:  # not as one of a group
-            failed = error
+        except Exception as error:  # raised below: a task group would wrap it
+            failure = error
         tasks.cancel_scope.cancel()
-    if failed:
-        raise failed
+    if failure:
+        raise failure
     return result
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, with what they come from, which is closed before the end is told; or at
-    once when the client goes away, also one that does not read."""
+    """Server-sent events together with their resources. The resources are closed before the stream
+    ends, or as soon as the client disconnects, even if it never reads."""
 
-    def __init__(self, events: AsyncIterator[bytes], opened: AsyncExitStack) -> None:
+    def __init__(self, events: AsyncIterator[bytes], resources: AsyncExitStack) -> None:
         async def all_events() -> AsyncIterator[bytes]:
             async for event in events:
                 yield event
-            await opened.aclose()
+            await resources.aclose()
 
         super().__init__(all_events(), headers=UNBUFFERED, media_type="text/event-stream")
-        self._opened = opened
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._opened.aclose()
+                await self._resources.aclose()

@@ -1,5 +1,5 @@
-"""API keys: with one, a program uses `/v1` as a host does, and nothing else. Only hashes are
-stored; a key is shown once, when it is made."""
+"""API keys. A program with a key may use `/v1` like a host, and nothing else. Only hashes are
+stored; a key is shown once, when it is created."""
 
 import hashlib
 import re
@@ -18,18 +18,19 @@ NAME = re.compile(r"[\w.\-]{1,40}")
 
 
 def create_key(name: str, actor: Actor) -> str:
-    """A new key of that name."""
-    require_host(actor, "make a key")
+    """Create a key and return it. Raises ConfigError: invalid name; ConflictError: the name has
+    been used before."""
+    require_host(actor, "create a key")
     if not NAME.fullmatch(name):
         raise ConfigError(
-            "The name was not accepted.", "It has 1 to 40 letters, digits or . - _", "", "name"
+            "The name was not accepted.", "A name has 1 to 40 letters, digits or . - _", "", "name"
         )
     key = PREFIX + secrets.token_urlsafe(32)
     with writing(durable=True) as session:
         if session.get(ApiKey, name):
             raise ConflictError(
-                "The key was not made.",
-                f"There was a key called {name} before.",
+                "The key was not created.",
+                f"The name {name} is or was used by another key.",
                 "Choose another name.",
             )
         session.add(ApiKey(name=name, sha256=_hash(key), created_at=now_ms()))
@@ -37,26 +38,28 @@ def create_key(name: str, actor: Actor) -> str:
 
 
 def all_keys() -> list[ApiKey]:
+    """All keys, revoked ones included, in order of creation."""
     return fetched(select(ApiKey).order_by(ApiKey.created_at, ApiKey.name))
 
 
 def revoke_key(name: str, actor: Actor) -> None:
-    """End a key; the requests it has sent go on."""
+    """Revoke a key; requests that it has sent are still answered. Raises NotFoundError: there is no
+    valid key of this name."""
     require_host(actor, "revoke a key")
-    ended = update(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
+    statement = update(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
     with writing(durable=True) as session:
-        if not change(session, ended.values(revoked_at=now_ms())):
+        if not change(session, statement.values(revoked_at=now_ms())):
             raise NotFoundError(f"There is no valid key called {name[:40]!r}.")
 
 
 def key_name(key: str) -> str:
-    """The name of a valid key; "" for any other text. The hash is looked up, so that the time it
-    takes tells nothing of the key."""
+    """Return the name of a valid key; "" for any other text. The key is looked up by its hash, so
+    that timing reveals nothing about it."""
     if not key.startswith(PREFIX):
         return ""
-    known = select(ApiKey.name).where(ApiKey.sha256 == _hash(key), ApiKey.revoked_at.is_(None))
+    query = select(ApiKey.name).where(ApiKey.sha256 == _hash(key), ApiKey.revoked_at.is_(None))
     with reading() as session:
-        return session.scalar(known) or ""
+        return session.scalar(query) or ""
 
 
 def _hash(key: str) -> str:

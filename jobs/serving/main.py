@@ -1,6 +1,6 @@
-"""The process that answers: `python -m jobs.serving.main`, one per data folder, until nobody has
-asked for ten times `idle_exit`, or the dashboard that started it has ended. It may be killed at any
-moment: streams end with an error, and the next request starts another."""
+"""Serving process: `python -m jobs.serving.main`. One per data folder. It exits after ten times
+`idle_exit` without a request, or when the dashboard that started it has ended. It may be killed at
+any moment: streams end with an error, and the next request starts another process."""
 
 import importlib
 import os
@@ -11,12 +11,15 @@ from backend.store.migrate import current_revision, newest_revision
 
 
 def main() -> None:
-    """Serve, if no other process does. The lock is taken before torch, which is slow, is
-    imported."""
+    """Serve, unless another process does. The lock is taken before torch is imported, which is
+    slow."""
     parent = os.getppid()
     start_logging()
     if current_revision() != newest_revision():
-        print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
+        print(
+            "The database belongs to another version of Slimscope. Restart the dashboard.",
+            flush=True,
+        )
     elif (lock := SERVING.hold()) is not None:
         importlib.import_module("jobs.serving.server").serve(parent)
         lock.release()

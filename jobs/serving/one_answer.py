@@ -1,33 +1,33 @@
-"""The answer to one request: as a stream of chunks, or as a whole."""
+"""Response to one request, as a stream of chunks or as one JSON object."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, SlimscopeError
-from jobs.serving.answering import Began, Happened, Told
+from jobs.serving.answering import AnswerEvent, AnswerStarted, WaitNotice
 from jobs.serving.openai_format import (
     DONE,
     Body,
+    JsonObject,
     ResponseFormat,
-    Row,
     comment,
     error_body,
     event,
 )
 
-REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "cancelled": "stop"}
-ENDS = {"stop": "end", "stop_string": "stop", "length": "limit"}  # as a `Transcript` says it
-Events = AsyncIterator[tuple[int, Happened]]
+FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "cancelled": "stop"}
+TRANSCRIPT_ENDS = {"stop": "end", "stop_string": "stop", "length": "limit"}
+Events = AsyncIterator[tuple[int, AnswerEvent]]
 
 
-def row_of(event: NewPieces | Finished) -> Row:
-    """The event as a row of a `Transcript`."""
+def transcript_row(event: NewPieces | Finished) -> JsonObject:
+    """Return the event as a row of a `Transcript`."""
     if isinstance(event, NewPieces):
         tokens = [[piece.text, piece.head] for piece in event.pieces]
         return {"ms": round(event.ms, 2), "tokens": tokens, "rejected": event.rejected}
     return {
-        "end": ENDS.get(event.reason, event.reason),
+        "end": TRANSCRIPT_ENDS.get(event.reason, event.reason),
         "rest": event.rest,
         "first_token_s": round(event.first_token_s, 3),
         "prompt_tokens": event.prompt_tokens,
@@ -37,102 +37,112 @@ def row_of(event: NewPieces | Finished) -> Row:
 
 @dataclass
 class Choice:
-    """One of the answers to a request, so far."""
+    """State of one choice of the response.
+
+    Attributes:
+        token_texts: text of each token by itself.
+        rows: its transcript.
+        finished: its last event; None while it is generated.
+    """
 
     text: str = ""
     pieces: list[Piece] = field(default_factory=list)
-    alone: dict[int, str] = field(default_factory=dict)  # token -> its text by itself
-    rows: list[Row] = field(default_factory=list)  # of its transcript
+    token_texts: dict[int, str] = field(default_factory=dict)
+    rows: list[JsonObject] = field(default_factory=list)
     finished: Finished | None = None
 
 
-class OneAnswer:
-    """The answer that these events make."""
+class ResponseBuilder:
+    """Builds the response to a request from the events of its answer."""
 
     def __init__(self, body: Body, events: Events) -> None:
-        self.body, self.events, self.shape = body, events, ResponseFormat(body)
+        self.body, self.events, self.format = body, events, ResponseFormat(body)
         self.choices = [Choice() for _ in range(len(body.prompts) * body.n)]
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Chunks as events; an error ends it. What it waits for is told in comments."""
-        for index in range(len(self.choices)) if self.shape.chat else ():
-            yield event(self.shape.begin(index))
-        async for index, happened in self.events:
-            if isinstance(happened, Told | Waiting | Began):
-                yield comment(self._told(happened))
+        """Yield the chunks as server-sent events; an error ends the stream. Wait notices are sent
+        as comments."""
+        for index in range(len(self.choices)) if self.format.chat else ():
+            yield event(self.format.first_chunk(index))
+        async for index, answer_event in self.events:
+            if isinstance(answer_event, WaitNotice | Waiting | AnswerStarted):
+                yield comment(self._notice(answer_event))
                 continue
             try:
-                chunk = self._chunk(index, happened)
+                chunk = self._chunk(index, answer_event)
             except SlimscopeError as error:
                 yield event(error_body(error)[1])
                 return
             yield event(chunk)
         if self.body.stream_options and self.body.stream_options.include_usage:
-            yield event(self.shape.usage_chunk(self._usage()))
+            yield event(self.format.usage_chunk(self._usage()))
         yield DONE
 
-    async def whole(self) -> Row:
-        """The response of a request that does not stream; raises `SlimscopeError`."""
-        async for index, happened in self.events:
-            if isinstance(happened, Told | Waiting | Began):
-                self._told(happened)
-            else:
-                self._chunk(index, happened)
+    async def response(self) -> JsonObject:
+        """Return the response of a request that does not stream. Raises SlimscopeError: the answer
+        failed."""
+        async for index, answer_event in self.events:
+            if not isinstance(answer_event, WaitNotice | Waiting | AnswerStarted):
+                self._chunk(index, answer_event)
         choices = []
         for index, choice in enumerate(self.choices):
             assert choice.finished is not None
-            reason, scores = (
-                REASONS[choice.finished.reason],
-                self._logprobs(choice.pieces, choice.alone, 0),
-            )
+            reason = FINISH_REASONS[choice.finished.reason]
+            logprobs = self._logprobs(choice.pieces, choice.token_texts, 0)
             details = {"transcript": choice.rows} if self.body.details else None
-            choices.append(self.shape.choice(index, choice.text, scores, reason, details))
-        return self.shape.whole(choices, self._usage())
+            choices.append(self.format.choice(index, choice.text, logprobs, reason, details))
+        return self.format.response(choices, self._usage())
 
-    def _told(self, happened: Told | Waiting | Began) -> Row:
-        if isinstance(happened, Began):
-            began = {"decoder": happened.decoder, "threads": happened.threads}
-            return began | {"unused": happened.unused}
-        if isinstance(happened, Waiting):
-            return {"waits": f"{happened.place} before you", "about": round(happened.seconds, 1)}
-        return {"waits": happened.what, "about": round(happened.seconds, 1)}
+    def _notice(self, answer_event: WaitNotice | Waiting | AnswerStarted) -> JsonObject:
+        if isinstance(answer_event, AnswerStarted):
+            return {
+                "decoder": answer_event.decoder,
+                "threads": answer_event.threads,
+                "unused": answer_event.unused,
+            }
+        if isinstance(answer_event, Waiting):
+            return {
+                "waits": f"{answer_event.place} before you",
+                "about": round(answer_event.seconds, 1),
+            }
+        return {"waits": answer_event.what, "about": round(answer_event.seconds, 1)}
 
-    def _chunk(self, index: int, happened: Happened) -> Row:
+    def _chunk(self, index: int, answer_event: AnswerEvent) -> JsonObject:
         choice = self.choices[index]
-        if isinstance(happened, NewPieces):
-            text, reason, offset = "".join(p.text for p in happened.pieces), None, len(choice.text)
-            scores = self._logprobs(happened.pieces, happened.alone, offset)
-            choice.pieces += happened.pieces
-            choice.alone |= happened.alone
-        elif isinstance(happened, Finished):
-            if happened.error or happened.reason not in REASONS:
-                raise happened.error or ComputeError("The answer could not be given.")
-            text, reason, scores = happened.rest, REASONS[happened.reason], None
-            choice.finished = happened
+        if isinstance(answer_event, NewPieces):
+            text, reason = "".join(piece.text for piece in answer_event.pieces), None
+            logprobs = self._logprobs(answer_event.pieces, answer_event.alone, len(choice.text))
+            choice.pieces += answer_event.pieces
+            choice.token_texts |= answer_event.alone
+        elif isinstance(answer_event, Finished):
+            if answer_event.error or answer_event.reason not in FINISH_REASONS:
+                raise answer_event.error or ComputeError("The answer could not be generated.")
+            text, reason, logprobs = answer_event.rest, FINISH_REASONS[answer_event.reason], None
+            choice.finished = answer_event
         else:
-            assert isinstance(happened, SlimscopeError)
-            raise happened
+            assert isinstance(answer_event, SlimscopeError)
+            raise answer_event
         choice.text += text
-        row = row_of(happened)
+        row = transcript_row(answer_event)
         if self.body.details:
             choice.rows.append(row)
-        return self.shape.piece(index, text, scores, reason, row if self.body.details else None)
+        return self.format.chunk(index, text, logprobs, reason, row if self.body.details else None)
 
     def _logprobs(
-        self, pieces: Sequence[Piece], alone: Mapping[int, str], offset: int
-    ) -> Row | None:
-        if self.body.likeliest is None:
+        self, pieces: Sequence[Piece], token_texts: Mapping[int, str], offset: int
+    ) -> JsonObject | None:
+        if self.body.logprob_count is None:
             return None
-        if self.shape.chat:
-            return chat_logprobs(pieces, alone)
-        return completion_logprobs(pieces, alone, offset)
+        if self.format.chat:
+            return chat_logprobs(pieces, token_texts)
+        return completion_logprobs(pieces, token_texts, offset)
 
-    def _usage(self) -> Row:
-        ended = [choice.finished for choice in self.choices if choice.finished]
-        prompts = ended[:: self.body.n]  # a prompt counts once, whatever the number of its answers
-        prompt = sum(each.prompt_tokens for each in prompts)
-        shared = sum(each.shared_tokens for each in prompts)
-        completion = sum(each.completion_tokens for each in ended)
+    def _usage(self) -> JsonObject:
+        finished = [choice.finished for choice in self.choices if choice.finished]
+        first_of_prompts = finished[:: self.body.n]  # count a prompt once, not once per answer
+        prompt = sum(answer.prompt_tokens for answer in first_of_prompts)
+        shared = sum(answer.shared_tokens for answer in first_of_prompts)
+        completion = sum(answer.completion_tokens for answer in finished)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -144,33 +154,35 @@ class OneAnswer:
 # log probabilities --------------------------------------------------------------------------------
 
 
-def chat_logprobs(pieces: Sequence[Piece], alone: Mapping[int, str]) -> Row:
-    """Of a chat: each token with the likeliest in its place."""
+def chat_logprobs(pieces: Sequence[Piece], token_texts: Mapping[int, str]) -> JsonObject:
+    """Log-probabilities of a chat: each token with its most likely alternatives."""
 
-    def about(token: int, logprob: float | None) -> Row:
-        text = alone[token]
-        value = -9999.0 if logprob is None else logprob
+    def entry(token: int, logprob: float | None) -> JsonObject:
+        text = token_texts[token]
+        value = -9999.0 if logprob is None else logprob  # OpenAI's value for "very unlikely"
         return {"token": text, "logprob": value, "bytes": [*text.encode()]}
 
     content = [
-        about(p.token, p.logprob) | {"top_logprobs": [about(*other) for other in p.top]}
+        entry(p.token, p.logprob) | {"top_logprobs": [entry(*candidate) for candidate in p.top]}
         for p in pieces
     ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(pieces: Sequence[Piece], alone: Mapping[int, str], offset: int = 0) -> Row:
-    """Of a completion: lists beside each other; the first token of a prompt has none. `offset`: the
-    character at which the first token begins."""
+def completion_logprobs(
+    pieces: Sequence[Piece], token_texts: Mapping[int, str], offset: int = 0
+) -> JsonObject:
+    """Log-probabilities of a completion, as parallel lists; the first token of a prompt has none.
+    `offset`: position of the first token in the text, in characters."""
     offsets = []
     for piece in pieces:
         offsets.append(offset)
         offset += len(piece.text)
     return {
-        "tokens": [alone[p.token] for p in pieces],
+        "tokens": [token_texts[p.token] for p in pieces],
         "token_logprobs": [p.logprob for p in pieces],
         "top_logprobs": [
-            None if p.logprob is None else {alone[token]: value for token, value in p.top}
+            None if p.logprob is None else {token_texts[token]: value for token, value in p.top}
             for p in pieces
         ],
         "text_offset": offsets,

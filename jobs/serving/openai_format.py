@@ -1,5 +1,5 @@
-"""Requests, answers and errors in the shapes of the OpenAI API, with settings of our own beside
-OpenAI's. What cannot be done is refused, unless it is set to what has no effect."""
+"""Requests, responses and errors in the format of the OpenAI API, with additional parameters of
+Slimscope. An unsupported parameter is refused, unless its value has no effect."""
 
 import json
 import secrets
@@ -21,11 +21,12 @@ from backend.errors import (
     SlimscopeError,
 )
 
-MAX_CHOICES = 16  # answers of one request
-MAX_STOPS, MAX_STOP = 16, 300  # stop strings, and characters of one
-MAX_MESSAGES, MAX_LETTERS, MAX_PARTS, MAX_PROMPTS = 200, 500_000, 200, 64
+MAX_CHOICES = 16  # answers per prompt
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 300  # number of stop strings; characters of one
+MAX_MESSAGES, MAX_CHARACTERS, MAX_PARTS, MAX_PROMPTS = 200, 500_000, 200, 64
 MAX_PARAMETERS = 100
-NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(  # field -> values that change nothing
+# unsupported field -> the values that change nothing, which are accepted
+INEFFECTIVE_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "frequency_penalty": (0,),
         "presence_penalty": (0,),
@@ -42,15 +43,15 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(  # field -> values 
         "modalities": (["text"],),
     }
 )
-ABOUT = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")  # not read
+IGNORED_FIELDS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
 R = TypeVar("R", bound="GenerationBody")
 M = TypeVar("M", bound=BaseModel)
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
-Text = Annotated[str, Field(max_length=MAX_LETTERS)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 DONE = b"data: [DONE]\n\n"
-FAULTS: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, type, code
+ERROR_TYPES: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, type, code
     (OverloadError, 429, "rate_limit_error", "overloaded"),
     (RateLimitError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (ForbiddenError, 403, "permission_error", "forbidden"),
@@ -60,23 +61,29 @@ FAULTS: tuple[tuple[type[SlimscopeError], int, str, str], ...] = (  # status, ty
     (SlimscopeError, 500, "server_error", "server_error"),
 )
 
-Row = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 class StrictBody(BaseModel):
-    """A part of a request, which holds nothing else, and no values of other types."""
+    """Base of request models: rejects unknown fields and values of other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(StrictBody):
+    """Options of a streamed response."""
+
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class GenerationBody(StrictBody):
-    """What both endpoints take. `usual_tokens`: of an answer without `max_tokens`, as far as they
-    fit; `details`: also what is ours, in a field `slimscope`."""
+    """Parameters that both endpoints share.
+
+    Attributes:
+        usual_tokens: maximum length of an answer without `max_tokens`, if the context has room.
+        details: also return Slimscope's own data, in a field `slimscope`.
+    """
 
     model: str = Field(min_length=1, max_length=300)
     stream: bool = False
@@ -97,16 +104,16 @@ class GenerationBody(StrictBody):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_has_no_effect(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if len(given) > MAX_PARAMETERS:
-            raise ValueError(f"It has {len(given):,} parameters")
-        kept = {n: v for n, v in given.items() if v is not None and n not in ABOUT}
-        for name in kept.keys() & NO_EFFECT.keys():
-            if kept.pop(name) not in NO_EFFECT[name]:
+    def _drop_ineffective_fields(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        if len(body) > MAX_PARAMETERS:
+            raise ValueError(f"It has {len(body):,} parameters")
+        fields = {n: v for n, v in body.items() if v is not None and n not in IGNORED_FIELDS}
+        for name in fields.keys() & INEFFECTIVE_VALUES.keys():
+            if fields.pop(name) not in INEFFECTIVE_VALUES[name]:
                 raise ValueError(f"{name} is not supported")
-        return kept
+        return fields
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -114,25 +121,29 @@ class GenerationBody(StrictBody):
 
 
 class TextPart(StrictBody):
+    """Part of a message that is text; no other kind is supported."""
+
     type: Literal["text"]
     text: Text
 
 
 class ChatMessage(StrictBody):
+    """Message of a chat."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str = ""
 
     @property
     def plain(self) -> dict[str, str]:
-        """As a chat template takes it."""
+        """The message in the form that chat templates take."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class ChatBody(GenerationBody):
-    """`POST /v1/chat/completions`. `chat_template`: whether the model's template is used."""
+    """Body of `POST /v1/chat/completions`. `chat_template`: True to use the model's template."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -146,25 +157,28 @@ class ChatBody(GenerationBody):
 
     @property
     def limit(self) -> int | None:
+        """Requested maximum of tokens; None: not set."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
+        """Number of characters of all messages."""
         return sum(len(message.plain["content"]) for message in self.messages)
 
     @property
-    def likeliest(self) -> int | None:
+    def logprob_count(self) -> int | None:
+        """Number of alternatives listed with each token; None: no log-probabilities."""
         return self.top_logprobs if self.logprobs else None
 
 
 class CompletionBody(GenerationBody):
-    """`POST /v1/completions`: texts, or token ids."""
+    """Body of `POST /v1/completions`. A prompt is a text or token ids."""
 
     prompt: (
         Text
-        | Ids
+        | TokenIds
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -178,14 +192,17 @@ class CompletionBody(GenerationBody):
 
     @property
     def limit(self) -> int | None:
+        """Requested maximum of tokens; None: not set."""
         return self.max_tokens
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
+        """Number of characters, or of token ids, of all prompts."""
         return sum(map(len, self.prompts))
 
     @property
-    def likeliest(self) -> int | None:
+    def logprob_count(self) -> int | None:
+        """Number of alternatives listed with each token; None: no log-probabilities."""
         return self.logprobs
 
 
@@ -196,20 +213,21 @@ ENDPOINTS: Mapping[str, type[Body]] = MappingProxyType(
 
 
 def read_body(path: str, text: bytes) -> Body:
-    """The request in a JSON text; see `read_fields`."""
+    """Parse the body of a request; see `read_fields`."""
     return read_fields(ENDPOINTS[path], text)
 
 
-def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
-    """The request in a JSON text, or in the query of an address; raises `ConfigError` with the
-    field that is wrong."""
+def read_fields(kind: type[M], content: bytes | Mapping[str, str]) -> M:
+    """Parse a JSON text, or the query of a URL, as a request of type `kind`. Raises ConfigError: a
+    field is invalid; names it."""
     try:
-        if isinstance(given, bytes):
-            return kind.model_validate_json(given)
-        return kind.model_validate(given)
+        if isinstance(content, bytes):
+            return kind.model_validate_json(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        # prefer a wrong value to a wrong type, which other members of a union report
+        first = next((item for item in errors if not item["type"].endswith("_type")), errors[0])
         field = str(first["loc"][0]) if first["loc"] else None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
@@ -222,78 +240,99 @@ def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
         ) from error
 
 
-def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, Row]:
-    """Status and body of an error; `status`: instead of the usual one."""
-    usual, kind, code = next(each[1:] for each in FAULTS if isinstance(error, each[0]))
+def error_body(error: SlimscopeError, status: int = 0) -> tuple[int, JsonObject]:
+    """Return HTTP status and body of an error. `status`: overrides the usual status; 0: does
+    not."""
+    usual, kind, code = next(row[1:] for row in ERROR_TYPES if isinstance(error, row[0]))
     if status == 401:
         kind, code = "authentication_error", "invalid_api_key"
     elif status not in (0, usual):
         kind, code = "invalid_request_error", "invalid_request"
-    about = {"message": str(error), "type": kind, "param": error.field, "code": code}
-    return status or usual, {"error": about}
+    content = {"message": str(error), "type": kind, "param": error.field, "code": code}
+    return status or usual, {"error": content}
 
 
 def error_headers(error: SlimscopeError) -> dict[str, str]:
-    """When a client should ask again."""
+    """Return headers that say when a client may try again."""
     if isinstance(error, OverloadError):
         return {"retry-after": f"{max(1, round(error.retry_after_s))}"}
     return {"retry-after": "10"} if isinstance(error, RateLimitError) else {}
 
 
-def event(content: Row) -> bytes:
+def event(content: JsonObject) -> bytes:
+    """Encode a server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
 
 
-def comment(content: Row) -> bytes:
-    """A line of the stream that clients of the API skip."""
+def comment(content: JsonObject) -> bytes:
+    """Encode a comment of the stream, which clients of the API skip."""
     return f": {json.dumps(content)}\n\n".encode()
 
 
-def model_list(names: Sequence[str]) -> Row:
-    models = [{"id": n, "object": "model", "created": 0, "owned_by": "slimscope"} for n in names]
+def model_list(names: Sequence[str]) -> JsonObject:
+    """Return the response of `GET /v1/models`."""
+    models = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "slimscope"} for name in names
+    ]
     return {"object": "list", "data": models}
 
 
 class ResponseFormat:
-    """The shapes of the responses to one request."""
+    """Builds the JSON objects of the response to one request."""
 
     def __init__(self, body: Body) -> None:
         self.chat = isinstance(body, ChatBody)
         name = "chat.completion" if self.chat else "text_completion"
-        self._head = {
+        self._header = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
             "object": name,
             "created": int(time.time()),
             "model": body.model,
         }
-        self._chunk = self._head | ({"object": f"{name}.chunk"} if self.chat else {})
+        self._chunk_header = self._header | ({"object": f"{name}.chunk"} if self.chat else {})
 
-    def begin(self, index: int) -> Row:
-        """The first chunk of a choice of a chat."""
-        return self._piece(index, {"role": "assistant", "content": ""}, None, None)
+    def first_chunk(self, index: int) -> JsonObject:
+        """First chunk of a choice of a chat."""
+        return self._choice_chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def piece(
-        self, index: int, text: str, logprobs: Row | None, reason: str | None, details: Row | None
-    ) -> Row:
+    def chunk(
+        self,
+        index: int,
+        text: str,
+        logprobs: JsonObject | None,
+        reason: str | None,
+        details: JsonObject | None,
+    ) -> JsonObject:
+        """Chunk with the next text of a choice."""
         content: Any = ({"content": text} if text else {}) if self.chat else text
-        chunk = self._piece(index, content, logprobs, reason)
+        chunk = self._choice_chunk(index, content, logprobs, reason)
         return chunk | ({"slimscope": details} if details else {})
 
-    def _piece(self, index: int, content: Any, logprobs: Row | None, reason: str | None) -> Row:
+    def _choice_chunk(
+        self, index: int, content: Any, logprobs: JsonObject | None, reason: str | None
+    ) -> JsonObject:
         part = {"delta" if self.chat else "text": content}
         choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
-        return self._chunk | {"choices": [choice]}
+        return self._chunk_header | {"choices": [choice]}
 
-    def usage_chunk(self, usage: Row) -> Row:
-        return self._chunk | {"choices": [], "usage": usage}
+    def usage_chunk(self, usage: JsonObject) -> JsonObject:
+        """Last chunk, with token counts."""
+        return self._chunk_header | {"choices": [], "usage": usage}
 
-    def whole(self, choices: Sequence[Row], usage: Row) -> Row:
-        return self._head | {"choices": [*choices], "usage": usage}
+    def response(self, choices: Sequence[JsonObject], usage: JsonObject) -> JsonObject:
+        """Response that is not streamed."""
+        return self._header | {"choices": [*choices], "usage": usage}
 
     def choice(
-        self, index: int, text: str, logprobs: Row | None, reason: str, details: Row | None
-    ) -> Row:
+        self,
+        index: int,
+        text: str,
+        logprobs: JsonObject | None,
+        reason: str,
+        details: JsonObject | None,
+    ) -> JsonObject:
+        """One choice of a response that is not streamed."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        part: Row = {"message": message} if self.chat else {"text": text}
-        about = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
-        return about | ({"slimscope": details} if details else {})
+        part: JsonObject = {"message": message} if self.chat else {"text": text}
+        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
+        return choice | ({"slimscope": details} if details else {})

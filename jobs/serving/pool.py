@@ -1,5 +1,6 @@
-"""Models that stay in memory between answers, each with the engine that answers with it: those used
-last, within a budget. A model in use is never dropped: who needs room for another waits."""
+"""Models that stay in memory between answers, each with its serving engine: the most recently used
+ones, within a memory budget. A model in use is never dropped; a request for another model waits
+until there is room."""
 
 import gc
 import sys
@@ -30,45 +31,55 @@ from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.fields.models import ResolvedModel
 
-RESERVE = 10**9  # bytes for caches of keys and values, and for PyTorch itself
-Load = Callable[[str], LoadedModel]  # device -> the model
-MODELS_KEPT = 2  # beside those in use
-TOKENIZERS_KEPT = 16
-DRAFTERS_KEPT, PROPOSERS_KEPT = 4, 16  # of a model
-SHARE = 0.5  # of the free memory at the start, for models
-CACHES = 0.25  # of the budget, for keys and values of each model
-DRAFTER_COPIES = 2  # while it is loaded: of the file, and in the dtype of the model
-LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
-LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
-WAIT_S = 0.3
+RESERVE = 10**9  # bytes of a GPU for KV caches and PyTorch
+Load = Callable[[str], LoadedModel]  # device -> model
+MAX_MODELS = 2  # models beyond this number are dropped when idle
+MAX_TOKENIZERS = 16
+MAX_DRAFTERS, MAX_PROPOSERS = 4, 16  # per model
+MODEL_SHARE = 0.5  # of the memory that is free at the start
+CACHE_SHARE = 0.25  # of the budget, for the KV caches of each model
+DRAFTER_COPIES = 2  # while loading: as in the file, and in the model's dtype
+WEIGHT_COPIES = 2  # PyTorch's weights, and the native decoder's packed copy
+LOAD_S, LOAD_BYTES_PER_S = 1.5, 400e6  # for the first estimate; later ones use measured rates
+RETRY_S = 0.3  # pause between checks for free memory
 
-Say = Callable[[str, float], None]  # what takes time, and about how many seconds (0: unknown)
+ReportWait = Callable[[str, float], None]  # step, expected seconds (0: unknown)
 DrafterKey = tuple[Path, int]  # folder, version of its files
-Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version of its files
+ModelKey = tuple[str, str, str, int]  # spec, requested device, precision, version of its files
 
 
-def choose_card(wanted: str) -> str:
-    """The torch device for a config's `device`: of several cards the one with most memory left."""
-    if wanted not in ("auto", "cuda") or not torch.cuda.is_available():
-        return "cpu" if wanted == "auto" else wanted
+def choose_device(requested: str) -> str:
+    """Return the torch device for a config's `device`; with several GPUs, the one with the most
+    free memory."""
+    if requested not in ("auto", "cuda") or not torch.cuda.is_available():
+        return "cpu" if requested == "auto" else requested
     return max([f"cuda:{number}" for number in range(torch.cuda.device_count())], key=free_memory)
 
 
-def use_card(device: str) -> None:
-    """Let this thread work on that device; what waits for "the GPU" waits for it."""
+def use_device(device: str) -> None:
+    """Make `device` the current GPU of this thread, for calls that do not name a device."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
 
 
-def free_memory(card: str) -> int:
-    free, _ = torch.cuda.mem_get_info(card)
+def free_memory(device: str) -> int:
+    """Free bytes of a GPU, less `RESERVE`."""
+    free, _ = torch.cuda.mem_get_info(device)
     return max(0, free - RESERVE)
 
 
 class WarmModel:
-    """A model in memory on a `device`, which is there once `is_open`; `users`: requests that are
-    answered with it; `used`: when the last one ended, by a monotonic clock. `weights`: bytes of it
-    alone; `drafters`: of each of its drafters, from before they are loaded; `room`: of all."""
+    """Model in memory, with its engine.
+
+    Attributes:
+        weights: bytes of its weights.
+        users: requests that it answers now.
+        used: end of the last request, in seconds of a monotonic clock.
+        opening: held while the model or a drafter is loaded.
+        is_open: True once the model is loaded.
+        drafters: bytes of each drafter, from before it is loaded; the most recently used is last.
+        drafter_budget: bytes that all its drafters may take.
+    """
 
     loaded: LoadedModel
     target: TargetModel
@@ -79,18 +90,19 @@ class WarmModel:
         self.users, self.used = 1, time.monotonic()
         self.opening = threading.Lock()
         self.is_open = False
-        self.drafters: dict[DrafterKey, int] = {}  # the one used last comes last
-        self.room, self._counting = sys.maxsize, threading.Lock()
+        self.drafters: dict[DrafterKey, int] = {}
+        self.drafter_budget, self._reserving = sys.maxsize, threading.Lock()
         self._drafters: dict[DrafterKey, tuple[Amphista, Drafter]] = {}
         self._proposers: dict[tuple[Path, int, int], Proposer] = {}
 
     @property
     def bytes(self) -> int:
+        """Bytes of the model and its drafters."""
         return self.weights + sum([*self.drafters.values()])
 
     def open(self, load: Load, memory: int, threads: Callable[[], int]) -> None:
-        """Load it; `memory`: bytes for the keys and values of all texts."""
-        use_card(self.device)
+        """Load the model. `memory`: bytes for the KV caches of all answers."""
+        use_device(self.device)
         self.loaded = load(self.device)
         refuse_processors(self.loaded.model)
         self.target = TargetModel(self.loaded.model)
@@ -98,203 +110,220 @@ class WarmModel:
         self.is_open = True
 
     def close(self) -> None:
+        """Stop the engine, if the model was loaded."""
         if self.is_open:
             self.engine.close()
 
-    def knows(self, drafter: Path, nodes: int) -> bool:
-        return (drafter, version_of(drafter), nodes) in self._proposers
+    def has_proposer(self, drafter: Path, nodes: int) -> bool:
+        """Return True if the drafter has been measured for trees of `nodes` nodes."""
+        return (drafter, folder_version(drafter), nodes) in self._proposers
 
-    def hold(self, folder: DrafterKey) -> None:
-        """Count a drafter that is about to be used; forget those used longest ago where there are
-        too many, or all take more than there is `room` for."""
-        with self._counting:
-            size = self.drafters.pop(folder, None)
-            self.drafters[folder] = drafter_size(folder[0]) if size is None else size
-            while len(self.drafters) > DRAFTERS_KEPT or (
-                len(self.drafters) > 1 and sum(self.drafters.values()) > self.room
+    def reserve_drafter(self, key: DrafterKey) -> None:
+        """Reserve memory for a drafter that is about to be used. Drops the least recently used
+        drafters if there are too many or they exceed `drafter_budget`."""
+        with self._reserving:
+            size = self.drafters.pop(key, None)
+            self.drafters[key] = drafter_bytes(key[0]) if size is None else size
+            while len(self.drafters) > MAX_DRAFTERS or (
+                len(self.drafters) > 1 and sum(self.drafters.values()) > self.drafter_budget
             ):
                 del self.drafters[next(iter(self.drafters))]
 
     def proposer(self, drafter: Path, nodes: int) -> Proposer:
-        """A proposer for one text. All of a drafter share its weights, and what was measured for
-        the first is kept for the next."""
-        folder = drafter, version_of(drafter)
+        """Return a proposer for one answer. Proposers of a drafter share its weights and measured
+        costs."""
+        key = drafter, folder_version(drafter)
         with self.opening:
-            self.hold(folder)
-            proposers = {k: each for k, each in self._proposers.items() if k[:2] in self.drafters}
-            self._drafters = {k: each for k, each in self._drafters.items() if k in self.drafters}
-            if (made := proposers.get((*folder, nodes))) is None:
-                use_card(self.device)
-                if folder not in self._drafters:
+            self.reserve_drafter(key)
+            proposers = {k: p for k, p in self._proposers.items() if k[:2] in self.drafters}
+            self._drafters = {k: d for k, d in self._drafters.items() if k in self.drafters}
+            if (proposer := proposers.get((*key, nodes))) is None:
+                use_device(self.device)
+                if key not in self._drafters:
                     saved = Amphista.load(drafter)
                     bound = saved.bind(self.target)
-                    self._drafters[folder] = replace(saved, weights={}), bound
-                saved, bound = self._drafters[folder]
-                made = make_proposer(self.target, saved, nodes, bound=bound)
-                proposers[(*folder, nodes)] = made
-            self._proposers = dict([*proposers.items()][-PROPOSERS_KEPT:])
-            return copy(made)
+                    self._drafters[key] = replace(saved, weights={}), bound
+                saved, bound = self._drafters[key]
+                proposer = make_proposer(self.target, saved, nodes, bound=bound)
+                proposers[(*key, nodes)] = proposer
+            self._proposers = dict([*proposers.items()][-MAX_PROPOSERS:])
+            return copy(proposer)
 
 
-def drafter_size(folder: Path) -> int:
-    """Bytes of a drafter in memory, from above; 0 where there is none."""
+def drafter_bytes(folder: Path) -> int:
+    """Upper bound of a drafter's bytes in memory; 0 if there is no drafter."""
     files = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
     return DRAFTER_COPIES * sum(file.stat().st_size for file in files)
 
 
-def version_of(folder: Path) -> int:
-    """A number that changes with the files of a folder; 0 for what is none."""
+def folder_version(folder: Path) -> int:
+    """Return a number that changes with the files of a folder; 0 if it is no folder."""
     if not folder.is_dir():
         return 0
     return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)
 
 
-def key_of(spec: str, base: ResolvedModel, device: str, precision: str) -> Key:
-    return spec, device, precision, version_of(Path(base.source))
+def model_key(spec: str, base: ResolvedModel, device: str, precision: str) -> ModelKey:
+    """Return the key of a model in a pool."""
+    return spec, device, precision, folder_version(Path(base.source))
 
 
 class ModelPool:
-    """The models of a process, on the CPU within `budget` bytes (None: half of what is free)."""
+    """Models of a process. `budget`: bytes on the CPU; None: half of the free memory."""
 
     def __init__(self, threads: Callable[[], int], budget: int | None = None) -> None:
-        free = int(SHARE * memory_available())
+        free = int(MODEL_SHARE * memory_available())
         self.budget = budget or min(int(settings().job_gb * 1e9) or free, free)
-        self._models: dict[Key, WarmModel] = {}  # the one used last comes last
+        self._models: dict[ModelKey, WarmModel] = {}  # the most recently used is last
         self._changed = threading.Condition()
-        self._pace = BYTES_PER_S
-        self._tokenizers: dict[Key, TextTokenizer] = {}
+        self._load_bytes_per_s = LOAD_BYTES_PER_S
+        self._tokenizers: dict[ModelKey, TextTokenizer] = {}
         self._threads = threads
 
     def __len__(self) -> int:
         return len(self._models)
 
     def threads(self) -> int:
-        """Of each engine: half while a model is loaded, for which somebody waits."""
+        """Number of threads for each engine: half of all while a model is loaded."""
         loading = not all(model.is_open for model in [*self._models.values()])
         return max(1, self._threads() // (2 if loading else 1))
 
     def status(self) -> dict[str, EngineStatus]:
-        """What the engine of each model does."""
+        """Status of the engine of each loaded model."""
         with self._changed:
-            there = [(key[0], model) for key, model in self._models.items() if model.is_open]
-        return {name: model.engine.status() for name, model in there}
+            loaded = [(key[0], model) for key, model in self._models.items() if model.is_open]
+        return {name: model.engine.status() for name, model in loaded}
 
     @property
     def pass_s(self) -> float:
-        """Seconds of the longest pass at work."""
+        """Seconds that the longest forward pass in progress has taken."""
         models = [*self._models.values()]
         return max((model.engine.pass_s for model in models if model.is_open), default=0.0)
 
-    def tokenizer(self, base: ResolvedModel, key: Key, say: Say) -> TextTokenizer:
-        """The tokenizer of a model, which need not be loaded; fetches the model if it is not here.
-        Raises ModelError: it cannot be had."""
-        if (kept := self._tokenizers.get(key)) is None:
-            folder = materialize(base.source, lambda text: say(text.capitalize(), 0.0))
-            while len(self._tokenizers) >= TOKENIZERS_KEPT:
+    def tokenizer(
+        self, base: ResolvedModel, key: ModelKey, report_wait: ReportWait
+    ) -> TextTokenizer:
+        """Return the tokenizer of a model that need not be loaded; download the model if it is
+        missing. Raises ModelError: the tokenizer cannot be loaded."""
+        if (tokenizer := self._tokenizers.get(key)) is None:
+            folder = materialize(base.source, lambda text: report_wait(text.capitalize(), 0.0))
+            while len(self._tokenizers) >= MAX_TOKENIZERS:
                 dropped = self._tokenizers.pop(next(iter(self._tokenizers)), None)
                 if isinstance(dropped, ForeignTokenizer):
                     dropped.close()
-            self._tokenizers[key] = kept = open_tokenizer(base, folder)
-        return kept
+            self._tokenizers[key] = tokenizer = open_tokenizer(base, folder)
+        return tokenizer
 
     @contextmanager
     def using(
         self,
         base: ResolvedModel,
-        key: Key,
+        key: ModelKey,
         load: Load,
-        say: Say,
+        report_wait: ReportWait,
         stopped: Callable[[], bool],
         drafter: Path | None = None,
     ) -> Iterator[WarmModel]:
-        """The model while the body uses it, loaded with `load` unless it is here already, and with
-        room for the `drafter`. Raises CancelledError: it was `stopped` while there was no room;
-        SlimscopeError: it cannot be loaded."""
-        held = (drafter, version_of(drafter)) if drafter else None
-        model = self._enter(key, base, held, say, stopped)
+        """Hold a model for the duration of the block; load it first if it is not in memory.
+
+        Args:
+            load: loads the model on a device.
+            report_wait: called with each step that takes time.
+            stopped: returns True if the request was cancelled.
+            drafter: folder of a drafter that needs memory, too.
+
+        Raises:
+            CancelledError: the request was cancelled while it waited for memory.
+            SlimscopeError: the model cannot be loaded.
+        """
+        drafter_key = (drafter, folder_version(drafter)) if drafter else None
+        model = self._enter(key, base, drafter_key, report_wait, stopped)
         try:
             if not model.is_open:
-                say(f"Loading {base.facts.title}", LOAD_S + model.weights / self._pace)
+                report_wait(
+                    f"Loading {base.facts.title}", LOAD_S + model.weights / self._load_bytes_per_s
+                )
             with model.opening:
                 if not model.is_open:
-                    began = time.monotonic()
-                    model.open(load, int(CACHES * self.budget), self.threads)
-                    self._pace = model.weights / max(0.1, time.monotonic() - began - LOAD_S)
+                    started = time.monotonic()
+                    model.open(load, int(CACHE_SHARE * self.budget), self.threads)
+                    read_s = max(0.1, time.monotonic() - started - LOAD_S)
+                    self._load_bytes_per_s = model.weights / read_s
             yield model
         finally:
             with self._changed:
                 model.users, model.used = model.users - 1, time.monotonic()
                 if not model.is_open and not model.users:
                     self._models.pop(key, None)
-                self._drop_idle(MODELS_KEPT)
+                self._drop_idle(MAX_MODELS)
                 self._changed.notify_all()
 
     def _enter(
         self,
-        key: Key,
+        key: ModelKey,
         base: ResolvedModel,
         drafter: DrafterKey | None,
-        say: Say,
+        report_wait: ReportWait,
         stopped: Callable[[], bool],
     ) -> WarmModel:
-        """Take the model, once there is room for what has to be loaded; both at once, or two that
-        have each a model would wait for each other."""
+        """Reserve memory for model and drafter once there is room, and count the user. Both at
+        once: two requests with a model each would otherwise wait for each other's memory."""
         with self._changed:
             while True:
                 model = self._models.get(key)
                 if model:
-                    card, size = model.device, 0
+                    device, size = model.device, 0
                 else:
-                    card = choose_card(key[1]) if not base.packed else "cpu"
-                    size = size_of(base, card, key[2])
-                    self._drop_idle(MODELS_KEPT - 1)
-                drafted = drafter_size(drafter[0]) if drafter else 0
-                if model and drafter in model.drafters:
-                    drafted = 0
-                if short := self._shortage(size + drafted, card, key):
+                    device = choose_device(key[1]) if not base.packed else "cpu"
+                    size = weight_bytes(base, device, key[2])
+                    self._drop_idle(MAX_MODELS - 1)
+                needed = size
+                if drafter and not (model and drafter in model.drafters):
+                    needed += drafter_bytes(drafter[0])
+                if shortage := self._shortage(needed, device, key):
                     self._drop_idle(0, key)
-                    short = self._shortage(size + drafted, card, key)
-                if not short:
+                    shortage = self._shortage(needed, device, key)
+                if not shortage:
                     break
-                say(short, 0.0)
-                self._changed.wait(WAIT_S)
+                report_wait(shortage, 0.0)
+                self._changed.wait(RETRY_S)
                 if stopped():
                     raise CancelledError
             if model:
                 self._models.pop(key)
                 model.users += 1
             else:
-                model = WarmModel(size, card)
+                model = WarmModel(size, device)
             self._models[key] = model
             if drafter:
-                model.room = self.budget - self._others(key) - model.weights
-                model.hold(drafter)
+                model.drafter_budget = self.budget - self._other_models_bytes(key) - model.weights
+                model.reserve_drafter(drafter)
             return model
 
-    def _others(self, key: Key) -> int:
+    def _other_models_bytes(self, key: ModelKey) -> int:
         """Bytes that other models hold on the CPU."""
-        held = (x.bytes for each, x in self._models.items() if x.device == "cpu" and each != key)
-        return sum(held)
+        models = self._models.items()
+        return sum(model.bytes for k, model in models if model.device == "cpu" and k != key)
 
-    def _shortage(self, size: int, device: str, key: Key) -> str:
-        """Why there is no room for `size` more bytes, of the model `key`, in words; "" if there
-        is."""
+    def _shortage(self, size: int, device: str, key: ModelKey) -> str:
+        """Return the reason why `size` more bytes for the model `key` do not fit; "" if they do."""
         if not size:
             return ""
         if device != "cpu":
             free = free_memory(device)
-            return (
-                "" if size < free else _waiting(size, f"{device} has {readable_bytes(free)} free")
-            )
-        others, own = self._others(key), self._models.get(key)
-        if not others or others + (own.weights if own else 0) + size <= self.budget:
-            return ""  # one that is too large on its own is tried
-        return _waiting(size, f"models in use hold {readable_bytes(others)}")
+            if size < free:
+                return ""
+            return _wait_message(size, f"{device} has {readable_bytes(free)} free")
+        other_bytes, model = self._other_models_bytes(key), self._models.get(key)
+        if not other_bytes or other_bytes + (model.weights if model else 0) + size <= self.budget:
+            return ""  # a model beyond the budget is still tried, alone
+        return _wait_message(size, f"models in use hold {readable_bytes(other_bytes)}")
 
-    def _drop_idle(self, most: int, but: Key | None = None) -> None:
-        """Forget those used longest ago until `most` are left, but for those in use, and one."""
-        idle = [key for key, model in self._models.items() if not model.users and key != but]
-        dropped = idle[: max(0, len(self._models) - most)]
+    def _drop_idle(self, limit: int, keep: ModelKey | None = None) -> None:
+        """Drop the least recently used idle models until `limit` models are left; never drop the
+        model `keep`."""
+        idle = [key for key, model in self._models.items() if not model.users and key != keep]
+        dropped = idle[: max(0, len(self._models) - limit)]
         for key in dropped:
             self._models.pop(key).close()
         if dropped:
@@ -304,20 +333,20 @@ class ModelPool:
 
 
 def open_tokenizer(base: ResolvedModel, folder: Path) -> TextTokenizer:
-    """The tokenizer in the folder of a model; that of a foreign model works in a limited child.
-    Raises ModelError: it cannot be read."""
+    """Load the tokenizer from the folder of a model; that of a foreign model runs in a limited
+    child process. Raises ModelError: it cannot be loaded."""
     if has_shipped_tokenizer(str(folder)):
         return load_tokenizer(folder, base.facts)
     return ForeignTokenizer(folder, base.facts)
 
 
-def _waiting(size: int, why: str) -> str:
-    return f"Waiting for {readable_bytes(size)} of memory: {why}"
+def _wait_message(size: int, reason: str) -> str:
+    return f"Waiting for {readable_bytes(size)} of memory: {reason}"
 
 
-def size_of(base: ResolvedModel, device: str, precision: str) -> int:
-    """Bytes of a model's weights in memory, from above."""
-    where, architecture = torch.device(device), base.facts.architecture
-    dtype = "bfloat16" if base.packed else decoding_dtype(precision, where, architecture)
-    copies = LAYOUTS if device == "cpu" and dtype == "bfloat16" else 1
+def weight_bytes(base: ResolvedModel, device: str, precision: str) -> int:
+    """Upper bound of the bytes of a model's weights in memory."""
+    torch_device, architecture = torch.device(device), base.facts.architecture
+    dtype = "bfloat16" if base.packed else decoding_dtype(precision, torch_device, architecture)
+    copies = WEIGHT_COPIES if device == "cpu" and dtype == "bfloat16" else 1
     return copies * weight_memory(base.facts, dtype)

@@ -1,6 +1,5 @@
-"""The web server of the serving process: the OpenAI API over HTTP, for the dashboard, which knows
-who asks (`ui.openai_api`); how long it lives, and the part of the processor that its answers may
-use."""
+"""Web server of the serving process: the OpenAI API for the dashboard, which authenticates the
+caller (`ui.openai_api`). Also the lifetime of the process and its share of CPU and memory."""
 
 import asyncio
 import hmac
@@ -30,71 +29,73 @@ from backend.store.migrate import other_version
 from backend.store.session import reading
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from jobs.serving.answering import Answering, Began, Happened
-from jobs.serving.client import PERSON, EventStream, leave, listen, unless_gone
+from jobs.serving.answering import AnswerEvent, AnswerStarted, AnswerWorker
+from jobs.serving.client import PERSON_HEADER, EventStream, listen, stop_listening, unless_gone
 from jobs.serving.live.models import LivePool
 from jobs.serving.live.routes import LiveRoutes
-from jobs.serving.one_answer import Events, OneAnswer
+from jobs.serving.one_answer import Events, ResponseBuilder
 from jobs.serving.openai_format import ENDPOINTS, error_body, error_headers, read_body
 from jobs.serving.pool import ModelPool
 
-GONE = Response(status_code=499)  # nobody reads it
-NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
-IDLE_FACTOR = 10  # times as long as an idle supervisor
-ORPHAN_S = 2.0  # without a request, until it ends after who started it
-LONGEST_PASS_S = 300.0  # of an engine, until it is taken to hang
-MEMORY_LEFT = 0.1  # share of the machine's memory that the process leaves free
-LEAST_ROOM = 2**28  # bytes it may always take, so that it can tell that there is no memory
-LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
+CLIENT_CLOSED_REQUEST = Response(status_code=499)  # never read: the client has gone
+NICE = 5  # of 19; runs have 0 and take precedence on a contended core
+IDLE_FACTOR = 10  # multiple of `idle_exit`, after which an idle supervisor ends
+ORPHAN_S = 2.0  # idle time until the process ends once its parent has ended
+LONGEST_PASS_S = 300.0  # a longer forward pass counts as hung
+FREE_MEMORY_SHARE = 0.1  # of the machine's memory; the process leaves it free
+MIN_HEADROOM = 2**28  # bytes it may always allocate, enough to report an error
+CHECK_S = 0.5  # interval of checks for active runs, versions and idleness
 
 
 class ServingApp:
-    """Answers requests with the models of two pools; `active`: how many now."""
+    """Web application that answers requests with the models of two pools. `active`: number of
+    requests in progress."""
 
     def __init__(self, pool: ModelPool, live: LivePool) -> None:
         self.pool, self.active, self._used_at = pool, 0, time.monotonic()
         routes = [Route(path, self.generate, methods=["POST"]) for path in ENDPOINTS]
-        routes += LiveRoutes(live, self._at_work).routes
+        routes += LiveRoutes(live, self._counting_request).routes
         self.asgi = Starlette(routes=[*routes, Route("/status", self.status)])
 
     @property
     def idle_s(self) -> float:
-        """Seconds since it was last used; 0 while it answers."""
+        """Seconds since the last request ended; 0 while one is in progress."""
         return 0.0 if self.active else time.monotonic() - self._used_at
 
     def status(self, _: Request) -> Response:
+        """Respond with the number of requests and the status of each engine."""
         engines = {name: asdict(status) for name, status in self.pool.status().items()}
         return JSONResponse({"requests": self.active, "models": engines})
 
     async def generate(self, request: Request) -> Response:
-        """The headers of the answer are those of its first event: one that is refused, as the queue
-        is full or the prompt too long, has the status that says so."""
+        """Answer a request. The response starts with the first event, so that a refusal (a full
+        queue, a prompt that is too long) has its own HTTP status."""
         try:
             body = read_body(request.url.path, await request.body())
-            person = unquote(request.headers.get(PERSON, ""))
-            async with AsyncExitStack() as opened:
-                events = self._counted(Answering(body, person, self.pool))
-                opened.push_async_callback(events.aclose)  # also of what is refused
-                first = await unless_gone(request, _beginning(events))
+            person = unquote(request.headers.get(PERSON_HEADER, ""))
+            async with AsyncExitStack() as resources:
+                events = self._counted(AnswerWorker(body, person, self.pool))
+                resources.push_async_callback(events.aclose)  # closed for refused requests, too
+                first = await unless_gone(request, _first_events(events))
                 if first is None:
-                    return GONE
-                answer = OneAnswer(body, _chained(first, events))
+                    return CLIENT_CLOSED_REQUEST
+                builder = ResponseBuilder(body, _chained(first, events))
                 if body.stream:
-                    return EventStream(answer.stream(), opened.pop_all())
-                whole = await unless_gone(request, answer.whole())
-                return GONE if whole is None else JSONResponse(whole)
+                    return EventStream(builder.stream(), resources.pop_all())
+                response = await unless_gone(request, builder.response())
+                return CLIENT_CLOSED_REQUEST if response is None else JSONResponse(response)
         except SlimscopeError as error:
             status, content = error_body(error)
             return JSONResponse(content, status, error_headers(error))
 
-    async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
-        with self._at_work():
-            async with aclosing(answering.events()) as events:
-                async for happened in events:
-                    yield happened
+    async def _counted(self, worker: AnswerWorker) -> AsyncGenerator[tuple[int, AnswerEvent]]:
+        with self._counting_request():
+            async with aclosing(worker.events()) as events:
+                async for event in events:
+                    yield event
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _counting_request(self) -> Iterator[None]:
         self.active += 1
         try:
             yield
@@ -103,49 +104,51 @@ class ServingApp:
             self._used_at = time.monotonic()
 
 
-async def _beginning(events: Events) -> list[tuple[int, Happened]]:
-    """The events up to the first that tells that it is answered or waits; raises a refusal."""
-    first: list[tuple[int, Happened]] = []
-    async for happened in events:
-        first.append(happened)
-        if isinstance(happened[1], SlimscopeError):
-            raise happened[1]
-        if not isinstance(happened[1], Began):
+async def _first_events(events: Events) -> list[tuple[int, AnswerEvent]]:
+    """Return the events up to the first wait notice or text. Raises the error of a refused
+    request."""
+    first: list[tuple[int, AnswerEvent]] = []
+    async for event in events:
+        first.append(event)
+        if isinstance(event[1], SlimscopeError):
+            raise event[1]
+        if not isinstance(event[1], AnswerStarted):
             break
     return first
 
 
 async def _chained(
-    first: Sequence[tuple[int, Happened]], rest: Events
-) -> AsyncIterator[tuple[int, Happened]]:
-    for happened in first:
-        yield happened
-    async for happened in rest:
-        yield happened
+    first: Sequence[tuple[int, AnswerEvent]], remaining: Events
+) -> AsyncIterator[tuple[int, AnswerEvent]]:
+    for event in first:
+        yield event
+    async for event in remaining:
+        yield event
 
 
 class CpuShare:
-    """The threads of each model; `jobs` beside them take half."""
+    """Number of threads of each model: half of all while runs are active."""
 
     def __init__(self) -> None:
         self.jobs = False
 
     def threads(self) -> int:
-        every = settings().threads or available_threads()
-        return max(1, every // 2 if self.jobs else every)
+        """Threads that a model may use now."""
+        threads = settings().threads or available_threads()
+        return max(1, threads // 2 if self.jobs else threads)
 
 
 def serve(parent: int) -> None:
-    """Answer until nobody asks, the process is asked to end, has no data folder, is of another
-    version than the database or the code on the disk, or `parent`, whose child it was, has ended
-    and nobody else asks."""
-    with suppress(OSError):  # of this thread and of those it starts
+    """Answer requests until the process is idle for too long, receives a signal, loses its data
+    folder, or has another version than the database or the code on disk. It also ends if `parent`,
+    the process that started it, has ended and no request is left."""
+    with suppress(OSError):  # holds for this thread and the threads that it starts
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
     share = CpuShare()
     app = ServingApp(ModelPool(share.threads), LivePool(share.threads))
     bound, token = listen()
     options = uvicorn.Config(
-        with_token(app.asgi, token),
+        require_token(app.asgi, token),
         log_level="warning",
         access_log=False,
         ws="none",
@@ -158,18 +161,20 @@ def serve(parent: int) -> None:
         is_outdated = False
         while settings().root.is_dir() and app.idle_s <= IDLE_FACTOR * settings().idle_exit:
             with suppress(SQLAlchemyError):
-                share.jobs, is_outdated = await asyncio.to_thread(_look)
+                share.jobs, is_outdated = await asyncio.to_thread(_runs_and_version)
             limit_memory()
-            if app.pool.pass_s > LONGEST_PASS_S:  # its thread cannot be ended
-                print(f"A pass takes more than {LONGEST_PASS_S:g} s; the process ends.", flush=True)
+            if app.pool.pass_s > LONGEST_PASS_S:  # a thread cannot be killed alone
+                print(
+                    f"A forward pass takes over {LONGEST_PASS_S:g} s. The process ends.", flush=True
+                )
                 os.kill(os.getpid(), signal.SIGKILL)
             is_orphan = os.getppid() != parent and app.idle_s > ORPHAN_S
             if is_outdated or is_orphan:
-                leave()
+                stop_listening()
                 while app.active:
-                    await asyncio.sleep(LOOK_S)
+                    await asyncio.sleep(CHECK_S)
                 break
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_S)
         server.should_exit = True
 
     async def work() -> None:
@@ -181,35 +186,36 @@ def serve(parent: int) -> None:
 
 
 def limit_memory() -> None:
-    """Let allocations fail, each with its request, that would leave the machine without memory. To
-    be called again and again: what is free changes with the runs beside it.
+    """Limit this process's memory, so that an allocation that would exhaust the machine fails, and
+    with it only its own request. Called repeatedly, because free memory changes with the runs.
 
-    RLIMIT_DATA counts what is private to the process. RLIMIT_AS would count mapped weights, too,
-    and the addresses that CUDA reserves and never uses; a parent that watches and kills would end
+    RLIMIT_DATA counts the private memory of the process. RLIMIT_AS would also count mapped weights
+    and the addresses that CUDA reserves and never uses. A parent that watches and kills would end
     all answers instead of one."""
-    held = getattr(psutil.Process().memory_info(), "data", None)
-    if held is None:  # the platform does not tell
+    used_bytes = getattr(psutil.Process().memory_info(), "data", None)
+    if used_bytes is None:  # not available on this platform
         return
-    room = memory_available() - int(MEMORY_LEFT * memory_total())
+    headroom = memory_available() - int(FREE_MEMORY_SHARE * memory_total())
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    with suppress(ValueError, OSError):  # a lower limit was set by whoever started it
-        resource.setrlimit(resource.RLIMIT_DATA, (held + max(room, LEAST_ROOM), hard))
+    with suppress(ValueError, OSError):  # a lower hard limit is already set
+        resource.setrlimit(resource.RLIMIT_DATA, (used_bytes + max(headroom, MIN_HEADROOM), hard))
 
 
-def _look() -> tuple[bool, bool]:
-    """Whether a job runs; whether it is for the process of another version to answer."""
+def _runs_and_version() -> tuple[bool, bool]:
+    """Return two flags: a run is active; a process of another version must replace this one."""
     with reading() as session:
         live = session.scalar(select(Job.id).where(Job.state.in_([*LIVE])).limit(1))
     return live is not None, bool(other_version())
 
 
-def with_token(app: ASGIApp, token: str) -> ASGIApp:
-    """The application, which answers only requests that show the token, where there is one."""
+def require_token(app: ASGIApp, token: str) -> ASGIApp:
+    """Wrap an application so that it answers only requests that present the token; without a token,
+    all."""
     expected = f"Bearer {token}".encode()
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        shown = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if not token or hmac.compare_digest(shown, expected):
+        presented = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if not token or hmac.compare_digest(presented, expected):
             await app(scope, receive, send)
         else:
             await Response(status_code=401)(scope, receive, send)

@@ -1,18 +1,18 @@
-"""Answers token by token, as rows of JSON: a list with each message of a chat.
+"""Transcripts of answers, token by token, as JSON rows: one list per message of a chat.
 
     {"decoder": "native (AVX2)", "threads": 2, "unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
-A drafter is unused where no draft tree pays. The number beside a token is the head that guessed it,
-0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
-"""
+`unused`: the drafter drafted nothing, because no draft tree pays. The number next to a token is the
+drafter head that predicted it; 0: the model itself, -1: prompt lookup. `end` is a key of `ENDS`;
+`rest` is text that was held back because a stop string might have begun in it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
+MIN_TIMED_TOKENS = 32  # after the first pass; fewer take milliseconds, too few to time
 ENDS = {
     "limit": "max tokens reached",
     "end": "ended by the model",
@@ -24,7 +24,8 @@ ENDS = {
 
 @dataclass(frozen=True)
 class TranscriptStep:
-    """One pass of the model: its tokens as (text, head), guesses in vain, and milliseconds."""
+    """One forward pass of the model: accepted tokens as (text, head), rejected tokens, and time in
+    milliseconds."""
 
     tokens: list[tuple[str, int]]
     rejected: list[str]
@@ -33,45 +34,55 @@ class TranscriptStep:
 
 @dataclass
 class Transcript:
-    """The text of a side so far. The first pass is the prompt's."""
+    """Answer of one side so far. The first pass reads the prompt.
+
+    Attributes:
+        end: key of `ENDS`; empty while the answer is generated.
+        unused: True if the drafter drafts nothing, because no draft tree pays on this machine.
+        error: reason of a failure.
+        decoder: name of the decoder that computed it.
+        threads: 0: not recorded.
+    """
 
     passes: list[TranscriptStep] = field(default_factory=list)
-    end: str = ""  # a key of `ENDS`; empty while it goes on
+    end: str = ""
     rest: str = ""
-    unused: bool = False  # its drafter drafts nothing, because no tree pays on this machine
-    error: str = ""  # why it failed
-    decoder: str = ""  # what computed it, in words
-    threads: int = 0  # 0: not recorded
+    unused: bool = False
+    error: str = ""
+    decoder: str = ""
+    threads: int = 0
 
     @property
     def complete(self) -> bool:
+        """True if the answer has ended without an error."""
         return self.end not in ("", "error")
 
     @property
     def text(self) -> str:
+        """Text of the answer."""
         return "".join(piece for piece, _ in self.tokens) + self.rest
 
     @property
     def tokens(self) -> list[tuple[str, int]]:
-        """(text, head) of every token; the text may be empty inside of a character."""
-        return [token for each in self.passes for token in each.tokens]
+        """(text, head) of every token; the text is empty for a token inside a character."""
+        return [token for step in self.passes for token in step.tokens]
 
     @property
     def speed(self) -> float | None:
-        """Tokens per second behind the prompt's pass; None with fewer than `MIN_TIMED_TOKENS`."""
-        after = self.passes[1:]
-        tokens, ms = sum(len(each.tokens) for each in after), sum(each.ms for each in after)
+        """Tokens per second after the prompt's pass; None with fewer than `MIN_TIMED_TOKENS`."""
+        steps = self.passes[1:]
+        tokens, ms = sum(len(step.tokens) for step in steps), sum(step.ms for step in steps)
         return 1000 * tokens / ms if ms and tokens >= MIN_TIMED_TOKENS else None
 
     @property
     def accepted(self) -> float | None:
         """Mean accepted length; None before the second pass."""
-        after = self.passes[1:]
-        return sum(len(each.tokens) for each in after) / len(after) if after else None
+        steps = self.passes[1:]
+        return sum(len(step.tokens) for step in steps) / len(steps) if steps else None
 
 
 def transcript_of(rows: Iterable[Any]) -> Transcript:
-    """What these rows say; one that is damaged has failed there."""
+    """Parse the rows of a transcript; the first damaged row ends it with an error."""
     transcript = Transcript()
     try:
         for row in rows:
@@ -91,7 +102,8 @@ def transcript_of(rows: Iterable[Any]) -> Transcript:
     return transcript
 
 
-def first_difference(one: str, other: str) -> int | None:
-    """The character at which two texts part, from 0; None where one begins the other."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), None)
+def first_difference(first: str, second: str) -> int | None:
+    """Return the index of the first character at which two texts differ; None if one is a prefix of
+    the other."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), None)

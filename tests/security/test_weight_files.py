@@ -132,7 +132,7 @@ def test_the_child_process_has_limits(tmp_path: Path, parser: str, reason: str) 
 
 def test_a_hung_child_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    monkeypatch.setattr(limited, "IMPORT_S", 0.2 - limited.PATIENCE * limited.READ_S)
+    monkeypatch.setattr(limited, "IMPORT_S", 0.2 - limited.WALL_TIME_FACTOR * limited.READ_S)
     with pytest.raises(limited.LimitedChildError, match=r"more than 0\.2 s"):
         outcome("sleep", tmp_path / "file")
 

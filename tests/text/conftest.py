@@ -1,4 +1,4 @@
-"""The built-in model and tokenizer, and a folder of local texts."""
+"""Fixtures: the built-in model and tokenizer, and a folder of local texts."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Chat templates are programs of strangers: they end, and what they do wrong is told."""
+"""Chat templates are untrusted programs: they are limited, and their errors are reported."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""Which texts can be named, and why others cannot; local ones: which files may be read, and how
-they fall into documents."""
+"""Corpora: listing, refusals, and which local files are read and how they are split into
+documents."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from backend.text.corpora import corpora, require_corpus
 from tests.text.conftest import write
 
 
-def test_what_is_listed(text_dir: Path) -> None:
+def test_the_list_of_corpora(text_dir: Path) -> None:
     (text_dir / "mine.txt").write_text("text")
     listed = {corpus.name: corpus for corpus in corpora()}
     assert list(listed) == ["toystories", "wikipedia", "wikitext2", "c4", "file:mine.txt", "self"]
@@ -41,7 +41,7 @@ def test_refusals_name_field_and_way_out(text_dir: Path, name: str, says: str, f
     assert refused.value.what and refused.value.why and refused.value.do
 
 
-def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
+def test_self_generated_text_is_not_for_evaluation(text_dir: Path) -> None:
     assert require_corpus("self", "calibration_text").name == "self"
     with pytest.raises(DatasetError, match="cannot be the evaluation text"):
         require_corpus("self", "evaluation_text")
@@ -57,7 +57,7 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
         ("a.txt", b"caf\xe9 au lait", "utf-8"),
     ],
 )
-def test_a_wrong_file_is_refused(text_dir: Path, name: str, content: bytes, why: str) -> None:
+def test_an_invalid_file_is_refused(text_dir: Path, name: str, content: bytes, why: str) -> None:
     (text_dir / name).write_bytes(content)
     with pytest.raises(DatasetError, match=why) as refused:
         require_corpus(f"file:{name}", "calibration_text")
@@ -71,7 +71,7 @@ def test_a_pair_of_surrogates_is_one_character(text_dir: Path) -> None:
 
 
 def read(name: str) -> list[str]:
-    return list(files.documents(files.paths(name)))
+    return list(files.documents(files.corpus_paths(name)))
 
 
 def test_titles_start_documents(text_dir: Path) -> None:
@@ -83,7 +83,7 @@ def test_titles_start_documents(text_dir: Path) -> None:
     assert read("w.txt") == ["= One =\n\n= = Part = =\nlong-term.\n", "= Two =\n"]
 
 
-def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
+def test_a_folder_is_read_file_by_file_in_order(text_dir: Path) -> None:
     folder = text_dir / "many"
     folder.mkdir()
     (folder / "b.txt").write_text("second")
@@ -91,7 +91,7 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
     (folder / "c.md").write_text("no text")
     write(folder, "c.jsonl", [{"text": "third", "id": 1}])
     assert read("many") == ["first", "second", "third"]
-    assert files.names() == ["many"]
+    assert files.local_names() == ["many"]
     assert read("many/b.txt") == ["second"]
 
 
@@ -113,7 +113,7 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
         "full/link.txt",
     ],
 )
-def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
+def test_other_files_are_never_read(text_dir: Path, name: str) -> None:
     outside = text_dir.parent / "outside"
     outside.mkdir()
     for secret in (text_dir.parent / "secret.txt", outside / "secret.txt"):
@@ -125,8 +125,8 @@ def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
     (text_dir / "empty.txt").touch()
     for own in ("notes.md", ".hidden.txt"):
         (text_dir / own).write_text("text")
-    assert files.paths(name) == []
-    assert files.names() == []
+    assert files.corpus_paths(name) == []
+    assert files.local_names() == []
 
 
 def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
     (text_dir / "folder" / "a.txt").write_text("text")
     for link in ("loop.txt", "loop", "folder/loop.txt", "gone.txt"):
         (text_dir / link).symlink_to(text_dir / ("nothing" if link == "gone.txt" else link))
-    assert files.names() == ["a.txt", "folder"]
+    assert files.local_names() == ["a.txt", "folder"]
     assert read("folder") == ["text"]
     assert {corpus.name for corpus in corpora()} >= {"file:a.txt", "file:folder"}
     for name in ("loop.txt", "loop", "loop/a.txt", "folder/loop.txt", "gone.txt"):
@@ -143,11 +143,11 @@ def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
             require_corpus(f"file:{name}", "evaluation_text")
 
 
-def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
+def test_preprocessing_is_recorded_and_applies_to_all_files(text_dir: Path) -> None:
     folder = text_dir / "wiki"
     folder.mkdir()
     (folder / "a.txt").write_text("long @-@ term , yes")
     (folder / "b.txt").write_text("short , no")
-    assert files.preprocessing(files.paths("wiki")) == "WikiText detokenized"
+    assert files.preprocessing(files.corpus_paths("wiki")) == "WikiText detokenized"
     assert read("wiki") == ["long-term, yes", "short, no"]
-    assert files.preprocessing(files.paths("wiki/b.txt")) == ""
+    assert files.preprocessing(files.corpus_paths("wiki/b.txt")) == ""

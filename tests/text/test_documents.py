@@ -1,4 +1,4 @@
-"""The parts of a corpus share no document; the signs of wikitext become plain text."""
+"""Splits of a corpus share no document; WikiText's marks become plain text."""
 
 from itertools import islice
 from pathlib import Path
@@ -12,14 +12,17 @@ from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
-from backend.text.corpora import documents, part, preprocessing
+from backend.text.corpora import documents, preprocessing, select_split
 from backend.text.files import detokenize
 
 
 @given(st.integers(2, 60))
-def test_two_or_more_documents_are_dealt_out(count: int) -> None:
+def test_two_or_more_documents_are_divided_between_the_splits(count: int) -> None:
     texts = [f"text {n}" for n in range(count)]
-    calibration, evaluation = list(part(texts, "calibration")), list(part(texts, "evaluation"))
+    calibration, evaluation = (
+        list(select_split(texts, "calibration")),
+        list(select_split(texts, "evaluation")),
+    )
     assert sorted(calibration + evaluation) == sorted(texts)
     assert evaluation == texts[::12]
 
@@ -29,14 +32,17 @@ words = st.text("ab \n", min_size=40, max_size=400).filter(str.strip)
 
 @given(words)
 def test_a_single_document_is_cut_in_two(text: str) -> None:
-    (calibration,), (evaluation,) = part([text], "calibration"), part([text], "evaluation")
+    (calibration,), (evaluation,) = (
+        select_split([text], "calibration"),
+        select_split([text], "evaluation"),
+    )
     assert text.startswith(calibration)
     assert text.endswith(evaluation)
     assert text[len(calibration) : len(text) - len(evaluation)].strip() == ""
     assert len(text) // 2 <= len(calibration) <= 0.85 * len(text)
 
 
-def test_stories_are_others_than_the_model_learned_from() -> None:
+def test_stories_differ_from_the_training_stories() -> None:
     learned = set(stories(TRAIN_SEED, 8000))
     calibration, evaluation = (
         set(islice(documents("toystories", role), 3000)) for role in ("calibration", "evaluation")
@@ -46,7 +52,7 @@ def test_stories_are_others_than_the_model_learned_from() -> None:
 
 
 @pytest.mark.parametrize("line", ['{"text": ', '{"txt": "a"}', "3"])
-def test_a_line_that_is_no_text_is_told_where_it_comes(text_dir: Path, line: str) -> None:
+def test_a_line_without_text_is_reported_when_it_is_read(text_dir: Path, line: str) -> None:
     (text_dir / "a.jsonl").write_text(f'{{"text": "A cat."}}\n\n{line}\n')
     with pytest.raises(DatasetError, match="could not be read") as refused:
         list(documents("file:a.jsonl", "evaluation"))
@@ -80,7 +86,7 @@ def test_c4_reads_other_shards_for_each_role(hub: list[tuple]) -> None:
     assert "c4-train.00000" in hub[0][-1] and "c4-validation.00000" in hub[1][-1]
 
 
-def test_a_hub_without_answers_is_no_crash(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: str, **__: object) -> None:
         raise ConnectionError("Couldn't reach the hub")
 

@@ -1,4 +1,4 @@
-"""Prompts: the built-in sets, files of questions, and what a tokenizer makes of them."""
+"""Prompts: built-in sets, files of questions, and their token ids."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.chat_template import end_ids
-from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
+from backend.text.corpora import ARTICLES, WIKIPEDIA, corpus_cache, require_corpus
 from backend.text.prompts import (
     BUILT_IN,
     benchmark_prompts,
@@ -25,7 +25,9 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'{"prompt": "Why?"}\n\xff', b"[" * 100_000])
-def test_a_file_that_is_no_text_or_nested_is_refused(text_dir: Path, content: bytes) -> None:
+def test_a_file_that_is_binary_or_nested_too_deeply_is_refused(
+    text_dir: Path, content: bytes
+) -> None:
     (text_dir / "odd.jsonl").write_bytes(content)
     with pytest.raises(DatasetError, match=r"of odd\.jsonl is not a prompt"):
         require_prompts("file:odd.jsonl", "prompts")
@@ -34,7 +36,7 @@ def test_a_file_that_is_no_text_or_nested_is_refused(text_dir: Path, content: by
         require_corpus("file:odd.jsonl", "evaluation_text")
 
 
-def test_the_benchmark_has_eight_prompts_of_each_task_in_turn() -> None:
+def test_the_benchmark_has_eight_prompts_per_task_in_round_robin_order() -> None:
     found = benchmark_prompts(BUILT_IN)
     tasks = Counter(prompt.task for prompt in found)
     assert len(tasks) == 6 and set(tasks.values()) == {8}
@@ -43,14 +45,14 @@ def test_the_benchmark_has_eight_prompts_of_each_task_in_turn() -> None:
     assert len({prompt.id for prompt in found}) == len({p.text for p in found}) == 48
 
 
-def test_training_prompts_are_distinct_and_none_of_the_benchmark() -> None:
+def test_training_prompts_are_distinct_and_not_in_the_benchmark() -> None:
     found = [prompt.text for prompt in training_prompts(BUILT_IN, 600)[0]]
     assert len(set(found)) == 600
     assert not set(found) & {prompt.text for prompt in benchmark_prompts(BUILT_IN)}
     assert not any("{" in text for text in found)  # every slot is filled
 
 
-def test_held_out_prompts_have_wordings_of_their_own() -> None:
+def test_held_out_prompts_use_separate_templates() -> None:
     learned, heldout = training_prompts(BUILT_IN, 400, heldout=60)
     assert (len(learned), len(heldout)) == (340, 60)
     assert {p.task for p in learned} == {p.task for p in heldout}
@@ -62,11 +64,11 @@ def test_held_out_prompts_have_wordings_of_their_own() -> None:
     assert not passages[0] & passages[1]
 
 
-def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Path) -> None:
+def test_passages_come_from_the_wikipedia_sample_if_it_is_set_up(text_dir: Path) -> None:
     assert not any("Article" in p.text for p in training_prompts(BUILT_IN, 200)[0])
     sentences = " ".join(f"It says so {n} times." for n in range(60))
     pages = [f"Article {n} stands here. {sentences}\n\nArticle {n} ends here." for n in range(36)]
-    with prepared().write(WIKIPEDIA) as folder:
+    with corpus_cache().write(WIKIPEDIA) as folder:
         (folder / ARTICLES).write_text("\n".join(json.dumps({"text": page}) for page in pages))
     parts = training_prompts(BUILT_IN, 600, heldout=100)
     learned, heldout = ({*map(int, re.findall(r"Article (\d+)", str(part)))} for part in parts)
@@ -74,16 +76,16 @@ def test_passages_come_from_the_wikipedia_sample_where_it_is_set_up(text_dir: Pa
     assert learned and heldout and not learned & heldout
     assert not (learned | heldout) & kept_for_perplexity
     longest = max(len(prompt.text) for prompt in parts[0] if "Article" in prompt.text)
-    assert 500 < longest < prompts.PASSAGE[1] + 200
+    assert 500 < longest < prompts.PASSAGE_CHARACTERS[1] + 200
 
 
-def test_a_prompt_that_stands_twice_is_not_held_out_and_learned_from(text_dir: Path) -> None:
+def test_a_duplicate_prompt_is_not_both_held_out_and_trained_on(text_dir: Path) -> None:
     (text_dir / "q.jsonl").write_text('{"text": "A."}\n{"text": "B."}\n{"text": "A."}\n' * 3)
     learned, heldout = training_prompts("file:q.jsonl", 9, heldout=1)
     assert len(learned) == 1 and {p.text for p in learned + heldout} == {"A.", "B."}
 
 
-def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
+def test_question_files_are_read_unchanged(text_dir: Path) -> None:
     rows = [
         {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]},
         {"question_id": 82, "category": "rag", "turns": ["Context."]},
@@ -138,7 +140,7 @@ def test_conversations_are_prompts(text_dir: Path, row: dict, prompt: str) -> No
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"turns": []}', '{"text": 3}', "{}"])
-def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
+def test_a_line_without_a_prompt_is_named(text_dir: Path, line: str) -> None:
     (text_dir / "q.jsonl").write_text('{"text": "Good."}\n' + line + "\n")
     with pytest.raises(DatasetError, match=r"Line 2 of q\.jsonl") as refused:
         require_prompts("file:q.jsonl", "prompts")
@@ -154,7 +156,7 @@ def test_public_question_files_are_read(text_dir: Path, name: str, count: int, t
     assert len(found) == count and len({p.task for p in found}) == tasks
 
 
-def test_answers_end_where_tokenizer_or_model_say(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_end_tokens_of_tokenizer_and_model(tokenizer: PreTrainedTokenizerBase) -> None:
     end = tokenizer.eos_token_id
     assert end_ids(tokenizer) == {end}
     assert end_ids(tokenizer, SimpleNamespace(eos_token_id=[7, 8])) == {end, 7, 8}

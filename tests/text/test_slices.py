@@ -1,5 +1,5 @@
-"""Slices are reproducible, of the part they should be, and apart from each other; the windows of
-documents, with a tokenizer whose tokens are plain to see."""
+"""Text slices: reproducible, from the right split, and disjoint; windows of documents with a
+tokenizer of one token per character."""
 
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -20,15 +20,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text import slices as room
+from backend.text import slices as slices_module
 from backend.text.corpora import documents
 from backend.text.slices import (
-    PASSAGE,
+    PASSAGE_TOKENS,
     TextSlice,
     calibration_slices,
     check_apart,
     cut_windows,
-    encoded,
+    encode_documents,
     evaluation_slice,
     shuffled,
 )
@@ -79,7 +79,7 @@ def test_evaluation_is_evenly_spaced(tokenizer, text_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_them_out(
+def test_missing_evaluation_windows_come_from_other_documents_and_are_not_calibrated_on(
     tokenizer, text_dir: Path, count: int
 ) -> None:
     """The windows are the same whatever a run calibrates on; none of them is calibrated on."""
@@ -101,8 +101,8 @@ def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_special_tokens_a_text_spells_out_are_plain_text(text_dir: Path, special: bool) -> None:
-    """As WikiText's <unk> is, which some tokenizers read as their own unknown token."""
+def test_spelled_out_special_tokens_are_plain_text(text_dir: Path, special: bool) -> None:
+    """WikiText spells out <unk>, which some tokenizers read as their own unknown token."""
     words = Tokenizer(BPE(unk_token="<unk>"))
     words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Bytes()
     trainer = BpeTrainer(
@@ -142,7 +142,7 @@ def test_calibration_windows_never_overlap(tokenizer, text_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["calibration", "evaluation"])
-def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role: str) -> None:
+def test_an_error_for_a_short_text_states_its_length(tokenizer, text_dir: Path, role: str) -> None:
     name = write(text_dir, "a.jsonl", ["A story of few words. " * 20])
     there = len(tokenizer("A story of few words. " * 20).input_ids)
     with pytest.raises(DatasetError) as refused:
@@ -158,7 +158,7 @@ def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role:
 
 
 @pytest.mark.parametrize("sign", ["a", "é", "字", "🙂"])
-def test_bytes_are_those_of_the_predicted_tokens(tokenizer, text_dir: Path, sign: str) -> None:
+def test_byte_counts_cover_the_predicted_tokens(tokenizer, text_dir: Path, sign: str) -> None:
     name = write(text_dir, "a.jsonl", [f"{sign} and {sign}{sign}, " * 400])
     found = evaluation_slice(name, tokenizer, 8, 36)
     tokens = tokenizer.convert_ids_to_tokens(found.input_ids[:, 1:].flatten())
@@ -195,7 +195,7 @@ def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
     return TextSlice(rows, corpus, "evaluation", 0, rows.shape[1], False, "", rows.numel(), 0)
 
 
-def test_the_toy_text_is_apart(tokenizer) -> None:
+def test_the_splits_of_the_toy_text_are_disjoint(tokenizer) -> None:
     calibration = calibration_slices("toystories", tokenizer, 64, 256, 0)[0]
     evaluation = evaluation_slice("toystories", tokenizer, 64, 256)
     check_apart(calibration, evaluation)
@@ -203,7 +203,7 @@ def test_the_toy_text_is_apart(tokenizer) -> None:
         check_apart(evaluation, evaluation)
 
 
-def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> None:
+def test_the_same_text_under_two_names_is_refused(tokenizer, text_dir: Path) -> None:
     texts = [" ".join(stories(seed, 8)) for seed in range(12)]
     one, two = write(text_dir, "a.jsonl", texts[:6]), write(text_dir, "b.jsonl", texts[6:])
     evaluation = evaluation_slice(one, tokenizer, 20, 128)
@@ -215,15 +215,15 @@ def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> No
     assert refused.value.field == "evaluation_text"
 
 
-@given(st.integers(1, 2 * PASSAGE), st.integers(0, 50), st.integers(0, 50))
+@given(st.integers(1, 2 * PASSAGE_TOKENS), st.integers(0, 50), st.integers(0, 50))
 def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: int) -> None:
     calibration = torch.arange(600).view(2, 300)
     evaluation = torch.arange(1000, 1600).view(2, 300)
     evaluation[1, a : a + length] = calibration[0, b : b + length]
-    if length < PASSAGE:
+    if length < PASSAGE_TOKENS:
         check_apart(slice_of(calibration), slice_of(evaluation))
     else:
-        with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
+        with pytest.raises(DatasetError, match=f" {length - PASSAGE_TOKENS + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
 
 
@@ -265,7 +265,7 @@ def test_rows_and_windows(texts: list[str], context: int, windows: list[str]) ->
 
 
 @given(st.lists(st.text("abcdef", max_size=30), max_size=12), st.integers(2, 9), st.integers(0, 9))
-def test_windows_are_text_in_order_and_apart(texts: list[str], context: int, offset: int) -> None:
+def test_windows_are_in_order_and_disjoint(texts: list[str], context: int, offset: int) -> None:
     windows = cut(texts, context, offset)
     stream, position = ids(".".join(texts)), 0
     for window in windows:
@@ -277,14 +277,14 @@ def test_windows_are_text_in_order_and_apart(texts: list[str], context: int, off
 
 
 def test_a_stream_is_shuffled_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SHUFFLE_BUFFER", 10)
+    monkeypatch.setattr(slices_module, "SHUFFLE_BUFFER", 10)
     endless = iter(shuffled(iter(int, 1), Random(0)))  # zeros without end
     assert [next(endless) for _ in range(25)] == [0] * 25
     order = list(shuffled(range(20), Random(0)))
     assert sorted(order[:10]) == list(range(10)) and order[:10] != list(range(10))
 
 
-def test_a_very_long_document_is_encoded_whole() -> None:
+def test_a_very_long_document_is_encoded_completely() -> None:
     text = "a" * 999_990 + "\n\n" + "b" * 1_500_000
-    (found,) = encoded([text], Letters())
+    (found,) = encode_documents([text], Letters())
     assert found == ids(text)

@@ -1,4 +1,4 @@
-"""The rows a model is trained on: plain text, and instructions of which the answer is judged."""
+"""Training rows: plain text, and instructions whose answers have a loss."""
 
 from pathlib import Path
 from random import Random
@@ -26,7 +26,7 @@ def answers(found, tokenizer) -> str:
     return tokenizer.decode(found.labels[found.labels != IGNORED_LABEL], skip_special_tokens=False)
 
 
-def test_plain_text_is_judged_everywhere(tokenizer) -> None:
+def test_every_token_of_plain_text_has_a_label(tokenizer) -> None:
     found = training_set("toystories", tokenizer, 6, 64, seed=1)
     assert found.form == "text" and found.text.input_ids.shape == (6, 64)
     assert torch.equal(found.labels, found.text.input_ids)
@@ -49,7 +49,7 @@ def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:
         ("question", "answer"),
     ],
 )
-def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered: str) -> None:
+def test_only_answers_have_labels(tokenizer, text_dir: Path, asked: str, answered: str) -> None:
     corpus = write(text_dir, "asked.jsonl", pairs(12, asked, answered))
     found = training_set(corpus, tokenizer, 100, 64, seed=0)
     assert found.form == "instructions"
@@ -92,7 +92,7 @@ def test_examples_are_packed_and_none_is_lost_or_split() -> None:
     assert sum(label != IGNORED_LABEL for _, labels in rows for label in labels) == 50
 
 
-def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
+def test_long_examples_are_truncated_and_examples_without_an_answer_skipped(
     tokenizer, text_dir: Path
 ) -> None:
     lines = [
@@ -103,10 +103,12 @@ def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
     assert len(found.labels) == 1 and (found.labels != IGNORED_LABEL).sum() > 20
 
 
-def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
-    with pytest.raises(DatasetError, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
-        training_set(write(text_dir, "asked.jsonl", pairs(2)), tokenizer, 10, 96, seed=0, least=4)
+def test_an_error_for_a_short_text_states_its_length(tokenizer, text_dir: Path) -> None:
+    with pytest.raises(DatasetError, match=r"yields 2 rows of 96 tokens; 4 are needed") as refused:
+        training_set(
+            write(text_dir, "asked.jsonl", pairs(2)), tokenizer, 10, 96, seed=0, min_rows=4
+        )
     assert refused.value.field == "training_text"
     corpus = write(text_dir, "short.jsonl", ["short"])
-    with pytest.raises(DatasetError, match="gives 0 rows"):
+    with pytest.raises(DatasetError, match="yields 0 rows"):
         training_set(corpus, tokenizer, 10, 96, seed=0)

@@ -1,4 +1,4 @@
-"""What becomes of MediaWiki markup."""
+"""Conversion of MediaWiki markup to prose."""
 
 import io
 
@@ -26,7 +26,7 @@ REST = " This sentence only makes the paragraph long enough to be counted as a p
         ("[[File:A.jpg|thumb|A [[nested]] caption]]It stays.", "It stays."),
     ],
 )
-def test_markup_goes_and_prose_stays(markup: str, plain: str) -> None:
+def test_markup_is_removed_from_prose(markup: str, plain: str) -> None:
     assert prose(markup + REST) == plain + REST
 
 
@@ -44,7 +44,7 @@ def test_markup_goes_and_prose_stays(markup: str, plain: str) -> None:
         "== See also ==\nNothing after it is prose." + REST,
     ],
 )
-def test_what_is_no_prose_is_dropped_whole(markup: str) -> None:
+def test_other_content_is_dropped_completely(markup: str) -> None:
     assert prose(markup) == ""
 
 
@@ -55,7 +55,7 @@ def page(title: str, text: str, ns: int = 0, extra: str = "") -> str:
     )
 
 
-def test_only_long_articles_are_taken() -> None:
+def test_only_long_articles_are_kept() -> None:
     long = ("Word." + REST + "\n") * (MIN_ARTICLE // len(REST) + 1)
     dump = (
         '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">'

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from backend.queue import gate, permissions
 from jobs.serving import client, keys
-from jobs.serving.client import ended
+from jobs.serving.client import answer_interrupted
 from jobs.serving.openai_format import ENDPOINTS, error_body
 from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
@@ -39,7 +39,7 @@ class Double:
 
     async def answer(self, request: Request) -> Response:
         body = await request.json()
-        self.asked.append((request.headers[client.PERSON], body))
+        self.asked.append((request.headers[client.PERSON_HEADER], body))
         if body.get("stream"):
             return Response(b": {}\n\ndata: [DONE]\n\n", media_type="text/event-stream")
         return JSONResponse({"id": 1}, self.status, {"retry-after": "7"})
@@ -138,7 +138,7 @@ def test_a_stream_whose_process_ends_ends_with_an_error() -> None:
 
     async def came() -> list[bytes]:
         response = httpx.Response(200, content=killed())
-        return [piece async for piece in passed_on(response, error_body(ended())[1])]
+        return [piece async for piece in passed_on(response, error_body(answer_interrupted())[1])]
 
     first, last = asyncio.run(came())
     assert first == b"data: {}\n\n"
@@ -181,7 +181,7 @@ class HeldDouble(Double):
         self.held, self.answered = asyncio.Semaphore(0), list[str]()
 
     async def answer(self, request: Request) -> Response:
-        person = request.headers[client.PERSON]
+        person = request.headers[client.PERSON_HEADER]
         if person != self.first:
             self.held.release()
             await self.release.wait()

@@ -1,16 +1,15 @@
-"""One request about a live model, from its body to events. One that comes no further ends after
-`SILENT_S`; what it has begun, such as loading the model, goes on.
+"""Answer one request about a live model, from its body to events. A request without an event for
+`SILENT_S` ends; work that it has started, such as loading the model, continues.
 
-waits       what it waits for, at any time
-opened      the model, once
-text        greedy text of the dense model, and later of the live one
-applied     its state was made: at once, or as a run would make it
-loss        on 256 tokens, and later on more
-speed       of both texts
-tokens, why of a text: what each token's loss becomes with one block restored
-refined     layers as a run makes them, block by block; then what was wanted, again
-done, cancelled, error    the last one
-"""
+waits       notice of a step that takes time; at any time
+opened      the model is loaded; once
+text        greedy text of the dense model, later of the live model
+applied     the state is built: at once, or as a run would build it
+loss        loss on 256 tokens, later on more
+speed       tokens per second of both texts
+tokens, why loss of each token of a text with one block restored to its dense weights
+refined     blocks rebuilt as a run would; then the requested results again
+done, cancelled, error    the last event"""
 
 import asyncio
 import time
@@ -36,24 +35,24 @@ from backend.models.foreign_tokenizer import session_of
 from backend.store.json_column import finite
 from backend.text.chat_template import end_ids
 from jobs.serving.answering import ThreadedEvents
-from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedModel
+from jobs.serving.live.models import MAX_TEXTS, BrowserState, LivePool, OpenedModel
 from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody
 
-FIRST = 256  # tokens of the first loss that is told; then twice as many each time
-WORDS = 3  # pieces of text before it
+FIRST_LOSS_TOKENS = 256  # doubled for each further loss
+FIRST_PIECES = 3  # of text, before the first loss
 
 Event = dict[str, Any]
 
 
-class LiveAnswering(ThreadedEvents[Event]):
-    """A request that is answered for `person`."""
+class LiveWorker(ThreadedEvents[Event]):
+    """Worker that answers one request of `person`."""
 
     def __init__(self, body: LiveBody, person: str, guest: bool, pool: LivePool) -> None:
         super().__init__(person)
         self.body, self.guest, self.pool = body, guest, pool
         self._number = next(pool.numbers)
         self._state: BrowserState | None = None
-        self._silent, self._last = 0.0, "Asking the live model"
+        self._silent_s, self._last_step = 0.0, "Asking the live model"
 
     def failed(self, error: SlimscopeError) -> Event:
         return {
@@ -65,200 +64,203 @@ class LiveAnswering(ThreadedEvents[Event]):
         }
 
     async def next_event(self) -> Event | None:
-        """What happens next; where nothing does, how long already, and at last an error."""
-        if self._silent >= SILENT_S:
+        """Wait for the next event. Returns a wait notice while none comes, and an error after
+        `SILENT_S`."""
+        if self._silent_s >= SILENT_S:
             return None
         try:
-            happened = await asyncio.wait_for(self._events.get(), PULSE_S)
+            event = await asyncio.wait_for(self._events.get(), PULSE_S)
         except TimeoutError:
-            self._silent += PULSE_S
-            if self._silent < SILENT_S:
-                pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
-                return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
+            self._silent_s += PULSE_S
+            if self._silent_s < SILENT_S:
+                progress = f"still working ({self._silent_s:.0f} s, limit {SILENT_S:.0f} s)"
+                return {"event": "waits", "what": f"{self._last_step}: {progress}", "about_s": 0.0}
             return self.failed(
                 ComputeError(
                     "The live model takes too long.",
-                    f"Nothing came for {self._silent:.0f} s: {self._last}. "
+                    f"No result for {self._silent_s:.0f} s: {self._last_step}. "
                     "The machine may be busy.",
-                    "Turn a knob to ask again.",
+                    "Change a setting to try again.",
                 )
             )
-        self._silent, self._last = 0.0, str((happened or {}).get("what", self._last))
-        return happened
+        self._silent_s = 0.0
+        self._last_step = str((event or {}).get("what", self._last_step))
+        return event
 
     def stop(self) -> None:
-        """Ends what is measured, unless a newer request of its browser has taken its place."""
+        """Cancel the measurements, unless a newer request of the browser has replaced this one."""
         if self._state:
             with suppress(CancelledError):
-                self._newest()
+                self._check_newest()
                 self._state.live.cancel()
 
-    def _step(self) -> None:
-        self.pool.step(self.guest, self._say, self._check)
+    def _before_step(self) -> None:
+        self.pool.before_step(self.guest, self._report_wait, self._check)
 
-    def _say(self, what: str, seconds: float) -> None:
+    def _report_wait(self, what: str, seconds: float) -> None:
         self.put({"event": "waits", "what": what, "about_s": seconds})
 
-    def _tell(self, event: str, **facts: Any) -> None:
+    def _send(self, event: str, **facts: Any) -> None:
         self.put({"event": event, **facts})
 
     def answer(self) -> None:
         with (
-            self.pool.using(self.body.model, self._say) as opened,
+            self.pool.using(self.body.model, self._report_wait) as opened,
             self.pool.state(opened, self.person, self.body.browser) as state,
             session_of(opened.tokenizer) as self._tokenizer,
         ):
             try:
-                self._newest, self._state = state.begin(self._number), state
-                with self.pool.turn(self.guest):
-                    self._answer(opened, state)
-                self._tell("done")
+                self._check_newest, self._state = state.begin(self._number), state
+                with self.pool.active_request(self.guest):
+                    self._answer_with(opened, state)
+                self._send("done")
             except CancelledError:
-                self._tell("cancelled")
+                self._send("cancelled")
 
     def _check(self) -> None:
-        """Raises `CancelledError` where nobody waits for the rest."""
-        self._newest()
+        """Raise `CancelledError` if the client has gone or sent a newer request."""
+        self._check_newest()
         if self._stopped.is_set():
             raise CancelledError
 
-    def _answer(self, opened: OpenedModel, state: BrowserState) -> None:
+    def _answer_with(self, opened: OpenedModel, state: BrowserState) -> None:
         live = state.live
-        self._step()
+        self._before_step()
         if self.body.against:
-            self._say(f"Loading {self.body.against}", 0.0)
-            self._why(opened, live, opened.other(self.body.against, live.dtype))
+            self._report_wait(f"Loading {self.body.against}", 0.0)
+            self._why(opened, live, opened.comparison_model(self.body.against, live.dtype))
             return
-        asked = opened.asked(self.body.state)
-        self._tell(
+        requested = opened.parse_state(self.body.state)
+        self._send(
             "opened",
             identity=opened.dense.identity,
             decoder=opened.dense.reference(live.dtype).decoder,
             memory=self.pool.nbytes,
             budget=self.pool.budget,
         )
-        refused: ConfigError | None = None
+        text_error: ConfigError | None = None
         try:
-            for _ in self._dense_text(opened, live) if self._writes else ():
+            for _ in self._dense_text(opened, live) if self._generates_text else ():
                 pass
         except ConfigError as error:
-            refused = error  # the text alone: the state is made all the same
-        self._apply(opened, state, asked)
-        if refused:
-            raise refused
+            text_error = error  # raised after the state is built, which needs no text
+        self._apply(opened, state, requested)
+        if text_error:
+            raise text_error
         self._measure(opened, live)
-        if "refine" in self.body.want and not all(self._exactly(live)):
-            for done, of, what in live.refine():
-                self._tell("refined", done=done, of=of, what=what)
-                self._step()
+        if "refine" in self.body.want and not self._is_exact(live):
+            for completed, total, what in live.refine():
+                self._send("refined", done=completed, of=total, what=what)
+                self._before_step()
             self._applied(live, 0, 0.0)
             self._measure(opened, live)
 
     @property
-    def _writes(self) -> bool:
+    def _generates_text(self) -> bool:
         return bool({"text", "speed"} & {*self.body.want})
 
-    def _apply(self, opened: OpenedModel, state: BrowserState, asked: LiveState) -> None:
+    def _apply(self, opened: OpenedModel, state: BrowserState, requested: LiveState) -> None:
         dense, live = opened.dense, state.live
         with opened.preparing:
-            self.pool.share()
-            for what, left in timed(dense.prepare(asked.formats, dense.score_of(asked.pruner))):
-                self._say(what, left)
+            self.pool.set_threads()
+            steps = dense.prepare(requested.formats, dense.score_of(requested.pruner))
+            for what, remaining_s in with_remaining_time(steps):
+                self._report_wait(what, remaining_s)
                 self._check()
-            opened.remember()
+            opened.save_energies()
         with state.changing:
             self._check()
-            began = time.perf_counter()
-            changed = live.apply(asked.formats, asked.pruner, asked.quantizer)
-            _ = live.running
-        self._applied(live, len(changed), time.perf_counter() - began)
+            started = time.perf_counter()
+            changed = live.apply(requested.formats, requested.pruner, requested.quantizer)
+            _ = live.running  # packs the changed layers, so that the time includes it
+        self._applied(live, len(changed), time.perf_counter() - started)
 
     def _applied(self, live: LiveModel, changed: int, seconds: float) -> None:
-        self._tell(
+        self._send(
             "applied",
             ms=1000 * seconds,
             changed=changed,
-            exactly=all(self._exactly(live)),
+            exactly=self._is_exact(live),
             read_bytes=live.running.read_bytes,
         )
 
     @staticmethod
-    def _exactly(live: LiveModel) -> Iterator[bool]:
-        return (origin != "instant" for origin in live.origins.values())
+    def _is_exact(live: LiveModel) -> bool:
+        return all(origin != "instant" for origin in live.origins.values())
 
     def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
-        """What is wanted: the first words, the first loss, and then the rest of both."""
-        want, nothing = {*self.body.want}, iter(())
-        text = self._live_text(opened, live) if self._writes else nothing
-        loss = self._losses(opened, live) if "loss" in want else nothing
-        for _ in chain(islice(text, WORDS), islice(loss, 1), text, loss):
+        """Send the requested results: the first words, the first loss, then the rest of both."""
+        want, empty = {*self.body.want}, iter(())
+        text = self._live_text(opened, live) if self._generates_text else empty
+        loss = self._losses(opened, live) if "loss" in want else empty
+        for _ in chain(islice(text, FIRST_PIECES), islice(loss, 1), text, loss):
             pass
         if "why" in want:
             self._why(opened, live)
 
     def _losses(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Tells the loss on 256 tokens, then on twice as many, and pauses after each."""
+        """Send the loss on 256 tokens, then on twice as many, and so on; pause after each."""
         if opened.windows is None:
-            assert opened.no_text
-            self._tell("missing", of="loss", why=str(opened.no_text))
+            assert opened.text_error
+            self._send("missing", of="loss", why=str(opened.text_error))
             return
-        self._step()
-        length, told = opened.windows.shape[1], FIRST
+        self._before_step()
+        length, next_tokens = opened.windows.shape[1], FIRST_LOSS_TOKENS
         for number, loss in enumerate(losses(live, opened.windows, divergence=True), 1):
-            if number * length >= told or number == len(opened.windows):
-                told *= 2
+            if number * length >= next_tokens or number == len(opened.windows):
+                next_tokens *= 2
                 ratio, n = loss.ratio, len(loss.windows)
-                dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
+                dense, kl = (sum(values) / n for values in (loss.dense, loss.divergence))
                 figures = {
                     "loss": loss.loss,
                     "dense": dense,
                     "kl": kl,
-                    "ratio": exp(min(loss.loss - dense, 700.0)),  # more is no number
+                    "ratio": exp(min(loss.loss - dense, 700.0)),  # a larger exponent overflows
                     "low": ratio.low if ratio else nan,
                     "high": ratio.high if ratio else nan,
                 }
-                self._tell("loss", tokens=n * length, of=opened.windows.numel(), **finite(figures))
+                self._send("loss", tokens=n * length, of=opened.windows.numel(), **finite(figures))
                 yield
-            self._step()
+            self._before_step()
 
     # texts ----------------------------------------------------------------------------------------
 
     def _dense_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Tells the dense model's text, which is kept: before the live one, as nothing has to be
-        made for it. Pauses after each piece."""
+        """Send the dense model's text, which is cached. It comes before the live text, because it
+        needs no built state. Pause after each piece."""
         reference, body = opened.dense.reference(live.dtype), self.body
         if reference.target is None:
-            self._tell("missing", of="text", why=reference.decoder)
+            self._send("missing", of="text", why=reference.decoder)
             return
         prompt = self._prompt(opened)
-        if kept := opened.texts.get((prompt, body.tokens)):
-            self._piece("dense", "".join(kept[0]))
+        if cached := opened.texts.get((prompt, body.tokens)):
+            self._send_piece("dense", "".join(cached[0]))
         else:
             pieces: list[str] = []
-            kept = pieces, (yield from self._written("dense", opened, reference, prompt, pieces))
-            while len(opened.texts) >= TEXTS_KEPT:
+            speed = yield from self._generate("dense", opened, reference, prompt, pieces)
+            while len(opened.texts) >= MAX_TEXTS:
                 opened.texts.pop(next(iter(opened.texts)), None)
-            opened.texts[prompt, body.tokens] = kept
-        self._piece("dense", "", done=True)
+            opened.texts[prompt, body.tokens] = pieces, speed
+        self._send_piece("dense", "", is_last=True)
 
     def _live_text(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
-        """Tells the live model's text, and the speed of both; pauses after each piece."""
+        """Send the live model's text, and the speed of both; pause after each piece."""
         if opened.dense.reference(live.dtype).target is None:
-            return  # which was told
+            return  # reported with the dense text
         if live.running.target is None:
-            self._tell("missing", of="text", why=live.running.decoder)
+            self._send("missing", of="text", why=live.running.decoder)
             return
         prompt = self._prompt(opened)
-        speed = yield from self._written("live", opened, live.running, prompt, [])
-        self._piece("live", "", done=True)
+        speed = yield from self._generate("live", opened, live.running, prompt, [])
+        self._send_piece("live", "", is_last=True)
         if "speed" in self.body.want:
             _, dense = opened.texts.get((prompt, self.body.tokens), ([], None))
-            self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=dense)
+            self._send("speed", tokens_per_s=speed, dense_tokens_per_s=dense)
 
     def _prompt(self, opened: OpenedModel) -> tuple[int, ...]:
         return tuple(self._tokenizer(self.body.prompt).input_ids)
 
-    def _written(
+    def _generate(
         self,
         side: str,
         opened: OpenedModel,
@@ -266,56 +268,62 @@ class LiveAnswering(ThreadedEvents[Event]):
         prompt: Sequence[int],
         pieces: list[str],
     ) -> Generator[None, None, float | None]:
-        """Writes a text into `pieces` as it comes; tokens a second behind the prompt."""
+        """Generate a text, append its pieces to `pieces` and pause after each. Returns the tokens
+        per second after the prompt."""
         assert running.target is not None
         text, seconds = Detokenizer(self._tokenizer), list[float]()
         ends = end_ids(self._tokenizer, opened.dense.model.generation_config)
         steps = decode(running.target, NoDraft(), prompt, self.body.tokens, ends)
         while True:
-            self._step()
+            self._before_step()
             with opened.dense.lock:
                 self._check()
-                began = time.perf_counter()
+                started = time.perf_counter()
                 step = next(steps, None)
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - started)
             if step is None:
                 break
             pieces.append("".join(map(text.add, step.tokens)))
-            self._piece(side, pieces[-1])
+            self._send_piece(side, pieces[-1])
             yield
         pieces.append(text.flush())
-        self._piece(side, pieces[-1])
+        self._send_piece(side, pieces[-1])
         return 1 / median(seconds[1:-1]) if len(seconds) > 2 else None
 
-    def _piece(self, side: str, delta: str, done: bool = False) -> None:
-        if "text" in self.body.want and (delta or done):
-            self._tell("text", side=side, delta=delta, done=done)
+    def _send_piece(self, side: str, delta: str, is_last: bool = False) -> None:
+        if "text" in self.body.want and (delta or is_last):
+            self._send("text", side=side, delta=delta, done=is_last)
 
-    # which blocks lose which tokens ---------------------------------------------------------------
+    # trace of a loss ------------------------------------------------------------------------------
 
-    def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
+    def _why(
+        self, opened: OpenedModel, live: LiveModel, comparison: RunningModel | None = None
+    ) -> None:
+        """Send the loss of each token with one block at a time restored to its dense weights;
+        blocks of the live model, or of `comparison`."""
         ids = self._tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
             raise ConfigError(
                 "The text cannot be traced.",
-                f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible.",
+                f"It has {len(ids)} tokens; the limits are 2 to {LONGEST_TRACE}.",
                 "Shorten it." if ids else "Write a text.",
                 "text",
             )
         tokens = self._tokenizer.batch_decode([[token] for token in ids])
-        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
-        self._step()
-        for block, differences in traced_losses(live, torch.tensor(ids), other):
-            self._tell("why", block=block, losses=finite(differences.tolist()))
-            self._step()
+        self._send("tokens", tokens=tokens, blocks=opened.dense.blocks)
+        self._before_step()
+        for block, differences in traced_losses(live, torch.tensor(ids), comparison):
+            self._send("why", block=block, losses=finite(differences.tolist()))
+            self._before_step()
 
 
-def timed(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
-    """Each step in words, and about how many seconds are left of what it is a step of."""
-    began = before = time.perf_counter()
-    there, doing = 0.0, ""
-    for done, of, what in steps:
-        if what != doing:
-            began, there, doing = before, done - 1, what  # some may have been there
-        before = time.perf_counter()
-        yield f"{what}: {done:.0f} of {of:.0f}", (before - began) * (of - done) / (done - there)
+def with_remaining_time(steps: Iterator[Progress]) -> Iterator[tuple[str, float]]:
+    """Yield each step as text, with the estimated seconds left in its phase."""
+    phase_started = step_ended = time.perf_counter()
+    completed_before, phase = 0.0, ""
+    for completed, total, what in steps:
+        if what != phase:  # the first step of a phase need not be step 1
+            phase_started, completed_before, phase = step_ended, completed - 1, what
+        step_ended = time.perf_counter()
+        seconds_per_step = (step_ended - phase_started) / (completed - completed_before)
+        yield f"{what}: {completed:.0f} of {total:.0f}", seconds_per_step * (total - completed)

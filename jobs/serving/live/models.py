@@ -1,5 +1,5 @@
-"""Live models in memory: a dense one for each model asked about, and a state for each browser, of
-those used last within one budget of memory. What was dropped is made anew from its address."""
+"""Live models in memory: one dense model for each model in use, and one state per browser. The most
+recently used ones stay within one memory budget; a dropped state is rebuilt from its address."""
 
 import gc
 import os
@@ -32,57 +32,65 @@ from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.text import context_length, corpus_names
 from jobs.runtime.loading import load_whole
 from jobs.sds.kind import SDSJob
-from jobs.serving.answering import Unrecorded
-from jobs.serving.live.requests import ROOM, live_memory, require_live
+from jobs.serving.answering import UnrecordedContext
+from jobs.serving.live.requests import MAX_TABLE_BYTES, live_memory, require_live
 from jobs.serving.pool import (
-    BYTES_PER_S,
+    LOAD_BYTES_PER_S,
     LOAD_S,
-    SHARE,
-    Key,
-    Say,
-    choose_card,
-    key_of,
+    MODEL_SHARE,
+    ModelKey,
+    ReportWait,
+    choose_device,
+    model_key,
     open_tokenizer,
-    use_card,
+    use_device,
 )
 
-WINDOW, WINDOWS = 64, 32  # tokens of a window that losses are measured on, and windows
-STATES_KEPT, TEXTS_KEPT = 32, 64  # of each model
-GUEST_WAITS_S, WAIT_S = 5.0, 0.05  # for a host, before each step
+WINDOW_TOKENS, WINDOWS = 64, 32  # windows for measuring losses: length and number
+MAX_STATES, MAX_TEXTS = 32, 64  # per model
+GUEST_WAITS_S = 5.0  # longest wait of a guest for hosts, before each step
+RETRY_S = 0.05  # pause between checks for active hosts
 
 
 class BrowserState:
-    """The live model of one browser; what was asked last is the request at work. `users`: requests
-    that have not ended yet; `changing`: held while its formats change."""
+    """Live model of one browser, and its newest request.
+
+    Attributes:
+        users: requests in progress.
+        changing: held while the formats of its layers change.
+    """
 
     def __init__(self, live: LiveModel) -> None:
-        self.live, self.users, self._asked = live, 0, 0
+        self.live, self.users, self._newest = live, 0, 0
         self.changing = threading.Lock()
 
     def begin(self, number: int) -> Callable[[], None]:
-        """A request, of which later ones have higher numbers: ends those before. To be called where
-        it may end: raises `CancelledError` once there is a newer one."""
+        """Begin request `number`, which ends requests with lower numbers. Return a check that
+        raises CancelledError once there is a newer request. Raises CancelledError: there is one
+        already."""
 
-        def stop() -> None:
-            if self._asked > number:
+        def check() -> None:
+            if self._newest > number:
                 raise CancelledError
 
-        stop()
-        self._asked = max(self._asked, number)
+        check()
+        self._newest = max(self._newest, number)
         self.live.cancel()
-        return stop
+        return check
 
 
 @dataclass
 class OpenedModel:
-    """A model that is live.
+    """Model that is live.
 
     Attributes:
-        windows: token ids [n, L] that losses are measured on; none where `no_text` says why.
-        states: by person and browser, the one used last comes last.
-        texts: of the dense model, by prompt and number of tokens: pieces, tokens a second.
-        others: the saved model that was last compared with this one.
-        users: requests at work; preparing: held while energies or ranks are made.
+        windows: token ids [n, L] for measuring losses; None if there is no text (see `text_error`).
+        text_error: reason why there is no calibration or evaluation text.
+        states: states by person and browser; the most recently used is last.
+        texts: texts of the dense model by prompt and number of tokens: pieces, tokens per second.
+        comparisons: the saved model that was last compared with this one.
+        users: requests in progress.
+        preparing: held while energies, ranks or a comparison model are computed or loaded.
     """
 
     dense: DenseModel
@@ -90,64 +98,69 @@ class OpenedModel:
     device: str
     base: ResolvedModel
     windows: Tensor | None
-    no_text: SlimscopeError | None = None
+    text_error: SlimscopeError | None = None
     states: dict[tuple[str, str], BrowserState] = field(default_factory=dict)
     texts: dict[tuple[tuple[int, ...], int], tuple[list[str], float | None]] = field(
         default_factory=dict
     )
-    others: dict[Key, RunningModel] = field(default_factory=dict)
+    comparisons: dict[ModelKey, RunningModel] = field(default_factory=dict)
     users: int = 0
     preparing: threading.Lock = field(default_factory=threading.Lock)
 
-    def asked(self, address: str) -> LiveState:
-        """The state at an address. Raises ConfigError: it cannot be opened."""
+    def parse_state(self, address: str) -> LiveState:
+        """Parse the address of a state. Raises ConfigError: it is invalid for this model."""
         layers = (*self.base.facts.linears, *self.base.facts.embeddings)
         return state_at(address, layers, self.dense.identity)
 
-    def other(self, spec: str, dtype: torch.dtype) -> RunningModel:
-        """A saved model of the same shapes, which is kept until there is another one. Raises
-        SlimscopeError: there is none of that name, it has other shapes, or does not fit."""
+    def comparison_model(self, spec: str, dtype: torch.dtype) -> RunningModel:
+        """Load a saved model of the same shapes; the last one is kept. Raises SlimscopeError: no
+        model of that name, other shapes, or too little memory."""
         base = resolve_model(spec, "against")
-        shapes = [(x.linears, x.vocabulary, x.hidden) for x in (self.base.facts, base.facts)]
-        if shapes[0] != shapes[1]:
+        shapes, other_shapes = (
+            (facts.linears, facts.vocabulary, facts.hidden)
+            for facts in (self.base.facts, base.facts)
+        )
+        if shapes != other_shapes:
             raise ConfigError(
-                f"{spec} has no blocks that could stand for those of {self.base.facts.title}.",
-                "Their layers differ.",
+                f"{spec} cannot be compared with {self.base.facts.title}.",
+                "Their layers have different shapes.",
                 "Choose another run.",
                 "against",
             )
-        key = key_of(spec, base, "auto", str(dtype))
+        key = model_key(spec, base, "auto", str(dtype))
         with self.preparing:
-            if key not in self.others:
-                self.others = {}
+            if key not in self.comparisons:
+                self.comparisons = {}
                 needed = 2 * weight_memory(base.facts, "bfloat16")
                 check_memory(needed, memory_available(), base.facts.title)
-                loaded = load_whole(base, self.device, dtype, Unrecorded(), reads=False)
-                self.others = {key: RunningModel(loaded.model.requires_grad_(False), dtype)}
-            return self.others[key]
+                loaded = load_whole(base, self.device, dtype, UnrecordedContext(), reads=False)
+                self.comparisons = {key: RunningModel(loaded.model.requires_grad_(False), dtype)}
+            return self.comparisons[key]
 
-    def recall(self) -> None:
-        """Take the energies of inputs that an earlier process has measured."""
-        if self.dense.calibration is None or not self._energies.exists():
+    def restore_energies(self) -> None:
+        """Load the input energies that an earlier process has measured, if any."""
+        if self.dense.calibration is None or not self._energies_file.exists():
             return
         try:
-            self.dense.restore_energies(load_file(self._energies))
-        except (OSError, SafetensorError):  # damaged: they are measured again
-            self._energies.unlink(missing_ok=True)
+            self.dense.restore_energies(load_file(self._energies_file))
+        except (OSError, SafetensorError):  # damaged: energies are measured again
+            self._energies_file.unlink(missing_ok=True)
 
-    def remember(self) -> None:
-        """Keep the energies for processes to come."""
-        if not self.dense.energies or (file := self._energies).exists():
+    def save_energies(self) -> None:
+        """Save the input energies for later processes."""
+        if not self.dense.energies or (file := self._energies_file).exists():
             return
-        with suppress(OSError):  # a full disk: they are measured again
+        with suppress(OSError):  # a full disk: energies are measured again
             file.parent.mkdir(parents=True, exist_ok=True)
             draft = file.with_suffix(f".{os.getpid()}")
-            save_file({name: x.cpu().clone() for name, x in self.dense.energies.items()}, draft)
+            energies = self.dense.energies.items()
+            save_file({name: energy.cpu().clone() for name, energy in energies}, draft)
             draft.replace(file)
 
     @property
-    def _energies(self) -> Path:
-        """The file of what the inputs of this model are on this text, which takes some seconds."""
+    def _energies_file(self) -> Path:
+        """File of the input energies of this model on its calibration text; measuring takes
+        seconds."""
         ids = self.dense.require_text()[:INSTANT_SEGMENTS]
         digest = sha256(ids.numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
@@ -156,118 +169,123 @@ class OpenedModel:
 
     @property
     def nbytes(self) -> int:
-        others = [*self.others.values()]
-        saved = sum(p.nbytes for x in others for p in x.model.parameters())
-        live = sum(x.live.nbytes for x in [*self.states.values()])
-        return self.dense.nbytes + saved + sum(x.nbytes for x in others) + live
+        """Bytes of the dense model, its states and the comparison model."""
+        comparisons = [*self.comparisons.values()]
+        parameters = sum(p.nbytes for model in comparisons for p in model.model.parameters())
+        packed = sum(model.nbytes for model in comparisons)
+        live = sum(state.live.nbytes for state in [*self.states.values()])
+        return self.dense.nbytes + parameters + packed + live
 
 
 class LivePool:
-    """The live models of a process, within `budget` bytes (None: half of what is free then)."""
+    """Live models of a process. `budget`: bytes; None: half of the memory that is free when it is
+    checked."""
 
     def __init__(self, threads: Callable[[], int], budget: int | None = None) -> None:
         self._threads, self._budget = threads, budget
-        self._opened: dict[Key, OpenedModel] = {}  # the one used last comes last
+        self._opened: dict[ModelKey, OpenedModel] = {}  # the most recently used is last
         self._lock, self._loading, self._hosts = threading.Lock(), threading.Lock(), 0
-        self.numbers = count(1)  # of requests, as they come
+        self.numbers = count(1)  # of requests, in order of arrival
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in [*self._opened.values()])
+        """Bytes of all models and states."""
+        return sum(opened.nbytes for opened in [*self._opened.values()])
 
     @property
     def budget(self) -> int:
-        return self._budget or int(SHARE * (memory_available() + self.nbytes))
+        """Bytes that models and states may take."""
+        return self._budget or int(MODEL_SHARE * (memory_available() + self.nbytes))
 
     @contextmanager
-    def using(self, model: str, say: Say) -> Iterator[OpenedModel]:
-        """The model while the body uses it; loaded where it is not there. Raises SlimscopeError:
-        there is no such model, or it cannot be live."""
+    def using(self, model: str, report_wait: ReportWait) -> Iterator[OpenedModel]:
+        """Hold a model for the duration of the block; load it first if it is not in memory. Raises
+        SlimscopeError: there is no such model, or it cannot be live."""
         base = resolve_model(model)
-        key = key_of(model, base, "auto", "auto")
+        key = model_key(model, base, "auto", "auto")
         if self._loading.locked():
-            say("Loading a model", 0.0)
+            report_wait("Loading a model", 0.0)
         with self._loading:
             opened = self._opened.get(key)
             if opened is None:
                 self._drop_models(0)
-                seconds = LOAD_S + sum(live_memory(base.facts).values()) / BYTES_PER_S
-                say(f"Loading {base.facts.title}", seconds)
-                opened = self._load(base, model, choose_card("auto"))
+                seconds = LOAD_S + sum(live_memory(base.facts).values()) / LOAD_BYTES_PER_S
+                report_wait(f"Loading {base.facts.title}", seconds)
+                opened = self._load(base, model, choose_device("auto"))
             with self._lock:
                 self._opened.pop(key, None)
                 self._opened[key] = opened
                 opened.users += 1
         try:
-            use_card(opened.device)
+            use_device(opened.device)
             yield opened
         finally:
             with self._lock:
                 opened.users -= 1
-            self.trim()
+            self.release_memory()
 
     def _load(self, base: ResolvedModel, model: str, device: str) -> OpenedModel:
         require_live(base.facts)
         dtype: torch.dtype = getattr(torch, base.facts.saved_dtype)
-        loaded = load_whole(base, device, dtype, Unrecorded(), reads=False)
+        loaded = load_whole(base, device, dtype, UnrecordedContext(), reads=False)
         tokenizer = open_tokenizer(base, loaded.folder)
         pruning, rounding = SDSJob(model=model), DLQATJob(model=model)
-        windows = calibration = no_text = None
+        windows = calibration = text_error = None
         try:
-            with session_of(tokenizer) as working:
-                calibration, windows = _texts(pruning, working, base)
+            with session_of(tokenizer) as session:
+                calibration, windows = _tokenized_texts(pruning, session, base)
         except DatasetError as error:
-            no_text = error
-        dense = DenseModel(loaded.model, calibration, pruning, rounding, ROOM)
-        opened = OpenedModel(dense, tokenizer, device, base, windows, no_text)
-        opened.recall()
+            text_error = error
+        dense = DenseModel(loaded.model, calibration, pruning, rounding, MAX_TABLE_BYTES)
+        opened = OpenedModel(dense, tokenizer, device, base, windows, text_error)
+        opened.restore_energies()
         return opened
 
     @contextmanager
     def state(self, opened: OpenedModel, person: str, browser: str) -> Iterator[BrowserState]:
-        """The state of a browser while the body uses it, dense at first."""
+        """Hold the state of a browser for the duration of the block. A new state is dense."""
         key = person, browser
         with self._lock:
             state = opened.states.pop(key, None) or BrowserState(LiveModel(opened.dense))
             opened.states[key] = state
             state.users += 1
         try:
-            self.trim()
+            self.release_memory()
             yield state
         finally:
             state.users -= 1
 
-    def trim(self) -> None:
-        """Give back the memory of the states used longest ago, and then of models, until the rest
-        is within budget."""
+    def release_memory(self) -> None:
+        """Release comparison models and the least recently used states, then models, until the
+        budget is met."""
         budget = self.budget
         with self._lock:
             for opened in [*self._opened.values()]:
                 if self.nbytes > budget and not opened.users:
-                    opened.others = {}
+                    opened.comparisons = {}
                 for key, state in [*opened.states.items()]:
                     if state.users:
                         continue
                     if self.nbytes > budget:
                         state.live.release()
-                    if len(opened.states) > STATES_KEPT:
+                    if len(opened.states) > MAX_STATES:
                         opened.states.pop(key)
         self._drop_models(budget)
 
     def _drop_models(self, budget: int) -> None:
-        """Those used longest ago, but for those in use, and beside a model that is to come the one
-        used last."""
+        """Drop the least recently used idle models until `budget` is met. The most recently used
+        idle model always stays."""
         while self.nbytes > budget:
             with self._lock:
-                idle = [key for key, x in self._opened.items() if not x.users]
+                idle = [key for key, opened in self._opened.items() if not opened.users]
                 if len(idle) < 2:
                     return
                 self._opened.pop(idle[0])
             gc.collect()
 
     @contextmanager
-    def turn(self, guest: bool) -> Iterator[None]:
-        """While a request is at work."""
+    def active_request(self, guest: bool) -> Iterator[None]:
+        """Count a host's request as in progress for the duration of the block."""
         with self._lock:
             self._hosts += not guest
         try:
@@ -276,40 +294,43 @@ class LivePool:
             with self._lock:
                 self._hosts -= not guest
 
-    def step(self, guest: bool, say: Say, stop: Callable[[], None]) -> None:
-        """Before each step of a request. A guest waits for hosts, some seconds at most, as there
-        may always be one; it must hold nothing that others wait for."""
-        until = time.monotonic() + GUEST_WAITS_S
+    def before_step(self, guest: bool, report_wait: ReportWait, check: Callable[[], None]) -> None:
+        """Prepare the next step of a request: a guest waits for hosts, a few seconds at most, since
+        a host may always be active. The caller must hold no lock that others wait for. `check`:
+        raises CancelledError if the request was cancelled."""
+        deadline = time.monotonic() + GUEST_WAITS_S
         if guest and self._hosts:
-            say("The host's model is measured first", GUEST_WAITS_S)
-        while guest and self._hosts and time.monotonic() < until:
-            stop()
-            time.sleep(WAIT_S)
-        stop()
-        self.share()
+            report_wait("Waiting for the host's request", GUEST_WAITS_S)
+        while guest and self._hosts and time.monotonic() < deadline:
+            check()
+            time.sleep(RETRY_S)
+        check()
+        self.set_threads()
 
-    def share(self) -> None:
-        """Let this thread compute with as many threads as there are for it now."""
+    def set_threads(self) -> None:
+        """Set the number of threads of this thread's computations to the current CPU share."""
         if (threads := self._threads()) != torch.get_num_threads():
             torch.set_num_threads(threads)
 
 
-def _texts(config: SDSJob, tokenizer: TextTokenizer, base: ResolvedModel) -> tuple[Tensor, Tensor]:
-    """The calibration text of a run with the usual settings, and the beginnings of its evaluation
-    windows."""
-    calibrated, evaluated = corpus_names(config, base.facts.default_text)
+def _tokenized_texts(
+    config: SDSJob, tokenizer: TextTokenizer, base: ResolvedModel
+) -> tuple[Tensor, Tensor]:
+    """Return the calibration token ids of a run with default settings, and the beginnings of its
+    evaluation windows."""
+    calibration_corpus, evaluation_corpus = corpus_names(config, base.facts.default_text)
     length = context_length(config, base.facts)
-    evaluation = evaluation_slice(evaluated, tokenizer, config.windows, length)
+    evaluation = evaluation_slice(evaluation_corpus, tokenizer, config.windows, length)
     calibration, _ = calibration_slices(
-        calibrated,
+        calibration_corpus,
         tokenizer,
         config.segments,
         length,
         config.seed,
         config.heldout_windows,
         evaluation,
-        shared=calibrated == evaluated,
+        shared=calibration_corpus == evaluation_corpus,
     )
-    parts = evaluation.input_ids.split(min(WINDOW, length), 1)
+    parts = evaluation.input_ids.split(min(WINDOW_TOKENS, length), 1)
     windows = torch.cat([part for part in parts if part.shape[1] == parts[0].shape[1]])
     return calibration.input_ids, windows[:WINDOWS]

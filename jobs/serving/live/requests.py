@@ -1,4 +1,4 @@
-"""What the process is asked about live models. Does not import torch."""
+"""Requests about live models, as the serving process takes them. Does not import torch."""
 
 from typing import Annotated, Literal
 
@@ -9,18 +9,20 @@ from backend.live.address import Address
 from backend.models.facts import ModelFacts
 from backend.models.memory import check_memory, memory_available, weight_memory
 
-PREFIX = "/live"  # of the paths of the process
-ROOM = 2**30  # bytes of tables
-MAX_TOKENS, MAX_LETTERS = 256, 20_000
-SILENT_S, PULSE_S = 180.0, 10.0  # without any event a request ends; that it still waits is told
+PREFIX = "/live"  # of the routes
+MAX_TABLE_BYTES = 2**30  # for tables of ranks and scales
+MAX_TOKENS, MAX_CHARACTERS = 256, 20_000
+SILENT_S = 180.0  # a request without an event for so long ends
+PULSE_S = 10.0  # interval of wait notices while no other event comes
 
 Browser = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,40}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=300)]
-Wanted = Literal["loss", "text", "speed", "refine", "why"]
+Result = Literal["loss", "text", "speed", "refine", "why"]
 
 
 class StateBody(BaseModel):
-    """A state of a model. `browser`: whose it is, as what was refined is kept for it."""
+    """State of a model. `browser`: id of the browser, which keeps its refined layers between
+    requests."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -36,51 +38,54 @@ class TensorBody(StateBody):
 
 
 class LiveBody(StateBody):
-    """A state, and what is wanted of it. A newer request of the same `browser` ends an older one.
+    """State and requested results. A newer request of the same `browser` ends an older one.
 
     Attributes:
-        prompt, tokens: what text begins with, and how many follow.
-        text: of which is asked why its tokens are lost.
-        against: a saved model of the same shapes, such as a run: its blocks are asked about then,
-            one restored at a time to those of `model`, whatever the state.
+        want: requested results.
+        prompt: beginning of the text to generate.
+        tokens: number of tokens to generate.
+        text: text whose loss is traced to blocks.
+        against: saved model of the same shapes, such as a run. Its blocks are traced, replaced one
+            at a time by those of `model`; the state is ignored.
     """
 
-    want: list[Wanted] = Field(default_factory=list, max_length=10)
-    prompt: str = Field("", max_length=MAX_LETTERS)
+    want: list[Result] = Field(default_factory=list, max_length=10)
+    prompt: str = Field("", max_length=MAX_CHARACTERS)
     tokens: int = Field(48, ge=1, le=MAX_TOKENS)
-    text: str = Field("", max_length=MAX_LETTERS)
+    text: str = Field("", max_length=MAX_CHARACTERS)
     against: str = Field("", max_length=300)
 
     @property
-    def letters(self) -> int:
+    def character_count(self) -> int:
+        """Number of characters of prompt and text."""
         return len(self.prompt) + len(self.text)
 
 
 class ExportBody(StateBody):
-    """A state to be written as it is, as a model of that `name` in the data folder."""
+    """State to write as a model named `name` in the data folder."""
 
     format: Literal["compressed-tensors", "slimscope", "dense", "gguf"] = "compressed-tensors"
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
 
 def live_memory(facts: ModelFacts) -> dict[str, int]:
-    """Purpose -> bytes of a live model, from above: its weights as they are stored, dense and live
-    weights in the decoder's layout, tables of ranks and scales."""
+    """Upper bounds of the bytes of a live model, by purpose: its weights as stored, dense and live
+    weights in the decoder's layout, and tables of ranks and scales."""
     return {
         "weights": weight_memory(facts, facts.saved_dtype),
         "layouts": 3 * weight_memory(facts, "bfloat16"),
-        "tables": min(ROOM, 8 * facts.linear_weights),
+        "tables": min(MAX_TABLE_BYTES, 8 * facts.linear_weights),
     }
 
 
 def require_live(facts: ModelFacts) -> None:
     """Refuse a model that cannot be live. Raises ModelError: it is packed, cannot be compressed, or
-    does not fit into memory."""
+    does not fit into memory; ConfigError: its weights are quantized."""
     facts.require_compressible()
     if facts.quantized:
         raise ConfigError(
             f"{facts.title} cannot be changed live.",
-            "Its weights are quantized already.",
+            "Its weights are already quantized.",
             "Choose the dense model.",
             "model",
         )

@@ -1,4 +1,4 @@
-"""Live models over HTTP, for the dashboard, which knows who asks (`ui.workbench_api`)."""
+"""HTTP routes of live models, for the dashboard, which authenticates the caller (`ui.live_api`)."""
 
 import tempfile
 from collections import Counter
@@ -34,106 +34,102 @@ from backend.quantization.config import Width
 from backend.quantization.grid import QuantizedWeight
 from backend.reporter import SilentReporter
 from backend.settings import settings
-from jobs.serving.client import PERSON, ROLE, EventStream
-from jobs.serving.live.answering import LiveAnswering
+from jobs.serving.client import PERSON_HEADER, ROLE_HEADER, EventStream
+from jobs.serving.live.answering import LiveWorker
 from jobs.serving.live.models import BrowserState, LivePool, OpenedModel
 from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody
 from jobs.serving.openai_format import error_body, error_headers, event, read_fields
 
-AtWork = Callable[[], AbstractContextManager[None]]
+RequestCounter = Callable[[], AbstractContextManager[None]]
 B = TypeVar("B", TensorBody, ExportBody)
 
 
 class LiveRoutes:
-    """The routes of a pool; `at_work`: counts a request."""
+    """Routes of a pool. `counting_request`: context that counts a request as in progress."""
 
-    def __init__(self, pool: LivePool, at_work: AtWork) -> None:
-        self.pool, self._at_work = pool, at_work
+    def __init__(self, pool: LivePool, counting_request: RequestCounter) -> None:
+        self.pool, self._counting_request = pool, counting_request
         self.routes = [
             Route(f"{PREFIX}/answer", self.answer, methods=["POST"]),
-            Route(f"{PREFIX}/tensor", partial(self._done, TensorBody, _tensor), methods=["POST"]),
-            Route(f"{PREFIX}/export", partial(self._done, ExportBody, _exported), methods=["POST"]),
+            Route(f"{PREFIX}/tensor", partial(self._handle, TensorBody, _tensor), methods=["POST"]),
+            Route(f"{PREFIX}/export", partial(self._handle, ExportBody, _export), methods=["POST"]),
         ]
 
     async def answer(self, request: Request) -> Response:
-        """The events of a state."""
+        """Stream the events of a state."""
         try:
             body = read_fields(LiveBody, await request.body())
         except SlimscopeError as error:
-            return refused(error)
-        person, guest = _person(request)
+            return error_response(error)
+        person, guest = _caller(request)
 
         async def events() -> AsyncGenerator[bytes]:
-            with self._at_work():
-                async with aclosing(LiveAnswering(body, person, guest, self.pool).events()) as told:
-                    async for happened in told:
-                        yield event(happened)
+            worker = LiveWorker(body, person, guest, self.pool)
+            with self._counting_request():
+                async with aclosing(worker.events()) as live_events:
+                    async for live_event in live_events:
+                        yield event(live_event)
 
-        stream, opened = events(), AsyncExitStack()
-        opened.push_async_callback(stream.aclose)
-        return EventStream(stream, opened)
+        stream, resources = events(), AsyncExitStack()
+        resources.push_async_callback(stream.aclose)
+        return EventStream(stream, resources)
 
-    async def _done(
+    async def _handle(
         self,
         kind: type[B],
         work: Callable[[B, OpenedModel, BrowserState], Response],
         request: Request,
     ) -> Response:
-        """What a short request comes to, in a thread."""
-        person, guest = _person(request)
+        """Handle a short request in a thread."""
+        person, guest = _caller(request)
 
-        def done(body: B) -> Response:
+        def handle(body: B) -> Response:
             with (
                 self.pool.using(body.model, lambda *_: None) as opened,
                 self.pool.state(opened, person, body.browser) as state,
             ):
-                self.pool.step(guest, lambda *_: None, lambda: None)
+                self.pool.before_step(guest, lambda *_: None, lambda: None)
                 return work(body, opened, state)
 
         try:
             body = read_fields(kind, await request.body())
-            with self._at_work():
-                return await run_in_threadpool(done, body)
+            with self._counting_request():
+                return await run_in_threadpool(handle, body)
         except SlimscopeError as error:
-            return refused(error)
+            return error_response(error)
 
 
 def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Response:
-    """Histogram of a layer as it is in a state. `tails`: all weights, exact zeros, those below and
-    above the bins."""
+    """Respond with the histogram of a layer in a state. `tails`: number of all weights, of exact
+    zeros, and of weights below and above the bins."""
     dense, live = opened.dense, state.live
-    asked = opened.asked(body.state)
-    form = asked.formats.get(body.name) or dense.checked_format(body.name, DENSE)
+    requested = opened.parse_state(body.state)
+    layer_format = requested.formats.get(body.name) or dense.checked_format(body.name, DENSE)
     with dense.lock:
-        now = live.formats[body.name], live.pruner, live.quantizer
-        same = now == (form, asked.pruner, asked.quantizer)
-        made = live.origins[body.name] if same else "instant"
-        weights = (
-            live.stored_weight(body.name)
-            if same
-            else dense.make_layer(body.name, form, dense.score_of(asked.pruner))
-        )
+        current = live.formats[body.name], live.pruner, live.quantizer
+        if current == (layer_format, requested.pruner, requested.quantizer):
+            origin, weights = live.origins[body.name], live.stored_weight(body.name)
+        else:
+            score = dense.score_of(requested.pruner)
+            origin, weights = "instant", dense.make_layer(body.name, layer_format, score)
         counts, *outside = layer_histogram(dense, body.name, weights)
     tails = [dense.weight(body.name).numel(), *outside]
-    return JSONResponse({"made": made, "counts": counts.tolist(), "tails": tails})
+    return JSONResponse({"made": origin, "counts": counts.tolist(), "tails": tails})
 
 
-def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:
-    asked, live = opened.asked(body.state), state.live
+def _export(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:
+    """Write a state as a model; respond with its folder and files. Raises ConflictError: a model of
+    that name exists; ConfigError: the export format cannot hold the formats of the layers."""
+    requested, live = opened.parse_state(body.state), state.live
     with state.changing:
-        if (asked.formats, asked.pruner, asked.quantizer) != (
-            live.formats,
-            live.pruner,
-            live.quantizer,
-        ):
-            live.apply(asked.formats, asked.pruner, asked.quantizer)
-        # write it; the folder and its files. Raises ConflictError: there is a model of that name;
-        # ConfigError: the format cannot hold the formats of the layers
+        target_state = requested.formats, requested.pruner, requested.quantizer
+        if target_state != (live.formats, live.pruner, live.quantizer):
+            live.apply(*target_state)
         root, files = settings().root / "models", Checkpoints(settings().root / "models")
         if (root / body.name).exists():
             raise ConflictError(
                 "The model was not written.",
-                f"There is a model called {body.name}.",
+                f"A model called {body.name} already exists.",
                 "Choose another name.",
                 "name",
             )
@@ -146,18 +142,22 @@ def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Res
                 _write_folder(body.format, draft, opened, live, body)
             copy_terms(origin_of(opened.base.source), draft)
         folder = root / body.name
-        written = [{"name": x.name, "bytes": x.stat().st_size} for x in sorted(folder.iterdir())]
+        entries = [
+            {"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
+        ]
         return JSONResponse(
-            {"name": body.name, "folder": str(folder), "files": written, "card": CARD}
+            {"name": body.name, "folder": str(folder), "files": entries, "card": CARD}
         )
 
 
-def _person(request: Request) -> tuple[str, bool]:
-    return unquote(request.headers.get(PERSON, "")), request.headers.get(ROLE) != "host"
+def _caller(request: Request) -> tuple[str, bool]:
+    """Return the name of the caller, and True for a guest."""
+    is_guest = request.headers.get(ROLE_HEADER) != "host"
+    return unquote(request.headers.get(PERSON_HEADER, "")), is_guest
 
 
-def refused(error: SlimscopeError) -> Response:
-    """An error as the JSON API reports it."""
+def error_response(error: SlimscopeError) -> Response:
+    """Return an error in the form of the JSON API."""
     parts = {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
     status, _ = error_body(error)
     return JSONResponse({**parts, "others": []}, status, error_headers(error))
@@ -166,16 +166,19 @@ def refused(error: SlimscopeError) -> Response:
 def _write_folder(
     format: Any, folder: Path, opened: OpenedModel, live: LiveModel, body: ExportBody
 ) -> None:
-    with live.dense.lock:  # tensors are exchanged, never changed
+    """Write the weights of a live model, its tokenizer and its model card to a folder."""
+    with live.dense.lock:  # later changes replace tensors and never write into them
         weights = {name: live.stored_weight(name) for name in live.dense.layers}
-    codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
+    codes = {
+        name: weight for name, weight in weights.items() if isinstance(weight, QuantizedWeight)
+    }
     dense = live.dense.model
-    model: PreTrainedModel = deepcopy(  # which shares all other weights with the dense one
+    model: PreTrainedModel = deepcopy(  # shares its parameters with the dense model
         dense, {id(p): nn.Parameter(p.data, requires_grad=False) for p in dense.parameters()}
     )
-    for name, made in weights.items():
-        if isinstance(made, torch.Tensor):
-            stored_weight = live.dense.layers[name].as_stored(made)
+    for name, weight in weights.items():
+        if isinstance(weight, torch.Tensor):
+            stored_weight = live.dense.layers[name].as_stored(weight)
             model.get_submodule(name).get_parameter("weight").data = stored_weight
     card = live_card(
         body.name,
@@ -191,26 +194,28 @@ def _write_folder(
         with session_of(opened.tokenizer) as tokenizer:
             save(model, tokenizer, folder, card, live.dense.model.dtype)
         return
-    stored = live.dense.model.dtype if format == "dense" else live.dense.scales
+    dtype = live.dense.model.dtype if format == "dense" else live.dense.scales
     widths = {name: width for name in codes if (width := live.formats[name].width)}
     layout = _layout(format, widths)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(stored)
+        parameter.data = parameter.data.to(dtype)
     with session_of(opened.tokenizer) as tokenizer:
-        export(model, tokenizer, codes, layout, stored, folder, card)
+        export(model, tokenizer, codes, layout, dtype, folder, card)
 
 
 def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
-    """The settings that most layers have, and those of others."""
+    """Return the export layout: the settings of most layers, and groups of layers with other
+    settings."""
     groups: dict[Width, list[str]] = {}
     for name, width in widths.items():
         groups.setdefault(width, []).append(name)
-    (first, _), *others = sorted(groups.items(), key=lambda pair: -len(pair[1]))
-    packed = (PackedGroup(tuple(names), x.bits, x.group) for x, names in others)
-    return Layout(format, first.bits, first.group, "symmetric", tuple(packed))
+    (common, _), *exceptions = sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    packed = (PackedGroup(tuple(names), width.bits, width.group) for width, names in exceptions)
+    return Layout(format, common.bits, common.group, "symmetric", tuple(packed))
 
 
 def _write_gguf(source: Path, folder: Path, title: str, dtype: str) -> None:
+    """Convert the model in `source` to one GGUF file."""
     packed = "quantization_config" in (source / "config.json").read_text("utf-8")
     layout = read_layout(source) if packed else None
     with for_field("format"):

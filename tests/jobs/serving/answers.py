@@ -1,4 +1,4 @@
-"""An answer of the playground, written in this process."""
+"""Generate an answer of the playground in this process."""
 
 import asyncio
 from contextlib import aclosing
@@ -6,15 +6,15 @@ from typing import Any
 
 from backend.queue import conversations
 from jobs.chat import ask, body_of
-from jobs.serving.answering import Answering
-from jobs.serving.one_answer import OneAnswer
+from jobs.serving.answering import AnswerWorker
+from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.pool import ModelPool
 from jobs.serving.transcript import Transcript, transcript_of
 from tests.queue.conftest import HOST
 
 
 def answer(side: str, **settings: object) -> Transcript:
-    """What a model or a drafter answers to a prompt with these settings."""
+    """Return the answer of a model or a drafter to a prompt with these settings."""
     number = ask({"prompt": "One day a cat", **settings, "sides": side}, False, HOST)
     whole = asyncio.run(_answered(number))
     (choice,) = whole["choices"]
@@ -23,5 +23,5 @@ def answer(side: str, **settings: object) -> Transcript:
 
 async def _answered(number: int) -> dict[str, Any]:
     body = body_of(conversations.turns_to(number), 1)
-    async with aclosing(Answering(body, "", ModelPool(lambda: 1)).events()) as events:
-        return await OneAnswer(body, events).whole()
+    async with aclosing(AnswerWorker(body, "", ModelPool(lambda: 1)).events()) as events:
+        return await ResponseBuilder(body, events).response()

@@ -1,4 +1,4 @@
-"""Guests in the playground: what they may ask for, and how often."""
+"""Guests in the playground: allowed settings and rate limits."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def answered(number: int, end: str = "limit", text: str = "there was") -> int:
     return number
 
 
-def test_a_guest_asks_by_default_and_adds_no_run() -> None:
+def test_guests_may_ask_by_default_but_not_queue_runs() -> None:
     assert conversations.turn(asks(ADA)).prompt.author == ADA.name and queries.jobs() == []
     with pytest.raises(ForbiddenError, match="read-only"):
         submit("count", {"steps": 1}, ADA)
@@ -74,7 +74,7 @@ def test_a_guest_asks_by_default_and_adds_no_run() -> None:
         ({"repetition_penalty": 1e-40}, "repetition_penalty"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_with_its_field(
+def test_invalid_settings_are_refused_with_their_field(
     values: dict[str, object], field: str
 ) -> None:
     with pytest.raises(SlimscopeError) as refused:
@@ -83,13 +83,13 @@ def test_what_cannot_be_answered_is_refused_with_its_field(
     assert conversations.newest_conversations(9) == []
 
 
-def test_models_beyond_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_larger_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "memory_available", lambda: 10**6)
     with pytest.raises(SlimscopeError, match="memory"):
         asks(HOST)
 
 
-def test_the_host_may_turn_it_off(given: Given) -> None:
+def test_the_host_can_disable_guest_prompts(given: Given) -> None:
     given(GUEST_ANSWERS="0")
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(ADA)
@@ -97,7 +97,7 @@ def test_the_host_may_turn_it_off(given: Given) -> None:
     assert conversations.newest_conversations(9) == []
 
 
-def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guest_prompts_and_answers_are_limited_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, GUEST_LETTERS=100, GUEST_TOKENS=16)
     with pytest.raises(ForbiddenError, match="limit for guests is 16"):
         asks(ADA, max_new_tokens=17)
@@ -109,7 +109,7 @@ def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.Monke
     asks(HOST, max_new_tokens=60, prompt="x" * 200)
 
 
-def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
+def test_guests_have_a_rate_limit_and_refused_requests_do_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit(monkeypatch, GUEST_TOKENS=16)
@@ -127,7 +127,7 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
     asks(BOB)
 
 
-def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guests_behind_one_address_have_separate_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate.answers, "most", 1)
     monkeypatch.setattr(gate, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
@@ -143,7 +143,7 @@ def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPa
 # conversations ------------------------------------------------------------------------------------
 
 
-def test_a_prompt_goes_on_with_what_each_side_has_said() -> None:
+def test_a_prompt_continues_the_conversation_of_each_side() -> None:
     two = {**SHORT, "sides": "toy, toy", "system": "Be short.", "stop": "zebra|ox"}
     first = ask(two, False, HOST)
     with pytest.raises(ConflictError, match="still being answered"):
@@ -162,7 +162,7 @@ def test_a_prompt_goes_on_with_what_each_side_has_said() -> None:
         assert begun.prompt.parent is None and begun.conversation.id != turns[0].conversation.id
 
 
-def test_the_same_prompt_again_has_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeating_a_prompt_changes_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     number = answered(asks(HOST))
     with pytest.raises(ConflictError, match="would be the same"):
         ask_again(number, HOST)
@@ -172,7 +172,7 @@ def test_the_same_prompt_again_has_another_seed(monkeypatch: pytest.MonkeyPatch)
     assert again.text == "One day" and again.parent is None
 
 
-def test_the_name_a_guest_gives_stands_behind_theirs() -> None:
+def test_a_guest_alias_follows_the_guest_name() -> None:
     named = with_alias(ADA, f"Ada\n\u202eLovelace\0 {'x' * 60}")
     assert named.alias.startswith("Ada Lovelace xxx") and len(named.alias) == ALIAS_LETTERS
     author = conversations.turn(asks(named)).prompt.author

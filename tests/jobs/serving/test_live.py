@@ -1,5 +1,5 @@
-"""Live models through the door of the process: events, what is refused, people, and the models that
-runs make of the same state."""
+"""Live models through the routes of the process: events, refusals, visitors, and equality with the
+models that runs build from the same state."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import OPERATIONS
-from jobs.serving.client import PERSON, ROLE
+from jobs.serving.client import PERSON_HEADER, ROLE_HEADER
 from jobs.serving.live import answering, models
 from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
@@ -49,8 +49,8 @@ def address(
     return f"~{pruner}~{quantizer}~{form}_{rest}~0x{N}_1{TIMES}"
 
 
-class Door:
-    """The routes of a pool, without a network."""
+class LiveClient:
+    """HTTP client of the routes of a pool, without a network."""
 
     def __init__(self, budget: int | None = None) -> None:
         self.pool = LivePool(lambda: 1, budget)
@@ -61,7 +61,7 @@ class Door:
         self, path: str, person: str = "mira", role: str = "host", **body: Any
     ) -> httpx.Response:
         content = json.dumps({"model": "toy", "browser": "b", **body})
-        headers = {PERSON: person, ROLE: role}
+        headers = {PERSON_HEADER: person, ROLE_HEADER: role}
         async with httpx.AsyncClient(
             transport=self.transport, base_url="http://x", timeout=60
         ) as sender:
@@ -80,16 +80,16 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def door() -> Door:
-    return Door()
+def live_client() -> LiveClient:
+    return LiveClient()
 
 
 def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [each for each in events if each["event"] == name]
 
 
-def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> None:
-    events = door.ask(address("50p"), "loss", "text", "speed", prompt="One day", tokens=9)
+def test_a_state_is_built_measured_and_kept_by_its_address(live_client: LiveClient) -> None:
+    events = live_client.ask(address("50p"), "loss", "text", "speed", prompt="One day", tokens=9)
     told = [each["event"] for each in events if each["event"] != "waits"]
     assert told[:2] == ["opened", "text"] and told[-1] == "done"  # of the dense model
     assert told.index("applied") < told.index("loss")
@@ -105,7 +105,7 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
     }
     assert texts["live"] and texts["dense"] and of(events, "speed")[0]["tokens_per_s"] > 0
     whole = f"{opened['identity']}{address('50p')}"
-    again = door.ask(whole, "loss", "text", prompt="One day", tokens=9)
+    again = live_client.ask(whole, "loss", "text", prompt="One day", tokens=9)
     assert of(again, "applied")[0]["changed"] == 0 and of(again, "loss") == losses
     assert of(again, "text")[0] == {
         "event": "text",
@@ -113,12 +113,12 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
         "delta": texts["dense"],
         "done": False,
     }
-    dense = door.ask(address("dense"), "loss")
+    dense = live_client.ask(address("dense"), "loss")
     assert of(dense, "loss")[-1]["ratio"] == 1.0 and of(dense, "loss")[-1]["kl"] == 0
 
 
-def test_why_tells_each_block(door: Door) -> None:
-    events = door.ask(address("2of4"), "why", text="One day a girl went to the park.")
+def test_a_trace_covers_every_block(live_client: LiveClient) -> None:
+    events = live_client.ask(address("2of4"), "why", text="One day a girl went to the park.")
     (told,) = of(events, "tokens")
     tokens = told["tokens"]
     assert "".join(tokens).endswith("park.") and told["blocks"] == FACTS.blocks
@@ -148,9 +148,11 @@ def test_why_tells_each_block(door: Door) -> None:
         ({"state": address("int4-g32", quantizer="awq"), "want": ["refine"]}, "runs only"),
     ],
 )
-def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) -> None:
+def test_impossible_requests_end_with_an_error(
+    live_client: LiveClient, body: dict[str, Any], words: str
+) -> None:
     rest = {name: value for name, value in body.items() if name not in ("state", "want")}
-    events = door.ask(body["state"], *body.get("want", ()), **rest)
+    events = live_client.ask(body["state"], *body.get("want", ()), **rest)
     assert [each["event"] for each in events if each["event"] in LAST] == [events[-1]["event"]]
     assert words in " ".join(map(str, events[-1].values()))
 
@@ -172,16 +174,18 @@ def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) ->
         {"model": ""},
     ],
 )
-def test_bad_bodies_are_refused_with_their_field(door: Door, body: dict[str, Any]) -> None:
-    refused = door.post("answer", **{"state": address("50p"), **body})
+def test_bad_bodies_are_refused_with_their_field(
+    live_client: LiveClient, body: dict[str, Any]
+) -> None:
+    refused = live_client.post("answer", **{"state": address("50p"), **body})
     assert refused.status_code == 400 and refused.json()["field"] == next(iter(body))
-    assert door.post("answer").json()["field"] == "state"
+    assert live_client.post("answer").json()["field"] == "state"
 
 
-def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
-    door.ask(address("2of4"))
+def test_a_histogram_is_available_for_any_state(live_client: LiveClient) -> None:
+    live_client.ask(address("2of4"))
     for state, made in ((address("2of4"), "refined"), (address("2of4", "wanda"), "instant")):
-        found = door.post("tensor", state=state, name=FIRST).json()
+        found = live_client.post("tensor", state=state, name=FIRST).json()
         n, zeros, below, above = found["tails"]
         assert found["made"] == made and sum(found["counts"]) + zeros + below + above == n
         assert zeros == n / 2
@@ -189,13 +193,15 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
         ("x", address("2of4"), "not a layer"),
         (FIRST, "x", "not an address"),
     ):
-        refused = door.post("tensor", state=state, name=name)
+        refused = live_client.post("tensor", state=state, name=name)
         assert refused.status_code == 400 and words in refused.text
 
 
-def test_a_newer_request_ends_the_older(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leaves those of other browsers, and of other people, alone."""
-    step, began = door.pool.step, threading.Event()
+def test_a_newer_request_cancels_the_older_one(
+    live_client: LiveClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of other browsers and of other people continue."""
+    step, began = live_client.pool.before_step, threading.Event()
 
     def slow(*given: Any) -> None:
         began.set()
@@ -204,27 +210,31 @@ def test_a_newer_request_ends_the_older(door: Door, monkeypatch: pytest.MonkeyPa
 
     async def both(browser: str, person: str) -> tuple[str, str]:
         began.clear()
-        first = asyncio.create_task(door.events(address("33p"), "loss", "text", prompt="One"))
+        first = asyncio.create_task(
+            live_client.events(address("33p"), "loss", "text", prompt="One")
+        )
         await asyncio.to_thread(began.wait, 60)
-        second = await door.events(address("44p"), browser=browser, person=person)
+        second = await live_client.events(address("44p"), browser=browser, person=person)
         return (await first)[-1]["event"], second[-1]["event"]
 
-    monkeypatch.setattr(door.pool, "step", slow)
+    monkeypatch.setattr(live_client.pool, "before_step", slow)
     assert asyncio.run(both("b", "mira")) == ("cancelled", "done")
     assert asyncio.run(both("c", "mira")) == asyncio.run(both("b", "max")) == ("done", "done")
 
 
-def test_a_guest_waits_but_not_for_ever(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_waits_for_hosts_for_a_limited_time(
+    live_client: LiveClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "GUEST_WAITS_S", 0.02)
-    with door.pool.turn(guest=False):
-        events = door.ask(address("20p"), "loss", role="guest", person="guest-1")
+    with live_client.pool.active_request(guest=False):
+        events = live_client.ask(address("20p"), "loss", role="guest", person="guest-1")
     assert any("host" in each["what"] for each in of(events, "waits"))
     assert events[-1]["event"] == "done"
 
 
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
-    """As where it cannot be built."""
+    """Disable the native decoder, as if it could not be compiled."""
     given(NATIVE="false")
     library.library.cache_clear()
     yield
@@ -233,20 +243,20 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
     library.library.cache_clear()
 
 
-def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:
-    events = Door().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
+def test_without_a_compiler_pytorch_is_used(no_decoder: None) -> None:
+    events = LiveClient().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
     (opened,), (applied,) = of(events, "opened"), of(events, "applied")
     assert "PyTorch" in opened["decoder"] and applied["read_bytes"] is None
     assert 1 < of(events, "loss")[-1]["ratio"] < 1.1 and of(events, "text")
 
 
 def test_inputs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And again where what was kept is damaged."""
+    """Damaged energies are measured again."""
     kept = tmp_path / "live" / "energies"
-    monkeypatch.setattr(OpenedModel, "_energies", kept)
+    monkeypatch.setattr(OpenedModel, "_energies_file", kept)
 
     def asked() -> tuple[bool, float]:
-        events = Door().ask(address("2of4", "wanda"), "loss")
+        events = LiveClient().ask(address("2of4", "wanda"), "loss")
         found = [x for x in of(events, "waits") if "inputs" in x["what"]]
         if found:
             said = [f"Measuring the inputs of blocks: {n} of 3" for n in (1, 2, 3)]
@@ -260,8 +270,8 @@ def test_inputs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked() == first and asked()[0] is False
 
 
-def test_states_are_dropped_and_made_anew(door: Door) -> None:
-    small = Door(budget=1)
+def test_dropped_states_are_rebuilt(live_client: LiveClient) -> None:
+    small = LiveClient(budget=1)
     (before,) = of(small.ask(address("40p"), "loss"), "loss")[-1:]
     small.ask(address("50p"), browser="other")
     (opened,) = small.pool._opened.values()
@@ -281,20 +291,23 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
         (address("int4-g32", "wanda", "gptq"), "compressed-tensors"),
     ],
 )
-def test_a_run_of_the_plan_makes_the_same_weights(
+def test_a_run_of_the_plan_produces_the_same_weights(
     queue: Path, wait: Wait, state: str, format: str
 ) -> None:
-    door = Door()
-    events = door.ask(state, "refine")
+    live_client = LiveClient()
+    events = live_client.ask(state, "refine")
     assert of(events, "applied")[-1]["exactly"]
     (step,) = OPERATIONS["plan-state"].function(model="toy", state=state, effort="one-shot")
     job = succeeded(wait, step["kind"], step["config"])
-    answer = door.post("export", state=state, format=format, name="mine")
+    answer = live_client.post("export", state=state, format=format, name="mine")
     assert answer.status_code == 200
     live, run = weights_of(Path(answer.json()["folder"])), weights_of(run_folder(job.run) / "model")
     assert live.keys() == run.keys() and all(torch.equal(live[k], run[k]) for k in run)
     if format == "dense":  # a run is traced as the state it was made of
-        traced = [door.ask(state, "why", text=TEXT), door.ask("", text=TEXT, against=job.run)]
+        traced = [
+            live_client.ask(state, "why", text=TEXT),
+            live_client.ask("", text=TEXT, against=job.run),
+        ]
         assert of(traced[0], "why") == of(traced[1], "why") and of(traced[0], "tokens")
 
 
@@ -308,10 +321,10 @@ def test_a_run_of_the_plan_makes_the_same_weights(
         ("50p", "dense", "gguf", None),
     ],
 )
-def test_the_model_is_written_as_it_is(
-    queue: Path, door: Door, form: str, rest: str, format: str, found: str | None
+def test_exports_contain_the_current_state(
+    queue: Path, live_client: LiveClient, form: str, rest: str, format: str, found: str | None
 ) -> None:
-    answer = door.post("export", state=address(form, rest=rest), format=format, name="mine")
+    answer = live_client.post("export", state=address(form, rest=rest), format=format, name="mine")
     assert answer.status_code == 200, answer.text
     written = answer.json()
     card = Path(written["folder"], written["card"]).read_text()
@@ -322,19 +335,21 @@ def test_the_model_is_written_as_it_is(
     else:
         packed = resolve_model(written["folder"]).facts.quantized
         assert found in packed and bool(found) == bool(packed)
-    again = door.post("export", state=address(form), format=format, name="mine")
+    again = live_client.post("export", state=address(form), format=format, name="mine")
     assert again.status_code == 409 and "mine" in again.text
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "x" * 81, "a b"])
-def test_exports_stay_in_their_folder(door: Door, name: str) -> None:
-    refused = door.post("export", state=address("50p"), name=name)
+def test_export_names_cannot_leave_their_folder(live_client: LiveClient, name: str) -> None:
+    refused = live_client.post("export", state=address("50p"), name=name)
     assert refused.status_code == 400 and refused.json()["field"] == "name"
 
 
-def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(queue: Path, door: Door) -> None:
+def test_unsupported_formats_are_refused_and_leave_no_files(
+    queue: Path, live_client: LiveClient
+) -> None:
     state = address("int3-g32", rest="int8-g32")
-    refused = door.post("export", state=state, format="compressed-tensors", name="mine")
+    refused = live_client.post("export", state=state, format="compressed-tensors", name="mine")
     assert refused.status_code == 400 and "slimscope" in refused.json()["do"]
     assert not [*(queue / "models").iterdir()]
 
@@ -346,7 +361,7 @@ def plan(state: str, effort: str = "full") -> list[dict[str, Any]]:
     return found
 
 
-def test_a_state_becomes_configs(queue: Path) -> None:
+def test_a_state_is_converted_to_configs(queue: Path) -> None:
     (sds,), (gptq,) = (
         plan(address("60p", "wanda")),
         plan(address("int4-g32", "wanda", "gptq"), "one-shot"),
@@ -378,7 +393,7 @@ def test_a_state_becomes_configs(queue: Path) -> None:
             plan(state)
 
 
-def test_a_state_is_queued_with_what_was_known_of_it(queue: Path) -> None:
+def test_a_queued_state_records_its_measurements(queue: Path) -> None:
     queue_state, host = OPERATIONS["queue-state"], Actor("mira", "host")
     known = {"predicted": 1.25, "live": 1.5, "tokens": 2048}
 
@@ -404,20 +419,24 @@ def test_a_state_is_queued_with_what_was_known_of_it(queue: Path) -> None:
 
 
 @pytest.mark.parametrize("against", ["nowhere/none", "sds-9999", "<b>"])
-def test_what_cannot_be_compared_is_told(queue: Path, door: Door, against: str) -> None:
-    (*_, last) = door.ask("", text=TEXT, against=against)
+def test_impossible_comparisons_end_with_an_error(
+    queue: Path, live_client: LiveClient, against: str
+) -> None:
+    (*_, last) = live_client.ask("", text=TEXT, against=against)
     assert last["event"] == "error" and against in last["what"] + last["why"]
 
 
-def test_a_request_that_comes_no_further_ends(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    door.ask(address("50p"))
+def test_a_stalled_request_ends_with_an_error(
+    live_client: LiveClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live_client.ask(address("50p"))
     monkeypatch.setattr(answering, "PULSE_S", 0.05)
     monkeypatch.setattr(answering, "SILENT_S", 0.2)
-    (opened,) = door.pool._opened.values()
+    (opened,) = live_client.pool._opened.values()
 
     async def asked() -> list[dict[str, Any]]:
         with opened.dense.lock:  # somebody else computes, and does not end
-            events = await door.events(address("60p"), "loss")
+            events = await live_client.events(address("60p"), "loss")
         while any(thread.name == "mira" for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
         return events

@@ -1,5 +1,5 @@
-"""Requests and responses in the shapes of the OpenAI API: what is read, what is refused, and what
-the events of an answer become."""
+"""Requests and responses in the format of the OpenAI API: parsing, refusals, and responses built
+from events."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ import pytest
 
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeError
-from jobs.serving.answering import Began, Told
-from jobs.serving.one_answer import OneAnswer
+from jobs.serving.answering import AnswerStarted, WaitNotice
+from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import Body, error_body, error_headers, read_body
 from jobs.serving.transcript import transcript_of
 
@@ -58,19 +58,21 @@ def body(path: str = CHAT, **values: Any) -> Body:
         (TEXT, {"messages": SAID}, "messages", "no such parameter"),
     ],
 )
-def test_what_is_wrong_is_named(path: str, values: dict[str, Any], field: str, why: str) -> None:
+def test_errors_name_the_invalid_field(
+    path: str, values: dict[str, Any], field: str, why: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         body(path, **values)
     assert refused.value.field == field and why in str(refused.value)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"5", b"{", b'"x"', b"\xff", b"[" * 10_000])
-def test_what_is_no_request_is_refused(text: bytes) -> None:
+def test_malformed_requests_are_refused(text: bytes) -> None:
     with pytest.raises(ConfigError, match="not accepted"):
         read_body(CHAT, text)
 
 
-def test_what_clients_send_without_effect_is_taken() -> None:
+def test_parameters_without_effect_are_accepted() -> None:
     sent = body(
         frequency_penalty=0,
         presence_penalty=0.0,
@@ -100,8 +102,8 @@ PIECES = [Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)
 HI = NewPieces(PIECES, ["x"], 3.0, {n: f"<{n}>" for n in (7, 8, 9)})
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (
-    Told("Loading Toy", 4.2),
-    Began("native", False, 2),
+    WaitNotice("Loading Toy", 4.2),
+    AnswerStarted("native", False, 2),
     Waiting(3, 4.0),
     HI,
     END,
@@ -112,12 +114,12 @@ async def _all(stream: AsyncIterator[bytes]) -> str:
     return b"".join([piece async for piece in stream]).decode()
 
 
-def answer(asked: Body, *events: Any) -> OneAnswer:
+def answer(asked: Body, *events: Any) -> ResponseBuilder:
     async def given() -> AsyncIterator[tuple[int, Any]]:
         for event in events:
             yield 0, event
 
-    return OneAnswer(asked, given())
+    return ResponseBuilder(asked, given())
 
 
 def chunks(asked: Body, *events: Any) -> tuple[list[Any], str]:
@@ -145,13 +147,13 @@ def test_a_chat_streams_chunks_and_comments() -> None:
     assert not any("slimscope" in c for c in chunks(body(stream=True), *EVENTS)[0][:-1])
 
 
-def test_a_whole_answer_with_log_probabilities() -> None:
-    chat = asyncio.run(answer(body(logprobs=True, top_logprobs=2), *EVENTS).whole())
+def test_a_full_response_has_log_probabilities() -> None:
+    chat = asyncio.run(answer(body(logprobs=True, top_logprobs=2), *EVENTS).response())
     (choice,) = chat["choices"]
     assert choice["message"]["content"] == "Hi!" and choice["finish_reason"] == "length"
     first = choice["logprobs"]["content"][0]
     assert (first["token"], first["logprob"]) == ("<7>", -0.5) and len(first["top_logprobs"]) == 2
-    text = asyncio.run(answer(body(TEXT, logprobs=1), *EVENTS).whole())
+    text = asyncio.run(answer(body(TEXT, logprobs=1), *EVENTS).response())
     assert text["object"] == "text_completion" and text["choices"][0]["text"] == "Hi!"
     assert text["choices"][0]["logprobs"] == {
         "tokens": ["<7>", "<9>"],
@@ -169,7 +171,7 @@ def test_an_error_ends_the_stream(failure: Any) -> None:
     found, text = chunks(body(stream=True), *EVENTS[:-1], failure)
     assert found[-1]["error"]["message"] == "It broke." and "[DONE]" not in text
     with pytest.raises(ComputeError):
-        asyncio.run(answer(body(), *EVENTS[:-1], failure).whole())
+        asyncio.run(answer(body(), *EVENTS[:-1], failure).response())
 
 
 @pytest.mark.parametrize(

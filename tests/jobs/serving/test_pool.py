@@ -1,4 +1,4 @@
-"""Which models stay in memory, and who waits for room."""
+"""Models in the pool: which stay in memory, and which requests wait for memory."""
 
 import threading
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from backend.errors import CancelledError, ModelError
 from backend.models.loading import LoadedModel, load
 from jobs.fields.models import resolve_model
 from jobs.serving import pool as pools
-from jobs.serving.pool import ModelPool, key_of, size_of, version_of
+from jobs.serving.pool import ModelPool, folder_version, model_key, weight_bytes
 from jobs.serving.server import CpuShare
 from tests.conftest import Given
 
-TOY = size_of(resolve_model("toy"), "cpu", "float32")
+TOY = weight_bytes(resolve_model("toy"), "cpu", "float32")
 
 
-class Asking:
-    """Uses models of a pool, and notes what was loaded and said."""
+class PoolUser:
+    """User of the models of a pool, which records loads and wait notices."""
 
     def __init__(self, budget: int = 10 * TOY) -> None:
         self.pool = ModelPool(lambda: 4, budget)
@@ -40,7 +40,7 @@ class Asking:
             return load("toy", device)
 
         base = resolve_model("toy")
-        key = key_of(name, base, "cpu", "float32")
+        key = model_key(name, base, "cpu", "float32")
         with self.pool.using(
             base,
             key,
@@ -58,69 +58,71 @@ class Asking:
 
 
 @pytest.fixture
-def asking(current: object) -> Callable[..., Asking]:
-    return Asking
+def pool_user(current: object) -> Callable[..., PoolUser]:
+    return PoolUser
 
 
-def test_the_two_used_last_stay(asking: Callable[..., Asking]) -> None:
-    those = asking()
-    those.use("a", "b", "a", "b")
-    assert those.loaded == ["a", "b"] and those.said == ["Loading Toy stories (built in)"] * 2
-    those.use("a", "c")  # b was used longest ago
-    those.use("a", "c")
-    assert those.loaded == ["a", "b", "c"] and len(those.pool) == 2
-    those.use("b")
-    assert those.loaded == ["a", "b", "c", "b"]
-    assert those.threads == [2] * 4 and those.pool.threads() == 4
+def test_the_two_most_recently_used_models_stay(pool_user: Callable[..., PoolUser]) -> None:
+    user = pool_user()
+    user.use("a", "b", "a", "b")
+    assert user.loaded == ["a", "b"] and user.said == ["Loading Toy stories (built in)"] * 2
+    user.use("a", "c")  # b was used longest ago
+    user.use("a", "c")
+    assert user.loaded == ["a", "b", "c"] and len(user.pool) == 2
+    user.use("b")
+    assert user.loaded == ["a", "b", "c", "b"]
+    assert user.threads == [2] * 4 and user.pool.threads() == 4
 
 
-def test_one_model_is_kept_where_that_is_the_limit(
-    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch
+def test_a_limit_of_one_model(
+    pool_user: Callable[..., PoolUser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "MODELS_KEPT", 1)
-    those = asking()
-    those.use("a", "b", "a")
-    assert those.loaded == ["a", "b", "a"] and len(those.pool) == 1
+    monkeypatch.setattr(pools, "MAX_MODELS", 1)
+    user = pool_user()
+    user.use("a", "b", "a")
+    assert user.loaded == ["a", "b", "a"] and len(user.pool) == 1
 
 
-def test_models_in_use_are_kept_beyond_the_limit(asking: Callable[..., Asking]) -> None:
-    those = asking()
+def test_models_in_use_may_exceed_the_limit(pool_user: Callable[..., PoolUser]) -> None:
+    user = pool_user()
     with ExitStack() as stack:
-        models = [stack.enter_context(those.using(name)) for name in "abca"]
-        assert len(those.pool) == 3 and models[0] is models[3] and models[0].users == 2
-    assert len(those.pool) == 2
+        models = [stack.enter_context(user.using(name)) for name in "abca"]
+        assert len(user.pool) == 3 and models[0] is models[3] and models[0].users == 2
+    assert len(user.pool) == 2
 
 
-def test_who_finds_no_room_waits_and_may_be_stopped(asking: Callable[..., Asking]) -> None:
-    those, entered = asking(budget=TOY), threading.Event()
-    with those.using("a"):
-        thread = threading.Thread(target=lambda: (those.use("b"), entered.set()))
+def test_a_request_without_memory_waits_and_can_be_cancelled(
+    pool_user: Callable[..., PoolUser],
+) -> None:
+    user, entered = pool_user(budget=TOY), threading.Event()
+    with user.using("a"):
+        thread = threading.Thread(target=lambda: (user.use("b"), entered.set()))
         thread.start()
-        assert not entered.wait(0.2) and "Waiting for" in those.said[-1]
+        assert not entered.wait(0.2) and "Waiting for" in user.said[-1]
     thread.join(60)
-    assert entered.is_set() and those.loaded == ["a", "b"] and len(those.pool) == 1
-    with those.using("a"):
-        those.stopped = True
+    assert entered.is_set() and user.loaded == ["a", "b"] and len(user.pool) == 1
+    with user.using("a"):
+        user.stopped = True
         with pytest.raises(CancelledError):
-            those.use("b")
+            user.use("b")
 
 
-def test_a_model_that_cannot_be_loaded_takes_no_room(asking: Callable[..., Asking]) -> None:
-    those = asking()
-    with pytest.raises(ModelError), those.using("a", fails=True):
+def test_a_model_that_fails_to_load_takes_no_memory(pool_user: Callable[..., PoolUser]) -> None:
+    user = pool_user()
+    with pytest.raises(ModelError), user.using("a", fails=True):
         pass
-    assert len(those.pool) == 0
-    those.use("a")
-    assert those.loaded == ["a"]
+    assert len(user.pool) == 0
+    user.use("a")
+    assert user.loaded == ["a"]
 
 
-def test_files_that_changed_are_another_model(tmp_path: Path) -> None:
-    assert version_of(tmp_path) == version_of(tmp_path / "none") == 0
+def test_changed_files_are_another_version(tmp_path: Path) -> None:
+    assert folder_version(tmp_path) == folder_version(tmp_path / "none") == 0
     (tmp_path / "model").touch()
-    assert version_of(tmp_path) > 0
+    assert folder_version(tmp_path) > 0
 
 
-def test_half_of_the_threads_are_left_to_jobs(given: Given) -> None:
+def test_active_runs_get_half_of_the_threads(given: Given) -> None:
     given(THREADS="8")
     share = CpuShare()
     assert share.threads() == 8
@@ -128,8 +130,8 @@ def test_half_of_the_threads_are_left_to_jobs(given: Given) -> None:
     assert share.threads() == 4
 
 
-def test_a_drafter_is_loaded_once_whatever_its_trees_are(
-    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_drafter_is_loaded_once_for_all_its_trees(
+    pool_user: Callable[..., PoolUser], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bound: list[object] = []
     made: list[int] = []
@@ -148,17 +150,17 @@ def test_a_drafter_is_loaded_once_whatever_its_trees_are(
 
     monkeypatch.setattr(pools.Amphista, "load", lambda _: Saved())
     monkeypatch.setattr(pools, "make_proposer", make)
-    with asking().using("a") as model:
+    with pool_user().using("a") as model:
         model.target = None
         one, same, other = (model.proposer(tmp_path, nodes) for nodes in (3, 3, 4))
         assert len(bound) == 1 and made == [3, 4]  # measured once for each tree
         assert one is not same and one.nodes == same.nodes != other.nodes
         for nodes in range(5, 300):
             model.proposer(tmp_path, nodes)
-        assert len(bound) == 1 and len(model._proposers) == pools.PROPOSERS_KEPT
+        assert len(bound) == 1 and len(model._proposers) == pools.MAX_PROPOSERS
         for number in range(9):
             model.proposer(tmp_path / f"{number}", 3)
-        assert len(model._drafters) == pools.DRAFTERS_KEPT
+        assert len(model._drafters) == pools.MAX_DRAFTERS
         assert {key[:2] for key in model._proposers} <= model._drafters.keys()
 
 
@@ -172,38 +174,38 @@ def drafters(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_drafters_count_and_the_oldest_make_room(
-    asking: Callable[..., Asking], drafters: list[Path]
+def test_drafters_count_toward_the_budget_and_the_oldest_are_dropped(
+    pool_user: Callable[..., PoolUser], drafters: list[Path]
 ) -> None:
-    those = asking(budget=3 * TOY)
+    user = pool_user(budget=3 * TOY)
     for number, drafter in enumerate(drafters):
-        with those.using("a", drafter=drafter) as model:
+        with user.using("a", drafter=drafter) as model:
             assert model.bytes == min(number + 2, 3) * TOY
     assert [folder for folder, _ in model.drafters] == drafters[2:]
-    those.use("b")  # a, which is not in use, makes room with its drafters
-    assert len(those.pool) == 1
+    user.use("b")  # a, which is not in use, makes room with its drafters
+    assert len(user.pool) == 1
 
 
-def test_who_finds_no_room_for_a_drafter_waits(
-    asking: Callable[..., Asking], drafters: list[Path]
+def test_a_request_without_memory_for_its_drafter_waits(
+    pool_user: Callable[..., PoolUser], drafters: list[Path]
 ) -> None:
-    those, entered = asking(budget=3 * TOY), threading.Event()
+    user, entered = pool_user(budget=3 * TOY), threading.Event()
 
     def draft() -> None:
-        with those.using("b", drafter=drafters[1]):
+        with user.using("b", drafter=drafters[1]):
             entered.set()
 
-    with those.using("a", drafter=drafters[0]):  # two of three
+    with user.using("a", drafter=drafters[0]):  # two of three
         thread = threading.Thread(target=draft)
         thread.start()
-        assert not entered.wait(0.2) and "Waiting for" in those.said[-1]
-        those.use("b")  # without a drafter there is room
+        assert not entered.wait(0.2) and "Waiting for" in user.said[-1]
+        user.use("b")  # without a drafter there is room
     thread.join(60)
     assert entered.is_set()
 
 
-def test_a_drafter_too_large_beside_its_model_is_tried(
-    asking: Callable[..., Asking], drafters: list[Path]
+def test_a_drafter_beyond_the_budget_is_tried(
+    pool_user: Callable[..., PoolUser], drafters: list[Path]
 ) -> None:
-    with asking(budget=TOY).using("a", drafter=drafters[0]) as model:
+    with pool_user(budget=TOY).using("a", drafter=drafters[0]) as model:
         assert model.bytes == 2 * TOY

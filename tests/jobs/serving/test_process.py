@@ -1,5 +1,5 @@
-"""The serving process: who reaches it, when it ends, and what a kill, a client that goes away and
-one that never reads leave behind."""
+"""The serving process: access, lifetime, and its state after a kill, a client that disconnects and
+a client that never reads."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ from backend.settings import settings
 from backend.store.migrate import current_revision
 from backend.store.session import writing
 from jobs.serving import client, main, server
-from jobs.serving.client import address_path, sent, serving_status, socket_path
+from jobs.serving.client import address_path, send_request, serving_status, socket_path
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST
 from tests.waiting import until
@@ -43,7 +43,7 @@ PASS_S = 0.02  # of a slow answer
 CHAT = "/v1/chat/completions"
 
 
-def live(
+def run_process(
     environment: dict[str, str],
     log: Path,
     slow: bool,
@@ -51,7 +51,7 @@ def live(
     is_child: bool,
     stuck: bool,
 ) -> None:
-    """The life of the forked process, or of a child of it."""
+    """Run the forked process, or a child of it."""
     begin_anew(environment, log, log)
     if is_child and os.fork():
         signal.pause()
@@ -75,8 +75,8 @@ Start = Callable[..., ForkServerProcess]
 
 @pytest.fixture
 def start(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts the process; so does a request, where it does not live."""
-    begun: list[ForkServerProcess] = []
+    """Return a function that starts the process; a request starts it, too, if it does not run."""
+    processes: list[ForkServerProcess] = []
 
     def once(
         idle: float = 60.0,
@@ -87,17 +87,17 @@ def start(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     ) -> ForkServerProcess:
         environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": str(idle / 10)}
         arguments = (environment, queue / "log.txt", slow, unix, is_child, stuck)
-        begun.append(FORKS.Process(target=live, args=arguments))
-        begun[-1].start()
-        return begun[-1]
+        processes.append(FORKS.Process(target=run_process, args=arguments))
+        processes[-1].start()
+        return processes[-1]
 
     def wake() -> None:
-        if not SERVING.is_alive() and not any(process.is_alive() for process in begun):
+        if not SERVING.is_alive() and not any(process.is_alive() for process in processes):
             once()
 
     monkeypatch.setattr(SERVING, "wake", wake)
     yield once
-    for process in begun:
+    for process in processes:
         process.kill()
         process.join()
 
@@ -108,7 +108,7 @@ def body(**values: Any) -> bytes:
 
 
 async def ask(**values: Any) -> tuple[int, Any]:
-    async with sent(CHAT, body(**values), HOST) as response:
+    async with send_request(CHAT, body(**values), HOST) as response:
         return response.status_code, json.loads(await response.aread())
 
 
@@ -116,16 +116,17 @@ def asked(**values: Any) -> tuple[int, Any]:
     return asyncio.run(ask(**values))
 
 
-def at_work() -> tuple[int, int, int]:
-    """Requests of the process; sequences that its engine writes, and that wait."""
+def request_counts() -> tuple[int, int, int]:
+    """Return the number of requests of the process, and of running and waiting sequences of its
+    engine."""
     if not (status := asyncio.run(serving_status())):
         return -1, -1, -1  # it has no time to say so
     engine = status["models"]["toy"]
     return status["requests"], engine["running"], engine["waiting"]
 
 
-async def begun(response: httpx.Response) -> Any:
-    """The lines of a stream that has written something."""
+async def text_lines(response: httpx.Response) -> Any:
+    """Return the lines of a stream once it has sent some text."""
     lines = response.aiter_lines()
     async for line in lines:
         if '"delta": {"content"' in line and '"content": ""' not in line:
@@ -134,7 +135,7 @@ async def begun(response: httpx.Response) -> Any:
 
 
 @pytest.mark.parametrize("unix", [True, False])
-def test_it_answers_its_user_alone_and_ends_when_idle(start: Start, unix: bool) -> None:
+def test_it_answers_only_its_user_and_ends_when_idle(start: Start, unix: bool) -> None:
     process = start(idle=0.5, unix=unix)
     status, found = asked(max_tokens=5)
     assert status == 200 and found["usage"]["completion_tokens"] == 5
@@ -151,7 +152,7 @@ def test_it_answers_its_user_alone_and_ends_when_idle(start: Start, unix: bool) 
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_it_ends_with_who_started_it(start: Start, end: signal.Signals) -> None:
+def test_it_ends_with_its_parent(start: Start, end: signal.Signals) -> None:
     parent = start(is_child=True)
     assert asked(max_tokens=5)[0] == 200
     assert parent.pid
@@ -160,7 +161,7 @@ def test_it_ends_with_who_started_it(start: Start, end: signal.Signals) -> None:
     assert not socket_path().exists()
 
 
-def test_the_second_of_two_ends_at_once(start: Start) -> None:
+def test_a_second_process_ends_immediately(start: Start) -> None:
     start()
     asked(max_tokens=1)
     second = start()
@@ -172,8 +173,8 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     process = start(slow=True)
 
     async def killed() -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
-            lines = await begun(response)
+        async with send_request(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+            lines = await text_lines(response)
             process.kill()
             async for _ in lines:
                 pass
@@ -184,7 +185,7 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
-def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(start: Start) -> None:
+def test_after_an_upgrade_it_finishes_its_answers_and_ends(start: Start) -> None:
     process, before = start(slow=True), current_revision()
 
     def of_version(number: str | None) -> None:
@@ -193,8 +194,8 @@ def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(star
 
     async def upgraded() -> list[str]:
         asks = body(max_tokens=100, stream=True, lookup=True)
-        async with sent(CHAT, asks, HOST) as response:
-            lines = await begun(response)
+        async with send_request(CHAT, asks, HOST) as response:
+            lines = await text_lines(response)
             of_version("9999")
             while socket_path().exists():
                 await asyncio.sleep(PASS_S)
@@ -209,14 +210,14 @@ def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(star
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
-def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
-    """After the process was killed in the middle of its stream."""
+def test_a_live_state_is_restored_from_its_address(start: Start) -> None:
+    """The process is killed in the middle of its stream."""
     process, shape = start(slow=True), inspect("toy")
 
     async def changed(state: str, killed: bool) -> list[dict[str, Any]]:
         asks = {"model": "toy", "state": state, "browser": "b", "want": ["loss"]}
         told = list[dict[str, Any]]()
-        async with sent("/live/answer", json.dumps(asks).encode(), HOST) as response:
+        async with send_request("/live/answer", json.dumps(asks).encode(), HOST) as response:
             with suppress(httpx.TransportError):
                 async for line in response.aiter_lines():
                     told += [json.loads(line[6:])] if line else []
@@ -233,18 +234,20 @@ def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
     assert after[-2]["event"] == "loss" and after[-1] == {"event": "done"}
 
 
-def test_one_that_does_not_start_is_told(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_is_reported(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "START_S", 0.5)
     with pytest.raises(SlimscopeError, match="did not start"):
         asked()
 
 
-def test_who_goes_away_frees_the_place(start: Start) -> None:
+def test_a_disconnected_client_frees_its_slot(start: Start) -> None:
     start(slow=True)
 
     async def leave(stream: bool) -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=stream), HOST) as response:
-            await begun(response)
+        async with send_request(CHAT, body(max_tokens=200, stream=stream), HOST) as response:
+            await text_lines(response)
 
     async def impatient() -> None:
         async with asyncio.timeout(0.3):
@@ -253,17 +256,19 @@ def test_who_goes_away_frees_the_place(start: Start) -> None:
     asyncio.run(leave(True))
     with pytest.raises(TimeoutError):
         asyncio.run(impatient())
-    until(lambda: at_work() == (0, 0, 0))
+    until(lambda: request_counts() == (0, 0, 0))
 
 
-def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
-    """The socket becomes readable in the turn of the loop in which the read is cancelled."""
+def test_disconnecting_while_data_arrives_logs_no_error(queue: Path) -> None:
+    """The socket becomes readable in the iteration of the event loop that cancels the read."""
 
     async def left() -> list[dict[str, Any]]:
         logged, loop = list[dict[str, Any]](), asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: logged.append(context))
         bound.listen()
-        opening = asyncio.ensure_future(opened.enter_async_context(sent(CHAT, body(), HOST)))
+        opening = asyncio.ensure_future(
+            opened.enter_async_context(send_request(CHAT, body(), HOST))
+        )
         process, _ = await loop.sock_accept(bound)
         with process:
             process.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -283,7 +288,9 @@ def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
         assert asyncio.run(left()) == []
 
 
-def test_one_that_hangs_is_not_waited_for(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_of_a_hung_process_is_empty(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "STATUS_S", 0.2)
     with client.listen()[0]:  # and never accepts
         assert asyncio.run(asyncio.wait_for(serving_status(), 20)) == {}
@@ -291,7 +298,7 @@ def test_one_that_hangs_is_not_waited_for(queue: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def impatient(start: Start, monkeypatch: pytest.MonkeyPatch) -> ForkServerProcess:
-    """The process, of which those who ask notice soon that it hangs."""
+    """Start the process with clients that soon notice that it hangs."""
     process = start(slow=True)
     assert asked(max_tokens=1)[0] == 200
     monkeypatch.setattr(client, "PING_S", 0.1)
@@ -299,10 +306,10 @@ def impatient(start: Start, monkeypatch: pytest.MonkeyPatch) -> ForkServerProces
     return process
 
 
-def test_one_that_hangs_is_restarted_and_its_streams_end(impatient: ForkServerProcess) -> None:
+def test_a_hung_process_is_restarted_and_its_streams_end(impatient: ForkServerProcess) -> None:
     async def hung() -> None:
-        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
-            lines = await begun(response)
+        async with send_request(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+            lines = await text_lines(response)
             assert impatient.pid
             os.kill(impatient.pid, signal.SIGSTOP)
             async for _ in lines:
@@ -316,7 +323,7 @@ def test_one_that_hangs_is_restarted_and_its_streams_end(impatient: ForkServerPr
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
-def test_a_request_to_one_that_hangs_ends_with_the_reason(impatient: ForkServerProcess) -> None:
+def test_a_request_to_a_hung_process_ends_with_the_reason(impatient: ForkServerProcess) -> None:
     assert impatient.pid
     os.kill(impatient.pid, signal.SIGSTOP)
     with pytest.raises(SlimscopeError, match=r"hung for 1 s\. It is restarted\. Ask again"):
@@ -324,7 +331,9 @@ def test_a_request_to_one_that_hangs_ends_with_the_reason(impatient: ForkServerP
     assert asked(max_tokens=3)[0] == 200
 
 
-def test_a_pass_without_end_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_forward_pass_ends_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = start(stuck=True)
     with pytest.raises(SlimscopeError, match="It is restarted"):
         asked(max_tokens=3)
@@ -346,14 +355,14 @@ def allocate_the_rest() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit covers other memory")
-def test_it_leaves_the_machine_some_memory() -> None:
+def test_it_leaves_memory_free() -> None:
     process = FORKS.Process(target=allocate_the_rest)
     process.start()
     process.join()
     assert process.exitcode == 0
 
 
-def test_two_hundred_who_never_read_hold_nobody_up(start: Start) -> None:
+def test_two_hundred_clients_that_never_read_block_nobody(start: Start) -> None:
     start()
     asked(max_tokens=1)
     content = body(max_tokens=60, stream=True)
@@ -367,7 +376,7 @@ def test_two_hundred_who_never_read_hold_nobody_up(start: Start) -> None:
     assert asked(max_tokens=20)[0] == 200 and time.monotonic() - began < PATIENCE_S / 2
     for each in silent:
         each.close()
-    until(lambda: at_work() == (0, 0, 0))
+    until(lambda: request_counts() == (0, 0, 0))
 
 
 def damage(weights: Path) -> None:
@@ -381,17 +390,19 @@ def exchange(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda x: shutil.rmtree(x.parent), damage, exchange])
-def test_a_model_that_changes_while_it_answers_is_read_anew(
+def test_a_model_that_changes_while_it_answers_is_reloaded(
     start: Start, change: Callable[[Path], None]
 ) -> None:
-    """Damage may end the process, where the file is mapped into memory."""
+    """Damage may end the process if the file is mapped into memory."""
     folder = settings().root / "models" / "mine"
     shutil.copytree(TOY_FOLDER, folder)
     start(slow=True)
 
     async def changed() -> int:
-        async with sent(CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST) as found:
-            lines = await begun(found)
+        async with send_request(
+            CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST
+        ) as found:
+            lines = await text_lines(found)
             change(folder / "model.safetensors")
             return [line async for line in lines][-2:].count("data: [DONE]")
 
@@ -414,4 +425,4 @@ def test_choices_with_seeds_and_prompts_beyond_the_context(start: Start) -> None
     _, other = asked(seed=6, temperature=0.9, max_tokens=12)
     texts = [choice["message"]["content"] for choice in two["choices"]]
     assert texts[0] != texts[1] == other["choices"][0]["message"]["content"]
-    until(lambda: at_work() == (0, 0, 0))
+    until(lambda: request_counts() == (0, 0, 0))

@@ -1,4 +1,4 @@
-"""Answers token by token: with and without a drafter, sampled, and as rows of JSON."""
+"""Transcripts of answers: with and without a drafter, sampled, and as JSON rows."""
 
 from pathlib import Path
 
@@ -25,22 +25,22 @@ PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True
 SMALL = {"prompt": PROMPT, "max_new_tokens": 24, "precision": "float32", "nodes": 4}
 
 
-def test_a_drafter_writes_what_the_model_alone_writes(queue: Path) -> None:
-    mine, longer = trained().run, {**SMALL, "max_new_tokens": 48}
+def test_a_drafter_does_not_change_the_text(queue: Path) -> None:
+    run, longer = trained().run, {**SMALL, "max_new_tokens": 48}
     tokenizer = load("toy").tokenizer
     expected = plain(base(), tokenizer(PROMPT).input_ids, 48, [END])
-    alone, drafted = answer("toy", **longer), answer(mine, **longer)
+    alone, drafted = answer("toy", **longer), answer(run, **longer)
     assert alone.text == drafted.text == tokenizer.decode(expected, skip_special_tokens=True)
     assert len(alone.tokens) == len(expected) and {head for _, head in alone.tokens} == {0}
     assert alone.accepted == 1.0 and drafted.accepted is not None and drafted.accepted >= 1.0
     assert alone.speed and drafted.speed and alone.end in ("limit", "end")
 
 
-def test_a_damaged_drafter_is_told(queue: Path) -> None:
-    mine = trained().run
-    (run_folder(mine) / "drafter" / "drafter.safetensors").write_bytes(b"damaged")
+def test_a_damaged_drafter_is_reported(queue: Path) -> None:
+    run = trained().run
+    (run_folder(run) / "drafter" / "drafter.safetensors").write_bytes(b"damaged")
     with pytest.raises(SlimscopeError, match="There is no drafter"):
-        answer(mine, **SMALL)
+        answer(run, **SMALL)
 
 
 def test_sampling_and_stop_strings(queue: Path) -> None:
@@ -51,14 +51,14 @@ def test_sampling_and_stop_strings(queue: Path) -> None:
     assert {head for _, head in one.tokens} <= {0, LOOKUP_HEAD}
 
 
-def test_who_answers_is_known_by_name(queue: Path) -> None:
-    mine = trained()
-    model, drafter = parse_sides(f"smollm2-135m, {mine.run}")
+def test_sides_are_parsed_from_their_names(queue: Path) -> None:
+    job = trained()
+    model, drafter = parse_sides(f"smollm2-135m, {job.run}")
     assert (model.model, model.drafter) == ("smollm2-135m", None)
-    assert (drafter.model, drafter.drafter) == ("toy", run_folder(mine.run) / "drafter")
+    assert (drafter.model, drafter.drafter) == ("toy", run_folder(job.run) / "drafter")
 
 
-def test_rows_are_read_as_far_as_they_are_whole() -> None:
+def test_damaged_rows_end_a_transcript() -> None:
     rows = [
         {"unused": True},
         {"ms": 50.0, "tokens": [["A", 0]], "rejected": []},
@@ -71,7 +71,7 @@ def test_rows_are_read_as_far_as_they_are_whole() -> None:
     assert transcript_of([{"tokens": 3}]).end == transcript_of(["x"]).end == "error"
 
 
-def test_a_speed_is_told_from_enough_tokens() -> None:
+def test_a_speed_needs_enough_tokens() -> None:
     def of(tokens: int) -> float | None:
         one = TranscriptStep([("a", 0), ("b", 1)], [], 20.0)
         return Transcript([TranscriptStep([("A", 0)], [], 50.0), *[one] * (tokens // 2)]).speed
@@ -83,5 +83,5 @@ def test_a_speed_is_told_from_enough_tokens() -> None:
     ("one", "other", "place"),
     [("abc", "abd", 2), ("abc", "abc", None), ("ab", "abc", None), ("", "a", None)],
 )
-def test_where_texts_part(one: str, other: str, place: int | None) -> None:
+def test_first_difference(one: str, other: str, place: int | None) -> None:
     assert first_difference(one, other) == place

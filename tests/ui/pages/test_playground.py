@@ -261,7 +261,7 @@ class Answers:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[dict[str, Any]] = [*SECOND]
         self.status, self.fails = 200, None
-        monkeypatch.setattr(openai_api, "sent", self.sent)
+        monkeypatch.setattr(openai_api, "send_request", self.sent)
         routes = [Route("/slimscope/answer", answers.answer, methods=["POST"])]
         self.app = Starlette(routes=routes)
 

@@ -21,7 +21,7 @@ from backend.queue.conversations import Turn
 from backend.queue.permissions import require
 from backend.store.session import writing
 from jobs.chat import body_of, display_order, is_hidden
-from jobs.serving.client import EventStream, ended
+from jobs.serving.client import EventStream, answer_interrupted
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.format import NBSP
@@ -242,7 +242,7 @@ class _Writing:
             if self.stopped:
                 return
         if not self.rows or "end" not in self.rows[-1]:
-            self._failed(str(ended()), False)
+            self._failed(str(answer_interrupted()), False)
 
     def _failed(self, why: str, refused: bool) -> None:
         self.rows.append({"end": "error", "rest": "", "error": why})

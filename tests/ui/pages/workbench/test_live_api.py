@@ -36,7 +36,7 @@ class LiveDouble:
     async def answer(self, request: Request) -> Response:
         name, headers = request.path_params["name"], request.headers
         body = await request.json()
-        self.asked.append((name, headers[client.PERSON], headers[client.ROLE], body))
+        self.asked.append((name, headers[client.PERSON_HEADER], headers[client.ROLE_HEADER], body))
         if name == "answer":
             return Response(b'data: {"event": "done"}\n\n', media_type="text/event-stream")
         status = 400 if body.get("name") == "bad" else 200
