@@ -174,7 +174,9 @@ def test_files_that_vanish_or_grow_meanwhile(
 ) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     gone, log = put(run, "gone.txt"), put(run, "a1/log.txt", "one")
-    monkeypatch.setattr(writing, "check_room", lambda *_: (gone.unlink(missing_ok=True), more()))
+    monkeypatch.setattr(
+        writing, "check_disk_space", lambda *_: (gone.unlink(missing_ok=True), more())
+    )
 
     def more() -> None:
         with log.open("a") as file:
@@ -288,9 +290,9 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x 
         (with_statement("DROP TABLE alembic_version"), "cannot be read"),
         (with_statement("UPDATE alembic_version SET version_num = 'x'"), "another version"),
         (change_byte, "config.json differs from its checksum"),
-        (lambda file: file.write_text("no archive" * 99), "damaged or no backup"),
+        (lambda file: file.write_text("no archive" * 99), "damaged or not a backup"),
         (lambda file: file.unlink(), "There is no file"),
-        (newer, "whose database is newer"),
+        (newer, "which has a newer database"),
         (leave_out, "config.json is missing"),
         (without_manifest, "no manifest"),
         (smuggle("artifacts/../../x"), "is not a file of a backup"),

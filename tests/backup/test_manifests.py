@@ -12,11 +12,17 @@ import pytest
 
 from backend.backup import reading, writing
 from backend.backup.reading import open_archive
-from backend.backup.writing import MOST_FILES, OF_ONE_RUN, TOPS, SourceFile, write_archive
+from backend.backup.writing import (
+    BACKUP_ENTRIES,
+    MAX_FILES,
+    RUN_FILE_ENTRIES,
+    SourceFile,
+    write_archive,
+)
 from backend.errors import BackupError
 
 MANY = 200_000
-KINDS = pytest.mark.parametrize("tops", [TOPS, OF_ONE_RUN], ids=["backup", "run"])
+KINDS = pytest.mark.parametrize("tops", [BACKUP_ENTRIES, RUN_FILE_ENTRIES], ids=["backup", "run"])
 
 
 def numbered(count: int) -> list[str]:
@@ -84,7 +90,7 @@ def test_short_names_that_fit_into_the_bytes_are_counted(
 def test_what_follows_too_many_files_is_not_read(
     tmp_path: Path, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = MOST_FILES["run.jsonl"]
+    most = MAX_FILES["run.jsonl"]
     held = ["run.jsonl", *numbered(MANY // 10)]
     read: list[str] = []
     unpack = tarfile.TarInfo._proc_member  # type: ignore[attr-defined]
@@ -97,7 +103,7 @@ def test_what_follows_too_many_files_is_not_read(
     monkeypatch.setattr(tarfile.TarInfo, "_proc_member", counted)
     with (
         pytest.raises(BackupError, match=f"more than {most:,} files"),
-        open_archive(file, "Refused.", OF_ONE_RUN),
+        open_archive(file, "Refused.", RUN_FILE_ENTRIES),
     ):
         pass
     assert len(read) <= most + 2 and not parsed
@@ -106,7 +112,7 @@ def test_what_follows_too_many_files_is_not_read(
 def test_no_archive_is_written_that_would_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(writing.MOST_FILES, "run.jsonl", 3)
+    monkeypatch.setitem(writing.MAX_FILES, "run.jsonl", 3)
     (source := tmp_path / "empty").touch()
     names = ["run.jsonl", *numbered(3)]
     files = [SourceFile(name, source, 0) for name in names]
@@ -116,7 +122,7 @@ def test_no_archive_is_written_that_would_not_be_read(
         write_archive(target, files[:count], writing.silent, weights=False, checkpoints=False)
         return target
 
-    with open_archive(write(3), "Refused.", OF_ONE_RUN) as whole:
+    with open_archive(write(3), "Refused.", RUN_FILE_ENTRIES) as whole:
         assert [*whole.manifest.files] == names[:3]
     with pytest.raises(BackupError, match="4 files; up to 3"):
         write(4)
@@ -130,5 +136,5 @@ def test_names_of_any_letters_are_within_the_bounds(tmp_path: Path) -> None:
     files = [SourceFile(name, source, 0) for name in names]
     target = tmp_path / "it.tar"
     write_archive(target, files, writing.silent, weights=False, checkpoints=False)
-    with open_archive(target, "Refused.", OF_ONE_RUN) as whole:
+    with open_archive(target, "Refused.", RUN_FILE_ENTRIES) as whole:
         assert {*whole.manifest.files} == {*names}

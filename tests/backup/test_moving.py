@@ -264,7 +264,7 @@ def test_a_value_that_the_new_database_cannot_hold_is_named(
 ) -> None:
     with writing() as session:
         session.execute(text("UPDATE jobs SET note = 'a' || char(0) WHERE id = 2"))
-    with pytest.raises(BackupError, match="did not take a row of jobs"):
+    with pytest.raises(BackupError, match="rejected a row of jobs"):
         move_database(there)
     with engine_for(there).connect() as connection:
         assert (
