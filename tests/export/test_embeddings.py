@@ -242,7 +242,7 @@ def _cut(folder: Path) -> None:
         (_of_config(layers=[HEAD]), "lm_head is quantized; it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
         (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
-        (_of_config(grid="round"), "a grid that is not known"),
+        (_of_config(grid="round"), "an unknown grid"),
         (_of_config(layers=["re:.*"]), "no name of one"),
         (_of_config(layers=[7]), "no name of one"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda _: None), "It has no weight_scale"),

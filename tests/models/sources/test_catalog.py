@@ -88,7 +88,7 @@ def test_a_missing_shard_is_named(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-2.safetensors is missing" in refusal(folder).why
     save_file({"something": np.zeros(1, "float32")}, folder / "model-2.safetensors")
-    assert "which is not in it" in refusal(folder).why
+    assert "which is not in that file" in refusal(folder).why
 
 
 @pytest.mark.parametrize("content", [b"", b"no header", struct.pack("<Q", 2**60) + b"{}"])

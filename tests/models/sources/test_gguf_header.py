@@ -70,7 +70,9 @@ def test_arrays_have_the_values_of_the_file(tmp_path: Path) -> None:
     """As the reader of the package reads them, element by element."""
     path = write_large(tmp_path / "it.gguf", 300)
     mine, theirs = HeaderReader(path), gguf.GGUFReader(path)
-    assert mine.strings("tokenizer.ggml.tokens") == len(theirs.fields["tokenizer.ggml.tokens"].data)
+    assert mine.count_strings("tokenizer.ggml.tokens") == len(
+        theirs.fields["tokenizer.ggml.tokens"].data
+    )
     for name, field in theirs.fields.items():
         if gguf.GGUFValueType.STRING not in field.types[1:]:
             assert mine.fields[name].contents() == field.contents(), name
@@ -99,7 +101,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def in_another_process(file: Path) -> Any:
     """The facts as a process finds them that has read nothing yet."""
-    source._header.cache_clear()
+    source._read_header.cache_clear()
     return inspect(str(file))
 
 
