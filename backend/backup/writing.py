@@ -90,7 +90,7 @@ class Manifest(BaseModel):
         return sum(file.bytes for file in self.files.values())
 
 
-def silent(done: int, total: int) -> None:
+def silent(processed_bytes: int, total_bytes: int) -> None:
     """Ignore progress."""
 
 

@@ -197,7 +197,7 @@ TextTokenizer: TypeAlias = PreTrainedTokenizerBase | ForeignTokenizer
 
 
 def session_of(tokenizer: TextTokenizer) -> AbstractContextManager[TextTokenizer]:
-    """Open a tokenizer for one answer; an ordinary tokenizer is returned as it is."""
+    """Open a tokenizer for one answer; other tokenizers are returned unchanged."""
     if isinstance(tokenizer, ForeignTokenizer):
         return tokenizer.session()
     return nullcontext(tokenizer)

@@ -118,16 +118,16 @@ def check_saved(folder: Path, quantized: Mapping[str, tuple[str, Shape]] = NOT_Q
     Raises:
         ModelError: plain transformers would load a different model.
     """
-    stored = {name: header.shape for name, header in read_headers(folder).items()}
+    shapes = {name: header.shape for name, header in read_headers(folder).items()}
     for module, (loaded, shape) in quantized.items():
         bias = f"{module}.bias"
-        packed = [name for name in stored if name.rpartition(".")[0] == module and name != bias]
+        packed = [name for name in shapes if name.rpartition(".")[0] == module and name != bias]
         for name in packed:
-            del stored[name]
+            del shapes[name]
         if packed:
-            stored[loaded] = shape
+            shapes[loaded] = shape
     architecture, family, expected = _expected_tensors(folder)
-    unmatched = {loaded_name(family, name): shape for name, shape in stored.items()}
+    unmatched = {loaded_name(family, name): shape for name, shape in shapes.items()}
     for names, shape in expected:
         present = {name: unmatched.pop(name) for name in names if name in unmatched}
         if not present:

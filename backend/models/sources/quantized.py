@@ -194,9 +194,9 @@ def _compressed_tensors_layout(settings: Mapping[str, Any]) -> Layout:
     types = {group["weights"].get("type", "int") for group in groups}
     if formats != {"pack-quantized"} or types != {"int"}:
         raise ValueError(f"format {sorted(map(str, formats))}")
-    default, *others = (_group(group) for group in groups)
+    default, *exceptions = (_group(group) for group in groups)
     sizes = default.bits, default.group_size, default.grid
-    return Layout("compressed-tensors", *sizes, _checked_groups(others))
+    return Layout("compressed-tensors", *sizes, _checked_groups(exceptions))
 
 
 def _group(settings: Mapping[str, Any]) -> PackedGroup:

@@ -89,7 +89,7 @@ def _slots(rng: Random) -> dict[str, str]:
     return slots | {slot: rng.choice(WORDS[source]) for slot, source in second.items()}
 
 
-def tell(seed: int) -> Iterator[str]:
+def generate_stories(seed: int) -> Iterator[str]:
     """Yield an endless sequence of stories of about 350 characters, the same for the same
     `seed`."""
     rng = Random(seed)
@@ -103,4 +103,4 @@ def tell(seed: int) -> Iterator[str]:
 
 def stories(seed: int, count: int) -> list[str]:
     """Return the first `count` stories of `seed`."""
-    return list(islice(tell(seed), count))
+    return list(islice(generate_stories(seed), count))
