@@ -1,5 +1,5 @@
-"""A manifest of a stranger names no more files than its archive holds, and an archive holds no more
-than are read soon; who names more is refused before anything is parsed."""
+"""The manifest of an untrusted archive lists no more files than the archive holds, and their number
+is limited. Otherwise the archive is rejected before anything is parsed."""
 
 import json
 import tarfile
@@ -30,7 +30,7 @@ def numbered(count: int) -> list[str]:
 
 
 def archive(target: Path, held: Iterable[str], named: Iterable[str], entry: object) -> Path:
-    """An archive that holds empty files, and names others in its manifest."""
+    """Write an archive of empty files whose manifest lists further files."""
     manifest = {
         "version": "0.1.0",
         "schema_revision": "0001",
@@ -51,7 +51,7 @@ def archive(target: Path, held: Iterable[str], named: Iterable[str], entry: obje
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The manifests that have been parsed."""
+    """The manifests parsed so far."""
     texts: list[bytes] = []
     monkeypatch.setattr(
         reading, "Manifest", SimpleNamespace(model_validate_json=lambda text: texts.append(text))

@@ -1,4 +1,4 @@
-"""A run leaves one data folder and comes whole into another, or not at all."""
+"""A run moves into another data folder completely or not at all."""
 
 import base64
 import io
@@ -54,7 +54,7 @@ OWN = (
 
 @pytest.fixture
 def ended(queue: Path) -> Job:
-    """A run with figures, a profile and files, as its process would have left it."""
+    """A run with metrics, a profile and files, as its process would have left it."""
     times = {"created_at": 1, "queued_at": 1, "launched_at": 1, "started_at": 2, "ended_at": 3}
     enqueue("count", {"steps": 1}, HOST)  # so that numbers differ
     job = enqueue("count", CountConfig(steps=3).model_dump(mode="json"), HOST)
@@ -152,7 +152,7 @@ def rewritten(
     change: Callable[[list[Line]], object] = lambda lines: None,
     files: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
-    """The same archive with other rows or files, its checksums right."""
+    """Return a copy of an archive with changed rows or files and valid checksums."""
     folder.mkdir()
     with open_archive(file, "", RUN_FILE_ENTRIES) as archive:
         archive.unpack(folder, layout.silent)
@@ -330,7 +330,7 @@ def test_control_characters_are_left_out(ended: Job, tmp_path: Path) -> None:
 
 
 def archived(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]], declared: int) -> Path:
-    """An archive of a run whose one log is an odd entry."""
+    """Write a run archive with the given entries as its logs."""
     rows = b"{}\n"
     sizes = {entry.name: declared for entry, _ in entries} | {ROWS: len(rows)}
     manifest = {
@@ -373,7 +373,7 @@ def test_a_name_leads_to_one_file_in_one_way(ended: Job, tmp_path: Path, name: s
 
 
 def sparse(name: str, real: int) -> bytes:
-    """A tar header of a sparse file: 10 bytes in the archive, `real` when it is unpacked."""
+    """Return a tar header of a sparse file: 10 bytes in the archive, `real` bytes when unpacked."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.size = tarfile.GNUTYPE_SPARSE, 10
     header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))

@@ -21,7 +21,7 @@ __all__ = ["folder"]
 
 
 def test_headers_tell_what_the_loaded_model_is(family, model, current):
-    """The oracle is the model itself: names, shapes, counts."""
+    """Names, shapes and counts are compared with those of the loaded model."""
     folder = current.root / "models" / family
     model.save_pretrained(folder)
     facts = inspect(str(folder))
@@ -110,7 +110,7 @@ def test_a_spec_that_names_nothing(current, spec):
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
-    """A path, one with dots and a link are treated alike, whether the target exists or not."""
+    """A path, a path with dots and a link give the same error, whether the target exists or not."""
     outside = tmp_path / "outside"
     if inside:
         shutil.copytree(TOY_FOLDER, outside)

@@ -1,5 +1,5 @@
-"""The hub itself is not at hand in tests: its client is made to fail in each of its ways, and asked
-seldom."""
+"""Errors and lookups of the hub client. Tests have no hub: the client is replaced, and raises each
+of its errors."""
 
 import json
 import threading
