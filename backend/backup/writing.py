@@ -190,7 +190,7 @@ def write_archive(
     if len(files) > max_files:
         raise BackupError(
             NOT_WRITTEN,
-            f"The archive would hold {len(files):,} files; {max_files:,} can be read back.",
+            f"The archive would hold {len(files):,} files; up to {max_files:,} can be read back.",
             "Delete runs or models that you no longer need.",
         )
     size = sum(file.bytes for file in files)

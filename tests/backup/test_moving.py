@@ -194,7 +194,7 @@ def test_a_killed_move_leaves_nothing_and_can_be_repeated(folder: Path, there: s
 def test_nothing_is_moved_while_a_run_or_a_supervisor_is_at_work(folder: Path, there: str) -> None:
     with writing() as session:
         session.get_one(Job, 1).state = State.RUNNING
-    with pytest.raises(BackupError, match="at work"):
+    with pytest.raises(BackupError, match="A run is live"):
         move_database(there)
     with writing() as session:
         session.get_one(Job, 1).state = State.QUEUED
