@@ -25,7 +25,7 @@ from backend.store.tables import EXAMPLE, Job
 
 FOLDER = Path(__file__).parent / "example_runs"
 PACKED_SUFFIX, REPORTS, CONVERSATION = ".tar.xz", "reports.json", "conversation.json"
-PACKAGE = Actor("slimscope", "host")  # owner of the reports and the conversation
+PACKAGE = Actor("slimscope", "host")  # owner of the examples
 
 
 def bundled() -> dict[str, Path]:

@@ -105,7 +105,7 @@ def damaged_folders() -> list[Path]:
 
 def cached_value(path: Path, state: Sequence[Any], read: Callable[[], Any]) -> Any:
     """Return the JSON value that `read` gets from a file or folder. The value is cached for all
-    processes until `state` changes, which describes the contents."""
+    processes, and is read again when `state`, a description of the contents, changes."""
     folder = settings().cache_dir.expanduser() / "read"
     file = folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     key = json.dumps([str(path), *state])

@@ -220,7 +220,8 @@ def _disk_entries() -> Iterator[CatalogEntry]:
 
 def _entry(spec: str, title: str, origin: str, license: str) -> CatalogEntry:
     """Create the entry of a model on this machine, with the reason if it cannot be used. A GGUF
-    file that was not converted yet is inspected only when it is chosen: this takes a process."""
+    file that was not converted yet is inspected only when it is chosen, because this starts a child
+    process."""
     path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     is_unconverted = spec.endswith(".gguf") and prepared(gguf_folder_name(Path(spec))) is None
     refused, note = "", ""
