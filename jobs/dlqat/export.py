@@ -73,7 +73,7 @@ def save_model(
         embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        stored = loaded.saved_dtype if config.format == "dense" else getattr(torch, config.stored)
+        stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
         export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")

@@ -52,7 +52,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         plan,
         context.checkpoints,
         config.seed,
-        loaded.saved_dtype if config.format == "dense" else None,
+        loaded.stored if config.format == "dense" else None,
         texts.heldout.input_ids,
         native_losses,
     )

@@ -15,7 +15,7 @@ from backend.models.sources.catalog import local_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packed_layers
-from backend.models.sources.spec import resolve_model_path
+from backend.models.sources.spec import on_disk
 from backend.quantization.plan import QuantizationPlan
 from jobs.fields.models import ResolvedModel
 
@@ -37,7 +37,7 @@ def check_source(source: str) -> None:
     if folder := local_folder(source):
         vocabulary_of(folder, architecture_of(read_config(folder)).vocabulary)
     elif source.endswith(".gguf"):
-        config, _, _ = read_gguf(resolve_model_path(source))
+        config, _, _ = read_gguf(on_disk(source))
         kind = config["model_type"]
         if {kind, f"{kind}_text"}.isdisjoint(ARCHITECTURES):
             architecture_of(config)

@@ -58,7 +58,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         plan,
         context.checkpoints,
         phases.phase("prune"),
-        loaded.saved_dtype,
+        loaded.stored,
         texts.heldout.input_ids,
         StageQuality(quality, phases, plan.stages),
     )
@@ -111,7 +111,7 @@ def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: Job
     origin = origin_of(config.model)
     text = card(loaded, kept, config, context, origin)
     with Checkpoints(context.folder).write("model") as folder:
-        save(loaded.model, loaded.tokenizer, folder, text, loaded.saved_dtype)
+        save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
         copy_terms(origin, folder)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)

@@ -33,7 +33,7 @@ from backend.models.sources.spec import (
     check_unchanged,
     gguf_folder_name,
     is_hub_id,
-    resolve_model_path,
+    on_disk,
 )
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -98,7 +98,7 @@ def local_folder(spec: str) -> Path | None:
         return prepared(spec)
     if is_hub_id(spec):
         return hub.cached(spec)
-    path = resolve_model_path(spec)
+    path = on_disk(spec)
     return prepared(gguf_folder_name(path)) if path.suffix == ".gguf" else path
 
 
@@ -114,7 +114,7 @@ def inspect(spec: str) -> ModelFacts:
         return smollm2.expected_facts()
     if is_hub_id(spec):
         return _facts(spec, *hub.cached_headers(spec))
-    path = resolve_model_path(spec)
+    path = on_disk(spec)
     config, headers, origin = read_gguf(path)
     facts = facts_from(spec, config, headers, origin.title, origin.note)
     return replace(facts, bytes=origin.bytes)
@@ -135,7 +135,7 @@ def require_loadable(spec: str, vocabulary: int) -> None:
     if is_hub_id(spec):
         folder = hub.cached(spec)
     elif spec not in (TOY, smollm2.NAME) and not spec.endswith(".gguf"):
-        folder = resolve_model_path(spec)
+        folder = on_disk(spec)
     if folder:
         check_tokenizer(folder, vocabulary)
         _check_construction(_title(spec), folder)
@@ -269,7 +269,7 @@ def _set_up(spec: str, say: Say) -> Path:
     if is_hub_id(spec):
         say(f"downloading {spec}")
         return hub.download(spec)
-    path = resolve_model_path(spec)
+    path = on_disk(spec)
     _, headers, origin = read_gguf(path)
 
     def fill(draft: Path) -> None:
