@@ -252,10 +252,10 @@ def _check_copy(copy: Path) -> None:
         ) as connection:
             (check_result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        has_only_tables = only_tables(copy)
+        is_plain = only_tables(copy)
     except (sqlite3.Error, TypeError) as error:
         raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
-    if not has_only_tables:
+    if not is_plain:
         raise BackupError(NOT_REPLACED, f"{copy} holds more than tables.", "Use a daily copy.")
     if check_result != "ok":
         raise BackupError(NOT_REPLACED, f"{copy} is damaged: {check_result}.", "Use an older copy.")

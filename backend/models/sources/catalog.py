@@ -121,8 +121,8 @@ def inspect(spec: str) -> ModelFacts:
 
 
 def is_shipped(source: str) -> bool:
-    """Return True if a model, given by spec or folder, comes with Slimscope. The tokenizer and chat
-    template of such a model are trusted."""
+    """Whether a model, by its spec or folder, is one that Slimscope brings, whose tokenizer and
+    chat template need no limits."""
     folders = (TOY_FOLDER, prepared(smollm2.NAME))
     return source in (TOY, smollm2.NAME, *map(str, folders))
 
