@@ -1,7 +1,10 @@
-"""Finished runs that come with the package, so that a first visit has something to see: exported
-without weights, packed with xz. They are named after their kind, such as sds-example and
-sds-example-2, are read-only, and can be deleted and restored like any other run. Reports about them
-and a recorded conversation with their models come and go with them."""
+"""Bundled example runs, which fill the dashboard on a first visit.
+
+The examples are run files without weights, compressed with xz. They are named after their kind,
+such as sds-example and sds-example-2. They are read-only, and can be deleted and restored like
+other runs. Reports about them, and a recorded conversation with their models, are added and removed
+together with them.
+"""
 
 import json
 import lzma
@@ -9,7 +12,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.backup.run_rows import Check
+from backend.backup.run_rows import RowCheck
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
 from backend.queue import conversations, removal, reports
@@ -21,27 +24,28 @@ from backend.store.session import writing
 from backend.store.tables import EXAMPLE, Job
 
 FOLDER = Path(__file__).parent / "example_runs"
-PACKED, REPORTS, CONVERSATION = ".tar.xz", "reports.json", "conversation.json"
-PACKAGE = Actor("slimscope", "host")  # who adds them
+PACKED_SUFFIX, REPORTS, CONVERSATION = ".tar.xz", "reports.json", "conversation.json"
+PACKAGE = Actor("slimscope", "host")  # owner of the examples
 
 
 def bundled() -> dict[str, Path]:
-    """Name of a run, such as sds-example -> the file that holds it."""
-    return {example_name(_stem(file)): file for file in sorted(FOLDER.glob(f"*{PACKED}"))}
+    """Map the names of the example runs, such as sds-example, to their files."""
+    return {example_name(_stem(file)): file for file in sorted(FOLDER.glob(f"*{PACKED_SUFFIX}"))}
 
 
 def example_name(stem: str) -> str:
-    """Name of the run in a file such as sds or, of the second of its kind, sds-2."""
-    kind, _, place = stem.partition("-")
-    return f"{kind}-{EXAMPLE}" + (f"-{place}" if place else "")
+    """The name of the run in a file: sds -> sds-example, sds-2 -> sds-example-2."""
+    kind, _, number = stem.partition("-")
+    return f"{kind}-{EXAMPLE}" + (f"-{number}" if number else "")
 
 
 def _stem(file: Path) -> str:
-    return file.name.removesuffix(PACKED)
+    return file.name.removesuffix(PACKED_SUFFIX)
 
 
-def install_examples(check: Check) -> list[Job]:
-    """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`."""
+def install_examples(check: RowCheck) -> list[Job]:
+    """Add examples that were never installed; deleted examples stay deleted. `check`: see
+    `import_run`."""
     if added := _add_missing(check):
         _write_reports()
         _write_conversation()
@@ -49,7 +53,8 @@ def install_examples(check: Check) -> list[Job]:
 
 
 def remove_examples(actor: Actor) -> list[Job]:
-    removed = removal.remove([run for run in bundled() if _known(run)], actor)
+    """Delete the example runs, their reports and the recorded conversation; return the runs."""
+    removed = removal.remove([run for run in bundled() if _exists(run)], actor)
     for number in _reports().values():
         reports.delete_report(number, actor)
     if turn := recorded_turn():
@@ -57,12 +62,12 @@ def remove_examples(actor: Actor) -> list[Job]:
     return removed
 
 
-def restore_examples(actor: Actor, check: Check) -> list[Job]:
-    """Bring deleted examples back. `check`: see `import_run`."""
-    known = [run for run in bundled() if _known(run)]
-    purged = [run for run in known if queries.job(run).purged]
+def restore_examples(actor: Actor, check: RowCheck) -> list[Job]:
+    """Restore deleted examples, and return the runs. `check`: see `import_run`."""
+    existing = [run for run in bundled() if _exists(run)]
+    purged = [run for run in existing if queries.job(run).purged]
     removal.forget(purged, actor)
-    restored = removal.restore([r for r in known if r not in purged], actor)
+    restored = removal.restore([run for run in existing if run not in purged], actor)
     added = _add_missing(check)
     _write_reports()
     _write_conversation()
@@ -70,49 +75,55 @@ def restore_examples(actor: Actor, check: Check) -> list[Job]:
 
 
 def bundled_reports() -> dict[str, list[ReportBlock]]:
-    """Title of a report -> its blocks."""
-    stored = json.loads((FOLDER / REPORTS).read_text("utf-8"))
+    """Map the titles of the bundled reports to their blocks."""
+    contents = json.loads((FOLDER / REPORTS).read_text("utf-8"))
     return {
-        title: [ReportBlock(place, **block) for place, block in enumerate(blocks, 1)]
-        for title, blocks in stored.items()
+        title: [ReportBlock(position, **block) for position, block in enumerate(blocks, 1)]
+        for title, blocks in contents.items()
     }
 
 
 def _reports() -> dict[str, int]:
-    """The bundled reports that are there: title -> number."""
-    ours = bundled_reports()
-    there = [each for each in reports.reports() if each.owner == PACKAGE.name]
-    return {each.title: each.id for each in there if each.title in ours}
+    """Map the titles of the bundled reports in the database to their numbers."""
+    titles = bundled_reports().keys()
+    return {
+        report.title: report.id
+        for report in reports.reports()
+        if report.owner == PACKAGE.name and report.title in titles
+    }
 
 
 def _write_reports() -> None:
-    there = _reports()
+    existing = _reports()
     for title, blocks in bundled_reports().items():
-        if title not in there:
+        if title not in existing:
             reports.create_report(title, PACKAGE, blocks)
 
 
 def recorded_turn() -> Turn | None:
-    """The recorded prompt and its answers, written one after the other; None if deleted."""
+    """The recorded prompt and its answers; None if it was deleted. The answers were generated one
+    after the other."""
     return conversations.first_turn(PACKAGE.name)
 
 
 def _write_conversation() -> None:
     if recorded_turn():
         return
-    stored = json.loads((FOLDER / CONVERSATION).read_text("utf-8"))
-    asked, settings, author = stored["prompt"], stored["settings"], PACKAGE.name
+    recorded = json.loads((FOLDER / CONVERSATION).read_text("utf-8"))
+    prompt_text, settings = recorded["prompt"], recorded["settings"]
     with writing(durable=True) as session:
-        begun = conversations.begin(stored["sides"], False, PACKAGE, session)
-        prompt = conversations.add_prompt(session, begun.id, None, asked, settings, author)
-        begun.created_at = prompt.at = stored["at"]
-        for side, rows in enumerate(stored["answers"], 1):
+        conversation = conversations.begin(recorded["sides"], False, PACKAGE, session)
+        prompt = conversations.add_prompt(
+            session, conversation.id, None, prompt_text, settings, PACKAGE.name
+        )
+        conversation.created_at = prompt.at = recorded["at"]
+        for side, rows in enumerate(recorded["answers"], 1):
             pieces = [text for row in rows for text, _ in row.get("tokens", ())]
-            text = "".join([*pieces, rows[-1]["rest"]])
-            conversations.save_answer(prompt, side, text, rows, session)
+            answer = "".join([*pieces, rows[-1]["rest"]])
+            conversations.save_answer(prompt, side, answer, rows, session)
 
 
-def _known(run: str) -> bool:
+def _exists(run: str) -> bool:
     try:
         queries.job(run)
     except NotFoundError:
@@ -120,15 +131,15 @@ def _known(run: str) -> bool:
     return True
 
 
-def _add_missing(check: Check) -> list[Job]:
+def _add_missing(check: RowCheck) -> list[Job]:
     added = []
     for run, file in bundled().items():
-        if _known(run):
+        if _exists(run):
             continue
         with TemporaryDirectory(prefix="slimscope-example-") as folder:
             archive = Path(folder, file.name.removesuffix(".xz"))
             with lzma.open(file) as packed, archive.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
-            place = int(_stem(file).partition("-")[2] or 1)
-            added.append(import_run(archive, PACKAGE, check, example=place))
+            number = int(_stem(file).partition("-")[2] or 1)
+            added.append(import_run(archive, PACKAGE, check, example=number))
     return added

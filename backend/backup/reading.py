@@ -1,7 +1,10 @@
-"""Reading an archive that may be damaged or unsafe, and restoring a backup from it into an empty
-data folder: nothing is used before its checksum matches. Every file is checked while it is unpacked
-into a hidden folder; only when all are whole are they moved into place, the database last: an
-interrupted restore leaves none behind."""
+"""Reading of archives that may be damaged or malicious, and restoring a backup into an empty data
+folder.
+
+Every file is unpacked into a hidden folder and compared with its checksum before it is used. The
+files are moved into place only if all of them are intact. The database is moved last, so an
+interrupted restore leaves no database behind.
+"""
 
 import os
 import shutil
@@ -16,18 +19,18 @@ from sqlalchemy import inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from backend.backup.run_rows import NOT_TAKEN_OVER
+from backend.backup.run_rows import MACHINE_FIELDS
 from backend.backup.writing import (
-    BLOCK,
+    BACKUP_ENTRIES,
+    CHUNK_BYTES,
     DATABASE,
     MANIFEST,
-    MOST_FILES,
-    TOPS,
+    MAX_FILES,
     HashingReader,
     Manifest,
     Progress,
-    check_room,
-    counted,
+    byte_counter,
+    check_disk_space,
     interrupt_live_runs,
     silent,
 )
@@ -38,74 +41,78 @@ from backend.store.migrate import newest_revision, run_migrations
 from backend.store.session import now_ms
 from backend.store.tables import ApiKey, Job, Table
 
-# A manifest is bounded before it is parsed, by the names in the archive: bytes of a file besides
-# its name, and of a letter of the name as JSON; colons of a file besides those of its name. What is
-# small is parsed in any case.
-FILE_BYTES, LETTER_BYTES, SMALL_BYTES = 200, 6, 2**16
-FILE_COLONS, SMALL_COLONS = 3, 2**10
-MAX_NAME, MAX_PART, MAX_PARTS = 1000, 255, 100  # bytes of a name and of its parts; their number
+# The size of a manifest is limited before it is parsed. The limit is a base value plus an allowance
+# for each file in the archive: its JSON entry, and its name with every character escaped.
+BASE_MANIFEST_BYTES, ENTRY_BYTES, ESCAPED_BYTES = 2**16, 200, 6
+# Colons limit the number of JSON objects and keys in the same way.
+BASE_MANIFEST_COLONS, ENTRY_COLONS = 2**10, 3
+MAX_NAME_BYTES, MAX_PART_BYTES, MAX_NAME_PARTS = 1000, 255, 100
 STAGING = ".restoring"
 NOT_RESTORED = "The backup was not restored."
-ELSEWHERE = "Set SLIMSCOPE_DATA_DIR to a folder on another disk."
+DISK_REMEDY = "Set SLIMSCOPE_DATA_DIR to a folder on another disk."
 
 
 @contextmanager
-def open_archive(file: Path, refused: str, tops: Sequence[str] = TOPS) -> "Iterator[ArchiveReader]":
-    """Open a backup or an exported run.
+def open_archive(
+    file: Path, failure: str, top_level: Sequence[str] = BACKUP_ENTRIES
+) -> "Iterator[ArchiveReader]":
+    """Open a backup or a run file, and check its list of files.
 
     Args:
-        refused: the sentence that errors begin with.
-        tops: the file it has to hold, and the folders it may.
+        file: the archive.
+        failure: the first sentence of errors.
+        top_level: names allowed at the top level; the first one is required.
 
     Raises:
-        BackupError: it is missing, damaged, unsafe, of a newer version, or no archive of ours.
+        BackupError: the archive is missing, damaged, unsafe, from a newer version of Slimscope, or
+            not an archive of Slimscope.
     """
     if not file.is_file():
-        raise BackupError(refused, f"There is no file {file}.")
+        raise BackupError(failure, f"There is no file {file}.")
     try:
         with tarfile.open(file, "r:") as archive:
-            yield ArchiveReader(archive, refused, tops)
+            yield ArchiveReader(archive, failure, top_level)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise _damaged(refused, f"It cannot be read: {error}.") from error
+        raise _damage_error(failure, f"It cannot be read: {error}.") from error
 
 
-def _damaged(refused: str, why: str) -> BackupError:
-    return BackupError(refused, f"The file is damaged or no backup. {why}", "Use another one.")
+def _damage_error(failure: str, why: str) -> BackupError:
+    return BackupError(failure, f"The file is damaged or not a backup. {why}", "Use another file.")
 
 
 class ArchiveReader:
-    """An archive whose list of files is safe and complete."""
+    """An open archive with a safe and complete list of files."""
 
-    def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
-        self._archive, self._refused, self._tops = archive, refused, tops
+    def __init__(self, archive: tarfile.TarFile, failure: str, top_level: Sequence[str]) -> None:
+        self._archive, self._failure, self._top_level = archive, failure, top_level
         self._entries: dict[str, tarfile.TarInfo] = {}
-        most = MOST_FILES[tops[0]]
+        max_files = MAX_FILES[top_level[0]]
         for entry in archive:
             if entry.name in self._entries:
                 raise self.damaged(f"It holds {entry.name!r} twice.")
-            if len(self._entries) > most:  # and the manifest
-                raise self.damaged(f"It holds more than {most:,} files.")
+            if len(self._entries) > max_files:  # the manifest is not counted
+                raise self.damaged(f"It holds more than {max_files:,} files.")
             self._entries[entry.name] = entry
         self.manifest = self._read_manifest()
         self._check_contents()
 
     def damaged(self, why: str) -> BackupError:
-        return _damaged(self._refused, why)
+        """Return the error for damaged or unsafe contents. `why`: one sentence."""
+        return _damage_error(self._failure, why)
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)
-        plain = entry is not None and entry.isreg() and not entry.issparse()
-        if entry is None or not plain:
+        if entry is None or not entry.isreg() or entry.issparse():
             raise self.damaged("It has no manifest.")
         names = [os.fsencode(name) for name in self._entries]
-        most = SMALL_BYTES + sum(
-            FILE_BYTES + LETTER_BYTES * min(len(name), MAX_NAME) for name in names
+        max_bytes = BASE_MANIFEST_BYTES + sum(
+            ENTRY_BYTES + ESCAPED_BYTES * min(len(name), MAX_NAME_BYTES) for name in names
         )
-        colons = SMALL_COLONS + sum(FILE_COLONS + name.count(b":") for name in names)
+        max_colons = BASE_MANIFEST_COLONS + sum(ENTRY_COLONS + name.count(b":") for name in names)
         source = self._archive.extractfile(entry)
         assert source is not None  # a regular file
-        text = source.read(most + 1)
-        if len(text) > most or text.count(b":") > colons:
+        text = source.read(max_bytes + 1)
+        if len(text) > max_bytes or text.count(b":") > max_colons:
             raise self.damaged("Its manifest names more files than it holds.")
         try:
             manifest = Manifest.model_validate_json(text)
@@ -113,52 +120,62 @@ class ArchiveReader:
             raise self.damaged("Its manifest cannot be read.") from error
         if manifest.schema_revision > newest_revision():
             raise BackupError(
-                self._refused,
-                f"It was written by Slimscope {manifest.version}, whose database is newer.",
+                self._failure,
+                f"It was written by Slimscope {manifest.version}, which has a newer database.",
                 "Install that version or a later one.",
             )
         return manifest
 
     def _check_contents(self) -> None:
-        """Raise `BackupError` unless the archive holds the files of the manifest, and no other
-        entry: regular files inside the folders of a backup, each as long as the manifest says. A
-        sparse file is none: it unpacks to more than the archive holds."""
+        """Raise `BackupError` unless the archive holds exactly the files of the manifest, with the
+        sizes listed there."""
         entries, files = self._entries, self.manifest.files
         for name, entry in entries.items():
-            try:
-                safe = tarfile.data_filter(entry, str(settings().root)).name == name
-            except tarfile.FilterError:
-                safe = False
-            regular = entry.isreg() and not entry.issparse()
-            # written in the one way that leads to its file, and one that can be a file's here
-            parts = name.split("/")
-            sizes = [len(os.fsencode(part)) for part in parts]
-            short = max(sizes) <= MAX_PART and sum(sizes) <= MAX_NAME and len(parts) <= MAX_PARTS
-            plain = short and not {"", ".", ".."} & {*parts}
-            if not safe or not regular or not plain or parts[0] not in self._tops:
+            if not self._is_safe(name, entry):
                 raise self.damaged(f"{name!r} is not a file of a backup.")
             if any(str(parent) in entries for parent in PurePosixPath(name).parents):
-                raise self.damaged(f"{name!r} lies in a file.")
+                raise self.damaged(f"{name!r} has a file as its folder.")
         if missing := files.keys() - entries.keys():
             raise self.damaged(f"{min(missing)} is missing.")
-        if others := entries.keys() - files.keys():
-            raise self.damaged(f"{min(others)!r} is not in its manifest.")
+        if unlisted := entries.keys() - files.keys():
+            raise self.damaged(f"{min(unlisted)!r} is not in its manifest.")
         for name, expected in files.items():
             if entries[name].size != expected.bytes:
-                raise self.damaged(f"{name!r} is not as long as its manifest says.")
-        if self._tops[0] not in entries:
-            raise self.damaged(f"It holds no {self._tops[0]}.")
+                raise self.damaged(f"The size of {name!r} differs from its manifest.")
+        if self._top_level[0] not in entries:
+            raise self.damaged(f"It holds no {self._top_level[0]}.")
+
+    def _is_safe(self, name: str, entry: tarfile.TarInfo) -> bool:
+        """Return True if an entry is a regular file with an allowed top-level name and a normalized
+        path that file systems accept. Sparse files are rejected: they unpack to more bytes than the
+        archive holds."""
+        try:
+            if tarfile.data_filter(entry, str(settings().root)).name != name:
+                return False
+        except tarfile.FilterError:
+            return False
+        parts = name.split("/")
+        sizes = [len(os.fsencode(part)) for part in parts]
+        return (
+            entry.isreg()
+            and not entry.issparse()
+            and parts[0] in self._top_level
+            and not {"", ".", ".."} & {*parts}
+            and max(sizes) <= MAX_PART_BYTES
+            and sum(sizes) <= MAX_NAME_BYTES
+            and len(parts) <= MAX_NAME_PARTS
+        )
 
     def unpack(self, folder: Path, progress: Progress) -> None:
-        """Unpack all files into a folder, and compare them with their checksums."""
-        advance = counted(progress, self.manifest.bytes)
+        """Unpack all files into `folder`. `BackupError` if a file differs from its checksum."""
+        advance = byte_counter(progress, self.manifest.bytes)
         for name, expected in self.manifest.files.items():
             source = self._archive.extractfile(self._entries[name])
             assert source is not None  # a regular file
             reader, path = HashingReader(source, advance), folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as output:
-                shutil.copyfileobj(reader, output, BLOCK)
+                shutil.copyfileobj(reader, output, CHUNK_BYTES)
                 size = output.tell()
             if (size, reader.digest.hexdigest()) != (expected.bytes, expected.sha256):
                 raise self.damaged(f"{name} differs from its checksum.")
@@ -166,11 +183,11 @@ class ArchiveReader:
 
 def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
     """Restore a backup into the data folder and migrate its database. `BackupError` if the folder
-    is not empty or too small, or the file is damaged, unsafe, of a newer version, or no backup."""
+    is not empty, the disk is too full, or the file is not a valid backup (see `open_archive`)."""
     if settings().database_url:
         raise BackupError(
             NOT_RESTORED,
-            "SLIMSCOPE_DATABASE_URL names another database than that of the data folder.",
+            "SLIMSCOPE_DATABASE_URL names a database outside the data folder.",
             "Unset it.",
         )
     root = settings().root
@@ -184,23 +201,23 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
     staging = root / STAGING
     with open_archive(file, NOT_RESTORED) as archive:
         manifest = archive.manifest
-        check_room(root, manifest.bytes, NOT_RESTORED, ELSEWHERE)
+        check_disk_space(root, manifest.bytes, NOT_RESTORED, DISK_REMEDY)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
             archive.unpack(staging, progress)
-            _prepare(staging / DATABASE, archive)
-            for top in reversed(TOPS):  # the database last
-                if (staging / top).exists():
-                    (staging / top).rename(root / top)
+            _prepare_database(staging / DATABASE, archive)
+            for name in reversed(BACKUP_ENTRIES):  # the database last
+                if (staging / name).exists():
+                    (staging / name).rename(root / name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
-def _prepare(database: Path, archive: ArchiveReader) -> None:
-    """Migrate the unpacked database, and take from it what holds only where the backup was made.
-    `BackupError` if that cannot be done, `ConflictError` if another version has made it."""
+def _prepare_database(database: Path, archive: ArchiveReader) -> None:
+    """Migrate the unpacked database, interrupt its live runs, and remove the values of the original
+    machine. `BackupError` if the database is damaged, `ConflictError` if its schema is unknown."""
     try:
         if not has_only_tables(database):
             raise archive.damaged("Its database holds more than tables.")
@@ -209,17 +226,21 @@ def _prepare(database: Path, archive: ArchiveReader) -> None:
             missing = Table.metadata.tables.keys() - {*inspect(connection).get_table_names()}
         if missing:
             raise archive.damaged(f"Its database has no table {min(missing)}.")
-        interrupt_live_runs(database)  # none, unless the backup was made by hand
+        interrupt_live_runs(database)  # only a backup made by hand has live runs
         with opened(database) as engine, Session(engine) as session, session.begin():
-            # Not what their processes were given where the backup was made: folders and plugins of
-            # another machine, or of whoever made the file. Here they get what this one has.
+            # Variables of the original machine, such as plugins and folders, may be malicious or
+            # wrong here. Runs get the variables of this machine instead.
             for job in session.scalars(select(Job)):
-                kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
-                if kept.keys() != job.environment.keys():
-                    job.environment = kept
-            # Whoever made the file may have kept a key in it.
-            held = ApiKey.revoked_at.is_(None)
-            session.execute(update(ApiKey).where(held).values(revoked_at=now_ms()))
+                remaining = {
+                    name: value
+                    for name, value in job.environment.items()
+                    if name not in MACHINE_FIELDS
+                }
+                if remaining.keys() != job.environment.keys():
+                    job.environment = remaining
+            # The author of the archive may know a key that it contains.
+            valid = ApiKey.revoked_at.is_(None)
+            session.execute(update(ApiKey).where(valid).values(revoked_at=now_ms()))
     except (sqlite3.Error, SQLAlchemyError) as error:
-        why = getattr(error, "orig", None) or error  # without the statement
+        why = getattr(error, "orig", None) or error  # leaves out the SQL statement
         raise archive.damaged(f"Its database cannot be read: {why}.") from error

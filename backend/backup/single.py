@@ -1,6 +1,9 @@
-"""One run as a file: an archive as a backup is, with the rows of the run as lines of JSON in place
-of a database. Each line is checked before anything is written. An imported run gets a number of its
-own; what pointed to other runs is not carried over, nor is its process's environment."""
+"""Export and import of a single run.
+
+A run file has the layout of a backup, with the rows of the run as lines of JSON instead of a
+database. Every line is checked before anything is written. An imported run gets a new number.
+References to other runs and the variables of its processes are not imported.
+"""
 
 import pickle
 import secrets
@@ -19,14 +22,14 @@ from backend.backup import run_rows
 from backend.backup.reading import ArchiveReader, open_archive
 from backend.backup.writing import (
     ARTIFACTS,
-    OF_ONE_RUN,
     ROWS,
+    RUN_FILE_ENTRIES,
     Manifest,
     Progress,
     SourceFile,
-    check_new,
-    check_room,
-    files_of,
+    check_disk_space,
+    check_target,
+    run_files,
     silent,
     write_archive,
 )
@@ -41,24 +44,36 @@ from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
 
 NOT_IMPORTED = "The run was not imported."
-BATCH = 5_000  # rows
-CHECKED = ".checked-rows"  # in the folder of an import
-LONGEST_LINE = 2**27  # bytes
-MOST_VALUES = 2**16  # of a row: each that is none of a row takes kilobytes to describe
-MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
+BATCH_ROWS = 5_000  # rows read or inserted at a time
+CHECKED_ROWS = ".checked-rows"  # file with the validated rows, in the folder of an import
+# Limits on the work for an untrusted file. Commas limit the values of a row: pydantic needs
+# kilobytes to describe each invalid value.
+MAX_LINE_BYTES, MAX_COMMAS, MAX_ROWS = 2**27, 2**16, 3_000_000
+MAX_UNPACKED_BYTES, MAX_CHECK_S = 2**32, 600.0
 
 
 def export_run(
     run: str | int, target: Path, *, weights: bool = False, progress: Progress = silent
 ) -> Manifest:
-    """Write a run that has ended into one file: config, figures, statistics, logs, small files;
-    with `weights` also the models it saved. Checkpoints are never part of it. Raises NotFoundError,
-    ConflictError: there is no such run, or it has not ended; BackupError: the file exists, the disk
-    is too full, or a row of the run is damaged."""
+    """Write a run that has ended into a run file: config, metrics, statistics, logs, small files.
+
+    Checkpoints are never included.
+
+    Args:
+        run: name or number of the run.
+        target: file to create.
+        weights: include the models that the run saved.
+        progress: called with the bytes written and the bytes in total.
+
+    Raises:
+        NotFoundError: there is no such run.
+        ConflictError: the run has not ended.
+        BackupError: the file exists, the disk is too full, or a row of the run is damaged.
+    """
     job = queries.job(run)
     if job.state not in TERMINAL:
         raise ConflictError(f"{job.run} cannot be exported.", f"It is {job.state}.", "Wait for it.")
-    check_new(target)
+    check_target(target)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         rows = Path(folder, ROWS)
         try:
@@ -67,30 +82,30 @@ def export_run(
         except ValidationError as error:
             raise BackupError(
                 "The run was not exported.",
-                f"A row is damaged: {_fault(error)}.",
-                "Restore a daily copy of the database, or run it again.",
+                f"A row is damaged: {_first_error(error)}.",
+                "Restore a daily copy of the database, or repeat the run.",
             ) from error
-        files = [SourceFile(ROWS, rows, rows.stat().st_size), *files_of(job.run, weights)]
+        files = [SourceFile(ROWS, rows, rows.stat().st_size), *run_files(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 
 def _lines(job: tables.Job) -> Iterator[bytes]:
-    """The rows of a run, itself first."""
-    keys: dict[type[tables.Table], str] = {tables.Job: "id"}
-    keys |= dict.fromkeys(tables.TABLES_OF_A_RUN.values(), "job_id")
+    """Yield the rows of a run as lines; the first one is the row of the run itself."""
+    key_columns: dict[type[tables.Table], str] = {tables.Job: "id"}
+    key_columns |= dict.fromkeys(tables.TABLES_OF_A_RUN.values(), "job_id")
     with reading() as session:
-        for table, key in keys.items():
+        for table, key in key_columns.items():
             columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
             query = select(*columns).where(inspect(table).columns[key] == job.id)
-            for rows in session.execute(query).mappings().partitions(BATCH):
-                yield from (run_rows.line_of(table.__tablename__, dict(row)) for row in rows)
+            for rows in session.execute(query).mappings().partitions(BATCH_ROWS):
+                yield from (run_rows.row_line(table.__tablename__, dict(row)) for row in rows)
 
 
-def _fault(error: ValidationError) -> str:
-    """The first fault of a row, in words."""
+def _first_error(error: ValidationError) -> str:
+    """The first validation error as "location: message"."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place or 'the line'}: {first['msg']}"[:300]
+    location = ".".join(str(part) for part in first["loc"])
+    return f"{location or 'the line'}: {first['msg']}"[:300]
 
 
 # import -------------------------------------------------------------------------------------------
@@ -99,75 +114,87 @@ def _fault(error: ValidationError) -> str:
 def import_run(
     file: Path,
     actor: Actor,
-    check: run_rows.Check,
+    check: run_rows.RowCheck,
     progress: Progress = silent,
     *,
     example: int = 0,
 ) -> tables.Job:
-    """Add a run from a file that `export_run` wrote, under a number of its own.
+    """Add a run from a file written by `export_run`, under a new number.
 
     Args:
-        check: of each row, what its kind knows of it.
-        example: its place, from 1, among those of its kind that come with the package; else 0.
+        file: the run file.
+        actor: owner of the new run; must be a host.
+        check: checks each row by the rules of the job kind.
+        progress: called with the bytes read and the bytes in total.
+        example: for a bundled example, its number among those of its kind, from 1; otherwise 0.
 
     Raises:
-        BackupError: the file is damaged, unsafe, of a newer version, or holds no single run that
-            has ended; the disk is too full. Nothing was written.
+        ForbiddenError: the actor is not a host.
+        BackupError: the file is damaged, unsafe, from a newer version, or not a single run that has
+            ended; or the disk is too full. Nothing was written.
     """
     require_host(actor, "import runs")
     root = settings().root
-    with open_archive(file, NOT_IMPORTED, OF_ONE_RUN) as archive:
-        check_room(root, archive.manifest.bytes, NOT_IMPORTED, "Free some: slimscope disk")
+    with open_archive(file, NOT_IMPORTED, RUN_FILE_ENTRIES) as archive:
+        remedy = "Free disk space; slimscope disk shows what uses it."
+        check_disk_space(root, archive.manifest.bytes, NOT_IMPORTED, remedy)
         with TemporaryDirectory(dir=root, prefix=".importing-") as folder:
             archive.unpack(Path(folder), progress)
             return RunImport(Path(folder), archive, check).add(actor, file.name, example)
 
 
 class RunImport:
-    """A run file that has been unpacked: checked as a whole, then added as a whole."""
+    """An unpacked run file. The constructor checks all rows and files; `add` writes them."""
 
-    def __init__(self, folder: Path, archive: ArchiveReader, check: run_rows.Check) -> None:
+    def __init__(self, folder: Path, archive: ArchiveReader, check: run_rows.RowCheck) -> None:
         self._folder, self._archive, self._check = folder, archive, check
-        self._began, self._unpacked = time.monotonic(), 0
+        self._start_s, self._unpacked_bytes = time.monotonic(), 0
         rows = self._rows()
         first = next(rows, None)
         if not isinstance(first, run_rows.JobRow):
             raise archive.damaged("It does not begin with a run that has ended.")
         self._job, self._run = first, tables.run_name(first.kind, first.id)
         self._check_row(first)
-        with (folder / CHECKED).open("wb") as file:
+        with (folder / CHECKED_ROWS).open("wb") as file:
             for row in rows:
                 self._check_row(row)
                 pickle.dump((row.table, row.columns()), file)
-        work = work_folder(self._run).name
-        for name in archive.manifest.files:  # none of another run; resuming trusts checkpoints
-            top, _, inside = name.partition("/")
-            run, _, rest = inside.partition("/")
-            hidden = any(part.startswith(".") for part in rest.split("/"))
-            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
-            if top == ARTIFACTS and (run != self._run or hidden or not kept):
-                raise archive.damaged(f"{name!r} is not a file of {self._run}.")
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Raise `BackupError` for files of another run, hidden files, and checkpoints: a resumed
+        run would trust them."""
+        checkpoint_folder = work_folder(self._run).name
+        for name in self._archive.manifest.files:
+            entry, _, path = name.partition("/")
+            run, _, path_in_run = path.partition("/")
+            parts = path_in_run.split("/")
+            is_hidden = any(part.startswith(".") for part in parts)
+            # Some file systems ignore case.
+            is_checkpoint = parts[0].casefold() == checkpoint_folder
+            if entry == ARTIFACTS and (run != self._run or is_hidden or is_checkpoint):
+                raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
 
     def _rows(self) -> Iterator[run_rows.StoredRow]:
-        """The rows, one after the other; `BackupError` if a line is none of a run."""
+        """Yield the rows one by one. `BackupError` for a line that is not a row of a run."""
         with (self._folder / ROWS).open("rb") as file:
-            for number in range(1, MOST_ROWS + 2):
-                line = file.readline(LONGEST_LINE + 1)
+            for number in range(1, MAX_ROWS + 2):
+                line = file.readline(MAX_LINE_BYTES + 1)
                 if not line:
                     return
-                too_much = len(line) > LONGEST_LINE or line.count(b",") > MOST_VALUES
-                if too_much or number > MOST_ROWS:
-                    raise self._archive.damaged("It holds more rows, or longer ones, than a run.")
+                too_long = len(line) > MAX_LINE_BYTES or line.count(b",") > MAX_COMMAS
+                if too_long or number > MAX_ROWS:
+                    raise self._archive.damaged("Its rows are too many or too long for a run.")
                 try:
-                    yield run_rows.LINE.validate_json(line)
+                    yield run_rows.ROW_ADAPTER.validate_json(line)
                 except ValidationError as error:
                     raise self._archive.damaged(
-                        f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
+                        f"Line {number} of {ROWS} is not a row of a run: {_first_error(error)}."
                     ) from error
 
     def _check_row(self, row: run_rows.StoredRow) -> None:
-        """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
-        it says; and for a file that takes too long to check."""
+        """Raise `BackupError` if a row belongs to another run, is damaged, or is rejected by the
+        job kind, or if the file exceeds the limits on unpacked bytes and time."""
         if isinstance(row, run_rows.JobRow) and row is not self._job:
             raise self._archive.damaged("It holds more than one run.")
         if isinstance(row, run_rows.ArtifactRow):
@@ -175,17 +202,25 @@ class RunImport:
             if parts[:1] != (self._run,) or ".." in parts:
                 raise self._archive.damaged("An artifact lies outside the folder of the run.")
         try:
-            self._unpacked += run_rows.unpacked_bytes(row)
+            self._unpacked_bytes += run_rows.unpacked_bytes(row)
             self._check(self._job.kind, row)
         except (SlimscopeError, ValueError) as error:
             raise self._archive.damaged(
-                f"A row of {row.table} is none of a run: {error}"[:500]
+                f"A row of {row.table} is not valid: {error}"[:500]
             ) from error
-        if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
+        if self._unpacked_bytes > MAX_UNPACKED_BYTES:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
+        if time.monotonic() - self._start_s > MAX_CHECK_S:
+            raise self._archive.damaged(f"Checking it took more than {MAX_CHECK_S:.0f} s.")
 
     def add(self, actor: Actor, file: str, example: int) -> tables.Job:
-        """Write the run and move its files into place, both or neither."""
+        """Write the rows of the run and move its files into place, in one transaction.
+
+        Args:
+            actor: owner of the new run.
+            file: name of the run file, for the history of the run.
+            example: see `import_run`.
+        """
         try:
             with writing(durable=True) as session:
                 kind, values = self._job.kind, self._job.columns()
@@ -201,8 +236,8 @@ class RunImport:
                 if target.exists():
                     raise BackupError(
                         NOT_IMPORTED,
-                        f"There is a folder {target} already.",
-                        "slimscope doctor names artifacts that belong to no run.",
+                        f"The folder {target} exists already.",
+                        "Run slimscope doctor; it lists artifacts without a run.",
                     )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source.is_dir():
@@ -214,19 +249,19 @@ class RunImport:
             raise self._archive.damaged("It holds a row twice.") from error
 
     def _batches(self, job: tables.Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """The other rows as they belong to the new run, those of a table together."""
-        waiting: dict[str, list[dict[str, Any]]] = {}
-        with (self._folder / CHECKED).open("rb") as file, suppress(EOFError):
+        """Yield the checked rows in batches of one table, adapted to the new run."""
+        batches: dict[str, list[dict[str, Any]]] = {}
+        with (self._folder / CHECKED_ROWS).open("rb") as file, suppress(EOFError):
             while True:
-                table, values = pickle.load(file)  # of our own making
+                table, values = pickle.load(file)  # safe: written by the constructor
                 values["job_id"] = job.id
                 if table == tables.Attempt.__tablename__:
                     values |= {"token": secrets.token_hex(16), "engine_ref": None}
                     values["ended_at"] = values["ended_at"] or now_ms()
                 if table == tables.Artifact.__tablename__:
                     values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
-                batch = waiting.setdefault(table, [])
+                batch = batches.setdefault(table, [])
                 batch.append(values)
-                if len(batch) >= BATCH:
-                    yield table, waiting.pop(table)
-        yield from waiting.items()
+                if len(batch) >= BATCH_ROWS:
+                    yield table, batches.pop(table)
+        yield from batches.items()

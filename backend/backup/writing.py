@@ -1,15 +1,18 @@
-"""Writing a backup while jobs run, whose copy of the database holds live runs as interrupted by a
-power failure. A run writes figures before the checkpoint behind them, and a result after its files.
-So checkpoints are held first, then the database is copied, then the other files: no checkpoint is
-ahead of the figures, and every file that the copy knows of is there.
+"""Backups of the data folder, written while runs continue.
 
-The layout of a backup: one uncompressed tar file (weights do not compress), readable by `tar`.
-A file of one run has `run.jsonl` in place of a database, and no models.
+In the copied database, live runs are marked as interrupted by a power failure. A run records its
+metrics before it saves the next checkpoint, and its results after it has saved their files. A
+backup therefore links checkpoints first, then copies the database, then reads all other files. As a
+result, no checkpoint is newer than the recorded metrics, and every file that the copied database
+refers to is in the backup.
 
-results.db             the database; runs that were live have been interrupted in it
-artifacts/RUN/…        logs, models, exports and small files; checkpoints if asked for
-models/…               models of your own in the data folder
-manifest.json          version, schema, and size and sha256 of every file; written last
+A backup is one uncompressed tar file (weights do not compress), readable by `tar`. A run file has
+the same layout, with `run.jsonl` instead of the database and without models.
+
+results.db             the database, with live runs marked as interrupted
+artifacts/RUN/…        logs, models, exports and small files; checkpoints are optional
+models/…               the user's models in the data folder
+manifest.json          version, schema, and the size and sha256 of every file; written last
 """
 
 import hashlib
@@ -40,29 +43,38 @@ from backend.store.tables import Attempt, Job, run_name
 
 DATABASE, ARTIFACTS, MODELS, MANIFEST = "results.db", "artifacts", "models", "manifest.json"
 ROWS = "run.jsonl"
-TOPS = (DATABASE, ARTIFACTS, MODELS)
-OF_ONE_RUN = (ROWS, ARTIFACTS)
-# Of an archive, by the file it has to hold: what is written can be read back, and reading one from
-# a stranger ends soon.
-MOST_FILES = {DATABASE: 100_000, ROWS: 10_000}
-BLOCK = 2**20  # bytes read at a time
+# Top-level entries of an archive; the first one is required.
+BACKUP_ENTRIES = (DATABASE, ARTIFACTS, MODELS)
+RUN_FILE_ENTRIES = (ROWS, ARTIFACTS)
+# Limits on the number of files, by required entry. Writing respects the limits of reading, and
+# reading an untrusted archive takes bounded time.
+MAX_FILES = {DATABASE: 100_000, ROWS: 10_000}
+CHUNK_BYTES = 2**20  # read at a time
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in total
+Progress = Callable[[int, int], None]  # (bytes processed, bytes in total)
 NOT_WRITTEN = "Nothing was written."
-LESS = "Choose another disk, or leave weights out (--no-weights)."
-WEIGHTS = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
+SPACE_REMEDY = "Choose another disk, or leave weights out (--no-weights)."
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".npy"})
 
 
 class ArchivedFile(BaseModel):
-    """Size and hex sha256 of one file."""
+    """Size and hex sha256 of an archived file."""
 
     bytes: int = Field(ge=0)
     sha256: str
 
 
 class Manifest(BaseModel):
-    """The contents of a backup: name in the archive -> size and checksum. `version`: of Slimscope;
-    `created_at`: UTC milliseconds since 1970."""
+    """Contents of a backup or run file.
+
+    Attributes:
+        version: version of Slimscope that wrote the archive.
+        schema_revision: database schema of that version.
+        created_at: UTC time in milliseconds since 1970.
+        weights: True if weight files are included.
+        checkpoints: True if checkpoints of unfinished runs are included.
+        files: size and checksum by name in the archive.
+    """
 
     format: Literal[1] = 1
     version: str
@@ -74,28 +86,35 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
+        """Total size of the archived files."""
         return sum(file.bytes for file in self.files.values())
 
 
-def silent(done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
+def silent(processed_bytes: int, total_bytes: int) -> None:
+    """Ignore progress."""
 
 
-def counted(progress: Progress, total: int) -> Callable[[int], None]:
-    """What tells a `Progress` of bytes that have been done."""
-    done = 0
+def byte_counter(progress: Progress, total_bytes: int) -> Callable[[int], None]:
+    """Return a function that adds newly processed bytes and reports the sum to `progress`."""
+    processed_bytes = 0
 
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
+    def advance(new_bytes: int) -> None:
+        nonlocal processed_bytes
+        processed_bytes += new_bytes
+        progress(processed_bytes, total_bytes)
 
     return advance
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to be archived: its name there, where it lies, its bytes."""
+    """A file to archive.
+
+    Attributes:
+        name: name in the archive.
+        path: location on disk.
+        bytes: size when the file was listed.
+    """
 
     name: str
     path: Path
@@ -109,54 +128,73 @@ def write_backup(
     checkpoints: bool = False,
     progress: Progress = silent,
 ) -> Manifest:
-    """Write one file with the database and the files of all runs, under a hidden name until it is
-    complete; only its owner can read it. `checkpoints`: unfinished runs go on from them.
-    `BackupError` if the file exists, the options contradict each other, or the disk is too full."""
+    """Back up the database and the files of all runs into one archive.
+
+    The archive has a hidden name until it is complete, and only its owner can read it.
+
+    Args:
+        target: file to create.
+        weights: include weight files.
+        checkpoints: include checkpoints, from which unfinished runs resume.
+        progress: called with the bytes processed and the bytes in total.
+
+    Raises:
+        BackupError: the file exists, the options contradict each other, or the disk is too full.
+    """
     if checkpoints and not weights:
         raise BackupError(
             NOT_WRITTEN, "Checkpoints consist of weights.", "Choose one of the two options."
         )
-    check_new(target)
+    check_target(target)
     settings().artifacts.mkdir(exist_ok=True)
     with (
         TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder,
-        TemporaryDirectory(dir=settings().artifacts, prefix=".held-") as held,
+        TemporaryDirectory(dir=settings().artifacts, prefix=".held-") as links,
     ):
         database = Path(folder, DATABASE)
-        check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
-        # those that there are stay as they are; one that is replaced meanwhile is left out
-        for checkpoint in settings().artifacts.glob("*/work/[!.]*") if checkpoints else ():
-            kept = Path(held, checkpoint.relative_to(settings().artifacts))
-            try:
-                if checkpoint.is_dir() and not checkpoint.is_symlink():
-                    shutil.copytree(checkpoint, kept, symlinks=True, copy_function=_link)
-            except (shutil.Error, OSError):
-                shutil.rmtree(kept, ignore_errors=True)
+        check_disk_space(target.parent, database_file().stat().st_size, NOT_WRITTEN, SPACE_REMEDY)
+        if checkpoints:
+            _link_checkpoints(Path(links))
         copy_database(database)
         runs = interrupt_live_runs(database)
-        files = [*_files(database, runs, weights, Path(held))]
+        files = [*_backup_files(database, runs, weights, Path(links))]
         return write_archive(target, files, progress, weights=weights, checkpoints=checkpoints)
 
 
-def _link(source: str, target: str) -> None:
+def _link_checkpoints(links: Path) -> None:
+    """Hard-link all current checkpoints into `links`, so that runs can replace them meanwhile. A
+    checkpoint that is replaced during linking is left out."""
+    artifacts = settings().artifacts
+    for checkpoint in artifacts.glob("*/work/[!.]*"):
+        link = Path(links, checkpoint.relative_to(artifacts))
+        try:
+            if checkpoint.is_dir() and not checkpoint.is_symlink():
+                shutil.copytree(checkpoint, link, symlinks=True, copy_function=_link_or_copy)
+        except (shutil.Error, OSError):
+            shutil.rmtree(link, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
-    except PermissionError:  # of file systems without links
+    except PermissionError:  # the file system has no hard links
         shutil.copy2(source, target)
 
 
 def write_archive(
     target: Path, files: list[SourceFile], progress: Progress, *, weights: bool, checkpoints: bool
 ) -> Manifest:
-    """Write files and their manifest under a hidden name, and rename it when it is complete."""
-    most = max(MOST_FILES.get(file.name, 0) for file in files)
-    if len(files) > most:
+    """Write files and their manifest under a hidden name, then rename the complete archive.
+    `BackupError` if there are too many files or the disk is too full."""
+    max_files = max(MAX_FILES.get(file.name, 0) for file in files)
+    if len(files) > max_files:
         raise BackupError(
             NOT_WRITTEN,
-            f"It would hold {len(files):,} files; up to {most:,} can be read back.",
+            f"The archive would hold {len(files):,} files; up to {max_files:,} can be read back.",
             "Delete runs or models that you no longer need.",
         )
-    check_room(target.parent, sum(file.bytes for file in files), NOT_WRITTEN, LESS)
+    size = sum(file.bytes for file in files)
+    check_disk_space(target.parent, size, NOT_WRITTEN, SPACE_REMEDY)
     partial = target.with_name(f".{target.name}.partial")
     manifest = Manifest(
         version=version("slimscope"),
@@ -169,33 +207,33 @@ def write_archive(
     try:
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600, exist_ok=False)
-        _write(partial, files, manifest, progress)
+        _write_entries(partial, files, manifest, progress)
         partial.rename(target)
     finally:
         partial.unlink(missing_ok=True)
     return manifest
 
 
-def check_new(target: Path) -> None:
-    """Raise `BackupError` unless a file of that name can be made."""
+def check_target(target: Path) -> None:
+    """Raise `BackupError` if `target` exists or its folder does not."""
     if target.exists():
         raise BackupError(NOT_WRITTEN, f"{target} exists already.", "Choose another name.")
     if not target.parent.is_dir():
         raise BackupError(NOT_WRITTEN, f"There is no folder {target.parent}.", "Create it first.")
 
 
-def check_room(folder: Path, needed: int, refused: str, do: str) -> None:
-    """Raise `BackupError` unless the disk of a folder has room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise BackupError(
-            refused, f"It needs {readable_bytes(needed)}; {readable_bytes(free)} are free.", do
-        )
+def check_disk_space(folder: Path, needed_bytes: int, failure: str, remedy: str) -> None:
+    """Raise `BackupError` if the disk of `folder` has less than `needed_bytes` free. `failure` and
+    `remedy` are the first and last sentences of the error."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        why = f"It needs {readable_bytes(needed_bytes)}; {readable_bytes(free_bytes)} are free."
+        raise BackupError(failure, why, remedy)
 
 
 def interrupt_live_runs(database: Path) -> list[str]:
     """End every live attempt in a copy of the database, as the supervisor does after a power
-    failure: its run is queued again, or lost where no retry is left. Return the names of all
+    failure: the run is queued again, or lost if it has no retries left. Return the names of all
     runs."""
     with opened(database) as engine:
         with Session(engine) as session, session.begin():
@@ -206,68 +244,75 @@ def interrupt_live_runs(database: Path) -> list[str]:
             return [run_name(*row) for row in session.execute(select(Job.kind, Job.id))]
 
 
-def _files(database: Path, runs: list[str], weights: bool, held: Path) -> Iterator[SourceFile]:
+def _backup_files(
+    database: Path, runs: list[str], weights: bool, links: Path
+) -> Iterator[SourceFile]:
     yield SourceFile(DATABASE, database, database.stat().st_size)
     for run in runs:
-        yield from files_of(run, weights)
-        for path, size in _below(held / run):
-            yield SourceFile(_named(ARTIFACTS, path, held), path, size)
+        yield from run_files(run, weights)
+        for path, size in _regular_files(links / run):
+            yield SourceFile(_archive_name(ARTIFACTS, path, links), path, size)
     if weights:
         models = settings().root / MODELS
-        for path, size in _below(models):
-            yield SourceFile(_named(MODELS, path, models), path, size)
+        for path, size in _regular_files(models):
+            yield SourceFile(_archive_name(MODELS, path, models), path, size)
 
 
-def files_of(run: str, weights: bool) -> Iterator[SourceFile]:
-    """The files in the folder of a run, without its checkpoints."""
-    for path, size in _below(run_folder(run)):
-        if not path.is_relative_to(work_folder(run)) and (weights or path.suffix not in WEIGHTS):
-            yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
+def run_files(run: str, weights: bool) -> Iterator[SourceFile]:
+    """List the files in the folder of a run, without its checkpoints. Weight files are included if
+    `weights` is true."""
+    for path, size in _regular_files(run_folder(run)):
+        is_checkpoint = path.is_relative_to(work_folder(run))
+        if not is_checkpoint and (weights or path.suffix not in WEIGHT_SUFFIXES):
+            yield SourceFile(_archive_name(ARTIFACTS, path, settings().artifacts), path, size)
 
 
-def _named(top: str, path: Path, root: Path) -> str:
-    return f"{top}/{path.relative_to(root).as_posix()}"
+def _archive_name(entry: str, path: Path, root: Path) -> str:
+    return f"{entry}/{path.relative_to(root).as_posix()}"
 
 
-def _below(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Regular files below a folder and their bytes. Hidden folders are left out: they hold drafts
-    of what is being written or deleted."""
-    for top, folders, names in os.walk(folder):
+def _regular_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the regular files below a folder with their sizes in bytes. Hidden folders are skipped:
+    they hold files that are being written or deleted."""
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(top, name) for name in sorted(names)):
+        for path in (Path(parent, name) for name in sorted(names)):
             if path.is_file() and not path.is_symlink():
                 yield path, path.stat().st_size
 
 
-def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress) -> None:
-    """Write files, then the manifest. Of a log that grows, what was there when it was opened."""
-    advance = counted(progress, sum(file.bytes for file in files))
+def _write_entries(
+    partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress
+) -> None:
+    """Write all files, then the manifest. A file that grows meanwhile, such as a log, is archived
+    with the length it had when it was opened."""
+    advance = byte_counter(progress, sum(file.bytes for file in files))
     with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
         for file in files:
             try:
                 source = file.path.open("rb")
-            except FileNotFoundError:  # it has been deleted meanwhile
+            except FileNotFoundError:  # deleted after it was listed
                 continue
             with source:
                 size = os.fstat(source.fileno()).st_size
                 reader = HashingReader(source, advance)
-                archive.addfile(_entry(file.name, size), reader)
+                archive.addfile(_tar_entry(file.name, size), reader)
             manifest.files[file.name] = ArchivedFile(bytes=size, sha256=reader.digest.hexdigest())
         text = manifest.model_dump_json(indent=1).encode()
-        archive.addfile(_entry(MANIFEST, len(text)), BytesIO(text))
+        archive.addfile(_tar_entry(MANIFEST, len(text)), BytesIO(text))
         archive.close()
         output.flush()
         os.fsync(output.fileno())
 
 
-def _entry(name: str, size: int) -> tarfile.TarInfo:
+def _tar_entry(name: str, size: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mtime, entry.mode = size, now_ms() // 1000, 0o644
     return entry
 
 
 class HashingReader:
-    """Reads a file, hashes what was read, and tells how many bytes that were."""
+    """A readable file that hashes its data and passes the number of bytes read to `advance`."""
 
     def __init__(self, file: IO[bytes], advance: Callable[[int], None]) -> None:
         self.file, self.advance, self.digest = file, advance, hashlib.sha256()

@@ -31,7 +31,7 @@ from backend.models.kv_cache import (
     cache_name,
     use_grouped,
 )
-from backend.models.sources.headers import alone
+from backend.models.sources.headers import exclusive_construction
 
 FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # earlier layers are dense
 
@@ -100,7 +100,7 @@ class ClonedLayer(nn.Module):
         return outputs
 
 
-@alone
+@exclusive_construction
 def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model of the same class with only layer `block`. All other parts are identities."""
     config: Any = deepcopy(model.config.get_text_config())

@@ -29,7 +29,12 @@ from backend.models.families.stored import (
     stored_modules,
 )
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.headers import OPTIONS, alone, read_config, weight_files
+from backend.models.sources.headers import (
+    OPTIONS,
+    exclusive_construction,
+    read_config,
+    weight_files,
+)
 from backend.models.sources.quantized import PARTS
 from backend.models.sources.spec import check_unchanged
 from backend.printable import readable_bytes
@@ -159,7 +164,7 @@ def _inconsistent(name: str, why: str) -> ModelError:
     )
 
 
-@alone
+@exclusive_construction
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     """Load a folder in bfloat16 on the CPU, with packed weights if the native decoder supports the
@@ -181,7 +186,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     return model.eval()
 
 
-@alone
+@exclusive_construction
 @torch.no_grad()
 def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU. In float32 its weights are

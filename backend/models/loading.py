@@ -1,5 +1,6 @@
-"""Loading and fingerprinting a causal LM, with the numbers of plain `from_pretrained`. Code from
-model repositories is never run, and pickled weights are never loaded."""
+"""Loading and fingerprinting of causal LMs. A loaded model computes the same values as one loaded
+by plain `from_pretrained`. Code from model repositories is never run, and pickled weights are never
+loaded."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -30,12 +31,12 @@ from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
 from backend.models.sources.cache import Say, silent
-from backend.models.sources.catalog import inspect, materialize, stamp
-from backend.models.sources.headers import OPTIONS, alone
+from backend.models.sources.catalog import file_state, inspect, materialize
+from backend.models.sources.headers import OPTIONS, exclusive_construction
 from backend.models.sources.spec import adapter_error
-from backend.models.sources.tokenizer import check_ids
+from backend.models.sources.tokenizer import check_token_ids
 
-CHECKED_TOKENS = 8  # tokens of the pass that checks a model
+CHECK_TOKENS = 8  # length of the forward pass that checks a model
 CONFIG_REMEDY = (
     "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
@@ -43,7 +44,7 @@ CONFIG_REMEDY = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, its facts, and the folder with its tokenizer."""
+    """A model in eval mode, with its facts and the folder of its tokenizer."""
 
     model: PreTrainedModel
     facts: ModelFacts
@@ -51,12 +52,12 @@ class LoadedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, which works in this process."""
+        """The tokenizer, loaded into this process."""
         return load_tokenizer(self.folder, self.facts)
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype of the model's files, in which what is made of it is saved, too."""
+        """The dtype of the model's files, also used to save a compressed model."""
         dtype: torch.dtype = getattr(torch, self.facts.saved_dtype)
         return dtype
 
@@ -69,11 +70,19 @@ def load(
     streamed: bool = False,
     reads: bool = True,
 ) -> LoadedModel:
-    """Load the model `spec`, in eval mode and without a key-value cache. `dtype`: of the weights;
-    None: float32 on the CPU, as stored elsewhere. `say`: called with a message before a slow step.
-    `streamed`: keep one decoder block in memory at a time, plus everything outside the blocks.
-    `reads`: read the tokenizer, too, into this process. Raises ModelError: not available, not
-    supported, too large for the memory, or damaged."""
+    """Load a model in eval mode, with the key-value cache disabled.
+
+    Args:
+        spec: the model spec; see `sources.spec`.
+        device: device of the weights.
+        dtype: dtype of the weights; None: float32 on the CPU, the stored dtype elsewhere.
+        say: called with a message before each slow step.
+        streamed: keep only one decoder block in memory, plus the parameters outside the blocks.
+        reads: also load the tokenizer into this process.
+
+    Raises:
+        ModelError: the model is unavailable, unsupported, damaged, or too large for the memory.
+    """
     facts = inspect(spec)
     if streamed and facts.support.stream:
         raise unsupported(
@@ -87,111 +96,118 @@ def load(
         need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
         check_memory(need, memory_available(), facts.title)
     folder = materialize(spec, say)
-    facts = inspect(spec)  # again: setting up a model gives more precise facts
-    if reads:  # before the weights, which take longer
+    facts = inspect(spec)  # repeated, since the prepared folder has more precise facts
+    if reads:  # loaded first, so that an error is reported before the slow loading of weights
         load_tokenizer(folder, facts)
-    model = _read(folder, facts, dtype, device, streamed)
+    model = _load_model(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
     return self_checked(model, facts, folder)
 
 
 @torch.no_grad()
 def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
-    """The loaded model, after a short forward pass whose logits have to be finite: finite weights
-    under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies are looked at,
-    too: attention of PyTorch leaves out scores that are not numbers. Of a streamed model only the
-    first block is run; the others are of the same config. Raises ModelError: the model cannot be
-    run, or its logits are not finite."""
-    stride = facts.vocabulary // CHECKED_TOKENS
-    ids = torch.arange(min(CHECKED_TOKENS, facts.context))[None] * stride
-    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
+    """Run a short forward pass and return the loaded model if its logits are finite.
+
+    Finite weights produce non-finite logits under an invalid config, such as a norm with a negative
+    epsilon. Rotary frequencies are checked separately, because PyTorch's attention ignores NaN
+    scores. Only the first block of a streamed model is run; the other blocks share its config.
+    Raises ModelError: the model cannot be run, or its logits are not finite."""
+    stride = facts.vocabulary // CHECK_TOKENS
+    ids = torch.arange(min(CHECK_TOKENS, facts.context))[None] * stride
+    with as_model_error(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
         if is_streamed(model):
             stream = open_stream(model, ids, 1)
             (hidden,) = run_block(model, stream, 0, stream.hidden)
             logits = after_blocks(model, ids.to(model.device), hidden)
         else:
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
-    frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
-        raise not_finite(facts)
+        raise not_finite_error(facts)
     return LoadedModel(model, facts, folder)
 
 
-def not_finite(facts: ModelFacts) -> ModelError:
-    """The error for a model whose config makes no numbers of its weights."""
+def not_finite_error(facts: ModelFacts) -> ModelError:
+    """Return the error for a model with finite weights and non-finite results."""
     why = "Its logits or rotary frequencies are not finite, though its weights are."
-    return unloadable(facts, why, CONFIG_REMEDY)
+    return load_error(facts, why, CONFIG_REMEDY)
 
 
 def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
-    """Raise `ModelError` if weights are missing."""
+    """Raise `ModelError` if parameters are `missing` in the files."""
     if missing:
-        raise unloadable(
+        raise load_error(
             facts,
             f"{len(missing)} of its weights are missing, such as {min(missing)}.",
             "Download the model again.",
         )
 
 
-@alone
-def _read(
+@exclusive_construction
+def _load_model(
     folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str, streamed: bool
 ) -> PreTrainedModel:
     logging.disable_progress_bar()
-    read = _streamed if streamed else _whole
-    with refusing(facts):
-        model, missing = read(folder, dtype, torch.device(device))
+    load_weights = _load_streamed if streamed else _load_full
+    with as_model_error(facts):
+        model, missing = load_weights(folder, dtype, torch.device(device))
     check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise adapter_error(folder)  # it appeared after the folder was inspected
-    for _ in each_parameter(model) if not streamed else ():
-        pass  # raises an error for values that are not finite
+        raise adapter_error(folder)  # it was added after the folder was inspected
+    if not streamed:
+        for _ in each_parameter(model):
+            pass  # the iterator raises an error for non-finite values
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
     return model.eval()
 
 
 @contextmanager
-def refusing(
+def as_model_error(
     facts: ModelFacts,
-    what: str = "transformers cannot read it",
+    failure: str = "transformers cannot read it",
     do: str = "Check that the folder is complete and the architecture is supported.",
 ) -> Iterator[None]:
-    """Turns every error but those of ours, and of memory, into one that refuses the model: on
-    malformed files transformers can raise anything."""
+    """Convert exceptions of the body into `ModelError`: transformers can raise any exception for
+    malformed files. Errors of Slimscope and out-of-memory errors are passed on.
+
+    Args:
+        facts: facts of the model.
+        failure: first part of the reason, before the message of the exception.
+        do: the remedy.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        said = f"it knows no {error}" if isinstance(error, KeyError) else error
-        raise unloadable(facts, f"{what}: {said}.", do) from error
+        reason = f"unknown key {error}" if isinstance(error, KeyError) else error
+        raise load_error(facts, f"{failure}: {reason}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of a model; the same one again if it was the last to be read, and
-    no file has changed. Raises ModelError: it is missing, damaged, or has tokens without an
+    """Load the tokenizer of a model folder. The most recent tokenizer is cached until a file of its
+    folder changes. Raises ModelError: the tokenizer is missing, damaged, or has tokens without an
     embedding."""
     do = "Copy the tokenizer of the original model."
-    with refusing(facts, "transformers cannot read its tokenizer", do):
-        tokenizer, largest = _read_tokenizer(folder, stamp(folder))
-    check_ids(folder, largest, facts.vocabulary)
+    with as_model_error(facts, "transformers cannot read its tokenizer", do):
+        tokenizer, largest = _read_tokenizer(folder, file_state(folder))
+    check_token_ids(folder, largest, facts.vocabulary)
     return tokenizer
 
 
 @lru_cache(maxsize=1)
-def _read_tokenizer(
-    folder: Path, stamped: tuple[object, ...]
-) -> tuple[PreTrainedTokenizerBase, int]:
-    """A tokenizer that has read a text, and the largest id that is not of a special token."""
+def _read_tokenizer(folder: Path, state: tuple[object, ...]) -> tuple[PreTrainedTokenizerBase, int]:
+    """Load a tokenizer, and return it with its largest id that is not a special token. `state` is
+    part of the cache key."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = set(tokenizer.get_vocab().values()) - special
-    tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
+    tokenizer.decode(tokenizer.encode("A text."))  # fails for some invalid configs
     return tokenizer, max(ids, default=-1)
 
 
-def _whole(
+def _load_full(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
@@ -201,12 +217,12 @@ def _whole(
     return model.to(device), report["missing_keys"]
 
 
-def _streamed(
+def _load_streamed(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
-    with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
+    with init_empty_weights(include_buffers=False):  # buffers are not in the files
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
@@ -214,20 +230,20 @@ def _streamed(
 
 
 def free_memory(device: str | torch.device) -> int:
-    """Bytes that can still be allocated on `device`."""
+    """Return the bytes that can still be allocated on `device`."""
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def unloadable(facts: ModelFacts, why: str, do: str) -> ModelError:
-    """The error for a model that cannot be loaded."""
+def load_error(facts: ModelFacts, why: str, do: str) -> ModelError:
+    """Return the error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 
 @torch.no_grad()
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order. Raises
-    ModelError: a parameter has non-finite values."""
+    """Return the hex sha256 over the names, dtypes, shapes and bytes of all parameters, in the
+    model's order. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())

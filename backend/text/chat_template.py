@@ -16,7 +16,7 @@ from backend.models.foreign_tokenizer import (
     ForeignTokenizer,
     TextTokenizer,
     forked_base,
-    unusable,
+    tokenizer_error,
 )
 from backend.models.sources.trust import has_shipped_tokenizer
 from backend.text.prompts import Prompt
@@ -42,7 +42,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: TextTokenizer)
         call = f"{__name__}:render_template"
         return str(child.call(call, template, turns, variables, seconds=WORK_S))
     except Exception as error:  # a template can raise anything
-        raise unusable(TEMPLATE, Path(folder).name or "the model", error) from error
+        raise tokenizer_error(TEMPLATE, Path(folder).name or "the model", error) from error
     finally:
         if child and child.is_alive:
             _idle.append(child)

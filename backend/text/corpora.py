@@ -19,7 +19,7 @@ from huggingface_hub import is_offline_mode
 
 from backend.checkpoints import Checkpoints
 from backend.errors import DatasetError
-from backend.models.sources.toy.stories import tell
+from backend.models.sources.toy.stories import generate_stories
 from backend.settings import settings
 from backend.text import files
 from backend.text.files import require_readable
@@ -166,7 +166,7 @@ def _c4(role: Role) -> Iterator[str]:
 
 # corpora with published splits; `select_split` divides the others
 SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
-    "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
+    "toystories": lambda role: islice(generate_stories(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
     "c4": _c4,
 }

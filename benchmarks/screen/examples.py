@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.backup.examples import FOLDER, PACKED, example_name
+from backend.backup.examples import FOLDER, PACKED_SUFFIX, example_name
 from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import SENSITIVITY
 from backend.store.tables import run_name
@@ -124,7 +124,7 @@ def write_examples(data: Path, trimmed: Path) -> None:
         variables = os.environ | {"SLIMSCOPE_DATA_DIR": str(trimmed)}
         line = [sys.executable, "-c", EXPORT, run, str(archive)]
         subprocess.run(line, check=True, env=variables)
-        target = FOLDER / f"{file}{PACKED}"
+        target = FOLDER / f"{file}{PACKED_SUFFIX}"
         with archive.open("rb") as source_file, lzma.open(target, "wb", preset=9) as packed:
             shutil.copyfileobj(source_file, packed)
         print(f"{run} -> {target.name}, {target.stat().st_size / 1e6:.2f} MB")

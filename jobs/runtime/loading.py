@@ -11,7 +11,7 @@ import torch
 from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.blocks import resolve_dtype
-from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
+from backend.models.loading import LoadedModel, as_model_error, load, load_tokenizer, self_checked
 from backend.models.sources.catalog import local_folder, materialize
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model
@@ -94,7 +94,7 @@ def load_whole(
     folder = Path(base.source)
     if reads:
         load_tokenizer(folder, base.facts)
-    with refusing(base.facts):
+    with as_model_error(base.facts):
         model = load_dequantized(folder, dtype)
     return self_checked(model.to(device), base.facts, folder)  # type: ignore[arg-type]
 
@@ -111,7 +111,7 @@ def _load_packed(base: ResolvedModel, context: RunContext, reads: bool = True) -
     folder = Path(base.source)
     if reads:
         load_tokenizer(folder, base.facts)
-    with refusing(base.facts):
+    with as_model_error(base.facts):
         model = load_packed(folder, context.log).requires_grad_(False)
     return self_checked(model, base.facts, folder)
 

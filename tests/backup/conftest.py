@@ -1,4 +1,4 @@
-"""The queue of real jobs, and data folders that can be changed."""
+"""Fixtures for backups: the queue of real jobs, and a data folder that can be switched."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +13,6 @@ __all__ = ["counting_queue", "loop", "move_to", "queue", "wait"]
 
 @pytest.fixture
 def move_to(queue: Path, given: Given) -> Iterator[Callable[[Path], None]]:
-    """Makes another folder the data folder, until the test ends."""
+    """Switch to another data folder until the test ends."""
     yield lambda folder: given(DATA_DIR=str(folder))
     given(DATA_DIR=str(queue))

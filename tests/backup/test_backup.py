@@ -1,4 +1,4 @@
-"""Backups are written while jobs run, hold what they say, and are restored whole or not at all."""
+"""Backups are written while jobs run, and are restored completely or not at all."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ Move = Callable[[Path], None]
 
 
 def put(run: str, name: str, content: str = "x") -> Path:
-    """Writes a file of a run."""
+    """Write a file of a run."""
     file = run_folder(run) / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content)
@@ -174,7 +174,9 @@ def test_files_that_vanish_or_grow_meanwhile(
 ) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     gone, log = put(run, "gone.txt"), put(run, "a1/log.txt", "one")
-    monkeypatch.setattr(writing, "check_room", lambda *_: (gone.unlink(missing_ok=True), more()))
+    monkeypatch.setattr(
+        writing, "check_disk_space", lambda *_: (gone.unlink(missing_ok=True), more())
+    )
 
     def more() -> None:
         with log.open("a") as file:
@@ -192,7 +194,7 @@ def test_files_that_vanish_or_grow_meanwhile(
 
 @pytest.fixture
 def backup(queue: Path, tmp_path: Path, move_to: Move) -> Path:
-    """A backup of one run, and another data folder, which does not exist."""
+    """A backup of one run, with the data folder switched to one that does not exist."""
     run = enqueue("count", {"steps": 1}, HOST).run
     put(run, "model/config.json", "0123456789")
     write_backup(tmp_path / "it.tar")
@@ -202,8 +204,8 @@ def backup(queue: Path, tmp_path: Path, move_to: Move) -> Path:
 
 @contextmanager
 def rewritten(file: Path) -> Iterator[tuple[tarfile.TarFile, Manifest, dict[str, bytes]]]:
-    """A new archive in place of the old one, with what the body leaves of the files it held, and of
-    its manifest, which comes last."""
+    """Replace an archive by a new one. The body can change its files and its manifest, which is
+    written last."""
     with tarfile.open(file) as old:
         held = {name: old.extractfile(name).read() for name in old.getnames()}
     manifest = Manifest.model_validate_json(held["manifest.json"])
@@ -243,7 +245,7 @@ def without_manifest(file: Path) -> None:
 
 
 def smuggle(name: str, kind: bytes = tarfile.REGTYPE, declared: bool = True) -> Callable[..., None]:
-    """Adds an entry to the archive and to its manifest."""
+    """Return a function that adds an entry to the archive and to its manifest."""
 
     def change(file: Path) -> None:
         with rewritten(file) as (archive, manifest, _):
@@ -255,7 +257,8 @@ def smuggle(name: str, kind: bytes = tarfile.REGTYPE, declared: bool = True) -> 
 
 
 def with_statement(statement: str) -> Callable[[Path], None]:
-    """Runs a statement in the database of the archive; its checksum is right."""
+    """Return a function that runs a statement in the database of the archive, with a valid
+    checksum."""
 
     def change(file: Path) -> None:
         database = file.with_name("changed.db")
@@ -288,9 +291,9 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x 
         (with_statement("DROP TABLE alembic_version"), "cannot be read"),
         (with_statement("UPDATE alembic_version SET version_num = 'x'"), "another version"),
         (change_byte, "config.json differs from its checksum"),
-        (lambda file: file.write_text("no archive" * 99), "damaged or no backup"),
+        (lambda file: file.write_text("no archive" * 99), "damaged or not a backup"),
         (lambda file: file.unlink(), "There is no file"),
-        (newer, "whose database is newer"),
+        (newer, "which has a newer database"),
         (leave_out, "config.json is missing"),
         (without_manifest, "no manifest"),
         (smuggle("artifacts/../../x"), "is not a file of a backup"),

@@ -1,5 +1,4 @@
-"""The contract of what reads files that were written whole: of one that is damaged, nothing is
-used."""
+"""Readers of completely written files reject a damaged file."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +27,8 @@ Move = Callable[[Path], None]
 
 
 class Written:
-    """A file that was written, and what reads it: raises an error, or returns None."""
+    """A written file and its reader, which raises an error or returns None if the file is
+    damaged."""
 
     def __init__(self, folder: Path, move_to: Move) -> None:
         self.folder, self.move_to = folder, move_to

@@ -1,4 +1,4 @@
-"""The runs that come with the package: they are read-only, and go and come back as one likes."""
+"""The bundled example runs are read-only, and can be deleted and restored."""
 
 import pytest
 
@@ -17,7 +17,7 @@ SMALLEST = min(examples.bundled(), key=lambda run: examples.bundled()[run].stat(
 
 @pytest.fixture(autouse=True)
 def one_example(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest of them: unpacking all takes a second."""
+    """Use only the smallest example: unpacking all of them takes a second."""
     found = {SMALLEST: examples.bundled()[SMALLEST]}
     monkeypatch.setattr(examples, "bundled", lambda: found)
 

@@ -1,5 +1,5 @@
-"""A manifest of a stranger names no more files than its archive holds, and an archive holds no more
-than are read soon; who names more is refused before anything is parsed."""
+"""The manifest of an untrusted archive lists no more files than the archive holds, and their number
+is limited. Otherwise the archive is rejected before anything is parsed."""
 
 import json
 import tarfile
@@ -12,11 +12,17 @@ import pytest
 
 from backend.backup import reading, writing
 from backend.backup.reading import open_archive
-from backend.backup.writing import MOST_FILES, OF_ONE_RUN, TOPS, SourceFile, write_archive
+from backend.backup.writing import (
+    BACKUP_ENTRIES,
+    MAX_FILES,
+    RUN_FILE_ENTRIES,
+    SourceFile,
+    write_archive,
+)
 from backend.errors import BackupError
 
 MANY = 200_000
-KINDS = pytest.mark.parametrize("tops", [TOPS, OF_ONE_RUN], ids=["backup", "run"])
+KINDS = pytest.mark.parametrize("tops", [BACKUP_ENTRIES, RUN_FILE_ENTRIES], ids=["backup", "run"])
 
 
 def numbered(count: int) -> list[str]:
@@ -24,7 +30,7 @@ def numbered(count: int) -> list[str]:
 
 
 def archive(target: Path, held: Iterable[str], named: Iterable[str], entry: object) -> Path:
-    """An archive that holds empty files, and names others in its manifest."""
+    """Write an archive of empty files whose manifest lists further files."""
     manifest = {
         "version": "0.1.0",
         "schema_revision": "0001",
@@ -45,7 +51,7 @@ def archive(target: Path, held: Iterable[str], named: Iterable[str], entry: obje
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The manifests that have been parsed."""
+    """The manifests parsed so far."""
     texts: list[bytes] = []
     monkeypatch.setattr(
         reading, "Manifest", SimpleNamespace(model_validate_json=lambda text: texts.append(text))
@@ -84,7 +90,7 @@ def test_short_names_that_fit_into_the_bytes_are_counted(
 def test_what_follows_too_many_files_is_not_read(
     tmp_path: Path, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most = MOST_FILES["run.jsonl"]
+    most = MAX_FILES["run.jsonl"]
     held = ["run.jsonl", *numbered(MANY // 10)]
     read: list[str] = []
     unpack = tarfile.TarInfo._proc_member  # type: ignore[attr-defined]
@@ -97,7 +103,7 @@ def test_what_follows_too_many_files_is_not_read(
     monkeypatch.setattr(tarfile.TarInfo, "_proc_member", counted)
     with (
         pytest.raises(BackupError, match=f"more than {most:,} files"),
-        open_archive(file, "Refused.", OF_ONE_RUN),
+        open_archive(file, "Refused.", RUN_FILE_ENTRIES),
     ):
         pass
     assert len(read) <= most + 2 and not parsed
@@ -106,7 +112,7 @@ def test_what_follows_too_many_files_is_not_read(
 def test_no_archive_is_written_that_would_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(writing.MOST_FILES, "run.jsonl", 3)
+    monkeypatch.setitem(writing.MAX_FILES, "run.jsonl", 3)
     (source := tmp_path / "empty").touch()
     names = ["run.jsonl", *numbered(3)]
     files = [SourceFile(name, source, 0) for name in names]
@@ -116,7 +122,7 @@ def test_no_archive_is_written_that_would_not_be_read(
         write_archive(target, files[:count], writing.silent, weights=False, checkpoints=False)
         return target
 
-    with open_archive(write(3), "Refused.", OF_ONE_RUN) as whole:
+    with open_archive(write(3), "Refused.", RUN_FILE_ENTRIES) as whole:
         assert [*whole.manifest.files] == names[:3]
     with pytest.raises(BackupError, match="4 files; up to 3"):
         write(4)
@@ -130,5 +136,5 @@ def test_names_of_any_letters_are_within_the_bounds(tmp_path: Path) -> None:
     files = [SourceFile(name, source, 0) for name in names]
     target = tmp_path / "it.tar"
     write_archive(target, files, writing.silent, weights=False, checkpoints=False)
-    with open_archive(target, "Refused.", OF_ONE_RUN) as whole:
+    with open_archive(target, "Refused.", RUN_FILE_ENTRIES) as whole:
         assert {*whole.manifest.files} == {*names}

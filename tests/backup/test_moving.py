@@ -1,5 +1,5 @@
-"""All tables move into another database and back, whole or not at all. Between two files; with
-`make test-postgres`, between a file and a server."""
+"""All tables move into another database and back, completely or not at all: between two files or,
+with `make test-postgres`, between a file and a server."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ def folder(data_dir: Path, given: Given) -> Iterator[Path]:
 
 
 def rows() -> Iterator[Table]:
-    """A row of every table, and odd values."""
+    """A row of every table, with unusual values."""
     made = {"owner": "mira", "config_hash": "", "created_at": 1, "queued_at": 2}
     for number in (example_number("sds", 1), 1, 2):
         yield Job(
@@ -139,7 +139,7 @@ def rows() -> Iterator[Table]:
 
 @pytest.fixture
 def there(tmp_path: Path) -> Iterator[str]:
-    """The URL of another, empty database."""
+    """The URL of another database, which is empty."""
     if postgres.SERVER not in os.environ:
         yield f"sqlite:///{tmp_path / 'there.db'}"
         return
@@ -149,13 +149,13 @@ def there(tmp_path: Path) -> Iterator[str]:
 
 
 def use(url: str, given: Given) -> None:
-    """Makes another database that of the settings."""
+    """Use another database in the settings."""
     engine_for(settings().url).dispose()
     given(DATABASE_URL=url)
 
 
 def content() -> dict[str, list[tuple[object, ...]]]:
-    """All rows of all tables."""
+    """Return all rows of all tables."""
     with reading() as session:
         return {
             table.name: [
@@ -194,7 +194,7 @@ def test_a_killed_move_leaves_nothing_and_can_be_repeated(folder: Path, there: s
 def test_nothing_is_moved_while_a_run_or_a_supervisor_is_at_work(folder: Path, there: str) -> None:
     with writing() as session:
         session.get_one(Job, 1).state = State.RUNNING
-    with pytest.raises(BackupError, match="at work"):
+    with pytest.raises(BackupError, match="A run is live"):
         move_database(there)
     with writing() as session:
         session.get_one(Job, 1).state = State.QUEUED
@@ -264,7 +264,7 @@ def test_a_value_that_the_new_database_cannot_hold_is_named(
 ) -> None:
     with writing() as session:
         session.execute(text("UPDATE jobs SET note = 'a' || char(0) WHERE id = 2"))
-    with pytest.raises(BackupError, match="did not take a row of jobs"):
+    with pytest.raises(BackupError, match="rejected a row of jobs"):
         move_database(there)
     with engine_for(there).connect() as connection:
         assert (

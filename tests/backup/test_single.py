@@ -1,4 +1,4 @@
-"""A run leaves one data folder and comes whole into another, or not at all."""
+"""A run moves into another data folder completely or not at all."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ import pytest
 from backend.backup import writing as layout
 from backend.backup.reading import open_archive
 from backend.backup.single import export_run, import_run
-from backend.backup.writing import OF_ONE_RUN, ROWS, SourceFile, write_archive
+from backend.backup.writing import ROWS, RUN_FILE_ENTRIES, SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
 from backend.metric_key import MetricKey
 from backend.queue import service
@@ -54,7 +54,7 @@ OWN = (
 
 @pytest.fixture
 def ended(queue: Path) -> Job:
-    """A run with figures, a profile and files, as its process would have left it."""
+    """A run with metrics, a profile and files, as its process would have left it."""
     times = {"created_at": 1, "queued_at": 1, "launched_at": 1, "started_at": 2, "ended_at": 3}
     enqueue("count", {"steps": 1}, HOST)  # so that numbers differ
     job = enqueue("count", CountConfig(steps=3).model_dump(mode="json"), HOST)
@@ -152,9 +152,9 @@ def rewritten(
     change: Callable[[list[Line]], object] = lambda lines: None,
     files: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
-    """The same archive with other rows or files, its checksums right."""
+    """Return a copy of an archive with changed rows or files and valid checksums."""
     folder.mkdir()
-    with open_archive(file, "", OF_ONE_RUN) as archive:
+    with open_archive(file, "", RUN_FILE_ENTRIES) as archive:
         archive.unpack(folder, layout.silent)
     lines = [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
     change(lines)
@@ -193,9 +193,12 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "an artifact outside": (setting("artifacts", path="../../etc/passwd"), "outside the folder"),
     "an artifact of another run": (setting("artifacts", path="sds-0001/model"), "outside the"),
     "an artifact that climbs": (setting("artifacts", path="count-0002/../../x"), "outside the"),
-    "a bomb": (lambda lines: of(lines, "tensor_profiles").update(values=bomb()), "its size"),
+    "a bomb": (
+        lambda lines: of(lines, "tensor_profiles").update(values=bomb()),
+        "does not unpack to its size",
+    ),
     "no zlib": (setting("tensor_profiles", values=packed(b"junk")), "cannot be unpacked"),
-    "a shape that lies": (setting("tensor_profiles", shape=[5]), "its size"),
+    "a shape that lies": (setting("tensor_profiles", shape=[5]), "does not unpack to its size"),
     "a shape without end": (setting("tensor_profiles", shape=[2**40, 2**40]), "too large"),
     "a live run": (setting("jobs", state="running"), "state"),
     "no run": (lambda lines: lines.pop(0), "does not begin with a run"),
@@ -243,7 +246,7 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "details that are a list": (setting("results", details=[1]), "details"),
     "details without end": (setting("results", details={"a": DEEP}), "details"),
     "a number without end": (setting("results", details={"a": 10**400}), "details"),
-    "values without end": (setting("results", details={"a": [[]] * 10**5}), "longer ones"),
+    "values without end": (setting("results", details={"a": [[]] * 10**5}), "too many or too long"),
     "details of another type": (setting("results", details={"lowest": "a"}), "lowest"),
     "samples that are none": (
         setting("results", family="greedy_agreement", details={"samples": [{"text": 1}]}),
@@ -327,7 +330,7 @@ def test_control_characters_are_left_out(ended: Job, tmp_path: Path) -> None:
 
 
 def archived(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]], declared: int) -> Path:
-    """An archive of a run whose one log is an odd entry."""
+    """Write a run archive with the given entries as its logs."""
     rows = b"{}\n"
     sizes = {entry.name: declared for entry, _ in entries} | {ROWS: len(rows)}
     manifest = {
@@ -365,12 +368,12 @@ NAMES = (
 def test_a_name_leads_to_one_file_in_one_way(ended: Job, tmp_path: Path, name: str) -> None:
     log = "artifacts/count-0002/a1/log.txt"
     entries = [(tarfile.TarInfo(each), b"") for each in (log, name)]
-    with pytest.raises(BackupError, match=r"is not a file of a backup|lies in a file"):
+    with pytest.raises(BackupError, match=r"is not a file of a backup|has a file as its folder"):
         add(archived(tmp_path / "odd.tar", entries, 0))
 
 
 def sparse(name: str, real: int) -> bytes:
-    """A tar header of a sparse file: 10 bytes in the archive, `real` when it is unpacked."""
+    """Return a tar header of a sparse file: 10 bytes in the archive, `real` bytes when unpacked."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.size = tarfile.GNUTYPE_SPARSE, 10
     header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
@@ -391,7 +394,7 @@ def test_a_sparse_entry_does_not_unpack(ended: Job, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="is not a file of a backup"):
         add(bomb)
     longer = archived(tmp_path / "longer.tar", [(tarfile.TarInfo(name), b"")], 10)
-    with pytest.raises(BackupError, match="not as long as its manifest"):
+    with pytest.raises(BackupError, match="differs from its manifest"):
         add(longer)
     assert not [*run_folder("count-0003").parent.glob("count-0003")]
 
@@ -401,10 +404,10 @@ def test_budgets_of_rows_bytes_and_seconds(
 ) -> None:
     file = exported(ended, tmp_path)
     for limit, value in (
-        ("LONGEST_LINE", 100),
-        ("MOST_ROWS", 3),
-        ("MOST_UNPACKED", 15),
-        ("MOST_SECONDS", -1.0),
+        ("MAX_LINE_BYTES", 100),
+        ("MAX_ROWS", 3),
+        ("MAX_UNPACKED_BYTES", 15),
+        ("MAX_CHECK_S", -1.0),
     ):
         with monkeypatch.context() as patch, pytest.raises(BackupError):
             patch.setattr(f"backend.backup.single.{limit}", value)

@@ -238,13 +238,13 @@ def _cut(folder: Path) -> None:
         (_of_config(bits="many"), "cannot be read"),
         (_of_config(group_size=64), "do not match groups of 64"),
         (_of_config(group_size=-1), "not supported"),
-        (_of_config(layers=[]), "or have none"),
+        (_of_config(layers=[]), "are empty or share"),
         (_of_config(layers=[HEAD]), "lm_head as quantized, but it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
         (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
-        (_of_config(grid="round"), "a grid that is not known"),
-        (_of_config(layers=["re:.*"]), "no name of one"),
-        (_of_config(layers=[7]), "no name of one"),
+        (_of_config(grid="round"), "an unknown grid"),
+        (_of_config(layers=["re:.*"]), "invalid name"),
+        (_of_config(layers=[7]), "invalid name"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda _: None), "It has no weight_scale"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t[:, :1].clone()), "do not match|shape"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t * float("nan")), "not finite"),
@@ -274,5 +274,5 @@ def test_foreign_groups_are_read_if_they_name_layers(exported: Callable, tmp_pat
     config = json.loads(path.read_text())
     config["quantization_config"]["config_groups"]["group_1"]["targets"] = ["re:.*down_proj"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="no name of one"):
+    with pytest.raises(ModelError, match="invalid name"):
         read_layers(folder)

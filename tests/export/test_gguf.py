@@ -313,16 +313,13 @@ def test_a_file_of_a_family_computes_as_its_source(name: str, saved: Path, file:
         assert torch.equal(again(ids).logits, own(ids).logits)
 
 
-@pytest.mark.parametrize(
-    ("factors", "why"),
-    [([1, 1, 3, 1, 2, 8, 8, 8], "of its own"), ([1, float("nan")], "of its own"), ([1], "own")],
-)
-def test_unknown_factors_of_frequencies_are_refused(factors: list[float], why: str) -> None:
+@pytest.mark.parametrize("factors", [[1, 1, 3, 1, 2, 8, 8, 8], [1, float("nan")], [1]])
+def test_unknown_factors_of_frequencies_are_refused(factors: list[float]) -> None:
     values = {"attention.head_count": 2, "embedding_length": 32}
     tensors = {"rope_freqs": np.array(factors, np.float32)}
-    with pytest.raises(ModelError, match=why):
+    with pytest.raises(ModelError, match="scaling of its rotary frequencies"):
         config_values("llama", values, tensors)
-    with pytest.raises(ModelError, match="scaled by su"):
+    with pytest.raises(ModelError, match="unsupported scaling su"):
         config_values("llama", values | {"rope.scaling.type": "su"}, {})
 
 

@@ -1,4 +1,4 @@
-"""A model folder of a stranger, and what is said against it."""
+"""An untrusted model folder, and the error that rejects it."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from backend.settings import Settings
 
 @pytest.fixture
 def folder(current: Settings) -> Path:
-    """A copy of the toy that a test may spoil."""
+    """A copy of the toy model that a test may damage."""
     target = current.root / "models" / "mine"
     shutil.copytree(TOY_FOLDER, target)
     return target

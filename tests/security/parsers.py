@@ -1,4 +1,4 @@
-"""Parsers that misbehave, for the limits of the child process."""
+"""Misbehaving parsers, to test the limits of the child process."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ def sleep(path: Path) -> None:
 
 
 def killed(path: Path) -> None:
-    """As one that has used up its CPU time."""
+    """End like a parser that has used up its CPU time."""
     os.kill(os.getpid(), signal.SIGXCPU)
 
 

@@ -1,4 +1,4 @@
-"""Whatever a file of a model holds, it is read or refused, and nothing else happens."""
+"""Model files with arbitrary contents are read or rejected, without any other effect."""
 
 import json
 from contextlib import suppress
@@ -92,7 +92,8 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_any_gguf_file(
     gguf_file: bytes, tmp_path: Path, changes: list[tuple[int, int]], end: int | None
 ) -> None:
-    """In this process, so that many are read in seconds; the child has the same function."""
+    """The function of the child runs in this process, so that thousands of files are read in
+    seconds."""
     content = bytearray(gguf_file)
     for place, byte in changes:
         content[place] = byte

@@ -1,4 +1,4 @@
-"""Input nobody meant: it is refused with its reason, and harms no other run."""
+"""Unexpected input is rejected with a reason, and does not affect other runs."""
 
 from typing import Any
 

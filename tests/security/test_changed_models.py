@@ -1,4 +1,4 @@
-"""Saved models are compared with their manifest when they are read again."""
+"""Saved models are compared with their manifest when they are loaded."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.security.conftest import refusal
 
 @pytest.fixture
 def saved_folder(current: Settings) -> Path:
-    """What a run has saved."""
+    """A model saved by a run."""
     loaded = load("toy")
     with Checkpoints(current.artifacts / "sds-0001").write("model") as draft:
         save(loaded.model, loaded.tokenizer, draft, "# A card")

@@ -1,4 +1,4 @@
-"""What supervisor and jobs find in their environment."""
+"""Environment variables of the supervisor and of jobs."""
 
 import subprocess
 import sys

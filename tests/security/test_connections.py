@@ -1,4 +1,5 @@
-"""Half-sent requests and unread answers: of a small server with the protocol of the dashboard."""
+"""Incomplete requests and unread responses, sent to a small server with the protocol of the
+dashboard."""
 
 import asyncio
 import contextlib
@@ -47,7 +48,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a server whose protocol differs in these attributes; its address."""
+    """Start a server whose protocol has these attributes, and return its address."""
     with contextlib.ExitStack() as stack:
         yield lambda **attributes: stack.enter_context(serving(attributes))
 
@@ -76,7 +77,7 @@ def connect(url: str, data: bytes = b"") -> socket.socket:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """What the server sends until it closes the connection."""
+    """Read from the server until it closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while data := connection.recv(1000):

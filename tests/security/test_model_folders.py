@@ -1,4 +1,4 @@
-"""Adapters, configs and tokenizers that do not fit a model are refused before it is loaded."""
+"""Adapters, configs and tokenizers that do not fit a model are rejected before it is loaded."""
 
 import json
 import os

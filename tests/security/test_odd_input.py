@@ -1,4 +1,4 @@
-"""Configs and pipelines with anything in them: accepted, or refused with a sentence."""
+"""Configs and pipelines with arbitrary values are accepted, or rejected with a sentence."""
 
 import asyncio
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ QUIET = settings(derandomize=True, database=None)
 
 
 def said(error: SlimscopeError) -> str:
-    """The sentence of an error, which has one, and names a field that exists."""
+    """Return the sentence of an error, after checking that it has one and that its field exists."""
     assert error.what and len(str(error)) < 3_000
     return str(error)
 

@@ -1,4 +1,4 @@
-"""Who can read the data folder."""
+"""File permissions of the data folder."""
 
 import os
 import stat
@@ -29,7 +29,7 @@ def mode(path: Path) -> int:
 
 
 def start_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Does all that `python app.py` does, but for serving."""
+    """Do everything that `python app.py` does, except serving."""
     monkeypatch.setenv("SLIMSCOPE_PORT", "0")
     settings.cache_clear()
     for name in ("throttle_logs", "raise_file_limit", "keep_supervised"):

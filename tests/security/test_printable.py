@@ -1,4 +1,4 @@
-"""What people and models write cannot control the terminal of who lists runs."""
+"""Texts written by people and models cannot control the terminal that lists the runs."""
 
 import json
 
@@ -24,7 +24,7 @@ CLEAN = "]0;ownedred31mgnp"
 
 @pytest.fixture
 def hostile_run(tables: Settings) -> Job:
-    """A run of an earlier version, which let everything in."""
+    """A run of an earlier version, which accepted any characters."""
     job = service.enqueue("sds", {"model": HOSTILE}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)

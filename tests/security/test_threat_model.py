@@ -1,4 +1,4 @@
-"""The page on security names tests that exist."""
+"""All tests named on the security page exist."""
 
 import pytest
 

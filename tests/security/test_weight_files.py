@@ -1,4 +1,5 @@
-"""Headers, indexes and links of weight files are bounded and stay in the folder of the model."""
+"""Headers, indexes and links of weight files are limited in size, and stay in the folder of the
+model."""
 
 import json
 import shutil
@@ -34,7 +35,7 @@ from tests.security.conftest import refusal
     ],
 )
 def test_an_index_names_files_of_the_folder_alone(folder: Path, name: object) -> None:
-    """Those of the other folder exist, and the last part of the name in this one, too."""
+    """Files in the other folder exist, and so does a file of the same name in this folder."""
     shutil.copytree(folder, folder.parent / "other")
     index = {"weight_map": {"model.norm.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -79,7 +80,8 @@ def test_a_header_that_is_too_large_is_not_parsed(folder: Path) -> None:
 
 
 def gguf_bomb(kind: int, length: int, content: bytes = b"", tensors: int = 0) -> bytes:
-    """A GGUF file of 4 kB whose only field is an array of so many elements of a type."""
+    """Return a GGUF file of 4 kB whose only field announces an array with this number of
+    elements."""
     key = b"general.architecture"
     field = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, kind, length) + content
     return (b"GGUF" + struct.pack("<IQQ", 3, tensors, 1) + field).ljust(4096, b"\0")

@@ -1,5 +1,5 @@
-"""Cache of model folders that are downloaded or converted once and shared by all jobs, and of what
-has been read of files once."""
+"""Cache of prepared model folders, which are downloaded or converted once and shared by all jobs,
+and of values read from model files."""
 
 import hashlib
 import json
@@ -20,23 +20,26 @@ from backend.printable import readable_bytes
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
-MOST_KEPT = 256  # files and folders of which it is kept what was read
-UNKNOWN = "see the file"  # a license
+MAX_CACHED_VALUES = 256
+UNKNOWN = "see the file"  # an unknown license
 Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """A `Say` that discards the message."""
+    """Ignore the message."""
 
 
 @dataclass(frozen=True)
 class CacheOrigin:
-    """Origin of a prepared folder, stored beside the weights as SOURCE.json.
+    """Origin of a prepared folder, stored next to the weights as SOURCE.json.
 
     Attributes:
-        note: what is known of weights that were rounded before.
-        bytes: of the file it was converted from; 0: it was copied as it is.
-        base_model: id on the Hub of what that file was made of.
+        title: title of the model.
+        note: a caveat on weights that were already rounded; may be empty.
+        origin: source of the weights.
+        license: license of the weights.
+        bytes: size of the converted file; 0 for a plain copy.
+        base_model: Hub id of the model that the converted file was made from; may be empty.
     """
 
     title: str
@@ -47,39 +50,43 @@ class CacheOrigin:
     base_model: str = ""
 
     def write(self, folder: Path) -> None:
+        """Store the origin in `folder`."""
         (folder / SOURCE).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> "CacheOrigin | None":
-        """The origin stored in `folder`, None if there is none."""
+        """Return the origin stored in `folder`, or None if it is missing or invalid."""
         try:
             entries = read_json(folder / SOURCE)
             size = entries.pop("bytes", 0)
-            valid = isinstance(size, int) and all(isinstance(x, str) for x in entries.values())
-            return cls(**entries, bytes=size) if valid else None
+            is_valid = isinstance(size, int) and all(isinstance(x, str) for x in entries.values())
+            return cls(**entries, bytes=size) if is_valid else None
         except (ModelError, TypeError):
             return None
 
 
 def prepared(name: str) -> Path | None:
-    """The prepared folder `name`, or None; it is complete, since it is renamed into place."""
+    """Return the prepared folder `name`, or None. It is complete, because it is renamed into
+    place."""
     folder = _root() / name
     return folder if (folder / MANIFEST).is_file() else None
 
 
-def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
-    """The prepared folder `name`, filled by `fill` if it does not exist.
+def prepare_once(name: str, needed_bytes: int, fill: Callable[[Path], None]) -> Path:
+    """Return the prepared folder `name`, calling `fill` to create it if it does not exist.
 
-    A file lock ensures that concurrent processes prepare it once: the others wait. Raises
-    ModelError: less than `space` bytes are free on the disk."""
+    A file lock lets only one process prepare the folder, while others wait. Raises ModelError:
+    fewer than `needed_bytes` are free on the disk."""
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (folder := prepared(name)):
-            if (free := shutil.disk_usage(root).free) < space:
+            free_bytes = shutil.disk_usage(root).free
+            if free_bytes < needed_bytes:
                 raise ModelError(
                     f"There is not enough disk space for the model in {root}.",
-                    f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free.",
+                    f"It needs {readable_bytes(needed_bytes)}; "
+                    f"{readable_bytes(free_bytes)} are free.",
                     "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk.",
                     field="model",
                 )
@@ -90,28 +97,30 @@ def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
 
 
 def damaged_folders() -> list[Path]:
-    """Prepared folders with a file that is missing or of another size than in its manifest."""
+    """Return prepared folders with a missing file, or a file whose size differs from the
+    manifest."""
     manifests = sorted(_root().glob(f"*/{MANIFEST}"))
     return [file.parent for file in manifests if changed_file(file.parent, contents=False)]
 
 
-def kept(path: Path, identity: Sequence[Any], read: Callable[[], Any]) -> Any:
-    """The JSON value that `read` makes of a file or folder, once for all processes while its
-    `identity` is the same."""
+def cached_value(path: Path, state: Sequence[Any], read: Callable[[], Any]) -> Any:
+    """Return the JSON value that `read` gets from a file or folder. The value is cached for all
+    processes, and is read again when `state`, a description of the contents, changes."""
     folder = settings().cache_dir.expanduser() / "read"
     file = folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
-    known = json.dumps([str(path), *identity])
+    key = json.dumps([str(path), *state])
     with suppress(OSError, ValueError, TypeError):
-        found, value = json.loads(file.read_text())
-        if found == known:
+        cached_key, value = json.loads(file.read_text())
+        if cached_key == key:
             return value
     value = read()
-    with suppress(OSError):  # the disk is full or cannot be written: it is read again next time
+    with suppress(OSError):  # the disk is full or read-only; the value is read again next time
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=folder, delete=False) as draft:
-            json.dump([known, value], draft)
+            json.dump([key, value], draft)
         Path(draft.name).replace(file)
-        for old in sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime)[:-MOST_KEPT]:
+        by_age = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime)
+        for old in by_age[:-MAX_CACHED_VALUES]:
             old.unlink(missing_ok=True)
     return value
 

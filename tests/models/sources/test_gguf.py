@@ -29,14 +29,15 @@ NAMES = {
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's order of the rotary rows of q and k [out, in]."""
+    """Reorder the rotary rows of q and k [out, in] as llama.cpp does."""
     rows, columns = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_toy(path: Path, kind: Kind = Kind.F32, about: str = "", **fields: int) -> Path:
-    """The toy as a GGUF file: linears in `kind`, the rest float32. `about`: its description."""
+    """Write the toy model as a GGUF file, with linears in `kind` and all other tensors in float32.
+    `about`: its description."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(3)

@@ -1,4 +1,5 @@
-"""Headers of GGUF files: a large vocabulary is counted, not read; a header is read once."""
+"""Headers of GGUF files: the strings of a large vocabulary are counted without decoding them, and a
+header is read once."""
 
 import json
 from pathlib import Path
@@ -20,7 +21,7 @@ READS = 2_000  # of numbers and arrays: more than fields and tensors need, less 
 
 
 def write_large(path: Path, tokens: int, order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE) -> Path:
-    """One block with a vocabulary of so many tokens, and as many merges, scores and types."""
+    """Write a model of one block with this number of tokens, merges, scores and types."""
     writer = gguf.GGUFWriter(path, "llama", endianess=order)
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -41,7 +42,7 @@ def write_large(path: Path, tokens: int, order: gguf.GGUFEndian = gguf.GGUFEndia
 
 
 def test_a_large_vocabulary_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tokens as embeddings are accepted, more are not, and no string is read."""
+    """As many tokens as embeddings are accepted, more are rejected, and no string is decoded."""
     reads: list[int] = []
     get = HeaderReader._get
 
@@ -67,10 +68,12 @@ def test_a_file_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
 
 
 def test_arrays_have_the_values_of_the_file(tmp_path: Path) -> None:
-    """As the reader of the package reads them, element by element."""
+    """The values equal those of the gguf package's reader, element by element."""
     path = write_large(tmp_path / "it.gguf", 300)
     mine, theirs = HeaderReader(path), gguf.GGUFReader(path)
-    assert mine.strings("tokenizer.ggml.tokens") == len(theirs.fields["tokenizer.ggml.tokens"].data)
+    assert mine.count_strings("tokenizer.ggml.tokens") == len(
+        theirs.fields["tokenizer.ggml.tokens"].data
+    )
     for name, field in theirs.fields.items():
         if gguf.GGUFValueType.STRING not in field.types[1:]:
             assert mine.fields[name].contents() == field.contents(), name
@@ -85,7 +88,7 @@ def file(current: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Files whose headers have been read."""
+    """The files whose headers have been read."""
     files: list[Path] = []
     limited = source.read
 
@@ -98,8 +101,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def in_another_process(file: Path) -> Any:
-    """The facts as a process finds them that has read nothing yet."""
-    source._header.cache_clear()
+    """The facts as seen by a process with empty caches."""
+    source._read_header.cache_clear()
     return inspect(str(file))
 
 

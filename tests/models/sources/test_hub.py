@@ -1,5 +1,5 @@
-"""The hub itself is not at hand in tests: its client is made to fail in each of its ways, and asked
-seldom."""
+"""Errors and lookups of the hub client. Tests have no hub: the client is replaced, and raises each
+of its errors."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ RESPONSE = SimpleNamespace(headers={}, status_code=404, request=None, json=dict,
         (TimeoutError("took too long"), "took too long"),
     ],
 )
-@pytest.mark.parametrize("step", ["headers_of", "download"])
+@pytest.mark.parametrize("step", ["fetch_headers", "download"])
 def test_every_way_to_fail_has_its_reason(monkeypatch, error, reason, step):
     def fail(*args, **options):
         raise error
@@ -75,11 +75,11 @@ def _no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_hub_is_asked_once_for_many_previews(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def headers_of(hub_id: str) -> hub.Headers:
+    def fetch_headers(hub_id: str) -> hub.Headers:
         asked.append(hub_id)
         return read_config(TOY_FOLDER), read_headers(TOY_FOLDER)
 
-    monkeypatch.setattr(hub, "headers_of", headers_of)
+    monkeypatch.setattr(hub, "fetch_headers", fetch_headers)
     facts = [catalog.inspect(ID) for _ in range(5)]
     assert asked == [ID] and facts[0] == facts[4]
     clock = hub.time.monotonic() + hub.ANSWER_TTL_S + 1
@@ -95,7 +95,7 @@ def test_an_error_is_kept_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch)
         asked.append(hub_id)
         raise ModelError("No.", "It is gated.", field="model")
 
-    monkeypatch.setattr(hub, "headers_of", fail)
+    monkeypatch.setattr(hub, "fetch_headers", fail)
     for _ in range(3):
         with pytest.raises(ModelError, match="gated"):
             catalog.inspect(ID)
@@ -108,7 +108,7 @@ def test_an_error_is_kept_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
-    monkeypatch.setattr(hub, "headers_of", lambda hub_id: over.wait(60))
+    monkeypatch.setattr(hub, "fetch_headers", lambda hub_id: over.wait(60))
     monkeypatch.setattr(hub, "DEADLINE_S", 0.05)
     try:
         for number in range(2 * hub.MAX_LOOKUPS):

@@ -1,4 +1,4 @@
-"""Models and texts that a cluster's machines know by name and content."""
+"""Models and texts that the machines of a cluster identify by name and content."""
 
 import json
 import os
@@ -22,7 +22,7 @@ Machine = Callable[[str], Path]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Makes this process one of a machine with folders of its own; returns them."""
+    """Make this process run as a machine with its own folders, and return them."""
 
     def at(name: str, inputs: dict[str, str] | None = None) -> Path:
         home = tmp_path / name
@@ -38,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def put(home: Path, weights: bytes = b"w", text: str = "words") -> str:
-    """A model and a text on a machine; the path of the model."""
+    """Put a model and a text on a machine, and return the path of the model."""
     folder = home / "models" / "mine"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Packed models are described as the dense ones they stand for, and loaded so."""
+"""Packed models are described and loaded as the dense models that they represent."""
 
 import json
 from pathlib import Path

@@ -24,7 +24,7 @@ def cache(data_dir, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
-    """A wheel with the same layout and a small stand-in for the GGUF file."""
+    """A wheel of the same layout, with a small GGUF file."""
     wheel, gguf = tmp_path / "stand_in.whl", tmp_path / "stand_in.gguf"
     gguf.write_bytes(b"GGUF stand-in")
     with ZipFile(wheel, "w") as archive:

@@ -1,4 +1,4 @@
-"""Children's stories from a small seeded grammar: text free of licence restrictions.
+"""Children's stories from a small seeded grammar, free of license restrictions.
 
 Each story samples a hero, an animal, places and objects, and uses them consistently. A tiny
 language model loses this consistency first, which makes the effect of compression visible."""
@@ -89,8 +89,9 @@ def _slots(rng: Random) -> dict[str, str]:
     return slots | {slot: rng.choice(WORDS[source]) for slot, source in second.items()}
 
 
-def tell(seed: int) -> Iterator[str]:
-    """Stories of about 350 characters each without end, reproducible for the same `seed`."""
+def generate_stories(seed: int) -> Iterator[str]:
+    """Yield an endless sequence of stories of about 350 characters, the same for the same
+    `seed`."""
     rng = Random(seed)
     while True:
         slots = _slots(rng)
@@ -101,5 +102,5 @@ def tell(seed: int) -> Iterator[str]:
 
 
 def stories(seed: int, count: int) -> list[str]:
-    """The first `count` stories of `seed`."""
-    return list(islice(tell(seed), count))
+    """Return the first `count` stories of `seed`."""
+    return list(islice(generate_stories(seed), count))

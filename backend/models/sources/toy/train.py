@@ -18,12 +18,12 @@ from backend.models.sources.toy.stories import stories
 TRAIN_SEED, HELD_OUT_SEED = 1, 999
 STORIES = 8000
 VOCABULARY, CONTEXT, BATCH, STEPS = 512, 256, 8, 1500
-PEAK_RATE, DECAY_FROM = 5e-3, 0.5
+PEAK_RATE, DECAY_FROM = 5e-3, 0.5  # decay starts after this share of the steps
 END = "<|endoftext|>"
 
 
 def build_tokenizer(text: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with 512 entries; token 0 marks the end of a story."""
+    """Train a byte-level BPE tokenizer with 512 entries; token 0 marks the end of a story."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -45,7 +45,8 @@ def build_tokenizer(text: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model() -> LlamaForCausalLM:
-    """181,000 parameters, float32; every linear has a multiple of 64 inputs."""
+    """Build a model with 181,000 float32 parameters; the inputs of every linear are a multiple of
+    64."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
@@ -64,18 +65,19 @@ def build_model() -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: list[str]) -> Tensor:
-    """Token ids [T] of all stories, each preceded by an end token."""
+    """Return the token ids [T] of all stories, each preceded by an end token."""
     return torch.tensor([token for story in text for token in [0, *tokenizer.encode(story)]])
 
 
 def rate(step: int) -> float:
-    """Fraction of the peak learning rate: short warm-up, constant, then linear decay to 2 %."""
-    left = (STEPS - step) / (STEPS * (1 - DECAY_FROM))
-    return min((step + 1) / 20, 1.0, max(left, 0.02))
+    """Return the fraction of the peak learning rate: short warm-up, constant, then linear decay to
+    2 %."""
+    decay = (STEPS - step) / (STEPS * (1 - DECAY_FROM))
+    return min((step + 1) / 20, 1.0, max(decay, 0.02))
 
 
 def train(model: LlamaForCausalLM, tokens: Tensor) -> None:
-    """AdamW on random windows [BATCH, CONTEXT] of the stories."""
+    """Train with AdamW on random windows [BATCH, CONTEXT] of the stories."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05
     )
@@ -96,13 +98,14 @@ def train(model: LlamaForCausalLM, tokens: Tensor) -> None:
 
 @torch.no_grad()
 def held_out_perplexity(model: LlamaForCausalLM, tokens: Tensor) -> float:
-    """exp of the mean negative log-likelihood over 64 windows of unseen stories."""
+    """Return exp of the mean negative log-likelihood over 64 windows of unseen stories."""
     model.eval()
     rows = tokens[: 64 * CONTEXT].view(64, CONTEXT)
     return model(input_ids=rows, labels=rows, use_cache=False).loss.exp().item()
 
 
 def main(folder: Path) -> None:
+    """Train the model and save it with its tokenizer in `folder`."""
     torch.manual_seed(TRAIN_SEED)
     torch.set_num_threads(1)
     text = stories(TRAIN_SEED, STORIES)
