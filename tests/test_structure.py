@@ -129,6 +129,31 @@ def test_the_constraints_hold_what_is_declared() -> None:
         assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
 
 
+def test_ci_installs_files_of_known_hashes() -> None:
+    """The versions of constraints.txt, each with hashes: all of them but torch that tests, linters
+    and the build need. No action is a tag that could move."""
+    lines = (ROOT / "packaging" / "ci-lock.txt").read_text().splitlines()
+    entries = "\n".join(line for line in lines if line[0] != "#").replace("\\\n", "").splitlines()
+    held, hashes = zip(*(entry.split("--hash=", 1) for entry in entries), strict=True)
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{64}( +--hash=sha256:\w{64})*", x) for x in hashes)
+    known = (ROOT / "constraints.txt").read_text().splitlines()
+    versions = {canonicalize_name(each.name): each.specifier for each in map(Requirement, held)}
+    constraints = {
+        canonicalize_name(each.name): each.specifier
+        for each in map(Requirement, (line for line in known if line[0] != "#"))
+    }
+    assert {name: constraints.get(name) for name in versions} == versions
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = map(Requirement, [*project["dependencies"], *extras["dev"], *extras["lint"]])
+    assert {canonicalize_name(each.name) for each in wanted} - {*versions} == {"torch"}
+    assert "setuptools" in versions
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    actions = re.findall(r"uses: (.*)", workflow)
+    assert actions
+    assert [x for x in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", x)] == []
+
+
 def test_one_name_one_class() -> None:
     found = defaultdict(list)
     for path in modules(*ROOMS):

@@ -21,6 +21,7 @@ from backend.backup.writing import (
     BLOCK,
     DATABASE,
     MANIFEST,
+    MOST_FILES,
     TOPS,
     HashingReader,
     Manifest,
@@ -37,8 +38,11 @@ from backend.store.migrate import newest_revision, run_migrations
 from backend.store.session import now_ms
 from backend.store.tables import ApiKey, Job, Table
 
-MAX_MANIFEST = 2**28  # bytes
-MAX_FILES = 1_000_000
+# A manifest is bounded before it is parsed, by the names in the archive: bytes of a file besides
+# its name, and of a letter of the name as JSON; colons of a file besides those of its name. What is
+# small is parsed in any case.
+FILE_BYTES, LETTER_BYTES, SMALL_BYTES = 200, 6, 2**16
+FILE_COLONS, SMALL_COLONS = 3, 2**10
 MAX_NAME, MAX_PART, MAX_PARTS = 1000, 255, 100  # bytes of a name and of its parts; their number
 STAGING = ".restoring"
 NOT_RESTORED = "The backup was not restored."
@@ -75,11 +79,12 @@ class ArchiveReader:
     def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
         self._archive, self._refused, self._tops = archive, refused, tops
         self._entries: dict[str, tarfile.TarInfo] = {}
+        most = MOST_FILES[tops[0]]
         for entry in archive:
             if entry.name in self._entries:
                 raise self.damaged(f"It holds {entry.name!r} twice.")
-            if len(self._entries) >= MAX_FILES:
-                raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
+            if len(self._entries) > most:  # and the manifest
+                raise self.damaged(f"It holds more than {most:,} files.")
             self._entries[entry.name] = entry
         self.manifest = self._read_manifest()
         self._check_contents()
@@ -90,12 +95,20 @@ class ArchiveReader:
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)
         plain = entry is not None and entry.isreg() and not entry.issparse()
-        if entry is None or not plain or entry.size > MAX_MANIFEST:
+        if entry is None or not plain:
             raise self.damaged("It has no manifest.")
+        names = [os.fsencode(name) for name in self._entries]
+        most = SMALL_BYTES + sum(
+            FILE_BYTES + LETTER_BYTES * min(len(name), MAX_NAME) for name in names
+        )
+        colons = SMALL_COLONS + sum(FILE_COLONS + name.count(b":") for name in names)
         source = self._archive.extractfile(entry)
         assert source is not None  # a regular file
+        text = source.read(most + 1)
+        if len(text) > most or text.count(b":") > colons:
+            raise self.damaged("Its manifest names more files than it holds.")
         try:
-            manifest = Manifest.model_validate_json(source.read())
+            manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
             raise self.damaged("Its manifest cannot be read.") from error
         if manifest.schema_revision > newest_revision():

@@ -42,6 +42,9 @@ DATABASE, ARTIFACTS, MODELS, MANIFEST = "results.db", "artifacts", "models", "ma
 ROWS = "run.jsonl"
 TOPS = (DATABASE, ARTIFACTS, MODELS)
 OF_ONE_RUN = (ROWS, ARTIFACTS)
+# Of an archive, by the file it has to hold: what is written can be read back, and reading one from
+# a stranger ends soon.
+MOST_FILES = {DATABASE: 100_000, ROWS: 10_000}
 BLOCK = 2**20  # bytes read at a time
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
@@ -146,6 +149,13 @@ def write_archive(
     target: Path, files: list[SourceFile], progress: Progress, *, weights: bool, checkpoints: bool
 ) -> Manifest:
     """Write files and their manifest under a hidden name, and rename it when it is complete."""
+    most = max(MOST_FILES.get(file.name, 0) for file in files)
+    if len(files) > most:
+        raise BackupError(
+            NOT_WRITTEN,
+            f"It would hold {len(files):,} files; up to {most:,} can be read back.",
+            "Delete runs or models that you no longer need.",
+        )
     check_room(target.parent, sum(file.bytes for file in files), NOT_WRITTEN, LESS)
     partial = target.with_name(f".{target.name}.partial")
     manifest = Manifest(

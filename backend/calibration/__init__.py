@@ -1,1 +1,1 @@
-"""Inputs of layers on calibration text, shared by pruning and quantization."""
+"""Calibration: statistics of layer inputs and held-out losses, for pruning and quantization."""

@@ -1,15 +1,15 @@
-"""Calibration: second moments of the inputs of linear layers.
+"""Second moments of the inputs of linear layers on calibration text.
 
     H = X X^T / N        X [in, N]: one column for each of the N calibration tokens
 
-is all that pruners, re-dense step, adjustment and GPTQ need of the calibration text, because the
-mean squared change of a layer's output is a quadratic form in it:
+Pruners, the re-dense step, weight adjustment and GPTQ need nothing else of the calibration text,
+because the mean squared change of a layer's output is a quadratic form in H:
 
     || (W - W_dense) X ||^2 / N  =  tr(D H D^T),   D = W - W_dense
 
 Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
-are float32. Where the forward pass ran in bfloat16, its values are multiplied in bfloat16 units
-(`gram`, or PyTorch's where it has them): nothing is rounded, and sums stay float32."""
+are float32. If the forward pass ran in bfloat16, bfloat16 instructions multiply its values
+(`backend.linalg.gram`, or PyTorch on other devices): products are exact, and sums stay float32."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -41,43 +41,57 @@ PANEL = 256  # columns of H per product; the lower triangle is mirrored
 
 
 class StatisticsLevel(IntEnum):
-    """Which statistics of a layer's inputs to collect; each level includes the lower ones."""
+    """Level of detail of input statistics; each level includes the lower levels."""
 
     NOTHING = 0
     ENERGY = 1  # diag H, and the mean
     GRAM = 2  # H
 
 
-_precision = Lock()
-_nothing = partial(torch.empty, 0)
+_matmul_precision_lock = Lock()  # the precision is a setting of the process
+_empty = partial(torch.empty, 0)
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Statistics of a layer's inputs. Missing ones are empty tensors.
+    """Statistics of a layer's inputs. Statistics that were not collected are empty tensors.
 
-    Quantities derived from H are cached, as layers that share an H use them again."""
+    Quantities derived from H are cached, because layers that share an H use them again.
 
-    tokens: int = 0  # N
-    energy: Tensor = field(default_factory=_nothing)  # mean square of each input, diag H, [in]
-    gram: Tensor = field(default_factory=_nothing)  # H [in, in]
-    dtype: torch.dtype = torch.float32  # of the inputs
-    mean: Tensor = field(default_factory=_nothing)  # of each input, [in]
+    Attributes:
+        tokens: number of tokens, N.
+        energy: mean square of each input, diag H, [in].
+        gram: H [in, in].
+        dtype: dtype of the inputs.
+        mean: mean of each input, [in].
+    """
+
+    tokens: int = 0
+    energy: Tensor = field(default_factory=_empty)
+    gram: Tensor = field(default_factory=_empty)
+    dtype: torch.dtype = torch.float32
+    mean: Tensor = field(default_factory=_empty)
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
     _ordered_roots: dict[float, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def inverse_root(self, damping: float) -> Tensor:
-        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1. Raises
-        NotPositiveDefiniteError: more damping would help."""
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
         return self._roots[damping]
 
     def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
-        """The inputs by falling energy [in], and U [in, in] of H in that order. Raises
-        NotPositiveDefiniteError: more damping would help."""
+        """Order of the inputs by falling energy [in], and U [in, in] of H in that order.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
         if damping not in self._ordered_roots:
             order = self.energy.argsort(descending=True, stable=True)
             root = inverse_root(self.gram[order][:, order], damping)
@@ -86,23 +100,31 @@ class InputStatistics:
 
     @cached_property
     def largest_eigenvalue(self) -> float:
-        """lambda_max(H) by the Lanczos iteration, plus 5 %."""
+        """Upper estimate of lambda_max(H): 5 % above the result of a Lanczos iteration."""
         return largest_eigenvalue(self.gram)
 
     @cached_property
     def rounded_gram(self) -> Tensor:
-        """H, in bfloat16 where the inputs were, for products that need no more precision."""
+        """H in bfloat16 if the inputs were bfloat16, for products that need no more precision."""
         return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
 
     @cached_property
     def packed_gram(self) -> Tensor | None:
-        """`rounded_gram` as C++ multiplies it (`gram.packed`); None where PyTorch has to."""
+        """`rounded_gram` in the layout of the C++ kernels (`gram.packed`); None if they do not run
+        here."""
         return packed(self.rounded_gram) if is_fast(self.rounded_gram) else None
 
 
 def output_energy(D: Tensor, inputs: InputStatistics) -> float:
-    """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in], float32, for the
-    product rounded to the precision of the inputs: bfloat16 moves the sum by some 0.0001 of it."""
+    """Mean over tokens of the squared norm of D x, tr(D H D^T).
+
+    For the product, D is rounded to the precision of the inputs; bfloat16 changes the sum by about
+    0.01 %.
+
+    Args:
+        D: difference of weights [out, in], float32.
+        inputs: statistics with H.
+    """
     rounded = D.bfloat16() if inputs.dtype == torch.bfloat16 else D
     if is_fast(rounded):
         return gram_dot(inputs.gram.contiguous(), rounded)
@@ -112,18 +134,20 @@ def output_energy(D: Tensor, inputs: InputStatistics) -> float:
 
 @dataclass(frozen=True)
 class DenseReference:
-    """The dense layer on given inputs: the reference for the error of changed weights."""
+    """Dense layer and its inputs, the reference for the error of changed weights."""
 
     dense: Tensor
     inputs: InputStatistics
 
     @cached_property
     def energy(self) -> float:
-        """tr(W_dense H W_dense^T)."""
+        """Energy of the dense outputs, tr(W_dense H W_dense^T)."""
         return output_energy(self.dense, self.inputs)
 
     def relative_error(self, W: Tensor) -> float:
-        """tr(D H D^T) / tr(W_dense H W_dense^T); 0 when the layer's outputs are all zero."""
+        """Relative output error of W, tr(D H D^T) / tr(W_dense H W_dense^T).
+
+        It is 0 if the outputs of the dense layer are all zero."""
         error = output_energy(W - self.dense, self.inputs)
         return error / self.energy if self.energy > 0 else 0.0
 
@@ -133,7 +157,8 @@ class _Sums:
 
     def __init__(self, level: StatisticsLevel) -> None:
         self.level, self.tokens, self.dtype = level, 0, torch.float32
-        self.total, self.sum = torch.empty(0), torch.empty(0)
+        # Sums of x, and of its squares (level ENERGY) or products x x^T (level GRAM).
+        self.sum, self.moments = torch.empty(0), torch.empty(0)
 
     def add(self, x: Tensor) -> None:
         """Add one batch [..., in]."""
@@ -142,41 +167,43 @@ class _Sums:
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
         self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
         if self.level != StatisticsLevel.GRAM:
-            self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
+            self.moments = X.square().sum(0) + (self.moments if len(self.moments) else 0)
             return
-        if not len(self.total):
-            self.total = X.new_zeros(X.shape[1], X.shape[1])
+        if not len(self.moments):
+            self.moments = X.new_zeros(X.shape[1], X.shape[1])
         if is_fast(rows):
-            add_gram(self.total, rows)
+            add_gram(self.moments, rows)
             return
-        # the fastest product that is exact for such values: a setting of the whole process
-        with _precision:
-            before = torch.get_float32_matmul_precision()
+        # Use the fastest products that are exact for values of this dtype.
+        with _matmul_precision_lock:
+            previous = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("medium" if x.dtype == torch.bfloat16 else "highest")
             try:
-                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
-                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+                for a in range(0, len(self.moments), PANEL):  # on and above the diagonal
+                    self.moments[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
             finally:
-                torch.set_float32_matmul_precision(before)
+                torch.set_float32_matmul_precision(previous)
 
     def merge(self, other: "_Sums") -> None:
         """Add the sums of other batches."""
         self.tokens += other.tokens
-        self.sum, self.total = self.sum.add_(other.sum), self.total.add_(other.total)
+        self.sum, self.moments = self.sum.add_(other.sum), self.moments.add_(other.moments)
 
     def finish(self) -> InputStatistics:
         mean = self.sum / self.tokens
         if self.level == StatisticsLevel.ENERGY:
-            energy = self.total / self.tokens
+            energy = self.moments / self.tokens
             return InputStatistics(self.tokens, energy, dtype=self.dtype, mean=mean)
-        upper = self.total / self.tokens
+        upper = self.moments / self.tokens
         gram = upper.triu_() + upper.triu(1).T
         return InputStatistics(self.tokens, gram.diagonal(), gram, self.dtype, mean)
 
 
 class InputCollector:
-    """Collect the second moments of the inputs of some linears during forward passes. Batches may
-    be run side by side: those of each `place` are summed by themselves, in their order.
+    """Collector of input statistics of some linears during forward passes.
+
+    Batches may run in parallel. Each `place` (see `backend.models.threads`) sums its batches in
+    order, so that results are deterministic.
 
     Args:
         linears: name -> linear.
@@ -187,8 +214,8 @@ class InputCollector:
         self._linears = linears
         self._new_sums = partial(_Sums, level)
         self._sums: dict[str, dict[int, _Sums]] = {name: {} for name in linears}
-        self._leaders: dict[str, str] = {}
-        # leaders and their inputs in the current batch of each place
+        self._leaders: dict[str, str] = {}  # linear -> the first linear with the same inputs
+        # place -> leader -> its inputs in the current batch
         self._batch = defaultdict[int, dict[str, Tensor]](dict)
         self._handles: list[RemovableHandle] = []
 
@@ -206,21 +233,25 @@ class InputCollector:
     def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
         batch = self._batch[place()]
-        if name in batch:  # second call: a new batch has begun
+        if name in batch:  # the second call of a linear belongs to a new batch
             batch.clear()
-        leader = next((one for one, tensor in batch.items() if tensor is x), name)
+        leader = next((linear for linear, tensor in batch.items() if tensor is x), name)
         self._leaders[name] = leader
         if leader == name:
             batch[name] = x
             self._sums[name].setdefault(place(), self._new_sums()).add(x)
 
     def finish(self) -> dict[str, InputStatistics]:
-        """Name -> statistics; layers with the same input tensor share one object.
+        """Compute name -> statistics. Layers with the same input tensor share one object.
 
-        An expert that no token was sent to gets those of independent inputs of equal size, H = I,
-        and 0 tokens. Raises ComputeError: the inputs of a layer are not finite."""
-        finished = {name: _merged(sums).finish() for name, sums in self._sums.items() if sums}
-        for name, inputs in finished.items():
+        An expert that received no token gets the statistics of independent inputs of equal size,
+        H = I, and 0 tokens.
+
+        Raises:
+            ComputeError: the inputs of a layer are not finite.
+        """
+        statistics = {name: _merged(sums).finish() for name, sums in self._sums.items() if sums}
+        for name, inputs in statistics.items():
             if not inputs.energy.isfinite().all():
                 raise ComputeError(
                     f"The inputs of {self._linears[name].name} are not finite.",
@@ -232,16 +263,16 @@ class InputCollector:
             if name not in self._leaders:
                 gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
                 mean = torch.zeros_like(gram[0])
-                finished[name] = InputStatistics(0, gram.diagonal(), gram, mean=mean)
-        return {name: finished[self._leaders.get(name, name)] for name in self._linears}
+                statistics[name] = InputStatistics(0, gram.diagonal(), gram, mean=mean)
+        return {name: statistics[self._leaders.get(name, name)] for name in self._linears}
 
 
-def _merged(sums: Mapping[int, _Sums]) -> _Sums:
-    """The sums of all places."""
-    first, *others = (sums[number] for number in sorted(sums))
-    for other in others:
-        first.merge(other)
-    return first
+def _merged(sums_by_place: Mapping[int, _Sums]) -> _Sums:
+    """Merge the sums of all places, in the order of the places."""
+    total, *remaining = (sums_by_place[number] for number in sorted(sums_by_place))
+    for sums in remaining:
+        total.merge(sums)
+    return total
 
 
 def collect_inputs(
@@ -252,12 +283,24 @@ def collect_inputs(
     linears: Mapping[str, LinearWeight],
     level: StatisticsLevel,
     safe_point: Callable[[], None],
-    whole: bool = True,
+    outputs: bool = True,
 ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-    """Run `block` on `hidden` (`run_block`); input statistics of some of its linears by module, and
-    its outputs. `whole`: whether it is run to its end; if not, the pass ends at the last of the
-    linears, and there are no outputs."""
-    until = [] if whole else [linear.layer for linear in linears.values()]
+    """Run `block` on `hidden` and collect input statistics of some of its linears.
+
+    Args:
+        model: model of the block.
+        stream: arguments of the forward passes.
+        block: index of the block.
+        hidden: inputs of the block.
+        linears: module name -> linear.
+        level: statistics to collect.
+        safe_point: called between batches; may raise to stop.
+        outputs: compute the block's outputs; otherwise the pass ends at the last linear.
+
+    Returns:
+        module name -> statistics, and the block's outputs.
+    """
+    until = [] if outputs else [linear.layer for linear in linears.values()]
     with InputCollector(linears, level) as collector:
-        outputs = run_block(model, stream, block, hidden, safe_point, until)
-        return collector.finish(), outputs
+        block_outputs = run_block(model, stream, block, hidden, safe_point, until)
+        return collector.finish(), block_outputs

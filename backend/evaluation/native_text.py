@@ -1,15 +1,14 @@
-"""A model that reads and writes texts by the native decoder, in bfloat16; and what computes the
-passes of an evaluation, this one or the model itself in PyTorch.
+"""Forward passes and greedy generation for evaluations, with the native decoder or PyTorch.
 
-On a CPU it takes half the time of PyTorch in float32, and less to write several texts. Weights and
-what enters a product are rounded to bfloat16, sums are float32.
+On a CPU the native decoder takes half the time of PyTorch in float32, and less to generate several
+texts. Weights and inputs of products are rounded to bfloat16; sums are float32.
 
 Sample texts are compared with those of the dense model:
 
     agreement = mean_i (tokens before the first difference)_i / n_i    prompt i, n_i greedy tokens
 
-It is 1 for equal texts, and stricter than the share of equal next tokens on a given text. With few
-prompts it is an illustration, not a basis for ranking models."""
+The agreement is 1 for equal texts, and stricter than the share of equal next tokens on a given
+text. With few prompts it is an illustration, not a basis for ranking models."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,96 +35,132 @@ from backend.reporter import Reporter, stop_if_asked
 from backend.text.chat_template import end_ids, prompt_ids
 from backend.text.prompts import Prompt
 
-WIDTH = 2  # bytes of a weight
-TOKENS = 256  # in one pass: with fewer, the weights are read more often
+WEIGHT_BYTES = 2
+CHUNK_TOKENS = 256  # tokens per pass; with fewer, the weights are read more often
 
 
 class NativeText:
-    """The weights of `model` as they are now, laid out for the native decoder, for texts of at most
-    `length` tokens. Raises CompilerError: the decoder cannot be built here; ValueError: the decoder
-    does not run the model. `hidden`: states [1, L, d] behind the final norm, in bfloat16, of the
-    text read last."""
+    """Model that reads and writes texts with the native decoder, in bfloat16.
+
+    It copies the current weights of `model`.
+
+    Args:
+        model: model to copy.
+        length: maximum number of tokens of a text.
+
+    Attributes:
+        hidden: hidden states [1, L, d] after the final norm, bfloat16, of the last text.
+
+    Raises:
+        CompilerError: the decoder cannot be compiled on this machine.
+        ValueError: the decoder does not support the model.
+    """
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, length: int) -> None:
-        if why := _refusal(model, length):
-            raise ValueError(why)
+        if obstacle := _obstacle(model, length):
+            raise ValueError(obstacle)
         self.model, self.native = model, NativeModel(model, sparse=False)
         self.config, self.generation_config = model.config, model.generation_config
         self.instructions = self.native.instructions
         self.hidden = torch.empty(1, 0, self.native.width, dtype=torch.bfloat16)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Of token ids [L], each after those before it: [1, L, V] float32."""
-        hidden, logits = self.native.read_text(ids, TOKENS)
+        """Compute the logits [1, L, V], float32, of token ids [L]."""
+        hidden, logits = self.native.read_text(ids, CHUNK_TOKENS)
         self.hidden = hidden[None]
         return logits[None]
 
     def head(self, hidden: Tensor) -> Tensor:
-        """The logits [1, n, V] of `hidden` [1, n, d]: those of the pass they come from."""
+        """Compute the logits [1, n, V] of hidden states [1, n, d] after the final norm."""
         return self.native.logits(hidden[0])[None]
 
 
 TextModel: TypeAlias = PreTrainedModel | NativeText
 
 
-def _refusal(model: PreTrainedModel, length: int) -> str:
-    """Why the native decoder does not read such texts by this model; "" if it does."""
+def _obstacle(model: PreTrainedModel, length: int) -> str:
+    """Reason why the native decoder cannot read texts of `length` tokens with this model; empty if
+    it can."""
     if is_streamed(model):
-        return "the blocks are read from disk"
+        return "the blocks are streamed from disk"
     if length > (stable := stable_context(model.config.get_text_config())):
         return f"rotary frequencies change after {stable} tokens"
-    if 2 * WIDTH * sum(p.numel() for p in model.parameters()) > memory_available():  # to be safe
-        return "there is no memory for the weights in its layout"
+    weights_bytes = WEIGHT_BYTES * sum(p.numel() for p in model.parameters())
+    if 2 * weights_bytes > memory_available():  # with a safety factor of 2
+        return "there is not enough memory for a copy of the weights"
     return unsupported(model, torch.bfloat16)
 
 
 def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[TextModel, str]:
-    """What reads texts of `length` tokens by `model` as it is now, and how, in words. `precision`:
-    float32 for the model itself; auto for the native decoder where it runs the model."""
-    own = f"PyTorch, {str(model.dtype).removeprefix('torch.')}"
+    """Choose the decoder for the current weights of `model`.
+
+    Args:
+        model: model to evaluate.
+        precision: "float32" for PyTorch, "auto" for the native decoder if it supports the model.
+        length: maximum number of tokens of a text.
+
+    Returns:
+        the model to run, and a description of its decoder and precision.
+    """
+    in_pytorch = f"PyTorch, {str(model.dtype).removeprefix('torch.')}"
     if precision != "auto":
-        return model, own
+        return model, in_pytorch
     try:
         native = NativeText(model, length)
         return native, f"native, bfloat16 ({native.instructions})"
     except (CompilerError, ValueError, MemoryError) as error:
-        return model, f"{own}; the native decoder does not run here: {error}"
+        return model, f"{in_pytorch}; the native decoder cannot run: {error}"
 
 
-def passes(
-    model: TextModel, input_ids: Tensor, batch: int, new: NewBatches, tick: Callable[[float], None]
+def forward_passes(
+    model: TextModel,
+    input_ids: Tensor,
+    batch: int,
+    new_batches: NewBatches,
+    tick: Callable[[float], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids [b, L] and their logits [b, L, V], pass by pass, of `input_ids` [N, L]; see
-    `each_logits`. The native decoder reads one row at a time, whatever the batch."""
+    """Run `model` on `input_ids` [N, L] and yield token ids [b, L] and logits [b, L, V] per pass.
+
+    The native decoder reads one row at a time and ignores `batch`. See `each_logits` for the
+    arguments."""
     if isinstance(model, NativeText):
-        for done, ids in enumerate(input_ids):
-            tick(done / len(input_ids))
+        for row, ids in enumerate(input_ids):
+            tick(row / len(input_ids))
             yield ids[None], model.logits(ids)
         return tick(1.0)
-    logits = each_logits(model, input_ids, batch, new, tick)
+    logits = each_logits(model, input_ids, batch, new_batches, tick)
     yield from zip(input_ids.split(batch), logits, strict=True)
 
 
-def written(
+def greedy_tokens(
     model: TextModel, prompts: Sequence[Sequence[int]], ends: Collection[int], limit: int
 ) -> Iterator[tuple[int, int]]:
-    """The likeliest tokens behind each of `prompts` up to one of `ends`: number of the prompt and
-    token. The native decoder writes all texts in turn, as one pass reads the weights for all;
-    PyTorch writes one after the other."""
+    """Generate greedily and yield (index of the prompt, token id).
+
+    The native decoder generates all texts together, so that one pass over the weights serves all;
+    PyTorch generates one text after another.
+
+    Args:
+        model: model to run.
+        prompts: token ids of each prompt.
+        ends: token ids that end a text, and are not yielded.
+        limit: maximum number of tokens per text.
+    """
     if isinstance(model, NativeText):
         requests = [GenerationRequest(tuple(p), limit, ends=frozenset(ends)) for p in prompts]
         target = TargetModel(model.model, model.native)
-        for number, step in answers(target, requests):
-            yield from ((number, token) for token in step.tokens if token not in ends)
+        for index, step in answers(target, requests):
+            yield from ((index, token) for token in step.tokens if token not in ends)
         return
-    for number, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         tokens = takewhile(lambda token: token not in ends, greedy(model, prompt))
-        yield from ((number, token) for token in islice(tokens, limit))
+        yield from ((index, token) for token in islice(tokens, limit))
 
 
 def logits_of(model: TextModel, rows: Tensor, hidden: Tensor) -> Tensor:
-    """Logits [b, n, V] of token ids [b, n], given what `passes` have left behind the blocks."""
+    """Compute the logits [b, n, V] of token ids [b, n] from recorded hidden states [b, n, d]: those
+    after the final norm for the native decoder, those after the last block for PyTorch."""
     if isinstance(model, NativeText):
         return model.head(hidden)
     return after_blocks(model, rows, hidden)
@@ -133,11 +168,17 @@ def logits_of(model: TextModel, rows: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GreedySample:
-    """The text a model generated for a prompt."""
+    """Text that a model generated for a prompt.
+
+    Attributes:
+        prompt: text of the prompt.
+        tokens: generated token ids without the end-of-text token.
+        text: decoded tokens.
+    """
 
     prompt: str
-    tokens: tuple[int, ...]  # ids, without the end-of-text token
-    text: str  # the decoded tokens
+    tokens: tuple[int, ...]
+    text: str
 
 
 def write_samples(
@@ -147,13 +188,16 @@ def write_samples(
     tokens: int,
     reporter: Reporter,
 ) -> list[GreedySample]:
-    """Generate greedy texts of at most `tokens` tokens each. Raises CancelledError: cancellation
-    was requested."""
+    """Generate greedy texts of at most `tokens` tokens each.
+
+    Raises:
+        CancelledError: cancellation was requested.
+    """
     texts, ends = [list[int]() for _ in prompts], end_ids(tokenizer, model.generation_config)
-    asked = [prompt_ids(prompt.text, tokenizer) for prompt in prompts]
-    for number, token in written(model, asked, ends, tokens):
+    ids = [prompt_ids(prompt.text, tokenizer) for prompt in prompts]
+    for index, token in greedy_tokens(model, ids, ends, tokens):
         stop_if_asked(reporter)
-        texts[number].append(token)
+        texts[index].append(token)
         reporter.progress(sum(map(len, texts)) / tokens, len(prompts), "Writing samples")
     return [
         GreedySample(prompt.text, tuple(text), str(tokenizer.decode(text)))
@@ -161,10 +205,14 @@ def write_samples(
     ]
 
 
-def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
-    """Mean share of the longer text's tokens before the first difference; 1 for equal texts.
-    `dense`, `other`: token ids of each prompt."""
+def agreement(dense: Sequence[Sequence[int]], compressed: Sequence[Sequence[int]]) -> float:
+    """Mean share of the tokens of the longer text before the first difference; 1 for equal texts.
+
+    Args:
+        dense: token ids that the dense model generated for each prompt.
+        compressed: the same for the compressed model.
+    """
     return fmean(
         same_start(a, b) / max(len(a), len(b), 1) if a != b else 1.0
-        for a, b in zip(dense, other, strict=True)
+        for a, b in zip(dense, compressed, strict=True)
     )

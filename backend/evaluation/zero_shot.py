@@ -1,15 +1,18 @@
-"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`), with its prompts and default
-seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
-tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds.
+"""Zero-shot tasks of lm-evaluation-harness, and multiple-choice questions from the evaluation text.
 
-Multiple choice made from the evaluation text needs no harness: which of four endings continues a
-passage? A question is a part of `PART` tokens of a window: a passage, its first `PASSAGE` tokens,
-and four endings of `ENDING` tokens, its own and those of the next three parts of the window:
+Tasks (pip extra `tasks`) use the harness's prompts and default seeds. The main metric of a task is
+`acc_norm`, or `acc`, or else its first metric. Custom tasks in SLIMSCOPE_TEXT_DIR are looked up
+first, because indexing the built-in tasks takes ten seconds.
+
+Questions need no harness and ask which of four endings continues a passage. Each window is split
+into parts of `QUESTION_TOKENS` tokens. The question of a part has a passage, its first
+`PASSAGE_TOKENS` tokens, and four endings of `ENDING_TOKENS` tokens: the true ending, and those of
+the next three parts of the window:
 
     choice = argmax_k sum_t log p(e_kt | passage, e_k1 ... e_k(t-1))
 
-Accuracy is the share of questions answered with their own ending, which has to be likelier than
-each other one; guessing gives 25 %. (Ours: figures compare models on one text.)
+Accuracy is the share of questions whose true ending is strictly more likely than each of the
+others; guessing gives 25 %. The questions are ours, so scores only compare models on one text.
 """
 
 import math
@@ -24,8 +27,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.calibration.heldout import token_nll, windows_at_once
 from backend.errors import ComputeError, ConfigError, DatasetError
-from backend.evaluation.native_text import TextModel, passes
-from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of, require_harness
+from backend.evaluation.native_text import TextModel, forward_passes
+from backend.evaluation.tasks import (
+    CHOICES,
+    ENDING_TOKENS,
+    PASSAGE_TOKENS,
+    QUESTION_TOKENS,
+    questions_per_window,
+    require_harness,
+)
 from backend.models.block_forward import NewBatches
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.slices import TextSlice
@@ -35,52 +45,68 @@ NEWLINE = "\n"
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a model on a task."""
+    """Score of a model on a task.
+
+    Attributes:
+        task: name of the task.
+        metric: name of the metric.
+        value: value of the metric.
+        stderr: standard error; None if the harness does not report it.
+        n: number of questions.
+    """
 
     task: str
-    metric: str  # name of the metric
+    metric: str
     value: float
-    stderr: float | None  # None if the harness reports none
-    n: int  # number of questions
+    stderr: float | None
+    n: int
 
 
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-    """Load the named tasks with their data. `folder`: YAML files of custom tasks. Raises
-    ConfigError: the harness is not installed, or there is no such task. DatasetError: the data of a
-    task is not available."""
+    """Load tasks with their data.
+
+    Args:
+        names: names of the tasks.
+        folder: folder with YAML files of custom tasks.
+
+    Raises:
+        ConfigError: the harness is not installed, or a task does not exist.
+        DatasetError: the data of a task is not available.
+    """
     require_harness()
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
             raise ConfigError(
-                f"There is no task called {name[:60]!r}.",
+                f"The task {name[:60]!r} does not exist.",
                 "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it.",
-                "`lm-eval ls tasks` lists them.",
+                "List the tasks with `lm-eval ls tasks`.",
                 "tasks",
             )
-    return {name: _loaded(name, manager) for name in names}
+    return {name: _load_task(name, manager) for name in names}
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
+    """Task manager of the harness, without its built-in tasks if all `names` are custom tasks."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None:
-        own = TaskManager(include_path=str(folder), include_defaults=False)
-        if {*names} <= {*own.all_tasks}:
-            return own
+        custom = TaskManager(include_path=str(folder), include_defaults=False)
+        if {*names} <= {*custom.all_tasks}:
+            return custom
     return TaskManager(include_path=None if folder is None else str(folder))
 
 
-def _loaded(name: str, manager: Any) -> Any:
+def _load_task(name: str, manager: Any) -> Any:
     from lm_eval.tasks import get_task_dict
 
     try:
         return get_task_dict([name], manager)[name]
-    except Exception as error:  # a hub, a cache or a YAML file can raise anything
+    except Exception as error:  # the Hub, the cache and YAML files can raise any error
         raise DatasetError(
             f"The data of the task {name} is not available.",
             f"{type(error).__name__}: {str(error).partition(NEWLINE)[0]}"[:300],
-            "Run it once online: the data is kept in the Hugging Face cache.",
+            "Run the task once online. The Hugging Face cache then has its data.",
             "tasks",
         ) from error
 
@@ -93,13 +119,24 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """Run the tasks and return the main metric of each. `tasks`: from `load_tasks`. `limit`: number
-    of questions per task, the first ones; 0: all. `batch`: batch size. Raises ComputeError: the
-    harness reports no metric; CancelledError: cancellation was requested."""
+    """Run tasks and return the main metric of each.
+
+    Args:
+        model: model in eval mode.
+        tokenizer: tokenizer of the model.
+        tasks: result of `load_tasks`.
+        limit: number of questions per task, from the first; 0 for all.
+        batch: batch size.
+        reporter: receiver of progress.
+
+    Raises:
+        ComputeError: the harness reports no metric.
+        CancelledError: cancellation was requested.
+    """
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    harnessed = HFLM(
+    harness_model = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device)
     )
     scores = []
@@ -108,10 +145,10 @@ def zero_shot(
         for number, (name, task) in enumerate(tasks.items()):
             reporter.progress(number, len(tasks), f"Task {name}")
             output = evaluate(
-                harnessed,
+                harness_model,
                 {name: task},
                 limit=limit or None,
-                bootstrap_iters=100,  # for metrics that are not means
+                bootstrap_iters=100,  # for standard errors of metrics that are not means
                 log_samples=False,
             )
             scores.append(_score(name, output))
@@ -121,7 +158,7 @@ def zero_shot(
 
 
 def _score(name: str, output: Any) -> TaskScore:
-    """The main metric in the harness output, which has keys such as "acc,none"."""
+    """Extract the main metric from the harness output, which has keys such as "acc,none"."""
     metrics = {
         key.partition(",")[0]: value
         for key, value in output["results"].get(name, {}).items()
@@ -130,8 +167,8 @@ def _score(name: str, output: Any) -> TaskScore:
     means = [key for key in metrics if not key.endswith("_stderr") and key != "sample_len"]
     if not means:
         raise ComputeError(f"The task {name} reported no metric.", "", "Choose another task.")
-    usual = ("acc_norm", "acc", "exact_match")
-    metric = next((key for key in usual if key in means), means[0])
+    preferred = ("acc_norm", "acc", "exact_match")
+    metric = next((key for key in preferred if key in means), means[0])
     counts = output.get("n-samples", {}).get(name, {})
     return TaskScore(
         name,
@@ -144,59 +181,85 @@ def _score(name: str, output: Any) -> TaskScore:
 
 @dataclass(frozen=True)
 class EndingScore:
-    """Answers to questions of the same kind."""
+    """Answers of a model to multiple-choice questions.
 
-    right: tuple[bool, ...]  # whether each question was answered with its own ending
+    Attributes:
+        correct: True for each question that was answered with its true ending.
+    """
+
+    correct: tuple[bool, ...]
 
     @property
     def accuracy(self) -> float:
-        return sum(self.right) / len(self.right)
+        """Share of correct answers."""
+        return sum(self.correct) / len(self.correct)
 
     @property
     def stderr(self) -> float | None:
-        """Of the accuracy, over questions; None for a single one."""
-        n = len(self.right)
+        """Standard error of the accuracy over questions; None for a single question."""
+        n = len(self.correct)
         return math.sqrt(self.accuracy * (1 - self.accuracy) / (n - 1)) if n > 1 else None
 
 
 def questions(text: TextSlice, limit: int = 0) -> Tensor:
-    """Passages with each of their endings, the own one first: [questions, CHOICES, L].
+    """Make questions from a text: token ids [questions, CHOICES, L].
 
-    L is `PART`, or one more where the text has a beginning-of-text token, which then begins every
-    row. The first questions are the first of every window, so that a few of them cover the text.
-    `text`: of windows that hold at least CHOICES parts. `limit`: number of questions; 0: all."""
-    ids, each = text.input_ids, parts_of(text.context)
-    parts = ids[:, text.bos :][:, : each * PART].reshape(len(ids), each, PART)
-    endings = torch.stack([parts.roll(-k, 1)[..., PASSAGE:] for k in range(CHOICES)], 2)
-    passages = parts[:, :, None, :PASSAGE].expand(-1, -1, CHOICES, -1)
-    begin = ids[:, None, None, : int(text.bos)].expand(-1, each, CHOICES, -1)
-    rows = torch.cat([begin, passages, endings], 3).transpose(0, 1).flatten(0, 1)
+    Each row is a passage and one of its endings, the true ending first. L is `QUESTION_TOKENS`, or
+    one more if the text has a beginning-of-text token, which then starts every row. The questions
+    begin with the first of every window, so that a few of them cover the entire text.
+
+    Args:
+        text: windows with at least CHOICES parts each.
+        limit: maximum number of questions; 0 for all.
+    """
+    ids, count = text.input_ids, questions_per_window(text.context)
+    parts = ids[:, text.bos :][:, : count * QUESTION_TOKENS]
+    parts = parts.reshape(len(ids), count, QUESTION_TOKENS)
+    endings = torch.stack([parts.roll(-k, 1)[..., PASSAGE_TOKENS:] for k in range(CHOICES)], 2)
+    passages = parts[:, :, None, :PASSAGE_TOKENS].expand(-1, -1, CHOICES, -1)
+    bos = ids[:, None, None, : int(text.bos)].expand(-1, count, CHOICES, -1)
+    rows = torch.cat([bos, passages, endings], 3).transpose(0, 1).flatten(0, 1)
     return rows[:limit] if limit else rows
 
 
 @torch.no_grad()
 def score_endings(
-    model: TextModel, asked: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
+    model: TextModel,
+    questions: Tensor,
+    batch: int,
+    reporter: Reporter,
+    new_batches: NewBatches = list,
 ) -> EndingScore:
-    """The answers of `model`, which should be in eval mode, to `questions`.
+    """Let `model` answer `questions`.
 
-    A streamed model reads its blocks once for every CHOICES-th part of the questions, so that no
-    more hidden states wait than those of the text itself. `batch`: questions in one forward pass,
-    or fewer where their logits would exceed `MAX_LOGITS`. `new`: creates the container for the
-    hidden states of a streamed model. Raises CancelledError: cancellation was requested."""
-    batch = windows_at_once(model.config, asked[0].numel(), batch)
-    right: list[bool] = []
-    for some in asked.split(-(-len(asked) // CHOICES)):
+    A streamed model reads its blocks CHOICES times, each time for a part of the questions, so that
+    hidden states take no more space than those of the text itself.
 
-        def tick(share: float, done: int = len(right), more: int = len(some)) -> None:
+    Args:
+        model: model in eval mode.
+        questions: token ids [questions, CHOICES, L], true ending first.
+        batch: questions per forward pass; fewer if their logits would exceed `MAX_LOGITS`.
+        reporter: receiver of progress.
+        new_batches: factory for the container of hidden states of a streamed model.
+
+    Raises:
+        CancelledError: cancellation was requested.
+    """
+    batch = windows_at_once(model.config, questions[0].numel(), batch)
+    correct: list[bool] = []
+    for part in questions.split(-(-len(questions) // CHOICES)):
+
+        def tick(share: float, answered: int = len(correct), count: int = len(part)) -> None:
             stop_if_asked(reporter)
-            reporter.progress(done + more * share, len(asked), "Choosing endings")
+            reporter.progress(answered + count * share, len(questions), "Choosing endings")
 
-        rows = some.flatten(0, 1)
-        found = []  # log p of each ending, float64
-        for part, logits in passes(model, rows, batch * CHOICES, new, tick):
-            windows = zip(logits[:, -ENDING - 1 :], part[:, -ENDING - 1 :], strict=True)
-            found += [-token_nll(*row).double().sum().cpu() for row in windows]
-        chosen = torch.stack(found).view(-1, CHOICES)
-        right += (chosen[:, :1] > chosen[:, 1:]).all(1).tolist()
-    return EndingScore(tuple(right))
+        log_likelihoods = []  # of each ending, float64
+        rows = part.flatten(0, 1)
+        for ids, logits in forward_passes(model, rows, batch * CHOICES, new_batches, tick):
+            # The logits at the last token of the passage predict the first token of the ending.
+            scored = slice(-ENDING_TOKENS - 1, None)
+            endings = zip(logits[:, scored], ids[:, scored], strict=True)
+            log_likelihoods += [-token_nll(*row).double().sum().cpu() for row in endings]
+        scores = torch.stack(log_likelihoods).view(-1, CHOICES)
+        correct += (scores[:, :1] > scores[:, 1:]).all(1).tolist()
+    return EndingScore(tuple(correct))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
@@ -22,13 +22,14 @@ from backend.export.layouts import (
 from backend.models.blocks import all_linears, swap_weights, turned
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE, stored_modules, together
+from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.saving import SHARD, check_saved, save, save_around, stored_buffers
 from backend.quantization.grid import QuantizedWeight
 
 
 def export(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     layers: Mapping[str, QuantizedWeight],
     layout: Layout,
     stored: torch.dtype,

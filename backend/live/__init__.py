@@ -1,10 +1,10 @@
-"""Live compression: formats of layers that change in a fraction of a second, and what that does.
+"""Live compression, which changes the formats of layers in a fraction of a second.
 
-dense          the dense model, and tables of it that all live models share
-ranks          masks of any sparsity from a byte a weight
-running        the weights as they are now, in the decoder's own layout or in PyTorch
-model          the live model: changes, states, measurements
-timing         how long a token takes with the layers in each format
-refinement     the layers as a run would make them, behind the instant answer
-address        a state as a short text
+dense          dense model, and tables that all of its live models share
+ranks          masks of any sparsity from one byte per weight
+running        model with exchangeable weights, in the native decoder or in PyTorch
+model          live model: changes of formats, and refinement
+measurements   loss, divergence and histograms of a live model; decoding times of formats
+refinement     layers as a run would make them, after the instant preview
+address        state of a live model as a short text
 """

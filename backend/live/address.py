@@ -1,11 +1,12 @@
-"""A state of a live model as a short text, of letters, digits and . _ ~. Does not import torch.
+"""Address of a state of a live model: a short text of letters, digits and . _ ~ -. Does not import
+torch.
 
     3fa9c2d1e0b4~sparsegpt~gptq~50p_2of4andint4-g64~0x30_1x180_0
-    model        pruner    quantizer  formats     layers in order: number of a format, times
+    model        pruner    quantizer  formats     layers in order: index of a format, repetitions
 
-The model may be left out: then it is the one there is. Formats are spelled as everywhere, but for
-% (p), : (of) and + (and). The Workbench writes addresses (`assets/scripts/workbench/formats.js`);
-here they are read."""
+Without a model, the address belongs to any model. Formats have their usual spelling, except for %
+(p), : (of) and + (and). The Workbench writes addresses (`assets/scripts/workbench/formats.js`);
+this module parses them."""
 
 from __future__ import annotations
 
@@ -22,21 +23,28 @@ from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.sensitivity.profile import Format
 
-LONGEST = 20_000  # letters
-AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too
-SPELLING = {"%": "p", ":": "of", "+": "and"}
-RUN = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
-WORKBENCH = "workbench"  # in the environment of a run that was queued from a state
+MAX_ADDRESS_LENGTH = 20_000  # characters
+# Methods whose instant result is equal to that of a run.
+INSTANT_METHODS = {"pruner": "magnitude", "quantizer": "rtn"}
+SPELLING = {"%": "p", ":": "of", "+": "and"}  # character of a format -> spelling in an address
+REPEATED_FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
+WORKBENCH = "workbench"  # key in the environment of a run that was queued from a state
 MOST_TOKENS = 1_000_000
-PLAIN = r"^[A-Za-z0-9._~-]*$"
+ADDRESS_PATTERN = r"^[A-Za-z0-9._~-]*$"
 
-Address = Annotated[str, StringConstraints(max_length=LONGEST, pattern=PLAIN)]
+Address = Annotated[str, StringConstraints(max_length=MAX_ADDRESS_LENGTH, pattern=ADDRESS_PATTERN)]
 Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class LiveState:
-    """The formats of all layers, in order, and the methods that a run would make them with."""
+    """State of a live model.
+
+    Attributes:
+        formats: full layer name -> format, for all layers in order.
+        pruner: pruner that a run would use.
+        quantizer: quantizer that a run would use.
+    """
 
     formats: Mapping[str, Format]
     pruner: str
@@ -44,8 +52,15 @@ class LiveState:
 
 
 class QueuedState(BaseModel):
-    """The state of a model that a run was queued from, and what was known of it then: perplexity
-    over that of the dense model, predicted, and measured live on so many tokens."""
+    """State that a run was queued from.
+
+    Attributes:
+        model: name of the model.
+        state: address of the state.
+        predicted: predicted perplexity relative to that of the dense model.
+        live: measured perplexity relative to that of the dense model.
+        tokens: number of tokens of that measurement.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -57,7 +72,7 @@ class QueuedState(BaseModel):
 
 
 def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
-    """What the environment of a run keeps of it; None where it was not queued from a state."""
+    """Read the state from the environment of a run; None if the run was not queued from a state."""
     try:
         return QueuedState.model_validate(environment.get(WORKBENCH))
     except ValidationError:
@@ -65,38 +80,47 @@ def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
 
 
 def state_at(address: str, layers: Sequence[LinearShape], identity: str | None = None) -> LiveState:
-    """The state at an address. `layers`, `identity`: of the model it should belong to, of any
-    version by default. Raises ConfigError: it is no address, belongs to another model, names
-    methods or formats that are not there, or a layer cannot be stored so."""
-    parts = address.split("~") if re.fullmatch(PLAIN, address[: LONGEST + 1]) else []
-    if len(parts) != 5 or len(address) > LONGEST:
-        _refuse("It is no address of a state.")
-    if identity is not None and parts[0] not in ("", identity):
-        _refuse("It belongs to another model, or another version of this one.")
-    if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
-        _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")
-    spelled = parts[3]
-    for sign, letters in SPELLING.items():
-        spelled = spelled.replace(letters, sign)
+    """Parse an address.
+
+    Args:
+        address: text to parse.
+        layers: layers of the model.
+        identity: identity of the model; None accepts an address of any model.
+
+    Raises:
+        ConfigError: the text is not an address, belongs to another model, contains an unknown
+            method or format, or a layer cannot be stored in its format.
+    """
+    is_plain = re.fullmatch(ADDRESS_PATTERN, address[: MAX_ADDRESS_LENGTH + 1])
+    parts = address.split("~") if is_plain else []
+    if len(parts) != 5 or len(address) > MAX_ADDRESS_LENGTH:
+        _refuse("The text is not an address of a state.")
+    model, pruner, quantizer, format_texts, layer_texts = parts
+    if identity is not None and model not in ("", identity):
+        _refuse("It belongs to another model, or to another version of this model.")
+    if pruner not in DECLARED_PRUNERS or quantizer not in DECLARED_QUANTIZERS:
+        _refuse(f"The method {pruner[:40]!r} or {quantizer[:40]!r} does not exist.")
+    for character, spelling in SPELLING.items():
+        format_texts = format_texts.replace(spelling, character)
     try:
-        known = [Format.parse(text) for text in spelled.split("_")]
+        formats = [Format.parse(text) for text in format_texts.split("_")]
     except ValueError as error:
         _refuse(str(error))
-    chosen, strange = list[Format](), "Its layers are not those of this model."
-    for run in parts[4].split("_"):
-        found = RUN.fullmatch(run)
-        if not found or int(found[1]) >= len(known) or len(chosen) > len(layers):
-            _refuse(strange)
-        chosen += [known[int(found[1])]] * int(found[2] or 1)
-    if len(chosen) != len(layers):
-        _refuse(strange)
-    for layer, form in zip(layers, chosen, strict=True):
-        form.require_fit(layer.name, layer.columns, layer.block < 0)
+    layer_formats, mismatch = list[Format](), "Its layers do not match those of this model."
+    for text in layer_texts.split("_"):
+        match = REPEATED_FORMAT.fullmatch(text)
+        if not match or int(match[1]) >= len(formats) or len(layer_formats) > len(layers):
+            _refuse(mismatch)
+        layer_formats += [formats[int(match[1])]] * int(match[2] or 1)
+    if len(layer_formats) != len(layers):
+        _refuse(mismatch)
+    for layer, fmt in zip(layers, layer_formats, strict=True):
+        fmt.require_fit(layer.name, layer.columns, layer.block < 0)
     names = (layer.name for layer in layers)
-    return LiveState(dict(zip(names, chosen, strict=True)), parts[1], parts[2])
+    return LiveState(dict(zip(names, layer_formats, strict=True)), pruner, quantizer)
 
 
-def _refuse(why: str) -> NoReturn:
+def _refuse(cause: str) -> NoReturn:
     raise ConfigError(
-        "The state cannot be opened.", why, "Begin with the dense model.", field="address"
+        "The state cannot be opened.", cause, "Start with the dense model.", field="address"
     )

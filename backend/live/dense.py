@@ -1,16 +1,16 @@
-"""The dense model, and tables of it from which the layers of any format are made at once.
+"""Dense model with cached tables from which layers in any format are made instantly.
 
-    percentage, n:m     magnitude, or Wanda by the energies of the dense model's inputs; `ranks`
-    bits                rounded to nearest on a min-max grid, the ranges of its groups stored
-    both                pruned, then rounded
-    embedding, head     rounded as runs do
+    percentage, n:m     magnitude, or Wanda with the input energies of the dense model; see `ranks`
+    bits                rounding to nearest on a min-max grid, with cached ranges of the groups
+    both                pruning, then rounding
+    embedding, head     rounding as in a run
 
-The first stage of a run is the same bit for bit where it needs no inputs: magnitude, RTN. What a
-run does on the inputs that the layers before leave is made by `refinement`. Tables are made again
-when a budget of memory has dropped them; those used last stay.
+Methods that need no inputs (magnitude, RTN) give the same weights as the first stage of a run, bit
+for bit. Methods that need the inputs left by earlier compressed layers are in `refinement`. The
+cache of tables has a memory limit and drops the least recently used tables.
 
-The calibration text goes through the blocks with weights as given: the same hidden states, bit for
-bit, as in the passes of a run, which hold the model in float32.
+`CalibrationWalk` runs the calibration text through the blocks with given weights. Hidden states are
+equal to those of a run, which holds the model in float32, bit for bit.
 """
 
 from __future__ import annotations
@@ -47,48 +47,65 @@ from backend.quantization.range_search import quantize_embedding
 from backend.sensitivity.profile import Format
 
 Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
-ROOM = 2**30  # bytes of tables
-INSTANT = 8  # segments of the text that the inputs of an instant answer are measured on
-IDENTITY = 12  # letters
+TABLE_BYTES = 2**30  # default memory limit of the tables
+INSTANT_SEGMENTS = 8  # calibration segments that measure the inputs for instant pruning
+IDENTITY_LENGTH = 12  # hexadecimal digits
 
-Progress: TypeAlias = tuple[float, float, str]  # done, of how many, the activity
+Progress: TypeAlias = tuple[float, float, str]  # steps done, total steps, activity
 Score: TypeAlias = Literal["magnitude", "wanda"]
 
 
-class KeptTables:
-    """Tensors by key, of about `room` bytes together; the one asked for last is always kept."""
+class TableCache:
+    """Least-recently-used cache of tensors with a memory limit.
 
-    def __init__(self, room: int) -> None:
-        self.room, self.nbytes = room, 0
-        self._kept: dict[Hashable, Tensor] = {}  # the one used last comes last
+    The newest table stays even if it exceeds the limit.
+
+    Args:
+        limit_bytes: memory limit.
+
+    Attributes:
+        nbytes: bytes of all cached tables.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self.nbytes = limit_bytes, 0
+        self._tables: dict[Hashable, Tensor] = {}  # the most recently used table comes last
 
     def find(self, key: Hashable) -> Tensor | None:
-        """The table of that key; None where it is not kept, or no longer."""
-        if key not in self._kept:
+        """Look up a table; None if it is not in the cache."""
+        if key not in self._tables:
             return None
-        table = self._kept[key] = self._kept.pop(key)
+        table = self._tables[key] = self._tables.pop(key)
         return table
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The table of that key, made where it is not kept."""
+        """Look up a table, or make and cache it."""
         table = self.find(key)
         return self.put(key, make()) if table is None else table
 
     def put(self, key: Hashable, table: Tensor) -> Tensor:
-        """Keep a table, in place of those not used for longest."""
-        if key in self._kept:
-            self.nbytes -= self._kept.pop(key).nbytes
-        self._kept[key] = table
+        """Cache a table, and drop the least recently used tables above the limit."""
+        if key in self._tables:
+            self.nbytes -= self._tables.pop(key).nbytes
+        self._tables[key] = table
         self.nbytes += table.nbytes
-        while self.nbytes > self.room and len(self._kept) > 1:
-            self.nbytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        while self.nbytes > self.limit_bytes and len(self._tables) > 1:
+            self.nbytes -= self._tables.pop(next(iter(self._tables))).nbytes
         return table
 
 
 class CalibrationWalk:
-    """One pass over the blocks with `ids` [segments, L] in `dtype`, as many at a time as in a run
-    (`even_batch` of `batch`). `rest`: what is no matrix of a block is rounded to it; None: it stays
-    as it is. `stop`: called before each batch; may raise to end the pass."""
+    """One pass of calibration text over the blocks.
+
+    Args:
+        model: dense model.
+        ids: token ids [segments, L].
+        batch: batch size of a run, see `even_batch`.
+        dtype: dtype of the forward passes.
+        stored_dtype: dtype to which parameters other than the matrices of blocks are rounded; None
+            for no rounding.
+        stop: called before each batch; may raise to stop.
+    """
 
     def __init__(
         self,
@@ -96,31 +113,36 @@ class CalibrationWalk:
         ids: Tensor,
         batch: int,
         dtype: torch.dtype,
-        rest: torch.dtype | None,
+        stored_dtype: torch.dtype | None,
         stop: Callable[[], None],
     ) -> None:
-        self._model, self._rest, self._stop = model, rest, stop
-        _, *others = decoder_blocks(model)  # the first may be run once, to see what it returns
-        inside = {id(p) for block in others for p in block.parameters()}
-        with self._in_float32(p for p in model.parameters() if id(p) not in inside):
+        self._model, self._stored_dtype, self._stop = model, stored_dtype, stop
+        # `open_stream` may run the first block, so its parameters are needed in float32, too.
+        _, *later_blocks = decoder_blocks(model)
+        excluded = {id(p) for block in later_blocks for p in block.parameters()}
+        with self._in_float32(p for p in model.parameters() if id(p) not in excluded):
             self._stream = open_stream(model, ids, even_batch(model, len(ids), batch), dtype)
 
     @torch.no_grad()
-    def inputs(
+    def collect_inputs(
         self,
         block: int,
         weights: Weights,
         linears: Mapping[str, LinearWeight],
         level: StatisticsLevel,
     ) -> dict[str, InputStatistics]:
-        """What some of the linears of a block, which has these weights, are given; by module."""
+        """Run a block with the given weights and collect input statistics of some of its linears.
+
+        Returns:
+            module name -> statistics.
+        """
         with InputCollector(linears, level) as collector:
             self._forward(block, weights)
             return collector.finish()
 
     @torch.no_grad()
     def advance(self, block: int, weights: Weights) -> None:
-        """Go past a block with these weights."""
+        """Advance the hidden states past a block with the given weights."""
         self._stream.advance(self._forward(block, weights))
 
     def _forward(self, block: int, weights: Weights) -> list[Tensor]:
@@ -137,25 +159,31 @@ class CalibrationWalk:
         return outputs
 
     def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Rounded to `rest`; afterward as they were."""
-        return with_data({p: p.data.to(self._rest or p.dtype).float() for p in parameters})
+        """Context in which parameters are rounded to `stored_dtype` and converted to float32."""
+        return with_data({p: p.data.to(self._stored_dtype or p.dtype).float() for p in parameters})
 
 
 class DenseModel:
-    """A model that is never changed; live models share its weights and tables, and its lock. Raises
-    ModelError: it has no layers that can be changed.
+    """Dense model whose weights, tables and lock are shared by live models. Its weights never
+    change.
 
     Args:
-        model: in the dtype of its files, on the device to work on.
-        calibration: token ids [segments, L]; None: nothing that needs inputs can be made.
-        sds, dlqat: settings of a run, for all but patterns, widths and methods.
-        room: bytes that tables may take.
+        model: model in the dtype of its files, on the compute device.
+        calibration: token ids [segments, L]; None disables methods that need inputs.
+        sds: options of pruning, except for pattern and method.
+        dlqat: options of quantization, except for width and method.
+        table_bytes: memory limit of the tables.
 
     Attributes:
-        layers: full name -> layer, those of the blocks in order, then embedding and head.
-        outside: names of the embedding, and of a head that is not tied to it.
-        identity: of its weights, in hexadecimal.
-        lock: held while anything is computed.
+        blocks: number of decoder blocks.
+        layers: full name -> layer; layers of the blocks in order, then embedding and untied head.
+        outside: names of the embedding and the untied head.
+        identity: hexadecimal fingerprint of the weights.
+        lock: lock held during all computations.
+        tables: cached tables.
+
+    Raises:
+        ModelError: the model has no layers that can be changed.
     """
 
     def __init__(
@@ -164,13 +192,13 @@ class DenseModel:
         calibration: Tensor | None = None,
         sds: SDSConfig | None = None,
         dlqat: DLQATConfig | None = None,
-        room: int = ROOM,
+        table_bytes: int = TABLE_BYTES,
     ) -> None:
         self.model, self.calibration = model.requires_grad_(False), calibration
         self.sds, self.dlqat = sds or SDSConfig(), dlqat or DLQATConfig()
         self.blocks, self.lock = len(decoder_blocks(model)), threading.RLock()
         self.layers = layers_of(model)
-        # Read at any time: while a block runs on other weights, its modules hold those.
+        # Keep references: while a block runs with other weights, its modules hold those weights.
         self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
         if len(self.outside) == len(self.layers):
@@ -180,9 +208,9 @@ class DenseModel:
                 "Choose another model.",
                 "model",
             )
-        self.identity = fingerprint(model)[:IDENTITY]
-        self.tables = KeptTables(room)
-        self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
+        self.identity = fingerprint(model)[:IDENTITY_LENGTH]
+        self.tables = TableCache(table_bytes)
+        self._energies: dict[str, Tensor] = {}  # full layer name -> energy of its inputs [in]
         self._measuring: Iterator[Progress] | None = None
         self._references: dict[torch.dtype, RunningModel] = {}
 
@@ -193,148 +221,157 @@ class DenseModel:
 
     @property
     def nbytes(self) -> int:
-        """Of weights, tables and references."""
+        """Bytes of weights, tables and reference models."""
         references = sum(x.nbytes for x in [*self._references.values()])
         return sum(p.nbytes for p in self.model.parameters()) + self.tables.nbytes + references
 
     def reference(self, dtype: torch.dtype) -> RunningModel:
-        """The dense model as live ones run, to compare with."""
+        """Dense model in the decoder and dtype of a live model, for comparisons."""
         with self.lock:
             if dtype not in self._references:
                 self._references[dtype] = RunningModel(self.model, dtype)
             return self._references[dtype]
 
     def weight(self, name: str) -> Tensor:
-        """The weights [out, in] in the dtype of the model; not to be changed."""
+        """Weights [out, in] of a layer in the dtype of the model. Callers must not modify them."""
         return self.layers[name].as_stored(self._weights[name].detach())
 
-    def refuse(self, name: str, form: Format | str) -> Format:
-        """The format, if a layer can have it. Raises ConfigError: there is no such layer or format,
-        or the layer cannot be stored so."""
+    def checked_format(self, name: str, fmt: Format | str) -> Format:
+        """Parse a format and check that a layer can have it.
+
+        Raises:
+            ConfigError: the layer or format does not exist, or the format does not fit the layer.
+        """
         if name not in self.layers:
             raise ConfigError(
-                f"{name[:80]} is no layer of this model.",
-                f"{next(iter(self.layers))} is one.",
+                f"{name[:80]} is not a layer of this model.",
+                f"{next(iter(self.layers))} is the first of its layers.",
                 "Choose one of its layers.",
                 "formats",
             )
         try:
-            read = Format.parse(str(form))
+            parsed = Format.parse(str(fmt))
         except ValueError as error:
             raise ConfigError(
-                f"{str(form)[:40]!r} is not a format.",
+                f"{str(fmt)[:40]!r} is not a format.",
                 str(error),
                 "Write 50%, 2:4 or int4-g64.",
                 "formats",
             ) from error
-        read.require_fit(name, self.weight(name).shape[1], name in self.outside)
-        return read
+        parsed.require_fit(name, self.weight(name).shape[1], name in self.outside)
+        return parsed
 
     def score_of(self, pruner: str) -> Score:
-        """By what layers are pruned at once, where a run would use `pruner`."""
+        """Score for instant pruning in place of `pruner`."""
         if pruner == "magnitude" or (pruner != "wanda" and self.calibration is None):
             return "magnitude"
         return "wanda"
 
     @torch.no_grad()
-    def made(self, name: str, form: Format, score: Score) -> LiveWeight:
-        """A layer in a format: in the dtype of the model, or codes."""
-        W, width = self.weight(name), form.width
+    def make_layer(self, name: str, fmt: Format, score: Score) -> LiveWeight:
+        """Make a layer in a format: weights in the dtype of the model, or codes."""
+        W, width = self.weight(name), fmt.width
         if width and name in self.outside:
             space = embedding_search(width.bits)
             settings = QuantSettings(width.bits, width.group, "symmetric", space)
             return quantize_embedding(W, settings, self.scales)
-        if form.pattern:
-            W = masked(W, self._mask(name, form.pattern, score))
+        if fmt.pattern:
+            W = masked(W, self._mask(name, fmt.pattern, score))
         if width is None:
             return W
         ranges = self.tables.find(key := ("ranges", name, width.group))
-        if ranges is None or form.pattern:
-            grouped = W.float().reshape(len(W), -1, width.group or W.shape[1])
-            ranges = torch.stack([grouped.amin(-1), grouped.amax(-1)])
-            if not form.pattern:
+        if ranges is None or fmt.pattern:
+            groups = W.float().reshape(len(W), -1, width.group or W.shape[1])
+            ranges = torch.stack([groups.amin(-1), groups.amax(-1)])
+            if not fmt.pattern:
                 self.tables.put(key, ranges)
         low, high = ranges
         return self.quantized(W.float(), group_scales(low, high, width.bits, self.dlqat.grid))
 
     def quantized(self, V: Tensor, grid: QuantGrid) -> QuantizedWeight:
-        """`V` [out, in] on a grid, of which the stored precision is kept."""
+        """Quantize `V` [out, in] on a grid, and round the grid to its stored precision."""
         return QuantizedWeight(grid.stored(self.scales, self.dlqat.grid), grid.codes(V).byte())
 
     @property
     def scales(self) -> torch.dtype:
-        """Of scales, and in a quantization run of all that is not quantized."""
+        """Stored dtype of scales and, in a quantization run, of all other parameters."""
         dtype: torch.dtype = getattr(torch, self.dlqat.stored)
         return dtype
 
     def prepare(self, formats: Mapping[str, Format], score: Score) -> Iterator[Progress]:
-        """Make what these formats need and is not there yet: energies, ranks. The lock is free
-        after each step, and what is done stays."""
-        pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
-        if pruned and score == "wanda" and not self.energies:
+        """Compute missing input energies and rank tables for some formats.
+
+        The lock is free between steps. If the caller stops, finished steps remain."""
+        patterns = {name: fmt.pattern for name, fmt in formats.items() if fmt.pattern}
+        if patterns and score == "wanda" and not self.energies:
             self._measuring = self._measuring or self.measure_inputs()
-            while measuring := self._measuring:  # `yield from` would close what is begun
-                self._measuring = None  # after an error the pass begins anew
+            # `yield from` would close the pass if the caller stops; the next call continues it.
+            while measuring := self._measuring:
+                self._measuring = None  # after an error, the pass starts again
                 if step := next(measuring, None):
                     self._measuring = measuring
                     yield step
-        for done, (name, pattern) in enumerate(pruned.items(), 1):
+        for done, (name, pattern) in enumerate(patterns.items(), 1):
             if pattern.group <= LARGEST_GROUP:
                 with self.lock:
-                    if self.tables.find(_ranks(name, pattern, score)) is not None:
+                    if self.tables.find(_ranks_key(name, pattern, score)) is not None:
                         continue
                     self._mask(name, pattern, score)
-                yield done, len(pruned), "Ranking the weights of layers"
+                yield done, len(patterns), "Ranking the weights of layers"
 
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
         scores = WeightScores(self.weight(name), root)
         if group > LARGEST_GROUP:
             return keep_mask(scores.all(), pattern).bool()
-        key = _ranks(name, pattern, score)
+        key = _ranks_key(name, pattern, score)
         return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
 
     @property
     def energies(self) -> Mapping[str, Tensor]:
-        """Mean squares [in] of the inputs of each layer of the blocks; empty until all are
-        measured."""
+        """Full layer name -> mean square [in] of its inputs, for the layers of the blocks; empty
+        until all are measured."""
         return self._energies if len(self._energies) == len(self.in_blocks) else {}
 
-    def know(self, energies: Mapping[str, Tensor]) -> None:
-        """Take energies that were measured before, on the same text; others are not taken."""
+    def restore_energies(self, energies: Mapping[str, Tensor]) -> None:
+        """Restore saved input energies if their names and shapes match."""
         shapes = {name: (self.weight(name).shape[1],) for name in self.in_blocks}
-        if {name: (*found.shape,) for name, found in energies.items()} == shapes:
+        if {name: (*energy.shape,) for name, energy in energies.items()} == shapes:
             device = self.model.device
-            self._energies = {name: found.to(device) for name, found in energies.items()}
+            self._energies = {name: energy.to(device) for name, energy in energies.items()}
 
     def energy(self, name: str) -> Tensor:
-        """Mean square [in] of a layer's inputs in the dense model; all are measured when the first
-        is asked for."""
+        """Mean square [in] of a layer's inputs in the dense model. The first call measures all
+        layers."""
         if name not in self._energies:
             for _ in self.measure_inputs():
                 pass
         return self._energies[name]
 
     def measure_inputs(self) -> Iterator[Progress]:
-        """One pass over the first segments of the calibration text, for the energies of all inputs.
-        Raises ConfigError: there is none."""
-        walk = self.walk(self.sds.batch, self.sds.precision, most=INSTANT)
+        """Measure the energies of all inputs in one pass over the first `INSTANT_SEGMENTS` segments
+        of the calibration text; see `require_text` for errors."""
+        walk = self.walk(self.sds.batch, self.sds.precision, segments=INSTANT_SEGMENTS)
         for block in range(self.blocks):
             with self.lock:
                 linears = block_linears(self.model, block)
                 weights = {module: x.read() for module, x in linears.items()}
-                inputs = walk.inputs(block, weights, linears, StatisticsLevel.ENERGY)
-                self._energies |= {linears[m].name: found.energy for m, found in inputs.items()}
+                inputs = walk.collect_inputs(block, weights, linears, StatisticsLevel.ENERGY)
+                self._energies |= {linears[m].name: stats.energy for m, stats in inputs.items()}
                 walk.advance(block, weights)
             yield block + 1, self.blocks, "Measuring the inputs of blocks"
 
     def require_text(self) -> Tensor:
-        """The calibration text. Raises ConfigError: there is none."""
+        """Return the calibration text.
+
+        Raises:
+            ConfigError: there is no calibration text.
+        """
         if self.calibration is None:
             raise ConfigError(
                 "There is no calibration text.",
                 "This method needs the inputs of layers.",
-                "Choose magnitude and RTN, or a text.",
+                "Choose magnitude and RTN, or add a calibration text.",
                 "calibration",
             )
         return self.calibration
@@ -343,17 +380,18 @@ class DenseModel:
         self,
         batch: int,
         precision: str,
-        rest: torch.dtype | None = None,
+        stored_dtype: torch.dtype | None = None,
         stop: Callable[[], None] = lambda: None,
-        most: int | None = None,
+        segments: int | None = None,
     ) -> CalibrationWalk:
-        """A pass over the calibration text, or its first segments."""
-        calibration = self.require_text()[:most]
+        """Start a pass of the calibration text, or of its first `segments`, over the blocks; see
+        `CalibrationWalk` for the other arguments, and `require_text` for errors."""
+        calibration = self.require_text()[:segments]
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
-            return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)
+            return CalibrationWalk(self.model, calibration, batch, dtype, stored_dtype, stop)
 
 
-def _ranks(name: str, pattern: Pattern, score: Score) -> Hashable:
-    """The key of a table."""
+def _ranks_key(name: str, pattern: Pattern, score: Score) -> Hashable:
+    """Key of a table of ranks in the cache."""
     return "ranks", name, score, pattern.group

@@ -1,14 +1,15 @@
-"""What the formats of a live model do: loss, divergence, distributions; which blocks lose which
-tokens.
+"""Measurements of a live model: loss, divergence, histograms, the effect of each block on each
+token, and decoding times of formats.
 
-    loss         of windows, one after the other, beside the dense model's on the same
+    loss         mean loss of each window, for the live and for the dense model
     divergence   KL = mean_t sum_v p_tv (log p_tv - log q_tv),   p dense, q live
-    trace        the loss at each token with one block restored to dense, less the loss as it is
-    time         of a token in each format, in the native decoder (`backend.sensitivity.profile`)
+    trace        change of the loss at each token if one block is restored to dense
+    time         time per token in each format, in the native decoder; see
+                 `backend.sensitivity.profile`
 
-How long a product takes does not depend on the weights: codes and masks are drawn. Time is the
-processor's that the calling thread has, which computes its share of each product: what other
-processes take does not count, but for what they leave in the caches.
+The time of a product does not depend on the values of the weights, so codes and masks are random.
+The clock is the processor time of the calling thread, which computes its share of each product, so
+other processes only affect it through the caches.
 """
 
 from __future__ import annotations
@@ -36,14 +37,20 @@ from backend.statistics.distribution import histogram, ordered_values, scale_of
 from backend.statistics.paired import paired_ratio
 from backend.statistics.ratio import PairedRatio
 
-LONGEST_TRACE = 128  # tokens
+LONGEST_TRACE = 128  # maximum number of tokens of a trace
+CONTEXT = 192  # number of tokens before the timed token
+PASSES = 12  # number of timed passes, of which the fastest counts
 
 
 @dataclass(frozen=True)
 class LiveLoss:
-    """The losses on some windows so far, nats a predicted token. `windows`, `dense`: mean loss of
-    each window, of the live and of the dense model. `divergence`: KL from the dense model on each,
-    nats; empty where it was not asked for."""
+    """Losses on the windows measured so far, in nats per predicted token.
+
+    Attributes:
+        windows: mean loss of the live model on each window.
+        dense: mean loss of the dense model on each window.
+        divergence: KL divergence from the dense model on each window; empty if not requested.
+    """
 
     windows: tuple[float, ...] = ()
     dense: tuple[float, ...] = ()
@@ -51,162 +58,208 @@ class LiveLoss:
 
     @property
     def loss(self) -> float:
+        """Mean loss of the live model."""
         return fmean(self.windows)
 
     @property
     def ratio(self) -> PairedRatio | None:
-        """Perplexity over the dense model's, with its 95 % interval; None of too few windows."""
+        """Perplexity relative to the dense model, with its 95 % interval; None if there are too few
+        windows."""
         return paired_ratio(self.windows, self.dense)
 
 
 def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
-    """The losses after each of `windows` [n, L], token ids. Raises ConfigError: the text is too
-    short or too long, or has other tokens; CancelledError: there was a newer change."""
-    _refuse_text(live, windows, live.dense.model.config.get_text_config().max_position_embeddings)
-    stop, found = live.safe_point(), LiveLoss()
+    """Measure windows one by one, and yield all losses after each window.
+
+    Args:
+        live: live model.
+        windows: token ids [n, L].
+        divergence: measure the KL divergence, too.
+
+    Raises:
+        ConfigError: the text is too short or too long, or has token ids outside the vocabulary.
+        CancelledError: a newer change cancelled the measurement.
+    """
+    _require_text(live, windows, live.dense.model.config.get_text_config().max_position_embeddings)
+    stop, result = live.safe_point(), LiveLoss()
     for ids in windows:
         with live.dense.lock:
             stop()
             logits = live.running.logits(ids, stop)
             loss, dense = token_nll(logits, ids).mean().item(), _dense_loss(live, ids)
             kl = (_divergence(live, ids, logits),) if divergence else ()
-        found = LiveLoss((*found.windows, loss), (*found.dense, dense), (*found.divergence, *kl))
-        yield found
+        result = LiveLoss(
+            (*result.windows, loss), (*result.dense, dense), (*result.divergence, *kl)
+        )
+        yield result
 
 
 def traced_losses(
     live: LiveModel, ids: Tensor, other: RunningModel | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each block, and how the loss at each predicted token of `ids` [L] changes when this block
-    alone is restored to dense [L - 1], nats; see `losses`. `other`: a model of the same shapes in
-    place of the live one."""
-    _refuse_text(live, ids[None], LONGEST_TRACE)
+    """Measure how the loss at each predicted token changes if a single block is restored to dense.
+
+    Args:
+        live: live model.
+        ids: token ids [L].
+        other: model of the same shapes to use instead of the live model.
+
+    Yields:
+        index of each block, and change of the losses [L - 1], in nats.
+
+    Raises:
+        ConfigError, CancelledError: as in `losses`.
+    """
+    _require_text(live, ids[None], LONGEST_TRACE)
     stop, layers = live.safe_point(), live.dense.layers.values()
     with live.dense.lock:
         running = other or live.running
-        now = token_nll(running.logits(ids, stop), ids)
+        losses_now = token_nll(running.logits(ids, stop), ids)
     for block in range(live.dense.blocks):
-        difference = torch.zeros_like(now)
+        difference = torch.zeros_like(losses_now)
         if other or any(live.formats[x.name] != DENSE for x in layers if x.block == block):
             with live.dense.lock:
                 stop()
                 with running.with_block_of(live.dense.reference(live.dtype), block):
                     logits = running.logits(ids, stop)
-            difference = token_nll(logits, ids) - now
+            difference = token_nll(logits, ids) - losses_now
         yield block, difference
 
 
 def layer_histogram(
     dense: DenseModel, name: str, weights: LiveWeight
 ) -> tuple[Tensor, int, int, int]:
-    """The histogram of a layer with these weights, on the scale of its dense ones, as
-    `backend.statistics.distribution.histogram` counts it."""
+    """Histogram of a layer with the given weights, on the scale of its dense weights; see
+    `backend.statistics.distribution.histogram`."""
     reference = dense.tables.get(("ordered", name), lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
     return histogram(ordered_values(W), scale_of(reference)[0])
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:
-    """Of one window; not to be cancelled, as it serves the next change, too."""
-    key = "loss", *_key(live, ids)
+    """Mean loss of the dense model on one window."""
+    key = "loss", *_window_key(live, ids)
     return live.dense.tables.get(
         key, lambda: token_nll(_dense_logits(live, ids), ids).mean()
     ).item()
 
 
 def _divergence(live: LiveModel, ids: Tensor, logits: Tensor) -> float:
-    p = live.dense.tables.get(("logits", *_key(live, ids)), lambda: _dense_logits(live, ids))
+    key = "logits", *_window_key(live, ids)
+    p = live.dense.tables.get(key, lambda: _dense_logits(live, ids))
     return summed_kl(p[None, :-1], logits[None, :-1]).item() / (len(ids) - 1)
 
 
 def _dense_logits(live: LiveModel, ids: Tensor) -> Tensor:
+    # This pass is never cancelled, because the next change needs its result, too.
     return live.dense.reference(live.dtype).logits(ids, lambda: None)
 
 
-def _key(live: LiveModel, ids: Tensor) -> tuple[torch.dtype, bytes]:
+def _window_key(live: LiveModel, ids: Tensor) -> tuple[torch.dtype, bytes]:
     return live.dtype, ids.numpy().tobytes()
 
 
-def _refuse_text(live: LiveModel, windows: Tensor, most: int) -> None:
-    """Raise `ConfigError` for ids [n, L] that cannot be measured on."""
-    rows, why = live.dense.model.get_input_embeddings().get_parameter("weight").shape[0], ""
+def _require_text(live: LiveModel, windows: Tensor, max_tokens: int) -> None:
+    """Raise `ConfigError` for ids [n, L] on which the model cannot be measured."""
+    vocabulary = live.dense.model.get_input_embeddings().get_parameter("weight").shape[0]
+    cause = ""
     if windows.dim() != 2 or not len(windows) or windows.shape[1] < 2:
-        why = f"It is {[*windows.shape]} tokens; a window takes two."
-    elif windows.shape[1] > most:
-        why = f"A window has {windows.shape[1]} tokens, of at most {most}."
-    elif int(windows.min()) < 0 or int(windows.max()) >= rows:
-        why = f"Its tokens are not those of the model, 0 to {rows - 1}."
-    if why:
-        raise ConfigError("The text cannot be measured on.", why, "Choose another text.", "text")
-
-
-CONTEXT, PASSES = 192, 12  # tokens before the one that is timed; passes, the fastest counts
+        cause = f"Its shape is {[*windows.shape]}; a window needs at least two tokens."
+    elif windows.shape[1] > max_tokens:
+        cause = f"A window has {windows.shape[1]} tokens; the limit is {max_tokens}."
+    elif int(windows.min()) < 0 or int(windows.max()) >= vocabulary:
+        cause = f"Its token ids are outside the vocabulary, 0 to {vocabulary - 1}."
+    if cause:
+        raise ConfigError(
+            "The model cannot be measured on this text.", cause, "Choose another text.", "text"
+        )
 
 
 class DecodingClock:
-    """Times a model whose layers change their formats. `stop`: called between formats; may raise.
-    Raises ModelError: the native decoder does not run it; nothing else is timed."""
+    """Timer for a model whose layers change their formats.
+
+    Args:
+        dense: dense model.
+        stop: called between formats; may raise to stop.
+
+    Raises:
+        ModelError: the native decoder does not support the model.
+    """
 
     def __init__(self, dense: PreTrainedModel, stop: Callable[[], None]) -> None:
         self.running, self._stop = RunningModel(dense, torch.bfloat16), stop
         self.formats = dict.fromkeys(self.running.layers, Format())
         target = self.running.target
         if target is None or target.native is None:
-            raise ModelError("The native decoder does not run this model.", self.running.decoder)
+            raise ModelError(
+                "The native decoder does not support this model.", self.running.decoder
+            )
         self._ids = [n % target.vocabulary for n in range(min(CONTEXT, target.context - 1))]
         self._target, self._cache = target, target.new_cache(len(self._ids) + 1)
         target.read(self._ids, self._cache)
 
     def milliseconds(self, formats: Mapping[str, Format]) -> float:
-        """Of a token with these layers in these formats, and all others as they were."""
+        """Milliseconds per token with some layers changed to new formats.
+
+        Args:
+            formats: full layer name -> format; other layers keep their formats.
+        """
         self._stop()
         layers = self.running.layers
-        changed = {name: form for name, form in formats.items() if form != self.formats[name]}
-        self.running.write({name: drawn(layers[name], form) for name, form in changed.items()})
+        changed = {name: fmt for name, fmt in formats.items() if fmt != self.formats[name]}
+        self.running.write(
+            {name: random_weights(layers[name], fmt) for name, fmt in changed.items()}
+        )
         self.formats |= changed
-        return 1e3 * min(self._pass() for _ in range(PASSES))
+        return 1e3 * min(self._pass_seconds() for _ in range(PASSES))
 
-    def _pass(self) -> float:
-        """Seconds of a token."""
+    def _pass_seconds(self) -> float:
+        """Seconds of a forward pass over one token."""
         start = time.thread_time()
         self._target.read(self._ids[:1], self._cache)
-        taken = time.thread_time() - start
+        seconds = time.thread_time() - start
         self._cache.rewind(len(self._ids))
-        return taken
+        return seconds
 
-    def times(self, inside: Sequence[Format], outside: Sequence[Format]) -> DecodingTimes:
-        """With the layers of the blocks in each of `inside`, and the head in each of `outside`."""
-        narrowest_last = sorted(inside, key=lambda form: -form.bits_per_weight(CONTEXT))
-        layers = self.running.layers.items()
-        blocks, rest = ([k for k, x in layers if (x.block < 0) == out] for out in (False, True))
-        taken = {
-            str(form): self.milliseconds(
-                {name: form for name in blocks if form.fits(dict(layers)[name].columns)}
+    def times(
+        self, block_formats: Sequence[Format], head_formats: Sequence[Format]
+    ) -> DecodingTimes:
+        """Measure the layers of the blocks in each of `block_formats`, and the head in each of
+        `head_formats`."""
+        layers = self.running.layers
+        in_blocks = [name for name, layer in layers.items() if layer.block >= 0]
+        outside = [name for name, layer in layers.items() if layer.block < 0]
+        # The narrowest format comes last: the head is timed with it, where its share is largest.
+        ordered = sorted(block_formats, key=lambda fmt: -fmt.bits_per_weight(CONTEXT))
+        block_times = {
+            str(fmt): self.milliseconds(
+                {name: fmt for name in in_blocks if fmt.fits(layers[name].columns)}
             )
-            for form in (Format(), *narrowest_last)  # beside which a head weighs most
+            for fmt in (Format(), *ordered)
         }
-        head = {
-            str(form): self.milliseconds(dict.fromkeys(rest, form)) for form in (Format(), *outside)
+        totals = {
+            str(fmt): self.milliseconds(dict.fromkeys(outside, fmt))
+            for fmt in (Format(), *head_formats)
         }
-        most = head[str(Format())]
+        dense_total = totals[str(Format())]
         return DecodingTimes(
-            layers=taken,
-            head={form: own - most for form, own in head.items()},
+            layers=block_times,
+            head={fmt: total - dense_total for fmt, total in totals.items()},
             threads=torch.get_num_threads(),
         )
 
 
-def drawn(layer: LinearWeight, form: Format) -> LiveWeight:
-    """Weights of the shape of a layer as they are stored in a format."""
+def random_weights(layer: LinearWeight, fmt: Format) -> LiveWeight:
+    """Random weights in a format, with the shape of a layer."""
     scores = torch.rand(layer.read().shape)
     rows, columns = scores.shape
-    keep = scores >= form.sparsity
-    if form.pattern and form.pattern.structured:
-        keep = keep_mask(scores, form.pattern).bool()
-    if form.width is None:
-        return (scores - 0.5) * keep / columns
-    bits, middle = form.width.bits, 2 ** (form.width.bits - 1)
+    mask = scores >= fmt.sparsity
+    if fmt.pattern and fmt.pattern.structured:
+        mask = keep_mask(scores, fmt.pattern).bool()
+    if fmt.width is None:
+        return (scores - 0.5) * mask / columns
+    bits, zero_code = fmt.width.bits, 2 ** (fmt.width.bits - 1)
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
-    scale = torch.full((rows, columns // (form.width.group or columns)), 1 / (columns * middle))
-    grid = QuantGrid(bits, scale, torch.full_like(scale, middle))
-    return QuantizedWeight(grid, torch.where(keep, codes, middle).byte())
+    scale = torch.full((rows, columns // (fmt.width.group or columns)), 1 / (columns * zero_code))
+    grid = QuantGrid(bits, scale, torch.full_like(scale, zero_code))
+    return QuantizedWeight(grid, torch.where(mask, codes, zero_code).byte())

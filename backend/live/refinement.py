@@ -1,11 +1,11 @@
-"""Layers as a run makes them, behind the instant answer: block by block, each on what the blocks
-before it leave.
+"""Refinement of layers after the instant preview: block by block as in a run, each block on the
+outputs of the compressed blocks before it.
 
-    1   prune            as the first stage of a Sparse-Dense-Sparse run
-    2   quantize         as the stage of a post-training quantizer in a quantization run
+    1   prune            as in the first stage of a Sparse-Dense-Sparse run
+    2   quantize         as in the stage of a post-training quantizer in a quantization run
 
-What has both is pruned, in the whole model, and then quantized, as by two runs one after the other.
-Layers that are not chosen stay as they are, and the embedding as in the dense model."""
+If layers are pruned and quantized, the entire model is pruned first and then quantized, like two
+runs in sequence. Other layers keep their weights, and the embedding is that of the dense model."""
 
 from __future__ import annotations
 
@@ -29,21 +29,28 @@ from backend.quantization.registry import QUANTIZERS, plain_bases
 from backend.reporter import SilentReporter, at_block
 from backend.sensitivity.profile import Format
 
-DAMPING = 0.01  # of a quantization run
+DAMPING = 0.01  # damping of a quantization run
 QUIET = SilentReporter().log
+# Participle and advice in the error of a layer whose Hessian no damping makes positive definite.
 FAILURE = ("refined", "Use more calibration text, or choose Wanda and RTN.")
-Solved = tuple[Tensor, LiveWeight | None]  # what the next blocks see; the layer, if it is final
+# Weights for the inputs of later blocks, and the final layer; None if another pass changes it.
+Solved = tuple[Tensor, LiveWeight | None]
 
 
 @dataclass
 class Refinement:
-    """One pass or two. Raises ConfigError: the quantizer is not one that works layer by layer on
-    plain inputs.
+    """Refinement of some layers in one or two passes.
 
     Args:
-        formats: full name of a layer of a block -> its format, of those to refine.
-        weight: the weights [out, in], float32, of the others.
-        stop: may raise to end a pass.
+        dense: dense model.
+        formats: full layer name -> format, for the layers of blocks to refine.
+        pruner: name of the pruner.
+        quantizer: name of the quantizer.
+        weight: function from the full name of any other layer to its weights [out, in], float32.
+        stop: called between batches and layers; may raise to stop.
+
+    Raises:
+        ConfigError: the quantizer does not work layer by layer on unmodified inputs.
     """
 
     dense: DenseModel
@@ -52,23 +59,23 @@ class Refinement:
     quantizer: str
     weight: Callable[[str], Tensor]
     stop: Callable[[], None]
-    _pruned: dict[str, Tensor] = field(default_factory=dict, init=False)  # to be quantized
+    _pruned: dict[str, Tensor] = field(default_factory=dict, init=False)  # layers yet to quantize
     _final: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         method = QUANTIZERS[self.quantizer]
         if method.sequential or method.bases is not plain_bases:
             raise ConfigError(
-                f"{STAGE_LABELS[self.quantizer]} is made by runs only.",
+                f"{STAGE_LABELS[self.quantizer]} is available in runs only.",
                 "It changes the order or the basis of inputs.",
                 "Choose GPTQ or RTN.",
                 "quantizer",
             )
 
     def blocks(self) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
-        """What is done, and full name -> weights of the layers that are final, after each block."""
-        pruned = [name for name, form in self.formats.items() if form.pattern]
-        quantized = [name for name, form in self.formats.items() if form.width]
+        """Refine block by block; yield the activity and full name -> weights of final layers."""
+        pruned = [name for name, fmt in self.formats.items() if fmt.pattern]
+        quantized = [name for name, fmt in self.formats.items() if fmt.width]
         if pruned:
             needs = PRUNERS[self.pruner].needs
             sds = self.dense.sds
@@ -82,58 +89,64 @@ class Refinement:
 
     def _pass(
         self,
-        doing: str,
+        activity: str,
         names: Collection[str],
         level: StatisticsLevel,
         solve: Callable[[str, Tensor, InputStatistics], Solved],
         batch: int,
         precision: str,
-        rest: torch.dtype | None,
+        stored_dtype: torch.dtype | None,
     ) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
         dense, last = self.dense, max(self.dense.layers[name].block for name in names)
-        walk = dense.walk(batch, precision, rest, self.stop) if level else None
+        walk = dense.walk(batch, precision, stored_dtype, self.stop) if level else None
         for block in range(last + 1):
             with dense.lock, torch.no_grad():
                 linears = block_linears(dense.model, block)
-                weights = {m: self._start(x, x.name in names, rest) for m, x in linears.items()}
-                chosen = {m: x for m, x in linears.items() if x.name in names}
-                inputs = dict.fromkeys(chosen, InputStatistics())
-                if walk and chosen:
-                    inputs = walk.inputs(block, weights, chosen, level)
+                weights = {
+                    module: self._initial_weights(linear, linear.name in names, stored_dtype)
+                    for module, linear in linears.items()
+                }
+                targets = {m: x for m, x in linears.items() if x.name in names}
+                inputs = dict.fromkeys(targets, InputStatistics())
+                if walk and targets:
+                    inputs = walk.collect_inputs(block, weights, targets, level)
                 final: dict[str, LiveWeight] = {}
-                for module, linear in chosen.items():
+                for module, linear in targets.items():
                     self.stop()
-                    weights[module], kept = solve(linear.name, weights[module], inputs[module])
-                    if kept is not None:
-                        final[linear.name] = kept
+                    weights[module], layer = solve(linear.name, weights[module], inputs[module])
+                    if layer is not None:
+                        final[linear.name] = layer
                 self._final |= final.keys()
                 if walk and block < last:
                     walk.advance(block, weights)
-            yield at_block(block, dense.blocks, doing), final
+            yield at_block(block, dense.blocks, activity), final
 
-    def _start(self, linear: LinearWeight, chosen: bool, rest: torch.dtype | None) -> Tensor:
-        """The weights of a layer before it is worked on."""
+    def _initial_weights(
+        self, linear: LinearWeight, is_target: bool, stored_dtype: torch.dtype | None
+    ) -> Tensor:
+        """Weights of a layer before a pass. Layers that the pass does not change are rounded to
+        `stored_dtype`."""
         if linear.name in self._pruned:
             return self._pruned[linear.name].float()
-        own = linear.name in self.formats and linear.name not in self._final
-        W = linear.read() if own else self.weight(linear.name)
-        return W if chosen or rest is None else W.to(rest).float()
+        starts_dense = linear.name in self.formats and linear.name not in self._final
+        W = linear.read() if starts_dense else self.weight(linear.name)
+        return W if is_target or stored_dtype is None else W.to(stored_dtype).float()
 
     def _prune(self, name: str, W: Tensor, inputs: InputStatistics) -> Solved:
-        form, dtype = self.formats[name], self.dense.model.dtype
-        assert form.pattern is not None
-        prune = partial(PRUNERS[self.pruner].prune, W, inputs, form.pattern)
+        fmt, dtype = self.formats[name], self.dense.model.dtype
+        assert fmt.pattern is not None
+        prune = partial(PRUNERS[self.pruner].prune, W, inputs, fmt.pattern)
         V = search_damping(prune, self.dense.sds.damping, QUIET, name, FAILURE).to(dtype)
-        if form.width:
+        if fmt.width:
             self._pruned[name] = V
-        return V.float(), None if form.width else V
+        return V.float(), None if fmt.width else V
 
     def _quantize(self, name: str, W: Tensor, inputs: InputStatistics) -> Solved:
-        form, config = self.formats[name], self.dense.dlqat
-        assert form.width is not None
-        zeros = form.pattern is not None and config.grid != "offset"
+        fmt, config = self.formats[name], self.dense.dlqat
+        assert fmt.width is not None
+        keep_zeros = fmt.pattern is not None and config.grid != "offset"
         settings = QuantSettings(
-            form.width.bits, form.width.group, config.grid, config.space, zeros
+            fmt.width.bits, fmt.width.group, config.grid, config.space, keep_zeros
         )
         quantize = partial(QUANTIZERS[self.quantizer].quantize, W, inputs, settings)
         V, grid = search_damping(quantize, DAMPING, QUIET, name, FAILURE)

@@ -1,5 +1,5 @@
-"""A model whose weights are exchanged while it runs: in the native decoder's own layout where that
-runs it, else in PyTorch. What is not changed shares its memory with the dense model."""
+"""Model whose weights can be exchanged between forward passes, in the native decoder or in PyTorch.
+Unchanged weights share memory with the dense model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ LiveWeight: TypeAlias = Tensor | QuantizedWeight  # [out, in]
 
 
 class RunningModel:
-    """See above. Whoever runs it or changes it holds the lock of its dense model. `dtype`: of the
-    passes; bfloat16 for the native decoder.
+    """Copy of a dense model with exchangeable weights.
+
+    Callers hold the lock of the dense model while they run or change it.
+
+    Args:
+        dense: dense model.
+        dtype: dtype of the forward passes; the native decoder needs bfloat16.
 
     Attributes:
-        target: writes text; None where a model cannot verify trees.
-        decoder: what computes the passes, in words.
+        model: model in PyTorch.
+        layers: full layer name -> layer.
+        blocks: decoder blocks.
+        target: target model that generates text; None if the model cannot verify draft trees.
+        decoder: description of the decoder.
     """
 
     def __init__(self, dense: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -37,7 +45,7 @@ class RunningModel:
         }
         self.model: PreTrainedModel = deepcopy(dense, shared)
         self.layers, self.blocks = layers_of(self.model), decoder_blocks(self.model)
-        self._dense = {p.data_ptr() for p in dense.parameters()}
+        self._shared_pointers = {p.data_ptr() for p in dense.parameters()}
         self.target: TargetModel | None = None
         try:
             self.target = TargetModel(self.model)
@@ -47,16 +55,18 @@ class RunningModel:
 
     @property
     def read_bytes(self) -> int | None:
-        """Bytes that a token reads of the matrices; None where PyTorch computes."""
+        """Bytes of the matrices that each token reads; None in PyTorch."""
         return self._native.layout.size if self._native else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory beside the dense model's, the native layout included."""
-        own = [p for p in self.model.parameters() if p.data_ptr() not in self._dense]
-        held: list[Any] = [x.layer for x in self.layers.values() if has_codes(x.layer)]
-        codes = sum(x.quantized.codes.nbytes + 2 * x.quantized.grid.scale.nbytes for x in held)
-        return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
+        """Bytes of memory in addition to the dense model, including the layout of the decoder."""
+        unshared = sum(
+            p.nbytes for p in self.model.parameters() if p.data_ptr() not in self._shared_pointers
+        )
+        quantized: list[Any] = [x.layer for x in self.layers.values() if has_codes(x.layer)]
+        codes = sum(x.quantized.codes.nbytes + 2 * x.quantized.grid.scale.nbytes for x in quantized)
+        return unshared + codes + (self.read_bytes or 0)
 
     @property
     def _native(self) -> NativeModel | None:
@@ -64,11 +74,11 @@ class RunningModel:
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, LiveWeight]) -> None:
-        """Exchange the weights of some layers, and lay out only the matrices they are part of."""
-        for name, made in weights.items():
+        """Exchange the weights of some layers. The native decoder repacks only their matrices."""
+        for name, weight in weights.items():
             layer = self.layers[name]
-            codes = made if isinstance(made, QuantizedWeight) else None
-            dense = made.dense() if isinstance(made, QuantizedWeight) else made
+            codes = weight if isinstance(weight, QuantizedWeight) else None
+            dense = weight.dense() if isinstance(weight, QuantizedWeight) else weight
             set_codes(self.model, layer.layer, codes)
             parameter = layer.layer.get_parameter("weight")
             parameter.data = layer.as_stored(dense).to(parameter.dtype)
@@ -83,8 +93,12 @@ class RunningModel:
 
     @torch.no_grad()
     def logits(self, ids: Tensor, stop: Callable[[], None]) -> Tensor:
-        """Of token ids [L], each after those before it: [L, V] float32. `stop`: called between
-        passes, or in PyTorch between blocks; may raise."""
+        """Compute the logits [L, V], float32, of token ids [L].
+
+        Args:
+            ids: token ids [L].
+            stop: called between passes, or between blocks in PyTorch; may raise to stop.
+        """
         if self._native is None:
             with ExitStack() as hooks:
                 for block in self.blocks:
@@ -96,20 +110,20 @@ class RunningModel:
 
     @contextmanager
     def with_block_of(self, other: RunningModel, block: int) -> Iterator[None]:
-        """With a block of another model of the same shapes for its own."""
+        """Context in which a block is replaced by that of another model with the same shapes."""
         if self._native and other._native:
             with self._native.borrowing(other._native, block):
                 yield
             return
-        theirs = (p.data for p in other.blocks[block].parameters())
-        with swap_weights(dict(zip(self.blocks[block].parameters(), theirs, strict=True))):
+        other_weights = (p.data for p in other.blocks[block].parameters())
+        with swap_weights(dict(zip(self.blocks[block].parameters(), other_weights, strict=True))):
             yield
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, LinearWeight]:
-    """Full name -> layer, in the order of `ModelFacts`: those of the blocks, embedding, and a head
-    that is not tied to it."""
-    found = {
+    """Map full name -> layer in the order of `ModelFacts`: layers of the blocks, embedding, and the
+    head unless it is tied to the embedding."""
+    layers = {
         x.name: x
         for block in range(len(decoder_blocks(model)))
         for _, x in sorted(block_linears(model, block).items())
@@ -118,5 +132,5 @@ def layers_of(model: PreTrainedModel) -> dict[str, LinearWeight]:
     tied = head is None or head.get_parameter("weight") is embedding.get_parameter("weight")
     for name, module in model.named_modules():
         if module is embedding or (module is head and not tied):
-            found[name] = LinearWeight(name, -1, name, module)
-    return found
+            layers[name] = LinearWeight(name, -1, name, module)
+    return layers

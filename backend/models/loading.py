@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,16 @@ CONFIG_REMEDY = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, its tokenizer, and its facts."""
+    """A model in eval mode, its facts, and the folder with its tokenizer."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     facts: ModelFacts
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, which works in this process."""
+        return load_tokenizer(self.folder, self.facts)
 
     @property
     def stored(self) -> torch.dtype:
@@ -62,11 +67,13 @@ def load(
     dtype: torch.dtype | None = None,
     say: Say = silent,
     streamed: bool = False,
+    reads: bool = True,
 ) -> LoadedModel:
     """Load the model `spec`, in eval mode and without a key-value cache. `dtype`: of the weights;
     None: float32 on the CPU, as stored elsewhere. `say`: called with a message before a slow step.
     `streamed`: keep one decoder block in memory at a time, plus everything outside the blocks.
-    Raises ModelError: not available, not supported, too large for the memory, or damaged."""
+    `reads`: read the tokenizer, too, into this process. Raises ModelError: not available, not
+    supported, too large for the memory, or damaged."""
     facts = inspect(spec)
     if streamed and facts.support.stream:
         raise unsupported(
@@ -81,15 +88,15 @@ def load(
         check_memory(need, memory_available(), facts.title)
     folder = materialize(spec, say)
     facts = inspect(spec)  # again: setting up a model gives more precise facts
-    model, tokenizer = _read(folder, facts, dtype, device, streamed)
+    if reads:  # before the weights, which take longer
+        load_tokenizer(folder, facts)
+    model = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
-    return self_checked(model, tokenizer, facts)
+    return self_checked(model, facts, folder)
 
 
 @torch.no_grad()
-def self_checked(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts
-) -> LoadedModel:
+def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
     """The loaded model, after a short forward pass whose logits have to be finite: finite weights
     under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies are looked at,
     too: attention of PyTorch leaves out scores that are not numbers. Of a streamed model only the
@@ -106,36 +113,42 @@ def self_checked(
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
-        raise _refused(
+        raise not_finite(facts)
+    return LoadedModel(model, facts, folder)
+
+
+def not_finite(facts: ModelFacts) -> ModelError:
+    """The error for a model whose config makes no numbers of its weights."""
+    why = "Its logits or rotary frequencies are not finite, though its weights are."
+    return unloadable(facts, why, CONFIG_REMEDY)
+
+
+def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
+    """Raise `ModelError` if weights are missing."""
+    if missing:
+        raise unloadable(
             facts,
-            "Its logits or rotary frequencies are not finite, though its weights are.",
-            CONFIG_REMEDY,
+            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
+            "Download the model again.",
         )
-    return LoadedModel(model, tokenizer, facts)
 
 
 @alone
 def _read(
     folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str, streamed: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> PreTrainedModel:
     logging.disable_progress_bar()
     read = _streamed if streamed else _whole
-    tokenizer = load_tokenizer(folder, facts)
     with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
-    if missing:
-        raise _refused(
-            facts,
-            f"{len(missing)} of its weights are missing, such as {min(missing)}.",
-            "Download the model again.",
-        )
+    check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
     for _ in each_parameter(model) if not streamed else ():
         pass  # raises an error for values that are not finite
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 @contextmanager
@@ -151,7 +164,8 @@ def refusing(
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        raise _refused(facts, f"{what}: {error}.", do) from error
+        said = f"it knows no {error}" if isinstance(error, KeyError) else error
+        raise unloadable(facts, f"{what}: {said}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
@@ -205,7 +219,8 @@ def free_memory(device: str | torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
+def unloadable(facts: ModelFacts, why: str, do: str) -> ModelError:
+    """The error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 

@@ -119,6 +119,15 @@ def memory_available() -> int:
     return available
 
 
+def memory_total() -> int:
+    """Bytes of memory of the machine, or of its container."""
+    total = int(psutil.virtual_memory().total)
+    for limit, _ in CGROUPS:
+        with suppress(OSError, ValueError):  # no such cgroup, or the limit is "max"
+            total = min(total, int(Path(limit).read_text()))
+    return total
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an out-of-memory error of the host or a GPU."""
     message = str(error).lower()

@@ -12,12 +12,13 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
+from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.sources.headers import INDEX, OPTIONS, alone, read_headers
 
 SHARD = 2**30  # bytes per saved file
@@ -27,7 +28,7 @@ NOT_QUANTIZED: Mapping[str, tuple[str, Shape]] = MappingProxyType({})
 
 def save(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     folder: Path,
     card: str,
     dtype: torch.dtype | None = None,
@@ -62,7 +63,7 @@ def save(
 
 def save_around(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     folder: Path,
     card: str,
     dtype: torch.dtype,

@@ -1,1 +1,1 @@
-"""Pruning, one-shot and Sparse-Dense-Sparse: `plan` says what is done, `sds.run_sds` does it."""
+"""One-shot and Sparse-Dense-Sparse pruning: `plan` makes the plan, `sds.run_sds` carries it out."""

@@ -1,6 +1,6 @@
-"""An SDS run, and one decoder block being pruned, re-densified and adjusted.
+"""State of an SDS run, and the work on one of its decoder blocks.
 
-All progress, snapshots, errors and warnings of a run are reported here."""
+Progress, snapshots, errors and warnings of a run are reported here."""
 
 import time
 from collections import defaultdict
@@ -37,19 +37,26 @@ from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.statistics.tensors import RELATIVE_ERROR
 
-OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
+# Step -> advice when it runs out of memory, and the config field to change; "" is any other step.
+OUT_OF_MEMORY = {
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
     "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
     "heldout": ("Lower the context length.", "context"),
-    "": ("Stream the weights; if they are, exclude the largest layers.", "weights"),  # any other
+    "": (
+        "Stream the weights. If they are streamed already, exclude the largest layers.",
+        "weights",
+    ),
 }
 
 
 class StepTimer:
-    """Measures the seconds of each step; turns an out-of-memory error into one that names it.
+    """Timer of the steps of a run. It also adds the step to out-of-memory errors.
 
     Args:
-        where: completes "Out of memory: pruning", such as " of block 3 of 30".
+        where: completes "Out of memory: pruning", for example " of block 3 of 30".
+
+    Attributes:
+        seconds: step -> total duration.
     """
 
     def __init__(self, where: str = "") -> None:
@@ -63,36 +70,48 @@ class StepTimer:
             yield
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                do, field = OUT_OF_MEMORY.get(step, OUT_OF_MEMORY[""])
+                advice, field = OUT_OF_MEMORY.get(step, OUT_OF_MEMORY[""])
                 raise ComputeError(
                     f"Out of memory: {STEP_LABELS.get(step, step)}{self.where}.",
                     str(error).split("\n")[0][:300],
-                    do,
+                    advice,
                     field=field,
                 ) from error
             raise
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # otherwise the next step is charged for it
+            # CUDA is asynchronous: without this, the next step would be charged for the kernels.
+            torch.cuda.synchronize()
         self.seconds[step] += time.perf_counter() - start
 
 
+# Participle and advice in the error of a layer whose Hessian no damping makes positive definite.
 FAILURE = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
 @dataclass
 class SDSRun:
-    """What all passes of one SDS run share.
+    """State that all passes of one SDS run share.
 
     Attributes:
+        model: model to prune in place.
         calibration: token ids [segments, L].
-        dtype: of the forward passes; `stored`: of the saved weights, to which every sparse weight
-            is rounded as soon as it is computed, so that all figures are those of what is saved.
-        patterns: full name -> pattern of every linear that is pruned; OWL replaces some of them.
-        new: creates the container of the hidden states between two blocks (memory or disk).
-        total, done: units of work.
-        heldout: token ids [windows, L], to choose by.
-        statistics, storage: carry out statistics; store a block as soon as it is measured.
-        timed: time that belongs to no single block.
+        config: options of the run.
+        plan: plan of the run.
+        dtype: dtype of the forward passes.
+        store: checkpoints of the run.
+        reporter: receiver of progress, metrics and log lines.
+        total_units: units of work of the run.
+        new_batches: factory for the container of hidden states between blocks, in memory or on
+            disk.
+        stored_dtype: dtype of the saved weights. Sparse weights are rounded to it as soon as they
+            are computed, so that all figures describe the saved weights.
+        heldout: token ids [windows, L] that select the kept stage.
+        statistics: executor of the weight statistics.
+        storage: executor that stores each block once it is measured.
+        done_units: units of work done.
+        timed: timer of work that belongs to no single block.
+        pending_storage: storage of the block that was finished last.
+        patterns: full name -> pattern of every linear to prune. OWL replaces some of them.
     """
 
     model: PreTrainedModel
@@ -102,51 +121,52 @@ class SDSRun:
     dtype: torch.dtype
     store: SDSStageStore
     reporter: Reporter
-    total: int
-    new: NewBatches = list
-    stored: torch.dtype = torch.float32
+    total_units: int
+    new_batches: NewBatches = list
+    stored_dtype: torch.dtype = torch.float32
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     statistics: Executor = field(default_factory=AtOnce)
     storage: Executor = field(default_factory=AtOnce)
-    done: int = 0
+    done_units: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
-    storing: Future[None] | None = None  # of the block that was finished last
+    pending_storage: Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.patterns = {name: group.pattern for name, group in self.plan.layers.items()}
 
     @property
     def blocks(self) -> int:
+        """Number of decoder blocks."""
         return len(decoder_blocks(self.model))
 
     def linears(self, block: int) -> dict[str, LinearWeight]:
-        """Module name -> linear of the layers of `block` that are pruned."""
+        """Module name -> linear, for every linear of `block` to prune."""
         linears = block_linears(self.model, block)
         return {module: x for module, x in linears.items() if x.name in self.patterns}
 
     def rounded(self, W: Tensor) -> Tensor:
-        """`W` at values that the stored dtype represents; zeros stay zeros."""
-        return W if self.stored == W.dtype else W.to(self.stored).to(W.dtype)
+        """Round `W` to values that the stored dtype represents; zeros stay zeros."""
+        return W if self.stored_dtype == W.dtype else W.to(self.stored_dtype).to(W.dtype)
 
-    def advance(self, units: int, doing: str) -> None:
-        """Report `units` more as done; stop here if cancellation was requested."""
-        self.done += units
-        self.reporter.progress(self.done, self.total, doing)
+    def advance(self, units: int, activity: str) -> None:
+        """Report `units` more as done; stop if cancellation was requested."""
+        self.done_units += units
+        self.reporter.progress(self.done_units, self.total_units, activity)
         self.safe_point()
 
     def safe_point(self) -> None:
-        """Stop here if cancellation was requested."""
+        """Stop if cancellation was requested."""
         stop_if_asked(self.reporter)
 
-    def settle(self) -> None:
+    def wait_for_storage(self) -> None:
         """Wait until every finished block is stored."""
-        if (storing := self.storing) is not None:
-            self.storing = None
+        if (pending := self.pending_storage) is not None:
+            self.pending_storage = None
             with self.timed("checkpoints"):
-                storing.result()
+                pending.result()
 
     def forward(self, stream: BlockStream, block: int, hidden: HiddenStates) -> HiddenStates:
-        """The outputs of `block`, with its current weights, for the inputs `hidden`."""
+        """Run `block` with its current weights on the inputs `hidden` and return its outputs."""
         return run_block(self.model, stream, block, hidden, self.safe_point)
 
     def collect_inputs(
@@ -158,8 +178,19 @@ class SDSRun:
         level: StatisticsLevel,
         outputs: bool = True,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
-        `outputs`: whether to compute them; if not, the pass ends at the last of the linears."""
+        """Run `block` on `hidden` and collect input statistics of some of its linears.
+
+        Args:
+            stream: arguments of the forward passes.
+            block: index of the block.
+            modules: names of the linears.
+            hidden: inputs of the block.
+            level: statistics to collect.
+            outputs: compute the block's outputs; otherwise the pass ends at the last linear.
+
+        Returns:
+            module -> statistics, and the block's outputs.
+        """
         linears = {module: x for module, x in self.linears(block).items() if module in modules}
         return collect_inputs(
             self.model, stream, block, hidden, linears, level, self.safe_point, outputs
@@ -167,12 +198,18 @@ class SDSRun:
 
 
 class BlockWork:
-    """One decoder block during one pass.
+    """Work of one pass on one decoder block.
 
     Attributes:
-        linears: module name -> linear of the layers that are pruned.
-        dense, first: the block's original weights, and those after the first pruning.
-        stages: stage -> weights this pass has computed.
+        run: state of the run.
+        stream: arguments of the forward passes.
+        block: index of the block.
+        dense: original weights of the block.
+        linears: module name -> linear, for every linear to prune.
+        first: weights after the first pruning.
+        stages: stage -> weights that this pass has computed.
+        report: measurements on this block.
+        timed: timer of the steps on this block.
     """
 
     def __init__(self, run: SDSRun, stream: BlockStream, block: int, dense: Weights) -> None:
@@ -183,30 +220,30 @@ class BlockWork:
         self.report = BlockReport(weights=sum(W.numel() for W in dense.values()))
         self.timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         self._references: dict[str, ReferenceTensor] = {}
-        self._measured: list[Future[TensorMeasurement]] = []
+        self._measurements: list[Future[TensorMeasurement]] = []
 
     def write(self, weights: Weights) -> None:
-        """Write `weights` of all or some linears into the model."""
+        """Write `weights`, module -> W, into the model."""
         for module, W in weights.items():
             self.linears[module].write(W)
 
-    def modules(self, doing: str) -> Iterator[str]:
+    def modules(self, activity: str) -> Iterator[str]:
         """Iterate over the block's module names; report progress and check for cancellation."""
         for module in self.linears:
             yield module
-            self.run.advance(1, at_block(self.block, self.run.blocks, doing))
+            self.run.advance(1, at_block(self.block, self.run.blocks, activity))
 
     def forward(self, hidden: HiddenStates) -> HiddenStates:
-        """The block's outputs, with its current weights, for the inputs `hidden`."""
+        """Run the block with its current weights on the inputs `hidden` and return its outputs."""
         with self.timed("inputs"):
             return self.run.forward(self.stream, self.block, hidden)
 
     def collect_inputs(
         self, hidden: HiddenStates, level: StatisticsLevel, outputs: bool = True
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run the block on `hidden`; input statistics of its linears, and its outputs.
+        """Run the block on `hidden`; return input statistics of its linears, and its outputs.
 
-        Nothing is run where neither is needed."""
+        The forward pass is skipped if neither is needed."""
         if not outputs and (level == StatisticsLevel.NOTHING or not self.linears):
             return dict.fromkeys(self.linears, InputStatistics()), []
         with self.timed("inputs"):
@@ -214,40 +251,48 @@ class BlockWork:
                 self.stream, self.block, self.linears, hidden, level, outputs
             )
 
-    def prune(self, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
-        """Prune `weights` on the inputs `hidden` and return them; both are written to the model."""
+    def prune(self, weights: Weights, hidden: HiddenStates, activity: str) -> Weights:
+        """Prune `weights` for the inputs `hidden` and return the pruned weights.
+
+        The model holds `weights` while the inputs are collected, and the pruned weights after."""
         self.write(weights)
-        planned = (self.run.plan.layers[x.name] for x in self.linears.values())
-        needs = (PRUNERS[group.pruner].needs for group in planned)
+        groups = (self.run.plan.layers[linear.name] for linear in self.linears.values())
+        needs = (PRUNERS[group.pruner].needs for group in groups)
         level = max(needs, default=StatisticsLevel.NOTHING)
         inputs, _ = self.collect_inputs(hidden, level, outputs=False)
         if self.report.weights > SMALL_BLOCK:
-            self.run.settle()  # so that the stages of two blocks are not in memory at once
+            # The stages of two blocks must not be in memory at once.
+            self.run.wait_for_storage()
         pruned = Weights()
-        for module in self.modules(doing):
+        for module in self.modules(activity):
             with self.timed("pruning"):
                 pruned[module] = self._prune_linear(module, weights[module], inputs[module])
         self.write(pruned)
         return pruned
 
     def _prune_linear(self, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
-        """Prune `W`, raising the damping if the Hessian is not positive definite. Raises
-        ComputeError: no damping helped."""
+        """Prune `W`, raising the damping while the Hessian is not positive definite.
+
+        Raises:
+            ComputeError: no damping helped.
+        """
         name = self.linears[module].name
-        planned, pattern = self.run.plan.layers[name], self.run.patterns[name]
-        pruner = PRUNERS[planned.pruner]
+        group, pattern = self.run.plan.layers[name], self.run.patterns[name]
+        pruner = PRUNERS[group.pruner]
         if not inputs.tokens and pruner.needs:
-            self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
+            self.warn(f"No calibration token reaches {name}. It is pruned by its weights alone.")
 
         def solve(damping: float) -> Tensor:
             return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
 
-        return search_damping(solve, planned.damping, self.warn, name, FAILURE)
+        return search_damping(solve, group.damping, self.warn, name, FAILURE)
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
     ) -> Tensor:
-        """Adjust the sparse weights `start` of `module` toward the outputs of `target`."""
+        """Adjust the sparse weights `start` of `module` toward the outputs of `target`.
+
+        See `weight_adjustment.adjust`."""
         name = self.linears[module].name
         with self.timed(stage):
             steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
@@ -257,23 +302,26 @@ class BlockWork:
     def record(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
     ) -> None:
-        """Store `W` [out, in] as `module` at `stage` and have it measured. Raises ComputeError: the
-        solver diverged."""
+        """Record `W` [out, in] as `module` at `stage` and queue its measurement.
+
+        Raises:
+            ComputeError: the solver diverged.
+        """
         if not all_finite(W):
-            raise _diverged(self.linears[module].name, stage)
+            raise _divergence_error(self.linears[module].name, stage)
         self.stages[stage][module] = W
         with self.timed("statistics"):
-            waits = self.run.statistics.submit(self._measure, stage, module, W, target)
-        self._measured.append(waits)
+            measurement = self.run.statistics.submit(self._measure, stage, module, W, target)
+        self._measurements.append(measurement)
 
     def _measure(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None
     ) -> TensorMeasurement:
-        more: dict[str, float] = {}
+        extra_stats: dict[str, float] = {}
         if target is not None:
-            more[RELATIVE_ERROR] = target.relative_error(W)
+            extra_stats[RELATIVE_ERROR] = target.relative_error(W)
         if stage not in (SDSStage.DENSE, SDSStage.REDENSE):
-            more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
+            extra_stats["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
         if module not in self._references:
             self._references[module] = ReferenceTensor(self.dense[module])
         return self._references[module].measure(
@@ -282,8 +330,8 @@ class BlockWork:
             block=self.block,
             module=module,
             stage=stage,
-            more=more,
-            # not off the way from the dense model to the saved one
+            more=extra_stats,
+            # Stages that are not on the path from the dense to the final weights have no spectra.
             spectral=stage not in (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS),
             energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
         )
@@ -294,26 +342,29 @@ class BlockWork:
         self.run.reporter.log(text)
 
     def save(self, pass_name: str) -> None:
-        """Have stored what this pass computed, as soon as it is measured: `SDSRun.settle` waits for
-        it."""
-        # by name: a block without pruned layers has its stages too
+        """Queue the storage of the stages of this pass, which follows their measurement.
+
+        `SDSRun.wait_for_storage` waits for it."""
+        # Stages come from the plan: a block without pruned layers has its (empty) stages, too.
         stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}
-        self.run.settle()
-        self.run.storing = self.run.storage.submit(self._store, pass_name, stages)
+        self.run.wait_for_storage()
+        self.run.pending_storage = self.run.storage.submit(self._store, pass_name, stages)
 
     def _store(self, pass_name: str, stages: dict[SDSStage, Weights]) -> None:
-        """Report the block's statistics and mean errors, then store its stages: in this order,
-        because a stored block is not reported again."""
-        beside = StepTimer(self.timed.where)  # the work of the run does not wait
-        for waits in self._measured:
-            with beside("statistics"):
-                measured = waits.result()
-            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
-            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
-            if RELATIVE_ERROR in found.stats:
+        """Report the block's statistics and mean errors, then store its stages.
+
+        The report comes first because a stored block is not reported again."""
+        # A separate timer: this runs on another thread, and the run does not wait for it.
+        background_timer = StepTimer(self.timed.where)
+        for pending in self._measurements:
+            with background_timer("statistics"):
+                measurement = pending.result()
+            snapshot, stage = measurement.snapshot, SDSStage(measurement.snapshot.stage)
+            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + snapshot.zeros
+            if RELATIVE_ERROR in snapshot.stats:
                 by_module = self.report.errors.setdefault(stage, {})
-                by_module[found.module] = found.stats[RELATIVE_ERROR]
-            measured.report(self.run.reporter)
+                by_module[snapshot.module] = snapshot.stats[RELATIVE_ERROR]
+            measurement.report(self.run.reporter)
         for name, errors in self.report.errors.items():
             key = MetricKey("error", name, axis="block")
             self.run.reporter.metric(key, fmean(errors.values()), self.block)
@@ -321,10 +372,10 @@ class BlockWork:
         self.run.store.save(pass_name, self.block, stages, self.report)
 
 
-def _diverged(name: str, stage: SDSStage) -> ComputeError:
-    why, field = "The solver diverged.", "damping"
-    do = "Use more calibration text, or raise the damping."
+def _divergence_error(name: str, stage: SDSStage) -> ComputeError:
+    cause, field = "The solver diverged.", "damping"
+    advice = "Use more calibration text, or raise the damping."
     if stage in RECONSTRUCTED:
-        why, field = "The block reconstruction diverged.", "reconstruct_rate"
-        do = "Lower its learning rate, or choose float32 as the forward precision."
-    return ComputeError(f"{name} is not finite at stage {stage}.", why, do, field=field)
+        cause, field = "The block reconstruction diverged.", "reconstruct_rate"
+        advice = "Lower its learning rate, or choose float32 as the forward precision."
+    return ComputeError(f"{name} is not finite at stage {stage}.", cause, advice, field=field)

@@ -1,4 +1,4 @@
-"""Settings of SDS: the source of form, CLI, API and stored record. Does not import torch."""
+"""Options of SDS, from which form, CLI, API and stored record are made. Does not import torch."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -16,7 +16,7 @@ PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 
 
 class SDSStage(StrEnum):
-    """The stages of a run, in order. The same names are used in tables, charts and files."""
+    """Stages of a run, in order. Tables, charts and files use the same names."""
 
     DENSE = "dense"
     FIRST = "first"  # after the first pruning: W_sparse
@@ -24,12 +24,12 @@ class SDSStage(StrEnum):
     REDENSE = "redense"  # after the re-dense step: W_redense
     SECOND = "second"  # after the second pruning alone: W_sparse-2nd
     SDS = "sds"  # second pruning + weight adjustment: W_SDS
-    FIRST_BLOCKS = "first-blocks"  # the first pruning, adjusted if there is a control, by blocks
-    SDS_BLOCKS = "sds-blocks"  # the second pruning, adjusted or not, reconstructed by blocks
+    FIRST_BLOCKS = "first-blocks"  # block reconstruction of the control, or of the first pruning
+    SDS_BLOCKS = "sds-blocks"  # block reconstruction of the second pruning, adjusted or not
 
 
 class SDSPass(StrEnum):
-    """The passes of a run over the decoder blocks, in order; the names of their checkpoints."""
+    """Passes of a run over the decoder blocks, in order. Their checkpoints have the same names."""
 
     OUTLIERS = "owl"
     FIRST = "first"
@@ -38,7 +38,7 @@ class SDSPass(StrEnum):
     SDS_BLOCKS = "sds-blocks"
 
 
-PASS_OF = {  # the pass that makes a stage
+PASS_OF = {  # stage -> the pass that produces it
     SDSStage.DENSE: SDSPass.FIRST,
     SDSStage.FIRST: SDSPass.FIRST,
     SDSStage.CONTROL: SDSPass.FIRST,
@@ -49,7 +49,7 @@ PASS_OF = {  # the pass that makes a stage
     SDSStage.SDS_BLOCKS: SDSPass.SDS_BLOCKS,
 }
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
-# one of which is kept, from the simplest on
+# Stages that can become the result of the run, simplest first.
 CANDIDATES = (SDSStage.FIRST, SDSStage.SECOND, SDSStage.SDS, *RECONSTRUCTED)
 STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
@@ -63,12 +63,12 @@ STAGE_LABELS: dict[str, str] = {
 }
 
 
-def judged(stages: Collection[SDSStage]) -> list[SDSStage]:
-    """Those of `stages` that read held-out text: the ones that can be kept, and their control."""
+def heldout_stages(stages: Collection[SDSStage]) -> list[SDSStage]:
+    """Filter for the stages whose held-out loss is measured: the candidates and their control."""
     return [stage for stage in stages if stage in (*CANDIDATES, SDSStage.CONTROL)]
 
 
-STEP_LABELS: dict[str, str] = {  # part of stored metric names
+STEP_LABELS: dict[str, str] = {  # the keys are part of stored metric names
     "outliers": "search for outliers",
     "inputs": "forward passes and Grams",
     "pruning": "pruning",
@@ -83,27 +83,29 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
 
 
 class SDSConfig(Options):
-    """Sparse-Dense-Sparse pruning (COLING 2025). Defaults the paper does not give are ours."""
+    """Options of Sparse-Dense-Sparse pruning (COLING 2025).
+
+    Defaults are the paper's where it gives them, and ours elsewhere."""
 
     pattern: PatternField = option(
         "2:4", "Pattern", validate_default=True, examples=["2:4", "4:8", "50%"]
     )
-    """n:m keeps n of every m inputs; a percentage is the share of weights dropped."""
+    """n:m keeps n of every m inputs; a percentage is the share of weights to drop."""
     exclude: LayerNames = option(
         "",
         "Layers left dense",
         examples=["0.*", "*.down_proj"],
         advanced=True,
     )
-    """Layer names, comma-separated, * as wildcard: 0.* is all of block 0, *.down_proj that layer of
-    every block."""
+    """Comma-separated layer names with * as wildcard: 0.* is all of block 0, *.down_proj is that
+    layer in every block."""
     overrides: LayerNames = option(
         "",
         "Pattern overrides",
         examples=["mlp.down_proj=4:8, self_attn.*=50%"],
         advanced=True,
     )
-    """name=pattern, comma-separated; the last match counts."""
+    """Comma-separated name=pattern; the last match wins."""
     allocation: str = option(
         "uniform",
         "Sparsity allocation",
@@ -111,76 +113,77 @@ class SDSConfig(Options):
         examples=["uniform", "owl", "budget:50%"],
         advanced=True,
     )
-    """owl: blocks with more outliers stay denser, at the same mean sparsity. budget:50% spreads
-    that sparsity by the model's sensitivity profile, in place of the pattern."""
+    """owl: blocks with more outliers stay denser, at the same mean sparsity. budget:50% replaces
+    the pattern and allocates that sparsity by the model's sensitivity profile."""
     base: PrunerName = option("wanda", "Pruner")
-    """Prunes the dense model, and then the re-dense one."""
+    """Algorithm for both prunings, of the dense and of the re-dense model."""
     until: Literal["first", "sds"] = option("sds", "Stop after", advanced=True)
-    """first: only the first pruning and its control. sds: the full method."""
+    """first: the first pruning and its control only. sds: the full method."""
     redense_steps: int = option(20, "Re-dense steps", ge=1, le=2000, unit="steps", advanced=True)
     """Fewer steps stay closer to the pruned weights; more steps undo the pruning."""
     adjust: Literal["soft", "fixed", "off"] = option("soft", "Weight adjustment", advanced=True)
-    """soft: the mask is updated at every step. fixed: the mask is kept. off: none."""
+    """soft: update the mask at every step. fixed: keep the mask. off: no adjustment."""
     adjust_steps: int = option(30, "Adjustment steps", ge=1, le=2000, unit="steps", advanced=True)
-    """Iterative hard thresholding toward the outputs of the dense layer."""
+    """Steps of iterative hard thresholding toward the outputs of the dense layer."""
     control: bool = option(False, "Fixed-mask control", advanced=True)
-    """Also adjust the first pruning under its own mask: the baseline for SDS."""
+    """Also adjust the first pruning with its mask fixed; SDS has to beat this baseline."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
-    """Added to the Hessian diagonal by pruners that use it, relative to the mean input energy."""
+    """Added to the diagonal of the Hessian, as a share of the mean input energy. Ignored by pruners
+    without a Hessian."""
     reconstruct: int = option(0, "Block reconstruction", ge=0, le=50, unit="epochs")
-    """Epochs over the calibration segments in which the kept weights of each block are trained
-    together, so that its outputs meet those of the dense model. 0: off."""
+    """Epochs over the calibration segments that train the remaining weights of each block toward
+    the outputs of the dense block. 0: off."""
     reconstruct_rate: float = option(
         0.01, "Reconstruction learning rate", gt=0, le=1, advanced=True
     )
-    """Of Adam with a cosine schedule, one segment per step; relative to the size of the weights of
-    a row and a column: 0.01 moves them by about 1 % per step. Quartered, up to three times, for a
-    block whose held-out error it does not lower."""
+    """Learning rate of Adam with a cosine schedule, relative to the size of the weights: 0.01 moves
+    them by about 1 % per step. Divided by 4, up to three times, for blocks whose held-out error
+    does not fall."""
     batch: int = option(8, "Calibration batch size", ge=1, le=256, unit="segments", advanced=True)
-    """Larger is faster and takes more memory."""
+    """Larger batches are faster and take more memory."""
     precision: Dtype = option("auto", "Forward precision", advanced=True)
-    """Of the calibration passes. auto: bfloat16 where the hardware supports it. Solvers always use
-    float32."""
+    """Precision of the calibration passes. auto: bfloat16 where the hardware supports it. Solvers
+    always use float32."""
     activations: Literal["auto", "memory", "disk"] = option(
         "auto", "Hidden-state storage", advanced=True
     )
-    """Where hidden states are kept between blocks. auto: on disk if they would take a quarter of
-    the memory."""
+    """Storage of hidden states between blocks. auto: on disk if they would take a quarter of the
+    memory."""
 
     @property
     def stages(self) -> list[SDSStage]:
-        """The stages a run with this config passes through, in order."""
-        whole = self.until == "sds"
-        optional = {
+        """Stages of a run with this config, in order."""
+        full_method = self.until == "sds"
+        enabled = {
             SDSStage.CONTROL: self.control,
-            SDSStage.REDENSE: whole,
-            SDSStage.SECOND: whole,
-            SDSStage.SDS: whole and self.adjust != "off",
-            SDSStage.FIRST_BLOCKS: self.reconstruct and (self.control or not whole),
-            SDSStage.SDS_BLOCKS: self.reconstruct and whole,
+            SDSStage.REDENSE: full_method,
+            SDSStage.SECOND: full_method,
+            SDSStage.SDS: full_method and self.adjust != "off",
+            SDSStage.FIRST_BLOCKS: self.reconstruct and (self.control or not full_method),
+            SDSStage.SDS_BLOCKS: self.reconstruct and full_method,
         }
-        return [stage for stage in SDSStage if optional.get(stage, True)]
+        return [stage for stage in SDSStage if enabled.get(stage, True)]
 
     @property
     def passes(self) -> list[SDSPass]:
-        """The passes over the decoder blocks, in order."""
-        made = {PASS_OF[stage] for stage in self.stages}
+        """Passes over the decoder blocks, in order."""
+        needed = {PASS_OF[stage] for stage in self.stages}
         if self.allocation == "owl":
-            made.add(SDSPass.OUTLIERS)
-        return [each for each in SDSPass if each in made]
+            needed.add(SDSPass.OUTLIERS)
+        return [block_pass for block_pass in SDSPass if block_pass in needed]
 
     @property
     def streams(self) -> int:
-        """How many streams of hidden states a pass holds at most: the sparse model's, and the dense
-        one's in a reconstruction."""
+        """Maximum number of hidden-state streams in a pass: the sparse model's, and the dense
+        model's during a reconstruction."""
         return 2 if self.reconstruct else 1
 
     @field_validator("allocation")
     @classmethod
-    def _allocation_read(cls, text: str) -> str:
+    def _validate_allocation(cls, text: str) -> str:
         return allocation(text, "uniform", "owl")
 
     @field_validator("overrides")
     @classmethod
-    def _overrides_read(cls, text: str) -> str:
+    def _normalize_overrides(cls, text: str) -> str:
         return ", ".join(f"{name}={pattern}" for name, pattern in read_overrides(text))

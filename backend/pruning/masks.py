@@ -1,10 +1,10 @@
-"""Pruning masks: keep exactly the n highest scores.
+"""Pruning masks that keep exactly the n highest scores.
 
-Ties are common (zeros!), and a threshold alone would keep too many or too few: among equal scores
-the lower index is kept. Scores are float32 and not negative.
+Ties are common (zeros!), so a threshold alone would keep too many or too few weights; among equal
+scores the lower index wins. Scores are float32 and not negative.
 
-A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
-comparing into floats and multiplying is several times faster than boolean selection."""
+A mask has the dtype of the scores: 1 keeps a weight and 0 drops it. On a CPU, comparing into floats
+and multiplying is several times faster than boolean selection."""
 
 from functools import lru_cache
 
@@ -14,17 +14,21 @@ from torch import Tensor
 from backend.pruning.pattern import Pattern
 from backend.statistics.distribution import ascending, smallest
 
-SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
+SMALL_GROUP = 16  # largest group for which a sorting network is faster than sorting
 
 
 def keep_count(count: int, drop: float) -> int:
-    """How many of `count` are kept when floor(count * drop) are dropped."""
+    """Number of weights that remain of `count` after floor(count * drop) are dropped."""
     return count - int(count * drop + 1e-6)
 
 
 def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest scores of each row. `keep`: one number for all
-    rows, or int64 [rows]."""
+    """Mask [rows, columns] of the `keep` highest scores of each row.
+
+    Args:
+        scores: [rows, columns].
+        keep: one count for all rows, or int64 [rows].
+    """
     columns = scores.shape[1]
     if isinstance(keep, int):
         threshold = smallest(scores, min(columns - keep, columns - 1)).unsqueeze(1)
@@ -34,54 +38,54 @@ def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
         threshold = ascending(scores).gather(1, (columns - keep).clamp(max=columns - 1))
     mask = at_least(scores, threshold)
     tied = (mask.sum(1, dtype=torch.int32) != keep.squeeze(1)).nonzero().squeeze(1)
-    if len(tied):  # more scores of these rows are equal to the threshold than may be kept
+    if len(tied):  # rows in which more scores equal the threshold than may be kept
         above, equal = scores[tied] > threshold[tied], scores[tied] == threshold[tied]
-        left = keep[tied] - above.sum(1, keepdim=True)
-        first = equal & (equal.cumsum(1, dtype=torch.int32) <= left)
-        mask[tied] = (above | first).to(scores.dtype)
+        open_slots = keep[tied] - above.sum(1, keepdim=True)
+        first_equal = equal & (equal.cumsum(1, dtype=torch.int32) <= open_slots)
+        mask[tied] = (above | first_equal).to(scores.dtype)
     return mask
 
 
 def top_overall(scores: Tensor, keep: int) -> Tensor:
-    """Mask of the `keep` highest scores of the whole tensor."""
+    """Mask of the `keep` highest scores of the tensor, over all rows."""
     return top_per_row(scores.reshape(1, -1), keep).view_as(scores)
 
 
 def top_of_planes(planes: Tensor, keep: int) -> Tensor:
-    """Mask [group, ...] of the `keep` highest along the first dimension."""
+    """Mask [group, ...] of the `keep` highest scores along the first dimension."""
     group = len(planes)
     if group > SMALL_GROUP:
         rows = planes.movedim(0, -1)
         return top_per_row(rows.reshape(-1, group), keep).view(rows.shape).movedim(-1, 0)
     wires = list(planes.unbind(0))
-    for a, b, wants_larger, wants_smaller in _comparators(len(wires), keep - 1):
+    for a, b, needs_larger, needs_smaller in _comparators(len(wires), keep - 1):
         x, y = wires[a], wires[b]
-        if wants_larger:
+        if needs_larger:
             wires[a] = torch.maximum(x, y)
-        if wants_smaller:
+        if needs_smaller:
             wires[b] = torch.minimum(x, y)
     mask = at_least(planes, wires[keep - 1])
     if bool((mask.sum(0) == keep).all()):
         return mask
-    return (beaten(planes) < keep).to(planes.dtype)  # by pairwise comparison, which breaks ties
+    return (higher_counts(planes) < keep).to(planes.dtype)  # pairwise comparison breaks ties
 
 
 @lru_cache
-def _comparators(count: int, place: int) -> list[tuple[int, int, bool, bool]]:
-    """The part of a sorting network for `count` values, largest first, that decides `place`.
+def _comparators(count: int, rank: int) -> list[tuple[int, int, bool, bool]]:
+    """Comparators of a descending sorting network for `count` values that determine `rank`.
 
-    (a, b, larger, smaller): put the larger of wires a and b on a, the smaller on b, where needed.
-    """
-    wanted, steps = {place}, list[tuple[int, int, bool, bool]]()
-    for a, b in reversed(_batcher(count)):
-        if a in wanted or b in wanted:
-            steps.append((a, b, a in wanted, b in wanted))
-            wanted |= {a, b}
-    return steps[::-1]
+    Each is (a, b, needs_larger, needs_smaller): wire a receives the larger value of wires a and b
+    and wire b the smaller one, if a later comparator reads it."""
+    live_wires, comparators = {rank}, list[tuple[int, int, bool, bool]]()
+    for a, b in reversed(_batcher_pairs(count)):
+        if a in live_wires or b in live_wires:
+            comparators.append((a, b, a in live_wires, b in live_wires))
+            live_wires |= {a, b}
+    return comparators[::-1]
 
 
-def _batcher(count: int) -> list[tuple[int, int]]:
-    """Pairs of wires of Batcher's odd-even merge sort."""
+def _batcher_pairs(count: int) -> list[tuple[int, int]]:
+    """Pairs of wires that Batcher's odd-even merge sort compares, in order."""
     pairs, run = list[tuple[int, int]](), 1
     while run < count:
         gap = run
@@ -94,18 +98,21 @@ def _batcher(count: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def beaten(planes: Tensor) -> Tensor:
-    """By how many others along the first dimension, of at most 127, each is beaten; int8."""
-    found = torch.zeros_like(planes, dtype=torch.int8)
+def higher_counts(planes: Tensor) -> Tensor:
+    """Number of entries along the first dimension that rank above each entry; int8.
+
+    The first dimension has at most 127 entries. Among equal entries the earlier one ranks higher.
+    """
+    counts = torch.zeros_like(planes, dtype=torch.int8)
     for j in range(1, len(planes)):
-        wins = planes[j] > planes[:j]  # a later one must be strictly higher
-        found[:j] += wins
-        found[j] += j - wins.sum(0, dtype=torch.int8)
-    return found
+        wins = planes[j] > planes[:j]  # a later entry must be strictly higher
+        counts[:j] += wins
+        counts[j] += j - wins.sum(0, dtype=torch.int8)
+    return counts
 
 
 def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest of every `group` neighbors of a row."""
+    """Mask [rows, columns] of the `keep` highest scores of every `group` neighbors in a row."""
     planes = scores.reshape(-1, group).T
     planes = planes.contiguous() if group <= SMALL_GROUP else planes
     return top_of_planes(planes, keep).T.reshape(scores.shape)
@@ -124,11 +131,11 @@ def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
 
 
 def masked(W: Tensor, keep: Tensor) -> Tensor:
-    """A copy of `W` with +0 where the mask `keep` is 0; adding 0 turns -0 into +0."""
-    return (W * keep).add_(0.0)
+    """Copy of `W` with +0 where the mask `keep` is 0."""
+    return (W * keep).add_(0.0)  # adding 0 turns -0 into +0
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two masks of booleans; 1 when both are empty."""
+    """Intersection over union of two boolean masks; 1 when both are empty."""
     union = (a | b).sum().item()
     return (a & b).sum().item() / union if union else 1.0

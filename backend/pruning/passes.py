@@ -1,5 +1,5 @@
-"""The passes of SDS over the decoder blocks: outliers, which are counted only for OWL, the two that
-prune, and those that reconstruct pruned blocks.
+"""Passes of SDS over the decoder blocks: an outlier count for OWL, two pruning passes, and block
+reconstructions.
 
 First pass, on the hidden states of the sparse model so far:
 
@@ -11,7 +11,7 @@ Second pass, on the hidden states of the second sparse model so far:
 
     H  = grams of the re-dense block   W_second  = prune(W_redense, H)
     H' = grams of the second block     W_sds     = adjust(W_second, W_dense, H')
-    hidden <- second block(hidden)     not the adjusted block
+    hidden <- second block(hidden)     without the adjustment
 
 Reconstruction, on the hidden states of the reconstructed blocks so far:
 
@@ -38,17 +38,25 @@ from backend.reporter import REPLAY, at_block
 from backend.training import block_reconstruction
 from backend.training.stage_store import BlockWalk
 
-UNITS = 2  # of work, per linear and epoch
+UNITS_PER_EPOCH = 2  # units of work of a block reconstruction, per linear
 
 
 class BlockPass(BlockWalk):
-    """One pass over all blocks. `hidden` holds the inputs [b, L, d] of the current block."""
+    """One pass over all blocks.
 
-    name: str  # of its checkpoints
+    Attributes:
+        name: name of its checkpoints.
+        run: state of the run.
+        config: options of the run.
+        stream: arguments of the forward passes.
+        hidden: inputs [b, L, d] of the current block.
+    """
+
+    name: str
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:
-        """Units of work, per linear."""
+        """Units of work per linear."""
         return 2
 
     def __init__(self, run: SDSRun) -> None:
@@ -56,7 +64,7 @@ class BlockPass(BlockWalk):
 
     def walk(self, blocks: int) -> None:
         super().walk(blocks)
-        self.run.settle()
+        self.run.wait_for_storage()
 
     def is_stored(self, block: int) -> bool:
         return self.run.store.holds(self.name, block)
@@ -64,7 +72,7 @@ class BlockPass(BlockWalk):
     def open(self) -> None:
         run = self.run
         batch = even_batch(run.model, len(run.calibration), self.config.batch)
-        self.stream = open_stream(run.model, run.calibration, batch, run.dtype, run.new)
+        self.stream = open_stream(run.model, run.calibration, batch, run.dtype, run.new_batches)
         self.hidden, self.stream.hidden = self.stream.hidden, []
 
     def solve(self, block: int) -> None:
@@ -73,27 +81,27 @@ class BlockPass(BlockWalk):
 
     @abstractmethod
     def solve_block(self, block: int) -> None:
-        """Compute and store the stages of `block`, and move the hidden states past it."""
+        """Compute and store the stages of `block`, and advance the hidden states past it."""
 
     def report(self, block: int, solved: bool) -> None:
         if not solved:
             self.run.advance(self.units(self.config) * len(self.run.linears(block)), REPLAY)
 
-    def stored(self, stage: SDSStage, block: int) -> Weights:
-        """The stored weights of `block` at `stage`."""
+    def load_weights(self, stage: SDSStage, block: int) -> Weights:
+        """Load the stored weights of `block` at `stage`."""
         return self.run.store.weights(stage, block, str(self.run.model.device))
 
     def forward_stored(self, block: int, stage: SDSStage, hidden: HiddenStates) -> HiddenStates:
-        """The outputs of `block` at `stage` for the inputs `hidden`."""
+        """Run `block` with its stored weights at `stage` on `hidden` and return its outputs."""
         with resident(self.run.model, block):
             linears = self.run.linears(block)
-            for module, W in self.stored(stage, block).items():
+            for module, W in self.load_weights(stage, block).items():
                 linears[module].write(W)
             return self.run.forward(self.stream, block, hidden)
 
 
 class OutlierPass(BlockPass):
-    """Count the outliers of every block of the dense model."""
+    """Pass that counts the outliers of every block of the dense model."""
 
     name = SDSPass.OUTLIERS
 
@@ -105,8 +113,8 @@ class OutlierPass(BlockPass):
         run, linears = self.run, self.run.linears(block)
         timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         with timed("outliers"):
-            planned = run.plan.layers
-            modules = [m for m, x in linears.items() if planned[x.name].allocation == "owl"]
+            groups = run.plan.layers
+            modules = [m for m, x in linears.items() if groups[x.name].allocation == "owl"]
             inputs, self.hidden = run.collect_inputs(
                 self.stream, block, modules, self.hidden, StatisticsLevel.ENERGY
             )
@@ -120,43 +128,48 @@ class OutlierPass(BlockPass):
         self.hidden = self.run.forward(self.stream, block, self.hidden)
 
 
-def outlier_share(scores: Sequence[Tensor], times: float) -> float:
-    """Share of all entries above `times` the mean of their layer; 0 without entries."""
+def outlier_share(scores: Sequence[Tensor], multiple: float) -> float:
+    """Share of all scores above `multiple` times the mean of their layer; 0 without scores."""
     count = sum(score.numel() for score in scores)
-    return sum((score > times * score.mean()).sum().item() for score in scores) / max(count, 1)
+    outliers = sum((score > multiple * score.mean()).sum().item() for score in scores)
+    return outliers / max(count, 1)
 
 
 class PruningPass(BlockPass):
-    """A pass that prunes, and whose hidden states are those of the pruned blocks."""
+    """Pass that prunes; the hidden states come from the pruned blocks.
 
-    stage: SDSStage  # the pruned weights
+    Attributes:
+        stage: stage of the pruned weights.
+    """
+
+    stage: SDSStage
 
     def replay(self, block: int) -> None:
         self.hidden = self.forward_stored(block, self.stage, self.hidden)
 
 
 class FirstPass(PruningPass):
-    """First pruning, its control, and the re-dense step."""
+    """Pass with the first pruning, its control, and the re-dense step."""
 
     name, stage = SDSPass.FIRST, SDSStage.FIRST
 
     def solve_block(self, block: int) -> None:
         stages = self.run.plan.stages
-        whole = SDSStage.REDENSE in stages
+        has_redense = SDSStage.REDENSE in stages
         dense = {module: x.read() for module, x in self.run.linears(block).items()}
         work = BlockWork(self.run, self.stream, block, dense)
         for module, W in dense.items():
             work.record(SDSStage.DENSE, module, W)
         work.first = work.prune(dense, self.hidden, "First pruning")
         inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
-        doing = "Control" if SDSStage.CONTROL in stages else "Statistics"
-        for module in work.modules("Re-dense" if whole else doing):
+        activity = "Control" if SDSStage.CONTROL in stages else "Statistics"
+        for module in work.modules("Re-dense" if has_redense else activity):
             sparse, target = work.first[module], DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, sparse, target)
             if SDSStage.CONTROL in stages:
                 W = work.adjust(SDSStage.CONTROL, module, sparse, target, soft=False)
                 work.record(SDSStage.CONTROL, module, W, target)
-            if whole:
+            if has_redense:
                 with work.timed(SDSStage.REDENSE):
                     W = redense(sparse, target.dense, target.inputs, self.config.redense_steps)
                 work.record(SDSStage.REDENSE, module, W, target)
@@ -165,15 +178,17 @@ class FirstPass(PruningPass):
 
 
 class SecondPass(PruningPass):
-    """Second pruning of the re-dense model, and the weight adjustment."""
+    """Pass with the second pruning, of the re-dense model, and the weight adjustment."""
 
     name, stage = SDSPass.SECOND, SDSStage.SECOND
 
     def solve_block(self, block: int) -> None:
-        dense, adjust = self.stored(SDSStage.DENSE, block), self.config.adjust
+        dense, adjust = self.load_weights(SDSStage.DENSE, block), self.config.adjust
         work = BlockWork(self.run, self.stream, block, dense)
-        work.first = self.stored(SDSStage.FIRST, block)
-        second = work.prune(self.stored(SDSStage.REDENSE, block), self.hidden, "Second pruning")
+        work.first = self.load_weights(SDSStage.FIRST, block)
+        second = work.prune(
+            self.load_weights(SDSStage.REDENSE, block), self.hidden, "Second pruning"
+        )
         inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
         for module in work.modules("Weight adjustment"):
             target = DenseReference(dense[module], inputs[module])
@@ -186,10 +201,15 @@ class SecondPass(PruningPass):
 
 
 class MaskedWeights:
-    """The weights of pruned linears, by module: W = W_start + p s, with s = 0 where W_start is 0.
+    """Trainable weights of pruned linears: W = W_start + p s, with s = 0 where W_start is 0.
 
     Args:
-        rate: of a step, relative to the sizes s of the weights.
+        start: module -> W_start [out, in].
+        rate: learning rate, relative to the sizes s of the weights.
+
+    Attributes:
+        parameters: module -> p [out, in].
+        rates: module -> learning rate.
     """
 
     def __init__(self, start: dict[str, Tensor], rate: float) -> None:
@@ -201,18 +221,20 @@ class MaskedWeights:
         self.rates = dict.fromkeys(start, rate)
 
     def weights(self, parameters: block_reconstruction.Parameters) -> dict[str, Tensor]:
-        """Module -> W [out, in]."""
+        """Compute module -> W [out, in]."""
         return {m: torch.addcmul(W, parameters[m], self._sizes[m]) for m, W in self._start.items()}
 
 
 class ReconstructionPass(BlockPass):
-    """Reconstructs every block of a stage.
+    """Pass that reconstructs every block of a stage.
 
     Attributes:
-        name: the stage it makes, of which its checkpoints have the name.
-        starts: the stages to start from; the first of them that the run makes is taken.
-        hidden, teacher: the inputs [1, L, d] of the current block in the compressed and in the
-            dense model, one per segment; the held-out ones last.
+        name: stage that it produces; its checkpoints have the same name.
+        starts: possible starting stages; the first one that the run produces is used.
+        start: stage to start from.
+        hidden: inputs [1, L, d] of the current block in the compressed model, one per segment,
+            held-out segments last.
+        teacher: the same for the dense model.
     """
 
     name: SDSStage
@@ -224,12 +246,12 @@ class ReconstructionPass(BlockPass):
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:
-        return UNITS * config.reconstruct
+        return UNITS_PER_EPOCH * config.reconstruct
 
     def open(self) -> None:
         run = self.run
         text = torch.cat([run.calibration, run.heldout]) if len(run.heldout) else run.calibration
-        self.stream = open_stream(run.model, text, 1, run.dtype, run.new)
+        self.stream = open_stream(run.model, text, 1, run.dtype, run.new_batches)
         self.hidden, self.stream.hidden = self.stream.hidden, []
         self.teacher = self.hidden
 
@@ -238,23 +260,25 @@ class ReconstructionPass(BlockPass):
         reports = [
             self.run.store.report(self.name, block).reconstruction for block in range(blocks)
         ]
-        left = [report["left"] for report in reports if report]
-        lowered = sum(share < 1 for share in left)
-        if lowered < len(left):
-            done = "changed nothing" if not lowered else f"changed {lowered} of {len(left)} blocks"
-            text = f"{STAGE_LABELS[self.name]}: training {done}, as it did not lower the held-out "
-            self.run.reporter.log(text + "error of the others." if lowered else text + "error.")
+        error_ratios = [report["left"] for report in reports if report]
+        improved = sum(ratio < 1 for ratio in error_ratios)
+        if improved < len(error_ratios):
+            self.run.reporter.log(
+                f"{STAGE_LABELS[self.name]}: training lowered the held-out error of {improved} of "
+                f"{len(error_ratios)} blocks. The others keep their weights."
+            )
 
     def solve_block(self, block: int) -> None:
         run = self.run
-        work = BlockWork(run, self.stream, block, self.stored(SDSStage.DENSE, block))
-        work.first = self.stored(SDSStage.FIRST, block)
+        work = BlockWork(run, self.stream, block, self.load_weights(SDSStage.DENSE, block))
+        work.first = self.load_weights(SDSStage.FIRST, block)
         work.write(work.dense)
         self.teacher = work.forward(self.teacher)
         with work.timed("blocks"):
-            masked = MaskedWeights(self.stored(self.start, block), self.config.reconstruct_rate)
-            units = UNITS * len(masked.rates)
-            found = block_reconstruction.reconstruct(
+            start = self.load_weights(self.start, block)
+            masked = MaskedWeights(start, self.config.reconstruct_rate)
+            units = UNITS_PER_EPOCH * len(masked.rates)
+            result = block_reconstruction.reconstruct(
                 run.model,
                 block_reconstruction.Examples(
                     self.stream, block, self.hidden, self.teacher, len(run.calibration)
@@ -264,42 +288,45 @@ class ReconstructionPass(BlockPass):
                 run.safe_point,
                 lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
             )
-            weights = masked.weights(found.parameters)
+            weights = masked.weights(result.parameters)
         for module, W in weights.items():
             work.record(self.name, module, run.rounded(W))
-        self._report(work, found)
+        self._report_reconstruction(work, result)
         work.write(work.stages[self.name])
         self.hidden = work.forward(self.hidden)
         work.save(self.name)
-        run.settle()
+        run.wait_for_storage()
 
     def replay(self, block: int) -> None:
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
         self.hidden = self.forward_stored(block, self.name, self.hidden)
 
-    def _report(self, work: BlockWork, found: block_reconstruction.Reconstruction) -> None:
-        """Log what held-out text says of the block; nothing without such text, or if no layer of
-        the block was pruned."""
-        if not found.judged:
+    def _report_reconstruction(
+        self, work: BlockWork, result: block_reconstruction.Reconstruction
+    ) -> None:
+        """Report the held-out error of the block. Nothing is reported without held-out text, or if
+        no layer of the block was pruned."""
+        if not result.judged:
             return
-        before, after = found.errors[0], found.errors[found.epoch]
-        left = after / before if before else 1.0  # no error: a model with this very mask
-        work.report.reconstruction = {"left": left, "factor": found.factor}
+        before, after = result.errors[0], result.errors[result.epoch]
+        # The error before is 0 if the dense model itself has this mask.
+        error_ratio = after / before if before else 1.0
+        work.report.reconstruction = {"left": error_ratio, "factor": result.factor}
         key = MetricKey("reconstruction", self.name, axis="block")
-        self.run.reporter.metric(key, left, work.block)
-        where = at_block(work.block, self.run.blocks)
-        self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
+        self.run.reporter.metric(key, error_ratio, work.block)
+        position = at_block(work.block, self.run.blocks)
+        self.run.reporter.log(f"{position}: {STAGE_LABELS[self.name]}. {result}")
 
 
 class FirstReconstruction(ReconstructionPass):
-    """Reconstructs the first pruning, from its fixed-mask control if the run makes that."""
+    """Reconstruction of the first pruning, starting at its fixed-mask control if there is one."""
 
     name = SDSStage.FIRST_BLOCKS
     starts = (SDSStage.CONTROL, SDSStage.FIRST)
 
 
 class SDSReconstruction(ReconstructionPass):
-    """Reconstructs the second pruning, from its adjusted form if the run makes that."""
+    """Reconstruction of the second pruning, starting at its adjusted weights if there are any."""
 
     name = SDSStage.SDS_BLOCKS
     starts = (SDSStage.SDS, SDSStage.SECOND)

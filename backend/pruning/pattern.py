@@ -1,11 +1,10 @@
-"""Sparsity patterns, n:m or a percentage, and which layers are pruned to which. Does not import
-torch.
+"""Sparsity patterns (n:m or a percentage) and their assignment to layers. Does not import torch.
 
-    pattern      "2:4"                                   of every layer, unless
-    overrides    "mlp.down_proj=4:8, self_attn.*=50%"    gives another; the last match counts
-    exclude      "0.*, *.down_proj"                      these stay dense
+    pattern      "2:4"                                   default pattern of every layer
+    overrides    "mlp.down_proj=4:8, self_attn.*=50%"    replace the default; the last match wins
+    exclude      "0.*, *.down_proj"                      layers that stay dense
 
-Names are those of `backend.models.layer_names`.
+`backend.models.layer_names` defines the syntax of the names.
 """
 
 import re
@@ -19,24 +18,35 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from backend.errors import ConfigError
 from backend.models.layer_names import read_assignments
 
-LARGEST_GROUP = 64  # suggested when a pattern does not fit
-MAX_NAMES = 3  # layers named in an error
-PLACES = 10  # decimal places of a percentage, so that it is read back as it was written
+LARGEST_GROUP = 64  # largest group size that an error suggests
+MAX_NAMES = 3  # number of layers that an error lists
+PLACES = 10  # decimal places of a percentage, so that parsing its text returns the same value
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of the
-    weights of a row, a block of columns or the layer, depending on the pruner)."""
+    """Sparsity pattern, n:m or unstructured.
 
-    keep: int  # n of n:m; 0 when unstructured
-    group: int  # m of n:m; 0 when unstructured
-    drop: float  # share of the weights that are dropped, 0 < drop < 1
+    n:m keeps `n` of every `m` inputs of a row. An unstructured pattern drops a share of the weights
+    of a row, a block of columns or the layer, depending on the pruner.
+
+    Attributes:
+        keep: n of n:m; 0 if unstructured.
+        group: m of n:m; 0 if unstructured.
+        drop: share of weights to drop, 0 < drop < 1.
+    """
+
+    keep: int
+    group: int
+    drop: float
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Parse "2:4", "50%" or "0.5". Raises ValueError: not a pattern; the message shows the
-        syntax."""
+        """Parse "2:4", "50%" or "0.5".
+
+        Raises:
+            ValueError: `text` is not a pattern; the message shows the syntax.
+        """
         text = text.strip()
         if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
             keep, group = int(match[1]), int(match[2])
@@ -58,24 +68,30 @@ class Pattern:
         return self.group > 0
 
     def divides(self, columns: int) -> bool:
-        """Whether the pattern divides rows of `columns` inputs."""
+        """Return True if rows of `columns` inputs split into whole groups."""
         return not self.structured or columns % self.group == 0
 
     def require_fit(self, columns: Mapping[str, int], field: str = "pattern") -> None:
-        """Reject layers (name -> number of inputs) that the pattern does not divide. `field`:
-        config field of the pattern. Raises ConfigError: names the layers, and the group sizes that
-        would fit."""
+        """Reject layers whose rows do not split into whole groups.
+
+        Args:
+            columns: layer name -> number of inputs.
+            field: config field that holds the pattern.
+
+        Raises:
+            ConfigError: lists the layers, and the group sizes that would fit.
+        """
         unfit = [name for name, inputs in columns.items() if not self.divides(inputs)]
         if not unfit:
             return
-        named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:MAX_NAMES])
+        examples = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:MAX_NAMES])
         more = f" and {len(unfit) - MAX_NAMES} more" if len(unfit) > MAX_NAMES else ""
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
         raise ConfigError(
             f"The pattern {self} does not fit this model.",
-            f"Groups of {self.group} do not divide the inputs of {named}{more}.",
+            f"Groups of {self.group} do not divide the inputs of {examples}{more}.",
             f"{fitting} every layer; a percentage always does.",
             field=field,
         )
@@ -86,14 +102,14 @@ class Pattern:
         return f"{100 * self.drop:.{PLACES}f}".rstrip("0").rstrip(".") + "%"
 
 
-def _parsed(value: Any) -> Any:
+def _parse_if_text(value: Any) -> Any:
     return Pattern.parse(value) if isinstance(value, str) else value
 
 
-# a config field: parsed once, stored as the canonical text
+# Type of a config field: accepts text or a `Pattern`, and serializes to the canonical text.
 PatternField = Annotated[
     Pattern,
-    BeforeValidator(_parsed),
+    BeforeValidator(_parse_if_text),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string"}),
 ]
@@ -103,6 +119,6 @@ def read_overrides(text: str) -> tuple[tuple[str, Pattern], ...]:
     """Parse "mlp.down_proj=4:8, self_attn.*=50%" into names and patterns.
 
     Raises:
-        ValueError: not such a list; the message shows the syntax.
+        ValueError: `text` is not a list of overrides; the message shows the syntax.
     """
     return read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")

@@ -1,16 +1,16 @@
-"""Step 2, re-dense: from W_sparse back to dense weights that keep a memory of the first pruning.
+"""Step 2, re-dense: from W_sparse back to dense weights that retain traces of the first pruning.
 
-All weights, the zeros included, move until the layer reproduces the dense outputs:
+All weights, including the zeros, move toward the dense outputs of the layer:
 
     W_redense = argmin_W  1/2 tr(D H D^T) + a1 |W|_1,  D = W - W_dense,  from W_sparse
 
-With H of full rank and no penalty the minimum is W_dense itself, which would undo step 1, so the
-descent is stopped early. It restores the strong input directions first,
+If H has full rank and there is no penalty, the minimum is W_dense itself, which would undo step 1.
+The descent therefore stops early. It restores the strong input directions first,
 
     W_t = W_dense + (W_sparse - W_dense) (I - eta H)^t     after t steps of size eta,
 
-and leaves the weak ones as pruned. The descent is accelerated, and the penalty is relative to the
-layer (both ours).
+and leaves the weak directions as pruned. The acceleration of the descent, and the scaling of the
+penalty by the layer, are our choices.
 
 Accelerated proximal gradient on a layer's reconstruction error, here and in `weight_adjustment`:
 
@@ -18,19 +18,19 @@ Accelerated proximal gradient on a layer's reconstruction error, here and in `we
     V     = W_t + beta_t (W_t - W_t-1)                 momentum, beta as in FISTA (Beck & Teboulle)
     W_t+1 = prox_g( V - (V - W_dense) H / lambda_max(H) )
 
-The product with H dominates the cost of a step. It is linear in W, so that of V follows from those
-of W_t and W_t-1: one product per step, and the error of every iterate comes for free.
+The product with H dominates the cost of a step. It is linear in W, so the product for V follows
+from the products for W_t and W_t-1: one product per step, and the error of every iterate is free.
 
-Precision: everything is float32 except that product, which is computed in bfloat16 where the inputs
-were bfloat16: D, H and, by PyTorch, the entries of D H are rounded to 8 bits, sums are float32. D
+Precision: everything is float32 except that product, which is computed in bfloat16 if the inputs
+were bfloat16. D, H and (in PyTorch) the entries of D H are rounded to 8 bits; sums are float32. D
 shrinks during the descent, and its rounding error with it: final errors match float32 within a
 tenth of a percent, in about 0.6 of the time (docs/results/cost.md).
 
-Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache. On a CPU with instructions for bfloat16 they are C++ (`descend`),
-of which the descent in PyTorch is the reference, without the interpreter's lock: each thread takes
-a few rows at a time through all steps. The entries of D H are not rounded, as PyTorch's are; else
-it is the same algorithm."""
+Rows of W are independent. A chunk of rows goes through all steps before the next chunk, so that the
+working set of a step stays in the CPU cache. On a CPU with bfloat16 instructions the descent runs
+in C++ (`descend`) without the interpreter's lock, a few rows at a time on each thread. The descent
+in PyTorch is its reference; the algorithms are the same, except that C++ does not round the entries
+of D H."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -46,7 +46,8 @@ from backend.calibration.second_moments import InputStatistics
 from backend.compiler import load_if_possible
 from backend.models.threads import side_by_side
 
-SHRINK, FIXED, ROWS = 0, 1, -1  # what follows a gradient step; others: the largest of groups
+# Kinds of operations after a gradient step, see `descend`.
+SHRINK, FIXED, ROWS = 0, 1, -1
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
 NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them
@@ -73,14 +74,21 @@ def usable(inputs: InputStatistics, kind: int) -> bool:
 def descend(
     start: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, kind: int, amount: float = 0
 ) -> tuple[Tensor, Tensor]:
-    """W [rows, in] after `steps` steps of `proximal_descent`, and errors [2, rows].
+    """Run `proximal_descent` in C++.
 
     Args:
-        start, dense: [rows, in], float32, without gaps.
-        kind: of what follows each gradient step. SHRINK: weights become smaller by `amount` times
-            its size. FIXED: zeros of the start stay. ROWS: as many of each row are kept as at the
-            start. Else: `amount` of each group of `kind`. After thresholding, W is each row where
-            its error was lowest, and the errors D H D^T are those of the start and of W.
+        start: first iterate [rows, in], float32, contiguous.
+        dense: original weights [rows, in], float32, contiguous.
+        inputs: statistics of the layer's inputs.
+        steps: number of steps.
+        kind: operation after each gradient step. SHRINK: soft thresholding by `amount` times the
+            step size. FIXED: zeros of the start stay zero. ROWS: each row keeps as many weights as
+            at the start. Any of GROUPS: each group of this size keeps `amount` weights.
+        amount: parameter of the operation.
+
+    Returns:
+        W [rows, in], and errors D H D^T [2, rows] of the start and of W. With SHRINK, W is the last
+        iterate; otherwise each row of W is the iterate with its lowest error.
 
     Raises ValueError: this is not `usable`, or does not fit."""
     library, H, (rows, columns) = _library(), inputs.packed_gram, (len(start), len(inputs.gram))
@@ -107,12 +115,12 @@ def descend(
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply `solve` to the tensors [out, in] in chunks of rows, on a CPU side by side."""
+    """Apply `solve` to chunks of rows of the tensors [out, in], in parallel on a CPU."""
     if tensors[0].device.type != "cpu":
         return solve(*tensors)
-    count, threads = len(tensors[0]), torch.get_num_threads()
-    chunks = -(-count // (CHUNK_ROWS * threads)) * threads  # as many for each thread
-    parts = zip(*(tensor.split(-(-count // chunks)) for tensor in tensors), strict=True)
+    rows, threads = len(tensors[0]), torch.get_num_threads()
+    chunks = -(-rows // (CHUNK_ROWS * threads)) * threads  # the same number for each thread
+    parts = zip(*(tensor.split(-(-rows // chunks)) for tensor in tensors), strict=True)
     return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
 
 
@@ -127,49 +135,69 @@ def proximal_descent(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield W_t, D_t = W_t - W_dense and D_t H, all [out, in], for the start and each iterate.
 
-    Their memory is reused: copy what must outlive the next step. Without input energy only the
-    start is yielded. `H`: [in, in], float32, or bfloat16 for products in that precision.
-    `largest_eigenvalue`: of H, or an upper bound. `prox`: (point, step size) -> next iterate; may
-    work in place. `last_error`: whether D_t H of the last iterate is wanted: no step needs it."""
+    Memory is reused: copy tensors that must outlive the next step. Without input energy only the
+    start is yielded.
+
+    Args:
+        start: first iterate [out, in].
+        dense: original weights [out, in].
+        H: second moments [in, in] in float32, or in bfloat16 for products in that precision.
+        largest_eigenvalue: largest eigenvalue of H, or an upper bound.
+        steps: number of steps.
+        prox: (point, step size) -> next iterate; may work in place.
+        last_error: compute D_t H of the last iterate, which no step needs.
+    """
     W, W_old, D = start.clone(), start.clone(), start - dense
     P = _product(D, H, torch.empty_like(D))
     P_old = P.clone()
     yield W, D, P
-    t, step = 1.0, 1 / largest_eigenvalue if largest_eigenvalue > 0 else 0.0
-    for left in reversed(range(steps if largest_eigenvalue > 0 else 0)):
+    if largest_eigenvalue <= 0:
+        return
+    t, step_size = 1.0, 1 / largest_eigenvalue
+    for remaining_steps in reversed(range(steps)):
         t, t_old = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
         beta = (t_old - 1) / t
         V = torch.lerp(W_old, W, 1 + beta, out=W_old)
         gradient = torch.lerp(P_old, P, 1 + beta, out=P_old)
-        W, W_old = prox(V.sub_(gradient, alpha=step), step), W
+        W, W_old = prox(V.sub_(gradient, alpha=step_size), step_size), W
         torch.sub(W, dense, out=D)
-        if left or last_error:
+        if remaining_steps or last_error:
             P, P_old = _product(D, H, gradient), P
         yield W, D, P
 
 
 def _product(D: Tensor, H: Tensor, out: Tensor) -> Tensor:
-    """D H in the precision of H, into `out`, which is float32."""
+    """Compute D H in the precision of H and write it to `out`, in float32."""
     return torch.mm(D, H, out=out) if H.dtype == D.dtype else out.copy_(D.to(H.dtype) @ H)
 
 
 def redense(
     sparse: Tensor, dense: Tensor, inputs: InputStatistics, steps: int, l1: float = L1_PENALTY
 ) -> Tensor:
-    """W_redense [out, in] after `steps` steps of FISTA; a1 = l1 mean(diag H) mean|W_dense|."""
+    """Compute W_redense [out, in] with `steps` steps of FISTA.
+
+    Args:
+        sparse: weights after the first pruning [out, in].
+        dense: original weights [out, in].
+        inputs: statistics of the layer's inputs.
+        steps: number of steps.
+        l1: relative penalty, a1 = l1 mean(diag H) mean|W_dense|.
+    """
     a1 = max(0.0, l1 * inputs.energy.mean().item() * dense.abs().mean().item())
 
     if usable(inputs, SHRINK):
-        whole = sparse.contiguous(), dense.contiguous()
-        return descend(*whole, inputs, steps, SHRINK, a1)[0]
+        return descend(sparse.contiguous(), dense.contiguous(), inputs, steps, SHRINK, a1)[0]
 
-    def soft_threshold(point: Tensor, step: float) -> Tensor:
-        return softshrink(point, a1 * step) if a1 > 0 else point
+    def soft_threshold(point: Tensor, step_size: float) -> Tensor:
+        return softshrink(point, a1 * step_size) if a1 > 0 else point
 
-    H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
+    H, largest_eigenvalue = inputs.rounded_gram, inputs.largest_eigenvalue
 
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
-        path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold, False)
-        return deque(path, maxlen=1)[0][0]
+        iterates = proximal_descent(
+            sparse, dense, H, largest_eigenvalue, steps, soft_threshold, last_error=False
+        )
+        last_W, _, _ = deque(iterates, maxlen=1)[0]
+        return last_W
 
     return by_rows(solve_rows, sparse, dense)

@@ -1,15 +1,16 @@
-"""Sparse-Dense-Sparse pruning (Li et al., COLING 2025), from a dense model to a sparse one.
+"""Sparse-Dense-Sparse pruning (Li et al., COLING 2025) of a dense model.
 
+    step                                                        stage
     1   prune the dense model                                   first
-    2   move all weights back toward the dense outputs         re-dense: easier to prune
+    2   move all weights back toward the dense outputs,         redense
+        which makes the model easier to prune
     3a  prune the re-dense model                                second
     3b  adjust the remaining weights to the *original* outputs  sds
     4   optional: reconstruct block by block                    sds-blocks
 
-Of the pruned stages the one with the lowest loss on held-out text is kept
-(`backend.calibration.kept_stage`). The result reports cost and error of every stage, including the
-control (first pruning, adjusted under its mask): without it the benefit of the dense detour would
-go untested."""
+The run keeps the pruned stage with the lowest loss on held-out text, see
+`backend.calibration.kept_stage`. The result reports cost and error of every stage, including the
+control (first pruning, adjusted under its mask), which tests whether the dense detour pays."""
 
 import hashlib
 import math
@@ -36,7 +37,7 @@ from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.threads import AtOnce, beside
 from backend.pruning.block_work import SDSRun
-from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, judged
+from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, heldout_stages
 from backend.pruning.passes import (
     BlockPass,
     FirstPass,
@@ -51,40 +52,48 @@ from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
 
 PASSES: dict[str, type[BlockPass]] = {
-    each.name: each
-    for each in (OutlierPass, FirstPass, SecondPass, FirstReconstruction, SDSReconstruction)
+    block_pass.name: block_pass
+    for block_pass in (OutlierPass, FirstPass, SecondPass, FirstReconstruction, SDSReconstruction)
 }
 
 
 class StageReader(Protocol):
-    """What looks at the stages one after the other, while the model holds them."""
+    """Evaluator of the stages. It is called for one stage at a time, installed in the model."""
 
     def losses(self, stage: SDSStage, windows: Tensor) -> list[float]:
-        """Nats per predicted token of each of the held-out `windows` [n, L]."""
+        """Loss of `stage` on each of the held-out `windows` [n, L], in nats per predicted token."""
 
     def is_missing(self, stage: SDSStage) -> bool:
-        """Whether something of a stage is still to be measured."""
+        """Return True if measurements of `stage` are missing."""
 
     def measure(self, stage: SDSStage) -> None:
-        """Measure it, if anything is missing; the model is given another stage then."""
+        """Measure what is missing of `stage`. The model receives another stage afterwards."""
 
 
 @dataclass(frozen=True)
 class SDSResult:
-    """The result of a run."""
+    """Result of an SDS run.
 
-    kept: SDSStage  # the stage that the model now holds
-    reason: str  # why it is kept
-    # stage of those `judged` -> mean loss on the held-out windows, nats per token
+    Attributes:
+        kept: stage that the model now holds.
+        reason: reason for the choice, in a sentence or two.
+        heldout: stage -> mean loss on the held-out windows in nats per token, for the
+            `heldout_stages`.
+        errors: stage -> relative output error, mean over all linears. The two passes measure on
+            different inputs, so only stages of the same pass are comparable.
+        zero_share: stage -> share of exact zeros among the prunable weights.
+        seconds: step -> duration. "inputs" are the calibration passes. Solver steps count the
+            blocks of all attempts, "checkpoints" and "heldout" only the last attempt.
+        warnings: texts in order of appearance.
+    """
+
+    kept: SDSStage
+    reason: str
     heldout: dict[SDSStage, float]
-    # stage -> relative output error, mean over all linears. The two passes measure on different
-    # inputs: compare stages within a pass only
     errors: dict[SDSStage, float]
-    zero_share: dict[SDSStage, float]  # stage -> share of exact zeros among the prunable weights
-    # step -> time. "inputs" are the calibration passes; solver steps count the blocks of all
-    # attempts, "checkpoints" and "heldout" only the last attempt
+    zero_share: dict[SDSStage, float]
     seconds: dict[str, float]
-    warnings: tuple[str, ...]  # in the order in which they arose
+    warnings: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -95,33 +104,40 @@ def run_sds(
     plan: PruningPlan,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    stored: torch.dtype = torch.float32,
+    stored_dtype: torch.dtype = torch.float32,
     heldout: Tensor | None = None,
     reader: StageReader | None = None,
 ) -> SDSResult:
-    """Prune `model` in place as planned, and leave every stage's weights in `checkpoints`.
+    """Prune `model` in place by its plan, and leave the weights of every stage in `checkpoints`.
 
-    Deterministic for the same model, text, config, threads and machine, also when the run was
-    stopped and resumed in between. To resume, load the dense model again.
+    The result is deterministic for the same model, text, config, threads and machine, even if the
+    run was stopped and resumed in between. To resume, load the dense model again.
 
     Args:
-        model: dense, on the device to work on.
-        calibration: token ids [segments, L], no padding.
-        checkpoints: of this run alone; stored blocks are not computed again.
-        stored: dtype the pruned weights are rounded to, that of the base model's files.
-        heldout: token ids [windows, L] to choose the kept stage by; None: no stage is compared.
-        reader: of the stages; None: the model itself reads the held-out windows.
+        model: dense model on the compute device.
+        calibration: token ids [segments, L] without padding.
+        config: options of the run.
+        plan: plan of the run, made for this config and model.
+        checkpoints: checkpoints of this run only; stored blocks are not computed again.
+        reporter: receiver of progress, metrics and log lines.
+        stored_dtype: dtype of the base model's files, to which pruned weights are rounded.
+        heldout: token ids [windows, L] that select the kept stage; None compares no stages.
+        reader: evaluator of the stages; None evaluates the held-out windows with the model itself.
 
-    Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
-    CancelledError: cancellation was requested; all finished blocks are stored."""
+    Raises:
+        ConfigError: the inputs do not fit together; raised before any work.
+        ModelError: the model has other layers than the plan; raised before any work.
+        ComputeError: a solver failed; the error has the name of the layer.
+        CancelledError: cancellation was requested; all finished blocks are stored.
+    """
     heldout = calibration[:0] if heldout is None else heldout
-    run = _begin(model, calibration, heldout, config, plan, checkpoints, reporter, stored)
+    run = _open_run(model, calibration, heldout, config, plan, checkpoints, reporter, stored_dtype)
     warnings, tokens = list[str](), calibration.numel()
-    widest = max(_planned(model, plan), key=lambda linear: linear.columns)
+    widest = max(_linears_to_prune(model, plan), key=lambda linear: linear.columns)
     if tokens < 2 * widest.columns:
         warnings.append(
-            f"Only {tokens} calibration tokens for {widest.columns} inputs of {widest.name}: use "
-            "at least twice as many tokens as inputs. Add segments or a longer context."
+            f"{tokens} calibration tokens are few for the {widest.columns} inputs of "
+            f"{widest.name}. Use at least twice as many: add segments or raise the context length."
         )
         reporter.log(warnings[0])
     try:
@@ -130,21 +146,21 @@ def run_sds(
             if block_pass is OutlierPass:
                 _allocate(run)
     finally:
-        with suppress(Exception):  # what is finished is stored, whatever ended the run
-            run.settle()
+        with suppress(Exception):  # store finished blocks, and raise the error that ended the run
+            run.wait_for_storage()
         for executor in (run.statistics, run.storage):
             executor.shutdown(cancel_futures=True)
-    losses = _read_stages(run, checkpoints, reader)
-    made = [stage for stage in CANDIDATES if stage in plan.stages]
-    by_name = {str(stage): each for stage, each in losses.items()}
-    kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
+    losses = _evaluate_stages(run, checkpoints, reader)
+    candidates = [stage for stage in CANDIDATES if stage in plan.stages]
+    losses_by_name = {str(stage): stage_losses for stage, stage_losses in losses.items()}
+    kept = choose(losses_by_name, candidates, STAGE_LABELS, [SDSStage.CONTROL])
     reporter.log(kept.reason)
     install(model, checkpoints, SDSStage(kept.stage))
     reports = [run.store.report(name, n) for name in plan.passes for n in range(run.blocks)]
-    return _summary(reports, kept, losses, run.timed.seconds, warnings)
+    return _summarize(reports, kept, losses, run.timed.seconds, warnings)
 
 
-def _begin(
+def _open_run(
     model: PreTrainedModel,
     calibration: Tensor,
     heldout: Tensor,
@@ -152,24 +168,25 @@ def _begin(
     plan: PruningPlan,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    stored: torch.dtype,
+    stored_dtype: torch.dtype,
 ) -> SDSRun:
-    """The run, bound to its checkpoints; see `run_sds`."""
+    """Create the state of a run and bind it to its checkpoints; see `run_sds`."""
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
         raise ConfigError(
             f"The calibration text has shape {list(calibration.shape)}.",
             "Calibration needs at least one segment of two tokens.",
             "Pass token ids of shape [segments, tokens].",
         )
-    linears = _planned(model, plan)
+    linears = _linears_to_prune(model, plan)
     texts = torch.cat([calibration, heldout])
-    dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
+    dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored_dtype)
     units = sum(PASSES[name].units(config) for name in plan.passes) * len(linears)
-    passing = texts if config.reconstruct else calibration
+    streamed_text = texts if config.reconstruct else calibration
     width = model.config.get_text_config().hidden_size
-    needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
-    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
-    new = batches_in(checkpoints.root if on_disk else None)
+    # Each stream holds the inputs and the outputs of a block.
+    hidden_bytes = 2 * config.streams * streamed_text.numel() * width * dtype.itemsize
+    on_disk = wait_on_disk(config.activations, hidden_bytes, free_memory(model.device))
+    new_batches = batches_in(checkpoints.root if on_disk else None)
     largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
     statistics = beside(model.device, largest, reporter.log)
     storage = AtOnce() if isinstance(statistics, AtOnce) else ThreadPoolExecutor(1, "storage")
@@ -182,40 +199,32 @@ def _begin(
         SDSStageStore(checkpoints),
         reporter,
         units,
-        new,
-        stored,
+        new_batches,
+        stored_dtype,
         heldout,
         statistics,
         storage,
     )
 
 
-def _read_stages(
+def _evaluate_stages(
     run: SDSRun, checkpoints: Checkpoints, reader: StageReader | None
 ) -> dict[SDSStage, list[float]]:
-    """Install one stage after the other, and measure each; the losses of those `judged` on the
-    held-out windows, empty without windows."""
+    """Install and measure the stages in order.
+
+    Returns:
+        stage -> loss on each held-out window, for the `heldout_stages`; empty without windows.
+    """
     losses: dict[SDSStage, list[float]] = {}
-    read = judged(run.plan.stages) if len(run.heldout) else []
+    compared_stages = heldout_stages(run.plan.stages) if len(run.heldout) else []
     for stage in run.plan.stages:
         run.safe_point()
-        missing = reader is not None and reader.is_missing(stage)
-        if missing or stage in read:
+        is_missing = reader is not None and reader.is_missing(stage)
+        if is_missing or stage in compared_stages:
             install(run.model, checkpoints, stage)
-        if stage in read:
+        if stage in compared_stages:
             with run.timed("heldout"):
-                losses[stage] = (
-                    reader.losses(stage, run.heldout)
-                    if reader
-                    else heldout_losses(
-                        run.model,
-                        run.heldout,
-                        run.dtype,
-                        lambda _: run.safe_point(),
-                        run.new,
-                        run.config.batch,
-                    )
-                )
+                losses[stage] = _stage_losses(run, stage, reader)
             if not all(map(math.isfinite, losses[stage])):
                 raise ComputeError(
                     f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
@@ -224,35 +233,54 @@ def _read_stages(
                     field="precision",
                 )
             run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
-        if reader and (missing or stage in read):  # which ends the reading of this stage
+        if reader and (is_missing or stage in compared_stages):
             reader.measure(stage)
     return losses
 
 
-def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
-    """The linears that are pruned. Raises ModelError: the model has other layers than the one the
-    plan was made for."""
+def _stage_losses(run: SDSRun, stage: SDSStage, reader: StageReader | None) -> list[float]:
+    if reader:
+        return reader.losses(stage, run.heldout)
+    return heldout_losses(
+        run.model,
+        run.heldout,
+        run.dtype,
+        lambda _: run.safe_point(),
+        run.new_batches,
+        run.config.batch,
+    )
+
+
+def _linears_to_prune(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
+    """Linears of `model` that the plan prunes.
+
+    Raises:
+        ModelError: the model has other layers than the plan.
+    """
     linears = all_linears(model)
     if {linear.name for linear in linears} != {*plan.layers, *plan.dense}:
         raise ModelError(
             "The model has other layers than the plan of this run.",
             "Its files have changed since the run was submitted.",
-            "Add the run anew.",
+            "Submit the run again.",
             field="model",
         )
     return [linear for linear in linears if linear.name in plan.layers]
 
 
 def _allocate(run: SDSRun) -> None:
-    """Give every block the sparsity that OWL assigns to it, and report it."""
+    """Set the pattern of every block to the sparsity that OWL assigns, and report it."""
     groups, weights = run.plan.layers, Counter[int]()
-    planned = _planned(run.model, run.plan)
-    chosen = [linear for linear in planned if groups[linear.name].allocation == "owl"]
-    for linear in chosen:
+    linears = [
+        linear
+        for linear in _linears_to_prune(run.model, run.plan)
+        if groups[linear.name].allocation == "owl"
+    ]
+    for linear in linears:
         weights[linear.block] += linear.shape[0] * linear.columns
     outliers = {block: run.store.report(OutlierPass.name, block).outliers for block in weights}
-    shares = block_shares(outliers, weights, groups[chosen[0].name].pattern.drop)
-    run.patterns |= {x.name: Pattern(0, 0, shares[x.block]) for x in chosen}
+    shares = block_shares(outliers, weights, groups[linears[0].name].pattern.drop)
+    run.patterns |= {linear.name: Pattern(0, 0, shares[linear.block]) for linear in linears}
     for block, share in shares.items():
         for series, value in (("outliers", outliers[block]), ("sparsity", share)):
             run.reporter.metric(MetricKey("owl", series=series, axis="block"), value, block)
@@ -265,12 +293,12 @@ def _claim_dtype(
     texts: Tensor,
     config: SDSConfig,
     plan: PruningPlan,
-    stored: torch.dtype,
+    stored_dtype: torch.dtype,
 ) -> torch.dtype:
-    """Bind the checkpoints to this model, text, config and plan; the dtype of the forward passes,
-    which the first call decides, so that a run resumed on another machine keeps it."""
+    """Bind the checkpoints to this model, text, config and plan, and return the dtype of the
+    forward passes. The first call decides it, so that a run keeps it on another machine."""
     identity = f"{config.model_dump_json()} {plan.model_dump_json()} {weights_hash(model)}"
-    identity += "" if stored == torch.float32 else f" {stored}"
+    identity += "" if stored_dtype == torch.float32 else f" {stored_dtype}"
     digest = hashlib.sha256(identity.encode())
     digest.update(texts.cpu().contiguous().numpy().data)
     precision = checkpoints.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
@@ -278,20 +306,20 @@ def _claim_dtype(
     return dtype
 
 
-def _summary(
+def _summarize(
     reports: Sequence[BlockReport],
     kept: KeptStage,
     heldout: Mapping[SDSStage, Sequence[float]],
-    more_seconds: Mapping[str, float],
-    more_warnings: Sequence[str],
+    run_seconds: Mapping[str, float],
+    run_warnings: Sequence[str],
 ) -> SDSResult:
-    """Merge the reports of all blocks with what was measured after them."""
+    """Merge the reports of all blocks with the measurements of the run."""
     errors = defaultdict[SDSStage, list[float]](list)
-    seconds = defaultdict[str, float](float, more_seconds)
+    seconds = defaultdict[str, float](float, run_seconds)
     zeros, weights = Counter[str](), Counter[str]()
     for report in reports:
-        for step, spent in report.seconds.items():
-            seconds[step] += spent
+        for step, step_seconds in report.seconds.items():
+            seconds[step] += step_seconds
         zeros.update(report.zeros)
         weights.update(dict.fromkeys(report.zeros, report.weights))
         for stage, by_module in report.errors.items():
@@ -303,5 +331,5 @@ def _summary(
         errors={stage: fmean(values) for stage, values in errors.items()},
         zero_share={SDSStage(stage): zeros[stage] / weights[stage] for stage in zeros},
         seconds=dict(seconds),
-        warnings=(*(text for report in reports for text in report.warnings), *more_warnings),
+        warnings=(*(text for report in reports for text in report.warnings), *run_warnings),
     )

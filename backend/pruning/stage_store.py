@@ -1,13 +1,16 @@
 """Checkpoints of an SDS run: the weights of every stage, block by block.
 
-One checkpoint per pass and block, and one, `run`, that identifies the run. Weights are float32, so
-that a resumed run continues bit for bit; weights that 16 bits represent exactly are stored in 16.
+There is one checkpoint per pass and block, and the checkpoint `run`, which identifies the run.
+Weights are float32, so that a resumed run continues bit for bit; weights that 16 bits represent
+exactly take 16 bits.
 
-    owl-0003/     nothing but facts.json
-    first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors ..
-    second-0003/  second.safetensors sds.safetensors
-    first-blocks-0003/  sds-blocks-0003/  a stage each
-    each with facts.json: the `BlockReport` of that pass
+    owl-0003/           facts.json only
+    first-0003/         dense.safetensors first.safetensors control.safetensors redense.safetensors
+    second-0003/        second.safetensors sds.safetensors
+    first-blocks-0003/  first-blocks.safetensors
+    sds-blocks-0003/    sds-blocks.safetensors
+
+Each folder has a facts.json with the `BlockReport` of its pass.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -29,15 +32,17 @@ Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float3
 
 @dataclass
 class BlockReport:
-    """What one pass measured on one block.
+    """Measurements of one pass on one block.
 
     Attributes:
         errors: stage -> module -> relative output error.
-        zeros: stage -> exact zeros in the block's linears, out of `weights`.
-        seconds: step -> time spent.
-        outliers: share of weights whose score is far above their layer's mean.
-        reconstruction: "left", the held-out error after block reconstruction relative to before,
-            and "factor", of its learning rate; empty where that was not measured.
+        zeros: stage -> number of exact zeros in the block's linears.
+        weights: number of weights in the block's linears.
+        seconds: step -> duration.
+        warnings: texts for the result of the run.
+        outliers: share of weights whose score is far above the mean of their layer.
+        reconstruction: "left": held-out error after block reconstruction divided by the error
+            before; "factor": factor of its learning rate. Empty if not measured.
     """
 
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -50,19 +55,19 @@ class BlockReport:
 
 
 class SDSStageStore:
-    """The checkpoints of one run."""
+    """Checkpoints of one SDS run."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._store = StageStore(checkpoints, _label)
 
     def holds(self, name: str, block: int) -> bool:
-        """Whether pass `name` has finished `block` and the checkpoint is intact."""
+        """Return True if pass `name` has finished `block` and the checkpoint is intact."""
         return self._store.holds(block_name(name, block))
 
     def save(
         self, name: str, block: int, stages: dict[SDSStage, Weights], report: BlockReport
     ) -> None:
-        """Store all stages pass `name` made of `block`, atomically."""
+        """Store all stages of `block` that pass `name` produced, atomically."""
         files = {
             str(stage): {module: _narrow(W) for module, W in weights.items()}
             for stage, weights in stages.items()
@@ -70,20 +75,20 @@ class SDSStageStore:
         self._store.save_files(block_name(name, block), files, asdict(report))
 
     def report(self, name: str, block: int) -> BlockReport:
-        """The report of pass `name` on `block`, which must be finished."""
+        """Report of pass `name` on `block`; the pass must have finished that block."""
         return BlockReport(**self._store.facts(block_name(name, block)))
 
     def weights(self, stage: SDSStage, block: int, device: str = "cpu") -> Weights:
-        """The weights of `block` at `stage`.
+        """Load the weights of `block` at `stage`.
 
         Raises:
             NotFoundError: the run has not reached that stage, or its file is damaged.
         """
-        stored = load_file(self.require(stage, block), device=device)
-        return {module: W.float() for module, W in stored.items()}
+        weights = load_file(self.require(stage, block), device=device)
+        return {module: W.float() for module, W in weights.items()}
 
     def require(self, stage: SDSStage, block: int) -> Path:
-        """The file of `block` at `stage`.
+        """Path of the file of `block` at `stage`.
 
         Raises:
             NotFoundError: the run has not reached that stage, or its file is damaged.
@@ -92,13 +97,13 @@ class SDSStageStore:
 
 
 def _label(name: str, file: str) -> str:
-    what, _, block = name.rpartition("-")
-    what = file if file in STAGE_LABELS else what
-    return f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {int(block)}"
+    pass_name, _, block = name.rpartition("-")
+    stage = file if file in STAGE_LABELS else pass_name
+    return f"{STAGE_LABELS.get(stage, f'The {pass_name} pass')} of block {int(block)}"
 
 
 def _narrow(W: Tensor) -> Tensor:
-    """`W` in 16 bits if that changes no value."""
+    """Convert `W` to 16 bits if that changes no value."""
     halves = (W.to(dtype) for dtype in (torch.float16, torch.bfloat16))
     return next((half for half in halves if torch.equal(half.float(), W)), W)
 
@@ -107,7 +112,7 @@ def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: SDSStage) -
     """Load the weights of `stage` into `model`.
 
     Raises:
-        NotFoundError: the run in `checkpoints` has no such stage (yet).
+        NotFoundError: the run in `checkpoints` has not produced this stage.
     """
     store = SDSStageStore(checkpoints)
     for block in range(len(decoder_blocks(model))):

@@ -1,15 +1,15 @@
-"""Step 3b, weight adjustment: iterative hard thresholding toward the dense layer's outputs.
+"""Step 3b, weight adjustment: iterative hard thresholding toward the outputs of the dense layer.
 
     minimize tr(D H D^T), D = W - W_dense,   with W as sparse as the input
 
-A gradient step with momentum (`proximal_gradient`), then only the largest weights are kept: n of
-each group, or as many as the row had. With the soft mask they are chosen again at every step, so a
-pruned weight can return. With the fixed mask the steps approach the least-squares optimum on the
-given support; applied to the first pruning, that is the control SDS has to beat.
+Each step is a gradient step with momentum (`redense.proximal_descent`), after which only the
+largest weights remain: n of each group, or as many as the row had. The soft mask is chosen again at
+every step, so a pruned weight can return. With the fixed mask the steps approach the least-squares
+optimum on its support; applied to the first pruning, this is the control that SDS has to beat.
 
-Hard thresholding does not guarantee descent, so each row ends at its best iterate. Where products
-are bfloat16, so are the errors that decide this: a row with little gain is checked again in
-float32, and keeps its original weights if it gained nothing."""
+Hard thresholding does not guarantee descent, so each row ends at its best iterate. If products are
+in bfloat16, so are the errors that select the iterate. A row with little gain is therefore checked
+again in float32, and returns to its original weights if it gained nothing."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,19 +22,27 @@ from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_
 from backend.pruning.pattern import Pattern
 from backend.statistics.distribution import ascending
 
-# Of the initial error: rows that keep more of it are checked in float32. Rounding moves that share
-# by 0.005 at most, over all rows of SmolLM2-135M, here and in C++.
+# Rows that end above this share of their initial error are checked in float32. Over all rows of
+# SmolLM2-135M, rounding moves the share by at most 0.005, in PyTorch and in C++.
 GAIN_THRESHOLD = 0.97
 
 
 def adjust(
     start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
 ) -> Tensor:
-    """Adjust the sparse weights `start` [out, in] toward `dense` in `steps` steps.
+    """Adjust the sparse weights `start` toward the outputs of `dense`.
 
-    No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
-    step."""
-    H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
+    No row ends with a larger output error or more non-zeros than before.
+
+    Args:
+        start: sparse weights [out, in].
+        dense: original weights [out, in].
+        inputs: statistics of the layer's inputs.
+        pattern: sparsity pattern of `start`.
+        steps: number of steps.
+        soft: update the mask at every step.
+    """
+    H, largest_eigenvalue = inputs.rounded_gram, inputs.largest_eigenvalue
     kind = (pattern.group or redense.ROWS) if soft else redense.FIXED
     native = redense.usable(inputs, kind)
     group = pattern.group if soft and not native and pattern.group <= SMALL_GROUP else 0
@@ -48,46 +56,45 @@ def adjust(
             first, goal = (_to_planes(x, group) if group else x for x in (start, dense))
             threshold = _threshold(first, pattern, soft)
             best, errors = _best_of(
-                redense.proximal_descent(first, goal, H, largest, steps, threshold)
+                redense.proximal_descent(first, goal, H, largest_eigenvalue, steps, threshold)
             )
             best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:
-            little = ~(errors[1] <= GAIN_THRESHOLD * errors[0])
-            rows, H32 = little.nonzero().squeeze(1), inputs.gram
+            has_little_gain = ~(errors[1] <= GAIN_THRESHOLD * errors[0])
+            rows, H32 = has_little_gain.nonzero().squeeze(1), inputs.gram
             before, after = start[rows] - dense[rows], best[rows] - dense[rows]
-            lost = torch.linalg.vecdot(after @ H32, after) >= torch.linalg.vecdot(
+            no_gain = torch.linalg.vecdot(after @ H32, after) >= torch.linalg.vecdot(
                 before @ H32, before
             )
-            best[rows[lost]] = start[rows[lost]]
-        return best.add_(0.0)  # no -0
+            best[rows[no_gain]] = start[rows[no_gain]]
+        return best.add_(0.0)  # adding 0 turns -0 into +0
 
     if native:
         return solve_rows(start.contiguous(), dense.contiguous())
     return redense.by_rows(solve_rows, start, dense)
 
 
-def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Each row at its lowest error, and errors [2, rows]: the initial and the lowest."""
-    W, D, P = next(path)
-    best, first = W.clone(), torch.linalg.vecdot(P, D)
-    lowest = first
-    for W, D, P in path:
+def _best_of(iterates: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Each row at the iterate with its lowest error, and errors [2, rows]: initial and lowest."""
+    W, D, P = next(iterates)
+    best, initial = W.clone(), torch.linalg.vecdot(P, D)
+    lowest = initial
+    for W, D, P in iterates:
         error = torch.linalg.vecdot(P, D)
         torch.where((error < lowest).unsqueeze(1), W, best, out=best)
         lowest = torch.minimum(error, lowest)
-    return best, torch.stack([first, lowest])
+    return best, torch.stack([initial, lowest])
 
 
 def _to_planes(W: Tensor, group: int) -> Tensor:
-    """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
-
-    Groups then lie across `group` planes, which are compared as a whole."""
+    """Reorder the columns of W: the first members of all groups, then the second members, and so
+    on. Comparing `group` planes elementwise then compares the members of every group."""
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
 
 
 def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Callable[[Tensor, float], Tensor]:
-    """The thresholding operator, (point, step size) -> sparse, in place: as many weights as the
-    pattern, or each row of `start`, keeps."""
+    """Thresholding operator (point, step size) -> sparse, in place. It keeps as many weights as the
+    pattern asks for, or as each row of `start` has."""
     if not soft:
         keep = (start != 0).to(start.dtype)
         return lambda point, _: point.mul_(keep)
@@ -105,24 +112,24 @@ def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Callable[[Tensor,
 
 
 class _LargestOfRows:
-    """Keep the `counts` [rows] largest weights of each row.
+    """Thresholding operator that keeps the `counts` [rows] largest weights of each row.
 
-    The threshold of the last step mostly still gives the exact count; other rows are sorted again.
-    """
+    The threshold of the previous step usually still gives the exact count; only the remaining rows
+    are sorted again."""
 
     def __init__(self, counts: Tensor) -> None:
         self.counts = counts
-        self.cuts = torch.full((len(counts), 1), torch.nan, device=counts.device)
+        self.thresholds = torch.full((len(counts), 1), torch.nan, device=counts.device)
 
     def __call__(self, point: Tensor, _: float) -> Tensor:
         size = point.abs()
-        mask = at_least(size, self.cuts)
-        moved = (mask.sum(1) != self.counts).nonzero().squeeze(1)
-        if len(moved):
-            some, counts = size[moved], self.counts[moved]
-            mask[moved] = top_per_row(some, counts)
-            # half way between the last score that is kept of each row and the next
-            place, last = some.shape[1] - counts.unsqueeze(1), some.shape[1] - 1
-            places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
-            self.cuts[moved] = ascending(some).gather(1, places).mean(1, keepdim=True)
+        mask = at_least(size, self.thresholds)
+        rows = (mask.sum(1) != self.counts).nonzero().squeeze(1)
+        if len(rows):
+            sizes, counts = size[rows], self.counts[rows]
+            mask[rows] = top_per_row(sizes, counts)
+            # The threshold lies halfway between the smallest kept and the largest dropped size.
+            kept, last = sizes.shape[1] - counts.unsqueeze(1), sizes.shape[1] - 1
+            neighbors = torch.cat([kept.clamp(max=last), (kept - 1).clamp(min=0)], 1)
+            self.thresholds[rows] = ascending(sizes).gather(1, neighbors).mean(1, keepdim=True)
         return point.mul_(mask)

@@ -2,13 +2,16 @@
 that an engine gets."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from filelock import BaseFileLock, FileLock, Timeout
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -21,6 +24,7 @@ from backend.store.json_column import check_intact
 from backend.store.states import QUICK_SLOT
 from backend.store.tables import Attempt, Job, Slot
 
+EXIT_S = 5.0  # until a process that was killed has ended
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
 FOR_SUPERVISOR = (
@@ -96,9 +100,12 @@ class FolderProcess:
         return lock
 
     def hold(self) -> BaseFileLock | None:
-        """Acquire the lock, with retries: `is_alive` checks hold it briefly."""
+        """Acquire the lock, with retries: `is_alive` checks hold it briefly. Leaves the number of
+        this process, so that others can end it."""
         for _ in range(10):
             if (lock := self.try_lock()) is not None:
+                mine = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+                self._pid_path().write_text(json.dumps(mine), "utf-8")
                 return lock
             time.sleep(0.1)
         return None
@@ -111,6 +118,19 @@ class FolderProcess:
         if self.is_alive() or (ours and ours.poll() is None and now - since < START_S):
             return
         self._started[root] = (started(self.module, self.lock_path().with_suffix(".log")), now)
+
+    def restart(self) -> None:
+        """End the process, which hangs, and start another."""
+        with suppress(OSError, ValueError, KeyError, psutil.Error):  # it has ended
+            holder = json.loads(self._pid_path().read_text("utf-8"))
+            process = psutil.Process(int(holder["pid"]))
+            if process.create_time() == holder["started"]:
+                process.kill()
+                process.wait(EXIT_S)
+        self.wake()
+
+    def _pid_path(self) -> Path:
+        return self.lock_path().with_suffix(".pid")
 
     def call(self) -> None:
         """Let the process know that something is about to be asked of it."""

@@ -1,7 +1,7 @@
-"""Sensitivity: what each layer loses in each format, and the best mix of formats for a budget.
+"""Sensitivity of layers to storage formats, and the best mix of formats for a budget.
 
-measured               Fisher information of outputs; loss with one layer changed
-walk, profile          a layer's weights in each format, block by block; formats, the figures of all
-                       layers, the time of a token
-allocation, budget     a format for each layer under a budget
+measured               Fisher information of layer outputs; loss with one layer changed
+walk                   pass over the blocks that makes the weights of a layer in each format
+profile                formats, figures of all layers, decoding times
+allocation, budget     selection of a format for each layer under a budget
 """

@@ -1,4 +1,4 @@
-"""The mix of formats that is best under a budget (`backend.budget`). Does not import torch."""
+"""Solver for the best mix of formats under a budget (`backend.budget`). Does not import torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,21 +14,25 @@ from backend.models.families.stored import LinearShape
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
 from backend.sensitivity.profile import QKV, Format, SensitivityProfile
 
-EMBEDDING = "embedding"  # and a head of its own
-EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them
-HEAD = "int8-g32"  # what the decoder rounds the head of a quantized model to
-STEPS = {"size": 1e4, "bits": 0.01, "sparsity": 1e-3, "ms": 0.01}  # in which budgets are proposed
+EMBEDDING = "embedding"  # group of the embedding and an untied head
+# One kernel runs all experts of a block, so they share a format.
+EXPERT = re.compile(r"(\.experts)\.\d+\.")
+HEAD = "int8-g32"  # format to which the decoder rounds the head of a quantized model
+STEPS = {"size": 1e4, "bits": 0.01, "sparsity": 1e-3, "ms": 0.01}  # kind -> step of round budgets
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A format for each layer, and what it comes to.
+    """Format of each layer, with the resulting size, loss and time.
 
     Attributes:
-        formats: full name of a layer -> format.
-        nbytes: of the layers and the rest; `loss`: predicted, nats a token.
-        sparsity: share of zeros in the layers; `bits`: a weight of theirs takes.
-        milliseconds: predicted, of a token in the decoder; None where the profile has no times.
+        formats: full layer name -> format.
+        nbytes: bytes of the model, including parameters outside the layers.
+        loss: predicted loss relative to the dense model, in nats per token.
+        sparsity: share of zeros in the layers of the blocks.
+        bits: mean bits per weight in the layers of the blocks.
+        milliseconds: predicted milliseconds per token in the decoder; None if the profile has no
+            times.
     """
 
     formats: Mapping[str, Format]
@@ -40,24 +44,26 @@ class Mix:
 
     @property
     def ratio(self) -> float:
-        """Predicted perplexity over the dense model's."""
+        """Predicted perplexity relative to that of the dense model."""
         return float(np.exp(self.loss))
 
     def budget(self, kind: BudgetKind) -> Budget:
-        """The tightest round one of that kind, but for loss, that it keeps."""
-        taken = {"size": self.nbytes, "bits": self.bits, "ms": self.milliseconds or 0.0}
+        """Tightest round budget of this kind that the mix satisfies; any kind except loss."""
+        costs = {"size": self.nbytes, "bits": self.bits, "ms": self.milliseconds or 0.0}
         if kind == "sparsity":
             return Budget(kind, floor(self.sparsity / STEPS[kind] + 1e-6) * STEPS[kind])
-        return Budget(kind, ceil(taken[kind] / STEPS[kind] - 1e-9) * STEPS[kind])
+        return Budget(kind, ceil(costs[kind] / STEPS[kind] - 1e-9) * STEPS[kind])
 
 
 class BudgetSolver:
-    """The mixes that a profile leaves.
+    """Solver for mixes of the formats of a profile.
 
     Args:
-        fixed: bytes of the model beside the layers.
-        formats: those allowed, None: all that the profile has; 16 bits always are.
-        loss: predicted loss of each layer in each format of the profile; None: the profile's own.
+        profile: sensitivity profile of the model.
+        fixed: bytes of the model outside the layers.
+        formats: allowed formats; None for all formats of the profile. 16 bits are always allowed.
+        loss: predicted loss of each layer in each format of the profile; None for
+            `profile.predicted`.
     """
 
     def __init__(
@@ -68,35 +74,41 @@ class BudgetSolver:
         loss: Table | None = None,
     ) -> None:
         self.profile, self.fixed = profile, fixed
-        kept = [at for at, x in enumerate(profile.formats) if formats is None or x in formats]
-        self.formats = (Format(), *(profile.formats[at] for at in kept))
+        columns = [n for n, x in enumerate(profile.formats) if formats is None or x in formats]
+        self.formats = (Format(), *(profile.formats[n] for n in columns))
         losses = profile.predicted if loss is None else loss
         dense = np.zeros((len(profile.layers), 1))
-        self._loss = np.concatenate([dense, losses[:, kept]], 1)
-        self._columns = {form: column for column, form in enumerate(self.formats)}
-        self._named = {str(form): form for form in self.formats}
-        self._inside = np.array([x.block >= 0 for x in profile.layers])
+        self._loss = np.concatenate([dense, losses[:, columns]], 1)
+        self._columns = {fmt: column for column, fmt in enumerate(self.formats)}
+        self._formats_by_name = {str(fmt): fmt for fmt in self.formats}
+        self._in_blocks = np.array([x.block >= 0 for x in profile.layers])
         self._weights = np.array([x.weights for x in profile.layers])
-        self._linears = int(self._weights[self._inside].sum())
+        self._block_weights = int(self._weights[self._in_blocks].sum())
 
     def choices(self, kind: BudgetKind) -> Choices:
-        """What each layer costs under a budget of that kind."""
-        ties = self._ties(kind)
-        items, costs = grouped(ties, np.where(np.isfinite(self._loss), self._costs(kind), np.inf))
-        _, losses = grouped(ties, self._loss)
-        return Choices(items, tuple(map(str, self.formats)), costs, losses)
+        """Costs and losses of all layers under a budget of this kind."""
+        groups = self._groups(kind)
+        costs = np.where(np.isfinite(self._loss), self._costs(kind), np.inf)
+        items, group_costs = grouped(groups, costs)
+        _, group_losses = grouped(groups, self._loss)
+        return Choices(items, tuple(map(str, self.formats)), group_costs, group_losses)
 
-    def _ties(self, kind: BudgetKind) -> list[str]:
-        return [_tie(layer, kind) for layer in self.profile.layers]
+    def _groups(self, kind: BudgetKind) -> list[str]:
+        return [_group_of(layer, kind) for layer in self.profile.layers]
 
     def _costs(self, kind: BudgetKind) -> Table:
-        """What each layer costs in each format, layers by formats: bytes, zeros (below 0), or
-        milliseconds. Raises ConfigError: the profile has no times."""
+        """Cost of each layer in each format [layers, formats]: bytes, minus the number of zeros, or
+        milliseconds.
+
+        Raises:
+            ConfigError: the profile has no times.
+        """
         if kind == "ms":
             return self._rates * self._shares[:, None]
         if kind == "sparsity":
-            return -np.outer(self._weights, [form.sparsity for form in self.formats])
-        counted = self._inside | (kind != "bits")  # what is outside counts in files alone
+            return -np.outer(self._weights, [fmt.sparsity for fmt in self.formats])
+        # Layers outside the blocks count for the size of the file only.
+        counted = self._in_blocks | (kind != "bits")
         return self._bytes * counted[:, None]
 
     @cached_property
@@ -106,115 +118,137 @@ class BudgetSolver:
 
     @cached_property
     def _rates(self) -> Table:
-        """Milliseconds of a token if all layers were in that format, and of a head what it adds."""
+        """Milliseconds per token [layers, formats] with all layers of the blocks in a format; for
+        the head, the difference to a 16-bit head."""
         times = self.profile.times
         if times is None:
-            what = f"{self.profile.run} has not timed its formats."
-            why = "That takes a processor, a model the native decoder runs, and memory for it."
-            again = f"slimscope submit profile --model {self.profile.model[:80]}"
-            raise ConfigError(what, why, f"Give a size, or profile again: {again}", "allocation")
-        inside, outside = (
-            [known.get(str(form), np.inf) for form in self.formats]
-            for known in (times.layers, times.head)
+            command = f"slimscope submit profile --model {self.profile.model[:80]}"
+            raise ConfigError(
+                f"{self.profile.run} did not measure decoding times.",
+                "Timing needs the native decoder: a supported CPU, model and enough memory.",
+                f"Choose a budget of size, or profile again: {command}",
+                "allocation",
+            )
+        block_times, head_times = (
+            [times_by_name.get(str(fmt), np.inf) for fmt in self.formats]
+            for times_by_name in (times.layers, times.head)
         )
-        if any(form.quantized for form in self.formats):
-            outside[0] = times.head.get(HEAD, outside[0])
-        return np.where(self._inside[:, None], inside, outside)
+        if any(fmt.quantized for fmt in self.formats):
+            head_times[0] = times.head.get(HEAD, head_times[0])
+        return np.where(self._in_blocks[:, None], block_times, head_times)
 
     @cached_property
     def _shares(self) -> Table:
-        """Of each layer, in the weights of the blocks or in those outside."""
-        outside = self._weights.sum() - self._linears
-        return self._weights / np.where(self._inside, self._linears, outside)
+        """Share of each layer in the weights of all blocks, or of all layers outside the blocks."""
+        outside_weights = self._weights.sum() - self._block_weights
+        return self._weights / np.where(self._in_blocks, self._block_weights, outside_weights)
 
     def solve(self, budget: Budget, pins: Mapping[str, str] | None = None) -> Mix:
-        """The best mix under a budget. Raises ConfigError: none is within it; says the nearest."""
+        """Find the best mix under a budget.
+
+        Args:
+            budget: budget to satisfy.
+            pins: full layer name -> format that the layer must have.
+
+        Raises:
+            ConfigError: no mix satisfies the budget; the error shows the nearest possible budget.
+        """
         kind, names = budget.kind, (x.name for x in self.profile.layers)
-        tied = dict(zip(names, self._ties(kind), strict=True))
-        held = {tied.get(name, name): form for name, form in (pins or {}).items()}
-        choices = self.choices(kind).pinned(held)
+        groups = dict(zip(names, self._groups(kind), strict=True))
+        pinned = {groups.get(name, name): fmt for name, fmt in (pins or {}).items()}
+        choices = self.choices(kind).pinned(pinned)
         if kind == "loss":
             return self._mix(kind, cheapest(choices, log(1 + budget.value)))
         self._require_within(budget, choices)
         return self._mix(kind, best_quality(choices, self._limit(budget)))
 
     def _limit(self, budget: Budget) -> float:
-        """What the sum of costs may be; of budgets that are not of loss."""
+        """Limit of the sum of costs, for any kind of budget except loss."""
         limits = {
             "size": budget.value - self.fixed,
-            "bits": budget.value * self._linears / 8,
-            "sparsity": -budget.value * self._linears,
+            "bits": budget.value * self._block_weights / 8,
+            "sparsity": -budget.value * self._block_weights,
             "ms": budget.value,
         }
-        return limits[budget.kind] + 1e-9 * (1 if budget.kind == "ms" else self._linears)
+        tolerance = 1e-9 * (1 if budget.kind == "ms" else self._block_weights)
+        return limits[budget.kind] + tolerance
 
     def _require_within(self, budget: Budget, choices: Choices) -> None:
-        pruned = budget.kind == "sparsity"
-        least, most = (
-            self._of_front(budget.kind, choices, at).budget(budget.kind)
-            for at in (0, len(choices.front.cost) - 1)
+        """Refuse a budget outside the range of the front."""
+        is_sparsity = budget.kind == "sparsity"
+        tightest, loosest = (
+            self._front_mix(budget.kind, choices, number).budget(budget.kind)
+            for number in (0, len(choices.front.cost) - 1)
         )
-        tight, loose = (least, budget) if pruned else (budget, least)
-        if tight.value < loose.value * (1 - 1e-9):  # which are read back with an error
-            what = f"A budget of {budget} cannot be kept."
-            why = f"The cheapest mix of the profile's formats takes {least}."
-            more = "less" if pruned else "more, or profile cheaper formats"
-            raise ConfigError(what, why, f"Choose {least} or {more}.", "allocation")
-        if not pruned and budget.value > most.value * (1 + 1e-9):
+        # A sparsity is tighter if it is higher; all other budgets are tighter if they are lower.
+        low, high = (tightest, budget) if is_sparsity else (budget, tightest)
+        if low.value < high.value * (1 - 1e-9):  # the tolerance covers budgets parsed from text
+            advice = "less" if is_sparsity else "more, or profile cheaper formats"
+            raise ConfigError(
+                f"No mix of formats satisfies a budget of {budget}.",
+                f"The cheapest mix of the profile's formats takes {tightest}.",
+                f"Choose {tightest} or {advice}.",
+                "allocation",
+            )
+        if not is_sparsity and budget.value > loosest.value * (1 + 1e-9):
             raise ConfigError(
                 f"A budget of {budget} is more than the model takes.",
-                f"Its best mix takes {most}, and nothing is gained beyond.",
-                f"Choose {most} or less.",
+                f"The best mix takes {loosest}; a larger budget gains nothing.",
+                f"Choose {loosest} or less.",
                 "allocation",
             )
 
-    def _of_front(self, kind: BudgetKind, choices: Choices, at: int) -> Mix:
-        chosen = (choices.formats[form] for form in choices.front.choice(at))
-        return self._mix(kind, dict(zip(choices.items, chosen, strict=True)))
+    def _front_mix(self, kind: BudgetKind, choices: Choices, number: int) -> Mix:
+        formats = (choices.formats[fmt] for fmt in choices.front.choice(number))
+        return self._mix(kind, dict(zip(choices.items, formats, strict=True)))
 
     def _mix(self, kind: BudgetKind, formats: Mapping[str, str]) -> Mix:
-        """The mix of a format for each of the layers that are tied."""
-        pairs = zip(self.profile.layers, self._ties(kind), strict=True)
-        return self.mix({x.name: self._named[formats[tied]] for x, tied in pairs})
+        """Mix with a format for each group of layers."""
+        pairs = zip(self.profile.layers, self._groups(kind), strict=True)
+        return self.mix({x.name: self._formats_by_name[formats[group]] for x, group in pairs})
 
     def mix(self, formats: Mapping[str, Format]) -> Mix:
-        """What a map comes to."""
-        chosen = [self._columns[formats[x.name]] for x in self.profile.layers]
-        at = np.arange(len(chosen)), chosen
-        nbytes, zeros = self._bytes[at], -self._costs("sparsity")[at].sum()
+        """Evaluate a mix, full layer name -> format."""
+        columns = [self._columns[formats[x.name]] for x in self.profile.layers]
+        selection = np.arange(len(columns)), columns
+        nbytes, zeros = self._bytes[selection], -self._costs("sparsity")[selection].sum()
         return Mix(
             formats,
             float(nbytes.sum() + self.fixed),
-            float(self._loss[at].sum()),
-            float(zeros / self._linears),
-            float(8 * nbytes[self._inside].sum() / self._linears),
-            self._milliseconds(chosen) if self.profile.times else None,
+            float(self._loss[selection].sum()),
+            float(zeros / self._block_weights),
+            float(8 * nbytes[self._in_blocks].sum() / self._block_weights),
+            self._milliseconds(columns) if self.profile.times else None,
         )
 
-    def _milliseconds(self, chosen: Sequence[int]) -> float | None:
-        """Of a token: what is one matrix is read in the slowest of its formats."""
-        _, matrix = np.unique(self._ties("ms"), return_inverse=True)
+    def _milliseconds(self, columns: Sequence[int]) -> float | None:
+        """Milliseconds per token; layers that the decoder reads as one matrix are read in the
+        slowest of their formats."""
+        _, matrix = np.unique(self._groups("ms"), return_inverse=True)
         slowest = np.full(len(matrix), -np.inf)
-        np.maximum.at(slowest, matrix, self._rates[np.arange(len(chosen)), chosen])
-        taken = float(self._shares @ slowest[matrix])
-        return taken if np.isfinite(taken) else None
+        np.maximum.at(slowest, matrix, self._rates[np.arange(len(columns)), columns])
+        milliseconds = float(self._shares @ slowest[matrix])
+        return milliseconds if np.isfinite(milliseconds) else None
 
-    def uniform(self, form: Format) -> Mix:
-        """All layers in one format; those it does not fit stay dense."""
-        fits = np.isfinite(self._loss[:, self.formats.index(form)])
+    def uniform(self, fmt: Format) -> Mix:
+        """Mix with all layers in one format; layers that it does not fit stay dense."""
+        fits = np.isfinite(self._loss[:, self.formats.index(fmt)])
         pairs = zip(self.profile.layers, fits, strict=True)
-        return self.mix({x.name: form if fit else Format() for x, fit in pairs})
+        return self.mix({x.name: fmt if fit else Format() for x, fit in pairs})
 
     def front(self, points: int = 200, kind: BudgetKind = "size") -> list[Mix]:
-        """The best mixes under all budgets of a kind, the tightest first, at most about `points` of
-        them. Raises ConfigError: the profile has no such costs."""
+        """Best mixes for budgets of a kind, tightest first, at most about `points` mixes.
+
+        Raises:
+            ConfigError: the profile has no costs of this kind.
+        """
         choices = self.choices(kind)
         steps = np.unique(np.linspace(0, len(choices.front.cost) - 1, points).round().astype(int))
-        return [self._of_front(kind, choices, step) for step in steps.tolist()]
+        return [self._front_mix(kind, choices, step) for step in steps.tolist()]
 
 
-def _tie(layer: LinearShape, kind: BudgetKind) -> str:
-    """What all layers have in common that must share a format under a budget of that kind."""
+def _group_of(layer: LinearShape, kind: BudgetKind) -> str:
+    """Name of the group of layers that share a format under a budget of this kind."""
     if layer.block < 0:
         return EMBEDDING
     expert = EXPERT.sub(r"\1.*.", layer.name)

@@ -1,29 +1,30 @@
-"""Formats a layer may be stored in, and the profile of a model: what every layer loses in every
-format. Does not import torch.
+"""Storage formats of layers, and the sensitivity profile of a model: the loss of every layer in
+every format. Does not import torch.
 
-Four figures for each layer and format, NaN where there is none:
+A profile has four figures for each layer and format; NaN stands for a missing figure:
 
-    error       tr(D H D^T) / tr(W H W^T), of the layer's outputs
-    fisher      1/2 sum_o F_o (D H D^T)_oo, predicted loss
-    kl, loss    of this layer alone, measured on held-out text
+    error       tr(D H D^T) / tr(W H W^T), relative output error of the layer
+    fisher      1/2 sum_o F_o (D H D^T)_oo, estimated loss
+    kl, loss    measured on held-out text with only this layer changed
 
-Predicted for a mix is the sum over layers of kl where it was measured, else of the Fisher estimate
-times the layer's own ratio of both at the formats that were. Losses in nats a token.
+Losses are in nats per token. The predicted loss of a mix is the sum over layers of kl if it was
+measured, and otherwise of the Fisher estimate times the layer's ratio of kl to fisher in the
+measured formats.
 
-How long a token takes with the layers in each format, measured on one machine:
+The time per token of a mix, with times measured on one machine, is
 
     t(mix) = sum_l  n_l / N  t(f_l)  +  h(f_head)         n_l of N weights of the blocks in layer l
 
-Time goes where weights are read, so that a format counts by its share of them. What the decoder
-reads as one matrix, it reads in the widest of its formats: query, key and value.
+Reading weights takes most of the time, so each format counts by its share of the weights. The
+decoder reads query, key and value as one matrix, in the widest of their formats.
 
-A layer is stored pruned, quantized, both, or as it is. Bytes of a layer with N = out x in weights,
-of which a share k is kept:
+A layer is stored pruned, quantized, both, or in 16 bits. The bytes of a layer with N = out x in
+weights, of which a share k remains after pruning, are
 
     16-bit             2 N
-    bits, groups       N bits / 8 + 2 N / group       a 16-bit scale for each group
-    n:m                k N (values + indices)         ceil(log2 m) bits a kept value
-    percentage         k N (values) + N / 8           one bit a weight marks what is kept"""
+    bits, groups       N bits / 8 + 2 N / group       a 16-bit scale per group
+    n:m                k N (values + indices)         ceil(log2 m) bits per remaining value
+    percentage         k N (values) + N / 8           one bit per weight marks remaining values"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,27 +43,36 @@ from backend.quantization.config import Width
 from backend.sensitivity.allocation import Table
 
 DENSE_BITS, SCALE_BITS = 16, 16
-QKV = re.compile(r"\.[qkv]_proj$")  # one matrix in the decoder
+QKV = re.compile(r"\.[qkv]_proj$")  # layers that are one matrix in the decoder
 Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 FIGURES = ("error", "fisher", "kl", "loss")
-LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
-ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
+# Limit of the ratio of a layer relative to that of all layers, against measurement noise.
+LARGEST_RATIO = 16.0
+ESTIMATES = {"error": "Output error", "fisher": "Fisher"}  # figure -> label
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a layer is stored: at a width or in 16 bits (None), pruned by a pattern or not (None)."""
+    """Storage format of a layer.
+
+    Attributes:
+        width: bits and group size; None for 16 bits.
+        pattern: sparsity pattern; None for a layer that is not pruned.
+    """
 
     width: Width | None = None
     pattern: Pattern | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Format":
-        """Parse "dense", "50%", "2:4", "int4-g64" or "2:4+int4-g64". Raises ValueError: it is none
-        of them; the message says what is."""
-        pruned, plus, width = text.strip().rpartition("+")
+        """Parse "dense", "50%", "2:4", "int4-g64" or "2:4+int4-g64".
+
+        Raises:
+            ValueError: `text` is not a format; the message shows the syntax.
+        """
+        pattern, plus, width = text.strip().rpartition("+")
         if plus:
-            return cls(Width.parse(width), Pattern.parse(pruned))
+            return cls(Width.parse(width), Pattern.parse(pattern))
         if width.startswith("int"):
             return cls(Width.parse(width))
         return cls() if width == "dense" else cls(pattern=Pattern.parse(width))
@@ -72,7 +82,7 @@ class Format:
 
     @property
     def label(self) -> str:
-        """In words: "2:4, 4 bits in groups of 64"."""
+        """Description such as "2:4, 4 bits in groups of 64"."""
         words = [str(self.pattern)] if self.pattern else []
         if self.width:
             groups = f" in groups of {self.width.group}" if self.width.group else ""
@@ -81,54 +91,63 @@ class Format:
 
     @property
     def quantized(self) -> bool:
+        """True if the weights are quantized."""
         return self.width is not None
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that are dropped."""
+        """Share of pruned weights."""
         return self.pattern.drop if self.pattern else 0.0
 
     def fits(self, columns: int) -> bool:
-        """Whether rows of `columns` inputs can be stored so."""
+        """Return True if rows of `columns` inputs can be stored in this format."""
         group = self.width.group if self.width else 0
         divides = not group or columns % group == 0
         return divides and (self.pattern is None or self.pattern.divides(columns))
 
     def require_fit(self, name: str, columns: int, outside: bool) -> None:
-        """Refuse a layer of `columns` inputs that cannot be stored so; `outside`: of the blocks.
-        Raises ConfigError: it says why."""
-        why = "" if self.fits(columns) else f"It does not divide its {columns} inputs."
+        """Refuse a layer that cannot be stored in this format.
+
+        Args:
+            name: name of the layer.
+            columns: number of its inputs.
+            outside: True for the embedding and the head, which lie outside the blocks.
+
+        Raises:
+            ConfigError: the layer cannot be stored in this format.
+        """
+        obstacle = "" if self.fits(columns) else f"Groups do not divide its {columns} inputs."
         if self.pattern and outside:
-            why = "Embedding and head are rounded only, as in a run."
-        if why:
-            what, do = f"{name} cannot be stored as {self}.", "Choose another format for it."
-            raise ConfigError(what, why, do, "formats")
+            obstacle = "Embedding and head can be quantized, but not pruned."
+        if obstacle:
+            problem = f"{name} cannot be stored as {self}."
+            raise ConfigError(problem, obstacle, "Choose another format for it.", "formats")
 
     def bits_per_weight(self, columns: int) -> float:
-        """Bits a weight of a row of `columns` inputs takes, with scales, indices and masks."""
-        bits, scales = (
-            (DENSE_BITS, 0.0)
-            if self.width is None
-            else (self.width.bits, SCALE_BITS / (self.width.group or columns))
-        )
+        """Bits per weight of rows of `columns` inputs, including scales, indices and masks."""
+        value_bits, scale_bits = float(DENSE_BITS), 0.0
+        if self.width:
+            value_bits = float(self.width.bits)
+            scale_bits = SCALE_BITS / (self.width.group or columns)
         if self.pattern is None:
-            return bits + scales
-        index = (self.pattern.group - 1).bit_length() if self.pattern.structured else 0
-        mask = 0 if self.pattern.structured else 1
-        return (1 - self.sparsity) * (bits + index) + mask + scales
+            return value_bits + scale_bits
+        index_bits, mask_bits = 0, 1
+        if self.pattern.structured:
+            index_bits, mask_bits = (self.pattern.group - 1).bit_length(), 0
+        return (1 - self.sparsity) * (value_bits + index_bits) + mask_bits + scale_bits
 
     def nbytes(self, rows: int, columns: int) -> float:
-        """Bytes of a layer [rows, columns]."""
+        """Bytes of a layer [rows, columns] in this format."""
         return rows * columns * self.bits_per_weight(columns) / 8
 
 
 class DecodingTimes(BaseModel, frozen=True, extra="forbid"):
-    """Milliseconds a token.
+    """Milliseconds per token in each format.
 
     Attributes:
-        layers: format -> with all layers of the blocks in it, and the head in 16 bits.
-        head: format -> what a head in it takes more than one in 16 bits; mostly below 0.
-        threads: of the decoder.
+        layers: format -> time with all layers of the blocks in it and the head in 16 bits.
+        head: format -> difference between a head in it and a head in 16 bits, usually negative.
+        threads: threads of the decoder.
     """
 
     layers: dict[str, Annotated[Milliseconds, Field(gt=0)]] = Field(max_length=100)
@@ -137,7 +156,7 @@ class DecodingTimes(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def read(cls, stored: object) -> "DecodingTimes | None":
-        """What a run has stored; None where that is nothing, or damaged."""
+        """Validate the record of a run; None if it is missing or damaged."""
         try:
             return cls.model_validate(stored)
         except ValidationError:
@@ -146,12 +165,15 @@ class DecodingTimes(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class SensitivityProfile:
-    """The figures of all layers.
+    """Sensitivity figures of all layers of a model.
 
     Attributes:
-        run: the one that measured them.
+        run: run that measured them.
+        model: name of the model.
+        layers: shapes of the layers.
+        formats: candidate formats.
         figures: [layers, figures, formats].
-        times: of a token in each format; None where the run has not measured them.
+        times: time per token in each format; None if the run did not measure it.
     """
 
     run: str
@@ -162,46 +184,47 @@ class SensitivityProfile:
     times: DecodingTimes | None = None
 
     def figure(self, name: str) -> Table:
-        """One of `FIGURES` [layers, formats]."""
-        found: Table = self.figures[:, FIGURES.index(name)]
-        return found
+        """Table [layers, formats] of one of `FIGURES`."""
+        table: Table = self.figures[:, FIGURES.index(name)]
+        return table
 
     @cached_property
     def ratio(self) -> Table:
-        """KL over the Fisher estimate of each layer [layers]: its own, and where nothing of it was
-        measured that of all layers together."""
+        """Ratio of KL to the Fisher estimate of each layer [layers]; for layers without a measured
+        KL, the ratio over all layers."""
         fisher, kl = self.figure("fisher"), self.figure("kl")
-        known = np.isfinite(kl) & (fisher > 0)
+        measured = np.isfinite(kl) & (fisher > 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            own = np.where(known, kl, 0).sum(1) / np.where(known, fisher, 0).sum(1)
-        whole = kl[known].sum() / fisher[known].sum() if known.any() else 1.0
-        own = np.where(known.any(1), own, whole)
-        return np.clip(own, whole / LARGEST_RATIO, whole * LARGEST_RATIO)
+            ratios = np.where(measured, kl, 0).sum(1) / np.where(measured, fisher, 0).sum(1)
+        mean_ratio = kl[measured].sum() / fisher[measured].sum() if measured.any() else 1.0
+        ratios = np.where(measured.any(1), ratios, mean_ratio)
+        return np.clip(ratios, mean_ratio / LARGEST_RATIO, mean_ratio * LARGEST_RATIO)
 
     @cached_property
     def predicted(self) -> Table:
-        """Predicted loss of each layer in each format [layers, formats]; infinite where it does not
-        fit. Never falls below 0."""
+        """Predicted loss of each layer in each format [layers, formats], at least 0; infinite for
+        formats that do not fit."""
         fisher, kl = self.figure("fisher"), self.figure("kl")
-        made = np.where(np.isfinite(kl), kl, fisher * self.ratio[:, None])
-        return np.where(np.isfinite(made), np.maximum(made, 0.0), np.inf)
+        loss = np.where(np.isfinite(kl), kl, fisher * self.ratio[:, None])
+        return np.where(np.isfinite(loss), np.maximum(loss, 0.0), np.inf)
 
     def agreement(self, estimate: str) -> float | None:
-        """Spearman's rank correlation of an estimate with the measured KL, over layers, averaged
-        over the formats that were measured; None where none was."""
-        known, other = self.figure("kl"), self.figure(estimate)
-        found = [
-            spearman(other[:, f], known[:, f])
+        """Spearman's rank correlation over layers of an estimate with the measured KL, averaged
+        over the measured formats; None if no format was measured."""
+        kl, estimates = self.figure("kl"), self.figure(estimate)
+        correlations = [
+            spearman(estimates[:, f], kl[:, f])
             for f in range(len(self.formats))
-            if np.isfinite(known[:, f]).sum() > 2
+            if np.isfinite(kl[:, f]).sum() > 2
         ]
-        return float(np.mean(found)) if found else None
+        return float(np.mean(correlations)) if correlations else None
 
 
-def spearman(one: Table, other: Table) -> float:
-    """Rank correlation of what both have; ties in the order they come."""
-    both = np.isfinite(one) & np.isfinite(other)
-    ranks = np.array([np.argsort(np.argsort(x[both], kind="stable")) for x in (one, other)])
+def spearman(a: Table, b: Table) -> float:
+    """Spearman's rank correlation over entries that are finite in both tables; ties are ranked in
+    order of appearance."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    ranks = np.array([np.argsort(np.argsort(x[finite], kind="stable")) for x in (a, b)])
     return float(np.corrcoef(ranks)[0, 1])
 
 
@@ -213,10 +236,20 @@ def profile_of(
     stored: Mapping[str, NDArray[np.float32]],
     times: object = None,
 ) -> SensitivityProfile:
-    """The profile of what is stored of each layer [figures, formats], by name, and of its times. A
-    layer that is not stored yet, or is damaged, is left out; so are damaged times."""
+    """Build a profile from the records of a run.
+
+    Layers without a valid record are left out, and so are damaged times.
+
+    Args:
+        run: name of the run.
+        model: name of the model.
+        layers: shapes of the layers of the model.
+        formats: candidate formats.
+        stored: layer name -> recorded figures [figures, formats].
+        times: recorded decoding times.
+    """
     shape = (len(FIGURES), len(formats))
-    kept = [x for x in layers if x.name in stored and stored[x.name].shape == shape]
-    figures = np.array([stored[x.name] for x in kept], np.float64).reshape(-1, *shape)
-    timed = DecodingTimes.read(times)
-    return SensitivityProfile(run, model, tuple(kept), tuple(formats), figures, timed)
+    valid = [x for x in layers if x.name in stored and stored[x.name].shape == shape]
+    figures = np.array([stored[x.name] for x in valid], np.float64).reshape(-1, *shape)
+    decoding_times = DecodingTimes.read(times)
+    return SensitivityProfile(run, model, tuple(valid), tuple(formats), figures, decoding_times)

@@ -1,6 +1,7 @@
-"""The pass over the blocks of the dense model that profiles the layers. It sees the Gram matrix of
-every layer's inputs; a finished block is a checkpoint. The weights of a layer in each candidate
-format are made by the pruner and by GPTQ as a run would make them."""
+"""Pass over the blocks of the dense model that profiles every layer.
+
+It collects the Gram matrix of every layer's inputs; each finished block is a checkpoint. Pruner and
+GPTQ make the weights of a layer in each candidate format in the same way as in a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,18 +36,26 @@ from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_f
 from backend.sensitivity.profile import FIGURES, Format
 from backend.training.stage_store import BlockWalk
 
-PANEL = 192  # inputs whose products are taken at a time
+PANEL = 192  # columns of the Gram matrix per product
+# Participle and advice in the error of a layer whose Hessian no damping makes positive definite.
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
-GRADIENTS, FISHER = "gradients", "fisher.safetensors"
-BATCH = 4  # calibration segments a pass, at most
+GRADIENTS, FISHER = "gradients", "fisher.safetensors"  # checkpoint and its file
+BATCH = 4  # maximum number of calibration segments per forward pass
 
-Figures = NDArray[np.float32]
+Figures = NDArray[np.float32]  # [figures, formats]
 Record = Callable[[LinearWeight, Figures], None]
 
 
 @dataclass(frozen=True)
 class Solvers:
-    """How candidates are made: a pruner, GPTQ's grid and range search, and their damping."""
+    """Methods that make candidates.
+
+    Attributes:
+        pruner: name of the pruner.
+        grid: grid type of GPTQ.
+        space: range search of GPTQ.
+        damping: damping of both, relative to the mean input energy.
+    """
 
     pruner: str = "sparsegpt"
     grid: GridType = "symmetric"
@@ -62,70 +71,97 @@ def candidates(
     name: str,
     log: Callable[[str], None],
 ) -> dict[Format, Tensor]:
-    """`W` [out, in] float32 as it would be in each format; scales are rounded to 16 bits. Formats
-    that differ in bits alone are made in one pass. Raises ComputeError: no damping helped."""
-    alike: dict[tuple[Pattern | None, int | None], list[Format]] = {}
-    for form in formats:
-        group = form.width.group if form.width else None
-        alike.setdefault((form.pattern, group), []).append(form)
-    made: dict[Format, Tensor] = {}
-    for (pattern, _), forms in alike.items():
-        solve = partial(_made, W, inputs, pattern, forms, solvers)
-        made |= search_damping(solve, solvers.damping, log, name, FAILURE)
-    return made
+    """Make the weights of a layer in each format, with scales rounded to 16 bits.
+
+    Formats that differ only in bits share one pass of GPTQ.
+
+    Args:
+        W: dense weights [out, in], float32.
+        inputs: statistics of the layer's inputs.
+        formats: candidate formats.
+        solvers: methods to use.
+        name: name of the layer in errors.
+        log: called with a line on every increase of the damping.
+
+    Returns:
+        format -> weights [out, in].
+
+    Raises:
+        ComputeError: no damping helped.
+    """
+    by_solver: dict[tuple[Pattern | None, int | None], list[Format]] = {}
+    for fmt in formats:
+        group = fmt.width.group if fmt.width else None
+        by_solver.setdefault((fmt.pattern, group), []).append(fmt)
+    weights: dict[Format, Tensor] = {}
+    for (pattern, _), solver_formats in by_solver.items():
+        solve = partial(_solve, W, inputs, pattern, solver_formats, solvers)
+        weights |= search_damping(solve, solvers.damping, log, name, FAILURE)
+    return weights
 
 
-def _made(
+def _solve(
     W: Tensor,
     inputs: InputStatistics,
     pattern: Pattern | None,
-    forms: Sequence[Format],
+    formats: Sequence[Format],
     solvers: Solvers,
     damping: float,
 ) -> dict[Format, Tensor]:
+    """Weights in formats that share a pattern and a group size."""
     V = W if pattern is None else PRUNERS[solvers.pruner].prune(W, inputs, pattern, damping)
     widths = [
         QuantSettings(x.width.bits, x.width.group, solvers.grid, solvers.space, pattern is not None)
-        for x in forms
+        for x in formats
         if x.width
     ]
     if not widths:
-        return dict.fromkeys(forms, V)
-    found = gptq_widths(V, inputs, widths, damping)
-    values = (
-        grid.stored(torch.float16, solvers.grid).values(grid.codes(part)) for part, grid in found
+        return dict.fromkeys(formats, V)
+    results = gptq_widths(V, inputs, widths, damping)
+    rounded = (
+        grid.stored(torch.float16, solvers.grid).values(grid.codes(values))
+        for values, grid in results
     )
-    return dict(zip(forms, values, strict=True))
+    return dict(zip(formats, rounded, strict=True))
 
 
 def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> tuple[float, float]:
-    """The error that a change D [out, in] makes of outputs of that energy on calibration text,
-    tr(D H D^T) / tr(W H W^T), and its Fisher estimate, 1/2 sum_o F_o (D H D^T)_oo, nats a token;
-    `fisher` F [out]."""
-    lost = energies(D, H).clamp_(min=0)
-    relative = lost.sum().item() / energy if energy > 0 else 0.0
-    return relative, 0.5 * torch.dot(fisher.to(lost), lost).item()
+    """Errors that a change of weights causes on calibration text.
+
+    Args:
+        D: change of the weights [out, in].
+        energy: energy of the dense outputs, tr(W H W^T).
+        H: second moments of the inputs [in, in].
+        fisher: Fisher information of the outputs, F [out].
+
+    Returns:
+        relative output error, tr(D H D^T) / tr(W H W^T), and Fisher estimate of the loss,
+        1/2 sum_o F_o (D H D^T)_oo, in nats per token.
+    """
+    errors = energies(D, H).clamp_(min=0)
+    relative = errors.sum().item() / energy if energy > 0 else 0.0
+    return relative, 0.5 * torch.dot(fisher.to(errors), errors).item()
 
 
 def energies(D: Tensor, H: Tensor) -> Tensor:
-    """The diagonal of D H D^T [out], D [out, in]; of the symmetric H one half is read, which is
-    counted twice."""
+    """Energy of each output, the diagonal of D H D^T [out], for D [out, in]."""
     total = D.new_zeros(len(D))
+    # H is symmetric, so only its upper part is read, and entries right of the panel count twice.
     for a in range(0, len(H), PANEL):
-        here = D[:, a : a + PANEL]
-        products = here @ H[a : a + PANEL, a:]
+        panel = D[:, a : a + PANEL]
+        products = panel @ H[a : a + PANEL, a:]
         products[:, PANEL:] *= 2
         total += torch.linalg.vecdot(products, D[:, a:])
     return total
 
 
-def fitting(formats: Sequence[Format], columns: int) -> list[Format]:
-    """Those a layer with that many inputs can be stored in, but for the dense one."""
-    return [form for form in formats if form != Format() and form.fits(columns)]
+def fitting_formats(formats: Sequence[Format], columns: int) -> list[Format]:
+    """Filter for the formats, except dense, that fit a layer with `columns` inputs."""
+    return [fmt for fmt in formats if fmt != Format() and fmt.fits(columns)]
 
 
 def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter: Reporter) -> None:
-    """Fill `dense.fisher`, from the checkpoint of an earlier attempt where there is one."""
+    """Load `dense.fisher` from the checkpoint of an earlier attempt, or compute and store it."""
     if folder := checkpoints.find(GRADIENTS):
         dense.fisher |= load_file(folder / FISHER)
         return
@@ -136,13 +172,22 @@ def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter
 
 @dataclass
 class SensitivityWalk(BlockWalk):
-    """Profiles every layer, in one pass over the blocks of the dense model.
+    """Pass over the blocks of the dense model that profiles every layer.
 
     Attributes:
-        calibration: [segments, L].
-        columns: formats of the figures, `formats` among them.
-        measured: formats whose loss is measured; `meter` is None where there are none.
-        record: is given the figures of a layer [figures, formats].
+        model: dense model.
+        calibration: token ids [segments, L].
+        dtype: dtype of the forward passes.
+        formats: candidate formats of the layers.
+        solvers: methods that make the candidates.
+        checkpoints: checkpoints of the run.
+        reporter: receiver of progress and log lines.
+        columns: formats of the recorded figures, including `formats`.
+        fisher: full layer name -> Fisher information of its outputs [out].
+        measured: formats whose loss is measured.
+        meter: measurement of the loss; None if `measured` is empty.
+        record: called with each layer and its figures [figures, formats].
+        stream: hidden states and arguments of the forward passes.
     """
 
     model: PreTrainedModel
@@ -160,7 +205,7 @@ class SensitivityWalk(BlockWalk):
     stream: BlockStream = field(init=False)
 
     def run(self) -> None:
-        """Work on every block that is not stored yet."""
+        """Profile every block that is not stored yet."""
         self.walk(len(decoder_blocks(self.model)))
 
     def is_stored(self, block: int) -> bool:
@@ -191,24 +236,25 @@ class SensitivityWalk(BlockWalk):
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
-        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Layers alone"))
+        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Measuring layers"))
 
     def _profile(self, linear: LinearWeight, inputs: InputStatistics) -> None:
-        W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
-        trials: dict[int, Tensor] = {}
+        W, figures = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
+        measured_weights: dict[int, Tensor] = {}  # column -> weights
         energy = energies(W, inputs.gram).sum().item()
-        forms = fitting(self.formats, linear.columns)
-        made = candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
-        for form, V in made.items():
-            at = self.columns.index(form)
-            found[:2, at] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
-            if form in self.measured:
-                trials[at] = V
-        if self.meter and trials:
-            weights = [{linear.module: V} for V in trials.values()]
-            for at, cost in zip(trials, self.meter.measure(linear.block, weights), strict=True):
-                found[2:, at] = cost.kl, cost.loss
-        self.record(linear, found)
+        formats = fitting_formats(self.formats, linear.columns)
+        weights = candidates(W, inputs, formats, self.solvers, linear.name, self.reporter.log)
+        for fmt, V in weights.items():
+            column = self.columns.index(fmt)
+            figures[:2, column] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
+            if fmt in self.measured:
+                measured_weights[column] = V
+        if self.meter and measured_weights:
+            changes = [{linear.module: V} for V in measured_weights.values()]
+            costs = self.meter.measure(linear.block, changes)
+            for column, cost in zip(measured_weights, costs, strict=True):
+                figures[2:, column] = cost.kl, cost.loss
+        self.record(linear, figures)
 
 
 def profile_embedding(
@@ -218,25 +264,35 @@ def profile_embedding(
     tried: Sequence[Format],
     meter: SensitivityMeter,
 ) -> Figures:
-    """The figures [figures, formats] of the token embedding, or of a head that is not tied to it:
-    what it costs, rounded to nearest as a run does, is always measured."""
-    found = np.full((len(FIGURES), len(formats)), np.nan, np.float32)
+    """Measure the figures of the token embedding, or of an untied head, rounded as in a run.
+
+    Args:
+        model: dense model.
+        shape: embedding or head.
+        formats: formats of the figures.
+        tried: formats to measure.
+        meter: measurement of the loss.
+
+    Returns:
+        [figures, formats].
+    """
+    figures = np.full((len(FIGURES), len(formats)), np.nan, np.float32)
     parameter = model.get_submodule(shape.name).get_parameter("weight")
     W = parameter.detach()
-    for form in fitting(tried, shape.columns):
-        V = rounded_embedding(W, form)
+    for fmt in fitting_formats(tried, shape.columns):
+        V = rounded_embedding(W, fmt)
         with swap_weights({parameter: V}):
             cost = meter.measure_model()
         error = ((V - W.float()).square().sum() / W.float().square().sum()).item()
-        found[:, formats.index(form)] = error, np.nan, cost.kl, cost.loss
-    return found
+        figures[:, formats.index(fmt)] = error, np.nan, cost.kl, cost.loss
+    return figures
 
 
-def rounded_embedding(W: Tensor, form: Format) -> Tensor:
-    """`W` [vocabulary, hidden] in a format, float32, as runs round it."""
-    if form.width is None:
+def rounded_embedding(W: Tensor, fmt: Format) -> Tensor:
+    """Round an embedding `W` [vocabulary, hidden] to a format as in a run; float32."""
+    if fmt.width is None:
         return W.float()
-    bits, group = form.width.bits, form.width.group
+    bits, group = fmt.width.bits, fmt.width.group
     settings = QuantSettings(bits, group, "symmetric", embedding_search(bits))
     return quantize_embedding(W, settings, torch.float16).dense()
 
@@ -246,7 +302,7 @@ def block_name(block: int) -> str:
 
 
 def usual_width(dense: DenseTrace) -> int:
-    """Candidates that go through the network together: as many as keep the logits small."""
+    """Number of candidates per batch, 1 to 8, that limits their logits to 256 MiB."""
     vocabulary = dense.model.config.get_text_config().vocab_size
-    logits = vocabulary * dense.ids.shape[1] * torch.finfo(torch.float32).bits // 8
-    return max(1, min(8, 2**28 // logits))
+    logits_bytes = vocabulary * dense.ids.shape[1] * torch.finfo(torch.float32).bits // 8
+    return max(1, min(8, 2**28 // logits_bytes))

@@ -8,8 +8,8 @@
     by_size   = the fraction of W's zeros whose W_dense is below the cut-off: 1 for magnitude
                 pruning of the whole tensor, less if inputs, rows or groups are considered
 
-The dense tensor and each stage are sorted once (`ordered_values`), and what is said of their
-distribution is computed from these copies."""
+The dense tensor and each stage are sorted once (`ordered_values`); all statistics of their
+distributions are computed from the sorted copies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from backend.statistics.profiles import (
     channel_figures,
     joint_histogram,
     matrix_maps,
-    short,
+    round_mantissa,
     spectrum,
 )
 from backend.statistics.tensors import (
@@ -47,7 +47,7 @@ from backend.statistics.tensors import (
 
 @dataclass(frozen=True)
 class TensorMeasurement:
-    """The recorded statistics of one tensor at one stage."""
+    """Statistics of one tensor at one stage, ready to record."""
 
     snapshot: TensorSnapshot
     profiles: list[TensorProfile]
@@ -60,7 +60,14 @@ class TensorMeasurement:
 
 
 class ReferenceTensor:
-    """A dense weight tensor [out, in]; holds a sorted copy of it."""
+    """Dense weight tensor [out, in] with a sorted copy, the reference for its stages.
+
+    Attributes:
+        dense: dense weights.
+        ordered: sorted dense weights [n].
+        edge: upper end of the histogram of every stage.
+        std: standard deviation of the dense weights.
+    """
 
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
@@ -79,21 +86,25 @@ class ReferenceTensor:
         energy: Tensor | None = None,
         spectral: bool = True,
     ) -> TensorMeasurement:
-        """Statistics and profiles of `weight` [out, in] at `stage`.
+        """Compute statistics and profiles of `weight` [out, in] at `stage`.
 
         Args:
-            tensor, block, module: full parameter name, decoder block, name inside it.
+            weight: weights at that stage.
+            tensor: full parameter name.
+            block: index of its decoder block.
+            module: module name inside the block.
+            stage: name of the stage.
             more: further statistics, such as the relative output error.
-            spectral: whether its singular values are computed, which takes longest.
-            energy: mean square [in] of the layer's inputs, where they are known.
+            energy: mean square [in] of the layer's inputs, if it is known.
+            spectral: compute singular values, which takes most of the time.
         """
-        same = weight is self.dense
-        ordered = self.ordered if same else ordered_values(weight)
+        is_dense = weight is self.dense
+        ordered = self.ordered if is_dense else ordered_values(weight)
         edge, (counts, zeros, below, above) = self.edge, histogram(ordered, self.edge)
         stats = tensor_statistics(ordered, self.std)
-        stats |= {} if same else self._against(weight, ordered, zeros)
-        figures, values = spectrum(weight) if spectral else ({}, {})
-        taken = TensorSnapshot(
+        stats |= {} if is_dense else self._changes(weight, ordered, zeros)
+        spectral_stats, values = spectrum(weight) if spectral else ({}, {})
+        snapshot = TensorSnapshot(
             tensor,
             block,
             module,
@@ -105,33 +116,34 @@ class ReferenceTensor:
             -edge,
             edge,
             counts.numpy(),
-            stats | figures | dict(more or {}),
+            stats | spectral_stats | dict(more or {}),
             quantiles(ordered),
         )
-        values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
-        if not same:
+        values |= channel_figures(weight) | matrix_maps(weight, None if is_dense else self.dense)
+        if not is_dense:
             values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
-            values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
+            values[INPUT_ENERGY] = round_mantissa(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.std).numpy().astype(np.float32)
         profiles = [
             TensorProfile(tensor, block, module, stage, name, array)
             for name, array in values.items()
         ]
-        return TensorMeasurement(taken, profiles)
+        return TensorMeasurement(snapshot, profiles)
 
-    def _against(self, weight: Tensor, ordered: Tensor, zeros: int) -> dict[str, float]:
-        """Statistics of `weight`, with `zeros` exact zeros, relative to the dense tensor."""
+    def _changes(self, weight: Tensor, ordered: Tensor, zeros: int) -> dict[str, float]:
+        """Statistics of `weight`, which has `zeros` exact zeros, relative to the dense tensor."""
         W, D = weight.detach().float().flatten(), self.dense.float().flatten()
         norms = W.norm() * D.norm()
-        figures = {
+        stats = {
             "cosine": (W @ D / norms if norms > 0 else W.new_zeros(())).item(),
             "moved": ((W - D).norm() / D.norm().clamp_min(torch.finfo(D.dtype).tiny)).item(),
             "distance": (ordered - self.ordered).abs_().mean().item() / (self.std or 1.0),
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))
-            sizes, W_all = (x.cpu().numpy() for x in (comparable(D).abs(), W))
-            below = np.count_nonzero((sizes <= cut) & (W_all == 0))  # a tenth of torch's time
-            figures |= {"cutoff": cut, "by_size": int(below) / zeros}
-        return figures
+            # NumPy takes a tenth of the time of PyTorch.
+            dense_sizes, values = (x.cpu().numpy() for x in (comparable(D).abs(), W))
+            below = np.count_nonzero((dense_sizes <= cut) & (values == 0))
+            stats |= {"cutoff": cut, "by_size": int(below) / zeros}
+        return stats

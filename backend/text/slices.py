@@ -31,9 +31,10 @@ from random import Random
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from backend.errors import ComputeError, DatasetError
+from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.kv_cache import cache_name
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.corpora import SPLIT_CORPORA, Role, documents, preprocessing
@@ -45,9 +46,7 @@ POOL_FACTOR = 8
 PASSAGE = 64  # consecutive tokens that calibration and evaluation may not share
 
 
-def first_tokens(
-    tokenizer: PreTrainedTokenizerBase, count: int, generator: torch.Generator
-) -> Tensor:
+def first_tokens(tokenizer: TextTokenizer, count: int, generator: torch.Generator) -> Tensor:
     """First tokens [count, 1]: beginning-of-text, or random ordinary tokens if there is none."""
     if tokenizer.bos_token_id is not None:
         return torch.full((count, 1), tokenizer.bos_token_id)
@@ -71,7 +70,7 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     segments: int,
     context: int,
     seed: int,
@@ -97,20 +96,20 @@ def sample(
     return rows
 
 
-def prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prefix(tokenizer: TextTokenizer) -> list[int]:
     """The beginning-of-text token if the tokenizer prepends it, else nothing."""
     begin = tokenizer.bos_token_id
     return [begin] if begin is not None and tokenizer("a").input_ids[0] == begin else []
 
 
-def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encoded(texts: Iterable[str], tokenizer: TextTokenizer) -> Iterator[list[int]]:
     """The ids of each document, without special tokens."""
     for text in texts:
         pieces = _PIECE.findall(text)
         yield [token for piece in pieces for token in plain_ids(piece, tokenizer)]
 
 
-def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def plain_ids(text: str, tokenizer: TextTokenizer) -> list[int]:
     """The ids of a text, none of them a special token."""
     return list(
         tokenizer(
@@ -119,16 +118,14 @@ def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     )
 
 
-def literals(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
+def literals(texts: Iterable[str], tokenizer: TextTokenizer) -> str:
     """The special tokens that the texts spell out, and how often: "<unk> 12 times"."""
     whole = "\n".join(texts)
     counts = {token: whole.count(token) for token in dict.fromkeys(tokenizer.all_special_tokens)}
     return ", ".join(f"{token} {n} times" for token, n in counts.items() if n)
 
 
-def _rows(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int
-) -> Iterator[list[int]]:
+def _rows(texts: Iterable[str], tokenizer: TextTokenizer, length: int) -> Iterator[list[int]]:
     """Join documents into rows of at least `length` tokens; a shorter rest is dropped."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     row: list[int] = []
@@ -141,7 +138,7 @@ def _rows(
 
 def cut_windows(
     texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     context: int,
     offset: Callable[[int], int],
 ) -> Iterator[list[int]]:
@@ -180,7 +177,7 @@ class TextSlice:
 
 def slice_of(
     rows: Tensor,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     corpus: str,
     role: Role,
     seed: int,
@@ -211,7 +208,7 @@ def slice_of(
 
 def _too_little(
     texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     corpus: str,
     role: Role,
     requested: int,
@@ -231,7 +228,7 @@ def _too_little(
 
 def calibration_slices(
     corpus: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     segments: int,
     context: int,
     seed: int,
@@ -267,7 +264,7 @@ def calibration_slices(
 
 
 def evaluation_slice(
-    corpus: str, tokenizer: PreTrainedTokenizerBase, windows: int, context: int
+    corpus: str, tokenizer: TextTokenizer, windows: int, context: int
 ) -> TextSlice:
     """Windows [windows, context] of a corpus, as described above. Raises DatasetError: no such
     text, not readable, or too short."""
@@ -300,7 +297,7 @@ def apart_from(rows: Tensor, windows: Iterable[list[int]], length: int) -> Itera
 
 def sample_slice(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: TextTokenizer,
     segments: int,
     context: int,
     seed: int,

@@ -134,7 +134,7 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         except ModelError as error:
             raise DatasetError(
                 "The instructions do not fit the model's chat template.",
-                error.why,
+                f"{error.what} {error.why}",
                 "Use the roles of the template, or fields such as instruction and output.",
                 FIELD,
             ) from error

@@ -1,2 +1,2 @@
-"""Training in common: the base of the training loops, checkpoints of stages and of passes over the
-blocks, block-wise reconstruction."""
+"""Training code that several methods share: a base for training loops, checkpoints of stages, and
+block reconstruction."""

@@ -1,9 +1,9 @@
-"""Checkpoints of a method's run, tensors as safetensors, other data as JSON; and a pass over the
-decoder blocks, one block at a time, that can be interrupted and resumed.
+"""Checkpoints of a run (tensors as safetensors, other data as JSON), and the base of resumable
+passes over the decoder blocks.
 
-A finished block is a checkpoint. A resumed pass replays finished blocks: it runs them forward with
-their stored weights, which gives the same hidden states bit for bit, and solves only what is
-missing. Blocks after the last missing one are not run at all."""
+Each finished block is a checkpoint. A resumed pass replays finished blocks: it runs them forward
+with their stored weights, which gives the same hidden states bit for bit, and solves only the
+missing blocks. Blocks after the last missing block are skipped."""
 
 import json
 from abc import ABC, abstractmethod
@@ -23,11 +23,12 @@ Tensors = Mapping[str, Tensor]
 
 
 class StageStore:
-    """The checkpoints of one run.
+    """Checkpoints of one run.
 
     Args:
-        label: checkpoint and file -> what messages call it.
-        device: where tensors are loaded to.
+        checkpoints: folder of checkpoints.
+        label: (checkpoint, file) -> name in messages.
+        device: device to load tensors to.
     """
 
     def __init__(
@@ -40,14 +41,16 @@ class StageStore:
         self.claim = checkpoints.claim
 
     def holds(self, name: str) -> bool:
-        """Whether checkpoint `name` exists and is intact."""
+        """Return True if checkpoint `name` exists and is intact."""
         return self._checkpoints.find(name) is not None
 
     def save_files(self, name: str, files: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
         """Write checkpoint `name`, replacing an existing one.
 
         Args:
-            files: file name without suffix -> its tensors.
+            name: name of the checkpoint.
+            files: file name without suffix -> tensors.
+            facts: JSON data.
         """
         with self._checkpoints.write(name) as folder:
             for file, tensors in files.items():
@@ -56,32 +59,33 @@ class StageStore:
             (folder / FACTS).write_text(json.dumps(facts))
 
     def save(self, name: str, tensors: Tensors, **facts: Any) -> None:
-        """The same with one file."""
+        """Write checkpoint `name` with all tensors in one file; `facts` are its JSON data."""
         self.save_files(name, {TENSORS: tensors}, facts)
 
     def facts(self, name: str) -> dict[str, Any]:
-        """The JSON data of checkpoint `name`.
+        """Load the JSON data of checkpoint `name`.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the checkpoint does not exist.
         """
         return dict(json.loads((self._folder(name) / FACTS).read_text()))
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of checkpoint `name` that start with `prefix`, without it.
+        """Load the tensors of checkpoint `name` whose names start with `prefix`, and remove the
+        prefix from the names.
 
         Raises:
-            NotFoundError: there are none.
+            NotFoundError: the checkpoint does not exist.
         """
         with safe_open(self.require(name), framework="pt", device=self._device) as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
     def require(self, name: str, file: str = TENSORS) -> Path:
-        """The path of a file of tensors of checkpoint `name`.
+        """Path of a tensor file of checkpoint `name`.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the file does not exist.
         """
         path = self._folder(name, file) / f"{file}.safetensors"
         if not path.exists():
@@ -97,27 +101,31 @@ class StageStore:
     def _missing(self, name: str, file: str) -> NotFoundError:
         return NotFoundError(
             f"{self._label(name, file)} is not stored.",
-            "The run does not make it, has not got that far, or the file is damaged.",
-            "Let the run finish, or start it again.",
+            "The run does not produce it, has not reached it, or the file is damaged.",
+            "Wait for the run to finish, or start it again.",
         )
 
 
 def block_name(name: str, block: int) -> str:
-    """The checkpoint of one block of pass `name`."""
+    """Name of the checkpoint of one block of pass `name`."""
     return f"{name}-{block:04d}"
 
 
 class BlockWalk(ABC):
-    """The order of work of one pass over all blocks.
+    """Base of a resumable pass over all decoder blocks.
 
     Attributes:
-        last: the last block to solve; no hidden states are needed beyond it.
+        last: last block to solve, beyond which no hidden states are needed.
     """
 
     last = -1
 
     def walk(self, blocks: int) -> None:
-        """Solve every one of `blocks` blocks that is not stored yet."""
+        """Solve the blocks that are not stored yet, and replay stored blocks where needed.
+
+        Args:
+            blocks: number of decoder blocks.
+        """
         missing = [block for block in range(blocks) if not self.is_stored(block)]
         if missing:
             self.last = missing[-1]
@@ -131,19 +139,19 @@ class BlockWalk(ABC):
 
     @abstractmethod
     def is_stored(self, block: int) -> bool:
-        """Whether a checkpoint holds `block`."""
+        """Return True if `block` is stored."""
 
     @abstractmethod
     def open(self) -> None:
-        """Prepare the hidden states before block 0; called only if there is a block to solve."""
+        """Prepare the hidden states before block 0; called only if a block is missing."""
 
     @abstractmethod
     def solve(self, block: int) -> None:
-        """Work on `block`, store it, and move the hidden states past it."""
+        """Process `block`, store it, and advance the hidden states past it."""
 
     @abstractmethod
     def replay(self, block: int) -> None:
-        """Move the hidden states past a stored block."""
+        """Advance the hidden states past a stored block."""
 
     @abstractmethod
     def report(self, block: int, solved: bool) -> None:

@@ -1,17 +1,15 @@
-"""Base of the training loops, with checkpoints; their optimizer; losses over a vocabulary.
+"""Base of the training loops with checkpoints, their optimizer, and losses over a vocabulary.
 
-A step is the gradient of the loss, clipped, and an update at the learning rate of the schedule.
-Nothing is random but what follows from seed and step, so a run that was killed goes on from its
-last checkpoint bit for bit.
+A step computes the gradient of the loss, clips it, and updates the parameters at the learning rate
+of the schedule. Randomness depends only on seed and step, so a killed run resumes from its last
+checkpoint bit for bit. The cosine schedule multiplies the learning rates by
 
     factor = floor + (1 - floor) (1 + cos angle) / 2        angle from 0 after the warm-up to pi
 
-is that of the learning rates in the cosine schedule.
-
-Losses are computed a few positions at a time: the distributions of whole sequences are read from
-memory and written to it at every step of a softmax, forward and backward; those of a few positions
-stay in a core's cache. The gradient by the logits is computed with the loss, in their precision, so
-that nothing in float32 of their size is kept."""
+Losses are computed for a few positions at a time. Distributions over entire sequences would be read
+from memory and written back at every step of a softmax, forward and backward; those of a few
+positions stay in a core's cache. The gradient with respect to the logits is computed together with
+the loss, in the precision of the logits, so that no float32 copy of the logits is needed."""
 
 import math
 import time
@@ -26,23 +24,23 @@ from backend.errors import ComputeError
 from backend.reporter import Reporter, stop_if_asked
 from backend.training.stage_store import StageStore
 
-STATE = ("step", "exp_avg", "exp_avg_sq")  # of a parameter
-VALUE = "value/"  # prefix of what is trained, in a checkpoint
-POSITIONS = {"cpu": 32}  # judged at once; elsewhere 1024
-# logits [p, V] float32 of some positions, and which these are -> summed loss
-Judge = Callable[[Tensor, slice], Tensor]
+STATE = ("step", "exp_avg", "exp_avg_sq")  # optimizer state of a parameter
+VALUE = "value/"  # prefix of trained tensors in a checkpoint
+POSITIONS = {"cpu": 32}  # device type -> positions per evaluation of the loss; 1024 by default
+# (logits [p, V] float32 of some positions, slice of these positions) -> summed loss
+PartLoss = Callable[[Tensor, slice], Tensor]
 
 
 def cosine_decay(angle: float, floor: float = 0.0) -> float:
-    """The factor of the learning rate, from 1 at angle 0 down to `floor` at pi."""
+    """Factor of the learning rate, from 1 at angle 0 to `floor` at pi."""
     return floor + (1 - floor) * 0.5 * (1 + math.cos(angle))
 
 
 class ScheduledOptimizer:
-    """An optimizer whose learning rates are those of its groups, times the factor of a schedule.
+    """Optimizer that multiplies the learning rates of its groups by the factor of a schedule.
 
     Attributes:
-        rates: of the groups, at factor 1.
+        rates: learning rates of the groups at factor 1.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -51,19 +49,21 @@ class ScheduledOptimizer:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the last update, of the first group."""
+        """Learning rate of the first group at the last update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, factor: float) -> None:
-        """Update all parameters and forget their gradients."""
+        """Update all parameters and clear their gradients."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def tensors(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """The state of `parameters` as "{entry}/{name}"; those not updated yet have none, such as
-        those of an expert that no token has reached."""
+        """Optimizer state of `parameters` under the names "{entry}/{name}".
+
+        Parameters without an update have no state, for example those of an expert that no token has
+        reached."""
         return {
             f"{entry}/{name}": value
             for name, parameter in parameters.items()
@@ -74,7 +74,7 @@ class ScheduledOptimizer:
     def restore(
         self, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Set the state that `tensors` returned."""
+        """Load the state that `tensors` returned."""
         fused = self.optimizer.defaults.get("fused")
         for name, parameter in parameters.items():
             keys = {entry: f"{entry}/{name}" for entry in STATE}
@@ -85,20 +85,24 @@ class ScheduledOptimizer:
 
 
 class DivergenceError(ComputeError):
-    """A loss or a gradient that is not finite."""
+    """Raised when a loss or a gradient is not finite."""
 
 
 class Trainer(ABC):
-    """Trains parameters to the end of `steps`.
+    """Base of a training loop over `steps` steps.
 
     Args:
-        label: what messages call the training.
-        checkpoints: names of its checkpoints, which are written in turn, so that one of several is
-            always intact.
-        values: name -> tensor that checkpoints hold, the parameters among them.
+        label: name of the training in messages.
+        parameters: name -> trained parameter.
+        values: name -> tensor in checkpoints, including the parameters.
+        optimizer: optimizer of the parameters.
+        store: checkpoints of the run.
+        checkpoints: names of the checkpoints, written in turn so that an intact one always exists.
+        reporter: receiver of progress and metrics.
+        steps: number of steps; 0 while it is unknown.
 
     Attributes:
-        step: number of steps done; of `steps`, 0 until that is known.
+        step: number of steps done.
         saved: step of the newest checkpoint.
     """
 
@@ -120,40 +124,40 @@ class Trainer(ABC):
 
     @abstractmethod
     def backward(self) -> float:
-        """Set the gradients of a step; return its loss."""
+        """Compute the gradients of a step and return its loss."""
 
     @abstractmethod
     def rate_factor(self) -> float:
-        """The factor of the learning rates at `step`."""
+        """Factor of the learning rates at `step`."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Called before the first step after the newest checkpoint."""
+        """Prepare the loop; called before the first step after the newest checkpoint."""
 
     @abstractmethod
     def end_step(self, loss: float, seconds: float) -> None:
-        """Called after every step: reports it, and saves from time to time."""
+        """Report a step, and save a checkpoint from time to time; called after every step."""
 
     def train(self) -> None:
         """Run all steps after the newest checkpoint.
 
         Raises:
-            DivergenceError: the last good checkpoint is kept.
+            DivergenceError: a loss or gradient is not finite; the last good checkpoint remains.
             CancelledError: cancellation was requested.
         """
         self.restore()
         self.begin()
         while not self.steps or self.step < self.steps:
             stop_if_asked(self.reporter)
-            began = time.perf_counter()
+            start = time.perf_counter()
             loss = self.update()
-            self.end_step(loss, time.perf_counter() - began)
+            self.end_step(loss, time.perf_counter() - start)
 
     def update(self) -> float:
         """Run one step; return its loss."""
         loss = self.backward()
         self._require_finite("loss", loss)
-        norms = [  # in units of the "size" of the group, or 1
+        norms = [  # relative to the "size" of the group, by default 1
             group.get("size", 1.0) * torch.linalg.vector_norm(parameter.grad)
             for group in self.optimizer.optimizer.param_groups
             for parameter in group["params"]
@@ -166,11 +170,11 @@ class Trainer(ABC):
         self.step += 1
         return loss
 
-    def _require_finite(self, what: str, value: float) -> None:
+    def _require_finite(self, quantity: str, value: float) -> None:
         if math.isfinite(value):
             return
         raise DivergenceError(
-            f"The {what} of step {self.step + 1} of {self.label} is {value}.",
+            f"The {quantity} of step {self.step + 1} of {self.label} is {value}.",
             f"Training diverged; the last good checkpoint is at step {self.saved}."
             if self.saved
             else "Training diverged before the first checkpoint.",
@@ -179,7 +183,8 @@ class Trainer(ABC):
         )
 
     def save(self, **facts: Any) -> None:
-        """Write a checkpoint of step, values and optimizer, in place of the oldest."""
+        """Write a checkpoint of step, values and optimizer in place of the oldest checkpoint.
+        `facts` are further JSON data."""
         values = {f"{VALUE}{name}": tensor.detach() for name, tensor in self.values.items()}
         tensors = values | self.optimizer.tensors(self.parameters)
         oldest = min(self.checkpoints, key=self._saved_step)
@@ -187,8 +192,7 @@ class Trainer(ABC):
         self.saved = self.step
 
     def restore(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint. Returns what it holds besides tensors; empty without
-        one."""
+        """Load the newest checkpoint, if there is one, and return its JSON data."""
         newest, facts = max(self.checkpoints, key=self._saved_step), dict[str, Any]()
         self.step = self.saved = self._saved_step(newest)
         if self.step:
@@ -203,25 +207,33 @@ class Trainer(ABC):
         return int(self.store.facts(name)["step"]) if self.store.holds(name) else 0
 
 
-def summed_loss(logits: Tensor, judge: Judge) -> Tensor:
-    """The sum of what `judge` returns for all positions of `logits` [n, V], float32; its gradient
-    can be taken once."""
-    loss: Tensor = _ByParts.apply(logits, judge)
+def summed_loss(logits: Tensor, part_loss: PartLoss) -> Tensor:
+    """Sum of a loss over all positions of `logits` [n, V], float32.
+
+    Its gradient can be computed only once.
+
+    Args:
+        logits: [n, V].
+        part_loss: summed loss of some positions.
+    """
+    loss: Tensor = _SummedLoss.apply(logits, part_loss)
     return loss
 
 
-class _ByParts(torch.autograd.Function):
+class _SummedLoss(torch.autograd.Function):
+    """Loss over parts of the positions, with the gradient computed in the forward pass."""
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, judge: Judge) -> Tensor:
-        learns, total = ctx.needs_input_grad[0], logits.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(logits if learns else total)
-        count = POSITIONS.get(logits.device.type, 1024)
-        for start in range(0, len(logits), count):
-            rows = slice(start, start + count)
-            part = logits[rows].detach().float().requires_grad_(learns)
-            with torch.set_grad_enabled(learns):
-                loss = judge(part, rows)
-            if learns:
+    def forward(ctx: Any, logits: Tensor, part_loss: PartLoss) -> Tensor:
+        needs_grad, total = ctx.needs_input_grad[0], logits.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(logits if needs_grad else total)
+        part_size = POSITIONS.get(logits.device.type, 1024)
+        for start in range(0, len(logits), part_size):
+            rows = slice(start, start + part_size)
+            part = logits[rows].detach().float().requires_grad_(needs_grad)
+            with torch.set_grad_enabled(needs_grad):
+                loss = part_loss(part, rows)
+            if needs_grad:
                 (gradient[rows],) = torch.autograd.grad(loss, part)
             total += loss.detach()
         ctx.save_for_backward(gradient)

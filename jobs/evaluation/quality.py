@@ -150,7 +150,7 @@ class Quality:
         """Nats per predicted token of each of `windows` [n, L], of the same context as the text,
         read by the model as it is now. What reads them reads the rest in `measure`."""
         reading = self._read(), windows, self._batch, reporter, self._new
-        return window_nlls(*reading, doing="Held-out loss").tolist()
+        return window_nlls(*reading, activity="Held-out loss").tolist()
 
     def _read(self) -> TextModel:
         """What reads texts by the model as it is now."""
@@ -253,7 +253,7 @@ class Quality:
             ENDINGS_ACCURACY,
             score.accuracy,
             stderr=score.stderr,
-            n=len(score.right),
+            n=len(score.correct),
             task=ENDINGS,
             figure="accuracy",
             **text_facts(self._text),

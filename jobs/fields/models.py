@@ -13,7 +13,7 @@ from backend.export.formats import Layout, layout_of, read_layout
 from backend.models.facts import ModelFacts, default_text
 from backend.models.layer_names import read_names
 from backend.models.sources import hub
-from backend.models.sources.catalog import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_loadable
 from backend.models.sources.spec import is_hub_id
 from backend.options import Plan
 from backend.quantization.plan import QuantizationPlan
@@ -185,7 +185,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     else:
         facts = inspect(spec)
     if reads:
-        require_tokenizer(source, facts.vocabulary)
+        require_loadable(source, facts.vocabulary)
     return ResolvedModel(source, facts)
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from backend.errors import ConfigError, DatasetError, for_field
-from backend.evaluation.tasks import CHOICES, PART, question_count, require_harness
+from backend.evaluation.tasks import CHOICES, QUESTION_TOKENS, question_count, require_harness
 from backend.evaluation.tasks import MIN_CONTEXT as ENDINGS_CONTEXT
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.models.sources.catalog import require_tokenizer
+from backend.models.sources.catalog import require_loadable
 from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from backend.text.prompts import BUILT_IN, STORIES
@@ -104,7 +104,7 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
 
 def check_context(config: ContextLength, facts: ModelFacts) -> None:
     """Refuse an unsupported context length, and a model without a tokenizer."""
-    require_tokenizer(facts.spec, facts.vocabulary)
+    require_loadable(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
         raise ConfigError(
@@ -203,7 +203,7 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
     if config.asks_endings and context < ENDINGS_CONTEXT:
         raise ConfigError(
             f"A context of {context} tokens is too short to choose endings from.",
-            f"A window has to hold {CHOICES} passages with their endings, {PART} tokens each.",
+            f"A window has to hold {CHOICES} questions of {QUESTION_TOKENS} tokens.",
             f"Raise the context length to {ENDINGS_CONTEXT} or more, or leave out endings.",
             "tasks",
         )
@@ -221,4 +221,4 @@ def sampled_bytes(config: QualityConfig, facts: ModelFacts) -> float:
 def ending_products(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
     """Products of choosing endings with one model."""
     asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
-    return float(facts.weights_per_token * asked * CHOICES * PART)
+    return float(facts.weights_per_token * asked * CHOICES * QUESTION_TOKENS)

@@ -36,15 +36,21 @@ class RunContext(Protocol):
 
 
 def load_model(
-    spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
+    spec: str,
+    device: str,
+    precision: str,
+    context: RunContext,
+    *,
+    decodes: bool = True,
+    reads: bool = True,
 ) -> LoadedModel:
     """Load a model for decoding, frozen, in `precision`. `decodes`: True if decoding dominates the
-    work, False if passes over whole texts do."""
+    work, False if passes over whole texts do. `reads`: see `load`."""
     base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")
         context.environment(precision="bfloat16", device="cpu")
-        return _load_packed(base, context)
+        return _load_packed(base, context, reads)
     torch_device = torch.device(device)
     if decodes:
         precision = decoding_dtype(precision, torch_device, base.facts.architecture)
@@ -52,7 +58,7 @@ def load_model(
         precision = resolve_dtype(precision, torch_device)
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
-    return _load_dense(base, device, precision, context)
+    return _load_dense(base, device, precision, context, reads)
 
 
 def load_decoding(
@@ -74,36 +80,40 @@ def load_whole(
     dtype: torch.dtype,
     context: RunContext,
     streamed: bool = False,
+    reads: bool = True,
 ) -> LoadedModel:
     """Load the dense model to compress or measure, with packed weights unpacked, and record the
-    source of its weights. `streamed`: see `load`."""
+    source of its weights. `streamed`, `reads`: see `load`."""
     if base.facts.note:
         context.environment(source=base.facts.note)
     if not base.packed:
-        loaded = load(base.source, device, dtype, context.log, streamed)
+        loaded = load(base.source, device, dtype, context.log, streamed, reads)
         title, default_text = base.facts.title, base.facts.default_text
         return replace(loaded, facts=replace(loaded.facts, title=title, default_text=default_text))
     context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantized}).")
-    tokenizer = load_tokenizer(Path(base.source), base.facts)
+    folder = Path(base.source)
+    if reads:
+        load_tokenizer(folder, base.facts)
     with refusing(base.facts):
-        model = load_dequantized(Path(base.source), dtype)
-    return self_checked(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
+        model = load_dequantized(folder, dtype)
+    return self_checked(model.to(device), base.facts, folder)  # type: ignore[arg-type]
 
 
 def _load_dense(
-    base: ResolvedModel, device: str, precision: str, context: RunContext
+    base: ResolvedModel, device: str, precision: str, context: RunContext, reads: bool = True
 ) -> LoadedModel:
-    loaded = load(base.source, device, getattr(torch, precision), context.log)
+    loaded = load(base.source, device, getattr(torch, precision), context.log, reads=reads)
     loaded.model.requires_grad_(False)
     return loaded
 
 
-def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
+def _load_packed(base: ResolvedModel, context: RunContext, reads: bool = True) -> LoadedModel:
     folder = Path(base.source)
-    tokenizer = load_tokenizer(folder, base.facts)
+    if reads:
+        load_tokenizer(folder, base.facts)
     with refusing(base.facts):
         model = load_packed(folder, context.log).requires_grad_(False)
-    return self_checked(model, tokenizer, base.facts)
+    return self_checked(model, base.facts, folder)
 
 
 @dataclass(frozen=True)

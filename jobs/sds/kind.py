@@ -18,7 +18,7 @@ from backend.pruning.config import (
     SDSConfig,
     SDSPass,
     SDSStage,
-    judged,
+    heldout_stages,
 )
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -113,7 +113,9 @@ def work(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> list[PhaseWork
         PhaseWork("prune", 4 * weights * len(plan.stages), "memory", STEP_LABELS["statistics"]),
         PhaseWork("prune", 2 * weights * len(plan.stages), "disk", STEP_LABELS["checkpoints"]),
         PhaseWork(
-            "evaluate", token * len(judged(plan.stages)) * heldout, step=STEP_LABELS["heldout"]
+            "evaluate",
+            token * len(heldout_stages(plan.stages)) * heldout,
+            step=STEP_LABELS["heldout"],
         ),
         PhaseWork("evaluate", token * (len(plan.stages) - 1) * evaluation),
     ]

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer
 from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
@@ -24,13 +22,14 @@ from backend.errors import (
     NotFoundError,
     SlimscopeError,
 )
+from backend.models.foreign_tokenizer import TextTokenizer, session_of
 from backend.models.loading import LoadedModel
 from backend.text.chat_template import chat_ids, end_ids
-from jobs.fields.drafters import read_side
+from jobs.fields.drafters import GenerationSide, read_side
 from jobs.fields.models import ResolvedModel, decodable_model
 from jobs.runtime.loading import load_model
 from jobs.serving.openai_format import Body, ChatBody, CompletionBody
-from jobs.serving.pool import ModelPool, WarmModel, key_of
+from jobs.serving.pool import Key, ModelPool, WarmModel, key_of
 
 SEEDS = 2**63
 
@@ -50,7 +49,6 @@ class Began:
     """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine;
     `decoder`: what computes, in words; `threads` compute now."""
 
-    tokenizer: PreTrainedTokenizerBase
     decoder: str
     unused: bool
     threads: int
@@ -141,32 +139,37 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         except SlimscopeError as error:
             raise NotFoundError(error.what, error.why, error.do, "model") from error
         key = key_of(side.model, base, "auto", body.precision)
-        tokenizer = self.pool.tokenizer(base, key, self._say)
+        with session_of(self.pool.tokenizer(base, key, self._say)) as tokenizer:
+            self._answer(side, base, key, tokenizer)
+
+    def _answer(
+        self, side: GenerationSide, base: ResolvedModel, key: Key, tokenizer: TextTokenizer
+    ) -> None:
+        body = self.body
         prompts = [self._ids(prompt, tokenizer) for prompt in body.prompts]
         limits = [_limit(body, len(ids), base) for ids in prompts]  # before anything is loaded
-        load = partial(load_model, side.model, precision=body.precision, context=Unrecorded())
-        with self.pool.using(base, key, load, self._say, self._stopped.is_set) as model:
+        load = partial(
+            load_model, side.model, precision=body.precision, context=Unrecorded(), reads=False
+        )
+        with self.pool.using(
+            base, key, load, self._say, self._stopped.is_set, side.drafter
+        ) as model:
             requests = []
             for number in range(self._left):
                 prompt, nth = divmod(number, body.n)
                 proposer = self._proposer(model, side.drafter)
                 requests.append(
-                    self._request(prompts[prompt], limits[prompt], nth, proposer, model.loaded)
+                    self._request(
+                        prompts[prompt], limits[prompt], nth, proposer, model.loaded, tokenizer
+                    )
                 )
             unused = bool(side.drafter) and requests[0].drafter is None
-            tokenizer, threads = model.loaded.tokenizer, self.pool.threads()
-            self.put((0, Began(tokenizer, model.target.decoder, unused, threads)))
+            self.put((0, Began(model.target.decoder, unused, self.pool.threads())))
             self._carry_out(model, requests)
 
-    def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    def _ids(self, prompt: Any, tokenizer: TextTokenizer) -> tuple[int, ...]:
         if isinstance(self.body, ChatBody):
-            templated = self.body.chat_template
-
-            async def ids() -> tuple[int, ...]:
-                return tuple(chat_ids(prompt, tokenizer, templated))
-
-            # the limits of templates are signals, which only the main thread can handle
-            return asyncio.run_coroutine_threadsafe(ids(), self._loop).result()
+            return tuple(chat_ids(prompt, tokenizer, self.body.chat_template))
         if isinstance(prompt, str):
             return tuple(tokenizer(prompt).input_ids)
         if prompt and max(prompt) >= len(tokenizer):
@@ -193,6 +196,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
         nth: int,
         drafter: Proposer | None,
         loaded: LoadedModel,
+        tokenizer: TextTokenizer,
     ) -> GenerationRequest:
         body = self.body
         seed = ((body.seed or 0) + nth) % SEEDS
@@ -203,11 +207,12 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             sampling=sampling,
             stop=body.stops,
             person=self.person,
-            ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
+            ends=end_ids(tokenizer, loaded.model.generation_config),
             logprobs=body.likeliest,
             echo=isinstance(body, CompletionBody) and body.echo,
             drafter=drafter,
             lookup=body.lookup,
+            tokenizer=tokenizer,
         )
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:

@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -31,6 +31,8 @@ PERSON, ROLE = "x-slimscope-person", "x-slimscope-role"  # headers: who asks
 MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
 START_S, TRY_S = 40.0, 0.2  # a new process imports torch
 STATUS_S = 2.0
+PING_S = 5.0  # between two looks at whether the process hangs, while somebody waits for it
+HUNG_S = 30.0  # without a word about its status, until it is restarted
 UNREACHABLE = "The models cannot be reached."
 UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}  # by a proxy before us
 
@@ -138,11 +140,26 @@ async def sent(
     path: str, body: bytes, actor: Actor, silent_s: float | None = None
 ) -> AsyncIterator[httpx.Response]:
     """The response to a request, of which only the headers have been read. The process is started
-    if it does not run; leaving the block ends the request. `silent_s`: without a byte it ends.
+    if it does not run, and restarted if it hangs; leaving the block ends the request. `silent_s`:
+    without a byte it ends.
     Raises SlimscopeError: it cannot be started, or ended before it answered."""
     headers = {PERSON: quote(actor.name), ROLE: actor.role, "content-type": "application/json"}
     async with AsyncExitStack() as opened:
+        watching = asyncio.ensure_future(_restart_if_hung())
+        opened.callback(watching.cancel)
         yield await _begun(path, body, headers, silent_s, opened)
+
+
+async def _restart_if_hung() -> None:
+    """End a process that does not respond, and with it all requests that wait for it."""
+    while True:
+        await asyncio.sleep(PING_S)
+        with suppress(OSError, ValueError, KeyError, httpx.TransportError):  # it has ended
+            async with _client() as client:
+                try:
+                    await client.get("/status", timeout=HUNG_S)
+                except httpx.TimeoutException:
+                    await asyncio.to_thread(SERVING.restart)
 
 
 async def _begun(
@@ -182,7 +199,9 @@ async def serving_status() -> dict[str, Any]:
 
 def ended() -> SlimscopeError:
     return SlimscopeError(
-        "The answer ended early.", "The process of the models has ended, or hangs.", "Ask again."
+        "The answer ended early.",
+        f"The process of the models ended, or hung for {HUNG_S:g} s. It is restarted.",
+        "Ask again.",
     )
 
 

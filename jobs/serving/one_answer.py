@@ -1,6 +1,6 @@
 """The answer to one request: as a stream of chunks, or as a whole."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
@@ -41,6 +41,7 @@ class Choice:
 
     text: str = ""
     pieces: list[Piece] = field(default_factory=list)
+    alone: dict[int, str] = field(default_factory=dict)  # token -> its text by itself
     rows: list[Row] = field(default_factory=list)  # of its transcript
     finished: Finished | None = None
 
@@ -51,7 +52,6 @@ class OneAnswer:
     def __init__(self, body: Body, events: Events) -> None:
         self.body, self.events, self.shape = body, events, ResponseFormat(body)
         self.choices = [Choice() for _ in range(len(body.prompts) * body.n)]
-        self._began: Began | None = None
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Chunks as events; an error ends it. What it waits for is told in comments."""
@@ -81,14 +81,16 @@ class OneAnswer:
         choices = []
         for index, choice in enumerate(self.choices):
             assert choice.finished is not None
-            reason, scores = REASONS[choice.finished.reason], self._logprobs(choice.pieces, 0)
+            reason, scores = (
+                REASONS[choice.finished.reason],
+                self._logprobs(choice.pieces, choice.alone, 0),
+            )
             details = {"transcript": choice.rows} if self.body.details else None
             choices.append(self.shape.choice(index, choice.text, scores, reason, details))
         return self.shape.whole(choices, self._usage())
 
     def _told(self, happened: Told | Waiting | Began) -> Row:
         if isinstance(happened, Began):
-            self._began = happened
             began = {"decoder": happened.decoder, "threads": happened.threads}
             return began | {"unused": happened.unused}
         if isinstance(happened, Waiting):
@@ -99,8 +101,9 @@ class OneAnswer:
         choice = self.choices[index]
         if isinstance(happened, NewPieces):
             text, reason, offset = "".join(p.text for p in happened.pieces), None, len(choice.text)
-            scores = self._logprobs(happened.pieces, offset)
+            scores = self._logprobs(happened.pieces, happened.alone, offset)
             choice.pieces += happened.pieces
+            choice.alone |= happened.alone
         elif isinstance(happened, Finished):
             if happened.error or happened.reason not in REASONS:
                 raise happened.error or ComputeError("The answer could not be given.")
@@ -115,13 +118,14 @@ class OneAnswer:
             choice.rows.append(row)
         return self.shape.piece(index, text, scores, reason, row if self.body.details else None)
 
-    def _logprobs(self, pieces: Sequence[Piece], offset: int) -> Row | None:
-        if self.body.likeliest is None or self._began is None:
+    def _logprobs(
+        self, pieces: Sequence[Piece], alone: Mapping[int, str], offset: int
+    ) -> Row | None:
+        if self.body.likeliest is None:
             return None
-        decode = self._began.tokenizer.decode
         if self.shape.chat:
-            return chat_logprobs(pieces, lambda token: str(decode([token])))
-        return completion_logprobs(pieces, lambda token: str(decode([token])), offset)
+            return chat_logprobs(pieces, alone)
+        return completion_logprobs(pieces, alone, offset)
 
     def _usage(self) -> Row:
         ended = [choice.finished for choice in self.choices if choice.finished]
@@ -140,11 +144,11 @@ class OneAnswer:
 # log probabilities --------------------------------------------------------------------------------
 
 
-def chat_logprobs(pieces: Sequence[Piece], text_of: Callable[[int], str]) -> Row:
+def chat_logprobs(pieces: Sequence[Piece], alone: Mapping[int, str]) -> Row:
     """Of a chat: each token with the likeliest in its place."""
 
     def about(token: int, logprob: float | None) -> Row:
-        text = text_of(token)
+        text = alone[token]
         value = -9999.0 if logprob is None else logprob
         return {"token": text, "logprob": value, "bytes": [*text.encode()]}
 
@@ -155,9 +159,7 @@ def chat_logprobs(pieces: Sequence[Piece], text_of: Callable[[int], str]) -> Row
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(
-    pieces: Sequence[Piece], text_of: Callable[[int], str], offset: int = 0
-) -> Row:
+def completion_logprobs(pieces: Sequence[Piece], alone: Mapping[int, str], offset: int = 0) -> Row:
     """Of a completion: lists beside each other; the first token of a prompt has none. `offset`: the
     character at which the first token begins."""
     offsets = []
@@ -165,10 +167,10 @@ def completion_logprobs(
         offsets.append(offset)
         offset += len(piece.text)
     return {
-        "tokens": [text_of(p.token) for p in pieces],
+        "tokens": [alone[p.token] for p in pieces],
         "token_logprobs": [p.logprob for p in pieces],
         "top_logprobs": [
-            None if p.logprob is None else {text_of(token): value for token, value in p.top}
+            None if p.logprob is None else {alone[token]: value for token, value in p.top}
             for p in pieces
         ],
         "text_offset": offsets,

@@ -5,12 +5,15 @@ use."""
 import asyncio
 import hmac
 import os
+import resource
+import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from dataclasses import asdict
 from urllib.parse import unquote
 
+import psutil
 import uvicorn
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.errors import SlimscopeError
+from backend.models.memory import memory_available, memory_total
 from backend.settings import available_threads, settings
 from backend.store.migrate import other_version
 from backend.store.session import reading
@@ -38,6 +42,9 @@ GONE = Response(status_code=499)  # nobody reads it
 NICE = 5  # of 19; a job has 0, so that it gets most of a core both want
 IDLE_FACTOR = 10  # times as long as an idle supervisor
 ORPHAN_S = 2.0  # without a request, until it ends after who started it
+LONGEST_PASS_S = 300.0  # of an engine, until it is taken to hang
+MEMORY_LEFT = 0.1  # share of the machine's memory that the process leaves free
+LEAST_ROOM = 2**28  # bytes it may always take, so that it can tell that there is no memory
 LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
 
 
@@ -152,6 +159,10 @@ def serve(parent: int) -> None:
         while settings().root.is_dir() and app.idle_s <= IDLE_FACTOR * settings().idle_exit:
             with suppress(SQLAlchemyError):
                 share.jobs, is_outdated = await asyncio.to_thread(_look)
+            limit_memory()
+            if app.pool.pass_s > LONGEST_PASS_S:  # its thread cannot be ended
+                print(f"A pass takes more than {LONGEST_PASS_S:g} s; the process ends.", flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
             is_orphan = os.getppid() != parent and app.idle_s > ORPHAN_S
             if is_outdated or is_orphan:
                 leave()
@@ -167,6 +178,22 @@ def serve(parent: int) -> None:
         watching.cancel()
 
     asyncio.run(work())
+
+
+def limit_memory() -> None:
+    """Let allocations fail, each with its request, that would leave the machine without memory. To
+    be called again and again: what is free changes with the runs beside it.
+
+    RLIMIT_DATA counts what is private to the process. RLIMIT_AS would count mapped weights, too,
+    and the addresses that CUDA reserves and never uses; a parent that watches and kills would end
+    all answers instead of one."""
+    held = getattr(psutil.Process().memory_info(), "data", None)
+    if held is None:  # the platform does not tell
+        return
+    room = memory_available() - int(MEMORY_LEFT * memory_total())
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(ValueError, OSError):  # a lower limit was set by whoever started it
+        resource.setrlimit(resource.RLIMIT_DATA, (held + max(room, LEAST_ROOM), hard))
 
 
 def _look() -> tuple[bool, bool]:

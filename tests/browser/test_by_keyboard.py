@@ -25,7 +25,7 @@ def test_a_layer_is_picked_and_a_budget_becomes_a_run(visitor: Page, lab: Dashbo
     budget.fill("1bits")
     budget.press("Enter")
     refusal = visitor.locator("#tradeoffs-refusal")
-    expect(refusal).to_contain_text("A budget of 1bits cannot be kept.")
+    expect(refusal).to_contain_text("No mix of formats satisfies a budget of 1bits.")
     expect(budget).to_have_value("1bits")
     budget.fill("50%")
     budget.press("Enter")

@@ -158,17 +158,17 @@ BACK = """state => {
   dispatchEvent(new PopStateEvent("popstate")); }"""
 NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int9-g64~0x22": "9 bits are not offered",
-    "~magnitude~rtn~dense~0x99": "Its layers are not those of this model",
+    "~magnitude~rtn~dense~0x99": "Its layers do not match those of this model",
     "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
     "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
-    "~none~rtn~dense~0x22": "There is no method 'none'",
+    "~none~rtn~dense~0x22": "The method 'none' or 'rtn' does not exist",
 }
 
 
 def test_an_odd_address_says_so_and_shows_the_dense_model(visitor: Page, lab: Dashboard) -> None:
     notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
     opened_workbench(visitor, lab, "state=<img src=x>")
-    expect(notice).to_contain_text("It is no address of a state")
+    expect(notice).to_contain_text("The text is not an address of a state")
     for state, said in NO_STATES.items():
         visitor.evaluate(BACK, state)
         expect(notice).to_contain_text(said)
@@ -217,7 +217,7 @@ def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:
     ):
         form = "+".join(filter(None, (pattern, width)))
         live.apply({name: form})
-        counts, zeros, *_ = layer_histogram(live.dense, name, live.stored(name))
+        counts, zeros, *_ = layer_histogram(live.dense, name, live.stored_weight(name))
         made = page.evaluate(
             f"""async ([name, pattern, width]) => {{ const {{ dense }} = await ({MODULE})('tensor');
             const form = (await ({KNOWN})()).of(pattern, width);

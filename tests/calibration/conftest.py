@@ -1,4 +1,4 @@
-"""A toy model and layers whose inputs are correlated."""
+"""Fixtures: a toy model, and layers with correlated inputs."""
 
 from tests.toy_layers import _toy, calibration, layer, make_layer, recorder, toy, unseen
 

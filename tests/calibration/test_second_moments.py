@@ -1,4 +1,4 @@
-"""Second moments against inputs that were kept whole; sharing; architectures; precision."""
+"""Second moments compared with recorded inputs, for several architectures and precisions."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def ids() -> Tensor:
 def block_inputs(
     model: PreTrainedModel, ids: Tensor, block: int, need: StatisticsLevel, batch: int
 ) -> dict[str, InputStatistics]:
-    """What `block` reads, with the model run block by block."""
+    """Input statistics of `block` from a run block by block."""
     stream = open_stream(model, ids, batch)
     hidden = stream.hidden
     for before in range(block):
@@ -64,7 +64,7 @@ def block_inputs(
 
 
 def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[str, Tensor]:
-    """The inputs X [in, N] of the linears of `block`, with the model run as a whole."""
+    """Inputs X [in, N] of the linears of `block` from forward passes of the entire model."""
     seen: dict[str, Tensor] = {}
     for name, linear in block_linears(model, block).items():
 
@@ -80,16 +80,18 @@ def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-@pytest.mark.usefixtures("two_threads")  # batches are run side by side
-def test_grams_are_of_the_whole_model(kind: str, attention: str, batch: int, ids: Tensor) -> None:
+@pytest.mark.usefixtures("two_threads")  # batches run in parallel
+def test_grams_equal_those_of_the_whole_model(
+    kind: str, attention: str, batch: int, ids: Tensor
+) -> None:
     model = build(kind, attention)
-    found = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
+    actual = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
     expected = whole_model_inputs(model, ids, 1)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, X in expected.items():
         H = X @ X.T / X.shape[1]
-        assert torch.allclose(found[name].gram.double(), H, rtol=1e-5, atol=1e-5 * H.max().item())
-        assert found[name].tokens == ids.numel()
+        assert torch.allclose(actual[name].gram.double(), H, rtol=1e-5, atol=1e-5 * H.max().item())
+        assert actual[name].tokens == ids.numel()
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
@@ -97,30 +99,30 @@ def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor)
     groups: dict[int, list[str]] = {}
     for name, inputs in block_inputs(build(kind), ids, 0, StatisticsLevel.GRAM, 2).items():
         groups.setdefault(id(inputs), []).append(name.rpartition(".")[2])
-    found = sorted(sorted(group) for group in groups.values())
+    actual = sorted(sorted(group) for group in groups.values())
     attention = ["k_proj", "q_proj", "v_proj"]
     if kind == "llama":
-        assert found == [["down_proj"], ["gate_proj", "up_proj"], attention, ["o_proj"]]
+        assert actual == [["down_proj"], ["gate_proj", "up_proj"], attention, ["o_proj"]]
     else:
-        assert found == [["fc1"], ["fc2"], attention, ["out_proj"]]
+        assert actual == [["fc1"], ["fc2"], attention, ["out_proj"]]
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_batches_side_by_side_are_summed_the_same_each_time(ids: Tensor) -> None:
-    """And the passes end at the last of the layers, whichever batch comes first."""
+def test_parallel_batches_are_summed_in_the_same_order(ids: Tensor) -> None:
+    """Passes also end at the last layer, whichever batch is first."""
     model = build("llama")
     stream, linears = open_stream(model, ids, 1), block_linears(model, 1)
     until = [linears["mlp.gate_proj"].layer, linears["self_attn.q_proj"].layer]
-    found = []
+    actual = []
     for threads in (2, 2, 2, 1):
         torch.set_num_threads(threads)
         with InputCollector(linears, StatisticsLevel.GRAM) as collector:
             assert not [*run_block(model, stream, 1, stream.hidden, until=until)]
             inputs = collector.finish()
-        assert inputs["mlp.down_proj"].tokens == 0  # a pass has not come to it
-        found.append(inputs["mlp.up_proj"].gram)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
-    assert torch.allclose(found[0], found[3], rtol=1e-5)
+        assert inputs["mlp.down_proj"].tokens == 0  # before any pass reaches the layer
+        actual.append(inputs["mlp.up_proj"].gram)
+    assert torch.equal(actual[0], actual[1]) and torch.equal(actual[1], actual[2])
+    assert torch.allclose(actual[0], actual[3], rtol=1e-5)
 
 
 def linear(columns: int) -> dict[str, LinearWeight]:
@@ -140,7 +142,7 @@ def collected(
 
 
 def test_a_wide_gram_in_bfloat16_is_exact_and_symmetric() -> None:
-    """Wider than a panel; the products of bfloat16 values lose nothing."""
+    """The matrix is wider than a panel; products of bfloat16 values are exact."""
     X = torch.randn(6, 50, 600, generator=torch.Generator().manual_seed(0)).bfloat16()
     H = collected(X, pieces=3).gram
     rows = X.double().view(-1, 600)
@@ -162,28 +164,28 @@ def test_the_objective_is_the_error_of_the_outputs() -> None:
     )
 
 
-def test_of_inputs_in_16_bits_the_error_is_as_good_as_exact() -> None:
+def test_the_error_for_16_bit_inputs_is_almost_exact() -> None:
     random = torch.Generator().manual_seed(0)
     X = (torch.randn(4, 300, 64, generator=random) * torch.randn(64, generator=random)).bfloat16()
     dense, W = torch.randn(2, 96, 64, generator=random)
     reference, exact = DenseReference(dense, collected(X)), X.double().view(-1, 64)
-    found = [((V.double() @ exact.T) ** 2).sum() for V in (W - dense, dense)]
-    assert reference.relative_error(W) == pytest.approx((found[0] / found[1]).item(), rel=1e-3)
+    actual = [((V.double() @ exact.T) ** 2).sum() for V in (W - dense, dense)]
+    assert reference.relative_error(W) == pytest.approx((actual[0] / actual[1]).item(), rel=1e-3)
 
 
-def test_a_layer_that_is_never_reached_by_anything_has_no_error() -> None:
+def test_a_layer_without_input_has_no_error() -> None:
     inputs = collected(torch.zeros(2, 3, 8))
     assert DenseReference(torch.ones(4, 8), inputs).relative_error(torch.zeros(4, 8)) == 0
 
 
-def test_an_input_that_is_not_finite_names_its_layer() -> None:
+def test_inputs_that_are_not_finite_are_reported_with_the_layer() -> None:
     X = torch.randn(2, 3, 8)
     X[1, 2, 3] = torch.inf
     with pytest.raises(ComputeError, match=r"model\.x"):
         collected(X)
 
 
-def test_a_stop_leaves_no_hook(ids: Tensor) -> None:
+def test_stopping_removes_all_hooks(ids: Tensor) -> None:
     model = build("llama")
     stream, linears = open_stream(model, ids, 2), block_linears(model, 0)
 

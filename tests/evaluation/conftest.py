@@ -1,4 +1,4 @@
-"""The toy model, random ones and their texts, and a reporter that asks to stop."""
+"""Fixtures: the toy model, random models, their texts, and a reporter that requests a stop."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ CONFIGS = {
         word_embed_proj_dim=24,
         init_std=0.3,
     ),
-    "gemma2": Gemma2Config(  # caps its logits behind the head
+    "gemma2": Gemma2Config(  # caps its logits after the head
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
@@ -57,7 +57,7 @@ def text_of(rows: Tensor, bos: bool = False) -> TextSlice:
 
 
 class Impatient(SilentReporter):
-    """Asks to stop once it was asked `patience` times."""
+    """Reporter that requests a stop after `patience` checks."""
 
     def __init__(self, patience: int = 0) -> None:
         self.patience = patience

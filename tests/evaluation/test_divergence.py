@@ -1,4 +1,4 @@
-"""Divergence against the whole distributions in double precision; samples against transformers."""
+"""Divergence compared with full distributions in float64, and samples with transformers."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -30,7 +30,7 @@ def dense(request: pytest.FixtureRequest):
 
 
 def pruned(dense, share: float = 0.4):
-    """A copy without the smallest weights of its blocks."""
+    """Copy of a model without the smallest weights of its blocks."""
     model = deepcopy(dense)
     for index in range(2):
         for linear in block_linears(model, index).values():
@@ -56,20 +56,20 @@ def by_hand(dense, other, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_it_is_the_definition(
+def test_divergence_equals_its_definition(
     dense, rows: Tensor, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "POSITIONS", 7)  # does not divide 39
     other = pruned(dense)
     kl, same = by_hand(dense, other, rows)
-    assert kl.mean() > 0.001 and 0 < same.mean() < 1  # else nothing would be tested
+    assert kl.mean() > 0.001 and 0 < same.mean() < 1  # otherwise nothing would be tested
     for new in (list, batches_in(tmp_path)):
-        found = compared(dense, other, rows, batch, new)
-        assert found.kl == pytest.approx(kl.mean().item(), rel=1e-4)
-        assert found.agreement == pytest.approx(same.mean().item(), abs=1e-12)
-        assert found.tokens == kl.numel()
+        actual = compared(dense, other, rows, batch, new)
+        assert actual.kl == pytest.approx(kl.mean().item(), rel=1e-4)
+        assert actual.agreement == pytest.approx(same.mean().item(), abs=1e-12)
+        assert actual.tokens == kl.numel()
         spread = (kl.mean(1).std() / 5**0.5).item()
-        assert found.kl_stderr == pytest.approx(spread, rel=1e-3)
+        assert actual.kl_stderr == pytest.approx(spread, rel=1e-3)
 
 
 def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> None:
@@ -88,11 +88,11 @@ def test_other_passes_and_a_broken_model_are_refused(dense, rows: Tensor) -> Non
 TOKENS = 12
 
 
-def test_samples_are_what_transformers_writes(toy) -> None:
+def test_samples_equal_those_of_transformers(toy) -> None:
     prompts = benchmark_prompts(STORIES, 3)
-    found = write_samples(toy.model, toy.tokenizer, prompts, TOKENS, SilentReporter())
-    assert [s.prompt for s in found] == [p.text for p in prompts]
-    for sample in found:
+    actual = write_samples(toy.model, toy.tokenizer, prompts, TOKENS, SilentReporter())
+    assert [s.prompt for s in actual] == [p.text for p in prompts]
+    for sample in actual:
         ids = toy.tokenizer(sample.prompt, return_tensors="pt").input_ids
         theirs = toy.model.generate(ids, max_new_tokens=TOKENS, do_sample=False, use_cache=True)
         written = theirs[0, ids.shape[1] :]
@@ -110,13 +110,13 @@ def test_an_end_of_text_ends_a_sample(toy, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_agreement_counts_up_to_the_first_difference() -> None:
     assert agreement([[1, 2, 3, 4]], [[1, 2, 9, 4]]) == 0.5
-    assert agreement([[1, 2]], [[1, 2, 3, 4]]) == 0.5  # one went on
+    assert agreement([[1, 2]], [[1, 2, 3, 4]]) == 0.5  # one text is longer
     assert agreement([[1], [1, 2]], [[1], [3, 2]]) == 0.5
     assert agreement([[]], [[]]) == 1.0 and agreement([[]], [[1]]) == 0.0
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_texts_are_alike_up_to_there_and_no_further(a: list[int], b: list[int]) -> None:
+def test_agreement_equals_its_definition(a: list[int], b: list[int]) -> None:
     n = same_start(a, b)
     assert a[:n] == b[:n] and a[n : n + 1] + b[n : n + 1] != (a[n : n + 1] or [None]) * 2
     assert 0.0 <= agreement([a], [b]) <= 1.0

@@ -1,4 +1,4 @@
-"""Texts that the native decoder reads, against PyTorch in float32."""
+"""Native decoder compared with PyTorch in float32."""
 
 from itertools import takewhile
 
@@ -11,7 +11,7 @@ from backend.compiler import CompilerError
 from backend.errors import CancelledError
 from backend.evaluation import native_text as room
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver
-from backend.evaluation.native_text import NativeText, text_model, written
+from backend.evaluation.native_text import NativeText, greedy_tokens, text_model
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
@@ -25,9 +25,9 @@ def built(family: str):
 
 
 def reading(model, length: int = 40) -> NativeText:
-    found, how = text_model(model, "auto", length)
-    assert isinstance(found, NativeText) and how.startswith("native, bfloat16")
-    return found
+    actual, how = text_model(model, "auto", length)
+    assert isinstance(actual, NativeText) and how.startswith("native, bfloat16")
+    return actual
 
 
 def losses(model, rows: Tensor) -> Tensor:
@@ -35,21 +35,21 @@ def losses(model, rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_losses_and_divergence_are_those_of_pytorch(
+def test_losses_and_divergence_equal_those_of_pytorch(
     family: str, rows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "TOKENS", 16)  # several passes, the last one shorter
+    monkeypatch.setattr(room, "CHUNK_TOKENS", 16)  # several passes, the last one shorter
     dense = built(family)
     other = pruned(dense)
     assert (losses(reading(other), rows) - losses(other, rows)).abs().max() < 0.05
     kl, same = by_hand(dense, other, rows)
-    found = compared(reading(dense), reading(other), rows, 2)
-    assert found.kl == pytest.approx(kl.mean().item(), rel=0.03)
-    assert found.agreement == pytest.approx(same.mean().item(), abs=0.05)
+    actual = compared(reading(dense), reading(other), rows, 2)
+    assert actual.kl == pytest.approx(kl.mean().item(), rel=0.03)
+    assert actual.agreement == pytest.approx(same.mean().item(), abs=0.05)
     assert compared(reading(dense), reading(dense), rows, 2).kl == pytest.approx(0, abs=1e-6)
 
 
-def test_it_reads_the_weights_the_model_has_now(rows: Tensor) -> None:
+def test_the_native_model_has_the_current_weights(rows: Tensor) -> None:
     model = built("llama")
     dense = losses(reading(model), rows)
     for linear in block_linears(model, 0).values():
@@ -59,60 +59,61 @@ def test_it_reads_the_weights_the_model_has_now(rows: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_it_writes_the_likeliest_tokens_of_several_texts_in_turn() -> None:
+def test_greedy_tokens_of_several_texts() -> None:
     model, prompts = built("llama"), [[5, 9, 2], [7], [8, 8]]
-    alone = [[*written(reading(model), [prompt], (), 9)] for prompt in prompts]
+    alone = [[*greedy_tokens(reading(model), [prompt], (), 9)] for prompt in prompts]
     texts = [[token for _, token in each] for each in alone]
     for prompt, text in zip(prompts, texts, strict=True):
         logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
         chosen = logits.gather(1, torch.tensor(text)[:, None])[:, 0]
-        assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5  # as good as likeliest
+        # Rounding may select another token among near ties.
+        assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5
     ends = {texts[1][4]}
-    whole = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
-    together = [*written(reading(model), prompts, ends, 9)]
-    assert [[x for n, x in together if n == k] for k in range(3)] == whole
-    assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(whole)
+    expected_texts = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
+    together = [*greedy_tokens(reading(model), prompts, ends, 9)]
+    assert [[x for n, x in together if n == k] for k in range(3)] == expected_texts
+    assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(expected_texts)
 
 
 def test_a_request_to_stop_is_obeyed_between_windows(rows: Tensor) -> None:
-    seen: list[Tensor] = []
+    observed: list[Tensor] = []
     model = reading(built("llama"))
     with pytest.raises(CancelledError):
-        perplexity(model, text_of(rows), 4, Impatient(2), observe=lambda x, _: seen.append(x))
-    assert len(seen) == 2
+        perplexity(model, text_of(rows), 4, Impatient(2), observe=lambda x, _: observed.append(x))
+    assert len(observed) == 2
 
 
-def test_what_was_read_otherwise_is_not_compared(rows: Tensor) -> None:
+def test_outputs_of_another_decoder_are_not_compared(rows: Tensor) -> None:
     model, reference = built("llama"), DenseOutputs()
     reader = reading(model)
     with reference.recording(reader) as observe:
         perplexity(reader, text_of(rows), 1, observe=observe)
-    with pytest.raises(ValueError, match="otherwise"):
+    with pytest.raises(ValueError, match="another decoder"):
         perplexity(model, text_of(rows), 1, observe=DivergenceObserver(model, reference))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_pytorch_reads_for_other_models_and_says_why(family: str) -> None:
+def test_pytorch_reads_unsupported_models_and_names_the_reason(family: str) -> None:
     model = built(family)
     assert text_model(model, "float32", 40) == (model, "PyTorch, float32")
-    found, how = text_model(model, "auto", 40)
-    assert found is model and f"not {model.config.model_type}" in how
+    actual, how = text_model(model, "auto", 40)
+    assert actual is model and f"not {model.config.model_type}" in how
 
 
-def test_pytorch_reads_where_the_decoder_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_reads_if_the_decoder_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built("llama")
-    for name, value, why in (
+    for name, value, cause in (
         ("memory_available", lambda: 1000, "memory"),
-        ("is_streamed", lambda _: True, "read from disk"),
+        ("is_streamed", lambda _: True, "streamed from disk"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(room, name, value)
-            found, how = text_model(model, "auto", 40)
-        assert found is model and why in how
+            actual, how = text_model(model, "auto", 40)
+        assert actual is model and cause in how
 
     def fail(*_: object, **__: object) -> None:
         raise CompilerError("The native decoder cannot be built.", "No compiler.", "Install one.")
 
     monkeypatch.setattr(room, "NativeModel", fail)
-    found, how = text_model(model, "auto", 40)
-    assert found is model and "cannot be built" in how
+    actual, how = text_model(model, "auto", 40)
+    assert actual is model and "cannot be built" in how

@@ -1,4 +1,4 @@
-"""Perplexity against transformers' own loss, closed forms, and its own invariances."""
+"""Perplexity compared with the loss of transformers and with closed forms."""
 
 import math
 from pathlib import Path
@@ -34,35 +34,35 @@ def own_losses(model, rows: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 100])
-def test_it_is_transformers_own_loss(model, rows: torch.Tensor, batch: int) -> None:
-    found = perplexity(model, text_of(rows), batch)
+def test_perplexity_equals_the_loss_of_transformers(model, rows: torch.Tensor, batch: int) -> None:
+    actual = perplexity(model, text_of(rows), batch)
     losses = own_losses(model, rows)
     mean = sum(losses) / len(losses)
-    assert found.value == pytest.approx(math.exp(mean), rel=1e-5)
-    assert found.tokens == 7 * 39
+    assert actual.value == pytest.approx(math.exp(mean), rel=1e-5)
+    assert actual.tokens == 7 * 39
     nlls = window_nlls(model, rows, batch, SilentReporter())
     assert nlls.tolist() == pytest.approx(losses, rel=1e-5)
 
 
-def test_the_standard_error_is_carried_through_exp(model, rows: torch.Tensor) -> None:
-    found = perplexity(model, text_of(rows), 4)
+def test_the_standard_error_follows_the_delta_method(model, rows: torch.Tensor) -> None:
+    actual = perplexity(model, text_of(rows), 4)
     losses = own_losses(model, rows)
     mean = sum(losses) / 7
     spread = math.sqrt(sum((x - mean) ** 2 for x in losses) / 6 / 7)
-    assert found.stderr == pytest.approx(math.exp(mean) * spread, rel=1e-3)
+    assert actual.stderr == pytest.approx(math.exp(mean) * spread, rel=1e-3)
     assert perplexity(model, text_of(rows[:1]), 4).stderr is None
 
 
-def test_the_memory_bounds_change_nothing(
+def test_memory_limits_do_not_change_the_result(
     model, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = perplexity(model, text_of(rows), 7)
+    reference = perplexity(model, text_of(rows), 7)
     monkeypatch.setattr(heldout, "POSITIONS", 6)
     monkeypatch.setattr(heldout, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
     bounded = perplexity(model, text_of(rows), 7)
-    assert bounded.value == pytest.approx(whole.value, rel=1e-6)
+    assert bounded.value == pytest.approx(reference.value, rel=1e-6)
     assert len(sizes) == 4 and max(sizes) == 2 * 40 * VOCABULARY
 
 
@@ -73,17 +73,17 @@ def test_a_16_bit_model_is_summed_in_float32(model, rows: torch.Tensor) -> None:
     assert narrow.value != wide.value
 
 
-def test_overflow_is_told(model, rows: torch.Tensor) -> None:
+def test_overflow_is_reported(model, rows: torch.Tensor) -> None:
     model.get_output_embeddings().weight.data[:] = torch.nan
     with pytest.raises(ComputeError, match="not finite"):
         perplexity(model, text_of(rows), 4)
 
 
-def test_progress_and_stop(model, rows: torch.Tensor) -> None:
+def test_progress_is_reported_and_a_run_can_stop(model, rows: torch.Tensor) -> None:
     reporter = Recorder()
     perplexity(model, text_of(rows), 3, reporter)
-    assert [told[:2] for told in reporter.progressed] == [(0, 7), (3, 7), (6, 7), (7, 7)]
-    reporter = Recorder(stop=lambda told: len(told.progressed) >= 2)
+    assert [recorded[:2] for recorded in reporter.progressed] == [(0, 7), (3, 7), (6, 7), (7, 7)]
+    reporter = Recorder(stop=lambda recorded: len(recorded.progressed) >= 2)
     with pytest.raises(CancelledError):
         perplexity(model, text_of(rows), 3, reporter)
     assert len(reporter.progressed) == 2
@@ -91,9 +91,9 @@ def test_progress_and_stop(model, rows: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("batch", [2, 7])
 def test_a_streamed_model_has_the_same_perplexity(batch: int, tmp_path: Path) -> None:
-    """Bit for bit, with the hidden states in memory and on disk."""
+    """Results are equal bit for bit, with hidden states in memory and on disk."""
     rows = torch.randint(400, (7, 40), generator=torch.Generator().manual_seed(0))
-    whole = perplexity(load("toy").model, text_of(rows), batch)
+    reference = perplexity(load("toy").model, text_of(rows), batch)
     streamed = load("toy", streamed=True).model
     for new in (list, batches_in(tmp_path)):
-        assert perplexity(streamed, text_of(rows), batch, new=new) == whole
+        assert perplexity(streamed, text_of(rows), batch, new_batches=new) == reference

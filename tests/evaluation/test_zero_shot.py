@@ -1,4 +1,4 @@
-"""Zero-shot tasks: refusals without the harness; with it, a task of our own against an oracle."""
+"""Zero-shot tasks: errors without the harness, and a custom task compared with an oracle."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ metric_list:
 """
 
 
-def test_without_the_harness_it_says_what_to_install(
+def test_without_the_harness_the_error_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tasks, "find_spec", lambda _: None)
@@ -46,10 +46,10 @@ def test_without_the_harness_it_says_what_to_install(
         assert refused.value.field == "tasks"
 
 
-def test_the_main_figure_is_the_normed_accuracy_where_there_is_one() -> None:
+def test_the_main_metric_is_the_normalized_accuracy_if_it_exists() -> None:
     both = {"acc,none": 0.25, "acc_stderr,none": 0.1, "acc_norm,none": 0.5, "alias": "t"}
-    found = {"results": {"t": both}, "n-samples": {"t": {"original": 9, "effective": 4}}}
-    score = room._score("t", found)
+    actual = {"results": {"t": both}, "n-samples": {"t": {"original": 9, "effective": 4}}}
+    score = room._score("t", actual)
     assert (score.metric, score.value, score.stderr, score.n) == ("acc_norm", 0.5, None, 4)
     plain = {"results": {"t": {"word_perplexity,none": 9.0, "sample_len": 3}}}
     assert room._score("t", plain).metric == "word_perplexity"
@@ -59,7 +59,7 @@ def test_the_main_figure_is_the_normed_accuracy_where_there_is_one() -> None:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[dict]:
-    """Beginnings of stories, each with its own next sentence and another story's, in turn."""
+    """Beginnings of stories, each with its next sentence and a sentence of another story."""
     tales = [story.split(". ") for story in stories(9, QUESTIONS)]
     rows = []
     for n, tale in enumerate(tales):
@@ -82,7 +82,7 @@ def likelihood(toy, question: str, choice: str) -> float:
 
 
 @HARNESS
-def test_a_task_of_ones_own_gives_the_figure_computed_by_hand(
+def test_a_custom_task_has_the_score_computed_by_hand(
     toy, questions: list[dict], tmp_path: Path
 ) -> None:
     tasks = load_tasks(["toy_next"], tmp_path)
@@ -91,7 +91,7 @@ def test_a_task_of_ones_own_gives_the_figure_computed_by_hand(
     for row in questions:
         normed = [likelihood(toy, row["question"], c) / len(c) for c in row["choices"]]
         right += normed.index(max(normed)) == row["answer"]
-    assert right > 0  # else nothing was tested
+    assert right > 0  # otherwise nothing was tested
     assert score.value == right / QUESTIONS and score.n == QUESTIONS
     assert (score.task, score.metric) == ("toy_next", "acc_norm") and score.stderr is not None
     (part,) = zero_shot(toy.model, toy.tokenizer, tasks, 5, 4, SilentReporter())
@@ -99,7 +99,9 @@ def test_a_task_of_ones_own_gives_the_figure_computed_by_hand(
 
 
 @HARNESS
-def test_it_stops_within_a_pass_without_a_hook(toy, questions: list[dict], tmp_path: Path) -> None:
+def test_a_task_stops_between_passes_and_removes_its_hook(
+    toy, questions: list[dict], tmp_path: Path
+) -> None:
     tasks = load_tasks(["toy_next"], tmp_path)
     with pytest.raises(CancelledError):
         zero_shot(toy.model, toy.tokenizer, tasks, 0, 4, Impatient())
@@ -107,7 +109,7 @@ def test_it_stops_within_a_pass_without_a_hook(toy, questions: list[dict], tmp_p
 
 
 @HARNESS
-def test_data_that_cannot_be_had_and_tasks_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_data_and_unknown_tasks_are_reported(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").write_text(
         YAML.format(data=tmp_path / "gone.jsonl").replace("toy_next", "gone")
     )

@@ -3,6 +3,7 @@
 import pytest
 
 from app import SUPERVISOR_CHECK_S
+from backend.models.foreign_tokenizer import WORK_S
 from backend.queue import lifecycle
 from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
 from backend.queue.engines.slurm import JOBS_S
@@ -10,10 +11,11 @@ from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
-from backend.text.chat_template import RENDER_S
 from jobs.runtime.context import STOP_TIMEOUT_S
 from jobs.runtime.row_buffer import RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S
 from jobs.runtime.uploads import MAX_RETRY_S
+from jobs.serving.client import HUNG_S
+from jobs.serving.server import LONGEST_PASS_S
 from tests.named_tests import existing_tests, named_tests, rows_of
 
 ROWS = rows_of("operations.md", "## Faults")
@@ -53,7 +55,8 @@ GRACE_S = Settings.model_fields["stop_grace"].default
             "The database is locked",
             [RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S, lifecycle.AGAIN_DELAY_MS / 1000],
         ),
-        ("A chat template", [RENDER_S]),
+        ("The answering process hangs", [HUNG_S, LONGEST_PASS_S]),
+        ("A chat template", [WORK_S]),
     ],
 )
 def test_its_times_are_those_of_the_code(fault: str, times: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""The toy model in the dtype of its files, live, and text it knows."""
+"""Fixtures: the toy model in the dtype of its files as a live model, and a familiar text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _stored() -> PreTrainedModel:
 
 @pytest.fixture
 def make(_stored: PreTrainedModel, calibration: Tensor) -> Callable[..., DenseModel]:
-    """Makes a dense model; `text`: whether there is any to calibrate on."""
+    """Factory for a dense model; `text` adds a calibration text."""
 
     def made(precision: str = "auto", text: bool = True, **quantization: object) -> DenseModel:
         dlqat = DLQATConfig.model_validate({"precision": precision, **quantization})

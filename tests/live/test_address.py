@@ -1,4 +1,4 @@
-"""States as texts: as the Workbench writes them, and what others write there."""
+"""Addresses of states, as written by the Workbench and by others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ConfigError
 from backend.live.address import (
-    LONGEST,
+    MAX_ADDRESS_LENGTH,
     WORKBENCH,
     LiveState,
     queued_state,
@@ -36,7 +36,7 @@ TIMES = st.lists(st.integers(1, 12), max_size=12).filter(lambda each: sum(each) 
 
 @st.composite
 def written(draw: st.DrawFn) -> tuple[str, LiveState]:
-    """An address of as many runs as there are formats, and its state."""
+    """Address with as many repeated formats as there are formats, and its state."""
     times = draw(TIMES)
     times += [1] * (len(LAYERS) - sum(times))
     forms = [draw(FORMATS) for _ in times]
@@ -52,77 +52,77 @@ def written(draw: st.DrawFn) -> tuple[str, LiveState]:
 
 
 @given(written())
-def test_an_address_is_read(given: tuple[str, LiveState]) -> None:
+def test_an_address_is_parsed(given: tuple[str, LiveState]) -> None:
     address, state = given
     assert re.fullmatch(r"[\w.~-]+", address, re.ASCII)
     assert state_at(address, LAYERS, "abc") == state == state_at(address, LAYERS)
 
 
 @given(written(), st.data())
-def test_what_was_changed_is_another_or_refused(
+def test_a_modified_address_is_another_state_or_refused(
     given: tuple[str, LiveState], data: st.DataObject
 ) -> None:
     address, _ = given
-    place = data.draw(st.integers(0, len(address)))
-    changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]
+    position = data.draw(st.integers(0, len(address)))
+    changed = address[:position] + data.draw(st.text(max_size=4)) + address[position + 1 :]
     try:
-        found = state_at(changed, LAYERS, "abc")
+        actual = state_at(changed, LAYERS, "abc")
     except ConfigError as error:
         assert error.field in ("address", "formats")
     else:
-        assert [*found.formats] == NAMES
+        assert [*actual.formats] == NAMES
 
 
 @given(st.text() | st.from_regex(r"[0-9a-z~_.x]{0,60}"))
-def test_any_text_is_refused_in_words(text: str) -> None:
+def test_any_text_is_refused_with_an_error(text: str) -> None:
     with pytest.raises(ConfigError):
         state_at(text, LAYERS, "abc")
 
 
 @pytest.mark.parametrize(
-    ("address", "why"),
+    ("address", "cause"),
     [
-        ("", "no address"),
-        ("~" * LONGEST * 2, "no address"),
+        ("", "not an address"),
+        ("~" * MAX_ADDRESS_LENGTH * 2, "not an address"),
         ("abd~alps~gptq~50p~0x12", "another model"),
-        ("abc~magic~gptq~50p~0x12", "no method 'magic'"),
+        ("abc~magic~gptq~50p~0x12", "method 'magic' or 'gptq' does not exist"),
         ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
         ("abc~alps~gptq~100p~0x12", "not between 0 and 100"),
         ("abc~alps~gptq~50p~1x12", "layers"),
         ("abc~alps~gptq~50p~0x13", "layers"),
         ("abc~alps~gptq~50p~0x11", "layers"),
         ("abc~alps~gptq~50p~0x0_0x12_x", "layers"),
-        ("abc~alps~gptq~50p~٠x12", "no address"),
+        ("abc~alps~gptq~50p~٠x12", "not an address"),
     ],
 )
-def test_the_reason_is_told(address: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
+def test_the_error_names_the_reason(address: str, cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
         state_at(address, LAYERS, "abc")
 
 
 @pytest.mark.parametrize(
-    ("forms", "why"),
-    [("50p_int8-g32", ""), ("2of3_dense", "divide its 64"), ("dense_50p", "rounded only")],
+    ("forms", "cause"),
+    [("50p_int8-g32", ""), ("2of3_dense", "divide its 64"), ("dense_50p", "not pruned")],
 )
-def test_layers_that_cannot_be_stored_so_are_refused(forms: str, why: str) -> None:
+def test_formats_that_do_not_fit_a_layer_are_refused(forms: str, cause: str) -> None:
     layers = [LinearShape("q", 0, "q", 8, 64), LinearShape("head", -1, "head", 8, 64)]
     address = f"abc~wanda~rtn~{forms}~0_1"
-    if not why:
+    if not cause:
         first, last = state_at(address, layers).formats.values()
         assert (str(first), str(last)) == ("50%", "int8-g32")
         return
-    with pytest.raises(ConfigError, match=why):
+    with pytest.raises(ConfigError, match=cause):
         state_at(address, layers)
 
 
-def test_a_state_is_opened_again(dense: DenseModel) -> None:
+def test_a_state_can_be_reopened(dense: DenseModel) -> None:
     n = len(dense.in_blocks)
     address = f"{dense.identity}~sparsegpt~gptq~2of4andint4-g32_dense_int8-g32~0x3_1_0x{n - 4}_2"
     facts, live = inspect("toy"), LiveModel(dense)
     assert [*dense.layers] == [x.name for x in (*facts.linears, *facts.embeddings)]
-    found = state_at(address, (*facts.linears, *facts.embeddings), dense.identity)
-    live.apply(found.formats, found.pruner, found.quantizer)
-    assert found == LiveState(live.formats, "sparsegpt", "gptq")
+    actual = state_at(address, (*facts.linears, *facts.embeddings), dense.identity)
+    live.apply(actual.formats, actual.pruner, actual.quantizer)
+    assert actual == LiveState(live.formats, "sparsegpt", "gptq")
     assert live.formats[dense.in_blocks[3]] == Format()
 
 
@@ -133,7 +133,7 @@ RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "liv
     "strange",
     [
         {"state": "<img src=x>"},
-        {"state": "a" * (LONGEST + 1)},
+        {"state": "a" * (MAX_ADDRESS_LENGTH + 1)},
         {"state": None},
         {"model": ""},
         {"model": "x" * 301},
@@ -150,7 +150,7 @@ RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "liv
         {"more": 1},
     ],
 )
-def test_what_a_run_keeps_of_its_state_is_bounded(strange: dict[str, object]) -> None:
+def test_the_state_in_the_environment_of_a_run_is_validated(strange: dict[str, object]) -> None:
     kept = queued_state({WORKBENCH: RECORD})
     assert kept is not None and kept.model_dump() == RECORD
     assert queued_state({WORKBENCH: RECORD | strange}) is None

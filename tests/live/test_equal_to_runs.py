@@ -1,5 +1,5 @@
-"""Live weights are those of the first stages of runs, bit for bit; masks from stored ranks are
-those of the pruners, with all their ties."""
+"""Live weights equal those of the first stages of runs bit for bit, and masks from ranks equal
+those of the pruners, including ties."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import InputStatistics
 from backend.checkpoints import Checkpoints
-from backend.live.dense import DenseModel, KeptTables
+from backend.live.dense import DenseModel, TableCache
 from backend.live.model import LiveModel
 from backend.live.ranks import WeightScores, rank_mask, rank_table
 from backend.models.blocks import LinearWeight, all_linears
@@ -35,7 +35,7 @@ Toy = Callable[[], PreTrainedModel]
 def pruned(
     model: PreTrainedModel, ids: Tensor, folder: Path, precision: str, **fields: object
 ) -> PreTrainedModel:
-    """The model after the first stage of a run."""
+    """Model after the first stage of a run."""
     config = SDSConfig.model_validate(
         {"until": "first", "control": False, "precision": precision, "batch": 5, **fields}
     )
@@ -67,7 +67,7 @@ def read(linears: list[LinearWeight]) -> dict[str, Tensor]:
         ("alps", "60%", "float32"),
     ],
 )
-def test_pruned(
+def test_pruned_layers_equal_those_of_a_run(
     make: Make,
     toy: Toy,
     calibration: Tensor,
@@ -81,16 +81,16 @@ def test_pruned(
     fields = {"pattern": pattern, "base": pruner}
     run = read(all_linears(pruned(toy(), calibration[:12], tmp_path, precision, **fields)))
     if pruner != "magnitude":
-        assert set(live.made.values()) == {"instant", "dense"}
-        assert not same(live, run)  # what a run sees is the model pruned so far
-        assert [done for done, _, _ in live.refine()] == [1, 2, 3]
+        assert set(live.origins.values()) == {"instant", "dense"}
+        assert not same(live, run)  # a run collects inputs of the model pruned so far
+        assert [steps for steps, _, _ in live.refine()] == [1, 2, 3]
     assert same(live, run)
-    assert set(live.made.values()) == {"refined", "dense"}
+    assert set(live.origins.values()) == {"refined", "dense"}
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_rounded(
+def test_rounded_layers_equal_those_of_a_run(
     make: Make, toy: Toy, calibration: Tensor, tmp_path: Path, precision: str, grid: str
 ) -> None:
     fields = {"grid": grid, "space": "weighted", "stored": "bfloat16"}
@@ -114,7 +114,7 @@ def test_rounded(
     }
     live.apply(dict.fromkeys(qat.run.linears, "int3-g32"))
     assert same(live, run["rtn"])
-    codes = live.stored(next(iter(qat.run.linears)))
+    codes = live.stored_weight(next(iter(qat.run.linears)))
     assert torch.equal(codes.codes, qat.converted("rtn")[next(iter(qat.run.linears))].codes)
     live.apply({}, quantizer="gptq")
     assert not same(live, run["gptq"])
@@ -122,7 +122,9 @@ def test_rounded(
     assert same(live, run["gptq"])
 
 
-def test_pruned_and_then_rounded(make: Make, toy: Toy, calibration: Tensor, tmp_path: Path) -> None:
+def test_pruned_and_rounded_layers_equal_those_of_two_runs(
+    make: Make, toy: Toy, calibration: Tensor, tmp_path: Path
+) -> None:
     ids, live = calibration[:12], LiveModel(make("float32"))
     whole = dict.fromkeys(live.dense.in_blocks, "2:4+int4-g32")
     sparse = pruned(toy(), ids, tmp_path / "1", "float32", pattern="2:4", base="sparsegpt")
@@ -133,15 +135,15 @@ def test_pruned_and_then_rounded(make: Make, toy: Toy, calibration: Tensor, tmp_
     assert same(live, {name: qat.run.weight("gptq", x) for name, x in qat.run.linears.items()})
 
 
-def test_what_is_not_chosen_stays(dense: DenseModel) -> None:
+def test_other_layers_do_not_change(dense: DenseModel) -> None:
     live = LiveModel(dense)
-    first, *others = dense.in_blocks
+    first, *other_layers = dense.in_blocks
     live.apply({first: "50%"}, "sparsegpt")
-    before = {name: live.weight(name) for name in others}
-    assert len([*live.refine()]) == 1  # it ends behind the last block that is refined
-    assert same(live, before) and live.made[first] == "refined"
+    before = {name: live.weight(name) for name in other_layers}
+    assert len([*live.refine()]) == 1  # refinement ends after the last refined block
+    assert same(live, before) and live.origins[first] == "refined"
     live.apply({}, "alps")
-    assert live.made[first] == "instant"  # it was made by another pruner
+    assert live.origins[first] == "instant"  # another pruner made it
 
 
 PERCENT = st.integers(1, 9999).map(lambda n: f"{n / 100}%")
@@ -157,7 +159,7 @@ GROUPS = st.sampled_from(["1:2", "2:4", "3:4", "4:8", "7:8", "5:16", "20:48"])
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
     st.sampled_from([2, 30, 10**6]),
 )
-def test_masks_are_those_of_the_pruners(
+def test_masks_equal_those_of_the_pruners(
     seed: int, rows: int, columns: int, text: str, wanda: bool, dtype: torch.dtype, values: int
 ) -> None:
     random, pattern = torch.Generator().manual_seed(seed), Pattern.parse(text)
@@ -178,14 +180,14 @@ def pattern_keeps(pattern: Pattern, shape: torch.Size, by_row: bool) -> int:
     return rows * (n - int(n * pattern.drop + 1e-6))
 
 
-def test_tables_stay_within_their_room() -> None:
-    tables, made = KeptTables(100), list[str]()
+def test_tables_stay_within_their_memory_limit() -> None:
+    tables, calls = TableCache(100), list[str]()
 
     def get(key: str, size: int = 40) -> None:
-        tables.get(key, lambda: made.append(key) or torch.zeros(size, dtype=torch.uint8))
+        tables.get(key, lambda: calls.append(key) or torch.zeros(size, dtype=torch.uint8))
 
     for key in ("a", "b", "a", "c", "a", "b"):
         get(key)
-    assert made == ["a", "b", "c", "b"] and tables.nbytes == 80
+    assert calls == ["a", "b", "c", "b"] and tables.nbytes == 80
     get("large", 500)
     assert tables.nbytes == 500 and tables.find("a") is None

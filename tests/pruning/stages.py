@@ -1,4 +1,4 @@
-"""Runs that are stopped and resumed, and their stages, to tell whether two are the same."""
+"""Helpers that stop and resume runs, and compare their stages."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,45 +23,48 @@ from backend.reporter import Reporter, SilentReporter
 def prune(
     model: PreTrainedModel,
     ids: Tensor,
-    chosen: SDSConfig,
+    config: SDSConfig,
     work: Path | Checkpoints,
     reporter: Reporter | None = None,
-    stored: torch.dtype = torch.float32,
+    stored_dtype: torch.dtype = torch.float32,
     plan: PruningPlan | None = None,
-    held: float = 0.125,
+    heldout_share: float = 0.125,
     reader: StageReader | None = None,
 ) -> SDSResult:
-    """Plans a run, if it has no plan yet, and executes it; `held`: share of the ids to choose the
-    kept stage by."""
+    """Execute a run, and make its plan if there is none. The kept stage is chosen on
+    `heldout_share` of the ids."""
     checkpoints = work if isinstance(work, Checkpoints) else Checkpoints(work)
-    plan, reporter = plan or pruning_plan(chosen, all_linears(model)), reporter or SilentReporter()
-    fitted = len(ids) - min(len(ids) - 1, round(len(ids) * held))
+    plan, reporter = plan or pruning_plan(config, all_linears(model)), reporter or SilentReporter()
+    fitted = len(ids) - min(len(ids) - 1, round(len(ids) * heldout_share))
     parts = ids[:fitted], ids[fitted:]
-    return run_sds(model, parts[0], chosen, plan, checkpoints, reporter, stored, parts[1], reader)
+    return run_sds(
+        model, parts[0], config, plan, checkpoints, reporter, stored_dtype, parts[1], reader
+    )
 
 
 def cut_short(
     model: Callable[[], PreTrainedModel],
     ids: Tensor,
-    chosen: SDSConfig,
+    config: SDSConfig,
     folder: Path,
     counts: Sequence[int],
     recorder: Callable[..., Any],
 ) -> list[tuple[str, float, int]]:
-    """Attempts of one run, each stopped once so many blocks are stored; the metrics they told."""
+    """Run several attempts, each stopped when a number of blocks is stored, and return their
+    metrics."""
     metrics = []
     for count in counts:
         stop = recorder(stop=lambda _, n=count: len([*folder.glob("*-0*")]) >= n)
         with pytest.raises(CancelledError):
-            prune(model(), ids, chosen, folder, stop)
+            prune(model(), ids, config, folder, stop)
         metrics += stop.metrics
     return metrics
 
 
-def stage_hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> dict[SDSStage, str]:
-    """Stage -> hash of the model's weights at it; `model` ends as the last stage."""
-    found = {}
-    for stage in chosen.stages:
+def stage_hashes(model: PreTrainedModel, folder: Path, config: SDSConfig) -> dict[SDSStage, str]:
+    """Map stage -> hash of the model's weights. The model ends with the last stage."""
+    actual = {}
+    for stage in config.stages:
         install(model, Checkpoints(folder), stage)
-        found[stage] = weights_hash(model)
-    return found
+        actual[stage] = weights_hash(model)
+    return actual

@@ -1,4 +1,4 @@
-"""Descents in C++: what PyTorch computes, and nothing written where it does not belong."""
+"""Descent in C++ compared with PyTorch, and its memory safety."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def layer_of(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, InputStatistics]:
-    """Dense weights, and correlated inputs."""
+    """Make dense weights and correlated inputs."""
     torch.manual_seed(seed)
     mix = torch.randn(columns, columns) / (2 * columns**0.5) + torch.eye(columns)
     X = (torch.randn(3 * columns + 20, columns) @ mix).bfloat16().float()
@@ -55,7 +55,7 @@ SHAPES = [(1, 48, "2:4"), (5, 50, "1:2"), (13, 96, "4:8"), (8, 33, "50%"), (300,
 
 @pytest.mark.parametrize(("rows", "columns", "pattern"), [*SHAPES, (200, 576, "2:4")])
 @pytest.mark.parametrize("step", ["redense", "fixed", "soft"])
-def test_a_layer_ends_at_the_error_of_pytorch(
+def test_the_error_equals_that_of_pytorch(
     rows: int, columns: int, pattern: str, step: str, in_pytorch
 ) -> None:
     dense, inputs = layer_of(rows, columns)
@@ -67,22 +67,22 @@ def test_a_layer_ends_at_the_error_of_pytorch(
             return redense(start, dense, inputs, 10)
         return adjust(start, dense, inputs, p, 10, step == "soft")
 
-    found, expected = solve(), in_pytorch(solve)
-    assert not torch.equal(found, start)
-    left = errors(found, dense, inputs).sum() / errors(expected, dense, inputs).sum()
-    assert left.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
+    actual, expected = solve(), in_pytorch(solve)
+    assert not torch.equal(actual, start)
+    error_ratio = errors(actual, dense, inputs).sum() / errors(expected, dense, inputs).sum()
+    assert error_ratio.item() == pytest.approx(1, abs=1e-3 if rows >= 200 else 5e-3)
 
 
 @pytest.mark.parametrize("kind", room.KINDS)
-def test_threads_change_no_bit(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_changes_no_bit(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dense, inputs = layer_of(2 * room.NATIVE_ROWS + 13, 80)
     start = dense * keep_mask(dense.abs(), Pattern.parse("1:2"))
-    found = []
+    actual = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.append(room.descend(start, dense, inputs, 4, kind, max(1, kind // 2)))
-    for W, lowest in found[1:]:
-        assert torch.equal(W, found[0][0]) and torch.equal(lowest, found[0][1])
+        actual.append(room.descend(start, dense, inputs, 4, kind, max(1, kind // 2)))
+    for W, lowest in actual[1:]:
+        assert torch.equal(W, actual[0][0]) and torch.equal(lowest, actual[0][1])
 
 
 @pytest.mark.parametrize("pattern", ["1:2", "2:4", "3:4", "4:8", "8:16", "15:16", "50%", "97%"])
@@ -92,16 +92,16 @@ def test_no_row_gets_worse_or_denser(pattern: str, soft: bool) -> None:
     p = Pattern.parse(pattern)
     start = dense * keep_mask(dense.abs(), p)
     for steps in (0, 1, 2, 30):
-        found = adjust(start, dense, inputs, p, steps, soft)
+        actual = adjust(start, dense, inputs, p, steps, soft)
         bound = errors(start, dense, inputs) * (1 + 1e-5)
-        assert (errors(found, dense, inputs) <= bound).all()
-        assert ((found != 0).sum(1) <= (start != 0).sum(1)).all()
+        assert (errors(actual, dense, inputs) <= bound).all()
+        assert ((actual != 0).sum(1) <= (start != 0).sum(1)).all()
         if p.structured:
-            assert ((found != 0).view(24, -1, p.group).sum(-1) <= p.keep).all()
+            assert ((actual != 0).view(24, -1, p.group).sum(-1) <= p.keep).all()
 
 
 def identity(columns: int) -> InputStatistics:
-    """A step ends at the dense weights, whatever the start."""
+    """Make inputs for which one step ends at the dense weights from any start."""
     inputs = inputs_of(torch.eye(columns))
     inputs.__dict__["largest_eigenvalue"] = 1.0
     return inputs
@@ -109,18 +109,18 @@ def identity(columns: int) -> InputStatistics:
 
 @given(st.integers(0, 10**6), st.sampled_from(room.GROUPS), st.integers(1, 15))
 @settings(max_examples=60, deadline=None)
-def test_equal_weights_of_a_group_are_chosen_as_by_masks(seed: int, group: int, keep: int) -> None:
+def test_ties_in_a_group_are_broken_as_by_masks(seed: int, group: int, keep: int) -> None:
     torch.manual_seed(seed)
     keep = min(keep, group - 1)
     dense = torch.randint(-2, 3, (9, 64)).float()
-    start = torch.full_like(dense, 64.0)  # exact in bfloat16, and far away
+    start = torch.full_like(dense, 64.0)  # exact in bfloat16 and far from the start
     W, _ = room.descend(start, dense, identity(64), 1, group, keep)
     assert torch.equal(W, dense * keep_mask(dense.abs(), Pattern(keep, group, 0.5)))
 
 
 @given(st.integers(0, 10**6), st.integers(1, 70))
 @settings(max_examples=60, deadline=None)
-def test_equal_weights_of_a_row_are_chosen_as_by_masks(seed: int, columns: int) -> None:
+def test_ties_in_a_row_are_broken_as_by_masks(seed: int, columns: int) -> None:
     torch.manual_seed(seed)
     dense = torch.randint(-2, 3, (9, columns)).float()
     start = 64.0 * (torch.rand(9, columns) < torch.rand(9, 1))
@@ -135,20 +135,20 @@ def test_weights_shrink_by_the_penalty() -> None:
 
 
 @pytest.mark.parametrize("kind", room.KINDS)
-def test_what_is_not_a_number_stays_in_its_row(kind: int) -> None:
+def test_nan_stays_in_its_row(kind: int) -> None:
     dense, inputs = layer_of(11, 48)
     start = dense * keep_mask(dense.abs(), Pattern.parse("1:2"))
     keep = max(1, kind // 2)
     expected, _ = room.descend(start, dense, inputs, 5, kind, keep)
     for bad in (torch.nan, torch.inf):
         start[3, 7] = bad
-        found, _ = room.descend(start, dense, inputs, 5, kind, keep)
-        others = torch.arange(11) != 3
-        assert torch.equal(found[others], expected[others])
+        actual, _ = room.descend(start, dense, inputs, 5, kind, keep)
+        other_rows = torch.arange(11) != 3
+        assert torch.equal(actual[other_rows], expected[other_rows])
 
 
 @pytest.mark.parametrize("scale", [0.0, torch.nan])
-def test_without_input_energy_nothing_moves(scale: float) -> None:
+def test_without_input_energy_weights_do_not_change(scale: float) -> None:
     dense, p = torch.randn(9, 32), Pattern.parse("2:4")
     inputs = inputs_of(scale * torch.eye(32))
     inputs.__dict__["largest_eigenvalue"] = scale
@@ -157,7 +157,7 @@ def test_without_input_energy_nothing_moves(scale: float) -> None:
     assert torch.equal(adjust(start, dense, inputs, p, 5, True), start)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_arguments_that_do_not_fit_are_refused() -> None:
     dense, inputs = layer_of(6, 20)
     wide = torch.zeros(6, 40)
     for start, other, about, more in (
@@ -181,15 +181,15 @@ def test_what_does_not_fit_is_refused() -> None:
             room.descend(start, other, about, **words)
 
 
-def test_weights_with_gaps_between_their_columns_are_copied() -> None:
+def test_noncontiguous_weights_are_copied() -> None:
     dense, inputs = layer_of(6, 20)
     start, gaps = dense * (dense > 0), torch.zeros(6, 40)
     gaps[:, ::2] = start
-    found = redense(gaps[:, ::2], dense, inputs, 3)
-    assert torch.equal(found, redense(start, dense, inputs, 3))
+    actual = redense(gaps[:, ::2], dense, inputs, 3)
+    assert torch.equal(actual, redense(start, dense, inputs, 3))
 
 
-def test_pytorch_is_used_where_it_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_replaces_a_library_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, inputs = layer_of(4, 16)
     assert not room.usable(replace(inputs, dtype=torch.float32), room.SHRINK)
     assert not room.usable(inputs, 5)

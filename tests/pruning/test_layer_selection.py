@@ -1,4 +1,4 @@
-"""Which layers are pruned, and each to which pattern."""
+"""Selection of layers and their patterns."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +30,7 @@ def config(**fields: object) -> SDSConfig:
     return SDSConfig.model_validate(given | fields)
 
 
-def test_every_layer_of_a_model_can_be_named_and_the_list_has_an_end() -> None:
+def test_lists_can_name_every_layer_and_have_a_maximum_length() -> None:
     names = [f"model.layers.{block}.mlp.down_proj" for block in range(400)]
     assert (
         len(read_overrides(config(overrides=", ".join(f"{n}=4:8" for n in names)).overrides)) == 400
@@ -41,7 +41,7 @@ def test_every_layer_of_a_model_can_be_named_and_the_list_has_an_end() -> None:
             config(**{field: ", ".join([part] * 1001)})
 
 
-def test_lists_are_read_with_or_without_spaces() -> None:
+def test_lists_are_parsed_with_or_without_spaces() -> None:
     assert read_names(" 0.* ,*.down_proj,, ") == ("0.*", "*.down_proj")
     assert read_names("") == ()
     expected = (("mlp.down_proj", Pattern(4, 8, 0.5)), ("self_attn.*", Pattern(0, 0, 0.5)))
@@ -49,20 +49,20 @@ def test_lists_are_read_with_or_without_spaces() -> None:
 
 
 @pytest.mark.parametrize("text", ["mlp.down_proj", "=2:4", "a=", "a=5:4", "a=120%", "a=2:4=3"])
-def test_what_is_no_override_is_told_beside_its_field(text: str) -> None:
+def test_an_invalid_override_is_reported_at_its_field(text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(overrides=text)
     assert caught.value.errors()[0]["loc"] == ("overrides",)
 
 
-def test_the_record_is_written_the_same_way_however_it_was_typed() -> None:
+def test_the_record_has_a_canonical_form() -> None:
     chosen = config(exclude="0.*,  1.*", overrides="a=0.5 ,b=2:4")
     assert (chosen.exclude, chosen.overrides) == ("0.*, 1.*", "a=50%, b=2:4")
 
 
 @given(st.decimals("0.0000000001", "99.9999999999", places=10))
-def test_a_share_reads_back_as_it_was_written(percent: Decimal) -> None:
-    """The record holds the text: a share that it rounded to 100 % could not be read again."""
+def test_a_share_survives_a_round_trip(percent: Decimal) -> None:
+    """The record has the text, so a share must not be rounded to 100 %."""
     first = Pattern.parse(f"{percent:f}%")
     assert Pattern.parse(str(first)) == first
     assert Decimal(str(first).rstrip("%")) == percent
@@ -70,7 +70,7 @@ def test_a_share_reads_back_as_it_was_written(percent: Decimal) -> None:
 
 
 @pytest.mark.parametrize("text", ["0%", "100%", "1.0", "0.00000000000001%", "4:4", "5:4", "0:4"])
-def test_what_would_keep_or_drop_everything_is_no_pattern(text: str) -> None:
+def test_patterns_that_keep_or_drop_everything_are_refused(text: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(pattern=text)
     assert caught.value.errors()[0]["loc"] == ("pattern",)
@@ -90,22 +90,22 @@ def test_what_would_keep_or_drop_everything_is_no_pattern(text: str) -> None:
         ("MLP.*", 0),
     ],
 )
-def test_what_a_name_fits(name: str, count: int) -> None:
+def test_names_match_layers(name: str, count: int) -> None:
     assert sum(fits(name, layer) for layer in LAYERS) == count
 
 
-def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
+def test_the_last_match_wins_and_excluded_layers_have_no_pattern() -> None:
     chosen = config(
         pattern="2:4", exclude="1.*, *.o_proj", overrides="mlp.*=50%, mlp.down_proj=4:8"
     )
     patterns = layer_patterns(LAYERS, chosen)
     assert len(patterns) == 12
-    found = {
+    actual = {
         layer.module: str(patterns[layer.name])
         for layer in LAYERS
         if layer.block == 0 and layer.name in patterns
     }
-    assert found == {
+    assert actual == {
         "self_attn.q_proj": "2:4",
         "self_attn.k_proj": "2:4",
         "self_attn.v_proj": "2:4",
@@ -116,7 +116,7 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "field", "said"),
+    ("fields", "field", "message"),
     [
         ({"exclude": "down_proj"}, "exclude", "down_proj matches no layer"),
         ({"exclude": "7.*"}, "exclude", "7.* matches no layer"),
@@ -127,10 +127,12 @@ def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
         ({"overrides": "mlp.down_proj=5:10"}, "overrides", "5:10 does not fit"),
     ],
 )
-def test_what_cannot_be_is_refused_beside_its_field(fields: dict, field: str, said: str) -> None:
+def test_impossible_selections_are_reported_at_their_field(
+    fields: dict, field: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         layer_patterns(LAYERS, config(**fields))
-    assert caught.value.field == field and said in str(caught.value) and caught.value.do
+    assert caught.value.field == field and message in str(caught.value) and caught.value.do
     if fields == {"pattern": "3:7"}:
         assert "model.layers.0.mlp.gate_proj (64 inputs)" in caught.value.why
         assert "2, 4, 8, 16, 32" in caught.value.do
@@ -141,16 +143,16 @@ def zero_share(W: Tensor) -> float:
 
 
 @pytest.mark.parametrize("base", ["wanda", "sparsegpt", "magnitude"])
-def test_each_layer_ends_as_it_was_told(
+def test_each_layer_ends_with_its_pattern(
     base: str, toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     chosen = config(
         base=base, pattern="2:4", exclude="0.*, 2.mlp.up_proj", overrides="*.down_proj=75%"
     )
-    model, dense, told = toy(), toy(), recorder()
-    result = prune(model, calibration[:16], chosen, tmp_path, told)
-    assert told.progressed[-1][0] == told.progressed[-1][1]
-    assert {s.module for s in told.snapshots if s.block == 2} == {
+    model, dense, recorded = toy(), toy(), recorder()
+    result = prune(model, calibration[:16], chosen, tmp_path, recorded)
+    assert recorded.progressed[-1][0] == recorded.progressed[-1][1]
+    assert {s.module for s in recorded.snapshots if s.block == 2} == {
         m for m in block_linears(model, 2) if m != "mlp.up_proj"
     }
     for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS):
@@ -168,4 +170,4 @@ def test_each_layer_ends_as_it_was_told(
                     assert zero_share(W) == pytest.approx(0.5, abs=0.01)
     install(model, Checkpoints(tmp_path), SDSStage.DENSE)
     assert weights_hash(model) == weights_hash(dense)
-    assert 0.5 < result.zero_share[SDSStage.SDS] < 0.6  # of the layers that were pruned
+    assert 0.5 < result.zero_share[SDSStage.SDS] < 0.6  # statistics of pruned layers only

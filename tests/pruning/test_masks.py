@@ -1,4 +1,4 @@
-"""Masks: exact counts, highest scores, the lower index among equals."""
+"""Masks have exact counts, the highest scores, and the lower index among ties."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ from backend.pruning.masks import (
     top_per_row,
 )
 
-# Few distinct scores, so that ties are the rule.
+# Few distinct scores make ties common.
 SCORES = st.integers(0, 4).map(np.float32)
 
 
-def obvious(scores: list[float], keep: int) -> list[bool]:
-    """The `keep` highest; among equals the lower index."""
+def reference_mask(scores: list[float], keep: int) -> list[bool]:
+    """Reference mask of the `keep` highest scores; among ties, the lower index."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     return [i in order[:keep] for i in range(len(scores))]
 
@@ -43,10 +43,12 @@ def groups(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
 
 @given(rows_and_counts())
 @settings(max_examples=200, deadline=None)
-def test_each_row_keeps_its_own_number(case: tuple[np.ndarray, list[int]]) -> None:
+def test_each_row_keeps_its_count(case: tuple[np.ndarray, list[int]]) -> None:
     scores, counts = case
     mask = top_per_row(torch.from_numpy(scores), torch.tensor(counts))
-    assert mask.tolist() == [obvious(r, k) for r, k in zip(scores.tolist(), counts, strict=True)]
+    assert mask.tolist() == [
+        reference_mask(r, k) for r, k in zip(scores.tolist(), counts, strict=True)
+    ]
 
 
 @given(groups())
@@ -54,22 +56,22 @@ def test_each_row_keeps_its_own_number(case: tuple[np.ndarray, list[int]]) -> No
 def test_each_group_keeps_n(case: tuple[np.ndarray, int, int]) -> None:
     scores, keep, group = case
     mask = top_per_group(torch.from_numpy(scores), keep, group)
-    expected = [obvious(part, keep) for part in scores.reshape(-1, group).tolist()]
+    expected = [reference_mask(part, keep) for part in scores.reshape(-1, group).tolist()]
     assert mask.reshape(-1, group).tolist() == expected
 
 
 @given(rows_and_counts())
 @settings(max_examples=50, deadline=None)
-def test_overall_is_one_long_row(case: tuple[np.ndarray, list[int]]) -> None:
+def test_top_overall_treats_the_tensor_as_one_row(case: tuple[np.ndarray, list[int]]) -> None:
     scores, counts = case
     mask = top_overall(torch.from_numpy(scores), counts[0])
-    assert mask.flatten().tolist() == obvious(scores.flatten().tolist(), counts[0])
+    assert mask.flatten().tolist() == reference_mask(scores.flatten().tolist(), counts[0])
 
 
 def test_masked_leaves_no_negative_zero() -> None:
-    found = masked(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([False, True, False]))
-    assert found.tolist() == [0, -2, 0]
-    assert not torch.signbit(found[[0, 2]]).any()
+    actual = masked(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([False, True, False]))
+    assert actual.tolist() == [0, -2, 0]
+    assert not torch.signbit(actual[[0, 2]]).any()
 
 
 def test_overlap_is_intersection_over_union() -> None:

@@ -1,4 +1,4 @@
-"""OWL: the mean is exact, outliers keep weights, and a run does as it was told."""
+"""OWL keeps the mean sparsity exactly, and blocks with outliers stay denser."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -33,26 +33,26 @@ def config(**fields: object) -> SDSConfig:
     st.integers(300, 700),
     st.floats(0.01, 0.14),
 )
-def test_the_mean_is_exact_and_the_spread_is_kept(blocks, mille, spread) -> None:
+def test_the_mean_is_exact_and_the_spread_is_bounded(blocks, mille, spread) -> None:
     share = mille / 1000
     outliers = {n: d for n, (d, _) in enumerate(blocks)}
     weights = {n: w for n, (_, w) in enumerate(blocks)}
-    found = block_shares(outliers, weights, share, spread)
-    mean = sum(found[n] * weights[n] for n in found) / sum(weights.values())
+    actual = block_shares(outliers, weights, share, spread)
+    mean = sum(actual[n] * weights[n] for n in actual) / sum(weights.values())
     assert mean == pytest.approx(share, abs=1e-9)
-    assert 0 < min(found.values()) <= max(found.values()) < 1
-    assert max(found.values()) - min(found.values()) <= 2 * spread + 1e-9
-    ranked = sorted(found, key=outliers.__getitem__)
-    assert all(found[a] >= found[b] - 1e-9 for a, b in pairwise(ranked))
+    assert 0 < min(actual.values()) <= max(actual.values()) < 1
+    assert max(actual.values()) - min(actual.values()) <= 2 * spread + 1e-9
+    ranked = sorted(actual, key=outliers.__getitem__)
+    assert all(actual[a] >= actual[b] - 1e-9 for a, b in pairwise(ranked))
 
 
-def test_by_hand() -> None:
-    found = block_shares({0: 0.01, 1: 0.02, 2: 0.03}, {0: 5, 1: 5, 2: 5}, 0.5, 0.1)
-    assert found == pytest.approx({0: 0.6, 1: 0.5, 2: 0.4})
+def test_shares_equal_those_computed_by_hand() -> None:
+    actual = block_shares({0: 0.01, 1: 0.02, 2: 0.03}, {0: 5, 1: 5, 2: 5}, 0.5, 0.1)
+    assert actual == pytest.approx({0: 0.6, 1: 0.5, 2: 0.4})
     assert block_shares({0: 0.3, 1: 0.3}, {0: 1, 1: 9}, 0.5) == {0: 0.5, 1: 0.5}
 
 
-def test_outliers_are_counted_by_the_mean_of_their_layer() -> None:
+def test_outliers_compare_with_the_mean_of_their_layer() -> None:
     scores = [torch.tensor([1.0, 1.0, 1.0, 21.0]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])]
     assert outlier_share(scores, 3.4) == 1 / 8  # mean 6
     assert outlier_share(scores, 3.6) == 0.0
@@ -61,7 +61,7 @@ def test_outliers_are_counted_by_the_mean_of_their_layer() -> None:
 
 
 @pytest.mark.parametrize(("refused", "accepted"), [("85%", "83%"), ("16%", "17%"), ("2:4", "50%")])
-def test_what_cannot_be_allocated_is_refused(refused: str, accepted: str) -> None:
+def test_impossible_allocations_are_refused(refused: str, accepted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         pruning_plan(config(pattern=refused), LAYERS)
     assert caught.value.field == "allocation" and caught.value.do
@@ -69,14 +69,14 @@ def test_what_cannot_be_allocated_is_refused(refused: str, accepted: str) -> Non
     pruning_plan(config(pattern=accepted), LAYERS)
 
 
-def test_it_is_refused_where_every_layer_has_a_pattern_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="no sparsity to set") as caught:
+def test_owl_is_refused_if_overrides_set_every_pattern() -> None:
+    with pytest.raises(ConfigError, match="no layer to allocate") as caught:
         pruning_plan(config(overrides="*=2:4"), LAYERS)
     assert caught.value.field == "allocation"
 
 
 def plain_outliers(model, ids: Tensor) -> dict[int, float]:
-    """The share of outliers by block, from whole forward passes of the dense model."""
+    """Share of outliers in each block, from forward passes of the entire dense model."""
     energy: dict[tuple[int, str], Tensor] = {}
     handles = [
         linear.layer.register_forward_pre_hook(
@@ -89,28 +89,29 @@ def plain_outliers(model, ids: Tensor) -> dict[int, float]:
         model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
-    found = {}
+    actual = {}
     for b in range(3):
         linears = block_linears(model, b).items()
         scores = [(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears]
-        found[b] = torch.cat([x > 5 * x.mean() for x in scores]).float().mean().item()
-    return found
+        actual[b] = torch.cat([x > 5 * x.mean() for x in scores]).float().mean().item()
+    return actual
 
 
-def test_a_run_prunes_each_block_as_much_as_it_said(
+def test_a_run_prunes_each_block_to_its_reported_sparsity(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    model, told = toy(), recorder()
-    prune(model, calibration[:16], config(batch=5), tmp_path, told, held=0)
-    said = {
-        n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in range(3)
+    model, recorded = toy(), recorder()
+    prune(model, calibration[:16], config(batch=5), tmp_path, recorded, heldout_share=0)
+    message = {
+        n: [v for name, v, s in recorded.metrics if name == "owl/outliers" and s == n]
+        for n in range(3)
     }
     expected = plain_outliers(toy(), calibration[:16])
-    assert {n: v[0] for n, v in said.items()} == pytest.approx(expected, abs=1e-4)
-    shares = {s: v for name, v, s in told.metrics if name == "owl/sparsity"}
+    assert {n: v[0] for n, v in message.items()} == pytest.approx(expected, abs=1e-4)
+    shares = {s: v for name, v, s in recorded.metrics if name == "owl/sparsity"}
     assert max(shares.values()) - min(shares.values()) == pytest.approx(0.16)
-    assert told.progressed[-1][0] == told.progressed[-1][1]
-    assert len([line for line in told.lines if line.startswith("OWL")]) == 3
+    assert recorded.progressed[-1][0] == recorded.progressed[-1][1]
+    assert len([line for line in recorded.lines if line.startswith("OWL")]) == 3
     for stage in (SDSStage.FIRST, SDSStage.SDS):
         install(model, Checkpoints(tmp_path), stage)
         for block, share in shares.items():
@@ -119,10 +120,10 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
             assert zeros == pytest.approx(share, abs=0.012)  # rows of 64 round down
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_bit_for_bit(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    """Stopped within the survey, after it, and within the first pass."""
+    """The run stops during the outlier pass, after it, and during the first pass."""
     chosen, ids, model, again = config(), calibration[:8], toy(), toy()
     prune(model, ids, chosen, tmp_path / "whole")
     cut_short(toy, ids, chosen, tmp_path / "cut", (1, 3, 4), recorder)

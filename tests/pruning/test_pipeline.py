@@ -1,4 +1,4 @@
-"""The whole method on the toy model: the driver, the orderings of its stages, the decision."""
+"""SDS on the toy model: stages, their order by quality, and the choice of the kept stage."""
 
 import threading
 from copy import deepcopy
@@ -16,7 +16,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
-from backend.pruning.config import SDSConfig, SDSStage, judged
+from backend.pruning.config import SDSConfig, SDSStage, heldout_stages
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
@@ -37,84 +37,88 @@ def config(**fields: object) -> SDSConfig:
 
 def stage_weights(model: PreTrainedModel, workspace: Path, stage: SDSStage) -> list[Tensor]:
     install(model, Checkpoints(workspace), stage)
-    return [one.read() for b in range(BLOCKS) for one in block_linears(model, b).values()]
+    return [linear.read() for b in range(BLOCKS) for linear in block_linears(model, b).values()]
 
 
 class WholeModel:
-    """SDS driven the obvious way: whole forward passes, every input kept, one batch, no stream."""
+    """Plain implementation of SDS with full forward passes in one batch."""
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, chosen: SDSConfig) -> None:
-        self.model, self.ids, self.chosen = model, ids, chosen
-        self.pattern = chosen.pattern
+    def __init__(self, model: PreTrainedModel, ids: Tensor, options: SDSConfig) -> None:
+        self.model, self.ids, self.options = model, ids, options
+        self.pattern = options.pattern
         self.linears = [block_linears(model, block) for block in range(BLOCKS)]
-        self.dense = [{m: one.read() for m, one in block.items()} for block in self.linears]
-        self.made: dict[SDSStage, list[dict[str, Tensor]]] = {}
+        self.dense = [{m: linear.read() for m, linear in block.items()} for block in self.linears]
+        self.stages: dict[SDSStage, list[dict[str, Tensor]]] = {}
 
-    def put(self, block: int, weights: dict[str, Tensor]) -> None:
+    def write(self, block: int, weights: dict[str, Tensor]) -> None:
         for module, W in weights.items():
             self.linears[block][module].write(W)
 
-    def look(self, block: int) -> dict[str, InputStatistics]:
-        seen: dict[str, InputStatistics] = {}
+    def collect_inputs(self, block: int) -> dict[str, InputStatistics]:
+        inputs: dict[str, InputStatistics] = {}
 
         def keep(module: str, x: Tensor) -> None:
             X = x.flatten(0, -2)
             H = X.T @ X / len(X)
-            seen[module] = InputStatistics(len(X), H.diagonal(), H)
+            inputs[module] = InputStatistics(len(X), H.diagonal(), H)
 
         handles = [
-            one.layer.register_forward_pre_hook(lambda _, args, m=module: keep(m, args[0]))
-            for module, one in self.linears[block].items()
+            linear.layer.register_forward_pre_hook(lambda _, args, m=module: keep(m, args[0]))
+            for module, linear in self.linears[block].items()
         ]
         self.model(input_ids=self.ids, use_cache=False)
         for handle in handles:
             handle.remove()
-        return seen
+        return inputs
 
     def prune(
-        self, weights: dict[str, Tensor], seen: dict[str, InputStatistics]
+        self, weights: dict[str, Tensor], inputs: dict[str, InputStatistics]
     ) -> dict[str, Tensor]:
-        one = PRUNERS[self.chosen.base].prune
-        return {m: one(W, seen[m], self.pattern, self.chosen.damping) for m, W in weights.items()}
-
-    def adjusted(self, block: int, start: dict, seen: dict, soft: bool) -> dict[str, Tensor]:
+        linear = PRUNERS[self.options.base].prune
         return {
-            m: adjust(W, self.dense[block][m], seen[m], self.pattern, 30, soft)
+            m: linear(W, inputs[m], self.pattern, self.options.damping) for m, W in weights.items()
+        }
+
+    def adjusted(self, block: int, start: dict, inputs: dict, soft: bool) -> dict[str, Tensor]:
+        return {
+            m: adjust(W, self.dense[block][m], inputs[m], self.pattern, 30, soft)
             for m, W in start.items()
         }
 
-    def put_before(self, block: int, stage: SDSStage) -> None:
+    def write_before(self, block: int, stage: SDSStage) -> None:
         for before in range(block):
-            self.put(before, self.made[stage][before])
+            self.write(before, self.stages[stage][before])
 
     @torch.no_grad()
     def run(self) -> dict[SDSStage, list[Tensor]]:
-        made = self.made = {stage: [] for stage in MADE}
+        stages = self.stages = {stage: [] for stage in MADE}
         for block in range(BLOCKS):
             dense = self.dense[block]
-            made[SDSStage.DENSE].append(dense)
-            self.put_before(block, SDSStage.FIRST)
-            self.put(block, dense)
-            first = self.prune(dense, self.look(block))
-            made[SDSStage.FIRST].append(first)
-            self.put(block, first)
-            seen = self.look(block)
-            made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
-            made[SDSStage.REDENSE].append(
+            stages[SDSStage.DENSE].append(dense)
+            self.write_before(block, SDSStage.FIRST)
+            self.write(block, dense)
+            first = self.prune(dense, self.collect_inputs(block))
+            stages[SDSStage.FIRST].append(first)
+            self.write(block, first)
+            inputs = self.collect_inputs(block)
+            stages[SDSStage.CONTROL].append(self.adjusted(block, first, inputs, False))
+            stages[SDSStage.REDENSE].append(
                 {
-                    m: redense(W, dense[m], seen[m], self.chosen.redense_steps)
+                    m: redense(W, dense[m], inputs[m], self.options.redense_steps)
                     for m, W in first.items()
                 }
             )
         for block in range(BLOCKS):
-            self.put_before(block, SDSStage.SECOND)
-            self.put(block, made[SDSStage.REDENSE][block])
-            second = self.prune(made[SDSStage.REDENSE][block], self.look(block))
-            made[SDSStage.SECOND].append(second)
-            self.put(block, second)
-            made[SDSStage.SDS].append(self.adjusted(block, second, self.look(block), True))
+            self.write_before(block, SDSStage.SECOND)
+            self.write(block, stages[SDSStage.REDENSE][block])
+            second = self.prune(stages[SDSStage.REDENSE][block], self.collect_inputs(block))
+            stages[SDSStage.SECOND].append(second)
+            self.write(block, second)
+            stages[SDSStage.SDS].append(
+                self.adjusted(block, second, self.collect_inputs(block), True)
+            )
         return {
-            stage: [W for part in parts for W in part.values()] for stage, parts in made.items()
+            stage: [W for part in parts for W in part.values()] for stage, parts in stages.items()
         }
 
 
@@ -122,32 +126,32 @@ class WholeModel:
     ("base", "pattern", "batch", "least"),
     [("wanda", "2:4", 24, 1.0), ("sparsegpt", "50%", 24, 1.0), ("sparsegpt", "50%", 5, 0.99)],
 )
-def test_the_driver_is_the_whole_model_driven_plainly(
+def test_stages_equal_those_of_a_plain_implementation(
     base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
-    """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
-    tie may fall to the other side, and one weight in a hundred may follow."""
-    chosen = config(batch=batch, base=base, pattern=pattern)
+    """In one batch, like the reference, every weight is equal. In several batches, sums are
+    rounded differently, which may break near ties and change up to one weight in a hundred."""
+    options = config(batch=batch, base=base, pattern=pattern)
     ids = calibration[:24]
-    expected = WholeModel(toy(), ids, chosen).run()
+    expected = WholeModel(toy(), ids, options).run()
     model = toy()
-    prune(model, ids, chosen, tmp_path, held=0)
+    prune(model, ids, options, tmp_path, heldout_share=0)
     for stage in MADE:
-        for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
-            near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
+        for actual, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
+            near = torch.isclose(actual, W, rtol=1e-3, atol=1e-3 * W.std().item())
             assert near.float().mean() >= least, stage
 
 
 @pytest.fixture(scope="module")
 def finished(_toy, tmp_path_factory) -> dict[str, dict]:
-    """Perplexity of every stage on unseen text, and the result, for each pruner and pattern."""
+    """Run each pruner and pattern: perplexity of every stage on unseen text, and the result."""
     runs = {}
     dense, ids = _toy
     for name in RUNS:
-        folder, model, told = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
+        folder, model, recorded = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
         base, pattern = name.split()
-        chosen = config(base=base, pattern=pattern)
-        result = prune(model, ids[:48], chosen, folder, told)
+        options = config(base=base, pattern=pattern)
+        result = prune(model, ids[:48], options, folder, recorded)
         both = zip(model.named_parameters(), dense.parameters(), strict=True)
         changed = {name for (name, p), q in both if not torch.equal(p, q)}
         perplexity = {}
@@ -158,7 +162,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
         runs[name] = {
             "perplexity": perplexity,
             "result": result,
-            "told": told,
+            "recorded": recorded,
             "changed": changed,
             "model": model,
         }
@@ -192,9 +196,9 @@ def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_result_says_what_was_kept(name: str, finished) -> None:
+def test_the_result_describes_the_kept_stage(name: str, finished) -> None:
     result = finished[name]["result"]
-    unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither can be kept
+    unjudged = {SDSStage.DENSE, SDSStage.REDENSE}  # neither is a candidate
     assert result.heldout.keys() == {*MADE} - unjudged
     assert result.kept == SDSStage.SDS
     assert result.heldout[SDSStage.SDS] <= result.heldout[SDSStage.SECOND]
@@ -206,62 +210,62 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
     assert all(spent > 0 for spent in result.seconds.values())
 
 
-def test_statistics_tell_the_story(finished) -> None:
-    """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense center makes it rise."""
-    told = finished["wanda 2:4"]["told"]
-    by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
-    assert {len(found) for found in by.values()} == {7 * BLOCKS}
+def test_statistics_change_as_expected_between_stages(finished) -> None:
+    """Share near zero: dense < re-dense < sparse. Kurtosis rises in the re-dense stage."""
+    recorded = finished["wanda 2:4"]["recorded"]
+    by = {stage: [s for s in recorded.snapshots if s.stage == stage] for stage in MADE}
+    assert {len(actual) for actual in by.values()} == {7 * BLOCKS}
     figure = {
-        name: {stage: sum(s.stats[name] for s in found) for stage, found in by.items()}
+        name: {stage: sum(s.stats[name] for s in actual) for stage, actual in by.items()}
         for name in ("near_zero", "kurtosis")
     }
     near = figure["near_zero"]
     assert near[SDSStage.DENSE] < near[SDSStage.REDENSE] < near[SDSStage.FIRST]
     assert figure["kurtosis"][SDSStage.REDENSE] > figure["kurtosis"][SDSStage.DENSE]
-    for stage, found in by.items():
-        for one in found:
-            assert one.tensor == f"model.layers.{one.block}.{one.module}.weight"
-            assert one.below + one.above < 0.005 * one.n
-            assert ("relative_error" in one.stats) == (stage != SDSStage.DENSE)
+    for stage, actual in by.items():
+        for linear in actual:
+            assert linear.tensor == f"model.layers.{linear.block}.{linear.module}.weight"
+            assert linear.below + linear.above < 0.005 * linear.n
+            assert ("relative_error" in linear.stats) == (stage != SDSStage.DENSE)
             sparse = stage not in (SDSStage.DENSE, SDSStage.REDENSE)
-            assert ("mask_overlap" in one.stats) == sparse
+            assert ("mask_overlap" in linear.stats) == sparse
     assert all(s.stats["mask_overlap"] == 1 for s in by[SDSStage.FIRST])
     assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[SDSStage.SDS])
-    edges = {(s.tensor, s.lo, s.hi) for s in told.snapshots}
+    edges = {(s.tensor, s.lo, s.hi) for s in recorded.snapshots}
     assert len(edges) == 7 * BLOCKS
 
 
-def test_statistics_beside_the_work_are_those_in_between(
+def test_statistics_on_another_thread_equal_those_in_sequence(
     toy, calibration: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    # the sums of two batches side by side are rounded otherwise
+    inputs = []
+    # parallel batches have other rounding errors in their sums
     monkeypatch.setattr("backend.pruning.passes.even_batch", lambda _, rows, batch: batch)
-    for threads, room in ((2, 2**40), (1, 2**40), (2, 0)):
+    for threads, memory_bytes in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
-        monkeypatch.setattr("backend.models.threads.memory_available", lambda n=room: n)
-        told, folder = recorder(), tmp_path / f"{threads} {room}"
-        chosen = config(redense_steps=5, adjust_steps=5)
-        result = prune(toy(), calibration[:8], chosen, folder, told)
-        figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in told.snapshots]
-        seen.append((figures, told.metrics, result.errors, result.zero_share))
-        assert any("computed in between" in line for line in told.lines) == (not room)
-    assert seen[0] == seen[1] == seen[2]
+        monkeypatch.setattr("backend.models.threads.memory_available", lambda n=memory_bytes: n)
+        recorded, folder = recorder(), tmp_path / f"{threads} {memory_bytes}"
+        options = config(redense_steps=5, adjust_steps=5)
+        result = prune(toy(), calibration[:8], options, folder, recorded)
+        figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in recorded.snapshots]
+        inputs.append((figures, recorded.metrics, result.errors, result.zero_share))
+        assert any("computed in between" in line for line in recorded.lines) == (not memory_bytes)
+    assert inputs[0] == inputs[1] == inputs[2]
     assert not any(thread.name.startswith("statistics") for thread in threading.enumerate())
 
 
-def test_progress_and_errors_are_told_as_they_come(finished) -> None:
-    told, result = (finished["wanda 2:4"][part] for part in ("told", "result"))
-    done = [d for d, _, _ in told.progressed]
+def test_progress_and_errors_are_reported_as_they_arise(finished) -> None:
+    recorded, result = (finished["wanda 2:4"][part] for part in ("recorded", "result"))
+    units_done = [d for d, _, _ in recorded.progressed]
     total = 4 * 7 * BLOCKS
-    assert done == list(range(1, total + 1))
-    assert {t for _, t, _ in told.progressed} == {total}
+    assert units_done == list(range(1, total + 1))
+    assert {t for _, t, _ in recorded.progressed} == {total}
     curves: dict[str, list[int]] = {}
-    for name, _, step in told.metrics:
+    for name, _, step in recorded.metrics:
         curves.setdefault(name, []).append(step)
     for stage in MADE[1:]:
         assert curves[f"error@{stage}"] == [0, 1, 2]
-        points = [value for name, value, _ in told.metrics if name == f"error@{stage}"]
+        points = [value for name, value, _ in recorded.metrics if name == f"error@{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
 
 
@@ -271,15 +275,15 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     losses = {}
     for precision in ("float32", "bfloat16"):
         model = toy()
-        chosen = config(precision=precision)
-        prune(model, calibration[:32], chosen, tmp_path / precision)
+        options = config(precision=precision)
+        prune(model, calibration[:32], options, tmp_path / precision)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         losses[precision] = fmean(heldout_losses(model, unseen, torch.float32))
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_only_the_blocks_linears_change(name: str, finished) -> None:
+def test_only_linears_of_blocks_change(name: str, finished) -> None:
     model = finished[name]["model"]
     pruned = {f"{o.name}.weight" for b in range(BLOCKS) for o in block_linears(model, b).values()}
     assert finished[name]["changed"] == pruned
@@ -287,44 +291,47 @@ def test_only_the_blocks_linears_change(name: str, finished) -> None:
 
 
 @pytest.mark.parametrize("control", [True, False])
-def test_a_run_may_end_with_the_first_pruning(
+def test_a_run_can_end_with_the_first_pruning(
     control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    told, few = recorder(), {"redense_steps": 5, "adjust_steps": 5}
-    model, chosen = toy(), config(until="first", control=control, **few)
-    result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
-    made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
-    assert chosen.stages == made and list(result.heldout) == judged(made)
-    assert {s.stage for s in told.snapshots} == set(made)
-    assert result.kept == SDSStage.FIRST and told.progressed[-1][0] == told.progressed[-1][1]
+    recorded, few = recorder(), {"redense_steps": 5, "adjust_steps": 5}
+    model, options = toy(), config(until="first", control=control, **few)
+    result = prune(model, calibration[:16], options, tmp_path / "first", recorded)
+    stages = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
+    assert options.stages == stages and list(result.heldout) == heldout_stages(stages)
+    assert {s.stage for s in recorded.snapshots} == set(stages)
+    assert (
+        result.kept == SDSStage.FIRST and recorded.progressed[-1][0] == recorded.progressed[-1][1]
+    )
     with pytest.raises(NotFoundError):
         install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
     whole = toy()
     prune(whole, calibration[:16], config(**few), tmp_path / "sds")
-    for stage in made:
-        found = stage_weights(model, tmp_path / "first", stage)
-        assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
+    for stage in stages:
+        actual = stage_weights(model, tmp_path / "first", stage)
+        assert all(map(torch.equal, actual, stage_weights(whole, tmp_path / "sds", stage)))
 
 
-def test_without_held_out_segments_the_decision_is_said_to_be_untested(
+def test_without_held_out_segments_the_reason_says_so(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    told = recorder()
-    result = prune(toy(), calibration[:8], config(), tmp_path, told, held=0)
+    recorded = recorder()
+    result = prune(toy(), calibration[:8], config(), tmp_path, recorded, heldout_share=0)
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert "no text was held out" in result.reason
-    assert set(told.lines) == {*result.warnings, result.reason}
+    assert set(recorded.lines) == {*result.warnings, result.reason}
 
 
-def test_held_out_text_is_read_by_what_can_be_kept_and_its_control() -> None:
+def test_held_out_losses_cover_candidates_and_control() -> None:
     dense, first, control, redense, second, sds, *_ = SDSStage
-    assert judged([dense, first]) == [first]
-    assert judged([dense, first, control, redense, second]) == [first, control, second]
-    assert judged([dense, first, redense, second, sds]) == [first, second, sds]
+    assert heldout_stages([dense, first]) == [first]
+    assert heldout_stages([dense, first, control, redense, second]) == [first, control, second]
+    assert heldout_stages([dense, first, redense, second, sds]) == [first, second, sds]
 
 
 class Holding:
-    """Reads stages by a copy of the weights, as the native decoder does, until one is measured."""
+    """Stage reader with a copy of the weights, like the native decoder, until a stage is
+    measured."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.held, self.read = model, "", dict[SDSStage, str]()
@@ -341,11 +348,13 @@ class Holding:
         self.held = ""
 
 
-def test_a_resumed_run_reads_each_stage_by_its_own_weights(
+def test_a_resumed_run_evaluates_each_stage_with_its_weights(
     toy, calibration: Tensor, tmp_path: Path
 ) -> None:
-    """Also where an earlier attempt has measured them all."""
+    """This holds even if an earlier attempt has measured all stages."""
     model = toy()
     reader, few = Holding(model), {"redense_steps": 2, "adjust_steps": 2}
     prune(model, calibration[:16], config(**few), tmp_path, reader=reader)
-    assert [*reader.read] == judged(MADE) and len({*reader.read.values()}) == len(reader.read)
+    assert [*reader.read] == heldout_stages(MADE) and len({*reader.read.values()}) == len(
+        reader.read
+    )

@@ -1,4 +1,4 @@
-"""The plan of a run: made of a config and layers, stored as JSON, executed by the job."""
+"""Plan of a run, made from a config and layers and stored as JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ MIXED = SDSConfig.model_validate(
 )
 
 
-def test_layers_of_one_pattern_are_a_group() -> None:
+def test_layers_with_the_same_pattern_form_a_group() -> None:
     plan = pruning_plan(MIXED, LAYERS)
-    found = {(str(x.pattern), x.allocation): len(x.layers) for x in plan.groups}
-    assert found == {("4:8", "uniform"): 2, ("60%", "uniform"): 2, ("60%", "owl"): 10}
+    actual = {(str(x.pattern), x.allocation): len(x.layers) for x in plan.groups}
+    assert actual == {("4:8", "uniform"): 2, ("60%", "uniform"): 2, ("60%", "owl"): 10}
     assert {(x.pruner, x.damping) for x in plan.groups} == {("alps", 0.1)}
     assert plan.dense == tuple(x.name for x in LAYERS if x.block == 0)
     assert plan.layers.keys() == {x.name for x in LAYERS if x.block}
@@ -47,7 +47,7 @@ def test_layers_of_one_pattern_are_a_group() -> None:
         ({"reconstruct": 1}, ["first", "second", "sds-blocks"]),
     ],
 )
-def test_the_passes_are_those_that_make_the_stages(fields: dict, passes: list[str]) -> None:
+def test_the_passes_produce_the_stages(fields: dict, passes: list[str]) -> None:
     plan = pruning_plan(SDSConfig.model_validate(fields), LAYERS)
     assert [*plan.passes] == passes
     assert {PASS_OF[stage] for stage in plan.stages} == {*plan.passes} - {SDSPass.OUTLIERS}
@@ -59,19 +59,19 @@ def changed(**parts: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"),
+    ("stored", "message"),
     [
         (changed(dense=[]), "matches no layer"),
         (changed(dense=["model.layers.0.mlp.up_proj", "lm_head"]), "no layer of a block"),
-        (changed(stages=["dense", "first"]), "not that of the config"),
-        (changed(passes=["first", "owl"]), "not that of the config"),
-        (changed(groups=changed()["groups"][::-1]), "not that of the config"),
-        (changed(groups=[{**x, "damping": 0.2} for x in changed()["groups"]]), "not that of"),
-        (changed(groups=[{**x, "pattern": "50%"} for x in changed()["groups"]]), "not that of"),
+        (changed(stages=["dense", "first"]), "does not match the config"),
+        (changed(passes=["first", "owl"]), "does not match the config"),
+        (changed(groups=changed()["groups"][::-1]), "does not match the config"),
+        (changed(groups=[{**x, "damping": 0.2} for x in changed()["groups"]]), "does not match"),
+        (changed(groups=[{**x, "pattern": "50%"} for x in changed()["groups"]]), "does not match"),
     ],
 )
-def test_one_of_another_config_is_told(stored: dict[str, Any], said: str) -> None:
-    with pytest.raises((ValueError, ConfigError), match=said):
+def test_a_plan_of_another_config_is_refused(stored: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, ConfigError), match=message):
         PruningPlan.model_validate(stored).check(MIXED)
 
 

@@ -1,4 +1,4 @@
-"""Block reconstruction lowers the error of blocks, keeps zeros, resumes exactly, and can be off."""
+"""Block reconstruction lowers the error of blocks, keeps zeros, and resumes exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.models.block_forward import Call, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.pruning.block_work import _diverged
+from backend.pruning.block_work import _divergence_error
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import MaskedWeights
 from backend.pruning.stage_store import SDSStageStore, install
@@ -38,7 +38,7 @@ def ids(calibration: Tensor) -> Tensor:
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The hidden states [N, L, d] behind the last block, before the final norm."""
+    """Hidden states [N, L, d] after the last block, before the final norm."""
     stream = open_stream(model, ids, len(ids))
     hidden = stream.hidden
     for block in range(BLOCKS):
@@ -47,87 +47,91 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    dense, model, told = outputs(toy(), ids), toy(), recorder()
-    result = prune(model, ids, config(), Checkpoints(tmp_path), told, held=0.5)
+    dense, model, recorded = outputs(toy(), ids), toy(), recorder()
+    result = prune(model, ids, config(), Checkpoints(tmp_path), recorded, heldout_share=0.5)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
         texts = zip(ids.split(6), dense.split(6), strict=True)  # fitted and held out
         wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
-    for start, made in (
+    for start, reconstructed_stage in (
         (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS),
         (SDSStage.SDS, SDSStage.SDS_BLOCKS),
     ):
-        assert wrong[made][0] < 0.9 * wrong[start][0]
-        assert wrong[made][1] < wrong[start][1]
-        assert result.heldout[made] < result.heldout[start]
+        assert wrong[reconstructed_stage][0] < 0.9 * wrong[start][0]
+        assert wrong[reconstructed_stage][1] < wrong[start][1]
+        assert result.heldout[reconstructed_stage] < result.heldout[start]
         for block in range(BLOCKS):
-            before, after = store.weights(start, block), store.weights(made, block)
+            before, after = store.weights(start, block), store.weights(reconstructed_stage, block)
             assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
-        curve = [value for name, value, _ in told.metrics if name == f"reconstruction@{made}"]
+        curve = [
+            value
+            for name, value, _ in recorded.metrics
+            if name == f"reconstruction@{reconstructed_stage}"
+        ]
         assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
     assert result.kept in (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     assert result.seconds["blocks"] > 0
-    done = [d for d, _, _ in told.progressed]
-    assert done == sorted(done) and done[-1] == told.progressed[-1][1]
+    progress = [d for d, _, _ in recorded.progressed]
+    assert progress == sorted(progress) and progress[-1] == recorded.progressed[-1][1]
 
 
 @pytest.mark.parametrize("activations", ["memory", "disk"])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_bit_for_bit(
     activations: str, toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
-    chosen, model, whole = config(activations=activations), toy(), recorder()
-    prune(model, ids, chosen, tmp_path / "whole", whole)
-    expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
-    counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
-    metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
+    options, model, uninterrupted = config(activations=activations), toy(), recorder()
+    prune(model, ids, options, tmp_path / "whole", uninterrupted)
+    expected, cut = stage_hashes(model, tmp_path / "whole", options), tmp_path / "cut"
+    counts = (7, 11)  # stored blocks in either pass of reconstruction
+    metrics = cut_short(toy, ids, options, cut, counts, recorder)
     model, last = toy(), recorder()
-    prune(model, ids, chosen, cut, last)
-    assert stage_hashes(model, cut, chosen) == expected
-    assert metrics + last.metrics == whole.metrics
+    prune(model, ids, options, cut, last)
+    assert stage_hashes(model, cut, options) == expected
+    assert metrics + last.metrics == uninterrupted.metrics
 
 
 @pytest.mark.parametrize(
-    ("fields", "made"),
+    ("fields", "expected"),
     [
         ({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
         ({"control": False}, {SDSStage.SDS_BLOCKS}),
         ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
     ],
 )
-def test_it_starts_from_the_last_stage_there_is(
-    fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
+def test_reconstruction_starts_from_the_last_available_stage(
+    fields: dict, expected: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
-    chosen = config(**fields)
-    result = prune(toy(), ids, chosen, tmp_path, held=0)
-    assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
-    assert result.kept == chosen.stages[-1]
+    options = config(**fields)
+    result = prune(toy(), ids, options, tmp_path, heldout_share=0)
+    assert expected == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(options.stages)
+    assert result.kept == options.stages[-1]
 
 
 def test_targets_are_the_hidden_states_of_the_dense_model(
     toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not what the dense block makes of the compressed model's, which are its inputs."""
-    seen = list[Examples]()
+    """They are not the dense block's outputs for the hidden states of the compressed model."""
+    recorded_examples = list[Examples]()
 
     def keep(model: PreTrainedModel, examples: Examples, *rest: Any) -> Reconstruction:
-        seen.append(examples)
+        recorded_examples.append(examples)
         return reconstruct(model, examples, *rest)
 
     monkeypatch.setattr(block_reconstruction, "reconstruct", keep)
     prune(toy(), ids, config(until="first"), tmp_path)
     model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
     stream = open_stream(model, ids, 1)
-    dense = made = stream.hidden
-    for block, examples in enumerate(seen):
+    dense = expected = stream.hidden
+    for block, examples in enumerate(recorded_examples):
         dense = run_block(model, stream, block, dense)
         assert all(map(torch.equal, examples.targets, dense))
-        assert all(map(torch.equal, examples.inputs, made))
+        assert all(map(torch.equal, examples.inputs, expected))
         linears = block_linears(model, block)
         for module, W in stores.weights(SDSStage.FIRST_BLOCKS, block).items():
             linears[module].write(W)
-        made = run_block(model, stream, block, made)
-    assert len(seen) == BLOCKS
+        expected = run_block(model, stream, block, expected)
+    assert len(recorded_examples) == BLOCKS
 
 
 def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
@@ -142,12 +146,12 @@ def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("stage", "field"), [("redense", "damping"), ("sds-blocks", "reconstruct_rate")]
 )
-def test_what_is_not_finite_names_what_to_change(stage: str, field: str) -> None:
-    assert _diverged("mlp.down_proj", SDSStage(stage)).field == field
+def test_errors_of_divergence_name_the_field_to_change(stage: str, field: str) -> None:
+    assert _divergence_error("mlp.down_proj", SDSStage(stage)).field == field
 
 
 def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
-    """Two steps of Adam on the first block with its own parameters, as a textbook has them."""
+    """Reference for two steps of Adam on the first block."""
     weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
     masks = [(W != 0).float() for W in weights]
     moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
@@ -158,8 +162,8 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
         loss = ((output - y).square().sum(-1) / y.square().sum(-1)).mean()
         factor = 1e-2 * (0.5 if step else 1)  # cosine: 1, then the middle
         gradients = torch.autograd.grad(loss, weights)
-        each = zip(weights, masks, gradients, moments, sizes, strict=True)
-        for W, mask, gradient, (m, v), size in each:
+        tensors = zip(weights, masks, gradients, moments, sizes, strict=True)
+        for W, mask, gradient, (m, v), size in tensors:
             gradient = gradient * mask
             m.mul_(0.9).add_(0.1 * gradient)
             v.mul_(0.999).add_(0.001 * gradient.square())
@@ -180,7 +184,7 @@ def test_sizes_follow_the_scales_of_rows_and_columns() -> None:
     assert block_reconstruction.sizes_of(0 * W).eq(1).all()
 
 
-def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
+def test_steps_equal_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
     model, ids = toy(), ids[:1]
     stream = open_stream(model, ids, 1)
     x = next(iter(stream.hidden))
@@ -192,18 +196,18 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
         linear.write(start[module])
     examples = Examples(stream, 0, [x], [y], 1)
     masked = MaskedWeights(start, 1e-2)
-    found = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
+    actual = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
     two_steps(model, stream.calls[0][0], x, y)
-    weights = masked.weights(found.parameters)
+    weights = masked.weights(actual.parameters)
     for module, linear in block_linears(model, 0).items():
         torch.testing.assert_close(weights[module], linear.read(), rtol=1e-4, atol=1e-6)
-    assert found.epoch == 2
+    assert actual.epoch == 2
 
 
 @pytest.mark.parametrize(
     ("rate", "attempts", "lowered"), [(1.0, 4, True), (1.0, 1, False)], ids=["repeated", "dropped"]
 )
-def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
+def test_a_rate_that_is_too_high_is_lowered_or_the_block_is_unchanged(
     rate: float,
     attempts: int,
     lowered: bool,
@@ -213,19 +217,21 @@ def test_too_high_a_rate_is_lowered_or_the_block_stays_as_it_was(
     recorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At one whole weight a step every block diverges; from a quarter of it on some do not."""
+    """At a relative rate of 1 every block diverges; at a quarter of it some blocks improve."""
     monkeypatch.setattr(block_reconstruction, "ATTEMPTS", attempts)
-    chosen, told = config(reconstruct_rate=rate, until="first"), recorder()
-    prune(toy(), ids, chosen, tmp_path, told)
-    left = [v for name, v, _ in told.metrics if name.startswith("reconstruction@")]
+    options, recorded = config(reconstruct_rate=rate, until="first"), recorder()
+    prune(toy(), ids, options, tmp_path, recorded)
+    error_ratios = [v for name, v, _ in recorded.metrics if name.startswith("reconstruction@")]
     store = SDSStageStore(Checkpoints(tmp_path))
     for block in range(BLOCKS):
-        kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
-        same = all(torch.equal(W, start[module]) for module, W in kept.items())
+        reconstructed, start = (
+            store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL)
+        )
+        same = all(torch.equal(W, start[module]) for module, W in reconstructed.items())
         report = store.report(SDSStage.FIRST_BLOCKS, block).reconstruction
-        assert report["left"] == left[block]
-        assert (left[block] < 1, same) == (lowered, not lowered)
+        assert report["left"] == error_ratios[block]
+        assert (error_ratios[block] < 1, same) == (lowered, not lowered)
         assert (report["factor"] < 1) == lowered
-    assert sum("changed nothing" in line for line in told.lines) == (not lowered)
-    assert sum("times the learning rate" in line for line in told.lines) == BLOCKS * lowered
-    assert told.progressed[-1][0] == told.progressed[-1][1]
+    assert sum("The others keep their weights" in line for line in recorded.lines) == (not lowered)
+    assert sum("times the learning rate" in line for line in recorded.lines) == BLOCKS * lowered
+    assert recorded.progressed[-1][0] == recorded.progressed[-1][1]

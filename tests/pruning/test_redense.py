@@ -1,4 +1,4 @@
-"""The re-dense step against closed forms and a long plain descent."""
+"""Re-dense step compared with closed forms and with a long plain descent."""
 
 import pytest
 import torch
@@ -21,14 +21,16 @@ def penalized(W: Tensor, layer, l1: float) -> float:
     return 0.5 * layer.error(W) + a1 * W.abs().sum().item()
 
 
-def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_layer) -> None:
+def test_few_steps_restore_strong_directions_and_leave_weak_ones(make_layer) -> None:
     layer = make_layer(16, 32, 1000)
     start = first(layer)
     W = redense(start, layer.W, layer.inputs, 5, l1=0)
     _, directions = torch.linalg.eigh(layer.inputs.gram)  # weakest first
-    left = ((W - layer.W) @ directions).norm(dim=0) / ((start - layer.W) @ directions).norm(dim=0)
-    assert left[-1] < 0.1
-    assert left[0] > 0.5
+    remainder = ((W - layer.W) @ directions).norm(dim=0) / ((start - layer.W) @ directions).norm(
+        dim=0
+    )
+    assert remainder[-1] < 0.1
+    assert remainder[0] > 0.5
 
 
 @pytest.mark.parametrize("l1", [0.0, 0.03, 0.3])
@@ -40,8 +42,8 @@ def test_the_penalized_objective_falls(l1: float, steps: int, layer) -> None:
 
 
 def test_long_runs_reach_the_penalized_optimum(layer) -> None:
-    """Against thousands of plain proximal steps in float64, without momentum. The weakest inputs
-    are made stronger: they alone would take ten times as long."""
+    """The reference takes thousands of proximal steps in float64 without momentum. The weakest
+    inputs are amplified, because they would need ten times as many steps."""
     layer.X = layer.X + 0.3 * torch.randn(layer.X.shape, generator=torch.Generator().manual_seed(5))
     H, dense = layer.inputs.gram.double(), layer.W.double()
     a1 = 0.1 * H.diagonal().mean() * dense.abs().mean()
@@ -50,11 +52,11 @@ def test_long_runs_reach_the_penalized_optimum(layer) -> None:
     for _ in range(8000):
         W = W - step * ((W - dense) @ H)
         W = W.sign() * (W.abs() - a1 * step).clamp_min(0)
-    found = redense(first(layer), layer.W, layer.inputs, 1500, l1=0.1)
-    assert torch.allclose(found.double(), W, atol=1e-4)
+    actual = redense(first(layer), layer.W, layer.inputs, 1500, l1=0.1)
+    assert torch.allclose(actual.double(), W, atol=1e-4)
 
 
-@example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low
+@example(29, 15, 769, 0.125)  # two eigenvalues so close that a single vector underestimates by 5 %
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 1000), st.floats(0.0, 3.0))
 @settings(max_examples=100, deadline=None)
 def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, decay: float) -> None:
@@ -67,7 +69,7 @@ def test_the_eigenvalue_is_bounded_from_above(n: int, tokens: int, seed: int, de
 
 @pytest.mark.parametrize("largest", [(), (1.3, 1.29), (1e6,)])
 def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple) -> None:
-    """Eigenvalues that lie close to each other are what an iteration takes longest to part."""
+    """Iterations converge slowest for eigenvalues that are close to each other."""
     n, random = 1536, torch.Generator().manual_seed(3)
     values = torch.ones(n)
     values[: len(largest)] = torch.tensor(largest)
@@ -76,13 +78,13 @@ def test_the_eigenvalue_of_a_flat_spectrum_is_bounded_from_above(largest: tuple)
     assert exact <= largest_eigenvalue(Q * values @ Q.T) * (1 + 1e-5) <= 1.051 * exact
 
 
-def test_the_eigenvalue_of_few_directions_is_found() -> None:
-    """The iteration ends early where there is nothing more to find."""
+def test_the_eigenvalue_of_a_low_rank_matrix_is_accurate() -> None:
+    """The iteration ends early when the subspace is exhausted."""
     for H, exact in ((torch.eye(300), 1.0), (torch.ones(50, 50), 50.0), (torch.zeros(9, 9), 0.0)):
         assert largest_eigenvalue(H) == pytest.approx(1.05 * exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-26, 1e24])
-def test_the_eigenvalue_of_tiny_and_of_huge_inputs_is_found(scale: float) -> None:
+def test_the_eigenvalue_of_tiny_and_huge_inputs_is_accurate(scale: float) -> None:
     H = torch.diag(torch.linspace(0.01, 1, 64)) * scale
     assert largest_eigenvalue(H) == pytest.approx(1.05 * scale, rel=1e-2)

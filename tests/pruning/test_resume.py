@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on to the very same bits."""
+"""A run that was stopped, killed or damaged resumes bit for bit."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -35,8 +35,8 @@ def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str]
     runs = {}
     for precision in ("float32", "bfloat16"):
         model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
-        chosen = config(precision=precision)
-        result = prune(model, _toy[1][:16], chosen, folder)
+        options = config(precision=precision)
+        result = prune(model, _toy[1][:16], options, folder)
         runs[precision] = stage_hashes(model, folder, config()), result.kept
     return runs
 
@@ -48,23 +48,23 @@ def finished(workspace: Path) -> int:
 @pytest.mark.parametrize(
     ("precision", "blocks"), [*(("float32", k) for k in (0, 2, 3, 5)), ("bfloat16", 4)]
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_bit_for_bit(
     precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
 ) -> None:
-    """Stopped once `blocks` of the six checkpoints are there: three of each pass."""
-    chosen = config(precision=precision)
+    """The run stops when `blocks` of the six checkpoints exist; each pass has three."""
+    options = config(precision=precision)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
-        prune(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+        prune(toy(), ids, options, Checkpoints(tmp_path), stop)
     assert finished(tmp_path) == blocks
-    model, told = toy(), recorder()
-    result = prune(model, ids, chosen, tmp_path, told)
+    model, recorded = toy(), recorder()
+    result = prune(model, ids, options, tmp_path, recorded)
     expected, kept = uninterrupted[precision]
     assert (weights_hash(model), result.kept) == (expected[kept], kept)
     assert stage_hashes(model, tmp_path, config()) == expected
-    solved = {(s.block, s.stage) for s in told.snapshots}
+    solved = {(s.block, s.stage) for s in recorded.snapshots}
     assert len(solved) == 4 * max(0, 3 - blocks) + 2 * min(3, 6 - blocks)
-    assert told.progressed[-1][0] == told.progressed[-1][1]
+    assert recorded.progressed[-1][0] == recorded.progressed[-1][1]
 
 
 @pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])
@@ -76,52 +76,52 @@ def test_a_damaged_block_is_done_again(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    model, told = toy(), recorder()
-    prune(model, ids, config(), tmp_path, told)
+    model, recorded = toy(), recorder()
+    prune(model, ids, config(), tmp_path, recorded)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
-    assert {s.block for s in told.snapshots} == {int(damaged[-1])}
+    assert {s.block for s in recorded.snapshots} == {int(damaged[-1])}
 
 
-def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    """A job writes its figures when a checkpoint is about to appear; later ones could be lost."""
-    told, seen = recorder(), []
+def test_stored_blocks_have_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    """A job writes its figures before a checkpoint appears; later figures could be lost."""
+    recorded, reports = recorder(), []
     checkpoints = Checkpoints(
-        tmp_path, lambda: seen.append((len(told.snapshots), len(told.metrics)))
+        tmp_path, lambda: reports.append((len(recorded.snapshots), len(recorded.metrics)))
     )
-    prune(toy(), ids, config(), checkpoints, told, held=0)
+    prune(toy(), ids, config(), checkpoints, recorded, heldout_share=0)
     first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
     counts = [(0, 0)]
     for snapshots, metrics in (first, first, first, second, second, second):
         counts.append((counts[-1][0] + snapshots, counts[-1][1] + metrics))
-    assert seen == counts
+    assert reports == counts
 
 
-def test_another_run_may_not_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
+def test_another_run_cannot_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     prune(model, ids, config(), tmp_path)
-    others = [
+    other_blocks = [
         (toy(), ids, config(pattern="4:8")),
         (toy(), ids[:8], config()),
         (model, ids, config()),  # pruned already
     ]
-    for other in others:
+    for other in other_blocks:
         with pytest.raises(ConfigError, match="another run"):
             prune(*other, tmp_path)
 
 
-def test_a_run_goes_on_in_the_precision_it_began_in(
+def test_a_run_resumes_in_its_original_precision(
     toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
 ) -> None:
-    """As on a cluster, where the next node may have another processor."""
+    """On a cluster, the next node may have another processor."""
     computes = "backend.models.blocks.computes_bfloat16"
-    chosen = config(precision="auto")
+    options = config(precision="auto")
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
-        prune(toy(), ids, chosen, tmp_path, stop)
+        prune(toy(), ids, options, tmp_path, stop)
     monkeypatch.setattr(computes, lambda device: False)
     model = toy()
-    prune(model, ids, chosen, tmp_path)
+    prune(model, ids, options, tmp_path)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
 
 
@@ -133,19 +133,21 @@ def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Pat
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (4, 1), (16,)])
-def test_text_of_no_use_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
+def test_unusable_text_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="calibration"):
         prune(toy(), torch.zeros(shape).long(), config(), tmp_path)
 
 
-def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Path) -> None:
+def test_overflowing_activations_are_reported_with_the_layer(
+    toy, ids: Tensor, tmp_path: Path
+) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data.mul_(1e38)
     with pytest.raises(ComputeError, match=r"layers\.1\.mlp\.down_proj"):
         prune(model, ids, config(), tmp_path)
 
 
-def test_a_diverging_solver_is_stopped_with_the_layers_name(
+def test_a_diverging_solver_is_reported_with_the_layer(
     toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passes, "redense", lambda sparse, *_: sparse * torch.inf)
@@ -155,7 +157,7 @@ def test_a_diverging_solver_is_stopped_with_the_layers_name(
 
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch):
-    """Makes magnitude pruning ask for a damping of at least `enough`."""
+    """Make magnitude pruning require a damping of at least `enough`."""
 
     def make(enough: float) -> None:
         def prune(W, inputs, pattern, damping):
@@ -169,22 +171,22 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
+def test_damping_has_a_limit(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
     stubborn(1e9)
     with pytest.raises(ComputeError, match=r"q_proj could not be pruned") as caught:
         prune(toy(), ids, config(base="magnitude"), tmp_path)
     assert caught.value.do
 
 
-def test_a_hessian_of_too_little_text_is_damped_aloud(
+def test_a_hessian_of_too_little_text_is_damped_with_a_warning(
     toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
-    """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
-    told, model = recorder(), toy()
-    chosen = config(base="sparsegpt", damping=1e-7, until="first", control=False)
-    result = prune(model, ids[:2, :16], chosen, tmp_path, told, held=0)
+    """32 tokens give a matrix of rank 32 or less for layers with 64 and 192 inputs."""
+    recorded, model = recorder(), toy()
+    options = config(base="sparsegpt", damping=1e-7, until="first", control=False)
+    result = prune(model, ids[:2, :16], options, tmp_path, recorded, heldout_share=0)
     raised = [text for text in result.warnings if "not positive definite" in text]
-    assert raised and set(raised) <= set(told.lines)
+    assert raised and set(raised) <= set(recorded.lines)
     for block in range(3):
         for linear in block_linears(model, block).values():
             W = linear.read()

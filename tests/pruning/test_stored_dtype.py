@@ -1,4 +1,4 @@
-"""A pruned model keeps the dtype of its base, and every figure is that of what is saved."""
+"""A pruned model keeps the dtype of its base, and figures describe the saved weights."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ from tests.pruning.stages import prune
 
 
 @pytest.mark.parametrize(("dtype", "pruner"), [("bfloat16", "sparsegpt"), ("float16", "wanda")])
-def test_what_is_saved_is_what_was_measured(
+def test_saved_weights_are_the_measured_weights(
     toy, calibration: Tensor, tmp_path: Path, dtype: str, pruner: str
 ) -> None:
     stored, model = getattr(torch, dtype), toy()
-    for parameter in model.parameters():  # as a 16-bit checkpoint is loaded on the CPU
+    for parameter in model.parameters():  # dtype of a 16-bit checkpoint on the CPU
         parameter.data = parameter.data.to(stored).float()
     model.get_parameter("model.norm.weight").data[0] = 1 + 2**-20  # a norm kept in float32
     config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, control=True)
     checkpoints = Checkpoints(tmp_path / "run")
     ids = calibration[:8, :64]
-    result = prune(model, ids, config, checkpoints, stored=stored, held=0)
+    result = prune(model, ids, config, checkpoints, stored_dtype=stored, heldout_share=0)
     store = SDSStageStore(checkpoints)
     for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
         for W in store.weights(stage, 1).values():

@@ -1,4 +1,4 @@
-"""SDS on a streamed model: the same bits, in memory that does not grow with the model."""
+"""SDS on a streamed model is equal bit for bit, in memory independent of the model size."""
 
 from collections.abc import Callable
 from functools import partial
@@ -55,7 +55,7 @@ def config(**fields: object) -> SDSConfig:
 
 @pytest.fixture
 def make(tmp_path_factory) -> Make:
-    """The toy or a small model of another family, whole or streamed."""
+    """Load the toy model or a small model of another family, in memory or streamed."""
     folder = tmp_path_factory.mktemp("model")
 
     def build(family: str, streamed: bool) -> PreTrainedModel:
@@ -70,12 +70,12 @@ def make(tmp_path_factory) -> Make:
     return build
 
 
-def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path) -> tuple:
-    """Every stage's hash, what is kept, and all figures but the times."""
-    result = prune(model, ids, chosen, folder)
-    kept = weights_hash(model)
-    hashes = stage_hashes(model, folder, chosen)
-    assert hashes[result.kept] == kept and len(set(hashes.values())) == len(hashes)
+def outcome(model: PreTrainedModel, ids: Tensor, options: SDSConfig, folder: Path) -> tuple:
+    """Hash of every stage, the kept stage, and all figures except times."""
+    result = prune(model, ids, options, folder)
+    last_hash = weights_hash(model)
+    hashes = stage_hashes(model, folder, options)
+    assert hashes[result.kept] == last_hash and len(set(hashes.values())) == len(hashes)
     return hashes, result.kept, result.heldout, result.errors, result.zero_share
 
 
@@ -89,32 +89,36 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
-def test_it_ends_with_the_same_bits(
+def test_a_streamed_run_is_equal_bit_for_bit(
     family: str, fields: dict, make: Make, calibration: Tensor, tmp_path: Path
 ) -> None:
     ids = calibration[:12, :48] % 96 if family != "toy" else calibration[:12]
-    whole = outcome(make(family, False), ids, config(**fields), tmp_path / "whole")
+    in_memory = outcome(make(family, False), ids, config(**fields), tmp_path / "whole")
     streamed = outcome(make(family, True), ids, config(**fields), tmp_path / "streamed")
-    assert streamed == whole
+    assert streamed == in_memory
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_batches_side_by_side_are_the_same(make: Make, calibration: Tensor, tmp_path: Path) -> None:
-    ids, chosen = calibration[:8], config(batch=8, base="sparsegpt")
-    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
-    assert outcome(make("toy", True), ids, chosen, tmp_path / "streamed") == whole
+def test_parallel_batches_give_the_same_result(
+    make: Make, calibration: Tensor, tmp_path: Path
+) -> None:
+    ids, options = calibration[:8], config(batch=8, base="sparsegpt")
+    in_memory = outcome(make("toy", False), ids, options, tmp_path / "whole")
+    assert outcome(make("toy", True), ids, options, tmp_path / "streamed") == in_memory
 
 
-def test_a_run_goes_on_otherwise(make: Make, calibration: Tensor, tmp_path: Path, recorder) -> None:
-    ids, chosen = calibration[:12], config(activations="disk")
-    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
+def test_a_run_resumes_with_other_storage(
+    make: Make, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    ids, options = calibration[:12], config(activations="disk")
+    in_memory = outcome(make("toy", False), ids, options, tmp_path / "whole")
     for count, streamed in ((1, True), (3, False), (5, True)):
         begun = partial(make, "toy", streamed)
-        cut_short(begun, ids, chosen, tmp_path / "mixed", (count,), recorder)
-    assert outcome(make("toy", False), ids, chosen, tmp_path / "mixed") == whole
+        cut_short(begun, ids, options, tmp_path / "mixed", (count,), recorder)
+    assert outcome(make("toy", False), ids, options, tmp_path / "mixed") == in_memory
 
 
-def test_a_damaged_block_is_named_before_any_work(
+def test_a_damaged_block_is_reported_before_any_work(
     make: Make, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make("toy", True)
@@ -131,7 +135,7 @@ def test_a_damaged_block_is_named_before_any_work(
     assert not any(tmp_path.iterdir())
 
 
-def test_hidden_states_wait_where_they_are_told_to(
+def test_hidden_states_are_stored_where_the_config_says(
     toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = []
@@ -142,13 +146,16 @@ def test_hidden_states_wait_where_they_are_told_to(
         [("disk", 10**12), ("memory", 1), ("auto", 1), ("auto", 10**12)]
     ):
         monkeypatch.setattr("backend.pruning.sds.free_memory", lambda _, free=free: free)
-        chosen = config(activations=choice, until="first", control=False)
-        prune(toy(), calibration[:2], chosen, tmp_path / str(n), held=0)
+        options = config(activations=choice, until="first", control=False)
+        prune(toy(), calibration[:2], options, tmp_path / str(n), heldout_share=0)
     assert folders == [tmp_path / "0", None, tmp_path / "2", None]
 
 
-def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_path: Path) -> None:
-    """The toy's weights are float16: its dense and its merely masked stages take half."""
+def test_weights_that_fit_in_16_bits_are_stored_in_16_bits(
+    toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    """The weights of the toy model are float16, so its dense and masked stages take half the
+    space."""
     model = toy()
     dense = {m: x.read() for m, x in block_linears(model, 1).items()}
     prune(model, calibration[:8], config(), tmp_path)
@@ -160,7 +167,7 @@ def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "recorded"),
     [
         (MemoryError("no more"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
@@ -168,9 +175,9 @@ def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_pa
         (RuntimeError("shapes cannot be multiplied"), False),
     ],
 )
-def test_memory_that_does_not_last_is_told_with_its_step(
+def test_an_out_of_memory_error_names_its_step(
     error: Exception,
-    told: bool,
+    recorded: bool,
     toy,
     calibration: Tensor,
     tmp_path: Path,
@@ -181,10 +188,10 @@ def test_memory_that_does_not_last_is_told_with_its_step(
 
     stub = Pruner(fail, StatisticsLevel.NOTHING)
     monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
-    chosen = config(base="magnitude")
-    with pytest.raises(ComputeError if told else type(error)) as caught:
-        prune(toy(), calibration[:8], chosen, tmp_path)
-    if told:
+    options = config(base="magnitude")
+    with pytest.raises(ComputeError if recorded else type(error)) as caught:
+        prune(toy(), calibration[:8], options, tmp_path)
+    if recorded:
         assert "Out of memory: pruning of block 1 of 3" in caught.value.what
         assert caught.value.why and caught.value.do
 
@@ -197,7 +204,7 @@ def test_memory_that_does_not_last_is_told_with_its_step(
         ("block_work.ReferenceTensor.measure", "statistics of block 1 of 3", "weights"),
     ],
 )
-def test_memory_that_does_not_last_elsewhere_is_told_so(
+def test_an_out_of_memory_error_outside_of_blocks_names_its_step(
     place: str,
     step: str,
     field: str,

@@ -1,4 +1,4 @@
-"""Weight adjustment: never worse, never denser, and near the exact optimum of a fixed mask."""
+"""Weight adjustment never increases errors or density, and approaches the optimum of a mask."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ def row_errors(layer, W: Tensor) -> Tensor:
 
 
 def best_on(layer, mask: Tensor) -> Tensor:
-    """Least squares of each row on the inputs its mask keeps, in float64."""
+    """Least-squares solution of each row on its mask, in float64."""
     H = layer.inputs.gram.double()
     best = torch.zeros_like(layer.W, dtype=torch.float64)
     for row, keep in enumerate(mask):
@@ -36,12 +36,12 @@ def best_on(layer, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_fixed_mask_leads_to_its_least_squares(pattern: str, make_layer) -> None:
+def test_a_fixed_mask_leads_to_its_least_squares_optimum(pattern: str, make_layer) -> None:
     layer = make_layer(12, 32, 1000)
     start = pruned(layer, pattern)
-    found = adjusted(layer, start, pattern, 3000, soft=False)
-    assert torch.allclose(found, best_on(layer, start != 0), atol=1e-3)
-    assert torch.equal(found != 0, start != 0)
+    actual = adjusted(layer, start, pattern, 3000, soft=False)
+    assert torch.allclose(actual, best_on(layer, start != 0), atol=1e-3)
+    assert torch.equal(actual != 0, start != 0)
 
 
 @pytest.mark.parametrize("soft", [True, False])
@@ -51,17 +51,17 @@ def test_no_row_gets_worse_or_denser(soft: bool, pattern: str, name: str, make_l
     layer = make_layer(24, 64, 500)
     start = pruned(layer, pattern, name)
     for steps in (1, 2, 30):
-        found = adjusted(layer, start, pattern, steps, soft)
-        assert (row_errors(layer, found) <= row_errors(layer, start) * (1 + 1e-4)).all()
-        assert ((found != 0).sum(1) <= (start != 0).sum(1)).all()
+        actual = adjusted(layer, start, pattern, steps, soft)
+        assert (row_errors(layer, actual) <= row_errors(layer, start) * (1 + 1e-4)).all()
+        assert ((actual != 0).sum(1) <= (start != 0).sum(1)).all()
         if Pattern.parse(pattern).structured:
-            groups = (found != 0).view(24, -1, Pattern.parse(pattern).group).sum(-1)
+            groups = (actual != 0).view(24, -1, Pattern.parse(pattern).group).sum(-1)
             assert (groups <= Pattern.parse(pattern).keep).all()
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_more_steps_are_never_worse(soft: bool, make_layer) -> None:
-    """The descent itself overshoots; each row must end as the best it ever was."""
+def test_more_steps_never_increase_the_error(soft: bool, make_layer) -> None:
+    """The descent may overshoot, so each row must end at its best iterate."""
     layer = make_layer(24, 64, 500)
     start = pruned(layer, "2:4")
     errors = [row_errors(layer, adjusted(layer, start, "2:4", t, soft)) for t in range(1, 60)]
@@ -72,5 +72,5 @@ def test_more_steps_are_never_worse(soft: bool, make_layer) -> None:
 def test_a_soft_mask_lets_a_pruned_weight_return(make_layer) -> None:
     layer = make_layer(16, 64, 1000)
     start = pruned(layer, "50%", "magnitude")
-    found = adjusted(layer, start, "50%", 30, soft=True)
-    assert ((found != 0) & (start == 0)).any()
+    actual = adjusted(layer, start, "50%", 30, soft=True)
+    assert ((actual != 0) & (start == 0)).any()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from backend.errors import ModelError
-from backend.models.sources.catalog import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_loadable
 from backend.models.sources.gguf_header import read_header
 from backend.models.sources.spec import TOY_FOLDER
 from tests.models.sources.test_gguf import write_toy
@@ -76,7 +76,7 @@ def test_any_header_of_a_weight_file(folder: Path, changes: dict, length: int | 
 def test_any_tokenizer(folder: Path, content: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError):
-        require_tokenizer(str(folder), 512)
+        require_loadable(str(folder), 512)
 
 
 @pytest.fixture(scope="module")

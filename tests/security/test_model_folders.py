@@ -13,7 +13,7 @@ from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.saving import save
 from backend.models.sources import hub
-from backend.models.sources.catalog import inspect, require_tokenizer
+from backend.models.sources.catalog import inspect, require_loadable
 from tests.security.conftest import configure, refusal
 
 # adapters -----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_tokenizer_that_does_not_work_is_refused(folder: Path, harm: str) -> N
         retokenize(folder, "<new>", 512, special=False)
     else:
         path.write_text("{" if harm == "damaged" else "[" + "[]," * 10**6 + "[]]")
-    for check in (lambda: require_tokenizer(str(folder), 512), lambda: load(str(folder))):
+    for check in (lambda: require_loadable(str(folder), 512), lambda: load(str(folder))):
         with pytest.raises(ModelError) as caught:
             check()
         assert caught.value.field == "model" and "token" in caught.value.why and caught.value.do
@@ -179,5 +179,5 @@ def test_a_tokenizer_that_does_not_work_is_refused(folder: Path, harm: str) -> N
 
 def test_a_placeholder_behind_the_vocabulary_is_accepted(folder: Path) -> None:
     retokenize(folder, "<image>", 512, special=True)
-    require_tokenizer(str(folder), 512)
+    require_loadable(str(folder), 512)
     load(str(folder))

@@ -1,4 +1,4 @@
-"""Allocations against exhaustive search, their limits and their speed of thought."""
+"""Allocations compared with exhaustive search, and their limits."""
 
 from itertools import product
 
@@ -14,7 +14,7 @@ from backend.sensitivity.profile import Format
 
 
 def choices(seed: int, items: int = 5, formats: int = 4) -> Choices:
-    """Losses that fall with cost on the whole, not everywhere."""
+    """Choices whose losses generally, but not always, fall with cost."""
     random = np.random.default_rng(seed)
     cost = np.sort(random.uniform(1, 10, (items, formats)), 1)
     loss = random.uniform(0.5, 2, (items, 1)) / cost**2 * random.uniform(0.6, 1.4, cost.shape)
@@ -23,7 +23,7 @@ def choices(seed: int, items: int = 5, formats: int = 4) -> Choices:
 
 
 def mixes(known: Choices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cost and loss of all mixes there are."""
+    """Cost and loss of all possible mixes."""
     every = np.array(list(product(range(len(known.formats)), repeat=len(known.items))))
     rows = np.arange(len(known.items))
     return known.cost[rows, every].sum(1), known.loss[rows, every].sum(1)
@@ -36,7 +36,7 @@ def sums(known: Choices, formats: dict[str, str]) -> tuple[float, float]:
 
 
 @given(st.integers(0, 10_000))
-def test_each_mix_of_the_front_is_the_best_of_its_cost(seed: int) -> None:
+def test_each_mix_of_the_front_is_optimal_for_its_cost(seed: int) -> None:
     known = choices(seed)
     costs, losses = mixes(known)
     for cost, loss in zip(known.front.cost, known.front.loss, strict=True):
@@ -44,7 +44,7 @@ def test_each_mix_of_the_front_is_the_best_of_its_cost(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))
-def test_a_budget_is_kept_and_nearly_all_of_the_gain_is_had(seed: int, share: float) -> None:
+def test_a_mix_stays_within_its_budget_and_is_almost_optimal(seed: int, share: float) -> None:
     known, front = choices(seed), choices(seed).front
     budget = front.cost[0] + share * (front.cost[-1] - front.cost[0]) + 1e-9
     cost, loss = sums(known, best_quality(known, budget))
@@ -57,26 +57,26 @@ def test_a_budget_is_kept_and_nearly_all_of_the_gain_is_had(seed: int, share: fl
     assert back_cost <= cost + np.diff(front.cost).max(initial=0) + 1e-9
 
 
-def test_pins_ties_and_formats_that_do_not_fit() -> None:
+def test_pins_groups_and_formats_that_do_not_fit() -> None:
     known = choices(1)
-    held = known.pinned({"layer-2": "f0"})
-    assert best_quality(held, 1e9)["layer-2"] == "f0"
+    pinned = known.pinned({"layer-2": "f0"})
+    assert best_quality(pinned, 1e9)["layer-2"] == "f0"
     names, cost = grouped(["qkv", "qkv", "qkv", "o", "down"], known.cost)
     assert names == ("qkv", "o", "down")
     np.testing.assert_allclose(cost[0], known.cost[:3].sum(0))
     none = np.ones_like(known.cost, bool)
     none[3] = False
-    with pytest.raises(ConfigError, match="No format is left for layer-3"):
+    with pytest.raises(ConfigError, match="No format is available for layer-3"):
         known.restricted(none)
     with pytest.raises(ConfigError, match="'layer-9' is not in the profile"):
         known.pinned({"layer-9": "f0"})
 
 
-def test_what_cannot_be_kept_is_refused() -> None:
+def test_impossible_budgets_are_refused() -> None:
     known = choices(2)
     with pytest.raises(ConfigError, match="The budget is too small"):
         best_quality(known, known.front.cost[0] - 0.01)
-    with pytest.raises(ConfigError, match="The quality cannot be kept"):
+    with pytest.raises(ConfigError, match="No mix of formats keeps this quality"):
         cheapest(known, known.front.loss[-1] - 0.01)
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
         ("int8", 8 + 16 / 128, "8 bits"),
     ],
 )
-def test_formats_are_read_back_and_have_bytes(text: str, bits: float, words: str) -> None:
+def test_formats_survive_a_round_trip_and_have_bytes(text: str, bits: float, words: str) -> None:
     form = Format.parse(text)
     assert str(form) == text
     assert form.label == words
@@ -100,7 +100,7 @@ def test_formats_are_read_back_and_have_bytes(text: str, bits: float, words: str
 
 
 @pytest.mark.parametrize("text", ["", "int9-g64", "+int4", "2:4+", "int4-g64+2:4", "4", "int4-gx"])
-def test_what_is_no_format_is_refused(text: str) -> None:
+def test_invalid_formats_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"pattern|offered|width|between"):
         Format.parse(text)
 

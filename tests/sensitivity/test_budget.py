@@ -1,4 +1,4 @@
-"""Budgets: what they are written as, what they come to, what cannot be kept."""
+"""Budgets: their syntax, the resulting mixes, and impossible budgets."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +26,7 @@ MODULES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
 
 @pytest.fixture
 def profile() -> SensitivityProfile:
-    """Eight blocks of which the middle ones lose least; KL is measured at 3 bits and 50 %."""
+    """Profile of eight blocks; the middle blocks lose least. KL is measured at 3 bits and 50 %."""
     layers = [
         LinearShape(f"model.layers.{b}.{m}", b, m, 64, 128) for b in range(8) for m in MODULES
     ]
@@ -51,7 +51,7 @@ def profile() -> SensitivityProfile:
         ("6.5ms", "ms", 6.5),
     ],
 )
-def test_budgets_are_read(text: str, kind: str, value: float) -> None:
+def test_budgets_are_parsed(text: str, kind: str, value: float) -> None:
     budget = Budget.parse(text)
     assert budget.kind == kind
     assert budget.value == pytest.approx(value)
@@ -65,7 +65,7 @@ def test_budgets_are_read(text: str, kind: str, value: float) -> None:
         *("999999999999999gib", "1b", "0.00001bits", "33bits", "0ms", "loss 9999%"),
     ],
 )
-def test_what_is_no_budget_is_refused(text: str) -> None:
+def test_invalid_budgets_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"budget|out of range"):
         Budget.parse(text)
 
@@ -74,14 +74,14 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
     strategies.sampled_from(["b", "MB", "kib", "GiB", "bits", "%", "ms", "loss"]),
     strategies.decimals(0, 10**6, places=9),
 )
-def test_a_budget_is_read_back_as_itself(unit: str, number: Decimal) -> None:
+def test_a_budget_survives_a_round_trip(unit: str, number: Decimal) -> None:
     text = f"loss {number}%" if unit == "loss" else f"{number}{unit}"
     with suppress(ValueError):
         budget = Budget.parse(text)
         assert Budget.parse(str(budget)) == budget
 
 
-def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile) -> None:
+def test_missing_losses_are_scaled_by_measured_losses(profile: SensitivityProfile) -> None:
     fisher = profile.figure("fisher")
     np.testing.assert_allclose(profile.ratio, 2, rtol=1e-5)
     np.testing.assert_allclose(profile.predicted, 2 * fisher, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile
     assert profile.agreement("error") is not None
 
 
-def test_bits_go_where_they_save_and_experts_share_them(
+def test_sensitive_layers_get_more_bits_and_experts_share_a_format(
     profile: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(profile, 1000, frozenset(FORMATS[:3]))
@@ -110,7 +110,7 @@ def test_bits_go_where_they_save_and_experts_share_them(
     assert solver.solve(Budget("loss", mix.ratio - 1 + 1e-9)).nbytes <= mix.nbytes + 1e-6
 
 
-def test_a_sparsity_is_reached_and_a_pin_is_held(profile: SensitivityProfile) -> None:
+def test_a_sparsity_is_reached_and_a_pin_is_respected(profile: SensitivityProfile) -> None:
     solver = BudgetSolver(profile, formats=frozenset(FORMATS[3:]))
     pins = {profile.layers[0].name: "70%"}
     mix = solver.solve(Budget("sparsity", 0.5), pins)
@@ -130,7 +130,7 @@ def test_a_sparsity_is_reached_and_a_pin_is_held(profile: SensitivityProfile) ->
         (Budget("bits", 16.1), "Choose 16bits or less"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(
+def test_an_impossible_budget_is_refused_with_the_nearest_possible_one(
     profile: SensitivityProfile, budget: Budget, nearest: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -138,8 +138,10 @@ def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(
     assert nearest in refused.value.do
 
 
-def test_the_nearest_that_can_is_kept_when_it_is_written_down(profile: SensitivityProfile) -> None:
-    """2.01MB is read as 2009999.9999999998 bytes."""
+def test_the_nearest_possible_budget_can_be_parsed_and_satisfied(
+    profile: SensitivityProfile,
+) -> None:
+    """2.01MB is parsed as 2009999.9999999998 bytes."""
     solver = BudgetSolver(profile, 1_953_704)  # and 55,296 of the layers
     with pytest.raises(ConfigError, match=r"Choose 2\.01MB or more"):
         solver.solve(Budget("size", 2e6))
@@ -148,8 +150,8 @@ def test_the_nearest_that_can_is_kept_when_it_is_written_down(profile: Sensitivi
 
 @pytest.fixture
 def timed(profile: SensitivityProfile) -> SensitivityProfile:
-    """Its layers take 10 ms in 16 bits, and half a millisecond more with every bit; query and key
-    are one matrix."""
+    """Profile whose layers take 10 ms in 16 bits and 0.5 ms more per bit; query and key are one
+    matrix."""
     layers = [
         replace(x, name=x.name.replace("mlp.experts.0.up", "self_attn.k")) for x in profile.layers
     ]
@@ -158,7 +160,7 @@ def timed(profile: SensitivityProfile) -> SensitivityProfile:
     return replace(profile, layers=tuple(layers), times=times)
 
 
-def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
+def test_layers_of_one_matrix_share_a_format_under_a_budget_of_milliseconds(
     timed: SensitivityProfile,
 ) -> None:
     solver = BudgetSolver(timed, 0, frozenset(FORMATS[:3]))
@@ -167,15 +169,15 @@ def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
     assert mix.milliseconds == pytest.approx(2.5, abs=0.02) and mix.milliseconds <= 2.5
     assert mix.loss < solver.uniform(FORMATS[1]).loss
     assert str(mix.budget("ms")) == "2.5ms"
-    for at in range(0, len(timed.layers), 3):  # one matrix of the decoder
+    for at in range(0, len(timed.layers), 3):  # one matrix in the decoder
         assert len({mix.formats[x.name] for x in timed.layers[at : at + 2]}) == 1
     parted = dict.fromkeys((x.name for x in timed.layers), FORMATS[0])
     parted[timed.layers[0].name] = FORMATS[2]  # both are read in 4 bits
     assert solver.mix(parted).milliseconds == pytest.approx(2 + 2 / 24)
-    for value, said in ((1.9, "Choose 2ms or more"), (11, "Choose 10ms or less")):
+    for value, message in ((1.9, "Choose 2ms or more"), (11, "Choose 10ms or less")):
         with pytest.raises(ConfigError) as refused:
             solver.solve(Budget("ms", value))
-        assert said in refused.value.do
+        assert message in refused.value.do
 
 
 @pytest.mark.parametrize(
@@ -193,22 +195,22 @@ def test_milliseconds_are_a_budget_a_matrix_keeps_as_a_whole(
         {"layers": dict.fromkeys(map(str, range(101)), 1.0)},
     ],
 )
-def test_times_that_are_damaged_are_none(timed: SensitivityProfile, change: object) -> None:
+def test_damaged_times_are_ignored(timed: SensitivityProfile, change: object) -> None:
     stored = timed.times.model_dump() | change if isinstance(change, dict) else change
     profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)
     assert profile.times is None
-    with pytest.raises(ConfigError, match="has not timed its formats"):
+    with pytest.raises(ConfigError, match="did not measure decoding times"):
         BudgetSolver(replace(timed, times=None)).solve(Budget("ms", 5))
 
 
-def test_a_format_without_a_time_is_not_taken(timed: SensitivityProfile) -> None:
+def test_a_format_without_a_time_is_not_used(timed: SensitivityProfile) -> None:
     times = DecodingTimes(layers={"int3-g64": 2.5, "int2-g64": 2.0}, head={}, threads=1)
     solver = BudgetSolver(replace(timed, times=times), 0, frozenset(FORMATS[:3]))
     assert {*solver.solve(Budget("ms", 2.4)).formats.values()} <= {*FORMATS[:2]}
     assert solver.solve(Budget("bits", 4.25)).milliseconds is None
 
 
-def test_a_layer_whose_figures_are_damaged_is_left_out() -> None:
+def test_a_layer_with_damaged_figures_is_left_out() -> None:
     layers = [LinearShape(f"model.layers.{b}.q", b, "q", 64, 128) for b in range(3)]
     stored = {
         layers[0].name: np.zeros((len(FIGURES), len(FORMATS)), np.float32),

@@ -1,4 +1,4 @@
-"""What one layer costs, against the same computed without any of our shortcuts."""
+"""Sensitivity of a layer compared with a computation without shortcuts."""
 
 import copy
 
@@ -37,13 +37,13 @@ def ids(toy: LoadedModel) -> Tensor:
 
 @pytest.fixture(scope="module")
 def dense(toy: LoadedModel, ids: Tensor) -> DenseTrace:
-    made = trace(toy.model, ids, torch.float32, SILENT)
-    measure_fisher(made, 3, SILENT)
-    return made
+    dense_trace = trace(toy.model, ids, torch.float32, SILENT)
+    measure_fisher(dense_trace, 3, SILENT)
+    return dense_trace
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_kl_and_loss_are_those_of_the_whole_model(
+def test_kl_and_loss_equal_those_of_the_whole_model(
     toy: LoadedModel, ids: Tensor, dense: DenseTrace, batch: int
 ) -> None:
     linear = block_linears(toy.model, 1)[MODULE]
@@ -51,7 +51,7 @@ def test_kl_and_loss_are_those_of_the_whole_model(
     measured = SensitivityMeter(dense, 2, batch).measure(1, [{MODULE: W} for W in trials])
     rows = ids[:2]
     log_p = toy.model(rows).logits.log_softmax(-1)
-    for W, found in zip(trials, measured, strict=True):
+    for W, actual in zip(trials, measured, strict=True):
         changed = copy.deepcopy(toy.model)
         block_linears(changed, 1)[MODULE].write(W)
         log_q = changed(rows).logits.log_softmax(-1)
@@ -60,25 +60,26 @@ def test_kl_and_loss_are_those_of_the_whole_model(
             functional.nll_loss(x[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
             for x in (log_q, log_p)
         )
-        assert found.kl == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
-        assert found.loss == pytest.approx((loss - before).item(), rel=1e-3, abs=1e-6)
+        assert actual.kl == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+        assert actual.loss == pytest.approx((loss - before).item(), rel=1e-3, abs=1e-6)
     assert measured[0].kl < measured[1].kl
 
 
 def test_fisher_is_the_mean_squared_gradient_at_the_outputs(
     toy: LoadedModel, ids: Tensor, dense: DenseTrace
 ) -> None:
-    """The same labels, drawn in the same order; one backward pass through the whole model."""
-    generator, total, seen = torch.Generator().manual_seed(3), torch.zeros(()), list[Tensor]()
+    """The reference samples the same labels and takes one backward pass through the entire
+    model."""
+    generator, total, outputs = torch.Generator().manual_seed(3), torch.zeros(()), list[Tensor]()
     layer = block_linears(toy.model, 1)[MODULE].layer
-    hook = layer.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    hook = layer.register_forward_hook(lambda _m, _i, out: outputs.append(out))
     layer.get_parameter("weight").requires_grad_()
     try:
         for row in ids.split(1):
             logits = toy.model(row).logits[0]
             labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
             loss = functional.cross_entropy(logits, labels[:, 0], reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, seen.pop())
+            (gradient,) = torch.autograd.grad(loss, outputs.pop())
             total = total + gradient[0].square().sum(0)
     finally:
         hook.remove()
@@ -114,14 +115,14 @@ def test_more_bits_and_weights_cost_less(toy: LoadedModel, ids: Tensor, dense: D
     assert (both.view(len(W), -1, 4) != 0).sum(-1).max() <= 2
 
 
-def test_widths_made_together_are_those_made_alone(toy: LoadedModel) -> None:
+def test_formats_made_together_equal_those_made_alone(toy: LoadedModel) -> None:
     generator = torch.Generator().manual_seed(1)
     W, X = torch.randn(24, 128, generator=generator), torch.randn(500, 128, generator=generator)
     gram = X.T @ X / len(X)
     inputs = InputStatistics(len(X), gram.diagonal(), gram)
     for grid in ("symmetric", "zero-point", "offset"):
         widths = [QuantSettings(bits, 64, grid, "minmax") for bits in (2, 4, 8)]
-        for of, (V, found) in zip(widths, gptq_widths(W, inputs, widths, 0.01), strict=True):
+        for of, (V, actual) in zip(widths, gptq_widths(W, inputs, widths, 0.01), strict=True):
             alone, expected = gptq(W, inputs, of, 0.01)
-            assert torch.equal(found.codes(V), expected.codes(alone))
-            torch.testing.assert_close(found.scale, expected.scale)
+            assert torch.equal(actual.codes(V), expected.codes(alone))
+            torch.testing.assert_close(actual.scale, expected.scale)

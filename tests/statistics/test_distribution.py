@@ -1,4 +1,4 @@
-"""Snapshots and histograms of tensors against numpy."""
+"""Statistics and histograms of tensors compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from backend.statistics.distribution import (
-    EXACT,
+    MAX_SORTED,
     NEAR_ZERO,
     ascending,
     comparable,
@@ -27,9 +27,9 @@ MATRICES = st.tuples(st.integers(1, 7), st.integers(1, 9)).flatmap(
 )
 
 
-def taken(weight: torch.Tensor, dense: torch.Tensor, **more: float) -> TensorSnapshot:
-    reference, place = ReferenceTensor(dense), {"tensor": "a.weight", "block": 3, "module": "a"}
-    return reference.measure(weight, **place, stage="first", more=more, spectral=False).snapshot
+def snapshot_of(weight: torch.Tensor, dense: torch.Tensor, **more: float) -> TensorSnapshot:
+    reference, location = ReferenceTensor(dense), {"tensor": "a.weight", "block": 3, "module": "a"}
+    return reference.measure(weight, **location, stage="first", more=more, spectral=False).snapshot
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def weight() -> torch.Tensor:
     return W * (torch.rand(64, 48, generator=torch.Generator().manual_seed(2)) > 0.3)
 
 
-def test_figures_are_numpys(weight: torch.Tensor) -> None:
+def test_statistics_equal_those_of_numpy(weight: torch.Tensor) -> None:
     w = weight.double().numpy().ravel()
     z = (w - w.mean()) / w.std()
     expected = {
@@ -60,40 +60,44 @@ def test_figures_are_numpys(weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("unit", [1e-15, 1e-12, 1e12])
-def test_the_shape_does_not_depend_on_the_unit(unit: float, weight: torch.Tensor) -> None:
-    """Fourth powers of such weights are too small or too large for float32."""
-    found, usual = (tensor_statistics(ascending(w.flatten()), 1.0) for w in (weight * unit, weight))
-    assert found["std"] == pytest.approx(usual["std"] * unit, rel=1e-4)
+def test_skewness_and_kurtosis_do_not_depend_on_the_scale(
+    unit: float, weight: torch.Tensor
+) -> None:
+    """Fourth powers of these weights are outside the range of float32."""
+    actual, usual = (
+        tensor_statistics(ascending(w.flatten()), 1.0) for w in (weight * unit, weight)
+    )
+    assert actual["std"] == pytest.approx(usual["std"] * unit, rel=1e-4)
     for name in ("kurtosis", "skewness"):
-        assert found[name] == pytest.approx(usual[name], rel=1e-4)
+        assert actual[name] == pytest.approx(usual[name], rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5])
-def test_a_constant_tensor_has_finite_figures(value: float) -> None:
+def test_a_constant_tensor_has_finite_statistics(value: float) -> None:
     W = torch.full((4, 4), value)
-    found = taken(W, W)
-    assert all(np.isfinite(x) for x in (*found.stats.values(), *found.quantiles, found.hi))
-    assert found.hi > 0
-    assert found.stats["kurtosis"] == 0
+    actual = snapshot_of(W, W)
+    assert all(np.isfinite(x) for x in (*actual.stats.values(), *actual.quantiles, actual.hi))
+    assert actual.hi > 0
+    assert actual.stats["kurtosis"] == 0
 
 
-def test_quantiles_are_numpys(weight: torch.Tensor) -> None:
+def test_quantiles_equal_those_of_numpy(weight: torch.Tensor) -> None:
     expected = np.quantile(weight.numpy().astype(np.float64), QUANTILES)
-    assert taken(weight, weight).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
+    assert snapshot_of(weight, weight).quantiles == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 @given(MATRICES, st.floats(0, 5))
-def test_zeros_and_near_zeros_are_counted_one_by_one(values: np.ndarray, std: float) -> None:
+def test_zeros_and_near_zeros_are_counted_exactly(values: np.ndarray, std: float) -> None:
     figures = tensor_statistics(ascending(torch.from_numpy(values).flatten()), std)
-    near = np.float32(NEAR_ZERO * std)
+    threshold = np.float32(NEAR_ZERO * std)
     assert figures["zero_share"] == (values == 0).mean()
-    assert figures["near_zero"] == (np.abs(values) < near).mean()
+    assert figures["near_zero"] == (np.abs(values) < threshold).mean()
     assert figures["smallest"] == np.abs(values[values != 0]).min(initial=9, where=True) % 9
     assert figures["std"] == pytest.approx(values.std(dtype=np.float64), rel=1e-4, abs=1e-6)
 
 
 @given(MATRICES, st.floats(0.01, 5))
-def test_nothing_is_lost_and_bins_are_numpys(values: np.ndarray, edge: float) -> None:
+def test_bins_equal_those_of_numpy_and_counts_add_up(values: np.ndarray, edge: float) -> None:
     ordered = ascending(torch.from_numpy(values).flatten())
     counts, zeros, below, above = histogram(ordered, edge)
     assert zeros == (values == 0).sum()
@@ -102,27 +106,27 @@ def test_nothing_is_lost_and_bins_are_numpys(values: np.ndarray, edge: float) ->
     assert above == (values > np.float32(edge)).sum()
     assert counts.sum() + zeros + below + above == values.size
     counts, *_ = histogram(ordered, 2.0)
-    edges = np.linspace(-2, 2, BINS + 1)  # exact in binary, as numpy's arithmetic needs
+    edges = np.linspace(-2, 2, BINS + 1)  # exact in binary, for NumPy's arithmetic
     assert counts.tolist() == np.histogram(values[values != 0], edges)[0].tolist()
 
 
 @given(MATRICES)
 def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
-    found = ascending(torch.from_numpy(values))
-    assert torch.equal(found, torch.from_numpy(values).sort(dim=-1).values)
+    actual = ascending(torch.from_numpy(values))
+    assert torch.equal(actual, torch.from_numpy(values).sort(dim=-1).values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_many_values_are_counted_and_those_of_16_bits_exactly(dtype: torch.dtype) -> None:
+def test_counting_sort_is_exact_for_16_bit_values(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randn(EXACT + 1, generator=random).to(dtype).float()
+    values = torch.randn(MAX_SORTED + 1, generator=random).to(dtype).float()
     values[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-7]).to(dtype).float()
     assert torch.equal(ordered_values(values[:-1]), values[:-1].sort().values)
-    found, expected = ordered_values(values), values.sort().values
-    assert torch.equal(found, comparable(values).sort().values)
+    actual, expected = ordered_values(values), values.sort().values
+    assert torch.equal(actual, comparable(values).sort().values)
     within = 2.0**-12 if dtype == torch.float32 else 0.0
-    torch.testing.assert_close(found, expected, rtol=within, atol=0.0)
-    assert (found == 0).sum() == (values == 0).sum()
+    torch.testing.assert_close(actual, expected, rtol=within, atol=0.0)
+    assert (actual == 0).sum() == (values == 0).sum()
     values[0] = torch.nan
     assert ordered_values(values)[-1].isnan() and not ordered_values(values)[:-1].isnan().any()
 
@@ -133,7 +137,9 @@ VALUES = arrays(
 
 
 @given(VALUES, st.floats(0.01, 3))
-def test_bins_are_numpys_and_the_ends_are_open(values: np.ndarray, std: float) -> None:
+def test_magnitude_bins_equal_those_of_numpy_and_the_ends_are_open(
+    values: np.ndarray, std: float
+) -> None:
     counts = magnitude_counts(ascending(torch.from_numpy(values)), std)
     edges = magnitude_edges(std).astype(np.float32)
     edges[0], edges[-1] = 0, np.inf
@@ -143,7 +149,9 @@ def test_bins_are_numpys_and_the_ends_are_open(values: np.ndarray, std: float) -
 
 
 @given(VALUES, st.floats(0, 1))
-def test_the_cutoff_is_the_largest_of_the_smallest(values: np.ndarray, share: float) -> None:
-    found = cutoff(ascending(torch.from_numpy(values)), share)
+def test_the_cutoff_is_the_largest_of_the_smallest_magnitudes(
+    values: np.ndarray, share: float
+) -> None:
+    actual = cutoff(ascending(torch.from_numpy(values)), share)
     rank = round(share * len(values))
-    assert found == (np.sort(np.abs(values))[rank - 1] if rank else 0.0)
+    assert actual == (np.sort(np.abs(values))[rank - 1] if rank else 0.0)

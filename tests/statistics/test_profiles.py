@@ -1,5 +1,5 @@
-"""Maps of a matrix, and parts of one read from its file; singular values against torch's, and power
-laws whose exponent is known."""
+"""Maps and regions of a matrix, singular values compared with PyTorch, and power laws with a
+known exponent."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_cells_are_means_and_maxima_of_their_weights(dense: torch.Tensor) -> Non
         assert len(np.unique(maps[name])) <= 2 * LEVELS + 1
 
 
-def test_small_and_uneven_matrices_have_a_cell_for_each_weight_or_a_few() -> None:
+def test_cells_of_small_and_uneven_matrices() -> None:
     maps = matrix_maps(torch.arange(12.0).view(3, 4))
     assert set(maps) == {"map_mean", "map_max", "map_zeros"}
     assert np.abs(maps["map_max"] - np.arange(12).reshape(3, 4)).max() <= 11 / LEVELS / 2 + 1e-6
@@ -56,7 +56,7 @@ def test_small_and_uneven_matrices_have_a_cell_for_each_weight_or_a_few() -> Non
     assert not matrix_maps(torch.zeros(8, 8))["map_mean"].any()
 
 
-def test_the_joint_histogram_counts_every_weight_where_it_was_and_is(dense: torch.Tensor) -> None:
+def test_the_joint_histogram_counts_every_weight_before_and_after(dense: torch.Tensor) -> None:
     weight = torch.where(dense.abs() > 0.7, dense, 0)
     counts = joint_histogram(weight, dense, 2.0)
     assert counts.sum() == dense.numel()
@@ -70,15 +70,15 @@ def test_the_joint_histogram_counts_every_weight_where_it_was_and_is(dense: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_region_is_that_of_the_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_region_equals_that_of_the_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weights = {"a": torch.randn(40, 60).to(dtype), "b": torch.randn(30, 50).to(dtype)}
     save_file(
         weights | {"codes": torch.zeros(4, 4, dtype=torch.int32)}, tmp_path / "model.safetensors"
     )
-    found = read_region(tmp_path, "b", Region((3, 9), (40, 50)))
-    assert found is not None and found.dtype == np.float32
-    assert np.array_equal(found, weights["b"][3:9, 40:50].float().numpy())
+    actual = read_region(tmp_path, "b", Region((3, 9), (40, 50)))
+    assert actual is not None and actual.dtype == np.float32
+    assert np.array_equal(actual, weights["b"][3:9, 40:50].float().numpy())
     assert read_region(tmp_path, "c", Region((0, 1), (0, 1))) is None
     assert read_region(tmp_path, "codes", Region((0, 1), (0, 1))) is None
 
@@ -97,16 +97,16 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (1, 7)])
-def test_singular_values_are_torchs(shape: tuple[int, int]) -> None:
+def test_singular_values_equal_those_of_torch(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
-    found = singular_values(weight.to(torch.bfloat16))
+    actual = singular_values(weight.to(torch.bfloat16))
     expected = torch.linalg.svdvals(weight.to(torch.bfloat16).double())
-    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("alpha", [2.0, 3.5, 5.0])
-def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
+def test_the_fit_recovers_the_exponent_of_a_power_law(alpha: float) -> None:
     random = np.random.default_rng(0)
     tail = (1 - random.random(2000)) ** (-1 / (alpha - 1))  # from 1 on
     body = random.random(500)
@@ -123,8 +123,11 @@ def test_the_exponent_of_a_power_law_is_found(alpha: float) -> None:
         ("2.mlp.up_proj", 2.756224, 21.994156, 0.140027),
     ],
 )
-def test_as_weight_watchers(layer: str, alpha: float, stable_rank: float, distance: float) -> None:
-    """Of layers of the built-in model, as WeightWatcher 0.7.7 has them (`analyze`)."""
+def test_fits_equal_those_of_weight_watcher(
+    layer: str, alpha: float, stable_rank: float, distance: float
+) -> None:
+    """The expected values are results of WeightWatcher 0.7.7 (`analyze`) for the built-in
+    model."""
     weight = load("toy").model.get_submodule(f"model.layers.{layer}").weight
     figures = spectrum(weight)[0]
     assert figures["alpha"] == pytest.approx(alpha, rel=1e-4)
@@ -132,7 +135,7 @@ def test_as_weight_watchers(layer: str, alpha: float, stable_rank: float, distan
     assert figures["alpha_distance"] == pytest.approx(distance, abs=1e-4)
 
 
-def test_no_power_law_where_there_is_nothing_to_fit() -> None:
+def test_no_power_law_without_a_tail() -> None:
     assert power_law(np.ones(50)) == {}
     assert power_law(np.arange(1.0, 9.0)) == {}
     for weight in (torch.zeros(16, 16), torch.full((16, 16), torch.inf)):
@@ -142,7 +145,7 @@ def test_no_power_law_where_there_is_nothing_to_fit() -> None:
         assert large["spectral_norm"] == pytest.approx(size)
 
 
-def test_a_matrix_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_that_is_too_large_has_no_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SIDE", 15)
     assert spectrum(torch.randn(16, 40)) == ({}, {})
     assert spectrum(torch.randn(15, 40))[1]["singular_values"].shape == (15,)

@@ -1,4 +1,4 @@
-"""Figures of a stage against the dense tensor, and over channels, against plain numpy."""
+"""Statistics relative to the dense tensor and over channels, compared with NumPy."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def measured(dense: Tensor, weight: Tensor, **more: float) -> TensorMeasurement:
 
 
 @given(MATRICES, st.randoms(use_true_random=False))
-def test_change_is_numpys(values: np.ndarray, random: object) -> None:
+def test_changes_equal_those_of_numpy(values: np.ndarray, random: object) -> None:
     W = values * np.float32(0.5)
     W[0] = 0
     stats = measured(torch.from_numpy(values), torch.from_numpy(W)).snapshot.stats
@@ -68,7 +68,7 @@ def test_shuffling_moves_weights_but_not_their_distribution(dense: Tensor) -> No
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("copies", [1, 50])
 def test_pruning_by_size_is_recognized(dense: Tensor, share: float, copies: int) -> None:
-    """Also of a tensor so large that its values are counted, not sorted."""
+    """This includes a tensor so large that its values are counted instead of sorted."""
     dense = torch.cat([dense * (1 + n / 64) for n in range(copies)])
     pruned = prune_by_size(dense, share)
     stats = measured(dense, pruned).snapshot.stats
@@ -78,18 +78,18 @@ def test_pruning_by_size_is_recognized(dense: Tensor, share: float, copies: int)
     assert stats["cutoff"] <= stats["smallest"]
 
 
-def test_pruning_by_other_things_is_recognized(dense: Tensor) -> None:
+def test_pruning_by_other_scores_is_recognized(dense: Tensor) -> None:
     half = dense.clone()
-    half[::2] = 0.0  # every other row, whatever its weights
+    half[::2] = 0.0  # every other row, regardless of its weights
     stats = measured(dense, half).snapshot.stats
     below = (dense[::2].abs() <= stats["cutoff"]).float().mean().item()
     assert stats["by_size"] == pytest.approx(below) and below == pytest.approx(0.5, abs=0.05)
 
 
-def test_channels_are_numpys(dense: Tensor) -> None:
+def test_channel_profiles_equal_those_of_numpy(dense: Tensor) -> None:
     pruned = prune_by_size(dense, 0.4)
-    w, found = pruned.numpy(), channel_figures(pruned)
-    assert {*found} == {channel_profile(side, of) for side in SIDES for of in MEASURES}
+    w, actual = pruned.numpy(), channel_figures(pruned)
+    assert {*actual} == {channel_profile(side, of) for side in SIDES for of in MEASURES}
     for side, axis in (("row", 1), ("column", 0)):
         expected = {
             "norm": np.linalg.norm(w, axis=axis),
@@ -97,18 +97,18 @@ def test_channels_are_numpys(dense: Tensor) -> None:
             "zeros": (w == 0).mean(axis),
         }
         for of, values in expected.items():
-            stored = found[channel_profile(side, of)]
+            stored = actual[channel_profile(side, of)]
             assert stored.dtype == np.float32 and stored == pytest.approx(values, rel=3e-4)
 
 
 def test_profiles_name_their_tensor_and_hold_all_weights(dense: Tensor) -> None:
-    found = measured(dense, prune_by_size(dense, 0.5))
-    by_name = {p.name: p for p in found.profiles}
+    actual = measured(dense, prune_by_size(dense, 0.5))
+    by_name = {p.name: p for p in actual.profiles}
     channels = {channel_profile(side, measure) for side in SIDES for measure in MEASURES}
     maps = {map_profile(figure) for figure in MAPS}
     assert set(by_name) == {MAGNITUDES, JOINT, SINGULAR_VALUES} | channels | maps
     assert by_name[JOINT].values.sum() == dense.numel()
-    assert all((p.tensor, p.block, p.stage) == ("a.weight", 3, "first") for p in found.profiles)
+    assert all((p.tensor, p.block, p.stage) == ("a.weight", 3, "first") for p in actual.profiles)
     assert by_name[MAGNITUDES].values.sum() == dense.numel() / 2
     assert by_name["row_norm"].values.shape == (64,)
     assert by_name["column_norm"].values.shape == (48,)
@@ -120,28 +120,28 @@ def test_half_precision_is_measured_as_float32(dense: Tensor) -> None:
     assert a.snapshot.stats == b.snapshot.stats
 
 
-def test_a_difference_on_every_window_is_told_apart_though_windows_differ_much() -> None:
+def test_a_difference_on_every_window_is_significant_although_windows_differ() -> None:
     random = np.random.default_rng(0)
     dense = random.normal(3.0, 0.5, 16)
     worse = dense + random.normal(0.02, 0.005, 16)
-    found = paired_ratio(worse, dense)
-    assert found is not None and found.told_apart and found.windows == 16
-    assert found.value == pytest.approx(np.exp((worse - dense).mean()))
-    assert 1 < found.low < found.value < found.high < 1.04
+    actual = paired_ratio(worse, dense)
+    assert actual is not None and actual.told_apart and actual.windows == 16
+    assert actual.value == pytest.approx(np.exp((worse - dense).mean()))
+    assert 1 < actual.low < actual.value < actual.high < 1.04
 
 
-def test_noise_is_not_told_apart_and_the_interval_covers() -> None:
+def test_noise_is_not_significant_and_the_interval_has_its_coverage() -> None:
     random = np.random.default_rng(1)
-    apart = covered = 0
+    significant = covered = 0
     for _ in range(200):
-        one, other = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
-        found = paired_ratio(one + other, one)
-        apart += found.told_apart
-        covered += found.low <= 1 <= found.high
-    assert apart < 30 and covered > 170  # 5 % expected, somewhat more of so few windows
+        losses, differences = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
+        actual = paired_ratio(losses + differences, losses)
+        significant += actual.told_apart
+        covered += actual.low <= 1 <= actual.high
+    assert significant < 30 and covered > 170  # 5 % expected, slightly more with few windows
 
 
-def test_what_is_no_pair_has_no_ratio() -> None:
+def test_unequal_or_few_windows_have_no_ratio() -> None:
     assert paired_ratio([1.0] * 6, [1.0] * 7) is None
     assert paired_ratio([1.0] * 4, [1.0] * 4) is None
     same = paired_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])

@@ -1,7 +1,5 @@
 """Chat templates are programs of strangers: they end, and what they do wrong is told."""
 
-import resource
-import signal
 from typing import Any
 
 import pytest
@@ -27,27 +25,24 @@ def speaking(tokenizer: Any) -> Any:
 def test_a_template_that_does_not_end_is_interrupted(
     speaking: Any, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    monkeypatch.setattr(chat_template, "RENDER_S", 0.2)
+    monkeypatch.setattr(chat_template, "WORK_S", 0.2)
     speaking.chat_template = template
-    with pytest.raises(ModelError, match=r"takes more than 0\.2 s") as refused:
+    with pytest.raises(ModelError, match=r"took more than 0\.2 s") as refused:
         prompt_ids("A cat.", speaking)
     assert refused.value.field == "model" and "tokenizer_config.json" in refused.value.do
-    with pytest.raises(DatasetError, match=r"takes more than 0\.2 s"):
+    with pytest.raises(DatasetError, match=r"took more than 0\.2 s"):
         user_turn(speaking)
 
 
 def test_a_template_that_fills_the_memory_is_stopped(
-    speaking: Any, monkeypatch: pytest.MonkeyPatch
+    speaking: Any,
 ) -> None:
-    monkeypatch.setattr(chat_template, "RENDER_BYTES", 2**28)
     speaking.chat_template = (
         "{% set all = namespace(text='a' * 2 ** 20) %}{% for _ in range(30) %}"
         "{% set all.text = all.text ~ all.text %}{% endfor %}"
     )
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    with pytest.raises(ModelError, match="takes more than"):
+    with pytest.raises(ModelError, match=r"took more than .* of memory"):
         render_chat(MESSAGES, speaking)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @pytest.mark.parametrize(
@@ -67,9 +62,7 @@ def test_a_template_that_fails_is_named(speaking: Any, template: str, why: str) 
         render_chat(MESSAGES, speaking)
 
 
-def test_a_template_that_ends_leaves_no_alarm(speaking: Any) -> None:
+def test_another_template_works_after_one_that_was_ended(speaking: Any) -> None:
     speaking.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
-    before = signal.getsignal(signal.SIGVTALRM)
-    assert render_chat(MESSAGES, speaking) == "<A cat.>!"
-    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
-    assert signal.getsignal(signal.SIGVTALRM) == before
+    for _ in range(2):
+        assert render_chat(MESSAGES, speaking) == "<A cat.>!"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.native.cache import SharedPrefixes, blocks_for
 from backend.decoding.native.model import PREFILL
@@ -19,6 +18,7 @@ from backend.decoding.serving.sequence import ServedSequence
 from backend.decoding.serving.speculation import Speculation
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, OverloadError, SlimscopeError
+from backend.models.foreign_tokenizer import TextTokenizer
 
 MOST_WAITING, MOST_OF_A_PERSON = 256, 64
 WINDOW_S = 5.0  # over which speeds are told
@@ -72,7 +72,7 @@ class ServingEngine(DecodingLoop):
     def __init__(
         self,
         target: TargetModel,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: TextTokenizer | None,
         *,
         memory: int,
         threads: Callable[[], int],
@@ -84,6 +84,7 @@ class ServingEngine(DecodingLoop):
             self._prefixes = SharedPrefixes(self._pool)
         self._speculation = Speculation(target)
         self._passed, self._closed = deque[PassRecord](), False
+        self._pass_began: float | None = None
         self._ended = time.monotonic()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -128,6 +129,12 @@ class ServingEngine(DecodingLoop):
             self._target.decoder + ("" if self._pool else NEAR_TIES),
         )
 
+    @property
+    def pass_s(self) -> float:
+        """Seconds since the pass at work began; 0 between two."""
+        began = self._pass_began
+        return time.monotonic() - began if began else 0.0
+
     def close(self) -> None:
         """End all that is served, and the thread."""
         with self._changed:
@@ -139,7 +146,9 @@ class ServingEngine(DecodingLoop):
         while self._wait():
             if (threads := self._threads()) != torch.get_num_threads():
                 torch.set_num_threads(threads)
-            self._record(time.monotonic(), self.step())  # whose caches are not kept
+            self._pass_began = began = time.monotonic()
+            self._record(began, self.step())  # whose caches are not kept
+            self._pass_began = None
         with self._changed:
             left = [*self._running, *self._waiting.order(())]
         for sequence in left:

@@ -29,7 +29,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.cost_model import LapTimer
@@ -41,6 +40,7 @@ from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence
 from backend.decoding.serving.speculation import Drafts, Speculation
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, ConfigError
+from backend.models.foreign_tokenizer import TextTokenizer
 
 
 class WaitingLine:
@@ -134,7 +134,7 @@ class DecodingLoop:
     def __init__(
         self,
         target: TargetModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: TextTokenizer | None = None,
         memory: int = sys.maxsize,
     ) -> None:
         self._target, self._tokenizer = target, tokenizer

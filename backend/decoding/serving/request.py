@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import Proposer, Tree
 from backend.errors import SlimscopeError
+from backend.models.foreign_tokenizer import TextTokenizer
 
 # The place of a part of the text, its hidden states [n, d], and the logits [m, V] after the last m
 # of its tokens; may begin at 0 again
@@ -31,6 +32,7 @@ class GenerationRequest:
         echo: the tokens of the prompt are told, too.
         person: whose turn it is; people take turns.
         drafter: drafts its tokens, and no others at the same time; `lookup`: so does the text.
+        tokenizer: makes text of its tokens; None: that of the loop.
         observe: gets the states of all tokens that are read, and the logits of those that a token
             of the answer follows, as they are.
     """
@@ -45,6 +47,7 @@ class GenerationRequest:
     person: str = ""
     drafter: Proposer | None = None
     lookup: bool = False
+    tokenizer: TextTokenizer | None = None
     observe: Observe | None = None
 
 
@@ -100,11 +103,13 @@ class DecodeStep:
 
 @dataclass(frozen=True)
 class NewPieces:
-    """New tokens of one pass, the text of drafts it rejected, and how long it took."""
+    """New tokens of one pass, the text of drafts it rejected, and how long it took. `alone`: the
+    text of each token by itself, with log-probabilities."""
 
     pieces: list[Piece]
     rejected: list[str]
     ms: float
+    alone: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Acceptance, most_likely
 from backend.decoding.cost_model import LapTimer
@@ -29,36 +27,28 @@ from backend.decoding.serving.request import (
     Waiting,
 )
 from backend.decoding.serving.speculation import Drafts
-from backend.errors import ModelError, SlimscopeError
+from backend.errors import SlimscopeError
+from backend.models.foreign_tokenizer import TextTokenizer, stream_of
 
 
 class Detokenizer:
     """Decode a stream of tokens into text, up to the first stop string.
 
     Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string. Without a tokenizer there is no text."""
+    may be the beginning of a stop string. Without a tokenizer there is no text. Raises
+    ModelError: the tokenizer decodes no stream, or exceeds its limits."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, stops: Sequence[str] = ()
-    ) -> None:
-        self._tokenizer = getattr(tokenizer, "backend_tokenizer", None)  # the one in Rust
-        if tokenizer is not None and not isinstance(self._tokenizer, Tokenizer):
-            raise ModelError(
-                "The tokenizer cannot decode a stream of tokens.",
-                f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
-                "Convert it with transformers, or choose a model that has one.",
-                "model",
-            )
-        self._stream = DecodeStream(skip_special_tokens=True)
+    def __init__(self, tokenizer: TextTokenizer | None, stops: Sequence[str] = ()) -> None:
+        self._step = stream_of(tokenizer) if tokenizer is not None else None
         self._stops = tuple(stop for stop in stops if stop)
         self._decoded, self._emitted = "", 0
         self.stopped = False
 
     def add(self, token: int) -> str:
         """Decode one more token; return the text that has become certain, none after a stop."""
-        if self.stopped or self._tokenizer is None:
+        if self.stopped or self._step is None:
             return ""
-        piece = self._stream.step(self._tokenizer, token)
+        piece = self._step(token)
         if not piece:
             return ""
         seen = max(0, len(self._decoded) - max(map(len, self._stops), default=0))
@@ -96,7 +86,7 @@ class ServedSequence:
         self,
         request: GenerationRequest,
         deliver: Deliver | None,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: TextTokenizer | None,
         drafts: Drafts,
     ) -> None:
         self.request, self.drafts, self._deliver = request, drafts, deliver
@@ -106,6 +96,7 @@ class ServedSequence:
         self.cancelled = self.done = False
         self._shared: int | None = None
         self._echoed, self._place = 0, -1
+        tokenizer = tokenizer if request.tokenizer is None else request.tokenizer
         self._rule, self._tokenizer = Acceptance(request.sampling), tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._prompt_text = Detokenizer(tokenizer)
@@ -163,7 +154,7 @@ class ServedSequence:
         if self.unread > 0 or not request.max_tokens:
             self._saw(hidden, logits)
             if pieces:
-                self.tell(NewPieces(pieces, [], ms))
+                self._tell_pieces(pieces, [], ms)
             if not self.unread:
                 self.finish("length")
             return None
@@ -178,9 +169,7 @@ class ServedSequence:
                 if self._detokenizer.stopped:
                     del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                     break
-            decode = self._tokenizer.decode if self._tokenizer else str
-            rejected = [str(decode([token])) for token in step.rejected]
-            self.tell(NewPieces(pieces, rejected, ms))
+            self._tell_pieces(pieces, step.rejected, ms)
         if self._detokenizer.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in request.ends:
@@ -188,6 +177,20 @@ class ServedSequence:
         elif self.generated >= request.max_tokens:
             self.finish("length")
         return step
+
+    def _tell_pieces(self, pieces: list[Piece], rejected: Sequence[int], ms: float) -> None:
+        """Hand over new tokens, with the text of each by itself where it is asked for."""
+        tokens = dict.fromkeys(rejected)
+        if self.request.logprobs is not None:
+            scored = ((piece.token, *(token for token, _ in piece.top)) for piece in pieces)
+            tokens |= dict.fromkeys(chain.from_iterable(scored))
+        alone = dict(zip(tokens, self._texts([*tokens]), strict=True))
+        self.tell(NewPieces(pieces, [alone[token] for token in rejected], ms, alone))
+
+    def _texts(self, tokens: Sequence[int]) -> list[str]:
+        if self._tokenizer is None or not tokens:
+            return [*map(str, tokens)]
+        return [*map(str, self._tokenizer.batch_decode([[token] for token in tokens]))]
 
     def _walk(
         self, draft: DraftTokens, hidden: Tensor, logits: Tensor, clock: LapTimer

@@ -217,7 +217,7 @@ def user_turn(tokenizer: PreTrainedTokenizerBase) -> UserTurn | None:
     try:
         text = render_chat(message, tokenizer)
     except ModelError as error:
-        raise _hidden(error.why) from error
+        raise _hidden(f"{error.what} {error.why}") from error
     before, mark, after = text.partition(USER)
     if not mark or not after.strip():
         raise _hidden("It modifies the user message, or ends with it.")

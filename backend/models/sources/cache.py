@@ -1,10 +1,15 @@
-"""Cache of model folders that are downloaded or converted once and shared by all jobs."""
+"""Cache of model folders that are downloaded or converted once and shared by all jobs, and of what
+has been read of files once."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 from filelock import FileLock
 
@@ -15,6 +20,7 @@ from backend.printable import readable_bytes
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
+MOST_KEPT = 256  # files and folders of which it is kept what was read
 UNKNOWN = "see the file"  # a license
 Say = Callable[[str], None]
 
@@ -87,6 +93,27 @@ def damaged_folders() -> list[Path]:
     """Prepared folders with a file that is missing or of another size than in its manifest."""
     manifests = sorted(_root().glob(f"*/{MANIFEST}"))
     return [file.parent for file in manifests if changed_file(file.parent, contents=False)]
+
+
+def kept(path: Path, identity: Sequence[Any], read: Callable[[], Any]) -> Any:
+    """The JSON value that `read` makes of a file or folder, once for all processes while its
+    `identity` is the same."""
+    folder = settings().cache_dir.expanduser() / "read"
+    file = folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    known = json.dumps([str(path), *identity])
+    with suppress(OSError, ValueError, TypeError):
+        found, value = json.loads(file.read_text())
+        if found == known:
+            return value
+    value = read()
+    with suppress(OSError):  # the disk is full or cannot be written: it is read again next time
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=folder, delete=False) as draft:
+            json.dump([known, value], draft)
+        Path(draft.name).replace(file)
+        for old in sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime)[:-MOST_KEPT]:
+            old.unlink(missing_ok=True)
+    return value
 
 
 def _root() -> Path:

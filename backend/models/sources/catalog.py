@@ -5,14 +5,16 @@ torch."""
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from backend.errors import ModelError
+from backend.limited import LimitedChildError, read
 from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.stored import TensorHeader
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.cache import CacheOrigin, Say, kept, prepare_once, prepared, silent
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
@@ -27,6 +29,8 @@ from backend.models.sources.spec import (
 )
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
+
+BUILD = "backend.models.construction:check_construction"
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,9 @@ def inspect(spec: str) -> ModelFacts:
     """The facts of a model, from its config and file headers only. Raises ModelError: unknown,
     unreachable, outside the allowed folders, or not supported; with `field="model"`."""
     if spec == TOY:
-        return _folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
+        return folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if folder := local_folder(spec):
-        return _folder_facts(spec, folder)
+        return folder_facts(spec, folder)
     if spec == smollm2.NAME:
         return smollm2.expected_facts()
     if is_hub_id(spec):
@@ -97,10 +101,17 @@ def inspect(spec: str) -> ModelFacts:
     return replace(facts, bytes=origin.bytes)
 
 
-def require_tokenizer(spec: str, vocabulary: int) -> None:
-    """Check that a model can read text, as far as it can be known before the model is there. Those
-    that come with Slimscope or were converted by it can. Raises ModelError: it has no tokenizer, or
-    one for another model."""
+def is_shipped(source: str) -> bool:
+    """Whether a model, by its spec or folder, is one that Slimscope brings, whose tokenizer and
+    chat template need no limits."""
+    folders = (TOY_FOLDER, prepared(smollm2.NAME))
+    return source in (TOY, smollm2.NAME, *map(str, folders))
+
+
+def require_loadable(spec: str, vocabulary: int) -> None:
+    """Check that a model can be built and read text, as far as it can be known before it is loaded.
+    Those that come with Slimscope or were converted by it can. Raises ModelError: it has no
+    tokenizer, or one for another model; or transformers refuses its config or its tensors."""
     folder: Path | None = None
     if is_hub_id(spec):
         folder = hub.cached(spec)
@@ -108,9 +119,36 @@ def require_tokenizer(spec: str, vocabulary: int) -> None:
         folder = on_disk(spec)
     if folder:
         check_tokenizer(folder, vocabulary)
+        _check_construction(_title(spec), folder)
 
 
-def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
+def _check_construction(title: str, folder: Path) -> None:
+    """Build the model without weights in a child process, once until a file of it changes. What a
+    run here has saved was built so when it was saved."""
+    if folder.is_relative_to(settings().artifacts.resolve()):
+        return
+    state = stamp(folder)
+    try:
+        kept(
+            folder,
+            [state, version("transformers")],
+            lambda: read(BUILD, folder / "config.json", state),
+        )
+    except LimitedChildError as error:
+        do = "Check its files against those of the original model."
+        raise ModelError(f"{title} cannot be loaded.", str(error), do, field="model") from error
+
+
+def dense_headers(spec: str, folder: Path) -> dict[str, TensorHeader]:
+    """The headers of the tensors of a folder, as they are when unpacked."""
+    headers, config = read_headers(folder), read_config(folder)
+    if (packing := layout_in(spec, config)) is None:
+        return headers
+    return unpacked(spec, packing, config, headers, read_shapes(folder, headers))
+
+
+def folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) -> ModelFacts:
+    """The facts of the model in a folder; `source`: of one that comes with Slimscope."""
     check_folder(folder)
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     headers = read_headers(folder)

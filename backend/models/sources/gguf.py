@@ -6,18 +6,21 @@ optimistic.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from backend.checkpoints import sha256_of
 from backend.errors import ModelError
+from backend.limited import LimitedChildError, read
 from backend.models.facts import DTYPES
 from backend.models.families.stored import TensorHeader
-from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, silent
+from backend.models.sources.cache import UNKNOWN, CacheOrigin, Say, kept, silent
 from backend.models.sources.headers import OPTIONS, alone
-from backend.models.sources.limited import UnreadableFileError, read
 from backend.models.sources.spec import check_no_adapter
 
+READER = "backend.models.sources.gguf_header:read_header"
 METHODS = ("AWQ", "GPTQ", "imatrix")
 REPORTS = 10  # lines of progress
 
@@ -27,8 +30,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     origin. Raises ModelError: not a GGUF file, or an unsupported architecture."""
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
-        header = read("backend.models.sources.gguf_header:read_header", path)
-    except UnreadableFileError as error:
+        state = path.stat()
+        header = _header(path, state.st_size, state.st_mtime_ns)
+    except (OSError, LimitedChildError) as error:
         raise _refused(path, str(error)) from error
     dtypes = {"F16": "F16", "BF16": "BF16"}  # all others need float32 to be exact
     tensors = {
@@ -47,6 +51,16 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
         link[1] if link else "",
     )
     return header["config"], tensors, origin
+
+
+@lru_cache(maxsize=64)
+def _header(path: Path, size: int, changed: int) -> dict[str, Any]:
+    """The header of a file, kept in the cache folder so that it is read once, not once a process.
+    It is known by path, size and time of change: a checksum would read gigabytes, which takes
+    longer than reading the header."""
+    reader = sha256_of(Path(__file__).with_name("gguf_header.py"))  # another one may answer more
+    header = kept(path, [size, changed, reader], lambda: read(READER, path))
+    return dict(header)
 
 
 def dequantized_note(kinds: Mapping[str, Sequence[int]], methods: str = "") -> str:

@@ -11,13 +11,14 @@ so that t is linear in theta_i = base^(-2 i / rotated) wherever it is between; l
 
 import math
 import re
+import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGUFEndian, GGUFReader, GGUFValueType
 from numpy.typing import NDArray
 
 from backend.errors import ModelError
@@ -157,13 +158,52 @@ def _llama3(factors: NDArray[Any], base: float, rotated: int) -> dict[str, Any]:
     }
 
 
-class BoundedGGUFReader(GGUFReader):
-    """Reads nothing behind the end of the file: numpy would return short arrays for ever."""
+class HeaderReader(GGUFReader):
+    """Reads a header whose numbers may be wrong: nothing behind the end of the file, where numpy
+    would return short arrays for ever. An array is one part, and of strings only their number is
+    kept: a vocabulary has hundreds of thousands."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
-            raise _refused("The file ends before what its header announces.")
+            raise _ends_early()
         return super()._get(offset, dtype, count, override_order)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind = GGUFValueType(self._get(orig_offs, np.uint32)[0])
+        length = self._get(orig_offs + 4, np.uint64)
+        types, start = [GGUFValueType.ARRAY, kind], orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            return self._behind_strings(start, int(length[0])) - orig_offs, [length], [], types
+        if kind == GGUFValueType.ARRAY:
+            raise _refused("Its header has an array of arrays.")
+        items = self._get(start, self.gguf_scalar_to_np[kind], length[0])
+        return start + items.nbytes - orig_offs, [items], [0], types
+
+    def _behind_strings(self, start: int, count: int) -> int:
+        """The offset behind `count` strings, each stored as its length and its bytes."""
+        length = struct.Struct("<Q" if self.endianess == GGUFEndian.LITTLE else ">Q")
+        content, end = self.data.data, len(self.data)
+        for _ in range(count):
+            if start + length.size > end:
+                raise _ends_early()
+            start += length.size + length.unpack_from(content, start)[0]
+        if start > end:
+            raise _ends_early()
+        return start
+
+    def _build_tensor_info(self, offs: int, count: int) -> Any:
+        if count > MAX_TENSORS:
+            raise _refused(f"It has {count:,} tensors; up to {MAX_TENSORS:,} are accepted.")
+        return super()._build_tensor_info(offs, count)
+
+    def strings(self, name: str) -> int:
+        """Number of strings in the array `name`; 0 where there is no such array."""
+        field = self.get_field(name)
+        if field is None or field.types != [GGUFValueType.ARRAY, GGUFValueType.STRING]:
+            return 0
+        return int(field.parts[-1][0])
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -171,16 +211,16 @@ def read_header(path: Path) -> dict[str, Any]:
     type -> number of tensors and of their weights, and what the file tells `about` its origin.
     Raises ModelError: not a GGUF file, or an unsupported architecture."""
     try:
-        return _header(BoundedGGUFReader(path))
+        return _header(HeaderReader(path))
     except ModelError:
         raise
     except Exception as error:  # on malformed files the reader can raise anything
         raise _refused(f"It cannot be read as GGUF: {error}.") from error
 
 
-def _header(reader: GGUFReader) -> dict[str, Any]:
-    if len(reader.tensors) > MAX_TENSORS or any(len(t.name) > MAX_NAME for t in reader.tensors):
-        raise _refused("Its tensors are too many, or their names too long.")
+def _header(reader: HeaderReader) -> dict[str, Any]:
+    if any(len(tensor.name) > MAX_NAME for tensor in reader.tensors):
+        raise _refused("The names of its tensors are too long.")
     architecture = str(_field(reader, "general.architecture"))
     config = _config(reader, architecture)
     tensors = {
@@ -196,8 +236,7 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
         raise _refused("It has no token embedding or no blocks.")
     config["vocab_size"] = embedding[0]
     config["tie_word_embeddings"] = "lm_head.weight" not in tensors
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    if tokens is None or not 0 < len(tokens.data) <= embedding[0]:
+    if not 0 < reader.strings("tokenizer.ggml.tokens") <= embedding[0]:
         raise _refused(f"It has no tokenizer for its {embedding[0]} embeddings.")
     kinds = {kind: [0, 0] for _, kind in tensors.values()}
     for shape, kind in tensors.values():
@@ -258,6 +297,10 @@ def _name(architecture: str, name: str) -> str:
         return f"model.layers.{match[1]}.{modules.get(match[2], match[2])}.{match[3]}"
     head = {"token_embd.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
     return head.get(name, name)
+
+
+def _ends_early() -> ModelError:
+    return _refused("The file ends before what its header announces.")
 
 
 def _refused(why: str) -> ModelError:

@@ -1,11 +1,12 @@
-"""Whether a model folder has a tokenizer that fits the model. Does not import torch."""
+"""The check that a model folder has a tokenizer that fits the model, made in a limited child. Does
+not import torch."""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from backend.errors import ModelError
-from backend.models.sources.limited import UnreadableFileError, read
+from backend.limited import LimitedChildError, read
 
 FAST_FILE = "tokenizer.json"
 SLOW_FILES = (
@@ -15,6 +16,8 @@ SLOW_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+TRIAL = "A text."
+MOST_TOKENS = 32  # of a character; a byte of UTF-8 has one, and NFKD makes 18 characters of one
 REMEDY = "Copy the tokenizer files of the original model into the folder."
 
 
@@ -28,7 +31,7 @@ def check_tokenizer(folder: Path, vocabulary: int) -> None:
         return
     try:
         largest = int(read(f"{__name__}:largest_id", folder / FAST_FILE))
-    except UnreadableFileError as error:
+    except LimitedChildError as error:
         raise _refused(folder, f"Its {FAST_FILE} cannot be read: {error}") from error
     check_ids(folder, largest, vocabulary)
 
@@ -46,11 +49,16 @@ def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
 
 def largest_id(path: Path) -> int:
     """The largest id that ordinary text can be encoded to. Special tokens do not count: some models
-    have one, such as a placeholder for images, behind the end of their vocabulary."""
+    have one, such as a placeholder for images, behind the end of their vocabulary. A short text is
+    encoded and decoded on trial."""
     tokenizer = Tokenizer.from_file(str(path))
+    ids = tokenizer.encode(TRIAL).ids
+    tokenizer.decode(ids)
+    if len(ids) > MOST_TOKENS * len(TRIAL):
+        raise _refused(path.parent, f"It makes {len(ids):,} tokens of {len(TRIAL)} characters.")
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    ids = (i for i in tokenizer.get_vocab(with_added_tokens=True).values() if i not in special)
-    return max(ids, default=-1)
+    every = tokenizer.get_vocab(with_added_tokens=True).values()
+    return max((i for i in every if i not in special), default=-1)
 
 
 def _refused(folder: Path, why: str) -> ModelError:

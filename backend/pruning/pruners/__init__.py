@@ -1,11 +1,11 @@
-"""One-shot pruners, one file each, behind one contract: `prune(W, inputs, pattern, damping)`.
+"""One-shot pruners, one file each, with a common interface: `prune(W, inputs, pattern, damping)`.
 
-    magnitude, wanda, dsnot, sparsegpt, admm, alps    the algorithms
-    registry                                          the `@pruner` decorator
+    magnitude, wanda, dsnot, sparsegpt, admm, alps    algorithms
+    registry                                          `@pruner` decorator
 
-To add one, write a file here (or a module named in SLIMSCOPE_PLUGINS) with a function decorated
-`@pruner("name", needs=..., products=...)`; `SDSConfig.base` then accepts its name. Does not import
-torch."""
+To add a pruner, write a file here (or a module listed in SLIMSCOPE_PLUGINS) with a function
+decorated `@pruner("name", needs=..., products=...)`; `SDSConfig.base` then accepts its name. Does
+not import torch."""
 
 from backend.registry import Declarations
 

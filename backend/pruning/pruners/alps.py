@@ -1,5 +1,5 @@
-"""ALPS (Meng et al., NeurIPS 2024, arXiv 2406.07831): ADMM with a rising penalty, then conjugate
-gradients on the mask it finds.
+"""ALPS pruning (Meng et al., NeurIPS 2024, arXiv 2406.07831): ADMM with a rising penalty, then
+conjugate gradients on the resulting mask.
 
 With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H scaled so + damping I
 = Q diag(l) Q^T:
@@ -8,14 +8,14 @@ With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H sc
     Z = the largest of V + U / rho, as the pattern asks        sparse copy
     U = U + rho (V - Z)                                        dual variable
 
-Every few steps rho rises, the faster the more of the mask has changed, until it changes no more.
-The eigenvectors of C serve every rho. Then the kept weights alone are solved for,
+Every few steps rho rises, faster if more of the mask has changed, until the mask is stable. The
+eigenvectors of C serve every rho. Then the problem restricted to the kept weights,
 
     minimize tr((V - V_dense) C (V - V_dense)^T)   over V on the mask of Z,
 
-by conjugate gradients, row by row; on the scaled inputs the diagonal of C is constant, and no other
-preconditioner is needed. Cf. `admm`, which has one rho, a mask that is reached gradually, and no
-second part."""
+is solved by conjugate gradients, row by row. With scaled inputs the diagonal of C is constant, so
+no preconditioner is needed. In contrast, `admm` has a constant rho, reaches its mask gradually, and
+has no second part."""
 
 import torch
 from torch import Tensor
@@ -26,39 +26,36 @@ from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner
 
-STEPS, PENALTY_INTERVAL, GRADIENT_STEPS = (
-    90,
-    3,
-    10,
-)  # of ADMM at most, between two penalties, of the second part
-RHO = 0.1
-RESIDUAL_TOLERANCE = 1e-10  # of the first squared residual, below which float32 gets no further
-PENALTY_FACTORS = (
-    (0.1, 1.3),
-    (0.005, 1.2),
-    (0.0, 1.1),
-)  # above this share of the kept changed -> factor
+STEPS = 90  # maximum steps of ADMM
+RHO = 0.1  # initial penalty
+PENALTY_INTERVAL = 3  # steps between two penalties
+# Share of the kept weights that must have changed, and the factor of rho.
+PENALTY_FACTORS = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+GRADIENT_STEPS = 10  # steps of conjugate gradients
+# Squared residual relative to the initial one, below which float32 makes no progress.
+RESIDUAL_TOLERANCE = 1e-10
 
 
-@pruner("alps", needs=StatisticsLevel.GRAM, products=200.0)  # 2 a step, eigh about 8
+# Two products per step, and the eigendecomposition counts as about 8.
+@pruner("alps", needs=StatisticsLevel.GRAM, products=200.0)
 def alps(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
-    """Find a mask by ADMM and solve for the weights on it."""
+    """Find a mask with ADMM, then solve for the weights on that mask."""
     norms = inputs.energy.sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
     C = inputs.gram / torch.outer(scale, scale)
     C.diagonal().add_(damping)
-    dense = W * norms  # 0 for dead inputs: their weights go first
+    dense = W * norms  # 0 for dead inputs, so their weights are dropped first
     mask = _find_mask(dense, C, pattern)
     return _solve_on(mask, dense, C) / scale
 
 
 def _find_mask(dense: Tensor, C: Tensor, pattern: Pattern) -> Tensor:
-    """The mask [out, in] that ADMM ends with."""
+    """Mask [out, in] at the end of ADMM."""
     values, Q = torch.linalg.eigh(C)
     if not values[0] > 0:
         raise NotPositiveDefiniteError
     goal, rho, U = dense @ C, RHO, torch.zeros_like(dense)
-    mask = last = keep_mask(dense.abs(), pattern)
+    mask = last_mask = keep_mask(dense.abs(), pattern)
     Z = dense * mask
     for step in range(1, STEPS + 1):
         V = ((goal + rho * Z - U) @ Q / (values + rho)) @ Q.T
@@ -67,26 +64,26 @@ def _find_mask(dense: Tensor, C: Tensor, pattern: Pattern) -> Tensor:
         Z = point * mask
         U += rho * (V - Z)
         if step % PENALTY_INTERVAL == 0:
-            changed = ((mask != last).sum() / (2 * mask.sum().clamp(min=1))).item()
-            if not changed:
+            changed_share = ((mask != last_mask).sum() / (2 * mask.sum().clamp(min=1))).item()
+            if not changed_share:
                 break
-            rho *= next(factor for share, factor in PENALTY_FACTORS if changed > share)
-            last = mask
+            rho *= next(factor for share, factor in PENALTY_FACTORS if changed_share > share)
+            last_mask = mask
     return mask
 
 
 def _solve_on(mask: Tensor, dense: Tensor, C: Tensor) -> Tensor:
-    """Conjugate gradients from the dense weights under the mask; rows are independent."""
+    """Solve for the weights on the mask by conjugate gradients from the dense weights."""
     V = dense * mask
     R = (dense - V) @ C * mask
     P, square = R.clone(), torch.linalg.vecdot(R, R)
-    solved = RESIDUAL_TOLERANCE * square
+    tolerance = RESIDUAL_TOLERANCE * square
     for _ in range(GRADIENT_STEPS):
         CP = P @ C * mask
         curvature = torch.linalg.vecdot(P, CP)
-        length = torch.where(square > solved, square / curvature, 0.0).unsqueeze(1)
+        length = torch.where(square > tolerance, square / curvature, 0.0).unsqueeze(1)
         V += length * P
         R -= length * CP
-        before, square = square, torch.linalg.vecdot(R, R)
-        P = R + torch.where(before > solved, square / before, 0.0).unsqueeze(1) * P
+        last_square, square = square, torch.linalg.vecdot(R, R)
+        P = R + torch.where(last_square > tolerance, square / last_square, 0.0).unsqueeze(1) * P
     return V

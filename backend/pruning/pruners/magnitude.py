@@ -1,4 +1,4 @@
-"""Magnitude pruning: keep the weights with the largest |W|."""
+"""Magnitude pruning, which keeps the weights with the largest |W|."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from backend.pruning.pruners.registry import pruner
 
 @pruner("magnitude", needs=StatisticsLevel.NOTHING)
 def magnitude(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
-    """Keep the largest weights of each group (n:m) or of the whole layer (percentage)."""
+    """Keep the largest weights of each group (n:m) or of the layer (percentage)."""
     scores = W.abs()
     if pattern.structured:
         return masked(W, keep_mask(scores, pattern))

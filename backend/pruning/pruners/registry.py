@@ -1,4 +1,4 @@
-"""The contract of a pruner, and the decorator that registers one."""
+"""Interface of a pruner, and the decorator that registers it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Prune = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
 
 @dataclass(frozen=True)
 class Pruner:
-    """A pruner and the statistics it needs of a layer's inputs."""
+    """Registered pruner and the input statistics that it needs."""
 
     prune: Prune
     needs: StatisticsLevel
@@ -25,9 +25,15 @@ PRUNERS: Registry[Pruner] = Registry(DECLARED_PRUNERS)
 
 
 def pruner(name: str, needs: StatisticsLevel, products: float = 0.0) -> Callable[[Prune], Prune]:
-    """Register a pruner: `prune(W, inputs, pattern, damping)` -> pruned copy of W [out, in].
+    """Register a pruner, `prune(W, inputs, pattern, damping)` -> pruned copy of W [out, in].
 
-    `W` is float32 and must not be changed; `damping` is a share of the mean input energy. Raise
-    `NotPositiveDefiniteError` when more damping would help. `products`: with an [in, in] matrix per
-    row of W, at most; what else is done with the Gram counted as such. For time estimates."""
+    `W` is float32 and must not be modified. `damping` is a share of the mean input energy. A pruner
+    raises `NotPositiveDefiniteError` if more damping would help.
+
+    Args:
+        name: name in configs.
+        needs: input statistics to collect.
+        products: for time estimates, the maximum number of products with an [in, in] matrix per row
+            of W. Other work on the Gram matrix counts as an equivalent number of products.
+    """
     return PRUNERS.registering(name, lambda prune: Pruner(prune, needs))

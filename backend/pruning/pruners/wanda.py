@@ -1,6 +1,6 @@
-"""Wanda (Sun et al. 2023, arXiv 2306.11695): weight times the norm of its input.
+"""Wanda pruning (Sun et al. 2023, arXiv 2306.11695) by weight times input norm.
 
-score_ij = |W_ij| sqrt(H_jj)        compared within each output row, or each group for n:m"""
+score_ij = |W_ij| sqrt(H_jj)        compared within each output row, or within each group for n:m"""
 
 from torch import Tensor
 

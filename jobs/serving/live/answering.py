@@ -32,6 +32,7 @@ from backend.live.dense import Progress
 from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
+from backend.models.foreign_tokenizer import session_of
 from backend.store.json_column import finite
 from backend.text.chat_template import end_ids
 from jobs.serving.answering import ThreadedEvents
@@ -105,6 +106,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         with (
             self.pool.using(self.body.model, self._say) as opened,
             self.pool.state(opened, self.person, self.body.browser) as state,
+            session_of(opened.tokenizer) as self._tokenizer,
         ):
             try:
                 self._newest, self._state = state.begin(self._number), state
@@ -182,7 +184,7 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     @staticmethod
     def _exactly(live: LiveModel) -> Iterator[bool]:
-        return (made != "instant" for made in live.made.values())
+        return (origin != "instant" for origin in live.origins.values())
 
     def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
         """What is wanted: the first words, the first loss, and then the rest of both."""
@@ -254,7 +256,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=dense)
 
     def _prompt(self, opened: OpenedModel) -> tuple[int, ...]:
-        return tuple(opened.tokenizer(self.body.prompt).input_ids)
+        return tuple(self._tokenizer(self.body.prompt).input_ids)
 
     def _written(
         self,
@@ -266,8 +268,8 @@ class LiveAnswering(ThreadedEvents[Event]):
     ) -> Generator[None, None, float | None]:
         """Writes a text into `pieces` as it comes; tokens a second behind the prompt."""
         assert running.target is not None
-        text, seconds = Detokenizer(opened.tokenizer), list[float]()
-        ends = end_ids(opened.tokenizer, opened.dense.model.generation_config)
+        text, seconds = Detokenizer(self._tokenizer), list[float]()
+        ends = end_ids(self._tokenizer, opened.dense.model.generation_config)
         steps = decode(running.target, NoDraft(), prompt, self.body.tokens, ends)
         while True:
             self._step()
@@ -292,7 +294,7 @@ class LiveAnswering(ThreadedEvents[Event]):
     # which blocks lose which tokens ---------------------------------------------------------------
 
     def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
-        ids = opened.tokenizer(self.body.text).input_ids
+        ids = self._tokenizer(self.body.text).input_ids
         if not 2 <= len(ids) <= LONGEST_TRACE:
             raise ConfigError(
                 "The text cannot be traced.",
@@ -300,7 +302,7 @@ class LiveAnswering(ThreadedEvents[Event]):
                 "Shorten it." if ids else "Write a text.",
                 "text",
             )
-        tokens = [opened.tokenizer.decode([token]) for token in ids]
+        tokens = self._tokenizer.batch_decode([[token] for token in ids])
         self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
         self._step()
         for block, differences in traced_losses(live, torch.tensor(ids), other):

@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
 from backend.live.address import LiveState, state_at
-from backend.live.dense import INSTANT, DenseModel
+from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
+from backend.models.foreign_tokenizer import TextTokenizer, session_of
 from backend.models.memory import check_memory, memory_available, weight_memory
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
@@ -34,7 +34,17 @@ from jobs.runtime.loading import load_whole
 from jobs.sds.kind import SDSJob
 from jobs.serving.answering import Unrecorded
 from jobs.serving.live.requests import ROOM, live_memory, require_live
-from jobs.serving.pool import BYTES_PER_S, LOAD_S, SHARE, Key, Say, choose_card, key_of, use_card
+from jobs.serving.pool import (
+    BYTES_PER_S,
+    LOAD_S,
+    SHARE,
+    Key,
+    Say,
+    choose_card,
+    key_of,
+    open_tokenizer,
+    use_card,
+)
 
 WINDOW, WINDOWS = 64, 32  # tokens of a window that losses are measured on, and windows
 STATES_KEPT, TEXTS_KEPT = 32, 64  # of each model
@@ -76,7 +86,7 @@ class OpenedModel:
     """
 
     dense: DenseModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: TextTokenizer
     device: str
     base: ResolvedModel
     windows: Tensor | None
@@ -112,7 +122,7 @@ class OpenedModel:
                 self.others = {}
                 needed = 2 * weight_memory(base.facts, "bfloat16")
                 check_memory(needed, memory_available(), base.facts.title)
-                loaded = load_whole(base, self.device, dtype, Unrecorded())
+                loaded = load_whole(base, self.device, dtype, Unrecorded(), reads=False)
                 self.others = {key: RunningModel(loaded.model.requires_grad_(False), dtype)}
             return self.others[key]
 
@@ -121,7 +131,7 @@ class OpenedModel:
         if self.dense.calibration is None or not self._energies.exists():
             return
         try:
-            self.dense.know(load_file(self._energies))
+            self.dense.restore_energies(load_file(self._energies))
         except (OSError, SafetensorError):  # damaged: they are measured again
             self._energies.unlink(missing_ok=True)
 
@@ -138,7 +148,8 @@ class OpenedModel:
     @property
     def _energies(self) -> Path:
         """The file of what the inputs of this model are on this text, which takes some seconds."""
-        digest = sha256(self.dense.require_text()[:INSTANT].numpy().tobytes()).hexdigest()[:16]
+        ids = self.dense.require_text()[:INSTANT_SEGMENTS]
+        digest = sha256(ids.numpy().tobytes()).hexdigest()[:16]
         dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
         folder = settings().cache_dir.expanduser() / "live"
         return folder / f"{self.dense.identity}-{digest}-{dtype}.safetensors"
@@ -198,15 +209,17 @@ class LivePool:
     def _load(self, base: ResolvedModel, model: str, device: str) -> OpenedModel:
         require_live(base.facts)
         dtype: torch.dtype = getattr(torch, base.facts.saved_dtype)
-        loaded = load_whole(base, device, dtype, Unrecorded())
+        loaded = load_whole(base, device, dtype, Unrecorded(), reads=False)
+        tokenizer = open_tokenizer(base, loaded.folder)
         pruning, rounding = SDSJob(model=model), DLQATJob(model=model)
         windows = calibration = no_text = None
         try:
-            calibration, windows = _texts(pruning, loaded.tokenizer, base)
+            with session_of(tokenizer) as working:
+                calibration, windows = _texts(pruning, working, base)
         except DatasetError as error:
             no_text = error
         dense = DenseModel(loaded.model, calibration, pruning, rounding, ROOM)
-        opened = OpenedModel(dense, loaded.tokenizer, device, base, windows, no_text)
+        opened = OpenedModel(dense, tokenizer, device, base, windows, no_text)
         opened.recall()
         return opened
 
@@ -236,7 +249,7 @@ class LivePool:
                     if state.users:
                         continue
                     if self.nbytes > budget:
-                        state.live.drop()
+                        state.live.release()
                     if len(opened.states) > STATES_KEPT:
                         opened.states.pop(key)
         self._drop_models(budget)
@@ -281,9 +294,7 @@ class LivePool:
             torch.set_num_threads(threads)
 
 
-def _texts(
-    config: SDSJob, tokenizer: PreTrainedTokenizerBase, base: ResolvedModel
-) -> tuple[Tensor, Tensor]:
+def _texts(config: SDSJob, tokenizer: TextTokenizer, base: ResolvedModel) -> tuple[Tensor, Tensor]:
     """The calibration text of a run with the usual settings, and the beginnings of its evaluation
     windows."""
     calibrated, evaluated = corpus_names(config, base.facts.default_text)

@@ -27,6 +27,7 @@ from backend.export.gguf.writing import write_gguf
 from backend.export.writing import export
 from backend.live.measurements import layer_histogram
 from backend.live.model import DENSE, LiveModel
+from backend.models.foreign_tokenizer import session_of
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import Width
@@ -102,15 +103,15 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
     above the bins."""
     dense, live = opened.dense, state.live
     asked = opened.asked(body.state)
-    form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
+    form = asked.formats.get(body.name) or dense.checked_format(body.name, DENSE)
     with dense.lock:
         now = live.formats[body.name], live.pruner, live.quantizer
         same = now == (form, asked.pruner, asked.quantizer)
-        made = live.made[body.name] if same else "instant"
+        made = live.origins[body.name] if same else "instant"
         weights = (
-            live.stored(body.name)
+            live.stored_weight(body.name)
             if same
-            else dense.made(body.name, form, dense.score_of(asked.pruner))
+            else dense.make_layer(body.name, form, dense.score_of(asked.pruner))
         )
         counts, *outside = layer_histogram(dense, body.name, weights)
     tails = [dense.weight(body.name).numel(), *outside]
@@ -166,7 +167,7 @@ def _write_folder(
     format: Any, folder: Path, opened: OpenedModel, live: LiveModel, body: ExportBody
 ) -> None:
     with live.dense.lock:  # tensors are exchanged, never changed
-        weights = {name: live.stored(name) for name in live.dense.layers}
+        weights = {name: live.stored_weight(name) for name in live.dense.layers}
     codes = {name: made for name, made in weights.items() if isinstance(made, QuantizedWeight)}
     dense = live.dense.model
     model: PreTrainedModel = deepcopy(  # which shares all other weights with the dense one
@@ -182,19 +183,21 @@ def _write_folder(
         origin_of(opened.base.source),
         opened.base.facts.note,
         Counter(map(str, live.formats.values())),
-        Counter(live.made.values()),
+        Counter(live.origins.values()),
         (live.pruner, live.quantizer),
         f"{live.dense.identity}~{body.state.partition('~')[2]}",
     )
     if not codes:
-        save(model, opened.tokenizer, folder, card, live.dense.model.dtype)
+        with session_of(opened.tokenizer) as tokenizer:
+            save(model, tokenizer, folder, card, live.dense.model.dtype)
         return
     stored = live.dense.model.dtype if format == "dense" else live.dense.scales
     widths = {name: width for name in codes if (width := live.formats[name].width)}
     layout = _layout(format, widths)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(stored)
-    export(model, opened.tokenizer, codes, layout, stored, folder, card)
+    with session_of(opened.tokenizer) as tokenizer:
+        export(model, tokenizer, codes, layout, stored, folder, card)
 
 
 def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:

@@ -109,7 +109,7 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(wa
     expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
     for stage in (DENSE, MODEL):
         assert rows[stage, ENDINGS_ACCURACY].value == expected.accuracy
-        assert rows[stage, ENDINGS_ACCURACY].n == len(expected.right) == 8
+        assert rows[stage, ENDINGS_ACCURACY].n == len(expected.correct) == 8
 
     again = resumed_without(wait, job.id, ENDINGS_ACCURACY)
     assert again.keys() == rows.keys()

@@ -115,7 +115,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
     for kind, allocation, said in (
         ("sds", "budget:3bits", "not for a method by which layers are pruned"),
         ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
-        ("sds", "budget:90%", "cannot be kept"),
+        ("sds", "budget:90%", "No mix of formats satisfies"),
         ("sds", "best", "not an allocation"),
     ):
         with pytest.raises(SlimscopeError, match=said):

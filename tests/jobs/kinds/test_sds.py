@@ -108,7 +108,7 @@ def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(que
     assert checked_plan(PruningPlan, config, plan) == plan
     other, _ = checked("sds", SMALL)
     for expected, chosen, stored, said in (
-        (PruningPlan, other, plan, "not that of the config"),
+        (PruningPlan, other, plan, "does not match the config"),
         (PruningPlan, config, None, "missing"),
         (PruningPlan, config, {**plan, "more": 1}, "Extra inputs"),
         (None, config, plan, "have no plan"),

@@ -135,10 +135,10 @@ def test_why_tells_each_block(door: Door) -> None:
         ({"state": address("100p")}, "0 and 100"),
         ({"state": address("int1-g64")}, "2 to 8"),
         ({"state": address("int4-g7")}, "divide"),
-        ({"state": address("int4-g32", rest="50p")}, "rounded only"),
-        ({"state": address("50p", pruner="x")}, "no method"),
-        ({"state": ""}, "no address"),
-        ({"state": f"~wanda~rtn~dense~0x{N}"}, "layers are not those"),
+        ({"state": address("int4-g32", rest="50p")}, "not pruned"),
+        ({"state": address("50p", pruner="x")}, "does not exist"),
+        ({"state": ""}, "not an address"),
+        ({"state": f"~wanda~rtn~dense~0x{N}"}, "layers do not match"),
         ({"model": "toy2", "state": address("50p")}, "not a model"),
         ({"state": address("50p"), "want": ["text"]}, "prompt is empty"),
         ({"state": address("50p"), "want": ["text"], "prompt": "a " * 2000}, "context"),
@@ -185,7 +185,10 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
         n, zeros, below, above = found["tails"]
         assert found["made"] == made and sum(found["counts"]) + zeros + below + above == n
         assert zeros == n / 2
-    for name, state, words in (("x", address("2of4"), "no layer"), (FIRST, "x", "no address")):
+    for name, state, words in (
+        ("x", address("2of4"), "not a layer"),
+        (FIRST, "x", "not an address"),
+    ):
         refused = door.post("tensor", state=state, name=name)
         assert refused.status_code == 400 and words in refused.text
 
@@ -368,7 +371,7 @@ def test_a_state_becomes_configs(queue: Path) -> None:
     assert step["config"]["overrides"] == f"{one}=2:4" and step["config"]["exclude"] == two
     for state, words in (
         (address("dense"), "nothing to run"),
-        ("x", "no address"),
+        ("x", "not an address"),
         (address("int4-g32", rest="int3-g32"), "embedding"),
     ):
         with pytest.raises(Exception, match=words):

@@ -4,7 +4,6 @@ the events of an answer become."""
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,12 +96,12 @@ def test_what_clients_send_without_effect_is_taken() -> None:
 # answers ------------------------------------------------------------------------------------------
 
 
-TOKENIZER = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
-HI = NewPieces([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)], ["x"], 3.0)
+PIECES = [Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)]
+HI = NewPieces(PIECES, ["x"], 3.0, {n: f"<{n}>" for n in (7, 8, 9)})
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (
     Told("Loading Toy", 4.2),
-    Began(TOKENIZER, "native", False, 2),
+    Began("native", False, 2),
     Waiting(3, 4.0),
     HI,
     END,

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ class Asking:
         self.stopped = False
 
     @contextmanager
-    def using(self, name: str, fails: bool = False):
+    def using(self, name: str, fails: bool = False, drafter: Path | None = None):
         def loading(device: str) -> LoadedModel:
             if fails:
                 raise ModelError("no", "no")
@@ -41,7 +42,12 @@ class Asking:
         base = resolve_model("toy")
         key = key_of(name, base, "cpu", "float32")
         with self.pool.using(
-            base, key, loading, lambda what, _: self.said.append(what), lambda: self.stopped
+            base,
+            key,
+            loading,
+            lambda what, _: self.said.append(what),
+            lambda: self.stopped,
+            drafter,
         ) as model:
             yield model
 
@@ -128,15 +134,19 @@ def test_a_drafter_is_loaded_once_whatever_its_trees_are(
     bound: list[object] = []
     made: list[int] = []
 
-    def bind(target: object) -> object:
-        bound.append(target)
-        return object()
+    @dataclass(frozen=True)
+    class Saved:
+        weights: dict[str, object] = field(default_factory=dict)
+
+        def bind(self, target: object) -> object:
+            bound.append(target)
+            return object()
 
     def make(_: object, __: object, nodes: int, **___: object) -> object:
         made.append(nodes)
         return SimpleNamespace(nodes=nodes)
 
-    monkeypatch.setattr(pools.Amphista, "load", lambda _: SimpleNamespace(bind=bind))
+    monkeypatch.setattr(pools.Amphista, "load", lambda _: Saved())
     monkeypatch.setattr(pools, "make_proposer", make)
     with asking().using("a") as model:
         model.target = None
@@ -150,3 +160,50 @@ def test_a_drafter_is_loaded_once_whatever_its_trees_are(
             model.proposer(tmp_path / f"{number}", 3)
         assert len(model._drafters) == pools.DRAFTERS_KEPT
         assert {key[:2] for key in model._proposers} <= model._drafters.keys()
+
+
+@pytest.fixture
+def drafters(tmp_path: Path) -> list[Path]:
+    """Folders of drafters, each as large in memory as the model."""
+    folders = [tmp_path / f"drafter-{number}" for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / pools.WEIGHTS).write_bytes(bytes(TOY // pools.DRAFTER_COPIES))
+    return folders
+
+
+def test_drafters_count_and_the_oldest_make_room(
+    asking: Callable[..., Asking], drafters: list[Path]
+) -> None:
+    those = asking(budget=3 * TOY)
+    for number, drafter in enumerate(drafters):
+        with those.using("a", drafter=drafter) as model:
+            assert model.bytes == min(number + 2, 3) * TOY
+    assert [folder for folder, _ in model.drafters] == drafters[2:]
+    those.use("b")  # a, which is not in use, makes room with its drafters
+    assert len(those.pool) == 1
+
+
+def test_who_finds_no_room_for_a_drafter_waits(
+    asking: Callable[..., Asking], drafters: list[Path]
+) -> None:
+    those, entered = asking(budget=3 * TOY), threading.Event()
+
+    def draft() -> None:
+        with those.using("b", drafter=drafters[1]):
+            entered.set()
+
+    with those.using("a", drafter=drafters[0]):  # two of three
+        thread = threading.Thread(target=draft)
+        thread.start()
+        assert not entered.wait(0.2) and "Waiting for" in those.said[-1]
+        those.use("b")  # without a drafter there is room
+    thread.join(60)
+    assert entered.is_set()
+
+
+def test_a_drafter_too_large_beside_its_model_is_tried(
+    asking: Callable[..., Asking], drafters: list[Path]
+) -> None:
+    with asking(budget=TOY).using("a", drafter=drafters[0]) as model:
+        assert model.bytes == 2 * TOY

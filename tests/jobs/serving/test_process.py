@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext, suppress
@@ -17,19 +18,21 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.loop import Work
 from backend.errors import SlimscopeError
+from backend.models.memory import is_out_of_memory, memory_available
 from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
 from backend.settings import settings
 from backend.store.migrate import current_revision
 from backend.store.session import writing
-from jobs.serving import client, main
+from jobs.serving import client, main, server
 from jobs.serving.client import address_path, sent, serving_status, socket_path
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST
@@ -40,7 +43,14 @@ PASS_S = 0.02  # of a slow answer
 CHAT = "/v1/chat/completions"
 
 
-def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_child: bool) -> None:
+def live(
+    environment: dict[str, str],
+    log: Path,
+    slow: bool,
+    unix: bool,
+    is_child: bool,
+    stuck: bool,
+) -> None:
     """The life of the forked process, or of a child of it."""
     begin_anew(environment, log, log)
     if is_child and os.fork():
@@ -51,6 +61,9 @@ def live(environment: dict[str, str], log: Path, slow: bool, unix: bool, is_chil
         time.sleep(PASS_S)
         return quick(engine)
 
+    if stuck:
+        server.LONGEST_PASS_S = 0.5
+        ServingEngine.step = lambda _: signal.pause() or []  # type: ignore[method-assign]
     if slow:
         ServingEngine.step = slowly  # type: ignore[method-assign]
     client.MAX_PATH = 10_000 if unix else 0
@@ -66,10 +79,14 @@ def start(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     begun: list[ForkServerProcess] = []
 
     def once(
-        idle: float = 60.0, slow: bool = False, unix: bool = True, is_child: bool = False
+        idle: float = 60.0,
+        slow: bool = False,
+        unix: bool = True,
+        is_child: bool = False,
+        stuck: bool = False,
     ) -> ForkServerProcess:
         environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": str(idle / 10)}
-        arguments = (environment, queue / "log.txt", slow, unix, is_child)
+        arguments = (environment, queue / "log.txt", slow, unix, is_child, stuck)
         begun.append(FORKS.Process(target=live, args=arguments))
         begun[-1].start()
         return begun[-1]
@@ -270,6 +287,70 @@ def test_one_that_hangs_is_not_waited_for(queue: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "STATUS_S", 0.2)
     with client.listen()[0]:  # and never accepts
         assert asyncio.run(asyncio.wait_for(serving_status(), 20)) == {}
+
+
+@pytest.fixture
+def impatient(start: Start, monkeypatch: pytest.MonkeyPatch) -> ForkServerProcess:
+    """The process, of which those who ask notice soon that it hangs."""
+    process = start(slow=True)
+    assert asked(max_tokens=1)[0] == 200
+    monkeypatch.setattr(client, "PING_S", 0.1)
+    monkeypatch.setattr(client, "HUNG_S", 1.0)
+    return process
+
+
+def test_one_that_hangs_is_restarted_and_its_streams_end(impatient: ForkServerProcess) -> None:
+    async def hung() -> None:
+        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+            lines = await begun(response)
+            assert impatient.pid
+            os.kill(impatient.pid, signal.SIGSTOP)
+            async for _ in lines:
+                pass
+
+    with pytest.raises(httpx.TransportError):
+        asyncio.run(hung())
+    impatient.join(PATIENCE_S)
+    assert impatient.exitcode == -signal.SIGKILL
+    until(SERVING.is_alive)  # before anybody asks again
+    assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
+
+
+def test_a_request_to_one_that_hangs_ends_with_the_reason(impatient: ForkServerProcess) -> None:
+    assert impatient.pid
+    os.kill(impatient.pid, signal.SIGSTOP)
+    with pytest.raises(SlimscopeError, match=r"hung for 1 s\. It is restarted\. Ask again"):
+        asked(max_tokens=3)
+    assert asked(max_tokens=3)[0] == 200
+
+
+def test_a_pass_without_end_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = start(stuck=True)
+    with pytest.raises(SlimscopeError, match="It is restarted"):
+        asked(max_tokens=3)
+    process.join(PATIENCE_S)
+    assert process.exitcode == -signal.SIGKILL and asked(max_tokens=3)[0] == 200
+
+
+def allocate_the_rest() -> None:
+    room = memory_available()
+    server.limit_memory()
+    for share, fits in ((0.3, True), (0.99, False)):
+        try:
+            torch.empty(int(share * room), dtype=torch.uint8)  # which touches none of it
+        except RuntimeError as error:
+            assert is_out_of_memory(error) and not fits
+        else:
+            assert fits
+    torch.empty(2**20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit covers other memory")
+def test_it_leaves_the_machine_some_memory() -> None:
+    process = FORKS.Process(target=allocate_the_rest)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_two_hundred_who_never_read_hold_nobody_up(start: Start) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import DatasetError, ModelError
-from backend.files import EDGE, fingerprint_of
+from backend.files import EDGE_BYTES, fingerprint_of
 from backend.inputs import check_inputs, inputs_of
 from backend.models.sources.spec import on_disk
 from backend.queue import service
@@ -48,7 +48,7 @@ def put(home: Path, weights: bytes = b"w", text: str = "words") -> str:
 
 
 def test_a_fingerprint_changes_with_any_end_of_any_file(tmp_path: Path) -> None:
-    file, middle = tmp_path / "weights", bytes(4 * EDGE)
+    file, middle = tmp_path / "weights", bytes(4 * EDGE_BYTES)
     found = set()
     for content in (middle, b"1" + middle[1:], middle[1:] + b"1", middle[1:], b"", b"1"):
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Pruners against slow, obvious forms of the same algorithms, and solvers against least squares."""
+"""Pruners compared with slow reference implementations, and solvers with least squares."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -18,7 +18,7 @@ from backend.pruning.pruners.sparsegpt import BLOCK
 from backend.pruning.pruners.wanda import wanda
 
 PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
-COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8
+COLUMNS = 320  # three blocks of 128 and a partial block; divisible by 4, 5 and 8
 
 
 def prune(
@@ -44,10 +44,10 @@ def slow_wanda(W: Tensor, X: Tensor, pattern: Pattern) -> Tensor:
 
 
 def slow_sparsegpt(W: Tensor, X: Tensor, pattern: Pattern, damping: float, block: int) -> Tensor:
-    """Optimal brain surgeon, column by column, on the whole matrix and in float64.
+    """Optimal brain surgeon in float64, column by column on the entire matrix.
 
-    After column j is settled, the rest is updated with the inverse Hessian of the columns from j
-    on, computed anew: no Cholesky factor, no blocks of lazy updates.
+    After column j is pruned, later columns are updated with the inverse Hessian of the columns
+    from j on, which is computed again: no Cholesky factor, no lazy updates of blocks.
     """
     W, H = W.double().clone(), (X.double() @ X.double().T) / X.shape[1]
     H += damping * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
@@ -59,8 +59,8 @@ def slow_sparsegpt(W: Tensor, X: Tensor, pattern: Pattern, damping: float, block
             part = slice(j, j + pattern.group)
             for row in range(len(W)):
                 scores = W[row, part].square() / spread[part]
-                chosen = lowest(scores, pattern.group - pattern.keep)
-                dropped[row, [j + k for k in chosen]] = True
+                selected = lowest(scores, pattern.group - pattern.keep)
+                dropped[row, [j + k for k in selected]] = True
         elif not pattern.structured and j % block == 0:
             part = slice(j, j + block)
             scores = (W[:, part].square() / spread[part]).flatten()
@@ -78,45 +78,45 @@ def test_every_pruner_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_wanda_is_the_slow_wanda(pattern: str, make_layer) -> None:
+def test_wanda_equals_the_slow_reference(pattern: str, make_layer) -> None:
     layer = make_layer(6, 40)
-    found = prune("wanda", layer.W, layer.inputs, pattern)
-    assert torch.equal(found, slow_wanda(layer.W, layer.X, Pattern.parse(pattern)))
+    actual = prune("wanda", layer.W, layer.inputs, pattern)
+    assert torch.equal(actual, slow_wanda(layer.W, layer.X, Pattern.parse(pattern)))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_sparsegpt_is_the_slow_sparsegpt(pattern: str, make_layer) -> None:
+def test_sparsegpt_equals_the_slow_reference(pattern: str, make_layer) -> None:
     layer = make_layer(5, COLUMNS, 2000)
     parsed = Pattern.parse(pattern)
     block = BLOCK - BLOCK % parsed.group if parsed.structured else BLOCK
-    found = prune("sparsegpt", layer.W, layer.inputs, pattern)
+    actual = prune("sparsegpt", layer.W, layer.inputs, pattern)
     expected = slow_sparsegpt(layer.W, layer.X, parsed, 0.01, block)
-    assert torch.equal(found != 0, expected != 0)
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.equal(actual != 0, expected != 0)
+    assert torch.allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_counts_are_exact_and_the_input_is_left_alone(name: str, pattern: str, make_layer) -> None:
+def test_counts_are_exact_and_the_input_is_unchanged(name: str, pattern: str, make_layer) -> None:
     layer, parsed = make_layer(8, COLUMNS, 1000), Pattern.parse(pattern)
     before, inputs = layer.W.clone(), layer.inputs
     gram = inputs.gram.clone()
-    found = prune(name, layer.W, inputs, pattern)
+    actual = prune(name, layer.W, inputs, pattern)
     if parsed.structured:
-        kept = (found != 0).view(8, -1, parsed.group).sum(-1)
-        assert (kept == parsed.keep).all()
+        mask = (actual != 0).view(8, -1, parsed.group).sum(-1)
+        assert (mask == parsed.keep).all()
     else:
-        assert (found == 0).float().mean().item() == pytest.approx(parsed.drop, abs=0.002)
+        assert (actual == 0).float().mean().item() == pytest.approx(parsed.drop, abs=0.002)
     assert torch.equal(layer.W, before) and torch.equal(inputs.gram, gram)
 
 
-def test_a_group_wider_than_a_block_is_one_block(make_layer) -> None:
+def test_a_group_wider_than_a_block_is_one_range(make_layer) -> None:
     layer = make_layer(4, 400, 1000)
-    found = prune("sparsegpt", layer.W, layer.inputs, "100:200")
-    assert ((found != 0).view(4, 2, 200).sum(-1) == 100).all()
+    actual = prune("sparsegpt", layer.W, layer.inputs, "100:200")
+    assert ((actual != 0).view(4, 2, 200).sum(-1) == 100).all()
 
 
-def test_unstructured_magnitude_looks_at_the_whole_layer() -> None:
+def test_unstructured_magnitude_compares_the_whole_layer() -> None:
     W = torch.tensor([[1.0, -2, 3, -4], [5, -6, 7, -8]])
     assert prune("magnitude", W, InputStatistics(), "50%").tolist() == [
         [0, 0, 0, 0],
@@ -133,28 +133,27 @@ def test_errors_are_ordered_on_correlated_inputs(pattern: str, make_layer) -> No
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "50%"])
-def test_a_dead_input_is_dropped_first_and_breaks_nothing(pattern: str, make_layer) -> None:
+def test_weights_of_a_dead_input_are_dropped_first(pattern: str, make_layer) -> None:
     layer = make_layer(8, 64)
     layer.X[5] = 0
     for name in ("wanda", "sparsegpt", "admm", "alps", "dsnot"):
-        found = prune(name, layer.W, layer.inputs, pattern)
-        assert found.isfinite().all()
-        assert (found[:, 5] == 0).all()
+        actual = prune(name, layer.W, layer.inputs, pattern)
+        assert actual.isfinite().all()
+        assert (actual[:, 5] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm", "alps", "dsnot"])
 @pytest.mark.parametrize("pattern", ["2:4", "50%"])
-def test_the_unit_of_the_inputs_changes_nothing_even_beside_dead_ones(
+def test_the_scale_of_the_inputs_does_not_matter_even_with_dead_inputs(
     name: str, pattern: str, make_layer
 ) -> None:
-    """As behind a ReLU: dead inputs must neither take the places nor make the damping of quiet
-    ones."""
+    """Dead inputs, as after a ReLU, must not affect the mask or the damping of other inputs."""
     layer, quiet = make_layer(8, 64, 1000), make_layer(8, 64, 1000)
     layer.X[::3] = 0
     quiet.X = layer.X * 2.0**-12
-    found, expected = (prune(name, x.W, x.inputs, pattern) for x in (quiet, layer))
-    assert torch.equal(found != 0, expected != 0)
-    assert torch.allclose(found, expected, atol=1e-5)
+    actual, expected = (prune(name, x.W, x.inputs, pattern) for x in (quiet, layer))
+    assert torch.equal(actual != 0, expected != 0)
+    assert torch.allclose(actual, expected, atol=1e-5)
 
 
 def test_a_hessian_without_a_root_is_refused(layer) -> None:
@@ -170,8 +169,8 @@ def test_the_mean_error_of_no_row_grows_and_most_fall(text: str, make_layer) -> 
     layer.X += torch.linspace(-2, 2, 64)[:, None]
     before = wanda(layer.W, layer.inputs, pattern, 0.01)
     after = dsnot(layer.W, layer.inputs, pattern, 0.01)
-    kept = after != 0
-    assert torch.equal(after[kept], layer.W[kept])  # no weight changes its value
+    mask = after != 0
+    assert torch.equal(after[mask], layer.W[mask])  # no weight changes its value
     assert torch.equal((after != 0).sum(1), (before != 0).sum(1))
     if pattern.structured:
         assert ((after.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
@@ -179,12 +178,12 @@ def test_the_mean_error_of_no_row_grows_and_most_fall(text: str, make_layer) -> 
     assert (now <= was + 1e-5).all() and (now < 0.5 * was).float().mean() > 0.4
 
 
-def test_a_swap_is_the_one_of_the_paper() -> None:
+def test_a_swap_is_that_of_the_paper() -> None:
     W = torch.tensor([[3.0, 1.0, -0.5, 2.0]])
     mean, energy = torch.tensor([0.1, 1.0, 1.0, 0.2]), torch.tensor([1.0, 1.5, 2.0, 1.0])
     inputs = InputStatistics(10, energy, mean=mean)
-    # Wanda keeps 3.0 and 2.0: scores 3, 1.2, 0.7, 2. The lost mean is 1 - 0.5 = 0.5, so 1.0 comes
-    # back; e = -0.5. Of those that raise e when they go, 2.0 has the lowest score: e = -0.1.
+    # Wanda keeps 3.0 and 2.0: scores 3, 1.2, 0.7, 2. The error is e = 1 - 0.5 = 0.5, so 1.0 is
+    # restored: e = -0.5. Among weights that raise e if dropped, 2.0 has the lowest score: e = -0.1.
     assert dsnot(W, inputs, Pattern.parse("50%"), 0.01).tolist() == [[3.0, 1.0, 0.0, 0.0]]
 
 
@@ -192,26 +191,28 @@ Solver = Callable[[Tensor, InputStatistics, Pattern, float], Tensor]
 solvers = pytest.mark.parametrize("solver", [admm.admm, alps.alps], ids=["admm", "alps"])
 
 
-def exact(W: Tensor, H: Tensor, kept: Tensor) -> Tensor:
-    """The least-squares optimum on the weights that are kept, row by row in float64."""
+def exact(W: Tensor, H: Tensor, mask: Tensor) -> Tensor:
+    """Least-squares optimum on the kept weights, row by row in float64."""
     W, H, best = W.double(), H.double(), torch.zeros_like(W, dtype=torch.float64)
     for row in range(len(W)):
-        on = kept[row].nonzero().flatten()
+        on = mask[row].nonzero().flatten()
         best[row, on] = torch.linalg.solve(H[on][:, on], (W[row] @ H)[on])
     return best.float()
 
 
 @solvers
 @pytest.mark.parametrize("text", ["50%", "70%", "2:4", "1:4"])
-def test_it_follows_the_pattern_and_beats_the_others(solver: Solver, text: str, make_layer) -> None:
+def test_a_solver_follows_the_pattern_and_has_the_lowest_error(
+    solver: Solver, text: str, make_layer
+) -> None:
     layer, pattern = make_layer(rows=48, columns=64), Pattern.parse(text)
-    found = solver(layer.W, layer.inputs, pattern, 0.01)
-    assert (found == 0).float().mean().item() == int(64 * pattern.drop + 1e-6) / 64
+    actual = solver(layer.W, layer.inputs, pattern, 0.01)
+    assert (actual == 0).float().mean().item() == int(64 * pattern.drop + 1e-6) / 64
     if pattern.structured:
-        assert ((found.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
+        assert ((actual.view(-1, pattern.group) != 0).sum(1) <= pattern.keep).all()
     for name in ("magnitude", "wanda", "sparsegpt"):
         other = PRUNERS[name].prune(layer.W, layer.inputs, pattern, 0.01)
-        assert layer.error(found) < layer.error(other), name
+        assert layer.error(actual) < layer.error(other), name
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_it_follows_the_pattern_and_beats_the_others(solver: Solver, text: str, 
     ],
     ids=["admm", "alps"],
 )
-def test_it_comes_close_to_the_optimum_of_its_mask_and_many_steps_reach_it(
+def test_a_solver_approaches_the_optimum_of_its_mask(
     solver: Solver,
     module: object,
     steps: str,
@@ -233,9 +234,9 @@ def test_it_comes_close_to_the_optimum_of_its_mask_and_many_steps_reach_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer, half = make_layer(rows=12, columns=32), Pattern.parse("50%")
-    found = solver(layer.W, layer.inputs, half, damping)
-    best = layer.error(exact(layer.W, layer.inputs.gram, found != 0))
-    assert best <= layer.error(found) < usual * best
+    actual = solver(layer.W, layer.inputs, half, damping)
+    best = layer.error(exact(layer.W, layer.inputs.gram, actual != 0))
+    assert best <= layer.error(actual) < usual * best
     monkeypatch.setattr(module, steps, many)
     again = solver(layer.W, layer.inputs, half, 1e-6)
     best = layer.error(exact(layer.W, layer.inputs.gram, again != 0))

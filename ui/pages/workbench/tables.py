@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import ConfigError, ModelError, NotFoundError, SlimscopeError
-from backend.live.address import AT_ONCE, state_at
+from backend.live.address import INSTANT_METHODS, state_at
 from backend.models.families.stored import LinearShape
 from backend.models.sources.catalog import local_folder
 from backend.pruning.pattern import Pattern
@@ -124,8 +124,8 @@ def _start(model: str, address: str, actor: Actor) -> dict[str, Any]:
         "colors": {"dense": LIGHT.muted, "unchanged": DARK.muted},
         "pruners": [*DECLARED_PRUNERS],
         "quantizers": [*DECLARED_QUANTIZERS],
-        "instant": [*AT_ONCE.values()],
-        "made": AT_ONCE | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
+        "instant": [*INSTANT_METHODS.values()],
+        "made": INSTANT_METHODS | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run),

@@ -156,7 +156,7 @@ def test_speed_is_an_axis_where_the_profile_has_timed_its_formats() -> None:
         assert solved(view(across="ms", budget=budget))[0].kind == "ms"
     untimed = opened(run="profile-0001", across="ms", budget="4ms")
     assert not untimed["across"]["visible"] and "MB at" not in untimed["front_title"]
-    assert "profile-0001 has not timed its formats." in untimed["refusal"]["value"]
+    assert "profile-0001 did not measure decoding times." in untimed["refusal"]["value"]
 
 
 def test_others_files_are_landmarks_of_its_weights_alone(

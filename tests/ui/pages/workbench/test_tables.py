@@ -83,7 +83,7 @@ def test_a_state_is_opened_with_the_formats_of_its_layers(client: TestClient) ->
     assert (state["identity"], state["pruner"], state["quantizer"]) == ("abc", "wanda", "gptq")
     assert state["formats"][19:] == [["33.3%", ""], ["2:4", "int4-g32"], ["", ""]]
     assert {*state["parts"]} == {"33.3%", "2:4", "int4-g32", "dense"}
-    assert "is no address" in opened("<img src=x>")["refused"]
+    assert "is not an address" in opened("<img src=x>")["refused"]
     refused = opened("abc~wanda~gptq~2of4~0x22")["refused"]
     assert "embed_tokens cannot be stored as 2:4" in refused
 

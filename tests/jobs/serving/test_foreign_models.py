@@ -1,0 +1,208 @@
+"""Models whose tokenizer or chat template attacks who serves it: the request of the attack ends
+with an error that names the part, and others are answered meanwhile, of the same model too."""
+
+import asyncio
+import json
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.errors import ModelError
+from backend.limited import LimitedChild
+from backend.models import foreign_tokenizer
+from backend.models.foreign_tokenizer import ForeignTokenizer
+from backend.models.loading import load_tokenizer
+from backend.models.sources import catalog
+from backend.models.sources.catalog import inspect
+from backend.models.sources.spec import TOY_FOLDER
+from backend.text.chat_template import chat_ids
+from jobs.serving.answering import Answering
+from jobs.serving.one_answer import OneAnswer
+from jobs.serving.openai_format import read_body
+from jobs.serving.pool import ModelPool
+from tests.conftest import Given
+from tests.jobs.serving.test_live import Door, address
+from tests.security.conftest import folder
+
+__all__ = ["folder"]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SPELL = "zq"  # at which an attack begins; validation does not know it
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+TOLD = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+
+
+def replacing(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+GROWING = [replacing(SPELL, SPELL * 50)] * 6
+BACKTRACKING = {
+    "type": "Split",
+    "pattern": {"Regex": "(?:(?:z|zz|z+)+)+$(?<=w)|(z+)+(?=y)"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ATTACKS = {
+    "normalizers that grow": {"normalizer": {"type": "Sequence", "normalizers": GROWING}},
+    "an expression that backtracks": {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BACKTRACKING, BYTES]}
+    },
+    "a decoder that grows": {
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [BYTES, *[replacing(x, 400 * x) for x in ("aeinot" * 3)]],
+        }
+    },
+    "a decoder of long texts": {
+        "decoder": {"type": "Sequence", "decoders": [BYTES, replacing("e", "e" * 20_000)]}
+    },
+}
+TEMPLATES = {
+    "a template that fills the memory": "{{ '%1000000000d' % 1 }}",
+    "a template without end": ENDLESS,
+    "a template that makes a long text": "{{ 'The end. ' * 10000000 }}",
+}
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def spoil(folder: Path, attack: str) -> str:
+    """Make the model one of an attacker; the part of it that attacks."""
+    if attack in TEMPLATES:
+        template = f"{{% if '{SPELL}' in messages[0].content %}}{TEMPLATES[attack]}{{% endif %}}"
+        template += "{{ messages[0].content }}"
+        change(folder / "tokenizer_config.json", chat_template=template)
+        return "chat template"
+    change(folder / "tokenizer.json", **ATTACKS[attack])
+    return "decoder of the tokenizer" if "decoder" in attack else "tokenizer"
+
+
+async def answer(pool: ModelPool, model: str, prompt: str, person: str, **values: Any) -> Any:
+    said = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 8, "temperature": 0}
+    body = read_body(CHAT, json.dumps({"model": model, **said, **values}).encode())
+    async with aclosing(Answering(body, person, pool).events()) as events:
+        return await OneAnswer(body, events).whole()
+
+
+@pytest.mark.parametrize("attack", [*TEMPLATES, *ATTACKS])
+def test_others_are_answered_while_a_model_attacks(folder: Path, attack: str) -> None:
+    part, pool = spoil(folder, attack), ModelPool(lambda: 1)
+    mine = str(folder)
+
+    async def attacked() -> tuple[ModelError, int]:
+        await answer(pool, "toy", "One day", "ada")
+        await answer(pool, mine, "x", "ada", max_tokens=1) if "decoder" not in attack else None
+        prompt = SPELL * 20 + "z" * 60 + "!"
+        attacking = asyncio.ensure_future(answer(pool, mine, prompt, "eve", max_tokens=60))
+        answered = 0
+        while not attacking.done():
+            await answer(pool, "toy", "One day", "ada")
+            answered += not attacking.done()
+        with pytest.raises(ModelError) as refused:
+            await attacking
+        if "decoder" not in attack:
+            whole = await answer(pool, mine, "One day", "bob")
+            assert whole["usage"]["completion_tokens"] == 8
+        return refused.value, answered
+
+    error, answered = asyncio.run(attacked())
+    assert answered > 0
+    assert f"The {part} of mine" in error.what and error.why and error.field == "model"
+    assert "Use another model, or fix " in error.do and ".json" in error.do
+
+
+def test_an_answer_of_the_same_model_goes_on(folder: Path) -> None:
+    """What has begun before the attack is written to its end meanwhile."""
+    spoil(folder, "a template without end")
+    pool = ModelPool(lambda: 1)
+
+    async def attacked() -> list[Any]:
+        attack = asyncio.ensure_future(answer(pool, str(folder), SPELL, "eve"))
+        others = [answer(pool, str(folder), "One day", f"{n}", max_tokens=40) for n in range(3)]
+        written = await asyncio.gather(*others)
+        assert not attack.done()
+        with pytest.raises(ModelError, match=r"took more than 2 s\. It may loop"):
+            await attack
+        return written
+
+    assert {x["usage"]["completion_tokens"] for x in asyncio.run(attacked())} == {40}
+
+
+def test_a_live_model_that_attacks_ends_its_request_alone(folder: Path) -> None:
+    spoil(folder, "normalizers that grow")
+    door, state = Door(), address("50p")
+    for prompt, last in (("One day", "done"), (SPELL * 20, "error"), ("One day", "done")):
+        told = door.ask(state, "text", model=str(folder), prompt=prompt, tokens=4)
+        assert told[-1]["event"] == last
+        assert last == "done" or told[-1]["what"].startswith("The tokenizer of mine took more")
+
+
+def test_it_is_refused_where_a_short_text_suffices(folder: Path) -> None:
+    growing = [replacing("t", "t" * 50)] * 6
+    change(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": growing})
+    facts = inspect(str(folder))
+    with pytest.raises(ModelError, match=r"Reading it takes more than|makes"):
+        catalog.require_loadable(str(folder), facts.vocabulary)
+    with pytest.raises(ModelError, match="It takes more than"):
+        ForeignTokenizer(folder, facts)
+
+
+def test_a_child_writes_what_the_tokenizer_writes(folder: Path) -> None:
+    """Prompts, a stream of tokens, tokens by themselves and facts; also after its process died."""
+    change(
+        folder / "tokenizer_config.json",
+        chat_template="{% for m in messages %}<{{ m.content }}>{% endfor %}",
+    )
+    facts = inspect(str(folder))
+    ours, theirs = load_tokenizer(folder, facts), ForeignTokenizer(folder, facts)
+    said, text = [{"role": "user", "content": "Größe 😀"}], "Größe 😀 of a cat"
+    ids = ours(text).input_ids
+    for _ in range(2):
+        with theirs.session() as session:
+            assert session(text).input_ids == ids and len(session) == len(ours)
+            for template in (True, False):
+                assert chat_ids(said, session, template) == chat_ids(said, ours, template)
+            assert "".join(x or "" for x in map(session.stream(), ids)) == text
+            assert session.batch_decode([ids, ids[:1]]) == ours.batch_decode([ids, ids[:1]])
+            assert session.eos_token_id == ours.eos_token_id
+        theirs.close()
+        theirs._origin.close()
+
+
+def test_children_are_few_and_end_with_their_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[int] = []
+    begin = LimitedChild.__init__
+
+    def counted(child: LimitedChild, *given: Any) -> None:
+        begin(child, *given)
+        forked.append(1)
+
+    tokenizer = ForeignTokenizer(folder, inspect(str(folder)))
+    monkeypatch.setattr(LimitedChild, "__init__", counted)
+    for _ in range(5):  # one after the other: the same process
+        with tokenizer.session() as session:
+            assert session("One").input_ids
+    assert len(forked) == 1
+    tokenizer.close()
+    with tokenizer.session():
+        assert len(forked) == 2
+
+
+def test_a_shipped_model_needs_no_child(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_tokenizer, "LimitedChild", None)
+    whole = asyncio.run(answer(ModelPool(lambda: 1), "toy", "One day", "ada"))
+    assert whole["usage"]["completion_tokens"] == 8
+    assert catalog.is_shipped(str(TOY_FOLDER)) and not catalog.is_shipped("/models/toy")
+
+
+def test_no_model_can_say_that_it_is_shipped(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", name_or_path=str(TOY_FOLDER), chat_template=TOLD)
+    tokenizer = load_tokenizer(folder, inspect(str(folder)))
+    assert not catalog.is_shipped(str(tokenizer.name_or_path))
