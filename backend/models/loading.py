@@ -23,7 +23,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
-from backend.models.block_offload import each_parameter, is_streamed, stream_from
+from backend.models.block_offload import is_streamed, iterate_parameters, stream_from
 from backend.models.blocks import all_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
@@ -144,7 +144,7 @@ def _read(
     check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
-    for _ in each_parameter(model) if not streamed else ():
+    for _ in iterate_parameters(model) if not streamed else ():
         pass  # raises an error for values that are not finite
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
@@ -229,7 +229,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order. Raises
     ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
-    for name, parameter in each_parameter(model):
+    for name, parameter in iterate_parameters(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         flat = parameter.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

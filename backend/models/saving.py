@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.models.block_offload import each_parameter, tied_names
+from backend.models.block_offload import iterate_parameters, tied_names
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
 from backend.models.foreign_tokenizer import TextTokenizer
@@ -45,7 +45,7 @@ def save(
         tensors = {**dict(model.named_parameters()), **persistent}
         plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
         gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
-        for name, tensor in chain(each_parameter(model), persistent.items()):
+        for name, tensor in chain(iterate_parameters(model), persistent.items()):
             file = plan.tensor_to_filename[name]
             narrow = tensor.to(dtype) if tensor.is_floating_point() else tensor
             if not torch.equal(narrow.to(tensor.dtype), tensor):
