@@ -1,10 +1,11 @@
-"""A model built as loading builds it, from the headers of its files alone: on PyTorch's meta device
-tensors have shapes and no values. So transformers' own checks refuse a folder before a run is
-queued: of config and generation config, activations, rotary positions, names and shapes of tensors,
-and of the tokenizer.
+"""Check of a model folder before a run is queued, by building the model without its weights.
 
-It runs in a limited child process (see `backend.limited`), since config and tokenizer are a
-stranger's. No other process imports it: it needs torch."""
+The model is built from the headers of its files on PyTorch's meta device, where tensors have shapes
+but no values. Thereby transformers itself checks the config, the generation config, activations,
+rotary positions, names and shapes of tensors, and the tokenizer.
+
+Runs in a restricted child process (see `backend.limited`), because config and tokenizer are
+untrusted. Other processes must not import this module, which imports torch."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from backend.models.loading import (
     CONFIG_REMEDY,
     check_complete,
     load_tokenizer,
+    model_errors,
     not_finite,
-    refusing,
     unloadable,
 )
 from backend.models.sources.catalog import dense_headers, folder_facts
@@ -34,43 +35,43 @@ ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
 
 def check_construction(path: Path) -> None:
-    """Check that loading can build the model in the folder of the file `path`. Raises ModelError:
-    it cannot; `why` says what transformers says."""
+    """Check that the model in the folder of the file `path` can be built. Raises ModelError: it
+    cannot be built; `why` has the message of transformers."""
     folder = path.parent
     facts = folder_facts(str(folder), folder)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with refusing(facts, "transformers cannot read its config", CONFIG_REMEDY):
+    with model_errors(facts, "transformers cannot read its config", CONFIG_REMEDY):
         config = AutoConfig.from_pretrained(folder, **OPTIONS)
-    with refusing(facts, "transformers cannot read its generation config"):
+    with model_errors(facts, "transformers cannot read its generation config"):
         _check_generation(folder)
     _check_activations(facts, config)
-    if (folder / FAST_FILE).exists():  # others are converted, which may take minutes
+    if (folder / FAST_FILE).exists():  # converting another tokenizer may take minutes
         load_tokenizer(folder, facts)
-    with refusing(facts):
-        model, report = _built(folder, config)
+    with model_errors(facts):
+        model, report = _build(folder, config)
     check_complete(facts, report["missing_keys"])
-    for name, stored, expected in sorted(report["mismatched_keys"]):
-        why = f"{name} has the shape {[*stored]}; its config.json specifies {[*expected]}."
+    for name, actual, expected in sorted(report["mismatched_keys"]):
+        why = f"{name} has the shape {[*actual]}; its config.json specifies {[*expected]}."
         raise unloadable(facts, why, CONFIG_REMEDY)
-    with refusing(facts, "Its rotary positions cannot be computed", CONFIG_REMEDY):
-        finite = _has_finite_frequencies(model)
-    if not finite:
+    with model_errors(facts, "Its rotary positions cannot be computed", CONFIG_REMEDY):
+        is_finite = _has_finite_frequencies(model)
+    if not is_finite:
         raise not_finite(facts)
 
 
 def _check_generation(folder: Path) -> None:
-    """Read the generation config. Raises ValueError: the ids that end a text are no integers."""
+    """Read the generation config. Raises ValueError: end-of-text ids are not integers."""
     if not (folder / GENERATION_CONFIG_NAME).is_file():
         return
-    ends = GenerationConfig.from_pretrained(folder, **OPTIONS).eos_token_id
-    each = ends if isinstance(ends, list) else [ends]
-    if ends is not None and any(type(end) is not int for end in each):
-        raise ValueError(f"its eos_token_id is {str(ends)[:80]}")
+    end_ids = GenerationConfig.from_pretrained(folder, **OPTIONS).eos_token_id
+    id_list = end_ids if isinstance(end_ids, list) else [end_ids]
+    if end_ids is not None and any(type(end_id) is not int for end_id in id_list):
+        raise ValueError(f"its eos_token_id is {str(end_ids)[:80]}")
 
 
 def _check_activations(facts: ModelFacts, config: Any) -> None:
-    """transformers itself says no more than the name."""
+    """Check the names of activations: the error of transformers contains only the name."""
     for key in ACTIVATIONS:
         name = getattr(config, key, None)
         if isinstance(name, str) and name not in ACT2FN:
@@ -78,8 +79,8 @@ def _check_activations(facts: ModelFacts, config: Any) -> None:
             raise unloadable(facts, why, CONFIG_REMEDY)
 
 
-def _built(folder: Path, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers reports of the tensors of its files."""
+def _build(folder: Path, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Build the model on the meta device; also return transformers' report on its tensors."""
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     tensors = {
@@ -92,22 +93,25 @@ def _built(folder: Path, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     }
     auto: Any = AutoModelForCausalLM
     with torch.device(META):
-        kind = type(auto.from_config(config, trust_remote_code=False))
-    model, report = kind.from_pretrained(
+        model_class = type(auto.from_config(config, trust_remote_code=False))
+    model, report = model_class.from_pretrained(
         None,
         config=config,
         state_dict=tensors,
         device_map=META,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # the report names them, the error does not
+        ignore_mismatched_sizes=True,  # the report names the tensors, the error does not
         output_loading_info=True,
     )
     return model, report
 
 
 def _has_finite_frequencies(model: PreTrainedModel) -> bool:
-    """Build the modules of rotary positions again, with values; they are small."""
+    """Return True if all rotary frequencies are finite. Builds their modules again with values;
+    they are small."""
     names = [name for name, _ in model.named_buffers() if name.endswith(FREQUENCIES)]
-    owners = {model.get_submodule(name.rpartition(".")[0]) for name in names}
-    again: list[Any] = [type(owner)(owner.config) for owner in owners if hasattr(owner, "config")]
-    return all(all_finite(buffer) for module in again for buffer in module.buffers())
+    modules = {model.get_submodule(name.rpartition(".")[0]) for name in names}
+    rebuilt: list[Any] = [
+        type(module)(module.config) for module in modules if hasattr(module, "config")
+    ]
+    return all(all_finite(buffer) for module in rebuilt for buffer in module.buffers())

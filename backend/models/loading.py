@@ -1,5 +1,5 @@
-"""Loading and fingerprinting a causal LM, with the numbers of plain `from_pretrained`. Code from
-model repositories is never run, and pickled weights are never loaded."""
+"""Loading and hashing of causal LMs. Loaded models compute exactly what plain `from_pretrained`
+gives. Code from model repositories is never run, and pickled weights are never loaded."""
 
 import hashlib
 from collections.abc import Collection, Iterator
@@ -35,7 +35,7 @@ from backend.models.sources.headers import OPTIONS, alone
 from backend.models.sources.spec import adapter_error
 from backend.models.sources.tokenizer import check_ids
 
-CHECKED_TOKENS = 8  # tokens of the pass that checks a model
+CHECKED_TOKENS = 8  # tokens in the forward pass that checks a model
 CONFIG_REMEDY = (
     "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
@@ -51,12 +51,12 @@ class LoadedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, which works in this process."""
+        """The tokenizer, loaded into this process."""
         return load_tokenizer(self.folder, self.facts)
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype of the model's files, in which what is made of it is saved, too."""
+        """Dtype of the model's files and of models made from it."""
         dtype: torch.dtype = getattr(torch, self.facts.saved_dtype)
         return dtype
 
@@ -67,13 +67,22 @@ def load(
     dtype: torch.dtype | None = None,
     say: Say = silent,
     streamed: bool = False,
-    reads: bool = True,
+    with_tokenizer: bool = True,
 ) -> LoadedModel:
-    """Load the model `spec`, in eval mode and without a key-value cache. `dtype`: of the weights;
-    None: float32 on the CPU, as stored elsewhere. `say`: called with a message before a slow step.
-    `streamed`: keep one decoder block in memory at a time, plus everything outside the blocks.
-    `reads`: read the tokenizer, too, into this process. Raises ModelError: not available, not
-    supported, too large for the memory, or damaged."""
+    """Load a model in eval mode, with its key-value cache turned off.
+
+    Args:
+        spec: name or path of the model.
+        device: device of the weights.
+        dtype: dtype of the weights; None: float32 on the CPU, the stored dtype on other devices.
+        say: called with a message before a slow step.
+        streamed: keep only one decoder block in memory at a time, plus everything outside the
+            blocks.
+        with_tokenizer: load the tokenizer into this process, too.
+
+    Raises:
+        ModelError: the model is not available, not supported, too large for the memory, or damaged.
+    """
     facts = inspect(spec)
     if streamed and facts.support.stream:
         raise unsupported(
@@ -84,27 +93,32 @@ def load(
         )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
-        need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
-        check_memory(need, memory_available(), facts.title)
+        needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
+        check_memory(needed, memory_available(), facts.title)
     folder = materialize(spec, say)
-    facts = inspect(spec)  # again: setting up a model gives more precise facts
-    if reads:  # before the weights, which take longer
+    facts = inspect(spec)  # after the download, the facts are more precise
+    if with_tokenizer:  # before the weights, which take longer
         load_tokenizer(folder, facts)
-    model = _read(folder, facts, dtype, device, streamed)
+    model = _load_checked(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
-    return self_checked(model, facts, folder)
+    return check_loaded(model, facts, folder)
 
 
 @torch.no_grad()
-def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
-    """The loaded model, after a short forward pass whose logits have to be finite: finite weights
-    under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies are looked at,
-    too: attention of PyTorch leaves out scores that are not numbers. Of a streamed model only the
-    first block is run; the others are of the same config. Raises ModelError: the model cannot be
-    run, or its logits are not finite."""
+def check_loaded(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
+    """Check a model by a short forward pass, and return it as a `LoadedModel`.
+
+    The logits have to be finite: a wrong config, such as a negative epsilon of a norm, makes them
+    non-finite even if all weights are finite. Rotary frequencies are checked as well, because
+    PyTorch's attention ignores scores that are NaN. Only the first block of a streamed model runs;
+    all blocks have the same config.
+
+    Raises:
+        ModelError: the forward pass fails, or its logits are not finite.
+    """
     stride = facts.vocabulary // CHECKED_TOKENS
     ids = torch.arange(min(CHECKED_TOKENS, facts.context))[None] * stride
-    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
+    with model_errors(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
         if is_streamed(model):
             stream = open_stream(model, ids, 1)
             (hidden,) = run_block(model, stream, 0, stream.hidden)
@@ -118,7 +132,7 @@ def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> Loa
 
 
 def not_finite(facts: ModelFacts) -> ModelError:
-    """The error for a model whose config makes no numbers of its weights."""
+    """Build the error for a model with finite weights whose config makes the results non-finite."""
     why = "Its logits or rotary frequencies are not finite, though its weights are."
     return unloadable(facts, why, CONFIG_REMEDY)
 
@@ -134,64 +148,69 @@ def check_complete(facts: ModelFacts, missing: Collection[str]) -> None:
 
 
 @alone
-def _read(
+def _load_checked(
     folder: Path, facts: ModelFacts, dtype: torch.dtype, device: str, streamed: bool
 ) -> PreTrainedModel:
     logging.disable_progress_bar()
-    read = _streamed if streamed else _whole
-    with refusing(facts):
-        model, missing = read(folder, dtype, torch.device(device))
+    load_model = _load_streamed if streamed else _load_in_memory
+    with model_errors(facts):
+        model, missing = load_model(folder, dtype, torch.device(device))
     check_complete(facts, missing)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise adapter_error(folder)  # it appeared after the folder was inspected
+        raise adapter_error(folder)  # an adapter was added after the folder was inspected
     for _ in iterate_parameters(model) if not streamed else ():
-        pass  # raises an error for values that are not finite
+        pass  # raises an error for non-finite values
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
     return model.eval()
 
 
 @contextmanager
-def refusing(
+def model_errors(
     facts: ModelFacts,
     what: str = "transformers cannot read it",
     do: str = "Check that the folder is complete and the architecture is supported.",
 ) -> Iterator[None]:
-    """Turns every error but those of ours, and of memory, into one that refuses the model: on
-    malformed files transformers can raise anything."""
+    """Convert errors into a `ModelError`: for malformed files, transformers raises errors of many
+    types. Slimscope's own errors and out-of-memory errors pass unchanged.
+
+    Args:
+        facts: model to name in the error.
+        what: failed action, in the error's reason.
+        do: remedy.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, SlimscopeError) or is_out_of_memory(error):
             raise
-        said = f"it knows no {error}" if isinstance(error, KeyError) else error
-        raise unloadable(facts, f"{what}: {said}.", do) from error
+        reason = f"unknown value {error}" if isinstance(error, KeyError) else error
+        raise unloadable(facts, f"{what}: {reason}.", do) from error
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of a model; the same one again if it was the last to be read, and
-    no file has changed. Raises ModelError: it is missing, damaged, or has tokens without an
-    embedding."""
-    do = "Copy the tokenizer of the original model."
-    with refusing(facts, "transformers cannot read its tokenizer", do):
-        tokenizer, largest = _read_tokenizer(folder, stamp(folder))
-    check_ids(folder, largest, facts.vocabulary)
+    """Load the tokenizer in a model's folder. The last one is cached until a file changes. Raises
+    ModelError: the tokenizer is missing or damaged, or has tokens without an embedding."""
+    remedy = "Copy the tokenizer of the original model."
+    with model_errors(facts, "transformers cannot read its tokenizer", remedy):
+        tokenizer, largest_id = _read_tokenizer(folder, stamp(folder))
+    check_ids(folder, largest_id, facts.vocabulary)
     return tokenizer
 
 
 @lru_cache(maxsize=1)
 def _read_tokenizer(
-    folder: Path, stamped: tuple[object, ...]
+    folder: Path, file_stamp: tuple[object, ...]
 ) -> tuple[PreTrainedTokenizerBase, int]:
-    """A tokenizer that has read a text, and the largest id that is not of a special token."""
+    """Load and test a tokenizer; also return its largest id of a token that is not special."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = set(tokenizer.get_vocab().values()) - special
-    tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
+    tokenizer.decode(tokenizer.encode("A text."))  # fails for some damaged configs
     return tokenizer, max(ids, default=-1)
 
 
-def _whole(
+def _load_in_memory(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
@@ -201,7 +220,7 @@ def _whole(
     return model.to(device), report["missing_keys"]
 
 
-def _streamed(
+def _load_streamed(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Collection[str]]:
     auto: Any = AutoModelForCausalLM
@@ -220,14 +239,14 @@ def free_memory(device: str | torch.device) -> int:
 
 
 def unloadable(facts: ModelFacts, why: str, do: str) -> ModelError:
-    """The error for a model that cannot be loaded."""
+    """Build the error for a model that cannot be loaded."""
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 
 @torch.no_grad()
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order. Raises
-    ModelError: a parameter has non-finite values."""
+    """Compute the hex sha256 over name, dtype, shape and bytes of every parameter, in the model's
+    order. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in iterate_parameters(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())

@@ -11,7 +11,7 @@ import torch
 from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.blocks import resolve_dtype
-from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
+from backend.models.loading import LoadedModel, check_loaded, load, load_tokenizer, model_errors
 from backend.models.sources.catalog import local_folder, materialize
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model
@@ -94,15 +94,15 @@ def load_whole(
     folder = Path(base.source)
     if reads:
         load_tokenizer(folder, base.facts)
-    with refusing(base.facts):
+    with model_errors(base.facts):
         model = load_dequantized(folder, dtype)
-    return self_checked(model.to(device), base.facts, folder)  # type: ignore[arg-type]
+    return check_loaded(model.to(device), base.facts, folder)  # type: ignore[arg-type]
 
 
 def _load_dense(
     base: ResolvedModel, device: str, precision: str, context: RunContext, reads: bool = True
 ) -> LoadedModel:
-    loaded = load(base.source, device, getattr(torch, precision), context.log, reads=reads)
+    loaded = load(base.source, device, getattr(torch, precision), context.log, with_tokenizer=reads)
     loaded.model.requires_grad_(False)
     return loaded
 
@@ -111,9 +111,9 @@ def _load_packed(base: ResolvedModel, context: RunContext, reads: bool = True) -
     folder = Path(base.source)
     if reads:
         load_tokenizer(folder, base.facts)
-    with refusing(base.facts):
+    with model_errors(base.facts):
         model = load_packed(folder, context.log).requires_grad_(False)
-    return self_checked(model, base.facts, folder)
+    return check_loaded(model, base.facts, folder)
 
 
 @dataclass(frozen=True)
