@@ -48,7 +48,7 @@ def pair(make: Callable[..., PreTrainedModel], tmp_path: Path) -> Pair:
         if base:
             made.config.save_pretrained(folder)
         whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        streamed, missing = loading._streamed(folder, dtype, CPU)
+        streamed, missing = loading._load_streamed(folder, dtype, CPU)
         assert not missing and is_streamed(streamed) and not is_streamed(whole)
         return whole.eval(), streamed.eval()
 

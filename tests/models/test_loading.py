@@ -57,7 +57,7 @@ def hash_of_toy():
 
 
 def test_models_are_built_one_at_a_time(monkeypatch):
-    whole, building, most = loading._whole, [], []
+    whole, building, most = loading._load_in_memory, [], []
 
     def slowly(*given):
         building.append(given)
@@ -68,7 +68,7 @@ def test_models_are_built_one_at_a_time(monkeypatch):
         finally:
             building.pop()
 
-    monkeypatch.setattr(loading, "_whole", slowly)
+    monkeypatch.setattr(loading, "_load_in_memory", slowly)
     with ThreadPoolExecutor(3) as threads:
         models = [x.model for x in threads.map(lambda _: load("toy"), range(3))]
     assert most == [1, 1, 1]

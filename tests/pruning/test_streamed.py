@@ -64,7 +64,7 @@ def make(tmp_path_factory) -> Make:
         if not any(folder.iterdir()):
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(CONFIGS[family]).save_pretrained(folder)
-        read = loading._streamed if streamed else loading._whole
+        read = loading._load_streamed if streamed else loading._load_in_memory
         return read(folder, torch.float32, torch.device("cpu"))[0].eval()
 
     return build
