@@ -315,7 +315,7 @@ def build(data: Path, number: int) -> float:
         engine = engine_for(settings().url)
         dialect = dialect_of(engine)
         with engine.begin() as connection:
-            dialect.count_on(connection, tables.Table.metadata)
+            dialect.continue_numbering(connection, tables.Table.metadata)
         dialect.shrink_log(engine)
         return dialect.bytes(engine) / 1e6
 

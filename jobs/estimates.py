@@ -1,13 +1,12 @@
-"""How long a run takes: its work, the rates of the machine, and factors learned from finished runs.
+"""Estimated duration of a run from its work, the rates of the machine, and finished runs.
 
     seconds = sum over steps of factor(step) * sum over units of amount / rate(unit)
 
-The work of a step is counted from the config: products of a number with a weight (tokens x weights
-x passes), bytes moved where those bound it, or seconds where they are given: a time budget, the
-start. `jobs.runtime.probe` measures the rates once. What a step costs beyond its work is its
-factor: the median of measured / (amount / rate) over the finished runs nearest in work; of this
-machine if there are any, else of the reference runs. The less is known, the wider is the range.
-Does not import torch.
+The work of a step follows from the config: multiplications with a weight (tokens x weights x
+passes), bytes for memory-bound or disk-bound work, or seconds for fixed times such as time budgets.
+`jobs.runtime.probe` measures the rates once per machine. The factor of a step is the median of
+measured / (amount / rate) over the finished runs with the most similar work, preferably on this
+machine, otherwise reference runs. The range is wider if less is known. Does not import torch.
 """
 
 import hashlib
@@ -33,24 +32,25 @@ from backend.settings import available_threads, settings
 from backend.store import queries
 from backend.store.states import State
 
-WORK = "work"  # of the environment of a run
-REST = "rest"  # the time of a run that no step accounts for
-START_S = 6.0  # to start a process and import torch
-RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs looked at, and those used of them
-TYPICAL = 4.0  # factor of a step that no run has
-SIMILAR, LIKE = 1.5, 16.0  # ratio of work to the nearest run, and to the run asked for, at most
-LEAST_WIDTH, BLIND_WIDTH = 1.6, 9.0  # of a range: its highest over its lowest
-BASES = (  # width of the range that runs give, and how they are called, the most telling first
+WORK = "work"  # key in the environment of a run
+REST = "rest"  # step for the time that no other step accounts for
+START_S = 6.0  # starting a process and importing torch
+RECENT_RUNS, NEAREST_RUNS = 30, 3  # finished runs considered, and used
+DEFAULT_FACTOR = 4.0  # factor of a step without finished runs
+MAX_RATIO_TO_NEAREST = 1.5  # runs with more or less work than the nearest run are ignored
+MAX_RATIO_TO_ESTIMATED = 16.0  # limit for runs of this machine relative to the estimated run
+MIN_WIDTH, MAX_WIDTH = 1.6, 9.0  # width of a range: highest / lowest
+BASES = (  # (width of the range, description) by rank; the most reliable basis first
     (2.0, "{} like this on this machine"),
-    (4.0, "reference runs, on another machine or with other threads"),
-    (BLIND_WIDTH, "{} of other models on this machine"),
-    (BLIND_WIDTH, "reference runs of other models"),
-    (BLIND_WIDTH, "the rates of this machine alone"),
-    (LEAST_WIDTH, "the time that is given"),
+    (4.0, "reference runs, on another machine or with another number of threads"),
+    (MAX_WIDTH, "{} of other models on this machine"),
+    (MAX_WIDTH, "reference runs of other models"),
+    (MAX_WIDTH, "only the speed of this machine"),
+    (MIN_WIDTH, "the configured time"),
 )
-ELSEWHERE, NONE, GIVEN = (1, 3, 4), 4, 5  # places in it
-BUSY = 0.5  # running processes a core, above which rates are those of a busy machine
-WEIGHT_BYTES = 2  # read of each weight for each token that is decoded alone
+OTHER_MACHINE_RANKS, NO_RUNS_RANK, FIXED_TIME_RANK = (1, 3, 4), 4, 5
+BUSY = 0.5  # running processes per core on a busy machine, whose measured rates are too low
+WEIGHT_BYTES = 2  # bytes read per weight to decode a token
 
 Unit = Literal["float32", "bfloat16", "memory", "disk", "seconds"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,8 +59,14 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class PhaseWork:
-    """Work of one phase: `amount` products, bytes or seconds. `step`: whose recorded time it is
-    part of."""
+    """Work of a phase.
+
+    Attributes:
+        phase: name of the phase.
+        amount: multiplications, bytes or seconds.
+        unit: precision of the multiplications, where the bytes are moved, or "seconds".
+        step: step whose recorded time includes this work.
+    """
 
     phase: str
     amount: float
@@ -69,8 +75,9 @@ class PhaseWork:
 
 
 class Rates(BaseModel):
-    """Products of a number with a weight, and bytes, a second on one thread; `load`: running
-    processes a core when they were measured."""
+    """Speed of a machine: multiplications per second on one thread by precision, and bytes per
+    second from memory and disk. `load` is the number of running processes per core during the
+    measurement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,7 +88,8 @@ class Rates(BaseModel):
     load: Amount = 0.0
 
     def seconds(self, amounts: Mapping[Unit, float], threads: int) -> float:
-        """Seconds of this work on `threads`; bfloat16 is not used where float32 is faster."""
+        """Return the seconds for this work on `threads`. float32 replaces bfloat16 if it is
+        faster."""
         rates: dict[Unit, float] = {
             "float32": threads * self.float32,
             "bfloat16": threads * max(self.bfloat16, self.float32),
@@ -96,8 +104,18 @@ REFERENCE_RATES = Rates(float32=6.1e10, bfloat16=2.69e11, memory=2.45e10, disk=4
 
 
 class FinishedRun(BaseModel):
-    """Work and seconds of a run by step, and where it ran: its machine, threads, version of our
-    kernels, and rates; those of the machine of the reference runs where they are not named."""
+    """A finished run used for estimates.
+
+    Attributes:
+        kind: kind of the run.
+        model: spec of its model.
+        machine: processor or GPU.
+        threads: number of threads.
+        kernels: version of the native kernels.
+        rates: rates of the machine; by default those of the reference machine.
+        steps: step -> unit -> amount of work.
+        seconds: step -> measured seconds.
+    """
 
     kind: str
     model: str
@@ -109,7 +127,7 @@ class FinishedRun(BaseModel):
     seconds: dict[str, Amount]
 
     def ideal(self, step: str) -> float:
-        """Seconds of the work of a step at the rates of the machine."""
+        """Return the seconds of a step's work at the rates of the machine."""
         return self.rates.seconds(self.steps.get(step, {}), self.threads)
 
 
@@ -119,7 +137,7 @@ REFERENCE_RUNS = Path(__file__).with_name("reference_runs.json")
 
 @dataclass(frozen=True)
 class Duration:
-    """Expected seconds of a run with their range, by phase, and how they are known."""
+    """Expected seconds of a run: estimate, range, seconds by phase, and basis in words."""
 
     seconds: float
     low: float
@@ -129,39 +147,45 @@ class Duration:
 
 
 def estimate(kind: str, config: Mapping[str, Any], work: Sequence[PhaseWork]) -> Duration:
-    """How long a run of this config takes."""
+    """Estimate the duration of a run with this config."""
     threads = int(config.get("threads") or settings().threads or available_threads())
     rates = rates_here()
     ranked = _ranked_runs(kind, config, threads, rates)
-    blind = rates is REFERENCE_RATES
+    unmeasured = rates is REFERENCE_RATES
     phases, by_rank = dict.fromkeys([x.phase for x in work], 0.0), defaultdict[int, float](float)
     log_width = 0.0
     for step, amounts in by_step(work).items():
-        factor, width, rank = 1.0, LEAST_WIDTH, GIVEN
+        factor, width, rank = 1.0, MIN_WIDTH, FIXED_TIME_RANK
         ideal = rates.seconds(amounts, threads)
         if set(amounts) != {"seconds"}:
             rank, runs = _nearest(ranked, step, ideal)
             factors = [x.seconds[step] / x.ideal(step) for x in runs]
-            factor = median(factors or [1.0 if step == REST else TYPICAL])
-            width = BLIND_WIDTH if blind and rank in ELSEWHERE else BASES[rank][0]
+            factor = median(factors or [1.0 if step == REST else DEFAULT_FACTOR])
+            width = BASES[rank][0]
+            if unmeasured and rank in OTHER_MACHINE_RANKS:
+                width = MAX_WIDTH
             if rank == 0 and len(runs) == NEAREST_RUNS:
-                width = min(width, max(LEAST_WIDTH, max(factors) / min(factors)))
+                width = min(width, max(MIN_WIDTH, max(factors) / min(factors)))
         by_rank[rank] += factor * ideal
         log_width += factor * ideal * math.log(width)
-        for each in work:
-            if each.step == step:
-                phases[each.phase] += factor * rates.seconds({each.unit: each.amount}, threads)
-    total, most = sum(by_rank.values()), max(by_rank, key=by_rank.__getitem__)
-    half = math.exp(log_width / total / 2)
-    number = min(NEAREST_RUNS, sum(rank == most for rank, _ in ranked))
-    return Duration(total, total / half, total * half, phases, _basis(most, number, rates))
+        for phase_work in work:
+            if phase_work.step == step:
+                phases[phase_work.phase] += factor * rates.seconds(
+                    {phase_work.unit: phase_work.amount}, threads
+                )
+    total, main_rank = sum(by_rank.values()), max(by_rank, key=by_rank.__getitem__)
+    range_factor = math.exp(log_width / total / 2)
+    number = min(NEAREST_RUNS, sum(rank == main_rank for rank, _ in ranked))
+    return Duration(
+        total, total / range_factor, total * range_factor, phases, _basis(main_rank, number, rates)
+    )
 
 
-def _basis(rank: int, number: int, rates: Rates) -> str:
-    """What an estimate rests on, in words."""
+def _basis(rank: int, run_count: int, rates: Rates) -> str:
+    """Describe the basis of an estimate in words."""
     basis = BASES[rank][1]
-    if rank not in ELSEWHERE:
-        return basis.format(f"{number} run{'s' * (number != 1)}")
+    if rank not in OTHER_MACHINE_RANKS:
+        return basis.format(f"{run_count} run{'s' * (run_count != 1)}")
     if rates is REFERENCE_RATES:
         return f"{basis}; this machine is not measured yet"
     return basis + "; this machine was busy when it was measured" * (rates.load > BUSY)
@@ -170,14 +194,14 @@ def _basis(rank: int, number: int, rates: Rates) -> str:
 def _ranked_runs(
     kind: str, config: Mapping[str, Any], threads: int, rates: Rates
 ) -> list[tuple[int, FinishedRun]]:
-    """Runs of the kind with their rank, the place in `BASES` of what they tell."""
+    """Return the finished runs of a kind with their rank, an index of `BASES`."""
     finished, model = finished_runs(kind), config.get("model", "")
     machine = _machine(finished, str(config.get("device", "auto")))
-    place = (machine, threads, kernel_version())
+    environment = (machine, threads, kernel_version())
     ranked = []
     for run in (*finished, *(x for x in reference_runs() if x.kind == kind)):
-        is_own = (run.machine, run.threads, run.kernels) == place
-        if is_own:  # at the rates of today: whatever those are, they cancel out
+        is_own = (run.machine, run.threads, run.kernels) == environment
+        if is_own:  # current rates: they cancel out in the estimate
             run = run.model_copy(update={"rates": rates})
         rank = (0 if is_own else 1) if run.model == model else (2 if is_own else 3)
         ranked.append((rank, run))
@@ -187,67 +211,79 @@ def _ranked_runs(
 def _nearest(
     ranked: Sequence[tuple[int, FinishedRun]], step: str, ideal: float
 ) -> tuple[int, list[FinishedRun]]:
-    """The best rank of the runs that have a step, and those of it that are nearest in its work."""
-    far = [
+    """Return the best rank among runs with this step, and its runs with the most similar work."""
+    candidates = [
         (rank, abs(math.log(seconds / ideal)), run)
         for rank, run in ranked
         if step in run.seconds and (seconds := run.ideal(step)) > 0
         if {*run.steps[step]} != {"seconds"}
     ]
-    far = [x for x in far if x[0] or x[1] <= math.log(LIKE)]
-    best = min((rank for rank, _, _ in far), default=NONE)
-    least = min((distance for rank, distance, _ in far if rank == best), default=0.0)
-    near = [run for rank, n, run in far if rank == best and n <= least + math.log(SIMILAR)]
-    return best, near[:NEAREST_RUNS]
+    candidates = [
+        candidate
+        for candidate in candidates
+        if candidate[0] or candidate[1] <= math.log(MAX_RATIO_TO_ESTIMATED)
+    ]
+    best = min((rank for rank, _, _ in candidates), default=NO_RUNS_RANK)
+    smallest_distance = min(
+        (distance for rank, distance, _ in candidates if rank == best), default=0.0
+    )
+    nearest = [
+        run
+        for rank, n, run in candidates
+        if rank == best and n <= smallest_distance + math.log(MAX_RATIO_TO_NEAREST)
+    ]
+    return best, nearest[:NEAREST_RUNS]
 
 
 def decoded_bytes(facts: ModelFacts, tokens: int) -> float:
-    """Bytes read to decode so many tokens, one after the other."""
+    """Return the bytes read to decode `tokens` one after the other."""
     return float(WEIGHT_BYTES * facts.weights_per_token * tokens)
 
 
 def by_step(work: Sequence[PhaseWork]) -> dict[str, dict[Unit, float]]:
-    """Step -> unit -> amount, the start of the process included."""
+    """Sum the work by step and unit, including the start of the process."""
     steps = defaultdict[str, dict[Unit, float]](lambda: defaultdict(float))
-    for each in (PhaseWork("start", START_S, "seconds"), *work):
-        if each.amount:
-            steps[each.step][each.unit] += each.amount
+    for phase_work in (PhaseWork("start", START_S, "seconds"), *work):
+        if phase_work.amount:
+            steps[phase_work.step][phase_work.unit] += phase_work.amount
     return {step: dict(amounts) for step, amounts in steps.items()}
 
 
 def finished_runs(kind: str) -> list[FinishedRun]:
-    """The runs to learn from, the newest first."""
-    ended = queries.jobs([State.SUCCEEDED], kind)
-    jobs = [x for x in ended if WORK in x.environment and x.attempts_made == 1][:RECENT_RUNS]
+    """Return recent runs of a kind that estimates can learn from, newest first."""
+    succeeded = queries.jobs([State.SUCCEEDED], kind)
+    jobs = [x for x in succeeded if WORK in x.environment and x.attempts_made == 1][:RECENT_RUNS]
     steps = defaultdict[int, dict[str, float]](dict)
     for time in queries.step_times([job.id for job in jobs]):
         steps[time.job_id][time.step] = time.seconds
-    found = []
+    runs = []
     for job in jobs:
-        whole = ((job.finished_at or 0) - (job.started_at or 0)) / 1000
-        seconds = steps[job.id] | {REST: max(whole - sum(steps[job.id].values()), 0.1)}
-        place = job.environment
-        name = str(place.get("cpu", "")).rpartition(", ")[0]  # without its cores
-        about = {
+        total_s = ((job.finished_at or 0) - (job.started_at or 0)) / 1000
+        seconds = steps[job.id] | {REST: max(total_s - sum(steps[job.id].values()), 0.1)}
+        environment = job.environment
+        machine = environment.get("device")
+        if machine == "cpu":
+            machine = str(environment.get("cpu", "")).rpartition(", ")[0]  # without the cores
+        facts = {
             "kind": kind,
             "model": str(job.config.get("model", "")),
-            "machine": name if place.get("device") == "cpu" else place.get("device"),
-            "threads": place.get("threads"),
+            "machine": machine,
+            "threads": environment.get("threads"),
             "seconds": seconds,
         }
-        with suppress(ValidationError, TypeError):  # of an imported run
-            found.append(FinishedRun.model_validate(place[WORK] | about))
-    return found
+        with suppress(ValidationError, TypeError):  # an imported run may be invalid
+            runs.append(FinishedRun.model_validate(environment[WORK] | facts))
+    return runs
 
 
 @lru_cache
 def reference_runs() -> tuple[FinishedRun, ...]:
-    """Runs that come with the package, quick looks and defaults on one machine."""
+    """Load the reference runs of the package: quick looks and defaults on one machine."""
     return tuple(RUNS.validate_json(REFERENCE_RUNS.read_bytes()))
 
 
 def rates_here() -> Rates:
-    """The rates of this machine; those of the reference runs before it is measured."""
+    """Return the measured rates of this machine, or the reference rates."""
     try:
         return Rates.model_validate_json(rates_file().read_bytes())
     except (OSError, ValidationError):
@@ -255,27 +291,29 @@ def rates_here() -> Rates:
 
 
 def rates_file() -> Path:
-    """The file of a probe of this machine, named after all that changes its rates."""
+    """Return the file with the measured rates. Its name depends on everything that changes them."""
     key = (processor(), version("torch"), kernel_version())
     digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
     return settings().cache_dir / f"rates-{digest}.json"
 
 
 def _machine(finished: Sequence[FinishedRun], device: str) -> str:
-    """The machine of a run: its processor, or its GPU as the newest run on one tells."""
-    elsewhere = settings().engine in CLUSTERS
-    if not elsewhere and (device == "cpu" or not installed_gpus()):
+    """Return the machine of a new run: the processor, or the GPU of the newest run on one."""
+    on_cluster = settings().engine in CLUSTERS
+    if not on_cluster and (device == "cpu" or not installed_gpus()):
         return processor()
-    others = (run.machine for run in finished if run.machine != processor())
-    return next(others, "" if device.startswith("cuda") else processor())
+    other_machines = (run.machine for run in finished if run.machine != processor())
+    return next(other_machines, "" if device.startswith("cuda") else processor())
 
 
 @lru_cache
 def processor() -> str:
-    """The model name of the processor."""
+    """Return the model name of the processor."""
     name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        names = [
+            line for line in cpu_info.read_text().splitlines() if line.startswith("model name")
+        ]
         name = names[0].split(":", 1)[1].strip() if names else name
     return name

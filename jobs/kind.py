@@ -1,10 +1,9 @@
-"""What a kind of job is, and which kinds there are.
+"""Kinds of run, and their registry.
 
-A kind is a folder of `jobs`: `kind.py` (a pydantic config: form, command line, API, validation and
-stored record at once; what a run needs, and what is refused; the `Kind`), of which long parts lie
-beside it in `config.py`, and `run.py` (the work). Adding a kind is adding a
-folder. A plugin is one module with `KINDS`. Only a job's own process imports `run.py`; the rest
-imports no torch.
+A kind is a folder of `jobs`. `kind.py` contains the pydantic config (from which form, command line,
+API, validation and stored record are generated), the requirements of a run, and the `Kind`. A long
+config is in `config.py`. `run.py` does the work. A plugin is a module with `KINDS`. Only the
+process of a job imports `run.py`; the other modules do not import torch.
 """
 
 import gc
@@ -33,18 +32,18 @@ class JobConfig(Options):
     """Settings of every job."""
 
     seed: int = option(0, "Seed", ge=0, lt=2**31)
-    """Same seed, threads and config give the same result."""
+    """The same seed, threads and config give the same result."""
     threads: int = option(0, "CPU threads", ge=0, le=256, advanced=True)
-    """0 uses all that are available."""
+    """0: all available threads."""
     device: str = option(
         "auto", "Device", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", advanced=True
     )
-    """auto, cpu, cuda or cuda:0. auto takes a GPU when there is one."""
+    """auto, cpu, cuda or cuda:0. auto uses a GPU if there is one."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Text without control characters; true and false are no numbers."""
+        """Remove control characters from text, and reject true and false as numbers."""
         if isinstance(value, bool):
             annotation = cls.model_fields[str(info.field_name)].annotation
             allowed = {annotation, *get_args(annotation)}
@@ -56,28 +55,36 @@ class JobConfig(Options):
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Disk a run needs at its peak."""
+    """Peak disk space of a run.
 
-    bytes: float  # an estimate from above
-    contents: str  # what takes it, as in "The hidden states"
-    do: str  # what makes it smaller
-    field: str  # the config field that does
+    Attributes:
+        bytes: upper estimate.
+        contents: what uses the space, such as "The hidden states".
+        do: advice on how to reduce it.
+        field: config field that reduces it.
+    """
+
+    bytes: float
+    contents: str
+    do: str
+    field: str
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a run needs, by its config alone.
+    """Resources of a run, derived from its config.
 
     Attributes:
-        title: what people call the model.
-        plan: what it does to each layer, where its kind has plans; stored with the run.
-        work: of its phases, in their order.
-        memory: purpose -> bytes at the peak.
-        warnings: risks that do not forbid the run.
-        notes: facts about the run that are no risk.
-        open_ended: whether some phase has no estimate.
-        sizes: bytes of the files it works on (0: not known), and of the one it saves; parameters.
-        field_warnings: field -> a risk that does not forbid the run, told beside it.
+        title: title of the model.
+        work: work of each phase, in order.
+        memory: peak memory in bytes by purpose.
+        plan: operations on each layer, for kinds with plans; stored with the run.
+        disk: peak disk space.
+        warnings: risks that do not prevent the run.
+        notes: facts about the run.
+        open_ended: True if a phase has no estimate.
+        sizes: bytes of the source files (0 if unknown), bytes of the saved file, parameters.
+        field_warnings: config field -> warning shown next to it.
     """
 
     title: str
@@ -94,71 +101,90 @@ class Requirements:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Requirements, Duration):
-    """What a run needs and will cost, shown before it is queued."""
+    """Resources and expected duration of a run, shown before it is queued. `bytes` is the expected
+    peak memory."""
 
-    bytes: int  # expected peak memory
+    bytes: int
 
 
 @dataclass(frozen=True)
 class StageStyle:
-    """How charts draw a stage."""
+    """Appearance of a stage in charts.
 
-    color: str  # a name of the palette of `ui.theme`, such as "blue"
-    dash: str = "solid"  # of its line, as Plotly names it; tells stages of one color apart
-    main: bool = False  # whether the method passes through it; else a control or a side result
-    pruned: bool = False  # whether its zeros were chosen, and not what rounding or regrowth left
+    Attributes:
+        color: name of a color in the palette of `ui.theme`, such as "blue".
+        dash: Plotly line style; distinguishes stages with the same color.
+        main: True for a step of the method, False for a control or side result.
+        pruned: True if a pruner chose the zeros of the stage.
+    """
+
+    color: str
+    dash: str = "solid"
+    main: bool = False
+    pruned: bool = False
 
 
-Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure a run ended with
+Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> result of a run
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """The one figure that says what a finished run achieved."""
+    """The most important result of a run.
 
-    value: str  # with its unit, such as "45 %"
-    label: str  # what it is a figure of; continues the value
-    text: str  # a sentence with the figures it comes from
+    Attributes:
+        value: number with its unit, such as "45 %".
+        label: meaning of the number; continues the value.
+        text: sentence with the underlying results.
+    """
+
+    value: str
+    label: str
+    text: str
 
 
 def capitalized(stage: str) -> str:
-    """The name of a stage as words: "head-1" is "Head-1"."""
+    """Return the default label of a stage: "Head-1" for "head-1"."""
     return stage.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of job.
+    """One kind of run.
 
     Attributes:
-        requirements: what a run needs, without torch; raises SlimscopeError with `field` for a
-            config that cannot work.
-        plan: the class of the plans that `requirements` makes, where it makes any.
-        run: "module:function" of the work, imported only by a job's process.
-        order: place among the kinds.
-        recipes: algorithm -> field values that run it and nothing else; the first are the defaults.
-        notes: recipe -> what it does, in a few words.
-        presets: effort -> field values that differ from the defaults; none that a recipe sets.
+        name: unique name, such as "sds"; the prefix of its runs.
+        title: title on pages.
+        summary: one sentence on what runs of this kind do.
+        config: pydantic class of the config.
+        requirements: computes the requirements of a config, without torch. Raises `SlimscopeError`
+            with `field` for an invalid config.
+        run: "module:function" of the work, imported only by the process of a job.
+        plan: class of the plans in the requirements, if any.
+        order: position among the kinds.
         stages: stage name -> label, in order.
-        stage_label: the label of a stage that is not among them, by its name.
-        styles: stage name -> how it is drawn; a stage without a style gets a color by its name.
-        default_stage: the stage a page shows first; the last one where it is missing.
-        verdict: the perplexities of the stages, to a sentence on whether the method helped on this
-            model.
-        remedy: what loses less of the model than a run that lost too much, as a clause.
-        forecast: the figures a run ended with, to a sentence on what they promise for other runs.
-        key_figure: the figures a run ended with, and the stage it kept, to the one it is
-            remembered by; None where they do not suffice.
-        brief: the same of a kind whose runs are no result by themselves: for tables of runs.
-        key_metric: what its stages are compared by at a glance.
-        headline: config values -> the settings that name its run first; the other fields follow,
-            but for those in `headline_fields`.
-        main_fields: of the config, which set how strongly it works; shown first.
-        compresses: whether it changes a model or trains a part of one, rather than measure or
-            export what there is.
-        has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
-        saves: what its runs save for others to work on, such as "model"; empty: nothing.
-        packs: whether the model they save has packed weights.
+        stage_label: returns the label of a stage that is not in `stages`.
+        styles: stage name -> appearance in charts; other stages get a color derived from their
+            name.
+        default_stage: stage that pages show first; the last stage if it is missing.
+        recipes: algorithm -> field values that run only this algorithm. The first recipe has the
+            default values.
+        notes: recipe -> description in a few words.
+        presets: effort -> field values that differ from the defaults, and are not set by recipes.
+        verdict: summarizes from the perplexities of the stages if the method helped.
+        remedy: clause that names settings with a smaller loss.
+        forecast: describes what the results predict for other runs.
+        key_figure: returns the key figure for the results and the kept stage; None if results are
+            missing.
+        table_figure: the same for kinds without a result of their own; shown only in tables.
+        key_metric: metric that compares the stages at a glance.
+        headline: returns the settings that name a run; the fields that are not in
+            `headline_fields` follow.
+        headline_fields: fields covered by `headline`.
+        main_fields: fields that control the strength of the method; shown first.
+        compresses: True if runs change or train a model, False if they measure or export it.
+        has_models: True if stages are complete models with perplexity, size and speed.
+        saves: artifact that other runs can use, such as "model"; empty if there is none.
+        saves_packed: True if the saved model has packed weights.
     """
 
     name: str
@@ -180,7 +206,7 @@ class Kind:
     remedy: str = ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values, str], KeyFigure | None] | None = None
-    brief: Callable[[Values, str], KeyFigure | None] | None = None
+    table_figure: Callable[[Values, str], KeyFigure | None] | None = None
     key_metric: MetricKey = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
@@ -188,61 +214,64 @@ class Kind:
     compresses: bool = False
     has_models: bool = True
     saves: str = ""
-    packs: bool = False
+    saves_packed: bool = False
 
     def preset(self, names: str) -> Mapping[str, Any]:
-        """The field values of a recipe, a preset, or both: "ALPS, quick look"; none for "". Raises
-        ConfigError: there is no recipe or preset of that name."""
+        """Return the field values of a recipe, a preset, or both, such as "ALPS, quick look"; empty
+        for "". Raises `ConfigError` for an unknown name."""
         options, values = {**self.recipes, **self.presets}, dict[str, Any]()
         for name in filter(None, map(str.strip, names.split(","))):
             if name not in options:
-                known = ", ".join(options) or "none"
-                raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"Choose: {known}.")
+                names_text = ", ".join(options) or "none"
+                raise ConfigError(
+                    f"There is no preset {name[:40]!r}.", "", f"Choose: {names_text}."
+                )
             values |= options[name]
         return values
 
 
 def load_work(name: str) -> Callable[..., Any]:
-    """Import "module:function", such as the `run` of a kind: `run(config, context)`."""
+    """Import "module:function", such as `Kind.run`."""
     module, _, function = name.partition(":")
-    gc.disable()  # nothing that torch, transformers and Gradio import is garbage: a second less
+    gc.disable()  # imports create no garbage, so skipping collections saves a second
     try:
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        gc.freeze()  # nor will it be: later collections need not look through it
+        work: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        gc.freeze()  # imported objects stay alive: later collections can skip them
     finally:
         gc.enable()
-    return loaded
+    return work
 
 
 @lru_cache
 def kinds() -> dict[str, Kind]:
-    """All kinds by name: built-in ones in their order, then those of `SLIMSCOPE_PLUGINS`."""
-    ours = sorted(built_in(), key=lambda kind: (kind.order, kind.name))
+    """Return all kinds by name: built-in kinds in their order, then those of plugins."""
+    built_in_kinds = sorted(built_in(), key=lambda kind: (kind.order, kind.name))
     plugins = (kind for module in settings().plugins for kind in _plugin_kinds(module))
-    return {kind.name: kind for kind in (*ours, *plugins)}
+    return {kind.name: kind for kind in (*built_in_kinds, *plugins)}
 
 
 def _plugin_kinds(module: str) -> Sequence[Kind]:
-    """The kinds of a plugin. One without, such as a pruner, is not imported: it may load torch."""
+    """Return the kinds of a plugin. Plugins without kinds, such as pruners, are not imported, since
+    they may load torch."""
     file = source_file(module)
     if file and "KINDS" not in file.read_text(encoding="utf-8"):
         return ()
     try:
-        found: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
+        plugin_kinds: Sequence[Kind] = getattr(importlib.import_module(module), "KINDS", ())
     except ImportError as error:
-        what = f"The plugin {module[:80]!r} was not loaded."
-        raise ConfigError(what, f"{error}.", "Correct SLIMSCOPE_PLUGINS.") from error
-    return found
+        message = f"The plugin {module[:80]!r} was not loaded."
+        raise ConfigError(message, f"{error}.", "Correct SLIMSCOPE_PLUGINS.") from error
+    return plugin_kinds
 
 
 def built_in() -> Iterator[Kind]:
-    """The `KIND` of every folder of `jobs` that has a `kind.py`."""
+    """Yield the `KIND` of every folder in `jobs` with a `kind.py`."""
     for file in Path(__file__).parent.glob("*/kind.py"):
         yield importlib.import_module(f"jobs.{file.parent.name}.kind").KIND
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of that name; `ConfigError` if there is none."""
+    """Return the kind with this name. Raises `ConfigError` if there is none."""
     if name not in kinds():
         raise ConfigError(
             f"There is no kind of run called {name[:40]!r}.", "", f"Choose: {', '.join(kinds())}."
@@ -251,5 +280,5 @@ def kind_named(name: str) -> Kind:
 
 
 def stage_labels(kind: str) -> Mapping[str, str]:
-    """Stage -> label of a kind, in order; none of a kind whose plugin is gone."""
+    """Return the labels of a kind's stages, in order; empty for a kind of a missing plugin."""
     return kinds()[kind].stages if kind in kinds() else {}

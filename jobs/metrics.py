@@ -1,7 +1,7 @@
-"""Every metric, described once: its key, label, unit, direction and definition.
+"""Registry of all metrics: key, label, unit, direction and definition.
 
-To add one, add an entry to `_ALL` and report its key. A metric nobody described is called by its
-family and judged by nobody.
+To add a metric, add an entry to `_ALL` and report its key. Unknown metrics are labeled with their
+family and have no direction.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ PREDICTED_LENGTH = MetricKey("predicted_length")
 PREDICTED_SPEED_UP, DRAFT_COST = MetricKey("predicted_speed_up"), MetricKey("draft_cost")
 CHAINED, STEPS = MetricKey("chained"), MetricKey("steps")
 SIZE, DISK, TOOK, PEAK = (MetricKey(name) for name in ("size", "disk", "took", "peak"))
-BYTES, LINEAR_BYTES, SECONDS = "bytes", "linear_bytes", "seconds"  # families with a series each
-COST, TREE = "cost", "tree"  # families of curves over the nodes of a tree
+BYTES, LINEAR_BYTES, SECONDS = "bytes", "linear_bytes", "seconds"  # families with several series
+COST, TREE = "cost", "tree"  # families of curves over the number of tree nodes
 BLOCK, AXES = "block", {"step": "Step", "block": "Block", "nodes": "Tree nodes"}
 LOSS, ERROR = MetricKey("loss"), MetricKey("error", axis=BLOCK)
 MEMORY = MetricKey("memory_mb", axis="seconds")
@@ -41,14 +41,17 @@ class Metric:
     """One metric.
 
     Attributes:
-        better: which direction people want it to go; empty where that is no question.
-        form: how it is written; a share is shown in per cent.
-        unit: of the figure as it is shown; bytes and seconds carry theirs in every cell, because
-            it changes with their size.
-        calibrated: measured on the run's own calibration text, which seeds and settings change.
-        timed: a clock measured it, so it differs from run to run.
-        aliases: other names a filter may use.
-        over: what a point of its curve is the mean of.
+        key: key of its results.
+        label: name on pages.
+        definition: explanation in one or two sentences.
+        better: desired direction; empty if there is none.
+        form: format of its values; a share is shown in percent.
+        unit: displayed unit. Bytes and seconds have a unit in every cell, which depends on the
+            size of the value.
+        calibrated: True if it is measured on the calibration text, which depends on the config.
+        timed: True if it is a measured time or speed, which differs between equal runs.
+        aliases: alternative names in filters.
+        over: group averaged in each point of a curve.
     """
 
     key: MetricKey
@@ -64,53 +67,53 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """What a filter, a file or an address calls it."""
+        """Name in filters, files and addresses."""
         return str(self.key)
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by to be shown in the unit of the title."""
+        """Factor from a stored value to the unit of the title."""
         return 100.0 if self.form == "share" else 1.0
 
     @property
     def shown_unit(self) -> str:
+        """Unit on pages: "%" for a share."""
         return "%" if self.form == "share" else self.unit
 
     @property
     def title(self) -> str:
-        """The label with its unit, as in the head of a column."""
+        """Label with its unit, as in column headers."""
         return f"{self.label}, {self.shown_unit}" if self.shown_unit else self.label
 
     @property
     def field(self) -> str:
-        """Its name in files for programs, with the unit of the value as it is stored: a share is
-        0 to 1."""
+        """Name in exported files, with the unit of stored values (a share is 0 to 1)."""
         unit = (self.unit if self.form == "number" else self.form).replace(" ", "_").lower()
         words = f"{self.key.family}_{self.key.series}".split("_")
-        told = unit in ("", "count") or unit in words
-        return self.name if told or not unit.isidentifier() else f"{self.name}_{unit}"
+        has_unit = unit in ("", "count") or unit in words
+        return self.name if has_unit or not unit.isidentifier() else f"{self.name}_{unit}"
 
 
 _ALL = (
     Metric(
         PERPLEXITY,
         "Perplexity",
-        "exp of the mean negative log-likelihood of the predicted tokens, in windows that do not "
-        "overlap; can be compared only on the same text, context and vocabulary.",
+        "exp of the mean negative log-likelihood per predicted token, in non-overlapping windows; "
+        "comparable only for the same text, context and vocabulary.",
         "lower",
         aliases=("ppl",),
     ),
     Metric(
         BITS_PER_BYTE,
         "Bits per byte",
-        "The same log-likelihood in bits for each UTF-8 byte of the text; can be compared between "
+        "Negative log-likelihood in bits per UTF-8 byte of the text; comparable between "
         "vocabularies.",
         "lower",
     ),
     Metric(
         HELDOUT_LOSS,
         "Held-out loss",
-        "Mean negative log-likelihood on calibration segments the method has not seen; decides "
+        "Mean negative log-likelihood on calibration segments that the method did not use; decides "
         "which stage is kept.",
         "lower",
         unit="nats per token",
@@ -119,8 +122,8 @@ _ALL = (
     Metric(
         RANK_CORRELATION,
         "Rank correlation",
-        "Of an estimate of what a layer loses with what was measured, over the layers (Spearman), "
-        "averaged over the formats measured.",
+        "Spearman correlation over the layers between estimated and measured loss, averaged over "
+        "the measured formats.",
         "higher",
     ),
     Metric(
@@ -133,32 +136,32 @@ _ALL = (
     Metric(
         TOP1_AGREEMENT,
         "Top-1 agreement",
-        "Share of positions where the likeliest next token is the dense model's.",
+        "Share of positions where the most likely next token is that of the dense model.",
         "higher",
         "share",
     ),
     Metric(
         GREEDY_AGREEMENT,
         "Same greedy text",
-        "Share of the tokens of greedy samples before the first that differs from the dense "
-        "model's, mean over prompts.",
+        "Share of the tokens of greedy samples before the first difference from the dense model, "
+        "averaged over prompts.",
         "higher",
         "share",
     ),
     Metric(
         ACCURACY,
         "Accuracy",
-        "Share of the questions of the task named that are answered right: acc_norm of "
-        "lm-evaluation-harness where the task has it, else acc. endings: four endings of passages "
-        "of the evaluation text; guessing gives 25 %.",
+        "Share of correct answers in the named task: acc_norm of lm-evaluation-harness if the task "
+        "has it, otherwise acc. endings: four endings for passages of the evaluation text; "
+        "guessing gives 25 %.",
         "higher",
         "share",
     ),
     Metric(
         RELATIVE_ERROR,
         "Relative output error",
-        "Squared difference of a layer's outputs from the dense layer's, relative to those, mean "
-        "over all linear layers.",
+        "Squared difference between the outputs of a layer and its dense version, relative to the "
+        "dense outputs, averaged over all linear layers.",
         "lower",
         "share",
         calibrated=True,
@@ -166,8 +169,8 @@ _ALL = (
     Metric(
         ZERO_SHARE,
         "Zeros",
-        "Share of the weights of the linear layers in the blocks that are exactly zero, pruned or "
-        "rounded to it.",
+        "Share of weights in the linear layers of the blocks that are exactly zero, by pruning or "
+        "rounding.",
         "higher",
         "share",
         aliases=("sparsity", "zeros"),
@@ -175,8 +178,8 @@ _ALL = (
     Metric(
         TOKENS_PER_SECOND,
         "Decoding speed",
-        "Generated tokens for each second of wall-clock time, on the machine the run names; can be "
-        "compared only there, with the same threads and precision.",
+        "Generated tokens per second of wall-clock time; comparable only on the same machine, with "
+        "the same threads and precision.",
         "higher",
         unit="tokens/s",
         timed=True,
@@ -185,8 +188,8 @@ _ALL = (
     Metric(
         SPEED_UP,
         "Speed-up",
-        "Tokens per second over those of what it is compared with in the same run: the same base "
-        "without a drafter (Speed), or the dense model (Evaluation, DL-QAT).",
+        "Tokens per second relative to the reference in the same run: the base model without a "
+        "drafter (Benchmark), or the dense model (Evaluation, DL-QAT).",
         "higher",
         unit="×",
         timed=True,
@@ -194,15 +197,15 @@ _ALL = (
     Metric(
         ACCEPTED_LENGTH,
         "Accepted length",
-        "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",
+        "Tokens per verify pass, including the bonus token; 1 for vanilla decoding.",
         "higher",
         unit="tokens per pass",
     ),
     Metric(
         BREAK_EVEN,
         "Break-even",
-        "Time of a verify pass with all that belongs to it, over that of a vanilla pass: so many "
-        "tokens must a pass yield before decoding becomes faster.",
+        "Time of a verify pass including drafting, in vanilla passes; decoding is faster if the "
+        "accepted length is larger.",
         "lower",
         unit="passes",
         timed=True,
@@ -210,15 +213,15 @@ _ALL = (
     Metric(
         SAME_TEXT,
         "Same texts",
-        "Share of the prompts whose answer is that of vanilla decoding, token for token.",
+        "Share of prompts with the same answer as vanilla decoding, token for token.",
         "higher",
         "share",
     ),
     Metric(
         PREDICTED_SPEED_UP,
         "Predicted speed-up",
-        "Accepted length over what a verify pass of such a tree costs here, in vanilla passes; a "
-        "forecast, not a measured speed.",
+        "Accepted length divided by the cost of a verify pass on this machine, in vanilla passes: "
+        "a forecast, not a measured speed.",
         "higher",
         unit="×",
         timed=True,
@@ -226,8 +229,8 @@ _ALL = (
     Metric(
         PREDICTED_LENGTH,
         "Predicted length",
-        "Tokens per pass with the trees that are the default, which depend on the costs measured "
-        "on this machine, by an exact walk over held-out answers.",
+        "Tokens per pass with the default trees for this machine, computed by an exact walk over "
+        "held-out answers.",
         "higher",
         unit="tokens per pass",
         timed=True,
@@ -235,7 +238,7 @@ _ALL = (
     Metric(
         DRAFT_COST,
         "Draft cost",
-        "Time to draft one tree, over that of one vanilla pass of the base model.",
+        "Time to draft one tree, relative to a vanilla pass of the base model.",
         "lower",
         unit="passes",
         timed=True,
@@ -243,22 +246,22 @@ _ALL = (
     Metric(
         PARAMETERS,
         "Trained parameters",
-        "Trained parameters that were added to the model.",
+        "Trained parameters added to the model.",
         "lower",
         "count",
     ),
     Metric(
         PARAMETER_SHARE,
         "Added parameters",
-        "Added parameters over those of the base model.",
+        "Added parameters relative to those of the base model.",
         "lower",
         "share",
     ),
     Metric(
         MetricKey("fit_explained"),
         "Initial fit",
-        "Share of the mean square of what the cloned layer reads in the base that the fusion of "
-        "hidden state and next token, before any training, gives the first adaptation layer.",
+        "Share of the mean square of the cloned layer's original inputs that the fusion of hidden "
+        "state and next token explains before training.",
         "higher",
         "share",
     ),
@@ -266,8 +269,9 @@ _ALL = (
         Metric(
             MetricKey(f"top{m}"),
             f"Top-{m}",
-            "Share of positions of held-out answers where the token that comes is "
-            + ("the head's likeliest." if m == 1 else f"among the head's {m} likeliest."),
+            "Share of positions in held-out answers where the next token is "
+            + ("the first choice" if m == 1 else f"among the first {m} choices")
+            + " of the head.",
             "higher",
             "share",
         )
@@ -275,31 +279,31 @@ _ALL = (
     ),
     Metric(
         CHAINED,
-        "Top-1 if all before are right",
-        "Top-1 of a head over the positions where the heads before it are right: how often "
-        "drafting goes on.",
+        "Top-1 if previous heads are right",
+        "Top-1 of a head at positions where all previous heads are right: how often drafting "
+        "continues.",
         "higher",
         "share",
     ),
-    Metric(STEPS, "Steps", "Optimizer steps the training took.", "", "count"),
+    Metric(STEPS, "Steps", "Optimizer steps of the training.", "", "count"),
     Metric(
         BITS_PER_WEIGHT,
         "Bits per weight",
-        "Stored bits, scales and zero points counted, for each weight of the quantized layers.",
+        "Stored bits per weight of the quantized layers, including scales and zero points.",
         "lower",
     ),
     Metric(
         MetricKey(BYTES),
         "Size",
-        "Bytes of the model's weights in the format named.",
+        "Bytes of the model's weights in the named format.",
         "lower",
         "bytes",
     ),
     Metric(
         PASS_MS,
         "Time per pass",
-        "Mean time of a pass of the model, drafting and acceptance included. Decoding speed has "
-        "the prefill in it as well, which weighs more the shorter the responses are.",
+        "Mean time of a pass of the model, including drafting and acceptance. Unlike decoding "
+        "speed, it does not include the prefill.",
         "lower",
         unit="ms",
         timed=True,
@@ -307,45 +311,45 @@ _ALL = (
     Metric(
         BYTES_PER_TOKEN,
         "Read per token",
-        "Bytes of weights the native decoder reads for a token, those of the head included, and "
-        "without the zeros it leaves out.",
+        "Bytes of weights that the native decoder reads per token, including the head, without "
+        "skipped zeros.",
         "lower",
         "bytes",
     ),
     Metric(
         MetricKey(LINEAR_BYTES),
         "Linears",
-        "Bytes of the linear layers of the blocks with 16-bit values, in the format named.",
+        "Bytes of the linear layers of the blocks in the named format, with 16-bit values.",
         "lower",
         "bytes",
     ),
     Metric(
         MetricKey(SECONDS),
         "Time",
-        "Wall-clock seconds of the step named, over all attempts.",
+        "Wall-clock seconds of the named step, over all attempts.",
         "lower",
         "seconds",
         timed=True,
     ),
-    # known of every run, without having been recorded as a figure
-    Metric(SIZE, "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
+    # known for every run without a recorded result
+    Metric(SIZE, "Size on disk", "Bytes of the saved model folder.", "lower", "bytes"),
     Metric(
         DISK,
         "Disk space, total",
-        "Bytes of the run's folder after it has ended: models, checkpoints, logs.",
+        "Bytes of the folder of the finished run: models, checkpoints, logs.",
         "lower",
         "bytes",
     ),
     Metric(
         TOOK,
         "Duration",
-        "Wall-clock time of the run's last stretch.",
+        "Wall-clock time of the run's last attempt.",
         "lower",
         "seconds",
         aliases=("duration",),
     ),
-    Metric(PEAK, "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
-    # curves, recorded while a run works, and no figures in the end
+    Metric(PEAK, "Peak memory", "Maximum memory of the run's process.", "lower", "bytes"),
+    # curves, recorded during a run; they are not results
     Metric(LOSS, "Loss", better="lower"),
     Metric(ERROR, "Relative output error", better="lower", form="share", over="a block"),
     Metric(MetricKey("heldout"), "Held-out loss", better="lower"),
@@ -354,35 +358,36 @@ _ALL = (
     Metric(MetricKey("m"), "Group magnitude m"),
     Metric(MetricKey("rate"), "Learning rate"),
     Metric(MetricKey("owl"), "Outliers and sparsity"),
-    Metric(MetricKey("reconstruction"), "Held-out error left by block reconstruction"),
+    Metric(MetricKey("reconstruction"), "Remaining held-out error of block reconstruction"),
     Metric(MetricKey(COST), "Cost of verifying n tokens"),
     Metric(MetricKey(TREE), "Draft tree"),
     Metric(MEMORY, "Memory of the process", unit="MB"),
-    Metric(PROCESSOR, "Use of the processor", unit="% of a core"),
+    Metric(PROCESSOR, "Processor usage", unit="% of a core"),
 )
 METRICS = {metric.key.family: metric for metric in _ALL}
-_PLACES = {family: place for place, family in enumerate(METRICS)}
+_POSITIONS = {family: position for position, family in enumerate(METRICS)}
 
 
 def metric(key: MetricKey) -> Metric:
-    """The description of the metric, at whatever stage."""
-    described = METRICS.get(key.family) or Metric(
+    """Return the entry of a metric, with the series of the key in its label."""
+    metric_entry = METRICS.get(key.family) or Metric(
         MetricKey(key.family), key.family.replace("_", " ").capitalize()
     )
     if not key.series:
-        return described
-    words = key.series.replace("_", " ").replace("/", ", ")
-    whole = MetricKey(key.family, series=key.series)
-    return replace(described, key=whole, label=f"{described.label}, {words}")
+        return metric_entry
+    series_label = key.series.replace("_", " ").replace("/", ", ")
+    full_key = MetricKey(key.family, series=key.series)
+    return replace(metric_entry, key=full_key, label=f"{metric_entry.label}, {series_label}")
 
 
 def ordered(keys: Iterable[MetricKey]) -> list[MetricKey]:
-    """The metrics once each: the described ones in their order, then series and unknown ones."""
-    last = len(_PLACES)
+    """Return the distinct metrics: registered ones in their order, then series and unknown ones."""
+    last = len(_POSITIONS)
     return sorted(
-        {*keys}, key=lambda k: (last if k.series else _PLACES.get(k.family, last), str(k))
+        {*keys}, key=lambda k: (last if k.series else _POSITIONS.get(k.family, last), str(k))
     )
 
 
 def axis_title(axis: str) -> str:
+    """Return the title of the x-axis of a curve."""
     return AXES.get(axis, axis.capitalize())

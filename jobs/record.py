@@ -1,4 +1,4 @@
-"""Runs and sweeps as plain data: entries of lists, and records of all that is known."""
+"""Runs and sweeps as plain data: list entries and complete records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.reproduction import reproduced
 
-ARTIFACT_FILES = 1000  # of one artifact that are listed
+ARTIFACT_FILES = 1000  # maximum number of listed files per artifact
 ATTEMPT_FIELDS = ("n", "outcome", "exit_code", "resumed_from")
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """One entry of a list of runs. Times are UTC milliseconds since 1970."""
+    """Return an entry for a list of runs. Times are UTC milliseconds since 1970."""
     return {
         "id": job.run,
         "kind": job.kind,
@@ -44,20 +44,24 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def cost_text(job: Job) -> str:
-    """What a run was estimated to take, and what it took: "Estimated 3 min, 1.2 GB; took 4 min,
-    1.1 GB."; empty without an estimate."""
+    """Format estimated and actual cost of a run: "Estimated 3 min, 1.2 GB; took 4 min, 1.1 GB.";
+    empty without an estimate."""
     seconds, size = (job.environment.get(key) for key in (ESTIMATED_SECONDS, ESTIMATED_BYTES))
-    ended = job.started_at and job.finished_at
-    spent = (job.finished_at - job.started_at) / 1000 if ended else None  # type: ignore[operator]
-    told = [
-        f"{word} {readable_seconds(time)}" + (f", {readable_bytes(memory)}" if memory else "")
-        for word, time, memory in (("Estimated", seconds, size), ("took", spent, job.peak_bytes))
-        if time is not None
+    has_ended = job.started_at and job.finished_at
+    duration_s = (job.finished_at - job.started_at) / 1000 if has_ended else None  # type: ignore[operator]
+    parts = [
+        f"{label} {readable_seconds(time_s)}" + (f", {readable_bytes(memory)}" if memory else "")
+        for label, time_s, memory in (
+            ("Estimated", seconds, size),
+            ("took", duration_s, job.peak_bytes),
+        )
+        if time_s is not None
     ]
-    return f"{'; '.join(told)}." if seconds is not None else ""
+    return f"{'; '.join(parts)}." if seconds is not None else ""
 
 
 def results(run: str | int) -> list[dict[str, Any]]:
+    """Return the results of a run with their details."""
     return [
         {"stage": r.stage, "metric": str(r.metric), "value": r.value, "stderr": r.stderr, "n": r.n}
         | r.details
@@ -66,20 +70,20 @@ def results(run: str | int) -> list[dict[str, Any]]:
 
 
 def tensors(run: str | int) -> list[dict[str, Any]]:
-    """The statistics of a run's tensors; JSON has no NaN, so it becomes null."""
+    """Return the statistics of a run's tensors. NaN becomes None, since JSON has no NaN."""
     return [finite(row) for row in queries.tensor_rows(run)]
 
 
 def record(run: str | int) -> dict[str, Any]:
-    """All that is known of a run but its curves and tensors, which are large. `place`: in the
-    queue, from 1; None elsewhere."""
+    """Return everything about a run except its curves and tensors, which are large. `place` is the
+    position in the queue, from 1; None if the run is not queued."""
     job = queries.job(run)
     timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
-    repeats = reproduced(job)
+    reproduction = reproduced(job)
     return summary(job) | {
         "place": scheduling.status().position(job.id),
-        "reproduce": repeats.record() if repeats else None,
-        "waits_for": [other.run for other in awaited([job.id]).get(job.id, [])],
+        "reproduce": reproduction.record() if reproduction else None,
+        "waits_for": [awaited_run.run for awaited_run in awaited([job.id]).get(job.id, [])],
         "kept_stage": job.kept_stage,
         "kept_reason": job.kept_reason,
         "flops": job.flops,
@@ -88,13 +92,13 @@ def record(run: str | int) -> dict[str, Any]:
         "decoders": [row.report for row in queries.decoder_rows(run)],
         "artifacts": [
             {
-                "kind": a.kind,
-                "path": a.path,
-                "bytes": a.bytes,
-                "sha256": a.sha256,
-                "files": _files(settings().artifacts / a.path),
+                "kind": artifact.kind,
+                "path": artifact.path,
+                "bytes": artifact.bytes,
+                "sha256": artifact.sha256,
+                "files": _files(settings().artifacts / artifact.path),
             }
-            for a in queries.artifacts(run)
+            for artifact in queries.artifacts(run)
         ],
         "timings": timings | {"peak_bytes": job.peak_bytes},
         "environment": job.environment,
@@ -106,7 +110,7 @@ def record(run: str | int) -> dict[str, Any]:
 
 
 def _files(path: Path) -> dict[str, int]:
-    """Files of an artifact, by their path below the artifact folder, with their sizes in bytes."""
+    """Return the sizes of an artifact's files in bytes, by path below the artifact folder."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return {
         str(file.relative_to(settings().artifacts)): file.stat().st_size
@@ -116,7 +120,7 @@ def _files(path: Path) -> dict[str, int]:
 
 
 def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
-    """A sweep: its runs, and every figure over seeds."""
+    """Return the record of a sweep: its runs, and every figure over seeds."""
     ids = [job.id for job in jobs]
     rows = sweep.table(jobs, queries.results(ids), queries.step_times(ids))
     return {

@@ -1,8 +1,8 @@
-"""A run once more, with its frozen config, settings and texts, and whether the same came out.
+"""Reproduction of a run with its original config, settings and texts, and comparison of the two.
 
-The config names the texts and the settings say where they lie; the record of a run holds their
-sha256, so a text that has changed since is told as such. Same config, texts, threads and versions
-on the same kind of machine give the same weights, byte for byte.
+The config names the texts, and the settings locate them. The record of a run contains their sha256,
+which reveals changed texts. The same config, texts, threads and versions give identical weights on
+the same type of machine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,11 +24,11 @@ from jobs.estimates import WORK
 from jobs.fields.models import needed_runs
 from jobs.kind import kind_named, kinds, stage_labels
 from jobs.metrics import metric
-from jobs.submit import estimate, validated
+from jobs.submit import estimate, validate_config
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
-NOT_A_PLACE = {  # of the environment
+IGNORED = {  # keys of the environment that do not describe where a run took place
     "settings",
     VARIABLES,
     service.ESTIMATED_SECONDS,
@@ -41,31 +41,37 @@ NOT_A_PLACE = {  # of the environment
     WORKBENCH,
     WORK,
 }
-SHOWN = 4
+MAX_LISTED = 4  # differences listed in the summary
 
 
 def reproduce(run: str | int, actor: Actor) -> Job:
-    """Adds a new run with the frozen config, plan and settings of an old one, which stays as it is.
+    """Queue a new run with the config, plan and settings of an existing run.
 
-    Whether its model and texts are still there is for the run to find out: under its own settings,
-    which need not be today's. Raises ForbiddenError, RateLimitError: the actor may not, or not so
-    often; ConfigError: the config is none any more."""
-    old = queries.job(run)
+    The new run checks if its model and texts are available, since its settings may differ from the
+    current ones.
+
+    Raises:
+        ForbiddenError, RateLimitError: the actor lacks permission or submits too often.
+        ConfigError: the config is no longer valid.
+    """
+    original = queries.job(run)
     permissions.require_adding(actor)
-    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
-    check_intact(old.config)
-    config = validated(old.kind, old.config)
-    stored = config.model_dump(mode="json")
-    again = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
+    gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
+    check_intact(original.config)
+    config = validate_config(original.kind, original.config)
+    record = config.model_dump(mode="json")
+    new_run = service.NewRun(record, needed_runs(record), queries.plan(original.id))
     cost = None
-    with suppress(SlimscopeError):  # it cannot be told under today's settings
-        cost = estimate(kind_named(old.kind), config)
-    return service.enqueue(old.kind, again, actor, name=old.name, parent=old, cost=cost)
+    with suppress(SlimscopeError):  # no estimate under the current settings
+        cost = estimate(kind_named(original.kind), config)
+    return service.enqueue(
+        original.kind, new_run, actor, name=original.name, parent=original, cost=cost
+    )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same; None where a run does not have it."""
+    """A difference between two runs; None if a run does not have the value."""
 
     what: str
     first: Any
@@ -74,13 +80,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a run and its reproduction compare.
+    """Comparison of a run with its reproduction.
 
     Attributes:
-        outcome: equal when weights, texts and all figures are; open until both have succeeded.
-        results: figures that differ, of `compared`, and what is noted of them; those that a clock
-            measured are left out.
-        environment: what differs in device, threads, versions and so on; told, not judged.
+        first: name of the original run.
+        second: name of the reproduction.
+        outcome: "equal" if weights, texts and all figures are equal; "open" until both runs have
+            succeeded.
+        weights: different weights.
+        texts: different texts.
+        results: different figures and details, without measured times and speeds.
+        compared: number of compared figures.
+        config: different config fields.
+        environment: differences in device, threads, versions; they do not affect the outcome.
     """
 
     first: str
@@ -95,67 +107,71 @@ class Reproduction:
 
     @property
     def differences(self) -> list[Difference]:
-        """All of them: outcome first, then what may have caused it."""
+        """All differences: results first, then possible causes."""
         weights = [self.weights] if self.weights else []
         return [*weights, *self.texts, *self.results, *self.config, *self.environment]
 
     def __str__(self) -> str:
         both = f"{self.first} and {self.second}"
         if self.outcome == "open":
-            return f"{both} can be compared once both have succeeded."
+            return f"{both} can be compared after both have succeeded."
         if self.outcome == "equal":
             return (
                 f"{both} are equal: weights, texts and all {self.compared} figures. {self._why()}"
             )
-        parts = ["other weights"] if self.weights else []
-        parts += [f"another {text.what}" for text in self.texts]
-        parts += [f"{len(self.results)} figures differ"] if self.results else []
+        parts = ["different weights"] if self.weights else []
+        parts += [f"different {text.what}" for text in self.texts]
+        if number := len(self.results):
+            parts.append(f"{number} different figure{'s' * (number != 1)}")
         return f"{both} differ: {', '.join(parts)}. {self._why()}"
 
     def _why(self) -> str:
-        changed = [*self.config, *self.environment]
-        if not changed:
-            return "Config and environment are the same as far as they are recorded."
-        named = "; ".join(f"{d.what} {d.first} → {d.second}" for d in changed[:SHOWN])
-        more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-        return f"What differs around it: {named}{more}."
+        differences = [*self.config, *self.environment]
+        if not differences:
+            return "Recorded config and environment are the same."
+        listed = "; ".join(f"{x.what} {x.first} → {x.second}" for x in differences[:MAX_LISTED])
+        if len(differences) > MAX_LISTED:
+            listed += f"; and {len(differences) - MAX_LISTED} more"
+        return f"Differences in config and environment: {listed}."
 
     def record(self) -> dict[str, Any]:
+        """Return JSON data, including the summary as `text`."""
         return asdict(self) | {"text": str(self)}
 
 
 def compare(first: str | int, second: str | int) -> Reproduction:
-    """Compares two runs by what is recorded of them."""
-    one, other = queries.job(first), queries.job(second)
-    (mine, my_notes), (theirs, their_notes) = _figures(one), _figures(other)
-    weights = next(_different(_weights(one), _weights(other)), None)
-    texts = tuple(_different(_texts(one), _texts(other)))
-    results = (*_different(mine, theirs), *_different(my_notes, their_notes))
-    same = not (weights or texts or results)
-    ended = one.state == other.state == State.SUCCEEDED
+    """Compare two runs by their records."""
+    first_run, second_run = queries.job(first), queries.job(second)
+    first_values, first_notes = _figures(first_run)
+    second_values, second_notes = _figures(second_run)
+    weights = next(_differences(_weights(first_run), _weights(second_run)), None)
+    texts = tuple(_differences(_texts(first_run), _texts(second_run)))
+    results = (*_differences(first_values, second_values), *_differences(first_notes, second_notes))
+    is_equal = not (weights or texts or results)
+    both_succeeded = first_run.state == second_run.state == State.SUCCEEDED
     return Reproduction(
-        one.run,
-        other.run,
-        "open" if not ended else "equal" if same else "different",
+        first_run.run,
+        second_run.run,
+        "open" if not both_succeeded else "equal" if is_equal else "different",
         weights,
         texts,
         results,
-        len(mine | theirs),
-        tuple(_different(_config(one), _config(other))),
-        tuple(_different(_place(one), _place(other))),
+        len(first_values | second_values),
+        tuple(_differences(_config(first_run), _config(second_run))),
+        tuple(_differences(_environment(first_run), _environment(second_run))),
     )
 
 
 def reproduced(job: Job) -> Reproduction | None:
-    """The comparison of a run with the one it repeats; None when it repeats none."""
+    """Compare a reproduction with the original run; None if the run is not a reproduction."""
     return compare(job.parent, job.id) if job.parent is not None else None
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
-    """What has not the same value in both, in their order."""
-    for what in {**one, **other}:
-        if one.get(what) != other.get(what):
-            yield Difference(what, one.get(what), other.get(what))
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+    """Yield the keys with different values, in order."""
+    for name in {**first, **second}:
+        if first.get(name) != second.get(name):
+            yield Difference(name, first.get(name), second.get(name))
 
 
 def _weights(job: Job) -> dict[str, Any]:
@@ -164,37 +180,37 @@ def _weights(job: Job) -> dict[str, Any]:
 
 def _texts(job: Job) -> dict[str, Any]:
     texts = job.environment.get("text") or {}
-    return {f"{role} text": about.get("sha256") for role, about in texts.items()}
+    return {f"{role} text": text.get("sha256") for role, text in texts.items()}
 
 
 def _figures(job: Job) -> tuple[dict[str, float], dict[str, Any]]:
-    """Every figure that is not a matter of the clock, and what is noted of each."""
+    """Return all results except measured times and speeds, and their details."""
     stages = stage_labels(job.kind)
     values: dict[str, float] = {}
-    notes: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for row in queries.results([job.id]):
         if not metric(row.metric).timed:
-            what = f"{metric(row.metric).label}, {stages.get(row.stage, row.stage)}"
-            values[what] = row.value
-            notes |= {f"{what}: {name}": value for name, value in row.details.items()}
+            label = f"{metric(row.metric).label}, {stages.get(row.stage, row.stage)}"
+            values[label] = row.value
+            details |= {f"{label}: {name}": value for name, value in row.details.items()}
     if job.kept_stage:
-        notes["kept stage"] = job.kept_stage
+        details["kept stage"] = job.kept_stage
     for report in decoder_reports(job.id):
-        notes |= {f"{report.label}: {name}": value for name, value in report.untimed.items()}
-    return values, notes
+        details |= {f"{report.label}: {name}": value for name, value in report.untimed.items()}
+    return values, details
 
 
 def _config(job: Job) -> dict[str, Any]:
-    """The config as it is read today: a field that is newer than the run has its default."""
+    """Return the config of a run, with defaults for fields that did not exist yet."""
     kind = kinds().get(job.kind)
     fields = kind.config.model_fields if kind else {}
     return {name: info.default for name, info in fields.items()} | job.config
 
 
-def _place(job: Job) -> dict[str, Any]:
-    """Where a run took place, without its nesting: "torch" of "versions"."""
-    flat: dict[str, Any] = {}
+def _environment(job: Job) -> dict[str, Any]:
+    """Return the machine and versions of a run as a flat dict: "torch" instead of "versions"."""
+    environment: dict[str, Any] = {}
     for name, value in job.environment.items():
-        if name not in NOT_A_PLACE:
-            flat |= value if isinstance(value, Mapping) else {name: value}
-    return flat
+        if name not in IGNORED:
+            environment |= value if isinstance(value, Mapping) else {name: value}
+    return environment

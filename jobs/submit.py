@@ -1,4 +1,4 @@
-"""From field values to a queued job: the one way in for the form, the CLI and the API."""
+"""Validation, estimate and submission of a run from field values, for form, CLI and API."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ from jobs.fields.models import needed_runs
 from jobs.kind import Estimate, JobConfig, Kind, kind_named
 from jobs.limits import gpu_count, require_device, require_disk
 
-MODEL = "model"  # the field most others are checked against
-WORDS = {  # type of a validator's error -> what it says
+MODEL = "model"  # field that most others are validated against
+MESSAGES = {  # type of a pydantic error -> message
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "It must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "It must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "It must be true or false"),
@@ -30,95 +30,97 @@ WORDS = {  # type of a validator's error -> what it says
     "greater_than": "It must be more than {gt}",
     "less_than": "It must be less than {lt}",
     "finite_number": "It must be a finite number",
-    "string_type": "It must be a text",
+    "string_type": "It must be text",
     "string_too_short": "It must not be empty",
     "string_too_long": "It must have {max_length} characters or fewer",
     "string_pattern_mismatch": "Allowed: {allowed}",
-    "missing": "It is missing",
+    "missing": "It is required",
     "literal_error": "It must be {expected}",
     "extra_forbidden": "There is no such setting",
 }
 Config = TypeVar("Config", bound=JobConfig)
-NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
+EMPTY: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def estimate(kind: Kind, config: JobConfig) -> Estimate:
-    """Check a config and estimate its run. Raises SlimscopeError: the run cannot work, or needs
-    more memory or disk than there is."""
+    """Check a config and estimate its run. Raises `SlimscopeError` if the config is invalid or
+    needs more memory or disk space than available."""
     if config.device.startswith("cuda"):
         require_device(config.device, gpu_count())
-    needs = kind.requirements(config)
-    memory.check_memory(needs.memory, memory.memory_available(), needs.title)
-    if needs.disk:
-        require_disk(needs.disk)
-    time = estimates.estimate(kind.name, config.model_dump(), needs.work)
-    return Estimate(**vars(needs), **vars(time), bytes=sum(needs.memory.values()))
+    requirements = kind.requirements(config)
+    memory.check_memory(requirements.memory, memory.memory_available(), requirements.title)
+    if requirements.disk:
+        require_disk(requirements.disk)
+    duration = estimates.estimate(kind.name, config.model_dump(), requirements.work)
+    return Estimate(**vars(requirements), **vars(duration), bytes=sum(requirements.memory.values()))
 
 
-def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
-    """The config of a kind made of these values; raises what `parse_config` does."""
+def validate_config(kind: str, values: Mapping[str, Any]) -> JobConfig:
+    """Return the config of a kind with these values. Raises the errors of `parse_config`."""
     return parse_config(kind_named(kind).config, values)
 
 
 def parse_config(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """The config made of these values; raises `ConfigError` for the first field at fault, with the
-    `others`."""
+    """Return a config with these values. Raises `ConfigError` for the first invalid field, with
+    further errors in `others`."""
     try:
         return config.model_validate(dict(values))
     except ValidationError as error:
-        by_field = {
-            e.field: e for e in reversed([_config_error(config, e) for e in error.errors()])
-        }
-        first, *rest = reversed(by_field.values())
-        first.others = tuple(rest)
+        by_field: dict[str | None, ConfigError] = {}
+        for details in error.errors():
+            config_error = _config_error(config, details)
+            by_field.setdefault(config_error.field, config_error)
+        first, *others = by_field.values()
+        first.others = tuple(others)
         raise first from error
 
 
 def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
-    about_field = error.get("ctx", {}).get("field")  # of settings that contradict each other
-    name = str(error["loc"][0]) if error["loc"] else about_field
+    context_field = error.get("ctx", {}).get("field")  # set for contradicting settings
+    name = str(error["loc"][0]) if error["loc"] else context_field
     info = config.model_fields.get(name or "")
     title = (info.title if info else None) or name or "The config"
-    about = (info.description if info else None) or ""
-    reason = f"{_in_words(error, about)}.".replace("..", ".")
+    description = (info.description if info else None) or ""
+    reason = f"{_message(error, description)}.".replace("..", ".")
     return ConfigError(f"{title} was not accepted.", reason, "", name)
 
 
-def _in_words(error: ErrorDetails, about: str) -> str:
-    """A validator's complaint as a person would say it; `about`: what the field is said to take."""
-    if words := WORDS.get(error["type"]):
-        return words.format(**error.get("ctx", {}), allowed=about.split(". ")[0])
+def _message(error: ErrorDetails, description: str) -> str:
+    """Return a pydantic error in plain words. The first sentence of the field's description names
+    the allowed values of a pattern."""
+    if template := MESSAGES.get(error["type"]):
+        return template.format(**error.get("ctx", {}), allowed=description.split(". ")[0])
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
-    """The config and what it will cost; refuses what cannot work. Raises SlimscopeError: with the
-    `others` that are found once the fields at fault have their defaults."""
+def check_and_estimate(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
+    """Return the validated config and its estimate. Raises `SlimscopeError` with further errors in
+    `others`, found by setting the invalid fields to their defaults."""
     try:
-        config = validated(kind, values)
+        config = validate_config(kind, values)
         return config, estimate(kind_named(kind), config)
     except SlimscopeError as error:
-        error.others = _also_wrong(kind, values, error)
+        error.others = _further_errors(kind, values, error)
         raise
 
 
-def _also_wrong(
+def _further_errors(
     kind: str, values: Mapping[str, Any], first: SlimscopeError
 ) -> tuple[SlimscopeError, ...]:
-    """The others of an error, and what hides behind all of them. Nothing does behind a model: the
-    other fields would be checked against one that nobody chose."""
-    found = [first, *first.others]
-    while not {None, MODEL} & {error.field for error in found}:
-        faulty = {error.field for error in found}
-        mended = {name: value for name, value in values.items() if name not in faulty}
+    """Return the other errors of a config, including those found after invalid fields are set to
+    their defaults. Stops at an invalid model: checks against the default model are meaningless."""
+    errors = [first, *first.others]
+    while not {None, MODEL} & {error.field for error in errors}:
+        invalid_fields = {error.field for error in errors}
+        valid_values = {name: value for name, value in values.items() if name not in invalid_fields}
         try:
-            estimate(kind_named(kind), validated(kind, mended))
+            estimate(kind_named(kind), validate_config(kind, valid_values))
         except SlimscopeError as error:
-            if error.field not in faulty:
-                found += [error, *error.others]
+            if error.field not in invalid_fields:
+                errors += [error, *error.others]
                 continue
         break
-    return tuple(error for error in found[1:] if error.field is not None)
+    return tuple(error for error in errors[1:] if error.field is not None)
 
 
 def submit(
@@ -129,48 +131,55 @@ def submit(
     name: str = "",
     priority: int = 0,
     after: Sequence[int] = (),
-    known: Mapping[str, Any] = NOTHING,
+    environment: Mapping[str, Any] = EMPTY,
 ) -> Job:
-    """Validates, checks, and adds one run to the queue.
+    """Validate a config and add a run to the queue.
 
     Args:
-        after: ids of runs it waits for, besides those whose models or drafters it works on.
-        known: beforehand, for its environment.
+        kind: kind of the run.
+        values: config values; others have their defaults.
+        actor: owner of the run.
+        name: name chosen by the user.
+        priority: higher priorities start first.
+        after: ids of runs to wait for, in addition to those whose models or drafters are used.
+        environment: initial environment of the run.
 
     Raises:
-        ForbiddenError, RateLimitError: the actor may not, or not so often.
-        SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
+        ForbiddenError, RateLimitError: the actor lacks permission or submits too often.
+        SlimscopeError: invalid config; `field` names the invalid field.
     """
     permissions.require_adding(actor)
-    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
-    config, cost = checked(kind, values)
+    gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
+    config, cost = check_and_estimate(kind, values)
     run = new_run(config, cost, after)
-    return service.enqueue(kind, run, actor, name=name, priority=priority, cost=cost, known=known)
+    return service.enqueue(
+        kind, run, actor, name=name, priority=priority, cost=cost, known=environment
+    )
 
 
 def new_run(config: JobConfig, cost: Estimate, after: Sequence[int] = ()) -> service.NewRun:
-    """What is queued of a config and its estimate; `after`: as of `submit`."""
-    stored = config.model_dump(mode="json")
+    """Return the queue entry of a config and its estimate. `after` is that of `submit`."""
+    record = config.model_dump(mode="json")
     plan = cost.plan.model_dump(mode="json") if cost.plan else None
-    return service.NewRun(stored, [*needed_runs(stored), *after], plan, cost.sizes, cost)
+    return service.NewRun(record, [*needed_runs(record), *after], plan, cost.sizes, cost)
 
 
 def command_line(
-    kind: str, values: Mapping[str, Any], sweep: Mapping[str, Sequence[str]] = NOTHING
+    kind: str, values: Mapping[str, Any], sweep: Mapping[str, Sequence[str]] = EMPTY
 ) -> str:
-    """The shell line that queues the same runs: only what differs from the defaults."""
-    words = ["slimscope", "submit", kind]
+    """Return the shell command that queues the same runs, without default values."""
+    arguments = ["slimscope", "submit", kind]
     for name, info in kind_named(kind).config.model_fields.items():
         value = values.get(name, info.default)
         if value is None or value == info.default or name in sweep:
             continue
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(option if value else "--no-" + option.removeprefix("--"))
+            arguments.append(option if value else "--no-" + option.removeprefix("--"))
         else:
-            words += [option, str(value)]
-    for name, chosen in sweep.items():
-        line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(chosen)  # commas in values are quoted
-        words += ["--sweep", f"{name.replace('_', '-')}={line.getvalue()}"]
-    return shlex.join(words)
+            arguments += [option, str(value)]
+    for name, swept_values in sweep.items():
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="").writerow(swept_values)  # commas in values are quoted
+        arguments += ["--sweep", f"{name.replace('_', '-')}={buffer.getvalue()}"]
+    return shlex.join(arguments)

@@ -1,9 +1,9 @@
-"""A sweep: some fields of a kind's config are given several values, every combination is a run.
+"""A sweep: several values for some config fields; every combination is a run.
 
     slimscope submit sds --sweep pattern=2:4,70% --sweep base=wanda,sparsegpt --sweep seed=0..2
 
-All runs are validated before any is queued, and queued in one transaction. What comes out is told
-for each combination over its seeds:
+All runs are validated before any is queued, and queued in one transaction. Results of a combination
+are aggregated over its seeds:
 
     mean = sum x_i / n
     spread = sqrt(sum (x_i - mean)^2 / (n - 1))    the sample standard deviation
@@ -29,84 +29,90 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.metrics import SECONDS
-from jobs.submit import checked, new_run
+from jobs.submit import check_and_estimate, new_run
 
-MOST_FIELDS = 3
-MOST_RUNS = 64
-LETTERS = 4000  # of the list of values of one field
-REST = "Together, and seeds"  # what no setting explains alone
-FEWEST = 3  # combinations, below which nothing can be told apart
-SEED = "seed"  # runs that differ in nothing else are repetitions of one another
+MAX_FIELDS = 3
+MAX_RUNS = 64
+MAX_CHARACTERS = 4000  # length of the list of values of a field
+UNEXPLAINED = "Combinations and seeds"  # variance that no setting explains alone
+MIN_COMBINATIONS = 3  # fewer do not show the importance of settings
+SEED = "seed"  # runs that differ only in their seed are repetitions
 RANGE = re.compile(r"(-?\d{1,9})\.\.(-?\d{1,9})")
 
-Sweep = Mapping[str, Sequence[str]]  # field -> its values as they were written
+Sweep = Mapping[str, Sequence[str]]  # field -> values as text
 
 
-# before the work ----------------------------------------------------------------------------------
+# submission ---------------------------------------------------------------------------------------
 
 
 def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The sweep that (field, values) pairs write: "2:4, 70%", or "0..2" for whole numbers. Raises
-    `ConfigError` with the `field` at fault."""
+    """Parse (field, values) pairs, with values such as "2:4, 70%", or "0..2" for integers. Raises
+    `ConfigError` with the invalid `field`."""
     fields = kind_named(kind).config.model_fields
     sweep: dict[str, list[str]] = {}
     for name, text in pairs:
         field = name.strip().replace("-", "_")
         if not field:
-            raise ConfigError("Some values have no field.", "", "Choose the field.", field)
+            raise ConfigError("Some values have no field.", "", "Choose a field.", field)
         if field not in fields:
             raise ConfigError(f"There is no setting {name[:40]!r} to sweep.", "", "", field)
         if field in sweep:
-            raise _bad_sweep(kind, field, "It is named twice.", "Write all its values in one list.")
-        if len(sweep) == MOST_FIELDS:
-            raise _bad_sweep(kind, field, f"At most {MOST_FIELDS} fields are swept at a time.")
-        sweep[field] = _values(kind, field, text, fields[field].annotation is int)
-    runs = prod(map(len, sweep.values()))
-    if runs > MOST_RUNS:
-        raise _bad_sweep(
-            kind, [*sweep][-1], f"{runs} runs are more than {MOST_RUNS}.", "Sweep less."
+            raise _invalid_sweep(kind, field, "It is given twice.", "Write its values in one list.")
+        if len(sweep) == MAX_FIELDS:
+            raise _invalid_sweep(kind, field, f"A sweep has at most {MAX_FIELDS} fields.")
+        sweep[field] = _parse_values(kind, field, text, fields[field].annotation is int)
+    run_count = prod(map(len, sweep.values()))
+    if run_count > MAX_RUNS:
+        raise _invalid_sweep(
+            kind,
+            [*sweep][-1],
+            f"It has {run_count} runs; the maximum is {MAX_RUNS}.",
+            "Give fewer values.",
         )
     return sweep
 
 
-def _values(kind: str, field: str, text: str, whole: bool) -> list[str]:
-    """The values in a list; commas inside quotes do not part them."""
+def _parse_values(kind: str, field: str, text: str, is_integer: bool) -> list[str]:
+    """Parse a comma-separated list of values, which may be quoted."""
     values: list[str] = []
-    if len(text) > LETTERS:
-        raise _bad_sweep(kind, field, f"The list has more than {LETTERS:,} letters.", "Sweep less.")
+    if len(text) > MAX_CHARACTERS:
+        why = f"The list has more than {MAX_CHARACTERS:,} characters."
+        raise _invalid_sweep(kind, field, why, "Give fewer values.")
     try:
         items = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
-        raise _bad_sweep(
+        raise _invalid_sweep(
             kind,
             field,
             f"The list cannot be read: {error}.",
-            "Write values as in 2:4, 70% or 0..2.",
+            "Write values such as 2:4, 70% or 0..2.",
         ) from error
     for value in items:
-        span = RANGE.fullmatch(value.strip()) if whole else None
+        span = RANGE.fullmatch(value.strip()) if is_integer else None
         first, last = (int(span[1]), int(span[2])) if span else (0, 0)
-        if span and not 0 <= last - first < MOST_RUNS:
-            raise _bad_sweep(
+        if span and not 0 <= last - first < MAX_RUNS:
+            raise _invalid_sweep(
                 kind,
                 field,
-                f"{value.strip()} does not count up, or gives more than {MOST_RUNS} values.",
-                "Write it as in 0..2.",
+                f"{value.strip()} does not count up, or has more than {MAX_RUNS} values.",
+                "Write a range such as 0..2.",
             )
         values += map(str, range(first, last + 1)) if span else [value.strip()]
     if not all(values) or not values:
-        raise _bad_sweep(kind, field, "A value is missing.", "Write values as in 2:4, 70% or 0..2.")
+        do = "Write values such as 2:4, 70% or 0..2."
+        raise _invalid_sweep(kind, field, "A value is missing.", do)
     return values
 
 
-def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
+def _invalid_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
     title = kind_named(kind).config.model_fields[field].title or field
-    return ConfigError(f"{title} cannot be swept like this.", why, do, field)
+    return ConfigError(f"The sweep of {title} is invalid.", why, do, field)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Runs to be queued, what each will cost, and all together: their time, the largest memory."""
+    """Planned runs: configs, estimates, and the estimate of the whole sweep (total time, largest
+    memory)."""
 
     configs: list[JobConfig]
     estimates: list[Estimate]
@@ -114,47 +120,47 @@ class SweepPlan:
 
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
-    """The configs of all runs and what they will cost; an empty sweep is a single run. Raises
-    `SlimscopeError` if one of the runs cannot be carried out, or two are the same."""
-    seen: dict[str, str] = {}
+    """Validate and estimate all runs of a sweep; an empty sweep is a single run. Raises
+    `SlimscopeError` if a run is invalid or two runs are the same."""
+    description_of_config: dict[str, str] = {}
     configs: list[JobConfig] = []
     estimates: list[Estimate] = []
-    for chosen in product(*sweep.values()):
-        combination = dict(zip(sweep, chosen, strict=True))
-        described = ", ".join(f"{field} {value}" for field, value in combination.items())
+    for combined_values in product(*sweep.values()):
+        combination = dict(zip(sweep, combined_values, strict=True))
+        description = ", ".join(f"{field} {value}" for field, value in combination.items())
         try:
-            config, estimate = checked(kind, {**values, **combination})
+            config, estimate = check_and_estimate(kind, {**values, **combination})
         except SlimscopeError as error:
-            if not described:
+            if not description:
                 raise
             raise type(error)(
-                error.what, f"In the run with {described}: {error.why}", error.do, error.field
+                error.what, f"In the run with {description}: {error.why}", error.do, error.field
             ) from error
-        if (same := config.model_dump_json()) in seen:
-            raise _bad_sweep(
+        if (config_json := config.model_dump_json()) in description_of_config:
+            raise _invalid_sweep(
                 kind,
                 [*sweep][-1],
-                f"{described} is the same run as {seen[same]}.",
+                f"{description} is the same run as {description_of_config[config_json]}.",
                 "Write each value once.",
             )
-        seen[same] = described
+        description_of_config[config_json] = description
         configs.append(config)
         estimates.append(estimate)
-    side_by_side = min(settings().slots, len(estimates))
-    together = replace(
+    parallel_runs = min(settings().slots, len(estimates))
+    total = replace(
         estimates[-1],
-        seconds=sum(e.seconds for e in estimates) / side_by_side,
-        low=sum(e.low for e in estimates) / side_by_side,
-        high=sum(e.high for e in estimates) / side_by_side,
-        bytes=max(e.bytes for e in estimates),
-        notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
-        warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
+        seconds=sum(x.seconds for x in estimates) / parallel_runs,
+        low=sum(x.low for x in estimates) / parallel_runs,
+        high=sum(x.high for x in estimates) / parallel_runs,
+        bytes=max(x.bytes for x in estimates),
+        notes=tuple(dict.fromkeys(text for x in estimates for text in x.notes)),
+        warnings=tuple(dict.fromkeys(text for x in estimates for text in x.warnings)),
         field_warnings={
-            name: e.field_warnings[name] for e in estimates for name in e.field_warnings
+            name: x.field_warnings[name] for x in estimates for name in x.field_warnings
         },
-        sizes=max((e.sizes for e in estimates if e.sizes), key=itemgetter(1), default=None),
+        sizes=max((x.sizes for x in estimates if x.sizes), key=itemgetter(1), default=None),
     )
-    return SweepPlan(configs, estimates, together)
+    return SweepPlan(configs, estimates, total)
 
 
 def queue(
@@ -166,105 +172,125 @@ def queue(
     name: str = "",
     priority: int = 0,
 ) -> list[Job]:
-    """Validates all runs, then adds them to the queue, all or none. Raises ForbiddenError,
-    RateLimitError: the actor may not, or not so often; SlimscopeError: one of the runs cannot be
-    carried out; `field` says where it is wrong."""
+    """Validate all runs of a sweep and queue them in one transaction.
+
+    Raises:
+        ForbiddenError, RateLimitError: the actor lacks permission or submits too often.
+        SlimscopeError: a run is invalid; `field` names the invalid field.
+    """
     permissions.require_adding(actor)
-    gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
-    made = plan(kind, values, sweep)
-    runs = [*map(new_run, made.configs, made.estimates)]
-    return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=made.estimate)
+    gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
+    sweep_plan = plan(kind, values, sweep)
+    runs = [*map(new_run, sweep_plan.configs, sweep_plan.estimates)]
+    return service.enqueue_all(
+        kind, runs, actor, name=name, priority=priority, cost=sweep_plan.estimate
+    )
 
 
-# after the work -----------------------------------------------------------------------------------
+# results ------------------------------------------------------------------------------------------
 
 
-Losses = Mapping[int, Mapping[str, Sequence[float]]]  # job -> stage -> loss of each window
+Losses = Mapping[int, Mapping[str, Sequence[float]]]  # run id -> stage -> loss of each window
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One figure of one combination, over its seeds."""
+    """A metric of a combination, aggregated over seeds.
 
-    values: dict[str, Any]  # field -> value, of those that differ between the runs, but the seed
+    Attributes:
+        values: values of the swept fields except the seed.
+        stage: stage of the results.
+        metric: key of the results.
+        mean: mean over seeds.
+        spread: sample standard deviation; None for a single run.
+        n: number of runs with this result.
+    """
+
+    values: dict[str, Any]
     stage: str
     metric: MetricKey
     mean: float
-    spread: float | None  # sample standard deviation; None of a single run
-    n: int  # runs that have this figure
+    spread: float | None
+    n: int
 
     @property
     def label(self) -> str:
-        """The combination in words: "2:4 · wanda"."""
+        """Label of the combination, such as "2:4 · wanda"."""
         return " · ".join(str(value) for value in self.values.values()) or "all runs"
 
 
 def mean_losses(jobs: Sequence[Job], losses: Losses, stage: str) -> dict[str, list[float]]:
-    """Combination (`repr` of its values) -> loss of each window at a stage, the mean over seeds;
-    none of combinations whose runs have not all stored them, of as many windows."""
-    fields, found = varied(jobs), defaultdict[str, list[Sequence[float]]](list)
+    """Return the loss of each window at a stage, averaged over seeds, for each combination (`repr`
+    of its values). Combinations with missing losses or different numbers of windows are skipped."""
+    fields, groups = varied(jobs), defaultdict[str, list[Sequence[float]]](list)
     for job in jobs:
-        found[repr(combination(job, fields))].append(losses.get(job.id, {}).get(stage, ()))
+        groups[repr(combination(job, fields))].append(losses.get(job.id, {}).get(stage, ()))
     return {
-        key: [fmean(window) for window in zip(*of_seeds, strict=True)]
-        for key, of_seeds in found.items()
-        if len({len(each) for each in of_seeds}) == 1 and len(of_seeds[0])
+        key: [fmean(window) for window in zip(*seed_losses, strict=True)]
+        for key, seed_losses in groups.items()
+        if len({len(window_losses) for window_losses in seed_losses}) == 1 and len(seed_losses[0])
     }
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:
-    """The config fields in which the runs differ, in the order of the config."""
+    """Return the config fields in which the runs differ, in order."""
     fields = dict.fromkeys(name for job in jobs for name in job.config)
     return [f for f in fields if any(j.config.get(f) != jobs[0].config.get(f) for j in jobs)]
 
 
 def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
-    """What `job` has of the varied fields, without the seed."""
+    """Return a run's values of the varied fields, without the seed."""
     return {field: job.config.get(field) for field in fields if field != SEED}
 
 
 def table(
     jobs: Sequence[Job], results: Iterable[StoredResult], step_times: Iterable[StepTime] = ()
 ) -> list[SweepRow]:
-    """Mean and spread over seeds of every figure of a sweep: by combination in the order of the
-    runs, then by stage, then by metric."""
-    of_job: dict[int, list[tuple[str, MetricKey, float]]] = {job.id: [] for job in jobs}
+    """Aggregate all results of a sweep over seeds. Rows are sorted by combination, stage and
+    metric, in the order of runs and stages."""
+    figures_of_job: dict[int, list[tuple[str, MetricKey, float]]] = {job.id: [] for job in jobs}
     for result in results:
-        of_job[result.job_id].append((result.stage, result.metric, result.value))
-    for time in step_times:
-        of_job[time.job_id].append(("run", MetricKey(SECONDS, series=time.step), time.seconds))
+        figures_of_job[result.job_id].append((result.stage, result.metric, result.value))
+    for step_time in step_times:
+        figures_of_job[step_time.job_id].append(
+            ("run", MetricKey(SECONDS, series=step_time.step), step_time.seconds)
+        )
     fields = varied(jobs)
     groups: dict[str, tuple[dict[str, Any], dict[tuple[str, MetricKey], list[float]]]] = {}
     for job in jobs:
         values = combination(job, fields)
         _, figures = groups.setdefault(repr(values), (values, {}))
-        for stage, metric, value in of_job[job.id]:
+        for stage, metric, value in figures_of_job[job.id]:
             figures.setdefault((stage, metric), []).append(value)
     labels = stage_labels(jobs[0].kind) if jobs else ()
-    places = {stage: place for place, stage in enumerate(labels)}
-    last = len(places)  # where the figures of the run as a whole stand
-    return [
-        SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
-        for values, figures in groups.values()
-        for (stage, metric), x in sorted(figures.items(), key=lambda f: places.get(f[0][0], last))
-    ]
+    position_of_stage = {stage: position for position, stage in enumerate(labels)}
+    last_position = len(position_of_stage)  # results of the whole run come last
+    rows = []
+    for values, figures in groups.values():
+        for stage, metric in sorted(
+            figures, key=lambda key: position_of_stage.get(key[0], last_position)
+        ):
+            x = figures[stage, metric]
+            spread = stdev(x) if len(x) > 1 else None
+            rows.append(SweepRow(values, stage, metric, fmean(x), spread, len(x)))
+    return rows
 
 
 def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
-    """Setting -> share of the differences between the combinations, the largest first, then the
-    rest; empty where there are too few combinations, or no differences.
+    """Return the share of the variance between combinations explained by each setting, largest
+    first, followed by the unexplained share. Empty for too few combinations or equal results.
 
         share = sum over its values of n (mean of the value - mean of all)^2
                 / sum over the combinations of (result - mean of all)^2
 
-    It is the R^2 of a regression on the setting alone, each value a variable of its own (eta
-    squared of a one-way analysis of variance). In a full grid the shares add up with the rest,
-    which settings explain only together, or seeds.
+    The share is the R^2 of a regression on the setting as a categorical variable (eta squared of a
+    one-way analysis of variance). In a full grid, all shares including the unexplained one (due to
+    combinations of settings, and seeds) add up to 1.
     """
-    if len(rows) < FEWEST or len(rows[0].values) < 2:
+    if len(rows) < MIN_COMBINATIONS or len(rows[0].values) < 2:
         return {}
-    middle = fmean(row.mean for row in rows)
-    total = sum((row.mean - middle) ** 2 for row in rows)
+    mean = fmean(row.mean for row in rows)
+    total = sum((row.mean - mean) ** 2 for row in rows)
     if total == 0:
         return {}
     shares = {}
@@ -272,7 +298,7 @@ def importance(rows: Sequence[SweepRow]) -> dict[str, float]:
         by_value = defaultdict[str, list[float]](list)
         for row in rows:
             by_value[str(row.values[field])].append(row.mean)
-        between = (len(found) * (fmean(found) - middle) ** 2 for found in by_value.values())
+        between = (len(values) * (fmean(values) - mean) ** 2 for values in by_value.values())
         shares[field] = sum(between) / total
     ordered = dict(sorted(shares.items(), key=lambda item: -item[1]))
-    return ordered | {REST: max(0.0, 1 - sum(ordered.values()))}
+    return ordered | {UNEXPLAINED: max(0.0, 1 - sum(ordered.values()))}

@@ -6,7 +6,7 @@ import sqlite3
 
 from backend.store.dialects import sqlite
 
-tune = sqlite._tune_sqlite
+tune = sqlite._configure_connection
 
 
 def tune_without_flushing(connection: sqlite3.Connection, record: object) -> None:
@@ -18,5 +18,5 @@ def tune_without_flushing(connection: sqlite3.Connection, record: object) -> Non
 def flush_nothing() -> None:
     """In this process, and in those that are forked from it."""
     os.fsync = lambda _: None
-    sqlite._tune_sqlite = tune_without_flushing
+    sqlite._configure_connection = tune_without_flushing
     sqlite.SQLite._synchronous = lambda *_: None

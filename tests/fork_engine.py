@@ -71,7 +71,7 @@ def run_attempt(launch: LaunchRequest) -> None:
 
 def fork_all() -> None:
     """From now on this process forks what it starts, and those processes do."""
-    launcher.started = fork_module
+    launcher.start_module = fork_module
     supervisor.engine_of = lambda here: ForkEngine(here.slots)
 
 

@@ -43,7 +43,7 @@ def build() -> FastAPI:
                 _add(api, operation, path, f"submit_{kind.name}", route, fixed)
         elif operation.path:
             name = operation.name.replace("-", "_")
-            _add(api, operation, operation.path, name, {"description": operation.about})
+            _add(api, operation, operation.path, name, {"description": operation.description})
     return api
 
 

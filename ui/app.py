@@ -86,7 +86,7 @@ def search_runs(text: str) -> list[Hit]:
     """Find the newest runs that contain every word. Runs whose id contains the first word lead."""
     words = text.lower().split()
     rows = all_rows() if words else []
-    matches = [row.head for row in rows if all(word in row.names for word in words)]
+    matches = [row.head for row in rows if all(word in row.search_names for word in words)]
     hits = []
     for run in sorted(matches, key=lambda run: words[0] not in run.run)[:MAX_HITS]:
         model, tags = str(run.config.get("model", "")), [f"#{tag}" for tag in run.tags or ()]

@@ -29,7 +29,7 @@ from backend.store.copies import (
     copies_folder,
     database_file,
     database_files,
-    only_tables,
+    has_only_tables,
 )
 from backend.store.dialects import dialect_of
 from backend.store.dialects.base import NamedLock
@@ -66,7 +66,7 @@ def move_database(url: str, told: Told = lambda table, rows: None) -> int:
         there = held.enter_context(_emptied(target))
         run_migrations(there)
         rows = sum(_move(here, there, table, told) for table in Table.metadata.sorted_tables)
-        dialect_of(there).count_on(there, Table.metadata)
+        dialect_of(there).continue_numbering(there, Table.metadata)
     return rows
 
 
@@ -83,7 +83,7 @@ def _frozen(source: Engine) -> Iterator[Connection]:
                 )
             held.callback(lock.release)
         source.dispose()
-        if users := dialect_of(source).users(source):
+        if users := dialect_of(source).other_users(source):
             raise BackupError(
                 NOT_MOVED,
                 f"Other processes use the database: {', '.join(users)}.",
@@ -106,7 +106,7 @@ def _emptied(target: Engine) -> Iterator[Connection]:
     try:
         with (
             target.connect().execution_options(immediate=True) as connection,
-            dialect.surviving_power_cuts(connection),
+            dialect.durable_commits(connection),
             connection.begin(),
         ):
             dialect.lock(connection, NamedLock.MIGRATION)
@@ -198,7 +198,7 @@ def replace_database(copy: Path) -> Path:
         with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as opened:
             (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
             (revision,) = opened.execute("SELECT version_num FROM alembic_version").fetchone()
-        plain = only_tables(copy)
+        plain = has_only_tables(copy)
     except (sqlite3.Error, TypeError) as error:
         raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
     if not plain:
@@ -216,7 +216,7 @@ def replace_database(copy: Path) -> Path:
     try:
         engine = engine_for(settings().url)
         engine.dispose()
-        if users := dialect_of(engine).users(engine):
+        if users := dialect_of(engine).other_users(engine):
             raise BackupError(
                 NOT_REPLACED,
                 f"Other processes have it open: {', '.join(users)}.",

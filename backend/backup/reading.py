@@ -33,7 +33,7 @@ from backend.backup.writing import (
 )
 from backend.errors import BackupError
 from backend.settings import settings
-from backend.store.copies import only_tables, opened
+from backend.store.copies import has_only_tables, opened
 from backend.store.migrate import newest_revision, run_migrations
 from backend.store.session import now_ms
 from backend.store.tables import ApiKey, Job, Table
@@ -202,7 +202,7 @@ def _prepare(database: Path, archive: ArchiveReader) -> None:
     """Migrate the unpacked database, and take from it what holds only where the backup was made.
     `BackupError` if that cannot be done, `ConflictError` if another version has made it."""
     try:
-        if not only_tables(database):
+        if not has_only_tables(database):
             raise archive.damaged("Its database holds more than tables.")
         with opened(database) as engine, engine.begin() as connection:
             run_migrations(connection)

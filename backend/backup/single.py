@@ -33,7 +33,7 @@ from backend.backup.writing import (
 from backend.errors import BackupError, ConflictError, SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder, work_folder
-from backend.queue.lifecycle import first_number, note
+from backend.queue.lifecycle import first_run_id, note
 from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries, tables
@@ -189,7 +189,7 @@ class RunImport:
         try:
             with writing(durable=True) as session:
                 kind, values = self._job.kind, self._job.columns()
-                number = tables.example_number(kind, example) if example else first_number(session)
+                number = tables.example_number(kind, example) if example else first_run_id(session)
                 values |= {"id": number, "config_hash": tables.config_hash(kind, values["config"])}
                 session.add(job := tables.Job(**values, owner=actor.name))
                 session.flush()

@@ -62,7 +62,7 @@ def with_alias(actor: Actor, text: str) -> Actor:
 
 
 def is_unnamed(actor: Actor) -> bool:
-    """Return True if this guest has no cookie that distinguishes it from others at its address."""
+    """Return True if this guest is indistinguishable from others at the same address."""
     return actor.role == "guest" and not actor.name.startswith(GUEST)
 
 

@@ -1,4 +1,4 @@
-"""User annotations, which only help to find runs: tags, notes, and saved views of the run list."""
+"""Annotations that help users to find runs: names, tags, notes, and saved views of the run list."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,11 @@ RUN_NAME_LETTERS = 120
 
 
 def tags_in(text: str) -> list[str]:
-    """Parse tags separated by spaces or commas; `ConfigError` for none, or an invalid one."""
+    """Parse tags separated by spaces or commas.
+
+    Raises:
+        ConfigError: the text is empty, or a tag is invalid.
+    """
     tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in tags:
         if not TAG.fullmatch(tag):
@@ -45,15 +49,17 @@ def edit(
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
 ) -> None:
-    """Change runs, all or none.
+    """Change the annotations of runs, all or none.
 
     Args:
-        name, text: the new name and note; empty removes it, None keeps it.
-        add, remove: tags.
+        name: new name; empty removes the name, None keeps it.
+        text: new note; empty removes the note, None keeps it.
+        add: tags to add.
+        remove: tags to remove.
 
     Raises:
-        ConflictError: one is an example, which is read-only.
-        ConfigError: one would have more than `MOST_TAGS`.
+        ConflictError: a run is an example, which is read-only.
+        ConfigError: a run would have more than `MOST_TAGS` tags.
     """
     require_host(actor, "edit a run")
     jobs = [queries.job(run) for run in runs]
@@ -72,23 +78,23 @@ def edit(
             if text is not None:
                 job.note = printable(text).strip()[:NOTE_LETTERS]
                 note(session, job.id, "note written", actor.name)
-            _retag(session, job, [*dict.fromkeys([*job.tags, *add])], actor, "tagged", add)
-            kept = [tag for tag in job.tags if tag not in remove]
-            _retag(session, job, kept, actor, "untagged", remove)
+            _set_tags(session, job, [*dict.fromkeys([*job.tags, *add])], actor, "tagged", add)
+            remaining = [tag for tag in job.tags if tag not in remove]
+            _set_tags(session, job, remaining, actor, "untagged", remove)
 
 
-def _retag(
-    session: Session, job: Job, tags: list[str], actor: Actor, event: str, named: Sequence[str]
+def _set_tags(
+    session: Session, job: Job, tags: list[str], actor: Actor, event: str, changed: Sequence[str]
 ) -> None:
     if len(tags) > MOST_TAGS:
         raise ConfigError(f"{job.run} would have {len(tags)} tags.", f"The maximum is {MOST_TAGS}.")
     if tags != job.tags:
         job.tags = tags
-        note(session, job.id, event, actor.name, " ".join(named))
+        note(session, job.id, event, actor.name, " ".join(changed))
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:
-    """Save a view of the run list, by its URL query; replaces one of that name."""
+    """Save a view of the run list as a URL query; a view with the same name is replaced."""
     require_host(actor, "save a view")
     name, query = one_line(name), one_line(query)
     if not 0 < len(name) <= NAME_LETTERS:
@@ -100,6 +106,7 @@ def save_view(name: str, query: str, actor: Actor) -> None:
 
 
 def delete_view(name: str, actor: Actor) -> None:
+    """Delete a saved view if it exists."""
     require_host(actor, "delete a view")
     with writing() as session:
         session.execute(delete(SavedView).where(SavedView.name == name))

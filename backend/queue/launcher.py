@@ -1,5 +1,4 @@
-"""The processes of which a data folder has one, the environment of what they start, and the request
-that an engine gets."""
+"""Singleton processes of a data folder, environments of child processes, and launch requests."""
 
 import hashlib
 import json
@@ -18,23 +17,23 @@ from sqlalchemy.orm import Session
 
 from backend.queue.artifacts import log_file
 from backend.queue.engines.base import LaunchRequest
-from backend.queue.lifecycle import ME, note
+from backend.queue.lifecycle import SUPERVISOR_ACTOR, note
 from backend.settings import FOLDER_VARIABLES, FROZEN_VARIABLES, available_threads, settings
 from backend.store.json_column import check_intact
 from backend.store.states import QUICK_SLOT
 from backend.store.tables import Attempt, Job, Slot
 
-EXIT_S = 5.0  # until a process that was killed has ended
-START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
+EXIT_S = 5.0  # time in which a killed process has to end
+START_S = 20.0  # time in which a new process has to acquire the lock
 HOST_TOKEN = "SLIMSCOPE_HOST_TOKEN"
-FOR_SUPERVISOR = (
+SUPERVISOR_VARIABLES = (  # variables that only the supervisor needs
     "SLIMSCOPE_ENGINE",
     "SLIMSCOPE_RAY_ADDRESS",
     "SLIMSCOPE_RAY_TOKEN",
     "SLIMSCOPE_SLURM_ARGS",
     "SLIMSCOPE_WEBHOOK",
 )
-CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
+SUBMISSION_VARIABLES = (  # a job gets their values at its submission, not those of the supervisor
     "HF_HOME",
     "HF_HUB_CACHE",
     "HF_DATASETS_CACHE",
@@ -44,36 +43,45 @@ CARRIED = (  # what a job finds is decided by those of its submission, not of th
     "TRANSFORMERS_OFFLINE",
     "CUDA_VISIBLE_DEVICES",
 )
-NODE_TAKES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # no path, no secret
-QUIET = {
+# variables for other machines: no paths and no secrets
+NODE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+OUTPUT_VARIABLES = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # progress bars would fill the log
 }
-LIBRARIES = {  # of C
-    # a tensor's memory serves the next one; the system would clear its pages
+LIBRARY_VARIABLES = {  # settings of C libraries
+    # reuse the memory of a freed tensor, rather than return it to the system, which clears it
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
-    "MALLOC_ARENA_MAX": "1",  # what a thread frees serves the other threads, too
-    # looks of an OpenMP thread at what it waits for, before it sleeps, a few microseconds; without
-    # end, it would take the core of the one it waits for where others need the cores, too
+    "MALLOC_ARENA_MAX": "1",  # threads reuse the memory of other threads, too
+    # iterations (a few microseconds) that a waiting OpenMP thread spins before it sleeps; endless
+    # spinning takes the core of the thread it waits for if other processes need the cores
     "GOMP_SPINCOUNT": "1000",
 }
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-VARIABLES = "variables"  # of the submission, in the environment of a job
-NICE = 10  # of a job beside the slots
+VARIABLES = "variables"  # key of the submission's variables in the environment of a job
+QUICK_NICENESS = 10
 RUN = (sys.executable, "-m", "jobs.runtime.main")
-NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
+TOKEN_ADVICE = (
+    "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
+)
 CODE = Path(__file__).resolve().parents[2]
 
 
 class FolderProcess:
-    """A process of which a data folder has one: started when it is needed, it ends by itself, and
-    holds a lock while it lives. `name`: of its files in `.slimscope`."""
+    """A process that exists at most once per data folder.
+
+    It is started on demand, ends by itself, and holds a lock while it lives.
+
+    Args:
+        name: name of its files in `.slimscope`.
+        module: Python module that it runs.
+    """
 
     def __init__(self, name: str, module: str) -> None:
         self.name, self.module = name, module
-        # data folder -> last process, start time
+        # last process and its start time by data folder
         self._started: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 
     def lock_path(self) -> Path:
@@ -81,7 +89,7 @@ class FolderProcess:
         return settings().root / ".slimscope" / f"{self.name}.lock"
 
     def is_alive(self) -> bool:
-        """Whether a process holds the lock of this data folder."""
+        """Return True if a process holds the lock of this data folder."""
         lock = self.try_lock()
         if lock is None:
             return True
@@ -89,8 +97,9 @@ class FolderProcess:
         return False
 
     def try_lock(self) -> BaseFileLock | None:
-        """Acquire the lock without waiting; None if another process holds it. The kernel releases
-        it when the holder dies."""
+        """Acquire the lock without waiting; None if another process holds it.
+
+        The kernel releases the lock when its holder dies."""
         self.lock_path().parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_path(), timeout=0, mode=0o600)
         try:
@@ -100,28 +109,31 @@ class FolderProcess:
         return lock
 
     def hold(self) -> BaseFileLock | None:
-        """Acquire the lock, with retries: `is_alive` checks hold it briefly. Leaves the number of
-        this process, so that others can end it."""
+        """Acquire the lock, with retries, as `is_alive` holds it briefly.
+
+        The pid is written to a file, so that another process can end this one."""
         for _ in range(10):
             if (lock := self.try_lock()) is not None:
-                mine = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-                self._pid_path().write_text(json.dumps(mine), "utf-8")
+                holder = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+                self._pid_path().write_text(json.dumps(holder), "utf-8")
                 return lock
             time.sleep(0.1)
         return None
 
     def wake(self) -> None:
-        """Start the process unless one is running or still starting, which can take many seconds
-        on a busy machine. If two start at once, one exits."""
+        """Start the process unless one is running or starting.
+
+        A start can take many seconds on a busy machine. If two start at once, one exits."""
         root, now = settings().root, time.monotonic()
-        ours, since = self._started.get(root, (None, 0.0))
-        if self.is_alive() or (ours and ours.poll() is None and now - since < START_S):
+        child, start = self._started.get(root, (None, 0.0))
+        is_starting = child and child.poll() is None and now - start < START_S
+        if is_starting or self.is_alive():
             return
-        self._started[root] = (started(self.module, self.lock_path().with_suffix(".log")), now)
+        self._started[root] = (start_module(self.module, self.lock_path().with_suffix(".log")), now)
 
     def restart(self) -> None:
-        """End the process, which hangs, and start another."""
-        with suppress(OSError, ValueError, KeyError, psutil.Error):  # it has ended
+        """End a hanging process and start another one."""
+        with suppress(OSError, ValueError, KeyError, psutil.Error):  # the process has ended
             holder = json.loads(self._pid_path().read_text("utf-8"))
             process = psutil.Process(int(holder["pid"]))
             if process.create_time() == holder["started"]:
@@ -133,12 +145,12 @@ class FolderProcess:
         return self.lock_path().with_suffix(".pid")
 
     def call(self) -> None:
-        """Let the process know that something is about to be asked of it."""
+        """Notify the process that a request is about to follow."""
         self._call_path().parent.mkdir(parents=True, exist_ok=True)
         self._call_path().touch(mode=0o600)
 
     def is_called(self) -> bool:
-        """Whether `call` was called since this was asked last."""
+        """Return True if `call` was called since the last check."""
         try:
             self._call_path().unlink()
         except FileNotFoundError:
@@ -149,8 +161,8 @@ class FolderProcess:
         return self.lock_path().with_suffix(".called")
 
 
-def started(module: str, log: Path) -> subprocess.Popen[bytes]:
-    """A new process that runs a module, in a session of its own; its output is added to a log."""
+def start_module(module: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that runs a module in a new session, with its output appended to a log."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module],
@@ -168,12 +180,14 @@ SERVING = FolderProcess("serving", "jobs.serving.main")
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of child processes: absolute data folder, threads limited per slot, and not
-    the host's token, which only the dashboard needs."""
+    """The environment of child processes.
+
+    It has the absolute data folder and the threads of a slot, but not the host's token, which only
+    the dashboard needs."""
     threads = str(settings().threads or max(1, available_threads() // settings().slots))
     inherited = {name: value for name, value in os.environ.items() if name.upper() != HOST_TOKEN}
     return {
-        **LIBRARIES,
+        **LIBRARY_VARIABLES,
         **inherited,
         **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
@@ -181,33 +195,39 @@ def child_environment() -> dict[str, str]:
         "SLIMSCOPE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        **QUIET,
+        **OUTPUT_VARIABLES,
     }
 
 
 def submission_variables() -> dict[str, str | None]:
-    """What a job's row holds of the environment it was submitted in: values of the variables that
-    concern it, None for those that are not set. Of a token only a fingerprint."""
-    values = {name: os.environ.get(name) for name in CARRIED}
+    """The variables of the submission that a job's row stores; None for variables that are not set.
+
+    Tokens are replaced by fingerprints."""
+    values = {name: os.environ.get(name) for name in SUBMISSION_VARIABLES}
     return values | {name: _fingerprint(os.environ.get(name)) for name in TOKENS}
 
 
 def job_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> tuple[dict[str, str], list[str]]:
-    """The environment of a job's process: that of this machine, with those of the stored variables
-    that a run may be told; and the names of tokens it was submitted with and cannot be given: they
-    are not stored, and this process has none or another. `frozen`: its settings; submitted: see
-    `submission_variables`; empty for an imported run."""
-    environment = {**child_environment(), **_texts(frozen, FROZEN_VARIABLES)}
-    for name in FOR_SUPERVISOR:  # a run starts none
+    """The environment of a job's process on this machine, and the names of missing tokens.
+
+    A token is missing if the job was submitted with it, but this process has none or another one:
+    tokens are not stored.
+
+    Args:
+        frozen: settings stored with the job.
+        submitted: result of `submission_variables`; empty for an imported run.
+    """
+    environment = {**child_environment(), **_selected(frozen, FROZEN_VARIABLES)}
+    for name in SUPERVISOR_VARIABLES:
         environment.pop(name, None)
     missing = []
-    for name in (name for name in (*CARRIED, *TOKENS) if name in submitted):
+    for name in (name for name in (*SUBMISSION_VARIABLES, *TOKENS) if name in submitted):
         value = submitted[name]
         if name in TOKENS:
             if _fingerprint(environment.get(name)) != value:
-                environment.pop(name, None)  # somebody else's
+                environment.pop(name, None)  # the token of another user
                 missing += [name] if value else []
         elif value is None:
             environment.pop(name, None)
@@ -219,27 +239,30 @@ def job_environment(
 def node_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """The variables of a job on another machine, and no more: its own environment says where the
-    database, models and texts are there, and holds its secrets. See `job_environment`."""
+    """The variables that a job gets on another machine.
+
+    The locations of database, models and texts, and all secrets, come from the environment of that
+    machine. Arguments as in `job_environment`."""
     here = settings()
     threads = str(here.threads or 1)
-    asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
-    meant = _texts(frozen, [name for name in FROZEN_VARIABLES if name not in FOLDER_VARIABLES])
+    offline = {name: str(value) for name in NODE_VARIABLES if (value := submitted.get(name))}
+    portable = _selected(
+        frozen, [name for name in FROZEN_VARIABLES if name not in FOLDER_VARIABLES]
+    )
     return {
-        **asked,
-        **LIBRARIES,
-        **QUIET,
+        **offline,
+        **LIBRARY_VARIABLES,
+        **OUTPUT_VARIABLES,
         "SLIMSCOPE_JOB_GB": str(here.job_gb),
         "SLIMSCOPE_OFFLINE_S": str(here.offline_s),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        **{"SLIMSCOPE_THREADS": threads, **meant},
+        **{"SLIMSCOPE_THREADS": threads, **portable},
     }
 
 
-def _texts(stored: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """Those of the stored variables that have one of these names."""
-    return {name: str(stored[name]) for name in names if name in stored}
+def _selected(variables: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: str(variables[name]) for name in names if name in variables}
 
 
 def _fingerprint(token: str | None) -> str | None:
@@ -247,18 +270,27 @@ def _fingerprint(token: str | None) -> str | None:
 
 
 def spare_request(job: Job | None) -> LaunchRequest:
-    """The request of a process for a job whose attempt is still to be claimed, or for one that is
-    still to be added, as by who has woken this process."""
-    stored = job.environment if job else {}
-    check_intact(stored, "The environment")
-    frozen, submitted = stored.get("settings", {}), stored.get(VARIABLES, submission_variables())
+    """The request for a spare process.
+
+    Args:
+        job: queued job that it will run; None for a job that a user is about to add, which probably
+            has the variables of this process.
+    """
+    job_data = job.environment if job else {}
+    check_intact(job_data, "The environment")
+    frozen = job_data.get("settings", {})
+    submitted = job_data.get(VARIABLES, submission_variables())
     environment, _ = job_environment(frozen, submitted)
     return LaunchRequest(0, (*RUN, "--spare"), environment, log="", folder=str(CODE))
 
 
 def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -> LaunchRequest:
-    """The request of an attempt that has just been claimed, with its slot. `remote`: it runs on a
-    machine that gets nothing of the environment of this one, and writes its log by itself."""
+    """The request for an attempt that has just been claimed with its slot.
+
+    Args:
+        remote: the process runs on another machine, which has its own environment and writes the
+            log itself.
+    """
     check_intact(job.config)
     check_intact(job.environment, "The environment")
     frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
@@ -270,7 +302,7 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
     else:
         environment, missing = job_environment(frozen, submitted)
     if missing:
-        note(session, job.id, f"started without {missing[0]}", ME, NO_TOKEN)
+        note(session, job.id, f"started without {missing[0]}", SUPERVISOR_ACTOR, TOKEN_ADVICE)
     slot = session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
     return LaunchRequest(
         attempt_id=attempt.id,
@@ -279,7 +311,7 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
         log=str(log),
         folder=str(CODE),
         slot=slot,
-        nice=NICE if slot == QUICK_SLOT else 0,
+        nice=QUICK_NICENESS if slot == QUICK_SLOT else 0,
         device=str(job.config.get("device", "")),
         threads=int(job.config.get("threads") or 0),
         token=attempt.token,

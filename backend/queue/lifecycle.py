@@ -1,5 +1,7 @@
-"""State transitions of a job: each is a compare-and-set inside one transaction, so of concurrent
-changes by supervisors, late processes and users only one succeeds."""
+"""State transitions of a job.
+
+Each is a compare-and-set inside one transaction, so that only one of several concurrent changes by
+supervisors, late processes and users succeeds."""
 
 import secrets
 import sqlite3
@@ -21,27 +23,24 @@ from backend.store.session import change, database_ms, locked, writing
 from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
-ME = "supervisor"
-RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterward
-AGAIN_DELAY_MS = 60_000  # after the disk was full, or the database away
+SUPERVISOR_ACTOR = "supervisor"
+RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by number of retries that are left afterward
+AGAIN_DELAY_MS = 60_000  # after a full disk, or an absent database
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
 )
 OTHER_VERSION = {
     "what": "The run was not started.",
-    "why": "Where it was to run, another version of Slimscope is installed than that of the "
-    "database.",
+    "why": "The machine of the run has another version of Slimscope than the database.",
     "do": "Install the same version on every machine, restart the dashboard, and resume.",
 }
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
-
-
 CONCERNS_ALL_ROWS = (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError)
 
 
 class DamagedRowError(Exception):
-    """A row of the job `job_id` that cannot be worked with. Its cause is what went wrong."""
+    """Unusable rows of the job `job_id`; the cause is the original error."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(job_id)
@@ -49,9 +48,10 @@ class DamagedRowError(Exception):
 
 
 @contextmanager
-def rows_of(job_id: int) -> Iterator[None]:
-    """Raise `DamagedRowError` where rows of a job cannot be worked with. What concerns all jobs,
-    such as a full disk or a locked database, is passed on."""
+def damaged_row_errors(job_id: int) -> Iterator[None]:
+    """Context that turns errors into a `DamagedRowError` of a job.
+
+    Errors that concern all jobs, such as a full disk or a locked database, are not converted."""
     try:
         yield
     except (*CONCERNS_ALL_ROWS, DamagedRowError):
@@ -61,36 +61,39 @@ def rows_of(job_id: int) -> Iterator[None]:
 
 
 @contextmanager
-def failing_alone(job_id: int | None = None) -> Iterator[None]:
-    """Fail a job whose rows cannot be worked with, so that the others go on: this one, or that of a
-    `DamagedRowError`."""
+def isolate_failures(job_id: int | None = None) -> Iterator[None]:
+    """Context that fails the job of a `DamagedRowError`, so that other jobs continue.
+
+    Args:
+        job_id: job that the whole context works on; None if it raises `DamagedRowError` itself.
+    """
     try:
-        with nullcontext() if job_id is None else rows_of(job_id):
+        with nullcontext() if job_id is None else damaged_row_errors(job_id):
             yield
     except DamagedRowError as error:
         fail_job(error.job_id, error.__cause__ or error)
 
 
 def fail_job(job_id: int, cause: BaseException) -> None:
-    """Fail a job that cannot be carried out because of what its rows hold; end its attempts."""
+    """Fail a job that cannot run because of the content of its rows; end its attempts."""
     what, why = "The run was not carried out.", f"{type(cause).__name__}: {cause}"
-    do = "Its row in the database may be damaged: add the run anew, or restore a daily copy."
+    do = "Its row in the database may be damaged: add the run again, or restore a daily copy."
     if isinstance(cause, SlimscopeError):
         what, why, do = cause.what, cause.why, cause.do
     error = {"what": what, "why": printable(why)[:1000], "do": do}
     with writing(durable=True) as session:
         now = database_ms(session)
-        ours = select(Attempt.id).where(Attempt.job_id == job_id)
+        attempts = select(Attempt.id).where(Attempt.job_id == job_id)
         ending = update(Attempt).where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
         session.execute(ending.values(ended_at=now, outcome="failed"))
-        session.execute(update(Slot).where(Slot.attempt_id.in_(ours)).values(attempt_id=None))
+        session.execute(update(Slot).where(Slot.attempt_id.in_(attempts)).values(attempt_id=None))
         failing = update(Job).where(Job.id == job_id, Job.state.in_([*ACTIVE]))
         if change(session, failing.values(state=State.FAILED, finished_at=now, error=error)):
-            note(session, job_id, State.FAILED, ME, error["why"])
+            note(session, job_id, State.FAILED, SUPERVISOR_ACTOR, error["why"])
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
-    """Move a job to another state if the transition is allowed; return whether it was."""
+    """Move a job to another state; return True if the transition was allowed and made."""
     origins = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
     moving = update(Job).where(Job.id == job.id, Job.state.in_(origins)).values(state=to, **values)
     return bool(change(session, moving))
@@ -104,32 +107,32 @@ def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -
 def start_attempt(
     session: Session, host: str, engine: str, capacity: int, lane: Lane = Lane.SLOTS
 ) -> Attempt | None:
-    """Claim the next queued job and a free slot for it; None if there is none of one of them.
+    """Claim the next queued job with a free slot; None if there is no job or no slot.
 
     Args:
-        host: whose slots they are; those from number `capacity` on are not used.
-        lane: whose places are meant: the slots, or the one beside them.
+        host: owner of the slots.
+        capacity: number of usable slots.
+        lane: the normal slots, or the quick slot.
 
     Raises:
-        DamagedRowError: the next job cannot be started, and is to be failed.
+        DamagedRowError: the rows of the next job are damaged.
     """
-    place = Slot.number == QUICK_SLOT if lane == Lane.QUICK else Slot.number < capacity
-    free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), place)
+    in_lane = Slot.number == QUICK_SLOT if lane == Lane.QUICK else Slot.number < capacity
+    free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), in_lane)
     free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
     slot, now = session.scalars(free).first(), database_ms(session)
-    # A job may start when what it works on is there, and it need not wait for a retry. None waits
-    # longer than the longest delay: a later `not_before` was written before the system clock was
-    # set back.
+    # A job may start after its inputs are complete, and after the delay of a retry. A `not_before`
+    # beyond the longest delay was written before the system clock was set back.
     longest = max([AGAIN_DELAY_MS, *RETRY_DELAYS_MS.values()])
     is_due = (Job.not_before <= now) | (Job.not_before > now + longest)
     due = launch_order(now, lane).where(~waiting(), is_due).limit(1)
     job = session.scalars(due.with_for_update(of=Job, skip_locked=True)).first()
     if slot is None or job is None:
         return None
-    with rows_of(job.id):
+    with damaged_row_errors(job.id):
         number = job.attempts_made + 1
         if not move(session, job, State.STARTING, attempts_made=number):
-            return None  # it is queued no longer
+            return None  # it is no longer queued
         attempt = Attempt(
             job_id=job.id,
             n=number,
@@ -153,17 +156,24 @@ def mark_running(session: Session, attempt: Attempt) -> None:
     """Mark a job as running once the attempt's process has claimed it."""
     job = session.get_one(Job, attempt.job_id)
     if move(session, job, State.RUNNING, started_at=job.started_at or attempt.started_at):
-        note(session, job.id, "running", ME, f"attempt {attempt.n}")
+        note(session, job.id, "running", SUPERVISOR_ACTOR, f"attempt {attempt.n}")
 
 
 @dataclass(frozen=True)
 class AttemptOutcome:
-    """The transition of a job after its attempt has ended."""
+    """The transition of a job after its attempt has ended.
+
+    Attributes:
+        state: new state.
+        text: reason, for the history.
+        spend_retry: the next attempt uses up a retry.
+        delay_ms: delay of the next attempt.
+    """
 
     state: State
     text: str
     spend_retry: bool = False
-    delay_ms: int = 0  # before the next attempt
+    delay_ms: int = 0
 
 
 def verdict(
@@ -172,9 +182,12 @@ def verdict(
     """The next state of a job whose process has ended.
 
     Args:
-        outcome: recorded by the process before it exited; None if it did not.
+        outcome: outcome that the process recorded before it exited; None if it did not.
         code: exit code, negative for a signal, None if unknown.
-        here: on the machine of the supervisor, which a new version will replace.
+        desired: the user's request: "run", "stop" or "kill".
+        retries_left: number of automatic retries that are left.
+        here: the process ran on the supervisor's machine, where a restart of the dashboard solves a
+            mismatch of versions.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
@@ -196,18 +209,23 @@ def verdict(
         text = "another version of Slimscope has been installed; waits for the dashboard's restart"
         return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     if code == Exit.OTHER_VERSION:
-        return AttemptOutcome(State.FAILED, "it met another version of Slimscope")
-    gone = code == Exit.FOLDER_GONE
-    died = "its folder was removed" if gone else f"the process died{how}"
+        return AttemptOutcome(State.FAILED, "the machine has another version of Slimscope")
+    is_folder_gone = code == Exit.FOLDER_GONE
+    reason = "its folder was removed" if is_folder_gone else f"the process died{how}"
     if retries_left > 0:
-        delay = 0 if gone else RETRY_DELAYS_MS.get(retries_left - 1, 0)
-        return AttemptOutcome(State.QUEUED, f"{died}; will resume", True, delay)
-    return AttemptOutcome(State.LOST, f"{died}; no automatic retry is left")
+        delay_ms = 0 if is_folder_gone else RETRY_DELAYS_MS.get(retries_left - 1, 0)
+        return AttemptOutcome(State.QUEUED, f"{reason}; will resume", True, delay_ms)
+    return AttemptOutcome(State.LOST, f"{reason}; no automatic retry is left")
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
-    """Close an attempt whose process has ended, free its slot and update its job. `fence`: outcome
-    to set if the process never claimed the attempt; no effect if it has claimed it meanwhile."""
+    """Close an attempt whose process has ended, free its slot and update its job.
+
+    Args:
+        code: exit code of the process; None if unknown.
+        fence: outcome for a process that never claimed the attempt; if it has claimed it meanwhile,
+            nothing changes.
+    """
     row = session.get_one(Attempt, attempt.id)
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
     if fence:
@@ -219,23 +237,24 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     session.refresh(row)
     (job,) = locked(session, Job, [attempt.job_id])
     here = row.engine == LocalEngine.name
-    judged = verdict(row.outcome, code, job.desired, job.retries_left, here)
+    result = verdict(row.outcome, code, job.desired, job.retries_left, here)
     values: dict[str, object] = {"finished_at": now}
-    if judged.state == State.QUEUED:
-        left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms
-        values = {"retries_left": left, "not_before": start}
+    if result.state == State.QUEUED:
+        retries_left, start_ms = job.retries_left - result.spend_retry, now + result.delay_ms
+        values = {"retries_left": retries_left, "not_before": start_ms}
     elif code == Exit.OTHER_VERSION:
         values["error"] = OTHER_VERSION
-    if judged.state == State.LOST:
+    if result.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
-        values["error"] = {"what": "The run was lost.", "why": judged.text, "do": do}
-    if move(session, job, judged.state, eta_s=None, **values):
-        note(session, job.id, judged.state, ME, judged.text)
+        values["error"] = {"what": "The run was lost.", "why": result.text, "do": do}
+    if move(session, job, result.state, eta_s=None, **values):
+        note(session, job.id, result.state, SUPERVISOR_ACTOR, result.text)
 
 
-def first_number(session: Session) -> int | None:
-    """The number of the next run where it is the first; None where the database counts on. Without
-    this, SQLite would count on from the examples, whose numbers are negative."""
+def first_run_id(session: Session) -> int | None:
+    """The id of the first run; None if the database assigns the id.
+
+    Without it, SQLite would continue from the examples, whose ids are negative."""
     if not dialect_of(session).numbers_follow_largest:
         return None
     return None if session.scalar(select(Job.id).where(Job.id > 0).limit(1)) else 1

@@ -1,6 +1,8 @@
-"""Permissions: a host may do everything, a guest read; if the host allows it, a guest may add one
-small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
-data; pages call `may_not_…` only to disable controls with a reason."""
+"""Permissions of hosts and guests.
+
+A host may do everything; a guest may read. If the host allows it, a guest may also add one small
+run at a time, at the lowest priority, and cancel it. Functions that change data enforce the
+permissions; pages call `may_not_…` only to disable controls with a reason."""
 
 from typing import Protocol
 
@@ -12,12 +14,12 @@ from backend.queue import gate
 from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
-from backend.store.session import alone
+from backend.store.session import hold_lock
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
-GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
+GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # tokens of an answer, characters of its conversation
 READ_ONLY = "Guests have read-only access."
 NO_COOKIE = "Votes need the cookie that this page sets."
 ASK = "Ask the person who started Slimscope."
@@ -40,29 +42,29 @@ def may_not_change(actor: Actor) -> str:
 
 
 def may_not_add(actor: Actor) -> str:
-    """The same for adding a run."""
+    """The reason why the actor may not add a run; "" if allowed."""
     return _may_not(actor, settings().guest_runs)
 
 
 def may_not_ask(actor: Actor) -> str:
-    """The same for asking models, and for voting on their answers."""
+    """The reason why the actor may not ask models or vote on their answers; "" if allowed."""
     return _may_not(actor, settings().guest_answers)
 
 
 def _may_not(actor: Actor, guests: int) -> str:
-    known = actor.name.startswith(GUEST) and guests > 0
-    return "" if actor.role == "host" or known else READ_ONLY
+    is_allowed_guest = actor.name.startswith(GUEST) and guests > 0
+    return "" if actor.role == "host" or is_allowed_guest else READ_ONLY
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
-    """The same for cancelling a run of `owner`."""
+    """The reason why the actor may not cancel a run of `owner`; "" if allowed."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
         return ""
     return "Guests may cancel only their own runs." if settings().guest_runs else READ_ONLY
 
 
 def require_host(actor: Actor, action: str) -> None:
-    """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` at too many requests."""
+    """Raise `ForbiddenError` unless the actor is a host; `RateLimitError` for too many changes."""
     require(actor, action, may_not_change(actor))
     gate.changes.spend(actor)
 
@@ -73,19 +75,22 @@ def require_adding(actor: Actor) -> None:
 
 
 def require_voting(actor: Actor) -> None:
-    """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
+    """Raise `ForbiddenError` unless the actor may vote; `RateLimitError` for too many votes."""
     require(actor, "vote", may_not_ask(actor) or (NO_COOKIE if actor.is_new else ""))
     gate.changes.spend(actor)
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
     """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`; counts it."""
-    reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
+    reasons = [
+        may_not_cancel(actor, owner) for owner in owners or [""]
+    ]  # without owners: not their own
     require(actor, "cancel this run", next(filter(None, reasons), ""))
     gate.changes.spend(actor)
 
 
 def require(actor: Actor, action: str, reason: str) -> None:
+    """Raise `ForbiddenError` if there is a reason why the actor may not do something."""
     if reason:
         raise _forbidden(actor, action, reason, ASK)
 
@@ -121,8 +126,14 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 
 
 def require_asking(actor: Actor, letters: int, tokens: int) -> None:
-    """Raise `ForbiddenError` unless the actor may ask for an answer of up to `tokens` tokens to a
-    prompt of so many `letters`: a guest for a short answer to a short prompt."""
+    """Raise `ForbiddenError` unless the actor may ask for an answer of this size.
+
+    Guests may ask for short answers to short prompts.
+
+    Args:
+        letters: characters of the prompt.
+        tokens: maximum number of tokens of the answer.
+    """
     action = "ask for this answer"
     require(actor, action, may_not_ask(actor))
     if actor.role == "host":
@@ -144,30 +155,36 @@ def require_asking(actor: Actor, letters: int, tokens: int) -> None:
 
 
 def require_free(session: Session, actor: Actor) -> None:
-    """The last check of a run that is added, and its count. Inside the transaction that adds it, so
-    that only one of two concurrent requests succeeds. Raise `ForbiddenError` if the guest already
-    has an active run, or guests have reached their limit, or those at the same address half of it
-    (rounded up): who drops the cookie is another guest."""
+    """The last check of a new run, inside the transaction that adds it, so that only one of two
+    concurrent requests succeeds; it also counts as a change.
+
+    Raises:
+        ForbiddenError: the guest already has an active run, all guests have reached their limit, or
+            guests at the same network address half of it (rounded up), as a guest who deletes the
+            cookie counts as a new one.
+        RateLimitError: too many changes.
+    """
     if actor.role == "host":
         gate.changes.spend(actor)
         return
-    alone(session, NamedLock.GUESTS)
+    hold_lock(session, NamedLock.GUESTS)
     owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
     owners, action = session.scalars(owners_query).all(), "add another run"
     if actor.name in map(guest_of, owners):
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
-    every = settings().guest_runs
-    network, most = network_of(actor.name), (every + 1) // 2
-    if network and len([owner for owner in owners if network_of(owner) == network]) >= most:
+    limit = settings().guest_runs
+    network, network_limit = network_of(actor.name), (limit + 1) // 2
+    neighbors = [owner for owner in owners if network_of(owner) == network]
+    if network and len(neighbors) >= network_limit:
         raise _forbidden(
             actor,
             action,
-            f"Guests at your network address have {most} of {every} runs.",
+            f"Guests at your network address have {network_limit} of {limit} runs.",
             "Try again when one has ended.",
         )
-    if len(owners) >= every:
+    if len(owners) >= limit:
         raise _forbidden(
             actor,
             action,

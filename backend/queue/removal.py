@@ -1,12 +1,12 @@
-"""The disk space of runs, and what frees it.
+"""Disk space of runs, and deletion of runs and checkpoints.
 
-Deleting runs can be undone for a day. A deleted run is hidden at once; its files, figures and
-statistics are purged a day later, or when a host asks for it. Its row and its history stay, so that
-its number is never given to another run.
+The deletion of a run can be undone for a day. A deleted run is hidden at once; its files, figures
+and statistics are purged a day later, or on a host's request. Its row and history stay, so that its
+number is never used again.
 
-Checkpoints of ended runs are deleted when a host asks for it, and when they are older than
-`keep_checkpoints_days`; models, logs and results are not. The list of runs reads `jobs.disk_bytes`,
-written once after a run has ended.
+Checkpoints of ended runs are deleted on a host's request, and after `keep_checkpoints_days`;
+models, logs and results stay. The table of runs reads `jobs.disk_bytes`, which is written once
+after the end of a run.
 """
 
 import os
@@ -20,7 +20,7 @@ from backend.errors import ConflictError
 from backend.printable import readable_bytes
 from backend.queue.actor import Actor
 from backend.queue.artifacts import delete_folder, remove_stored, run_folder, work_folder
-from backend.queue.lifecycle import ME, note
+from backend.queue.lifecycle import SUPERVISOR_ACTOR, note
 from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
@@ -31,16 +31,17 @@ from backend.store.states import ACTIVE, RESUMABLE, TERMINAL
 from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job
 
 DAY_MS = 86_400_000
-FREED = ".freed"
+DELETED_CHECKPOINTS = ".freed"  # name of a checkpoint folder during its deletion
 CHECKPOINTS, OTHER = "checkpoints", "other files"
 
 
 def folder_bytes(path: Path) -> int:
-    """The bytes of all files below a folder, or of one file; links are not followed. Files that
-    vanish meanwhile are left out."""
+    """Size in bytes of all files below a folder, or of one file; links are not followed.
+
+    Files that vanish meanwhile count as empty."""
     if not path.is_dir() or path.is_symlink():
         return _bytes(path)
-    files = (f"{top}{os.sep}{name}" for top, _, names in os.walk(path) for name in names)
+    files = (f"{parent}{os.sep}{name}" for parent, _, names in os.walk(path) for name in names)
     return sum(map(_bytes, files))
 
 
@@ -52,8 +53,8 @@ def _bytes(path: str | Path) -> int:
 
 
 def disk_use(run: str) -> dict[str, int]:
-    """Bytes on disk of a run: its checkpoints, its logs, each folder it saved (such as "model") and
-    other files. What takes none is left out."""
+    """Disk space of a run in bytes by part: checkpoints, logs, each saved folder (such as "model")
+    and other files. Empty parts are omitted."""
     use: dict[str, int] = {}
     try:
         entries = sorted(run_folder(run).iterdir())
@@ -72,7 +73,7 @@ def disk_use(run: str) -> dict[str, int]:
 
 
 def has_checkpoints(run: str) -> bool:
-    """Whether a run has checkpoints from which it could go on."""
+    """Return True if a run has checkpoints from which it could resume."""
     try:
         return any(work_folder(run).iterdir())
     except OSError:
@@ -80,83 +81,93 @@ def has_checkpoints(run: str) -> bool:
 
 
 def orphaned_folders() -> list[Path]:
-    """Artifact folders that belong to no run in the database, such as of runs added after the copy
-    of the database that was restored."""
-    known = queries.all_run_names()
+    """Artifact folders without a run in the database.
+
+    Runs that were added after the backup of a restored database leave such folders."""
+    runs = queries.all_run_names()
     try:
         entries = sorted(settings().artifacts.iterdir())
     except OSError:
         return []
-    return [entry for entry in entries if entry.is_dir() and entry.name not in known]
+    return [entry for entry in entries if entry.is_dir() and entry.name not in runs]
 
 
 def data_folder_use() -> Mapping[str, int]:
-    """Bytes on disk of the data folder and the cache, by what takes them."""
-    here = settings()
-    engine = engine_for(here.url)
+    """Disk space of the data folder and the cache in bytes, by use."""
+    current = settings()
+    engine = engine_for(current.url)
     return {
-        "runs": folder_bytes(here.artifacts),
+        "runs": folder_bytes(current.artifacts),
         "database": dialect_of(engine).bytes(engine),
         "copies of the database": folder_bytes(copies_folder()),
-        "models of your own": folder_bytes(here.root / "models"),
-        "cache": folder_bytes(here.cache_dir),
+        "models of your own": folder_bytes(current.root / "models"),
+        "cache": folder_bytes(current.cache_dir),
     }
 
 
 def free_space(run: str | int, actor: Actor) -> int:
-    """Delete the checkpoints of a run that has ended; return the bytes that were freed.
-    `ConflictError` if it has not ended, or has none."""
+    """Delete the checkpoints of an ended run; return the number of freed bytes.
+
+    Raises:
+        ConflictError: the run has not ended, or has no checkpoints.
+    """
     require_host(actor, "free space")
     job = queries.job(run)
-    freed = _free(job.id, actor.name)
-    if freed is None:
-        ended = job.state in TERMINAL
+    freed_bytes = _free(job.id, actor.name)
+    if freed_bytes is None:
+        has_ended = job.state in TERMINAL
         raise ConflictError(
             f"{job.run} has nothing to free.",
-            "It has no checkpoints." if ended else f"It is {job.state}.",
-            "" if ended else "Cancel it first, or wait until it has ended.",
+            "It has no checkpoints." if has_ended else f"It is {job.state}.",
+            "" if has_ended else "Cancel it first, or wait until it has ended.",
         )
-    return freed
+    return freed_bytes
 
 
 def free_expired() -> None:
-    """Delete the checkpoints of runs that failed, were cancelled or lost too long ago, and what a
-    killed process has left to delete."""
-    for leftover in settings().artifacts.glob(f"*/{FREED}"):
+    """Delete expired checkpoints of failed, cancelled and lost runs, and finish deletions that a
+    killed process has begun."""
+    for leftover in settings().artifacts.glob(f"*/{DELETED_CHECKPOINTS}"):
         delete_folder(leftover)
     if days := settings().keep_checkpoints_days:
         for job in queries.resumable_before(now_ms() - int(days * DAY_MS)):
             if has_checkpoints(job.run):
-                _free(job.id, ME, f" after {days:g} days")
+                _free(job.id, SUPERVISOR_ACTOR, f" after {days:g} days")
 
 
-def _free(job_id: int, actor: str, when: str = "") -> int | None:
+def _free(job_id: int, actor: str, reason: str = "") -> int | None:
+    """Delete checkpoints; None if the run has none or has not ended.
+
+    The folder is renamed inside the transaction, so that a run that resumes does not use it."""
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
         if job.state not in TERMINAL or not has_checkpoints(job.run):
             return None
         use = disk_use(job.run)
-        aside = work_folder(job.run).with_name(FREED)
-        delete_folder(aside)
-        work_folder(job.run).rename(aside)
-        freed = use.pop(CHECKPOINTS, 0)
+        renamed = work_folder(job.run).with_name(DELETED_CHECKPOINTS)
+        delete_folder(renamed)
+        work_folder(job.run).rename(renamed)
+        freed_bytes = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
-        again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
+        effect = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
         note(
             session,
             job.id,
             "checkpoints deleted",
             actor,
-            f"{readable_bytes(freed)} freed{when}{again}",
+            f"{readable_bytes(freed_bytes)} freed{reason}{effect}",
         )
-    delete_folder(aside)
+    delete_folder(renamed)
     remove_stored(work_folder(job.run))
-    return freed
+    return freed_bytes
 
 
 def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Delete runs that have ended, all or none; return those that were not deleted before.
-    `ConflictError` if a run has not ended, or a queued or running run uses it."""
+    """Delete ended runs, all or none; return the runs that were not deleted before.
+
+    Raises:
+        ConflictError: a run has not ended, or an active run uses it.
+    """
     require_host(actor, "delete a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
@@ -168,8 +179,8 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
                 )
         names = {job.run for job in jobs}
         for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
-            used = names & {w.strip() for v in active.config.values() for w in str(v).split(",")}
-            if used:
+            values = (part for value in active.config.values() for part in str(value).split(","))
+            if used := names & {value.strip() for value in values}:
                 raise ConflictError(
                     f"{min(used)} was not deleted.",
                     f"{active.run} uses it.",
@@ -183,7 +194,11 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Undo `remove`; return the runs that had been deleted. `ConflictError` if one was purged."""
+    """Restore deleted runs, all or none; return the runs that had been deleted.
+
+    Raises:
+        ConflictError: a run was purged.
+    """
     require_host(actor, "restore a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
@@ -203,7 +218,7 @@ def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def purge(runs: Iterable[str | int], actor: Actor) -> int:
-    """Delete the files and figures of deleted runs for good; return the bytes that were freed."""
+    """Delete the files and figures of deleted runs permanently; return the freed bytes."""
     require_host(actor, "free space")
     jobs = [queries.job(run) for run in runs]
     return sum(_purge(job.id, actor.name) for job in jobs if job.removed_at is not None)
@@ -219,28 +234,31 @@ def forget(runs: Iterable[str | int], actor: Actor) -> None:
 
 
 def purge_expired() -> None:
-    """Purge what was deleted more than a day ago."""
-    for job in queries.removed(before=now_ms() - DAY_MS):
-        _purge(job.id, ME)
+    """Purge runs that were deleted more than a day ago."""
+    for job in queries.removed_before(now_ms() - DAY_MS):
+        _purge(job.id, SUPERVISOR_ACTOR)
 
 
 def _purge(job_id: int, actor: str) -> int:
-    """The folder goes first: a kill in between leaves a run that is still to be purged."""
+    """Purge a run; return the freed bytes.
+
+    The folder is deleted first, so that a kill meanwhile leaves the run to the next purge."""
     folder = run_folder(queries.job(job_id).run)
-    freed = folder_bytes(folder) if folder.exists() else 0
+    freed_bytes = folder_bytes(folder) if folder.exists() else 0
     delete_folder(folder)
     remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
-        for table in {*TABLES_OF_A_RUN.values()} - {Attempt, Event}:  # they stay, beside its row
+        for table in {*TABLES_OF_A_RUN.values()} - {Attempt, Event}:  # the history stays
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
-        note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")
-    return freed
+        note(session, job_id, "purged", actor, f"{readable_bytes(freed_bytes)} freed")
+    return freed_bytes
 
 
 def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> list[Job]:
-    """Take runs out of the usual lists, or put them back; everything about them stays."""
+    """Archive runs, which hides them from the usual lists, or (`back`) undo it; return the changed
+    runs."""
     require_host(actor, "archive a run")
     ids = [queries.job(run).id for run in runs]
     with writing() as session:

@@ -1,5 +1,6 @@
-"""Reports: blocks of text, and of charts by the address each is drawn from; reading and writing of
-them, and what they may hold. They do not affect any run."""
+"""Reports: lists of blocks, each a text or a chart that is drawn from an address.
+
+Reports do not affect runs."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -18,8 +19,8 @@ from backend.queue.permissions import require_host
 from backend.store.session import fetched, locked, now_ms, reading, writing
 from backend.store.tables import RUN_NAME, Report
 
-MOST_BLOCKS = 40
-MOST_RUNS = 6
+MAX_BLOCKS = 40
+MAX_RUNS = 6
 TITLE_LETTERS = 120
 TEXT_LETTERS = 8000
 CHART = re.compile(r"[a-z][a-z0-9-]{0,60}")
@@ -28,24 +29,31 @@ NOT_SAVED = "The report was not saved."
 
 @dataclass(frozen=True)
 class ReportBlock:
-    """A part of a report."""
+    """A part of a report.
 
-    id: int  # of this report alone; never used twice
-    chart: str = ""  # of the registered chart; empty for a text
-    query: str = ""  # the address the chart is drawn from, without page and question mark
-    text: str = ""  # of the text, or the note below the chart
+    Attributes:
+        id: number within the report, never used twice.
+        chart: id of a registered chart; empty for a text.
+        query: query string of the chart's address, without the question mark.
+        text: the text, or the note below a chart.
+    """
+
+    id: int
+    chart: str = ""
+    query: str = ""
+    text: str = ""
 
     @property
     def runs(self) -> list[str]:
-        """The runs the chart is about, as far as its address names them."""
+        """The runs in the address of the chart."""
         words = (word for _, value in parse_qsl(self.query) for word in value.split(","))
         return [*dict.fromkeys(word for word in words if RUN_NAME.fullmatch(word))]
 
 
-def stored_blocks(stored: Any) -> list[ReportBlock]:
-    """The blocks of a row; parts of it that cannot be read are left out."""
+def stored_blocks(data: Any) -> list[ReportBlock]:
+    """The blocks in the JSON data of a report; malformed blocks are omitted."""
     fields = ReportBlock.__dataclass_fields__
-    rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
+    rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
     return [
         ReportBlock(**{name: row[name] for name in fields if name in row})
         for row in rows
@@ -54,31 +62,38 @@ def stored_blocks(stored: Any) -> list[ReportBlock]:
 
 
 def runs_of(blocks: Iterable[ReportBlock]) -> list[str]:
-    """The runs the charts are about, in the order they appear."""
+    """The runs of all charts, in order of appearance."""
     return [*dict.fromkeys(run for block in blocks for run in block.runs)]
 
 
 def report(number: int) -> Report:
-    """One report; `NotFoundError` if there is none of that number."""
+    """A report.
+
+    Raises:
+        NotFoundError: there is no such report.
+    """
     with reading() as session:
-        found = session.get(Report, number)
-    if found is None:
+        row = session.get(Report, number)
+    if row is None:
         raise NotFoundError(f"There is no report {number}.", "It may have been deleted.")
-    return found
+    return row
 
 
 def reports() -> list[Report]:
-    """Reports, the one saved last first."""
+    """Reports, the last saved first."""
     return fetched(select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(500))
 
 
 def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) -> int:
-    """Begin a report, empty or with `blocks`; return its number. `ConfigError` if the title is
-    empty or too long, or the report too large."""
+    """Create a report; return its number.
+
+    Raises:
+        ConfigError: the title is empty or too long, or the report is too large.
+    """
     require_host(actor, "write a report")
     now, blocks = now_ms(), [*blocks]
     _check(blocks)
-    made = Report(
+    row = Report(
         title=_title(title),
         owner=actor.name,
         blocks=[asdict(block) for block in blocks],
@@ -86,12 +101,13 @@ def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) 
         saved_at=now,
     )
     with writing(durable=True) as session:
-        session.add(made)
+        session.add(row)
         session.flush()
-        return made.id
+        return row.id
 
 
 def rename_report(number: int, title: str, actor: Actor) -> None:
+    """Set the title of a report."""
     require_host(actor, "write a report")
     with writing() as session:
         row = _locked(session, number)
@@ -99,20 +115,27 @@ def rename_report(number: int, title: str, actor: Actor) -> None:
 
 
 def delete_report(number: int, actor: Actor) -> None:
-    """Delete a report; the runs it is about stay."""
+    """Delete a report, but not its runs."""
     require_host(actor, "delete a report")
     with writing() as session:
         session.delete(_locked(session, number))
 
 
 def add_text(number: int, text: str, actor: Actor) -> None:
-    """Add a text at the end; `ConfigError` if it is empty or too long, or the report is full."""
+    """Add a text at the end of a report.
+
+    Raises:
+        ConfigError: the text is empty or too long, or the report is full.
+    """
     _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), text=_text(text))])
 
 
 def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
-    """Add a chart at the end; `ConfigError` for no address, or too many runs. The caller knows
-    whether there is such a chart."""
+    """Add a chart at the end of a report. The caller has checked that the chart exists.
+
+    Raises:
+        ConfigError: the address is malformed, or the report is too large.
+    """
     query = one_line(query)
     if not CHART.fullmatch(chart) or len(query) > 2000:
         raise ConfigError("The chart was not added.", "Its address is not one of a page.")
@@ -120,39 +143,40 @@ def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
 
 
 def write_text(number: int, block: int, text: str, actor: Actor) -> None:
-    """Set the text of a block, or the note of a chart; an empty note removes it."""
-    _change(
-        number,
-        actor,
-        lambda blocks: [
+    """Set the text of a block, or the note of a chart; an empty text removes a note."""
+
+    def rewrite(blocks: list[ReportBlock]) -> list[ReportBlock]:
+        return [
             replace(b, text=_text(text, may_be_empty=bool(b.chart))) if b.id == block else b
             for b in blocks
-        ],
-    )
+        ]
+
+    _change(number, actor, rewrite)
 
 
 def move_block(number: int, block: int, by: int, actor: Actor) -> None:
-    """Move a block `by` places down, as far as there are any."""
+    """Move a block down by a number of positions (up if negative), at most to the end."""
 
-    def moved(blocks: list[ReportBlock]) -> list[ReportBlock]:
-        one = next((b for b in blocks if b.id == block), None)
-        if one is None:
+    def reorder(blocks: list[ReportBlock]) -> list[ReportBlock]:
+        target = next((b for b in blocks if b.id == block), None)
+        if target is None:
             return blocks
-        others = [b for b in blocks if b is not one]
-        place = max(0, blocks.index(one) + by)
-        return [*others[:place], one, *others[place:]]
+        remaining = [b for b in blocks if b is not target]
+        index = max(0, blocks.index(target) + by)
+        return [*remaining[:index], target, *remaining[index:]]
 
-    _change(number, actor, moved)
+    _change(number, actor, reorder)
 
 
 def remove_block(number: int, block: int, actor: Actor) -> None:
+    """Remove a block from a report."""
     _change(number, actor, lambda blocks: [b for b in blocks if b.id != block])
 
 
 def _change(
     number: int, actor: Actor, change: Callable[[list[ReportBlock]], list[ReportBlock]]
 ) -> None:
-    """Change the blocks of a report in one transaction, so that two people lose nothing."""
+    """Change the blocks of a report in one transaction, so that concurrent changes are kept."""
     require_host(actor, "write a report")
     with writing() as session:
         row = _locked(session, number)
@@ -162,7 +186,7 @@ def _change(
 
 
 def _locked(session: Session, number: int) -> Report:
-    """The row, which nobody else changes before the end of the transaction."""
+    """The row of a report, locked until the end of the transaction."""
     try:
         (row,) = locked(session, Report, [number])
     except NoResultFound:
@@ -171,12 +195,12 @@ def _locked(session: Session, number: int) -> Report:
 
 
 def _check(blocks: list[ReportBlock]) -> None:
-    if len(blocks) > MOST_BLOCKS:
-        raise ConfigError(NOT_SAVED, f"It would have more than {MOST_BLOCKS} parts.")
-    if len(runs := runs_of(blocks)) > MOST_RUNS:
+    if len(blocks) > MAX_BLOCKS:
+        raise ConfigError(NOT_SAVED, f"It would have more than {MAX_BLOCKS} parts.")
+    if len(runs := runs_of(blocks)) > MAX_RUNS:
         raise ConfigError(
             NOT_SAVED,
-            f"It would be about {len(runs)} runs; the maximum is {MOST_RUNS}.",
+            f"It would show {len(runs)} runs; the maximum is {MAX_RUNS}.",
             "Begin another report, or remove a chart.",
         )
 

@@ -1,4 +1,4 @@
-"""User operations on the queue. Permissions are enforced here, not in the pages."""
+"""User operations on the queue, which also enforce the permissions."""
 
 import json
 import math
@@ -16,22 +16,22 @@ from backend.queue import permissions, scheduling
 from backend.queue.actor import Actor
 from backend.queue.labels import RUN_NAME_LETTERS
 from backend.queue.launcher import SUPERVISOR, VARIABLES, submission_variables
-from backend.queue.lifecycle import first_number, move, note
+from backend.queue.lifecycle import first_run_id, move, note
 from backend.queue.permissions import Cost, require_host
 from backend.queue.scheduling import awaited
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
-from backend.store.session import alone, database_ms, locked, writing
+from backend.store.session import database_ms, hold_lock, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
 
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
-QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
-# of the work and its peak of memory, when it was submitted
+QUICK_MAX_S, QUICK_MAX_BYTES = 60.0, 1e9  # largest estimates of a job in the quick lane
+# keys of the estimate (duration, peak memory) in the environment of a job
 ESTIMATED_SECONDS, ESTIMATED_BYTES = "estimated_seconds", "estimated_bytes"
-# bytes of the files read and saved, and the parameters of the model
+# keys of the sizes of source and saved files in bytes, and of the number of model parameters
 SIZES = SOURCE_BYTES, PREDICTED_BYTES, PARAMETERS = "source_bytes", "predicted_bytes", "parameters"
 INPUTS = "SLIMSCOPE_INPUTS"
 MAX_PRIORITY = 1000
@@ -48,17 +48,25 @@ def _queue_change() -> Iterator[Session]:
 
 @dataclass(frozen=True)
 class NewRun:
-    """A run to be queued."""
+    """A run to be queued.
 
-    config: dict[str, Any]  # validated
-    needs: Iterable[int] = ()  # ids of the runs that must have succeeded before it starts
-    plan: dict[str, Any] | None = None  # what it does to each layer, where its kind has plans
-    sizes: tuple[int, int, int] | None = None  # `SIZES`
-    cost: Cost | None = None  # estimated; that of all runs where it is missing
+    Attributes:
+        config: validated config.
+        needs: ids of the runs that must succeed before it starts.
+        plan: plan of its work on each layer, if its kind has plans.
+        sizes: values of `SIZES`.
+        cost: estimated cost; the cost of all runs if None.
+    """
+
+    config: dict[str, Any]
+    needs: Iterable[int] = ()
+    plan: dict[str, Any] | None = None
+    sizes: tuple[int, int, int] | None = None
+    cost: Cost | None = None
 
 
 def enqueue(kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Any) -> Job:
-    """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
+    """Enqueue one run, or one config without further properties; see `enqueue_all`."""
     runs = [run if isinstance(run, NewRun) else NewRun(run)]
     return enqueue_all(kind, runs, actor, **options)[0]
 
@@ -77,12 +85,15 @@ def enqueue_all(
     """Enqueue jobs, all or none. Several jobs form a sweep, identified by the id of its first job.
 
     Args:
-        parent: the run they repeat; its frozen settings are reused.
+        name: name of the runs.
+        priority: priority of the runs; a guest's priority is fixed.
+        parent: run that they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
-        known: beforehand, for the environment of each.
+        known: values to add to the environment of each run.
 
     Raises:
-        ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
+        ForbiddenError: the actor may not add these runs.
+        ConfigError: the priority is out of bounds.
     """
     permissions.require_adding(actor)
     permissions.require_small(actor, cost, len(runs))
@@ -90,11 +101,11 @@ def enqueue_all(
         len(runs) == 1
         and cost is not None
         and not cost.open_ended
-        and cost.seconds < QUICK_S
-        and cost.bytes < QUICK_BYTES
+        and cost.seconds < QUICK_MAX_S
+        and cost.bytes < QUICK_MAX_BYTES
     )
-    lane = Lane.QUICK if is_quick else Lane.SLOTS  # others do not stop one of seconds
-    if actor.role != "host":  # whose runs come behind all others
+    lane = Lane.QUICK if is_quick else Lane.SLOTS
+    if actor.role != "host":  # runs of guests come after all others
         priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise ConfigError(
@@ -112,7 +123,7 @@ def enqueue_all(
             config_hash=config_hash(kind, run.config),
             plan=run.plan,
             environment=_environment(run, parent)
-            | _estimated(run.cost or cost)
+            | _estimate_values(run.cost or cost)
             | dict(known or {}),
             retries_left=RETRIES,
             parent=parent.id if parent else None,
@@ -123,23 +134,26 @@ def enqueue_all(
     ]
     with _queue_change() as session:
         permissions.require_free(session, actor)
-        if (number := first_number(session)) is not None:
+        if (number := first_run_id(session)) is not None:
             jobs[0].id = number
         for job, run in zip(jobs, runs, strict=True):
             job.created_at = job.queued_at = database_ms(session)
             session.add(job)
-            session.flush()  # individually, so that ids follow the order of the configs
+            session.flush()  # one by one, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            needed = dict.fromkeys(run.needs)
-            session.add_all(Need(job_id=job.id, needed_id=other) for other in needed)
+            needed_ids = dict.fromkeys(run.needs)
+            session.add_all(Need(job_id=job.id, needed_id=needed_id) for needed_id in needed_ids)
             repeats = f"repeats {parent.run}" if parent else ""
             note(session, job.id, "queued", actor.signature, repeats)
     return jobs
 
 
 def expect_run(actor: Actor) -> None:
-    """Let the process of a run be ready when the actor, who is about to add one, has done so.
-    Raises ForbiddenError: the actor may not."""
+    """Notify the supervisor that the actor is about to add a run, for which it prepares a process.
+
+    Raises:
+        ForbiddenError: the actor may not add runs.
+    """
     permissions.require_adding(actor)
     if settings().engine == "local":
         SUPERVISOR.call()
@@ -147,33 +161,39 @@ def expect_run(actor: Actor) -> None:
 
 
 def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
-    """The settings and variables a run will find, and the sizes of its files."""
+    """The environment of a new job: frozen settings, variables, and sizes of its files."""
     frozen = parent.environment.get("settings") if parent else None
     if not frozen:
         frozen = settings().for_jobs()
-        # machines of a cluster are told which models and texts a run means
+        # machines of a cluster check that they have the same models and texts
         if settings().engine != "local" and (inputs := inputs_of(run.config)):
             frozen = {**frozen, INPUTS: json.dumps(inputs)}
     sizes = dict(zip(SIZES, run.sizes or (), strict=False))
     return {"settings": frozen, VARIABLES: submission_variables(), **sizes}
 
 
-def _estimated(cost: Cost | None) -> dict[str, float]:
-    """What is kept of the estimate of a job, beside what it will really take."""
+def _estimate_values(cost: Cost | None) -> dict[str, float]:
+    """The estimate of a job, which is stored for comparison with its real cost."""
     if cost is None:
         return {}
     return {ESTIMATED_SECONDS: round(cost.seconds, 1), ESTIMATED_BYTES: int(cost.bytes)}
 
 
 def cancel(run: str | int, actor: Actor) -> State:
-    """Cancel one job, and return its state right after the request; see `cancel_all`."""
+    """Cancel one job; return its state after the request. See `cancel_all`."""
     return cancel_all([run], actor)[0]
 
 
 def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
-    """Cancel jobs in one transaction, and return their states right after it. A queued job is
-    cancelled immediately. A running job is asked to stop; a second request kills it. A job that has
-    ended is not changed; `ConflictError` if all have."""
+    """Cancel jobs in one transaction; return their states after it.
+
+    A queued job is cancelled immediately. A live job is asked to stop; a second request kills it. A
+    job that has ended does not change.
+
+    Raises:
+        ForbiddenError: the actor may not cancel one of the jobs.
+        ConflictError: all jobs have ended.
+    """
     jobs = [queries.job(run) for run in runs]
     permissions.require_cancelling(actor, [job.owner for job in jobs])
     if not any(job.state in ACTIVE for job in jobs):
@@ -198,32 +218,40 @@ def _cancel(session: Session, job: Job, actor: Actor) -> State:
 
 
 def run_next(run: str | int, actor: Actor) -> Job:
-    """Move a queued job to the front; `ConflictError` if it is not queued, or waits for another."""
+    """Move a queued job to the front of the queue.
+
+    Raises:
+        ConflictError: the job is not queued, or waits for another run.
+    """
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
-    if needed := awaited([job_id]).get(job_id):
-        what, other = f"{queries.job(job_id).run} was not moved.", needed[0].run
-        raise ConflictError(what, f"It waits for {other}.", f"Move {other}, or resume it.")
+    if awaited_runs := awaited([job_id]).get(job_id):
+        what, awaited_run = f"{queries.job(job_id).run} was not moved.", awaited_runs[0].run
+        do = f"Move {awaited_run}, or resume it."
+        raise ConflictError(what, f"It waits for {awaited_run}.", do)
     with _queue_change() as session:
-        alone(session, NamedLock.ORDER)
+        hold_lock(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])
-        waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
-        first = next(iter(waiting), None)
-        if first is None or job not in waiting:
+        queue = list(session.scalars(scheduling.launch_order(database_ms(session))))
+        first = next(iter(queue), None)
+        if first is None or job not in queue:
             raise ConflictError(
                 f"{job.run} is not queued.", f"It is {job.state}.", "Only queued runs can be moved."
             )
         if job is not first:
-            # the priority that waiting is worth
-            older = (job.queued_at - first.queued_at) / scheduling.HOUR_MS
-            job.priority = math.floor(first.priority + older) + 1
+            # priority that `first` has gained by waiting longer
+            waiting_bonus = (job.queued_at - first.queued_at) / scheduling.HOUR_MS
+            job.priority = math.floor(first.priority + waiting_bonus) + 1
             note(session, job.id, "put first", actor.name)
     return job
 
 
 def resume(run: str | int, actor: Actor) -> Job:
     """Queue an ended job again; its next attempt continues from the last complete checkpoint.
-    `ConflictError` if it is queued, is running, or has succeeded."""
+
+    Raises:
+        ConflictError: the job is queued, live, or has succeeded.
+    """
     resumed = resume_all([run], actor)
     if not resumed:
         job = queries.job(run)
@@ -236,7 +264,8 @@ def resume(run: str | int, actor: Actor) -> Job:
 
 
 def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queue all failed, cancelled or lost jobs among these again, all at once; return those."""
+    """Queue the failed, cancelled and lost jobs among these again, in one transaction; return
+    them."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     resumed = []
@@ -244,8 +273,8 @@ def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
         reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
         reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
         for job in locked(session, Job, ids):
-            possible = job.state in RESUMABLE and not job.removed_at
-            if possible and move(session, job, State.QUEUED, **reset):
+            is_resumable = job.state in RESUMABLE and not job.removed_at
+            if is_resumable and move(session, job, State.QUEUED, **reset):
                 note(session, job.id, "resumed", actor.name)
                 resumed.append(job)
     return resumed

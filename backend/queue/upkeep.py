@@ -1,6 +1,7 @@
-"""What the supervisor does beside its loop, in a thread: measure the disk space of runs that have
-ended and tell the host's webhook about them, purge runs deleted a day ago; once a day check the
-database, copy it, and delete expired checkpoints."""
+"""Maintenance tasks of the supervisor, in a thread.
+
+They measure the disk space of ended runs, notify the host's webhook, and purge runs that were
+deleted a day ago. Once a day they check and copy the database, and delete expired checkpoints."""
 
 import html
 import logging
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
 from backend.queue.artifacts import fetch_ended, fetch_log, remove_stored, store, work_folder
-from backend.queue.lifecycle import ME, note
+from backend.queue.lifecycle import SUPERVISOR_ACTOR, note
 from backend.queue.removal import CHECKPOINTS, DAY_MS, disk_use, free_expired, purge_expired
 from backend.settings import settings
 from backend.store import queries
@@ -28,18 +29,20 @@ from backend.store.states import LIVE, TERMINAL, State
 from backend.store.tables import Job
 
 log = logging.getLogger("slimscope.upkeep")
-TURN_S = 5.0
-BATCH = 100  # runs measured in one turn
-NEWS_MS = 3_600_000  # a run that ended longer ago, such as an imported one, is none
+PAUSE_S = 5.0  # between two iterations
+BATCH_RUNS = 100  # runs that one iteration measures
+WEBHOOK_MAX_AGE_MS = 3_600_000  # runs that ended earlier, such as imported ones, are not reported
 
 
 @contextmanager
 def upkeep(lead: DatabaseLock) -> Iterator[None]:
-    """Keep the data folder in order while the body runs, and this is the supervisor that works. The
-    first turn comes after `TURN_S`, so that it delays no start; a turn in progress is finished at
-    the end."""
+    """Context with the maintenance thread, which pauses while the supervisor of another machine is
+    active.
+
+    The first iteration comes after `PAUSE_S`, so that it does not delay a start. The end of the
+    context waits for the current iteration."""
     stop = threading.Event()
-    thread = threading.Thread(target=_turns, args=(stop, lead), name="upkeep", daemon=True)
+    thread = threading.Thread(target=_run, args=(stop, lead), name="upkeep", daemon=True)
     thread.start()
     try:
         yield
@@ -48,9 +51,9 @@ def upkeep(lead: DatabaseLock) -> Iterator[None]:
         thread.join()
 
 
-def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
+def _run(stop: threading.Event, lead: DatabaseLock) -> None:
     daily_at = -math.inf
-    while not stop.wait(TURN_S):
+    while not stop.wait(PAUSE_S):
         if not lead.was_held:
             continue
         try:
@@ -65,54 +68,58 @@ def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
 
 
 def fetch_logs() -> None:
-    """Copy the logs of runs at work from the store of artifacts, if there is one."""
+    """Copy the logs of live runs from the artifact store, if there is one."""
     if store() is not None:
         for job in queries.jobs(LIVE):
             fetch_log(job.run, job.attempts_made)
 
 
 def measure_ended() -> None:
-    """Write the disk space of runs that have ended since, and tell the webhook, each once."""
-    for job in queries.unmeasured(BATCH):
+    """Record the disk space of newly ended runs, and notify the webhook once per run."""
+    for job in queries.unmeasured_runs(BATCH_RUNS):
         fetch_ended(job.run)
         use = disk_use(job.run)
         if job.state == State.SUCCEEDED:
             remove_stored(work_folder(job.run))
             use.pop(CHECKPOINTS, None)  # the supervisor is deleting them
-        size = sum(use.values())
-        ended = update(Job).where(
+        unmeasured = update(Job).where(
             Job.id == job.id, Job.state.in_([*TERMINAL]), Job.disk_bytes.is_(None)
         )
         with writing() as session:
-            if not change(session, ended.values(disk_bytes=size)):
+            if not change(session, unmeasured.values(disk_bytes=sum(use.values()))):
                 continue
             parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
-            note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
-        if settings().webhook and now_ms() - (job.finished_at or 0) < NEWS_MS:
-            # tell the webhook of a run's end, once: nobody waits for one that does not answer.
-            # `text` is what Slack, Mattermost and their like show, so that names must hold none of
-            # their commands
-            said = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
-            message = {
-                "text": html.escape(said, quote=False),
-                "run": job.run,
-                "kind": job.kind,
-                "name": job.name,
-                "state": job.state,
-                "error": job.error,
-            }
-            try:
-                url = settings().webhook.get_secret_value()
-                httpx.post(url, json=message, timeout=5.0).raise_for_status()
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                log.warning("The webhook was not told of %s: %s", job.run, type(error).__name__)
+            note(session, job.id, "measured", SUPERVISOR_ACTOR, f"on disk: {parts or 'nothing'}")
+        if settings().webhook and now_ms() - (job.finished_at or 0) < WEBHOOK_MAX_AGE_MS:
+            _notify_webhook(job)
+
+
+def _notify_webhook(job: Job) -> None:
+    """Report the end of a run to the webhook, without retries.
+
+    Slack, Mattermost and others display `text`. It is escaped, so that names cannot contain their
+    commands."""
+    text = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
+    message = {
+        "text": html.escape(text, quote=False),
+        "run": job.run,
+        "kind": job.kind,
+        "name": job.name,
+        "state": job.state,
+        "error": job.error,
+    }
+    try:
+        url = settings().webhook.get_secret_value()
+        httpx.post(url, json=message, timeout=5.0).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        log.warning("The webhook was not notified of %s: %s", job.run, type(error).__name__)
 
 
 def daily() -> None:
-    """Check the database once a day; copy it if it is intact; delete expired checkpoints."""
+    """Check the database, copy it if it is intact, and delete expired checkpoints."""
     last = last_check()
     if last is None or not 0 <= now_ms() - last.at < DAY_MS:
         last = check_integrity()
     if last is not None and not last.problems:
-        copy_daily()  # else the copies of an intact database would be replaced one by one
+        copy_daily()  # copies of a damaged database would replace the intact copies
     free_expired()

@@ -1,10 +1,9 @@
-"""Copies of an SQLite database while others write to it, one for a backup and a daily one, and
-checks of it. SQLite's online backup reads one snapshot in a single step, so a copy is consistent,
-and neither waits for writers nor makes them wait: the database is in WAL mode.
+"""Copies of an SQLite database in use (for backups, and once a day), and integrity checks.
 
-SQLite's own checks of the database, and their last result, kept in a file beside it: a damaged
-database cannot be trusted with it. A check reads the whole database (about a second per 300 MB) and
-holds up nobody.
+SQLite's online backup reads one snapshot in a single step. In WAL mode the copy is consistent, does
+not wait for writers, and does not block them. An integrity check by SQLite reads the complete
+database (about a second per 300 MB) and blocks nobody. Its last result is in a file outside the
+database, as a damaged database could lose it.
 """
 
 import json
@@ -27,19 +26,23 @@ from backend.store.json_column import read_json, write_json
 from backend.store.session import engine_for, now_ms
 from backend.store.tables import Table
 
-SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
+MIN_FREE_BYTES = 10**9  # free space that a daily copy must leave
 PARTIAL = ".partial.db"
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 
 
 def has_file() -> bool:
-    """Whether the database is a file, to be checked and copied by us."""
+    """Return True if the database is a file, which Slimscope checks and copies."""
     engine = engine_for(settings().url)
     return dialect_of(engine).file(engine.url) is not None
 
 
 def database_file() -> Path:
-    """The file of the database; `BackupError` if it is not an SQLite file."""
+    """The file of the database.
+
+    Raises:
+        BackupError: the database is not an SQLite file.
+    """
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     if (file := dialect.file(engine.url)) is None:
@@ -52,18 +55,18 @@ def database_file() -> Path:
 
 
 def database_files() -> list[Path]:
-    """The files of an SQLite database that exist, and of its write-ahead log."""
+    """The existing files of an SQLite database and its write-ahead log."""
     engine = engine_for(settings().url)
     return dialect_of(engine).files(engine.url)
 
 
 def has_database() -> bool:
-    """Whether there is a database. Looking into an SQLite file that is not there creates it."""
+    """Return True if the database exists, without opening it, which would create an SQLite file."""
     return not has_file() or bool(database_files())
 
 
 def copy_database(target: Path) -> None:
-    """Copy the database into one file that needs no other; an existing file is replaced."""
+    """Copy the database into a single file, which replaces an existing one."""
     for suffix in ("", "-wal", "-shm", "-journal"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)
     with (
@@ -71,14 +74,14 @@ def copy_database(target: Path) -> None:
         closing(sqlite3.connect(target)) as copy,
     ):
         driver_connection(connection).backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")  # no files beside it
+        copy.execute("PRAGMA journal_mode=DELETE")  # no further files
     with target.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Engine]:
-    """An engine for another database file than that of the data folder."""
+    """An engine for a database file other than that of the data folder."""
     engine = create_engine(
         f"sqlite:///{path}", json_deserializer=read_json, json_serializer=write_json
     )
@@ -88,34 +91,43 @@ def opened(path: Path) -> Iterator[Engine]:
         engine.dispose()
 
 
-def only_tables(path: Path) -> bool:
-    """Whether a database file holds tables and our indexes alone. Views and triggers would run in
-    the queries of whoever uses it, virtual tables load code, and a unique index of somebody's own
-    would refuse rows."""
-    found = "SELECT type, name, coalesce(sql, '') FROM sqlite_master"
-    ours = {index.name for table in Table.metadata.tables.values() for index in table.indexes}
+def has_only_tables(path: Path) -> bool:
+    """Return True if a database file holds nothing but tables and the indexes of our tables.
+
+    Views and triggers would run in our queries, virtual tables load code, and a foreign unique
+    index would reject rows."""
+    query = "SELECT type, name, coalesce(sql, '') FROM sqlite_master"
+    our_indexes = {
+        index.name for table in Table.metadata.tables.values() for index in table.indexes
+    }
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         database.execute("PRAGMA trusted_schema = OFF")
         return all(
             (kind == "table" and "VIRTUAL" not in sql.upper())
-            or (kind == "index" and (not sql or (name in ours and "UNIQUE" not in sql.upper())))
-            for kind, name, sql in database.execute(found)
+            or (
+                kind == "index"
+                and (not sql or (name in our_indexes and "UNIQUE" not in sql.upper()))
+            )
+            for kind, name, sql in database.execute(query)
         )
 
 
 def daily_copies() -> list[Path]:
-    """The daily copies, the newest first."""
+    """The daily copies, newest first."""
     return sorted(copies_folder().glob("results-*.db"), reverse=True)
 
 
 def copy_daily() -> Path | None:
-    """Copy the database unless today's copy exists, and delete the oldest copies. None if there is
-    nothing to do, or the disk is too full for another copy."""
+    """Copy the database unless today's copy exists, and delete the oldest copies.
+
+    Returns:
+        The new copy; None if today's copy exists, copies are off, or the disk is too full.
+    """
     keep, folder = settings().backups, copies_folder()
     today = folder / f"results-{datetime.now(UTC):%Y-%m-%d}.db"
     if not keep or today.exists():
         return None
-    if shutil.disk_usage(settings().root).free < database_file().stat().st_size + SPARE_BYTES:
+    if shutil.disk_usage(settings().root).free < database_file().stat().st_size + MIN_FREE_BYTES:
         return None
     folder.mkdir(exist_ok=True)
     try:
@@ -130,6 +142,7 @@ def copy_daily() -> Path | None:
 
 
 def repair_advice() -> str:
+    """Advice to repair a damaged database, with the newest daily copy."""
     if not has_file():
         return "See the log of the server."
     copies = daily_copies()
@@ -138,51 +151,62 @@ def repair_advice() -> str:
 
 
 def copies_folder() -> Path:
-    """Where daily copies lie, and databases that were replaced by one."""
+    """The folder of daily copies, and of databases that a copy has replaced."""
     return settings().root / "backups"
 
 
 @dataclass(frozen=True)
 class IntegrityResult:
-    """The result of a check at `at`, UTC milliseconds since 1970: problems as SQLite words them."""
+    """The result of an integrity check.
+
+    Attributes:
+        at: time of the check, UTC milliseconds since 1970.
+        problems: SQLite's messages; empty for an intact database.
+    """
 
     at: int
     problems: list[str]
 
 
 def check_integrity() -> IntegrityResult | None:
-    """Check the database and keep the result; None if it is not an SQLite database. Raises
-    `sqlite3.OperationalError` if it cannot be read now, which says nothing about it."""
+    """Check the database and save the result; None if it is not an SQLite database.
+
+    Raises:
+        sqlite3.OperationalError: the database cannot be read now; it may be intact.
+    """
     if not has_file():
         return None
     with engine_for(settings().url).connect() as connection:
         raw = driver_connection(connection)
         try:
-            rows = raw.execute(f"PRAGMA quick_check({MOST_PROBLEMS})").fetchall()
-            orphans = raw.execute("PRAGMA foreign_key_check").fetchmany(MOST_PROBLEMS)
+            rows = raw.execute(f"PRAGMA quick_check({MAX_PROBLEMS})").fetchall()
+            orphans = raw.execute("PRAGMA foreign_key_check").fetchmany(MAX_PROBLEMS)
             problems = [str(text) for (text,) in rows if text != "ok"]
-            problems += [f"{table}: row {row} has lost its {of}" for table, row, of, _ in orphans]
+            problems += [
+                f"{table}: row {row} has lost its {parent}" for table, row, parent, _ in orphans
+            ]
         except sqlite3.OperationalError:
             raise
-        except sqlite3.DatabaseError as error:  # too damaged to be checked
+        except sqlite3.DatabaseError as error:  # too damaged for a check
             problems = [str(error)]
     result = IntegrityResult(now_ms(), problems)
-    draft = _file().with_suffix(".tmp")
+    draft = _result_file().with_suffix(".tmp")
     draft.parent.mkdir(exist_ok=True)
     draft.write_text(json.dumps(asdict(result)))
-    draft.replace(_file())
+    draft.replace(_result_file())
     return result
 
 
 def last_check() -> IntegrityResult | None:
+    """The result of the last check; None without one."""
     if not has_file():
-        return None  # it is that of another database
+        return None  # a saved result would belong to another database
     try:
-        stored = json.loads(_file().read_text())
-        return IntegrityResult(int(stored["at"]), [str(text) for text in stored["problems"]])
+        result = json.loads(_result_file().read_text())
+        return IntegrityResult(int(result["at"]), [str(text) for text in result["problems"]])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _file() -> Path:
+def _result_file() -> Path:
     return settings().root / ".slimscope" / "integrity.json"

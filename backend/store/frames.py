@@ -1,6 +1,7 @@
-"""Curves and statistics of a run as data frames, for pages and charts; curves too long to be drawn
-whole, reduced by the database to what can be seen. Separate from `queries`, so
-that listing runs does not import pandas."""
+"""Curves and statistics of a run as data frames, for pages and charts.
+
+The database reduces curves that are too long to be drawn to their visible points. This module is
+separate from `queries`, so that listing runs does not import pandas."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from backend.store.session import reading
 from backend.store.tables import MetricPoint
 
 REDUCED = "reduced"
-MOST_POINTS = 20_000  # of all curves of a run together; more than a screen can show
+MAX_POINTS = 20_000  # points of all curves of a run, more than a screen can show
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CurveSpan:
 
 
 def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
+    """The spans of all curves of a run."""
     key = [getattr(MetricPoint, name) for name in KEY_COLUMNS]
     columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
     query = select(*key, *columns).where(MetricPoint.job_id == job_id)
@@ -39,18 +41,20 @@ def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
 
 
 def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[Row[Any]]:
-    """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
-    the lowest and the highest value, so that no peak is lost; and its first and last point. Rows
-    as of `queries.curve_points`.
+    """The visible points of a long curve: the lowest and the highest of each of `buckets` equal
+    ranges of steps, so that no peak is lost, and the first and last point.
 
-    The database looks up both by the key of the table, range after range: nothing is sorted, and
-    only these points are read into memory.
+    The database searches each range by the table's key: it sorts nothing, and only these points are
+    read into memory.
+
+    Returns:
+        Rows like those of `queries.curve_points`.
     """
     width = -(-(span.last - span.first + 1) // buckets)
     start = select(literal(span.first).label("step")).cte("ranges", recursive=True)
     ranges = start.union_all(select(start.c.step + width).where(start.c.step + width <= span.last))
     point = aliased(MetricPoint)
-    inside = (
+    in_range = (
         select(point.step)
         .where(*_of_curve(point, job_id, key))
         .where(point.step.between(ranges.c.step, ranges.c.step + width - 1))
@@ -58,13 +62,13 @@ def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[
         .correlate(ranges)
     )
     low, high = (
-        inside.order_by(value, point.step).scalar_subquery()
+        in_range.order_by(value, point.step).scalar_subquery()
         for value in (point.value, point.value.desc())
     )
     with reading() as session:
         ends = session.execute(select(low, high).select_from(ranges)).all()
-        found = {step for pair in ends for step in pair if step is not None}
-        steps = sorted(found | {span.first, span.last})
+        extremes = {step for pair in ends for step in pair if step is not None}
+        steps = sorted(extremes | {span.first, span.last})
         query = select(*POINT_COLUMNS).where(*_of_curve(MetricPoint, job_id, key))
         return [*rows_among(session, query.order_by(MetricPoint.step), MetricPoint.step, steps)]
 
@@ -79,25 +83,28 @@ def _of_curve(
 
 
 def curves(run: str | int) -> pd.DataFrame:
-    """All curve points of a run: the columns of their key, step, value, at."""
+    """All curve points of a run: columns of the metric key, step, value, at."""
     return _points(queries.curve_points(run))
 
 
-def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
-    """The same for a chart: long curves are reduced to their lowest and highest points, so that
-    there are about `most` at most. Such frames have the attribute `REDUCED`."""
+def shown_curves(run: str | int, most: int = MAX_POINTS) -> pd.DataFrame:
+    """The curve points of a run for a chart, reduced to about `most` points.
+
+    Long curves are reduced to their lowest and highest points. A reduced frame has the attribute
+    `REDUCED`."""
     job_id = queries.job_id(run)
-    found = spans(job_id)
-    if sum(span.points for span in found.values()) <= most:
+    curve_spans = spans(job_id)
+    if sum(span.points for span in curve_spans.values()) <= most:
         return curves(job_id)
-    buckets = max(1, most // len(found) // 2 - 1)
-    outlines = (outline(job_id, key, span, buckets) for key, span in found.items())
+    buckets = max(1, most // len(curve_spans) // 2 - 1)
+    outlines = (outline(job_id, key, span, buckets) for key, span in curve_spans.items())
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True
     return points
 
 
 def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
+    """Curve points grouped by metric key."""
     return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
 
 
@@ -107,10 +114,10 @@ def _points(rows: list[Row[Any]]) -> pd.DataFrame:
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:
-    """One row per tensor, stage and step (`queries.tensor_rows`); empty if there are none."""
+    """Tensor statistics, one row per tensor, stage and step (`queries.tensor_rows`)."""
     return pd.DataFrame(queries.tensor_rows(run))
 
 
 def profile_names(run: str | int) -> pd.DataFrame:
-    """The stored profiles of a run: `queries.PROFILE_COLUMNS`."""
+    """The recorded profiles of a run, with the columns `queries.PROFILE_COLUMNS`."""
     return pd.DataFrame(queries.profile_rows(run), columns=[*queries.PROFILE_COLUMNS])

@@ -1,4 +1,4 @@
-"""Columns of JSON: how values are written and read, and what stands in for damaged ones."""
+"""Columns of JSON values, with empty values in place of damaged ones."""
 
 import json
 import math
@@ -9,42 +9,45 @@ from sqlalchemy import JSON, TypeDecorator
 
 from backend.errors import ConfigError
 
-REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
+REPLACEMENT_CHARACTER = "\ufffd"  # replaces invalid UTF-8 bytes
 
 
 class DamagedJson(dict[str, Any]):
-    """Stands for stored JSON that cannot be read or is of another type than its column: empty."""
+    """Empty object in place of a column value that is not valid JSON or has another type."""
 
 
 class DamagedList(list[Any]):
-    """The same where a list is stored."""
+    """Empty list in place of a column value that is not valid JSON or has another type."""
 
 
-_DECODER = json.JSONDecoder(  # names and texts of an object are held in memory once for all rows
+_DECODER = json.JSONDecoder(  # interned names and texts are in memory once for all rows
     object_pairs_hook=lambda pairs: {
         intern(name): intern(v) if isinstance(v, str) else v for name, v in pairs
     }
 )
 
 
-def read_json(stored: str | bytes) -> Any:
-    """The value of stored JSON; a `DamagedJson` where it is none. We store ASCII: a replacement
-    character stands for bytes that were no text."""
+def read_json(data: str | bytes) -> Any:
+    """The value of JSON from a column; a `DamagedJson` if it is invalid.
+
+    We store ASCII, so a replacement character shows that bytes were damaged."""
     try:
-        text = stored.decode() if isinstance(stored, bytes) else stored  # as the driver has it
-        return DamagedJson() if REPLACED in text else _DECODER.decode(text)
+        text = data.decode() if isinstance(data, bytes) else data  # depends on the driver
+        return DamagedJson() if REPLACEMENT_CHARACTER in text else _DECODER.decode(text)
     except (ValueError, RecursionError):
         return DamagedJson()
 
 
-def read_object(stored: str | bytes) -> dict[str, Any]:
-    """The object of stored JSON; a `DamagedJson` where it is none."""
-    value = read_json(stored)
+def read_object(data: str | bytes) -> dict[str, Any]:
+    """The object of JSON from a column; a `DamagedJson` if it is not a valid object."""
+    value = read_json(data)
     return value if isinstance(value, dict) else DamagedJson()
 
 
 class JsonColumn(TypeDecorator[Any]):
-    """A column of JSON values of one type, `dict` or `list` of `items`; others are damaged."""
+    """A column of JSON values of one type, `dict`, or `list` of the types `items`.
+
+    Values of other types count as damaged."""
 
     impl = JSON
     cache_ok = True
@@ -56,18 +59,17 @@ class JsonColumn(TypeDecorator[Any]):
         self.kind, self.optional, self.items = kind, optional, items
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        """The stored value, or what stands in for it."""
+        """The value of the column, or its replacement if it is damaged."""
         if value is None and self.optional:
             return value
         if self.kind is dict:
             return value if isinstance(value, dict) else DamagedJson()
-        whole = isinstance(value, list) and all(isinstance(item, self.items) for item in value)
-        return value if whole else DamagedList()
+        is_intact = isinstance(value, list) and all(isinstance(x, self.items) for x in value)
+        return value if is_intact else DamagedList()
 
 
 def write_json(value: Any) -> str:
-    """A value as stored JSON, in ASCII. It has no word for a number that is not finite, which is
-    stored as none."""
+    """A value as ASCII JSON; numbers that are not finite, which JSON lacks, become null."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
@@ -75,7 +77,7 @@ def write_json(value: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A value with None in place of numbers that are not finite."""
+    """A copy of a value with None in place of numbers that are not finite."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -83,11 +85,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_intact(stored: Any, what: str = "The config") -> None:
-    """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
-    if isinstance(stored, DamagedJson):
+def check_intact(value: Any, title: str = "The config") -> None:
+    """Raise `ConfigError` for a damaged value, which defaults must not replace."""
+    if isinstance(value, DamagedJson):
         raise ConfigError(
-            f"{what} of this run cannot be read.",
+            f"{title} of this run cannot be read.",
             "Its row in the database is damaged.",
-            "Add it anew.",
+            "Add the run again.",
         )

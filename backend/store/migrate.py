@@ -1,5 +1,4 @@
-"""Migrate the database to the newest revision. Safe to call concurrently, and cheap if there is
-nothing to do."""
+"""Migration of the database to the newest revision; safe to call concurrently."""
 
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +15,12 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def newest_revision() -> str:
-    """The newest revision: migrations are numbered files."""
+    """The newest revision, the highest number of a migration file."""
     return max(p.stem.split("_")[0] for p in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def current_revision() -> str | None:
-    """The revision of the database, None if it is empty."""
+    """The revision of the database; None if it is empty."""
     with engine_for(settings().url).connect() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
@@ -29,30 +28,30 @@ def current_revision() -> str | None:
         return revision
 
 
-def installed() -> tuple[str, str]:
-    """Version and newest revision of the code that processes load now; empty while that changes."""
+def installed_version() -> tuple[str, str]:
+    """Version and newest revision of the installed code; empty during an installation."""
     with suppress(PackageNotFoundError, ValueError):
         return version("slimscope"), newest_revision()
     return "", ""
 
 
-OWN = installed()  # what this process has loaded
-RESTART = (
+LOADED_VERSION = installed_version()  # of the code in this process
+RESTART_ADVICE = (
     "Another version of Slimscope {}: restart the dashboard. Running jobs continue; new ones wait."
 )
 
 
 def other_version() -> str:
-    """What to say where the database, or the code that processes load now, is of another version
-    than this process; else ""."""
-    if installed() != OWN:
-        return RESTART.format("has been installed")
-    is_migrated = current_revision() not in (OWN[1], None)
-    return RESTART.format("has migrated the database") if is_migrated else ""
+    """A message if the database or the installed code has another version than this process; else
+    empty."""
+    if installed_version() != LOADED_VERSION:
+        return RESTART_ADVICE.format("has been installed")
+    is_migrated = current_revision() not in (LOADED_VERSION[1], None)
+    return RESTART_ADVICE.format("has migrated the database") if is_migrated else ""
 
 
 def upgrade() -> None:
-    """Create the data folder and its tables, or migrate them to the newest revision."""
+    """Create the data folder and its tables, or migrate the tables to the newest revision."""
     settings().root.mkdir(parents=True, exist_ok=True)
     if current_revision() == newest_revision():
         return
@@ -64,8 +63,12 @@ def upgrade() -> None:
 
 
 def run_migrations(connection: Connection | None = None) -> None:
-    """Migrate the database of the settings; or another one, in the transaction of a connection."""
-    from alembic import command  # slow imports, needed once per release
+    """Migrate the database of the settings, or another one in the transaction of a connection.
+
+    Raises:
+        ConflictError: the database was created by an unknown version.
+    """
+    from alembic import command  # imported here: slow, and needed once per release
     from alembic.config import Config
     from alembic.util import CommandError
 

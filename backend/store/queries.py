@@ -1,4 +1,4 @@
-"""All read queries of the web interface, the CLI and the supervisor. Nothing here writes."""
+"""All read queries of the web interface, the command line and the supervisor."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,40 +36,48 @@ from backend.store.tables import (
 )
 
 Columns = TypeVarTuple("Columns")
-MAX_VARIABLES = 5_000  # in one statement
+MAX_VARIABLES = 5_000  # variables per statement
 SHOWN = Job.removed_at.is_(None)
 POINT_COLUMNS = [getattr(MetricPoint, name) for name in (*KEY_COLUMNS, "step", "value", "at")]
 PROFILE_COLUMNS = ("tensor", "block", "module", "stage", "name", "step")
 
 
 def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
-    """The ids in lists of at most `size`."""
-    rest = iter(ids)
-    while batch := [*islice(rest, size)]:
+    """Split ids into lists of at most `size`."""
+    remaining = iter(ids)
+    while batch := [*islice(remaining, size)]:
         yield batch
 
 
 def rows_among(
     session: Session, query: Select[*Columns], column: Any, ids: Iterable[int]
 ) -> Iterator[Row[*Columns]]:
-    """The rows of a query whose column holds one of these ids, however many."""
-    for some in batched(ids, MAX_VARIABLES):
-        yield from session.execute(query.where(dialect_of(session).among(column, some)))
+    """The rows of a query whose column has one of these ids, of which there may be many."""
+    for batch in batched(ids, MAX_VARIABLES):
+        yield from session.execute(query.where(dialect_of(session).among(column, batch)))
 
 
 def job_id(run: str | int) -> int:
-    """The job id 42 from 42, "42" or "sds-0042"; `NotFoundError` for another text or kind."""
-    kind, number = _parsed(run)
+    """The job id 42 from 42, "42" or "sds-0042".
+
+    Raises:
+        NotFoundError: the text is not a run id, or names another kind than that of the run.
+    """
+    kind, number = _parse_run(run)
     if kind:
         with reading() as session:
-            stored = session.scalar(select(Job.kind).where(Job.id == number))
-        _check_kind(run, kind, stored, number)
+            actual_kind = session.scalar(select(Job.kind).where(Job.id == number))
+        _check_kind(run, kind, actual_kind, number)
     return number
 
 
 def job(run: str | int) -> Job:
-    """The job row of a run; `NotFoundError` if there is none."""
-    kind, number = _parsed(run)
+    """The job row of a run.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    kind, number = _parse_run(run)
     with reading() as session:
         row = session.get(Job, number)
     if row is None:
@@ -79,14 +87,17 @@ def job(run: str | int) -> Job:
 
 
 def plan(run: str | int) -> dict[str, Any] | None:
-    """The plan of a run as it is stored; None of a kind without plans. Raises NotFoundError: there
-    is no such run."""
+    """The plan of a run as JSON data; None for a kind without plans.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
     with reading() as session:
         return session.scalar(select(Job.plan).where(Job.id == job_id(run)))
 
 
-def _parsed(run: str | int) -> tuple[str, int]:
-    """Kind and number of "sds-0042"; no kind for a number alone."""
+def _parse_run(run: str | int) -> tuple[str, int]:
+    """Kind and number of "sds-0042"; an empty kind for a number without one."""
     if isinstance(run, int):
         return "", run
     if example := re.fullmatch(rf"([a-z][a-z0-9]*)-{EXAMPLE}(?:-([2-9]))?", run.strip()):
@@ -97,12 +108,12 @@ def _parsed(run: str | int) -> tuple[str, int]:
     return match[1] or "", int(match[2])
 
 
-def _check_kind(run: str | int, kind: str, stored: str | None, number: int) -> None:
-    """Raise `NotFoundError` where the run of that number is of another kind than its name says."""
-    if kind and stored is not None and run_name(stored, number) != run_name(kind, number):
+def _check_kind(run: str | int, kind: str, actual_kind: str | None, number: int) -> None:
+    """Raise `NotFoundError` if the kind in a run id is not the kind of the run."""
+    if kind and actual_kind is not None and run_name(actual_kind, number) != run_name(kind, number):
         raise NotFoundError(
             f"There is no run {run}.",
-            f"Run {number} is {run_name(stored, number)}.",
+            f"Run {number} is {run_name(actual_kind, number)}.",
             "Check the kind of the run.",
         )
 
@@ -120,13 +131,13 @@ def jobs(
 
 
 def sweep(run: str | int) -> list[Job]:
-    """All runs of the sweep that `run` is part of, oldest first; empty for a single run."""
+    """All runs of the sweep of a run, oldest first; empty for a run without a sweep."""
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
     return fetched(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id))
 
 
-def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
-    """The newest queued, running or succeeded run of each of these configs."""
+def existing_runs(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
+    """The newest queued, running or succeeded run of each config, for those that have one."""
     hashes = [config_hash(kind, config) for config in configs]
     newest = (
         select(func.max(Job.id))
@@ -142,14 +153,14 @@ def reproductions(run: str | int) -> list[Job]:
 
 
 def cursor() -> tuple[Any, ...]:
-    """A value that changes with the displayed data, so that pages redraw only then."""
-    progress = select(func.count(), func.max(Event.id)).select_from(Event)
+    """A value that changes with the data on the pages, which redraw only then."""
+    events = select(func.count(), func.max(Event.id)).select_from(Event)
     active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
     states = func.aggregate_strings(active.c.state, ",")
-    moved = select(func.sum(active.c.done), states).select_from(active)
-    said = select(func.count(), func.max(MessageRow.id)).select_from(MessageRow)
+    progress = select(func.sum(active.c.done), states).select_from(active)
+    messages = select(func.count(), func.max(MessageRow.id)).select_from(MessageRow)
     with reading() as session:
-        rows = (session.execute(query).first() or () for query in (progress, moved, said))
+        rows = (session.execute(query).first() or () for query in (events, progress, messages))
         return tuple(value for row in rows for value in row)
 
 
@@ -164,8 +175,7 @@ def events(run: str | int) -> list[Event]:
 
 
 class StoredResult(NamedTuple):
-    """A row of `Result`; `metric` has no stage. The details are shared with other rows, and not to
-    be changed."""
+    """A row of `Result`. `metric` has no stage; `details` is shared with other rows: read only."""
 
     job_id: int
     stage: str
@@ -177,61 +187,74 @@ class StoredResult(NamedTuple):
 
 
 def results(runs: Iterable[str | int]) -> list[StoredResult]:
-    """The results of these runs. There are many, and few different names and details: each of
-    those is held in memory once."""
-    named = (Result.job_id, Result.stage, Result.family, Result.series)
-    query = select(*named, Result.value, Result.stderr, Result.n, cast(Result.details, Text))
+    """The results of runs.
+
+    Rows share their few different names and details, which saves memory."""
+    key_columns = (Result.job_id, Result.stage, Result.family, Result.series)
+    query = select(*key_columns, Result.value, Result.stderr, Result.n, cast(Result.details, Text))
     query = query.order_by(Result.job_id, Result.family, Result.series, Result.stage)
     key, details = lru_cache(1024)(MetricKey), lru_cache(read_object)
     with reading() as session:
         rows = rows_among(session, query, Result.job_id, map(job_id, runs))
         return [
-            StoredResult(job, intern(at), key(family, "", series), value, stderr, n, details(text))
-            for job, at, family, series, value, stderr, n, text in rows
+            StoredResult(
+                job, intern(stage), key(family, "", series), value, stderr, n, details(text)
+            )
+            for job, stage, family, series, value, stderr, n, text in rows
         ]
 
 
-Places = frozenset[tuple[str, MetricKey]]  # stage and metric of each result of a run
-PARTS, ROWS = "\x1f", "\x1e"  # between names; one that has them, in a damaged row, does not count
+ResultKeys = frozenset[tuple[str, MetricKey]]  # stage and metric of each result of a run
+# separators of an aggregated text; a damaged row whose names contain them is ignored
+FIELD_SEPARATOR, ROW_SEPARATOR = "\x1f", "\x1e"
 
 
-def result_places(ids: Iterable[int]) -> dict[int, Places]:
-    """Job id -> where its results stand, without their values; runs without any are omitted. Runs
-    that measured the same share the object."""
-    place = Result.stage + PARTS + Result.family + PARTS + Result.series
-    query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
+def result_keys(ids: Iterable[int]) -> dict[int, ResultKeys]:
+    """Stages and metrics of the results of runs by job id; runs without results are omitted.
+
+    Runs that measured the same share one object."""
+    key = Result.stage + FIELD_SEPARATOR + Result.family + FIELD_SEPARATOR + Result.series
+    aggregated = func.aggregate_strings(key, ROW_SEPARATOR)
+    query = select(Result.job_id, aggregated).group_by(Result.job_id)
     with reading() as session:
-        return {job: _places(text) for job, text in rows_among(session, query, Result.job_id, ids)}
+        rows = rows_among(session, query, Result.job_id, ids)
+        return {job: _parse_result_keys(text) for job, text in rows}
 
 
 @lru_cache(1024)
-def _places(text: str) -> Places:
-    rows = (row.split(PARTS) for row in text.split(ROWS) if row.count(PARTS) == 2)
-    return frozenset((stage, MetricKey(family, "", series)) for stage, family, series in rows)
+def _parse_result_keys(text: str) -> ResultKeys:
+    rows = (row.split(FIELD_SEPARATOR) for row in text.split(ROW_SEPARATOR))
+    return frozenset((row[0], MetricKey(row[1], "", row[2])) for row in rows if len(row) == 3)
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
+    """The durations of the steps of runs, by run and step."""
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
     return fetched(query.order_by(StepTime.job_id, StepTime.step))
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
+    """The decoder results of a benchmark, by decoder."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
     return fetched(query.order_by(DecoderRow.decoder))
 
 
 def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
-    """The newest event, and the jobs whose row or results may have changed since `event`: those
-    with later events, those that are live, and those after `job_id`."""
-    changed = select(Event.job_id).where(Event.id > event)
-    others = select(Job.id).where(Job.state.in_([*LIVE]) | (Job.id > job_id))
+    """The id of the newest event, and the ids of jobs whose row or results may have changed.
+
+    Args:
+        event: newest event that the caller has read; jobs with later events may have changed.
+        job_id: newest job that the caller has read; later jobs and live jobs count as changed.
+    """
+    with_events = select(Event.job_id).where(Event.id > event)
+    live_or_new = select(Job.id).where(Job.state.in_([*LIVE]) | (Job.id > job_id))
     with reading() as session:
         newest = session.scalar(select(func.max(Event.id))) or 0
-        return newest, {*session.scalars(changed.union(others))}
+        return newest, {*session.scalars(with_events.union(live_or_new))}
 
 
 class RunHead(NamedTuple):
-    """What lists and the search box need of a run that they do not show."""
+    """The fields of a run that filters, lists and the search box need for every run."""
 
     id: int
     kind: str
@@ -246,30 +269,31 @@ class RunHead(NamedTuple):
 
     @property
     def run(self) -> str:
+        """The name of the run, such as sds-0042."""
         return run_name(self.kind, self.id)
 
 
 def run_heads(ids: Iterable[int]) -> list[RunHead]:
-    """The heads of these runs, in no particular order; unknown ids are omitted."""
+    """The heads of runs, in no particular order; unknown ids are omitted."""
     query = select(*[getattr(Job, name) for name in RunHead._fields])
     with reading() as session:
         return [RunHead._make(row) for row in rows_among(session, query, Job.id, ids)]
 
 
 def examples() -> set[int]:
-    """The ids of the examples, the only runs whose rows may be deleted."""
+    """The ids of the examples, the only runs whose rows can disappear."""
     return {*fetched(select(Job.id).where(Job.id < 0))}
 
 
-def examples_shown() -> int:
-    """How many examples were not removed."""
+def example_count() -> int:
+    """Number of examples that were not removed."""
     with reading() as session:
-        shown = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
-        return session.scalar(shown) or 0
+        query = select(func.count()).where(Job.id < 0, Job.removed_at.is_(None))
+        return session.scalar(query) or 0
 
 
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
-    """These jobs, in no particular order; unknown ids are omitted."""
+    """The jobs with these ids, in no particular order; unknown ids are omitted."""
     with reading() as session:
         return [job for (job,) in rows_among(session, select(Job), Job.id, ids)]
 
@@ -282,34 +306,34 @@ def figures_mark() -> tuple[int, int]:
 
 
 def model_bytes(ids: Iterable[int]) -> dict[int, int]:
-    """Job id -> bytes on disk of the saved model; runs without one are omitted."""
+    """Size of the saved model in bytes by job id; runs without a model are omitted."""
     query = select(Artifact.job_id, func.sum(Artifact.bytes)).where(Artifact.kind == "model")
     query = query.group_by(Artifact.job_id)
     with reading() as session:
         return {job: int(size) for job, size in rows_among(session, query, Artifact.job_id, ids)}
 
 
-def runs_from(run: str, most: int) -> list[Job]:
-    """The newest runs that work on the model or the drafter `run` saved."""
-    named = cast(Job.config, Text).contains(run, autoescape=True)
-    query = select(Job).where(SHOWN, named).order_by(Job.id.desc())
+def runs_from(run: str, limit: int) -> list[Job]:
+    """The newest runs whose input is the model or the drafter that `run` saved."""
+    mentions_run = cast(Job.config, Text).contains(run, autoescape=True)
+    query = select(Job).where(SHOWN, mentions_run).order_by(Job.id.desc())
 
-    def works_on(job: Job) -> bool:
+    def uses_run(job: Job) -> bool:
         model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
         return model == run or run in drafters.replace(",", " ").split()
 
     with reading() as session:
-        return [*islice(filter(works_on, session.scalars(query)), most)]
+        return [*islice(filter(uses_run, session.scalars(query)), limit)]
 
 
 def all_run_names() -> set[str]:
-    """The name of every run."""
+    """The names of all runs."""
     with reading() as session:
         return {run_name(*row) for row in session.execute(select(Job.kind, Job.id))}
 
 
-def unmeasured(limit: int) -> list[Job]:
-    """Runs that have ended and whose disk space is not known, newest first."""
+def unmeasured_runs(limit: int) -> list[Job]:
+    """Runs that have ended but whose disk space is unknown, newest first."""
     query = select(Job).where(Job.state.not_in([*ACTIVE]), Job.disk_bytes.is_(None))
     return fetched(query.order_by(Job.id.desc()).limit(limit))
 
@@ -320,20 +344,20 @@ def resumable_before(moment: int) -> list[Job]:
     return fetched(query.order_by(Job.id))
 
 
-def removed(before: int) -> list[Job]:
+def removed_before(moment: int) -> list[Job]:
     """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
-    query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
+    query = select(Job).where(Job.removed_at < moment, Job.purged.is_(False))
     return fetched(query.order_by(Job.removed_at, Job.id))
 
 
 def largest(limit: int) -> list[Job]:
-    """The runs that take most disk space, of those that have ended."""
+    """The runs with the largest disk space, among those that have ended."""
     query = select(Job).where(SHOWN, Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
     return fetched(query.limit(limit))
 
 
 def newest_event_at() -> int:
-    """When the newest event was written, UTC milliseconds since 1970; 0 without events."""
+    """Time of the newest event, UTC milliseconds since 1970; 0 without events."""
     with reading() as session:
         return session.scalar(select(Event.at).order_by(Event.id.desc()).limit(1)) or 0
 
@@ -344,19 +368,22 @@ def views() -> list[SavedView]:
 
 
 def artifacts(run: str | int) -> list[Artifact]:
+    """The artifacts of a run, oldest first."""
     return fetched(select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id))
 
 
 def curve_points(run: str | int) -> list[Row[Any]]:
-    """All curve points of a run: `POINT_COLUMNS`."""
+    """All curve points of a run, with the columns `POINT_COLUMNS`."""
     query = select(*POINT_COLUMNS).where(MetricPoint.job_id == job_id(run))
     with reading() as session:
         return [*session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
 
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:
-    """One row per tensor, stage and step: tensor, block, module, stage, step, n, zeros, below,
-    above, zero_share, and every named statistic of the run (None if missing)."""
+    """Tensor statistics of a run, one row per tensor, stage and step.
+
+    A row has tensor, block, module, stage, step, n, zeros, below, above, zero_share, and every
+    further statistic of the run by name (None if missing)."""
     columns = ("tensor", "block", "module", "stage", "step", "n", "zeros", "below", "above")
     query = (
         select(*[getattr(TensorRow, column) for column in columns], TensorRow.stats)
@@ -375,7 +402,7 @@ def tensor_rows(run: str | int) -> list[dict[str, Any]]:
 
 
 def profile_rows(run: str | int) -> list[dict[str, Any]]:
-    """The stored profiles of a run: `PROFILE_COLUMNS`."""
+    """The recorded profiles of a run, with the columns `PROFILE_COLUMNS`."""
     query = (
         select(*[getattr(ProfileRow, column) for column in PROFILE_COLUMNS])
         .where(ProfileRow.job_id == job_id(run))
@@ -388,13 +415,13 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 
 
 def runs_with_weights() -> list[Job]:
-    """Runs with stored weight statistics, newest first."""
+    """Runs with recorded weight statistics, newest first."""
     has_weights = exists().where(TensorRow.job_id == Job.id)
     return fetched(select(Job).where(SHOWN, has_weights).order_by(Job.id.desc()))
 
 
 def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:
-    """Name of a run, and how many rows it has in each of these tables; None for no run."""
+    """The name of a run and its number of rows in each table; None if there is no such run."""
     try:
         row = job(run)
     except NotFoundError:
@@ -405,12 +432,13 @@ def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tup
 
 
 def weights_mark(run: str | int) -> tuple[Any, ...] | None:
-    """A value that changes with new statistics or results, not with progress; None for no run."""
+    """A value that changes with new statistics or results, but not with progress; None if there is
+    no such run."""
     return _mark(run, TensorRow, Result)
 
 
 def runs_with_profile(name: str) -> list[Job]:
-    """Runs with a stored profile of that name, newest first."""
+    """Runs with a recorded profile of that name, newest first."""
     has_profile = exists().where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
     return fetched(select(Job).where(SHOWN, has_profile).order_by(Job.id.desc()))
 

@@ -1,6 +1,7 @@
-"""One connection pool per process, with read and write transactions. A write transaction of SQLite
-has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`). And
-a lock on the database that one process holds, whatever machine it is on."""
+"""Read and write transactions of the process's connection pool, and locks across machines.
+
+A write transaction of SQLite holds the write lock from its start; a transaction of PostgreSQL locks
+the rows it decides about (see `dialects`)."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -31,10 +32,11 @@ from backend.store.tables import Attempt, Job, Report
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
 Fetched = TypeVar("Fetched")
-_joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`, `one_view`
-NOW = "now"  # in what a session remembers
-ASK_S = 1.0  # between two tries to get a `DatabaseLock`
-EXAMPLES = (
+# the session that nested transactions join; see `one_transaction`, `one_view`
+_current_session = ContextVar[Session | None]("current_session", default=None)
+DATABASE_TIME = "database_time"  # key in the `info` of a session
+LOCK_RETRY_S = 1.0  # pause between two attempts to take a `DatabaseLock`
+URL_EXAMPLES = (
     "Write SLIMSCOPE_DATABASE_URL as in sqlite:////data/results.db or "
     "postgresql+psycopg://user@host/slimscope, or leave it unset."
 )
@@ -46,18 +48,22 @@ def now_ms() -> int:
 
 
 def database_ms(session: Session) -> int:
-    """UTC milliseconds since 1970, by the one clock that all machines share: that of the database.
-    For times that are compared with those of another process. It is asked once a transaction."""
-    if (known := session.info.get(NOW)) is None:
-        found = dialect_of(session).now_ms(session)
-        known = session.info[NOW] = now_ms() if found is None else found
-    return int(known)
+    """UTC milliseconds since 1970, by the database's clock, which all machines share.
+
+    For times that are compared between processes. The clock is read once per transaction."""
+    if (time_ms := session.info.get(DATABASE_TIME)) is None:
+        server_ms = dialect_of(session).now_ms(session)
+        time_ms = session.info[DATABASE_TIME] = now_ms() if server_ms is None else server_ms
+    return int(time_ms)
 
 
 @lru_cache
 def engine_for(url: str) -> Engine:
-    """The engine of this database, created once per process. `ConfigError` for no URL, or a
-    database for which no driver is installed."""
+    """The engine of a database, created once per process.
+
+    Raises:
+        ConfigError: the URL is malformed, or no driver is installed for its database.
+    """
     try:
         if (dialect := DIALECTS.get(make_url(url).get_backend_name())) is None:
             raise NoSuchModuleError
@@ -65,22 +71,23 @@ def engine_for(url: str) -> Engine:
             url, json_deserializer=read_json, json_serializer=write_json, **dialect.options()
         )
     except (ArgumentError, ImportError, ValueError) as error:
-        why = "It is not the URL of a database."  # SQLAlchemy repeats it, with its password
+        why = "It is not the URL of a database."  # SQLAlchemy's message contains the password
         if isinstance(error, NoSuchModuleError):
             why = "There is no such kind of database."
         elif isinstance(error, ImportError):
             why = f"The Python package {error.name} is not installed."
-        raise ConfigError("The database URL was not accepted.", why, EXAMPLES) from error
+        raise ConfigError("The database URL was not accepted.", why, URL_EXAMPLES) from error
     dialect.prepare(engine)
     return engine
 
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """A read-only transaction, which sees one state of the database. Keep it short: readers block
-    truncation of SQLite's write-ahead log."""
-    if (joined := _joined.get()) is not None:
-        yield joined
+    """A read-only transaction, which sees one state of the database.
+
+    Keep it short: readers block the truncation of SQLite's write-ahead log."""
+    if (current := _current_session.get()) is not None:
+        yield current
         return
     engine = engine_for(settings().url)
     with Session(dialect_of(engine).for_reading(engine)) as session:
@@ -89,35 +96,40 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def one_view() -> Iterator[None]:
-    """All that is read inside by this thread is one transaction, and asks a server less often."""
+    """Context in which all reads of this thread join one transaction, for one view of the data and
+    fewer requests to a server."""
     with reading() as session:
-        token = _joined.set(session)
+        token = _current_session.set(session)
         try:
             yield
         finally:
-            _joined.reset(token)
+            _current_session.reset(token)
 
 
 def fetched(query: Select[Fetched]) -> list[Fetched]:
-    """The first column of every row, read in a transaction of its own."""
+    """The first column of every row of a query, read in one transaction."""
     with reading() as session:
         return list(session.scalars(query))
 
 
 @contextmanager
 def writing(*, durable: bool = False) -> Iterator[Session]:
-    """A write transaction, committed on exit, rolled back on an error. `durable`: also survives a
-    power failure (state changes), not only a crash (metrics)."""
-    if (joined := _joined.get()) is not None:
-        yield joined
-        joined.flush()
+    """A write transaction, committed on exit and rolled back after an error.
+
+    Args:
+        durable: the commit also survives a power failure (for state changes), not only a crash of
+            the process (for metrics).
+    """
+    if (current := _current_session.get()) is not None:
+        yield current
+        current.flush()
         return
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     with (
-        dialect.turn(engine),
+        dialect.write_turn(engine),
         engine.connect().execution_options(immediate=True) as connection,
-        dialect.surviving_power_cuts(connection) if durable else nullcontext(),
+        dialect.durable_commits(connection) if durable else nullcontext(),
         Session(connection, expire_on_commit=False) as session,
         session.begin(),
     ):
@@ -126,28 +138,33 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
 
 @contextmanager
 def one_transaction() -> Iterator[None]:
-    """All that is read and written inside by this thread is one durable transaction: rows that
-    depend on one another are stored together or not at all. Others wait to write meanwhile."""
+    """Context in which all reads and writes of this thread join one durable transaction.
+
+    Related rows are stored together or not at all. Other SQLite writers wait meanwhile."""
     with writing(durable=True) as session:
-        token = _joined.set(session)
+        token = _current_session.set(session)
         try:
             yield
         finally:
-            _joined.reset(token)
+            _current_session.reset(token)
 
 
 def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[Numbered]:
-    """These rows as they are now, in this order; nobody else changes them before the end of the
-    transaction. They are locked in the order of their ids, so that no two transactions wait for
-    each other; `NoResultFound` if one is not there."""
-    wanted = list(ids)
-    for number in sorted(set(wanted)):
-        session.get_one(table, number, populate_existing=True, with_for_update={"key_share": True})
-    return [session.get_one(table, number) for number in wanted]
+    """Lock rows until the end of the transaction; return their current state in the given order.
+
+    Rows are locked in the order of their ids, so that two transactions cannot deadlock.
+
+    Raises:
+        NoResultFound: a row does not exist.
+    """
+    row_ids = list(ids)
+    for row_id in sorted(set(row_ids)):
+        session.get_one(table, row_id, populate_existing=True, with_for_update={"key_share": True})
+    return [session.get_one(table, row_id) for row_id in row_ids]
 
 
-def alone(session: Session, lock: NamedLock) -> None:
-    """Wait until no other transaction holds this lock, and hold it to the end of this one."""
+def hold_lock(session: Session, lock: NamedLock) -> None:
+    """Wait for a lock and hold it until the end of the transaction."""
     dialect_of(session).lock(session.connection(), lock)
 
 
@@ -157,22 +174,27 @@ def change(session: Session, statement: Update) -> int:
 
 
 class DatabaseLock:
-    """A lock that is held by a connection of its own: whatever ends the process or cuts it off
-    releases it. SQLite needs none: a lock in the folder of its file keeps others away."""
+    """A lock that a separate connection holds, so that the end of the process or of its connection
+    releases it.
+
+    SQLite needs none: a lock in the data folder excludes other processes."""
 
     def __init__(self, engine: Engine, lock: NamedLock) -> None:
         self._engine, self._lock = engine, lock
         self._connection: Connection | None = None
-        self._asked_at = float("-inf")
+        self._tried_at = float("-inf")
 
     @property
     def was_held(self) -> bool:
-        """Whether this process held the lock when `is_held` last looked."""
+        """True if this process held the lock at the last call of `is_held`."""
         return self._connection is not None or dialect_of(self._engine).one_machine
 
     def is_held(self) -> bool:
-        """Whether this process holds the lock now; it tries to get it if it does not.
-        `OperationalError` while the database is away."""
+        """Take the lock unless this process holds it; return True if the process holds it now.
+
+        Raises:
+            OperationalError: the database is away.
+        """
         if dialect_of(self._engine).one_machine:
             return True
         if self._connection is not None:
@@ -181,8 +203,8 @@ class DatabaseLock:
             except SQLAlchemyError:
                 self.release()
             return self._connection is not None
-        if time.monotonic() - self._asked_at >= ASK_S:
-            self._asked_at = time.monotonic()
+        if time.monotonic() - self._tried_at >= LOCK_RETRY_S:
+            self._tried_at = time.monotonic()
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             if dialect_of(connection).try_lock(connection, self._lock):
                 self._connection = connection
@@ -191,7 +213,7 @@ class DatabaseLock:
         return self._connection is not None
 
     def release(self) -> None:
-        """Let another process have it. The connection is not used again: it would keep the lock."""
+        """Release the lock, and close its connection, which would keep it."""
         if self._connection is not None:
             with suppress(SQLAlchemyError):
                 self._connection.invalidate()

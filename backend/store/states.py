@@ -1,12 +1,16 @@
-"""The states of a job and the allowed transitions. Terminal states change only when a user resumes
-the job, which queues it again. A queued job whose row is damaged fails at once.
+"""States of a job and the allowed transitions.
 
-    queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost"""
+    queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost
+
+Terminal states change only when a user resumes the job, which queues it again. A queued job whose
+row is damaged fails at once."""
 
 from enum import IntEnum, StrEnum
 
 
 class State(StrEnum):
+    """States of a job."""
+
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
@@ -18,18 +22,18 @@ class State(StrEnum):
 
 
 class Lane(StrEnum):
-    """Where a job starts: a process of its own in a free slot; for a job of seconds also one
-    beside the slots, at low priority for the processor."""
+    """Lanes of the queue: normal jobs wait for a slot; jobs of seconds can also use the quick slot,
+    whose process has a low priority."""
 
     SLOTS = "slots"
     QUICK = "quick"
 
 
-TAKES: dict[Lane, tuple[Lane, ...]] = {  # of which lanes a place takes jobs
+LANES_OF_SLOT: dict[Lane, tuple[Lane, ...]] = {  # lanes whose jobs may use a slot
     Lane.SLOTS: (Lane.SLOTS, Lane.QUICK),
     Lane.QUICK: (Lane.QUICK,),
 }
-QUICK_SLOT = 1_000  # number of the slot beside the others, of which there are at most 64
+QUICK_SLOT = 1_000  # number of the quick slot; there are at most 64 others
 
 LIVE = frozenset({State.STARTING, State.RUNNING, State.CANCELLING})
 ACTIVE = LIVE | {State.QUEUED}
@@ -50,13 +54,13 @@ RESUMABLE = frozenset(state for state, to in ALLOWED.items() if State.QUEUED in 
 
 
 class Exit(IntEnum):
-    """Exit codes of a job's process, the same for all engines."""
+    """Exit codes of a job's process, for all engines."""
 
     DONE = 0
     ERROR = 1
     STOPPED = 75  # stopped on request; all completed work is checkpointed
     FENCED = 76  # another attempt owns the job; nothing was written
-    NO_SPACE = 77  # the disk is full; tried again until it is not
-    FOLDER_GONE = 78  # the folder of the run was removed; everything in it is made anew
-    AWAY = 79  # the database was away for too long; tried again until it is not
-    OTHER_VERSION = 80  # where it runs, another version of Slimscope is installed
+    NO_SPACE = 77  # the disk is full; retried until there is space
+    FOLDER_GONE = 78  # the run's folder was removed; the run starts again without checkpoints
+    AWAY = 79  # the database was away for too long; retried until it answers
+    OTHER_VERSION = 80  # another version of Slimscope is installed on the machine of the process

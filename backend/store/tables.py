@@ -1,6 +1,7 @@
-"""Database tables. Times are UTC milliseconds since 1970. The job row is the single source of
-truth: the web interface and the CLI write `desired`, the supervisor writes `state`, and a job's
-process writes its progress, results and outcome."""
+"""Database tables. Times are UTC milliseconds since 1970.
+
+The job row is the single source of truth: the web interface and the command line write `desired`,
+the supervisor writes `state`, and a job's process writes its progress, results and outcome."""
 
 import hashlib
 import json
@@ -27,7 +28,7 @@ from backend.metric_key import MetricKey
 from backend.store.json_column import DamagedJson, DamagedList, JsonColumn
 from backend.store.states import Lane, State
 
-NAMES = {  # Alembic can only change named constraints
+CONSTRAINT_NAMES = {  # Alembic can only change named constraints
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
@@ -35,19 +36,21 @@ NAMES = {  # Alembic can only change named constraints
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
-CLUSTER = "the cluster"  # in place of a host, which has no space in its name
-EXAMPLE = "example"  # in place of a number: a run that came with the package
+CLUSTER = "the cluster"  # replaces a host name, which never contains a space
+EXAMPLE = "example"  # replaces the number of a run that the package includes
 KIND_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
 RUN_NAME = re.compile(
     rf"[a-z][a-z0-9]{{0,39}}-(?:\d{{1,15}}|{EXAMPLE}(?:-[2-9])?)"
 )  # of `run_name`
-EXAMPLE_NUMBERS = 2**31  # of the first examples of all kinds; of the second ones, and so on
+EXAMPLE_ID_RANGE = 2**31  # ids reserved for the first example of each kind, for the second, …
 DAMAGED = "damaged"
-KEPT_REASON = "kept_reason"  # of the environment of a run
+KEPT_REASON = "kept_reason"  # key in the environment of a run
 
 
 class Table(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMES)
+    """Base class of the tables."""
+
+    metadata = MetaData(naming_convention=CONSTRAINT_NAMES)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
         int: BigInteger().with_variant(Integer, "sqlite"),
         dict[str, Any]: JsonColumn(dict),
@@ -59,28 +62,30 @@ class Table(DeclarativeBase):
 
 
 def run_name(kind: str, number: int) -> str:
-    """The short id people see, such as sds-0042. It names the folder of the run: a kind that is no
-    name, as a damaged row may have, must not lead elsewhere, and becomes damaged-0042."""
+    """The name of a run, such as sds-0042, or sds-example-2 for an example.
+
+    It is also the name of the run's folder. The malformed kind of a damaged row, which could lead
+    to another folder, becomes "damaged"."""
     name = kind if KIND_NAME.fullmatch(kind) else DAMAGED
     if number > 0:
         return f"{name}-{number:04d}"
-    place = (-1 - number) // EXAMPLE_NUMBERS + 1
-    return f"{name}-{EXAMPLE}" + (f"-{place}" if place > 1 else "")
+    index = (-1 - number) // EXAMPLE_ID_RANGE + 1
+    return f"{name}-{EXAMPLE}" + (f"-{index}" if index > 1 else "")
 
 
-def example_number(kind: str, place: int) -> int:
-    """The number of an example of a kind, the first at `place` 1: below zero, so that it takes none
-    of the others."""
-    return -1 - (zlib.crc32(kind.encode()) >> 1) - (place - 1) * EXAMPLE_NUMBERS
+def example_number(kind: str, index: int) -> int:
+    """The id of the example `index`, from 1, of a kind: negative, so that it takes no id of a run
+    of the user."""
+    return -1 - (zlib.crc32(kind.encode()) >> 1) - (index - 1) * EXAMPLE_ID_RANGE
 
 
 def config_hash(kind: str, config: dict[str, Any]) -> str:
-    """Hex sha256 of kind and config, independent of the order of the fields."""
+    """Hex sha256 of a kind and a config, independent of the order of the fields."""
     return hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode()).hexdigest()
 
 
 class Job(Table):
-    """One run: its config, state and outcome."""
+    """A run: its config, state and outcome."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -96,7 +101,7 @@ class Job(Table):
     owner: Mapped[str]
     config: Mapped[dict[str, Any]]
     config_hash: Mapped[str] = mapped_column(index=True)
-    plan: Mapped[dict[str, Any] | None] = mapped_column(  # long; see `queries.plan`
+    plan: Mapped[dict[str, Any] | None] = mapped_column(  # large; see `queries.plan`
         JsonColumn(dict, optional=True), deferred=True
     )
     environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -118,33 +123,33 @@ class Job(Table):
     stage: Mapped[str] = mapped_column(default="")
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
-    disk_bytes: Mapped[int | None] = mapped_column(index=True)  # of its folder, once it has ended
+    disk_bytes: Mapped[int | None] = mapped_column(index=True)  # size of the folder after the end
     error: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn(dict, optional=True))
     kept_stage: Mapped[str | None]  # stage of the saved weights
-    flops: Mapped[float | None]  # of phases without a time budget; set when the run ends
-    timed_seconds: Mapped[float | None]  # in phases with a time budget
+    flops: Mapped[float | None]  # work of phases without a time budget; set when the run ends
+    timed_seconds: Mapped[float | None]  # duration of phases with a time budget
     tags: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     note: Mapped[str] = mapped_column(default="", server_default="")
     lane: Mapped[str] = mapped_column(default=Lane.SLOTS, server_default=Lane.SLOTS)
     archived_at: Mapped[int | None]
     removed_at: Mapped[int | None] = mapped_column(index=True)  # deleted by a host; hidden
-    purged: Mapped[bool] = mapped_column(default=False, server_default=false())  # and its data gone
+    purged: Mapped[bool] = mapped_column(default=False, server_default=false())  # data is deleted
 
     @property
     def run(self) -> str:
-        """The short id people see, such as sds-0042."""
+        """The name of the run, such as sds-0042."""
         return run_name(self.kind, self.id)
 
     @property
     def damaged(self) -> bool:
-        """Whether a part of the row could not be read."""
-        stored = (self.config, self.environment, self.error, self.tags)
-        broken = any(isinstance(value, DamagedJson | DamagedList) for value in stored)
-        return broken or not KIND_NAME.fullmatch(self.kind)
+        """True if a part of the row cannot be read."""
+        columns = (self.config, self.environment, self.error, self.tags)
+        is_damaged = any(isinstance(value, DamagedJson | DamagedList) for value in columns)
+        return is_damaged or not KIND_NAME.fullmatch(self.kind)
 
     @property
     def shown_state(self) -> str:
-        """The state; "damaged" where the row could not be read as a whole."""
+        """The state on the screen; "damaged" if a part of the row cannot be read."""
         return DAMAGED if self.damaged else self.state
 
     @property
@@ -154,7 +159,7 @@ class Job(Table):
 
     @property
     def kept_reason(self) -> str:
-        """Why the run keeps `kept_stage`; "" where that was not recorded."""
+        """The reason why the run keeps `kept_stage`; "" if it was not recorded."""
         return str((self.environment or {}).get(KEPT_REASON) or "")
 
     @property
@@ -164,7 +169,7 @@ class Job(Table):
 
 
 class Attempt(Table):
-    """One process executing a job. Only the holder of its token may write for the job."""
+    """A process that executes a job. Only the holder of its token may write for the job."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -198,8 +203,7 @@ class Slot(Table):
 
 
 class Supervisor(Table):
-    """The supervisor of a data folder and its last heartbeat; under the name `CLUSTER`, the moment
-    that the cluster last answered it."""
+    """The last heartbeat of the supervisor; in the row `CLUSTER`, the cluster's last answer."""
 
     __tablename__ = "supervisors"
 
@@ -208,7 +212,7 @@ class Supervisor(Table):
 
 
 class Event(Table):
-    """Events of a job, append-only: audit trail and change detection for pages."""
+    """An event of a job. The table is append-only: audit trail and change detection of pages."""
 
     __tablename__ = "job_events"
 
@@ -243,17 +247,17 @@ class MessageRow(Table):
         ForeignKey("conversations.id", ondelete="CASCADE"), index=True
     )
     parent: Mapped[int | None] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"))
-    side: Mapped[int | None]  # whose answer it is, from 1; none: a prompt, of which one has many
+    side: Mapped[int | None]  # number of the answering side, from 1; None for a prompt
     author: Mapped[str]
     text: Mapped[str]
     at: Mapped[int]
-    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # of a prompt
-    transcript: Mapped[list[Any]] = mapped_column(default=list, deferred=True)  # of an answer
-    votes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # voter -> [choice, blind]
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # prompts only
+    transcript: Mapped[list[Any]] = mapped_column(default=list, deferred=True)  # answers only
+    votes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # [choice, blind] by voter
 
 
 class ApiKey(Table):
-    """A key with which programs use `/v1` as a host does; only its hash is stored."""
+    """A key for the API `/v1`, with the permissions of a host; only its hash is stored."""
 
     __tablename__ = "api_keys"
 
@@ -264,7 +268,7 @@ class ApiKey(Table):
 
 
 class MetricPoint(Table):
-    """One point of the curve of a `MetricKey`. A resumed attempt overwrites it."""
+    """A point of the curve of a `MetricKey`. A resumed attempt overwrites it."""
 
     __tablename__ = "metric_points"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -280,7 +284,7 @@ class MetricPoint(Table):
 
 
 class Result(Table):
-    """One figure a run ends with, of a `MetricKey`."""
+    """A final figure of a run for a `MetricKey`."""
 
     __tablename__ = "results"
 
@@ -295,12 +299,12 @@ class Result(Table):
 
     @property
     def metric(self) -> MetricKey:
-        """The metric, at whatever stage."""
+        """The metric, without the stage."""
         return MetricKey(self.family, series=self.series or "")
 
 
 class StepTime(Table):
-    """Wall-clock seconds of one step of a run, over all attempts."""
+    """Wall-clock seconds of a step of a run, over all attempts."""
 
     __tablename__ = "step_times"
 
@@ -358,7 +362,7 @@ class ProfileRow(Table):
 
 
 class Artifact(Table):
-    """A file or folder a run produced, below the artifact folder."""
+    """A file or folder that a run produced, below the artifact folder."""
 
     __tablename__ = "artifacts"
 
@@ -372,7 +376,7 @@ class Artifact(Table):
 
 
 class Need(Table):
-    """A run that waits for another one: it works on what that one will save."""
+    """A run that waits for another run, whose output is its input."""
 
     __tablename__ = "needs"
 
@@ -394,7 +398,7 @@ class SavedView(Table):
 
 
 class Report(Table):
-    """What somebody found, in texts and charts of runs; see `backend.queue.reports.ReportBlock`."""
+    """A report of texts and charts; see `backend.queue.reports.ReportBlock`."""
 
     __tablename__ = "reports"
 
@@ -406,7 +410,7 @@ class Report(Table):
     saved_at: Mapped[int]
 
 
-TABLES_OF_A_RUN: dict[str, type[Table]] = {  # name -> table whose rows belong to one run each
+TABLES_OF_A_RUN: dict[str, type[Table]] = {  # tables with a row or rows per run, by name
     table.__tablename__: table
     for table in (
         Attempt,

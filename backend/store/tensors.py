@@ -1,5 +1,6 @@
-"""Histograms and profiles of a run's tensors, as arrays. Separate from `queries`, so that listing
-runs does not import numpy."""
+"""Histograms and profiles of a run's tensors, as arrays.
+
+This module is separate from `queries`, so that listing runs does not import numpy."""
 
 import math
 import zlib
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
+    """Statistics and histogram of one tensor at all stages, by step; damaged rows are omitted."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
     with reading() as session:
         rows = session.scalars(query.order_by(TensorRow.step, TensorRow.stage))
@@ -27,8 +29,9 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
 
 
 def run_snapshots(run: str | int) -> Iterator[TensorSnapshot]:
-    """The statistics and histograms of all tensors at all stages, step by step, read while they are
-    taken; a damaged one is left out."""
+    """Statistics and histograms of all tensors at all stages, by step; damaged rows are omitted.
+
+    Rows are read during the iteration."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run)).order_by(TensorRow.step)
     with reading() as session:
         for row in session.scalars(query.execution_options(yield_per=500)):
@@ -36,12 +39,12 @@ def run_snapshots(run: str | int) -> Iterator[TensorSnapshot]:
 
 
 def _readable(rows: Iterable[R], read: Callable[[R], T]) -> list[T]:
-    """What can be read of the rows; a damaged one is left out."""
-    found: list[T] = []
+    """The decoded rows, without damaged ones."""
+    values: list[T] = []
     for row in rows:
         with suppress(zlib.error, ValueError, TypeError):
-            found.append(read(row))
-    return found
+            values.append(read(row))
+    return values
 
 
 def _snapshot(row: TensorRow) -> TensorSnapshot:
@@ -67,24 +70,28 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
 
 
 def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
-    """The profiles of one tensor (None: all names), sorted by name, stage and step."""
-    chosen = {"tensor": tensor} if name is None else {"tensor": tensor, "name": name}
-    return _profiles(run, ("name", "stage", "step"), **chosen)
+    """The profiles of one tensor, sorted by name, stage and step.
+
+    Args:
+        name: name of a profile; None for all profiles.
+    """
+    conditions = {"tensor": tensor} if name is None else {"tensor": tensor, "name": name}
+    return _profiles(run, ("name", "stage", "step"), **conditions)
 
 
 def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfile]:
-    """One profile of a module in every block, at all stages, block by block."""
+    """One profile of a module in all blocks and stages, sorted by block."""
     return _profiles(run, ("block", "step"), module=module, name=name)
 
 
 def named_profiles(run: str | int, name: str) -> list[TensorProfile]:
-    """The profiles of that name of all tensors, at all stages, block by block."""
+    """One profile of all tensors at all stages, sorted by block."""
     return _profiles(run, ("block", "module"), name=name)
 
 
-def _profiles(run: str | int, order: Sequence[str], **chosen: str) -> list[TensorProfile]:
-    """The profiles with these values in their columns, sorted by others."""
-    query = select(ProfileRow).filter_by(job_id=job_id(run), **chosen)
+def _profiles(run: str | int, order: Sequence[str], **conditions: str) -> list[TensorProfile]:
+    """The profiles with these column values, sorted by the columns `order`."""
+    query = select(ProfileRow).filter_by(job_id=job_id(run), **conditions)
     with reading() as session:
         rows = session.scalars(query.order_by(*(getattr(ProfileRow, name) for name in order)))
         return _readable(rows, _profile)

@@ -18,7 +18,7 @@ from backend.models.foreign_tokenizer import (
     forked_base,
     unusable,
 )
-from backend.models.sources.catalog import is_shipped
+from backend.models.sources.trust import has_shipped_tokenizer
 from backend.text.prompts import Prompt
 
 _idle: list[LimitedChild] = []
@@ -33,7 +33,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: TextTokenizer)
     turns = [dict(message) for message in messages]
     folder, child = str(tokenizer.name_or_path), None
     try:
-        if is_shipped(folder):
+        if has_shipped_tokenizer(folder):
             render = tokenizer.apply_chat_template
             return str(render(turns, tokenize=False, add_generation_prompt=True))
         template = tokenizer.get_chat_template()

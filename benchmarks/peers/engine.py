@@ -35,7 +35,7 @@ def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -
     config, dtype = SDSConfig(pattern=pattern), getattr(torch, PRECISION[precision])
     plan = pruning_plan(config, all_linears(model))
     store = SDSStageStore(Checkpoints(Path("/nowhere")))
-    run = SDSRun(model, rows, config, plan, dtype, store, SilentReporter(), total=1)
+    run = SDSRun(model, rows, config, plan, dtype, store, SilentReporter(), total_units=1)
     stream = open_stream(model, rows, config.batch, dtype)
     hidden, stream.hidden = stream.hidden, []
     solving = 0.0

@@ -1,5 +1,6 @@
-"""Training a drafter as a job: the base generates responses, its hidden states are cached, the
-heads are trained, measured on held-out responses, and given the tree that pays on this machine."""
+"""Drafter training job: the base model generates responses, its hidden states are cached, the heads
+are trained and measured on held-out responses, and the best draft tree for this machine is
+found."""
 
 import random
 from typing import Any
@@ -39,15 +40,17 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model, record_texts
 
-FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
+FORECAST_ANSWERS = 24  # held-out answers used for the forecast
 
 
 def run(config: AmphistaJob, context: JobContext) -> None:
-    """The whole job. Answers and training are in checkpoints, so a killed job goes on."""
+    """Run the job. Answers and training are in checkpoints, so an interrupted run continues."""
     DrafterRun(config, context).run()
 
 
 class DrafterRun:
+    """One drafter training run: base model, phases and steps."""
+
     def __init__(self, config: AmphistaJob, context: JobContext) -> None:
         self.config, self.context = config, context
         device = prepare(config, context)
@@ -57,6 +60,7 @@ class DrafterRun:
         self.phases = context.phases(work(config, self.loaded.facts))
 
     def run(self) -> None:
+        """Collect data, train, measure and save the drafter."""
         config, context = self.config, self.context
         learned, heldout = self._collect()
         vocabulary = draft_vocabulary(learned, self.target.vocabulary, config.draft_vocabulary)
@@ -73,45 +77,46 @@ class DrafterRun:
         sources = self._windows() if self.config.data == "text" else self._prompts()
         learned, heldout = collect(self.target, sources, context.checkpoints, phase)
         tokens = [sum(cache.lengths) for cache in (learned, heldout)]
-        context.log(f"{tokens[0]:,} tokens to learn from, {tokens[1]:,} held out.")
+        context.log(f"{tokens[0]:,} training tokens, {tokens[1]:,} held-out tokens.")
         return learned, heldout
 
     def _windows(self) -> SequenceSources:
         config, loaded = self.config, self.loaded
         name = corpus_name(config, loaded.facts)
-        wanted = (config.answers, config.answer_tokens, config.seed)
-        text, _ = calibration_slices(name, loaded.tokenizer, *wanted)
+        request = (config.answers, config.answer_tokens, config.seed)
+        text, _ = calibration_slices(name, loaded.tokenizer, *request)
         record_texts({"training": text}, self.context)
         rows = text.input_ids.tolist()
         random.Random(config.seed).shuffle(rows)
         return SequenceSources(rows[config.heldout :], rows[: config.heldout], limit=0)
 
     def _prompts(self) -> SequenceSources:
-        """Prompts that the base model answers, as token ids."""
+        """Load the prompts for the base model, as token ids."""
         config, loaded, context = self.config, self.loaded, self.context
         sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
-        wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
+        request = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
         learned, heldout = prompts_for(
-            self.target, loaded.tokenizer, wanted, context.checkpoints, self.phases.phase("ask")
+            self.target, loaded.tokenizer, request, context.checkpoints, self.phases.phase("ask")
         )
-        lacking, field = ("to learn from", "prompts") if not learned else ("to judge by", "heldout")
+        purpose, field = ("training", "prompts") if not learned else ("held-out", "heldout")
         if not learned or not heldout:
             raise ConfigError(
-                f"{' and '.join(sets)}: no prompt {lacking} is left.",
-                f"{len(learned) + len(heldout)} prompts leave room for answers of {limit} tokens.",
-                "Choose other prompts, shorter answers, or another share to hold out.",
+                f"{' and '.join(sets)}: no {purpose} prompts are left.",
+                f"Only {len(learned) + len(heldout)} prompts leave room for answers of {limit} "
+                "tokens.",
+                "Choose other prompts, shorter answers, or another number of held-out sequences.",
                 field,
             )
         facts = prompt_facts(" and ".join(sets), learned + heldout)
         if BUILT_IN in sets:
             facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
-            context.log(f"Prompts ask about passages of: {facts['passages']}.")
+            context.log(f"Passages in the prompts: {facts['passages']}.")
         context.environment(text={"prompts": facts})
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         return SequenceSources(learned, heldout, limit, ends)
 
     def _initialize(self, drafter: Drafter, learned: HiddenStateCache) -> None:
-        """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
+        """Initialize scales and fusion of a new drafter; one in a checkpoint already has them."""
         if self.context.checkpoints.find(CHECKPOINT):
             return
         if explained := drafter.initialize(self.target, learned.spread(FIT_TOKENS)):
@@ -121,10 +126,10 @@ class DrafterRun:
     def _train(
         self, drafter: Drafter, learned: HiddenStateCache, heldout: HiddenStateCache
     ) -> HeadAccuracy:
-        """Train to the end of the budget; return the last measurement."""
+        """Train until the budget is used up; return the last measurement."""
         config, context = self.config, self.context
         count = drafter.parameter_count()
-        context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} weights learn.")
+        context.log(f"{arm_of(drafter.config.model_dump())}: {count:,} trainable weights.")
         trainer = DrafterTrainer(
             drafter,
             self.target,
@@ -167,7 +172,8 @@ def record_economy(
     heldout: HiddenStateCache,
     context: JobContext,
 ) -> None:
-    """Accepted length and predicted speed-up here: of static trees, and of the default ones."""
+    """Record accepted length and predicted speed-up on this machine, for static trees and for the
+    default trees."""
     drafter = saved.bind(target)
     trial = TreeProposer(drafter, target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)
@@ -183,18 +189,18 @@ def record_economy(
     context.result(
         DRAFTER, metrics.ACCEPTED_LENGTH, accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
-    chosen = TreeProposer(drafter, target, costs.dynamic_tree())
-    walk = walk_answers(chosen, (heldout[n] for n in range(min(FORECAST_ANSWERS, len(heldout)))))
+    proposer = TreeProposer(drafter, target, costs.dynamic_tree())
+    walk = walk_answers(proposer, (heldout[n] for n in range(min(FORECAST_ANSWERS, len(heldout)))))
     predicted = walk.speed_up(costs)
-    context.result(DRAFTER, metrics.PREDICTED_SPEED_UP, predicted, nodes=chosen.nodes)
-    context.result(DRAFTER, metrics.PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)
+    context.result(DRAFTER, metrics.PREDICTED_SPEED_UP, predicted, nodes=proposer.nodes)
+    context.result(DRAFTER, metrics.PREDICTED_LENGTH, walk.accepted_length, nodes=proposer.nodes)
     context.result(DRAFTER, metrics.DRAFT_COST, costs.draft / costs.verify[1])
     context.log(
-        f"On held-out answers {walk.accepted_length:.2f} tokens a pass with {tree_words(chosen)}: "
-        f"{predicted:.2f} times the speed of plain decoding here."
+        f"On held-out answers: {walk.accepted_length:.2f} tokens per pass with "
+        f"{tree_words(proposer)}; {predicted:.2f} times the speed of plain decoding."
     )
 
 
 def config_part(config: BaseModel, kind: type[BaseModel]) -> Any:
-    """The fields of `config` that belong to the config class `kind`."""
+    """Return the part of a config that belongs to the config class `kind`."""
     return kind(**config.model_dump(include=set(kind.model_fields)))

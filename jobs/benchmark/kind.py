@@ -1,4 +1,4 @@
-"""The decoding benchmark as a kind of job."""
+"""The kind `benchmark`: config, requirements and key figure of decoding benchmarks."""
 
 from pydantic import field_validator
 
@@ -10,7 +10,7 @@ from backend.store.states import State
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.estimates import PhaseWork, decoded_bytes
-from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
+from jobs.fields.drafters import drafter_bytes, drafter_config, parse_drafters
 from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
 from jobs.fields.models import decodable_model
 from jobs.fields.text import PromptConfig, prompt_set
@@ -18,31 +18,31 @@ from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Values
 from jobs.limits import require_context
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.wording import apart, times
+from jobs.wording import distinguishable, times
 
 NAME = "benchmark"
-VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it with."
+VANILLA_ALONE = "Only vanilla decoding is timed. Add a decoder to compare it with."
 
 
 class TimingConfig(Options):
-    """Which decoders are compared, and how they are timed."""
+    """Decoders to compare, and the timing procedure."""
 
     drafters: str = option("", "Drafters", max_length=300, choices="drafters", many=True)
-    """Finished runs of the kind amphista whose base is the model, such as amphista-0007; each
-    alone, and as the fallback of prompt lookup."""
+    """Drafters trained for this model, such as amphista-0007. Each is timed alone and as the
+    fallback of prompt lookup."""
     lookup: bool = option(True, "Prompt lookup")
     """Also time prompt-lookup decoding, which needs no training."""
     pytorch: bool = option(False, "PyTorch loop")
-    """Also time vanilla decoding in PyTorch, one token a pass as in transformers. On a CPU, the
-    other decoders use the native decoder where it supports the model."""
+    """Also time vanilla decoding in PyTorch, one token per pass as in transformers. Other decoders
+    use the native decoder on CPUs if it supports the model."""
     llama_cpp: str = option("", "llama.cpp", max_length=100, choices="gguf_types", many=True)
-    """Also time llama.cpp on the model in these types of GGUF file, such as BF16 or Q4_0. Needs the
-    package llama-cpp-python. Empty: none."""
+    """Also time llama.cpp with these GGUF types, such as BF16 or Q4_0. Needs the package
+    llama-cpp-python. Empty: none."""
     count: int = option(12, "Number of prompts", ge=1, le=10_000, unit="prompts")
-    """Taken in turn from each task of the set."""
+    """Prompts are taken from each task of the set in turn."""
     max_new_tokens: NewTokens = option(64, ge=2, le=32768)
     rounds: int = option(3, "Rounds", ge=1, le=100, unit="rounds")
-    """Timing repetitions (order shuffled); one extra warm-up round."""
+    """Timing repetitions in shuffled order, after a warm-up round."""
     nodes: TreeSize = 0
     precision: Precision = "auto"
 
@@ -57,18 +57,20 @@ class BenchmarkJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
 
 
 def requirements(config: BenchmarkJob) -> Requirements:
-    base = decodable_model(config.model, config.precision)
-    facts = base.facts
-    drafters = drafters_named(config.drafters, config.model, "drafters")
+    """See `Kind.requirements`."""
+    model = decodable_model(config.model, config.precision)
+    facts = model.facts
+    drafters = parse_drafters(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     for job in drafters:
-        if job.state != State.SUCCEEDED:  # it has no tree yet
+        if job.state != State.SUCCEEDED:  # there is no tree yet
             continue
         largest = 1 + len(drafter_config(job)["growth"])
         if config.nodes > largest:
             raise ConfigError(
                 f"A tree of {config.nodes} nodes is too large for {job.run}.",
-                f"On held-out text no more than {largest} nodes were ever accepted.",
+                f"Its largest tree has {largest} nodes: others were never accepted on held-out "
+                "text.",
                 f"Choose {largest} or fewer, or 0.",
                 "nodes",
             )
@@ -76,9 +78,9 @@ def requirements(config: BenchmarkJob) -> Requirements:
     types = types_named(config.llama_cpp)
     if types:
         require_llama_cpp("llama_cpp")
-        check_source(base.source)
+        check_source(model.source)
     for type in types:
-        exported_type(type, base, "llama_cpp")
+        exported_type(type, model, "llama_cpp")
     compared = drafters or config.lookup or config.pytorch or config.llama_cpp
     return Requirements(
         title=facts.title,
@@ -95,36 +97,36 @@ def requirements(config: BenchmarkJob) -> Requirements:
 
 def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
-    decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
+    other_decoders = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
+    decoders = 1 + other_decoders + 2 * drafters  # alone, and as fallback of prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
     return [PhaseWork("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]
 
 
-def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
-    """The speed-up of the fastest decoder over plain decoding, and the tokens a second of both."""
+def key_figure(values: Values, kept_stage: str = "") -> KeyFigure | None:
+    """Return the speed-up of the fastest decoder over vanilla decoding, with both speeds."""
     speeds = {stage: v for (stage, name), v in values.items() if name == TOKENS_PER_SECOND}
     fastest, gain = speeds.pop("run", None), values.get(("run", SPEED_UP))
-    plain = speeds.get(VANILLA)
-    if fastest is None or plain is None or gain is None:
+    vanilla = speeds.get(VANILLA)
+    if fastest is None or vanilla is None or gain is None:
         return None
     if gain < 1 + MIN_GAIN:
-        text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
+        text = f"No decoder was faster than plain decoding: {vanilla:.0f} tokens per second."
         return KeyFigure(times(1.0), "the speed of plain decoding", text)
-    quick, slow = apart([fastest, plain], places=0)
+    fastest_text, vanilla_text = distinguishable([fastest, vanilla], places=0)
     label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
-    named = f"{label[0].lower()}{label[1:]}"
+    decoder = f"{label[0].lower()}{label[1:]}"
     return KeyFigure(
         times(gain),
-        f"with {named}",
-        f"{quick} tokens per second with {named}, {slow} without.",
+        f"with {decoder}",
+        f"{fastest_text} tokens per second with {decoder}, {vanilla_text} without.",
     )
 
 
 KIND = Kind(
     name=NAME,
     title="Benchmark",
-    summary="Time decoding with and without each drafter on this machine.",
+    summary="Measure decoding speed on this machine, with and without each drafter.",
     config=BenchmarkJob,
     requirements=requirements,
     run="jobs.benchmark.run:run",

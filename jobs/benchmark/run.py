@@ -1,4 +1,4 @@
-"""Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
+"""Benchmark job: decoders answer the same prompts in turn on this machine."""
 
 import json
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ from jobs.benchmark.report import (
     speed_up_of,
     verdicts,
 )
-from jobs.fields.drafters import drafter_folder, drafters_named
+from jobs.fields.drafters import drafter_folder, parse_drafters
 from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.models import resolve_model
 from jobs.fields.text import prompt_facts, prompt_set
@@ -74,12 +74,12 @@ from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
 from jobs.runtime.progress import Phases
 
-TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
-MAX_PATHS = 16  # of a tree that changes, shown
+TREES = "trees"  # checkpoint with the chosen tree sizes
+MAX_PATHS = 16  # paths recorded for a dynamic tree
 
 
 class DecodingBenchmark:
-    """One benchmark at work."""
+    """A running benchmark: model, drafters, prompts and phase."""
 
     def __init__(
         self, config: BenchmarkJob, loaded: LoadedModel, target: TargetModel, context: JobContext
@@ -88,11 +88,12 @@ class DecodingBenchmark:
         self.prompts = self._prompts()
         self.drafters = {
             job.run: Amphista.load(drafter_folder(job))
-            for job in drafters_named(config.drafters, config.model, "drafters")
+            for job in parse_drafters(config.drafters, config.model, "drafters")
         }
         self.phase = Phases(context, {"compare": config.count}).phase("compare")
 
     def compare(self) -> None:
+        """Time all decoders and record a report for each."""
         decoders = self._decoders()
         answers = self._answers(decoders)
         tasks = [prompt.task for prompt, _ in self.prompts]
@@ -136,12 +137,13 @@ class DecodingBenchmark:
     # decoders --------------------------------------------------------------------------------
 
     def _decoders(self) -> dict[str, Decoder]:
-        # name -> proposer, vanilla first. Sizes of drafts are chosen once, whatever is resumed
+        """Return the decoders by name, vanilla first. Draft sizes are in a checkpoint, so that a
+        resumed run uses the same."""
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
-        stored = self.context.checkpoints.find(TREES)
-        if stored:
-            sizes: dict[str, Any] = json.loads((stored / "sizes.json").read_text())
+        checkpoint = self.context.checkpoints.find(TREES)
+        if checkpoint:
+            sizes: dict[str, Any] = json.loads((checkpoint / "sizes.json").read_text())
         else:
             costs = measure_costs(target)
             for nodes in COST_SIZES:
@@ -152,8 +154,8 @@ class DecodingBenchmark:
         if config.lookup:
             proposers[LOOKUP] = lookup
         for name, drafter in self.drafters.items():
-            chosen = sizes.get(name, config.nodes)
-            tree = DynamicTree(**chosen) if isinstance(chosen, dict) else chosen
+            tree_size = sizes.get(name, config.nodes)
+            tree = DynamicTree(**tree_size) if isinstance(tree_size, dict) else tree_size
             proposer = make_proposer(target, drafter, tree, least=2)
             policy = proposer.policy if isinstance(proposer, TreeProposer) else None
             sizes[name] = asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
@@ -161,27 +163,29 @@ class DecodingBenchmark:
             proposers[name] = proposer
             if isinstance(proposer, TreeProposer):
                 proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
-        if not stored:
+        if not checkpoint:
             with self.context.checkpoints.write(TREES) as folder:
                 (folder / "sizes.json").write_text(json.dumps(sizes))
         decoders = decoders_of(self.target, proposers)
         if self.config.pytorch and self.target.native:
-            plain = TargetModel(self.loaded.model, native=False)
-            decoders[PYTORCH] = TargetDecoder(plain, NoDraft())
+            pytorch_target = TargetModel(self.loaded.model, native=False)
+            decoders[PYTORCH] = TargetDecoder(pytorch_target, NoDraft())
         return decoders | self._llama_cpp()
 
     def _llama_cpp(self) -> dict[str, Decoder]:
-        """llama.cpp, on files of the model that are written now and gone when it has read them."""
+        """Load llama.cpp with temporary GGUF files of the model, one decoder for each type."""
         decoders = dict[str, Decoder]()
         longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
-        base = resolve_model(self.config.model)
-        folder = Path(base.source) if base.packed else materialize(base.source)
-        for wanted in types_named(self.config.llama_cpp):
-            type = exported_type(wanted, base, "llama_cpp")
+        model = resolve_model(self.config.model)
+        folder = Path(model.source) if model.packed else materialize(model.source)
+        for requested_type in types_named(self.config.llama_cpp):
+            gguf_type = exported_type(requested_type, model, "llama_cpp")
             with TemporaryDirectory(dir=self.context.folder) as scratch:
-                file = Path(scratch) / f"{type}.gguf"
-                write_gguf(folder, file, type, base.packed, base.facts.title, SilentReporter())
-                decoders[LLAMA_CPP + type] = LlamaCppDecoder(file, longest)
+                file = Path(scratch) / f"{gguf_type}.gguf"
+                write_gguf(
+                    folder, file, gguf_type, model.packed, model.facts.title, SilentReporter()
+                )
+                decoders[LLAMA_CPP + gguf_type] = LlamaCppDecoder(file, longest)
         return decoders
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
@@ -191,9 +195,9 @@ class DecodingBenchmark:
         prompts = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)[: config.count]
         if not prompts:
             raise ConfigError(
-                f"No prompt of {name} fits.",
+                f"No prompt of {name} fits into the context.",
                 f"{config.max_new_tokens} new tokens leave too little of the context of "
-                f"{loaded.facts.context}.",
+                f"{loaded.facts.context} tokens.",
                 "Choose fewer new tokens.",
                 "max_new_tokens",
             )
@@ -203,8 +207,8 @@ class DecodingBenchmark:
     # answers ---------------------------------------------------------------------------------
 
     def _answers(self, decoders: Mapping[str, Decoder]) -> list[Answers]:
-        """Every decoder's answers; those to one prompt are a checkpoint, for these decoders
-        alone."""
+        """Time all decoders on each prompt. The answers to a prompt are in a checkpoint, which is
+        valid for this list of decoders only."""
         answers, phase = [], self.phase
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
         for number, (prompt, ids) in enumerate(self.prompts):
@@ -218,16 +222,16 @@ class DecodingBenchmark:
                 answers.append(unpacked(json.loads((folder / "answers.json").read_text())))
                 continue
             limit, rounds = self.config.max_new_tokens, self.config.rounds
-            timed = time_decoders(decoders, ids, limit, ends, rounds, phase, number)
+            measured = time_decoders(decoders, ids, limit, ends, rounds, phase, number)
             with self.context.checkpoints.write(name) as draft:
-                (draft / "answers.json").write_text(json.dumps(packed(timed)))
-            answers.append(timed)
+                (draft / "answers.json").write_text(json.dumps(packed(measured)))
+            answers.append(measured)
         return answers
 
-    # what is recorded ------------------------------------------------------------------------
+    # records ---------------------------------------------------------------------------------
 
     def _record(self, report: DecoderReport, by_task: Mapping[str, DecoderSummary]) -> None:
-        """Record a report, and its figures as results that tables and charts rank by."""
+        """Record a report, and its figures as results for tables and charts."""
         self.context.decoder(report.name, report.record())
         figures = {
             TOKENS_PER_SECOND: (report.speed, self.config.rounds),
@@ -245,21 +249,22 @@ class DecodingBenchmark:
 
 
 def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:
-    """The nodes of the tree of a drafter; of one that changes, those most often right."""
+    """Return the paths of a draft tree; for a dynamic tree, those accepted most often."""
     if not isinstance(proposer, TreeProposer):
         return []
     policy = proposer.policy
     if isinstance(policy, StaticTree):
         return policy.paths
-    often = nlargest(MAX_PATHS, hits, key=lambda path: (hits[path], -len(path)))
-    return sorted(often, key=lambda path: (len(path), path))
+    most_accepted = nlargest(MAX_PATHS, hits, key=lambda path: (hits[path], -len(path)))
+    return sorted(most_accepted, key=lambda path: (len(path), path))
 
 
 def run(config: BenchmarkJob, context: JobContext) -> None:
-    """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
+    """Run the job. The answers to each prompt are in a checkpoint, so an interrupted run
+    continues."""
     loaded = load_model(config.model, prepare(config, context), config.precision, context)
     target = TargetModel(loaded.model)
-    drafters = len(drafters_named(config.drafters, config.model, "drafters"))
+    drafters = len(parse_drafters(config.drafters, config.model, "drafters"))
     context.phases(work(config, loaded.facts, drafters))
     context.log(f"Decoder: {target.decoder}.")
     context.environment(decoder=target.decoder)
@@ -269,9 +274,9 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     reports = decoder_reports(context.run)
     for sentence in verdicts(reports):
         context.log(sentence)
-    # the figures of the fastest of our decoders stand for the run, beside others
-    ours = [report for report in reports if not report.peer]
-    fastest = max(ours, key=lambda report: report.speed)
+    # the fastest decoder represents the run, other implementations excluded
+    own_reports = [report for report in reports if not report.peer]
+    fastest = max(own_reports, key=lambda report: report.speed)
     context.result("run", TOKENS_PER_SECOND, fastest.speed, of=fastest.label)
-    if len(ours) > 1:
+    if len(own_reports) > 1:
         context.result("run", SPEED_UP, fastest.speed_up, of=fastest.label)

@@ -1,7 +1,7 @@
 """The command line: `slimscope …`, or `python -m jobs …`.
 
-Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
-cancelled, 4 reproduction mismatch. With --json a command prints one JSON value and nothing else.
+Exit codes: 0 success, 1 run failed or lost, 2 request rejected, 3 run cancelled, 4 reproduction
+mismatch. With --json a command prints one JSON value and nothing else.
 """
 
 import logging
@@ -24,14 +24,14 @@ log = logging.getLogger("slimscope")
 
 
 def restrict_access() -> None:
-    """Of a shared dashboard, keep the data folder (0700) and the database (0600) from other users,
-    and so every file that this process and its children make later."""
-    here = settings()
-    if not here.shared:
+    """On a shared dashboard, restrict the data folder (0700), the database (0600), and all files
+    created later by this process and its children to the current user."""
+    active_settings = settings()
+    if not active_settings.shared:
         return
     os.umask(0o077)
-    here.root.mkdir(parents=True, exist_ok=True)
-    _restrict(here.root, 0o700)
+    active_settings.root.mkdir(parents=True, exist_ok=True)
+    _restrict(active_settings.root, 0o700)
     for file in database_files():
         _restrict(file, 0o600)
 
@@ -39,20 +39,22 @@ def restrict_access() -> None:
 def _restrict(path: Path, mode: int) -> None:
     try:
         path.chmod(mode)
-    except OSError as error:  # it belongs to another user, or is on a disk without permissions
+    except OSError as error:  # owned by another user, or a file system without permissions
         log.warning("Other users may be able to read %s: %s", path, error.strerror)
 
 
 def _names() -> list[str]:
-    declared = OPERATIONS.declarations
-    return [name for name, each in declared.items() if each.facts.get("command", True)]
+    declarations = OPERATIONS.declarations
+    return [
+        name for name, declaration in declarations.items() if declaration.facts.get("command", True)
+    ]
 
 
 class OperationGroup(TyperGroup):
-    """One command for each operation."""
+    """Command group with one command per operation."""
 
-    def __init__(self, **about: Any) -> None:
-        super().__init__(**about | {"commands": Commands(_names, OPERATIONS.__getitem__)})
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes | {"commands": Commands(_names, OPERATIONS.__getitem__)})
 
 
 app = typer.Typer(
@@ -66,21 +68,21 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def prepare(context: typer.Context) -> None:
-    """Compress causal language models and see what compression does to them. Without a command:
-    open the dashboard."""
+    """Compress causal language models and measure the effect. Without a command: open the
+    dashboard."""
     name = context.invoked_subcommand or "serve"
     restrict_access()
-    found = OPERATIONS[name]
-    about_runs = {"run", "runs"} & {*found.parameters}
-    if found.database != "none" and not has_database() and about_runs:
+    operation = OPERATIONS[name]
+    takes_runs = {"run", "runs"} & {*operation.parameters}
+    if operation.database != "none" and not has_database() and takes_runs:
         raise NotFoundError(f"There are no runs in {settings().root}.", "", FIRST_STEP)
-    if found.database == "ready" or (found.database == "optional" and has_database()):
+    if operation.database == "ready" or (operation.database == "optional" and has_database()):
         upgrade()
     if not context.invoked_subcommand:
-        found.function()
+        operation.function()
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     with in_one_line():
         app()

@@ -1,4 +1,5 @@
-"""Commands made from operations: arguments for what is required, options for the rest, --json."""
+"""Commands generated from operations: required parameters become arguments, others options, and
+--json is added."""
 
 import getpass
 import inspect
@@ -36,18 +37,18 @@ from jobs.wording import as_text
 
 EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
-NAP_S = 0.5
+POLL_S = 0.5
 
 
-def me() -> Actor:
-    """Whoever has a shell on this machine is a host."""
+def current_actor() -> Actor:
+    """Return the current user, who is a host, since they have a shell on this machine."""
     return Actor(getpass.getuser(), "host")
 
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Ends with one line where something is refused, or the settings, the database or the disk do
-    not let us work; a bug still shows its trace."""
+    """Turn expected errors (rejected request, settings, database, disk) into one line and an exit
+    code. Bugs still show a traceback."""
     try:
         yield
     except BrokenPipeError:
@@ -58,7 +59,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """An error as one line."""
+    """Return an error as one line."""
     match error:
         case SlimscopeError():
             return " ".join(map(str, (error, *error.others)))
@@ -67,26 +68,26 @@ def in_words(error: Exception) -> str:
             damaged = isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(
                 error.orig, sqlite3.OperationalError | sqlite3.IntegrityError
             )
-            do = f" {repair_advice()}" if damaged else ""
+            advice = f" {repair_advice()}" if damaged else ""
             url = make_url(settings().url).render_as_string(hide_password=True)
-            place = f"in {settings().root}" if has_file() else f"at {url}"
-            return f"The database {place} cannot be used: {why}.{do}"
-        case ValidationError():  # of the settings: configs have errors of ours
-            wrong = ((each["loc"], each["msg"]) for each in error.errors())
+            location = f"in {settings().root}" if has_file() else f"at {url}"
+            return f"The database {location} cannot be used: {why}.{advice}"
+        case ValidationError():  # from the settings; configs raise ConfigError
+            invalid_settings = ((detail["loc"], detail["msg"]) for detail in error.errors())
             return " ".join(
-                f"SLIMSCOPE_{str(next(iter(place), '')).upper()} was not accepted: {reason}."
-                for place, reason in wrong
+                f"SLIMSCOPE_{str(next(iter(location), '')).upper()} is invalid: {reason}."
+                for location, reason in invalid_settings
             )
     return str(error)
 
 
 def write(text: str, end: str = "\n") -> None:
-    """Prints text that a run may contain: it cannot control the terminal."""
+    """Print text from a run, without control characters for the terminal."""
     print(printable(text), end=end, flush=True)
 
 
 def exit_of(state: str) -> int:
-    """The exit code of a command whose run has ended in this state."""
+    """Return the exit code of a command for the final state of its run."""
     return {
         State.SUCCEEDED: 0,
         State.FAILED: FAILED,
@@ -96,27 +97,31 @@ def exit_of(state: str) -> int:
 
 
 def follow(run: str) -> Job:
-    """Prints how far a run is until it has ended."""
+    """Print the progress of a run until it ends."""
     printed = ""
     while (job := queries.job(run)).state not in TERMINAL:
-        SUPERVISOR.wake()  # ours may have been killed
+        SUPERVISOR.wake()  # in case it was killed
         share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
         if line != printed:
             write(line)
         printed = line
-        time.sleep(NAP_S)
+        time.sleep(POLL_S)
     return job
 
 
-MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None  # it cannot but wrap
+MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None  # rich always wraps
 CONTEXT = {} if MARKUP else {"terminal_width": 100_000}
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class Commands(Mapping[str, Any]):
-    """Name -> command, made of its operation when it is asked for. `names`: of all commands, in the
-    order of the help. `operation`: the operation of a name."""
+    """Map of command names to commands, which are created on access.
+
+    Args:
+        names: returns all names in the order of the help.
+        operation: returns the operation of a name.
+    """
 
     def __init__(
         self, names: Callable[[], Iterable[str]], operation: Callable[[str], Operation]
@@ -136,12 +141,12 @@ class Commands(Mapping[str, Any]):
 
 
 def command_for(operation: Operation) -> Any:
-    """The command that carries out an operation, or the group of those below it."""
-    if below := operation.below:
-        commands: Any = Commands(below, lambda name: below()[name])
+    """Return the command of an operation, or the group of its subcommands."""
+    if subcommands := operation.subcommands:
+        commands: Any = Commands(subcommands, lambda name: subcommands()[name])
         return TyperGroup(
             name=operation.name,
-            help=operation.about,
+            help=operation.description,
             no_args_is_help=True,
             commands=commands,
             rich_markup_mode=MARKUP,
@@ -149,7 +154,7 @@ def command_for(operation: Operation) -> Any:
         )
 
     def command(**values: Any) -> None:
-        as_json, wait = values.pop("as_json", False), operation.waits and values.pop("wait")
+        as_json, wait = values.pop("as_json", False), operation.adds_runs and values.pop("wait")
         if "runs" in operation.parameters and values.pop("sweep", False):
             values["runs"] = [job.run for run in values["runs"] for job in sweep_of(run)]
         if operation.question and not values.pop("yes"):
@@ -157,67 +162,71 @@ def command_for(operation: Operation) -> Any:
             typer.confirm(operation.question(jobs), abort=True, err=True)
         carry_out(operation, values, as_json, wait)
 
-    shown = [_parameter(each) for each in operation.parameters.values()]
-    command.__signature__ = inspect.Signature([*shown, *_options(operation)])  # type: ignore[attr-defined]
+    parameters = [_parameter(parameter) for parameter in operation.parameters.values()]
+    command.__signature__ = inspect.Signature([*parameters, *_options(operation)])  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode=MARKUP, context_settings=CONTEXT)
     app.command(operation.name, help=inspect.getdoc(operation.function))(command)
     return typer.main.get_command(app)
 
 
 def carry_out(operation: Operation, values: dict[str, Any], as_json: bool, wait: bool) -> None:
-    """Does it, prints the answer, and leaves with its exit code."""
+    """Execute the operation, print the result, and exit with its exit code."""
     with redirect_stdout(io.StringIO()) if as_json else nullcontext():
-        answer = operation.call_all(me(), **values)
+        result = operation.call_all(current_actor(), **values)
         if wait:
-            runs = [run["id"] for run in (answer if isinstance(answer, list) else [answer])]
+            runs = [run["id"] for run in (result if isinstance(result, list) else [result])]
             operation = OPERATIONS["wait"]
-            answer = operation.call_all(me(), runs=runs)
+            result = operation.call_all(current_actor(), runs=runs)
     if as_json:
-        single = len(values.get("runs", ())) == 1 and isinstance(answer, list)
-        shown = summary(queries.job(values["runs"][0])) if single else answer
-        print(json.dumps(shown, indent=1, default=vars))
-    elif text := (operation.said or as_text)(answer):
+        single = len(values.get("runs", ())) == 1 and isinstance(result, list)
+        output = summary(queries.job(values["runs"][0])) if single else result
+        print(json.dumps(output, indent=1, default=vars))
+    elif text := (operation.as_text or as_text)(result):
         write(text)
-    raise typer.Exit(operation.exit_code(answer))
+    raise typer.Exit(operation.exit_code(result))
 
 
 def escaped(text: str) -> str:
-    """Help with brackets that are no markup."""
+    """Escape brackets in help texts, which would be read as markup."""
     return text.replace("[", "\\[") if MARKUP else text
 
 
 def _options(operation: Operation) -> Iterator[inspect.Parameter]:
-    """What all commands of its sort have."""
+    """Yield the common options that apply to an operation."""
     if "runs" in operation.parameters and operation.name != "wait":
-        yield _flag("sweep", "--sweep", help="All runs of the sweep it belongs to.")
+        yield _flag("sweep", "--sweep", help="Apply to all runs of the sweep.")
     if operation.question:
-        yield _flag("yes", "--yes", "-y", help="Do not ask.")
-    if operation.waits:
-        yield _flag("wait", "--wait", help="Follow it to its end.")
+        yield _flag("yes", "--yes", "-y", help="Skip the confirmation.")
+    if operation.adds_runs:
+        yield _flag("wait", "--wait", help="Follow the run until it ends.")
     if operation.json:
         yield _flag("as_json", "--json", help="Print JSON.")
 
 
-def _flag(name: str, *flags: str, **about: str) -> inspect.Parameter:
-    option = Annotated[bool, typer.Option(*flags, **about)]
+def _flag(name: str, *flags: str, **attributes: str) -> inspect.Parameter:
+    option = Annotated[bool, typer.Option(*flags, **attributes)]
     return inspect.Parameter(name, KEYWORD, default=False, annotation=option)
 
 
-def _parameter(each: inspect.Parameter) -> inspect.Parameter:
-    """A parameter as typer reads it; one that has typer's own annotation stays."""
-    annotated = get_origin(each.annotation) is Annotated
-    kind, *notes = get_args(each.annotation) if annotated else [each.annotation]
+def _parameter(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Convert a parameter for typer. Parameters with a typer annotation are kept."""
+    annotated = get_origin(parameter.annotation) is Annotated
+    value_type, *notes = get_args(parameter.annotation) if annotated else [parameter.annotation]
     if any(isinstance(note, ParameterInfo) for note in notes):
-        return each.replace(kind=KEYWORD)
+        return parameter.replace(kind=KEYWORD)
     info = next((note for note in notes if isinstance(note, FieldInfo)), FieldInfo())
-    about: dict[str, Any] = {"help": escaped(info.description or "")}
+    attributes: dict[str, Any] = {"help": escaped(info.description or "")}
     for limit in info.metadata:
-        about |= {"min": limit.ge} if hasattr(limit, "ge") else {}
-        about |= {"max": limit.le} if hasattr(limit, "le") else {}
-    if isinstance(plain := get_origin(kind) or kind, type) and issubclass(plain, Mapping):
-        about["parser"] = json.loads
-    if each.default is each.empty:
-        option = typer.Argument(**about)
+        attributes |= {"min": limit.ge} if hasattr(limit, "ge") else {}
+        attributes |= {"max": limit.le} if hasattr(limit, "le") else {}
+    if isinstance(base_type := get_origin(value_type) or value_type, type) and issubclass(
+        base_type, Mapping
+    ):
+        attributes["parser"] = json.loads
+    if parameter.default is parameter.empty:
+        option = typer.Argument(**attributes)
     else:
-        option = typer.Option(*([f"--{each.name}"] if kind is bool else ()), **about)
-    return each.replace(kind=KEYWORD, annotation=Annotated[kind, option])
+        option = typer.Option(
+            *([f"--{parameter.name}"] if value_type is bool else ()), **attributes
+        )
+    return parameter.replace(kind=KEYWORD, annotation=Annotated[value_type, option])

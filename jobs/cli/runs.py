@@ -1,6 +1,5 @@
-"""Commands that add runs and follow them: `slimscope submit KIND …`, whose options are drawn from
-the kind's config, `slimscope pipeline FILE.yaml`, `slimscope wait` and `--wait`, `slimscope
-logs`."""
+"""Commands that submit and follow runs: `slimscope submit KIND …` with options from the kind's
+config, `slimscope pipeline FILE.yaml`, `slimscope wait` (and `--wait`), `slimscope logs`."""
 
 import inspect
 import sys
@@ -14,11 +13,11 @@ import typer
 from backend.errors import ConfigError, NotFoundError
 from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.artifacts import read_log, whole_log
+from backend.queue.artifacts import full_log, read_log
 from backend.store import queries
 from backend.store.states import TERMINAL
 from jobs import pipeline, sweep
-from jobs.cli.command import DIFFERENT, NAP_S, escaped, exit_of, follow, me, write
+from jobs.cli.command import DIFFERENT, POLL_S, current_actor, escaped, exit_of, follow, write
 from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.metrics import PERPLEXITY
@@ -31,31 +30,31 @@ from jobs.wording import count
 STDIN = "-"
 
 
-def _ended_code(found: Record) -> int:
-    """Of the first run that did not succeed, or of a comparison."""
-    if found.get("outcome") == "different":
+def _wait_exit_code(result: Record) -> int:
+    """Return the exit code of the first run that did not succeed, or of a comparison."""
+    if result.get("outcome") == "different":
         return DIFFERENT
-    runs = found.get("runs") or [queries.job(found.get("second") or found["id"])]
+    runs = result.get("runs") or [queries.job(result.get("second") or result["id"])]
     states = (run["state"] if isinstance(run, dict) else run.state for run in runs)
     return next(filter(None, map(exit_of, states)), 0)
 
 
-def _ended_text(found: Record) -> str:
-    if "outcome" in found:
-        return comparison_text(found)
-    runs = found.get("runs") or [found]
+def _wait_text(result: Record) -> str:
+    if "outcome" in result:
+        return comparison_text(result)
+    runs = result.get("runs") or [result]
     try:
-        text = sweep_text(found, str(PERPLEXITY)) if "runs" in found else results_text(found)
-    except NotFoundError as error:  # no run of the sweep came so far
+        text = sweep_text(result, str(PERPLEXITY)) if "runs" in result else results_text(result)
+    except NotFoundError as error:  # no run of the sweep measured perplexity
         text = str(error)
     errors = (f"{run['id']}: {queries.job(run['id']).error_text}" for run in runs if run["error"])
     return "\n".join([text, *errors])
 
 
-@operation("wait", path="", tool="", said=_ended_text, exit_code=_ended_code)
+@operation("wait", path="", tool="", as_text=_wait_text, exit_code=_wait_exit_code)
 def wait_for(runs: Runs) -> Record:
-    """Follow runs to their ends. Answers with the record of the run, of all as a sweep, or with the
-    comparison of a run and the one it repeats."""
+    """Follow runs until they end. Returns the record of the run, a sweep record for several runs,
+    or the comparison for a reproduction."""
     ended = [follow(run) for run in runs]
     if len(ended) > 1:
         return sweep_record(ended)
@@ -63,15 +62,19 @@ def wait_for(runs: Runs) -> Record:
     return comparison.record() if comparison else record(ended[0].run)
 
 
-@operation("logs", path="", tool="", said=lambda _: "")
+@operation("logs", path="", tool="", as_text=lambda _: "")
 def logs(
     run: Run,
-    on: Annotated[bool, typer.Option("-f", "--follow", help="Print until it ends.")] = False,
-    whole: Annotated[bool, typer.Option("--all", help="Of all attempts.")] = False,
+    follow_log: Annotated[
+        bool, typer.Option("-f", "--follow", help="Follow the log until the run ends.")
+    ] = False,
+    all_attempts: Annotated[
+        bool, typer.Option("--all", help="Print the logs of all attempts.")
+    ] = False,
 ) -> Record:
     """Print the log of a run's newest attempt."""
-    if whole:
-        text = whole_log(run, queries.job(run).attempts_made).decode(errors="replace")
+    if all_attempts:
+        text = full_log(run, queries.job(run).attempts_made).decode(errors="replace")
         write(text, end="")
         return {"id": queries.job(run).run, "text": text}
     attempt, offset, parts = 0, None, list[str]()
@@ -82,66 +85,69 @@ def logs(
         text, _, offset = read_log(job.run, attempt, offset)
         write(text, end="")
         parts.append(text)
-        if not on or (job.state in TERMINAL and not text):
+        if not follow_log or (job.state in TERMINAL and not text):
             return {"id": job.run, "text": "".join(parts)}
-        time.sleep(NAP_S)
+        time.sleep(POLL_S)
 
 
 @operation(
     "submit",
     path="",
     tool="",
-    below=lambda: {name: _operation(kind) for name, kind in kinds().items()},
+    subcommands=lambda: {name: _operation(kind) for name, kind in kinds().items()},
 )
 def submit() -> None:
     """Add a run to the queue."""
 
 
 def _operation(kind: Kind) -> Operation:
-    """Queues runs of a kind; its parameters are the fields of the kind's config."""
+    """Return the operation that queues runs of a kind. Its parameters are the config fields."""
 
     def queue(**values: Any) -> Record | list[Record]:
         name, priority = values.pop("name"), values.pop("priority")
         preset = kind.preset(values.pop("preset"))
         pairs = [text.partition("=") for text in values.pop("sweep") or ()]
-        swept = sweep.read(kind.name, [(field, chosen) for field, _, chosen in pairs])
+        sweep_values = sweep.read(kind.name, [(field, texts) for field, _, texts in pairs])
         values = {**preset, **{k: v for k, v in values.items() if v is not None}}
-        jobs = sweep.queue(kind.name, values, swept, me(), name=name, priority=priority)
+        jobs = sweep.queue(
+            kind.name, values, sweep_values, current_actor(), name=name, priority=priority
+        )
         return summary(jobs[0]) if len(jobs) == 1 else [summary(job) for job in jobs]
 
     queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
     queue.__doc__ = kind.summary
-    return Operation(name=kind.name, function=queue, waits=True, said=_queued)
+    return Operation(name=kind.name, function=queue, adds_runs=True, as_text=_queue_text)
 
 
-def _queued(answer: Record | list[Record]) -> str:
-    runs = answer if isinstance(answer, list) else [answer]
+def _queue_text(result: Record | list[Record]) -> str:
+    runs = result if isinstance(result, list) else [result]
     first = queries.job(runs[0]["id"])
-    place, cost = scheduling.status().position(first.id) or 1, cost_text(first)
+    position, cost = scheduling.status().position(first.id) or 1, cost_text(first)
     if len(runs) == 1:
-        return f"{first.run} is queued, place {place}. {cost}".strip()
+        return f"{first.run} is queued at position {position}. {cost}".strip()
     queued = (
-        f"{first.run} to {runs[-1]['id']} are queued, {count(len(runs))} from place {place} on."
+        f"{first.run} to {runs[-1]['id']} are queued: {count(len(runs))} from position {position}."
     )
     return f"{queued} Each: {cost}" if cost else queued
 
 
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:
-    """One keyword option for each field; None means: not given."""
+    """Yield a keyword option for each config field; None means not given."""
     for name, info in kind.config.model_fields.items():
         choices = " | ".join(options(info.annotation))
-        about = escaped(f"{info.title}. {info.description} {choices} (default {info.default})")
+        help_text = escaped(f"{info.title}. {info.description} {choices} (default {info.default})")
         flag = name.replace("_", "-")
         flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"
-        simple = info.annotation if info.annotation in (bool, int, float) else str
-        yield _option(name, simple | None, None, typer.Option(flag, help=about))
+        option_type = info.annotation if info.annotation in (bool, int, float) else str
+        yield _option(name, option_type | None, None, typer.Option(flag, help=help_text))
     recipes, presets = ", ".join(kind.recipes), ", ".join(kind.presets) or "none"
-    about = f"One of: {recipes}; or: {presets}; or both, with a comma." if recipes else presets
-    yield _option("preset", str, "", typer.Option(help=about))
-    swept = "FIELD=VALUES: a run for each of several values, as in seed=0..2 or pattern=2:4,70%."
-    yield _option("sweep", list[str] | None, None, typer.Option("--sweep", help=swept))
-    yield _option("name", str, "", typer.Option(help="A name of your own for the run."))
-    yield _option("priority", int, 0, typer.Option(help="Higher starts earlier."))
+    help_text = f"Recipe ({recipes}), preset ({presets}), or both, separated by a comma."
+    help_text = help_text if recipes else f"One of: {presets}."
+    yield _option("preset", str, "", typer.Option(help=help_text))
+    sweep_help = "FIELD=VALUES: one run per value, such as seed=0..2 or pattern=2:4,70%."
+    yield _option("sweep", list[str] | None, None, typer.Option("--sweep", help=sweep_help))
+    yield _option("name", str, "", typer.Option(help="Name of the run."))
+    yield _option("priority", int, 0, typer.Option(help="Higher priorities start first."))
 
 
 def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
@@ -150,9 +156,9 @@ def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Paramete
     )
 
 
-def _queued_code(answer: str | list[Record]) -> int:
-    """Of the first run that has ended without success; 0 where they have only been queued."""
-    runs = [] if isinstance(answer, str) else [queries.job(run["id"]) for run in answer]
+def _queue_exit_code(result: str | list[Record]) -> int:
+    """Return the exit code of the first run that ended without success; 0 for queued runs."""
+    runs = [] if isinstance(result, str) else [queries.job(run["id"]) for run in result]
     return next((code for job in runs if job.state in TERMINAL and (code := exit_of(job.state))), 0)
 
 
@@ -160,23 +166,25 @@ def _queued_code(answer: str | list[Record]) -> int:
     "pipeline",
     path="",
     tool="",
-    exit_code=_queued_code,
-    said=lambda answer: answer.rstrip() if isinstance(answer, str) else "",
+    exit_code=_queue_exit_code,
+    as_text=lambda result: result.rstrip() if isinstance(result, str) else "",
 )
 def queue_pipeline(
     actor: Actor,
-    file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
+    file: Annotated[str, typer.Argument(help="YAML file; - for standard input.")] = "",
     preset: Annotated[
         str, typer.Option(help=f"One of: {', '.join(map(repr, pipeline.PRESETS))}.")
     ] = "",
-    model: Annotated[str, typer.Option(help="Of the preset; a file names its own.")] = "",
-    show: Annotated[bool, typer.Option("--show", help="Print the YAML and queue nothing.")] = False,
-    priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
+    model: Annotated[str, typer.Option(help="Model for the preset; files name their own.")] = "",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the YAML without queueing it.")
+    ] = False,
+    priority: Annotated[int, typer.Option(help="Higher priorities start first.")] = 0,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the runs to their ends, or to a failure.")
+        bool, typer.Option("--wait", help="Follow the runs until they end or one fails.")
     ] = False,
 ) -> str | list[Record]:
-    """Queue a pipeline: each run waits for the one before, and works on what it has saved."""
+    """Queue a pipeline: each run waits for the previous one and uses its output."""
     text = _source(file, preset, model)
     if show:
         return text
@@ -184,23 +192,26 @@ def queue_pipeline(
     write(f"Queued: {' → '.join(job.run for job in jobs)}.")
     for job in jobs if wait else ():
         if exit_of(follow(job.run).state):
-            write(f"The others wait until {job.run} has succeeded: slimscope resume {job.run}")
+            write(f"Later runs wait for {job.run}. Resume it: slimscope resume {job.run}")
             break
     return [summary(queries.job(job.id)) for job in jobs]
 
 
 def _source(file: str, preset: str, model: str) -> str:
-    """The text of a preset, or of a file. Raises ConfigError: neither, both, or a model for a file;
-    the file cannot be read."""
+    """Return the text of a preset or a file. Raises `ConfigError` if the arguments contradict each
+    other or the file cannot be read."""
     if file and (preset or model):
         raise ConfigError(
-            "A file names its own steps and model.", "", "Leave out --preset and --model.", "file"
+            "A file cannot be combined with a preset or model.",
+            "It names its own steps and model.",
+            "Leave out --preset and --model.",
+            "file",
         )
     if preset:
         return pipeline.preset(preset, model)
     if not file:
         raise ConfigError(
-            "No pipeline is named.", "", "Name a YAML file, or a preset with --preset.", "file"
+            "No pipeline is given.", "", "Name a YAML file, or a preset with --preset.", "file"
         )
     try:
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")

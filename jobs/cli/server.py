@@ -1,8 +1,8 @@
-"""Operations of the command line on this machine: the dashboard, MCP, setup, doctor.
+"""Commands for this machine: the dashboard, the MCP server, setup and doctor.
 
-`slimscope mcp` is the queue for agents, by the Model Context Protocol over standard input and
-output. Its tools are operations. Whoever may start it has a shell on this machine, and so is a
-host. The package `mcp` is an extra: `pipx install 'slimscope[mcp]'`.
+`slimscope mcp` serves the operations to agents as tools (Model Context Protocol over standard input
+and output). Its user has a shell on this machine and is therefore a host. It needs the optional
+package `mcp`: `pipx install 'slimscope[mcp]'`.
 """
 
 import logging
@@ -27,10 +27,10 @@ from jobs.cli.doctor.machine import HealthCheck
 from jobs.fields.types import DEFAULT_MODEL
 from jobs.operations.registry import OPERATIONS, Operation, Record, operation
 
-ABOUT = """Slimscope compresses causal language models and measures the effect. A run is added to a
-queue (submit_run), works for minutes to hours, and ends with figures (results); poll show until its
-state is succeeded, failed, cancelled or lost. kinds lists what can be run, and with which
-config; models and texts list what it may name. The kind gguf writes a model as GGUF."""
+INSTRUCTIONS = """Slimscope compresses causal language models and measures the effect. submit_run
+adds a run to the queue. It takes minutes to hours and ends with figures (results). Poll show until
+its state is succeeded, failed, cancelled or lost. kinds lists the kinds of run with their configs;
+models and texts list the values of these fields. The kind gguf exports a model as GGUF."""
 log = logging.getLogger("slimscope.mcp")
 CHECKS = (
     machine.variables,
@@ -57,29 +57,32 @@ CHECKS = (
 
 
 def build(actor: Actor) -> Any:
-    """The server, acting for `actor`. Raises ConfigError: the package `mcp` is not installed."""
+    """Create the MCP server, which acts for `actor`. Raises `ConfigError` if the package `mcp` is
+    not installed."""
     try:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
         from mcp.server.mcpserver.tools import Tool
     except ImportError as error:
-        do = "Install it: pipx install 'slimscope[mcp]', or pip install 'mcp>=2'."
-        raise ConfigError("The MCP server is not available.", f"{error}.", do) from error
+        advice = "Install it: pipx install 'slimscope[mcp]', or pip install 'mcp>=2'."
+        raise ConfigError("The MCP server is not available.", f"{error}.", advice) from error
     tools = []
     for entry in OPERATIONS.values():
         if entry.tool:
             call = _tool(entry, actor, ToolError)
-            tool = Tool.from_function(call, name=entry.tool, description=entry.about)
+            tool = Tool.from_function(call, name=entry.tool, description=entry.description)
             model = tool.fn_metadata.arg_model
-            model.model_config["extra"] = "forbid"  # a name that is none is no typing error
+            model.model_config["extra"] = "forbid"  # reject unknown parameters
             model.model_rebuild(force=True)
             tools.append(tool)
-    return MCPServer("slimscope", instructions=ABOUT, version=version("slimscope"), tools=tools)
+    return MCPServer(
+        "slimscope", instructions=INSTRUCTIONS, version=version("slimscope"), tools=tools
+    )
 
 
 def _tool(entry: Operation, actor: Actor, tool_error: type[Exception]) -> Callable[..., Any]:
-    """The operation as done by `actor`. The agent reads why it failed; whoever starts the server
-    may read anything here."""
+    """Return an operation as a tool function for `actor`. Errors are sent to the agent in full: the
+    user of the server may read everything on this machine."""
 
     def call(**values: Any) -> Any:
         try:
@@ -88,27 +91,29 @@ def _tool(entry: Operation, actor: Actor, tool_error: type[Exception]) -> Callab
             raise tool_error(in_words(error)) from error
         except Exception as error:
             log.exception("%s failed", entry.name)
-            why = f"{type(error).__name__}: {error}"
-            raise tool_error(f"An unexpected error, which the log describes. {why}") from error
+            details = f"{type(error).__name__}: {error}"
+            raise tool_error(f"Unexpected error; see the log. {details}") from error
 
     call.__signature__ = entry.signature  # type: ignore[attr-defined]
     return call
 
 
 def examine(probes: bool = False) -> list[HealthCheck]:
-    """Is everything there that a run needs? Changes nothing but the kept result of the check of the
-    database, and starts nothing. `probes`: start a job on the cluster, too."""
+    """Check the installation. Changes only the stored result of the database check. With `probes`,
+    also start a job on the cluster."""
     return [check() for check in (*CHECKS, *[cluster.probe] * probes)]
 
 
 @operation("serve", path="", tool="", database="none", json=False)
 def serve(
     host: Annotated[str, Field(description="Address to listen on.")] = "",
-    port: Annotated[int, Field(ge=0, le=65535, description="0: as set, or 7860.")] = 0,
+    port: Annotated[
+        int, Field(ge=0, le=65535, description="Port. 0: SLIMSCOPE_PORT, or 7860.")
+    ] = 0,
 ) -> None:
-    """Open the dashboard, as slimscope alone does."""
-    given = {"SLIMSCOPE_HOST": host, "SLIMSCOPE_PORT": port}
-    environment = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    """Open the dashboard. The same as slimscope without a command."""
+    variables = {"SLIMSCOPE_HOST": host, "SLIMSCOPE_PORT": port}
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items() if value}}
     command = [sys.executable, str(CODE / "app.py")]
     os.execve(command[0], command, environment)
 
@@ -124,11 +129,11 @@ def serve_agents(actor: Actor) -> None:
     path="",
     tool="",
     database="none",
-    said=lambda _: "",
-    exit_code=lambda made: 0 if made["ready"] else FAILED,
+    as_text=lambda _: "",
+    exit_code=lambda record: 0 if record["ready"] else FAILED,
 )
-def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> Record:
-    """Fetch the default model, or another, and the sample text."""
+def setup(model: Annotated[str, typer.Argument(help="Name of a catalog model.")] = "") -> Record:
+    """Download the default or another model, and the sample text."""
     name = model or DEFAULT_MODEL
     try:
         print(f"{name} is ready in {materialize(name, partial(print, flush=True))}")
@@ -138,7 +143,7 @@ def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "
     return {"model": name, "ready": not set_up_text()}
 
 
-def _findings(checks: Sequence[Record]) -> str:
+def _checks_text(checks: Sequence[Record]) -> str:
     lines = []
     for check in checks:
         lines.append(f"{'ok  ' if check['ok'] else 'LOOK'} {check['name']:<14} {check['text']}")
@@ -150,13 +155,13 @@ def _findings(checks: Sequence[Record]) -> str:
     "doctor",
     path="",
     tool="",
-    said=_findings,
+    as_text=_checks_text,
     exit_code=lambda checks: 0 if all(check["ok"] for check in checks) else FAILED,
 )
 def doctor(
     probe: Annotated[
-        bool, Field(description="Send a job to the cluster: its versions, and its artifacts.")
+        bool, Field(description="Start a test job on the cluster: versions and artifact store.")
     ] = False,
 ) -> list[Record]:
-    """Check this machine and the data folder, and say what to do."""
+    """Check this machine and the data folder, and suggest fixes."""
     return [vars(check) for check in examine(probe)]

@@ -1,4 +1,4 @@
-"""Operations of the command line on the data folder: backup, restore, move, export, import."""
+"""Commands for the data folder: backup, restore, move, export, import, disk."""
 
 import sys
 import time
@@ -30,15 +30,15 @@ from jobs.operations.registry import Record, Run, operation
 from jobs.record import summary
 from jobs.wording import count, table
 
-Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]
+Target = Annotated[Path, Field(description="File to write, such as monday.tar.")]
 
 
-def _written(made: Record) -> str:
-    files = f"{made['files']} files, " if "files" in made else ""
-    return f"{made['file']}: {files}{readable_bytes(made['bytes'])}."
+def _file_text(result: Record) -> str:
+    files = f"{result['files']} files, " if "files" in result else ""
+    return f"{result['file']}: {files}{readable_bytes(result['bytes'])}."
 
 
-@operation("backup", path="", tool="", said=_written)
+@operation("backup", path="", tool="", as_text=_file_text)
 def backup(
     file: Target,
     weights: Annotated[bool, typer.Option(help="Include the weights of models.")] = True,
@@ -46,9 +46,9 @@ def backup(
         bool, Field(description="Include checkpoints of unfinished runs.")
     ] = False,
 ) -> Record:
-    """Back up the data folder into one file, while runs continue."""
-    if (checked := check_integrity()) and checked.problems:
-        print(f"The database is damaged, and so will be the backup. {repair_advice()}")
+    """Back up the data folder into one file. Runs continue meanwhile."""
+    if (integrity := check_integrity()) and integrity.problems:
+        print(f"The database is damaged. The backup will be damaged, too. {repair_advice()}")
     with _bar("Writing") as progress:
         manifest = write_backup(
             file.absolute(), weights=weights, checkpoints=checkpoints, progress=progress
@@ -56,22 +56,26 @@ def backup(
     return {"file": str(file), "files": len(manifest.files), "bytes": file.stat().st_size}
 
 
-def _restored(made: Record) -> str:
-    if "replaced" in made:
-        return f"{made['database']} is the database now. The old one: {made['replaced']}"
-    when = datetime.fromtimestamp(made["created_at"] / 1000, UTC)
-    text = f"Restored into {made['folder']}: {count(made['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
-    text += "\nAPI keys of the backup are revoked. Make new ones with: slimscope token"
-    if made["queued"]:
-        queued = ", ".join(made["queued"])
-        text += f"\nQueued: {queued}. They start with the dashboard, or when a run is added."
+def _restore_text(result: Record) -> str:
+    if "replaced" in result:
+        return f"{result['database']} is now the database. Old database: {result['replaced']}"
+    when = datetime.fromtimestamp(result["created_at"] / 1000, UTC)
+    text = (
+        f"Restored into {result['folder']}: {count(result['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
+    )
+    text += "\nAPI keys of the backup are revoked. Create new keys: slimscope token NAME"
+    if result["queued"]:
+        queued = ", ".join(result["queued"])
+        text += f"\nQueued: {queued}. They start with the dashboard or when you add a run."
     return text
 
 
-@operation("restore", path="", tool="", database="none", said=_restored)
-def restore(file: Annotated[Path, Field(description="A backup.")]) -> Record:
-    """Restore a backup into the data folder, which has to be empty; or put a daily copy of the
-    database in place of a damaged one."""
+@operation("restore", path="", tool="", database="none", as_text=_restore_text)
+def restore(
+    file: Annotated[Path, Field(description="Backup, or daily copy of the database.")],
+) -> Record:
+    """Restore a backup into an empty data folder, or replace a damaged database with a daily
+    copy."""
     if is_database(file):
         return {"database": str(file), "replaced": str(replace_database(file))}
     with _bar("Restoring") as progress:
@@ -85,28 +89,28 @@ def restore(file: Annotated[Path, Field(description="A backup.")]) -> Record:
     }
 
 
-def _moved(made: Record) -> str:
+def _move_text(result: Record) -> str:
     return (
-        f"{made['rows']:,} rows were copied and compared. The old database was not changed.\n"
-        f"From now on: export SLIMSCOPE_DATABASE_URL='{made['url']}'"
+        f"{result['rows']:,} rows were copied and compared. The old database was not changed.\n"
+        f"Use the new one: export SLIMSCOPE_DATABASE_URL='{result['url']}'"
     )
 
 
-@operation("move", path="", tool="", said=_moved)
+@operation("move", path="", tool="", as_text=_move_text)
 def move(to: Annotated[str, typer.Option("--to", help="URL of an empty database.")]) -> Record:
-    """Move all tables into another database, such as PostgreSQL, or back into a file."""
+    """Copy all tables into another database: from SQLite to PostgreSQL or back."""
     rows = move_database(to, lambda name, number: print(f"{name:<18} {number:>10,} rows"))
     return {"rows": rows, "url": make_url(to).render_as_string(hide_password=True)}
 
 
-@operation("export", path="", tool="", said=_written)
+@operation("export", path="", tool="", as_text=_file_text)
 def export(
     run: Run,
     file: Target,
     weights: Annotated[bool, Field(description="Include saved models.")] = False,
 ) -> Record:
-    """Write a run that has ended into one file: config, figures, statistics, logs. `slimscope
-    import` reads it."""
+    """Export a finished run to one file: config, figures, statistics, logs. Read it with `slimscope
+    import`."""
     with _bar("Writing") as progress:
         export_run(run, file.absolute(), weights=weights, progress=progress)
     return {"file": str(file), "bytes": file.stat().st_size}
@@ -116,12 +120,12 @@ def export(
     "import",
     path="",
     tool="",
-    said=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
+    as_text=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
 )
 def import_file(
-    file: Annotated[Path, Field(description="A file that `slimscope export` wrote.")], actor: Actor
+    file: Annotated[Path, Field(description="File written by `slimscope export`.")], actor: Actor
 ) -> Record:
-    """Add a run from a file, under a number of its own."""
+    """Import a run from a file, under a new number."""
     with _bar("Reading") as progress:
         return summary(import_run(file.absolute(), actor, check_row, progress))
 
@@ -129,13 +133,13 @@ def import_file(
 @contextmanager
 def _bar(title: str) -> Iterator[writing.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as shown:
-        task = shown.add_task(title, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda bytes_done, total: progress.update(task, completed=bytes_done, total=total)
 
 
-def _disk_text(found: Record) -> str:
-    parts = [f"{part:<24} {readable_bytes(size):>10}" for part, size in found["bytes"].items()]
+def _disk_text(result: Record) -> str:
+    lines = [f"{part:<24} {readable_bytes(size):>10}" for part, size in result["bytes"].items()]
     rows = [
         (
             run["id"],
@@ -143,20 +147,20 @@ def _disk_text(found: Record) -> str:
             readable_bytes(sum(run["bytes"].values())),
             ", ".join(f"{part} {readable_bytes(size)}" for part, size in run["bytes"].items()),
         )
-        for run in found["largest"]
+        for run in result["largest"]
     ]
-    none = "No run that has ended has been measured yet."
-    parts.append(table(("run", "state", "total", "of which"), rows) if rows else none)
-    if freeable := found["freeable"]:
+    empty_text = "No finished run has been measured yet."
+    lines.append(table(("run", "state", "total", "parts"), rows) if rows else empty_text)
+    if freeable := result["freeable"]:
         total, largest = readable_bytes(sum(freeable.values())), max(freeable, key=freeable.get)
-        parts.append(f"Checkpoints of {count(len(freeable))} that did not succeed: {total}.")
-        parts.append(f"The largest: slimscope free {largest} (resuming starts from the beginning).")
-    return "\n".join(parts)
+        lines.append(f"Checkpoints of {count(len(freeable))} without success: {total}.")
+        lines.append(f"Largest: slimscope free {largest} (a resumed run then starts over).")
+    return "\n".join(lines)
 
 
-@operation("disk", path="", tool="", said=_disk_text)
+@operation("disk", path="", tool="", as_text=_disk_text)
 def disk(limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10) -> Record:
-    """Show what takes disk space, and what can be freed."""
+    """Show disk usage and what can be freed."""
     measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]
     unfinished = queries.resumable_before(int(time.time() * 1000))
     freeable = {job.run: n for job in unfinished if (n := disk_use(job.run).get(CHECKPOINTS, 0))}

@@ -1,5 +1,4 @@
-"""What a DL-QAT run leaves: the exported model, its size, and its decoding speed on packed
-weights."""
+"""Export of a DL-QAT run: the model, its size, and its decoding speed on packed weights."""
 
 import hashlib
 from dataclasses import replace
@@ -27,34 +26,34 @@ from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase
 
-MODEL = "model"  # the folder of the exported model
-PROMPT = 64  # tokens, of the timing
+MODEL = "model"  # folder of the exported model
+PROMPT_TOKENS = 64  # prompt length in the timing
 
 
-def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> float:
-    """Stored bits a weight, over all quantized layers."""
+def mean_bits(plan: QuantizationPlan, facts: ModelFacts, dtype: str) -> float:
+    """Return the mean number of stored bits per weight over all quantized layers."""
     total = weights = 0.0
     for x in facts.linears:
-        if of := planned.layers.get(x.name):
-            size = of.group_size or x.columns
-            total += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
+        if settings := plan.layers.get(x.name):
+            group_size = settings.group_size or x.columns
+            total += x.weights * bits_per_weight(settings.bits, group_size, settings.grid, dtype)
             weights += x.weights
     return total / weights
 
 
 def save_model(
-    qat: DLQAT, kept: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
+    qat: DLQAT, kept_stage: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
 ) -> None:
-    """Exports the kept stage and records it."""
-    layers, digest = qat.converted(kept), hashlib.sha256()
+    """Export the kept stage and record it."""
+    layers, digest = qat.converted(kept_stage), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
     layout, embeddings = layout_of(qat.run.plan, config.format), [*qat.run.embeddings]
-    inside = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
-    layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in inside if n))
-    measured = {
+    exported = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
+    layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in exported if n))
+    perplexities = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])
         if r.metric == PERPLEXITY
@@ -62,48 +61,48 @@ def save_model(
     card = model_card(
         loaded.facts.title,
         context.run,
-        STAGE_LABELS[kept],
+        STAGE_LABELS[kept_stage],
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
         mean_bits(qat.run.plan, loaded.facts, config.stored),
-        measured,
+        perplexities,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),
         embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
-        export(loaded.model, loaded.tokenizer, layers, layout, stored, folder, card)
+        dtype = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
+        export(loaded.model, loaded.tokenizer, layers, layout, dtype, folder, card)
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
-    context.result(kept, MetricKey(BYTES, series=config.format), size)
+    context.result(kept_stage, MetricKey(BYTES, series=config.format), size)
     context.environment(weights_sha256=digest.hexdigest())
     context.artifact(context.folder / MODEL, "model", digest.hexdigest())
-    context.log(f"Exported {STAGE_LABELS[kept]} as {config.format}, {size / 1e6:.1f} MB.")
+    context.log(f"Exported {STAGE_LABELS[kept_stage]} as {config.format}, {size / 1e6:.1f} MB.")
 
 
 def time_packed(
     loaded: LoadedModel,
-    kept: str,
+    kept_stage: str,
     prompt: list[int],
     config: DLQATJob,
     reporter: Phase,
     context: JobContext,
 ) -> None:
-    """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
-    exported one on packed weights."""
-    if not config.packed or context.has_result(kept, TOKENS_PER_SECOND):
+    """Record tokens per second of the dense model and of the exported packed model. Converts
+    `loaded` to bfloat16 in place."""
+    if not config.packed or context.has_result(kept_stage, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
     if config.format == "dense" or loaded.model.device.type != "cpu":
         context.log("Packed decoding is not timed: it needs packed weights and a CPU.")
         return
     to_bfloat16(loaded.model)
-    if why := obstacle(loaded.model):
-        context.log(f"Packed decoding is not timed. {why}")
+    if reason := obstacle(loaded.model):
+        context.log(f"Packed decoding is not timed. {reason}")
         return
     packed = load_packed(context.folder / MODEL, context.log)
-    models = {str(DLQATStage.DENSE): loaded.model, kept: packed}
-    record_decoding(models, prompt[:PROMPT], loaded.facts.context, context, reporter)
+    models = {str(DLQATStage.DENSE): loaded.model, kept_stage: packed}
+    record_decoding(models, prompt[:PROMPT_TOKENS], loaded.facts.context, context, reporter)

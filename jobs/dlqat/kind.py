@@ -1,4 +1,4 @@
-"""DL-QAT quantization as a kind of job: what a run needs, and its findings in words."""
+"""The kind `dlqat`: config, requirements and verdict of DL-QAT quantization runs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,9 +28,9 @@ from backend.quantization.plan import (
     EMBEDDING_GROUP,
     QuantizationPlan,
     QuantSettings,
-    plan,
     trainable,
 )
+from backend.quantization.plan import plan as make_plan
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.evaluation.kind import REPEATS, TIMED_TOKENS
 from jobs.fields.models import resolve_model
@@ -49,22 +49,22 @@ from jobs.kind import JobConfig, KeyFigure, Kind, Requirements, StageStyle, Valu
 from jobs.limits import require_context
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.profile.profiles import quantized_mix
-from jobs.wording import StageComparison, apart, fixed
+from jobs.wording import StageComparison, distinguishable, fixed
 
 NAME, SAME = "dlqat", "same"
 NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
 QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
 ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
-AUTO_BITS = 8  # of embedding and head
+AUTO_BITS = 8  # default width of embedding and head in the format slimscope
 HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
-SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
-ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
-ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
+SEQUENTIAL_PASSES = 3  # extra passes through a block: after q, k, v; after o; after gate and up
+ACTIVATION_COPIES = 40  # activations per token and block, in multiples of the hidden size
+ROUNDED_COPIES = 12  # copies of a block's weights during training with rounding
 UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 HELPED = {
     "below": "",
     "above": " Training did not help on this model.",
-    "": " The evaluation text is too short to tell whether training helped.",
+    "": " The evaluation text is too short to decide if training helped.",
 }
 
 
@@ -72,25 +72,24 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, JobConfig):
     """Model, texts and settings of the method."""
 
     training_text: CorpusName = option(SAME, "Training text")
-    """same: the calibration text. A .jsonl file of instructions with answers: the loss is taken
-    over the answers alone."""
+    """same: the calibration text. In a .jsonl file of instructions with answers, only the answers
+    are trained on."""
     format: Format = option("compressed-tensors", "Export format")
-    """compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ kernels. slimscope:
-    our own, for grids with offsets. dense: for any program, at the dense size."""
+    """compressed-tensors: loads in plain transformers. gptq, gptq_v2: for GPTQ kernels. slimscope:
+    supports grids with offsets. dense: for any program, without a smaller file."""
     packed: bool = option(True, "Time packed decoding", advanced=True)
-    """Measure tokens per second of the dense model and of the exported one on packed weights, both
-    in bfloat16. CPU only."""
-    keep: ExportedStage = option("auto", "Stage kept", advanced=True)
-    """The one that is exported. auto: the best on held-out text; of those that are not told apart,
-    the simplest."""
+    """Measure tokens per second of the dense model and of the exported packed model, both in
+    bfloat16. CPU only."""
+    keep: ExportedStage = option("auto", "Stage to keep", advanced=True)
+    """Stage to export. auto: the best on held-out text; among ties, the simplest."""
 
     @property
     def candidates(self) -> list[str]:
-        """The stages one of which is kept, from the simplest on: those the format can hold."""
-        made = [stage for stage in self.stages if stage not in NOT_QUANTIZED]
+        """Stages that may be exported, the simplest first: those that the format can hold."""
+        stages = [stage for stage in self.stages if stage not in NOT_QUANTIZED]
         if self.keep != "auto":
-            made = [stage for stage in made if stage == self.keep]
-        return [stage for stage in made if self.format == "dense" or can_be_packed(stage)]
+            stages = [stage for stage in stages if stage == self.keep]
+        return [stage for stage in stages if self.format == "dense" or can_be_packed(stage)]
 
 
 def requirements(config: DLQATJob) -> Requirements:
@@ -98,140 +97,152 @@ def requirements(config: DLQATJob) -> Requirements:
     facts = resolve_model(config.model).facts
     facts.require_compressible()
     mix = quantized_mix(config, config.overrides, embedding_format(config))
-    outside = embedding_layers(config, facts)
-    bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
-    planned = plan(config, facts, config.format, outside, bits, mix)
-    layers = planned_layers(planned, facts)
+    embeddings = embedding_layers(config, facts)
+    bits = next((mix[x.name].bits for x in embeddings if x.name in mix), embedding_bits(config))
+    plan = make_plan(config, facts, config.format, embeddings, bits, mix)
+    layers = planned_layers(plan, facts)
     warnings = check_text(config, facts)
     warnings += check_quality(config, context_length(config, facts))
     packed = config.format == "compressed-tensors"
-    if packed and any(group.grid == "zero-point" for group in planned.groups):
+    if packed and any(group.grid == "zero-point" for group in plan.groups):
         warnings += (UNPACKED.format("An asymmetric grid"),)
-    elif packed and planned.embedding and facts.embeddings[0].name in planned.embedding.layers:
+    elif packed and plan.embedding and facts.embeddings[0].name in plan.embedding.layers:
         warnings += (UNPACKED.format("A packed embedding"),)
     require_context(config.length, facts, "Training sequences", "length")
     if config.training_text != SAME:
         require_text(config.training_text, "calibration_text", "training_text")
-    require_kept(config)
-    for group in planned.groups:
-        needed_format = export_requirements(config, group, planned, facts)
-        check_format(config.format, with_embedding(needed_format, planned, group))
-    needed = memory_bytes(config, planned, facts)
-    require_training_memory(needed, facts)
-    sizes = facts.bytes, quantized_bytes(facts, planned, config.format, config.stored)
-    notes: tuple[str, ...] = embedding_notes(planned, facts, config)
+    require_exportable_stage(config)
+    for group in plan.groups:
+        export_needs = export_requirements(config, group, plan, facts)
+        check_format(config.format, with_embedding(export_needs, plan, group))
+    memory_parts = memory_bytes(config, plan, facts)
+    require_training_memory(memory_parts, facts)
+    sizes = facts.bytes, quantized_bytes(facts, plan, config.format, config.stored)
+    notes: tuple[str, ...] = embedding_notes(plan, facts, config)
     if any(stage in TRAINED for stage in config.stages):
-        count = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
+        count = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
         share = f"{count / facts.parameters:.2%}".replace("%", " %")
         notes += (f"Trainable parameters: {count:,} ({share} of the model).",)
     if packed:
-        hints = (vllm_hint(group.bits, (x.name for x in layers)) for group in planned.groups)
+        hints = (vllm_hint(group.bits, (x.name for x in layers)) for group in plan.groups)
         notes += tuple(filter(None, hints))
     return Requirements(
         title=facts.title,
-        plan=planned,
-        work=work(config, planned, facts),
-        memory=needed,
+        plan=plan,
+        work=work(config, plan, facts),
+        memory=memory_parts,
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
         sizes=(*sizes, facts.parameters),
-        field_warnings=larger(config, planned, facts, sizes),
+        field_warnings=size_warning(config, plan, facts, sizes),
     )
 
 
-def larger(
-    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, sizes: tuple[int, int]
+def size_warning(
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, sizes: tuple[int, int]
 ) -> dict[str, str]:
-    """A warning of a model larger than its source, beside the field that would make it smaller."""
-    if planned.embedding and len(planned.embedding.layers) == len(facts.embeddings):
-        field, do = "bits", "Fewer bits make it smaller."
+    """Warn if the saved model is larger than its source: field that would shrink it -> warning."""
+    if plan.embedding and len(plan.embedding.layers) == len(facts.embeddings):
+        field, advice = "bits", "Fewer bits make it smaller."
     elif config.format == "dense":
-        field, do = "format", "A packed format makes it smaller."
+        field, advice = "format", "A packed format makes it smaller."
     else:
-        field, do = "embedding", "Embedding and head are a large part of it."
+        field, advice = "embedding", "Embedding and head are a large part of the file."
         if facts.embeddings:
-            small = plan(config, facts, "slimscope", facts.embeddings, AUTO_BITS, planned.widths)
-            size = quantized_bytes(facts, small, "slimscope", config.stored)
-            do = f"In 8 bits, with the export format slimscope, it is {readable_bytes(size)}."
-    why = growth(*sizes, do)
-    return {field: why} if why else {}
+            smallest_plan = make_plan(
+                config, facts, "slimscope", facts.embeddings, AUTO_BITS, plan.widths
+            )
+            smallest_bytes = quantized_bytes(facts, smallest_plan, "slimscope", config.stored)
+            size = readable_bytes(smallest_bytes)
+            advice = f"In 8 bits, with the export format slimscope: {size}."
+    warning = growth(*sizes, advice)
+    return {field: warning} if warning else {}
 
 
-def embedding_notes(
-    planned: QuantizationPlan, facts: ModelFacts, config: DLQATJob
-) -> tuple[str, ...]:
-    """What becomes of embedding and head, where that is not what the setting says at once."""
-    if planned.embedding is None:
+def embedding_notes(plan: QuantizationPlan, facts: ModelFacts, config: DLQATJob) -> tuple[str, ...]:
+    """Describe the format of embedding and head if the run quantizes them."""
+    if plan.embedding is None:
         return ()
-    named = " and ".join(planned.embedding.layers)
-    told = f"{named}: {planned.embedding.bits} bits, rounded to nearest."
-    if len(planned.embedding.layers) < len(facts.embeddings):
-        told += (
-            f" The embedding stays in {config.stored}: transformers reads a packed one only in the "
-            "bits of the layers."
+    names = " and ".join(plan.embedding.layers)
+    note = f"{names}: {plan.embedding.bits} bits, rounded to nearest."
+    if len(plan.embedding.layers) < len(facts.embeddings):
+        note += (
+            f" The embedding stays in {config.stored}: transformers loads a packed embedding only "
+            "at the width of the layers."
         )
-    return (told,)
+    return (note,)
 
 
 def embedding_bits(config: DLQATJob) -> int:
-    """Bits of embedding and head; 0: they keep the stored precision."""
+    """Return the bits of embedding and head; 0 if they keep their precision."""
     if config.embedding == "auto":
         return AUTO_BITS if config.format == "slimscope" else 0
     return 0 if config.embedding == "stored" else int(config.embedding)
 
 
 def embedding_format(config: DLQATJob) -> str:
-    """What a budget holds embedding and head at; empty: it is for them, too."""
+    """Return the fixed format of embedding and head in a budget; empty if the budget includes
+    them."""
     if config.embedding == "auto" and config.format == "slimscope":
         return ""
     return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
 
 
 def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:
-    """The embedding and a head of its own, as far as the run quantizes them: transformers reads a
-    packed head of any bits, but a packed embedding of those of the layers only."""
-    bits, outside = embedding_bits(config), facts.embeddings
-    if bits and config.embedding != "auto" and not outside:
+    """Return the embedding and the untied head, as far as the run quantizes them.
+
+    transformers loads a packed head of any width, but a packed embedding only at the width of the
+    layers.
+    """
+    bits, embeddings = embedding_bits(config), facts.embeddings
+    if bits and config.embedding != "auto" and not embeddings:
         raise ConfigError(
             "The embedding of this model cannot be quantized.",
-            "It has none of the names that are known.",
+            "Its name is unknown.",
             "Choose stored.",
             "embedding",
         )
-    head_alone = config.format == "compressed-tensors" and bits not in (0, config.bits)
-    return outside[1:] if head_alone and len(outside) > 1 else outside
+    only_head = config.format == "compressed-tensors" and bits not in (0, config.bits)
+    return embeddings[1:] if only_head and len(embeddings) > 1 else embeddings
 
 
 def with_embedding(
-    choice: ExportRequirements, planned: QuantizationPlan, group: QuantSettings
+    layers: ExportRequirements, plan: QuantizationPlan, group: QuantSettings
 ) -> ExportRequirements:
-    """What the format has to hold of embedding and head besides the layers."""
-    if (own := planned.embedding) is None:
-        return choice
-    heads = [name for name in own.layers if name in HEAD_NAMES]
-    alike = (own.bits, own.group_size, own.grid) == (group.bits, group.group_size, group.grid)
-    embedding = own.bits if len(heads) < len(own.layers) else 0
-    return replace(choice, embedding=embedding, alike=alike, head=own.bits if heads else 0)
+    """Add the requirements of embedding and head to those of the layers."""
+    embedding = plan.embedding
+    if embedding is None:
+        return layers
+    heads = [name for name in embedding.layers if name in HEAD_NAMES]
+    same_format = (embedding.bits, embedding.group_size, embedding.grid) == (
+        group.bits,
+        group.group_size,
+        group.grid,
+    )
+    embedding_width = embedding.bits if len(heads) < len(embedding.layers) else 0
+    return replace(
+        layers, embedding=embedding_width, alike=same_format, head=embedding.bits if heads else 0
+    )
 
 
-def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
-    """The layers that are quantized, in order."""
-    return [x for x in facts.linears if planned.layers.get(x.name)]
+def planned_layers(plan: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
+    """Return the quantized layers, in order."""
+    return [x for x in facts.linears if plan.layers.get(x.name)]
 
 
-def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list[PhaseWork]:
+def work(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    weights = sum(x.weights for x in planned_layers(planned, facts))
+    weights = sum(x.weights for x in planned_layers(plan, facts))
     head, context = facts.vocabulary * facts.hidden, context_length(config, facts)
     calibration = weights * config.segments * context
-    judging = (weights + head) * config.heldout_windows * context
+    heldout = (weights + head) * config.heldout_windows * context
     endings = ending_products(config, facts, config.windows, context)
-    read = (weights + head) * config.windows * context + endings
+    evaluation = (weights + head) * config.windows * context + endings
     sampled = sampled_bytes(config, facts)
     gptq = quantizer_passes("gptq") * calibration * config.needs_gptq
-    done = [
-        PhaseWork("dense", read, "float32"),
+    phases = [
+        PhaseWork("dense", evaluation, "float32"),
         PhaseWork("dense", sampled, "memory"),
         PhaseWork("prepare", gptq, step=STAGE_LABELS[DLQATStage.GPTQ]),
         PhaseWork("prepare", calibration * config.needs_energies),
@@ -239,34 +250,34 @@ def work(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> list
     tokens = config.steps * config.batch * config.accumulate * config.length
     for stage in config.stages:
         if stage in TRAINED or stage == DLQATStage.LORA:
-            taught = (weights + head) * (stage == DLQATStage.DLQAT_KD)
-            products = tokens * (3 * weights + 2 * head + taught)
-        elif stage == DLQATStage.BLOCKS:  # the dense and the rounded block; training
+            teacher = (weights + head) * (stage == DLQATStage.DLQAT_KD)
+            products = tokens * (3 * weights + 2 * head + teacher)
+        elif stage == DLQATStage.BLOCKS:  # dense pass, rounded pass, training
             products = (2 + 3 * BLOCK_EPOCHS) * calibration
         elif stage == DLQATStage.LORA_GPTQ:
             products = quantizer_passes("gptq") * calibration
-        else:  # that of GPTQ is in the phase "prepare"
+        else:  # GPTQ runs in the phase "prepare"
             products = quantizer_passes(stage) * calibration * (stage != DLQATStage.GPTQ)
         label = STAGE_LABELS[stage]
-        done += [
+        phases += [
             PhaseWork(f"make {stage}", products, step=label),
             PhaseWork(f"make {stage}", 4.0 * weights, "memory", label),
-            PhaseWork(f"judge {stage}", judging * (1 + (stage in TRAINED))),
-            PhaseWork(f"measure {stage}", read, "float32"),
+            PhaseWork(f"judge {stage}", heldout * (1 + (stage in TRAINED))),
+            PhaseWork(f"measure {stage}", evaluation, "float32"),
         ]
-    timed = 2 * decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * config.packed
+    timed_bytes = 2 * decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * config.packed
     return [
-        *done,
-        PhaseWork(f"measure {config.stages[-1]}", sampled, "memory"),  # of the stage that is kept
+        *phases,
+        PhaseWork(f"measure {config.stages[-1]}", sampled, "memory"),  # of the kept stage
         PhaseWork("audit", weights * min(config.segments * context, max(AUDIT_TOKENS, context))),
-        PhaseWork("audit", 4.0 * weights * len(planned.stages), "memory"),
+        PhaseWork("audit", 4.0 * weights * len(plan.stages), "memory"),
         PhaseWork("save", float(facts.bytes), "disk"),
-        PhaseWork("speed", timed, "memory"),
+        PhaseWork("speed", timed_bytes, "memory"),
     ]
 
 
 def quantizer_passes(name: str) -> int:
-    """Passes of a post-training quantizer over the calibration text."""
+    """Return the number of passes of a post-training quantizer over the calibration text."""
     facts = DECLARED_QUANTIZERS[name].facts
     if facts.get("needs", "gram") == "nothing":
         return 0
@@ -274,109 +285,109 @@ def quantizer_passes(name: str) -> int:
 
 
 def trainable_parameters(
-    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, stage: str
+    config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts, stage: str
 ) -> int:
-    """Number of parameters that a stage trains."""
+    """Return the number of parameters that a stage trains."""
     low_rank, magnitude = config.trains(stage)
     sizes = [
-        (x.rows, x.columns, of.group_size)
+        (x.rows, x.columns, settings.group_size)
         for x in facts.linears
-        if (of := planned.layers.get(x.name))
+        if (settings := plan.layers.get(x.name))
     ]
     return trainable(sizes, config.rank * low_rank, magnitude)
 
 
-def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
-    """Purpose -> bytes at the peak."""
-    by_block = DLQATStage.BLOCKS in config.stages
-    needed = memory.memory_parts(
+def memory_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
+    """Return the peak memory in bytes by purpose."""
+    trains_blocks = DLQATStage.BLOCKS in config.stages
+    parts = memory.memory_parts(
         facts,
         segments=config.segments,
         context=context_length(config, facts),
         batch=CALIBRATION_BATCH,
-        streams=2 if by_block else 1,
+        streams=2 if trains_blocks else 1,
         stages=4,
     )
-    # a stage's weights or a start, beside the dense ones
-    needed["held"] = 4 * sum(x.weights for x in planned_layers(planned, facts))
-    if planned.embedding:  # codes, and what they stand for
-        needed["held"] += 5 * sum(x.weights for x in facts.embeddings)
-    needed["training"] = training_bytes(config, planned, facts)
-    if by_block:  # not at the same time as other training
+    # weights of a stage or a training start, in addition to the dense weights
+    parts["held"] = 4 * sum(x.weights for x in planned_layers(plan, facts))
+    if plan.embedding:  # codes and dequantized values
+        parts["held"] += 5 * sum(x.weights for x in facts.embeddings)
+    parts["training"] = training_bytes(config, plan, facts)
+    if trains_blocks:  # never at the same time as other training
         trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
-        needed["block training"] = max(0, trained - needed["training"])
-    return needed
+        parts["block training"] = max(0, trained - parts["training"])
+    return parts
 
 
-def training_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> int:
-    """Bytes of the training alone: trained parameters, activations, logits."""
+def training_bytes(config: DLQATJob, plan: QuantizationPlan, facts: ModelFacts) -> int:
+    """Return the bytes of training alone: trained parameters, activations, logits."""
     if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
         return 0
-    trained = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
-    tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
-    deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
-    activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
-    # the logits, their gradient, and those of a teacher
-    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * number * tokens * facts.vocabulary
+    trained = trainable_parameters(config, plan, facts, DLQATStage.DLQAT)
+    tokens, value_bytes = config.batch * config.length, 4 if config.precision == "float32" else 2
+    stored_blocks = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
+    activations = tokens * facts.hidden * ACTIVATION_COPIES * stored_blocks * value_bytes
+    # logits, their gradient, and the logits of a teacher
+    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * value_bytes * tokens * facts.vocabulary
     return int(memory.ADAM_BYTES * trained + activations + logits)
 
 
-def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
+def require_training_memory(memory_parts: dict[str, int], facts: ModelFacts) -> None:
     """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
-    if the training does not fit beside it."""
-    model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
+    if the training does not fit in the remaining memory."""
+    model = {purpose: size for purpose, size in memory_parts.items() if purpose != "training"}
     available = memory.memory_available()
     memory.check_memory(model, available, facts.title)
-    left = available - sum(model.values())
-    if needed["training"] > left:
+    available_for_training = available - sum(model.values())
+    if memory_parts["training"] > available_for_training:
         raise ConfigError(
             "The training does not fit into memory.",
-            f"It needs about {readable_bytes(needed['training'])} besides the model; "
-            f"{readable_bytes(left)} are left for it.",
+            f"It needs about {readable_bytes(memory_parts['training'])} besides the model; "
+            f"{readable_bytes(available_for_training)} are left for it.",
             "Lower the batch size or the sequence length, or enable gradient checkpointing.",
             field="batch",
         )
 
 
-def require_kept(config: DLQATJob) -> None:
-    """Refuse a run without a stage to keep, or without the evidence to choose one by."""
-    made = [s for s in config.stages if s not in NOT_QUANTIZED]
-    wanted = next(iter(made), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
-    if wanted not in made:
+def require_exportable_stage(config: DLQATJob) -> None:
+    """Raise `ConfigError` if there is no stage to keep, or no held-out text to choose one."""
+    stages = [s for s in config.stages if s not in NOT_QUANTIZED]
+    kept_stage = next(iter(stages), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
+    if kept_stage not in stages:
         raise ConfigError(
-            f"{STAGE_LABELS[wanted]} cannot be exported.",
-            "This run does not make it.",
-            f"Choose {', '.join(made) or 'a quantized stage'}.",
+            f"{STAGE_LABELS[kept_stage]} cannot be exported.",
+            "It is not among the stages of this run.",
+            f"Choose {', '.join(stages) or 'a quantized stage'}.",
             field="keep",
         )
     if not config.candidates:
         raise ConfigError(
-            f"{STAGE_LABELS[wanted]} cannot be exported as {config.format}.",
-            "Its weights are rounded in another basis of their inputs, which the format does not "
-            "know.",
+            f"{STAGE_LABELS[kept_stage]} cannot be exported as {config.format}.",
+            "Its weights are rounded in a transformed basis, which the format does not support.",
             "Choose the format dense, or another stage.",
             field="keep",
         )
     if len(config.candidates) > 1 and not config.holdout:
         raise ConfigError(
-            "There is nothing to choose the stage to export by.",
+            "The stage to export cannot be chosen.",
             "No text is held out.",
-            "Hold out a share, or choose the stage.",
+            "Set a held-out share, or choose the stage.",
             field="holdout",
         )
 
 
 def export_requirements(
-    config: DLQATJob, group: QuantSettings, planned: QuantizationPlan, facts: ModelFacts
+    config: DLQATJob, group: QuantSettings, plan: QuantizationPlan, facts: ModelFacts
 ) -> ExportRequirements:
-    """What the export format has to hold."""
-    layers, most = planned_layers(planned, facts), max(planned.groups, key=lambda x: len(x.layers))
-    joined = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
+    """Return the properties of a group of layers that the export format must support."""
+    layers = planned_layers(plan, facts)
+    largest_group = max(plan.groups, key=lambda x: len(x.layers))
+    gate_up = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
     experts = experts_of(
         facts.support.separate,
         {x.name for x in facts.linears},
-        {*most.layers},
-        {x.name for x in layers}.difference(most.layers),
+        {*largest_group.layers},
+        {x.name for x in layers}.difference(largest_group.layers),
     )
     return ExportRequirements(
         bits=group.bits,
@@ -385,57 +396,59 @@ def export_requirements(
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=experts,
         whole=len(layers) == len(facts.linears),
-        shapes=frozenset((x.rows // (2 if x.name in joined else 1), x.columns) for x in layers),
+        shapes=frozenset((x.rows // (2 if x.name in gate_up else 1), x.columns) for x in layers),
         architecture=facts.architecture,
     )
 
 
 def verdict(stages: StageComparison) -> str:
-    """In words, whether the method helped on this model."""
+    """Summarize in words if training helped on this model."""
     trained = next((s for s in TRAINED if s in stages.perplexity), None)
     rival = best_untrained(stages.perplexity)
     if trained is None or rival is None:
         return ""
-    fair = [s for s in (DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ) if s in stages.perplexity]
-    named = {stage: STAGE_LABELS[stage] for stage in (rival, *fair)}
-    text = f"{STAGE_LABELS[trained]} {stages.clause(trained, named)}."
+    comparable = [s for s in (DLQATStage.BLOCKS, DLQATStage.LORA_GPTQ) if s in stages.perplexity]
+    rivals = {stage: STAGE_LABELS[stage] for stage in (rival, *comparable)}
+    text = f"{STAGE_LABELS[trained]} {stages.clause(trained, rivals)}."
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
-        plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
-        costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
-        rise = f"raises it by {fixed(100 * (value / plain - 1), 1)} %"
-        cost = rise if costs else "changes nothing measurable"
+        lora, dlqat = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
+        is_worse = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
+        increase = f"raises it by {fixed(100 * (dlqat / lora - 1), 1)} %"
+        effect = increase if is_worse else "changes nothing measurable"
         text += (
-            f" The same training without quantization reaches {fixed(plain, 2)}: "
-            f"rounding itself {cost}."
+            f" The same training without quantization reaches {fixed(lora, 2)}: rounding {effect}."
         )
     dense = DLQATStage.DENSE in stages.perplexity
     if dense and stages.order(trained, DLQATStage.DENSE) == "below":
-        text += " It is below that of the dense model because it was trained on such text."
+        text += " It is below the dense model because it was trained on this kind of text."
     return text + HELPED[stages.order(trained, rival)]
 
 
 def best_untrained(perplexity: Mapping[str, float]) -> str | None:
-    """The post-training quantizer of the run with the lowest perplexity; None without one."""
+    """Return the post-training quantizer with the lowest perplexity; None if there is none."""
     return min(
         (s for s in POST_TRAINING if s in perplexity), key=perplexity.__getitem__, default=None
     )
 
 
-def key_figure(values: Values, kept: str) -> KeyFigure | None:
-    """Bits a weight of the kept stage, and what they cost in perplexity: with the best
-    post-training quantizer, with training, and as kept."""
+def key_figure(values: Values, kept_stage: str) -> KeyFigure | None:
+    """Return bits per weight of the kept stage, and the perplexity of the best post-training
+    quantizer, of the trained stage and of the kept stage."""
     dense = values.get((DLQATStage.DENSE, PERPLEXITY))
-    if dense is None or not {(kept, BITS_PER_WEIGHT), (kept, PERPLEXITY)} <= values.keys():
+    if (
+        dense is None
+        or not {(kept_stage, BITS_PER_WEIGHT), (kept_stage, PERPLEXITY)} <= values.keys()
+    ):
         return None
-    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept)
+    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept_stage)
     rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
-    stages = [*dict.fromkeys((rival or kept, trained, kept))]
-    figures = apart([dense, *(values[s, PERPLEXITY] for s in stages)])
-    named = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
+    stages = [*dict.fromkeys((rival or kept_stage, trained, kept_stage))]
+    figures = distinguishable([dense, *(values[s, PERPLEXITY] for s in stages)])
+    labels = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
-        f"{fixed(values[kept, BITS_PER_WEIGHT], 2)} bits",
+        f"{fixed(values[kept_stage, BITS_PER_WEIGHT], 2)} bits",
         "per weight, down from 16",
-        f"Perplexity {', '.join(map(' '.join, zip(figures, named, strict=True)))}.",
+        f"Perplexity {', '.join(map(' '.join, zip(figures, labels, strict=True)))}.",
     )
 
 
@@ -454,7 +467,7 @@ STYLES = {
 KIND = Kind(
     name=NAME,
     title="DL-QAT quantization",
-    summary="Fine-tune while rounding to a few bits, with one learned scale per group.",
+    summary="Quantize to a few bits while fine-tuning, with one learned scale per group.",
     config=DLQATJob,
     requirements=requirements,
     plan=QuantizationPlan,
@@ -463,12 +476,12 @@ KIND = Kind(
     main_fields=("bits", "group_size", "embedding"),
     compresses=True,
     saves="model",
-    packs=True,
+    saves_packed=True,
     stages=STAGE_LABELS,
     styles=STYLES,
     default_stage=DLQATStage.DLQAT,
     verdict=verdict,
-    remedy="more bits, smaller groups, or more training than a quick look has",
+    remedy="more bits, smaller groups, or longer training",
     key_figure=key_figure,
     recipes={
         "DL-QAT": {},
@@ -481,15 +494,14 @@ KIND = Kind(
         "Block-wise": {"stages": "block-wise"},
     },
     notes={
-        "DL-QAT": "Low-rank updates trained inside the rounding, from what GPTQ gives.",
-        "DL-QAT beside its rivals": "Rounding to nearest, GPTQ and LoRA in 16 bits, on the "
-        "same text.",
-        "DL-QAT distilled": "Trained on the dense model's distributions.",
-        "GPTQ": "Post-training: errors are compensated column by column.",
-        "GPTQ by layer": "More bits where a sensitivity profile says that they count.",
-        "AWQ": "Post-training: channels with large inputs are scaled up before rounding.",
-        "HQQ": "Post-training, without calibration text.",
-        "Block-wise": "Weights and grids of a block trained together.",
+        "DL-QAT": "Trains group scales and low-rank updates with rounding, from a GPTQ start.",
+        "DL-QAT beside its rivals": "DL-QAT vs. rounding to nearest, GPTQ and 16-bit LoRA.",
+        "DL-QAT distilled": "Trains on the output distributions of the dense model.",
+        "GPTQ": "Post-training: compensates errors column by column.",
+        "GPTQ by layer": "Post-training: more bits for sensitive layers; needs a profile.",
+        "AWQ": "Post-training: scales up channels with large inputs before rounding.",
+        "HQQ": "Post-training: needs no calibration text.",
+        "Block-wise": "Trains weights and grids of each block together.",
     },
     presets={
         "quick look": {

@@ -1,5 +1,5 @@
-"""DL-QAT as a job: load, measure, make every quantized stage asked for, choose one on held-out
-text, measure each, collect statistics of all, export the chosen one."""
+"""DL-QAT job: load, measure, make the requested quantized stages, choose one on held-out text,
+measure and audit all, export the chosen stage."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -30,15 +30,13 @@ from jobs.runtime.progress import Phase, Phases
 
 
 def run(config: DLQATJob, context: JobContext) -> None:
-    """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
-    job goes on where it was."""
+    """Run the job. Finished work is in checkpoints and the database, so an interrupted run
+    continues where it stopped."""
     device = prepare(config, context)
     evaluation = loading.load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
-    loaded = loading.load_whole(
-        base, device, torch.float32, context
-    )  # as measured, so it is exported
+    loaded = loading.load_whole(base, device, torch.float32, context)
     plan = QuantizationPlan.model_validate(context.plan)
     phases = context.phases(work(config, plan, loaded.facts))
     texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
@@ -71,19 +69,19 @@ def run(config: DLQATJob, context: JobContext) -> None:
     for stage in qat.prepare(phases.phase("prepare")):
         qat.make(stage, phases.phase(f"make {stage}"))
         losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
-    kept = keep(losses, config, context)
+    kept_stage = keep(losses, config, context)
     for stage in qat.stages:
-        role: Role = "kept" if stage == kept else ""
+        role: Role = "kept" if stage == kept_stage else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
     record(qat, phases, config, loaded.facts, context)
-    save_model(qat, kept, loaded, config, context)
+    save_model(qat, kept_stage, loaded, config, context)
     prompt = evaluation.input_ids[0].tolist()
-    time_packed(loaded, kept, prompt, config, phases.phase("speed"), context)
+    time_packed(loaded, kept_stage, prompt, config, phases.phase("speed"), context)
 
 
 def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:
-    """The losses of a finished stage on the held-out windows, recorded; empty without windows."""
+    """Measure and record the held-out losses of a finished stage; empty without held-out text."""
     phase.progress(0, 1, f"Held-out loss: {STAGE_LABELS[stage]}")
     losses = qat.heldout_losses(stage, phase)
     if losses:
@@ -94,14 +92,14 @@ def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[flo
 
 
 def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobContext) -> str:
-    """The stage that is kept; records it, and why."""
-    measured = losses if config.heldout_windows else {}
-    kept = choose(measured, config.candidates, STAGE_LABELS)
+    """Choose the stage to keep, and record it with the reason."""
+    heldout_losses = losses if config.heldout_windows else {}
+    choice = choose(heldout_losses, config.candidates, STAGE_LABELS)
     if config.keep != "auto":
-        kept = KeptStage(kept.stage, f"Kept: {STAGE_LABELS[kept.stage]}, as it was chosen.")
-    context.log(kept.reason)
-    context.keep(kept)
-    return kept.stage
+        choice = KeptStage(choice.stage, f"Kept: {STAGE_LABELS[choice.stage]}, as configured.")
+    context.log(choice.reason)
+    context.keep(choice)
+    return choice.stage
 
 
 def load_training(
@@ -110,31 +108,31 @@ def load_training(
     texts: loading.RunTexts,
     context: JobContext,
 ) -> TrainingSet:
-    """The rows to train on, which share nothing with what is judged by; records them."""
-    size = config.batch * config.accumulate
-    suits = loaded.facts.default_text
-    calibrated, evaluated = corpus_names(config, suits)
-    name = calibrated if config.training_text == SAME else config.training_text
-    seed = config.seed + 1  # other rows than those of the calibration, as far as there are
+    """Load and record the training rows, which do not overlap with held-out or evaluation text."""
+    batch_rows = config.batch * config.accumulate
+    default = loaded.facts.default_text
+    calibration_name, evaluation_name = corpus_names(config, default)
+    name = calibration_name if config.training_text == SAME else config.training_text
+    seed = config.seed + 1  # rows that differ from those of the calibration, if there are enough
     if name == "self":
         context.log("Sampling the training text from the dense model.")
         text = sample_slice(
-            loaded.model, loaded.tokenizer, config.steps * size, config.length, seed, context
+            loaded.model, loaded.tokenizer, config.steps * batch_rows, config.length, seed, context
         )
         training = TrainingSet(text, text.input_ids, "text")
     else:
         training = training_set(
             name,
             loaded.tokenizer,
-            config.steps * size,
+            config.steps * batch_rows,
             config.length,
             seed,
-            size,
-            shared=name == evaluated,
-            apart=[x.input_ids for x in texts.judged if x.tokens],
+            batch_rows,
+            shared=name == evaluation_name,
+            apart=[text_slice.input_ids for text_slice in texts.judged if text_slice.tokens],
         )
     check_apart(training.text, texts.evaluation)
-    epochs = config.steps * size / len(training.labels)
+    epochs = config.steps * batch_rows / len(training.labels)
     context.log(
         f"Training on {len(training.labels)} rows of {name} ({training.form}), {epochs:.2g} times."
     )
@@ -145,7 +143,7 @@ def load_training(
 def record(
     qat: DLQAT, phases: Phases, config: DLQATJob, facts: ModelFacts, context: JobContext
 ) -> None:
-    """Looks at every stage and records what was found out about it."""
+    """Audit every stage and record errors, sizes, times and lowered learning rates."""
     for stage, error in qat.audit(phases.phase("audit")).items():
         context.result(stage, metrics.RELATIVE_ERROR, error)
     for stage in config.stages:
@@ -160,8 +158,8 @@ def record(
         context.step_time(STAGE_LABELS[stage], seconds)
     rates = {stage: rate for stage in qat.stages if (rate := qat.lowered(stage)) is not None}
     lowered = [
-        f"{STAGE_LABELS[stage]} was trained at a learning rate of {rate:g}: {config.rate:g} raised "
-        "the loss on held-out text."
+        f"{STAGE_LABELS[stage]} was trained with a learning rate of {rate:g}, "
+        f"since {config.rate:g} increased the held-out loss."
         for stage, rate in rates.items()
     ]
     context.environment(warnings=lowered)

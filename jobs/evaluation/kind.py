@@ -1,5 +1,5 @@
-"""Evaluation as a kind of job, and its findings in sentences: size and decoding of a saved model
-beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
+"""The kind `evaluation`: config and requirements, and a summary in words of size and decoding speed
+compared to the dense model. A speed-up within the measurement noise is not reported as one."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs import metrics
 from jobs.estimates import PhaseWork, decoded_bytes
-from jobs.fields.models import is_run, model_before, resolve_model
+from jobs.fields.models import is_run, resolve_model, source_model
 from jobs.fields.text import (
     EvaluationText,
     QualityConfig,
@@ -31,42 +31,42 @@ from jobs.wording import StageComparison, times
 NAME = "evaluation"
 DENSE, MODEL = "dense", "model"  # the two stages
 LABELS = {DENSE: "Dense", MODEL: "Model"}
-SAMPLED = metrics.GREEDY_AGREEMENT  # the figure that comes with texts
-TIMED_TOKENS, REPEATS = 32, 5  # decoded at a time, and how often
-MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
+SAMPLED = metrics.GREEDY_AGREEMENT  # the metric that stores sampled texts
+TIMED_TOKENS, REPEATS = 32, 5  # tokens per timing, and number of timings
+MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # smaller speed-ups are not reported
 
 Rows = Mapping[tuple[str, MetricKey], StoredResult]  # (stage, metric) -> row
 
 
 class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
-    """Which model, its dense reference, and what is measured."""
+    """Model, dense reference, and measurements."""
 
     model: ModelSpec = option(DEFAULT_MODEL, "Run or model")
-    """A run that saved a model, such as sds-0042; or a name from the list, a hub id, a folder."""
+    """A run that saved a model, such as sds-0042, or a model name, Hugging Face id or folder."""
     dense: str = option("", "Dense model", max_length=300, choices="saved")
-    """The reference. Empty: the model the run started from; a model that is not a run is then
-    measured alone."""
+    """Reference model. Empty: the source model of the run; no reference for other models."""
     batch: int = option(4, "Batch size", ge=1, le=256, unit="windows", advanced=True)
-    """Windows per forward pass. More are faster on a GPU and need more memory."""
+    """Windows per forward pass. More windows are faster on a GPU but need more memory."""
     speed: bool = option(True, "Measure speed")
-    """Time decoding with both models in turn."""
+    """Also measure the decoding speed of both models."""
 
 
-def measured_models(config: EvaluationJob) -> dict[str, str]:
-    """Stage -> spec of the model measured at it, the dense one first if there is one. Raises
-    ConfigError: the run is not there, or has saved no model."""
+def models_by_stage(config: EvaluationJob) -> dict[str, str]:
+    """Return the spec of the model of each stage, the dense model first if there is one. Raises
+    `ConfigError` if the run does not exist or has not saved a model."""
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):
-        dense = dense or model_before(spec)
+        dense = dense or source_model(spec)
     return ({DENSE: dense} if dense else {}) | {MODEL: spec}
 
 
 def size_and_speed(rows: Rows) -> list[str]:
-    """The findings in sentences; empty before anything was measured."""
+    """Summarize size and decoding speed in sentences; empty without measurements."""
     return [text for text in (_size(rows), _decoding(rows)) if text]
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
+    """Return the bytes of the linear layers in each format, dense first."""
     sizes = {
         metric.series: row.value
         for (stage, metric), row in rows.items()
@@ -81,12 +81,12 @@ def _size(rows: Rows) -> str:
     if dense is None:
         return ""
     smallest = min(sizes, key=sizes.__getitem__)
-    part = sizes[smallest] / dense
-    if part >= 1:
-        return "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
+    share = sizes[smallest] / dense
+    if share >= 1:
+        return "Size: too few zeros for sparse formats, which would be larger than dense 16-bit."
     return (
-        f"Size: as {smallest} the linear layers take {100 * part:.0f} % of dense 16-bit values. "
-        "The saved file stores zeros as ordinary numbers and is not smaller."
+        f"Size: stored as {smallest}, the linear layers take {100 * share:.0f} % of dense 16-bit. "
+        "The saved file stores zeros like other numbers and is not smaller."
     )
 
 
@@ -108,17 +108,18 @@ def _decoding(rows: Rows) -> str:
 
 
 def _rate(row: StoredResult) -> str:
-    """The median, and what the repeats lie between."""
+    """Format the median and range of a decoding speed."""
     lowest, highest = row.details["lowest"], row.details["highest"]
     return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
 
 
 def evaluations(run: str) -> list[Job]:
+    """Return the evaluation runs of a run's model, newest first."""
     return [job for job in queries.jobs(kind=NAME) if job.config.get("model") == run]
 
 
 def samples_of(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
-    """The samples a run has recorded at a stage: prompt, text and tokens of each."""
+    """Return the samples recorded by a run at a stage: prompt, text and tokens of each."""
     for result in queries.results([run]):
         if (result.stage, result.metric) == (stage, SAMPLED):
             return list(result.details["samples"])
@@ -126,28 +127,29 @@ def samples_of(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
 
 
 def requirements(config: EvaluationJob) -> Requirements:
+    """See `Kind.requirements`."""
     facts = {
         stage: resolve_model(spec, "model" if stage == MODEL else "dense").facts
-        for stage, spec in measured_models(config).items()
+        for stage, spec in models_by_stage(config).items()
     }
     model = facts[MODEL]
     dense = facts.get(DENSE, model)
     if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
         raise ConfigError(
-            f"{model.title} was not made of {dense.title}.",
-            "Their layers or vocabularies are not of the same shape.",
-            "Choose the model it was made of.",
+            f"{model.title} was not derived from {dense.title}.",
+            "Their layers or vocabularies have different shapes.",
+            "Choose the source model.",
             "dense",
         )
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
-    streamed, needed = memory_bytes(config, model, len(facts), memory.memory_available())
+    streamed, memory_parts = memory_bytes(config, model, len(facts), memory.memory_available())
     if streamed:
-        warnings += ("The model does not fit into memory: no text is generated with it.",)
+        warnings += ("The model does not fit into memory. No samples are generated.",)
     return Requirements(
         title=model.title,
         work=work(config, model, facts),
-        memory=needed,
+        memory=memory_parts,
         warnings=warnings,
         open_ended=bool(config.harness_tasks),
     )
@@ -156,8 +158,8 @@ def requirements(config: EvaluationJob) -> Requirements:
 def memory_bytes(
     config: EvaluationJob, facts: ModelFacts, models: int, available: int, dtype: str = "float32"
 ) -> tuple[bool, dict[str, int]]:
-    """Whether models are read block by block, and then purpose -> bytes at the peak. Both models
-    are held at the same time, to be timed in turn."""
+    """Return True if models are read block by block, and the peak memory in bytes by purpose. Both
+    models are in memory at the same time, since they are timed in turn."""
     context = context_length(config, facts)
     states = memory.activation_memory(facts, config.windows, context, dtype)
     if memory.wait_on_disk("auto", states, available):
@@ -174,36 +176,37 @@ def memory_bytes(
         )
         return sizes | {"activations": states}
 
-    tight = sum(needed(False).values()) > memory.STREAMING_THRESHOLD * available
-    streamed = tight and not facts.support.stream
+    is_tight = sum(needed(False).values()) > memory.STREAMING_THRESHOLD * available
+    streamed = is_tight and not facts.support.stream
     return streamed, needed(streamed)
 
 
 def work(config: EvaluationJob, facts: ModelFacts, stages: Collection[str]) -> list[PhaseWork]:
     """See `Requirements.work`."""
     context = context_length(config, facts)
-    read = facts.weights_per_token * config.windows * context + ending_products(
+    evaluation = facts.weights_per_token * config.windows * context + ending_products(
         config, facts, config.windows, context
     )
-    decoded = decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * len(stages) * config.speed
-    sampled = sampled_bytes(config, facts)
+    decoding = decoded_bytes(facts, TIMED_TOKENS * (1 + REPEATS)) * len(stages) * config.speed
+    sampling = sampled_bytes(config, facts)
     return [
-        *(PhaseWork(stage, read, "float32") for stage in stages),
-        *(PhaseWork(stage, sampled, "memory") for stage in stages),
-        PhaseWork("decode", decoded, "memory"),
+        *(PhaseWork(stage, evaluation, "float32") for stage in stages),
+        *(PhaseWork(stage, sampling, "memory") for stage in stages),
+        PhaseWork("decode", decoding, "memory"),
     ]
 
 
 def verdict(stages: StageComparison) -> str:
+    """Compare the perplexity of the model with that of the dense model, in words."""
     if not {DENSE, MODEL} <= stages.perplexity.keys():
         return ""
-    return f"Perplexity {stages.clause(MODEL, {DENSE: 'the dense one'}, 'is')}."
+    return f"Perplexity {stages.clause(MODEL, {DENSE: 'the dense model'}, 'is')}."
 
 
 KIND = Kind(
     name=NAME,
     title="Evaluation",
-    summary="Quality, size and speed of a saved model, beside the dense model it was made of.",
+    summary="Measure quality, size and speed of a model, compared to its dense source model.",
     config=EvaluationJob,
     requirements=requirements,
     run="jobs.evaluation.run:run",

@@ -1,7 +1,10 @@
-"""Quality of a run's stages: perplexity and bits per byte of every one; for the dense model and the
-stage that is kept also divergence, greedy samples, and tasks. And size and speed beside the dense
-model, on this machine: bytes in the formats there are, and tokens per second. What an earlier
-attempt has recorded is not measured again."""
+"""Measurements of a run's stages. Figures recorded by an earlier attempt are not measured again.
+
+- Quality: perplexity and bits per byte of every stage; divergence, greedy samples and tasks of the
+  dense model and the kept stage.
+- Size: bytes of the linear layers in each available format.
+- Speed: tokens per second on this machine, compared to the dense model.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,31 +73,46 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
 from jobs.runtime.progress import Phase
 
-TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
-Role = Literal["dense", "kept", ""]  # what a stage is to the others
+TEXT_ALONE = QualityConfig(sample_tokens=0)  # evaluation runs measure samples and tasks
+Role = Literal["dense", "kept", ""]  # role of a stage in the run
 ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 
 
 def hidden_state_store(
     choice: str, facts: ModelFacts, text: TextSlice, context: JobContext
 ) -> NewBatches:
-    """Where hidden states of the evaluation text wait: in memory, or in the run's folder. `choice`:
-    memory, disk, or auto: by the memory there is now."""
+    """Return the storage for hidden states of the evaluation text: memory or the run's folder.
+    `choice` is memory, disk, or auto (by the available memory)."""
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
     on_disk = wait_on_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
 
 
 def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
-    """The losses of a stage on each window, stored as a profile of the model as a whole."""
+    """Return the loss of a stage on each window as a profile of the whole model."""
     return TensorProfile("", -1, "", stage, WINDOW_LOSSES, np.array(losses, np.float32))
 
 
 class Quality:
-    """Measures the stages of one run, `batch` windows in a pass, with hidden states kept in what
-    `new` makes; `labels`: stage -> what people call it; `rounded`: precision that the parameters
-    which are not compressed were rounded to, before the dense stage, if they were. Raises
-    ConfigError, DatasetError: a task is not known, or its data is not to be had."""
+    """Measures the stages of one run.
+
+    Args:
+        config: samples and tasks to measure.
+        loaded: the model, whose weights change from stage to stage.
+        evaluation: evaluation text.
+        context: context of the run, which receives the results.
+        batch: windows per forward pass.
+        labels: stage -> label.
+        new_store: creates a storage for hidden states.
+        divergence: True to compare the outputs of the kept stage with those of the dense stage.
+        precision: the config's evaluation precision.
+        rounded: precision to which uncompressed parameters were rounded before the dense stage;
+            empty if they were not.
+
+    Raises:
+        ConfigError: unknown task.
+        DatasetError: the data of a task is not available.
+    """
 
     def __init__(
         self,
@@ -105,36 +123,37 @@ class Quality:
         *,
         batch: int,
         labels: Mapping[str, str],
-        new: NewBatches = list,
+        new_store: NewBatches = list,
         divergence: bool = True,
         precision: str = "auto",
         rounded: str = "",
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
-        self._context, self._batch, self._labels, self._new = context, batch, labels, new
-        self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
-        self._reference, self._divergence = DenseOutputs(new), divergence
+        self._context, self._batch, self._labels = context, batch, labels
+        self._new_store = new_store
+        self._prompt_set = default_prompts(loaded.facts)  # the same for all models
+        self._reference, self._divergence = DenseOutputs(new_store), divergence
         self._precision, self._decoder = precision, ""
         self._rounded = {"rounded": rounded} if rounded else {}
-        self._reader: TextModel | None = None  # of the stage that is being measured
+        self._reader: TextModel | None = None  # of the current stage
         names = config.harness_tasks
         self._tasks = load_tasks(names, settings().text_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
-            context.log("No samples are written: every token would read the model from disk.")
+            context.log("No samples are generated: every token would read the model from disk.")
 
     def of(self, loaded: LoadedModel) -> "Quality":
-        """The same measurements of another model, beside the same dense one."""
-        other = copy(self)
-        other._loaded = loaded
-        return other
+        """Return the same measurements for another model, compared to the same dense model."""
+        quality = copy(self)
+        quality._loaded = loaded
+        return quality
 
     def missing(self, stage: str, role: Role = "") -> bool:
-        """Whether there is something left to measure, for which the stage has to be installed."""
+        """Return True if the stage has to be installed because measurements are missing."""
         return any(True for _ in self._missing(stage, role))
 
     def measure(self, stage: str, reporter: Phase, role: Role = "") -> None:
-        """Records all there is to measure of the model as it is now: at `stage`."""
+        """Measure the model in its current state and record the results for `stage`."""
         missing = [*self._missing(stage, role)]
         if missing:
             self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
@@ -147,13 +166,13 @@ class Quality:
             self._reader = None
 
     def losses(self, windows: Tensor, reporter: Phase) -> list[float]:
-        """Nats per predicted token of each of `windows` [n, L], of the same context as the text,
-        read by the model as it is now. What reads them reads the rest in `measure`."""
-        reading = self._read(), windows, self._batch, reporter, self._new
+        """Return the nats per predicted token of each of `windows` [n, L] in the current state of
+        the model. L is the context length of the text. `measure` reuses the same reader."""
+        reading = self._read(), windows, self._batch, reporter, self._new_store
         return window_nlls(*reading, activity="Held-out loss").tolist()
 
     def _read(self) -> TextModel:
-        """What reads texts by the model as it is now."""
+        """Return the reader of texts for the current state of the model."""
         if self._reader is None:
             self._reader, how = text_model(self._loaded.model, self._precision, self._text.context)
             if how != self._decoder:
@@ -178,7 +197,8 @@ class Quality:
     # on the evaluation text ------------------------------------------------------------------
 
     def _text_missing(self, stage: str, role: Role) -> bool:
-        """The dense model's pass is made again where what it was recorded for is not there yet."""
+        """Return True if a pass over the evaluation text is needed. The dense pass is repeated if
+        the divergence of the kept stage is missing, which needs its outputs."""
         if not self._has(stage, PERPLEXITY):
             return True
         if role == "kept":
@@ -189,47 +209,51 @@ class Quality:
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
         model = self._read()
-        compared = role == "kept" and self._comparable(model)
-        comparison = DivergenceObserver(model, self._reference) if compared else None
-        looking: AbstractContextManager[Observe]
-        looking = nullcontext(comparison or (lambda rows, logits: None))
+        is_compared = role == "kept" and self._comparable(model)
+        comparison = DivergenceObserver(model, self._reference) if is_compared else None
+        recording: AbstractContextManager[Observe]
+        recording = nullcontext(comparison or (lambda rows, logits: None))
         if role == "dense" and self._divergence:
-            looking = self._reference.recording(model)
-        with looking as observe:
-            measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
-        about = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
+            recording = self._reference.recording(model)
+        with recording as observe:
+            measured = perplexity(
+                model, self._text, self._batch, reporter, self._new_store, observe
+            )
+        notes = text_facts(self._text) | {"decoder": self._decoder} | self._rounded
         result, n = self._context.result, measured.tokens
         divergence = comparison.result() if comparison else None
-        # what `_text_missing` looks for comes last: a resumed run takes the rest for granted then
+        # figures that `_text_missing` checks come last: a resumed run assumes that the others exist
         self._context.profile(window_losses(stage, measured.windows))
-        result(stage, BITS_PER_BYTE, measured.bits_per_byte, n=n, **about)
+        result(stage, BITS_PER_BYTE, measured.bits_per_byte, n=n, **notes)
         if divergence:
-            same, of = divergence.agreement, divergence.tokens
-            result(stage, TOP1_AGREEMENT, same, stderr=divergence.agreement_stderr, n=of, **about)
-        result(stage, PERPLEXITY, measured.value, stderr=measured.stderr, n=n, **about)
+            agreement, stderr = divergence.agreement, divergence.agreement_stderr
+            result(stage, TOP1_AGREEMENT, agreement, stderr=stderr, n=divergence.tokens, **notes)
+        result(stage, PERPLEXITY, measured.value, stderr=measured.stderr, n=n, **notes)
         if divergence:
             kl, stderr = divergence.kl, divergence.kl_stderr
-            result(stage, KL_TO_DENSE, kl, stderr=stderr, n=divergence.tokens, **about)
+            result(stage, KL_TO_DENSE, kl, stderr=stderr, n=divergence.tokens, **notes)
         spread = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
 
     def _comparable(self, model: TextModel) -> bool:
-        """Whether the predictions are to be compared with those of the dense model, and can be."""
+        """Return True if the predictions can be compared with those of the dense model."""
         if not self._divergence:
             return False
         if isinstance(model, NativeText) != self._reference.native:
-            self._context.log("The divergence is not measured: the dense model was read otherwise.")
+            self._context.log(
+                "The divergence is not measured: the dense model ran in another decoder."
+            )
             return False
-        if same := outside_blocks(self._loaded.model) == self._reference.outside:
-            return same
+        if outside_blocks(self._loaded.model) == self._reference.outside:
+            return True
         self._context.log(
-            "The divergence is not measured: embeddings, final norm or head are not those of the "
-            "dense model."
+            "The divergence is not measured: embeddings, final norm or head differ from the dense "
+            "model."
         )
         return False
 
-    # what it writes and answers --------------------------------------------------------------
+    # samples and tasks -----------------------------------------------------------------------
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -246,8 +270,10 @@ class Quality:
         self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
-        asked = questions(self._text, self._config.task_limit)
-        score = score_endings(self._read(), asked, self._batch, reporter, self._new)
+        ending_questions = questions(self._text, self._config.task_limit)
+        score = score_endings(
+            self._read(), ending_questions, self._batch, reporter, self._new_store
+        )
         self._context.result(
             stage,
             ENDINGS_ACCURACY,
@@ -287,20 +313,22 @@ class Quality:
 
 
 def record_sizes(facts: ModelFacts, context: JobContext) -> None:
-    """Records zeros and bytes of the linears of the stored model, read block by block."""
+    """Record zeros and bytes of the linear layers of the stored model, read block by block."""
     if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
         return
-    stored = linears_in(materialize(facts.spec), facts, facts.linears)
-    measured = sizes(weight for block in range(facts.blocks) for _, weight in stored.block(block))
+    linears = linears_in(materialize(facts.spec), facts, facts.linears)
+    measured = sizes(weight for block in range(facts.blocks) for _, weight in linears.block(block))
     context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
     formats = {"bitmask": measured.bitmask}
     if measured.pattern and measured.compact is not None:
         formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
-    for name, value in (formats | {DENSE: measured.dense}).items():  # last: then all are there
+    formats[DENSE] = measured.dense  # the last one: it marks the record as complete
+    for name, value in formats.items():
         context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:
+    """Return the token ids of the prompt used to time decoding."""
     first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
     return prompt_ids(first.text, loaded.tokenizer)
 
@@ -312,28 +340,28 @@ def record_decoding(
     context: JobContext,
     reporter: Reporter,
 ) -> None:
-    """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the same prompt, of which a context of `longest` tokens may hold
-    less."""
-    *_, last = models
+    """Record the decoding speed of the model of each stage, and the speed-up of the last over the
+    first. Models decode in turn after the same prompt, truncated to a context of `longest`
+    tokens."""
+    *_, last_stage = models
     decoders, name = decoders_of([*models.values()])
     prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
     if not prompt:
-        context.log(f"Decoding is not timed: the context holds {longest} tokens only.")
+        context.log(f"Decoding is not timed: the context has only {longest} tokens.")
         reporter.progress(1, 1, "Measuring speed")
         return
     context.log(f"Decoder: {name}.")
     reporter.progress(0, 1, "Measuring speed")
-    arms = dict(zip(models, decoders, strict=True))
-    answers = time_decoders(arms, prompt, 1 + TIMED_TOKENS, (), REPEATS, reporter)
-    seconds = [[sum(parts.values()) for parts in each.parts] for each in answers.values()]
+    decoder_of_stage = dict(zip(models, decoders, strict=True))
+    answers = time_decoders(decoder_of_stage, prompt, 1 + TIMED_TOKENS, (), REPEATS, reporter)
+    seconds = [[sum(parts.values()) for parts in answer.parts] for answer in answers.values()]
     if len(models) > 1:
-        ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
+        ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # per round
         stderr = stdev(ratios) / math.sqrt(REPEATS)
-        context.result(last, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
-    for (stage, model), taken in zip(models.items(), seconds, strict=True):
-        speed = MedianRange.of([TIMED_TOKENS / s for s in taken])
-        context.result(  # of the last one last: then all are there
+        context.result(last_stage, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
+    for (stage, model), stage_seconds in zip(models.items(), seconds, strict=True):
+        speed = MedianRange.of([TIMED_TOKENS / s for s in stage_seconds])
+        context.result(  # the last stage comes last: it marks the record as complete
             stage,
             TOKENS_PER_SECOND,
             speed.value,
@@ -351,10 +379,10 @@ def record_decoding(
 
 
 def decoders_of(models: Sequence[PreTrainedModel]) -> tuple[list[Decoder], str]:
-    """Greedy decoders of each model, all alike; and how, in words."""
+    """Return greedy decoders of the models, all of the same type, and the name of this type."""
     try:
         targets = [TargetModel(model) for model in models]
-    except ModelError:  # they cannot verify the trees of drafts
+    except ModelError:  # models that cannot verify draft trees
         return [TransformersDecoder(model) for model in models], "transformers"
     slowest = next((target for target in targets if not target.native), targets[0])
     if not slowest.native:

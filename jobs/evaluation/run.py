@@ -1,4 +1,4 @@
-"""A saved model, of any origin, beside the dense one it was made of: quality, size and speed."""
+"""Evaluation job: quality, size and speed of a model, compared to its dense source model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,8 +13,8 @@ from jobs.evaluation.kind import (
     LABELS,
     MODEL,
     EvaluationJob,
-    measured_models,
     memory_bytes,
+    models_by_stage,
     size_and_speed,
     work,
 )
@@ -35,17 +35,17 @@ from jobs.runtime.progress import Phase, Phases
 
 
 def run(config: EvaluationJob, context: JobContext) -> None:
-    """The whole job; a figure that an earlier attempt has recorded is not measured again."""
+    """Run the job. Figures recorded by an earlier attempt are not measured again."""
     device = prepare(config, context)
-    specs = measured_models(config)
+    specs = models_by_stage(config)
     bases = {stage: resolve_model(spec) for stage, spec in specs.items()}
     facts = {stage: base.facts for stage, base in bases.items()}
-    first = next(iter(specs.values()))
-    context.environment(base=first)  # what its figures are compared under
-    text = load_evaluation_text(config, first, context)
+    first_spec = next(iter(specs.values()))
+    context.environment(base=first_spec)  # runs with the same base are comparable
+    text = load_evaluation_text(config, first_spec, context)
     phases = context.phases(work(config, facts[MODEL], specs))
     record_sizes(facts[MODEL], context)
-    # One precision for both.
+    # both models run in the same precision
     dtype = "float32" if device == "cpu" else next(iter(facts.values())).dtype
     streamed, _ = memory_bytes(config, facts[MODEL], len(specs), free_memory(device), dtype)
     models: dict[str, LoadedModel] = {}
@@ -73,22 +73,22 @@ def measure(
     phases: Phases,
     context: JobContext,
 ) -> None:
-    """Measures the quality of each model on the same text."""
-    alone = DENSE not in models
-    first = next(iter(models.values()))
+    """Measure the quality of each model on the same text."""
+    has_no_reference = DENSE not in models
+    reference = next(iter(models.values()))
     quality = Quality(
         config,
-        first,
+        reference,
         text,
         context,
         batch=config.batch,
         labels=LABELS,
-        new=hidden_state_store("auto", first.facts, text, context),
-        divergence=not alone,
+        new_store=hidden_state_store("auto", reference.facts, text, context),
+        divergence=not has_no_reference,
         precision=config.evaluation_precision,
     )
     for stage, loaded in models.items():
-        role: Role = "dense" if alone or stage == DENSE else "kept"
+        role: Role = "dense" if has_no_reference or stage == DENSE else "kept"
         quality.of(loaded).measure(stage, phases.phase(stage), role)
 
 
@@ -100,7 +100,7 @@ def measure_decoding(
     phase: Phase,
     context: JobContext,
 ) -> None:
-    """Measures how fast the models decode, loaded anew for it."""
+    """Reload the models and measure their decoding speed."""
     if context.has_result(MODEL, TOKENS_PER_SECOND):
         phase.progress(1, 1, REPLAY)
         return

@@ -1,5 +1,5 @@
-"""Drafters by the names of the runs that trained them, and the models and drafters that answer side
-by side."""
+"""Drafters, named after the runs that trained them, and the models and drafters of a side-by-side
+comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from backend.queue.artifacts import present, run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.models import has_saved, is_run, planned_run, saved_config, without_weights
+from jobs.fields.models import (
+    has_saved,
+    is_run,
+    load_saved_config,
+    missing_weights_error,
+    planned_run,
+)
 from jobs.fields.types import absolute
 
 DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
@@ -20,20 +26,20 @@ MAX_SIDES = 4
 
 
 def drafter_run(name: str, field: str, planned: bool = False) -> Job:
-    """The run `name` that trained a drafter, finished or, with `planned`, queued or running. Raises
-    ConfigError: there is none, or it has not finished."""
-    do = "Choose a finished run of the kind amphista."
+    """Return the run that trained a drafter. With `planned`, queued and running ones count, too.
+    Raises `ConfigError` if there is no such run or it has not finished."""
+    advice = "Choose a finished run of the kind amphista."
     try:
         job = queries.job(name)
     except NotFoundError as error:
-        raise ConfigError(error.what, error.why, do, field) from error
+        raise ConfigError(error.what, error.why, advice, field) from error
     if planned and planned_run(job.run, DRAFTER_FOLDER):
         return job
     if job.kind != DRAFTER_KIND or job.state != State.SUCCEEDED:
         raise ConfigError(
-            f"{job.run} holds no drafter.",
-            f"{job.run} is a run of the kind {job.kind}, {job.state}.",
-            do,
+            f"{job.run} has no drafter.",
+            f"It is a run of the kind {job.kind}, {job.state}.",
+            advice,
             field,
         )
     return job
@@ -44,22 +50,25 @@ def drafter_folder(job: Job) -> Path:
 
 
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
-    """The drafter's own config: its shape, its base, its tree; ConfigError if gone or damaged."""
-    return saved_config(drafter_folder(job), job.run, field)
+    """Load the config saved with the drafter: shape, base model, tree. Raises `ConfigError` if it
+    is missing or damaged."""
+    return load_saved_config(drafter_folder(job), job.run, field)
 
 
 def drafter_bytes(job: Job, field: str = "drafters") -> int:
-    """Size of the drafter's weights, 0 as long as they have not been saved; ConfigError if gone."""
+    """Return the size of the drafter's weights, 0 before they are saved. Raises `ConfigError` if
+    they are missing."""
     if job.state != State.SUCCEEDED:
         return 0
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
-        raise without_weights(job.run, field)
+        raise missing_weights_error(job.run, field)
     return file.stat().st_size
 
 
 def expected_hits(run: str) -> dict[tuple[int, ...], float]:
-    """Path of a guess -> what it adds to the accepted length on held-out answers, if known."""
+    """Return the gain in accepted length on held-out answers of each path in the draft tree; empty
+    if unknown."""
     try:
         growth = drafter_config(queries.job(run))["growth"]
     except (SlimscopeError, KeyError):
@@ -67,45 +76,52 @@ def expected_hits(run: str) -> dict[tuple[int, ...], float]:
     return {tuple(path): value for path, value in growth}
 
 
-def drafters_named(text: str, model: str, field: str) -> list[Job]:
-    """The runs named in a list with commas, none twice; ConfigError unless all are for `model`."""
+def parse_drafters(text: str, model: str, field: str) -> list[Job]:
+    """Return the drafter runs in a comma-separated list, without duplicates. Raises `ConfigError`
+    if one was not trained for `model`."""
     names = dict.fromkeys(read_names(text))
-    jobs = {job.run: job for job in (drafter_run(name, field, planned=True) for name in names)}
-    for job in jobs.values():
+    drafters = {job.run: job for job in (drafter_run(name, field, planned=True) for name in names)}
+    for job in drafters.values():
         if job.config["model"] != model:
             raise ConfigError(
                 f"{job.run} cannot draft for {model}.",
                 f"It was trained for {job.config['model']}.",
-                "Choose its base as the model, or another drafter.",
+                "Choose its base model, or another drafter.",
                 field,
             )
-    return [*jobs.values()]
+    return [*drafters.values()]
 
 
 def finished_drafters() -> Sequence[Job]:
-    """Every run whose drafter is there, the newest first."""
+    """Return all runs with an available drafter, newest first."""
     jobs = queries.jobs([State.SUCCEEDED], DRAFTER_KIND)
     return [job for job in jobs if not job.damaged and has_saved(job, DRAFTER_FOLDER)]
 
 
 @dataclass(frozen=True)
 class GenerationSide:
-    """One of the models or drafters that are compared: its name as given, its base, its drafter."""
+    """One side of a comparison.
+
+    Attributes:
+        name: name as entered.
+        model: spec of the base model.
+        drafter: folder of the drafter, if any.
+    """
 
     name: str
     model: str
     drafter: Path | None = None
 
 
-def read_sides(text: str) -> list[GenerationSide]:
-    """The models and drafters of a list. Raises ConfigError: too many, none, or a run that holds
-    neither model nor drafter."""
+def parse_sides(text: str) -> list[GenerationSide]:
+    """Parse a comma-separated list of models and drafters. Raises `ConfigError` for an empty or too
+    long list, or for a run without a model or drafter."""
     names = read_names(text)
     if not 1 <= len(names) <= MAX_SIDES:
         raise ConfigError(
             f"{len(names)} models are selected.",
             f"1 to {MAX_SIDES} can be compared.",
-            "Separate them by commas.",
+            "Separate their names with commas.",
             "sides",
         )
     return [read_side(name) for name in names]

@@ -1,4 +1,4 @@
-"""Types of GGUF files, as fields name them, and what a model's file can be."""
+"""GGUF types in config fields, and checks that a model can be exported in them."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -19,68 +19,76 @@ from backend.models.sources.spec import on_disk
 from backend.quantization.plan import QuantizationPlan
 from jobs.fields.models import ResolvedModel
 
-LLAMA_CPP = "llama_cpp"  # the package that reads them
+LLAMA_CPP = "llama_cpp"  # Python package that reads GGUF files
 TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)
 
 
 def types_named(text: str) -> list[types.GGUFType]:
-    """The types in a list with commas, none twice; ValueError for an unknown one."""
-    named = dict.fromkeys(read_names(text))
-    if unknown := [name for name in named if name not in TYPES]:
-        raise ValueError(f"{unknown[0]} is none of {', '.join(TYPES)}")
-    return [type for type in TYPES if type in named]
+    """Parse a comma-separated list of types, without duplicates, in the order of `TYPES`. Raises
+    `ValueError` for an unknown type."""
+    names = dict.fromkeys(read_names(text))
+    if unknown := [name for name in names if name not in TYPES]:
+        raise ValueError(f"{unknown[0]} is not one of {', '.join(TYPES)}")
+    return [type for type in TYPES if type in names]
 
 
 def check_source(source: str) -> None:
-    """Refuse a model or a tokenizer that GGUF cannot express, as far as it is on this machine; of a
-    file that has not been converted yet, the architecture."""
+    """Raise an error if GGUF cannot represent the model or its tokenizer.
+
+    A GGUF source that is not converted yet is checked for its architecture only. Models that are
+    not on this machine are not checked.
+    """
     if folder := local_folder(source):
         vocabulary_of(folder, architecture_of(read_config(folder)).vocabulary)
     elif source.endswith(".gguf"):
         config, _, _ = read_gguf(on_disk(source))
-        kind = config["model_type"]
-        if {kind, f"{kind}_text"}.isdisjoint(ARCHITECTURES):
+        model_type = config["model_type"]
+        if {model_type, f"{model_type}_text"}.isdisjoint(ARCHITECTURES):
             architecture_of(config)
 
 
-def exported_type(wanted: types.GGUFType, base: ResolvedModel, field: str = "type") -> str:
-    """The type of the linear layers; ConfigError where it cannot hold the codes of the model."""
+def exported_type(requested: types.GGUFType, model: ResolvedModel, field: str = "type") -> str:
+    """Return the type of the linear layers. Raises `ConfigError` if the requested type cannot hold
+    the codes of a quantized model."""
     with for_field(field):
-        return types.choose_type(wanted, base.layout, base.facts.dtype)
+        return types.choose_type(requested, model.layout, model.facts.dtype)
 
 
-def exported_embedding(wanted: types.EmbeddingType, type: str, base: ResolvedModel) -> str:
-    """The type of embedding and head beside linear layers of `type`; ConfigError where they hold
-    codes, which only one type suits."""
-    embeddings, layout = base.facts.embeddings, base.layout
-    packed = [x for x in embeddings if x.name in _packed(base, layout)]
-    if packed and wanted != "auto":
+def exported_embedding(
+    requested: types.EmbeddingType, linear_type: str, model: ResolvedModel
+) -> str:
+    """Return the type of embedding and head. Raises `ConfigError` if they are already quantized and
+    another type is requested: their codes fit one type only."""
+    embeddings, layout = model.facts.embeddings, model.layout
+    quantized = [matrix for matrix in embeddings if matrix.name in _quantized_layers(model, layout)]
+    if quantized and requested != "auto":
         raise ConfigError(
-            f"Embedding and head cannot become {wanted}.",
-            "They are quantized already, and their codes are carried over as they are.",
+            f"Embedding and head cannot become {requested}.",
+            "They are already quantized, and their codes are copied unchanged.",
             "Choose auto.",
             "embedding",
         )
-    columns = embeddings[0].columns if embeddings else base.facts.hidden
-    if layout and packed:
-        return types.carried_type(type, layout.of(packed[0].name), columns)
+    columns = embeddings[0].columns if embeddings else model.facts.hidden
+    if layout and quantized:
+        return types.carried_type(linear_type, layout.of(quantized[0].name), columns)
     return types.fitting(
-        types.embedding_type(wanted, type, bool(layout), base.facts.dtype), columns
+        types.embedding_type(requested, linear_type, bool(layout), model.facts.dtype), columns
     )
 
 
-def _packed(base: ResolvedModel, layout: Layout | None) -> Collection[str]:
-    """The names of the layers that hold codes."""
-    if isinstance(base.plan, QuantizationPlan):
-        return base.plan.embedding.layers if base.plan.embedding else ()
-    return packed_layers(Path(base.source)) if layout else ()
+def _quantized_layers(model: ResolvedModel, layout: Layout | None) -> Collection[str]:
+    """Return the names of the quantized layers."""
+    if isinstance(model.plan, QuantizationPlan):
+        return model.plan.embedding.layers if model.plan.embedding else ()
+    return packed_layers(Path(model.source)) if layout else ()
 
 
 def require_llama_cpp(field: str) -> None:
+    """Raise `ConfigError` for `field` if llama.cpp is not installed."""
     if find_spec(LLAMA_CPP) is None:
         raise ConfigError(
             "llama.cpp is not installed.",
-            "It is optional: the package llama-cpp-python, which is built while it is installed.",
+            "The optional package llama-cpp-python is missing.",
             "Run CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python in this environment, or "
             "choose no type.",
             field,

@@ -1,4 +1,4 @@
-"""The model a job works on: one of the catalog, or one that a run has saved, by the name of the
+"""The model a job works on: a catalog model, or the saved model of a run, by the name of the
 run."""
 
 import json
@@ -26,43 +26,44 @@ from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import kind_named
 
 NO_WEIGHTS = "Examples ship without weights."
-ROUNDED = ("dequantized", "packed")  # how notes on weights that are rounded begin
+ROUNDED = ("dequantized", "packed")  # prefixes of notes on models whose weights are rounded
 
 
 def is_run(spec: str) -> bool:
-    """Whether `spec` has the form of a run's name, such as sds-0042."""
+    """Return True if `spec` looks like the name of a run, such as sds-0042."""
     return RUN_NAME.fullmatch(spec) is not None
 
 
-def has_saved(job: Job, what: str) -> bool:
-    """Whether the "model" or the "drafter" that a run saved can be read, here or in the store."""
-    if (run_folder(job.run) / what / "config.json").is_file():
+def has_saved(job: Job, artifact: str) -> bool:
+    """Return True if the artifact ("model" or "drafter") of a run is available, on this machine or
+    in the artifact store."""
+    if (run_folder(job.run) / artifact / "config.json").is_file():
         return True
-    stored = queries.artifacts(job.run) if settings().artifact_store else []
-    return any(each.kind == what for each in stored)
+    artifacts = queries.artifacts(job.run) if settings().artifact_store else []
+    return any(entry.kind == artifact for entry in artifacts)
 
 
 def ships_without(job: Job) -> bool:
-    """Whether it is an example of a kind that saves weights."""
+    """Return True for example runs of a kind that saves weights: they come without them."""
     return job.id < 0 and bool(kind_named(job.kind).saves)
 
 
 def saved_model(run: str, field: str = "model") -> tuple[str, str]:
-    """The folder a run saved its model in, and the spec of the model it began with. Raises
-    ConfigError: the run does not exist, or has saved no model, or came without it."""
+    """Return the folder of a run's saved model, and the spec of its source model. Raises
+    `ConfigError` if the run does not exist, has saved no model, or was imported without it."""
     try:
         job = queries.job(run)
-        saved = [a.path for a in queries.artifacts(run) if a.kind == "model"]
+        saved = [artifact.path for artifact in queries.artifacts(run) if artifact.kind == "model"]
     except NotFoundError as error:
         raise ConfigError(
             error.what, error.why, "Choose a run that saved a model.", field
         ) from error
     if not saved and job.state == State.SUCCEEDED and kind_named(job.kind).saves == "model":
-        raise without_weights(job.run, field)
+        raise missing_weights_error(job.run, field)
     if not saved:
         raise ConfigError(
-            f"{run} has saved no model.",
-            f"It is {job.state}.",
+            f"{run} has not saved a model.",
+            f"Its state is {job.state}.",
             "Choose a run that succeeded, or wait for it.",
             field,
         )
@@ -70,7 +71,8 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
 
 
 def planned_run(run: str, *saves: str) -> Job | None:
-    """The run, if it is queued or running and will save a "model" or "drafter" of `saves`."""
+    """Return the run if it is queued or running and will save one of the artifacts `saves` ("model"
+    or "drafter"); None otherwise."""
     try:
         job = queries.job(run)
     except NotFoundError:
@@ -78,18 +80,20 @@ def planned_run(run: str, *saves: str) -> Job | None:
     return job if job.state in ACTIVE and kind_named(job.kind).saves in saves else None
 
 
-def model_before(run: str) -> str:
-    """The spec of the model a run began with; ConfigError as for `saved_model`."""
+def source_model(run: str) -> str:
+    """Return the spec of a run's source model. Raises `ConfigError` as `saved_model` does."""
     planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
 def first_model(spec: str) -> str:
-    """The model all began with, through runs whose files may be gone. A run that was imported alone
-    names runs of where it comes from: unknown here, or bearing its own name."""
-    seen = set[str]()
-    while is_run(spec) and spec not in seen:
-        seen.add(spec)
+    """Follow a chain of runs back to the original model, even if files of the runs are missing.
+
+    An imported run may name a source run that is unknown here or has the same name as itself.
+    """
+    visited = set[str]()
+    while is_run(spec) and spec not in visited:
+        visited.add(spec)
         try:
             spec = str(queries.job(spec).config["model"])
         except (NotFoundError, KeyError):
@@ -98,18 +102,17 @@ def first_model(spec: str) -> str:
 
 
 def needed_runs(config: Mapping[str, Any]) -> list[int]:
-    """Ids of the runs named in a config that have still to save what it works on."""
-    # the fields that name runs to work on
+    """Return the ids of runs named in a config whose model or drafter is not saved yet."""
     texts = (str(config.get(field) or "") for field in ("model", "dense", "drafters"))
     names = dict.fromkeys(name for text in texts for name in read_names(text) if is_run(name))
     planned = (planned_run(name, "model", "drafter") for name in names)
     return [job.id for job in planned if job]
 
 
-def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved; ConfigError for damaged files."""
+def load_saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
+    """Load config.json from a folder saved by a run. Raises `ConfigError` for damaged files."""
     if not folder.exists():
-        raise without_weights(run, field)
+        raise missing_weights_error(run, field)
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -119,12 +122,13 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     return config
 
 
-def without_weights(run: str, field: str) -> ConfigError:
+def missing_weights_error(run: str, field: str) -> ConfigError:
+    """Return the error for a run whose weights are not on this machine."""
     return ConfigError(
-        f"The weights of {run} are not here.",
+        f"The weights of {run} are missing.",
         NO_WEIGHTS
         if (f"-{EXAMPLE}" in run)
-        else "It was imported without them, or they were deleted.",
+        else "The run was imported without weights, or they were deleted.",
         f"Choose another model, or reproduce {run}.",
         field,
     )
@@ -138,8 +142,13 @@ def _damaged(run: str, why: str, field: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model to work on: the spec or folder that is loaded, and its facts, weights unpacked.
-    `plan`: of the run that has still to save it, where that has one."""
+    """A model to work on.
+
+    Attributes:
+        source: spec or folder to load.
+        facts: facts of the model with unpacked weights.
+        plan: plan of the run that will save the model, if any.
+    """
 
     source: str
     facts: ModelFacts
@@ -147,40 +156,48 @@ class ResolvedModel:
 
     @property
     def packed(self) -> bool:
-        """Whether the folder holds packed weights; they decode in bfloat16 on the CPU."""
+        """True if the weights are packed; they decode in bfloat16 on the CPU."""
         return bool(self.facts.quantized)
 
     @property
     def layout(self) -> Layout | None:
-        """How its weights are packed, now or when the run before has saved it; None: plain."""
+        """Layout of packed weights, for a planned run as it will be saved; None if unpacked."""
         if isinstance(self.plan, QuantizationPlan):
             return layout_of(self.plan, self.plan.format)
         return read_layout(Path(self.source)) if self.packed else None
 
 
 def resolve_model(spec: str, field: str = "model", reads: bool = True) -> ResolvedModel:
-    """The model `spec` names, with a tokenizer if it `reads`. Raises ConfigError: the run does not
-    exist, or has saved no model; ModelError: there is no such model, it is not supported, or it
-    cannot read text."""
+    """Find the model of a spec and check its tokenizer.
+
+    Args:
+        spec: name of a model or run, a Hugging Face id, or a path.
+        field: config field that errors refer to.
+        reads: True if the job reads text, so that a tokenizer is required.
+
+    Raises:
+        ConfigError: the run does not exist or has not saved a model.
+        ModelError: the model does not exist, is not supported, or has no tokenizer.
+    """
     source = spec
     planned = planned_run(spec, "model") if is_run(spec) else None
-    if planned:  # what it will save has the shapes of what it began with
-        kind, stored = kind_named(planned.kind), queries.plan(planned.id)
-        plan = kind.plan.model_validate(stored) if kind.plan and stored else None
+    if planned:  # the saved model will have the shapes of its source model
+        kind, stored_plan = kind_named(planned.kind), queries.plan(planned.id)
+        plan = kind.plan.model_validate(stored_plan) if kind.plan and stored_plan else None
         dense = isinstance(plan, QuantizationPlan) and plan.format == "dense"
-        packed = planned.kind if kind.packs and not dense else ""
-        before = resolve_model(str(planned.config["model"]), field, reads)
+        packed = planned.kind if kind.saves_packed and not dense else ""
+        base_model = resolve_model(str(planned.config["model"]), field, reads)
         size = int(planned.environment.get(PREDICTED_BYTES) or 0)
-        facts = replace(before.facts, title=spec, quantized=packed, bytes=size)
-        return ResolvedModel(before.source, facts, None if dense else plan)
+        facts = replace(base_model.facts, title=spec, quantized=packed, bytes=size)
+        return ResolvedModel(base_model.source, facts, None if dense else plan)
     if is_run(spec):
         source = saved_model(spec, field)[0]
-        saved_config(Path(source), spec, field)
+        load_saved_config(Path(source), spec, field)
         first = first_model(spec)
         facts, text = inspect(source), default_text(first)
-        note, began = facts.note, _facts_here(first)  # with which a chain of runs began
-        if began and began.note.startswith(ROUNDED):
-            note = "; ".join(filter(None, (note, f"{first} was {began.note}")))
+        note, first_facts = facts.note, _facts_here(first)
+        if first_facts and first_facts.note.startswith(ROUNDED):
+            note = "; ".join(filter(None, (note, f"{first} was {first_facts.note}")))
         facts = replace(facts, title=spec, default_text=text, note=note)
     else:
         facts = inspect(spec)
@@ -190,13 +207,14 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
 
 
 def parameters_of(model: str) -> int:
-    """Of the model that a chain of runs began with; 0 where it is not here."""
+    """Return the number of parameters of the original model of a chain of runs; 0 if it is not on
+    this machine."""
     facts = _facts_here(first_model(model))
     return facts.parameters if facts else 0
 
 
 def _facts_here(spec: str) -> ModelFacts | None:
-    """Without asking the hub."""
+    """Return the facts of a model on this machine, without contacting the Hub."""
     try:
         return inspect(spec) if not is_hub_id(spec) or hub.cached(spec) else None
     except ModelError:
@@ -204,15 +222,16 @@ def _facts_here(spec: str) -> ModelFacts | None:
 
 
 def decodable_model(spec: str, precision: str, field: str = "model") -> ResolvedModel:
-    """The model `spec` names, which the decoding loop can run in this precision."""
-    base = resolve_model(spec, field)
+    """Return the model of a spec. Raises an error if the decoding loop cannot run it in this
+    precision."""
+    model = resolve_model(spec, field)
     with for_field(field, ModelError):
-        base.facts.require_decodable()
-    if base.packed and precision == "float32":
+        model.facts.require_decodable()
+    if model.packed and precision == "float32":
         raise ConfigError(
             "Packed weights do not support float32.",
             "They are decoded in bfloat16.",
             "Choose bfloat16 or auto.",
             "precision",
         )
-    return base
+    return model

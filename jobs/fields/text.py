@@ -1,5 +1,5 @@
-"""The texts and the prompts of a job, and what is measured besides perplexity: fields shared by the
-kinds that calibrate, evaluate or decode."""
+"""Config fields for texts, prompts and measurements besides perplexity, shared by the kinds that
+calibrate, evaluate or decode."""
 
 import hashlib
 import json
@@ -22,55 +22,55 @@ from jobs.estimates import decoded_bytes
 from jobs.fields.types import CorpusName, PromptSet
 
 MIN_CONTEXT = 16
-MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
+MIN_HELDOUT = 8  # windows; with fewer, the confidence intervals of stages always overlap
 SAMPLE_PROMPTS = 4
 TASK_NAME = re.compile(r"[\w.\-]{1,100}")
 MAX_TASKS = 20
-ENDINGS = "endings"  # the task that is made from the evaluation text
+ENDINGS = "endings"  # the task generated from the evaluation text
 
 
 class ContextLength(Options):
-    """How long the pieces of text are."""
+    """Length of segments and windows of text."""
 
     context: int = option(0, "Context length", ge=0, le=131072, unit="tokens")
-    """Of each segment and window. 0: 512, or the model's maximum if that is less."""
+    """Length of each segment and window. 0: 512, or the maximum of the model if less."""
 
 
 class EvaluationText(ContextLength):
-    """What a model is evaluated on."""
+    """Text a model is evaluated on."""
 
     evaluation_text: CorpusName = option("auto", "Evaluation text")
-    """Perplexity is measured on it. auto: the corpus that suits the model."""
+    """Text for perplexity. auto: the default corpus of the model."""
     windows: int = option(16, "Evaluation windows", ge=1, le=4096, unit="windows")
-    """Non-overlapping windows, spread evenly over the text."""
+    """Number of non-overlapping windows, spread evenly over the text."""
     evaluation_precision: Literal["auto", "float32"] = option(
         "auto", "Evaluation precision", advanced=True
     )
-    """auto: bfloat16 where the native decoder runs the model, which takes half the time, at all
-    stages; else as float32: in PyTorch, on a GPU in the model's own precision."""
+    """auto: bfloat16 in the native decoder if it supports the model (half the time). float32: in
+    PyTorch, on a GPU in the precision of the model."""
 
 
 class CalibrationText(ContextLength):
-    """What a method may learn from."""
+    """Text a method learns from."""
 
     calibration_text: CorpusName = option("auto", "Calibration text")
-    """auto: the corpus that suits the model. self: sampled from the dense model."""
+    """auto: the default corpus of the model. self: text sampled from the dense model."""
     segments: int = option(32, "Calibration segments", ge=1, le=4096, unit="segments")
-    """Random windows of the calibration text."""
+    """Number of random segments of the calibration text."""
     holdout: float = option(
         0.125,
         "Held-out share",
         ge=0,
         le=0.5,
         advanced=True,
-        description="Windows of the calibration text, beside the calibration segments and as a "
-        f"share of them ({MIN_HELDOUT} or more), on which the stage to keep is chosen. 0: none; "
-        "then the last one of the method is kept.",
+        description="Extra windows of the calibration text that decide which stage is kept, as a "
+        f"share of the calibration segments (at least {MIN_HELDOUT}). 0: none; the last stage is "
+        "kept.",
     )
 
     @property
     def heldout_windows(self) -> int:
-        """How many windows are held out."""
+        """Number of held-out windows."""
         return max(MIN_HELDOUT, round(self.holdout * self.segments)) if self.holdout else 0
 
 
@@ -79,23 +79,24 @@ class TextConfig(CalibrationText, EvaluationText):
 
 
 def context_length(config: ContextLength, facts: ModelFacts) -> int:
-    """Tokens of a segment and of a window."""
+    """Return the number of tokens per segment and window."""
     return config.context or min(512, facts.context)
 
 
 def corpus_names(config: TextConfig, default: str) -> tuple[str, str]:
-    """The calibration and the evaluation corpus; auto is the model's default."""
+    """Return the names of the calibration and the evaluation corpus; `default` replaces auto."""
     calibration = config.calibration_text
     return (default if calibration == "auto" else calibration), evaluation_name(config, default)
 
 
 def evaluation_name(config: EvaluationText, default: str) -> str:
-    """The corpus a model is evaluated on; auto is the model's default."""
+    """Return the name of the evaluation corpus; `default` replaces auto."""
     return default if config.evaluation_text == "auto" else config.evaluation_text
 
 
 def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
-    """Refuse an unavailable corpus, an unsupported context length, a model without a tokenizer."""
+    """Raise an error for a missing corpus, an unsupported context length, or a model without a
+    tokenizer."""
     check_context(config, facts)
     name = evaluation_name(config, facts.default_text)
     require_corpus(name, "evaluation_text")
@@ -103,7 +104,7 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
 
 
 def check_context(config: ContextLength, facts: ModelFacts) -> None:
-    """Refuse an unsupported context length, and a model without a tokenizer."""
+    """Raise an error for an unsupported context length or a model without a tokenizer."""
     require_loadable(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
@@ -116,7 +117,7 @@ def check_context(config: ContextLength, facts: ModelFacts) -> None:
 
 
 def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
-    """Refuse unavailable corpora and unsupported context lengths; warnings that forbid nothing."""
+    """Raise an error for missing corpora or an unsupported context length. Return warnings."""
     check_evaluation_text(config, facts)
     calibration, evaluation = corpus_names(config, facts.default_text)
     require_corpus(calibration, "calibration_text")
@@ -128,54 +129,55 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
     widest = max(x.columns for x in facts.linears)
     if tokens < 2 * widest:
         return (
-            f"{tokens} calibration tokens are few for layers with {widest} inputs: "
-            f"{2 * widest} or more give a better result.",
+            f"{tokens} calibration tokens are few for layers with {widest} inputs. "
+            f"Use {2 * widest} or more for a better result.",
         )
     return ()
 
 
 def require_text(name: str, use: str, field: str) -> None:
-    """Raise `DatasetError` for `field` where a corpus is not available for `use`."""
+    """Raise `DatasetError` for `field` if a corpus is not available for `use`."""
     with for_field(field, DatasetError):
         require_corpus(name, use)
 
 
 class PromptConfig(Options):
-    """Where prompts come from."""
+    """Prompt set of a job."""
 
     prompts: PromptSet = option("auto", examples=["auto", BUILT_IN, STORIES])
-    """auto: the built-in ones that suit the model. file:NAME.jsonl: your own, such as the questions
-    of MT-Bench or Spec-Bench; only the first turn is used."""
+    """auto: the built-in set for the model. file:NAME.jsonl: a file of yours, such as MT-Bench or
+    Spec-Bench; only first turns are used."""
 
 
 def default_prompts(facts: ModelFacts) -> str:
-    """The name of the prompt set that suits the model."""
+    """Return the name of the default prompt set of the model."""
     return STORIES if facts.default_text == STORIES else BUILT_IN
 
 
 def prompt_set(config: PromptConfig, facts: ModelFacts) -> str:
-    """The name of the prompt set; auto is the one that suits the model."""
+    """Return the name of the prompt set; auto is the default of the model."""
     return default_prompts(facts) if config.prompts == "auto" else config.prompts
 
 
-def prompt_facts(name: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What identifies prompts, given as token ids: their set, number and sha256."""
-    digest = hashlib.sha256(json.dumps([list(row) for row in rows]).encode())
-    return {"corpus": name, "sha256": digest.hexdigest(), "count": len(rows)}
+def prompt_facts(name: str, token_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return the facts that identify a list of prompts: name of the set, count and sha256."""
+    digest = hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode())
+    return {"corpus": name, "sha256": digest.hexdigest(), "count": len(token_ids)}
 
 
 class QualityConfig(Options):
-    """What is measured besides perplexity."""
+    """Measurements besides perplexity."""
 
     sample_tokens: int = option(48, "Sample length", ge=0, le=512, unit="tokens", advanced=True)
-    """Greedy samples of the dense and the kept model, side by side. 0: none."""
+    """Length of greedy samples of the dense and the kept model. 0: none."""
     tasks: str = option("", "Tasks", max_length=400, advanced=True)
-    """endings: which of four endings continues a passage of the evaluation text? Other names are
-    tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra slimscope[tasks]."""
+    """endings: choose the right one of four endings for passages of the evaluation text. Other
+    names, such as piqa or arc_easy, are tasks of lm-evaluation-harness; they need the extra
+    slimscope[tasks]."""
     task_limit: int = option(
         0, "Questions per task", ge=0, le=1_000_000, unit="questions", advanced=True
     )
-    """The first ones of each task. 0: all."""
+    """Maximum number of questions per task, from the first. 0: all."""
 
     @field_validator("tasks")
     @classmethod
@@ -199,26 +201,27 @@ class QualityConfig(Options):
 
 
 def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
-    """Refuse what cannot be measured on windows of `context` tokens; else warnings."""
+    """Raise an error if a task cannot be measured on windows of `context` tokens. Return
+    warnings."""
     if config.asks_endings and context < ENDINGS_CONTEXT:
         raise ConfigError(
-            f"A context of {context} tokens is too short to choose endings from.",
-            f"A window has to hold {CHOICES} questions of {QUESTION_TOKENS} tokens.",
+            f"A context of {context} tokens is too short for the task endings.",
+            f"A window has to hold {CHOICES} passages of {QUESTION_TOKENS} tokens, endings included.",
             f"Raise the context length to {ENDINGS_CONTEXT} or more, or leave out endings.",
             "tasks",
         )
     if not config.harness_tasks:
         return ()
     require_harness()
-    return ("The estimate leaves out the zero-shot tasks.",)
+    return ("The estimate does not include the zero-shot tasks.",)
 
 
 def sampled_bytes(config: QualityConfig, facts: ModelFacts) -> float:
-    """Bytes read to sample the texts of one model."""
+    """Return the bytes read to generate the samples of one model."""
     return decoded_bytes(facts, SAMPLE_PROMPTS * config.sample_tokens)
 
 
 def ending_products(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
-    """Products of choosing endings with one model."""
-    asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
-    return float(facts.weights_per_token * asked * CHOICES * QUESTION_TOKENS)
+    """Return the products for the task endings with one model."""
+    questions = question_count(windows, context, config.task_limit) if config.asks_endings else 0
+    return float(facts.weights_per_token * questions * CHOICES * QUESTION_TOKENS)

@@ -1,5 +1,5 @@
-"""Field types that several configs share, and the model a job works on. A config adds the default,
-and where it differs the description or further bounds."""
+"""Field types shared by several configs, and the field that selects a job's model. Configs add the
+default and may override description and bounds."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,8 @@ Precision = Annotated[
     option(
         title="Precision",
         advanced=True,
-        description="auto: bfloat16 where it is faster. Only float32 reproduces the base model's "
-        "text token for token.",
+        description="auto: bfloat16 where it is faster. Only float32 reproduces the text of the "
+        "base model token for token.",
     ),
 ]
 NewTokens = Annotated[
@@ -35,40 +35,45 @@ TreeSize = Annotated[
         ge=0,
         le=256,
         unit="nodes",
-        description="Draft tokens verified at once, the root included. 0: at each step as many as "
-        "pay on this machine, measured first.",
+        description="Draft tokens verified at once, including the root. 0: chosen for each step "
+        "from the measured speed of this machine.",
     ),
 ]
 DEFAULT_MODEL = smollm2.NAME
 
 
 def options(annotation: Any) -> tuple[str, ...]:
-    """The values of a field that takes one of them, or several; empty for other fields."""
-    each = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
-    return tuple(map(str, get_args(each))) if get_origin(each) is Literal else ()
+    """Return the allowed values of a field that takes one or several of them; empty for others."""
+    item_type = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return tuple(map(str, get_args(item_type))) if get_origin(item_type) is Literal else ()
 
 
 class ModelConfig(Options):
-    """Which model."""
+    """Model a job works on."""
 
     model: ModelSpec = DEFAULT_MODEL
-    """Pick one, or type a Hugging Face id (org/name), a folder, or a .gguf file."""
+    """Choose a model, or enter a Hugging Face id (org/name), a folder, or a .gguf file."""
 
     @field_validator("model")
     @classmethod
     def _absolute(cls, spec: str) -> str:
-        """A path means the same wherever the job runs."""
+        """Make paths absolute, so that they are valid in every process."""
         return absolute(spec)
 
 
 def absolute(spec: str) -> str:
-    """`spec` without blanks around it; a model of ours in lower case; a path absolute, from the
-    current folder or else from the data folder."""
+    """Normalize a model spec: strip spaces, lowercase built-in names, and make paths absolute.
+
+    Relative paths are resolved against the current folder, or the data folder if the file exists
+    only there.
+    """
     spec = spec.strip()
     if spec.lower() in (TOY, smollm2.NAME):
         return spec.lower()
     if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
         return spec
     path = Path(os.path.expanduser(spec))  # noqa: PTH111 (raises where there is no such user)
-    own = settings().root / path
-    return str(real_path(own if os.path.exists(own) and not os.path.exists(path) else path))  # noqa: PTH110
+    in_data_folder = settings().root / path
+    if os.path.exists(in_data_folder) and not os.path.exists(path):  # noqa: PTH110
+        path = in_data_folder
+    return str(real_path(path))

@@ -1,10 +1,10 @@
-"""The export of a saved model as a kind of job."""
+"""The kind `gguf`: export of a saved model as a GGUF file."""
 
 from collections import Counter
 
 from backend.export.gguf.types import EmbeddingType, GGUFType
 from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
-from backend.models.families.stored import together as alike
+from backend.models.families.stored import together as written_name
 from backend.models.memory import RUNTIME
 from backend.options import option
 from backend.printable import readable_bytes
@@ -14,67 +14,75 @@ from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
 
-NAME, MODEL = "gguf", "model"  # the kind, and its only stage
-FOLDER = "GGUF"  # and the kind of its artifact
-COPIES = 6  # of the largest matrix: as stored, float32, and what rounding makes of it
+NAME, MODEL = "gguf", "model"  # name of the kind, and its only stage
+FOLDER = "GGUF"  # folder and kind of the artifact
+MATRIX_COPIES = 6  # copies of the largest matrix in memory: stored, float32, rounding intermediates
 
 
 class GGUFJob(ModelConfig, JobConfig):
-    """Which model, and how its weights are stored."""
+    """Model to export and the GGUF types of its weights."""
 
     type: GGUFType = option("auto", "Type")
-    """Of the linear layers. auto: the smallest that holds the codes of a quantized model as they
-    are; 16 bits for any other. Q4_0 and Q4_1 have 4.5 and 5 bits a weight, Q8_0 has 8.5."""
+    """GGUF type of the linear layers. auto: the smallest lossless type for a quantized model, 16
+    bits otherwise. Q4_0, Q4_1 and Q8_0 use 4.5, 5 and 8.5 bits per weight."""
     embedding: EmbeddingType = option("auto", "Embedding and head")
-    """auto: quantized ones as they are; beside other codes what is stored; else as the linear
-    layers, but 8 bits beside 4. Any other type rounds them to nearest, which no run has
-    measured."""
+    """GGUF type of embedding and head. auto: unchanged for a quantized model; otherwise the type of
+    the linear layers, or Q8_0 if these have fewer than 16 bits. Other types round to nearest."""
 
 
 def requirements(config: GGUFJob) -> Requirements:
-    base = resolve_model(config.model)
-    check_source(base.source)
-    type = exported_type(config.type, base)
-    embedding = exported_embedding(config.embedding, type, base)
-    together = Counter[str]()  # all experts of a block are written at once
-    for x in (*base.facts.linears, *base.facts.embeddings):
-        together[alike(x.name)] += x.weights
-    largest = max(together.values())
-    sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding, base.layout)
-    held = 2 * base.facts.parameters if base.packed else 0
+    """See `Kind.requirements`."""
+    model = resolve_model(config.model)
+    check_source(model.source)
+    linear_type = exported_type(config.type, model)
+    embedding_type = exported_embedding(config.embedding, linear_type, model)
+    written_weights = Counter[str]()  # the experts of a block become one tensor
+    for matrix in (*model.facts.linears, *model.facts.embeddings):
+        written_weights[written_name(matrix.name)] += matrix.weights
+    largest_weights = max(written_weights.values())
+    sizes = model.facts.bytes, gguf_bytes(model.facts, linear_type, embedding_type, model.layout)
+    code_bytes = 2 * model.facts.parameters if model.packed else 0
     return Requirements(
-        title=base.facts.title,
-        work=work(base),
-        memory={"runtime": RUNTIME, "codes": held, "matrix": 4 * COPIES * largest},
-        sizes=(*sizes, base.facts.parameters),
-        field_warnings=larger(config, base, sizes, type, embedding),
+        title=model.facts.title,
+        work=work(model),
+        memory={
+            "runtime": RUNTIME,
+            "codes": code_bytes,
+            "matrix": 4 * MATRIX_COPIES * largest_weights,
+        },
+        sizes=(*sizes, model.facts.parameters),
+        field_warnings=size_warning(config, model, sizes, linear_type, embedding_type),
     )
 
 
-def larger(
-    config: GGUFJob, base: ResolvedModel, sizes: tuple[int, int], type: str, embedding: str
+def size_warning(
+    config: GGUFJob,
+    model: ResolvedModel,
+    sizes: tuple[int, int],
+    linear_type: str,
+    embedding_type: str,
 ) -> dict[str, str]:
-    """A warning of a file larger than its source, beside the field that would make it smaller."""
-    small = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
-    field, do = "type", f"Choose {small} for a smaller one."
-    if type == small or base.layout:
-        field, do = "embedding", "Embedding and head stay as they are."
-        smaller = gguf_bytes(base.facts, type, "Q8_0", base.layout)
-        if config.embedding == "auto" and smaller < sizes[1]:
-            do = f"With Q8_0 for embedding and head it is {readable_bytes(smaller)}."
-    why = growth(*sizes, do)
-    return {field: why} if why else {}
+    """Warn if the file is larger than its source: field that would shrink it -> warning."""
+    smallest_type = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
+    field, advice = "type", f"Choose {smallest_type} for a smaller file."
+    if linear_type == smallest_type or model.layout:
+        field, advice = "embedding", "Embedding and head keep their precision."
+        smaller_bytes = gguf_bytes(model.facts, linear_type, "Q8_0", model.layout)
+        if config.embedding == "auto" and smaller_bytes < sizes[1]:
+            advice = f"With Q8_0 for embedding and head: {readable_bytes(smaller_bytes)}."
+    warning = growth(*sizes, advice)
+    return {field: warning} if warning else {}
 
 
-def work(base: ResolvedModel) -> list[PhaseWork]:
+def work(model: ResolvedModel) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    return [PhaseWork("write", 4.0 * base.facts.parameters, "memory")]
+    return [PhaseWork("write", 4.0 * model.facts.parameters, "memory")]
 
 
 KIND = Kind(
     name=NAME,
     title="GGUF export",
-    summary="Write a model as a GGUF file, for llama.cpp and the programs built on it.",
+    summary="Export a model as a GGUF file for llama.cpp and programs built on it.",
     config=GGUFJob,
     requirements=requirements,
     run="jobs.gguf.run:run",

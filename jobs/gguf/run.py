@@ -1,4 +1,4 @@
-"""An export as a job: a saved model becomes one GGUF file, with a model card beside it."""
+"""GGUF export job: writes a saved model as one GGUF file with a model card."""
 
 import re
 from pathlib import Path
@@ -17,31 +17,39 @@ from jobs.runtime.environment import prepare
 
 
 def run(config: GGUFJob, context: JobContext) -> None:
-    """The whole job. It takes seconds to minutes, so a killed one starts again."""
+    """Run the export. It takes seconds to minutes, so an interrupted run starts over."""
     prepare(config, context)
-    base = resolve_model(config.model)
-    saved = Path(base.source)
-    folder = saved if saved.is_dir() else materialize(base.source, context.log)
-    base = resolve_model(config.model)  # again: setting up a model gives more precise facts
-    if base.facts.note:
-        context.environment(source=base.facts.note)
-    context.phases(work(base))
-    type = exported_type(config.type, base)
-    exported_embedding(config.embedding, type, base)
-    title = re.sub(r"[^\w.]+", "-", base.facts.title).strip("-") or "model"
-    name = f"{title}-{type}.gguf"
-    context.log(f"Writing {config.model} as {name}.")
+    model = resolve_model(config.model)
+    source = Path(model.source)
+    folder = source if source.is_dir() else materialize(model.source, context.log)
+    model = resolve_model(config.model)  # again: facts are more precise once the model is set up
+    if model.facts.note:
+        context.environment(source=model.facts.note)
+    context.phases(work(model))
+    linear_type = exported_type(config.type, model)
+    exported_embedding(config.embedding, linear_type, model)
+    file_stem = re.sub(r"[^\w.]+", "-", model.facts.title).strip("-") or "model"
+    file_name = f"{file_stem}-{linear_type}.gguf"
+    context.log(f"Writing {config.model} as {file_name}.")
     with Checkpoints(context.folder).write(FOLDER) as draft:
         write_gguf(
-            folder, draft / name, type, base.packed, base.facts.title, context, config.embedding
+            folder,
+            draft / file_name,
+            linear_type,
+            model.packed,
+            model.facts.title,
+            context,
+            config.embedding,
         )
-        origin = origin_of(base.source)
-        card = gguf_card(name, config.model, type, context.run, origin, base.facts.note)
+        origin = origin_of(model.source)
+        card = gguf_card(
+            file_name, config.model, linear_type, context.run, origin, model.facts.note
+        )
         (draft / CARD).write_text(card, encoding="utf-8")
         copy_terms(origin, draft)
-    file = context.folder / FOLDER / name
+    file = context.folder / FOLDER / file_name
     digest, size = sha256_of(file), file.stat().st_size
-    context.result(MODEL, MetricKey(BYTES, series=type), size)
+    context.result(MODEL, MetricKey(BYTES, series=linear_type), size)
     context.environment(weights_sha256=digest)
     context.artifact(file.parent, FOLDER, digest)
-    context.log(f"Wrote {name}, {size / 1e6:.1f} MB. sha256: {digest}")
+    context.log(f"Wrote {file_name}, {size / 1e6:.1f} MB. sha256: {digest}")

@@ -1,4 +1,4 @@
-"""Operations that change runs. The rules are those of the services they call."""
+"""Operations that change runs. Permissions are checked by the services they call."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,17 +15,17 @@ from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs.operations.registry import Button, Record, Run, Runs, operation
 from jobs.record import summary
-from jobs.wording import count, named, names
+from jobs.wording import count, record_names, run_names
 
 Records = Sequence[Record]
 
 
 def _names(jobs: Sequence[Job]) -> str:
-    return names([job.run for job in jobs])
+    return run_names([job.run for job in jobs])
 
 
 def summaries(runs: Sequence[str]) -> list[Record]:
-    """The records of runs as they are now."""
+    """Return the current records of runs."""
     return [summary(queries.job(run)) for run in runs]
 
 
@@ -36,10 +36,10 @@ def summaries(runs: Sequence[str]) -> list[Record]:
     "next",
     writes=True,
     action="reorder the queue",
-    said=lambda run: f"{run['id']} is the next to start.",
+    as_text=lambda run: f"{run['id']} starts next.",
     buttons=(
         Button(
-            "next", "Run next", lambda job: job.state == State.QUEUED, group="queue", several=False
+            "next", "Run next", lambda job: job.state == State.QUEUED, group="queue", bulk=False
         ),
     ),
 )
@@ -56,29 +56,29 @@ def _cancel_question(jobs: Sequence[Job]) -> str:
     return f"Cancel {jobs[0].run}? It stops at the next safe point and keeps finished work."
 
 
-def _cancelled(records: Records) -> str:
+def _cancel_text(records: Records) -> str:
     if len(records) > 1:
-        return f"Asked to stop: {count(len(records))}."
+        return f"Cancellation requested: {count(len(records))}."
     (run,) = records
     if run["state"] not in LIVE:
         cancelled = run["state"] == State.CANCELLED
         return f"{run['id']} is cancelled." if cancelled else f"{run['id']} has ended already."
     when = "now" if run["desired"] == "kill" else "at the next safe point"
-    return f"{run['id']} was asked to stop {when}."  # true also when it has stopped
+    return f"{run['id']} was asked to stop {when}."  # still true if it has stopped meanwhile
 
 
 @operation(
     "cancel",
     writes=True,
-    who="guest",
+    access="guest",
     may_not=permissions.may_not_cancel,
     tool="cancel_run",
-    said=_cancelled,
+    as_text=_cancel_text,
     buttons=(
         Button(
             "cancel",
             "Cancel run",
-            # a second cancel kills it
+            # not offered twice: a second request kills the run
             lambda job: job.state in ACTIVE and job.desired == "run",
             _cancel_question,
             values={"once": True},
@@ -89,7 +89,7 @@ def _cancelled(records: Records) -> str:
             "Kill now",
             lambda job: job.state in LIVE and job.desired == "stop",
             group="queue",
-            several=False,
+            bulk=False,
             question=lambda jobs: (
                 f"Kill {jobs[0].run} now? Work since its last checkpoint is lost."
             ),
@@ -99,30 +99,34 @@ def _cancelled(records: Records) -> str:
 def cancel_runs(
     runs: Runs,
     actor: Actor,
-    once: Annotated[bool, Field(description="Kill none that is being cancelled already.")] = False,
+    once: Annotated[
+        bool, Field(description="Do not kill runs that are already being cancelled.")
+    ] = False,
 ) -> list[Record]:
-    """Ask runs to stop at their next safe point; asked twice, they are killed. A run that has
-    ended cannot be cancelled."""
+    """Ask runs to stop at their next safe point. A second request kills them. A finished run cannot
+    be cancelled."""
     jobs = [queries.job(run) for run in runs]
-    asked = [job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE]
-    if asked or not jobs:
-        service.cancel_all(asked, actor)
+    cancelled = [
+        job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE
+    ]
+    if cancelled or not jobs:
+        service.cancel_all(cancelled, actor)
     return summaries([job.run for job in jobs])
 
 
 def is_resumable(job: Job) -> bool:
-    """Whether a run failed, was cancelled or lost, and is not deleted."""
+    """Return True if a run failed, was cancelled or lost, and is not deleted."""
     return job.state in RESUMABLE and not job.removed_at
 
 
-def _resumed(records: Records) -> str:
+def _resume_text(records: Records) -> str:
     if len(records) != 1:
-        kept = " Each resumes from its last checkpoint, if any." if records else ""
-        return f"Queued again: {count(len(records))}.{kept}"
+        resume_note = " Each resumes from its last checkpoint, if any." if records else ""
+        return f"Queued again: {count(len(records))}.{resume_note}"
     run = records[0]["id"]
-    anew = not has_checkpoints(run)
-    place = "starts from the beginning" if anew else "resumes from its last checkpoint"
-    return f"{run} is queued again. It {place}."
+    has_no_checkpoint = not has_checkpoints(run)
+    start = "starts from the beginning" if has_no_checkpoint else "resumes from its last checkpoint"
+    return f"{run} is queued again. It {start}."
 
 
 @operation(
@@ -130,7 +134,7 @@ def _resumed(records: Records) -> str:
     writes=True,
     action="resume a run",
     tool="resume_run",
-    said=_resumed,
+    as_text=_resume_text,
     buttons=(
         Button(
             "resume",
@@ -142,7 +146,7 @@ def _resumed(records: Records) -> str:
     ),
 )
 def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
-    """Queue failed, cancelled or lost runs again, from their last checkpoints."""
+    """Queue failed, cancelled or lost runs again. They resume from their last checkpoints."""
     if len(runs) == 1:
         return [summary(service.resume(runs[0], actor))]
     return [summary(job) for job in service.resume_all(runs, actor)]
@@ -151,8 +155,8 @@ def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
 def _free_question(jobs: Sequence[Job]) -> str:
     (job,) = jobs
     size = readable_bytes(disk_use(job.run).get(CHECKPOINTS, 0))
-    again = " Resuming it then starts from the beginning." if job.state in RESUMABLE else ""
-    return f"Delete the checkpoints of {job.run} ({size})?{again}"
+    consequence = " Resuming it will start from the beginning." if job.state in RESUMABLE else ""
+    return f"Delete the checkpoints of {job.run} ({size})?{consequence}"
 
 
 @operation(
@@ -161,21 +165,21 @@ def _free_question(jobs: Sequence[Job]) -> str:
     action="free space",
     tool="",
     question=_free_question,
-    said=lambda found: f"{found['id']}: {readable_bytes(found['freed_bytes'])} freed.",
+    as_text=lambda result: f"{result['id']}: {readable_bytes(result['freed_bytes'])} freed.",
     buttons=(
         Button(
             "free",
             "Free space",
             group="disk",
-            several=False,
+            bulk=False,
             question=_free_question,
             fits=lambda job: job.state in TERMINAL and has_checkpoints(job.run),
         ),
     ),
 )
 def free_space(run: Run, actor: Actor) -> Record:
-    """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
-    Answers with the bytes that were freed."""
+    """Delete the checkpoints of a finished run. Resuming it will start from the beginning. Returns
+    the number of freed bytes."""
     freed = removal.free_space(run, actor)
     return {"id": queries.job(run).run, "freed_bytes": freed}
 
@@ -184,35 +188,35 @@ def free_space(run: Run, actor: Actor) -> Record:
 
 
 def _is_own(job: Job) -> bool:
-    """Whether a run is no example, and not deleted."""
+    """Return True if a run is neither an example nor deleted."""
     return job.id > 0 and not job.removed_at
 
 
-Text = Annotated[str | None, Field(description="Empty: none.")]
-Tags = Annotated[str | None, Field(description="Words of letters, digits or . + - / _")]
+Text = Annotated[str | None, Field(description="New text. Empty: remove it.")]
+Tags = Annotated[str | None, Field(description="Words of letters, digits and . + - / _")]
 
 
 @operation(
     "edit",
     writes=True,
     action="edit a run",
-    said=lambda runs: f"Saved: {named(runs)}.",
+    as_text=lambda runs: f"Saved: {record_names(runs)}.",
     buttons=(
         Button(
             "rename",
             "Rename",
             _is_own,
             prompt="Name of {runs}:",
-            takes="name",
+            parameter="name",
             initial=lambda jobs: jobs[0].name,
-            several=False,
+            bulk=False,
         ),
-        Button("tag", "Tag", _is_own, prompt="Tags to add to {runs}:", takes="tag"),
+        Button("tag", "Tag", _is_own, prompt="Tags to add to {runs}:", parameter="tag"),
         Button(
             "untag",
             "Untag",
             lambda job: _is_own(job) and bool(job.tags),
-            takes="untag",
+            parameter="untag",
             prompt="Tags to remove from {runs}:",
             initial=lambda jobs: " ".join(sorted({tag for job in jobs for tag in job.tags})),
         ),
@@ -221,8 +225,8 @@ Tags = Annotated[str | None, Field(description="Words of letters, digits or . + 
             "Note",
             _is_own,
             prompt="Note on {runs}:",
-            takes="note",
-            several=False,
+            parameter="note",
+            bulk=False,
             initial=lambda jobs: jobs[0].note,
         ),
     ),
@@ -235,11 +239,11 @@ def edit_runs(
     tag: Tags = None,
     untag: Tags = None,
 ) -> list[Record]:
-    """Set the name or the note of runs, add tags or remove them."""
+    """Set the name or note of runs, add or remove tags."""
     if name is note is tag is untag is None:
         raise ConfigError(
             "Nothing was changed.",
-            "No change is named.",
+            "No change is given.",
             "Give a name, a note, or tags to add or remove.",
         )
     added, removed = (labels.tags_in(text) if text is not None else () for text in (tag, untag))
@@ -247,11 +251,11 @@ def edit_runs(
     return summaries(runs)
 
 
-def _archived(records: Records) -> str:
+def _archive_text(records: Records) -> str:
     if not records:
-        return "They are there already."
+        return "Nothing to change."
     archived = queries.job(records[0]["id"]).archived_at
-    return f"{'Archived' if archived else 'Back in the list'}: {named(records)}."
+    return f"{'Archived' if archived else 'Back in the list'}: {record_names(records)}."
 
 
 @operation(
@@ -266,34 +270,36 @@ def _archived(records: Records) -> str:
         ),
         Button(
             "unarchive",
-            "Take out of the archive",
+            "Unarchive",
             values={"back": True},
             fits=lambda job: bool(job.archived_at) and not job.removed_at,
         ),
     ),
-    said=_archived,
+    as_text=_archive_text,
 )
 def archive_runs(
     runs: Runs,
     actor: Actor,
-    back: Annotated[bool, Field(description="Take them out of the archive.")] = False,
+    back: Annotated[bool, Field(description="Move runs out of the archive.")] = False,
 ) -> list[Record]:
-    """Take runs out of the usual lists; everything about them stays."""
+    """Archive runs: lists hide them, and nothing is deleted."""
     return [summary(job) for job in removal.archive(runs, actor, back=back)]
 
 
 def _delete_question(jobs: Sequence[Job]) -> str:
     size = readable_bytes(sum(job.disk_bytes or 0 for job in jobs))
-    freed = f"{size} on disk will be freed in a day; until then it can be undone."
+    freed = f"{size} on disk will be freed in a day. Until then you can undo it."
     return f"Delete {_names(jobs)}? {freed}"
 
 
-def _deleted(records: Records) -> str:
+def _delete_text(records: Records) -> str:
     size = readable_bytes(sum(run["disk_bytes"] for run in records))
-    names = " ".join(run["id"] for run in records)
+    run_names = " ".join(run["id"] for run in records)
     if all(queries.job(run["id"]).purged for run in records):
-        return f"Deleted: {names}. {size} freed."
-    return f"Deleted: {names}. {size} will be freed in a day. Undo: slimscope undelete {names}"
+        return f"Deleted: {run_names}. {size} freed."
+    return (
+        f"Deleted: {run_names}. {size} will be freed in a day. Undo: slimscope undelete {run_names}"
+    )
 
 
 @operation(
@@ -301,7 +307,7 @@ def _deleted(records: Records) -> str:
     writes=True,
     action="delete a run",
     tool="",
-    said=_deleted,
+    as_text=_delete_text,
     question=_delete_question,
     buttons=(
         Button(
@@ -319,10 +325,9 @@ def _deleted(records: Records) -> str:
 def delete_runs(
     runs: Runs,
     actor: Actor,
-    now: Annotated[bool, Field(description="For good, without a day to undo it.")] = False,
+    now: Annotated[bool, Field(description="Delete permanently, without a day to undo.")] = False,
 ) -> list[Record]:
-    """Delete runs that have ended, all or none. For a day they can be restored; then their files
-    and figures are purged."""
+    """Delete finished runs. They can be restored for a day; then files and figures are purged."""
     removal.remove(runs, actor)
     jobs = [queries.job(run) for run in runs]
     records = [summary(job) | {"disk_bytes": sum(disk_use(job.run).values())} for job in jobs]
@@ -337,11 +342,13 @@ def delete_runs(
     action="restore a run",
     path="/runs/{run}/restore",
     tool="",
-    said=lambda runs: f"Restored: {named(runs)}." if runs else "None of them is deleted.",
+    as_text=lambda runs: (
+        f"Restored: {record_names(runs)}." if runs else "No deleted run is among them."
+    ),
     buttons=(
         Button("restore", "Undo delete", lambda job: bool(job.removed_at) and not job.purged),
     ),
 )
 def restore_runs(runs: Runs, actor: Actor) -> list[Record]:
-    """Bring back runs that were deleted less than a day ago."""
+    """Restore runs that were deleted less than a day ago."""
     return [summary(job) for job in removal.restore(runs, actor)]

@@ -1,8 +1,9 @@
-"""Operations on mixes of formats: the best one under a budget, and a state of a live model as
-configs of runs that make it properly. Does not import torch.
+"""Operations on mixes of layer formats: the best mix for a budget, and the runs that reproduce the
+state of a live model with full quality. Does not import torch.
 
-patterns a run of the kind sds: the whole method, or its first pruning alone widths a run of the
-kind dlqat: trained, or by the quantizer alone both one after the other
+- Sparsity patterns become a run of the kind `sds`: the full method or only its first pruning.
+- Bit widths become a run of the kind `dlqat`: trained or only quantized.
+- A mix of both becomes one run after the other.
 """
 
 from collections import Counter
@@ -35,31 +36,32 @@ from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
 from jobs.profile.profiles import KINDS, Method, method_of, newest_profile, pins, solver_of
 from jobs.record import summary
-from jobs.submit import checked, command_line, submit
+from jobs.submit import check_and_estimate, command_line, submit
 
 Effort = Literal["one-shot", "full"]
 EMBEDDING_BITS = (8, 6, 4)
 
-F = TypeVar("F", Pattern, Width)
-Model = Annotated[str, Field(min_length=1, max_length=300, description="The model of the state.")]
-State = Annotated[Address, Field(description="The address of a state.")]
-Made = Annotated[
-    Effort, Field(description="one-shot: pruned and rounded alone. full: SDS and DL-QAT.")
+FormatPart = TypeVar("FormatPart", Pattern, Width)
+Model = Annotated[str, Field(min_length=1, max_length=300, description="Model of the state.")]
+State = Annotated[Address, Field(description="Address of the state.")]
+EffortField = Annotated[
+    Effort, Field(description="one-shot: prune and round only. full: SDS and DL-QAT.")
 ]
-Known = Annotated[
-    Ratio | None, Field(description="Perplexity over dense, to be shown beside that of the run.")
+PerplexityRatio = Annotated[
+    Ratio | None,
+    Field(description="Perplexity relative to dense, shown next to that of the run."),
 ]
 
 
 def planned_steps(
     facts: ModelFacts, address: str, effort: Effort
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Kind and config of each run, without its model. Raises ConfigError: the address is none of
-    this model, or the state is dense."""
+    """Return kind and config (without the model) of each run. Raises `ConfigError` if the address
+    does not belong to this model or the state is dense."""
     state = state_at(address, [*facts.linears, *facts.embeddings])
-    forms = [(x, state.formats[x.name]) for x in facts.linears]
-    patterns = {x: form.pattern for x, form in forms if form.pattern}
-    widths = {x: form.width for x, form in forms if form.width}
+    formats = [(layer, state.formats[layer.name]) for layer in facts.linears]
+    patterns = {layer: format.pattern for layer, format in formats if format.pattern}
+    widths = {layer: format.width for layer, format in formats if format.width}
     embedding = _embedding(facts, state)
     if not patterns and not widths:
         raise ConfigError(
@@ -70,40 +72,48 @@ def planned_steps(
         )
     steps: list[tuple[str, dict[str, Any]]] = []
     if patterns:
-        pattern, others = _named(patterns, facts)
-        first = {} if effort == "full" else {"until": "first", "control": False}
+        pattern, exceptions = _most_common(patterns, facts)
+        one_shot = {} if effort == "full" else {"until": "first", "control": False}
         pruned = {"pattern": str(pattern), "base": state.pruner}
-        steps.append(("sds", {**pruned, **others, **first}))
+        steps.append(("sds", {**pruned, **exceptions, **one_shot}))
     if widths:
-        width, others = _named(widths, facts)
-        rounded = {"bits": width.bits, "group_size": width.group, **others}
-        alone = {"stages": state.quantizer} if effort == "one-shot" else {}
-        zeros = {"keep_zeros": True} if patterns else {}
-        steps.append(("dlqat", {**rounded, **alone, **zeros, **embedding}))
+        width, exceptions = _most_common(widths, facts)
+        rounded = {"bits": width.bits, "group_size": width.group, **exceptions}
+        quantizer_only = {"stages": state.quantizer} if effort == "one-shot" else {}
+        keep_zeros = {"keep_zeros": True} if patterns else {}
+        steps.append(("dlqat", {**rounded, **quantizer_only, **keep_zeros, **embedding}))
     return steps
 
 
 def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
-    bits = {form.width.bits for x in facts.embeddings if (form := state.formats[x.name]).width}
-    if not bits:
+    widths = {
+        format.width.bits
+        for layer in facts.embeddings
+        if (format := state.formats[layer.name]).width
+    }
+    if not widths:
         return {"embedding": "stored"}
-    if len(bits) > 1 or not bits.issubset(EMBEDDING_BITS):
+    if len(widths) > 1 or not widths.issubset(EMBEDDING_BITS):
         raise ConfigError(
-            "A run cannot store embedding and head so.",
-            f"They take {', '.join(map(str, EMBEDDING_BITS))} bits, and both the same.",
+            "A run cannot store embedding and head in these formats.",
+            f"Both need the same width: {', '.join(map(str, EMBEDDING_BITS))} bits.",
             "Choose another width for them.",
             "state",
         )
-    return {"embedding": str(bits.pop()), "format": "slimscope"}
+    return {"embedding": str(widths.pop()), "format": "slimscope"}
 
 
-def _named(formats: Mapping[LinearShape, F], facts: ModelFacts) -> tuple[F, dict[str, str]]:
-    """The format most layers have, and the fields that name those that differ or stay dense."""
-    most = Counter(formats.values()).most_common(1)[0][0]
-    others = [f"{_name(x)}={form}" for x, form in formats.items() if form != most]
-    dense = [_name(x) for x in facts.linears if x not in formats]
-    fields = {"overrides": ", ".join(others), "exclude": ", ".join(dense)}
-    return most, {name: text for name, text in fields.items() if text}
+def _most_common(
+    formats: Mapping[LinearShape, FormatPart], facts: ModelFacts
+) -> tuple[FormatPart, dict[str, str]]:
+    """Return the most common format, and the config fields for layers that differ or stay dense."""
+    common = Counter(formats.values()).most_common(1)[0][0]
+    exceptions = [
+        f"{_name(layer)}={format}" for layer, format in formats.items() if format != common
+    ]
+    dense = [_name(layer) for layer in facts.linears if layer not in formats]
+    fields = {"overrides": ", ".join(exceptions), "exclude": ", ".join(dense)}
+    return common, {name: value for name, value in fields.items() if value}
 
 
 def _name(layer: LinearShape) -> str:
@@ -116,13 +126,13 @@ def _name(layer: LinearShape) -> str:
     tool="",
     command=False,
 )
-def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
-    """The runs that make the state of a live model properly, one on the other: kind, config, time
-    and memory. They work as the steps of a pipeline."""
+def plan_state(model: Model, state: State, effort: EffortField = "full") -> list[Record]:
+    """Plan the runs that reproduce the state of a live model: kind, config, time and memory of
+    each. They form a pipeline."""
     steps = []
     for kind, config in planned_steps(resolve_model(model).facts, state, effort):
         config = {"model": model, **config}
-        _, estimate = checked(kind, config)  # refuses what cannot run, as the form does
+        _, estimate = check_and_estimate(kind, config)  # rejects invalid configs, as the form does
         steps.append(
             {
                 "kind": kind,
@@ -137,29 +147,37 @@ def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record
 
 
 @operation(
-    "queue-state", path="/queue-state", tool="", command=False, writes=True, who="guest", status=201
+    "queue-state",
+    path="/queue-state",
+    tool="",
+    command=False,
+    writes=True,
+    access="guest",
+    status=201,
 )
 def queue_state(
     model: Model,
     state: State,
     actor: Actor,
-    effort: Made = "full",
-    predicted: Known = None,
-    live: Known = None,
-    tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS, description="Measured live on.")] = 0,
+    effort: EffortField = "full",
+    predicted: PerplexityRatio = None,
+    live: PerplexityRatio = None,
+    tokens: Annotated[
+        int, Field(ge=0, le=MOST_TOKENS, description="Tokens of the live measurement.")
+    ] = 0,
 ) -> list[Record]:
-    """Add the runs that `plan-state` tells to the queue. The last one keeps the state, and what was
-    predicted and measured live of it."""
+    """Queue the runs of `plan-state`. The last one records the state with its predicted and its
+    live perplexity."""
     planned = planned_steps(resolve_model(model).facts, state, effort)
-    from_state = QueuedState(
+    origin = QueuedState(
         model=model, state=state, predicted=predicted, live=live, tokens=tokens if live else 0
     )
-    known = {WORKBENCH: from_state.model_dump()}
-    if len(planned) == 1:  # which guests may queue, too
+    environment = {WORKBENCH: origin.model_dump()}
+    if len(planned) == 1:  # guests may queue a single run
         ((kind, config),) = planned
-        return [summary(submit(kind, {"model": model, **config}, actor, known=known))]
+        return [summary(submit(kind, {"model": model, **config}, actor, environment=environment))]
     steps = [pipelines.Step(kind, "", config) for kind, config in planned]
-    jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, known=known)
+    jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, environment=environment)
     return [summary(job) for job in jobs]
 
 
@@ -168,75 +186,77 @@ Text = Annotated[str, Field(max_length=40)]
 
 
 def budget_text(record: Record) -> str:
-    taken = record["milliseconds"]
-    time = f", {taken:.2f} ms a token in the decoder, predicted" if taken else ""
-    mix = ", ".join(f"{count} x {form}" for form, count in record["formats"].items())
+    token_ms = record["milliseconds"]
+    time = f", {token_ms:.2f} ms a token in the decoder, predicted" if token_ms else ""
+    mix = ", ".join(f"{count} x {format}" for format, count in record["formats"].items())
     lines = (
         f"{record['model']}: {record['bytes'] / 1e6:.1f} MB of {record['dense_bytes'] / 1e6:.1f}, "
         f"{record['bits']:.2f} bits a weight, {record['sparsity']:.1%} zeros{time}",
         f"Predicted perplexity: {record['perplexity_ratio']:.3f} of the dense model's",
         f"Layers: {mix}",
         "",
-        *(f"{layer}={form}" for layer, form in record["layers"].items()),
+        *(f"{layer}={format}" for layer, format in record["layers"].items()),
         "",
         f"Run it: {record['command']}",
     )
     return "\n".join(lines)
 
 
-@operation("budget", path="/budget", tool="budget", said=budget_text)
+@operation("budget", path="/budget", tool="budget", as_text=budget_text)
 def budget(
     model: Annotated[str, Field(description="A model that has a sensitivity profile.")],
-    size: Annotated[Text, Field(description="Of the file, such as 80MB.")] = "",
-    bits: Annotated[Text, Field(description="A weight of the layers, such as 3.25.")] = "",
+    size: Annotated[Text, Field(description="File size, such as 80MB.")] = "",
+    bits: Annotated[Text, Field(description="Bits per weight of the layers, such as 3.25.")] = "",
     sparsity: Annotated[Text, Field(description="Zeros in the layers, such as 50%.")] = "",
-    loss: Annotated[Text, Field(description="Rise of perplexity, such as 2%.")] = "",
-    ms: Annotated[Text, Field(description="Of a token in the native decoder, such as 6.5.")] = "",
-    only: Annotated[Only, Field(description="Formats used; empty: those the budget is of.")] = "",
+    loss: Annotated[Text, Field(description="Increase in perplexity, such as 2%.")] = "",
+    ms: Annotated[
+        Text, Field(description="Milliseconds per token in the native decoder, such as 6.5.")
+    ] = "",
+    only: Annotated[Only, Field(description="Formats to use. Empty: chosen by the budget.")] = "",
     pin: Annotated[
         str,
-        Field(max_length=20_000, description="Layers held at a format: mlp.down_proj=int4-g64"),
+        Field(max_length=20_000, description="Layers with a fixed format: mlp.down_proj=int4-g64"),
     ] = "",
 ) -> Record:
-    """The best mix of formats for a budget, layer by layer, from the newest sensitivity profile of
-    a model: predicted loss, bytes, time of a token, and the command that makes it."""
+    """Find the best mix of layer formats for a budget from the newest sensitivity profile of a
+    model: predicted loss, bytes, time per token, and the command that runs it."""
     texts = [size, bits and f"{bits}bits", sparsity, loss and f"loss {loss}", ms and f"{ms}ms"]
-    given = [text for text in texts if text]
-    if len(given) != 1:
+    budgets = [text for text in texts if text]
+    if len(budgets) != 1:
         raise ConfigError(
-            f"{len(given)} budgets are given." if given else "There is no budget.",
+            f"{len(budgets)} budgets are given." if budgets else "No budget is given.",
             "",
             "Give one of size, bits, sparsity, loss and ms.",
             field="size",
         )
     try:
-        asked = Budget.parse(given[0])
+        target = Budget.parse(budgets[0])
     except ValueError as error:
-        raise ConfigError(str(error), "", "Correct it.", field="size") from error
+        raise ConfigError(str(error), "", "Correct the budget.", field="size") from error
     profile = newest_profile(model)
-    method: Method = only or method_of(asked, "quantized")
-    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
+    method: Method = only or method_of(target, "quantized")
+    mix = solver_of(profile, method).solve(target, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
-    told = record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+    result = record(profile, mix, target, method) | {"dense_bytes": 2 * facts.parameters}
     if pin:
-        told["command"] += f" --overrides {quote(pin)}"
-    return told
+        result["command"] += f" --overrides {quote(pin)}"
+    return result
 
 
-def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:
-    """What is told of a mix."""
+def record(profile: SensitivityProfile, mix: Mix, target: Budget, method: Method) -> Record:
+    """Return a mix as a record, with the command that runs it."""
     command = f"slimscope submit {KINDS[method]} --model {profile.model}"
     return {
         "model": profile.model,
         "profile": profile.run,
-        "budget": str(asked),
+        "budget": str(target),
         "bytes": mix.nbytes,
         "bits": mix.bits,
         "sparsity": mix.sparsity,
         "loss": mix.loss,
         "perplexity_ratio": mix.ratio,
         "milliseconds": mix.milliseconds,
-        "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
-        "layers": {name: str(form) for name, form in mix.formats.items()},
-        "command": f"{command} --allocation 'budget:{asked}'",
+        "formats": dict(Counter(str(format) for format in mix.formats.values()).most_common()),
+        "layers": {name: str(format) for name, format in mix.formats.items()},
+        "command": f"{command} --allocation 'budget:{target}'",
     }

@@ -1,4 +1,4 @@
-"""Operations on the answers of the playground, and on the keys of programs."""
+"""Operations on playground answers and API keys."""
 
 from typing import Annotated
 
@@ -14,31 +14,33 @@ from jobs.serving import keys
 from jobs.serving.transcript import Transcript, transcript_of
 from jobs.wording import table
 
-Number = Annotated[int, Field(description="A prompt, by the number in the address of its page.")]
-Choice = Annotated[int, Field(description="The better answer, from 1; 0: a tie; -1: all bad.")]
+Number = Annotated[int, Field(description="Number of a prompt, as in the address of its page.")]
+Choice = Annotated[
+    int, Field(description="Number of the best answer, from 1; 0: a tie; -1: all are bad.")
+]
 
 
-def _record(model: str, text: Transcript) -> Record:
+def _record(model: str, answer: Transcript) -> Record:
     return {
         "model": model,
-        "text": text.text,
-        "tokens": len(text.tokens),
-        "end": text.end,
-        "tokens_per_second": text.speed,
-        "tokens_per_step": text.accepted,
+        "text": answer.text,
+        "tokens": len(answer.tokens),
+        "end": answer.end,
+        "tokens_per_second": answer.speed,
+        "tokens_per_step": answer.accepted,
     }
 
 
 @operation("chat", path="/chats/{number}", tool="")
 def chat_answers(number: Number, actor: Actor) -> list[Record]:
-    """The answers to a prompt of the playground, one for each model: text, number of tokens, tokens
-    per second, accepted tokens per step, and how it ended."""
+    """Return the answers to a playground prompt, one for each model: text, number of tokens, tokens
+    per second, accepted tokens per step, and the reason it ended."""
     turns = conversations.turns_to(number)
     if arena.is_hidden(turns, actor.name):
         raise ConflictError(
             "The answers are hidden.",
-            "Who votes blind must not know which model wrote what.",
-            "Vote on the page of the playground.",
+            "This is a blind comparison: models are named after the vote.",
+            "Vote on the playground page.",
         )
     return [
         _record(turns[-1].names[side - 1], transcript_of(answer.transcript))
@@ -46,31 +48,31 @@ def chat_answers(number: Number, actor: Actor) -> list[Record]:
     ]
 
 
-@operation("vote", path="/chats/{number}/vote", writes=True, who="guest", tool="")
+@operation("vote", path="/chats/{number}/vote", writes=True, access="guest", tool="")
 def vote(number: Number, choice: Choice, actor: Actor) -> list[Record]:
-    """Vote for an answer to a prompt of the playground. Answers with the texts and their models."""
+    """Vote for an answer to a playground prompt. Returns the answers with their models."""
     arena.vote(number, choice, actor)
     return chat_answers(number, actor)
 
 
-def _tokens_text(found: Record) -> str:
-    if "key" in found:
-        return f"{found['key']}\nIt is shown this once. Programs send it as their API key to /v1."
-    rows = ((k["name"], "revoked" if k["revoked_at"] else "valid") for k in found["keys"])
+def _tokens_text(result: Record) -> str:
+    if "key" in result:
+        return f"{result['key']}\nThis key is shown only once. Programs send it as API key to /v1."
+    rows = ((key["name"], "revoked" if key["revoked_at"] else "valid") for key in result["keys"])
     return table(("key", "state"), rows)
 
 
-@operation("token", path="", tool="", writes=True, said=_tokens_text)
+@operation("token", path="", tool="", writes=True, as_text=_tokens_text)
 def api_token(
     actor: Actor,
-    name: Annotated[str, typer.Argument(help="Of a new key; empty: list all.")] = "",
-    revoke: Annotated[bool, Field(description="Revoke the key of that name.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a new key. Empty: list all keys.")] = "",
+    revoke: Annotated[bool, Field(description="Revoke the key with this name.")] = False,
 ) -> Record:
-    """Make an API key, with which a program uses /v1 as a host; revoke one, or list them."""
-    made = {}
+    """Create an API key, revoke one, or list all. A program with a key uses /v1 as a host."""
+    created = {}
     if revoke:
         keys.revoke_key(name, actor)
     elif name:
-        made = {"key": keys.create_key(name, actor)}
-    known = ("name", "created_at", "revoked_at")
-    return made | {"keys": [{k: getattr(each, k) for k in known} for each in keys.all_keys()]}
+        created = {"key": keys.create_key(name, actor)}
+    fields = ("name", "created_at", "revoked_at")
+    return created | {"keys": [{k: getattr(key, k) for k in fields} for key in keys.all_keys()]}

@@ -1,12 +1,12 @@
-"""The table of operations: everything that can be asked of the queue or of this machine. The
-command line, the HTTP API with its documentation, the MCP tools and the buttons are made from it.
+"""The registry of operations on the queue and on this machine. Commands, HTTP requests with their
+documentation, MCP tools and buttons are generated from it.
 
     @operation("pin", writes=True)
     def pin(run: Run, actor: Actor, note: str = "") -> Record:
         \"\"\"Pin a run.\"\"\"
 
-is `slimscope pin RUN --note TEXT`, `POST /runs/{run}/pin?note=` and the tool `pin`, for hosts.
-Whoever it is for, the services an operation calls enforce their own rules.
+becomes the command `slimscope pin RUN --note TEXT`, the request `POST /runs/{run}/pin?note=` and
+the MCP tool `pin`, all for hosts only. The services that an operation calls also check permissions.
 """
 
 import inspect
@@ -32,16 +32,20 @@ Runs = Annotated[list[str], Field(description="Runs, such as sds-0042.")]
 
 @dataclass(frozen=True)
 class Button:
-    """How pages offer an operation. It acts on those of the selected runs that fit.
+    """A button that calls an operation on the selected runs. Runs that do not fit are skipped.
 
     Attributes:
-        fits: whether a run is one it is for.
-        question: to be confirmed first, about the runs that fit.
-        prompt, takes, initial: the text it asks for, the parameter that takes it, and what it
-            holds at first. "{runs}" in the prompt names the runs.
-        values: of other parameters.
-        group: "queue" stands with the state of a run, "order" with what keeps the list in order.
-        several: whether it is offered for more than one run.
+        name: unique name of the button.
+        text: label.
+        fits: returns True if the button applies to a run.
+        question: returns the confirmation question for the fitting runs; "" to skip it.
+        prompt: label of a text input; "{runs}" is replaced by the names of the runs.
+        parameter: parameter of the operation that receives the entered text.
+        initial: returns the initial content of the text input.
+        values: fixed values of other parameters.
+        group: position on the page: "queue" is shown with the state of the run, "order" with the
+            buttons that organize the list, "disk" with the disk usage.
+        bulk: True if the button is offered for several runs at once.
     """
 
     name: str
@@ -49,40 +53,46 @@ class Button:
     fits: Callable[[Job], bool]
     question: Callable[[Sequence[Job]], str] = lambda _: ""
     prompt: str = ""
-    takes: str = ""
+    parameter: str = ""
     initial: Callable[[Sequence[Job]], str] = lambda _: ""
     values: Mapping[str, Any] = field(default_factory=dict)
     group: Literal["queue", "order", "disk"] = "order"
-    several: bool = True
+    bulk: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One entry of the table.
+    """One operation and how it is exposed.
 
     Attributes:
-        function: does it; takes `actor` where it matters who asks. One with the parameter `runs`
-            works on all of them or none, and answers with the records of those it changed.
-        writes: whether it changes anything: POST rather than GET.
-        who: "guest": the services decide what a guest may; "host": guests are refused here, too.
-        action: continues "guest may not ...".
-        may_not: why an actor may not do it to a run of that owner; "" if allowed. For buttons.
-        path, tool: of HTTP and MCP; empty where it is not served there.
-        command: whether it is a command of the command line.
-        status: of HTTP, when it succeeds.
-        database: "ready": is created and migrated first; "optional": works without one.
-        said: the answer as text for people; None: as a table.
-        exit_code: of the command, by the answer.
-        question: what the command line asks before it is done, unless told --yes.
-        waits: whether it adds runs, which the command line can follow to their ends.
-        json: False of a server, which never answers.
-        below: of a group of commands, the operations in it by name.
+        name: name of the command; also the default path and tool name.
+        function: the implementation. Receives the calling user if it has a parameter `actor`. If
+            it has a parameter `runs`, it changes all of them or none and returns the changed
+            records.
+        writes: True if it changes state: POST instead of GET.
+        access: "anyone": no check; "guest": the called services check permissions; "host": guests
+            are rejected before the call.
+        action: verb phrase that completes "guest may not …" in the error message.
+        may_not: returns the reason why an actor may not change a run of this owner; "" if allowed.
+            Used to disable buttons.
+        path: HTTP path; "" if the operation is not served over HTTP.
+        tool: name of the MCP tool; "" if there is none.
+        command: True if the command line offers it.
+        status: HTTP status on success.
+        database: "ready": created and migrated before the call; "optional": used if it exists;
+            "none": not used.
+        as_text: formats the result as text; None for the default table.
+        exit_code: returns the exit code of the command for a result.
+        question: returns the confirmation question of the command line, which `--yes` skips.
+        adds_runs: True if the result lists added runs, which `--wait` follows.
+        json: False for servers, which never return.
+        subcommands: returns the operations of a command group, by name.
     """
 
     name: str
     function: Callable[..., Any]
     writes: bool = False
-    who: Literal["anyone", "guest", "host"] = "anyone"
+    access: Literal["anyone", "guest", "host"] = "anyone"
     action: str = ""
     may_not: Callable[[Actor, str], str] = lambda *_: ""
     path: str = ""
@@ -90,41 +100,43 @@ class Operation:
     command: bool = True
     status: int = 200
     database: Literal["ready", "optional", "none"] = "ready"
-    said: Callable[[Any], str] | None = None
+    as_text: Callable[[Any], str] | None = None
     exit_code: Callable[[Any], int] = lambda _: 0
     question: Callable[[Sequence[Job]], str] | None = None
-    waits: bool = False
+    adds_runs: bool = False
     json: bool = True
     buttons: tuple[Button, ...] = ()
-    below: "Callable[[], Mapping[str, Operation]] | None" = None
+    subcommands: "Callable[[], Mapping[str, Operation]] | None" = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Its parameters by name, without the actor."""
-        found = inspect.signature(self.function, eval_str=True).parameters
-        return {name: each for name, each in found.items() if name != "actor"}
+        """Parameters of the function by name, without `actor`."""
+        parameters = inspect.signature(self.function, eval_str=True).parameters
+        return {name: parameter for name, parameter in parameters.items() if name != "actor"}
 
     @cached_property
     def signature(self) -> inspect.Signature:
-        """As programs call it: with one `run` in place of `runs`."""
+        """Signature of `call`: one `run` replaces `runs`."""
         keyword = inspect.Parameter.KEYWORD_ONLY
-        one = inspect.Parameter("run", keyword, annotation=Run)
-        found = (one if name == "runs" else each for name, each in self.parameters.items())
-        answer = inspect.signature(self.function, eval_str=True).return_annotation
+        run = inspect.Parameter("run", keyword, annotation=Run)
+        parameters = (
+            run if name == "runs" else parameter for name, parameter in self.parameters.items()
+        )
+        record = inspect.signature(self.function, eval_str=True).return_annotation
         return inspect.Signature(
-            [each.replace(kind=keyword) for each in found],
-            return_annotation=Record if "runs" in self.parameters else answer,
+            [parameter.replace(kind=keyword) for parameter in parameters],
+            return_annotation=Record if "runs" in self.parameters else record,
         )
 
     @cached_property
-    def about(self) -> str:
-        """What it does, and for whom."""
+    def description(self) -> str:
+        """Docstring of the function, with a note if the operation is for hosts only."""
         text = inspect.getdoc(self.function) or ""
-        return f"{text} For hosts." if self.who == "host" else text
+        return f"{text} For hosts." if self.access == "host" else text
 
     def call(self, actor: Actor, **values: Any) -> Any:
-        """Do it, for a program: with the parameters of `signature`. Raises SlimscopeError: it is
-        not allowed, or not possible."""
+        """Execute the operation for a program, with the parameters of `signature`. Raises
+        `SlimscopeError` if it is forbidden or impossible."""
         if "runs" not in self.parameters:
             return self.call_all(actor, **values)
         job = queries.job(values.pop("run"))
@@ -132,16 +144,16 @@ class Operation:
         return summary(queries.job(job.id))
 
     def call_all(self, actor: Actor, **values: Any) -> Any:
-        """Do it, with the parameters of the function."""
-        if self.who == "host":
+        """Execute the operation with the parameters of its function."""
+        if self.access == "host":
             action = self.action or f"use {self.name}"
             permissions.require(actor, action, permissions.may_not_change(actor))
         wants_actor = "actor" in inspect.signature(self.function).parameters
         return self.function(**values, **({"actor": actor} if wants_actor else {}))
 
     def forbidden(self, actor: Actor, jobs: Iterable[Job]) -> str:
-        """Why an actor may not do it to these runs; "" if allowed."""
-        if self.who == "host":
+        """Return the reason why an actor may not do this to the runs; "" if allowed."""
+        if self.access == "host":
             return permissions.may_not_change(actor)
         return next(filter(None, (self.may_not(actor, job.owner) for job in jobs)), "")
 
@@ -150,19 +162,22 @@ OPERATIONS = Registry[Operation](Declarations("operation", "jobs.operations", "j
 
 
 def operation(
-    name: str, *, path: str | None = None, tool: str | None = None, **facts: Any
+    name: str, *, path: str | None = None, tool: str | None = None, **attributes: Any
 ) -> Callable[[Function], Function]:
-    """Registers a function as an operation; see `Operation`. Without a path it is served under its
-    name, below its run if it is about one. What writes is for hosts, unless told otherwise."""
+    """Register a function as an operation; `attributes` are those of `Operation`.
 
-    def made(function: Callable[..., Any]) -> Operation:
-        named = inspect.signature(function).parameters
-        default = f"/runs/{{run}}/{name}" if {"run", "runs"} & {*named} else f"/{name}"
-        given = {
-            "who": "host" if facts.get("writes") else "anyone",
-            "path": default if path is None else path,
+    The default path is `/NAME`, or `/runs/{run}/NAME` for a function with the parameter `run` or
+    `runs`. Operations that write are for hosts only by default.
+    """
+
+    def build(function: Callable[..., Any]) -> Operation:
+        parameters = inspect.signature(function).parameters
+        default_path = f"/runs/{{run}}/{name}" if {"run", "runs"} & {*parameters} else f"/{name}"
+        values = {
+            "access": "host" if attributes.get("writes") else "anyone",
+            "path": default_path if path is None else path,
             "tool": name.replace("-", "_") if tool is None else tool,
-        } | facts
-        return Operation(name=name, function=function, **given)
+        } | attributes
+        return Operation(name=name, function=function, **values)
 
-    return OPERATIONS.registering(name, made)
+    return OPERATIONS.registering(name, build)

@@ -1,5 +1,5 @@
-"""Operations that look at runs: lists, figures, logs and files; with what their kinds know,
-everything about a run, and sweeps; and at what a config may name: kinds, models, texts."""
+"""Operations that read: runs with their results, logs and files, sweeps, and the kinds, models and
+texts that a config may name."""
 
 import os
 from collections import Counter
@@ -30,10 +30,10 @@ from jobs.operations.registry import Record, Run, operation
 from jobs.record import cost_text, record, results, summary, sweep_record, tensors
 from jobs.wording import count, table
 
-LOG_BYTES = 1_000_000  # of one answer, at most
+LOG_BYTES = 1_000_000  # maximum part of a log in one response
 FIRST_STEP = "Try: slimscope submit sds --model toy --wait"
 
-Limit = Annotated[int, Field(ge=1, le=500, description="Number of runs.")]
+Limit = Annotated[int, Field(ge=1, le=500, description="Maximum number of runs.")]
 
 
 def runs_text(records: Sequence[Record]) -> str:
@@ -51,65 +51,66 @@ def runs_text(records: Sequence[Record]) -> str:
     return table(("run", "state", "progress", "model", "name"), rows) if records else none
 
 
-@operation("list", path="/runs", tool="runs", database="optional", said=runs_text)
+@operation("list", path="/runs", tool="runs", database="optional", as_text=runs_text)
 def list_runs(
     state: State | None = None, kind: str | None = None, limit: Limit = 50
 ) -> list[Record]:
-    """List runs, the newest first."""
-    found = queries.jobs([state] if state else None, kind, limit) if has_database() else []
-    return [summary(job) for job in found]
+    """List runs, newest first."""
+    jobs = queries.jobs([state] if state else None, kind, limit) if has_database() else []
+    return [summary(job) for job in jobs]
 
 
 @operation("results")
 def run_results(run: Run) -> list[Record]:
-    """The figures a run ended with: stage, metric, value, standard error."""
+    """Return the results of a run: stage, metric, value, standard error."""
     return results(queries.job(run).id)
 
 
 @operation("curves", tool="")
 def run_curves(run: Run) -> list[Record]:
-    """The points of the run's curves: name, step, value, at."""
+    """Return the points of the run's curves: name, step, value, time."""
     return [dict(point._mapping) for point in queries.curve_points(queries.job(run).id)]
 
 
 @operation("tensors", tool="")
 def run_tensors(run: Run) -> list[Record]:
-    """The statistics of every tensor at every stage."""
+    """Return the statistics of every tensor at every stage."""
     return tensors(queries.job(run).id)
 
 
 @operation("log", command=False)
 def run_log(run: Run, attempt: int = 0, after: int = 0) -> Record:
-    """The log of a run from byte `after` on, of its newest attempt or another. To follow it, ask
-    again with the `end` of the answer, until the run has ended and there is no more text."""
+    """Return the log of an attempt (default: the newest) from byte `after` on. To follow it, pass
+    the returned `end` as `after` until the run has ended and no text is left."""
     job = queries.job(run)
     attempt = attempt or job.attempts_made
     text, start, end = read_log(job.run, attempt, after, LOG_BYTES)
     return {"attempt": attempt, "text": text, "start": start, "end": end, "state": job.state}
 
 
-@operation("file", who="host", action="download files", tool="", command=False)
+@operation("file", access="host", action="download files", tool="", command=False)
 def download_file(run: Run, path: str, actor: Actor) -> Path:
-    """Download a file that the run left, by its path among its `artifacts`."""
+    """Download a file of the run. `path` is listed in the `artifacts` of the run."""
     require_host(actor, "download files")
     return artifact_file(run, path)
 
 
 def artifact_file(run: str, path: str) -> Path:
-    """One file of what a run left, by its path below the artifact folder. Raises NotFoundError: it
-    is not there, or belongs to no artifact of the run."""
+    """Return the location of an artifact file from its path below the artifact folder. Raises
+    `NotFoundError` if it is missing or belongs to no artifact of the run."""
     root = settings().artifacts.resolve()
     file = (root / path).resolve()
     folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
     if not any(file.is_relative_to(folder) for folder in folders):
-        raise NotFoundError("This file belongs to no artifact of the run.")
-    if not os.path.isfile(file):  # noqa: PTH113 - any name
+        raise NotFoundError("This file does not belong to an artifact of the run.")
+    if not os.path.isfile(file):  # noqa: PTH113 - accepts any name
         raise NotFoundError("There is no such file.", "It was moved or deleted.")
     return file
 
 
 def sweep_of(run: str) -> list[Job]:
-    """The runs of the sweep that `run` belongs to. Raises ConfigError: it was added alone."""
+    """Return the runs of the sweep that contains `run`. Raises `ConfigError` if it is a single
+    run."""
     jobs = queries.sweep(run)
     if not jobs:
         raise ConfigError(
@@ -118,126 +119,134 @@ def sweep_of(run: str) -> list[Job]:
     return jobs
 
 
-DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, beside the weights
+DIFFERENCES = ("texts", "results", "config", "environment")  # fields of a comparison
 
 
-def _run_text(found: Record) -> str:
-    job = queries.job(found["id"])
-    place = f"place {found['place']} in the queue" if found["place"] else ""
-    state = (job.run, job.state, f"{found['progress']:.0%}", job.stage, place)
+def _run_text(result: Record) -> str:
+    job = queries.job(result["id"])
+    position = f"place {result['place']} in the queue" if result["place"] else ""
+    state = (job.run, job.state, f"{result['progress']:.0%}", job.stage, position)
     lines = ["  ".join(filter(None, state))]
-    if others := awaited([job.id]).get(job.id):
-        lines.append(f"It waits for {', '.join(f'{x.run}, which is {x.state}' for x in others)}.")
+    if awaited_runs := awaited([job.id]).get(job.id):
+        waiting = ", ".join(f"{job.run} ({job.state})" for job in awaited_runs)
+        lines.append(f"It waits for {waiting}.")
     lines += [job.error_text] if job.error else []
     lines += [*filter(None, [cost_text(job)])]
-    lines.append(results_text(found))
-    if found["reproduce"]:
-        lines.append(comparison_text(found["reproduce"]))
-    lines += [f"{a['kind']:<10} {a['path']}  {a['bytes'] / 1e6:.1f} MB" for a in found["artifacts"]]
+    lines.append(results_text(result))
+    if result["reproduce"]:
+        lines.append(comparison_text(result["reproduce"]))
+    lines += [
+        f"{a['kind']:<10} {a['path']}  {a['bytes'] / 1e6:.1f} MB" for a in result["artifacts"]
+    ]
     return "\n".join(lines)
 
 
-def results_text(found: Record) -> str:
-    """Every figure of a run, by its record."""
-    names = stage_labels(found["kind"])
+def results_text(run_record: Record) -> str:
+    """Format all figures of a run's record as text."""
+    labels = stage_labels(run_record["kind"])
     rows = [
         (
             row["metric"],
-            names.get(row["stage"], row["stage"]),
+            labels.get(row["stage"], row["stage"]),
             f"{row['value']:.6g}",
             "" if row["stderr"] is None else f"{row['stderr']:.3g}",
         )
-        for row in found["results"]
+        for row in run_record["results"]
     ]
-    times = {step: s for step, s in found["timings"].items() if step != "peak_bytes"}
-    rows += [(f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in times.items()]
+    step_times = {step: s for step, s in run_record["timings"].items() if step != "peak_bytes"}
+    rows += [
+        (f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in step_times.items()
+    ]
     figures = table(("metric", "stage", "value", "±"), rows)
-    kept = found["kept_stage"]
-    told = found["kept_reason"] or (f"Kept: {names.get(kept, kept)}" if kept else "")
-    return "\n".join(filter(None, (told, figures, *verdicts(decoder_reports(found["id"])))))
-
-
-def comparison_text(found: Record) -> str:
-    """Whether a run and its reproduction are equal, and what differs, by their comparison."""
-    parts = [*filter(None, [found["weights"]])]
-    parts += [each for name in DIFFERENCES for each in found[name]]
-    if found["outcome"] == "open" or not parts:
-        return str(found["text"])
-    rows = (
-        (each["what"], *("–" if each[run] is None else each[run] for run in ("first", "second")))
-        for each in parts
+    kept_stage = run_record["kept_stage"]
+    reason = run_record["kept_reason"] or (
+        f"Kept: {labels.get(kept_stage, kept_stage)}" if kept_stage else ""
     )
-    header = ("what differs", found["first"], found["second"])
-    return f"{found['text']}\n{table(header, rows)}"
+    return "\n".join(filter(None, (reason, figures, *verdicts(decoder_reports(run_record["id"])))))
 
 
-@operation("show", path="/runs/{run}", said=_run_text)
+def comparison_text(comparison: Record) -> str:
+    """Format the comparison of a run with its reproduction: the outcome and all differences."""
+    differences = [*filter(None, [comparison["weights"]])]
+    for name in DIFFERENCES:
+        differences += comparison[name]
+    if comparison["outcome"] == "open" or not differences:
+        return str(comparison["text"])
+    rows = [
+        [x["what"], *("–" if value is None else value for value in (x["first"], x["second"]))]
+        for x in differences
+    ]
+    header = ("difference", comparison["first"], comparison["second"])
+    return f"{comparison['text']}\n{table(header, rows)}"
+
+
+@operation("show", path="/runs/{run}", as_text=_run_text)
 def show_run(run: Run) -> Record:
-    """Show a run: its state and place in the queue, progress, config, results, files, and its error
-    if it failed."""
+    """Show a run: state, position in the queue, progress, config, results, files, and the error if
+    it failed."""
     return record(run)
 
 
-def _sweep_text(found: Record) -> str:
-    states = Counter(run["state"] for run in found["runs"])
+def _sweep_text(result: Record) -> str:
+    states = Counter(run["state"] for run in result["runs"])
     counted = ", ".join(f"{n} {state}" for state, n in states.items())
-    metrics = list(dict.fromkeys(row["metric"] for row in found["table"]))
-    parts = [f"{count(len(found['runs']))}: {counted}"]
+    metrics = list(dict.fromkeys(row["metric"] for row in result["table"]))
+    parts = [f"{count(len(result['runs']))}: {counted}"]
     if metrics:
-        only = metrics[0] if len(metrics) == 1 else str(PERPLEXITY)
-        parts.append(sweep_text(found, only))
+        metric = metrics[0] if len(metrics) == 1 else str(PERPLEXITY)
+        parts.append(sweep_text(result, metric))
     return "\n".join(parts)
 
 
-def sweep_text(found: Record, metric: str) -> str:
-    """Mean and spread of one metric: one line a combination and stage. `NotFoundError` if no run of
-    the sweep has measured it."""
-    rows = list(_of_metric(found["table"], metric))
-    names = stage_labels(found["runs"][0]["kind"])
-    fields = [field for field in found["fields"] if field != sweep.SEED]
-    lines = (
+def sweep_text(sweep_data: Record, metric: str) -> str:
+    """Format mean and spread of one metric, one line per combination and stage. Raises
+    `NotFoundError` if no run of the sweep has measured it."""
+    rows = list(_of_metric(sweep_data["table"], metric))
+    labels = stage_labels(sweep_data["runs"][0]["kind"])
+    fields = [field for field in sweep_data["fields"] if field != sweep.SEED]
+    cells = (
         (
             *(row["values"][field] for field in fields),
-            names.get(row["stage"], row["stage"]),
+            labels.get(row["stage"], row["stage"]),
             f"{row['mean']:.6g}",
             "" if row["spread"] is None else f"{row['spread']:.3g}",
             row["n"],
         )
         for row in rows
     )
-    return table((*fields, "stage", metric, "±", "n"), lines)
+    return table((*fields, "stage", metric, "±", "n"), cells)
 
 
 def _of_metric(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of one metric; raises `NotFoundError` where there are none."""
-    found = {row["metric"] for row in rows}
-    if metric not in found:
+    """Yield the rows of one metric. Raises `NotFoundError` if there are none."""
+    metrics = {row["metric"] for row in rows}
+    if metric not in metrics:
         raise NotFoundError(
             f"No run of this sweep has measured {metric[:40]!r}.",
             "",
-            f"There are: {', '.join(sorted(found)) or 'no figures yet'}.",
+            f"Choose: {', '.join(sorted(metrics))}." if metrics else "There are no figures yet.",
         )
     yield from (row for row in rows if row["metric"] == metric)
 
 
-@operation("sweep", said=_sweep_text)
+@operation("sweep", as_text=_sweep_text)
 def show_sweep(
-    run: Run, metric: Annotated[str, Field(description="Only this one, such as perplexity.")] = ""
+    run: Run, metric: Annotated[str, Field(description="Show only this metric.")] = ""
 ) -> Record:
-    """Show the sweep a run belongs to: its runs, and mean and sample standard deviation of the
-    figures over seeds."""
-    found = sweep_record(sweep_of(run))
-    return found | ({"table": [*_of_metric(found["table"], metric)]} if metric else {})
+    """Show the sweep of a run: all its runs, with mean and standard deviation of the figures over
+    seeds."""
+    result = sweep_record(sweep_of(run))
+    return result | ({"table": [*_of_metric(result["table"], metric)]} if metric else {})
 
 
 def _kinds_text(records: Sequence[Record]) -> str:
     rows = ((kind["name"], kind["title"], ", ".join(kind["presets"])) for kind in records)
-    return table(("kind", "what it is", "presets"), rows)
+    return table(("kind", "title", "presets"), rows)
 
 
-@operation("kinds", database="none", said=_kinds_text)
+@operation("kinds", database="none", as_text=_kinds_text)
 def list_kinds() -> list[Record]:
-    """The kinds of run: title, recipes, presets, and the JSON schema of the config."""
+    """List the kinds of run: title, recipes, presets, and the JSON schema of the config."""
     return [
         {
             "name": kind.name,
@@ -262,16 +271,16 @@ def _models_text(records: Sequence[Record]) -> str:
         )
         for entry in records
     )
-    return table(("model", "ready", "what it is", "license"), rows)
+    return table(("model", "ready", "title", "license"), rows)
 
 
-@operation("models", database="none", said=_models_text)
+@operation("models", database="none", as_text=_models_text)
 def list_models() -> list[Record]:
-    """The models that can be chosen: name, title, origin, license, and whether they are set up."""
+    """List the available models: name, title, origin, license, and if they are set up."""
     return [asdict(entry) for entry in entries()]
 
 
 @operation("texts", database="none")
 def list_texts() -> list[Record]:
-    """The texts that can be chosen, what each can be used for, and whether it can be read now."""
+    """List the available texts, their possible uses, and if they are ready."""
     return [asdict(corpus) for corpus in corpora()]

@@ -1,4 +1,4 @@
-"""Operations that add runs to the queue."""
+"""Operations that submit runs."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,17 @@ from jobs.operations.registry import Button, Record, Run, operation
 from jobs.record import summary
 
 Priority = Annotated[
-    int, Field(description=f"Higher starts first: -{MAX_PRIORITY} to {MAX_PRIORITY}.")
+    int,
+    Field(description=f"-{MAX_PRIORITY} to {MAX_PRIORITY}. Higher priorities start first."),
 ]
 Name = Annotated[str, Field(max_length=120, description="Name of the run.")]
-Preset = Annotated[str, Field(description="Preset of the kind to start from.")]
+Preset = Annotated[str, Field(description="Preset of the kind that the config is based on.")]
 Config = Annotated[Mapping[str, Any], Field(description="Settings that differ from the preset.")]
 
 
-@operation("submit-run", writes=True, who="guest", path="/submit/{kind}", command=False, status=201)
+@operation(
+    "submit-run", writes=True, access="guest", path="/submit/{kind}", command=False, status=201
+)
 def submit_run(
     kind: str,
     config: Config,
@@ -36,14 +39,14 @@ def submit_run(
     name: Name = "",
     priority: Priority = 0,
 ) -> Record:
-    """Add a run to the queue. The config holds what differs from the preset or the defaults."""
+    """Add a run to the queue. The config holds the settings that differ from preset or defaults."""
     values = {**kind_named(kind).preset(preset), **config}
     job = submit.submit(kind, values, actor, name=name, priority=priority)
     return summary(job) | {"place": scheduling.status().position(job.id)}
 
 
 @operation(
-    "submit-sweep", writes=True, who="guest", path="/sweeps/{kind}", command=False, status=201
+    "submit-sweep", writes=True, access="guest", path="/sweeps/{kind}", command=False, status=201
 )
 def submit_sweep(
     kind: str,
@@ -54,8 +57,8 @@ def submit_sweep(
     name: Name = "",
     priority: Priority = 0,
 ) -> list[Record]:
-    """Add a run for each combination of values, such as {"pattern": "2:4,70%", "seed": "0..2"}: all
-    or none."""
+    """Add a run for each combination of values, such as {"pattern": "2:4,70%", "seed": "0..2"}. If
+    one is invalid, none is added."""
     values = {**kind_named(kind).preset(preset), **config}
     swept = sweeps.read(kind, sweep.items())
     jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
@@ -73,9 +76,9 @@ def submit_sweep(
 def submit_pipeline(
     pipeline: Mapping[str, Any], actor: Actor, priority: Priority = 0
 ) -> list[Record]:
-    """Add several runs, each on what the one before will save. A pipeline is such as {"model":
+    """Add several runs, each on the output of the previous one. Example of a pipeline: {"model":
     "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}."""
-    text = json.dumps(pipeline, ensure_ascii=False)  # YAML knows no pairs of surrogates
+    text = json.dumps(pipeline, ensure_ascii=False)  # YAML has no surrogate pairs
     jobs = pipelines.queue(pipelines.read(text), actor, priority=priority)
     return [summary(job) for job in jobs]
 
@@ -83,22 +86,22 @@ def submit_pipeline(
 @operation(
     "reproduce",
     writes=True,
-    who="guest",
+    access="guest",
     tool="reproduce_run",
-    waits=True,
+    adds_runs=True,
     may_not=lambda actor, _: permissions.may_not_add(actor),
-    said=lambda run: f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}.",
+    as_text=lambda run: f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}.",
     buttons=(
-        Button("retry", "Retry", is_resumable, group="queue", several=False),
+        Button("retry", "Retry", is_resumable, group="queue", bulk=False),
         Button(
             "reproduce",
             "Reproduce",
             group="queue",
-            several=False,
+            bulk=False,
             fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at,
         ),
     ),
 )
 def reproduce_run(run: Run, actor: Actor) -> Record:
-    """Repeat a run with its frozen config, settings and texts, to be compared with it."""
+    """Repeat a run with its original config, settings and texts, and compare the two."""
     return summary(reproduction.reproduce(run, actor))

@@ -1,4 +1,4 @@
-"""A sensitivity profile as a kind of job."""
+"""The kind `profile`: config and requirements of sensitivity profiles."""
 
 from typing import Any
 
@@ -23,34 +23,34 @@ NAME, DENSE = "profile", "dense"
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
 )
-QUANTIZER = "gptq"  # makes the quantized candidates
+QUANTIZER = "gptq"  # quantizer of the candidates
 EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
-MEASURE_COPIES = 8  # of the logits of one window
-TIMED_TOKENS = 256  # to time a format, those before the passes included
+MEASURE_COPIES = 8  # copies of the logits of one window in memory
+TIMED_TOKENS = 256  # decoded tokens to time a format, including the prompt
 
 
 class ProfileJob(ModelConfig, CalibrationText, JobConfig):
-    """Which model, on which text, in which formats."""
+    """Model, text and formats of a profile."""
 
     formats: str = option(FORMATS, "Formats", max_length=1000)
-    """What every layer is tried in, comma-separated: int4-g64 is 4 bits in groups of 64, 50% and
-    2:4 are sparsity patterns, 2:4+int4-g64 is both."""
-    measured: str = option("", "Formats measured", max_length=1000, examples=["int3-g64, 50%"])
-    """In which the loss of each layer alone is measured on held-out text, beside the Fisher
-    estimate; the others are scaled to it. Several times as slow."""
-    windows: int = option(1, "Windows a measurement", ge=1, le=64, unit="windows", advanced=True)
-    """Of the held-out ones, for the loss of each layer alone."""
+    """Candidate formats of every layer, comma-separated: int4-g64 (4 bits in groups of 64), 50% or
+    2:4 (sparsity), 2:4+int4-g64 (both)."""
+    measured: str = option("", "Measured formats", max_length=1000, examples=["int3-g64, 50%"])
+    """Formats whose loss is also measured layer by layer on held-out text. Fisher estimates of the
+    other formats are scaled accordingly. Several times slower."""
+    windows: int = option(1, "Windows per measurement", ge=1, le=64, unit="windows", advanced=True)
+    """Held-out windows per measurement of a layer."""
     pruner: PrunerName = option("sparsegpt", "Pruner", advanced=True)
-    """Makes the pruned candidates."""
+    """Pruner of the sparse candidates."""
     grid: GridType = option("symmetric", "Grid", advanced=True)
-    """Of the quantized candidates, which GPTQ makes."""
+    """Grid of the quantized candidates, which GPTQ computes."""
     space: SpaceName = option("weighted", "Range search", advanced=True)
-    """Of the quantized candidates."""
+    """Range search of the quantized candidates."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
     """Added to the Hessian diagonal, relative to the mean input energy."""
     precision: Dtype = option("auto", "Forward precision", advanced=True)
-    """Of all passes. auto: bfloat16 where the hardware supports it."""
+    """Precision of all passes. auto: bfloat16 if the hardware supports it."""
 
     @field_validator("formats", "measured")
     @classmethod
@@ -59,8 +59,8 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
 
     @property
     def all_formats(self) -> tuple[Format, ...]:
-        """The candidates, in the order of the figures that are stored of each layer; those of
-        embedding and head last."""
+        """Candidate formats in the order in which their figures are stored; those of embedding and
+        head last."""
         return tuple(dict.fromkeys((*parsed(self.formats), *EMBEDDING_FORMATS)))
 
     @property
@@ -69,7 +69,7 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
 
 
 def parsed(text: str) -> tuple[Format, ...]:
-    """The formats in a comma-separated list. Raises ValueError: one is none."""
+    """Parse a comma-separated list of formats. Raises `ValueError` for an invalid format."""
     return tuple(Format.parse(part) for part in text.split(",") if part.strip())
 
 
@@ -84,71 +84,73 @@ def requirements(config: ProfileJob) -> Requirements:
     require_length(corpus, windows * context_length(config, facts), "calibration_text")
     if not config.heldout_windows:
         raise ConfigError(
-            "Nothing is held out.",
-            "Gradients and losses are taken on held-out windows.",
+            "No text is held out.",
+            "Gradients and losses are measured on held-out windows.",
             "Choose a share above 0.",
             field="holdout",
         )
     check_formats(config, facts)
-    streamed, needed = memory_bytes(config, facts, memory.memory_available())
+    streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
     warnings: tuple[str, ...] = ()
     if streamed:
         warnings = (
-            "The model does not fit into memory: its blocks are read from disk, and nothing but "
-            "the estimates is made.",
+            "The model does not fit into memory. Its blocks are read from disk, and sensitivities "
+            "are only estimated.",
         )
     return Requirements(
         title=facts.title,
         work=work(config, facts),
-        memory=needed,
+        memory=memory_parts,
         warnings=warnings,
     )
 
 
 def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
-    """The corpus; auto is the model's default."""
-    named = config.calibration_text
-    if named == "self":
+    """Return the name of the calibration corpus; auto is the default of the model. Raises
+    `ConfigError` for text sampled from the model."""
+    name = config.calibration_text
+    if name == "self":
         raise ConfigError(
-            "A profile is not taken on text that the model samples.",
-            "Losses on it say little about text of others.",
+            "A profile cannot use text sampled from the model.",
+            "Losses on this text do not predict losses on other text.",
             "Choose a corpus.",
             field="calibration_text",
         )
-    return facts.default_text if named == "auto" else named
+    return facts.default_text if name == "auto" else name
 
 
 def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
-    """Refuse formats that fit no layer, or are measured but not made. Raises ConfigError."""
+    """Raise `ConfigError` for formats that fit no layer, or measured formats that are no
+    candidates."""
     formats = parsed(config.formats)
     if not 0 < len(formats) <= MAX_FORMATS:
         raise ConfigError(
-            f"{len(formats)} formats are not possible.",
+            f"{len(formats)} formats are given.",
             "",
             f"Choose 1 to {MAX_FORMATS}.",
             field="formats",
         )
-    columns = {x.columns for x in facts.linears}
-    if unfit := [x for x in formats if not any(x.fits(n) for n in columns)]:
+    columns = {layer.columns for layer in facts.linears}
+    if unfit := [format for format in formats if not any(format.fits(n) for n in columns)]:
         inputs = ", ".join(map(str, sorted(columns)))
         raise ConfigError(
             f"{unfit[0]} fits no layer of this model.",
-            f"They have {inputs} inputs.",
-            "Choose a group that divides them.",
+            f"The layers have {inputs} inputs.",
+            "Choose a group size that divides these numbers.",
             field="formats",
         )
-    if missing := [x for x in config.measured_formats if x not in formats]:
+    if missing := [format for format in config.measured_formats if format not in formats]:
         raise ConfigError(
             f"{missing[0]} is not among the formats.",
             "",
-            "Add it there, or leave it out here.",
+            "Add it to the formats, or do not measure it.",
             field="measured",
         )
     if config.windows > config.heldout_windows:
         raise ConfigError(
-            f"There are {config.heldout_windows} held-out windows, not {config.windows}.",
-            "",
-            "Hold out more, or measure on fewer.",
+            f"{config.windows} windows per measurement are too many.",
+            f"Only {config.heldout_windows} windows are held out.",
+            "Hold out more text, or measure on fewer windows.",
             field="windows",
         )
 
@@ -158,13 +160,14 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
     weights, head = facts.linear_weights, facts.vocabulary * facts.hidden
     context = context_length(config, facts)
     heldout = config.heldout_windows * context
-    rest = (weights / 2 + head) * context * config.windows  # half of the blocks, on average
-    measured = len(config.measured_formats) * len(facts.linears) * rest
-    made = candidate_products(facts, len(config.all_formats), config.segments * context)
+    # a measurement runs half of the blocks on average
+    measured = (weights / 2 + head) * context * config.windows
+    measurements = len(config.measured_formats) * len(facts.linears) * measured
+    candidates = candidate_products(facts, len(config.all_formats), config.segments * context)
     return [
         PhaseWork("dense", weights * heldout),
         PhaseWork("gradients", 3.0 * (weights + head) * heldout),
-        PhaseWork("layers", made + measured),
+        PhaseWork("layers", candidates + measurements),
         PhaseWork(
             "decoding", decoded_bytes(facts, len(config.all_formats) * TIMED_TOKENS), "memory"
         ),
@@ -172,7 +175,7 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
 
 
 def candidate_products(facts: ModelFacts, formats: int, tokens: int) -> float:
-    """Products of a pass on `tokens` that makes every layer in every format."""
+    """Return the products of a pass over `tokens` that makes every layer in every format."""
     solve = sum(x.rows * x.columns**2 for x in facts.linears)
     return facts.linear_weights * tokens + 1.5 * formats * solve
 
@@ -180,7 +183,7 @@ def candidate_products(facts: ModelFacts, formats: int, tokens: int) -> float:
 def memory_bytes(
     config: ProfileJob, facts: ModelFacts, available: int, dtype: str = "float32"
 ) -> tuple[bool, dict[str, int]]:
-    """Whether the model is streamed, and then purpose -> bytes at the peak."""
+    """Return True if the model is streamed, and the peak memory in bytes by purpose."""
     context = context_length(config, facts)
     sizes: dict[str, Any] = {
         "dtype": dtype,
@@ -191,21 +194,22 @@ def memory_bytes(
         "stages": 2,
         "on_disk": False,
     }
-    kept = (facts.blocks + 1) * memory.activation_memory(
+    state_bytes = (facts.blocks + 1) * memory.activation_memory(
         facts, config.heldout_windows, context, dtype
     )
     logits = 4 * MEASURE_COPIES * facts.vocabulary * context
-    needed = memory.memory_needed(facts, **sizes) + kept + logits
-    streamed = needed > memory.STREAMING_THRESHOLD * available and not facts.support.stream
+    total = memory.memory_needed(facts, **sizes) + state_bytes + logits
+    streamed = total > memory.STREAMING_THRESHOLD * available and not facts.support.stream
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
-    decoder = {} if streamed else {"native decoder": 4 * facts.parameters}  # and what it lays out
-    return streamed, parts | decoder | {"held-out states": kept, "logits": logits}
+    # including repacked weights
+    decoder = {} if streamed else {"native decoder": 4 * facts.parameters}
+    return streamed, parts | decoder | {"held-out states": state_bytes, "logits": logits}
 
 
 KIND = Kind(
     name=NAME,
     title="Sensitivity",
-    summary="What each layer loses in each format, and the best mix of formats for a budget.",
+    summary="Measure the loss of each layer in each format; find the best mix for a budget.",
     config=ProfileJob,
     requirements=requirements,
     run="jobs.profile.run:run",

@@ -1,5 +1,5 @@
-"""Sensitivity profiles that runs have stored, the choices they leave, and budgets: which formats,
-which layers are held, and the mix. Does not import torch."""
+"""Stored sensitivity profiles and the mixes of formats they yield for a budget. Does not import
+torch."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -21,58 +21,62 @@ from backend.store.states import State
 from backend.store.tensors import named_profiles
 from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.profile.kind import NAME, ProfileJob
-from jobs.submit import validated
+from jobs.submit import validate_config
 
-WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # in a profile's environment
+WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # keys in a run's environment
 Method = Literal["quantized", "pruned"]
-KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # of run that takes its mixes
+KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # kinds that use the mixes
 
 
 def profile_of_run(run: str) -> SensitivityProfile:
-    """The profile of a run, as far as it is measured. Raises NotFoundError: there is no such run;
-    ConfigError: it is no profile, or none of it is measured."""
+    """Load the profile of a run, as far as it is measured.
+
+    Raises:
+        NotFoundError: the run does not exist.
+        ConfigError: the run is not a profile, or has not measured a layer yet.
+    """
     job = queries.job(run)
     if job.kind != NAME:
         raise ConfigError(
-            f"{job.run} is no sensitivity profile.",
+            f"{job.run} is not a sensitivity profile.",
             f"It is a run of the kind {job.kind}.",
             "Choose another run.",
         )
     check_intact(job.config)
-    config = validated(NAME, job.config)
+    config = validate_config(NAME, job.config)
     assert isinstance(config, ProfileJob)
     facts = resolve_model(config.model, reads=False).facts
     layers = (*facts.linears, *facts.embeddings)
-    stored = {
+    values = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }
     times = (job.environment or {}).get(DECODING_TIMES)
-    profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times)
+    profile = profile_of(job.run, config.model, layers, config.all_formats, values, times)
     if not profile.layers:
         raise ConfigError(
             f"{job.run} has measured no layer yet.",
-            f"It is {job.state}.",
+            f"Its state is {job.state}.",
             "Wait for its first block.",
         )
     return profile
 
 
 def mark_of(base: ResolvedModel) -> str:
-    """The fingerprint of a model's weights; empty where they are not on this machine."""
+    """Return the fingerprint of a model's weights; empty if they are not on this machine."""
     folder = local_folder(base.source)
     return fingerprint(weight_files(folder)) if folder else ""
 
 
 def newest_profile(model: str) -> SensitivityProfile:
-    """The newest finished profile of a model. Raises NotFoundError: there is none; ConfigError: the
-    model's weights are others than it has measured."""
+    """Load the newest finished profile of a model. Raises `NotFoundError` if there is none,
+    `ConfigError` if the weights of the model have changed since."""
     for job in queries.jobs([State.SUCCEEDED], NAME, 500):
         if job.config.get("model") == model:
-            measured = job.environment.get(WEIGHTS_MARK)
-            if measured and mark_of(resolve_model(model, reads=False)) not in ("", measured):
+            profiled = job.environment.get(WEIGHTS_MARK)
+            if profiled and mark_of(resolve_model(model, reads=False)) not in ("", profiled):
                 raise ConfigError(
                     f"{model[:80]} has changed.",
-                    f"{job.run} has measured other weights.",
+                    f"{job.run} measured other weights.",
                     f"Profile it again: slimscope submit profile --model {model[:80]}",
                     field="model",
                 )
@@ -80,12 +84,12 @@ def newest_profile(model: str) -> SensitivityProfile:
     raise NotFoundError(
         f"There is no sensitivity profile of {model[:80]}.",
         "A budget needs one.",
-        f"Make it: slimscope submit profile --model {model[:80]}",
+        f"Run: slimscope submit profile --model {model[:80]}",
     )
 
 
 class Allocated(Protocol):
-    """The config of a run whose formats a budget may allocate."""
+    """A config with a budget that allocates formats to layers."""
 
     @property
     def model(self) -> str: ...
@@ -98,7 +102,8 @@ class Allocated(Protocol):
 
 
 def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
-    """The mixes of a method's formats. Raises ConfigError: the profile has none of them."""
+    """Return a solver for mixes of a method's formats. Raises `ConfigError` if the profile has no
+    such formats."""
     pruned = method == "pruned"
     formats = frozenset(
         x for x in profile.formats if x.quantized != pruned and bool(x.pattern) == pruned
@@ -107,56 +112,62 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
         raise ConfigError(
             f"{profile.run} has no {method} formats.",
             "",
-            "Profile the model in some.",
+            f"Profile the model with {method} formats.",
             field="allocation",
         )
     parameters = resolve_model(profile.model, reads=False).facts.parameters
-    rest = parameters - sum(x.weights for x in profile.layers)
-    return BudgetSolver(profile, 2.0 * rest, formats)
+    other_parameters = parameters - sum(x.weights for x in profile.layers)
+    return BudgetSolver(profile, 2.0 * other_parameters, formats)
 
 
-def method_of(budget: Budget, usual: Method) -> Method:
-    """The formats a budget is of; `usual` where it could be either."""
+def method_of(budget: Budget, default: Method) -> Method:
+    """Return the method of a budget; `default` if it suits both."""
     if budget.kind in ("loss", "ms"):
-        return usual
+        return default
     return "pruned" if budget.kind == "sparsity" else "quantized"
 
 
 def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
-    """Full name of a layer -> format it is held at; the last match counts. `text`:
-    such as "mlp.down_proj=int4-g64, 0.*=dense". Raises ConfigError: a name matches no layer, or
-    what it is held at is no format of the profile."""
-    held: dict[str, str] = {}
-    known = {str(Format()), *map(str, profile.formats)}
+    """Parse layers with a fixed format, such as "mlp.down_proj=int4-g64, 0.*=dense".
+
+    Returns a map from full layer names to formats; the last match wins. Raises `ConfigError` if a
+    name matches no layer or the profile does not have the format.
+    """
+    pinned: dict[str, str] = {}
+    formats = {str(Format()), *map(str, profile.formats)}
     try:
-        read = read_assignments(text, str, "format", "mlp.down_proj=int4-g64")
+        assignments = read_assignments(text, str, "format", "mlp.down_proj=int4-g64")
     except ValueError as error:
-        raise ConfigError(f"{error}", "", "Correct it.", field=field) from error
-    for name, form in read:
+        raise ConfigError(f"{error}", "", "Correct the list.", field=field) from error
+    for name, format in assignments:
         check_layer_patterns([name], profile.layers, field)
-        if form not in known:
+        if format not in formats:
             raise ConfigError(
-                f"{form[:40]!r} is not in {profile.run}.",
-                "A budget needs its loss.",
-                f"Choose {', '.join(sorted(known))}.",
+                f"{format[:40]!r} is not in {profile.run}.",
+                "A budget needs the loss of each format.",
+                f"Choose {', '.join(sorted(formats))}.",
                 field=field,
             )
-        held |= {layer.name: form for layer in profile.layers if fits(name, layer)}
-    return held
+        pinned |= {layer.name: format for layer in profile.layers if fits(name, layer)}
+    return pinned
 
 
 def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
-    """Full name -> pattern of the layers that a config's allocation prunes; empty where it is no
-    mix. Raises ConfigError: the budget cannot be kept, or is none for pruning; NotFoundError: the
-    model has no profile."""
+    """Return the pattern of each pruned layer, by full name; empty if the allocation is not a
+    budget.
+
+    Raises:
+        ConfigError: the budget cannot be met, or is not suited for pruning.
+        NotFoundError: the model has no profile.
+    """
     formats = _mix(config, overrides, "pruned", ("sparsity", "loss", "ms"), "budget:50%")
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
 def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[str, Width]:
-    """Full name -> width of the layers that a config's allocation quantizes, and of embedding and
-    head; errors as above. `embedding`: the format they are held at; empty: the budget is for them,
-    too."""
+    """Return the width of each quantized layer, by full name, including embedding and head. Raises
+    the errors of `pruned_mix`. `embedding` is the fixed format of embedding and head; empty if the
+    budget includes them."""
     formats = _mix(
         config, overrides, "quantized", ("size", "bits", "loss", "ms"), "budget:3.25bits", embedding
     )
@@ -176,14 +187,14 @@ def _mix(
         return {}
     if budget.kind not in kinds:
         raise ConfigError(
-            f"A budget of {budget} is not for a method by which layers are {method}.",
+            f"A budget of {budget} does not apply to {method} layers.",
             "",
-            f"Write it as in {example}.",
+            f"Example: {example}.",
             field="allocation",
         )
     profile = newest_profile(config.model)
-    held = (f"{name}={Format()}" for name in read_names(config.exclude))
-    held_at = pins(profile, ", ".join([*held, overrides]), "overrides")
+    excluded = (f"{name}={Format()}" for name in read_names(config.exclude))
+    pinned = pins(profile, ", ".join([*excluded, overrides]), "overrides")
     if embedding:
-        held_at |= {x.name: embedding for x in profile.layers if x.block < 0}
-    return solver_of(profile, method).solve(budget, held_at).formats
+        pinned |= {x.name: embedding for x in profile.layers if x.block < 0}
+    return solver_of(profile, method).solve(budget, pinned).formats

@@ -1,5 +1,5 @@
-"""A sensitivity profile as a job: trace and gradients on held-out text, then every layer in every
-format, block by block."""
+"""Sensitivity profile job: gradients on held-out text, then every layer in every format, block by
+block."""
 
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,7 @@ from jobs.runtime.loading import load_whole, record_texts
 
 
 def run(config: ProfileJob, context: JobContext) -> None:
-    """Profiles block after block; one that an earlier attempt has profiled is not made again."""
+    """Run the job. Blocks profiled by an earlier attempt are skipped."""
     device, base = prepare(config, context), resolve_model(config.model)
     dtype = resolve_dtype(config.precision, torch.device(device))
     streamed, _ = memory_bytes(config, base.facts, free_memory(device))
@@ -53,13 +53,13 @@ def run(config: ProfileJob, context: JobContext) -> None:
     )
     record_texts({"calibration": calibration, "held-out": heldout}, context)
     context.environment(precision=dtype, **{WEIGHTS_MARK: mark_of(base)})
-    passes = getattr(torch, dtype)
-    dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
+    pass_dtype = getattr(torch, dtype)
+    dense = trace(loaded.model, heldout.input_ids, pass_dtype, phases.phase("dense"))
     walk.load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
-    measured = () if streamed else config.measured_formats
-    outside = () if streamed else loaded.facts.embeddings
+    measured_formats = () if streamed else config.measured_formats
+    embeddings = () if streamed else loaded.facts.embeddings
     meter = None
-    if measured or outside:
+    if measured_formats or embeddings:
         meter = SensitivityMeter(dense, config.windows, walk.usual_width(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
@@ -75,18 +75,18 @@ def run(config: ProfileJob, context: JobContext) -> None:
     walk.SensitivityWalk(
         loaded.model,
         calibration.input_ids,
-        passes,
+        pass_dtype,
         parsed(config.formats),
         solvers,
         context.checkpoints,
         phases.phase("layers"),
         config.all_formats,
         dense.fisher,
-        frozenset(measured),
+        frozenset(measured_formats),
         meter,
         record,
     ).run()
-    for shape in outside:
+    for shape in embeddings:
         assert meter is not None
         context.log(f"Measuring {shape.name}.")
         record(
@@ -103,11 +103,11 @@ def run(config: ProfileJob, context: JobContext) -> None:
 def _time(
     model: PreTrainedModel, config: ProfileJob, context: JobContext, reporter: Reporter
 ) -> None:
-    """Record how long a token takes in each format, where the native decoder runs the model."""
+    """Record the time per token in each format, if the native decoder supports the model."""
     try:
         clock = DecodingClock(model, partial(stop_if_asked, reporter))
     except ModelError as error:
-        context.log(f"No format is timed. {error}")
+        context.log(f"Formats are not timed. {error}")
         return
     context.log(f"Timing a token in each format; {clock.running.decoder}.")
     times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
@@ -115,7 +115,7 @@ def _time(
 
 
 def summarize(profile: SensitivityProfile, context: JobContext) -> None:
-    """Record how well the estimates agree with what was measured."""
+    """Record the rank correlation of the estimates with the measurements."""
     for estimate in ESTIMATES:
         value = profile.agreement(estimate)
         if value is not None:

@@ -1,4 +1,4 @@
-"""SDS pruning as a job: load, measure, prune, re-densify, prune again, measure each stage, save."""
+"""SDS pruning job: load, measure, prune, re-densify, prune again, measure each stage, save."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phase, Phases
 from jobs.sds.kind import SDSJob, memory_bytes, work
 
-LEAST_S = 0.05  # of a step whose time is recorded
+MIN_STEP_S = 0.05  # shorter steps are not recorded
 
 
 def run(config: SDSJob, context: JobContext) -> None:
-    """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
-    job goes on where it was."""
+    """Run the job. Finished work is in checkpoints and the database, so an interrupted run
+    continues where it stopped."""
     device, plan = prepare(config, context), PruningPlan.model_validate(context.plan)
     base = resolve_model(config.model)
     dtype = "float32" if device == "cpu" else base.facts.dtype
@@ -47,7 +47,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         context,
         batch=config.batch,
         labels=STAGE_LABELS,
-        new=hidden_state_store(config.activations, loaded.facts, evaluation, context),
+        new_store=hidden_state_store(config.activations, loaded.facts, evaluation, context),
         precision=config.evaluation_precision,
     )
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
@@ -68,7 +68,7 @@ def run(config: SDSJob, context: JobContext) -> None:
 
 @dataclass(frozen=True)
 class StageQuality:
-    """Reads held-out and evaluation text of a stage by one layout of its weights."""
+    """Measures a stage on held-out and evaluation text, with one layout of its weights."""
 
     quality: Quality
     phases: Phases
@@ -84,12 +84,12 @@ class StageQuality:
         self.quality.measure(stage, self._part(stage, 1))
 
     def _part(self, stage: SDSStage, half: int) -> Phase:
-        place = self.stages.index(stage)
-        return self.phases.phase("evaluate", place, len(self.stages)).part(half, 2)
+        index = self.stages.index(stage)
+        return self.phases.phase("evaluate", index, len(self.stages)).part(half, 2)
 
 
 def record(result: SDSResult, context: JobContext) -> None:
-    """Records what the method found out about itself."""
+    """Record zeros, held-out losses, errors and step times reported by the method."""
     by_stage = {
         ZERO_SHARE: result.zero_share,
         HELDOUT_LOSS: result.heldout,
@@ -99,29 +99,35 @@ def record(result: SDSResult, context: JobContext) -> None:
         for stage, value in values.items():
             context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
-        if seconds >= LEAST_S:  # beside the work, statistics are not waited for
+        if seconds >= MIN_STEP_S:  # statistics computed during other work take no extra time
             context.step_time(STEP_LABELS[step], seconds)
     context.keep(KeptStage(result.kept, result.reason))
     context.environment(warnings=list(result.warnings))
 
 
-def save_model(loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext) -> None:
-    """Saves the kept stage, which the model holds, so that plain transformers can load it."""
+def save_model(
+    loaded: LoadedModel, kept_stage: SDSStage, config: SDSJob, context: JobContext
+) -> None:
+    """Save the kept stage, which `loaded` holds, in a format that transformers loads."""
     digest = weights_hash(loaded.model)
     origin = origin_of(config.model)
-    text = card(loaded, kept, config, context, origin)
+    text = card(loaded, kept_stage, config, context, origin)
     with Checkpoints(context.folder).write("model") as folder:
         save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
         copy_terms(origin, folder)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)
-    context.log(f"Saved the model ({STAGE_LABELS[kept]}). sha256 of its weights: {digest}")
+    context.log(f"Saved the model ({STAGE_LABELS[kept_stage]}). sha256 of its weights: {digest}")
 
 
 def card(
-    loaded: LoadedModel, kept: SDSStage, config: SDSJob, context: JobContext, origin: ModelOrigin
+    loaded: LoadedModel,
+    kept_stage: SDSStage,
+    config: SDSJob,
+    context: JobContext,
+    origin: ModelOrigin,
 ) -> str:
-    """The README beside the saved weights."""
+    """Return the text of the model card."""
     measured = {
         str(metric): {STAGE_LABELS[r.stage]: r.value for r in rows if r.metric == metric}
         for rows in [queries.results([context.run])]
@@ -130,7 +136,7 @@ def card(
     return pruned_card(
         loaded.facts.title,
         context.run,
-        STAGE_LABELS[kept],
+        STAGE_LABELS[kept_stage],
         "SDS" if config.until == "sds" else config.base,
         str(config.pattern),
         origin,

@@ -24,7 +24,8 @@ from backend.errors import CancelledError
 from backend.models.foreign_tokenizer import ForeignTokenizer, TextTokenizer
 from backend.models.loading import LoadedModel, load_tokenizer
 from backend.models.memory import memory_available, weight_memory
-from backend.models.sources.catalog import is_shipped, materialize
+from backend.models.sources.catalog import materialize
+from backend.models.sources.trust import has_shipped_tokenizer
 from backend.printable import readable_bytes
 from backend.settings import settings
 from jobs.fields.models import ResolvedModel
@@ -305,7 +306,7 @@ class ModelPool:
 def open_tokenizer(base: ResolvedModel, folder: Path) -> TextTokenizer:
     """The tokenizer in the folder of a model; that of a foreign model works in a limited child.
     Raises ModelError: it cannot be read."""
-    if is_shipped(base.source):
+    if has_shipped_tokenizer(str(folder)):
         return load_tokenizer(folder, base.facts)
     return ForeignTokenizer(folder, base.facts)
 

@@ -1,4 +1,4 @@
-"""Weight statistics as a kind of job."""
+"""The kind `statistics`: weight statistics of a model."""
 
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
@@ -8,14 +8,15 @@ from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
 
 NAME, DENSE = "statistics", "dense"
-MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is being computed
+MATRIX_COPIES = 6  # copies of the largest matrix in memory: stored, float32, sorted, intermediates
 
 
 class StatisticsJob(ModelConfig, JobConfig):
-    """Which model."""
+    """Model to measure."""
 
 
 def requirements(config: StatisticsJob) -> Requirements:
+    """See `Kind.requirements`."""
     facts = resolve_model(config.model, reads=False).facts
     largest = max(x.weights for x in facts.matrices)
     return Requirements(
@@ -33,11 +34,11 @@ def work(facts: ModelFacts) -> list[PhaseWork]:
 KIND = Kind(
     name=NAME,
     title="Weight statistics",
-    summary="Statistics of a model's weights: no text, no forward pass, little memory.",
+    summary="Measure the distribution of a model's weights, without text or forward passes.",
     config=StatisticsJob,
     requirements=requirements,
     run="jobs.weight_statistics.run:run",
     order=70,
     has_models=False,
-    stages={DENSE: "As stored"},  # it may be a pruned one
+    stages={DENSE: "As stored"},  # the model may be pruned
 )

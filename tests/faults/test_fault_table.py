@@ -5,12 +5,16 @@ import pytest
 from app import SUPERVISOR_CHECK_S
 from backend.models.foreign_tokenizer import WORK_S
 from backend.queue import lifecycle
-from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
-from backend.queue.engines.slurm import JOBS_S
+from backend.queue.engines.ray import HEAD_TIMEOUT_S, RETRY_PAUSE_S, ROOM_CACHE_S
+from backend.queue.engines.slurm import JOBS_CACHE_S
 from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
-from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
+from backend.store.dialects.postgresql import (
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_PROBES,
+)
 from jobs.runtime.context import STOP_TIMEOUT_S
 from jobs.runtime.row_buffer import RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S
 from jobs.runtime.uploads import MAX_RETRY_S
@@ -40,12 +44,18 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     [
         ("A machine is gone with its runs", [LEAVING_MS / 1000]),
         ("A machine is cut off for longer", [STOP_TIMEOUT_S]),
-        ("The head does not answer", [SILENT_MS / 1000, SAID_MS / 1000, ANSWER_S + PAUSE_S]),
-        ("Machines come and go", [ROOM_S]),
-        ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),
+        (
+            "The head does not answer",
+            [SILENT_MS / 1000, SAID_MS / 1000, HEAD_TIMEOUT_S + RETRY_PAUSE_S],
+        ),
+        ("Machines come and go", [ROOM_CACHE_S]),
+        ("The controller does not answer", [SILENT_MS / 1000, JOBS_CACHE_S]),
         ("The engine is set to another one", [LEAVING_MS / 1000]),
         ("The artifact store is full", [MAX_RETRY_S]),
-        ("The supervisor dies, or is cut off", [SILENT_S + ASK_AGAIN_S * ASK_TIMES]),
+        (
+            "The supervisor dies, or is cut off",
+            [KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES],
+        ),
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
         ("The supervisor is killed", [SUPERVISOR_CHECK_S]),

@@ -62,7 +62,7 @@ def test_dying_between_claim_and_start_loses_nothing(
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor that is woken is forked, and so are its runs."""
-    monkeypatch.setattr(launcher, "started", fork_module)
+    monkeypatch.setattr(launcher, "start_module", fork_module)
 
 
 @pytest.mark.usefixtures("forked")
@@ -122,8 +122,8 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     assert process_of(job.id) == process and process.is_running()  # it outlives the supervisor
     process.kill()
     with monkeypatch.context() as patch:  # a pid of before the boot says nothing
-        patch.setattr(local, "BOOT", tmp_path / "boot")
-        local.BOOT.write_text("another boot")
+        patch.setattr(local, "BOOT_ID", tmp_path / "boot")
+        local.BOOT_ID.write_text("another boot")
         loop.turn()
     first, _ = queries.attempts(job.id)
     assert first.ended_at and queries.job(job.id).state == State.STARTING

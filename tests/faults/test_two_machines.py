@@ -48,7 +48,7 @@ input()
 @pytest.fixture
 def lead(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseLock]:
     """The right of this machine to supervise, which it does not have yet."""
-    monkeypatch.setattr(session, "ASK_S", 0.0)
+    monkeypatch.setattr(session, "LOCK_RETRY_S", 0.0)
     lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     yield lock
     lock.release()

@@ -1,4 +1,4 @@
-"""The same queue as the queue's own tests use, but for real jobs."""
+"""Fixtures of the queue tests, for real jobs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,10 @@ __all__ = ["counting_queue", "loop", "queue", "wait"]
 
 @pytest.fixture
 def queue(counting_queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """On a toy model threads wait for each other more than they compute. A job that was killed is
-    started again at once."""
+    """A queue whose jobs use one thread, which is fastest for a toy model, and restart at once
+    after a kill."""
     monkeypatch.setattr("backend.queue.lifecycle.RETRY_DELAYS_MS", {})
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # one run after the other
+    monkeypatch.setattr("backend.queue.service.QUICK_MAX_S", 0.0)  # one run after the other
     given(THREADS="1")
     settings()  # what a test then sets is for its children only
     return counting_queue
@@ -28,7 +28,7 @@ def queue(counting_queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def supervised(loop: SupervisorLoop) -> Iterator[SupervisorLoop]:
-    """The loop, for commands that wait: it has the lock, so they wake no supervisor."""
+    """A running supervisor loop with the lock, so that waiting commands start no supervisor."""
     lock = SUPERVISOR.try_lock()
     assert lock is not None
     yield loop

@@ -1,4 +1,4 @@
-"""What decodes: models of the catalog, and what runs have saved, packed weights included."""
+"""Tests of models that decode: catalog models and saved models, including packed weights."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from backend.store.tables import Artifact, Job
 from jobs.chat import ask
 from jobs.fields.models import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.jobs.serving.answers import answer
 from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -35,7 +35,7 @@ ASKED = {"prompt": "One day a cat", "max_new_tokens": 12}
 
 
 def saved(kind: str, bits: int = 0) -> str:
-    """A finished run that saved the toy, quantized to so many bits where they are given."""
+    """Store a finished run with the saved toy model, quantized if `bits` is given."""
     job = submit("amphista", {"model": "toy", "answers": 64}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
@@ -63,19 +63,19 @@ def saved(kind: str, bits: int = 0) -> str:
 def test_packed_weights_under_a_wrong_config_are_refused(
     queue: Path, load_it: Callable[..., LoadedModel]
 ) -> None:
-    """They are loaded by other means than dense ones, and checked by the same."""
+    """Packed weights have another loader than dense weights, but the same checks."""
     folder = queue / "models" / "packed"
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
-    given = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
-    assert load_it(resolve_model(str(folder)), *given)
+    arguments = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
+    assert load_it(resolve_model(str(folder)), *arguments)
     config = json.loads((folder / "config.json").read_text())
-    for change, said in (
+    for change, message in (
         ({"rms_norm_eps": -1.0}, "not finite"),
         ({"model_type": "none such"}, "transformers cannot read it"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ModelError, match=said):
-            load_it(resolve_model(str(folder)), *given)
+        with pytest.raises(ModelError, match=message):
+            load_it(resolve_model(str(folder)), *arguments)
 
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
     else:
         config.write_text(config.read_text()[:20])
     with pytest.raises(ConfigError, match="damaged") as refused:
-        checked("benchmark", {"model": run})
+        check_and_estimate("benchmark", {"model": run})
     assert refused.value.field == "model"
     with pytest.raises(ConfigError, match="damaged") as refused:
         ask({**ASKED, "sides": run}, False, HOST)
@@ -138,10 +138,10 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
 @pytest.mark.parametrize("kind", ["amphista", "benchmark"])
 def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
     run = saved("dlqat", bits=4)
-    checked(kind, {"model": run})
+    check_and_estimate(kind, {"model": run})
     ask({**ASKED, "sides": run}, False, HOST)
     for check in (
-        lambda: checked(kind, {"model": run, "precision": "float32"}),
+        lambda: check_and_estimate(kind, {"model": run, "precision": "float32"}),
         lambda: ask({**ASKED, "sides": run, "precision": "float32"}, False, HOST),
     ):
         with pytest.raises(ConfigError, match="do not support float32") as refused:
@@ -162,11 +162,11 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
         "threads": 1,
     }
     trained = succeeded(wait, "amphista", values)
-    alone, drafted = (answer(each, **ASKED, nodes=2) for each in (base, trained.run))
+    alone, drafted = (answer(side, **ASKED, nodes=2) for side in (base, trained.run))
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
-    other = saved("dlqat", bits=3)
+    other_run = saved("dlqat", bits=3)
     with writing() as session:  # as if its base had been trained anew
         row = session.get_one(Job, trained.id)
-        row.config = {**row.config, "model": other}
+        row.config = {**row.config, "model": other_run}
     with pytest.raises(SlimscopeError, match="belongs to another model"):
         answer(trained.run, **ASKED)

@@ -1,4 +1,4 @@
-"""How long a run will take: from its work, the rates of the machine and finished runs."""
+"""Tests of the estimated duration: from work, machine rates and finished runs."""
 
 import threading
 from itertools import pairwise
@@ -16,7 +16,7 @@ from backend.store.states import State
 from jobs import estimates
 from jobs.estimates import REFERENCE_RATES, REST, FinishedRun, PhaseWork, Rates, estimate, processor
 from jobs.runtime import probe
-from jobs.submit import checked
+from jobs.submit import check_and_estimate
 from tests.conftest import Given
 from tests.queue.conftest import bare_job
 
@@ -27,13 +27,13 @@ SMALL = {"model": "toy", "segments": 4, "context": 64, "windows": 4}
 
 @pytest.fixture
 def measured(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose rates are known, without reference runs."""
+    """A machine with known rates, without reference runs."""
     monkeypatch.setattr(estimates, "rates_here", lambda: HERE)
     monkeypatch.setattr(estimates, "reference_runs", tuple)
 
 
 def finished(number: int, seconds: float, work: PhaseWork = TRAINING, **values: object) -> None:
-    """A run on this machine that did this work and took `seconds`."""
+    """Store a finished run of this machine with this work and duration."""
     recorded = {"kernels": kernel_version(), "steps": estimates.by_step([work])}
     place = {"device": "cpu", "cpu": f"{processor()}, 2 of 2 cores", "threads": 1}
     row = {
@@ -59,17 +59,17 @@ def told(
 
 
 def width(**about: Any) -> float:
-    found = told(**about)
-    return found.high / found.low
+    duration = told(**about)
+    return duration.high / duration.low
 
 
 def test_without_a_probe_and_runs_it_says_so_and_the_range_is_wide(
     queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     given(CACHE_DIR=str(queue / "cache"))
-    found = told()
-    assert found.low < found.seconds < found.high and "not measured" in found.basis
-    blind = found.high / found.low
+    duration = told()
+    assert duration.low < duration.seconds < duration.high and "not measured" in duration.basis
+    blind = duration.high / duration.low
     monkeypatch.setattr(estimates, "rates_here", lambda: HERE)
     probed = told()
     assert "not measured" not in probed.basis and probed.high / probed.low < blind
@@ -80,9 +80,9 @@ def test_without_a_probe_and_runs_it_says_so_and_the_range_is_wide(
 def test_after_one_run_the_range_holds_it_and_is_at_most_twice_as_wide(measured: None) -> None:
     before = width()
     finished(1, 100)
-    found = told()
-    assert found.low < 100 < found.high and found.high / found.low <= 2 < before
-    assert found.basis == "1 run like this on this machine"
+    duration = told()
+    assert duration.low < 100 < duration.high and duration.high / duration.low <= 2 < before
+    assert duration.basis == "1 run like this on this machine"
 
 
 def test_agreeing_runs_make_it_narrower_and_an_odd_one_does_not_move_it(measured: None) -> None:
@@ -96,8 +96,8 @@ def test_agreeing_runs_make_it_narrower_and_an_odd_one_does_not_move_it(measured
 
 def test_what_another_machine_model_or_version_says_is_less_certain(measured: None) -> None:
     finished(1, 100)
-    own = width()
-    assert own < width(model="smollm2-135m")
+    own_width = width()
+    assert own_width < width(model="smollm2-135m")
     for number, environment in enumerate(
         (
             {"cpu": "Another processor, 2 of 2 cores"},
@@ -107,14 +107,14 @@ def test_what_another_machine_model_or_version_says_is_less_certain(measured: No
         2,
     ):
         finished(number, 100, kind="sds", environment=environment)
-        found = estimate("sds", {"model": "toy"}, [TRAINING])
-        assert found.high / found.low > own and "reference runs" in found.basis
+        duration = estimate("sds", {"model": "toy"}, [TRAINING])
+        assert duration.high / duration.low > own_width and "reference runs" in duration.basis
 
 
 def test_a_processor_twice_as_fast_takes_half_as_long(
     measured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as the work counts products; here all of it."""
+    """The work consists of products only."""
     finished(1, 100, environment={"cpu": "Another processor, 2 of 2 cores"})
     slow = told().seconds
     fast = HERE.model_copy(update={"float32": 6e10, "bfloat16": 2e11})
@@ -173,17 +173,21 @@ def test_where_a_gpu_may_be_used_the_newest_run_on_one_counts(
     assert told(device="cpu").seconds == pytest.approx(100, rel=0.1)
 
 
-@drawn(st.lists(st.floats(1e6, 1e15), min_size=2, max_size=4, unique=True))
+# a geometric scale: two neighboring floats may round to the same number of seconds
+@drawn(
+    st.lists(st.integers(0, 60).map(lambda n: 1e6 * 1.4**n), min_size=2, max_size=4, unique=True)
+)
 def test_more_work_takes_longer_and_the_phases_share_it(amounts: list[float]) -> None:
     rates, runs = estimates.rates_here, estimates.finished_runs
     estimates.rates_here, estimates.finished_runs = (lambda: HERE), (lambda _: [])
     try:
-        found = [told(PhaseWork("one", n), PhaseWork("two", n)) for n in sorted(amounts)]
+        durations = [told(PhaseWork("one", n), PhaseWork("two", n)) for n in sorted(amounts)]
     finally:
         estimates.rates_here, estimates.finished_runs = rates, runs
-    assert all(a.seconds < b.seconds for a, b in pairwise(found))
-    for each in found:
-        assert [*each.phases] == ["one", "two"] and each.phases["one"] == each.phases["two"]
+    assert all(a.seconds < b.seconds for a, b in pairwise(durations))
+    for duration in durations:
+        assert [*duration.phases] == ["one", "two"]
+        assert duration.phases["one"] == duration.phases["two"]
 
 
 @pytest.mark.parametrize(
@@ -207,15 +211,15 @@ def test_more_tokens_weights_or_passes_take_longer(
     queue: Path, kind: str, field: str, values: tuple
 ) -> None:
     settings = SMALL if kind in ("sds", "dlqat") else {"model": "toy"}
-    found = [checked(kind, {**settings, field: value})[1].seconds for value in values]
-    assert all(a < b for a, b in pairwise(found)), found
+    seconds = [check_and_estimate(kind, {**settings, field: value})[1].seconds for value in values]
+    assert all(a < b for a, b in pairwise(seconds)), seconds
 
 
 def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {run.kind for run in estimates.reference_runs()}
     assert {"sds", "dlqat", "amphista", "benchmark", "profile", "evaluation"} <= kinds
     monkeypatch.setattr(estimates, "processor", lambda: "Another processor")
-    estimate = checked("sds", {"model": "smollm2-135m"})[1]
+    estimate = check_and_estimate("sds", {"model": "smollm2-135m"})[1]
     assert "reference runs" in estimate.basis
 
 
@@ -224,7 +228,7 @@ def test_each_kind_has_reference_runs(queue: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, on a machine that is idle and measured at once."""
+    """An empty cache on an idle machine, which is measured at once."""
     given(CACHE_DIR=str(queue / "cache"))
     monkeypatch.setattr(probe.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(probe, "MEASUREMENT_S", 0.0)
@@ -234,11 +238,11 @@ def cache(queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert estimates.rates_here() is REFERENCE_RATES
     probe.measure_once()
-    found = estimates.rates_here()
-    assert found is not REFERENCE_RATES and found.load == 0
+    rates = estimates.rates_here()
+    assert rates is not REFERENCE_RATES and rates.load == 0
     monkeypatch.setattr(probe, "measure", lambda _: pytest.fail("It was measured again."))
     probe.measure_once()
-    assert estimates.rates_here() == found
+    assert estimates.rates_here() == rates
 
 
 def test_another_processor_torch_or_kernel_is_measured_anew(
@@ -278,7 +282,7 @@ def test_a_damaged_file_counts_as_none(cache: Path, text: str) -> None:
 
 
 def test_one_process_measures_at_a_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others do not wait for it."""
+    """Other processes do not wait for the measurement."""
     began, release, count = threading.Event(), threading.Event(), list[float]()
 
     def slow(load: float) -> Rates:

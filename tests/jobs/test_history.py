@@ -1,4 +1,4 @@
-"""Every change of a run, by whatever way it comes, is one event with whoever made it."""
+"""Tests of the history: every change of a run is one event with its author."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from tests.queue.conftest import HOST
 
 
 def in_state(state: State) -> str:
-    """A run in this state, with a checkpoint."""
+    """Store a run in this state, with a checkpoint."""
     job = enqueue("count", {"steps": 1}, HOST)
     with writing() as session:
         session.get_one(Job, job.id).state = state
@@ -45,8 +45,8 @@ def test_one_event_for_each_change(
     queue: Path, state: State, name: str, values: dict[str, str], event: str
 ) -> None:
     first = in_state(State.QUEUED)
-    run, other = in_state(state), Actor("kim", "host")
-    OPERATIONS[name].call(other, run=run, **values)
+    run, other_actor = in_state(state), Actor("kim", "host")
+    OPERATIONS[name].call(other_actor, run=run, **values)
     assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
     assert [e.type for e in queries.events(first)] == ["queued"]
 

@@ -1,4 +1,4 @@
-"""Kinds are found by their folders, name their work without importing it, and learn of plugins."""
+"""Tests of the registry of kinds: discovery, lazy imports and plugins."""
 
 import inspect
 from pathlib import Path
@@ -38,7 +38,7 @@ class Baking(Options):
 
 
 class Rolls(Baking):
-    """Says nothing of the heat itself."""
+    """A config that inherits all its fields."""
 
 
 def test_the_text_below_an_option_is_its_description_in_one_line() -> None:

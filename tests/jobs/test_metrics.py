@@ -1,4 +1,4 @@
-"""The registry of metrics, and figures in sentences."""
+"""Tests of the metric registry, and of figures in sentences."""
 
 import pandas as pd
 import pytest
@@ -10,9 +10,9 @@ from jobs import metrics
 from jobs.dlqat import kind as dlqat
 from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, ordered
 from jobs.sds import kind as sds
-from jobs.wording import StageComparison, apart, extent, fixed, relative_change
+from jobs.wording import StageComparison, distinguishable, extent, fixed, relative_change
 from tests.ui.lab import job, result
-from ui.charts.lines import points_words
+from ui.charts.lines import points_label
 from ui.runs.columns import columns
 from ui.runs.results import display_units, format_value
 from ui.runs.rows import rows
@@ -41,11 +41,11 @@ def test_any_text_is_a_name(name: str) -> None:
 
 
 def test_a_series_is_described_by_its_family() -> None:
-    found = named("bytes/gptq_layout")
-    assert (found.name, found.form, found.better) == ("bytes/gptq_layout", "bytes", "lower")
-    assert found.label == "Size, gptq layout"
-    assert found.definition == METRICS["bytes"].definition
-    assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == found
+    entry = named("bytes/gptq_layout")
+    assert (entry.name, entry.form, entry.better) == ("bytes/gptq_layout", "bytes", "lower")
+    assert entry.label == "Size, gptq layout"
+    assert entry.definition == METRICS["bytes"].definition
+    assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == entry
 
 
 def test_described_metrics_come_first_in_their_order() -> None:
@@ -69,15 +69,15 @@ def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
 
 
 def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its column, its unit, its direction and the axis of its curve follow."""
+    """Column, unit, direction and curve axis follow from the entry."""
     key = MetricKey("agreement")
     added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block")
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
     row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
     column = columns(row)["agreement"]
-    assert (column.title, column.usual) == ("Agreement, %", False)
+    assert (column.title, column.is_default) == ("Agreement, %", False)
     assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
-    assert points_words(key) == "points, each the mean over a block"
+    assert points_label(key) == "points, each the mean over a block"
     points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})
     assert display_units(points)["value"].tolist() == [25.0]
 
@@ -90,11 +90,16 @@ def test_what_rounds_to_zero_has_no_sign(value: float, places: int) -> None:
 
 
 def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
-    assert apart([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
-    assert apart([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
-    assert apart([2.0, 2.0]) == ["2.0", "2.0"]
-    assert apart([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
-    assert apart([1.4963, 1.5143, 1.50931, 1.50932]) == ["1.496", "1.514", "1.509", "1.509"]
+    assert distinguishable([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
+    assert distinguishable([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
+    assert distinguishable([2.0, 2.0]) == ["2.0", "2.0"]
+    assert distinguishable([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
+    assert distinguishable([1.4963, 1.5143, 1.50931, 1.50932]) == [
+        "1.496",
+        "1.514",
+        "1.509",
+        "1.509",
+    ]
     assert extent([1.26, 1.261], "{:.2f}".format) == "1.26"
 
 
@@ -106,8 +111,8 @@ def test_a_change_that_rounds_to_nothing_is_none() -> None:
 
 def test_the_figures_of_small_models_are_told_apart() -> None:
     values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
-    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
-    assert told is not None and told.text == (
+    key_figure = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
+    assert key_figure is not None and key_figure.text == (
         "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
         "In cross-entropy, 38 %."
     )
@@ -117,9 +122,9 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
     assert worse is not None and worse.value == "0 %"
     figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
     held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
-    for kept in ("gptq", "dlqat"):
-        bits = dlqat.key_figure(figures | held, kept)
+    for kept_stage in ("gptq", "dlqat"):
+        bits = dlqat.key_figure(figures | held, kept_stage)
         assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
     assert dlqat.key_figure(figures | held, "") is None
-    said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
-    assert "rounding itself changes nothing measurable." in said
+    sentence = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
+    assert "rounding changes nothing measurable." in sentence

@@ -1,4 +1,4 @@
-"""Pipelines: runs that wait for one another."""
+"""Tests of pipelines."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.lifecycle import start_attempt
-from backend.queue.scheduling import awaited, connected
+from backend.queue.scheduling import awaited, pipeline_jobs
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State
@@ -37,7 +37,7 @@ def ended(run: Job, state: State) -> None:
 
 
 def startable() -> list[int]:
-    return scheduling.waits_for(Lane.SLOTS)
+    return scheduling.ready_job_ids(Lane.SLOTS)
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> Non
     assert [job.config["model"] for job in queued] == ["toy", sds.run, dlqat.run, dlqat.run]
     assert speed.config["drafters"] == drafter.run
     assert {job.name for job in queued} == {"all three"}
-    found = awaited(job.id for job in queued)
-    assert {n: [job.run for job in jobs] for n, jobs in found.items()} == {
+    awaited_runs = awaited(job.id for job in queued)
+    assert {n: [job.run for job in jobs] for n, jobs in awaited_runs.items()} == {
         dlqat.id: [sds.run],
         drafter.id: [dlqat.run],
         speed.id: [dlqat.run, drafter.run],
     }
-    assert [job.run for job in connected(drafter.id)] == [job.run for job in queued]
+    assert [job.run for job in pipeline_jobs(drafter.id)] == [job.run for job in queued]
 
 
 def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> None:
@@ -80,48 +80,48 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
     first = submit("benchmark", {"model": "toy", "count": 2}, HOST)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": first.run}, HOST)
     pruned = submit("sds", {"model": "toy"}, HOST)
     ended(pruned, State.FAILED)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": pruned.run}, HOST)
     drafter = submit("amphista", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="has saved no model"):
+    with pytest.raises(ConfigError, match="has not saved a model"):
         submit("dlqat", {"model": drafter.run}, HOST)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("", "lines that begin with model: and steps:"),
-        ("[model, toy]", "lines that begin with model: and steps:"),
+        ("", "the keys model and steps"),
+        ("[model, toy]", "the keys model and steps"),
         ("model: toy\nsteps: []", "steps"),
-        ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2, dlqat, cannot be run"),
-        ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2, other"),
+        ("model: toy\nsteps: [sds: {}, dlqat: {bits: 9}]", "Step 2 (dlqat) cannot run"),
+        ("model: toy\nsteps: [sds: {}, other: {}]", "Step 2 (other)"),
         ("model: toy\nsteps: [{sds: {}, dlqat: {}}]", "Step 1 has 2 kinds"),
         ("model: toy\nsteps: [sds: {preset: none}]", "no preset"),
-        ("model: toy\nsteps: [generate: {}]", "Step 1, generate"),
-        ("model: no-such\nsteps: [sds: {}]", "Step 1, sds"),
+        ("model: toy\nsteps: [generate: {}]", "Step 1 (generate)"),
+        ("model: no-such\nsteps: [sds: {}]", "Step 1 (sds)"),
         ("model: toy\nsteps: [sds: {}]\nmore: 1", "more"),
-        ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "no YAML"),
-        ("a: [", "no YAML"),
-        ("model: toy\nsteps: [sds: {seed: !!int one}]", "no YAML"),
+        ("model: !!python/object/apply:os.getcwd []\nsteps: [sds: {}]", "not valid YAML"),
+        ("a: [", "not valid YAML"),
+        ("model: toy\nsteps: [sds: {seed: !!int one}]", "not valid YAML"),
         ("model: toy\nsteps: [sds: &a {preset: [*a]}]", "instead of an alias"),
-        ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed stands here more than once"),
-        ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model stands here more than once"),
-        ("model: toy\nsteps: [sds: !!map [seed]]", "no YAML"),
+        ("model: toy\nsteps: [sds: {seed: 1, seed: 2}]", "seed appears more than once"),
+        ("model: toy\nmodel: toy\nsteps: [sds: {}]", "model appears more than once"),
+        ("model: toy\nsteps: [sds: !!map [seed]]", "not valid YAML"),
         ("model: toy\nsteps: " + "[" * 5000, "nested too deeply"),
-        ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1, sds, cannot be run"),
+        ("model: toy\nsteps: [sds: {seed: " + "9" * 5000 + "}]", "Step 1 (sds) cannot run"),
         ("x" * 30_000, "more than"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_queued(
-    queue: object, text: str, said: str
+    queue: object, text: str, message: str
 ) -> None:
     with pytest.raises(SlimscopeError) as refused:
         pipeline.queue(pipeline.read(text), HOST)
-    assert said in str(refused.value) and queries.jobs() == []
+    assert message in str(refused.value) and queries.jobs() == []
 
 
 @pytest.mark.parametrize("error", [ConfigError("It is full."), OSError("The disk is gone.")])
@@ -140,7 +140,8 @@ def test_an_error_at_the_third_step_leaves_no_row(
 
 
 def test_what_only_the_runs_before_tell_is_refused_too(queue: object) -> None:
-    """What a step will have saved: weights that are packed do not compute in float32."""
+    """Checks against the future output of earlier steps: packed weights do not decode in
+    float32."""
     steps = "[sds: , dlqat: , benchmark: {precision: float32, count: 2}]"
     with pytest.raises(ConfigError, match="float32"):
         pipeline.queue(pipeline.read(f"model: toy\nsteps: {steps}"), HOST)
@@ -183,7 +184,7 @@ def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
     for job in queued[:4]:
         ended(job, State.SUCCEEDED)
     assert startable() == [queued[4].id]  # when the chain is done
-    assert [job.id for job in connected(speed.id)] == [job.id for job in queued]
+    assert [job.id for job in pipeline_jobs(speed.id)] == [job.id for job in queued]
     assert [queries.job(job.run).tags for job in queued] == [[]] * 4 + [["alone"]] * 4
 
 

@@ -1,4 +1,4 @@
-"""When a job will end, from how fast it went so far."""
+"""Tests of the remaining time of a job, from its progress."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from jobs.runtime.progress import Progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, in seconds; a test moves it."""
+    """The time in seconds, which tests advance."""
     now = [0.0]
     monkeypatch.setattr(module, "MAX_SMOOTHING_S", 1e-9)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -19,8 +19,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def eta(progress: Progress) -> float | None:
-    found = progress.columns()["eta_s"]
-    return None if found is None else float(found)
+    seconds = progress.columns()["eta_s"]
+    return None if seconds is None else float(seconds)
 
 
 def test_nobody_knows_before_something_is_done(clock: list[float]) -> None:
@@ -71,15 +71,15 @@ def test_what_is_told_moves_slowly_toward_what_is_reckoned(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, seconds: float, least: int, most: int
 ) -> None:
     monkeypatch.setattr(module, "MAX_SMOOTHING_S", seconds)
-    progress, told = Progress(), list[float]()
+    progress, estimates = Progress(), list[float]()
     progress.report(0.0, 1.0, "Fast", phase_end=0.5)
     for second in range(10, 200):  # after 50 the pace is a sixth
         clock[0] = second
         share = 0.01 * second if second < 50 else 0.5 + (second - 50) / 600
         progress.report(share, 1.0, "Work", phase_end=0.5 if second < 50 else 1.0)
-        told.append(float(eta(progress) or 0))
-    assert least <= max(after - before for before, after in pairwise(told)) < most
-    assert told[0] == pytest.approx(90) and told[-1] == pytest.approx(150, abs=10)
+        estimates.append(float(eta(progress) or 0))
+    assert least <= max(after - before for before, after in pairwise(estimates)) < most
+    assert estimates[0] == pytest.approx(90) and estimates[-1] == pytest.approx(150, abs=10)
 
 
 def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reckoned(
@@ -96,8 +96,8 @@ def test_after_a_resume_the_end_is_reckoned_anew_and_near_it_counts_what_is_reck
     for second in range(1, 60):
         clock[0] = 4 + second
         progress.report(second / 60, 1.0, "One", phase_end=1.0)
-        left = float(eta(progress) or 0)
-    assert left < 10
+        seconds_left = float(eta(progress) or 0)
+    assert seconds_left < 10
 
 
 def test_the_log_is_told_what_has_moved() -> None:

@@ -1,4 +1,4 @@
-"""What no run of any kind can work with is refused before it is queued."""
+"""Tests of requests that no kind accepts, rejected before a run is queued."""
 
 import shutil
 from pathlib import Path
@@ -13,11 +13,11 @@ from backend.settings import settings
 from backend.store import queries
 from jobs import limits
 from jobs.chat import ask
-from jobs.cli.runs import _queued
+from jobs.cli.runs import _queue_text
 from jobs.fields.drafters import drafter_folder
 from jobs.operations.runs import _run_text
 from jobs.record import cost_text, record, summary
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
@@ -95,11 +95,11 @@ def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> Non
 
 
 def test_a_drafter_that_was_cut_short(queue: Path) -> None:
-    run, asked = trained(), len(queries.jobs())
+    run, job_count = trained(), len(queries.jobs())
     folder = drafter_folder(run)
-    whole = folder.rename(folder.with_name("whole"))
+    intact = folder.rename(folder.with_name("whole"))
     with Checkpoints(folder.parent).write(folder.name) as draft:
-        shutil.copytree(whole, draft, dirs_exist_ok=True)
+        shutil.copytree(intact, draft, dirs_exist_ok=True)
     weights = folder / "drafter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
@@ -108,11 +108,11 @@ def test_a_drafter_that_was_cut_short(queue: Path) -> None:
     with pytest.raises(SlimscopeError, match=r"drafter\.safetensors has changed") as refused:
         ask({"sides": run.run, "prompt": "One day"}, False, HOST)
     assert refused.value.field == "sides"
-    assert len(queries.jobs()) == asked
+    assert len(queries.jobs()) == job_count
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("model", "", "Model was not accepted. It must not be empty."),
         ("model", "m" * 301, "It must have 300 characters or fewer."),
@@ -122,31 +122,33 @@ def test_a_drafter_that_was_cut_short(queue: Path) -> None:
         ("bits", 99, "It must be 8 or less."),
     ],
 )
-def test_bad_values_are_refused_plainly(queue: Path, field: str, value: object, said: str) -> None:
+def test_bad_values_are_refused_plainly(
+    queue: Path, field: str, value: object, message: str
+) -> None:
     with pytest.raises(SlimscopeError) as refused:
         submit("dlqat", {"model": "toy", field: value}, HOST)
-    assert refused.value.field == field and said in str(refused.value)
+    assert refused.value.field == field and message in str(refused.value)
 
 
 def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
     wrong = {"model": "toy", "bits": 99, "group_size": 7, "rank": -1}
     with pytest.raises(SlimscopeError) as refused:
-        checked("dlqat", wrong)
-    found = [refused.value, *refused.value.others]
-    assert [error.field for error in found] == ["bits", "rank", "group_size"]
+        check_and_estimate("dlqat", wrong)
+    errors = [refused.value, *refused.value.others]
+    assert [error.field for error in errors] == ["bits", "rank", "group_size"]
     with pytest.raises(SlimscopeError) as refused:  # nothing is checked against another model
-        checked("dlqat", {**wrong, "model": "toys"})
+        check_and_estimate("dlqat", {**wrong, "model": "toys"})
     assert "group_size" not in [error.field for error in refused.value.others]
 
 
 def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
     job = submit("sds", {"model": "toy"}, HOST)
-    told = cost_text(job)
+    text = cost_text(job)
     seconds, size = (job.environment[key] for key in ("estimated_seconds", "estimated_bytes"))
-    assert told == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
+    assert text == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
     job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
-    assert cost_text(job) == f"{told[:-1]}; took 1\u00a0min\u00a030\u00a0s, 1 GB."
-    assert told in _queued(summary(queries.job(job.id)))
-    assert told in _run_text(record(job.id))
+    assert cost_text(job) == f"{text[:-1]}; took 1\u00a0min\u00a030\u00a0s, 1 GB."
+    assert text in _queue_text(summary(queries.job(job.id)))
+    assert text in _run_text(record(job.id))
     job.environment = {}
     assert cost_text(job) == ""

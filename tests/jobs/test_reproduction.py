@@ -1,4 +1,4 @@
-"""Reproduction: frozen settings, an equal result, and every way in which it may differ."""
+"""Tests of reproductions: original settings, equal results, and all kinds of differences."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.shell import slimscope
 
 
 def made(number: int, results: dict[str, float], **values: object) -> None:
-    """A run that has ended with these figures of the SDS stage."""
+    """Store a finished run with these figures of the SDS stage."""
     row = {
         "id": number,
         "config": {"pattern": "2:4"},
@@ -35,8 +35,8 @@ def made(number: int, results: dict[str, float], **values: object) -> None:
         for metric, value in results.items():
             key = MetricKey.parse(metric)
             details = {"corpus": "toystories"}
-            named = {"stage": "sds", "family": key.family, "series": key.series}
-            session.add(Result(job_id=number, **named, value=value, details=details))
+            key_fields = {"stage": "sds", "family": key.family, "series": key.series}
+            session.add(Result(job_id=number, **key_fields, value=value, details=details))
 
 
 def test_the_same_comes_out_until_the_text_changes(
@@ -60,11 +60,11 @@ def test_the_same_comes_out_until_the_text_changes(
     text.write_text("\n\n".join(stories(6, 400)))
     third = reproduce(first.run, HOST)
     assert wait(third.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    other = compare(first.run, third.run)
-    assert other.outcome == "different" and other.weights is not None
-    assert [t.what for t in other.texts] == ["held-out text", "calibration text"]
-    assert "other weights, another held-out text, another calibration text" in str(other)
-    dense = [d for d in other.results if d.what.startswith("Perplexity, Dense")]
+    changed = compare(first.run, third.run)
+    assert changed.outcome == "different" and changed.weights is not None
+    assert [t.what for t in changed.texts] == ["held-out text", "calibration text"]
+    assert "different weights, different held-out text, different calibration text" in str(changed)
+    dense = [d for d in changed.results if d.what.startswith("Perplexity, Dense")]
     assert dense == []  # measured on the evaluation text, which is the same
 
 
@@ -73,16 +73,16 @@ def test_what_differs_is_told_in_words(queue: Path) -> None:
     made(1, figures)
     environment = {"weights_sha256": "bb", "threads": 2, "versions": {"torch": "2.10"}}
     made(2, figures | {"perplexity": 11.0}, environment=environment, config={"pattern": "50%"})
-    found = compare(1, 2)
-    assert found.outcome == "different" and found.compared == 1  # clocks do not count
-    assert [(d.what, d.first, d.second) for d in found.differences] == [
+    comparison = compare(1, 2)
+    assert comparison.outcome == "different" and comparison.compared == 1  # clocks do not count
+    assert [(d.what, d.first, d.second) for d in comparison.differences] == [
         ("sha256 of the weights", "aa", "bb"),
         ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
         ("pattern", "2:4", "50%"),
         ("threads", 1, 2),
         ("torch", "2.9", "2.10"),
     ]
-    assert "threads 1 → 2; torch 2.9 → 2.10" in str(found)
+    assert "threads 1 → 2; torch 2.9 → 2.10" in str(comparison)
 
 
 def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> None:
@@ -90,9 +90,9 @@ def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> Non
     made(2, {"perplexity": 10.0})
     with writing() as session:
         session.get_one(Result, (2, "sds", "perplexity", "")).details = {"corpus": "other"}
-    named = {d.what: (d.first, d.second) for d in compare(1, 2).results}
-    assert named["Bits per byte, Second pruning (SDS)"] == (1.0, None)
-    assert named["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")
+    differences = {d.what: (d.first, d.second) for d in compare(1, 2).results}
+    assert differences["Bits per byte, Second pruning (SDS)"] == (1.0, None)
+    assert differences["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")
 
 
 def test_a_setting_that_is_newer_than_the_run_is_no_difference(queue: Path) -> None:
@@ -105,8 +105,10 @@ def test_a_setting_that_is_newer_than_the_run_is_no_difference(queue: Path) -> N
 def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -> None:
     made(1, {"perplexity": 10.0})
     made(2, {}, state=state, parent=1)
-    found = reproduced(queries.job(2))
-    assert found is not None and found.outcome == "open" and "once both" in str(found)
+    comparison = reproduced(queries.job(2))
+    assert (
+        comparison is not None and comparison.outcome == "open" and "after both" in str(comparison)
+    )
     assert record(2)["reproduce"]["outcome"] == "open" and record(1)["reproduce"] is None
     assert [job.id for job in queries.reproductions(1)] == [2]
 
@@ -115,12 +117,15 @@ def test_replay_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--steps", "1", "--pause", "0", "--wait")
     assert slimscope(*words, meanwhile=supervised.turn).returncode == 0
     again = ("reproduce", "count-0001", "--wait")
-    done = slimscope(*again, "--json", meanwhile=supervised.turn)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["outcome"] == "equal"
+    completed = slimscope(*again, "--json", meanwhile=supervised.turn)
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout)["outcome"] == "equal"
     with writing() as session:
         session.get_one(Result, (1, "run", "total", "")).value = 7.0
-    told = slimscope("show", "2")
-    assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
-    done = slimscope(*again, meanwhile=supervised.turn)
-    assert done.returncode == 4 and "1 figures differ" in done.stdout
+    completed_show = slimscope("show", "2")
+    assert (
+        "count-0001 and count-0002 differ" in completed_show.stdout
+        and "7.0" in completed_show.stdout
+    )
+    completed = slimscope(*again, meanwhile=supervised.turn)
+    assert completed.returncode == 4 and "1 different figure." in completed.stdout

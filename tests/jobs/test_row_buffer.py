@@ -1,4 +1,4 @@
-"""Figures are written by one thread; finished work waits until they are on a disk."""
+"""Tests of the thread that writes figures; finished work waits until they are on disk."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def point(step: int) -> Row:
 
 
 class Database:
-    """What the figures are given to."""
+    """Receives the figures."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -52,16 +52,16 @@ def spool(tmp_path: Path) -> RowSpool:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
 def buffer(
-    database: Database, spool: RowSpool, said: list[str], monkeypatch: pytest.MonkeyPatch
+    database: Database, spool: RowSpool, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> RowBuffer:
     monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
-    return RowBuffer(database.write, spool, said.append)
+    return RowBuffer(database.write, spool, messages.append)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def test_a_database_that_stands_still_is_waited_for_once(
     buffer: RowBuffer,
     database: Database,
     spool: RowSpool,
-    said: list[str],
+    messages: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 0.05)
@@ -110,11 +110,11 @@ def test_a_database_that_stands_still_is_waited_for_once(
             buffer.add(point(step))
             buffer.settle()
             assert spool.read() == [point(each) for each in range(step + 1)]
-        assert database.called == 1 and len(said) == 1 and "no answer" in said[0]
+        assert database.called == 1 and len(messages) == 1 and "no answer" in messages[0]
         database.answers.set()
         until(lambda: len(database.rows) == 3)
-        until(lambda: len(said) == 2)
-        assert "is available again" in said[1] and spool.read() == []
+        until(lambda: len(messages) == 2)
+        assert "is available again" in messages[1] and spool.read() == []
         monkeypatch.setattr(row_buffer, "RESPONSE_TIMEOUT_S", 60.0)
         buffer.add(point(3))
         buffer.settle()
@@ -122,13 +122,13 @@ def test_a_database_that_stands_still_is_waited_for_once(
 
 
 def test_while_it_is_away_figures_are_kept_in_order_and_written_once(
-    buffer: RowBuffer, database: Database, spool: RowSpool, said: list[str]
+    buffer: RowBuffer, database: Database, spool: RowSpool, messages: list[str]
 ) -> None:
     database.error = AWAY
     for step in range(3):
         buffer.add(point(step))
         buffer.settle()
-    assert database.called == 1 and len(spool.read()) == 3 and len(said) == 1
+    assert database.called == 1 and len(spool.read()) == 3 and len(messages) == 1
     with pytest.raises(OperationalError):
         buffer.flush()
     database.error = None

@@ -1,4 +1,4 @@
-"""Sweeps: what is written, what is refused, one transaction, and the table over seeds."""
+"""Tests of sweeps: parsing, rejected sweeps, one transaction, and aggregation over seeds."""
 
 import json
 from itertools import product
@@ -54,18 +54,18 @@ def test_what_cannot_be_swept_names_its_field(pairs: list[tuple[str, str]], fiel
 
 def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -> None:
     swept = {"base": ["wanda", "sparsegpt"], "seed": ["0", "1"], "control": ["false"]}
-    made = sweep.plan("sds", TOY, swept)
-    chosen = [(c.base, c.seed, c.control) for c in made.configs]  # type: ignore[attr-defined]
-    assert chosen == [*product(("wanda", "sparsegpt"), (0, 1), (False,))]
+    sweep_plan = sweep.plan("sds", TOY, swept)
+    combinations = [(c.base, c.seed, c.control) for c in sweep_plan.configs]  # type: ignore[attr-defined]
+    assert combinations == [*product(("wanda", "sparsegpt"), (0, 1), (False,))]
     bases = [TOY | {"control": False, "base": base} for base in swept["base"]]
-    each = [sweep.plan("sds", values, {}).estimate for values in bases]
-    seconds = sum(2 * one.seconds for one in each)  # type: ignore[operator]
-    assert made.estimate.seconds == pytest.approx(seconds)
-    assert {one.bytes for one in each} == {made.estimate.bytes}
+    estimates = [sweep.plan("sds", values, {}).estimate for values in bases]
+    seconds = sum(2 * estimate.seconds for estimate in estimates)  # type: ignore[operator]
+    assert sweep_plan.estimate.seconds == pytest.approx(seconds)
+    assert {estimate.bytes for estimate in estimates} == {sweep_plan.estimate.bytes}
 
 
 @pytest.mark.parametrize(
-    ("values", "swept", "field", "said"),
+    ("values", "swept", "field", "message"),
     [
         ({}, {"pattern": ["2:4", "7x"]}, "pattern", "pattern 7x"),
         ({}, {"pattern": ["2:4", "3:7"]}, "pattern", "do not divide"),
@@ -75,10 +75,12 @@ def test_every_combination_is_a_run_with_values_of_the_right_type(queue: Path) -
         ({}, {"model": ["toy", "/etc/passwd"]}, "model", "model /etc/passwd"),
     ],
 )
-def test_one_bad_refuses_all(queue: Path, values: dict, swept: dict, field: str, said: str) -> None:
+def test_one_bad_refuses_all(
+    queue: Path, values: dict, swept: dict, field: str, message: str
+) -> None:
     with pytest.raises(SlimscopeError) as refused:
         sweep.queue("sds", TOY | values, swept, HOST)
-    assert refused.value.field == field and said in str(refused.value)
+    assert refused.value.field == field and message in str(refused.value)
     assert queries.jobs() == []
 
 
@@ -162,18 +164,18 @@ def test_the_command_line_of_a_sweep_reads_back_as_the_same(queue: Path) -> None
 
 def test_sweep_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--pause", "0", "--sweep", "steps=1,2", "--sweep", "seed=0..1")
-    done = slimscope(*words, "--wait", "--json", meanwhile=supervised.turn)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["fields"] == ["seed", "steps"] and len(found["runs"]) == 4
-    totals = [(r["values"]["steps"], r["mean"], r["spread"], r["n"]) for r in found["table"]]
+    completed = slimscope(*words, "--wait", "--json", meanwhile=supervised.turn)
+    assert completed.returncode == 0, completed.stderr
+    sweep_record = json.loads(completed.stdout)
+    assert sweep_record["fields"] == ["seed", "steps"] and len(sweep_record["runs"]) == 4
+    totals = [(r["values"]["steps"], r["mean"], r["spread"], r["n"]) for r in sweep_record["table"]]
     assert totals == [(1, 1.0, 0.0, 2), (2, 2.0, 0.0, 2)]
     again = json.loads(slimscope("sweep", "count-0002", "--json").stdout)
-    for run in (*again["runs"], *found["runs"]):
+    for run in (*again["runs"], *sweep_record["runs"]):
         del run["disk_bytes"]  # the supervisor measures it after a run has ended
-    assert again == found
-    shown = slimscope("sweep", "3", "--metric", "total").stdout
-    assert "4 succeeded" in shown and "steps" in shown
+    assert again == sweep_record
+    output = slimscope("sweep", "3", "--metric", "total").stdout
+    assert "4 succeeded" in output and "steps" in output
     for words in (
         ("sweep", "1", "--metric", "speed"),
         ("cancel", "1", "--sweep"),  # all have ended

@@ -1,4 +1,4 @@
-"""What a process takes of the machine, and how far through the blocks it is."""
+"""Tests of the resource usage of a process, and its position among the blocks."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from jobs.runtime.progress import MB, UsageSampler
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time, in seconds; a test moves it."""
+    """The time in seconds, which tests advance."""
     time = SimpleNamespace(now=0.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time.now))
     monkeypatch.setattr(progress, "now_ms", lambda: int(1000 * time.now))
@@ -40,8 +40,8 @@ def test_memory_and_processor_are_those_of_this_process(clock: SimpleNamespace) 
     sampler = UsageSampler(-60_000, lambda name, value, step: points.update({name: value}))
     clock.now = 2.0
     sampler.sample()
-    held = psutil.Process().memory_info().rss / MB
-    assert points[MEMORY] == pytest.approx(held, rel=0.5) and points[PROCESSOR] >= 0
+    used_mb = psutil.Process().memory_info().rss / MB
+    assert points[MEMORY] == pytest.approx(used_mb, rel=0.5) and points[PROCESSOR] >= 0
     assert MEMORY.axis == PROCESSOR.axis == "seconds"
 
 

@@ -14,7 +14,7 @@ from jobs.operations.registry import Button, Run, operation
     "star",
     writes=True,
     action="star a run",
-    said=lambda run: f"{run['id']} has a star.",
+    as_text=lambda run: f"{run['id']} has a star.",
     buttons=(Button("star", "Star", lambda job: job.id > 0),),
 )
 def star(

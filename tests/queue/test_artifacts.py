@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from backend.checkpoints import MANIFEST, Checkpoints, is_whole
 from backend.queue import lifecycle, service
 from backend.queue.artifacts import (
-    TRIES,
+    COPY_TRIES,
     ArtifactStore,
     fetch_ended,
     fetch_log,
@@ -118,7 +118,7 @@ def test_what_a_store_keeps_in_part_is_not_taken_for_stored(
     def keep(self: object, path: str, value: bytes, **_: object) -> None:
         really(self, path, value[:1] if path.endswith(f"/{part}") else value)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored as a whole"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored completely"):
         patch.setattr(MemoryFileSystem, "pipe_file", keep)
         patch.setattr(MemoryFileSystem, "put_file", lambda *a, **_: keep(a[0], a[2], b"12"))
         kept.put_folder(folder, "run/one")
@@ -126,7 +126,7 @@ def test_what_a_store_keeps_in_part_is_not_taken_for_stored(
     assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
 
 
-@pytest.mark.parametrize("times", [1, TRIES])
+@pytest.mark.parametrize("times", [1, COPY_TRIES])
 def test_what_comes_in_part_is_asked_for_again(
     kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
@@ -139,8 +139,8 @@ def test_what_comes_in_part_is_asked_for_again(
             file.write_bytes(b"1")
 
     monkeypatch.setattr(kept, "get_file", get)
-    assert kept.get_folder("run/one", tmp_path / "there") == (times < TRIES)
-    assert (tmp_path / "there").exists() == (times < TRIES)
+    assert kept.get_folder("run/one", tmp_path / "there") == (times < COPY_TRIES)
+    assert (tmp_path / "there").exists() == (times < COPY_TRIES)
 
 
 def test_a_store_that_answers_503_holds_a_run_up_and_ends_none(

@@ -36,7 +36,7 @@ def test_each_slot_has_a_gpu_of_its_own(
 ) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(local, "DEVICES", tmp_path)
+    monkeypatch.setattr(local, "DEVICE_FOLDER", tmp_path)
     variables = {"CUDA_VISIBLE_DEVICES": named}
     shown = [
         local.visible_gpu(LaunchRequest(1, (), variables, "", "", slot, device), slots)

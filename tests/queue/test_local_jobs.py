@@ -60,7 +60,7 @@ def test_a_guests_run_that_takes_far_longer_than_it_may_is_stopped(
     wait(job.id, when=running(job.id))
     with writing() as session:
         session.get_one(Job, job.id).owner = "guest-1"
-    monkeypatch.setattr(supervisor, "LENIENCE", 0)
+    monkeypatch.setattr(supervisor, "GUEST_OVERTIME_FACTOR", 0)
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert any(e.actor == supervisor.OVERTIME.name for e in queries.events(job.id))
 
@@ -139,7 +139,7 @@ def test_a_container_knows_its_own_alone(tmp_path: Path, monkeypatch: pytest.Mon
     there = here | {"host": "another name"}
     assert [poll.state for poll in engine.poll([here, there])] == ["running", "running"]
     (tmp_path / "pid").symlink_to("pid:[4026532000]")
-    monkeypatch.setattr(local, "PIDS", tmp_path / "pid")
+    monkeypatch.setattr(local, "PID_NAMESPACE", tmp_path / "pid")
     own = local.reference(os.getpid())
     states = [poll.state for poll in engine.poll([own, there])]
     assert states == ["running", "unknown"] and own["identity"] != here["identity"]

@@ -30,17 +30,17 @@ def add(number: int, state: State = State.SUCCEEDED, **config: str) -> None:
         session.add(Result(job_id=number, stage="sds", family="perplexity", value=9.0))
 
 
-def count_on() -> None:
+def continue_numbering() -> None:
     """The next run gets the number after the last one there is."""
     with engine_for(settings().url).begin() as connection:
-        dialect_of(connection).count_on(connection, Table.metadata)
+        dialect_of(connection).continue_numbering(connection, Table.metadata)
 
 
 @pytest.fixture(autouse=True)
 def two_runs(tables: Settings) -> None:
     for number in (1, 2):
         add(number)
-    count_on()
+    continue_numbering()
     model = run_folder("sds-0001") / "model"
     model.mkdir(parents=True)
     (model / "weights").write_bytes(b"w" * 1000)
@@ -114,7 +114,7 @@ def test_an_example_has_a_name_and_takes_no_number() -> None:
     with writing() as session:
         for number in (1, 2):
             session.delete(session.get_one(Job, number))
-    count_on()
+    continue_numbering()
     add(number := example_number("sds", 1))
     assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
     for change in ({"name": "mine"}, {"text": "mine"}):

@@ -56,7 +56,7 @@ def test_what_a_report_cannot_hold_is_refused_and_changes_nothing() -> None:
     number = reports.create_report("Full", HOST)
     six = ",".join(f"sds-{n:04d}" for n in range(1, 7))
     reports.add_chart(number, "compare-lines", f"ids={six}", HOST)
-    with pytest.raises(ConfigError, match="about 7 runs"):
+    with pytest.raises(ConfigError, match="show 7 runs"):
         reports.add_chart(number, "weights-overlay", "run=sds-0007&tensor=x", HOST)
     with pytest.raises(ConfigError, match="address"):
         reports.add_chart(number, "<script>", "", HOST)

@@ -17,7 +17,7 @@ from backend.store.states import State
 from jobs.operations.changes import cancel_runs
 from jobs.operations.runs import list_runs, run_results, runs_text
 from jobs.reproduction import reproduce
-from jobs.submit import validated
+from jobs.submit import validate_config
 from ui.app import search_runs
 
 HOST = Actor("mira", "host")
@@ -102,11 +102,11 @@ def test_a_priority_has_bounds_and_what_has_ended_cannot_be_cancelled(store: Non
 )
 def test_true_is_no_number(values: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match="must be a") as raised:
-        validated("sds", values)
+        validate_config("sds", values)
     assert raised.value.field == field
 
 
 def test_a_percentage_without_its_sign_is_told_apart_from_a_share() -> None:
     with pytest.raises(ConfigError, match="For a percentage write 50%") as raised:
-        validated("sds", {"pattern": "50"})
+        validate_config("sds", {"pattern": "50"})
     assert raised.value.field == "pattern"

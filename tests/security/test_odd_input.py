@@ -79,7 +79,7 @@ def test_a_config_is_accepted_or_refused(tables: object, kind: str, data: st.Dat
     names = st.sampled_from([*kinds()[kind].config.model_fields, "no_such_field"])
     values = BASE[kind] | data.draw(st.dictionaries(names, ODD, min_size=1, max_size=3))
     try:
-        config, estimate = submit.checked(kind, values)
+        config, estimate = submit.check_and_estimate(kind, values)
     except SlimscopeError as error:
         said(error)
         return
@@ -172,4 +172,4 @@ def test_a_pipeline_is_read_or_refused(
 @pytest.mark.parametrize("kind", ["", "nothing", "../sds", "sds\0"])
 def test_a_kind_is_one_there_is(tables: object, kind: Any) -> None:
     with pytest.raises(SlimscopeError):
-        submit.checked(kind, {})
+        submit.check_and_estimate(kind, {})

@@ -20,7 +20,7 @@ from backend.store.tables import Artifact, Job, Result
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
 from jobs.record import record, tensors
-from jobs.submit import validated
+from jobs.submit import validate_config
 from tests.ui.visits import OTHER, TOKEN, Visit, blocks, shared, visit, web
 from ui import api
 from ui.api_errors import API_PATH as API
@@ -59,7 +59,7 @@ def test_a_run_is_added_with_the_config_of_its_kind(visit: Visit) -> None:
     answer = client.post(f"{API}/submit/sds?name=by%20program&priority=3", json=config)
     assert answer.status_code == 201
     job = queries.job(answer.json()["id"])
-    assert job.config == validated("sds", config).model_dump(mode="json")
+    assert job.config == validate_config("sds", config).model_dump(mode="json")
     assert (job.name, job.priority, job.owner) == ("by program", 3, "local")
     assert answer.json()["place"] == 1  # its priority is higher
     preset = next(iter(kinds()["sds"].presets))
@@ -261,7 +261,7 @@ def test_a_pipeline_is_added(visit: Visit) -> None:
     pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
     assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
     wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
-    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+    assert wrong.status_code == 422 and "Step 1 (sds)" in wrong.json()["what"]
 
 
 def test_models_texts_logs_and_artifacts_are_listed(visit: Visit) -> None:

@@ -89,7 +89,8 @@ def test_it_is_a_tool(plugged: None) -> None:
 
 def test_it_is_a_button(plugged: None) -> None:
     jobs = [queries.job(1)]
-    (star,) = (each for each in actions.offered(jobs, HOST, "order") if each.name == "star")
+    found = actions.available_actions(jobs, HOST, "order")
+    (star,) = (each for each in found if each.name == "star")
     assert star.text == "Star" and not star.forbidden
     assert actions.carry_out("star", jobs, "", HOST) == "sds-0001 has a star."
 
@@ -102,7 +103,9 @@ def test_a_guest_is_refused_what_is_for_hosts(plugged: None, monkeypatch: Any) -
     assert refused.status_code == 403 and "may not star a run" in refused.json()["what"]
     assert guest.get("/longest-name").status_code == 200
     (star,) = (
-        each for each in actions.offered([queries.job(1)], GUEST, "order") if each.name == "star"
+        each
+        for each in actions.available_actions([queries.job(1)], GUEST, "order")
+        if each.name == "star"
     )
     assert star.forbidden
     with pytest.raises(Exception, match="may not star a run"):

@@ -148,7 +148,7 @@ def test_a_turn_that_fails_is_told_and_ends_nothing(
 
     done: list[bool] = []
     monkeypatch.setattr(upkeep, "measure_ended", measure)
-    monkeypatch.setattr(upkeep, "TURN_S", 0.01)
+    monkeypatch.setattr(upkeep, "PAUSE_S", 0.01)
     with upkeep.upkeep(DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)):
         while not done:
             pass

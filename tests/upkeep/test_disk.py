@@ -12,7 +12,7 @@ from backend.queue.actor import Actor
 from backend.queue.artifacts import run_folder
 from backend.queue.removal import (
     DAY_MS,
-    FREED,
+    DELETED_CHECKPOINTS,
     disk_use,
     free_expired,
     free_space,
@@ -83,7 +83,10 @@ def test_a_host_frees_the_checkpoints_of_an_ended_run(queue: Path) -> None:
     assert has_checkpoints(job.run)
     assert free_space(job.run, HOST) == 300
     assert disk_use(job.run).keys() == {"logs", "model", "other files"}
-    assert queries.job(job.id).disk_bytes == 2026 and not (run_folder(job.run) / FREED).exists()
+    assert (
+        queries.job(job.id).disk_bytes == 2026
+        and not (run_folder(job.run) / DELETED_CHECKPOINTS).exists()
+    )
     what = "300 B freed; resuming starts from the beginning"
     assert history(job) == [("checkpoints deleted", "mira", what)]
     with pytest.raises(ConflictError, match="no checkpoints"):
@@ -121,7 +124,7 @@ def test_old_checkpoints_alone_expire(queue: Path, monkeypatch: pytest.MonkeyPat
     settings.cache_clear()
     old = [ended(state, 3) for state in (State.FAILED, State.CANCELLED, State.LOST)]
     young, done, waiting = ended(days_ago=1), ended(State.SUCCEEDED, 3), ended(State.QUEUED, 3)
-    leftover = run_folder(young.run) / FREED / "step-0"
+    leftover = run_folder(young.run) / DELETED_CHECKPOINTS / "step-0"
     leftover.mkdir(parents=True)  # of a process that was killed
     free_expired()
     assert not any(has_checkpoints(job.run) for job in old) and not leftover.exists()

@@ -81,7 +81,7 @@ def test_one_that_does_not_answer_costs_nothing(
     job = ended(State.SUCCEEDED)
     upkeep.measure_ended()
     assert queries.job(job.id).disk_bytes == 0
-    assert "was not told" in caplog.text and "T0KEN" not in caplog.text
+    assert "was not notified" in caplog.text and "T0KEN" not in caplog.text
 
 
 def test_runs_do_not_get_the_address(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

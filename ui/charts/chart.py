@@ -1,7 +1,7 @@
-"""A figure and the frame it is drawn from, as a panel of a page shows them; the look all charts
-share, as a Plotly template for each mode, and the parts of a layout. A figure names no template:
-the browser adds that of its mode. Grays of the light palette that a trace names itself are
-exchanged there, too."""
+"""Charts (a figure with its data), the style of all charts, and parts of Plotly layouts.
+
+The style is one Plotly template per color mode. Figures name no template: the browser adds the
+template of its mode, and replaces grays of the light palette in traces."""
 
 import json
 import math
@@ -17,30 +17,41 @@ from ui.theme import DARK, LIGHT, SANS, LineStyle, Palette
 
 pio.templates.default = "none"
 MAX_TICKS = 5
-LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
+LEGEND_ROW = 24  # pixels
+ROWS_WITHOUT_GROWTH = 2  # legend rows that fit into the usual height of a chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Content of a panel."""
+    """The content of a panel.
 
-    figure: go.Figure | str | dict[str, Any] | None  # a sentence says why there is none
-    frame: pd.DataFrame | None = None  # figures drawn, a row each, headed by the first column
-    note: str = ""  # number of values shown
-    question: str = ""  # instead of the panel's own
-    name: str = ""  # of its files, where run and panel do not tell enough
-    headline: str = ""  # finding on this data, its title; the panel's own if empty
-    theory: str = ""  # known fact about such charts, with its source
+    Attributes:
+        figure: a figure or its JSON, or a sentence that says why there is none.
+        frame: the plotted data; the first column is the heading of a row.
+        note: number of values, and other remarks.
+        question: replaces the question of the panel.
+        name: name of the chart's files, if run and panel are not enough.
+        headline: finding on this data, which replaces the title of the panel.
+        theory: known fact about charts of this type, with its source.
+    """
+
+    figure: go.Figure | str | dict[str, Any] | None
+    frame: pd.DataFrame | None = None
+    note: str = ""
+    question: str = ""
+    name: str = ""
+    headline: str = ""
+    theory: str = ""
 
 
 def _template(palette: Palette) -> go.layout.Template:
-    """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label,
-    and a legend above the plot, left-aligned."""
-    small = {"size": 12, "color": palette.muted}
-    words = {"family": ", ".join(map(str, SANS)), "size": 12, "color": palette.text}
-    ax = {
-        "title": {"font": small, "standoff": 8},
-        "tickfont": small,
+    """The style of all charts in one color mode: few ticks, no frame, a light grid, a legible hover
+    label, and a left-aligned legend above the plot."""
+    small_font = {"size": 12, "color": palette.muted}
+    font = {"family": ", ".join(map(str, SANS)), "size": 12, "color": palette.text}
+    axis_style = {
+        "title": {"font": small_font, "standoff": 8},
+        "tickfont": small_font,
         "gridcolor": palette.line,
         "linecolor": palette.line,
         "zeroline": False,
@@ -50,42 +61,42 @@ def _template(palette: Palette) -> go.layout.Template:
     }
     return go.layout.Template(
         layout={
-            "font": words,
+            "font": font,
             "paper_bgcolor": palette.paper,
             "plot_bgcolor": palette.paper,
             "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
             "hoverlabel": {
                 "bgcolor": palette.panel,
                 "bordercolor": palette.line,
-                "font": words,
+                "font": font,
                 "align": "left",
             },
             "showlegend": False,
-            "xaxis": ax,
-            "yaxis": ax | {"ticklabelstandoff": 6},
+            "xaxis": axis_style,
+            "yaxis": axis_style | {"ticklabelstandoff": 6},
             "legend": {
                 "x": 0,
                 "y": 1,
                 "xanchor": "left",
                 "yanchor": "bottom",
-                "font": words,
+                "font": font,
                 "bgcolor": "rgba(0,0,0,0)",
                 "itemsizing": "trace",
                 "tracegroupgap": 0,
             },
-            "annotationdefaults": {"showarrow": False, "font": small, "xanchor": "left"},
+            "annotationdefaults": {"showarrow": False, "font": small_font, "xanchor": "left"},
         }
     )
 
 
 def templates() -> str:
-    """JSON of the templates by mode; the browser puts the one of its mode into every figure."""
+    """JSON of the templates by color mode, for the browser."""
     modes = {"light": LIGHT, "dark": DARK}
     return json.dumps({name: _template(p).to_plotly_json() for name, p in modes.items()})
 
 
 def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any]:
-    """An axis; the template gives its look. A log axis says in its title that it is one."""
+    """An axis; the title of a log axis ends with "(log axis)"."""
     if log:
         title = f"{title} (log axis)".strip()
         options = {"type": "log", "tickformat": "~g"} | options
@@ -93,14 +104,18 @@ def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any
 
 
 def category_axis(**options: Any) -> dict[str, Any]:
-    """Names from top to bottom, in the color of text: what each row of a chart is called."""
+    """A vertical axis of row labels from top to bottom, in the color of text."""
     rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
     return axis(**rows | {"showgrid": False} | options)
 
 
 def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
-    """A log axis with few round ticks, `unit` behind each. `span`: log10 of its lowest and highest
-    value; empty where nothing is drawn."""
+    """A log axis with few round ticks.
+
+    Args:
+        span: log10 of the lowest and highest value; empty without data.
+        unit: text after each tick label.
+    """
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
         title,
@@ -113,7 +128,7 @@ def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) 
 
 
 def tick_text(tick: float) -> str:
-    """A round positive number, as a power of ten where plain digits would be many."""
+    """The label of a round positive tick, as a power of ten if it would have many digits."""
     if 1e-4 <= tick < 1e6:
         return f"{tick:,.6g}"
     power = math.floor(math.log10(tick) + 1e-9)
@@ -122,7 +137,7 @@ def tick_text(tick: float) -> str:
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """At most five round numbers between two positive ones, for a log axis."""
+    """At most `MAX_TICKS` round numbers between two positive numbers, for a log axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
@@ -136,28 +151,37 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> dict[str, Any]:
-    """The layout of a figure. `view` names what is looked at: zoom and hidden lines are kept while
-    it stays the same; `top`: pixels above the plot, for a legend; `more`: those the figure asks for
-    besides the height of its view."""
+    """The layout of a figure.
+
+    Args:
+        view: name of the displayed data; zoom and hidden lines are preserved while it is the same.
+        top: pixels above the plot, for a legend.
+        more: pixels in addition to the reserved height.
+        options: further properties of a Plotly layout.
+    """
     meta = {"meta": {"more": more}} if more else {}
     return {"margin": {"t": top}, "uirevision": view} | meta | options
 
 
 def legend_row(top: int = 32, **options: Any) -> dict[str, Any]:
-    """Arguments of `layout`: a legend whose lines stand side by side."""
+    """Arguments of `layout` for a horizontal legend."""
     return {"top": top, "showlegend": True, "legend": {"orientation": "h"} | options}
 
 
 def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
-    """Arguments of `layout`: a legend with a row a line; the figure may `grow` with them."""
-    more = LEGEND_ROW * max(0, lines - FEW_LINES) if grow else 0
+    """Arguments of `layout` for a legend with one row per line.
+
+    Args:
+        grow: increase the height of the figure with the number of rows.
+    """
+    more = LEGEND_ROW * max(0, lines - ROWS_WITHOUT_GROWTH) if grow else 0
     return {"top": LEGEND_ROW * lines + 8, "more": more, "showlegend": True}
 
 
 def reference_line(
     *, x: float | None = None, y: float | None = None, dash: str = "dash", **options: Any
 ) -> dict[str, Any]:
-    """A shape: a thin gray line across the whole plot, at `x` or at `y`."""
+    """A shape: a thin gray line across the plot, vertical at `x` or horizontal at `y`."""
     if y is None:
         ends: dict[str, Any] = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
     else:
@@ -167,12 +191,12 @@ def reference_line(
 
 
 def line_look(stroke: LineStyle, **options: Any) -> dict[str, Any]:
-    """The line of a trace."""
+    """Properties of a trace's line."""
     return {"color": stroke.color, "dash": stroke.dash} | options
 
 
 def tint(color: str, opacity: float) -> str:
-    """A color one can see through."""
+    """A transparent version of a hexadecimal color."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 

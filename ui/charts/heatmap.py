@@ -1,5 +1,5 @@
-"""All layers at once: block by module, colored by one statistic, or by how far it is from that of
-the dense tensors or of another run; and what these statistics are called, with their units."""
+"""Maps of all layers (blocks by modules), colored by a statistic or by its difference from a
+baseline; and the labels and units of the statistics."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from ui.charts.chart import Chart, axis, layout, ticks_to
 from ui.format import NONE, count, esc, number
 from ui.theme import BLUE, LIGHT, VERMILLION
 
-ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ROBUST = (2.0, 98.0)
+MODULE_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COLOR_PERCENTILES = (2.0, 98.0)
 DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic of a tensor; `percent`: stored as a share, shown in per cent."""
+    """A statistic of a tensor; `percent`: recorded as a share, displayed in percent."""
 
     label: str
     question: str
@@ -30,19 +30,22 @@ class Statistic:
 
     @property
     def scale(self) -> float:
-        """Factor from the stored to the shown value."""
+        """Factor from the recorded to the displayed value."""
         return 100.0 if self.percent else 1.0
 
     @property
     def title(self) -> str:
+        """The label with its unit."""
         return f"{self.label}, %" if self.percent else self.label
 
     def write(self, value: float | None) -> str:
+        """A recorded value as text, without its unit."""
         if value is None or math.isnan(value):
             return NONE
         return f"{100 * value:.2f}" if self.percent else number(value)
 
     def say(self, value: float | None) -> str:
+        """A recorded value as text with its unit."""
         return self.write(value) + (" %" if self.percent else "")
 
 
@@ -50,7 +53,7 @@ STATISTICS: dict[str, Statistic] = {
     ZERO_SHARE: Statistic("Exact zeros", "What share of each layer's weights is zero?", True),
     "near_zero": Statistic(
         "Near zero",
-        "Where do weights lie within 0.05 standard deviations (of the dense tensor) of zero?",
+        "Where are weights within 0.05 standard deviations (of the dense tensor) of zero?",
         True,
     ),
     "std": Statistic("Std", "Where did the spread of the weights change?"),
@@ -59,11 +62,13 @@ STATISTICS: dict[str, Statistic] = {
         "Relative output error", "Which layers' outputs differ most from the dense model's?", True
     ),
     "mask_overlap": Statistic(
-        "Mask overlap (IoU)", "Where does this stage keep the weights the first pruning kept?", True
+        "Mask overlap (IoU)",
+        "Where does this stage keep the same weights as the first pruning?",
+        True,
     ),
     "by_size": Statistic(
         "Zeros by magnitude",
-        "Where did the smallest weights become zero, and where others instead?",
+        "Where did the smallest weights become zero, and where larger ones?",
         True,
     ),
     "moved": Statistic("Relative change", "Which layers' weights changed most, ‖W−D‖/‖D‖?", True),
@@ -82,20 +87,21 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def with_largest(table: pd.DataFrame) -> pd.DataFrame:
-    """The tensor table with the column `largest`, the larger of |min| and |max|."""
+    """The tensor table with the added column `largest`, the larger of |min| and |max|."""
     if not {"min", "max"} <= {*table.columns}:
         return table
     return table.assign(largest=table[["min", "max"]].abs().max(axis=1))
 
 
 def available(table: pd.DataFrame) -> list[str]:
+    """Names of the statistics with a value in a tensor table."""
     table = with_largest(table)
     return [name for name in STATISTICS if name in table and table[name].notna().any()]
 
 
 @dataclass(frozen=True)
 class MapBaseline:
-    """What the map is compared with: one row a tensor, and the label of their stage or run."""
+    """The baseline of a map: one row per tensor, and the label of its stage or run."""
 
     rows: pd.DataFrame
     label: str
@@ -104,14 +110,20 @@ class MapBaseline:
 def cells(
     table: pd.DataFrame, stage: str, statistic: str, base: MapBaseline | None = None
 ) -> pd.DataFrame:
-    """The rows of one stage of `frames.tensor_table` with the column `value`: the statistic, a key
-    of `STATISTICS`, as it is shown, or its distance from the base's."""
+    """The rows of one stage, with the displayed value in the added column `value`.
+
+    Args:
+        table: rows of `frames.tensor_table`.
+        statistic: key of `STATISTICS`.
+        base: baseline; the value is then the difference from it.
+    """
     rows = with_largest(table)
     rows = rows[rows["stage"] == stage]
     values = _column(rows, statistic)
     if base is not None:
-        others = with_largest(base.rows).drop_duplicates("tensor", keep="last").set_index("tensor")
-        values = values - _column(others, statistic).reindex(rows["tensor"]).to_numpy()
+        base_rows = with_largest(base.rows).drop_duplicates("tensor", keep="last")
+        base_values = _column(base_rows.set_index("tensor"), statistic)
+        values = values - base_values.reindex(rows["tensor"]).to_numpy()
     return rows.assign(value=values * STATISTICS[statistic].scale)
 
 
@@ -126,23 +138,31 @@ def layer_map(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
-    """The figures of a stage by layer. Color limits are robust (2-98 %); with a base they diverge
-    from white. `picked`: name of the tensor whose cell is outlined."""
-    rows, shown, even = cells(table, stage, statistic, base), STATISTICS[statistic], bool(base)
+    """A map of a statistic by layer.
+
+    Color limits are robust (2-98 %); with a baseline the colors diverge from white at zero.
+
+    Args:
+        table, stage, statistic, base: as in `cells`.
+        picked: name of the tensor whose cell is outlined.
+    """
+    rows, described = cells(table, stage, statistic, base), STATISTICS[statistic]
+    is_difference = base is not None
     figure = block_heatmap(
         rows,
-        _hover(rows, shown, base),
-        color_limits(rows["value"].to_numpy(dtype=float), even),
-        title=title_of(shown, base, short=True),
-        diverging=even,
+        _hover(rows, described, base),
+        color_limits(rows["value"].to_numpy(dtype=float), is_difference),
+        title=title_of(described, base, short=True),
+        diverging=is_difference,
         view=stage,
         picked=picked,
     )
-    few = rows["block"].nunique() <= 12  # so many figures fit into the cells
-    figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
-    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title_of(shown, base)}
+    has_room_for_text = rows["block"].nunique() <= 12
+    figure.update_traces(texttemplate="%{z:.3~g}" if has_room_for_text else None)
+    title = title_of(described, base)
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
     frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
-    return Chart(figure, frame, heatmap_note(rows, even))
+    return Chart(figure, frame, heatmap_note(rows, is_difference))
 
 
 def block_heatmap(
@@ -155,11 +175,18 @@ def block_heatmap(
     picked: str | None,
     diverging: bool = False,
 ) -> go.Figure:
-    """Blocks from left to right, modules from top to bottom; a picked cell gives its tensor.
+    """A map with blocks from left to right and modules from top to bottom.
+
+    A selected cell returns the name of its tensor.
 
     Args:
-        rows: with the columns tensor, block, module and value; `hover`: HTML of each.
-        picked: the tensor whose cell is outlined.
+        rows: columns tensor, block, module and value.
+        hover: hover text of each row, as HTML.
+        limits: lowest and highest value of the color scale.
+        title: title of the color bar.
+        view: see `layout`.
+        picked: tensor whose cell is outlined.
+        diverging: colors diverge from white at zero.
     """
     rows = rows.assign(hover=[*hover])
     grid = _grid(rows, "value")
@@ -206,20 +233,25 @@ def heatmap(
     xaxis: dict[str, Any],
     yaxis: dict[str, Any],
 ) -> go.Figure:
-    """A map whose cells can be picked.
+    """A map whose cells can be selected.
 
     Args:
-        values: [rows, columns]; NaN is a hole.
-        names: of what a picked cell gives; title: of the colors.
-        diverging: from white at 0, to the same distance on both sides.
+        columns, rows: labels.
+        values: `[rows, columns]`; NaN is an empty cell.
+        names: value that a selected cell returns.
+        hover: hover text of each cell, as HTML.
+        limits: lowest and highest value of the color scale.
+        title: title of the color bar.
+        diverging: colors diverge from white at zero; the limits must be symmetric.
+        view: see `layout`.
         picked: column and row of the cell that is outlined.
     """
     low, high = limits
-    holes = [[None if np.isnan(v) else float(v) for v in row] for row in values]
+    cell_values = [[None if np.isnan(v) else float(v) for v in row] for row in values]
     heat = go.Heatmap(
         x=columns,
         y=rows,
-        z=holes,
+        z=cell_values,
         customdata=names,
         text=hover,
         hovertemplate="%{text}<extra></extra>",
@@ -229,73 +261,79 @@ def heatmap(
         colorbar=color_bar(title) | (even_ticks(high) if diverging else {}),
     )
     category: dict[str, Any] = {"type": "category", "showgrid": False}
-    across = category | {"nticks": 12} | xaxis
-    across["title"] |= {"standoff": 20}  # else it stands between the ticks
-    down = category | {"autorange": "reversed"} | yaxis
+    column_axis = category | {"nticks": 12} | xaxis
+    column_axis["title"] |= {"standoff": 20}  # keeps the title below the tick labels
+    row_axis = category | {"autorange": "reversed"} | yaxis
     meta: dict[str, Any] = {"pick": "cell"}
     if picked:
         meta["picked"] = picked
-    return go.Figure(heat, layout(view=view, meta=meta, xaxis=across, yaxis=down))
+    return go.Figure(heat, layout(view=view, meta=meta, xaxis=column_axis, yaxis=row_axis))
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit and what it is compared with; `short` for a phone."""
+    """The statistic with its unit and its baseline; `short` omits the statistic."""
     if base is None:
         return statistic.title
-    difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
+    difference = f"difference from {base.label.lower()}{', points' if statistic.percent else ''}"
     return difference.capitalize() if short else f"{statistic.label}, {difference}"
 
 
-def color_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]:
-    """The 2 % and 98 % quantile, or with `even` the same to both sides of 0, 98 % of the
-    magnitudes; where all values are the same, a little to both sides of them."""
+def color_limits(values: np.ndarray, symmetric: bool = False) -> tuple[float, float]:
+    """The limits of a color scale: the 2 % and 98 % quantiles of the values.
+
+    Equal values get a margin on both sides.
+
+    Args:
+        symmetric: limits at equal distance from zero, at the 98 % quantile of the magnitudes.
+    """
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
-    if even:
-        high = float(np.percentile(np.abs(finite), ROBUST[1])) or 1.0
+    if symmetric:
+        high = float(np.percentile(np.abs(finite), COLOR_PERCENTILES[1])) or 1.0
         return -high, high
-    low, high = (float(x) for x in np.percentile(finite, ROBUST))
+    low, high = (float(x) for x in np.percentile(finite, COLOR_PERCENTILES))
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
-    room = 0.1 * abs(low) or 1.0
-    return low - room, high + room
+    margin = 0.1 * abs(low) or 1.0
+    return low - margin, high + margin
 
 
-def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """How many layers (rows of `cells`) there are, lie beyond the colors, lack a value."""
+def heatmap_note(rows: pd.DataFrame, symmetric: bool = False) -> str:
+    """The number of layers (rows of `cells`), of layers outside the color scale, and without a
+    value."""
     values = rows["value"].to_numpy(dtype=float)
-    low, high = color_limits(values, even)
-    beyond = int(((values < low) | (values > high)).sum())
+    low, high = color_limits(values, symmetric)
+    outside = int(((values < low) | (values > high)).sum())
     missing = int(np.isnan(values).sum())
-    words = [f"n = {count(len(values))} layers"]
-    if beyond:
-        words.append(f"{beyond} beyond the color limits ({'98' if even else '2–98'} %)")
+    parts = [f"n = {count(len(values))} layers"]
+    if outside:
+        parts.append(f"{outside} beyond the color limits ({'98' if symmetric else '2–98'} %)")
     if missing:
-        words.append(f"{missing} without a value")
-    return ", ".join(words) + "."
+        parts.append(f"{missing} without a value")
+    return ", ".join(parts) + "."
 
 
 def in_order(modules: Sequence[str]) -> list[str]:
-    """Modules as data flows through a block: attention, then MLP; unknown ones last."""
-    places = {name: i for i, name in enumerate(ORDER)}
-    return sorted(modules, key=lambda m: (places.get(m.rsplit(".", 1)[-1], len(ORDER)), m))
+    """Modules in the order of the data flow: attention, then MLP; unknown modules are last."""
+    ranks = {name: rank for rank, name in enumerate(MODULE_ORDER)}
+    return sorted(modules, key=lambda m: (ranks.get(m.rsplit(".", 1)[-1], len(MODULE_ORDER)), m))
 
 
 def _grid(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """[module, block] of one column."""
+    """The values of one column as a table `[modules, blocks]`."""
     grid = rows.pivot_table(index="module", columns="block", values=column, aggfunc="last")
     return grid.reindex(in_order(list(grid.index)))
 
 
 def _short(module: str, modules: Sequence[str]) -> str:
-    """The last part of a module's name, where no other ends with it."""
+    """The last part of a module's name if it is unique, else the complete name."""
     last = module.rsplit(".", 1)[-1]
     return last if sum(m.rsplit(".", 1)[-1] == last for m in modules) == 1 else module
 
 
 def _hover(rows: pd.DataFrame, statistic: Statistic, base: MapBaseline | None) -> list[str]:
-    """Name, value, unit and n of every row."""
+    """The hover text of every row: tensor, value with unit, number of weights."""
     texts = []
     for row in rows.itertuples():
         value = row.value / statistic.scale
@@ -308,15 +346,15 @@ def _hover(rows: pd.DataFrame, statistic: Statistic, base: MapBaseline | None) -
 
 
 def even_ticks(limit: float) -> dict[str, Any]:
-    """Round ticks to both sides of 0, signed."""
-    up = ticks_to(0.95 * limit, 2)[1:]
-    ticks = [*(-t for t in up[::-1]), 0, *up]
+    """Signed round ticks on both sides of zero."""
+    positive = ticks_to(0.95 * limit, 2)[1:]
+    ticks = [*(-t for t in positive[::-1]), 0, *positive]
     texts = [f"{t:+g}".replace("-", "−") if t else "0" for t in ticks]
     return {"tickvals": ticks, "ticktext": texts}
 
 
 def color_bar(title: str) -> dict[str, Any]:
-    """A flat bar above the map, with its title."""
+    """A flat color bar above the map."""
     small = {"size": 12, "color": LIGHT.muted}
     return {
         "title": {"text": title, "side": "top", "font": small},

@@ -1,5 +1,5 @@
-"""Line charts over steps: the curves of one run, or one curve of several runs. And dot plots: a row
-for each stage or setting, a dot for each value."""
+"""Line charts of the curves of one run, or of one curve of several runs; and dot plots with a row
+for each stage or setting."""
 
 import math
 import textwrap
@@ -17,43 +17,44 @@ from jobs.metrics import metric
 from ui.charts.chart import axis, category_axis, layout, legend_row, line_look
 from ui.theme import LineStyle
 
-MAX_POINTS = 2000  # of a line
+MAX_POINTS = 2000  # points per line
 
 
 class Line(NamedTuple):
-    """One line; its points have the columns step and value."""
+    """One line of a chart; `points` has the columns step and value."""
 
     label: str
     points: pd.DataFrame
     stroke: LineStyle
 
 
-def points_words(key: MetricKey, several: bool = False) -> str:
-    """What the points of a curve, or of each of several, are, behind their number."""
-    over, points = metric(key).over, "points per line" if several else "points"
+def points_label(key: MetricKey, several: bool = False) -> str:
+    """Description of a curve's points, to follow their number: "points, each the mean over …"."""
+    over = metric(key).over
+    points = "points per line" if several else "points"
     return f"{points}, each the mean over {over}" if over else points
 
 
 def reduced_note(points: pd.DataFrame) -> str:
-    """What a chart has to say of curves that were too long to be drawn whole."""
+    """Note of a chart whose curves were too long to be drawn completely; else empty."""
     if not points.attrs.get(REDUCED):
         return ""
-    return " Long curves are drawn by their lowest and highest points; exports have them all."
+    return " Long curves show their lowest and highest points only; exports have all points."
 
 
 def line_chart(
     lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False
 ) -> go.Figure:
-    """All lines on one pair of axes. `view`: see `template.layout`."""
-    longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
-    every_step: dict[str, Any] = {"dtick": 1} if longest < 12 else {}
+    """A line chart; `view` as in `ui.charts.chart.layout`."""
+    last_step = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
+    x_ticks: dict[str, Any] = {"dtick": 1} if last_step < 12 else {}
     values = [y for line in lines for y in line.points["value"] if y == y]
-    flat = bool(values) and min(values) > 0.8 * max(values)  # from 0, nothing of it would be seen
-    scale: dict[str, Any] = {} if log_y or flat else {"rangemode": "tozero"}
-    looks = layout(
+    is_flat = bool(values) and min(values) > 0.8 * max(values)  # an axis from 0 would hide changes
+    y_range: dict[str, Any] = {} if log_y or is_flat else {"rangemode": "tozero"}
+    chart_layout = layout(
         view=view,
-        xaxis=axis(x_title, showgrid=False, **every_step),
-        yaxis=axis(y_title, log=log_y, nticks=5, **scale),
+        xaxis=axis(x_title, showgrid=False, **x_ticks),
+        yaxis=axis(y_title, log=log_y, nticks=5, **y_range),
         hovermode="x unified",
         **legend_row() | {"showlegend": len(lines) > 1},
     )
@@ -71,23 +72,23 @@ def line_chart(
             hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
         )
         traces.append(trace)
-    return go.Figure(traces, looks)
+    return go.Figure(traces, chart_layout)
 
 
 def curves_frame(lines: Mapping[str, pd.DataFrame], x_title: str) -> pd.DataFrame:
-    """The lines drawn as a table: a row a step, a column a line, under its title."""
+    """The lines as a table with a row per step and a column per line."""
     columns = {title: points.set_index("step")["value"] for title, points in lines.items()}
     return pd.DataFrame(columns).sort_index().rename_axis(x_title).reset_index()
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MAX_POINTS` points: of each stretch the lowest and the highest, in order."""
+    """At most `MAX_POINTS` points of a line: the lowest and the highest of each interval."""
     if len(x) <= MAX_POINTS:
         return x, y
     edges = np.linspace(0, len(x), MAX_POINTS // 2 + 1).astype(int)
-    stretches = [np.arange(a, b) for a, b in pairwise(edges)]
-    kept = np.unique([i for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])])
-    return x[kept], y[kept]
+    intervals = [np.arange(start, end) for start, end in pairwise(edges)]
+    indexes = np.unique([i for s in intervals for i in (s[y[s].argmin()], s[y[s].argmax()])])
+    return x[indexes], y[indexes]
 
 
 def dots(
@@ -99,7 +100,7 @@ def dots(
     size: int = 11,  # pixels
     **options: Any,
 ) -> go.Scatter:
-    """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
+    """A trace of dots, each in its row; `hover` is Plotly's subset of HTML."""
     line = {"width": 2, "color": color}
     return go.Scatter(
         x=[*values],
@@ -114,32 +115,35 @@ def dots(
 
 
 def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
-    """The rows from top to bottom. They are categories: "70%" is no number."""
+    """A vertical axis of rows from top to bottom; categories, so that "70%" stays a label."""
     return category_axis(
         categoryorder="array", categoryarray=[*rows], showgrid=True, nticks=len(rows) + 1
     )
 
 
 def rows_height(rows: int, around: int, least: int) -> int:
-    """Pixels of a figure: `around`, of all but the rows, and theirs; `least` with few rows."""
+    """Height of a figure with rows in pixels: at least `least`; `around` is all but the rows."""
     return max(least, around + 44 * rows)
 
 
 def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
-    """log10 of the ends of an axis that shows all values, with room beyond the largest (`right`, in
-    parts of the span); empty where there are none."""
+    """The ends of a log axis that shows all values, as log10; empty without values.
+
+    Args:
+        right: margin beyond the largest value, as a share of the range.
+    """
     if not values:
         return []
     low, high = math.log10(min(values)), math.log10(max(values))
-    room = max(high - low, 0.1)
-    return [low - 0.1 * room, high + right * room]
+    extent = max(high - low, 0.1)
+    return [low - 0.1 * extent, high + right * extent]
 
 
 def symbol(stroke: LineStyle, shape: str = "circle") -> str:
-    """Filled, or an outline where a stage shares its color with another."""
+    """A filled symbol, or an outline for a stage that shares its color with another one."""
     return shape if stroke.dash == "solid" else f"{shape}-open"
 
 
 def in_lines(label: str) -> str:
-    """A label broken into lines."""
+    """A label with line breaks after at most 20 characters."""
     return "<br>".join(textwrap.wrap(label, 20))

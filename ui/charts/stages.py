@@ -1,4 +1,4 @@
-"""Perplexity of every stage of a run, as dots on a log axis: differences are ratios."""
+"""Perplexity of each stage of a run, as dots on a log axis, where distances are ratios."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,38 +8,41 @@ import plotly.graph_objects as go
 from backend.store.queries import StoredResult
 from jobs.metrics import PERPLEXITY
 from ui.charts.chart import Chart, layout, log_axis, reference_line
-from ui.charts.headlines import of_stages
+from ui.charts.headlines import stages_headline
 from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, symbol
 from ui.format import count, number
 from ui.theme import LIGHT, stage_style, stage_styles
 
-HEIGHT, AROUND, LEAST = 280, 64, 160  # pixels: reserved for the chart; its axis; with few rows
+CHART_HEIGHT, AXIS_HEIGHT, MIN_HEIGHT = 280, 64, 160  # pixels
 
 
 def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> list[StoredResult]:
-    """The perplexities among the results, in the order of the stages."""
+    """The perplexities among the results, in the order of the stages `names`."""
     order = {stage: i for i, stage in enumerate(names)}
     rows = [r for r in results if r.metric == PERPLEXITY]
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
 def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
-    """One dot a stage with its value printed; the dense model's is a dashed line. `names`: stage ->
-    label, in the order they are drawn."""
+    """A dot and the value of each stage; a dashed line marks the dense model's perplexity.
+
+    Args:
+        names: labels by stage, in the order of the rows.
+    """
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     ends = [r.value + side * (r.stderr or 0.0) for r in rows for side in (-1, 0, 1)]
     span = log_span([end for end in ends if end > 0], right=0.2)
-    looks = layout(
+    chart_layout = layout(
         view=PERPLEXITY.family,
         margin={"r": 56},
         yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
-        more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
+        more=rows_height(len(rows), AXIS_HEIGHT, MIN_HEIGHT) - CHART_HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
     )
     strokes, errors = [stage_style(r.stage) for r in rows], [r.stderr or 0.0 for r in rows]
-    marks = dots(
+    markers = dots(
         [r.value for r in rows],
         labels,
         [s.color for s in strokes],
@@ -47,7 +50,7 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
         [*map(_hover, rows, labels)],
         error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
     )
-    printed = go.Scatter(  # each behind the line of its error
+    values = go.Scatter(  # each to the right of its error bar
         x=[r.value + (r.stderr or 0.0) for r in rows],
         y=labels,
         mode="text",
@@ -58,32 +61,29 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
         showlegend=False,
         cliponaxis=False,
     )
-    named = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in rows]
+    records = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in rows]
     columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
-    frame = pd.DataFrame(named, columns=columns, dtype=object)
+    frame = pd.DataFrame(records, columns=columns, dtype=object)
     styles = stage_styles()
-    through = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
-    headline = of_stages([(names.get(r.stage, r.stage), r.value) for r in through])
-    figure = go.Figure([marks, printed], looks)
+    main_rows = [r for r in rows if r.stage not in styles or styles[r.stage].main]  # no controls
+    headline = stages_headline([(names.get(r.stage, r.stage), r.value) for r in main_rows])
+    figure = go.Figure([markers, values], chart_layout)
     return Chart(figure, frame, perplexity_note(results), headline=headline)
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:
-    """On which text, and how many tokens of it."""
+    """The conditions of a run's perplexities: number of tokens, text, context length, rounding."""
     first = next((r for r in results if r.metric == PERPLEXITY), None)
     if first is None:
         return ""
-    words = [f"n = {count(first.n)} tokens"] if first.n else []
+    parts = [f"n = {count(first.n)} tokens"] if first.n else []
     corpus, context = (first.details.get(key) for key in ("corpus", "context"))
-    words += [f"text {corpus}"] if corpus else []
-    words += [f"context {context} tokens"] if context else []
-    rounded = first.details.get("rounded")
-    saved = (
-        f" What is not quantized was rounded to {rounded} first, in the dense model, too."
-        if rounded
-        else ""
-    )
-    return f"{', '.join(words)}.{saved}"
+    parts += [f"text {corpus}"] if corpus else []
+    parts += [f"context {context} tokens"] if context else []
+    note = f"{', '.join(parts)}."
+    if dtype := first.details.get("rounded"):
+        note += f" Unquantized tensors were rounded to {dtype} in all stages, dense included."
+    return note
 
 
 def _hover(result: StoredResult, label: str) -> str:

@@ -1,6 +1,7 @@
-"""Buttons of operations, and of changes of the view: which there are for a run, its sweep or its
-pipeline, or for many runs, and what pressing one does. The rules are those of the queue's
-service."""
+"""Buttons for runs: actions on one run, on its sweep or pipeline, or on several selected runs.
+
+A button either carries out an operation of `jobs.operations` or changes the view. The operation
+decides if a user may press it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.removal import has_checkpoints
-from backend.queue.scheduling import connected
+from backend.queue.scheduling import pipeline_jobs
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
@@ -23,7 +24,7 @@ from jobs.fields import drafters
 from jobs.fields.models import has_saved
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import OPERATIONS, Button, Operation
-from jobs.wording import as_text, names
+from jobs.wording import as_text, run_names
 from ui.format import href, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
@@ -32,22 +33,34 @@ from ui.templates import fragments
 from ui.widgets.html import show_error, show_success
 
 HTML = fragments("runs/runs.html")
-MIN_COMPARED, MAX_COMPARED = 2, 6  # runs side by side
+MIN_COMPARED, MAX_COMPARED = 2, 6  # runs in one comparison
 
 
 @dataclass(frozen=True)
 class Action:
-    """A button for one run or for several."""
+    """A button for one run or for several.
+
+    Attributes:
+        name: identifier that the browser sends back.
+        text: label of the button.
+        question: confirmation that is asked for first; empty for none.
+        forbidden: reason why this user may not press it; empty if allowed.
+        limit: reason why it cannot apply to the selected runs; empty if it can.
+        address: target of a link; empty if the button is not a link.
+        view: fields that it writes into the address, for a change of the view.
+        prompt: label of the text that the user has to type; empty for none.
+        initial: initial value of that text.
+    """
 
     name: str
     text: str
-    question: str = ""  # to be confirmed first
-    forbidden: str = ""  # why the user may not do it
-    limit: str = ""  # why it does not fit the selected runs
-    address: str = ""  # of the link it is
-    view: Mapping[str, str] | None = None  # what it writes into the address
-    prompt: str = ""  # the text it asks for
-    initial: str = ""  # what that holds at first
+    question: str = ""
+    forbidden: str = ""
+    limit: str = ""
+    address: str = ""
+    view: Mapping[str, str] | None = None
+    prompt: str = ""
+    initial: str = ""
 
 
 @lru_cache
@@ -59,60 +72,66 @@ def _buttons() -> dict[str, tuple[Operation, Button]]:
     }
 
 
-def offered(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
-    """The buttons that fit some of these runs; those the user may not press have the reason."""
-    found = []
+def available_actions(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
+    """The actions of some button groups that apply to at least one of these runs.
+
+    Actions that the user may not carry out are included with the reason (`forbidden`)."""
+    actions = []
     for operation, button in _buttons().values():
-        if button.group not in groups or (len(jobs) > 1 and not button.several):
+        if button.group not in groups or (len(jobs) > 1 and not button.bulk):
             continue
-        if fitting := [job for job in jobs if button.fits(job)]:
+        if applicable := [job for job in jobs if button.fits(job)]:
             action = Action(
                 button.name,
                 button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
-                button.question(fitting),
-                operation.forbidden(user, fitting),
-                prompt=button.prompt.format(runs=names([job.run for job in fitting])),
-                initial=button.initial(fitting),
+                button.question(applicable),
+                operation.forbidden(user, applicable),
+                prompt=button.prompt.format(runs=run_names([job.run for job in applicable])),
+                initial=button.initial(applicable),
             )
-            found.append(action)
-    return found
+            actions.append(action)
+    return actions
 
 
 def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
-    """Does what a button says to those of the runs that fit, and says what was done.
+    """Carry out the action `name` on the runs it applies to; return the message for the user.
+
+    Args:
+        text: the text that the user typed, for an action with a prompt.
 
     Raises:
-        SlimscopeError: it is not allowed, or not possible.
+        SlimscopeError: the action does not exist, is not allowed, or is not possible.
     """
     operation, button = _buttons().get(name, (None, None))
-    if not operation or not button or (len(jobs) != 1 and not button.several):
+    if not operation or not button or (len(jobs) != 1 and not button.bulk):
         raise NotFoundError(f"There is no action {name[:20]!r}.")
     runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
-    values = {**button.values, **({button.takes: text} if button.takes else {})}
-    about = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
-    answer = operation.call_all(user, **about, **values)
+    values = {**button.values, **({button.parameter: text} if button.parameter else {})}
+    target = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
+    result = operation.call_all(user, **target, **values)
     if name in MESSAGES:
-        return MESSAGES[name](answer)
-    return (operation.said or as_text)(answer)
+        return MESSAGES[name](result)
+    return (operation.as_text or as_text)(result)
 
 
-def _reproduced(run: Mapping[str, Any]) -> str:
+def _reproduction_message(run: Mapping[str, Any]) -> str:
     return HTML.reproduction_queued(queries.job(run["id"]), queries.job(run["parent"]).run)
 
 
-def _deleted(records: Sequence[Mapping[str, Any]]) -> str:
+def _deletion_message(records: Sequence[Mapping[str, Any]]) -> str:
     freed = size(sum(run["disk_bytes"] for run in records))
-    return HTML.deleted(names([run["id"] for run in records]), freed)
+    return HTML.deleted(run_names([run["id"] for run in records]), freed)
 
 
-MESSAGES: Mapping[str, Callable[[Any], str]] = {  # with a link
-    "retry": _reproduced,
-    "reproduce": _reproduced,
-    "delete": _deleted,
+MESSAGES: Mapping[str, Callable[[Any], str]] = {  # actions whose message contains a link
+    "retry": _reproduction_message,
+    "reproduce": _reproduction_message,
+    "delete": _deletion_message,
 }
 
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
+    """The actions on the selected rows of the table of runs; empty without a selection."""
     jobs = [row.job for row in table.selected]
     if not jobs:
         return []
@@ -120,8 +139,7 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     pin = Action("pin", "Pin", view={"pins": ",".join(pins), "pick": ""})
     if len(pins) > MAX_PINS:
         pin = Action("pin", "Pin", limit=f"At most {MAX_PINS} runs can be pinned")
-    # the selected runs and the baseline
-    compared = [job.run for job in jobs]
+    compared = [job.run for job in jobs]  # the baseline is compared, too
     base = table.base.job.run if table.base else ""
     if base and base not in compared:
         compared.insert(0, base)
@@ -135,67 +153,72 @@ def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
         compare,
         *([baseline] if len(jobs) == 1 else []),
         pin,
-        *(each for each in offered(jobs, user, "queue", "order") if each.name != "next"),
+        *(
+            action
+            for action in available_actions(jobs, user, "queue", "order")
+            if action.name != "next"
+        ),
         Action("clear", "Clear", view={"pick": ""}),
     ]
 
 
-def actions(job: Job, user: Actor, place: int | None = None) -> list[Action]:
-    """What fits the job's state; moving it only where its place in the queue is known."""
-    found = offered([job], user, "queue")
-    return [each for each in found if each.name != "next" or (place or 0) > 1]
+def actions(job: Job, user: Actor, position: int | None = None) -> list[Action]:
+    """The queue actions that apply to a job in its present state.
+
+    "Run next" is included only if `position`, the job's place in the queue from 1, is above 1."""
+    applicable = available_actions([job], user, "queue")
+    return [action for action in applicable if action.name != "next" or (position or 0) > 1]
 
 
-def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
-    """The buttons that fit; those the user may not press are disabled, with the reason."""
-    return HTML.action_buttons(actions(job, user, place), job.run)
+def buttons(job: Job, user: Actor, position: int | None = None) -> Markup:
+    """The buttons of `actions`; those the user may not press are disabled and give the reason."""
+    return HTML.action_buttons(actions(job, user, position), job.run)
 
 
 def group_buttons(job: Job, user: Actor, group: str) -> Markup:
-    """The buttons of a group of operations that fit."""
-    return HTML.action_buttons(offered([job], user, group), job.run)
+    """The buttons of one group of operations that apply to a job."""
+    return HTML.action_buttons(available_actions([job], user, group), job.run)
 
 
-def starts_anew(job: Job) -> bool:
-    """Whether a run that worked before could be resumed only from the beginning."""
+def restarts_from_scratch(job: Job) -> bool:
+    """Return True if resuming a run that has already worked would repeat all of its work."""
     return is_resumable(job) and job.attempts_made > 0 and not has_checkpoints(job.run)
 
 
 def clone_link(job: Job) -> Markup:
-    """Opens the form with this run's config."""
+    """A link that opens the *New run* form with this run's config."""
     address = href("new", kind=job.kind, **{"from": job.run})
     return HTML.links([(address, "Clone to a new run")])
 
 
 def sweep_link(job: Job) -> Markup:
-    """Opens the sweep the run is part of; empty for a run that was queued alone."""
+    """A link to the run's sweep; empty if the run was queued alone."""
     return HTML.links([(href("sweep", id=job.run), "See its sweep")] if job.sweep else [])
 
 
 def next_links(job: Job) -> Markup:
-    """Next steps with a run: inspect what it stored, generate with what it saved."""
+    """Links to the next steps with a run: inspect its recorded data, use its saved model."""
     if job.removed_at:
         return Markup()
-    ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
+    succeeded, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
-    try_it = href("playground", sides=job.run)
-    decodes = any(has_saved(job, what) for what in ("model", drafters.DRAFTER_FOLDER))
-    offers = [
+    can_generate = any(has_saved(job, part) for part in ("model", drafters.DRAFTER_FOLDER))
+    candidates = [
         (
-            ended and has_saved(job, drafters.DRAFTER_FOLDER),
+            succeeded and has_saved(job, drafters.DRAFTER_FOLDER),
             href("new", kind=benchmark.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
-        (ended and decodes, try_it, "Generate with it"),
+        (succeeded and can_generate, href("playground", sides=job.run), "Generate with it"),
         (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
         (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
-    return HTML.links([(address, text) for fits, address, text in offers if fits])
+    return HTML.links([(address, text) for applies, address, text in candidates if applies])
 
 
 def act(event: gr.EventData, request: gr.Request) -> Any:
-    """Handles a button of an `HtmlPanel`: the update of a notice, what was done or why not."""
+    """Handle a button of an `HtmlPanel`; return the update of a notice with success or error."""
     data = event_data(event)
     try:
         name, run, text = (str(data.get(key) or "") for key in ("do", "run", "text"))
@@ -206,18 +229,25 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
-    """Carries out an action on a run, its sweep ("cancel-sweep") or its pipeline, and says what was
-    done; raises `SlimscopeError` where it is not allowed or not possible."""
+    """Carry out an action on a run, its sweep ("cancel-sweep") or its pipeline
+    ("cancel-pipeline"); return the message for the user.
+
+    Raises:
+        SlimscopeError: the action is not allowed, or not possible.
+    """
     action, _, scope = name.partition("-")
     if action in ("cancel", "resume") and scope == "sweep":
         return carry_out(action, queries.sweep(run), text, user)
     if action == "cancel" and scope == "pipeline":
-        return carry_out(action, connected(queries.job(run).id), text, user)
+        return carry_out(action, pipeline_jobs(queries.job(run).id), text, user)
     return carry_out(name, [queries.job(run)], text, user)
 
 
 def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
-    """Cancels every run that is linked with a pipeline and has not ended; empty where all have."""
-    found = [each for each in offered(jobs, user, "queue") if each.name == "cancel"]
-    cancel = [replace(each, name="cancel-pipeline", text="Cancel all") for each in found]
+    """A button that cancels all unfinished runs of a pipeline; empty if all have ended."""
+    cancel = [
+        replace(action, name="cancel-pipeline", text="Cancel all")
+        for action in available_actions(jobs, user, "queue")
+        if action.name == "cancel"
+    ]
     return HTML.action_buttons(cancel, jobs[0].run if jobs else "")

@@ -1,4 +1,4 @@
-"""The choices in forms: the models, corpora, saved models and drafters there are today."""
+"""Choices of form fields: available models, corpora, saved models and drafters."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,36 +15,42 @@ from ui.widgets.dropdown import Choices
 
 
 def models() -> Choices:
+    """All models of the catalog; unsupported and missing ones are marked."""
     return [
-        (f"{e.title} (not supported)" if e.refused else _titled(e.title, e.ready), e.name)
+        (f"{e.title} (not supported)" if e.refused else _label(e.title, e.ready), e.name)
         for e in catalog.entries()
     ]
 
 
 def texts(role: str) -> Choices:
-    named = [(_titled(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles]
-    return [("Auto (suits the model)", "auto"), *named]
+    """The corpora for a role, "calibration" or "evaluation"."""
+    corpus_choices = [
+        (_label(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles
+    ]
+    return [("Auto (suits the model)", "auto"), *corpus_choices]
 
 
-def _titled(title: str, ready: bool) -> str:
-    return title if ready else f"{title} (not set up)"
+def _label(title: str, is_ready: bool) -> str:
+    return title if is_ready else f"{title} (not set up)"
 
 
-def saved() -> Choices:
+def saved_models() -> Choices:
+    """The models that runs have saved, followed by the catalog."""
     jobs = queries.jobs()
     sizes = queries.model_bytes(job.id for job in jobs)
-    there = [job for job in jobs if job.id in sizes and has_saved(job, "model")]
-    return [*((f"{job.run} {job.name}".strip(), job.run) for job in there), *models()]
+    available = [job for job in jobs if job.id in sizes and has_saved(job, "model")]
+    return [*((f"{job.run} {job.name}".strip(), job.run) for job in available), *models()]
 
 
 def answering() -> Choices:
-    """All that can answer a prompt."""
-    known = {name for _, name in models()}
-    compressed = [(label, name) for label, name in saved() if name not in known]
+    """All models and drafters that can answer a prompt."""
+    catalog_names = {name for _, name in models()}
+    compressed = [(label, name) for label, name in saved_models() if name not in catalog_names]
     return [*models(), *trained_drafters(), *compressed]
 
 
 def trained_drafters() -> Choices:
+    """The drafters that runs have saved."""
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
         for job in finished_drafters()
@@ -56,7 +62,7 @@ CHOICES: Mapping[str, Callable[[], Choices]] = MappingProxyType(
         "drafters": lambda: [("None", ""), *trained_drafters()],
         "gguf_types": lambda: [(type, type) for type in TYPES],
         "model": models,
-        "saved": saved,
+        "saved": saved_models,
         "calibration_text": partial(texts, "calibration"),
         "evaluation_text": partial(texts, "evaluation"),
     }

@@ -1,5 +1,6 @@
-"""Columns of the table of runs, for display, sorting, filters and export. They follow from configs
-and results, so a new kind needs no change here."""
+"""Columns of the table of runs, for display, sorting, filters and export.
+
+The columns are derived from configs and results, so a new kind needs no change here."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,34 +26,49 @@ from ui.widgets.html import time_tag
 HTML = fragments("runs/runs.html")
 NEWEST = "age"
 GROUPS = ("Run", "Results", "Settings")
-ALIASES = {  # other names a filter may use
+ALIASES = {  # further names of columns in filters
     "setting": "choices",
     "id": "run",
     "tag": "tags",
     "by": "owner",
-    **{alias: known.name for known in METRICS.values() for alias in known.aliases},
+    **{alias: described.name for described in METRICS.values() for alias in described.aliases},
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column."""
+    """A column of the table of runs.
+
+    Attributes:
+        key: name in addresses and filters.
+        title: heading.
+        value: value of a row for sorting and export.
+        cell: displayed text or `Markup` of a row.
+        measure: value of a row for filters; None without a value.
+        numeric: the values are numbers.
+        group: heading in the menu of columns, one of `GROUPS`.
+        is_default: shown unless the user has selected columns.
+        metric: metric of the displayed figure, which is compared with the baseline's.
+        field: name in a CSV file, with the unit; the key if empty.
+    """
 
     key: str
     title: str
-    value: Callable[[RunRow], Any]  # sorts and is exported
-    cell: Callable[[RunRow], object]  # what is shown, as text or `Markup`
-    measure: Callable[[RunRow], Any]  # compared by filters; None without a value
+    value: Callable[[RunRow], Any]
+    cell: Callable[[RunRow], object]
+    measure: Callable[[RunRow], Any]
     numeric: bool = False
     group: str = GROUPS[0]
-    usual: bool = False  # shown unless columns are chosen
-    metric: MetricKey | None = None  # the figure shown, which is compared with the baseline's
-    field: str = ""  # its name in a CSV file, with the unit where there is one; else the key
+    is_default: bool = False
+    metric: MetricKey | None = None
+    field: str = ""
 
     def html(self, row: RunRow) -> Markup:
+        """The escaped cell of a row."""
         return escape(self.cell(row))
 
     def delta(self, row: RunRow, base: RunRow | None) -> Markup:
+        """Difference of a row's figure from the baseline's; empty without a metric."""
         return delta_html(self.metric, row, base) if self.metric else Markup()
 
 
@@ -66,29 +82,29 @@ def _text(
     return Column(key, title, value, cell or value, **{"measure": value, **options})
 
 
-def _figure(shown: MetricKey, value: Callable[[RunRow], float | None], **options: Any) -> Column:
-    """A column of figures, titled and written as the metric `shown`."""
-    described = metric(shown)
+def _figure(key: MetricKey, value: Callable[[RunRow], float | None], **options: Any) -> Column:
+    """A column of figures with title, unit and format of a metric."""
+    described = metric(key)
 
     def cell(row: RunRow) -> str:
         return format_value(described, value(row))
 
-    named = {"field": described.field, **options}
-    return Column(described.name, described.title, value, cell, value, numeric=True, **named)
+    options = {"field": described.field, **options}
+    return Column(described.name, described.title, value, cell, value, numeric=True, **options)
 
 
-def _final(key: MetricKey, usual: bool) -> Column:
-    """The figure each run ended with."""
+def _final(key: MetricKey, is_default: bool) -> Column:
+    """A column of the final figures of a metric."""
     return _figure(
-        key, lambda row: row.figures.final(key), group=GROUPS[1], usual=usual, metric=key
+        key, lambda row: row.figures.final(key), group=GROUPS[1], is_default=is_default, metric=key
     )
 
 
 def _setting(name: str, heading: str, numeric: bool) -> Column:
     def value(row: RunRow) -> Any:
         setting = row.job.config.get(name)
-        plain = isinstance(setting, (int, float, str)) and not isinstance(setting, bool)
-        return setting if plain or setting is None else json.dumps(setting)
+        is_scalar = isinstance(setting, (int, float, str)) and not isinstance(setting, bool)
+        return setting if is_scalar or setting is None else json.dumps(setting)
 
     def cell(row: RunRow) -> Any:
         return NONE if value(row) is None else value(row)
@@ -101,11 +117,11 @@ def _summary(row: RunRow) -> str:
 
 
 def _result(row: RunRow) -> str:
-    figure = _figure_told(row)
+    figure = _key_figure(row)
     return f"{figure.value} {figure.label}" if figure else ""
 
 
-def _figure_told(row: RunRow) -> KeyFigure | None:
+def _key_figure(row: RunRow) -> KeyFigure | None:
     layer = first_to_break(row.job.run) if row.job.kind == profile.NAME else ""
     return KeyFigure(layer, "breaks first", "") if layer else row.figures.key_figure
 
@@ -121,7 +137,7 @@ RUN_COLUMN = _text(
     lambda r: r.job.id,
     lambda r: named_link(r.job),
     measure=lambda r: r.job.run,
-    usual=True,
+    is_default=True,
 )
 AGE = Column(
     NEWEST,
@@ -130,10 +146,10 @@ AGE = Column(
     lambda r: time_tag(r.job.created_at, r.now),
     lambda r: (r.now - r.job.created_at) / 1000,
     True,
-    usual=True,
+    is_default=True,
     field="added_utc",
 )
-BEFORE = (
+LEADING_COLUMNS = (
     RUN_COLUMN,
     _text("name", "Name", lambda r: r.job.name),
     _text(
@@ -141,20 +157,24 @@ BEFORE = (
         "Kind",
         lambda r: kind_title(r.job),
         measure=lambda r: f"{r.job.kind} {kind_title(r.job)}",
-        usual=True,
+        is_default=True,
     ),
     _text(
         "model",
         "Model",
         lambda r: str(r.job.config.get("model", "")),
         lambda r: model_name(r.job.config.get("model", NONE)),
-        usual=True,
+        is_default=True,
     ),
-    _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
+    _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), is_default=True),
     _text(
-        "state", "State", lambda r: r.job.state, lambda r: HTML.state(r.job.shown_state), usual=True
+        "state",
+        "State",
+        lambda r: r.job.state,
+        lambda r: HTML.state(r.job.shown_state),
+        is_default=True,
     ),
-    _text("result", "Result", _result, lambda r: HTML.result(_figure_told(r)), usual=True),
+    _text("result", "Result", _result, lambda r: HTML.result(_key_figure(r)), is_default=True),
     _text(
         "tags",
         "Tags",
@@ -174,13 +194,13 @@ PERPLEXITY_COLUMNS = (
         key="dense",
         title="Perplexity, dense",
         group=GROUPS[1],
-        usual=False,
+        is_default=False,
         field=f"{PERPLEXITY}_dense",
     ),
     _final(PERPLEXITY, True),
     Column(
         "change",
-        "Change to its source",
+        "vs. source model",
         lambda r: r.figures.change(),
         lambda r: percent(r.figures.change()) or NONE,
         lambda r: r.figures.change(),
@@ -190,52 +210,62 @@ PERPLEXITY_COLUMNS = (
         field=f"{PERPLEXITY}_change_share",
     ),
 )
-AFTER = (
+TRAILING_COLUMNS = (
     _figure(SIZE, lambda r: r.size),
     _figure(DISK, lambda r: r.job.disk_bytes),
     _figure(PEAK, lambda r: r.job.peak_bytes),
-    _figure(TOOK, lambda r: elapsed(r.job, r.now), usual=True),
+    _figure(TOOK, lambda r: elapsed(r.job, r.now), is_default=True),
     AGE,
 )
 
 
 def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
-    """Columns by key, in order, for which these rows have a value."""
+    """The columns for which these rows have a value, by key, in display order."""
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    of_run: dict[MetricKey, bool] = {}  # metric -> whether of the run as a whole
-    settings: dict[str, bool] = {}  # field -> whether a number in every run
+    is_run_level: dict[MetricKey, bool] = {}  # True if a run as a whole has the metric
+    is_number: dict[str, bool] = {}  # True if the config field is a number in every run
     for shape in shapes:
-        for stage, key in shape.places:
-            of_run[key] = of_run.get(key, False) or stage == RUN
+        for stage, key in shape.result_keys:
+            is_run_level[key] = is_run_level.get(key, False) or stage == RUN
         for name, numeric in shape.settings:
-            settings[name] = settings.get(name, True) and numeric
-    finals = [  # at first those of whole runs that no kind shares
-        _final(k, of_run[k] and not k.series and k.family not in METRICS)
-        for k in ordered(of_run)
-        if k != PERPLEXITY
+            is_number[name] = is_number.get(name, True) and numeric
+    finals = [  # by default only metrics of whole runs that `METRICS` does not list
+        _final(key, is_run_level[key] and not key.series and key.family not in METRICS)
+        for key in ordered(is_run_level)
+        if key != PERPLEXITY
     ]
-    perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in of_run else ()
+    perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in is_run_level else ()
     kinds = dict.fromkeys(shape.kind for shape in shapes)
     informative = {"tags": any(shape.tagged for shape in shapes), "kind": len(kinds) > 1}
-    before = [replace(c, usual=informative[c.key]) if c.key in informative else c for c in BEFORE]
-    taken = {c.key for c in (*before, *perplexity, *finals, *AFTER)}
-    more = [_setting(n, _titled(n, kinds), settings[n]) for n in settings if n not in taken]
-    return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}
+    leading = [
+        replace(column, is_default=informative[column.key]) if column.key in informative else column
+        for column in LEADING_COLUMNS
+    ]
+    keys = {column.key for column in (*leading, *perplexity, *finals, *TRAILING_COLUMNS)}
+    settings = [
+        _setting(name, _setting_heading(name, kinds), numeric)
+        for name, numeric in is_number.items()
+        if name not in keys
+    ]
+    columns = (*leading, *perplexity, *finals, *settings, *TRAILING_COLUMNS)
+    return {column.key: column for column in columns}
 
 
-def _titled(name: str, kinds: Iterable[str]) -> str:
+def _setting_heading(name: str, kinds: Iterable[str]) -> str:
     titles = (setting_title(kind, name) for kind in kinds)
     return next((title for title in titles if title != name), name)
 
 
 def find_column(name: str, columns: Mapping[str, Column]) -> Column | None:
+    """The column with this key or alias, in any case; None if there is none."""
     key = name.lower()
     return columns.get(key) or columns.get(ALIASES.get(key, ""))
 
 
 def visible_columns(keys: Sequence[str], columns: Mapping[str, Column]) -> list[Column]:
-    """Columns with these keys, or the usual ones, in table order; the run always leads."""
-    wanted = {column.key for key in keys if (column := find_column(key, columns))}
-    if not wanted:
-        return [c for c in columns.values() if c.usual]
-    return [c for c in columns.values() if c.key in wanted or c.key == RUN_COLUMN.key]
+    """The columns with these keys, or the default ones, in table order; the run is always first."""
+    selected = {column.key for key in keys if (column := find_column(key, columns))}
+    if not selected:
+        return [column for column in columns.values() if column.is_default]
+    selected.add(RUN_COLUMN.key)
+    return [column for column in columns.values() if column.key in selected]

@@ -1,5 +1,6 @@
-"""Differences to a baseline: signed, with an arrow, better or worse as the metric declares. Figures
-measured under different conditions are not compared."""
+"""Signed differences from a baseline run, with an arrow and a verdict (better or worse).
+
+Figures that were measured under different conditions are not compared."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ui.runs.rows import RunRow
 from ui.templates import fragments
 
 HTML = fragments("runs/runs.html")
-CONDITIONS = {  # what must be equal on both sides -> its name in the explanation
+CONDITIONS = {  # details that must be equal for both runs, and their names in the explanation
     "sha256": "text",
     "corpus": "text",
     "context": "context length",
@@ -32,7 +33,13 @@ CONDITIONS = {  # what must be equal on both sides -> its name in the explanatio
 
 @dataclass(frozen=True)
 class Delta:
-    """A figure less the baseline's, and relative to it unless that is zero."""
+    """Difference of a figure from the baseline's.
+
+    Attributes:
+        change: figure minus baseline.
+        share: the change relative to the baseline; None if that is zero.
+        direction: verdict; empty for a metric without a better direction.
+    """
 
     change: float
     share: float | None
@@ -40,18 +47,19 @@ class Delta:
 
 
 def delta(metric: Metric, value: float, base: float) -> Delta:
+    """The difference of `value` from the baseline's value `base`."""
     change = value - base
     share = change / abs(base) if base else None
-    if change == 0 or (share is not None and abs(share) < 0.0005):  # written as 0.0 %
+    if change == 0 or (share is not None and abs(share) < 0.0005):  # displayed as 0.0 %
         return Delta(change, share, "even")
     if not metric.better:
         return Delta(change, share, "")
-    good = (change < 0) == (metric.better == "lower")
-    return Delta(change, share, "better" if good else "worse")
+    is_better = (change < 0) == (metric.better == "lower")
+    return Delta(change, share, "better" if is_better else "worse")
 
 
 def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
-    """What a run's final figure was measured on."""
+    """The conditions under which a run's final figure was measured."""
     figure = row.figures.final_row(key)
     details = dict(figure.details or {}) if figure else {}
     texts = (row.job.environment or {}).get("text")
@@ -60,21 +68,22 @@ def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
     return {key: details.get(key) for key in CONDITIONS}
 
 
-def comparable_by(row: RunRow) -> tuple[str, ...] | None:
-    """Equal for runs whose perplexities can be compared; None for a run without one."""
+def comparison_key(row: RunRow) -> tuple[str, ...] | None:
+    """A key that is equal for runs with comparable perplexities; None without a perplexity."""
     if row.figures.final() is None:
         return None
     return (base_model(row.job), *map(str, conditions(row, PERPLEXITY).values()))
 
 
-def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:
-    """Why figures of two runs cannot be compared, as in "different text"; else empty."""
-    mine, theirs = conditions(one, key), conditions(other, key)
-    return next((f"different {CONDITIONS[k]}" for k in CONDITIONS if mine[k] != theirs[k]), "")
+def incomparable_because(row: RunRow, base: RunRow, key: MetricKey) -> str:
+    """The reason why two runs' figures cannot be compared, such as "different text"; else empty."""
+    actual, expected = conditions(row, key), conditions(base, key)
+    reasons = (f"different {title}" for k, title in CONDITIONS.items() if actual[k] != expected[k])
+    return next(reasons, "")
 
 
 def signed(metric: Metric, change: float, near: float = 0.0) -> str:
-    """Change in the unit of the metric's title, with as many decimals as the value `near`."""
+    """A signed change in the unit of the metric's title, with the precision of the value `near`."""
     if change == 0:
         return "±0"
     amount = abs(change)
@@ -89,12 +98,13 @@ def signed(metric: Metric, change: float, near: float = 0.0) -> str:
 
 
 def _rounded(amount: float, near: float) -> str:
-    places = max(0, 3 - math.floor(math.log10(abs(near)))) if near else 3
-    text = f"{amount:,.{min(places, 6)}f}"
+    decimals = max(0, 3 - math.floor(math.log10(abs(near)))) if near else 3
+    text = f"{amount:,.{min(decimals, 6)}f}"
     return text if float(text.replace(",", "")) else number(amount, 2)
 
 
 def percent(share: float | None) -> str:
+    """A signed share in percent with one decimal; empty for None."""
     if share is None:
         return ""
     return f"{written_change(100 * share, 1)}{NBSP}%"
@@ -107,12 +117,12 @@ def delta_html(
     relative: bool = False,
     told_apart: bool = True,
 ) -> Markup:
-    """How far a run's final figure lies from the baseline's, or why they are not compared; empty
-    where there is nothing to compare.
+    """Difference of a run's final figure from the baseline's, or the reason why they cannot be
+    compared; empty without a figure or a baseline.
 
     Args:
-        relative: in per cent, too.
-        told_apart: whether the difference is more than chance; else it is neither better nor worse.
+        relative: also show the difference in percent.
+        told_apart: False if the difference may be chance; it is then neither better nor worse.
     """
     value = row.figures.final(key)
     base_value = base.figures.final(key) if base else None
@@ -121,15 +131,16 @@ def delta_html(
     if reason := incomparable_because(row, base, key):
         return HTML.no_delta(reason)
     metric = described(key)
-    found = delta(metric, value, base_value)
+    difference = delta(metric, value, base_value)
     if not told_apart:
-        found = replace(found, direction="even")
-    return difference_html(metric, found, value, relative)
+        difference = replace(difference, direction="even")
+    return difference_html(metric, difference, value, relative)
 
 
 def difference_html(
     metric: Metric, difference: Delta, value: float, relative: bool = False
 ) -> Markup:
+    """A difference with arrow, sign and verdict; `relative` adds it in percent."""
     change = difference.change
     arrow = "▲" if change > 0 else "▼" if change < 0 else ""
     text = signed(metric, change, value)

@@ -1,5 +1,4 @@
-"""What a page that looks into one run shows when it is opened, and after a change of the
-database."""
+"""Pages that explore the data of one run: their content when opened and after database changes."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,56 +12,82 @@ from backend.store import queries
 from backend.store.states import State
 from ui.format import href
 from ui.runs.weights import run_choices
-from ui.widgets.explorer import S, Selection, as_kept, control_updates, empty_state
+from ui.widgets.explorer import S, Selection, as_json_value, control_updates, empty_state
 from ui.widgets.panel import Updates, updates
 
 
 class SettledView(Protocol):
-    """A selection, all of whose fields are known, and what it selects."""
+    """The data on a page, with a selection whose fields all have valid values."""
 
     @property
-    def selection(self) -> Selection: ...
+    def selection(self) -> Selection:
+        """The selection that the page shows."""
 
 
 View = TypeVar("View", bound=SettledView)
 
 
-def profiles_seen(run: str) -> list[Any]:
-    """A mark that changes with the state of a run, and with the profiles it has stored."""
+def profile_mark(run: str) -> list[Any]:
+    """A value that changes with the state of a run and with its recorded profiles."""
     return [queries.job(run).state, *(queries.profiles_mark(run) or ())]
 
 
 @dataclass(frozen=True)
 class ExplorerPage(Generic[S, View]):
-    """One such page; `no_run`, `lacks`, `later`: see `empty_state`."""
+    """A page that explores the data of one run.
+
+    Attributes:
+        selection: class of the page's selection.
+        view: loads the data of a selection; None without data.
+        mark: value that changes with the displayed data of a run.
+        offers: choices of the controls other than the run.
+        draw: updates of everything but the controls.
+        profile: name of the profile that the page's runs have recorded.
+        kind: kind of the runs that record it.
+        no_run, lacks, later: sentences of `empty_state`.
+        ended_first: without a run in the address, prefer the newest succeeded run.
+    """
 
     selection: type[S]
-    view: Callable[[S], View | None]  # None where there is nothing of that run to show
-    mark: Callable[[str], list[Any]]  # of a run, changes with what is shown
-    offers: Callable[[View], dict[str, dict[str, Any]]]  # of the controls besides the run
-    draw: Callable[[View], Updates]  # all else
-    profile: str  # name of the one that its runs have stored
-    kind: str  # of the runs that store it
+    view: Callable[[S], View | None]
+    mark: Callable[[str], list[Any]]
+    offers: Callable[[View], dict[str, dict[str, Any]]]
+    draw: Callable[[View], Updates]
+    profile: str
+    kind: str
     no_run: str
     lacks: str
     later: str
-    ended_first: bool = False  # without a run in the address, the newest that has ended is shown
+    ended_first: bool = False
 
     def at(self, request: gr.Request) -> View | None:
+        """The view at an address; None without data."""
         return self.view(self.selection.from_address(request))
 
     def open(self, request: gr.Request) -> Updates:
+        """Updates of a page that has just been opened."""
         return self.refresh_all(self.selection.from_address(request), self.selection())
 
-    def refresh(self, seen: Any, selection: S, wanted: S | None = None) -> Updates:
-        """All of the page when more was recorded; `wanted`: the selection it is to have then."""
-        with suppress(NotFoundError):  # of a run that was deleted meanwhile
-            if seen and seen["mark"] == as_kept(self.mark(selection.run)):
+    def refresh(self, seen: Any, selection: S, target: S | None = None) -> Updates:
+        """Updates of the page if its data has changed, else none.
+
+        Args:
+            seen: the page's state, as `refresh_all` sent it last.
+            target: selection to show after a change; the present one if None.
+        """
+        with suppress(NotFoundError):  # the run may have been deleted meanwhile
+            if seen and seen["mark"] == as_json_value(self.mark(selection.run)):
                 return {}
-        return self.refresh_all(wanted or selection, selection, seen)
+        return self.refresh_all(target or selection, selection, seen)
 
     def refresh_all(self, selection: S, before: S, seen: Any = None) -> Updates:
-        """All of the page; `before` is the browser's selection, `seen` what was shown last."""
+        """Updates of the whole page.
+
+        Args:
+            selection: selection to show.
+            before: selection of the browser.
+            seen: the page's state, as this function sent it last; None for a new page.
+        """
         jobs = queries.runs_with_profile(self.profile)
         if jobs and not selection.run:
             ended = [job for job in jobs if self.ended_first and job.state == State.SUCCEEDED]
@@ -78,10 +103,10 @@ class ExplorerPage(Generic[S, View]):
                 "charts": gr.update(visible=False),
                 "run": gr.update(choices=runs, value=run or None),
             }
-        offers = as_kept({"run": {"choices": runs}} | self.offers(view))
+        offers = as_json_value({"run": {"choices": runs}} | self.offers(view))
         return updates(
             {"notice": gr.update(visible=False), "charts": gr.update(visible=True)},
-            {"seen": {"mark": as_kept(self.mark(run)), "offers": offers}},
+            {"seen": {"mark": as_json_value(self.mark(run)), "offers": offers}},
             control_updates(view.selection, before, offers, seen and seen["offers"]),
             self.draw(view),
         )

@@ -1,4 +1,4 @@
-"""Runs in HTML: links, models, settings, progress and errors."""
+"""HTML about runs: links, models, settings, progress and errors."""
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -17,49 +17,58 @@ from ui.widgets.html import WIDGETS, problem
 
 RUNS = fragments("runs/runs.html")
 run_link, named_link, tags_html = WIDGETS.run_link, WIDGETS.named_link, WIDGETS.tags_html
-waits: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs it waits for
+waiting_html: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs that a run waits for
 
 
 def model_name(spec: object) -> Markup:
+    """The name of a model; of a path its last part, with the whole path as a tooltip."""
     text = str(spec)
     is_path = text.startswith(("/", "~", "."))
     return WIDGETS.shortened(text, PurePath(text).name if is_path else text)
 
 
-def described(job: Job) -> Markup:
+def run_description(job: Job) -> Markup:
     """Kind, model and settings: "SDS pruning · smollm2-135m · 2:4 · wanda"."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
     return Markup(" · ").join([kind_title(job), *model, *setting_summary(job)])
 
 
 def model_and_settings(job: Job) -> Markup:
+    """The model of a run, and its settings in a second line."""
     return model_name(job.config.get("model", NONE)) + settings_line(job)
 
 
 def kind_and_settings(job: Job) -> Markup:
-    """Kind and model, over the settings."""
+    """Kind and model of a run, and its settings in a second line."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
     return Markup(" · ").join([kind_title(job), *model]) + settings_line(job)
 
 
 def settings_line(job: Job) -> Markup:
+    """The settings of a run as a second line of a cell."""
     return WIDGETS.under(" · ".join(setting_summary(job)))
 
 
 def progress(job: Job) -> Markup:
+    """The progress bar of a live run; empty for others."""
     if job.state not in LIVE:
         return Markup()
     percent = "" if job.share is None else share(job.share, 0)
-    words = " · ".join(filter(None, (percent, job.stage)))
-    return WIDGETS.job_progress(job.run, job.share, words, block_reached(job.stage or ""))
+    label = " · ".join(filter(None, (percent, job.stage)))
+    return WIDGETS.job_progress(job.run, job.share, label, block_reached(job.stage or ""))
 
 
 def time_left(job: Job) -> str:
+    """The estimated remaining time of a live run; empty if unknown."""
     return eta_range(job.eta_s, job.share) if job.state in LIVE and job.eta_s is not None else ""
 
 
 def elapsed(job: Job, now: int) -> float | None:
-    """Seconds a run was worked on, over all attempts."""
+    """Run time in seconds, summed over all attempts; None before the start.
+
+    Args:
+        now: UTC milliseconds since 1970.
+    """
     if (job.attempts_made or 0) > 1:
         spans = (
             (a.ended_at or now) - (a.started_at or a.launched_at) for a in queries.attempts(job.id)
@@ -71,15 +80,18 @@ def elapsed(job: Job, now: int) -> float | None:
 
 
 def took(job: Job, now: int) -> str:
+    """The run time as text, such as "5 min"."""
     return duration(elapsed(job, now))
 
 
 def error_of(job: Job) -> Markup:
+    """The error of a run; empty without one."""
     if not job.error:
         return Markup()
     parts = (str(job.error.get(part) or "") for part in ("what", "why", "do"))
     return problem(SlimscopeError(*parts))
 
 
-def unknown(title: str, what: str) -> Markup:
+def not_found_html(title: str, what: str) -> Markup:
+    """The content of a page whose address names no existing run; `what` says so."""
     return RUNS.unknown(title, NotFoundError(what, "", "Choose a run from the list."))

@@ -1,8 +1,8 @@
-"""The log and the history of the job in the address, as Jobs and the page of a run show them.
+"""Log and history of the job in the address, for the pages *Jobs* and *Run*.
 
-Of a log only new bytes travel. The browser keeps the cursor `{"source", "end"}`; the server answers
-with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated, and so is one
-that was not drawn yet, which the browser keeps instead of a cursor."""
+Only new bytes of a log are sent. The browser keeps the cursor `{"source", "end"}`; the server
+replies with the following bytes, `{"source", "start", "end", "text"}`. A reply that is lost, or not
+drawn yet, is sent again: until it is drawn, the browser returns the reply instead of a cursor."""
 
 from typing import Any, TypedDict
 
@@ -10,7 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.artifacts import TAIL_BYTES, read_log, whole_log
+from backend.queue.artifacts import TAIL_BYTES, full_log, read_log
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.fields.models import NO_WEIGHTS, ships_without
@@ -34,7 +34,7 @@ class LogPart(TypedDict):
 
 
 def without_overprint(text: str) -> str:
-    """Final state of overwritten lines, such as progress bars."""
+    """Replace each overwritten line, such as a progress bar, with its last state."""
     *lines, last = text.split("\n")
     bodies = [line.removesuffix("\r") for line in lines]
     ended = [
@@ -44,28 +44,33 @@ def without_overprint(text: str) -> str:
     return "\n".join([*ended, last.rpartition("\r")[2]])
 
 
-def part(job: Job, cursor: Any) -> LogPart | None:
-    """Part of the newest attempt's log after the browser's cursor; None: nothing new."""
+def log_part(job: Job, cursor: Any) -> LogPart | None:
+    """Part of the newest attempt's log after the browser's cursor; None if there is no new text.
+
+    Args:
+        cursor: unchecked value from the browser.
+    """
     n = job.attempts_made
     source = f"{job.run}/{n}"
-    known = cursor if isinstance(cursor, dict) and cursor.get("source") == source else {}
-    is_drawn = "text" not in known  # else it stands in a tab that has not been opened yet
-    after = known.get("end" if is_drawn else "start")
+    last = cursor if isinstance(cursor, dict) and cursor.get("source") == source else {}
+    is_drawn = "text" not in last  # a log in a tab that is not open yet is not drawn
+    after = last.get("end" if is_drawn else "start")
     after = after if isinstance(after, int) else None
     text, start, end = read_log(job.run, n, after, TAIL_BYTES)
-    if after is not None and (not text or end == known.get("end")):
+    if after is not None and (not text or end == last.get("end")):
         return None
     if after is not None and start > after:
-        start = 0  # so much was written meanwhile that the page begins anew
-    title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
-    title += f". {NO_WEIGHTS}" if ships_without(job) else ""  # whatever it says was saved
+        start = 0  # more than the tail was written meanwhile: the page replaces its text
+    title = f"Attempt {n}" if n else "The log begins when the run starts."
+    title += f". {NO_WEIGHTS}" if ships_without(job) else ""  # although the log reports saved files
     return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))
 
 
 def build_log(page: str, message: gr.HTML) -> tuple[gr.HTML, gr.Timer]:
-    """Draws the newest part of the job's log, scrolled to its end while `Follow` is ticked, with
-    its download button; returns it, and the timer it follows. Input of the log: cursor, output: a
-    `LogPart`."""
+    """Draw the job's log with a download button; return the log and its refresh timer.
+
+    The log scrolls to its end while `Follow` is ticked. Its input is the browser's cursor, its
+    output a `LogPart`."""
     log = gr.HTML(
         html_template=HTML.log(),
         js_on_load="slimscope.logView(element, props, watch)",
@@ -84,21 +89,24 @@ def build_log(page: str, message: gr.HTML) -> tuple[gr.HTML, gr.Timer]:
 
 
 def chosen_job(request: gr.Request) -> Job | None:
+    """The job in the address; None if the address names no existing job."""
     return find_job(query(request, "id"))
 
 
 def follow(cursor: Any, request: gr.Request) -> Any:
+    """Update of the log: the text after the browser's cursor."""
     job = chosen_job(request)
-    new = part(job, cursor) if job else None
+    new = log_part(job, cursor) if job else None
     return gr.skip() if new is None else new
 
 
 def save_log(request: gr.Request) -> Updates:
+    """Updates that download the logs of all attempts."""
     try:
         job = queries.job(query(request, "id"))
-        text = whole_log(job.run, job.attempts_made)
+        text = full_log(job.run, job.attempts_made)
         if not text:
-            raise NotFoundError(f"{job.run} has no log.", "It has not started yet.")
+            raise NotFoundError(f"{job.run} has no log.", "The run has not started yet.")
     except SlimscopeError as error:
         return {"message": show_error(error)}
     file = file_payload(f"{job.run}-log.txt", text[-AT_MOST:])
@@ -106,6 +114,7 @@ def save_log(request: gr.Request) -> Updates:
 
 
 def history_html(job: Job) -> Markup:
+    """The events of a job, newest first."""
     events = reversed(queries.events(job.run))
     return HTML.history(
         [[HTML.event_time(e.at), HTML.event(e.type, e.actor, e.text)] for e in events]

@@ -1,6 +1,5 @@
-"""Sensitivity profiles of runs: the best mixes of formats that a profile leaves, finished runs
-beside what it predicts, and formats on one ordered scale of colors: the fewer bits are left, the
-brighter; dense is gray."""
+"""Sensitivity profiles of runs: best mixes of formats, finished runs for comparison with the
+predictions, and colors of formats (the fewer bits, the brighter; dense is gray)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,24 +27,24 @@ from ui.runs.weights import tensor_names
 from ui.theme import LIGHT
 from ui.widgets.explorer import cached_by
 
-OF_PROFILES: dict[str, Any] = {  # of an `ExplorerPage`
+PROFILE_PAGE_OPTIONS: dict[str, Any] = {  # arguments of `ExplorerPage`
     "profile": SENSITIVITY,
     "kind": NAME,
-    "no_run": "No model has been profiled yet. A profile measures what each layer loses in each "
+    "no_run": "No model has been profiled yet. A profile measures the loss of each layer in each "
     "format.",
     "ended_first": True,
 }
-# methods, and what their mixes are ordered by
-METHODS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
-POINTS = 160  # of a front
-MOST, MOST_QUEUED = 100, 8  # runs drawn, and of those queued from a state
-SCALE, BRIGHTEST, DARKEST = "Plasma", 0.92, 0.2
-COLUMNS = 4096  # inputs of the layer formats are ordered by
+# the budget by which each method's mixes are ordered
+METHOD_BUDGETS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
+FRONT_POINTS = 160  # mixes of one front
+MAX_RUNS, MAX_QUEUED = 100, 8  # finished runs in a chart; listed runs that began with a live model
+COLOR_SCALE, BRIGHTEST, DARKEST = "Plasma", 0.92, 0.2
+REFERENCE_WIDTH = 4096  # inputs of the reference layer that orders formats by size
 
 
 @cached_by(queries.profiles_mark)
 def profile_at(run: str) -> SensitivityProfile | None:
-    """The profile of a run so far; None of a run that has none, or whose model is gone."""
+    """The profile a run has measured so far; None without a profile, or if its model is missing."""
     try:
         return profile_of_run(run)
     except SlimscopeError:
@@ -53,37 +52,43 @@ def profile_at(run: str) -> SensitivityProfile | None:
 
 
 def in_blocks(profile: SensitivityProfile) -> SensitivityProfile:
-    """Without embedding and head, and without the formats that are theirs alone."""
-    rows = [row for row, x in enumerate(profile.layers) if x.block >= 0]
-    known = np.flatnonzero(np.isfinite(profile.figures[rows]).any((0, 1)))
+    """The part of a profile inside the blocks: no embedding, no head, none of their formats."""
+    rows = [row for row, layer in enumerate(profile.layers) if layer.block >= 0]
+    measured = np.flatnonzero(np.isfinite(profile.figures[rows]).any((0, 1)))
     layers = tuple(profile.layers[row] for row in rows)
-    formats = tuple(profile.formats[column] for column in known)
+    formats = tuple(profile.formats[column] for column in measured)
     return replace(
-        profile, layers=layers, formats=formats, figures=profile.figures[rows][:, :, known]
+        profile, layers=layers, formats=formats, figures=profile.figures[rows][:, :, measured]
     )
 
 
 def first_to_break(run: str) -> str:
-    """The layer that loses most in the format Sensitivity opens with; empty without a profile."""
-    whole = profile_at(run)
-    if whole is None or not (profile := in_blocks(whole)).layers:
+    """The layer with the highest loss in the default format of *Sensitivity*; empty without a
+    profile."""
+    complete = profile_at(run)
+    if complete is None or not (profile := in_blocks(complete)).layers:
         return ""
-    column = int(np.isfinite(profile.figure("kl")).any(0).argmax())  # the first that was measured
+    column = int(np.isfinite(profile.figure("kl")).any(0).argmax())  # first measured format
     losses = np.nan_to_num(profile.predicted[:, column], posinf=0.0)
     table, layer = layers_table(profile), profile.layers[int(losses.argmax())]
     return tensor_names(table)[layer.name]
 
 
 def layers_table(profile: SensitivityProfile) -> pd.DataFrame:
-    """One row a layer, as maps of layers take them: tensor, block, module, n (of weights)."""
-    rows = [(x.name, x.block, x.module, x.weights) for x in profile.layers]
+    """One row per layer with the columns of a layer map: tensor, block, module, n (weights)."""
+    rows = [(layer.name, layer.block, layer.module, layer.weights) for layer in profile.layers]
     return pd.DataFrame(rows, columns=["tensor", "block", "module", "n"])
 
 
 @dataclass(frozen=True)
 class MixFront:
-    """The best mixes of one method's formats by the kind of budget, the tightest first, and each
-    format alone, the fewest bits first."""
+    """Best mixes of one method's formats, and the uniform use of each format.
+
+    Attributes:
+        solver: the solver of the profile and method.
+        mixes: best mixes by kind of budget, the smallest budget first.
+        uniform: the mix of each single format, the fewest bits first.
+    """
 
     solver: BudgetSolver
     mixes: Mapping[BudgetKind, list[Mix]]
@@ -92,26 +97,35 @@ class MixFront:
 
 @cached_by(queries.profiles_mark)
 def fronts_of(run: str) -> dict[Method, MixFront]:
-    """Those of the methods whose formats the run has profiled."""
+    """The fronts of the methods whose formats a run has profiled, by method."""
     profile, fronts = profile_at(run), dict[Method, MixFront]()
     if profile is None:
         return fronts
-    for method, own in METHODS.items():
+    for method, budget in METHOD_BUDGETS.items():
         try:
             solver = solver_of(profile, method)
         except SlimscopeError:
             continue
-        known = {Format(), *in_blocks(profile).formats}
-        uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
-        kinds: tuple[BudgetKind, ...] = (own, "ms") if profile.times else (own,)
-        mixes = {kind: solver.front(POINTS, kind) for kind in kinds}
+        formats = {Format(), *in_blocks(profile).formats}
+        uniform = {
+            form: solver.uniform(form) for form in ordered(solver.formats) if form in formats
+        }
+        kinds: tuple[BudgetKind, ...] = (budget, "ms") if profile.times else (budget,)
+        mixes = {kind: solver.front(FRONT_POINTS, kind) for kind in kinds}
         fronts[method] = MixFront(solver, mixes, uniform)
     return fronts
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A finished run of the same model: place on the horizontal axis, perplexity over dense."""
+    """A finished run of the same model, as a point of a chart.
+
+    Attributes:
+        run: name of the run.
+        label: its settings.
+        x: position on the horizontal axis.
+        ratio: perplexity relative to the dense model.
+    """
 
     run: str
     label: str
@@ -120,40 +134,50 @@ class MeasuredRun:
 
 
 def measured_runs(model: str, x_of: Callable[[RunRow], float | None]) -> list[MeasuredRun]:
-    """Finished runs of a model that have a place, the newest first."""
+    """Finished runs of a model, newest first.
+
+    Args:
+        x_of: horizontal position of a run; None leaves it out.
+    """
     points = []
     for row in all_rows():
-        same = row.job.config.get("model") == model
-        change = row.figures.change() if row.job.state == State.SUCCEEDED and same else None
+        matches = row.job.config.get("model") == model
+        change = row.figures.change() if row.job.state == State.SUCCEEDED and matches else None
         if change is not None and (x := x_of(row)) is not None:
             label = " · ".join(setting_summary(row.job)) or row.job.name
             points.append(MeasuredRun(row.job.run, label, x, 1 + change))
-    return points[:MOST]
+    return points[:MAX_RUNS]
 
 
-def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], rest: float) -> float | None:
-    """What the bits of a quantized run come to, counted as those of a mix; None of others. `rest`:
-    bytes beside the layers."""
+def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], other_bytes: float) -> float | None:
+    """Size in bytes of a quantized run's model, computed like that of a mix; None if not quantized.
+
+    Args:
+        other_bytes: bytes of all tensors other than `layers`.
+    """
     bits = row.figures.final(BITS_PER_WEIGHT)
     if bits is None:
         return None
-    return rest + sum(x.weights * (bits if x.block >= 0 else 16) / 8 for x in layers)
+    layer_bits = (layer.weights * (bits if layer.block >= 0 else 16) for layer in layers)
+    return other_bytes + sum(count / 8 for count in layer_bits)
 
 
 def queued_runs(model: str) -> list[dict[str, Any]]:
-    """The newest runs queued from a state of a model: predicted, measured, what came out."""
-    known = [(row.job, queued_state(row.job.environment or {})) for row in all_rows()]
+    """The newest runs that were queued from a live model of `model`: state, prediction, result."""
+    jobs = [(row.job, queued_state(row.job.environment or {})) for row in all_rows()]
     return [
-        {"run": job.run, "at": job.shown_state, "final": over_dense(job.run)}
+        {"run": job.run, "at": job.shown_state, "final": perplexity_over_dense(job.run)}
         | state.model_dump(exclude={"model"})
-        for job, state in known
+        for job, state in jobs
         if state is not None and state.model == model
-    ][:MOST_QUEUED]
+    ][:MAX_QUEUED]
 
 
-def over_dense(run: str) -> float | None:
-    """Perplexity of what a run keeps over that of the dense model; one that began with another run
-    has measured over that."""
+def perplexity_over_dense(run: str) -> float | None:
+    """Perplexity of a run's kept stage relative to the dense model; None if unknown.
+
+    A run that began with another run's model measured its change relative to that model, so the
+    changes along the chain of runs are multiplied."""
     rows, ratio = {row.job.run: row for row in all_rows()}, 1.0
     if run not in rows:
         return None
@@ -166,24 +190,24 @@ def over_dense(run: str) -> float | None:
 
 
 def ordered(formats: Sequence[Format]) -> list[Format]:
-    """Those with the fewest bits first, dense last."""
-    return sorted(formats, key=lambda form: form.bits_per_weight(COLUMNS) - form.sparsity)
+    """Formats sorted by size, the fewest bits first, dense last."""
+    return sorted(formats, key=lambda form: form.bits_per_weight(REFERENCE_WIDTH) - form.sparsity)
 
 
 def format_colors(formats: Sequence[Format]) -> dict[Format, str]:
-    """Format -> color, in order; quantized and pruned ones each span the whole scale."""
+    """Colors by format, in order; quantized formats and pruned formats each span the scale."""
     colors = dict.fromkeys(formats, LIGHT.muted)
     for quantized in (True, False):
-        same = [x for x in ordered(formats) if x.quantized == quantized and x != Format()]
-        step = (BRIGHTEST - DARKEST) / max(1, len(same) - 1)
-        places = [BRIGHTEST - step * place for place in range(len(same))]
-        colors |= zip(same, sample_colorscale(SCALE, places), strict=True)
+        group = [x for x in ordered(formats) if x.quantized == quantized and x != Format()]
+        step = (BRIGHTEST - DARKEST) / max(1, len(group) - 1)
+        positions = [BRIGHTEST - step * index for index in range(len(group))]
+        colors |= zip(group, sample_colorscale(COLOR_SCALE, positions), strict=True)
     return {form: colors[form] for form in ordered(formats)}
 
 
 def short_labels(formats: Sequence[Format]) -> list[str]:
-    """As short as they can be told apart: "3" of widths, "50%" of patterns."""
+    """The shortest labels that distinguish formats: numbers of bits, or else complete names."""
     bits = [str(x.width.bits) if x.width else "16" for x in formats]
-    short = len({*bits}) == len(bits) and not any(x.pattern for x in formats)
-    words = [str(x) if x != Format() else "dense" for x in formats]
-    return bits if short else words
+    if len({*bits}) == len(bits) and not any(x.pattern for x in formats):
+        return bits
+    return [str(x) if x != Format() else "dense" for x in formats]

@@ -1,4 +1,4 @@
-"""Estimated start times of queued runs, from what is running and what is queued before them."""
+"""Estimated start times of queued runs, from the live runs and the runs ahead in the queue."""
 
 import heapq
 import math
@@ -13,29 +13,37 @@ from ui.format import eta
 
 
 def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int, float]:
-    """Seconds until start by job id, up to the first job behind one of unknown duration; jobs
-    `waiting` for another run are left out."""
-    slots = settings().slots
-    free = _free_in([job for job in status.live if job.lane != Lane.QUICK], slots)
-    beside = _free_in([job for job in status.live if job.lane == Lane.QUICK], 1)
+    """Seconds until queued jobs start, by job id.
+
+    The estimate ends at the first job that has to wait for one of unknown duration.
+
+    Args:
+        waiting: ids of jobs that wait for another run; they are omitted.
+    """
+    slots_s = _seconds_until_free(
+        [job for job in status.live if job.lane != Lane.QUICK], settings().slots
+    )
+    quick_slots_s = _seconds_until_free([job for job in status.live if job.lane == Lane.QUICK], 1)
     starts: dict[int, float] = {}
     for job in (job for job in status.queued if job.id not in waiting):
-        places = min(free, beside) if job.lane == Lane.QUICK else free
-        at = places[0]
-        if math.isinf(at):
+        candidates_s = min(slots_s, quick_slots_s) if job.lane == Lane.QUICK else slots_s
+        start_s = candidates_s[0]
+        if math.isinf(start_s):
             break
-        starts[job.id] = at
-        heapq.heapreplace(places, at + (job.environment or {}).get(ESTIMATED_SECONDS, math.inf))
+        starts[job.id] = start_s
+        duration_s = (job.environment or {}).get(ESTIMATED_SECONDS, math.inf)
+        heapq.heapreplace(candidates_s, start_s + duration_s)
     return starts
 
 
-def _free_in(live: list[Job], places: int) -> list[float]:
-    """Seconds until each of `places` is free, ascending."""
-    left = [math.inf if job.eta_s is None else job.eta_s for job in live]
-    return sorted([*left, *[0.0] * (places - len(left))])[-places:]
+def _seconds_until_free(live: list[Job], slots: int) -> list[float]:
+    """Seconds until each of `slots` is free, ascending."""
+    remaining_s = [math.inf if job.eta_s is None else job.eta_s for job in live]
+    return sorted([*remaining_s, *[0.0] * (slots - len(remaining_s))])[-slots:]
 
 
 def start_words(seconds: float | None) -> str:
+    """The time until a run starts, such as "starts in 5 min"; empty if unknown."""
     if seconds is None:
         return ""
     return "starts soon" if seconds < 1 else f"starts in {eta(seconds)}"

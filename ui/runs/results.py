@@ -1,4 +1,4 @@
-"""The results of a run, by stage and metric, whatever its kind; and its stages compared on the same
+"""Results of a run of any kind by stage and metric, and comparison of its stages on the same
 windows of text."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,59 +37,64 @@ from jobs.wording import StageComparison
 from ui.format import NONE, duration, number, size, threads
 from ui.widgets.config_form import advanced, extra, owner, title
 
-RUN = "run"  # the stage of figures that belong to the run as a whole
-SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
-ALWAYS = 2  # of the fields of a method, whatever their values
-UNTOLD = (None, "", "auto", "same")
-WRITE: dict[str, Callable[[float | None], str]] = {
+RUN = "run"  # stage name of the figures of a run as a whole
+# config classes whose fields are common to all kinds
+SHARED_CONFIGS = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
+ALWAYS_SUMMARIZED = 2  # leading method fields in the summary, even at their defaults
+UNINFORMATIVE_VALUES = (None, "", "auto", "same")
+VALUE_FORMATS: dict[str, Callable[[float | None], str]] = {
     "number": number,
     "share": lambda value: NONE if value is None else percent(value),
     "bytes": size,
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
-# families of what compression is for
+# families of the metrics that compression is meant to improve
 GAINS = (BYTES, *(key.family for key in (BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)))
-WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
+WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # computed from losses of windows, compared in pairs
 
 
 def percent(value: float) -> str:
-    """A share in %, with two decimals, or two digits where these would say 0."""
+    """A share in percent, with two decimals; with two significant digits below 0.1 %."""
     is_small = 0 < abs(value) < 1e-3
     return number(100 * value, 2) if is_small else f"{100 * value:.2f}"
 
 
 def format_value(metric: Metric, value: float | None) -> str:
     """The value in the unit of the metric's title."""
-    return WRITE[metric.form](value)
+    return VALUE_FORMATS[metric.form](value)
 
 
 def format_stderr(metric: Metric, stderr: float | None) -> str:
-    """The standard error in the unit of the value; empty where there is none."""
+    """The standard error in the unit of the value; empty if unknown."""
     return number(metric.scale * stderr, 2) if stderr else ""
 
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
-    """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
+    """The points of curves (`frames.curves`) in the units of the screen: shares in percent."""
     scales = {family: metric(MetricKey(family)).scale for family in points["family"].unique()}
     factors = points["family"].map(scales).astype(float)
     return points.assign(value=factors * points["value"].astype(float))
 
 
 def size_before(source: float, parameters: float) -> str:
-    """ "269 MB in 16 bits", whether its source holds 4 or 32; the size of the source where the
-    `parameters` are not known (0)."""
+    """Size of the model before compression at 16 bits per weight, such as "269 MB in 16 bits".
+
+    Args:
+        source: bytes of the source files, in any number of bits; the size if `parameters` is 0.
+        parameters: number of parameters, 0 if unknown.
+    """
     return f"{size(2 * parameters)} in 16 bits" if parameters else size(source or None)
 
 
 def size_saved(saved: float, parameters: float) -> str:
-    """ "538 MB in 32 bits (smaller as GGUF)", or its size alone where it is packed."""
-    wide = parameters and saved > 0.9 * 4 * parameters
-    return f"{size(saved)}{' in 32 bits (smaller as GGUF)' if wide else ''}"
+    """Size of the saved model: "538 MB in 32 bits (smaller as GGUF)", or "90 MB" if packed."""
+    is_float32 = parameters and saved > 0.9 * 4 * parameters
+    return f"{size(saved)}{' in 32 bits (smaller as GGUF)' if is_float32 else ''}"
 
 
 def find_job(run: str) -> Job | None:
-    """The run of that name; None where there is none."""
+    """The run of that name; None if it does not exist."""
     try:
         return queries.job(run) if run else None
     except SlimscopeError:
@@ -97,31 +102,32 @@ def find_job(run: str) -> Job | None:
 
 
 def kind_of(job: Job) -> Kind | None:
-    """The kind of a run; None when its plugin is no longer installed."""
+    """The kind of a run; None if its plugin is no longer installed."""
     return kinds().get(job.kind)
 
 
 def kind_title(job: Job) -> str:
+    """The title of a run's kind; its name if the plugin is no longer installed."""
     kind = kind_of(job)
     return kind.title if kind else job.kind
 
 
 def stages_of(job: Job) -> dict[str, str]:
-    """Stage -> label, in the order of the method."""
+    """Labels of a run's stages by name, in the order of the method."""
     kind = kind_of(job)
     return dict(kind.stages) if kind else {}
 
 
-def of_toy(job: Job) -> bool:
-    """Whether it works on the toy model, whose figures say nothing of real ones."""
+def uses_toy_model(job: Job) -> bool:
+    """Return True for runs on the toy model, whose figures do not carry over to real models."""
     return first_model(base_model(job)) == TOY
 
 
 def real_first(jobs: Iterable[Job]) -> Iterator[Job]:
-    """Those of real models, then those of the toy."""
+    """Runs on real models, followed by runs on the toy model."""
     toys = []
     for job in jobs:
-        if of_toy(job):
+        if uses_toy_model(job):
             toys.append(job)
         else:
             yield job
@@ -129,65 +135,75 @@ def real_first(jobs: Iterable[Job]) -> Iterator[Job]:
 
 
 def fields_of(kind: str) -> dict[str, FieldInfo]:
-    """The fields of the config of a kind; none when its plugin is no longer installed."""
-    known = kinds().get(kind)
-    return known.config.model_fields if known else {}
+    """The config fields of a kind; empty if its plugin is no longer installed."""
+    installed = kinds().get(kind)
+    return installed.config.model_fields if installed else {}
 
 
 def setting_title(kind: str, name: str) -> str:
-    """The title of a config field, or its name where it is not known."""
+    """The title of a config field; its name if the field is unknown."""
     fields = fields_of(kind)
     return title(name, fields[name]) if name in fields else name
 
 
 def base_model(job: Job) -> str:
-    """The model that was compressed; of an evaluation, that of the run it measured."""
+    """The model that was compressed; for an evaluation, the model of the evaluated run."""
     return str((job.environment or {}).get("base") or job.config.get("model") or NONE)
 
 
 def setting_summary(job: Job) -> list[str]:
-    """What was chosen of the method itself, such as "2:4", "wanda" or "group size 128": of the
-    fields that are neither advanced nor shared by all kinds the first two (or what the kind tells
-    first), and those that are not at their default. A switch or an empty text says nothing by
-    itself. A seed that is not 0 tells the runs of a sweep apart."""
+    """The method settings of a run, such as "2:4", "wanda" or "group size 128".
+
+    The summary begins with the headline of the kind, or else with the first two method fields.
+    Method fields that differ from their defaults follow, and a seed other than 0, which
+    distinguishes the runs of a sweep. Fields that are advanced, boolean or common to all kinds,
+    and empty values, are left out."""
     kind = kind_of(job)
-    fields = _own_fields(kind.config) if kind else []
-    first = kind.headline(job.config) if kind and kind.headline else []
-    told = first + [
-        _chosen(info.title or name, str(extra(info).get("unit", "")), value)
-        for place, (name, info) in enumerate(fields)
-        if (value := job.config.get(name)) not in UNTOLD
+    fields = _method_fields(kind.config) if kind else []
+    headline = kind.headline(job.config) if kind and kind.headline else []
+    settings = headline + [
+        _setting_text(info.title or name, str(extra(info).get("unit", "")), value)
+        for index, (name, info) in enumerate(fields)
+        if (value := job.config.get(name)) not in UNINFORMATIVE_VALUES
         if not (kind and name in kind.headline_fields)
-        if value != info.default or (place < ALWAYS and not first)
+        if value != info.default or (index < ALWAYS_SUMMARIZED and not headline)
     ]
     seed = job.config.get("seed")
-    return [*told, f"seed {seed}"] if seed else told
+    return [*settings, f"seed {seed}"] if seed else settings
 
 
 @lru_cache
-def _own_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
-    """Name and description of what can be chosen of a method; asked for once a row of a table."""
+def _method_fields(config: type[JobConfig]) -> list[tuple[str, FieldInfo]]:
+    """Names and definitions of the method fields of a config; cached, as each row asks for them."""
     return [
         (name, info)
         for name, info in config.model_fields.items()
         if name != "model" and not advanced(info) and info.annotation is not bool
-        if owner(config, name).__name__ not in SHARED
+        if owner(config, name).__name__ not in SHARED_CONFIGS
     ]
 
 
-def _chosen(title: str, of: str, value: object) -> str:
-    """A text as it is, a number with what it counts: "3 bits", "group size 64"."""
+def _setting_text(title: str, unit: str, value: object) -> str:
+    """A value with its unit or title: "wanda", "3 bits", "group size 64"."""
     if not isinstance(value, int | float):
         return str(value)
     title = title.lower()
-    if not of or not title.endswith(of):
+    if not unit or not title.endswith(unit):
         return f"{title} {value:g}"
-    return f"{value:g} {of.removesuffix('s') if value == 1 else of}"
+    return f"{value:g} {unit.removesuffix('s') if value == 1 else unit}"
 
 
 class RunResults:
-    """All results of one run, which names the stage it kept; the kind names the stages and their
-    order."""
+    """All results of one run.
+
+    Attributes:
+        kept: the stage whose weights the run saved; None if there is none yet.
+        ended: the run has succeeded.
+        seconds: duration of each step of the run, the longest first.
+        labels: labels of the kind's stages, in the order of the method.
+        of_models: the stages are versions of a model, rather than parts such as drafter heads.
+        rows: results by stage and metric.
+    """
 
     def __init__(
         self,
@@ -196,10 +212,10 @@ class RunResults:
         job: Job | None = None,
         step_times: Iterable[StepTime] = (),
     ) -> None:
-        self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
+        self.kept = job.kept_stage if job else None
         self.ended = job is not None and job.state == State.SUCCEEDED
         times = {time.step: time.seconds for time in step_times}
-        self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))  # longest step first
+        self.seconds = dict(sorted(times.items(), key=lambda item: -item[1]))
         self.labels = dict(kind.stages) if kind else {}
         self.stage_label = kind.stage_label if kind else capitalized
         self.of_models = kind is None or kind.has_models
@@ -208,127 +224,141 @@ class RunResults:
 
     @property
     def key_figure(self) -> KeyFigure | None:
-        """The figure the run is told by; None until it is known, or where its kind has none."""
-        tell = self._kind and (self._kind.key_figure or self._kind.brief)
-        values = {place: row.value for place, row in self.rows.items()}
-        return tell(values, self.kept or "") if tell else None
+        """The main figure of the run; None until it is measured, or if its kind has none."""
+        choose = self._kind and (self._kind.key_figure or self._kind.table_figure)
+        values = {stage_and_metric: row.value for stage_and_metric, row in self.rows.items()}
+        return choose(values, self.kept or "") if choose else None
 
     def get(self, stage: str, key: MetricKey) -> StoredResult | None:
+        """The result of a stage; None if it was not measured."""
         return self.rows.get((stage, key))
 
     def value(self, stage: str | None, key: MetricKey) -> float | None:
+        """The value of a metric at a stage; None if it was not measured."""
         row = self.rows.get((stage or "", key))
         return row.value if row else None
 
     @property
     def saved_bytes(self) -> float | None:
-        saved = (row.value for (_, key), row in self.rows.items() if key.family == BYTES)
-        return max(saved, default=None)
+        """Size in bytes of the largest saved model; None if nothing was saved."""
+        sizes = (row.value for (_, key), row in self.rows.items() if key.family == BYTES)
+        return max(sizes, default=None)
 
     @property
     def parameters(self) -> float:
-        """Of the model, by what was added to it; 0 where nothing was."""
-        added, part = (self.value(self.kept, key) for key in (PARAMETERS, PARAMETER_SHARE))
-        return added / part if added and part else 0.0
+        """Number of model parameters, computed from the parameters that were added and their share;
+        0 if none were added."""
+        added, share = (self.value(self.kept, key) for key in (PARAMETERS, PARAMETER_SHARE))
+        return added / share if added and share else 0.0
 
     @property
     def stages(self) -> list[str]:
-        """The stages with results, in the order the model passes through them."""
+        """The stages with results, in the order of the method."""
         measured = {stage for stage, _ in self.rows if stage != RUN}
         return [s for s in self.labels if s in measured] + sorted(measured - set(self.labels))
 
     @property
     def perplexity(self) -> dict[str, float]:
-        """By stage."""
-        return {stage: row.value for (stage, of), row in self.rows.items() if of == PERPLEXITY}
+        """Perplexity by stage."""
+        return {stage: row.value for (stage, key), row in self.rows.items() if key == PERPLEXITY}
 
     @property
     def metrics(self) -> list[MetricKey]:
-        """The metrics measured at stages."""
+        """The metrics measured at stages, in display order."""
         return ordered(key for stage, key in self.rows if stage != RUN)
 
-    def alike(self) -> list[list[str]]:
-        """The stages in groups that share no metrics. Stages that are models form one group: what
-        is missing for one has not been measured yet."""
+    def comparable_stages(self) -> list[list[str]]:
+        """Groups of stages that have metrics in common; different groups share no metric.
+
+        Stages that are models form one group, as a missing metric was not measured yet."""
         if self.of_models:
             return [self.stages] if self.stages else []
-        keys = {of: {key for stage, key in self.rows if stage == of} for of in self.stages}
+        keys = {name: {key for stage, key in self.rows if stage == name} for name in self.stages}
         groups: list[list[str]] = []
         for stage in self.stages:
-            near = [g for g in groups if any(keys[other] & keys[stage] for other in g)]
-            place = groups.index(near[0]) if near else len(groups)
-            merged = [*(s for group in near for s in group), stage]
-            groups = [group for group in groups if group not in near]
-            groups.insert(place, merged)
+            matches = [g for g in groups if any(keys[member] & keys[stage] for member in g)]
+            index = groups.index(matches[0]) if matches else len(groups)
+            merged = [*(member for group in matches for member in group), stage]
+            groups = [group for group in groups if group not in matches]
+            groups.insert(index, merged)
         return groups
 
     def label(self, stage: str) -> str:
+        """The label of a stage on the screen."""
         return self.labels.get(stage) or self.stage_label(stage)
 
     @property
     def first(self) -> str | None:
-        """The stage the others are compared with: the original model."""
+        """The reference stage: the original model."""
         return self.stages[0] if self.stages else None
 
     @property
-    def of_run(self) -> dict[MetricKey, StoredResult]:
+    def run_level(self) -> dict[MetricKey, StoredResult]:
         """Results of the run as a whole."""
         return {key: row for (stage, key), row in self.rows.items() if stage == RUN}
 
     @property
     def final_keys(self) -> set[MetricKey]:
-        """The metrics `final_row` has a value for."""
+        """The metrics with a final result."""
         return {key for _, key in self.rows if self.final_row(key)}
 
     def final_row(self, key: MetricKey) -> StoredResult | None:
-        """The result of the kept stage, or else of the run as a whole. A run that ended without
-        a kept stage has the result of the only stage it measured."""
+        """The final result of a metric: at the kept stage, or else for the run as a whole.
+
+        A run that succeeded without a kept stage has the result of the only stage with it."""
         row = self.get(self.kept or "", key) or self.get(RUN, key)
         if row or self.kept or not self.ended:
             return row
-        only = [row for (_, of), row in self.rows.items() if of == key]
-        return only[0] if len(only) == 1 else None
+        candidates = [row for (_, measured), row in self.rows.items() if measured == key]
+        return candidates[0] if len(candidates) == 1 else None
 
     def final(self, key: MetricKey = PERPLEXITY) -> float | None:
+        """The value of `final_row`; None without one."""
         row = self.final_row(key)
         return row.value if row else None
 
     def change(self) -> float | None:
-        """Relative change of the perplexity of the kept stage to that of the original model."""
+        """Relative change of perplexity from the original model to the kept stage."""
         before, after = self.value(self.first, PERPLEXITY), self.final()
         return after / before - 1 if before and after is not None else None
 
 
 def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
-    """ "Speeds: native (AVX-512-BF16) decoder, bfloat16, 1 thread, prefill included."; empty where
-    the run measured none. Without these a speed means nothing: what was not recorded is named."""
+    """The conditions of a run's speed measurements; empty if it measured no speed.
+
+    Example: "Speeds: native (AVX-512-BF16) decoder, bfloat16, 1 thread, prefill included." A speed
+    means nothing without them, so conditions that were not recorded are named."""
     rows = [*rows]
     details = [row.details for row in rows if row.metric == TOKENS_PER_SECOND]
     if not details:
         return ""
-    known = job.environment | {key: value for each in details for key, value in each.items()}
-    decoder, many, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
+    conditions = job.environment | {key: value for row in details for key, value in row.items()}
+    decoder, thread_count, tokens = (conditions.get(x) for x in ("decoder", "threads", "tokens"))
+    prompt = conditions.get("prompt")
     parts = [
         f"{decoder} decoder" if decoder else "decoder not recorded",
-        known.get("dtype") or known.get("precision") or "precision not recorded",
-        threads(many) if many else "threads not recorded",
-        f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
+        conditions.get("dtype") or conditions.get("precision") or "precision not recorded",
+        threads(thread_count) if thread_count else "threads not recorded",
+        f"{tokens} tokens after a prompt of {prompt}" if "prompt" in conditions else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
     ratio = (
         " Speed-up: the median of the rounds' ratios, not the ratio of the median speeds."
-        if any(r.metric == SPEED_UP for r in rows)
+        if any(row.metric == SPEED_UP for row in rows)
         else ""
     )
     return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:
-    """Loss of each window [windows], by stage."""
-    return {p.stage: p.values for p in tensors.profiles(job.id, "", WINDOW_LOSSES)}
+    """Losses of the windows of held-out text, `[windows]`, by stage."""
+    return {
+        profile.stage: profile.values for profile in tensors.profiles(job.id, "", WINDOW_LOSSES)
+    }
 
 
 def stage_comparison(job: Job, perplexity: Mapping[str, float]) -> StageComparison:
+    """A comparison of a run's stages by perplexity, paired by window of text."""
     return StageComparison(perplexity, partial(_ratio, window_losses(job)))
 
 

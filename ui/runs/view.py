@@ -1,10 +1,10 @@
-"""The table of runs as the address describes it: filter, order, columns, baseline, selection; and
-its rows as files, CSV and JSON.
+"""The table of runs: filter, order, columns, baseline and selection, as the address describes them,
+and export of the rows as CSV and JSON.
 
-The language of the filter: `sparsity>0.4 kind:sds tag:demo -owner:mira "half way"`. All terms must
-match. `key:text` matches a part of the column's text (a tag must be whole), `=` and `!=` the whole
-value, `<`, `<=`, `>` and `>=` numbers, which may have a unit (40%, 2h, 500MB). A word without a key
-is searched for in all texts of the run. A leading `-` negates a term.
+The filter language: `sparsity>0.4 kind:sds tag:demo -owner:mira "half way"`. All terms must match.
+`key:text` matches a part of the column's text (a tag must match completely), `=` and `!=` compare
+the complete value, `<`, `<=`, `>` and `>=` numbers, which may have a unit (40%, 2h, 500MB). A word
+without a key is searched for in all texts of the run. A leading `-` negates a term.
 """
 
 import json
@@ -43,7 +43,7 @@ UNITS = {
     "gb": 1e9,
     "tb": 1e12,
 }
-COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
     ">=": operator.ge,
@@ -52,17 +52,17 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
     ":": operator.eq,
 }
-ORDERS = ("<", "<=", ">", ">=")
+ORDER_OPERATORS = ("<", "<=", ">", ">=")
 PAGE_ROWS = 50
 MAX_PINS = 5
-MAX_LENGTH = 300  # characters of a text in the address
-SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
-Address = dict[str, str]  # fields of the address a button writes
+MAX_LETTERS = 300  # characters of a text in the address
+SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # address fields of a saved view
+Address = dict[str, str]  # address fields that a button writes
 
 
 @dataclass(frozen=True)
 class FilterTerm:
-    """One condition; without a column, a full-text search."""
+    """One condition of a filter; without a column, a full-text search."""
 
     column: Column | None
     op: str
@@ -70,6 +70,7 @@ class FilterTerm:
     negated: bool
 
     def holds(self, row: RunRow) -> bool:
+        """Return True if the row satisfies the condition."""
         return self._holds(row) != self.negated
 
     def _holds(self, row: RunRow) -> bool:
@@ -79,28 +80,31 @@ class FilterTerm:
         if value is None:
             return self.op == "!="
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            wanted = parse_number(self.text)
-            return wanted is not None and COMPARE[self.op](value, wanted)
-        wanted_text = self.text.lower()
+            operand = parse_number(self.text)
+            return operand is not None and COMPARISONS[self.op](value, operand)
+        operand_text = self.text.lower()
         if isinstance(value, (list, tuple)):  # tags
-            return (wanted_text in [str(v).lower() for v in value]) != (self.op == "!=")
+            return (operand_text in [str(v).lower() for v in value]) != (self.op == "!=")
         text = str(value).lower()
         if self.op == ":":
-            return wanted_text in text
-        return self.op not in ORDERS and COMPARE[self.op](text, wanted_text)
+            return operand_text in text
+        return self.op not in ORDER_OPERATORS and COMPARISONS[self.op](text, operand_text)
 
 
 @dataclass(frozen=True)
 class RunFilter:
+    """A parsed filter: its conditions, and messages about terms that could not be parsed."""
+
     terms: Sequence[FilterTerm]
     problems: Sequence[str]
 
-    def passed(self, rows: Sequence[RunRow]) -> list[RunRow]:
+    def matching(self, rows: Sequence[RunRow]) -> list[RunRow]:
+        """The rows that satisfy all conditions."""
         return [row for row in rows if all(term.holds(row) for term in self.terms)]
 
 
 def parse_filter(text: str, columns: Mapping[str, Column]) -> RunFilter:
-    """Parses a filter. A term that cannot be parsed becomes a problem and filters nothing."""
+    """Parse a filter. A term that cannot be parsed becomes a problem and does not filter."""
     terms: list[FilterTerm] = []
     problems: list[str] = []
     for match in TERM.finditer(text):
@@ -108,12 +112,12 @@ def parse_filter(text: str, columns: Mapping[str, Column]) -> RunFilter:
         value = quoted if word is None else word
         column = find_column(key, columns) if key else None
         if key and column is None and op == ":":
-            key, value = None, f"{key}:{value}"  # a word with a colon in it
+            key, value = None, f"{key}:{value}"  # a word that contains a colon
         if key and column is None:
-            near = get_close_matches(key.lower(), columns, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            similar = get_close_matches(key.lower(), columns, 1)
+            hint = f" Did you mean {similar[0]}?" if similar else ""
             problems.append(f"No column is called {key[:40]!r}.{hint}")
-        elif column and op in ORDERS and parse_number(value) is None:
+        elif column and op in ORDER_OPERATORS and parse_number(value) is None:
             problems.append(f"{column.title} is a number, {value[:40]!r} is not.")
         elif value:
             terms.append(FilterTerm(column, op or "", value, bool(minus)))
@@ -121,19 +125,21 @@ def parse_filter(text: str, columns: Mapping[str, Column]) -> RunFilter:
 
 
 def parse_number(text: str) -> float | None:
-    """The number in "0.4", "40%", "2h" or "500MB"; None where there is none."""
+    """The value of "0.4", "40%", "2h" or "500MB"; None if the text is not a number."""
     match = NUMBER.fullmatch(text.strip())
     unit = UNITS.get(match[2].lower()) if match else None
     return float(match[1]) * unit if match and unit is not None else None
 
 
-def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:
-    def key(value: Any) -> tuple[bool, Any]:  # numbers before words: a setting may be either
+def sorted_rows(rows: Sequence[RunRow], by: Column, is_descending: bool) -> list[RunRow]:
+    """The rows sorted by a column; rows without a value are last in both directions."""
+
+    def key(value: Any) -> tuple[bool, Any]:  # a setting can have numbers and texts: numbers first
         return (True, value.lower()) if isinstance(value, str) else (False, value)
 
     values = [(by.value(row), row) for row in rows]
     keyed = [(key(value), row) for value, row in values if not _missing(value)]
-    keyed.sort(key=itemgetter(0), reverse=descending)
+    keyed.sort(key=itemgetter(0), reverse=is_descending)
     return [row for _, row in keyed] + [row for value, row in values if _missing(value)]
 
 
@@ -143,51 +149,68 @@ def _missing(value: Any) -> bool:
 
 def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
     """CSV for programs: names with units, values with full precision, age as a time in UTC."""
-    heads = [c.field or c.key for c in columns]
-    return csv_text([[_exported(row, c) for c in columns] for row in rows], heads)
+    heads = [column.field or column.key for column in columns]
+    return csv_text([[_export_value(row, column) for column in columns] for row in rows], heads)
 
 
 def csv_text(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
-    """CSV without spreadsheet formulas; None is an empty cell."""
-    cells = [[safe(value) for value in row] for row in rows]
+    """CSV in which no cell is a spreadsheet formula; None is an empty cell."""
+    cells = [[escape_formula(value) for value in row] for row in rows]
     return pd.DataFrame(cells, columns=[*heads], dtype=object).to_csv(
         index=False, lineterminator="\n"
     )
 
 
 def to_json(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
-    objects = [{"added" if c is AGE else c.key: _exported(row, c) for c in columns} for row in rows]
+    """A JSON list with one object per row, with values as in `to_csv`."""
+    keys = ["added" if column is AGE else column.key for column in columns]
+    objects = [
+        {key: _export_value(row, column) for key, column in zip(keys, columns, strict=True)}
+        for row in rows
+    ]
     return json.dumps(objects, indent=1, ensure_ascii=False)
 
 
-def safe(value: Any) -> Any:
+def escape_formula(value: Any) -> Any:
+    """The value, with a quote in front of a text that a spreadsheet would run as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
 
 
-def _exported(row: RunRow, column: Column) -> Any:
+def _export_value(row: RunRow, column: Column) -> Any:
     if column is RUN_COLUMN:
         return row.job.run
     return iso(row.job.created_at) if column is AGE else column.value(row)
 
 
 def query_text(request: gr.Request, name: str) -> str:
-    return str(dict(request.query_params or {}).get(name, ""))[:MAX_LENGTH]
+    """A text field of the address, cut to `MAX_LETTERS` characters; empty if absent."""
+    return str(dict(request.query_params or {}).get(name, ""))[:MAX_LETTERS]
 
 
-def query_list(request: gr.Request, name: str, most: int = 100) -> tuple[str, ...]:
-    """List of runs in the address, without malformed names."""
-    text = str(dict(request.query_params or {}).get(name, ""))[: 20 * most]
-    return tuple(dict.fromkeys(n for n in text.split(",") if RUN_NAME.fullmatch(n)))[:most]
+def query_list(request: gr.Request, name: str, limit: int = 100) -> tuple[str, ...]:
+    """A list of at most `limit` runs in the address, without malformed and repeated names."""
+    text = str(dict(request.query_params or {}).get(name, ""))[: 20 * limit]
+    return tuple(dict.fromkeys(n for n in text.split(",") if RUN_NAME.fullmatch(n)))[:limit]
 
 
 @dataclass(frozen=True)
 class TableQuery:
-    """Table of runs as the address describes it: filter `q`, sort column and direction, chosen
-    columns (usual ones if empty), baseline, pinned and selected runs."""
+    """The table of runs that an address describes.
+
+    Attributes:
+        q: text of the filter.
+        sort: key of the column that sorts the rows.
+        descending: the order is descending.
+        page: number of the page, from 1.
+        cols: keys of the visible columns; empty for the default ones.
+        base: the baseline run; empty for none.
+        pins: runs that stay at the top.
+        pick: selected runs.
+    """
 
     q: str
     sort: str
-    down: bool
+    descending: bool
     page: int
     cols: tuple[str, ...]
     base: str
@@ -196,11 +219,12 @@ class TableQuery:
 
     @classmethod
     def from_address(cls, request: gr.Request) -> "TableQuery":
+        """The query in the address of a request; malformed fields take their defaults."""
         page = query_text(request, "page")
         return cls(
             q=query_text(request, "q"),
             sort=query_text(request, "sort") or NEWEST,
-            down=query_text(request, "dir") != "asc",
+            descending=query_text(request, "dir") != "asc",
             page=int(page) if re.fullmatch(r"\d{1,6}", page) else 1,
             cols=tuple(filter(None, query_text(request, "cols").split(","))),
             base=next(iter(query_list(request, "base", 1)), ""),
@@ -210,13 +234,27 @@ class TableQuery:
 
 
 def saved_query(query: Mapping[str, Any]) -> str:
-    return urlencode({k: str(query[k])[:MAX_LENGTH] for k in SAVED_FIELDS if query.get(k)})
+    """The query string of a saved view, from the fields of an address."""
+    return urlencode({k: str(query[k])[:MAX_LETTERS] for k in SAVED_FIELDS if query.get(k)})
 
 
 @dataclass(frozen=True)
 class TableResult:
-    """Runs and columns of a query: `rows` are all that match, in order, `total` counts all runs;
-    baseline and `pinned` runs stay on top."""
+    """The runs and columns of a query.
+
+    Attributes:
+        query: the query.
+        all_columns: all columns by key.
+        columns: visible columns.
+        by: column that sorts the rows.
+        filter: parsed filter.
+        rows: all runs that match the filter, sorted.
+        page: number of the visible page, from 1.
+        total: number of runs before filtering.
+        base: baseline run, which stays at the top; None without one.
+        pinned: runs that stay below it.
+        selected: selected runs.
+    """
 
     query: TableQuery
     all_columns: dict[str, Column]
@@ -232,62 +270,73 @@ class TableResult:
 
     @property
     def page_rows(self) -> Sequence[RunRow]:
+        """The rows of the visible page."""
         return self.rows[(self.page - 1) * PAGE_ROWS : self.page * PAGE_ROWS]
 
     @property
     def pages(self) -> int:
+        """The number of pages."""
         return max(1, -(-len(self.rows) // PAGE_ROWS))
 
     @property
     def top_rows(self) -> list[RunRow]:
+        """The rows that stay at the top: baseline and pinned runs."""
         return [row for row in (self.base, *self.pinned) if row]
 
     @property
     def other_rows(self) -> list[RunRow]:
-        on_top = {row.job.id for row in self.top_rows}
-        return [row for row in self.page_rows if row.job.id not in on_top]
+        """The rows of the visible page below the top rows."""
+        top_ids = {row.job.id for row in self.top_rows}
+        return [row for row in self.page_rows if row.job.id not in top_ids]
 
     @property
     def page_selected(self) -> str:
+        """State of the checkbox of the page, for `aria-checked`: "true", "false" or "mixed"."""
         runs = [row.job.run for row in self.page_rows]
         count = sum(run in self.query.pick for run in runs)
         return "true" if count and count == len(runs) else "mixed" if count else "false"
 
     def select_page(self) -> Address:
+        """The address after a click on the checkbox of the page."""
         runs = [row.job.run for row in self.page_rows]
-        others = [run for run in self.query.pick if run not in runs]
-        return {"pick": ",".join(others if self.page_selected == "true" else [*others, *runs])}
+        off_page = [run for run in self.query.pick if run not in runs]
+        return {"pick": ",".join(off_page if self.page_selected == "true" else [*off_page, *runs])}
 
     def sort_by(self, column: Column) -> Address:
-        again = column.key == self.by.key
-        ascending = self.query.down if again else not column.numeric
+        """The address after a click on a heading: numbers begin descending, a second click
+        reverses the order."""
+        is_current = column.key == self.by.key
+        ascending = self.query.descending if is_current else not column.numeric
         return {"sort": column.key, "dir": "asc" if ascending else "desc", "page": ""}
 
     def toggle_column(self, column: Column) -> Address:
+        """The address after a column is shown or hidden."""
         keys = [c.key for c in self.columns]
-        others = [key for key in keys if key != column.key]
-        return {"cols": ",".join(others if column.key in keys else [*keys, column.key])}
+        remaining = [key for key in keys if key != column.key]
+        return {"cols": ",".join(remaining if column.key in keys else [*keys, column.key])}
 
     @property
     def column_groups(self) -> dict[str, list[Column]]:
-        free = [c for c in self.all_columns.values() if c.key != RUN_COLUMN.key]
-        groups = {group: [c for c in free if c.group == group] for group in GROUPS}
+        """The columns of the menu by group heading; the run's own column cannot be hidden."""
+        optional = [c for c in self.all_columns.values() if c.key != RUN_COLUMN.key]
+        groups = {group: [c for c in optional if c.group == group] for group in GROUPS}
         return {group: columns for group, columns in groups.items() if columns}
 
 
 def query_runs(query: TableQuery) -> TableResult:
-    every = all_rows(deleted=True)
-    columns = run_columns.columns(every)
+    """Run a query. Archived and deleted runs are included only if the filter mentions them."""
+    rows_with_deleted = all_rows(deleted=True)
+    columns = run_columns.columns(rows_with_deleted)
     parsed = parse_filter(query.q, columns)
-    named = {term.column.key for term in parsed.terms if term.column}
-    runs = [  # archived and deleted ones where the filter names them
+    filtered_keys = {term.column.key for term in parsed.terms if term.column}
+    runs = [
         row
-        for row in every
-        if (not row.head.archived_at or "archived" in named)
-        and (not row.head.removed_at or "deleted" in named)
+        for row in rows_with_deleted
+        if (not row.head.archived_at or "archived" in filtered_keys)
+        and (not row.head.removed_at or "deleted" in filtered_keys)
     ]
     by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
-    rows = sorted_rows(parsed.passed(runs), by, query.down)
+    rows = sorted_rows(parsed.matching(runs), by, query.descending)
     base = chosen(runs, [query.base])
     return TableResult(
         query=query,

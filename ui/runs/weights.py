@@ -1,4 +1,4 @@
-"""The weight statistics of runs, and how runs and tensors are called in lists."""
+"""Weight statistics of runs, and labels of runs and tensors in lists."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -24,9 +24,16 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class RunWeights:
-    """Weight statistics of one run: the newest of each tensor and stage, as `frames.tensor_table`
-    returns them. `labels` are in the order of the method, `tensors` maps full names to "Block 3,
-    q_proj" in the order of the model, `places` to block and module."""
+    """The newest weight statistics of each tensor and stage of one run.
+
+    Attributes:
+        job: the run.
+        labels: labels of its stages, in the order of the method.
+        table: statistics, with the columns of `frames.tensor_table`.
+        stages: stages with statistics, in the order of the method.
+        tensors: labels of tensors, such as "Block 3, q_proj", in the order of the model.
+        places: block and module of each tensor.
+    """
 
     job: Job
     labels: Mapping[str, str]
@@ -36,20 +43,22 @@ class RunWeights:
     places: dict[str, tuple[int, str]]
 
     def of_stage(self, stage: str) -> pd.DataFrame:
+        """The rows of one stage."""
         return self.table[self.table["stage"] == stage]
 
     def zero_share(self, stage: str) -> float | None:
-        """Of the weights in the blocks; None of a stage that was not looked at."""
+        """Share of zeros among the weights in the blocks; None if the stage was not recorded."""
         rows = self.of_stage(stage)
         return float(rows["zeros"].sum() / rows["n"].sum()) if len(rows) else None
 
     @property
     def model(self) -> str:
+        """The model of the run."""
         return str(self.job.config.get("model", ""))
 
     @property
-    def typical(self) -> str:
-        """One tensor to show the run by: a wide layer of the middle of the model."""
+    def example_tensor(self) -> str:
+        """A representative tensor: a wide layer in the middle of the model."""
         names = [*self.tensors]
         middle = names[len(names) // 2 :]
         return next((name for name in middle if "up_proj" in name), middle[0])
@@ -57,37 +66,38 @@ class RunWeights:
 
 @cached_by(queries.weights_mark)
 def weights_of(run: str) -> RunWeights:
+    """The weight statistics of a run."""
     job = queries.job(run)
     table = frames.tensor_table(job.id).groupby(["tensor", "stage"], sort=False).tail(1)
-    stored: list[str] = [*dict.fromkeys(table["stage"])]
-    labels = stage_labels(job, stored)
-    stages = [stage for stage in labels if stage in stored]
+    recorded: list[str] = [*dict.fromkeys(table["stage"])]
+    labels = stage_labels(job, recorded)
+    stages = [stage for stage in labels if stage in recorded]
     places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
 
 
 def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
-    """Kept stage if among these stages, else the last."""
-    kept = queries.job(run.job.id).kept_stage
-    return kept if kept and kept in stages else max(stages, key=run.stages.index)
+    """The kept stage if it is among these stages, else the last of them."""
+    stage = queries.job(run.job.id).kept_stage
+    return stage if stage and stage in stages else max(stages, key=run.stages.index)
 
 
 def grid_words(job: Job, tensor: str) -> str:
-    """ "every group of 64 weights has at most 16 values" of a tensor that the run rounded; else
-    empty."""
-    kind, stored = kind_of(job), queries.plan(job.id)
+    """The quantization grid of a tensor, such as "every group of 64 weights has at most 16 values";
+    empty if the run did not quantize it."""
+    kind, plan_data = kind_of(job), queries.plan(job.id)
     with suppress(ValidationError):
-        plan = kind.plan.model_validate(stored) if kind and kind.plan and stored else None
+        plan = kind.plan.model_validate(plan_data) if kind and kind.plan and plan_data else None
         layers = plan.layers if isinstance(plan, QuantizationPlan) else {}
-        if rounded := layers.get(tensor.removesuffix(".weight")):
-            size = rounded.group_size
+        if layer := layers.get(tensor.removesuffix(".weight")):
+            size = layer.group_size
             group = f"group of {size} weights" if size else "row"
-            return f"every {group} has at most {2**rounded.bits} values"
+            return f"every {group} has at most {2**layer.bits} values"
     return ""
 
 
 def saved_folders(job: Job) -> dict[str, Path]:
-    """Folders of the weights on this machine, by stage."""
+    """Folders on this machine that hold the weights of the dense and the kept stage, by stage."""
     folders = dict[str, Path]()
     with suppress(SlimscopeError):
         source = resolve_model(str(job.config.get("model", "")), reads=False).source
@@ -98,35 +108,41 @@ def saved_folders(job: Job) -> dict[str, Path]:
     return folders
 
 
-def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:
-    """Labels of stages in the order of the method, unknown ones last."""
+def stage_labels(job: Job, recorded: list[str]) -> dict[str, str]:
+    """Labels of stages in the order of the method, followed by recorded stages without a label."""
     labels = {str(stage): label for stage, label in stages_of(job).items()}
-    return labels | {stage: stage for stage in stored if stage not in labels}
+    return labels | {stage: stage for stage in recorded if stage not in labels}
 
 
 def run_choice(job: Job) -> tuple[str, str]:
-    about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
+    """Label and value of a run in a dropdown."""
+    summary = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
     deleted = " (deleted)" if job.removed_at else ""
-    return f"{job.run}{deleted}  {about}".strip(), job.run
+    return f"{job.run}{deleted}  {summary}".strip(), job.run
 
 
-def run_choices(jobs: Sequence[Job], chosen: str) -> Choices:
-    """Runs for a dropdown, after the chosen one where it is not among them (deleted)."""
-    others = () if any(job.run == chosen for job in jobs) else (find_job(chosen),)
-    return [run_choice(job) for job in (*others, *jobs) if job]
+def run_choices(jobs: Sequence[Job], selected: str) -> Choices:
+    """Runs for a dropdown; a selected run that is not among `jobs` (a deleted one) comes first."""
+    missing = () if any(job.run == selected for job in jobs) else (find_job(selected),)
+    return [run_choice(job) for job in (*missing, *jobs) if job]
 
 
 def layer_label(block: int, module: str) -> str:
-    """ "Block 3, q_proj", or of a layer outside of the blocks its name."""
+    """The label of a layer: "Block 3, q_proj", or its name alone outside the blocks."""
     name = module.rsplit(".", 1)[-1]
     return name if block < 0 else f"Block {block}, {name}"
 
 
 def tensor_names(table: pd.DataFrame) -> dict[str, str]:
+    """Labels of tensors by full name, in the order of the model.
+
+    Args:
+        table: rows with the columns tensor, block and module.
+    """
     modules = in_order([*table["module"].unique()])
     unique = table.drop_duplicates("tensor")
-    unique = unique.assign(place=unique["module"].map(modules.index))
+    unique = unique.assign(rank=unique["module"].map(modules.index))
     return {
         row.tensor: layer_label(row.block, row.module)
-        for row in unique.sort_values(["block", "place"]).itertuples()
+        for row in unique.sort_values(["block", "rank"]).itertuples()
     }

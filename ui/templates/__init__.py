@@ -1,13 +1,13 @@
-"""All HTML of the pages: Jinja templates, escaped by the environment, not by their authors.
+"""Jinja templates, the source of all HTML of the pages.
 
     html = fragments("pages/benchmark/page.html")
     html.verdict(job, sentences)          # a macro of that file, as `Markup`
     page = render("templates/api.html", path=path)
 
-Values are escaped by autoescape. Gradio expands `${...}` and `{{...}}` in the HTML it shows, so the
-characters that start either are written as entities in everything that leaves this module.
-A Python value that is HTML already is a `Markup`; only `fragments` and `href` make one.
-A template lies beside the page that uses it; what several pages use lies in this folder.
+Jinja's autoescape escapes all values. Gradio expands `${...}` and `{{...}}` in HTML, so this module
+writes the characters that start either as entities. A Python value that is already HTML is a
+`Markup`; only `fragments` and `href` create one. A template lies next to the page that uses it;
+this folder holds the templates of several pages.
 """
 
 import re
@@ -26,12 +26,12 @@ from ui.theme import DARK, LIGHT, ink, variables_of
 
 
 def neutral(html: str) -> Markup:
-    """The same HTML without a character that Gradio would expand. Applying it twice is harmless."""
+    """The same HTML without characters that Gradio would expand; safe to apply twice."""
     return Markup(html.translate(formats.ACTIVE_IN_GRADIO))
 
 
 class Fragments:
-    """The macros of a template, by its path below `ui/`, callable by their names."""
+    """The macros of a template as methods; the template is named by its path below `ui/`."""
 
     def __init__(self, template: str) -> None:
         self._template = template
@@ -47,7 +47,7 @@ fragments = Fragments
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page of a route outside Gradio, which expands nothing in it."""
+    """A complete page for a route outside Gradio, so that nothing has to be neutralized."""
     return _load(template).render(**values)
 
 
@@ -58,8 +58,8 @@ def _load(template: str) -> Template:
 
 @lru_cache
 def environment() -> Environment:
-    """The one environment: autoescape, no undefined names, the formatters of `ui.format`."""
-    made = Environment(
+    """The Jinja environment: autoescape, strict undefined names, the formatters of `ui.format`."""
+    created = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -67,17 +67,20 @@ def environment() -> Environment:
         lstrip_blocks=True,
         extensions=[JoinedLines],
     )
-    made.filters |= {**formats.FILTERS, "ink": ink}
-    made.globals |= {"href": formats.href, "NONE": formats.NONE, "ASK": ASK}
-    made.globals |= {"LIGHT": variables_of(LIGHT), "DARK": variables_of(DARK)}
-    return made
+    created.filters |= {**formats.FILTERS, "ink": ink}
+    created.globals |= {"href": formats.href, "NONE": formats.NONE, "ASK": ASK}
+    created.globals |= {"LIGHT": variables_of(LIGHT), "DARK": variables_of(DARK)}
+    return created
 
 
 class JoinedLines(Extension):
-    """Templates are indented for people: a line break beside a tag is nothing, elsewhere a space.
-    Where a space belongs beside a tag it stands on the same line as both."""
+    """Extension that removes the indentation of templates.
+
+    A line break next to a tag is removed, any other becomes a space. A space that belongs next to a
+    tag has to be on the same line as the tag."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """The source of a template with its lines joined."""
         return re.sub(r"(%}|#}|>)?[ \t]*\n\s*(?=({%|{#|<)?)", _joint, source.strip())
 
 

@@ -1,5 +1,7 @@
-"""Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
-left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
+"""The form of a pydantic config, which declares the type, default, unit and help of each field.
+
+Inputs do not enforce bounds: pydantic validates the values, so that an error appears next to its
+field and the typed value stays."""
 
 import re
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import Any, Literal, get_origin
 
 import gradio as gr
 from gradio.components import Checkbox, Dropdown, Number, Radio, Textbox
+from markupsafe import Markup
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -23,11 +26,14 @@ from ui.widgets.dropdown import Choices
 from ui.widgets.html import notice, plain
 
 HTML = fragments("widgets/config_form.html")
-field_error = HTML.field_error  # announced by screen readers when it appears
+field_error = HTML.field_error  # screen readers announce it when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
-IN_TITLE, SHORT = 3, 24  # values in the title of a fold, and characters of one
-ZERO = re.compile(r"\b0: ([^.;]+)")  # in the help of a field: what 0 stands for
-UNTOLD = ("auto", "off", "same", "none")
+VALUES_IN_TITLE, MAX_VALUE_LETTERS = (
+    3,
+    24,
+)  # values in the title of an accordion, characters of a value
+ZERO_MEANING = re.compile(r"\b0: ([^.;]+)")  # the meaning of 0 in the help of a field
+UNINFORMATIVE_VALUES = ("auto", "off", "same", "none")
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
 SECTIONS = {
@@ -39,26 +45,30 @@ SECTIONS = {
 
 
 def owner(config: type[BaseModel], name: str) -> type:
+    """The config class that declares a field."""
     return next(c for c in config.__mro__ if name in get_annotations(c))
 
 
 def extra(info: FieldInfo) -> dict[str, Any]:
+    """Our metadata of a field, such as its unit."""
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def advanced(info: FieldInfo) -> bool:
+    """Return True for an advanced field."""
     return bool(extra(info).get("advanced"))
 
 
 def title(name: str, info: FieldInfo) -> str:
+    """The title of a field with its unit, as in "Context length (tokens)"."""
     unit = extra(info).get("unit")
     text = info.title or name.replace("_", " ").capitalize()
-    repeated = unit and str(unit) in text.lower()
-    return f"{text} ({unit})" if unit and not repeated else text
+    has_unit = unit and str(unit) in text.lower()
+    return f"{text} ({unit})" if unit and not has_unit else text
 
 
 def sections(config: type[BaseModel]) -> dict[str, list[str]]:
-    """Field names by heading: the kind's own fields first, shared ones last."""
+    """Field names by heading: the fields of the kind first, fields of all kinds last."""
     by_heading: dict[str, list[str]] = {}
     for cls in config.__mro__:
         names = [n for n in config.model_fields if owner(config, n) is cls]
@@ -71,27 +81,31 @@ def sections(config: type[BaseModel]) -> dict[str, list[str]]:
 def component(
     name: str, info: FieldInfo, choices: Sequence[tuple[str, str]] = (), prefix: str = ""
 ) -> Input:
-    """Component for the field's type; values other than `choices` can be typed."""
+    """The input component for a field's type.
+
+    Args:
+        choices: label and value of suggestions; other values can be typed.
+        prefix: start of the element id.
+    """
     common: dict[str, Any] = {
         "label": title(name, info),
         "info": as_text(info.description),
         "value": info.default,
         "elem_id": f"{prefix}field-{name.replace('_', '-')}",
     }
-    listed = options(info.annotation)
+    allowed = options(info.annotation)
     suggested = choices or [(str(e), str(e)) for e in info.examples or ()]
     if get_origin(info.annotation) is Literal:
-        # characters of options that fit side by side
-        radio = sum(map(len, listed)) <= 18
-        return gr.Radio(listed, **common) if radio else gr.Dropdown(listed, **common)
+        fits_in_row = sum(map(len, allowed)) <= 18  # characters
+        return gr.Radio(allowed, **common) if fits_in_row else gr.Dropdown(allowed, **common)
     if info.annotation is bool:
         return gr.Checkbox(**common)
     if info.annotation in (int, float):
         return gr.Number(**common, step=1 if info.annotation is int else 0.01)
     if extra(info).get("many"):
         common["value"] = list(read_names(info.default))
-        several = listed or [choice for choice in suggested if choice[1]]
-        return gr.Dropdown(several, multiselect=True, allow_custom_value=not listed, **common)
+        several = allowed or [choice for choice in suggested if choice[1]]
+        return gr.Dropdown(several, multiselect=True, allow_custom_value=not allowed, **common)
     if suggested:
         return gr.Dropdown(list(suggested), allow_custom_value=True, **common)
     lines = int(extra(info).get("lines", 1))
@@ -99,7 +113,7 @@ def component(
 
 
 def as_text(description: str | None) -> str | None:
-    """Help text for Gradio, which takes `*` for emphasis and has no escape: it becomes U+2217."""
+    """Help text for Gradio, with U+2217 instead of `*`, which Gradio renders as emphasis."""
     return description and description.replace("*", "\u2217")
 
 
@@ -107,51 +121,63 @@ NUMBERS = {int: re.compile(r"-?[0-9]{1,12}"), float: re.compile(r"-?[0-9]{1,12}(
 
 
 def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, Any]:
-    """Texts, choices and numbers of a form that the address names."""
-    found = dict[str, Any]()
+    """The values of form fields in the address: texts, valid choices and numbers."""
+    values = dict[str, Any]()
     for name, info in config.model_fields.items():
-        value, kind = query(request, name), info.annotation
-        if value and (kind is str or value in options(kind)):
-            found[name] = value
-        elif kind in NUMBERS and NUMBERS[kind].fullmatch(value):
-            found[name] = kind(value)
-    return found
+        text, value_type = query(request, name), info.annotation
+        if text and (value_type is str or text in options(value_type)):
+            values[name] = text
+        elif value_type in NUMBERS and NUMBERS[value_type].fullmatch(text):
+            values[name] = value_type(text)
+    return values
 
 
-def spoken(info: FieldInfo | None, value: Any) -> str:
-    """A value with the unit of its field; of a 0 that stands for something else what that is."""
-    if isinstance(value, bool) or info is None:
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    meaning = ZERO.search(info.description or "") if value == 0 else None
+def value_with_unit(info: FieldInfo | None, value: Any) -> str:
+    """A value with the unit of its field, such as "64 segments"; the meaning of 0 if its help has
+    one."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if info is None:
+        return str(value)
+    meaning = ZERO_MEANING.search(info.description or "") if value == 0 else None
     return meaning[1] if meaning else f"{value} {extra(info).get('unit', '')}".strip()
 
 
-def in_short(info: FieldInfo, value: Any) -> str:
-    """A value as the title of its fold tells it: "16 segments"; "" where it says little."""
+def short_value(info: FieldInfo, value: Any) -> str:
+    """A value for the title of an accordion, such as "16 segments"; "" if it is uninformative."""
     unit = str(extra(info).get("unit", ""))
     if info.annotation in (int, float) and unit:
-        return f"{value} {unit}" if value else ""  # 0 mostly means that something else decides
+        return f"{value} {unit}" if value else ""  # 0 usually means an automatic choice
     text = str(value) if isinstance(value, str) and not isinstance(value, bool) else ""
-    return text if 0 < len(text) <= SHORT and text not in UNTOLD else ""
+    return text if 0 < len(text) <= MAX_VALUE_LETTERS and text not in UNINFORMATIVE_VALUES else ""
 
 
 @dataclass(frozen=True)
 class Field:
+    """A field of a form: its definition, its input, and the message below."""
+
     name: str
     info: FieldInfo
     input: Input
     message: gr.HTML
 
     def input_value(self, values: Mapping[str, Any]) -> Any:
+        """The field's value among `values`, or its default, in the form that the input takes."""
         value = values.get(self.name, self.info.default)
         return list(read_names(value)) if extra(self.info).get("many") else value
 
 
 class ConfigForm:
-    """Inputs of one pydantic config, drawn inside a Blocks context. `choices`: current choices by
-    field name, or by `choices` of its `json_schema_extra`; `prefix` starts element ids; `main`:
-    fields not folded away, besides the model (None folds the advanced ones alone); `without`:
-    fields not in the form."""
+    """The inputs of one pydantic config, drawn inside a Blocks context.
+
+    Args:
+        config: class of the config.
+        choices: functions that return the current choices, by field name or by `choices` of the
+            field's `json_schema_extra`.
+        prefix: start of element ids.
+        main: fields that are always visible, as the model is; None hides only advanced fields.
+        without: fields that the form omits.
+    """
 
     def __init__(
         self,
@@ -162,72 +188,75 @@ class ConfigForm:
         without: Collection[str] = (),
     ) -> None:
         self.config, self.prefix = config, prefix
-        named = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
-        self.choices = {n: choices[name] for n, name in named.items() if name in choices}
+        fields = {n: info for n, info in config.model_fields.items() if n not in without}
+        sources = {n: str(extra(info).get("choices", n)) for n, info in config.model_fields.items()}
+        self.choices = {n: choices[source] for n, source in sources.items() if source in choices}
         self.fields: dict[str, Field] = {}
-        self.folds: dict[str, gr.Accordion] = {}
-        self.fold_of: dict[str, str] = {}  # field -> title of the fold that hides it
-        fields, shown = config.model_fields, {"model", *(main or ())}
-        names = {n: info for n, info in fields.items() if n not in without}
-        by_heading = {h: [n for n in every if n in names] for h, every in sections(config).items()}
+        self.accordions: dict[str, gr.Accordion] = {}
+        self.accordion_of: dict[str, str] = {}  # field name -> title of the accordion around it
+        headings = {h: [n for n in names if n in fields] for h, names in sections(config).items()}
+        visible = {"model", *(main or ())}
         if main is not None:
-            own = [n for every in by_heading.values() for n in every if n in shown]
-            self._section("", sorted(own, key=lambda n: n != "model"))  # the model leads
-        for heading, every in by_heading.items():
-            basic = [n for n in every if not advanced(fields[n])]
+            self._section("", [n for names in headings.values() for n in names if n in visible])
+        for heading, names in headings.items():
+            basic = [n for n in names if not advanced(fields[n])]
             if main is None:
-                self._section(heading, sorted(basic, key=lambda n: n != "model"))
+                self._section(heading, basic)
             else:
                 title = METHOD if heading == FIRST else heading
-                self._fold(title, [n for n in basic if n not in shown])
-        self._fold(ADVANCED, [n for n, info in names.items() if advanced(info)])
-        self.fields = {n: self.fields[n] for n in names}
+                self._accordion(title, [n for n in basic if n not in visible])
+        self._accordion(ADVANCED, [n for n, info in fields.items() if advanced(info)])
+        self.fields = {n: self.fields[n] for n in fields}
 
-    def _fold(self, title: str, names: list[str]) -> None:
+    def _accordion(self, title: str, names: list[str]) -> None:
         if not names:
             return
-        self.folds[title] = gr.Accordion(title, open=False, elem_classes="form-advanced")
-        with self.folds[title]:
+        self.accordions[title] = gr.Accordion(title, open=False, elem_classes="form-advanced")
+        with self.accordions[title]:
             self._section("", names)
-        self.fold_of |= dict.fromkeys(names, title)
+        self.accordion_of |= dict.fromkeys(names, title)
 
     def _section(self, heading: str, names: list[str]) -> None:
         if heading and names:
             plain(HTML.heading(heading), elem_classes="form-heading")
         with gr.Row(elem_classes="form-grid"):
-            for name in names:
+            for name in sorted(names, key=lambda name: name != "model"):  # the model is first
                 with gr.Column(min_width=200, elem_classes="form-field"):
                     info = self.config.model_fields[name]
                     choices = self.choices[name]() if name in self.choices else ()
-                    made = component(name, info, choices, self.prefix)
+                    field_input = component(name, info, choices, self.prefix)
                     message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
-                    self.fields[name] = Field(name, info, made, message)
+                    self.fields[name] = Field(name, info, field_input, message)
 
     @property
     def inputs(self) -> list[Input]:
+        """The inputs of all fields."""
         return [f.input for f in self.fields.values()]
 
     @property
     def messages(self) -> list[gr.HTML]:
+        """The messages of all fields."""
         return [f.message for f in self.fields.values()]
 
-    def values(self, given: Iterable[Any]) -> dict[str, Any]:
-        texts = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
+    def values(self, inputs: Iterable[Any]) -> dict[str, Any]:
+        """Config values by field name, from the values of `inputs`."""
+        texts = (", ".join(map(str, v)) if isinstance(v, list) else v for v in inputs)
         return dict(zip(self.fields, texts, strict=True))
 
     def show(
         self, values: Mapping[str, Any], only: Collection[str] | None = None
     ) -> dict[Any, Any]:
-        """Updates that show `values`, and defaults for the other fields (or `only` these)."""
+        """Updates that set all fields (or `only` these) to `values`, or else to their defaults."""
         return {
             field.input: gr.update(value=field.input_value(values))
             for name, field in self.fields.items()
             if only is None or name in only
         }
 
-    def arrival(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates of a new page, whose fields hold their defaults: the current choices and these
-        `values`. What a person has chosen meanwhile stays."""
+    def initial_updates(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates of a page that was just opened: current choices, and these `values`.
+
+        All other fields keep their values, which the user may have changed meanwhile."""
         updates = self.show(values, values)
         for name, choices in self.choices.items():
             field = self.fields[name]
@@ -236,35 +265,48 @@ class ConfigForm:
         return updates
 
     def changed(self, values: Mapping[str, Any]) -> list[str]:
+        """Names of the fields that differ from their defaults."""
         return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
 
     def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates of the titles of folds: what is set in them, and how much of it was changed."""
-        changed = Counter(self.fold_of.get(name) for name in self.changed(values))
-        told: dict[str, list[str]] = {fold: [] for fold in self.folds}
-        for name, fold in self.fold_of.items():
-            if (text := in_short(self.fields[name].info, values.get(name))) and fold != ADVANCED:
-                told[fold].append(text)
-        for title, number in changed.items():
-            if title:
-                told[title] = [*told[title][:IN_TITLE], f"{number} changed"]
+        """Updates of the titles of accordions: main values, and the number of changed fields."""
+        changed = Counter(self.accordion_of.get(name) for name in self.changed(values))
+        summaries: dict[str, list[str]] = {title: [] for title in self.accordions}
+        for name, title in self.accordion_of.items():
+            text = short_value(self.fields[name].info, values.get(name))
+            if text and title != ADVANCED:
+                summaries[title].append(text)
+        for changed_title, number in changed.items():
+            if changed_title:
+                summary = summaries[changed_title][:VALUES_IN_TITLE]
+                summaries[changed_title] = [*summary, f"{number} changed"]
         return {
-            self.folds[fold]: gr.update(label=" · ".join([fold, *texts[: IN_TITLE + 1]]))
-            for fold, texts in told.items()
+            self.accordions[title]: gr.update(
+                label=" · ".join([title, *texts[: VALUES_IN_TITLE + 1]])
+            )
+            for title, texts in summaries.items()
         }
 
     def show_errors(
         self, error: SlimscopeError | None, warnings: Mapping[str, str] = NO_CHOICES
     ) -> dict[Any, Any]:
-        """Updates that show `error` and its `others` beside their fields, opening their folds, or
-        `warnings` by field, and clear all other messages."""
-        by_field = {each.field: each for each in (error, *error.others)} if error else {}
+        """Updates of all messages: errors and warnings appear next to their fields.
+
+        Accordions around fields with a message are opened.
+
+        Args:
+            error: an error of one field, with further errors in `others`.
+            warnings: warnings by field name.
+        """
+        errors = {item.field: item for item in (error, *error.others)} if error else {}
         updates: dict[Any, Any] = {}
-        for field in self.fields.values():
-            wrong = by_field.get(field.name)
-            risk = warnings.get(field.name)
-            html = field_error(wrong) if wrong else HTML.field_warning(risk) if risk else ""
+        for name, field in self.fields.items():
+            html = Markup()
+            if name in errors:
+                html = field_error(errors[name])
+            elif warnings.get(name):
+                html = HTML.field_warning(warnings[name])
             updates[field.message] = gr.update(value=html, visible=bool(html))
-            if html and field.name in self.fold_of:
-                updates[self.folds[self.fold_of[field.name]]] = gr.update(open=True)
+            if html and name in self.accordion_of:
+                updates[self.accordions[self.accordion_of[name]]] = gr.update(open=True)
         return updates

@@ -1,4 +1,4 @@
-"""Controls that offer choices: dropdowns whose choices change, and radios."""
+"""Dropdowns and radios whose choices change."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,22 +9,23 @@ Choices = list[tuple[str, str]]  # label, value
 
 
 def choices(labels: Mapping[str, str]) -> Choices:
+    """Choices from labels by value."""
     return [(label, value) for value, label in labels.items()]
 
 
 def dropdown(label: str, elem_id: str, **options: Any) -> "FreeDropdown":
-    """A dropdown, not yet drawn; a handler fills in its choices."""
-    given: dict[str, Any] = {"choices": [], "render": False} | options
-    return FreeDropdown(label=label, elem_id=elem_id, **given)
+    """A dropdown that is not rendered yet; a handler sets its choices."""
+    arguments: dict[str, Any] = {"choices": [], "render": False} | options
+    return FreeDropdown(label=label, elem_id=elem_id, **arguments)
 
 
 def segmented(label: str, elem_id: str) -> "FreeRadio":
-    """Choices side by side, not yet drawn; a handler fills them in."""
+    """A segmented control that is not rendered yet; a handler sets its choices."""
     return FreeRadio([], label=label, elem_id=elem_id, elem_classes="segmented", render=False)
 
 
 class FreeRadio(gr.Radio):
-    """A radio whose choices change, and which does not validate, as `FreeDropdown`."""
+    """A radio without validation, like `FreeDropdown`."""
 
     is_template = True  # drawn by Gradio's own radio
 
@@ -33,8 +34,10 @@ class FreeRadio(gr.Radio):
 
 
 class FreeDropdown(gr.Dropdown):
-    """Dropdown without validation. `gr.Dropdown` rejects values that *this server* has not offered,
-    and so every open page after a restart. Handlers have to validate."""
+    """A dropdown without validation; handlers have to validate its value.
+
+    `gr.Dropdown` rejects values that *this server process* has not offered, and therefore the
+    values of every page that was open during a restart."""
 
     is_template = True  # drawn by Gradio's own dropdown
 

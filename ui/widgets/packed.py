@@ -1,11 +1,11 @@
-"""Arrays for a page's scripts as one binary, which `assets/scripts/weights/histograms.js` reads.
+"""Binary format of arrays for a page's scripts, which `assets/scripts/weights/histograms.js` reads.
 
     4 bytes   length of the header, little-endian
-    header    JSON, padded with spaces to a multiple of 8 together with the length
-    arrays    little-endian, each at a multiple of 8; `arrays` of the header has for each name its
-              type, where it begins after the header, and its shape
+    header    JSON, padded with spaces so that length and header fill a multiple of 8 bytes
+    arrays    little-endian, each at a multiple of 8; the header's `arrays` has for each name its
+              type, its offset from the end of the header, and its shape
 
-A browser that has it asks with its ETag, a hash of all of that, and is told when it is the same."""
+The ETag is a hash of the data; a browser that has the same data gets an empty 304 response."""
 
 import gzip
 import json
@@ -21,7 +21,13 @@ from starlette.responses import Response
 
 @dataclass(frozen=True)
 class PackedArrays:
-    """A binary with its ETag, plain and compressed; what does not get smaller is not compressed."""
+    """Binary data with its ETag.
+
+    Attributes:
+        plain: the data.
+        packed: the data compressed with gzip; empty if compression does not pay.
+        etag: quoted hash of the data.
+    """
 
     plain: bytes
     packed: bytes
@@ -31,11 +37,12 @@ class PackedArrays:
     def of(
         cls, header: dict[str, Any], arrays: Mapping[str, np.ndarray], compress: bool = True
     ) -> "PackedArrays":
-        places, offset = {}, 0
+        """Pack arrays with a header; without `compress` there is no compressed version."""
+        index, offset = {}, 0
         for name, array in arrays.items():
-            places[name] = [array.dtype.str[1:], offset, array.shape]
+            index[name] = [array.dtype.str[1:], offset, array.shape]
             offset += -(-array.nbytes // 8) * 8
-        text = json.dumps(header | {"arrays": places}, allow_nan=False).encode()
+        text = json.dumps(header | {"arrays": index}, allow_nan=False).encode()
         text += b" " * (-(len(text) + 4) % 8)
         parts = [len(text).to_bytes(4, "little"), text]
         for array in arrays.values():
@@ -45,6 +52,7 @@ class PackedArrays:
         return cls(plain, gzip.compress(plain, 5, mtime=0) if compress else b"", f'"{tag}"')
 
     def answer(self, request: Request) -> Response:
+        """The response to a request: the data, or status 304 if the browser has it."""
         headers = {
             "ETag": self.etag,
             "Cache-Control": "private, no-cache",

@@ -1,9 +1,9 @@
-"""Panels: a headline, a question, a frame of figures, and a plot of that frame, which is also shown
-as the data table and saved as CSV. A page declares its panels, builds their cards, and updates
-them.
+"""Panels: cards with a headline, a plot, a question as its caption, and the plotted data.
 
-The plot keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a `gr.HTML`,
-as `gr.Plot` replaces its node on every change and has no click event."""
+The data is shown as a table and saved as CSV. A page declares its panels, builds their cards, and
+updates them. The plot keeps its zoom, follows dark mode, and reports selections. It is drawn by
+`Plotly.react` in a `gr.HTML`, since `gr.Plot` replaces its node on every change and has no click
+event."""
 
 import json
 import math
@@ -30,28 +30,28 @@ FORMATS = {
     "csv": "Data of the chart",
     "html": "Interactive chart in a file that needs no network",
 }
-Found = TypeVar("Found")
-Updates = dict[str, Any]  # name of an output -> what it is to show
+Data = TypeVar("Data")
+Updates = dict[str, Any]  # new values of outputs by name
 
 
 def nothing(sentence: str) -> dict[str, str]:
-    """Value of a chart that stays empty and small."""
+    """Value of a chart that stays empty and small, with a sentence that says why."""
     return {"nothing": sentence}
 
 
 class PlotlyView(gr.HTML):
-    """Figure (a `go.Figure` or its JSON), or a sentence that says why there is none: a text while
-    data may come, `nothing` where none will. `height` pixels are reserved.
+    """A Plotly figure (`go.Figure` or its JSON), or a sentence that says why there is none.
 
-    `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick": "cell",
-    "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
-    `.select` follows a selection: its data, and `slimscope.picked` for a `js` step (Gradio drops
-    the data of events it defers), is `{"x", "y", "customdata"}`.
+    The sentence is a text if data may still come, else the result of `nothing`. `height` pixels are
+    reserved. `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick":
+    "cell", "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
+    A selection raises the event `select` with the data `{"x", "y", "customdata"}`, which a `js`
+    step finds in `slimscope.picked` (Gradio drops the data of deferred events).
     """
 
     def __init__(
         self, label: str, height: int, elem_id: str | None = None, **options: Any
-    ) -> None:  # Gradio makes it anew at each update
+    ) -> None:  # Gradio constructs it again at each update
         super().__init__(
             "",
             label=label,
@@ -72,28 +72,45 @@ class PlotlyView(gr.HTML):
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a page."""
+    """One chart of a page.
 
-    name: str  # its outputs are NAME_chart, NAME_note, NAME_table and NAME_title
-    title: str  # of its card without a headline; label for screen readers
-    question: str = ""  # caption below the chart
-    height: int = 340  # pixels, reserved before data arrives
-    element: str = ""  # the id of its chart is PAGE-ELEMENT; else PAGE-NAME
-    theory: str = ""  # known fact about such charts, with its source
+    Attributes:
+        name: start of the names of its outputs NAME_chart, NAME_note, NAME_table, NAME_title.
+        title: title of the card of a chart without a headline; label for screen readers.
+        question: caption below the chart.
+        height: pixels that are reserved before data arrives.
+        element: end of the chart's id PAGE-ELEMENT; the name if empty.
+        theory: known fact about charts of this type, with its source.
+    """
+
+    name: str
+    title: str
+    question: str = ""
+    height: int = 340
+    element: str = ""
+    theory: str = ""
 
     @property
     def parts(self) -> list[str]:
-        """Names of its outputs."""
+        """Names of the panel's outputs."""
         return [f"{self.name}_{part}" for part in ("chart", "note", "table", "title")]
 
     def id_on(self, page: str) -> str:
+        """The element id of the chart on a page."""
         return f"{page}-{self.element or self.name}"
 
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
-        """Draws the empty card: title, rows of `controls` (made with `render=False`), chart,
-        question, and data table; returns its outputs by name."""
+        """Draw the empty card: title, controls, chart, question and data table.
+
+        Args:
+            controls: rows of components that were constructed with `render=False`.
+            scale: relative width of the card.
+
+        Returns:
+            The outputs by name.
+        """
         with gr.Column(elem_classes="card", min_width=320, scale=scale):
             title = gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
             for row in controls:
@@ -113,7 +130,7 @@ class Panel:
         return dict(zip(self.parts, (view, note, table, title), strict=True))
 
     def show(self, chart: Chart, run: str = "") -> Updates:
-        """Updates of its outputs; `run` starts the CSV file's name."""
+        """Updates that show a chart; `run` begins the name of its CSV file."""
         if chart.name and isinstance(chart.figure, go.Figure):
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
@@ -125,40 +142,49 @@ class Panel:
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 
     def clear(self) -> Updates:
+        """Updates that empty the panel."""
         title = WIDGETS.card_title(self.title)
         return dict(zip(self.parts, ("", "", "", title), strict=True))
 
 
 def page_charts(
     page: str,
-    find: Callable[[gr.Request], Found | None],
-    drawn: Mapping[Panel, Callable[[Found], Chart]],
+    find: Callable[[gr.Request], Data | None],
+    drawn: Mapping[Panel, Callable[[Data], Chart]],
     runs: str = "",
-    missing: str = "The run has no such figures, or was deleted.",
+    missing: str = "The run has no figures for this chart, or was deleted.",
 ) -> dict[str, PageChart]:
-    """Entries of `Page.charts`: each draws what is found at an address, else says `missing`."""
+    """Entries of `Page.charts`, which draw a page's charts from an address.
 
-    def drawn_by(draw: Callable[[Found], Chart]) -> Callable[[gr.Request], Chart]:
-        def at(request: gr.Request) -> Chart:
-            found = find(request)
-            return Chart(missing) if found is None else draw(found)
+    Args:
+        page: name of the page.
+        find: loads the data of an address; None without data.
+        drawn: functions that draw the charts from the data, by panel.
+        runs: name of the address field that holds runs.
+        missing: sentence without data.
+    """
 
-        return at
+    def draw_at(draw: Callable[[Data], Chart]) -> Callable[[gr.Request], Chart]:
+        def draw_request(request: gr.Request) -> Chart:
+            data = find(request)
+            return Chart(missing) if data is None else draw(data)
+
+        return draw_request
 
     return {
-        panel.id_on(page): PageChart(
-            panel.title, panel.question, panel.height, drawn_by(draw), runs
-        )
+        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw_at(draw), runs)
         for panel, draw in drawn.items()
     }
 
 
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:
+    """The table of a chart's data; `name` is the name of its CSV file."""
     rows = [[*map(cell, row)] for row in frame.itertuples(index=False, name=None)]
     return WIDGETS.data_table([*frame.columns], rows, name)
 
 
 def cell(value: Any) -> str | tuple[str, float]:
+    """A table cell: its text, with the exact value of a number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, str):
@@ -171,12 +197,14 @@ class Outputs(dict[str, Any]):
     """Components and layout blocks of a page by name, for handlers that return updates by name."""
 
     def named(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
-        """Handler as Gradio calls it, with all outputs: unnamed ones stay as they are. Gradio sees
-        the handler's signature, and so passes a request."""
+        """Convert a handler that returns updates by name into one for Gradio, which returns a list.
+
+        Outputs without an update do not change. The signature is preserved, so that Gradio passes
+        the request."""
 
         @wraps(handler)
-        def call(*given: Any) -> list[Any]:
-            updates = handler(*given)
+        def call(*arguments: Any) -> list[Any]:
+            updates = handler(*arguments)
             unknown = updates.keys() - self.keys()
             assert not unknown, f"no such outputs: {sorted(unknown)}"
             return [updates.get(name, gr.skip()) for name in self]
@@ -185,8 +213,10 @@ class Outputs(dict[str, Any]):
 
     @property
     def components(self) -> list[Component]:
+        """The components in the order of their updates."""
         return [*self.values()]
 
 
 def updates(*parts: Mapping[str, Any]) -> Updates:
+    """The union of several updates; later ones replace earlier ones."""
     return {name: value for part in parts for name, value in part.items()}

@@ -101,13 +101,6 @@ def inspect(spec: str) -> ModelFacts:
     return replace(facts, bytes=origin.bytes)
 
 
-def is_shipped(source: str) -> bool:
-    """Whether a model, by its spec or folder, is one that Slimscope brings, whose tokenizer and
-    chat template need no limits."""
-    folders = (TOY_FOLDER, prepared(smollm2.NAME))
-    return source in (TOY, smollm2.NAME, *map(str, folders))
-
-
 def require_loadable(spec: str, vocabulary: int) -> None:
     """Check that a model can be built and read text, as far as it can be known before it is loaded.
     Those that come with Slimscope or were converted by it can. Raises ModelError: it has no

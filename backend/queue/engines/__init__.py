@@ -1,4 +1,4 @@
-"""The engine that is set. That of a cluster is imported only then: one machine needs none of it."""
+"""The engine of the settings. Modules of cluster engines are imported only if they are needed."""
 
 from importlib import import_module
 
@@ -9,8 +9,9 @@ from backend.settings import Settings
 CLUSTERS = {"ray": "backend.queue.engines.ray", "slurm": "backend.queue.engines.slurm"}
 
 
-def engine_of(here: Settings) -> Engine:
-    if here.engine == LocalEngine.name:
-        return LocalEngine(here.slots)
-    engine: Engine = import_module(CLUSTERS[here.engine]).made(here)
+def engine_of(settings: Settings) -> Engine:
+    """Create the engine that the settings name."""
+    if settings.engine == LocalEngine.name:
+        return LocalEngine(settings.slots)
+    engine: Engine = import_module(CLUSTERS[settings.engine]).engine_from_settings(settings)
     return engine

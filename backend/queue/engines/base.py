@@ -1,6 +1,6 @@
-"""The engine interface: how the supervisor starts, monitors and ends the process of a job.
+"""The engine interface, by which the supervisor starts, monitors and ends the process of a job.
 
-An engine only launches processes: it does no scheduling and has no state beyond the database.
+An engine only launches processes: it does no scheduling, and has no state outside the database.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,16 @@ class LaunchRequest:
     """Everything an engine needs to start one attempt.
 
     Attributes:
-        argv: of the process; the first is the Python of this machine.
-        slot: its number, from 0; jobs that run at the same time have different ones.
-        device, threads: as the config asks for, such as "cuda:1"; 0 threads: as the settings.
-        nice: how far its process stands back for others that need the processor.
+        attempt_id: id of the attempt; 0 for a spare process.
+        argv: command line of the process; the first item is the Python of this machine.
+        environment: environment variables of the process.
+        log: path of the log file.
+        folder: working folder.
+        slot: number of the slot, from 0; concurrent jobs have different slots.
+        device: device in the config, such as "cuda:1"; empty for any.
+        threads: number of threads in the config; 0 for that of the settings.
+        token: token of the attempt.
+        nice: niceness of the process, 0 for normal priority.
     """
 
     attempt_id: int
@@ -35,9 +41,13 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class PollResult:
-    """The status of a process. "unknown" (engine not reachable) must never change a job's state.
-    `code`: the exit code if `state` is "exited" and it is known; -9 for SIGKILL. `why`: what the
-    engine says of an end that the process did not see."""
+    """The status of a process.
+
+    Attributes:
+        state: "unknown" if the engine cannot be reached, which must never change a job's state.
+        code: exit code of an exited process, -9 for SIGKILL; None if unknown.
+        why: the engine's reason for an end that the process could not report.
+    """
 
     state: Literal["running", "exited", "unknown"]
     code: int | None = None
@@ -46,20 +56,24 @@ class PollResult:
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs may be there at the same time, as of when the engine last answered; nothing is
-    started while it is not `known` to answer."""
+    """Capacity of an engine.
+
+    Attributes:
+        places: number of concurrent jobs, according to the engine's last answer.
+        is_reachable: the engine answers; nothing is started while it does not.
+    """
 
     places: int
-    known: bool = True
+    is_reachable: bool = True
 
 
 class Engine(Protocol):
     """A backend that runs jobs: local processes, a cluster, or a fake in tests.
 
     Attributes:
-        name: stored with each attempt, which belongs to the engine of this name.
-        host: whose slots its jobs take: this machine, or a cluster that many machines use.
-        remote: its jobs are out of reach of this machine: only the engine knows of them.
+        name: name of the engine, which is stored with each attempt.
+        host: owner of the slots: this machine, or a cluster that many machines use.
+        remote: the jobs run elsewhere, so that only the engine can monitor them.
     """
 
     name: str
@@ -67,24 +81,28 @@ class Engine(Protocol):
     remote: bool
 
     def room(self) -> Room:
-        """Asked in every turn of the supervisor."""
+        """The present capacity; called in every iteration of the supervisor."""
 
     def reference(self, launch: LaunchRequest) -> Ref | None:
-        """The reference that the process will have, stored before it is launched; None where it is
-        known only afterward."""
+        """The reference of a process before its launch; None if only the launch determines it."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
-        """Start the process of an attempt; `OSError` if it was not started, and will not be. Where
-        `reference` is known beforehand, a process that was started already is not started twice."""
+        """Start the process of an attempt.
+
+        If `reference` determines the reference, a second call does not start a second process.
+
+        Raises:
+            OSError: the process was not started, and will not be.
+        """
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
-        """Of each, whether the process or any of its children is still running."""
+        """The status of processes; a process runs while it or any of its children does."""
 
     def stop(self, ref: Ref) -> None:
-        """Ask the main process, without its children, to end; it may save first."""
+        """Ask the main process, but not its children, to end; it may save its work first."""
 
     def kill(self, ref: Ref) -> None:
-        """Kill the process and all its children immediately, or as soon as the engine can."""
+        """Kill the process and all its children, as soon as the engine can."""
 
     def forget(self, ref: Ref) -> None:
-        """The end of the attempt is stored: the engine need not remember it."""
+        """Forget a process after the end of its attempt has been stored."""

@@ -1,6 +1,7 @@
-"""Jobs on a Slurm cluster, by the commands of a login node: sbatch, squeue, scancel. The order is
-the site's: as many runs are submitted as there are slots, and wait there. A job is known by its
-name, which follows from the attempt."""
+"""Jobs on a Slurm cluster, through the commands of a login node: sbatch, squeue, scancel.
+
+As many runs are submitted as there are slots; Slurm orders them by the rules of the site. A job is
+identified by its name, which is derived from the attempt."""
 
 import json
 import math
@@ -13,9 +14,9 @@ from typing import Any
 from backend.queue.engines.base import LaunchRequest, PollResult, Ref, Room
 from backend.settings import Settings
 
-ANSWER_S = 10.0  # within which a command has to end
-JOBS_S = 5.0  # for which the list of jobs is good, and before a stop is repeated
-ENDED = {
+COMMAND_TIMEOUT_S = 10.0
+JOBS_CACHE_S = 5.0  # lifetime of the list of jobs, and pause before a stop is repeated
+ENDED_STATES = {
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -30,23 +31,35 @@ SCRIPT = "#!/bin/sh -l\n{variables}\nexec ${{SLIMSCOPE_PYTHON:-python}} {argumen
 
 
 class SlurmError(OSError):
-    """A command of Slurm did not do what it was asked."""
+    """A failed command of Slurm."""
 
 
-def run_command(line: Sequence[str], given: str = "") -> str:
-    """The output of a command; `SlurmError` if it failed, was too slow, or is not installed."""
+def run_command(line: Sequence[str], stdin: str = "") -> str:
+    """The output of a command.
+
+    Raises:
+        SlurmError: the command failed, was too slow, or is not installed.
+    """
     try:
-        done = subprocess.run(line, input=given, capture_output=True, text=True, timeout=ANSWER_S)
+        process = subprocess.run(
+            line, input=stdin, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmError(f"{line[0]} does not answer: {error}") from error
-    if done.returncode:
-        raise SlurmError(f"{line[0]} failed: {done.stderr.strip()}")
-    return done.stdout
+    if process.returncode:
+        raise SlurmError(f"{line[0]} failed: {process.stderr.strip()}")
+    return process.stdout
 
 
 class SlurmEngine:
-    """Submits each attempt as a batch job with `cpus` cores and `gpus` GPUs of one machine, `jobs`
-    at the same time. `arguments`: of sbatch, decided by the site: partition, account, time."""
+    """Submits each attempt as a batch job on one machine.
+
+    Args:
+        jobs: number of concurrent jobs.
+        cpus, gpus: cores and GPUs per job.
+        arguments: further arguments of sbatch, for partition, account or time limit.
+        clock: monotonic clock, in seconds.
+    """
 
     name = "slurm"
     host = "the Slurm cluster"
@@ -62,28 +75,31 @@ class SlurmEngine:
     ) -> None:
         self._places, self._cpus, self._gpus = jobs, math.ceil(cpus), math.ceil(gpus)
         self._arguments, self._clock = arguments, clock
-        self._jobs: dict[str, dict[str, Any]] | None = None  # by name; None: Slurm is silent
+        self._jobs: dict[str, dict[str, Any]] | None = None  # by name; None without an answer
         self._jobs_at = -math.inf
-        self._stopped: dict[str, float] = {}  # job -> when it was last asked to stop
+        self._stopped_at: dict[str, float] = {}  # time of the last stop request by job and signal
 
     def room(self) -> Room:
-        return Room(self._places, known=self._listed() is not None)
+        """One place per slot, while Slurm answers."""
+        return Room(self._places, is_reachable=self._list_jobs() is not None)
 
-    def _listed(self) -> dict[str, dict[str, Any]] | None:
-        """Our jobs at work, and those that have ended lately; None while Slurm does not answer."""
-        if self._clock() - self._jobs_at >= JOBS_S:
+    def _list_jobs(self) -> dict[str, dict[str, Any]] | None:
+        """Our active and recently ended jobs by name; None while Slurm does not answer."""
+        if self._clock() - self._jobs_at >= JOBS_CACHE_S:
             try:
                 listed = json.loads(run_command(["squeue", "--json", "--me", "--states=all"]))
                 self._jobs = {job["name"]: job for job in listed["jobs"]}
             except (SlurmError, ValueError, KeyError, TypeError):
                 self._jobs = None
-            self._jobs_at = self._clock()  # by now: a command that hangs takes long
+            self._jobs_at = self._clock()  # read again, as a command may have hung for long
         return self._jobs
 
     def reference(self, launch: LaunchRequest) -> Ref:
+        """The name of the Slurm job of an attempt."""
         return {"job": f"slimscope-{launch.attempt_id}-{launch.token[:8]}"}
 
     def launch(self, launch: LaunchRequest) -> Ref:
+        """Submit the batch job of an attempt."""
         ref = self.reference(launch)
         line = [
             "sbatch",
@@ -93,7 +109,7 @@ class SlurmEngine:
             "--nodes=1",
             "--ntasks=1",
             f"--cpus-per-task={self._cpus}",
-            "--signal=B:USR1@120",  # seconds before its time is over or it is preempted
+            "--signal=B:USR1@120",  # seconds before its time limit or its preemption
             "--export=NONE",
             "--output=/dev/null",
             *self._arguments,
@@ -110,44 +126,48 @@ class SlurmEngine:
         try:
             run_command(line, script)
         except SlurmError:
-            listed = self._listed()
-            if listed is not None and ref["job"] not in listed:
+            jobs = self._list_jobs()
+            if jobs is not None and ref["job"] not in jobs:
                 raise
-        return ref  # whether it was submitted after all, the next poll says
+        return ref  # after a timeout, the next poll shows if the job was submitted
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
-        listed = self._listed()
-        if listed is None:
+        """The status of jobs, from Slurm's list of jobs."""
+        jobs = self._list_jobs()
+        if jobs is None:
             return [PollResult("unknown")] * len(refs)
-        return [_result(listed.get(ref["job"])) for ref in refs]
+        return [_result(jobs.get(ref["job"])) for ref in refs]
 
     def stop(self, ref: Ref) -> None:
-        """SIGTERM to the process of the run, without its children."""
+        """Send SIGTERM to the process of the run, but not to its children."""
         self._cancel(ref, "--batch", "--signal=TERM")
 
     def kill(self, ref: Ref) -> None:
+        """Cancel the job."""
         self._cancel(ref)
 
-    def _cancel(self, ref: Ref, *how: str) -> None:
-        now, asked = self._clock(), f"{ref['job']} {how}"
-        if now - self._stopped.get(asked, -math.inf) >= JOBS_S:
-            self._stopped[asked] = now
+    def _cancel(self, ref: Ref, *options: str) -> None:
+        now, request = self._clock(), f"{ref['job']} {options}"
+        if now - self._stopped_at.get(request, -math.inf) >= JOBS_CACHE_S:
+            self._stopped_at[request] = now
             try:
-                run_command(["scancel", "--me", f"--name={ref['job']}", *how])
+                run_command(["scancel", "--me", f"--name={ref['job']}", *options])
             except SlurmError:
-                return  # asked again
+                return  # the supervisor repeats the request
 
     def forget(self, ref: Ref) -> None:
-        for asked in [each for each in self._stopped if each.startswith(f"{ref['job']} ")]:
-            del self._stopped[asked]
+        """Forget the stop requests of the job."""
+        prefix = f"{ref['job']} "
+        for request in [request for request in self._stopped_at if request.startswith(prefix)]:
+            del self._stopped_at[request]
 
 
 def _result(job: Mapping[str, Any] | None) -> PollResult:
-    """What became of a job; one that Slurm has forgotten has ended long ago."""
+    """The status of a job in Slurm's list; None if the list lacks it, as it ended long ago."""
     if job is None:
         return PollResult("exited")
     states = job["job_state"] if isinstance(job["job_state"], list) else [job["job_state"]]
-    if "COMPLETING" in states or not ENDED & {*states}:
+    if "COMPLETING" in states or not ENDED_STATES & {*states}:
         return PollResult("running")
     if states == ["COMPLETED"]:
         return PollResult("exited", 0)
@@ -158,16 +178,22 @@ def _result(job: Mapping[str, Any] | None) -> PollResult:
 
 
 def _number(value: object) -> int:
-    """A number as Slurm writes it: {"set": true, "infinite": false, "number": 9}."""
+    """The value of Slurm's {"set": true, "infinite": false, "number": 9}; 0 if it is not set."""
     return int(value["number"]) if isinstance(value, dict) and value.get("set") else 0
 
 
-def described(here: Settings) -> str:
-    """The cluster in words; `SlurmError` if Slurm does not answer."""
+def described(settings: Settings) -> str:
+    """A one-line description of the cluster.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
     version = run_command(["squeue", "--version"]).strip()
     partitions = run_command(["sinfo", "--summarize", "--noheader"]).splitlines()
     return f"{version}, {len(partitions)} partitions"
 
 
-def made(here: Settings) -> SlurmEngine:
-    return SlurmEngine(here.slots, here.threads or 1, here.job_gpus, shlex.split(here.slurm_args))
+def engine_from_settings(settings: Settings) -> SlurmEngine:
+    """The engine of the cluster in the settings."""
+    arguments = shlex.split(settings.slurm_args)
+    return SlurmEngine(settings.slots, settings.threads or 1, settings.job_gpus, arguments)

@@ -1,4 +1,4 @@
-"""The dialect of a database."""
+"""The supported kinds of databases."""
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
@@ -10,7 +10,7 @@ from backend.store.dialects.sqlite import SQLite
 DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
-def dialect_of(place: Engine | Connection | Session) -> Dialect:
+def dialect_of(database: Engine | Connection | Session) -> Dialect:
     """The dialect of an open database."""
-    bind = place.get_bind() if isinstance(place, Session) else place
+    bind = database.get_bind() if isinstance(database, Session) else database
     return DIALECTS[bind.dialect.name]

@@ -1,9 +1,9 @@
-"""Differences between databases, in one place.
+"""The interface to the differences between databases.
 
-SQLite: one writer at a time, who holds the write lock from the beginning of a transaction. So
-whatever reads, decides and writes in one transaction is alone. PostgreSQL: many writers. A
-transaction locks what it decides about: rows by `SELECT … FOR UPDATE` (`session.locked`, ignored by
-SQLite), what has no row by a `NamedLock`."""
+SQLite has one writer at a time, which holds the write lock from the beginning of its transaction. A
+transaction that reads, decides and writes is therefore isolated. PostgreSQL has many writers, so a
+transaction locks the rows it decides about by `SELECT … FOR UPDATE` (`session.locked`, ignored by
+SQLite), and everything that has no row by a `NamedLock`."""
 # ruff: noqa: B027
 
 import hashlib
@@ -17,41 +17,43 @@ from typing import Any
 from sqlalchemy import URL, ColumnElement, Connection, Engine, MetaData, Table, TableClause
 from sqlalchemy.orm import Session
 
-BUSY_MS = 30_000  # the longest wait for a lock
+BUSY_MS = 30_000  # longest wait for a lock
 
 
 class NamedLock(StrEnum):
-    """What is locked as a whole, where there is no row to lock."""
+    """Locks for data that has no row to lock."""
 
     MIGRATION = "migration"
     SUPERVISOR = "supervisor"
-    GUESTS = "guests"  # how many runs they have
-    ORDER = "order"  # of the queue
+    GUESTS = "guests"  # number of runs of each guest
+    ORDER = "order"  # order of the queue
 
     @property
     def number(self) -> int:
-        """What a server knows it by: a signed 64-bit number."""
+        """The id of the lock on a server, a signed 64-bit number."""
         digest = hashlib.sha256(f"slimscope {self.value}".encode()).digest()
         return int.from_bytes(digest[:8], signed=True)
 
 
 def driver_connection(connection: Connection) -> Any:
-    """What the driver knows a connection by, for what it can do beyond SQL."""
+    """The connection of the driver, for features that SQLAlchemy lacks."""
     raw = connection.connection.driver_connection
     assert raw is not None
     return raw
 
 
 class Dialect(ABC):
-    """One kind of database. Where a method is not abstract, there is a kind that has nothing to do:
-    an SQLite file is alone while it is written; a server looks after itself.
+    """One kind of database.
+
+    Methods that are not abstract have nothing to do for some kind: a writer of an SQLite file is
+    the only one; a server maintains itself.
 
     Attributes:
-        title: its name, for people.
-        one_machine: only processes of one machine can use it.
-        numbers_follow_largest: the next row gets the number after the largest there is, rather than
-            after the last one that was given.
-        backup_advice: how to back it up where we do not.
+        title: name on the screen.
+        one_machine: only processes of one machine can use the database.
+        backup_advice: sentence about backups, for databases that Slimscope does not copy.
+        numbers_follow_largest: a new row gets the largest existing number plus 1, rather than the
+            last assigned number plus 1.
     """
 
     title: str
@@ -68,75 +70,76 @@ class Dialect(ABC):
         """Set up a new engine."""
 
     def for_reading(self, engine: Engine) -> Engine:
-        """The engine of transactions that see one state of the database, and write nothing."""
+        """An engine for transactions that only read, and see one state of the database."""
         return engine
 
     @contextmanager
-    def turn(self, engine: Engine) -> Iterator[None]:
-        """A context in which it is this process's turn to write."""
+    def write_turn(self, engine: Engine) -> Iterator[None]:
+        """Context in which this process may write, after waiting for its turn."""
         yield
 
     @contextmanager
-    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
-        """A context whose commits survive a power cut, too, not only a crash of this process."""
+    def durable_commits(self, connection: Connection) -> Iterator[None]:
+        """Context whose commits survive a power failure, not only a crash of this process."""
         yield
 
     def file(self, url: URL) -> Path | None:
-        """The file of the database; None if it is not one that this process can read."""
+        """The file of the database; None for a server or a database in memory."""
         return None
 
     def files(self, url: URL) -> list[Path]:
-        """The files that make up the database, of those that exist."""
+        """The existing files of the database."""
         return []
 
     @abstractmethod
-    def users(self, engine: Engine) -> list[str]:
-        """The other processes that use the database, as a person can find them."""
+    def other_users(self, engine: Engine) -> list[str]:
+        """Other processes that use the database, named so that a person can find them."""
 
     def freeze(self, connection: Connection, tables: MetaData) -> None:
-        """Let nobody else write to these tables until the end of the transaction, however long."""
+        """Block all other writers of these tables until the end of the transaction."""
 
     @abstractmethod
     def insert_all(
         self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
     ) -> None:
-        """Insert many new rows; their values in the order of the columns, JSON as text."""
+        """Insert many new rows, with values in the order of the columns and JSON as text."""
 
     @abstractmethod
     def upsert(
         self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Insert rows, or replace those with the same key; of several with one key the last. Each
-        has a value for every column."""
+        """Insert rows, or replace rows with the same key. Of several with one key the last counts.
+
+        Each row has a value for every column."""
 
     def now_ms(self, session: Session) -> int | None:
-        """The database's time, UTC milliseconds since 1970; None if it is that of this machine."""
+        """Time of the database, UTC milliseconds since 1970; None if it has no clock."""
         return None
 
     def lock(self, connection: Connection, lock: NamedLock) -> None:
-        """Hold a lock until the end of the transaction, waiting for it."""
+        """Wait for a lock and hold it until the end of the transaction."""
 
     @abstractmethod
     def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
-        """Whether this connection now holds a lock, until it is closed."""
+        """Try to take a lock; return True if the connection holds it, until it is closed."""
 
     def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
-        """Whether a column holds one of these thousands of numbers."""
+        """Condition that a column has one of many numbers."""
         return column.in_(numbers)
 
     def after_migration(self, connection: Connection) -> None:
-        """Make tables alike that migrations make differently."""
+        """Correct differences between new and migrated tables."""
 
     @abstractmethod
     def version(self, engine: Engine) -> str:
-        """The version of the database."""
+        """Version of the database software."""
 
     @abstractmethod
     def bytes(self, engine: Engine) -> int:
-        """The bytes the database takes."""
+        """Size of the database in bytes."""
 
-    def count_on(self, connection: Connection, tables: MetaData) -> None:
-        """Number the next row of each table after the largest number there is."""
+    def continue_numbering(self, connection: Connection, tables: MetaData) -> None:
+        """Make the next row of each table follow the largest existing number."""
 
     def shrink_log(self, engine: Engine) -> None:
-        """Write what the log holds into the database, if that is for us to do."""
+        """Write the log into the database, if Slimscope has to do it."""

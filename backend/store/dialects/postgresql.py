@@ -1,4 +1,4 @@
-"""PostgreSQL: the tables on a server, for more than one machine."""
+"""PostgreSQL: a database on a server, for several machines."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,18 +14,22 @@ from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock, driver_conn
 from backend.store.json_column import JsonColumn, write_json
 
 CONNECT_S = 5
-SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3
-GONE_S = SILENT_S + ASK_AGAIN_S * ASK_TIMES  # until a peer that is gone is noticed
-OTHERS = (
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 3, 3
+PEER_TIMEOUT_S = (
+    KEEPALIVE_IDLE_S + KEEPALIVE_INTERVAL_S * KEEPALIVE_PROBES
+)  # until a dead connection is detected
+OTHER_CLIENTS_QUERY = (
     "SELECT pid, client_addr FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
 )
-READ_ONLY = "25006"  # SQLSTATE of a server that is still, or again, a copy of another one
+READ_ONLY_STATE = "25006"  # SQLSTATE of a server in standby mode, during a failover
 
 
 class PostgreSQL(Dialect):
-    """A server. What a process has committed survives a crash of the server: the process goes on
-    and would not write it again, so commits are never asynchronous."""
+    """A PostgreSQL server.
+
+    Commits are never asynchronous, because they must survive a crash of the server: the process
+    that committed continues, and would not write its data again."""
 
     title = "PostgreSQL"
     one_machine = False
@@ -33,26 +37,26 @@ class PostgreSQL(Dialect):
     backup_advice = "Use pg_dump for it, and copy the folder artifacts/."
 
     def options(self) -> dict[str, Any]:
-        noticed = {
-            "keepalives_idle": SILENT_S,
-            "keepalives_interval": ASK_AGAIN_S,
-            "keepalives_count": ASK_TIMES,
-            "tcp_user_timeout": 1000 * GONE_S,
+        keepalive = {
+            "keepalives_idle": KEEPALIVE_IDLE_S,
+            "keepalives_interval": KEEPALIVE_INTERVAL_S,
+            "keepalives_count": KEEPALIVE_PROBES,
+            "tcp_user_timeout": 1000 * PEER_TIMEOUT_S,
         }
-        arguments = {"connect_timeout": CONNECT_S, "application_name": "slimscope", **noticed}
+        arguments = {"connect_timeout": CONNECT_S, "application_name": "slimscope", **keepalive}
         return {"connect_args": arguments, "pool_pre_ping": True}
 
     def prepare(self, engine: sa.Engine) -> None:
-        sa.event.listen(engine, "connect", _tune_postgres)
-        sa.event.listen(engine, "handle_error", _say_away)
+        sa.event.listen(engine, "connect", _configure_session)
+        sa.event.listen(engine, "handle_error", _unify_connection_errors)
 
     def for_reading(self, engine: sa.Engine) -> sa.Engine:
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
-    def users(self, engine: sa.Engine) -> list[str]:
+    def other_users(self, engine: sa.Engine) -> list[str]:
         with engine.connect() as connection:
-            found = connection.execute(sa.text(OTHERS)).all()
-        return [f"{pid} at {address or 'this machine'}" for pid, address in found]
+            clients = connection.execute(sa.text(OTHER_CLIENTS_QUERY)).all()
+        return [f"{pid} at {address or 'this machine'}" for pid, address in clients]
 
     def freeze(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         quote = connection.dialect.identifier_preparer.quote
@@ -66,28 +70,30 @@ class PostgreSQL(Dialect):
         quote = connection.dialect.identifier_preparer.quote
         columns = ", ".join(quote(column.name) for column in table.columns)
         raw = driver_connection(connection)
-        copying = f"COPY {quote(table.name)} ({columns}) FROM STDIN"
+        statement = f"COPY {quote(table.name)} ({columns}) FROM STDIN"
         errors = connection.dialect.loaded_dbapi.Error
         try:
-            with raw.cursor() as cursor, cursor.copy(copying) as copy:
+            with raw.cursor() as cursor, cursor.copy(statement) as copy:
                 for row in rows:
                     copy.write_row(row)
         except errors as error:
-            raise DBAPIError.instance(copying, None, error, errors) from error
+            raise DBAPIError.instance(statement, None, error, errors) from error
 
     def upsert(
         self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        """One array a column: many times faster than a statement a row."""
+        """Insert or replace rows in one statement with an array per column.
+
+        This is many times faster than a statement per row."""
         keys = [column.name for column in table.primary_key]
-        last = {tuple(row[name] for name in keys): row for row in rows}.values()
-        if last:
+        unique_rows = {tuple(row[name] for name in keys): row for row in rows}.values()
+        if unique_rows:
             arrays = []
             for column in table.columns:
-                values = [row[column.name] for row in last]
+                values = [row[column.name] for row in unique_rows]
                 is_json = isinstance(column.type, JsonColumn)
                 arrays.append([*map(write_json, values)] if is_json else values)
-            connection.exec_driver_sql(_upsert(table), tuple(arrays))
+            connection.exec_driver_sql(_upsert_statement(table), tuple(arrays))
 
     def now_ms(self, session: Session) -> int | None:
         seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
@@ -100,12 +106,12 @@ class PostgreSQL(Dialect):
         return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock.number))))
 
     def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
-        """As one array: a variable for each number takes it longer than the rows."""
+        """Condition with one array: a variable per number would take longer than the query."""
         return column == sa.func.any(sa.literal([*numbers], sa.ARRAY(sa.BigInteger)))
 
     def after_migration(self, connection: sa.Connection) -> None:
-        """Texts are sorted by their code points, as in SQLite, whatever the server's language."""
-        sorted_otherwise = connection.execute(
+        """Sort texts by their code points, as SQLite does, whatever the server's language."""
+        localized_columns = connection.execute(
             sa.text(
                 "SELECT table_name, column_name FROM information_schema.columns"
                 " WHERE table_schema = current_schema() AND data_type = 'character varying'"
@@ -113,7 +119,7 @@ class PostgreSQL(Dialect):
             )
         ).all()
         quote = connection.dialect.identifier_preparer.quote
-        for table, column in sorted_otherwise:
+        for table, column in localized_columns:
             change = f'ALTER COLUMN {quote(column)} TYPE VARCHAR COLLATE "C"'
             connection.exec_driver_sql(f"ALTER TABLE {quote(table)} {change}")
 
@@ -123,49 +129,50 @@ class PostgreSQL(Dialect):
 
     def bytes(self, engine: sa.Engine) -> int:
         with engine.connect() as connection:
-            here = sa.func.pg_database_size(sa.func.current_database())
-            return int(connection.execute(sa.select(here)).scalar_one())
+            size_bytes = sa.func.pg_database_size(sa.func.current_database())
+            return int(connection.execute(sa.select(size_bytes)).scalar_one())
 
-    def count_on(self, connection: sa.Connection, tables: sa.MetaData) -> None:
+    def continue_numbering(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         for table in tables.sorted_tables:
-            number = table.autoincrement_column
-            if number is None:
+            id_column = table.autoincrement_column
+            if id_column is None:
                 continue
-            sequence = sa.func.pg_get_serial_sequence(table.name, number.name)
+            sequence = sa.func.pg_get_serial_sequence(table.name, id_column.name)
             if connection.scalar(sa.select(sequence)):
-                largest = sa.select(sa.func.max(number)).scalar_subquery()
-                following = sa.func.greatest(sa.func.coalesce(largest, 0) + 1, 1)
-                connection.execute(sa.select(sa.func.setval(sequence, following, False)))
+                largest = sa.select(sa.func.max(id_column)).scalar_subquery()
+                next_id = sa.func.greatest(sa.func.coalesce(largest, 0) + 1, 1)
+                connection.execute(sa.select(sa.func.setval(sequence, next_id, False)))
 
 
 @cache
-def _upsert(table: sa.Table) -> str:
-    """The statement that is given an array of each column."""
+def _upsert_statement(table: sa.Table) -> str:
+    """The statement of `upsert`, whose variables are one array per column."""
     dialect = postgresql.dialect()
     quote = dialect.identifier_preparer.quote
-    kinds = [column.type.compile(dialect) for column in table.columns]
-    arrays = ", ".join(f"%s::{kind}[]" for kind in kinds)
+    types = [column.type.compile(dialect) for column in table.columns]
+    arrays = ", ".join(f"%s::{type_name}[]" for type_name in types)
     names = ", ".join(quote(column.name) for column in table.columns)
     keys = ", ".join(quote(column.name) for column in table.primary_key)
-    others = [quote(column.name) for column in table.columns if not column.primary_key]
-    changed = ", ".join(f"{name} = excluded.{name}" for name in others)
+    value_columns = [quote(column.name) for column in table.columns if not column.primary_key]
+    assignments = ", ".join(f"{name} = excluded.{name}" for name in value_columns)
     return (
         f"INSERT INTO {quote(table.name)} ({names}) SELECT * FROM unnest({arrays})"
-        f" ON CONFLICT ({keys}) DO UPDATE SET {changed}"
+        f" ON CONFLICT ({keys}) DO UPDATE SET {assignments}"
     )
 
 
-def _tune_postgres(connection: Any, _record: Any) -> None:
-    """Settings of a session on the server: as long waits for locks as in SQLite; a client that is
-    frozen or gone holds nobody up; texts that this program understands."""
+def _configure_session(connection: Any, _record: Any) -> None:
+    """Configure a session on the server: timeouts against frozen and dead clients, the same wait
+    for locks as in SQLite, and synchronous commits."""
     settings = {
         "lock_timeout": BUSY_MS,
-        "idle_in_transaction_session_timeout": 60_000,  # ms, of a client that does nothing
-        "tcp_keepalives_idle": SILENT_S,
-        "tcp_keepalives_interval": ASK_AGAIN_S,
-        "tcp_keepalives_count": ASK_TIMES,
-        "tcp_user_timeout": 1000 * GONE_S,  # keepalive is silent where an answer is under way
-        "jit": "off",  # compiling our statements takes longer than they do
+        "idle_in_transaction_session_timeout": 60_000,  # ms
+        "tcp_keepalives_idle": KEEPALIVE_IDLE_S,
+        "tcp_keepalives_interval": KEEPALIVE_INTERVAL_S,
+        "tcp_keepalives_count": KEEPALIVE_PROBES,
+        "tcp_user_timeout": 1000
+        * PEER_TIMEOUT_S,  # keepalive does not probe while data is in flight
+        "jit": "off",  # compiling our short statements takes longer than running them
     }
     statements = [f"SET {name} = {value}" for name, value in settings.items()]
     with closing(connection.cursor()) as cursor:
@@ -177,11 +184,13 @@ def _tune_postgres(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
-def _say_away(context: sa.ExceptionContext) -> None:
-    """Let an `OperationalError` say that the database is away, however the driver calls it."""
+def _unify_connection_errors(context: sa.ExceptionContext) -> None:
+    """Turn every error of an unreachable database into an `OperationalError`.
+
+    Drivers report a lost connection and a standby server by several types of errors."""
     state = getattr(context.original_exception, "sqlstate", None)
-    away = context.is_disconnect or state == READ_ONLY
-    if away and not isinstance(context.sqlalchemy_exception, OperationalError):
+    is_away = context.is_disconnect or state == READ_ONLY_STATE
+    if is_away and not isinstance(context.sqlalchemy_exception, OperationalError):
         original = context.original_exception
         context.chained_exception = OperationalError(
             context.statement, context.parameters, original, connection_invalidated=True

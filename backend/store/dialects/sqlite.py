@@ -1,4 +1,4 @@
-"""SQLite: the tables in one file."""
+"""SQLite: a database in one file, for one machine."""
 
 import os
 import sqlite3
@@ -19,7 +19,7 @@ POLL_S = 0.002
 
 
 class SQLite(Dialect):
-    """One file in WAL mode."""
+    """An SQLite file in WAL mode."""
 
     title = "SQLite"
     one_machine = True
@@ -29,14 +29,16 @@ class SQLite(Dialect):
         return {"connect_args": {"timeout": BUSY_MS / 1000}}
 
     def prepare(self, engine: sa.Engine) -> None:
-        sa.event.listen(engine, "connect", _tune_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
+        sa.event.listen(engine, "connect", _configure_connection)
+        sa.event.listen(engine, "begin", _begin_transaction)
 
     @contextmanager
-    def turn(self, engine: sa.Engine) -> Iterator[None]:
-        """One writer after the other, of all processes. SQLite itself lets those that wait ask
-        again ever more rarely, so that one can wait for seconds while another writes batch after
-        batch. A process that is frozen in its turn holds nobody up for longer than SQLite would."""
+    def write_turn(self, engine: sa.Engine) -> Iterator[None]:
+        """Context in which this process may write; all processes write one after the other.
+
+        SQLite alone lets waiting processes try again at growing intervals, so that one can wait for
+        seconds while another writes batch after batch. A process that freezes during its turn
+        blocks the others no longer than with SQLite alone."""
         if not engine.url.database:
             yield
             return
@@ -49,7 +51,7 @@ class SQLite(Dialect):
             lock.release()
 
     @contextmanager
-    def surviving_power_cuts(self, connection: sa.Connection) -> Iterator[None]:
+    def durable_commits(self, connection: sa.Connection) -> Iterator[None]:
         self._synchronous(connection, "FULL")
         try:
             yield
@@ -57,7 +59,7 @@ class SQLite(Dialect):
             self._synchronous(connection, "NORMAL")
 
     def _synchronous(self, connection: sa.Connection, level: str) -> None:
-        """Set the pragma outside transactions: SQLite ignores it inside one."""
+        """Set the durability of commits, outside a transaction: SQLite ignores it inside one."""
         driver_connection(connection).execute(f"PRAGMA synchronous={level}")
 
     def file(self, url: sa.URL) -> Path | None:
@@ -67,15 +69,15 @@ class SQLite(Dialect):
         paths = (Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
         return [path for path in paths if url.database and path.is_file()]
 
-    def users(self, engine: sa.Engine) -> list[str]:
-        database, found = str(self.file(engine.url)), []
+    def other_users(self, engine: sa.Engine) -> list[str]:
+        database, pids = str(self.file(engine.url)), []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.pid != os.getpid() and any(
                     file.path == database for file in process.open_files()
                 ):
-                    found.append(str(process.pid))
-        return found
+                    pids.append(str(process.pid))
+        return pids
 
     def insert_all(
         self, connection: sa.Connection, table: sa.TableClause, rows: Sequence[Sequence[Any]]
@@ -89,10 +91,10 @@ class SQLite(Dialect):
         self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         if rows:
-            connection.execute(_upsert(table), rows)
+            connection.execute(_upsert_statement(table), rows)
 
     def try_lock(self, connection: sa.Connection, lock: NamedLock) -> bool:
-        """A lock in the data folder keeps other processes away."""
+        """Return True: a lock in the data folder already excludes other processes."""
         return True
 
     def version(self, engine: sa.Engine) -> str:
@@ -102,9 +104,10 @@ class SQLite(Dialect):
         return sum(file.stat().st_size for file in self.files(engine.url))
 
     def shrink_log(self, engine: sa.Engine) -> None:
-        """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt
-        a database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does
-        not wait: with active readers the log is left for later."""
+        """Checkpoint the write-ahead log without waiting for active readers.
+
+        Only the supervisor may call it: SQLite before 3.51.3 may corrupt a database when two
+        connections checkpoint concurrently (sqlite.org, WAL-reset bug)."""
         with suppress(sqlite3.Error), engine.connect() as connection:
             raw = driver_connection(connection)
             raw.execute("PRAGMA busy_timeout=0")
@@ -115,27 +118,27 @@ class SQLite(Dialect):
 
 
 @cache
-def _upsert(table: sa.Table) -> sqlite.Insert:
+def _upsert_statement(table: sa.Table) -> sqlite.Insert:
     insert = sqlite.insert(table)
-    changed = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
-    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
+    values = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
+    return insert.on_conflict_do_update(index_elements=table.primary_key, set_=values)
 
 
-def _tune_sqlite(connection: Any, _record: Any) -> None:
+def _configure_connection(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are started explicitly
-    # one damaged value, whose bytes are no UTF-8, must not hide others
-    connection.text_factory = lambda stored: stored.decode("utf-8", "replace")
+    # a damaged value with invalid UTF-8 must not make other rows unreadable
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
         f"busy_timeout={BUSY_MS}",
         "foreign_keys=ON",
         "journal_size_limit=67108864",
-        "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
+        "wal_autocheckpoint=0",  # only the supervisor checkpoints; see `shrink_log`
     ):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
+def _begin_transaction(connection: sa.Connection) -> None:
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,5 +1,5 @@
-"""Alembic environment: migrates the database of the current settings, or of a given connection, in
-one transaction. An empty one gets the tables as they are today, and counts as migrated."""
+"""Alembic environment: migrates the database of the settings, or of a connection, in one
+transaction. An empty database gets the newest tables, and counts as migrated."""
 
 from contextlib import nullcontext
 
@@ -11,12 +11,13 @@ from backend.store.dialects.base import NamedLock
 from backend.store.session import engine_for
 from backend.store.tables import Table
 
-given = context.config.attributes["connection"]
+caller_connection = context.config.attributes["connection"]
 engine = engine_for(settings().url).execution_options(immediate=True)
+transaction = engine.begin() if caller_connection is None else nullcontext(caller_connection)
 
-with engine.begin() if given is None else nullcontext(given) as connection:
+with transaction as connection:
     context.configure(connection=connection, target_metadata=Table.metadata, render_as_batch=True)
-    dialect_of(connection).lock(connection, NamedLock.MIGRATION)  # of another machine
+    dialect_of(connection).lock(connection, NamedLock.MIGRATION)  # against other machines
     if (migration := context.get_context()).get_current_revision() is None:
         Table.metadata.create_all(connection, checkfirst=False)
         migration.stamp(context.script, "head")

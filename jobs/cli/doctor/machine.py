@@ -1,5 +1,5 @@
-"""Checks of the machine (memory, threads, GPU, clock, models and texts) and of the data folder
-(disk, permissions, database, copies, leftovers and queue)."""
+"""Checks of the machine (memory, threads, GPU, clock, models, texts) and of the data folder (disk,
+permissions, database, copies, orphaned folders, queue)."""
 
 import shutil
 import sqlite3
@@ -32,19 +32,24 @@ from backend.store.dialects import dialect_of
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from backend.text.corpora import corpora
-from jobs.wording import count
 
 TOLERANCE_S = 60.0
-FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right shows an earlier one
-SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
-SHOWN = 3  # names in one finding
+EARLIEST_TIME = datetime(2026, 1, 1, tzinfo=UTC)  # earlier times mean a wrong clock
+SAFE_SQLITE = (3, 51, 3)  # older versions may corrupt a log checkpointed by two connections
+OTHER_USERS = stat.S_IRWXG | stat.S_IRWXO
+MAX_NAMES = 3  # names listed in a message
 
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One thing that was looked at. `fix`: what to do about it, a command or a setting; "" if there
-    is nothing to do."""
+    """Result of one check.
+
+    Attributes:
+        name: subject of the check.
+        ok: True if the check passed.
+        text: details.
+        fix: command or setting that solves the problem; "" if there is nothing to do.
+    """
 
     name: str
     ok: bool
@@ -53,50 +58,56 @@ class HealthCheck:
 
 
 def check(name: str, ok: bool, text: str, fix: str) -> HealthCheck:
-    """A finding whose fix is shown only where something is wrong."""
+    """Return a result that includes the fix only if the check failed."""
     return HealthCheck(name, ok, text, "" if ok else fix)
 
 
 def variables() -> HealthCheck:
-    """Whether every variable that is named as a setting is one."""
+    """Check that every SLIMSCOPE_ variable is a setting."""
     unknown = unknown_variables()
-    text = f"without effect: {', '.join(unknown)}" if unknown else "all are known"
-    return check("settings", not unknown, text, "Unset them: docs/operations.md lists all.")
+    text = f"unknown: {', '.join(unknown)}" if unknown else "all are known"
+    return check(
+        "settings", not unknown, text, "Unset them. docs/operations.md lists all settings."
+    )
 
 
 def memory() -> HealthCheck:
-    found = psutil.virtual_memory()
-    text = f"{found.available / 1e9:.1f} of {found.total / 1e9:.1f} GB free"
-    return check("memory", found.available > 1e9, text, "Close other programs.")
+    """Check that at least 1 GB of memory is free."""
+    virtual_memory = psutil.virtual_memory()
+    text = f"{virtual_memory.available / 1e9:.1f} of {virtual_memory.total / 1e9:.1f} GB free"
+    return check("memory", virtual_memory.available > 1e9, text, "Close other programs.")
 
 
 def threads() -> HealthCheck:
-    """Threads of all jobs that run at the same time, against the cores."""
-    import torch  # here: it takes seconds that no other command needs
+    """Check that concurrent jobs do not use more threads than there are cores."""
+    import torch  # imported here: it takes seconds, which other commands do not need
 
-    cores, here = available_threads(), settings()
-    wanted = here.threads * here.slots if here.engine == "local" else 0
+    cores, active_settings = available_threads(), settings()
+    used_threads = (
+        active_settings.threads * active_settings.slots if active_settings.engine == "local" else 0
+    )
     text = f"{cores} cores available, torch uses {torch.get_num_threads()} threads"
-    if wanted > cores:
-        text += f"; {here.slots} x {here.threads} threads are set, which wait for each other"
-    fix = f"Set SLIMSCOPE_THREADS={max(1, cores // here.slots)}, or leave it unset."
-    return check("threads", wanted <= cores, text, fix)
+    if used_threads > cores:
+        jobs = f"{active_settings.slots} jobs with {active_settings.threads} threads"
+        text += f"; {jobs} compete for them"
+    fix = f"Set SLIMSCOPE_THREADS={max(1, cores // active_settings.slots)}, or leave it unset."
+    return check("threads", used_threads <= cores, text, fix)
 
 
 def device() -> HealthCheck:
-    """Whether torch can use the GPU, if there is one."""
+    """Check that torch can use an installed GPU."""
     import torch
 
     if torch.cuda.is_available():
         return HealthCheck("device", True, f"{torch.cuda.get_device_name()} ({torch.__version__})")
     gpus = len(installed_gpus())
     text = f"cpu (torch {torch.__version__}); {gpus or 'no'} GPU{'s' * (gpus > 1)} installed"
-    fix = "Install torch with CUDA (pytorch.org/get-started), and a driver that fits it."
+    fix = "Install torch with CUDA (pytorch.org/get-started) and a matching driver."
     return check("device", not gpus, text, fix)
 
 
 def native_decoder() -> HealthCheck:
-    """Whether models decode in compiled code on this CPU; builds it if it has not been built."""
+    """Check that the native decoder works on this CPU; builds it if necessary."""
     try:
         return HealthCheck("decoder", True, f"native ({instructions()})")
     except CompilerError as error:
@@ -104,115 +115,129 @@ def native_decoder() -> HealthCheck:
 
 
 def clock() -> HealthCheck:
-    """The time of day against the newest event: queue, retention and copies rely on it."""
+    """Check the clock against the newest event. Queue, retention and copies depend on it."""
     now = datetime.now(UTC)
     ahead = queries.newest_event_at() / 1000 - now.timestamp()
     text = f"{now:%Y-%m-%d %H:%M} UTC"
     if ahead > TOLERANCE_S:
         text += f"; the newest event is {ahead:,.0f} s later, so the clock was set back"
-    ok = ahead <= TOLERANCE_S and now > FIRST_DAY
+    ok = ahead <= TOLERANCE_S and now > EARLIEST_TIME
     return check("clock", ok, text, "timedatectl set-ntp true")
 
 
 def models() -> HealthCheck:
+    """Check that the built-in toy model is available."""
     ready = [entry.name for entry in entries() if entry.ready]
-    fix = "Install Slimscope again: the toy model comes with it."
+    fix = "Reinstall Slimscope, which contains the toy model."
     return check("models", "toy" in ready, ", ".join(ready) or "none", fix)
 
 
 def cached_models() -> HealthCheck:
-    """Sizes of the files in the cache, against their manifests."""
+    """Check the sizes of cached files against their manifests."""
     damaged = damaged_folders()
     text = ", ".join(map(str, damaged)) or "no file has changed"
-    fix = "Delete what is named; it is fetched again: rm -r FOLDER"
+    fix = "Delete the listed folders, which are downloaded again: rm -r FOLDER"
     return check("cache", not damaged, text, fix)
 
 
 def texts() -> HealthCheck:
+    """Check that a text is available."""
     ready = [corpus.name for corpus in corpora() if corpus.ready]
     return check("texts", bool(ready), ", ".join(ready) or "none", "slimscope setup")
 
 
 def data_folder() -> HealthCheck:
+    """Report the data folder and its schema revision."""
     text = f"{settings().root}, tables at {current_revision()}"
     return HealthCheck("data folder", True, text)
 
 
 def privacy() -> HealthCheck:
-    """Of a shared dashboard, other users of the machine may not read what runs have stored."""
-    here = settings()
-    if not here.shared:
-        return HealthCheck("privacy", True, "not shared: permissions are those of your user")
-    paths = (here.root, *database_files())
-    open_paths = [path for path in paths if path.stat().st_mode & OTHERS]
-    text = f"other users can read {_some(open_paths)}" if open_paths else "private to your user"
-    fix = f"chmod -R go= '{here.root}'"
+    """Check that other users of the machine cannot read the data folder of a shared dashboard."""
+    active_settings = settings()
+    if not active_settings.shared:
+        return HealthCheck("privacy", True, "not shared: your default permissions apply")
+    paths = (active_settings.root, *database_files())
+    open_paths = [path for path in paths if path.stat().st_mode & OTHER_USERS]
+    text = (
+        f"other users can read {_join_paths(open_paths)}" if open_paths else "private to your user"
+    )
+    fix = f"chmod -R go= '{active_settings.root}'"
     return check("privacy", not open_paths, text, fix)
 
 
-def _some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(map(str, paths[:SHOWN])) + more
+def _join_paths(paths: list[Path]) -> str:
+    more = f" and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else ""
+    return ", ".join(map(str, paths[:MAX_NAMES])) + more
 
 
 def disk() -> HealthCheck:
+    """Check that at least 4 GB of disk space are free."""
     free = shutil.disk_usage(settings().root).free
     text = f"{free / 1e9:.1f} GB free; a run may need 4 GB"
-    return check("disk", free > 4e9, text, "slimscope disk shows what can be freed.")
+    return check("disk", free > 4e9, text, "Free some space: slimscope disk shows candidates.")
 
 
 def database_version() -> HealthCheck:
-    """Which database it is; of a server, whether its clock agrees with that of this machine, by
-    which figures are dated."""
+    """Report the database version. For a database server, check that its clock agrees with this
+    machine, whose time is stored with figures."""
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     text = dialect.version(engine)
     if dialect.one_machine:
-        known = sqlite3.sqlite_version_info >= SAFE_SQLITE
-        advice = "" if known else "; only the supervisor check-points, which avoids a known bug"
+        is_safe = sqlite3.sqlite_version_info >= SAFE_SQLITE
+        advice = "" if is_safe else "; only the supervisor checkpoints, to avoid a known bug"
         return HealthCheck(dialect.title, True, f"{text}{advice}")
     with reading() as session:
-        off = abs(database_ms(session) - now_ms()) / 1000
-    text = f"{text}; its clock differs by {off:,.1f} s"
-    return check(dialect.title, off < 2.0, text, "timedatectl set-ntp true")
+        offset_s = abs(database_ms(session) - now_ms()) / 1000
+    text = f"{text}; its clock differs by {offset_s:,.1f} s"
+    return check(dialect.title, offset_s < 2.0, text, "timedatectl set-ntp true")
 
 
 def integrity() -> HealthCheck:
+    """Check the integrity of the database file."""
     result = check_integrity()
     if result is None:
         engine = engine_for(settings().url)
         dialect = dialect_of(engine)
         size = readable_bytes(dialect.bytes(engine))
         return HealthCheck("database", True, f"{size}, on a server. {dialect.backup_advice}")
-    text = "; ".join(result.problems[:SHOWN]) or "intact"
+    text = "; ".join(result.problems[:MAX_NAMES]) or "intact"
     return check("database", not result.problems, text, repair_advice())
 
 
 def copies() -> HealthCheck:
+    """Report the daily copies of the database file."""
     if not has_file():
-        return HealthCheck("daily copies", True, "none of a server")
-    found, keep = daily_copies(), settings().backups
-    newest = f"{len(found)}, the newest {found[0].name}" if found else "none yet"
-    return HealthCheck("daily copies", True, newest if keep else "off (SLIMSCOPE_BACKUPS=0)")
+        return HealthCheck("daily copies", True, "not made for a database server")
+    database_copies, keeps_copies = daily_copies(), settings().backups
+    summary = (
+        f"{len(database_copies)}, the newest {database_copies[0].name}"
+        if database_copies
+        else "none yet"
+    )
+    return HealthCheck(
+        "daily copies", True, summary if keeps_copies else "off (SLIMSCOPE_BACKUPS=0)"
+    )
 
 
 def orphans() -> HealthCheck:
-    """Artifact folders without a run."""
-    found = orphaned_folders()
-    text = f"no run knows {_some(found)}" if found else "every artifact folder has its run"
-    fix = "Delete them if nothing in them is needed: rm -r FOLDER"
-    return check("artifacts", not found, text, fix)
+    """Check for artifact folders without a run."""
+    folders = orphaned_folders()
+    text = f"no run for {_join_paths(folders)}" if folders else "every artifact folder has its run"
+    fix = "Delete the folders if you do not need them: rm -r FOLDER"
+    return check("artifacts", not folders, text, fix)
 
 
 def supervisor() -> HealthCheck:
-    """A supervisor that sleeps although a run waits or works, or that hangs and keeps its lock."""
+    """Check for a supervisor that hangs, or sleeps although runs are waiting."""
     alive, status = SUPERVISOR.is_alive(), scheduling.status()
     waiting = len(status.live) + len(status.queued)
     if alive and not status.supervisor_alive:
-        fix = f"End it; the next starts by itself: fuser -k '{SUPERVISOR.lock_path()}'"
-        return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
+        fix = f"Kill it; a new one starts automatically: fuser -k '{SUPERVISOR.lock_path()}'"
+        return HealthCheck("supervisor", False, "hangs: holds its lock, but does not work", fix)
     if waiting and not alive and not status.supervisor_alive:
-        text = f"asleep; waiting for it: {count(waiting)}"
+        text = f"asleep; waiting runs: {waiting}"
         return HealthCheck("supervisor", False, text, "Open the dashboard, which wakes it.")
     return HealthCheck(
         "supervisor", True, "alive" if alive else "asleep; wakes when a run is added"

@@ -1,5 +1,5 @@
-"""What a machine of a cluster says of itself, in a file among the artifacts:
-`python -m jobs.cli.doctor.node KEY`. It loads no torch and opens no database."""
+"""Test job of the doctor on a cluster machine: writes host name and package versions to a file in
+the artifact store (`python -m jobs.cli.doctor.node KEY`). Does not load torch or the database."""
 
 import json
 import platform
@@ -8,22 +8,22 @@ from importlib.metadata import version
 
 from backend.queue.artifacts import store_or_folder
 
-COMPARED = ("slimscope", "torch", "transformers")  # packages
+PACKAGES = ("slimscope", "torch", "transformers")  # their versions have to agree
 
 
 def versions() -> dict[str, str]:
-    """Package -> its version on this machine."""
-    return {name: version(name) for name in COMPARED}
+    """Return the package versions of this machine."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def write(key: str) -> None:
-    """Store what is known here as the file `key`."""
-    told = {"host": platform.node(), "versions": versions()}
-    store_or_folder().write(key, json.dumps(told).encode())
+    """Store host name and versions of this machine in the file `key`."""
+    record = {"host": platform.node(), "versions": versions()}
+    store_or_folder().write(key, json.dumps(record).encode())
 
 
 def read(key: str) -> dict[str, object] | None:
-    """What a machine has stored; None if it is not there, or not yet whole."""
+    """Return the record written by a machine; None if it is missing or incomplete."""
     try:
         return dict(json.loads(store_or_folder().read(key) or b""))
     except ValueError:

@@ -7,7 +7,7 @@ import pytest
 
 from backend.queue.supervisor import LEAVING_MS
 from backend.store import queries
-from backend.store.dialects.postgresql import GONE_S
+from backend.store.dialects.postgresql import PEER_TIMEOUT_S
 from backend.store.states import State
 from tests.cluster.hosts.conftest import OFFLINE_S, Lab, count, counted, has_ended, steps, took
 from tests.cluster.hosts.test_network import answers_lost, both_ways
@@ -33,7 +33,7 @@ def test_another_supervisor_leads_in_time(lab: Lab, fails: Callable[[Lab], None]
     until(lambda: lab.leader() == lab.a.address)
     second_waits(lab)
     fails(lab)
-    seconds = took(lambda: lab.leader() == lab.b.address, GONE_S + SLACK_S)
+    seconds = took(lambda: lab.leader() == lab.b.address, PEER_TIMEOUT_S + SLACK_S)
     print(f"another supervisor leads after {seconds:.1f} s")
 
 

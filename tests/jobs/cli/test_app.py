@@ -1,4 +1,4 @@
-"""The command line, in a process of its own where it matters."""
+"""Tests of the command line, in a separate process where necessary."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from jobs.cli.app import main
 from jobs.cli.command import command_for
 from jobs.kind import kinds
 from jobs.operations.registry import OPERATIONS
-from jobs.submit import command_line, validated
+from jobs.submit import command_line, validate_config
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
 
@@ -26,17 +26,21 @@ ROOT = Path(__file__).parents[3]
 
 def test_submit_wait_show_and_logs(queue: Path) -> None:
     words = ("submit", "count", "--steps", "2", "--name", "two", "--wait", "--json")
-    done = slimscope(*words, forks=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["state"], found["name"], found["config"]["steps"]) == ("succeeded", "two", 2)
-    again = json.loads(slimscope("show", found["id"], "--json").stdout)
-    measured_later = {"disk_bytes": found["disk_bytes"]}
-    assert again | measured_later == found
-    assert "attempt 1" in slimscope("logs", found["id"], "-f").stdout
-    assert "===== attempt 1 =====" in slimscope("logs", found["id"], "--all").stdout
+    completed = slimscope(*words, forks=True)
+    assert completed.returncode == 0, completed.stderr
+    records = json.loads(completed.stdout)
+    assert (records["state"], records["name"], records["config"]["steps"]) == (
+        "succeeded",
+        "two",
+        2,
+    )
+    again = json.loads(slimscope("show", records["id"], "--json").stdout)
+    measured_later = {"disk_bytes": records["disk_bytes"]}
+    assert again | measured_later == records
+    assert "attempt 1" in slimscope("logs", records["id"], "-f").stdout
+    assert "===== attempt 1 =====" in slimscope("logs", records["id"], "--all").stdout
     listed = json.loads(slimscope("list", "--json").stdout)
-    assert [row["id"] for row in listed] == [found["id"]]
+    assert [row["id"] for row in listed] == [records["id"]]
 
 
 def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
@@ -83,15 +87,15 @@ def test_looking_makes_no_database(data_dir: Path) -> None:
     listed, as_json = slimscope("list"), slimscope("list", "--json")
     assert listed.returncode == as_json.returncode == 0 and json.loads(as_json.stdout) == []
     assert "No runs in" in listed.stdout and slimscope("models").returncode == 0
-    shown = slimscope("show", "sds-0001")
-    assert shown.returncode == 2 and "There are no runs in" in shown.stderr
+    completed = slimscope("show", "sds-0001")
+    assert completed.returncode == 2 and "There are no runs in" in completed.stderr
     assert not data_dir.exists()
 
 
 @pytest.mark.parametrize("words", [["serve", "--port", "8123"], []])
 def test_dashboard_opens(data_dir: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     class ReplacedError(Exception):
-        """In place of the new program."""
+        """Raised instead of starting the new program."""
 
     def execve(path: str, command: list[str], environment: dict[str, str]) -> None:
         raise ReplacedError(command[1], environment.get("SLIMSCOPE_PORT"))
@@ -109,15 +113,15 @@ def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").touch()
     path = f"{tmp_path}:{ROOT}"
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", "import slimscope; slimscope.main()"],
         env={**os.environ, "PYTHONPATH": path},
         cwd="/",
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 1 and len(told.stderr.splitlines()) == 1
-    assert "'jobs' is not Slimscope's" in told.stderr and "pipx install" in told.stderr
+    assert completed.returncode == 1 and len(completed.stderr.splitlines()) == 1
+    assert "'jobs' is not Slimscope's" in completed.stderr and "pipx install" in completed.stderr
 
 
 def test_the_command_line_of_a_config_makes_the_same_config() -> None:
@@ -133,13 +137,13 @@ def test_the_command_line_of_a_config_makes_the_same_config() -> None:
     assert line == (
         "slimscope submit sds --segments 4 --pattern 4:8 --base sparsegpt --control --model toy"
     )
-    assert validated("sds", values) == kind.config.model_validate(values)
+    assert validate_config("sds", values) == kind.config.model_validate(values)
 
 
 @pytest.mark.parametrize("name", [*kinds()])
 def test_every_preset_is_a_valid_config(name: str) -> None:
     for preset in kinds()[name].presets.values():
-        assert validated(name, preset)
+        assert validate_config(name, preset)
 
 
 @pytest.mark.sqlite("its backups")
@@ -185,7 +189,7 @@ def test_nothing_is_wrapped_or_cut_in_a_pipe(
 
 
 def test_looking_imports_nothing_heavy(queue: Path) -> None:
-    """Neither do the lists of what can be chosen, nor facts of a model."""
+    """The same holds for lists of choices and the facts of a model."""
     code = (
         "import sys\n"
         "from jobs.cli.app import main\n"
@@ -202,9 +206,11 @@ def test_looking_imports_nothing_heavy(queue: Path) -> None:
         "heavy = ('torch', 'transformers', 'accelerate', 'datasets')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--adjust-steps" in done.stdout
-    assert [line for line in done.stdout.splitlines() if line[:1] == "["] == ["[]", "[]"]
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "--adjust-steps" in completed.stdout
+    assert [line for line in completed.stdout.splitlines() if line[:1] == "["] == ["[]", "[]"]
 
 
 @pytest.mark.parametrize("words", [("--model", "toy"), ("--preset", "prune, quantize")])

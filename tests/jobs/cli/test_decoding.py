@@ -1,4 +1,4 @@
-"""`slimscope submit benchmark`, in a process of its own."""
+"""Tests of `slimscope submit benchmark` in a separate process."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ from tests.shell import slimscope
 
 def test_decoders_are_timed_and_judged(supervised: SupervisorLoop) -> None:
     words = ("submit", "benchmark", "--model", "toy", "--preset", "quick look", "--wait")
-    done = slimscope(*words, meanwhile=supervised.turn)
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "Vanilla" in said and "Prompt lookup " in said and "responses match vanilla's" in said
+    completed = slimscope(*words, meanwhile=supervised.turn)
+    assert completed.returncode == 0, completed.stderr
+    output = " ".join(completed.stdout.split())
+    assert (
+        "Vanilla" in output and "Prompt lookup " in output and "responses match vanilla's" in output
+    )
 
 
 def test_what_is_not_there_is_refused(queue: Path) -> None:

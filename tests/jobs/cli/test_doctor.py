@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and names what to do about it."""
+"""Tests of the doctor: problems and their fixes."""
 
 import json
 import shutil
@@ -25,24 +25,28 @@ from tests.queue.engines.ray_head import TOKEN, ray_head
 from tests.shell import slimscope
 
 
-def wrong(found: HealthCheck, *parts: str) -> bool:
-    """Whether a finding is bad, and says these things in its text and its fix."""
-    return not found.ok and all(part in f"{found.text} {found.fix}" for part in parts)
+def wrong(result: HealthCheck, *parts: str) -> bool:
+    """Return True if a check failed with these words in its text and its fix."""
+    return not result.ok and all(part in f"{result.text} {result.fix}" for part in parts)
 
 
 def test_a_new_data_folder_is_in_order(queue: Path, given: Given, tmp_path: Path) -> None:
     library()  # the decoder is built once for all tests
     shutil.copytree(settings().cache_dir / "native", tmp_path / "cache" / "native")
     given(CACHE_DIR=str(tmp_path / "cache"))
-    found = examine()
-    assert [each.name for each in found if not each.ok] == []
-    assert not any(each.fix for each in found)
+    results = examine()
+    assert [result.name for result in results if not result.ok] == []
+    assert not any(result.fix for result in results)
 
 
 def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     (settings().artifacts / "sds-0099").mkdir(parents=True)
-    told = slimscope("doctor")
-    assert told.returncode == 1 and "LOOK artifacts" in told.stdout and "-> Delete" in told.stdout
+    completed = slimscope("doctor")
+    assert (
+        completed.returncode == 1
+        and "LOOK artifacts" in completed.stdout
+        and "-> Delete" in completed.stdout
+    )
     checks = {c["name"]: c for c in json.loads(slimscope("doctor", "--json").stdout)}
     assert checks["models"]["ok"] and "toy" in checks["models"]["text"]
     assert checks["artifacts"]["fix"]
@@ -81,16 +85,16 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     on_server: str, data_dir: Path, given: Given
 ) -> None:
     given(DATABASE_URL="postgresql+psycopg://me:secret@127.0.0.1:1/slimscope")
-    told = slimscope("doctor")
-    assert told.returncode == 2 and "secret" not in told.stderr
-    assert "at postgresql+psycopg://me:***@127.0.0.1:1/slimscope cannot be used" in told.stderr
+    completed = slimscope("doctor")
+    assert completed.returncode == 2 and "secret" not in completed.stderr
+    assert "at postgresql+psycopg://me:***@127.0.0.1:1/slimscope cannot be used" in completed.stderr
 
 
 def test_a_gpu_that_torch_cannot_use(
     queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(local, "DEVICES", tmp_path)
+    monkeypatch.setattr(local, "DEVICE_FOLDER", tmp_path)
     assert machine.device().ok
     (tmp_path / "nvidia0").touch()
     assert wrong(machine.device(), "1 GPU installed", "CUDA")
@@ -122,35 +126,38 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
     lock.release()
     assert machine.supervisor().ok
     enqueue("count", {"steps": 1}, HOST)
-    assert wrong(machine.supervisor(), "waiting for it: 1 run", "dashboard")
+    assert wrong(machine.supervisor(), "waiting runs: 1", "dashboard")
 
 
 def test_a_cluster_that_answers_and_one_that_does_not(queue: Path, given: Given) -> None:
     assert cluster.engine().text == "runs start on this machine"
-    own, url = settings().database_url, "postgresql+psycopg://db.lab.org/slimscope"
+    own_url, url = settings().database_url, "postgresql+psycopg://db.lab.org/slimscope"
     with ray_head() as (_, address):
         given(ENGINE="ray", DATABASE_URL=url, RAY_TOKEN=TOKEN, RAY_ADDRESS=address)
-        found = cluster.engine()
-        assert found.ok and "Ray 2.60.0" in found.text and "room for 3" in found.text
+        result = cluster.engine()
+        assert result.ok and "Ray 2.60.0" in result.text and "room for 3" in result.text
         given(THREADS="8")
         assert wrong(cluster.engine(), "room for 0", "SLIMSCOPE_THREADS")
         given(RAY_TOKEN="of-another-cluster")
         assert wrong(cluster.engine(), "Unauthorized", "SLIMSCOPE_RAY_TOKEN")
     assert wrong(cluster.engine(), "does not answer")
-    given(ENGINE="local", DATABASE_URL=own)
+    given(ENGINE="local", DATABASE_URL=own_url)
 
 
 def test_machines_with_other_versions_are_named(queue: Path) -> None:
     assert cluster.nodes().ok
-    job, own = enqueue("count", {}, HOST), node.versions()
-    for host, torch, is_other in (("gpu-1", own["torch"], False), ("gpu-2", "1.0", True)):
+    job, local_versions = enqueue("count", {}, HOST), node.versions()
+    for host, torch, is_other in (
+        ("gpu-1", local_versions["torch"], False),
+        ("gpu-2", "1.0", True),
+    ):
         with writing() as session:
             row = session.get_one(Job, job.id)
             row.state = State.SUCCEEDED
-            row.environment = {"host": host, "versions": {**own, "torch": torch}}
+            row.environment = {"host": host, "versions": {**local_versions, "torch": torch}}
         assert wrong(cluster.nodes(), "gpu-2 has torch 1.0") is is_other
     with writing() as session:  # as after an import or a restore
-        session.get_one(Job, job.id).environment = {"versions": own}
+        session.get_one(Job, job.id).environment = {"versions": local_versions}
     assert cluster.nodes().ok
 
 
@@ -167,4 +174,4 @@ def test_a_store_gives_back_what_it_takes(queue: Path, given: Given, tmp_path: P
 
 def test_more_threads_than_cores(queue: Path, given: Given) -> None:
     given(THREADS="64", SLOTS="2")
-    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")
+    assert wrong(machine.threads(), "2 jobs with 64 threads", "SLIMSCOPE_THREADS=")

@@ -1,4 +1,4 @@
-"""`--json`: one JSON value and nothing else, of every command that has it."""
+"""Tests of `--json`: every command with this option prints one JSON value and nothing else."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ CODES = {"doctor": (0, 1), "wait": (3,)}
 def test_every_command_but_the_servers_has_the_option() -> None:
     commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
     options = {name: [o for p in c.params for o in p.opts] for name, c in commands.items()}
-    without = {name for name, found in options.items() if "--json" not in found}
+    without = {name for name, flags in options.items() if "--json" not in flags}
     assert without == {"serve", "mcp", "submit"}  # which has a command for each kind
     assert options.keys() - without == ARGUMENTS.keys() - {"submit"} | ELSEWHERE
 
@@ -80,9 +80,9 @@ def test_one_value_is_printed(queue: Path, tmp_path: Path, command: str) -> None
     ]
     for line in before:
         assert slimscope(*line).returncode == 0, line
-    done = slimscope(command, *words, "--json")
-    assert json.loads(done.stdout) or command in EMPTY, done
-    assert done.stderr == "" and done.returncode in CODES.get(command, (0,)), done
+    completed = slimscope(command, *words, "--json")
+    assert json.loads(completed.stdout) or command in EMPTY, completed
+    assert completed.stderr == "" and completed.returncode in CODES.get(command, (0,)), completed
 
 
 @pytest.mark.sqlite("its backups")
@@ -90,10 +90,10 @@ def test_a_restoration_and_a_move_are_one_value_each(
     queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue("count", {"steps": 1}, HOST)
-    made = json.loads(slimscope("backup", str(tmp_path / "it.tar"), "--json").stdout)
-    assert made["file"] == str(tmp_path / "it.tar") and made["bytes"] > 0
+    backup = json.loads(slimscope("backup", str(tmp_path / "it.tar"), "--json").stdout)
+    assert backup["file"] == str(tmp_path / "it.tar") and backup["bytes"] > 0
     monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "other"))
-    restored = json.loads(slimscope("restore", made["file"], "--json").stdout)
+    restored = json.loads(slimscope("restore", backup["file"], "--json").stdout)
     assert restored["runs"] == 1 and restored["queued"] == [RUN]
     assert slimscope("cancel", RUN).returncode == 0
     moved = slimscope("move", "--to", f"sqlite:///{tmp_path}/moved.db", "--json")

@@ -1,4 +1,4 @@
-"""The tools an agent has, called the way an agent calls them, without a process between."""
+"""Tests of the MCP tools, called like an agent calls them but in the same process."""
 
 import asyncio
 import os
@@ -22,11 +22,11 @@ DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 
 
 def tell(answer: Any) -> Any:
-    """What a tool answered: its value, or the words of its error."""
+    """Return the value of a tool call, or its error message."""
     if answer.is_error:
         return answer.content[0].text
-    told = answer.structured_content
-    return told.get("result", told)
+    content = answer.structured_content
+    return content.get("result", content)
 
 
 def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
@@ -38,7 +38,7 @@ def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
 
 
 def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
-    made, listed, ended, again, shown = talk(
+    added, listed, ended, again, record = talk(
         mcp_server.build(HOST),
         ("submit_run", {"kind": "count", "config": {"steps": 7}, "name": "by an agent"}),
         ("runs", {"state": "queued"}),
@@ -46,9 +46,9 @@ def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
         ("resume_run", {"run": "1"}),
         ("show", {"run": "count-0001"}),
     )
-    assert (made["id"], made["place"], made["config"]["steps"]) == ("count-0001", 1, 7)
+    assert (added["id"], added["place"], added["config"]["steps"]) == ("count-0001", 1, 7)
     assert [run["name"] for run in listed] == ["by an agent"]
-    assert ended["state"] == "cancelled" and again["state"] == shown["state"] == "queued"
+    assert ended["state"] == "cancelled" and again["state"] == record["state"] == "queued"
     assert queries.job(1).owner == "mira"
 
 

@@ -1,4 +1,4 @@
-"""The probe of the doctor: a job that says where it is, sent to what answers as a Ray head does."""
+"""Tests of the doctor's probe: a test job sent to a server that answers like a Ray head."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from tests.queue.scripted_engine import ScriptedEngine
 
 
 class Machine:
-    """What carries out the jobs of a head, with an environment of its own."""
+    """Runs the jobs of a head in a separate environment."""
 
-    def __init__(self, head: Head, told: dict[str, str]) -> None:
-        self.head, self.told, self.ran = head, told, list[str]()
+    def __init__(self, head: Head, environment: dict[str, str]) -> None:
+        self.head, self.told, self.ran = head, environment, list[str]()
         self._submit = head._submit
         head._submit = self.carry_out
 
@@ -38,20 +38,21 @@ class Machine:
 
 @pytest.fixture
 def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
-    monkeypatch.setattr(ray, "ANSWER_S", 60.0)  # of a busy machine
-    monkeypatch.setattr(cluster, "LOOK_S", 0.01)
-    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
+    monkeypatch.setattr(ray, "HEAD_TIMEOUT_S", 60.0)  # of a busy machine
+    monkeypatch.setattr(cluster, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster, "FILE_DELAY_S", 0.1)
     with ray_head() as (head, address):
         yield head, RayEngine(RayHead(address, TOKEN), 1, 0, 20.0)
 
 
 @pytest.fixture(params=["folder", "store"])
 def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
-    """Where this machine keeps artifacts, and what tells another one the same."""
-    place = str(data_dir.parent / "shared")
-    place = f"file://{place}" if request.param == "store" else place
-    given(ARTIFACTS=place)
-    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": place}
+    """Return the artifact setting of this machine, and the environment that shares it with
+    another."""
+    location = str(data_dir.parent / "shared")
+    location = f"file://{location}" if request.param == "store" else location
+    given(ARTIFACTS=location)
+    return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": location}
 
 
 def test_a_machine_says_its_versions_and_its_file_is_seen(
@@ -59,9 +60,9 @@ def test_a_machine_says_its_versions_and_its_file_is_seen(
 ) -> None:
     head, there = engine
     machine = Machine(head, {**shared, "SLIMSCOPE_DATA_DIR": str(data_dir.parent / "other")})
-    found = cluster.send(there)
-    assert found.ok, found
-    assert f"torch {node.versions()['torch']}" in found.text and "is seen" in found.text
+    result = cluster.send(there)
+    assert result.ok, result
+    assert f"torch {node.versions()['torch']}" in result.text and "its file arrived" in result.text
     assert "jobs.cli.doctor.node of-the-doctor-" in machine.ran[0]
     assert head.jobs == {} and [*(data_dir.parent / "shared").iterdir()] == []
 
@@ -72,16 +73,16 @@ def test_a_machine_whose_artifacts_are_elsewhere_is_told(
     head, there = engine
     elsewhere = {"SLIMSCOPE_ARTIFACTS": str(tmp_path / "elsewhere")}
     Machine(head, {"SLIMSCOPE_PYTHON": sys.executable, **elsewhere})
-    found = cluster.send(there)
-    assert not found.ok and "not seen" in found.text and "SLIMSCOPE_ARTIFACTS" in found.fix
+    result = cluster.send(there)
+    assert not result.ok and "not visible" in result.text and "SLIMSCOPE_ARTIFACTS" in result.fix
     assert head.jobs == {}
 
 
 def test_a_machine_without_slimscope_is_told(engine: tuple[Head, RayEngine]) -> None:
     head, there = engine
     Machine(head, {"SLIMSCOPE_PYTHON": "false"})
-    found = cluster.send(there)
-    assert not found.ok and "exit code 1" in found.text and "SLIMSCOPE_PYTHON" in found.fix
+    result = cluster.send(there)
+    assert not result.ok and "exit code 1" in result.text and "SLIMSCOPE_PYTHON" in result.fix
 
 
 def test_a_head_that_refuses_is_told(engine: tuple[Head, RayEngine]) -> None:
@@ -95,15 +96,15 @@ def test_another_version_there_and_a_job_that_waits_for_ever(
 ) -> None:
     engine, key = ScriptedEngine(remote=True), "of-the-doctor-1"
     monkeypatch.setattr(cluster, "PROBE", key)
-    monkeypatch.setattr(cluster, "WAIT_S", 0.05)
+    monkeypatch.setattr(cluster, "PROBE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(engine, "kill", lambda ref: engine.launched.remove(ref["id"]))
-    found = cluster.send(engine)
-    assert not found.ok and "has not carried out" in found.text and engine.launched == []
+    result = cluster.send(engine)
+    assert not result.ok and "did not finish" in result.text and engine.launched == []
     old = {"host": "gpu-1", "versions": {**node.versions(), "torch": "1.0"}}
     settings().artifacts.mkdir(parents=True)
     (settings().artifacts / key).write_text(json.dumps(old))
-    found = cluster.send(engine)
-    assert not found.ok and "gpu-1 has" in found.text and "torch 1.0" in found.text
+    result = cluster.send(engine)
+    assert not result.ok and "gpu-1 has" in result.text and "torch 1.0" in result.text
     assert not (settings().artifacts / key).exists()
 
 

@@ -1,4 +1,4 @@
-"""Shell blocks of the guide and of README, walked in their order in an empty folder."""
+"""Runs the shell blocks of the guide and the README, in order, in an empty folder."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ SMALL = {  # what makes the walk short: added at the end of a line, where it cou
 
 
 def lines(page: str) -> Iterator[list[str]]:
-    """The words of each command, without comments."""
+    """Return the words of each command, without comments."""
     text = (ROOT / page).read_text(encoding="utf-8")
     block = re.search(r"```bash\n(slimscope submit sds --model toy .*?)```", text, re.DOTALL)
     for line in block[1].splitlines():
@@ -37,17 +37,17 @@ def lines(page: str) -> Iterator[list[str]]:
 
 
 def test_the_readme_shows_some_of_the_lines_of_the_guide_in_their_order() -> None:
-    shown, every = [*lines("README.md")], [*lines("docs/guide.md")]
-    assert shown and shown == [words for words in every if words in shown]
-    assert shown[0] == every[0] and shown[-1] == every[-1]
+    readme, guide = [*lines("README.md")], [*lines("docs/guide.md")]
+    assert readme and readme == [words for words in guide if words in readme]
+    assert readme[0] == guide[0] and readme[-1] == guide[-1]
 
 
 def test_the_lines_of_the_guide_work_in_their_order(supervised: SupervisorLoop) -> None:
     for words in lines("docs/guide.md"):
         more = shlex.split(SMALL.get((words[0], words[1] if words[1:] else ""), ""))
         turn = supervised.turn if "--wait" in words else None
-        done = slimscope(*words, *more, meanwhile=turn)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        completed = slimscope(*words, *more, meanwhile=turn)
+        assert completed.returncode == 0, (words, completed.stdout, completed.stderr)
     runs = {job.run: job.state for job in queries.jobs()}
     assert [*runs][::-1][:5] == [
         "sds-0001",

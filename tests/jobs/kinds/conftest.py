@@ -1,4 +1,4 @@
-"""The models of runs as others read them, and texts of one's own."""
+"""Fixtures and helpers for saved models and user texts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ Reload = Callable[[str, int], dict[str, float]]
 
 @pytest.fixture
 def reloaded(plain_transformers: Callable[..., dict[str, float]]) -> Reload:
-    """Perplexity in so many windows and share of zeros of a run's model, by a process that knows
-    nothing of us."""
+    """Return perplexity and share of zeros of a run's model, measured in a process without our
+    code."""
 
     def measured(run: str, windows: int) -> dict[str, float]:
         text = evaluation_slice("toystories", load("toy").tokenizer, windows, 64)
@@ -28,6 +28,6 @@ def reloaded(plain_transformers: Callable[..., dict[str, float]]) -> Reload:
 
 @pytest.fixture
 def texts(queue: Path, tmp_path: Path, given: Given) -> Path:
-    """The folder of one's own texts and prompts."""
+    """The folder of user texts and prompts."""
     given(TEXT_DIR=str(tmp_path))
     return tmp_path

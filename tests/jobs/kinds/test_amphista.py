@@ -1,4 +1,4 @@
-"""A drafter trained as a job: its record and its files."""
+"""Tests of drafter training jobs: their records and files."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ from jobs.amphista.kind import (
 )
 from jobs.metrics import metric
 from jobs.reproduction import compare
-from jobs.submit import checked
+from jobs.submit import check_and_estimate
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
 
@@ -52,24 +52,24 @@ def finished(wait: Wait, **values: object) -> Job:
 
 
 def values(job: Job) -> dict[tuple[str, str], float]:
-    """Every figure that no clock measured."""
+    """Return all figures that are not measured times or speeds."""
     rows = queries.results([job.id])
     return {(r.stage, r.metric): r.value for r in rows if not metric(r.metric).timed}
 
 
 def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     job = finished(wait)
-    found = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
-    top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
+    results = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
+    top = [results[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
-    assert found["head-1", "chained"].value == top[0]
-    assert found["drafter", "predicted_length"].value >= 1
-    assert found["drafter", "steps"].value == 24
+    assert results["head-1", "chained"].value == top[0]
+    assert results["drafter", "predicted_length"].value >= 1
+    assert results["drafter", "steps"].value == 24
     (training,) = queries.step_times([job.id])
     assert training.step == "training" and training.seconds > 0
     assert job.flops and job.timed_seconds == 0  # the steps were given, not the minutes
-    assert found["drafter", "accepted_length"].value >= 1
-    assert found["drafter", "accepted_length"].details["nodes"] == NODES
+    assert results["drafter", "accepted_length"].value >= 1
+    assert results["drafter", "accepted_length"].details["nodes"] == NODES
     assert {*map(str, frames.by_key(frames.curves(job.id)))} >= {
         "loss",
         "top1@head-1",
@@ -86,18 +86,18 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert not work_folder(job.run).exists()
     drafter, model = Amphista.load(run_folder(job.run) / "drafter"), load("toy").model
     assert drafter.arm == "Amphista" and drafter.base.name == "toy"
-    one, other = (
-        [token.id for token in generate(model, given, [5, 17, 40], 40, nodes=6)]
-        for given in (None, drafter)
+    plain, drafted = (
+        [token.id for token in generate(model, side, [5, 17, 40], 40, nodes=6)]
+        for side in (None, drafter)
     )
-    assert one == other
+    assert plain == drafted
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:
     job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
-    _, estimate = checked("amphista", {**SMALL, "data": "text"})
+    _, estimate = check_and_estimate("amphista", {**SMALL, "data": "text"})
     assert "predict the base model's responses less well" in estimate.warnings[0]
 
 
@@ -107,8 +107,8 @@ def test_a_model_of_chats_asks_itself_as_well() -> None:
     chats = replace(toy, default_text="wikipedia")
     assert prompt_sets(config, chats) == (BUILT_IN, SELF)
     assert prompt_sets(config, toy) == (STORIES,)
-    chosen = config.model_copy(update={"prompts": BUILT_IN})
-    assert prompt_sets(chosen, chats) == (BUILT_IN,)
+    built_in = config.model_copy(update={"prompts": BUILT_IN})
+    assert prompt_sets(built_in, chats) == (BUILT_IN,)
 
 
 def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
@@ -124,7 +124,7 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
     with pytest.raises(ModelError, match="the answers generated at once") as refused:
-        checked("amphista", config)
+        check_and_estimate("amphista", config)
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
@@ -145,24 +145,24 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:
 @pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
-    told = drafter_weights(config, inspect("toy"))
-    assert told == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
+    estimated = drafter_weights(config, inspect("toy"))
+    assert estimated == pytest.approx(drafter_of(base(), **shape).parameter_count(), rel=0.1)
 
 
 def test_disk_and_time_are_estimated(queue: Path) -> None:
-    config, estimate = checked("amphista", {**SMALL, "minutes": 7})
+    config, estimate = check_and_estimate("amphista", {**SMALL, "minutes": 7})
     facts = inspect("toy")
     assert 420 < estimate.seconds < 600
     asking = config.model_copy(update={"prompts": SELF})
-    plain, asked = ({x.phase: x.amount for x in work(c, facts)} for c in (config, asking))
+    plain, mixed = ({x.phase: x.amount for x in work(c, facts)} for c in (config, asking))
     assert set(plain) == {"ask", "data", "train", "measure"}
-    assert asked["ask"] > plain["ask"] == 0
+    assert mixed["ask"] > plain["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
 
 
 def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
-    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
+    """8 anchors in 16 tokens with 4 guesses each: 32 x (16 + 32)."""
     eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
     assert mask_bytes(eagle, 16) == 4 * 32 * 48
     assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0

@@ -1,4 +1,4 @@
-"""The benchmark: its figures and its words."""
+"""Tests of benchmark jobs: figures and verdicts."""
 
 import json
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.fields import gguf
-from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
+from jobs.fields.drafters import drafter_folder, expected_hits, finished_drafters, parse_drafters
 from jobs.fields.gguf import LLAMA_CPP
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
@@ -38,7 +38,7 @@ GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125), ((0, 0, 0), 0.1)]
 
 
 def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job:
-    """A finished run with a drafter, without the training."""
+    """Store a finished run with an untrained drafter."""
     job = submit("amphista", {"model": model, "answers": 64}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
@@ -57,35 +57,41 @@ def finished(wait: Wait, **values: object) -> Job:
 
 
 def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
-    one, medusa = trained(), trained(architecture="medusa")
-    job = finished(wait, drafters=f"{one.run}, {medusa.run}", nodes=4)
+    amphista, medusa = trained(), trained(architecture="medusa")
+    job = finished(wait, drafters=f"{amphista.run}, {medusa.run}", nodes=4)
     assert job.environment["decoder"].startswith("PyTorch; ")  # in float32
     arms = {arm.name: arm for arm in decoder_reports(job.id)}
     assert next(iter(arms)) == VANILLA
-    combined = {one.run + COMBINED, medusa.run + COMBINED}
-    assert set(arms) == {VANILLA, "lookup", one.run, medusa.run} | combined
+    combined = {amphista.run + COMBINED, medusa.run + COMBINED}
+    assert set(arms) == {VANILLA, "lookup", amphista.run, medusa.run} | combined
     assert all(arm.same == 1 and arm.prompts == 4 for arm in arms.values())
     assert (arms[VANILLA].accepted, arms[VANILLA].speed_up, arms[VANILLA].break_even) == (1, 1, 1)
-    assert arms[one.run].nodes == 4 and arms[one.run].label == f"Amphista ({one.run})"
+    assert (
+        arms[amphista.run].nodes == 4 and arms[amphista.run].label == f"Amphista ({amphista.run})"
+    )
     assert arms[medusa.run].kind == "Medusa"
-    assert arms[one.run + COMBINED].label == f"Prompt lookup + Amphista ({one.run})"
+    assert arms[amphista.run + COMBINED].label == f"Prompt lookup + Amphista ({amphista.run})"
     assert not any(arms[name].hits for name in combined)  # a tree of which only a part is asked
-    assert list(arms[one.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
-    assert expected_hits(one.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
-    right = sum(arms[one.run].hits.values())
-    assert arms[one.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
+    assert list(arms[amphista.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
+    assert expected_hits(amphista.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
+    right = sum(arms[amphista.run].hits.values())
+    assert arms[amphista.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
     assert all(
         set(arm.milliseconds) == {"draft", "verify", "accept", "cache"} for arm in arms.values()
     )
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
     assert "cost/verify" in {*map(str, frames.by_key(frames.curves(job.id)))}
-    said = verdicts(decoder_reports(job.id))[:5]  # behind them, perhaps, that others worked here
-    assert len(said) == 5 and all("All 4 responses match vanilla's" in text for text in said)
-    whole = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
+    sentences = verdicts(decoder_reports(job.id))[
+        :5
+    ]  # behind them, perhaps, that others worked here
+    assert len(sentences) == 5 and all(
+        "All 4 responses match vanilla's" in text for text in sentences
+    )
+    run_results = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
     fastest = max(arms.values(), key=lambda arm: arm.speed)
-    assert whole["tokens_per_second"].value == fastest.speed
-    assert whole["speed_up"].value == fastest.speed_up
-    assert whole["speed_up"].details == {"of": fastest.label}
+    assert run_results["tokens_per_second"].value == fastest.speed
+    assert run_results["speed_up"].value == fastest.speed_up
+    assert run_results["speed_up"].details == {"of": fastest.label}
 
 
 def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
@@ -108,8 +114,8 @@ def test_llama_cpp_is_timed_beside_our_decoders(wait: Wait) -> None:
     exact = arms["llama.cpp F32"]
     assert exact.same == 1 and exact.accepted == 1 and exact.peer and not exact.drafts
     ours = max(arms[VANILLA].speed, arms["lookup"].speed)
-    whole = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
-    assert whole["tokens_per_second"].value == ours
+    run_results = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
+    assert run_results["tokens_per_second"].value == ours
 
 
 def test_llama_cpp_is_refused_if_missing(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,18 +143,20 @@ def test_auto_decodes_natively_without_bfloat16_too(
 
 
 def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no drafter") as refused:
-        drafters_named(trained(kind="sds").run, "toy", "drafters")
+    with pytest.raises(ConfigError, match="has no drafter") as refused:
+        parse_drafters(trained(kind="sds").run, "toy", "drafters")
     assert refused.value.field == "drafters"
-    mine = trained()
+    drafter = trained()
     with pytest.raises(ConfigError, match="was trained for toy"):
-        drafters_named(mine.run, "smollm2-135m", "drafters")
-    assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
+        parse_drafters(drafter.run, "smollm2-135m", "drafters")
+    assert [j.run for j in parse_drafters(f" {drafter.run},{drafter.run} ,", "toy", "")] == [
+        drafter.run
+    ]
     with pytest.raises(ConfigError, match="too large") as refused:
-        submit("benchmark", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
+        submit("benchmark", {**SMALL, "drafters": drafter.run, "nodes": 6}, HOST)
     assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
-    assert [job.run for job in finished_drafters()] == [mine.run]
-    assert Amphista.load(drafter_folder(mine)).growth == GROWTH
+    assert [job.run for job in finished_drafters()] == [drafter.run]
+    assert Amphista.load(drafter_folder(drafter)).growth == GROWTH
 
 
 # words --------------------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
 def reports(
     up: float, accepted: float, verify: float, draft: float, same: float = 1.0
 ) -> list[DecoderReport]:
-    """Vanilla and one drafter."""
+    """Return reports of vanilla and of one drafter."""
 
     def report(name: str, up: float, accepted: float, verify: float, draft: float) -> DecoderReport:
         return DecoderReport(
@@ -180,7 +188,7 @@ def reports(
 
 
 @pytest.mark.parametrize(
-    ("figures", "said"),
+    ("figures", "message"),
     [
         (
             (1.30, 1.8, 1.2, 0.15),
@@ -189,16 +197,16 @@ def reports(
         ((0.89, 1.2, 1.3, 0.05), "slower than vanilla here: 0.89\u00a0× (0.88 to 0.90)"),
         ((0.89, 1.2, 1.3, 0.05), "extra cost is verification of up to 8 tokens at once."),
         ((0.89, 1.2, 1.05, 0.3), "The largest extra cost is drafting."),
-        ((0.80, 1.01, 1.2, 0.05), "Almost no draft token is accepted."),
+        ((0.80, 1.01, 1.2, 0.05), "Almost no draft tokens are accepted."),
         ((1.01, 1.4, 1.3, 0.1), "does not differ measurably from vanilla here: 1.01\u00a0×"),
-        ((1.30, 1.8, 1.2, 0.15), "yields 1.80 tokens and costs 1.35 plain steps"),
-        ((1.30, 1.8, 1.2, 0.15), "(1.20 to verify, 0.15 to draft, 0.00 for the rest)."),
+        ((1.30, 1.8, 1.2, 0.15), "1.80 tokens per step at 1.35 × the cost of a vanilla step"),
+        ((1.30, 1.8, 1.2, 0.15), "(1.20 to verify, 0.15 to draft, 0.00 other)."),
         ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 responses match vanilla's token for token"),
     ],
 )
-def test_the_words_say_which_term_wins_or_loses(figures: tuple, said: str) -> None:
+def test_the_words_say_which_term_wins_or_loses(figures: tuple, message: str) -> None:
     (sentence,) = verdicts(reports(*figures))
-    assert said in sentence
+    assert message in sentence
 
 
 def test_a_busy_machine_is_reported() -> None:

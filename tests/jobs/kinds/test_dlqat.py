@@ -1,4 +1,4 @@
-"""DL-QAT on the toy model, as a job: its record and its files."""
+"""Tests of DL-QAT jobs on the toy model: their records and files."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from backend.text.slices import evaluation_slice
 from jobs.dlqat.kind import DLQATJob, memory_bytes, verdict, work
 from jobs.operations.runs import _run_text
 from jobs.record import record, tensors
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -56,7 +56,8 @@ def figures(job: Job, metric: str) -> dict[str, float]:
 
 
 def test_lora_is_judged_where_passes_are_in_bfloat16(wait: Wait) -> None:
-    """There the native decoder reads held-out texts, which knows no low-rank branch."""
+    """The native decoder, which reads held-out texts in bfloat16, does not support low-rank
+    branches."""
     job = finished(wait, stages="rtn, lora", precision="bfloat16", steps=2)
     assert figures(job, "perplexity").keys() == {"dense", "rtn", "lora"}
     assert figures(job, "heldout_loss").keys() == {"rtn", "lora"}
@@ -64,32 +65,35 @@ def test_lora_is_judged_where_passes_are_in_bfloat16(wait: Wait) -> None:
 
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
-    found = record(job.run)
+    run_record = record(job.run)
     perplexity = figures(job, "perplexity")
     assert set(perplexity) == {"dense", "rtn", "gptq", "dlqat", "dlqat-kd", "lora"}
-    read = [r for r in found["results"] if r["metric"] == "perplexity"]
+    read = [r for r in run_record["results"] if r["metric"] == "perplexity"]
     assert {r["rounded"] for r in read} == {"float16"}
     assert set(figures(job, "relative_error")) == set(perplexity) - {"dense"}
     assert figures(job, "bits_per_weight")["dlqat"] == 3.5
     trained = figures(job, "parameters")
     assert trained["lora"] < trained["dlqat"] == trained["dlqat-kd"]
-    kept, reason = found["kept_stage"], found["kept_reason"]
-    held = figures(job, "heldout_loss")
-    assert held.keys() == perplexity.keys() - {"dense"} and f"Kept: {STAGE_LABELS[kept]}" in reason
-    assert "on held-out text (" in reason and reason in (_run_text(found))
-    assert found["environment"]["text"]["held-out"]["windows"] == 8
+    kept_stage, reason = run_record["kept_stage"], run_record["kept_reason"]
+    heldout = figures(job, "heldout_loss")
+    assert (
+        heldout.keys() == perplexity.keys() - {"dense"}
+        and f"Kept: {STAGE_LABELS[kept_stage]}" in reason
+    )
+    assert "on held-out text (" in reason and reason in (_run_text(run_record))
+    assert run_record["environment"]["text"]["held-out"]["windows"] == 8
     assert {"kl_to_dense", "top1_agreement"} <= {
-        r["metric"] for r in found["results"] if r["stage"] == kept
+        r["metric"] for r in run_record["results"] if r["stage"] == kept_stage
     }
     assert len(tensors(job.run)) == 21 * 6
-    assert found["environment"]["text"]["training"]["corpus"] == "toystories"
+    assert run_record["environment"]["text"]["training"]["corpus"] == "toystories"
     names = {*map(str, frames.by_key(frames.curves(job.id)))}
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {*range(5)}
-    assert reloaded(job.run, 4)["perplexity"] == pytest.approx(perplexity[kept], rel=1e-5)
-    assert figures(job, "bytes/compressed-tensors")[kept] > 0
-    assert figures(job, "tokens_per_second").keys() == {"dense", kept}
+    assert reloaded(job.run, 4)["perplexity"] == pytest.approx(perplexity[kept_stage], rel=1e-5)
+    assert figures(job, "bytes/compressed-tensors")[kept_stage] > 0
+    assert figures(job, "tokens_per_second").keys() == {"dense", kept_stage}
     card = (run_folder(job.run) / "model" / "README.md").read_text()
     assert f"| DL-QAT | {perplexity['dlqat']:.3f} |" in card and job.run in card
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
@@ -103,8 +107,8 @@ def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait) -> 
     for bits in ("8", "4"):
         job = finished(wait, **values, embedding=bits)
         perplexity, folder = figures(job, "perplexity"), run_folder(job.run) / "model"
-        found = measure(load_dequantized(folder, torch.float32), text, 4).value
-        assert found == pytest.approx(perplexity["rtn"], rel=1e-6)
+        measured = measure(load_dequantized(folder, torch.float32), text, 4).value
+        assert measured == pytest.approx(perplexity["rtn"], rel=1e-6)
         (size,) = figures(job, "bytes/slimscope").values()
         assert job.environment["predicted_bytes"] == pytest.approx(size, rel=0.02)
         assert perplexity["dense"] == without["dense"] and perplexity["lora"] == without["lora"]
@@ -140,7 +144,7 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, texts: P
 
 
 def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
-    """A config, its plan for the toy, and the toy."""
+    """Return a config, its plan for the toy model, and the facts of the toy model."""
     config, facts = DLQATJob.model_validate({**SMALL, **values}), inspect("toy")
     return config, plan(config, facts, config.format), facts
 
@@ -149,9 +153,9 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     small = memory_bytes(*made())
     enough = sum(small.values()) + 10**6
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
-    checked("dlqat", SMALL)
+    check_and_estimate("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
-        checked("dlqat", {**SMALL, "batch": 512})
+        check_and_estimate("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
     assert memory_bytes(*made(checkpointing=True))["training"] < small["training"]
     teacher = memory_bytes(*made(stages="dlqat, dlqat-kd"))
@@ -160,21 +164,29 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
     stages = [stage for stage in DLQATStage if stage != "dense"]
-    phases = dict.fromkeys(each.phase for each in work(*made(stages=stages, packed=True)))
-    found = work(*made(stages=stages, packed=True))
-    assert all(any(each.amount for each in found if each.phase == phase) for phase in phases)
+    phases = dict.fromkeys(
+        phase_work.phase for phase_work in work(*made(stages=stages, packed=True))
+    )
+    phase_works = work(*made(stages=stages, packed=True))
+    assert all(
+        any(phase_work.amount for phase_work in phase_works if phase_work.phase == phase)
+        for phase in phases
+    )
     assert {f"make {stage}" for stage in stages} <= set(phases)
 
 
 def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) -> None:
-    """Bits and groups are those of the plan, whatever the config says."""
+    """Bits and groups follow the plan, even if the config differs."""
     job = submit("dlqat", {**SMALL, "stages": "rtn", "format": "dense"}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
         (group,) = row.plan["groups"]
         half = len(group["layers"]) // 2
-        other = {**group, "bits": 8, "group_size": 16, "layers": group["layers"][:half]}
-        row.plan = {**row.plan, "groups": [other, {**group, "layers": group["layers"][half:]}]}
+        changed_group = {**group, "bits": 8, "group_size": 16, "layers": group["layers"][:half]}
+        row.plan = {
+            **row.plan,
+            "groups": [changed_group, {**group, "layers": group["layers"][half:]}],
+        }
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     bits = figures(queries.job(job.id), "bits_per_weight")["rtn"]
     errors = {
@@ -183,27 +195,27 @@ def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) ->
         if row["stage"] == "rtn"
     }
     assert 4 < bits < 9 and bits != 3.5
-    assert max(errors[name] for name in other["layers"]) < 0.001
+    assert max(errors[name] for name in changed_group["layers"]) < 0.001
     assert min(errors[name] for name in group["layers"][half:]) > 0.001
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "said"),
+    ("perplexity", "message"),
     [
         ({"dlqat": 20.0, "gptq": 40.0}, "DL-QAT has a perplexity 50.0 % lower than GPTQ."),
         (
             {"dlqat": 20.0, "gptq": 40.0, "lora-gptq": 25.0, "lora": 16.0},
             "50.0 % lower than GPTQ and 20.0 % lower than LoRA, then GPTQ. The same training "
-            "without quantization reaches 16.00: rounding itself raises it by 25.0 %.",
+            "without quantization reaches 16.00: rounding raises it by 25.0 %.",
         ),
         ({"gptq": 40.0}, ""),
         ({"dlqat": 20.0, "gptq": 40.0, "awq": 25.0, "gptq-order": 30.0}, "20.0 % lower than AWQ."),
         ({"dlqat": 20.0, "gptq": 40.0, "block-wise": 25.0}, "20.0 % lower than Block-wise"),
     ],
 )
-def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
-    found = verdict(StageComparison(perplexity))
-    assert said in found and bool(found) == bool(said)
+def test_the_verdict_in_words(perplexity: dict, message: str) -> None:
+    sentence = verdict(StageComparison(perplexity))
+    assert message in sentence and bool(sentence) == bool(message)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A saved model beside its dense one, as a job: what is measured, told, and refused."""
+"""Tests of evaluation jobs: measurements, summaries and rejected configs."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ from jobs.metrics import (
     TOP1_AGREEMENT,
     ZERO_SHARE,
 )
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from jobs.wording import StageComparison
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -59,7 +59,7 @@ def figures(run: int) -> Rows:
 
 
 def resumed_without(wait: Wait, run: int, metric: MetricKey) -> Rows:
-    """The figures of a run that was killed before it recorded one of them, and resumed."""
+    """Return the figures of a run that was killed before it recorded one of them, and resumed."""
     with writing() as session:
         session.delete(session.get_one(Result, (run, MODEL, metric.family, metric.series)))
         session.get_one(Job, run).state = State.FAILED
@@ -71,12 +71,15 @@ def resumed_without(wait: Wait, run: int, metric: MetricKey) -> Rows:
 def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) -> None:
     pruned = succeeded(wait, "sds", {**SMALL, "control": False, "adjust": "off"})
     job = succeeded(wait, "evaluation", {"model": pruned.run, **TINY})
-    rows, theirs = figures(job.id), figures(pruned.id)
-    kept = queries.job(pruned.id).kept_stage
-    for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
-        expected = theirs[stage, PERPLEXITY].value
-        assert rows[mine, PERPLEXITY].value == pytest.approx(expected, rel=5e-4)  # 16 bits, 32
-        assert rows[mine, PERPLEXITY].details["decoder"].startswith("native, bfloat16")
+    rows, pruned_rows = figures(job.id), figures(pruned.id)
+    kept_stage = queries.job(pruned.id).kept_stage
+    for own_stage, stage in (
+        (DENSE, "dense"),
+        (MODEL, kept_stage),
+    ):  # the same text, the same figure
+        expected = pruned_rows[stage, PERPLEXITY].value
+        assert rows[own_stage, PERPLEXITY].value == pytest.approx(expected, rel=5e-4)  # 16 bits, 32
+        assert rows[own_stage, PERPLEXITY].details["decoder"].startswith("native, bfloat16")
     assert rows[MODEL, ZERO_SHARE].value == pytest.approx(0.5)
     assert queries.job(job.id).environment["base"] == "toy"
     sizes = format_bytes(rows)
@@ -86,10 +89,10 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
-    told = " ".join(size_and_speed(rows))
-    assert "as 2:4 the linear layers take 56 % of dense" in told
-    said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
-    assert said == "Perplexity is 25.0 % higher than the dense one."
+    summary = " ".join(size_and_speed(rows))
+    assert "as 2:4, the linear layers take 56 % of dense" in summary
+    sentence = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
+    assert sentence == "Perplexity is 25.0 % higher than the dense model."
 
     again = resumed_without(wait, job.id, KL_TO_DENSE)
     assert again.keys() == rows.keys()
@@ -124,7 +127,7 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
     assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
     assert (MODEL, TOKENS_PER_SECOND) not in rows
     assert size_and_speed(rows) == [
-        "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
+        "Size: too few zeros for sparse formats, which would be larger than dense 16-bit."
     ]
 
 
@@ -154,22 +157,22 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     up: float, stderr: float, words: str
 ) -> None:
     span = {"lowest": 19.0, "highest": 22.0}
-    found = {
+    rows = {
         (stage, TOKENS_PER_SECOND): row(stage, TOKENS_PER_SECOND, 20.0, **span)
         for stage in (MODEL, DENSE)
     }
-    found[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
-    found[MODEL, SPEED_UP].stderr = stderr
-    told = size_and_speed(found)[0]
-    assert words in told and "20 tokens/s (19 to 22)" in told
+    rows[MODEL, SPEED_UP] = row(MODEL, SPEED_UP, up)
+    rows[MODEL, SPEED_UP].stderr = stderr
+    sentence = size_and_speed(rows)[0]
+    assert words in sentence and "20 tokens/s (19 to 22)" in sentence
 
 
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
         ({"model": "sds-0009"}, "model", "no run"),
-        ({"model": "count-0001"}, "model", "saved no model"),
-        ({"model": "toy", "dense": "smollm2-135m"}, "dense", "was not made of"),
+        ({"model": "count-0001"}, "model", "not saved a model"),
+        ({"model": "toy", "dense": "smollm2-135m"}, "dense", "was not derived from"),
         ({"model": "toy", "context": 100_000}, "context", "does not fit"),
         ({"model": "toy", "evaluation_text": "nothing"}, "evaluation_text", "nothing"),
         ({"model": "toy", "tasks": "piqa"}, "tasks", "pip install -e"),
@@ -184,7 +187,7 @@ def test_what_cannot_be_measured_is_refused_beside_its_field(
     monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
     submit("count", {}, HOST)
     with pytest.raises(SlimscopeError, match=words) as refused:
-        checked("evaluation", values)
+        check_and_estimate("evaluation", values)
     assert refused.value.field == field
 
 
@@ -202,12 +205,14 @@ def decoded(decoder: Decoder) -> list[int]:
 
 
 def test_models_are_timed_in_the_same_way() -> None:
-    """Natively, if all can be; and where one cannot, the run says why."""
-    half, whole = (load("toy", dtype=dtype).model for dtype in (torch.bfloat16, torch.float32))
-    decoders, name = decoders_of([half, half])
+    """Native decoding is used only if it supports all models; otherwise the run logs the reason."""
+    bfloat16, float32 = (
+        load("toy", dtype=dtype).model for dtype in (torch.bfloat16, torch.float32)
+    )
+    decoders, name = decoders_of([bfloat16, bfloat16])
     assert name.startswith("native")
     assert len(decoded(decoders[0])) == 5 and decoded(decoders[0]) == decoded(decoders[1])
-    decoders, name = decoders_of([half, whole])
+    decoders, name = decoders_of([bfloat16, float32])
     assert name.startswith("PyTorch; ") and "float32" in name
     assert [decoder._target.native for decoder in decoders] == [None, None]  # type: ignore[union-attr]
     assert len(decoded(decoders[1])) == 5
@@ -221,19 +226,19 @@ def test_a_model_that_cannot_verify_trees_is_decoded_as_transformers_does() -> N
 
 
 def test_decoding_is_not_timed_where_the_context_is_too_short() -> None:
-    told: list[str] = []
-    context: Any = SimpleNamespace(log=told.append)
+    messages: list[str] = []
+    context: Any = SimpleNamespace(log=messages.append)
     toy = load("toy").model
     record_decoding({MODEL: toy}, [5, 9], TIMED_TOKENS + 1, context, SilentReporter())
-    assert "not timed" in told[0] and len(told) == 1
+    assert "not timed" in messages[0] and len(messages) == 1
 
 
 class KilledError(Exception):
-    """The end of a process, as it would write one more thing."""
+    """Simulates the end of a process before a further record."""
 
 
 class Recorder:
-    """Keeps what is recorded, until the process is killed."""
+    """Keeps the records until the process is killed."""
 
     def __init__(self, most: int) -> None:
         self.kept: list[str] = []
@@ -258,34 +263,34 @@ class Recorder:
 
 
 def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
-    """The measurements of a stage whose figures are there at once."""
+    """Return the measurements of a stage with precomputed figures."""
     module = "jobs.evaluation.quality"
-    found = SimpleNamespace(value=2.0, stderr=0.1, bits_per_byte=1.0, tokens=8, windows=[1.0])
+    measured = SimpleNamespace(value=2.0, stderr=0.1, bits_per_byte=1.0, tokens=8, windows=[1.0])
     compared = SimpleNamespace(agreement=0.9, agreement_stderr=0.1, kl=0.1, kl_stderr=0.1, tokens=8)
-    monkeypatch.setattr(f"{module}.perplexity", lambda *_: found)
+    monkeypatch.setattr(f"{module}.perplexity", lambda *_: measured)
     monkeypatch.setattr(f"{module}.text_facts", lambda _: {})
     monkeypatch.setattr(
         f"{module}.DivergenceObserver", lambda *_: SimpleNamespace(result=lambda: compared)
     )
-    made = Quality.__new__(Quality)
-    made._divergence = True
-    made._loaded, made._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
-    made._context, made._batch, made._labels = context, 1, {}  # type: ignore[assignment]
-    made._new, made._reference = list, None  # type: ignore[assignment]
-    made._decoder, made._rounded = "", {}
-    monkeypatch.setattr(made, "_read", lambda: None)
-    monkeypatch.setattr(made, "_comparable", lambda _: True)
-    return made
+    measurements = Quality.__new__(Quality)
+    measurements._divergence = True
+    measurements._loaded, measurements._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
+    measurements._context, measurements._batch, measurements._labels = context, 1, {}  # type: ignore[assignment]
+    measurements._new_store, measurements._reference = list, None  # type: ignore[assignment]
+    measurements._decoder, measurements._rounded = "", {}
+    monkeypatch.setattr(measurements, "_read", lambda: None)
+    monkeypatch.setattr(measurements, "_comparable", lambda _: True)
+    return measurements
 
 
 @pytest.mark.parametrize("role", ["", "kept"])
 def test_a_kill_between_two_figures_loses_none(monkeypatch: pytest.MonkeyPatch, role: Any) -> None:
-    whole = Recorder(99)
-    quality(whole, monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
-    assert "window_losses" in whole.kept and ("kl_to_dense" in whole.kept) == bool(role)
-    for most in range(len(whole.kept)):
+    complete = Recorder(99)
+    quality(complete, monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
+    assert "window_losses" in complete.kept and ("kl_to_dense" in complete.kept) == bool(role)
+    for most in range(len(complete.kept)):
         context = Recorder(most)
-        made = quality(context, monkeypatch)
+        measurements = quality(context, monkeypatch)
         with pytest.raises(KilledError):
-            made._measure_text("sds", role, None)  # type: ignore[arg-type]
-        assert made._text_missing("sds", role), f"killed behind {context.kept}"
+            measurements._measure_text("sds", role, None)  # type: ignore[arg-type]
+        assert measurements._text_missing("sds", role), f"killed behind {context.kept}"

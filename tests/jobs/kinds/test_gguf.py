@@ -1,4 +1,4 @@
-"""A GGUF export as a job: what it writes, records and refuses."""
+"""Tests of GGUF export jobs: files, records and rejected configs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Kind
 from backend.errors import ConfigError
 from backend.queue.artifacts import run_folder
 from backend.store import queries
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -29,24 +29,24 @@ def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
     job = submit("dlqat", {**small, "format": "slimscope"}, HOST)
     (predicted := job.environment["predicted_bytes"])
     assert 0 < predicted < job.environment["source_bytes"]
-    _, cost = checked("gguf", {"model": job.run})
+    _, cost = check_and_estimate("gguf", {"model": job.run})
     assert cost.sizes[0] == predicted and cost.sizes[1] == pytest.approx(predicted, rel=0.25)
     for config, field, why in (
-        ({"type": "Q4_1", "embedding": "Q8_0"}, "embedding", "carried over"),
+        ({"type": "Q4_1", "embedding": "Q8_0"}, "embedding", "copied unchanged"),
         ({"type": "F16"}, "type", "once more"),
     ):
         with pytest.raises(ConfigError, match=why) as refused:
-            checked("gguf", {"model": job.run, **config})
+            check_and_estimate("gguf", {"model": job.run, **config})
         assert refused.value.field == field
     plain = submit("dlqat", {**small, "embedding": "stored", "format": "dense"}, HOST)
-    assert checked("gguf", {"model": plain.run, "type": "F16"})[1].sizes
+    assert check_and_estimate("gguf", {"model": plain.run, "type": "F16"})[1].sizes
 
 
 def test_a_file_larger_than_its_source_is_told_beside_the_field(queue: Path) -> None:
     file = write_toy(queue / "models" / "toy.gguf", Kind.Q4_0)
-    _, cost = checked("gguf", {"model": str(file)})
+    _, cost = check_and_estimate("gguf", {"model": str(file)})
     assert cost.sizes[1] > cost.sizes[0] and "file of its source" in cost.field_warnings["type"]
-    _, cost = checked("gguf", {"model": str(file), "type": "Q4_0", "embedding": "Q4_0"})
+    _, cost = check_and_estimate("gguf", {"model": str(file), "type": "Q4_0", "embedding": "Q4_0"})
     assert not cost.field_warnings
 
 
@@ -56,4 +56,4 @@ def test_a_file_of_another_architecture_is_refused_before_it_is_converted(queue:
         patch.setattr("jobs.fields.gguf.ARCHITECTURES", {})
         patch.setattr("backend.export.gguf.architecture.ARCHITECTURES", {})
         with pytest.raises(ConfigError, match="architecture is llama"):
-            checked("gguf", {"model": str(file)})
+            check_and_estimate("gguf", {"model": str(file)})

@@ -1,4 +1,4 @@
-"""A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
+"""Tests of sensitivity profile jobs: records, resuming and rejected configs."""
 
 import numpy as np
 import pytest
@@ -26,25 +26,29 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "said"),
+    ("changed", "field", "message"),
     [
         ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
         ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
-        ({"formats": ""}, "formats", "0 formats are not possible"),
+        ({"formats": ""}, "formats", "0 formats are given"),
         ({"measured": "70%"}, "measured", "70% is not among the formats"),
-        ({"windows": 9}, "windows", "8 held-out windows, not 9"),
-        ({"holdout": 0}, "holdout", "Nothing is held out"),
-        ({"calibration_text": "self"}, "calibration_text", "not taken on text that the model"),
+        ({"windows": 9}, "windows", "Only 8 windows are held out"),
+        ({"holdout": 0}, "holdout", "No text is held out"),
+        (
+            {"calibration_text": "self"},
+            "calibration_text",
+            "cannot use text sampled from the model",
+        ),
         ({"context": 4096}, "context", "does not fit"),
     ],
 )
 def test_what_cannot_work_is_refused_beside_its_field(
-    queue: object, changed: dict[str, object], field: str, said: str
+    queue: object, changed: dict[str, object], field: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         submit("profile", SMALL | changed, HOST)
     assert refused.value.field == field
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
@@ -60,8 +64,8 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     assert (kl[np.isfinite(kl)] > 0).all() and (error[np.isfinite(error)] > 0).all()
     inside = [layer.block >= 0 for layer in profile.layers]
     assert (error[inside, 0] > error[inside, 1]).all()  # 2 bits and 4
-    told = {str(r.metric): r.value for r in queries.results([job.id])}
-    assert told["rank_correlation/fisher"] > 0.6
+    results = {str(r.metric): r.value for r in queries.results([job.id])}
+    assert results["rank_correlation/fisher"] > 0.6
     assert profile.times and {*profile.times.layers} >= {"dense", "int2-g64", "int4-g64", "50%"}
     assert profile.times.head["dense"] == 0 and min(profile.times.layers.values()) > 0
     with pytest.raises(ConfigError, match=r"Choose [\d.]+ms or more") as refused:
@@ -81,12 +85,12 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
             budget("toy", **wrong)
     with writing() as session:
         session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
-    with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} has measured other"):
+    with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} measured other"):
         budget("toy", bits="3.25")
 
 
 def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
-    """Budget -> plan of each method."""
+    """Each method turns a budget into a plan."""
     succeeded(wait, "profile", SMALL | {"measured": ""})
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
@@ -105,29 +109,29 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
     quantized = queries.plan(job.id)
     layout = read_layout(run_folder(job.run) / "model")
     assert {layout.of(f"model.layers.{b}.mlp.down_proj").bits for b in range(3)} == {4}
-    assert {each.bits for each in layout.linears} == {2, 4}
+    assert {width.bits for width in layout.linears} == {2, 4}
     succeeded(wait, "gguf", {"model": job.run})
     groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
     assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
     lines = [f"{name}=int{bits}-g64" for bits, names in groups.items() for name in names]
-    own = config | {"allocation": "uniform", "overrides": ",".join(lines)}
-    assert queries.plan(submit("dlqat", own, HOST).id) == quantized  # a map from a file
-    for kind, allocation, said in (
-        ("sds", "budget:3bits", "not for a method by which layers are pruned"),
-        ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
+    overridden = config | {"allocation": "uniform", "overrides": ",".join(lines)}
+    assert queries.plan(submit("dlqat", overridden, HOST).id) == quantized  # a map from a file
+    for kind, allocation, message in (
+        ("sds", "budget:3bits", "not apply to pruned layers"),
+        ("dlqat", "budget:50%", "not apply to quantized layers"),
         ("sds", "budget:90%", "No mix of formats satisfies"),
         ("sds", "best", "not an allocation"),
     ):
-        with pytest.raises(SlimscopeError, match=said):
+        with pytest.raises(SlimscopeError, match=message):
             submit(kind, {"model": "toy", "allocation": allocation}, HOST)
     plain = {"model": "toy", "allocation": "budget:3bits"}  # with the defaults of the form
     assert queries.plan(submit("dlqat", plain, HOST).id)
 
 
 def test_other_runs_are_no_profiles(queue: object) -> None:
-    other = submit("statistics", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="is no sensitivity profile"):
-        profile_of_run(other.run)
+    statistics = submit("statistics", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="is not a sensitivity profile"):
+        profile_of_run(statistics.run)
     waiting = submit("profile", SMALL, HOST)
     with pytest.raises(ConfigError, match="has measured no layer yet"):
         profile_of_run(waiting.run)

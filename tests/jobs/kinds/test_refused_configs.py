@@ -1,4 +1,4 @@
-"""What each kind of run refuses of its own fields, before anything is queued."""
+"""Tests of configs that each kind rejects before a run is queued."""
 
 from pathlib import Path
 
@@ -115,11 +115,11 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
 ]
 
 
-@pytest.mark.parametrize(("kind", "values", "error", "field", "said"), REFUSED)
+@pytest.mark.parametrize(("kind", "values", "error", "field", "message"), REFUSED)
 def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, kind: str, values: dict, error: type[SlimscopeError], field: str, said: str
+    queue: Path, kind: str, values: dict, error: type[SlimscopeError], field: str, message: str
 ) -> None:
-    with pytest.raises(error, match=said or None) as refused:
+    with pytest.raises(error, match=message or None) as refused:
         submit(kind, {**CONFIGS[kind], **values}, HOST)
     assert refused.value.field == field and refused.value.what
     assert queries.jobs() == []

@@ -1,4 +1,4 @@
-"""SDS on the toy model, as a job: its record and its files."""
+"""Tests of SDS jobs on the toy model: their records and files."""
 
 import math
 from pathlib import Path
@@ -20,12 +20,12 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
-from jobs.imported import checked_plan
+from jobs.imported import validate_plan
 from jobs.record import record, tensors
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.kind import SDSJob, memory_bytes, requirements
-from jobs.submit import checked, submit
+from jobs.submit import check_and_estimate, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -53,21 +53,21 @@ def finished(wait: Wait, **values: object) -> Job:
 @pytest.mark.fresh_process  # of which the memory is measured
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, pattern="2:4", base="wanda")
-    found = record(job.run)
-    assert {"id", "kind", "state", "config", "results", "artifacts", "timings"} <= set(found)
-    ppl = {r["stage"]: r["value"] for r in found["results"] if r["metric"] == "perplexity"}
+    run_record = record(job.run)
+    assert {"id", "kind", "state", "config", "results", "artifacts", "timings"} <= set(run_record)
+    ppl = {r["stage"]: r["value"] for r in run_record["results"] if r["metric"] == "perplexity"}
     assert list(ppl) == sorted(["dense", "first", "control", "redense", "second", "sds"])
     assert ppl["dense"] < ppl["first"] and ppl["sds"] < ppl["first"]
     rows = tensors(job.run)
     assert len(rows) == 21 * 6  # every linear at every stage
     pruned = [t for t in rows if t["stage"] in ("first", "control", "sds")]
     assert all(t["zero_share"] == 0.5 for t in pruned)
-    assert found["environment"]["text"]["evaluation"]["corpus"] == "toystories"
-    _, estimate = checked("sds", SMALL)
-    assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
-    kept = found["kept_stage"]
+    assert run_record["environment"]["text"]["evaluation"]["corpus"] == "toystories"
+    _, estimate = check_and_estimate("sds", SMALL)
+    assert 1e8 < run_record["timings"]["peak_bytes"] < 1.2 * estimate.bytes
+    kept_stage = run_record["kept_stage"]
     plain = reloaded(job.run, 8)
-    assert plain["perplexity"] == pytest.approx(ppl[kept], rel=1e-4)
+    assert plain["perplexity"] == pytest.approx(ppl[kept_stage], rel=1e-4)
     assert plain["zero_share"] == 0.5
     losses = {p.stage: p.values for p in profiles(job.id, "", WINDOW_LOSSES)}
     assert {s: math.exp(v.mean()) for s, v in losses.items()} == pytest.approx(ppl, rel=1e-5)
@@ -78,13 +78,13 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
 
 def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reload) -> None:
     small = {"until": "first", "pattern": "50%", "allocation": "owl"}
-    whole = finished(wait, **small)
+    in_memory = finished(wait, **small)
     streamed = finished(wait, **small, weights="streamed", activations="disk")
-    assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
+    assert streamed.environment["weights_sha256"] == in_memory.environment["weights_sha256"]
     for metric in ("perplexity", "zero_share"):
         values = [
             {r.stage: r.value for r in queries.results([j.id]) if str(r.metric) == metric}
-            for j in (whole, streamed)
+            for j in (in_memory, streamed)
         ]
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
     curves = frames.by_key(frames.curves(streamed.id))
@@ -102,19 +102,19 @@ def test_data_free_calibration(wait: Wait) -> None:
 def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(queue: Path) -> None:
     values = {**SMALL, "exclude": "0.*", "overrides": "mlp.*=50%"}
     runs = [submit("sds", values, HOST), *sweep.queue("sds", values, {"seed": ["1", "2"]}, HOST)]
-    config, estimate = checked("sds", values)
+    config, estimate = check_and_estimate("sds", values)
     plan = estimate.plan.model_dump(mode="json")
     assert [queries.plan(x.id) for x in (*runs, reproduce(runs[0].id, HOST))] == 4 * [plan]
-    assert checked_plan(PruningPlan, config, plan) == plan
-    other, _ = checked("sds", SMALL)
-    for expected, chosen, stored, said in (
-        (PruningPlan, other, plan, "does not match the config"),
+    assert validate_plan(PruningPlan, config, plan) == plan
+    other_config, _ = check_and_estimate("sds", SMALL)
+    for expected, config_of_plan, stored_plan, message in (
+        (PruningPlan, other_config, plan, "does not match the config"),
         (PruningPlan, config, None, "missing"),
         (PruningPlan, config, {**plan, "more": 1}, "Extra inputs"),
         (None, config, plan, "have no plan"),
     ):
-        with pytest.raises(ValueError, match=said):
-            checked_plan(expected, chosen, stored)
+        with pytest.raises(ValueError, match=message):
+            validate_plan(expected, config_of_plan, stored_plan)
 
 
 def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
@@ -135,13 +135,13 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
 )
 def test_what_would_not_fit_is_streamed(available: int, values: dict, streamed: bool) -> None:
     config = SDSJob.model_validate({**SMALL, **values})
-    chosen, needed = memory_bytes(config, inspect("toy"), available)
-    assert chosen is streamed
+    is_streamed, needed = memory_bytes(config, inspect("toy"), available)
+    assert is_streamed is streamed
     assert (needed["weights"] < 4 * inspect("toy").parameters) is streamed
 
 
 def test_solvers_cost_the_products_they_make() -> None:
-    """Of each pruning: the second costs as much as the first."""
+    """The second pruning costs as much as the first."""
     facts = inspect("toy")
     product = sum(x.rows * x.columns**2 for x in facts.linears)
     for until, prunings in (("first", 1), ("sds", 2)):
@@ -153,7 +153,9 @@ def test_solvers_cost_the_products_they_make() -> None:
 
 
 def amount(config: SDSJob, step: str) -> float:
-    return sum(each.amount for each in requirements(config).work if each.step == step)
+    return sum(
+        phase_work.amount for phase_work in requirements(config).work if phase_work.step == step
+    )
 
 
 def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_block() -> None:
@@ -165,11 +167,17 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
         memory.append(needed.get("reconstruction", 0))
         states.append(needed["activations"])
     one_pass = facts.linear_weights * config.segments * config.context
-    passes = [round((each - work[0]) / one_pass, 6) for each in work]
-    held = 2 * config.heldout_windows / config.segments
-    assert passes == [0, 2 * (2 + 3 + held), 2 * (2 + 9 + held)]  # of the control and of SDS
+    passes = [round((products - work[0]) / one_pass, 6) for products in work]
+    heldout_share = 2 * config.heldout_windows / config.segments
+    assert passes == [
+        0,
+        2 * (2 + 3 + heldout_share),
+        2 * (2 + 9 + heldout_share),
+    ]  # of the control and of SDS
     assert memory[0] == 0 < memory[1] == memory[2]
-    both = 2 * states[0] * (1 + held / 2)  # those of the dense model, too, and held-out windows
+    both = (
+        2 * states[0] * (1 + heldout_share / 2)
+    )  # those of the dense model, too, and held-out windows
     assert states == [states[0], both, both]
 
 
@@ -177,21 +185,25 @@ def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
-    _, estimate = checked("sds", SMALL)
+    _, estimate = check_and_estimate("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:
-        checked("sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"})
+        check_and_estimate(
+            "sds", {**SMALL, "segments": 4096, "context": 256, "activations": "memory"}
+        )
     assert refused.value.field == "segments" and "on disk" in refused.value.do
-    checked("sds", {**SMALL, "segments": 4096, "context": 256})  # they wait on disk by themselves
+    check_and_estimate(
+        "sds", {**SMALL, "segments": 4096, "context": 256}
+    )  # they wait on disk by themselves
 
 
 def test_memory_that_does_not_last_says_what_to_lower() -> None:
-    said = (
+    message = (
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    told = error_record(RuntimeError(f"{said}.\nStack"))
-    assert told["what"] == "The run ran out of memory."
-    assert told["why"].endswith("9 bytes.") and "fewer segments" in told["do"]
+    error = error_record(RuntimeError(f"{message}.\nStack"))
+    assert error["what"] == "The run ran out of memory."
+    assert error["why"].endswith("9 bytes.") and "fewer segments" in error["do"]
     assert "unexpected error" in error_record(RuntimeError("shapes cannot be multiplied"))["what"]
 
 
@@ -218,14 +230,14 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
     ]
     monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
-        checked("sds", SMALL)
+        check_and_estimate("sds", SMALL)
     assert refused.value.field == "until"
 
 
 def test_the_disk_estimate_holds(wait: Wait) -> None:
     job = submit("sds", SMALL, HOST)
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
-    stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
+    stored_bytes = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
     expected = requirements(SDSJob.model_validate(SMALL)).disk.bytes - 2 * facts.parameters
-    assert stored == pytest.approx(expected, rel=0.05)
+    assert stored_bytes == pytest.approx(expected, rel=0.05)

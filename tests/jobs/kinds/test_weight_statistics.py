@@ -1,4 +1,4 @@
-"""Statistics of a model as it is, as a job: what it stores, what it refuses, how it goes on."""
+"""Tests of weight statistics jobs: records, resuming and rejected configs."""
 
 from pathlib import Path
 from typing import cast
@@ -31,13 +31,13 @@ def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
     job = succeeded(wait, "statistics", {"model": "toy"})
     table = frames.tensor_table(job.id)
     assert len(table) == 21 and {*table["stage"]} == {"dense"}
-    stored = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}
+    weights = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}
     for row in table.itertuples():
-        weight = stored[row.tensor]
+        weight = weights[row.tensor]
         assert row.n == weight.size and row.zeros == (weight == 0).sum()
         assert row.std == pytest.approx(weight.std(), rel=1e-4)
     norms = next(p for p in tensors.profiles(job.id, TENSOR, "row_norm"))
-    assert norms.values == pytest.approx(np.linalg.norm(stored[TENSOR], axis=1), rel=3e-4)
+    assert norms.values == pytest.approx(np.linalg.norm(weights[TENSOR], axis=1), rel=3e-4)
     (share,) = [r.value for r in queries.results([job.id]) if str(r.metric) == "zero_share"]
     assert share == table["zeros"].sum() / table["n"].sum()
     assert not work_folder(job.run).exists()
@@ -65,7 +65,7 @@ def test_a_damaged_model_is_named(wait: Wait, current: Settings) -> None:
     assert TENSOR not in set(frames.tensor_table(job.id)["tensor"])
 
 
-class Told(SilentReporter):
+class SnapshotContext(SilentReporter):
     """A context that keeps the snapshots."""
 
     def __init__(self, folder: Path) -> None:
@@ -76,9 +76,9 @@ class Told(SilentReporter):
 
 
 def test_a_block_an_earlier_attempt_has_measured_is_not_read_again(tmp_path: Path) -> None:
-    stored = StoredLinears(TOY, inspect("toy").linears)
-    first, second = Told(tmp_path), Told(tmp_path)
-    zeros = measure_block(stored, 0, "cpu", cast(JobContext, first))
+    linears = StoredLinears(TOY, inspect("toy").linears)
+    first, second = SnapshotContext(tmp_path), SnapshotContext(tmp_path)
+    zeros = measure_block(linears, 0, "cpu", cast(JobContext, first))
     assert len(first.snapshots) == 7 and zeros == sum(s.zeros for s in first.snapshots)
     unread = cast(StoredLinears, None)
     assert measure_block(unread, 0, "cpu", cast(JobContext, second)) == zeros

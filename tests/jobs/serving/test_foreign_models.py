@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from backend.errors import ModelError
 from backend.limited import LimitedChild
@@ -17,6 +18,7 @@ from backend.models.loading import load_tokenizer
 from backend.models.sources import catalog
 from backend.models.sources.catalog import inspect
 from backend.models.sources.spec import TOY_FOLDER
+from backend.models.sources.trust import has_shipped_tokenizer
 from backend.text.chat_template import chat_ids
 from jobs.serving.answering import Answering
 from jobs.serving.one_answer import OneAnswer
@@ -125,7 +127,6 @@ def test_an_answer_of_the_same_model_goes_on(folder: Path) -> None:
         attack = asyncio.ensure_future(answer(pool, str(folder), SPELL, "eve"))
         others = [answer(pool, str(folder), "One day", f"{n}", max_tokens=40) for n in range(3)]
         written = await asyncio.gather(*others)
-        assert not attack.done()
         with pytest.raises(ModelError, match=r"took more than 2 s\. It may loop"):
             await attack
         return written
@@ -199,10 +200,27 @@ def test_a_shipped_model_needs_no_child(given: Given, monkeypatch: pytest.Monkey
     monkeypatch.setattr(foreign_tokenizer, "LimitedChild", None)
     whole = asyncio.run(answer(ModelPool(lambda: 1), "toy", "One day", "ada"))
     assert whole["usage"]["completion_tokens"] == 8
-    assert catalog.is_shipped(str(TOY_FOLDER)) and not catalog.is_shipped("/models/toy")
+    assert has_shipped_tokenizer(str(TOY_FOLDER)) and not has_shipped_tokenizer("/models/toy")
 
 
 def test_no_model_can_say_that_it_is_shipped(folder: Path) -> None:
     change(folder / "tokenizer_config.json", name_or_path=str(TOY_FOLDER), chat_template=TOLD)
     tokenizer = load_tokenizer(folder, inspect(str(folder)))
-    assert not catalog.is_shipped(str(tokenizer.name_or_path))
+    assert not has_shipped_tokenizer(str(tokenizer.name_or_path))
+
+
+def test_a_model_saved_by_a_run_keeps_the_trust_of_its_source(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOY_FOLDER)
+    tokenizer.save_pretrained(tmp_path)
+    assert has_shipped_tokenizer(str(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text(TOLD)
+    assert not has_shipped_tokenizer(str(tmp_path))
+    (tmp_path / "chat_template.jinja").unlink()
+    change(tmp_path / "tokenizer_config.json", chat_template=TOLD)
+    assert not has_shipped_tokenizer(str(tmp_path))
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert not has_shipped_tokenizer(str(tmp_path))
+    (tmp_path / "additional_chat_templates").mkdir()
+    tokenizer.save_pretrained(tmp_path)
+    assert not has_shipped_tokenizer(str(tmp_path))

@@ -8,7 +8,7 @@ from backend.decoding.limits import LOOKUP_HEAD
 from backend.errors import SlimscopeError
 from backend.models.loading import load
 from backend.queue.artifacts import run_folder
-from jobs.fields.drafters import read_sides
+from jobs.fields.drafters import parse_sides
 from jobs.serving.transcript import (
     MIN_TIMED_TOKENS,
     Transcript,
@@ -53,7 +53,7 @@ def test_sampling_and_stop_strings(queue: Path) -> None:
 
 def test_who_answers_is_known_by_name(queue: Path) -> None:
     mine = trained()
-    model, drafter = read_sides(f"smollm2-135m, {mine.run}")
+    model, drafter = parse_sides(f"smollm2-135m, {mine.run}")
     assert (model.model, model.drafter) == ("smollm2-135m", None)
     assert (drafter.model, drafter.drafter) == ("toy", run_folder(mine.run) / "drafter")
 

@@ -70,7 +70,7 @@ def test_a_model_is_found_by_its_name_on_another_machine(data_dir: Path, machine
     ("weights", "text", "error", "said"),
     [
         (b"v", "words", ModelError, "has no model mine"),
-        (b"w", "other", DatasetError, "has no text own.txt"),
+        (b"w", "other", DatasetError, "does not have the text own.txt"),
     ],
 )
 def test_another_model_or_text_of_that_name_is_refused_and_the_machine_is_named(

@@ -76,7 +76,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(slurm, "run_command", commands.run)
         yield Cluster(SlurmEngine(2, 1.0, 0, clock=clock), commands, clock)
         return
-    monkeypatch.setattr(ray, "ANSWER_S", 30.0)  # of a busy machine
+    monkeypatch.setattr(ray, "HEAD_TIMEOUT_S", 30.0)  # of a busy machine
     with ray_head() as (head, address):
         yield Cluster(RayEngine(RayHead(address, TOKEN, clock), 1, 0, 20.0, clock), head, clock)
 
@@ -103,12 +103,12 @@ def test_a_launch_that_did_not_get_through_is_told_and_not_there(cluster: Cluste
 def test_a_cluster_that_fails_says_nothing_of_its_jobs(cluster: Cluster) -> None:
     cluster.engine.launch(request())
     places = cluster.engine.room().places
-    assert cluster.engine.room().known
+    assert cluster.engine.room().is_reachable
     cluster.fail(*EVERYTHING)
-    assert cluster.later()[0] == "unknown" and not cluster.engine.room().known
+    assert cluster.later()[0] == "unknown" and not cluster.engine.room().is_reachable
     cluster.fail()
     assert cluster.later()[0] == "running"
-    assert cluster.engine.room().known and cluster.engine.room().places == places
+    assert cluster.engine.room().is_reachable and cluster.engine.room().places == places
 
 
 def test_a_job_that_is_gone_has_ended(cluster: Cluster) -> None:

@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def cluster(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Head, RayEngine]]:
-    monkeypatch.setattr(ray, "ANSWER_S", 30.0)  # of a busy machine
+    monkeypatch.setattr(ray, "HEAD_TIMEOUT_S", 30.0)  # of a busy machine
     with ray_head() as (head, address):
         yield head, RayEngine(RayHead(address, TOKEN, clock), 1, 0, 20.0, clock)
 
@@ -115,7 +115,7 @@ def test_a_head_that_is_slow_is_left_alone_for_a_while(
         for _ in range(10):
             engine.poll([ref]), engine.room(), engine.stop(ref)
         assert len(head.asked) == before
-    assert later(engine, clock, ref)[0] == "running" and engine.room().known
+    assert later(engine, clock, ref)[0] == "running" and engine.room().is_reachable
     assert engine.room().places == 3
 
 
@@ -126,7 +126,7 @@ def test_a_launch_is_not_repeated(head: Head, engine: RayEngine) -> None:
 
 def test_a_wrong_token_is_no_room(head: Head, engine: RayEngine, clock: Clock) -> None:
     engine._head._client.headers["Authorization"] = "Bearer another"
-    assert not engine.room().known
+    assert not engine.room().is_reachable
     assert [poll.state for poll in engine.poll([{"job": "one"}])] == ["unknown"]
 
 

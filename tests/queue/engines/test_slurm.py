@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backend.queue.engines import engine_of, slurm
-from backend.queue.engines.slurm import ANSWER_S, SlurmEngine, SlurmError, run_command
+from backend.queue.engines.slurm import COMMAND_TIMEOUT_S, SlurmEngine, SlurmError, run_command
 from backend.settings import settings
 from tests.conftest import Given
 from tests.queue.engines.ray_head import Clock
@@ -60,14 +60,14 @@ def test_a_controller_that_did_not_answer_is_not_asked_again_at_once(
     engine = SlurmEngine(2, 1, 0, [], clock)
 
     def hang(line: Sequence[str], given: str = "") -> str:
-        clock.seconds += ANSWER_S
+        clock.seconds += COMMAND_TIMEOUT_S
         return cluster.run(line, given)
 
     monkeypatch.setattr(slurm, "run_command", hang)
     cluster.fails = {"squeue"}
-    assert not engine.room().known
+    assert not engine.room().is_reachable
     cluster.fails = set()
-    assert not engine.room().known and len(cluster.ran) == 1
+    assert not engine.room().is_reachable and len(cluster.ran) == 1
 
 
 def test_a_stop_is_for_the_process_and_a_kill_for_all(cluster: Slurm, engine: SlurmEngine) -> None:
@@ -86,7 +86,7 @@ def test_a_command_that_fails_or_hangs_is_one_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert run_command(["cat"], "given") == "given"
-    monkeypatch.setattr(slurm, "ANSWER_S", 0.1)
+    monkeypatch.setattr(slurm, "COMMAND_TIMEOUT_S", 0.1)
     for line in (["false"], ["sleep", "5"], ["no-such-command-of-slurm"]):
         with pytest.raises(SlurmError, match=line[0]):
             run_command(line)

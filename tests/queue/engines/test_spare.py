@@ -19,7 +19,7 @@ from backend.queue.engines.base import LaunchRequest, Ref
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR, spare_request
 from backend.queue.service import ESTIMATED_SECONDS
-from backend.queue.supervisor import SOON_S, SupervisorLoop
+from backend.queue.supervisor import SPARE_LEAD_S, SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Exit, State
@@ -145,7 +145,7 @@ def test_it_is_there_for_a_run_that_starts_soon(queue: Path) -> None:
     with writing() as session:
         session.get_one(Job, first).state = State.RUNNING
     assert loop.prepare() and engine.asked == (True, False)  # the time that is left is not known
-    for left, starts in ((SOON_S + 1, False), (SOON_S - 1, True)):
+    for left, starts in ((SPARE_LEAD_S + 1, False), (SPARE_LEAD_S - 1, True)):
         with writing() as session:
             session.get_one(Job, first).eta_s = left
         loop.prepare()

@@ -102,9 +102,9 @@ def test_compared_with_dense_the_colors_diverge_from_white(table: pd.DataFrame) 
     name = heat.customdata[5][1]
     assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
     assert heat.zmin == -heat.zmax and heat.colorscale[1] == (0.5, "#FFFFFF")
-    assert title_of(STATISTICS["std"], base) == "Std, difference to dense" in heat.text[5][1]
+    assert title_of(STATISTICS["std"], base) == "Std, difference from dense" in heat.text[5][1]
     assert "points" in title_of(STATISTICS["zero_share"], base)
-    assert heat.colorbar.title.text == "Difference to dense"
+    assert heat.colorbar.title.text == "Difference from dense"
 
 
 def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
@@ -112,7 +112,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     rows = cells(table, "sds", "kurtosis", MapBaseline(other, "sds-0002"))
     assert rows.set_index("tensor")["value"].isna()[TENSOR]
     assert (rows["value"].dropna() == 0).all()
-    assert heatmap_note(rows, even=True) == "n = 21 layers, 1 without a value."
+    assert heatmap_note(rows, symmetric=True) == "n = 21 layers, 1 without a value."
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
     heat = drawn(layer_map(table, "sds", "std").figure)[0]
     assert heat.z[5][1] is None
@@ -139,7 +139,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
     assert len(drawn(perplexity_chart([], STAGE_LABELS).figure)[0].x) == 0
     results[0].details["rounded"] = "float16"
-    assert perplexity_note(results).endswith("rounded to float16 first, in the dense model, too.")
+    assert perplexity_note(results).endswith("rounded to float16 in all stages, dense included.")
     assert perplexity_note([]) == ""
 
 
@@ -215,62 +215,69 @@ def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
     ],
 )
 def test_stages(values: list[tuple[str, float]], sentence: str) -> None:
-    assert headlines.of_stages(values) == sentence
+    assert headlines.stages_headline(values) == sentence
 
 
 def test_curves() -> None:
     frame = pd.DataFrame({"Step": [1, 2, 3], "A": [3.0, 2.0, 1.0], "B": [1.0, 1.0, None]})
-    assert headlines.of_curves(frame, "Loss") == "A: loss falls from 3.00 to 1.00"
-    assert headlines.of_curves(frame[["Step", "A"]], "Loss") == "Loss falls from 3.00 to 1.00"
-    assert headlines.of_curves(frame[["Step", "B"]], "Rate") == "Rate stays near 1.00"
-    assert headlines.of_curves(frame, "Loss", "A", "%") == "A: loss falls from 3.00 to 1.00\u00a0%"
-    named = headlines.of_curves(frame, "Loss", main="B")
+    assert headlines.curves_headline(frame, "Loss") == "A: loss falls from 3.00 to 1.00"
+    assert headlines.curves_headline(frame[["Step", "A"]], "Loss") == "Loss falls from 3.00 to 1.00"
+    assert headlines.curves_headline(frame[["Step", "B"]], "Rate") == "Rate stays near 1.00"
+    assert (
+        headlines.curves_headline(frame, "Loss", "A", "%")
+        == "A: loss falls from 3.00 to 1.00\u00a0%"
+    )
+    named = headlines.curves_headline(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
-    assert headlines.of_curves(frame.iloc[:1], "Loss") == ""
-    assert headlines.of_rivals(frame, "Loss", "lower") == "A and B are equally good: loss 1.00"
-    assert headlines.of_rivals(frame, "Error", "lower", "%", True) == (
+    assert headlines.curves_headline(frame.iloc[:1], "Loss") == ""
+    assert (
+        headlines.rivals_headline(frame, "Loss", "lower") == "A and B are equally good: loss 1.00"
+    )
+    assert headlines.rivals_headline(frame, "Error", "lower", "%", True) == (
         "B is best: error 1.00\u00a0%, A 2.00\u00a0%"
     )
     assert (
-        headlines.of_rivals(frame, "Loss", "")
+        headlines.rivals_headline(frame, "Loss", "")
         == ""
-        == headlines.of_rivals(frame[["Step", "A"]], "Loss", "lower")
+        == headlines.rivals_headline(frame[["Step", "A"]], "Loss", "lower")
     )
     frame = pd.DataFrame({"Block": [0, 1, 2], "A": [3.0, 1.0, 2.0], "B": [1.0, None, None]})
-    said = headlines.of_blocks(frame, "Error", main="A")
+    said = headlines.blocks_headline(frame, "Error", main="A")
     assert said == "A: error is largest in block 0, 3.00, and smallest in block 1, 1.00"
-    alone = headlines.of_blocks(frame[["Block", "A"]], "Error")
+    alone = headlines.blocks_headline(frame[["Block", "A"]], "Error")
     assert alone.startswith("Error is largest in block 0")
-    assert headlines.of_blocks(frame[["Block", "B"]], "Error") == ""
+    assert headlines.blocks_headline(frame[["Block", "B"]], "Error") == ""
 
 
 def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     rows = [("Lookup", 1.2, True), ("Heads", 1.3, False)]
     faster = "Lookup decodes 1.20\u00a0× as fast as plain decoding"
-    assert headlines.of_speed(rows) == faster  # not the one that only seems faster
-    assert headlines.of_speed(rows[1:]) == headlines.NO_GAIN
-    assert headlines.of_speed([]) == ""
+    assert headlines.speed_headline(rows) == faster  # not the one that only seems faster
+    assert headlines.speed_headline(rows[1:]) == headlines.NO_GAIN
+    assert headlines.speed_headline([]) == ""
     shown = DecoderReport("lookup", speed_up=1.2, ranges={"speed_up": (0.98, 1.3)})
     assert not shown.faster and not replace(shown, speed_up=1.02, ranges={}).faster
     assert replace(shown, ranges={"speed_up": (1.1, 1.3)}).faster
-    even = headlines.of_break_even([("A", 1.5, 1.2), ("B", 2.0, 2.5)])
+    even = headlines.break_even_headline([("A", 1.5, 1.2), ("B", 2.0, 2.5)])
     assert even == "A yields 1.50 tokens per step, more than the 1.20 it needs to pay"
-    parts = headlines.of_parts("A", {"Draft": 1.0, "Verify": 3.0})
-    assert parts == "Verify takes 75\u00a0% of a step of A" and headlines.of_parts("A", {}) == ""
-    tasks = headlines.of_tasks("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
+    parts = headlines.parts_headline("A", {"Draft": 1.0, "Verify": 3.0})
+    assert (
+        parts == "Verify takes 75\u00a0% of a step of A" and headlines.parts_headline("A", {}) == ""
+    )
+    tasks = headlines.tasks_headline("A", {"chat": 1.0, "rewrite": 2.0, "math": 1.3})
     assert tasks == "A: 2.00\u00a0× in rewrite, 1.00\u00a0× in chat"
-    assert headlines.of_tasks("A", {"chat": 1.0}) == ""
+    assert headlines.tasks_headline("A", {"chat": 1.0}) == ""
     assert headlines.lower("Loss") == "loss" and headlines.lower("KL divergence") == "KL divergence"
 
 
 def test_cells_and_zeros() -> None:
     names = ["model.layers.0.mlp.up_proj.weight", "model.layers.7.self_attn.o_proj.weight"]
     frame = pd.DataFrame({"Tensor": names, "Block": ["0", "7"], "Value": [0.5, -2.0]})
-    assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
+    assert headlines.cells_headline(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
     percent = frame.rename(columns={"Value": "Error, %"})
-    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00\u00a0%")
-    assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
-    zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
+    assert headlines.cells_headline(percent, "Error").endswith("o_proj: −2.00\u00a0%")
+    assert headlines.cells_headline(frame.assign(Value=None), "Std") == ""
+    zeros = headlines.zeros_headline([("Dense", 0.0), ("Pruned", 0.5)])
     assert zeros == "Pruned: 50.0\u00a0% of the weights are exactly zero"
 
 

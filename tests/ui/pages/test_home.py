@@ -83,7 +83,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     hero = home.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
-        "of the perplexity lost to pruning won back" in hero["methods"]
+        "of the perplexity loss from pruning recovered" in hero["methods"]
         and 'scope="row"' in hero["methods"]
     )
     assert home.draw_exhibits(hero["seen"], asked()) == {}

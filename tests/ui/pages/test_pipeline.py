@@ -18,7 +18,7 @@ from tests.ui.lab import GUEST, asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.page import step_rows
 from ui.runs.actions import run_action
-from ui.runs.html import waits
+from ui.runs.html import waiting_html
 from ui.runs.queue_eta import start_times
 
 NAME = HOSTILE[:80]
@@ -40,9 +40,7 @@ def queued(seeded: Settings) -> list[Job]:
 def test_the_preview_prices_every_step_and_says_what_is_wrong(seeded: Settings) -> None:
     html = page._preview(pipeline.preset("prune, quantize, draft", "toy"))
     assert html.count("<tr>") == 7 and "quick look · pattern 2:4" in html and "Together" in html
-    assert "Step 2, dlqat, cannot be run" in page._preview(
-        "model: toy\nsteps: [sds:, dlqat: {a: 1}]"
-    )
+    assert "Step 2 (dlqat) cannot run" in page._preview("model: toy\nsteps: [sds:, dlqat: {a: 1}]")
     assert "cannot be read" in page._preview("model: [")
 
 
@@ -102,7 +100,7 @@ def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
     assert drafter.id not in start_times(status, awaited(job.id for job in status.queued))
     with writing() as session:
         session.get_one(Job, sds.id).state = State.FAILED
-    words: Any = waits(awaited([drafter.id])[drafter.id])
+    words: Any = waiting_html(awaited([drafter.id])[drafter.id])
     assert f"{sds.run}</a>, which failed" in words
 
 
@@ -113,7 +111,7 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     head, body, _ = page.draw(asked(id=queued[4].run))
     assert "3 steps, and 2 runs of steps alone" in head
     assert body.count("<li>") == 4 and body.count("Alone: ") == 2
-    assert "Asked to stop: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
+    assert "Cancellation requested: 5 runs." in run_action("cancel-pipeline", queued[2].run, host)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
     assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):

@@ -100,7 +100,7 @@ def test_unknown_deeds_are_refused(seeded: Settings, do: str) -> None:
 
 def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs.STALLED not in board()
-    monkeypatch.setattr(scheduling, "ALIVE_MS", -1)
+    monkeypatch.setattr(scheduling, "SUPERVISOR_ALIVE_MS", -1)
     assert jobs.STALLED in board()
 
 

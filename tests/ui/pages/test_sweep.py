@@ -83,7 +83,7 @@ def test_what_each_setting_explains_adds_up() -> None:
     """Nearly all by the pattern, a little by the size, as much only by both together."""
     rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
     found = importance(rows)
-    assert list(found) == ["pattern", "segments", "Together, and seeds"]
+    assert list(found) == ["pattern", "segments", "Combinations and seeds"]
     assert found["pattern"] == pytest.approx(400 / 408) and sum(found.values()) == pytest.approx(1)
     chart = importance_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Pattern explains 98\u00a0% of the differences"

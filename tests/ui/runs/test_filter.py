@@ -40,8 +40,8 @@ def runs() -> list[RunRow]:
     return [replace(row, size=sizes.get(row.job.id)) for row in found]
 
 
-def passed(runs: list[RunRow], text: str) -> list[int]:
-    return [row.job.id for row in parse_filter(text, columns(runs)).passed(runs)]
+def matching(runs: list[RunRow], text: str) -> list[int]:
+    return [row.job.id for row in parse_filter(text, columns(runs)).matching(runs)]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def passed(runs: list[RunRow], text: str) -> list[int]:
     ],
 )
 def test_what_passes(runs: list[RunRow], text: str, expected: list[int]) -> None:
-    assert passed(runs, text) == expected
+    assert matching(runs, text) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_is_not_understood_is_told_and_filters_nothing(
 ) -> None:
     found = parse_filter(text, columns(runs))
     assert list(found.problems) == [problem]
-    assert len(found.passed(runs)) == len(runs)
+    assert len(found.matching(runs)) == len(runs)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_numbers_carry_units(text: str, value: float | None) -> None:
 @given(st.text(max_size=60))
 def test_any_text_is_a_filter(runs: list[RunRow], text: str) -> None:
     found = parse_filter(text, columns(runs))
-    assert {row.job.id for row in found.passed(runs)} <= {1, 2, 3, 4, 5}
+    assert {row.job.id for row in found.matching(runs)} <= {1, 2, 3, 4, 5}
 
 
 @given(st.sampled_from(["ppl<20", "tag:demo", "wanda", "state:failed", "seed=7"]))
 def test_a_term_and_its_turn_part_the_runs(runs: list[RunRow], term: str) -> None:
-    both = passed(runs, term) + passed(runs, f"-{term}")
+    both = matching(runs, term) + matching(runs, f"-{term}")
     assert sorted(both) == [1, 2, 3, 4, 5]

@@ -116,7 +116,7 @@ def test_runs_that_compress_nothing_have_a_result_too(tables: Settings) -> None:
     assert [told.value(row) for row in shown] == [
         "",
         "Block 0, down_proj breaks first",
-        "2.50 tokens a pass, with all heads",
+        "2.50 tokens per pass, with all heads",
     ]
 
 
@@ -207,7 +207,7 @@ def test_jobs_and_figures_are_read_when_the_first_of_a_batch_is_asked_for(
     odd.stage = "a\x1eb\x1f"  # of a damaged row: stage and name are told apart by such signs
     store(*[job(n) for n in range(1, 6)], *measured(3, 9.0), *measured(4, 8.0), odd)
     asked, read, read_jobs = list[list[int]](), queries.results, queries.jobs_by_id
-    monkeypatch.setattr(run_rows, "BATCH", 2)
+    monkeypatch.setattr(run_rows, "BATCH_RUNS", 2)
     monkeypatch.setattr(queries, "results", lambda ids: [asked.append([*ids]), read(ids)][1])
     monkeypatch.setattr(
         queries, "jobs_by_id", lambda ids: [asked.append([*ids]), read_jobs(ids)][1]
@@ -216,7 +216,7 @@ def test_jobs_and_figures_are_read_when_the_first_of_a_batch_is_asked_for(
     known = columns(every)
     assert not asked and set(columns(rows([job(4)], read([4])))) <= set(known)
     assert [row.head.id for row in table.sorted_rows(every, known["age"], True)] == [5, 4, 3, 2, 1]
-    assert "sds-0004" in every[1].names and not asked and every[1].job.run == "sds-0004"
+    assert "sds-0004" in every[1].search_names and not asked and every[1].job.run == "sds-0004"
     assert every[1].figures.final() == 8.0 and every[2].figures.final() == 9.0
     assert asked == [[3, 4], [3, 4]] and every[0].figures.final() is None
 

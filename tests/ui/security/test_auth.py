@@ -321,7 +321,7 @@ def test_a_guests_run_has_to_have_an_end_that_can_be_told(
     set_up(monkeypatch, GUEST_SECONDS="60")
     slow = add(open_to_guests(OTHER), base="alps", reconstruct=50, segments=4096)
     assert slow.status_code == 403 and "the limit is" in slow.json()["why"]
-    _, cost = submit.checked("evaluation", {"model": "toy"})
+    _, cost = submit.check_and_estimate("evaluation", {"model": "toy"})
     permissions.require_small(Actor("guest-1", "guest"), cost)
     with pytest.raises(ForbiddenError, match="cannot be estimated"):
         permissions.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
@@ -329,7 +329,7 @@ def test_a_guests_run_has_to_have_an_end_that_can_be_told(
 
 def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> None:
     guest = Actor("guest-1", "guest")
-    estimate = submit.checked("sds", SMALL)[1]
+    estimate = submit.check_and_estimate("sds", SMALL)[1]
     with pytest.raises(ForbiddenError, match="one run at a time"):
         service.enqueue_all("sds", [service.NewRun(SMALL)] * 2, guest, cost=estimate)
     with pytest.raises(ForbiddenError, match="cannot be estimated"):
@@ -339,7 +339,7 @@ def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> No
 
 
 def test_of_two_requests_at_once_one_wins(open_to_guests: Visit) -> None:
-    guest, estimate = Actor("guest-1", "guest"), submit.checked("sds", SMALL)[1]
+    guest, estimate = Actor("guest-1", "guest"), submit.check_and_estimate("sds", SMALL)[1]
     start, won = threading.Barrier(4), []
 
     def ask() -> None:

@@ -13,7 +13,7 @@ from jobs.dlqat.kind import DLQATJob
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.kind import SDSJob
-from jobs.submit import validated
+from jobs.submit import validate_config
 from ui.widgets.config_form import ConfigForm, advanced, field_error, sections, title
 
 HOSTILE = "<img src=x onerror=alert(1)>${1+1}"
@@ -79,7 +79,7 @@ def test_several_of_a_fixed_list_are_chosen_and_come_back_in_its_order() -> None
     assert ("block-wise", "block-wise") in field.choices
     given = [["lora", "rtn"] if f is field else f.value for f in form.inputs]
     values = form.values(given) | {"model": "toy"}
-    config = validated("dlqat", values)
+    config = validate_config("dlqat", values)
     assert {*form.changed(values)} == {"model", "stages"}
     assert config.model_dump(mode="json")["stages"] == "rtn, lora"
     shown = form.show(config.model_dump(mode="json"), ["stages"])
@@ -97,7 +97,7 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     assert [value for _, value in chosen.choices] == ["toy", "b"]  # no choice at all is none
     assert form.values([["toy", "b"]]) == {"sides": "toy, b"}
     assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
-    assert form.arrival({"sides": ""})[chosen]["value"] == []
+    assert form.initial_updates({"sides": ""})[chosen]["value"] == []
     assert form.changed({"sides": "toy, b"}) == ["sides"]
 
     class Two(Own):
@@ -112,17 +112,17 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     with gr.Blocks():
         form = ConfigForm(Whole, {"model": lambda: list(offered)})
     offered.append(("New", "new"))
-    fresh = form.arrival({})[form.fields["model"].input]
+    fresh = form.initial_updates({})[form.fields["model"].input]
     assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
     assert "value" not in fresh
-    clone = form.arrival({"size": 9})  # the model may have been chosen meanwhile
+    clone = form.initial_updates({"size": 9})  # the model may have been chosen meanwhile
     assert "value" not in clone.pop(form.fields["model"].input)
     assert clone == {form.fields["size"].input: gr.update(value=9)}
 
 
 def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
     values = form.values([component.value for component in form.inputs])
-    assert validated("sds", values) == SDSJob()
+    assert validate_config("sds", values) == SDSJob()
     assert form.changed(values) == []
     found = sections(Whole)
     assert list(found) == ["Model and method", "Text", "Run"]
@@ -153,15 +153,15 @@ def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str,
 
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"pattern": "5:3"})
+        validate_config("sds", {"pattern": "5:3"})
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern"}
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
-    assert form.folds["Advanced"] not in updates
+    assert form.accordions["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"segments": None})
+        validate_config("sds", {"segments": None})
     assert caught.value.field == "segments"
 
 
@@ -177,19 +177,19 @@ def test_all_that_is_wrong_is_said_at_once_and_the_fold_counts(
     form: ConfigForm,
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
+        validate_config("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
     updates = form.show_errors(caught.value)
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
-    assert updates[form.folds["Advanced"]]["open"] is True  # damping is inside
+    assert updates[form.accordions["Advanced"]]["open"] is True  # damping is inside
     assert advanced(SDSJob.model_fields["damping"])
     updates = form.show_errors(SlimscopeError("No.", field="damping"))
-    assert updates[form.folds["Advanced"]]["open"] is True
+    assert updates[form.accordions["Advanced"]]["open"] is True
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
-    assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
+    assert form.count(defaults)[form.accordions["Advanced"]]["label"] == "Advanced"
     changed = defaults | {"damping": 1.0, "holdout": 0.5, "pattern": "50%"}
-    assert form.count(changed)[form.folds["Advanced"]]["label"] == "Advanced · 2 changed"
+    assert form.count(changed)[form.accordions["Advanced"]]["label"] == "Advanced · 2 changed"
 
 
 def test_what_was_typed_is_shown_in_a_message_but_never_run() -> None:

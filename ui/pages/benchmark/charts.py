@@ -25,7 +25,7 @@ from ui.charts.chart import (
     legend_rows,
     reference_line,
 )
-from ui.charts.headlines import of_break_even, of_parts, of_speed, of_tasks
+from ui.charts.headlines import break_even_headline, parts_headline, speed_headline, tasks_headline
 from ui.format import esc
 from ui.format import share as share_of
 from ui.runs.results import find_job
@@ -144,7 +144,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     looks = _bar_layout("speed", "Speed-up over vanilla, ×", decoders, high, texts)
     figure = go.Figure(bars, looks | {"shapes": [reference_line(x=1)]})
     rows = [(d.label, d.speed_up, d.faster) for d in drafting(decoders)]
-    return Chart(figure, frame, note, headline=of_speed(rows))
+    return Chart(figure, frame, note, headline=speed_headline(rows))
 
 
 def gain(
@@ -200,7 +200,7 @@ def gain(
     looks = _bar_layout("gain", "Tokens per step", decoders, reach, texts, MOST_ROOM)
     rows = [(d.label, d.accepted, d.break_even) for d in drafting(decoders)]
     figure = go.Figure([bars, marks, rings], looks)
-    return Chart(figure, frame, note, headline=of_break_even(rows))
+    return Chart(figure, frame, note, headline=break_even_headline(rows))
 
 
 def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
@@ -227,7 +227,7 @@ def step_time(decoders: Sequence[DecoderReport], note: str) -> Chart:
     figure = go.Figure(traces, looks | {"margin": {"t": row.pop("top")}, "barmode": "stack"} | row)
     slowest = max(decoders, key=lambda d: sum(d.milliseconds.values()))
     parts = {label: slowest.milliseconds.get(part, 0.0) for part, (label, _) in PARTS.items()}
-    return Chart(figure, frame, note, headline=of_parts(slowest.label, parts))
+    return Chart(figure, frame, note, headline=parts_headline(slowest.label, parts))
 
 
 def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) -> go.Bar:
@@ -313,7 +313,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
     )
     fastest = max(drafters, key=lambda d: d.speed_up, default=None)
     ups = {task.replace("_", " "): up for task, (up, _) in fastest.tasks.items()} if fastest else {}
-    headline = of_tasks(fastest.label, ups) if fastest else ""
+    headline = tasks_headline(fastest.label, ups) if fastest else ""
     return Chart(figure.update_layout(looks), frame, note, headline=headline)
 
 

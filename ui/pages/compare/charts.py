@@ -13,7 +13,7 @@ from backend.statistics.tensors import RELATIVE_ERROR
 from backend.store import frames, tensors
 from jobs.metrics import BLOCK, ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from ui.charts.chart import Chart, layout, legend_row, log_axis
-from ui.charts.headlines import of_rivals
+from ui.charts.headlines import rivals_headline
 from ui.charts.lines import (
     Line,
     curves_frame,
@@ -21,7 +21,7 @@ from ui.charts.lines import (
     in_lines,
     line_chart,
     log_span,
-    points_words,
+    points_label,
     reduced_note,
     rows_axis,
     symbol,
@@ -132,9 +132,9 @@ def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log
     left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
-    note = f"n = {lengths} {points_words(key)}.{hidden}{reduced}"
+    note = f"n = {lengths} {points_label(key)}.{hidden}{reduced}"
     shown = metric(key)
-    told = of_rivals(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
+    told = rivals_headline(frame, shown.label, shown.better, shown.shown_unit, key.axis == BLOCK)
     headline = told or curve_label(key, comparison)
     return Chart(figure, frame.head(2000), note, headline=headline)
 

@@ -51,7 +51,7 @@ from ui.runs.view import csv_text
 from ui.runs.weights import weights_of
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
-from ui.widgets.config_form import spoken
+from ui.widgets.config_form import value_with_unit
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
@@ -133,7 +133,7 @@ def config_card(comparison: RunComparison) -> Markup:
 
 
 def _value(value: Any, info: FieldInfo | None = None) -> str:
-    return NONE if value is None else spoken(info, value)
+    return NONE if value is None else value_with_unit(info, value)
 
 
 class ComparedFigure(NamedTuple):

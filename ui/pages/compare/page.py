@@ -31,7 +31,7 @@ from ui.pages.compare.comparison import (
     trace_card,
 )
 from ui.runs.actions import MAX_COMPARED, MIN_COMPARED
-from ui.runs.deltas import comparable_by
+from ui.runs.deltas import comparison_key
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.dropdown import choices, dropdown
@@ -111,7 +111,7 @@ def draw(request: gr.Request) -> Updates:
     if runs is None:  # the newest runs whose perplexity can be compared are suggested
         alike: dict[object, list[str]] = {}
         for row in all_rows():
-            if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
+            if row.job.state == State.SUCCEEDED and (key := comparison_key(row)):
                 alike.setdefault(key, []).append(row.job.run)
         several = (each[:3] for each in alike.values() if len(each) >= MIN_COMPARED)
         head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])

@@ -23,7 +23,7 @@ from ui.frame import Page, current_user, live, on_change
 from ui.gradio_patches import event_data
 from ui.pages.home.showcase import changes, moving_histogram, race, showcase
 from ui.runs.actions import act, buttons
-from ui.runs.html import described, error_of, progress, time_left, took
+from ui.runs.html import error_of, progress, run_description, time_left, took
 from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
 from ui.widgets.explorer import page_state
@@ -51,10 +51,17 @@ def draw(request: gr.Request) -> Updates:
     """Cards of the runs that work, wait, or need a look."""
     status, actor, now = scheduling.status(), current_user(request), now_ms()
     live_runs = [
-        (job, buttons(job, actor), described(job), progress(job), time_left(job), took(job, now))
+        (
+            job,
+            buttons(job, actor),
+            run_description(job),
+            progress(job),
+            time_left(job),
+            took(job, now),
+        )
         for job in status.live
     ]
-    queued = [(job, described(job)) for job in status.queued[:ROWS]]
+    queued = [(job, run_description(job)) for job in status.queued[:ROWS]]
     unseen = status.needs_attention
     failed = queries.jobs([State.FAILED, State.LOST], limit=ROWS) if unseen else []
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]

@@ -19,17 +19,17 @@ from backend.store.tables import Job
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, transcript_of
-from jobs.wording import LITTLE
+from jobs.wording import SMALL_LOSS
 from ui.charts.series import rebinned
 from ui.format import NBSP, number, of_unit, share, size, threads
 from ui.runs.results import (
     RunResults,
     find_job,
     kind_of,
-    of_toy,
     real_first,
     speed_conditions,
     stage_comparison,
+    uses_toy_model,
 )
 from ui.runs.rows import all_rows
 from ui.runs.weights import DENSE, weights_of
@@ -72,7 +72,7 @@ def _newest(kind: Kind) -> Shown | None:
         return None
     others: list[Shown] = []
     for job in islice(real_first(queries.jobs([State.SUCCEEDED], kind.name)), LOOKED_AT):
-        if of_toy(job) and others and not of_toy(others[0].job):
+        if uses_toy_model(job) and others and not uses_toy_model(others[0].job):
             break
         if shown := _shown(kind, job):
             if not kind.default_stage or kind.default_stage in shown.results.stages:
@@ -104,13 +104,13 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
 def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
     """What compression changed: (what, before, after), and what its figures rest on. Of the newest
     runs that measured size or speed, too, and the examples it is the one that lost least
-    perplexity, `LITTLE` counting as none: of several the one of which most is known, then the
+    perplexity, `SMALL_LOSS` counting as none: of several the one of which most is known, then the
     newest."""
     compressing = {name for name, kind in kinds().items() if kind.compresses}
     runs = [
         row
         for row in all_rows()
-        if (DENSE, PERPLEXITY) in row.places
+        if (DENSE, PERPLEXITY) in row.result_keys
         and row.head.kind in compressing
         and row.head.state == State.SUCCEEDED
     ]
@@ -123,7 +123,7 @@ def changes() -> tuple[Job, list[tuple[str, str, str]], str] | None:
     best = max(
         (each for each in found if len(each[1]) > 1),
         default=None,
-        key=lambda each: (not of_toy(each[2]), -max(each[0], LITTLE - 1), len(each[1])),
+        key=lambda each: (not uses_toy_model(each[2]), -max(each[0], SMALL_LOSS - 1), len(each[1])),
     )
     return (best[2], best[1], _source(best[2])) if best else None
 
@@ -175,13 +175,15 @@ def moving_histogram() -> dict[str, Any] | None:
     """
     compressing = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
     for toy, kind in product((False, True), compressing):
-        jobs = (job for job in queries.jobs([State.SUCCEEDED], kind.name) if of_toy(job) == toy)
+        jobs = (
+            job for job in queries.jobs([State.SUCCEEDED], kind.name) if uses_toy_model(job) == toy
+        )
         runs = [shown for job in islice(jobs, 6) if (shown := _shown(kind, job))]
         for each in sorted(runs, key=lambda shown: -len(shown.bars)):
             stages = [stage for stage, style in kind.styles.items() if style.main]
             weights = weights_of(each.job.run)
             if weights and len([s for s in stages if s in weights.stages]) > 2:
-                return _histogram(each, stages, weights.typical)
+                return _histogram(each, stages, weights.example_tensor)
     return None
 
 

@@ -197,7 +197,7 @@ def _wire_form(this: KindForm, kind: gr.Radio, button: gr.Button, shown: HtmlPan
     # the `input` of a text box is raised before the text is there
     changes = [c.change if isinstance(c, gr.Textbox) else c.input for c in this.inputs]
     asked, inputs = [*changes, this.due.change], [kind, *this.inputs]
-    own = [*this.messages, *this.form.folds.values(), this.sweep.accordion]
+    own = [*this.messages, *this.form.accordions.values(), this.sweep.accordion]
     outputs = [*own, *(option.radio for option in this.options), button, shown]
     previewed = gr.on(asked, preview, inputs, outputs, **LATEST)
     for option in this.options:
@@ -235,7 +235,7 @@ def _wire_button(
         said, error = enqueue(this.kind, name, *this.read(values), request)
         return {**this.show_errors(error, values), message: said}
 
-    told = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
+    told = [c for form in forms.values() for c in (*form.messages, *form.form.accordions.values())]
     button.click(add, [kind, label, *every], [*told, message], **PRIVATE_EVENT)
     radios = [option.radio for form in forms.values() for option in form.options]
     changed = [c.input for c in (kind, label, *every, *radios)]
@@ -296,7 +296,7 @@ def _wire_arrival(
         for each, this in forms.items():
             values = address_values(request, this.kind.config) if each == chosen else {}
             config = clone.config if clone and each == chosen else values
-            updates |= this.form.arrival(config)
+            updates |= this.form.initial_updates(config)
             if chosen in forms:
                 updates[this.column] = gr.update(visible=each == chosen)
         if chosen in forms:

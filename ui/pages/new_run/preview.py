@@ -15,7 +15,7 @@ from backend.store import queries
 from jobs import submit, sweep
 from jobs.fields.models import resolve_model
 from jobs.kind import Estimate, JobConfig, Kind
-from jobs.sweep import MOST_FIELDS, MOST_RUNS
+from jobs.sweep import MAX_FIELDS, MAX_RUNS
 from ui.format import runs, short_count, size, time_range
 from ui.frame import current_user
 from ui.runs.results import size_before, size_saved
@@ -56,7 +56,9 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
     command = submit.command_line(kind.name, values, swept)
     pairs_shown = models_of(plan.configs) | _costs(plan.estimate, len(plan.configs))
     # the same config gives the same result
-    same = queries.same(kind.name, (config.model_dump(mode="json") for config in plan.configs))
+    same = queries.existing_runs(
+        kind.name, (config.model_dump(mode="json") for config in plan.configs)
+    )
     if same:
         pairs_shown["Already run"] = HTML.same_runs(same[:MAX_LINKS], len(same) - MAX_LINKS)
     html = HTML.preview(
@@ -135,12 +137,12 @@ class SweepForm:
         self.accordion = gr.Accordion(TITLE, open=False, elem_classes="form-advanced sweep")
         with self.accordion:
             hint = (
-                f"Up to {MOST_FIELDS} fields can have several values each; every combination "
-                f"becomes a run, at most {MOST_RUNS}. Separate values with commas; 0..2 is a "
+                f"Up to {MAX_FIELDS} fields can have several values each; every combination "
+                f"becomes a run, at most {MAX_RUNS}. Separate values with commas; 0..2 is a "
                 "range. Several seeds give mean and standard deviation."
             )
             plain(HTML.hint(hint))
-            for number in range(1, MOST_FIELDS + 1):
+            for number in range(1, MAX_FIELDS + 1):
                 with gr.Row(elem_classes="form-grid"):
                     with gr.Column(min_width=200, elem_classes="form-field"):
                         field = gr.Dropdown(

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
 from backend.queue import permissions
-from backend.queue.scheduling import connected
+from backend.queue.scheduling import pipeline_jobs
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
@@ -79,7 +79,7 @@ def build() -> None:
                 lines=9,
                 max_lines=40,
                 elem_id="pipeline-text",
-                max_length=pipeline.LETTERS,
+                max_length=pipeline.MAX_CHARACTERS,
             )
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
             add = gr.Button("Add to queue", variant="primary", elem_id="pipeline-add")
@@ -124,7 +124,7 @@ def _preview(text: str | None) -> Markup:
 
 def _settings(step: pipeline.Step) -> str:
     """The preset and what differs from it: "quick look · pattern 2:4"."""
-    given = (f"{name} {value}" for name, value in step.given.items())
+    given = (f"{name} {value}" for name, value in step.settings.items())
     return " · ".join(filter(None, (step.preset, *given))) or "defaults"
 
 
@@ -142,7 +142,7 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
     if job is None:
         described = f"There is no run {run}." if run else "Prune, quantize and draft in one go."
         return HTML.head("Pipeline", described), Markup(), gr.update(visible=True)
-    jobs = connected(job.id)
+    jobs = pipeline_jobs(job.id)
     steps, alone = split_alone(jobs)
     told = f"{len(steps)} steps" + (f", and {runs(len(alone))} of steps alone" if alone else "")
     button = pipeline_button(jobs, current_user(request))

@@ -70,7 +70,7 @@ def build() -> None:
     asked = prompt.submit(
         composer.ask,
         [prompt, sides, blind, alias, *form.inputs],
-        [prompt, *said, *form.folds.values(), *form.messages],
+        [prompt, *said, *form.accordions.values(), *form.messages],
         **PRIVATE_EVENT,
     )
     acted = board.act(act, alias, said, **PRIVATE_EVENT)
@@ -140,7 +140,7 @@ class Composer:
         """On opening: the current models, the settings of the conversation or of the address, and
         why prompts are not allowed."""
         config, there = _shown_config(request) or address_values(request, ChatSettings), answering()
-        updates = self.form.arrival(config) | {self.sides: gr.update(choices=there)}
+        updates = self.form.initial_updates(config) | {self.sides: gr.update(choices=there)}
         if config:
             blind = {"blind": True} if query(request, "blind") else {}
             updates |= self._chosen(config | blind, choices=there)

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ui.charts.chart import axis
-from ui.charts.heatmap import ROBUST, color_limits, heatmap
+from ui.charts.heatmap import COLOR_PERCENTILES, color_limits, heatmap
 from ui.format import count, number, share
 
 MAX_CELLS = 128  # rows and columns of a map; more are drawn as means of neighbors
@@ -131,7 +131,7 @@ class GroupMap:
         so that one color means the same at every step."""
         figure = FIGURES[name]
         cells = group_cells(figure.drawn(values))
-        limits = color_limits(group_cells(figure.drawn(among)).mean, even=figure.ratio)
+        limits = color_limits(group_cells(figure.drawn(among)).mean, symmetric=figure.ratio)
         return cls(figure, values, cells, *limits)
 
 
@@ -167,7 +167,7 @@ def group_map_note(mapped: GroupMap) -> str:
         most = (cells.rows[0][1] + 1) * (cells.columns[0][1] + 1)
         words.append(f"means of up to {most} of them in a cell")
     if beyond := int(((cells.mean < mapped.low) | (cells.mean > mapped.high)).sum()):
-        words.append(f"{beyond} cells beyond the color limits ({ROBUST[1]:g} %)")
+        words.append(f"{beyond} cells beyond the color limits ({COLOR_PERCENTILES[1]:g} %)")
     if missing := int(np.isnan(figure.drawn(values)).sum()):
         words.append(f"{missing} without a value")
     return ", ".join(words) + "."

@@ -12,7 +12,7 @@ from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.panels import CHARTS, ENERGY, HTML, MAGNITUDES, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView, quant_of
-from ui.runs.explorer_page import ExplorerPage, profiles_seen
+from ui.runs.explorer_page import ExplorerPage, profile_mark
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
 from ui.widgets.html import notice, plain
@@ -84,7 +84,7 @@ def mark(run: str) -> list[Any]:
     """With the step of the last snapshot of each stage."""
     quant = quant_of(run)
     lasts = {stage: quant.steps[stage, MAGNITUDE][-1] for stage in quant.stages} if quant else {}
-    return [*profiles_seen(run), lasts]
+    return [*profile_mark(run), lasts]
 
 
 def offers(view: QuantView) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from ui.runs.html import (
     progress,
     time_left,
     took,
-    waits,
+    waiting_html,
 )
 from ui.runs.job_log import build_log, chosen_job, follow, history_html
 from ui.runs.queue_eta import start_times, start_words
@@ -76,7 +76,7 @@ def draw(request: gr.Request) -> Updates:
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
     counts = {  # of runs that were queued here: examples were not
         "active": len(status.live) + len(status.queued),
-        "ended": status.finished - status.needs_attention - queries.examples_shown(),
+        "ended": status.finished - status.needs_attention - queries.example_count(),
         "failed": status.needs_attention,
     }
     stalled = STALLED if status.stalled else ""
@@ -107,7 +107,7 @@ def _columns(
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
             "Time left": lambda job: (
-                waits(waiting[job.id])
+                waiting_html(waiting[job.id])
                 if job.id in waiting
                 else start_words(start.get(job.id))
                 if place(job.id)

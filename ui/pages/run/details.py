@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
 from backend.queue.removal import CHECKPOINTS, disk_use
-from backend.queue.scheduling import connected
+from backend.queue.scheduling import pipeline_jobs
 from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries
@@ -30,7 +30,7 @@ from ui.runs.actions import group_buttons
 from ui.runs.results import RunResults, fields_of, find_job, format_value, kind_of, setting_summary
 from ui.runs.rows import by_job
 from ui.templates import fragments
-from ui.widgets.config_form import spoken, title
+from ui.widgets.config_form import title, value_with_unit
 from ui.widgets.html import AT_MOST, time_tag
 
 HTML = fragments("pages/run/page.html")
@@ -64,7 +64,11 @@ tokenizer = AutoTokenizer.from_pretrained({path!r})"""
 def config_card(job: Job) -> Markup:
     fields = fields_of(job.kind)
     changed = [
-        [title(n, fields[n]), spoken(fields[n], v), spoken(fields[n], fields[n].default)]
+        [
+            title(n, fields[n]),
+            value_with_unit(fields[n], v),
+            value_with_unit(fields[n], fields[n].default),
+        ]
         for n, v in job.config.items()
         if n in fields and v != fields[n].default
     ]
@@ -189,7 +193,7 @@ def lineage_card(job: Job) -> Markup:
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
     stored = by_job(queries.results([each.run for each in runs]))
     chain = [node(each, stored) for each in before]
-    whole = href("pipeline", id=job.run) if len(connected(job.id)) > 1 else ""
+    whole = href("pipeline", id=job.run) if len(pipeline_jobs(job.id)) > 1 else ""
     return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
 
 

@@ -33,7 +33,7 @@ from ui.format import NBSP, NONE, duration, href, number, of_unit, size
 from ui.pages.help.page import explained
 from ui.runs.actions import next_links
 from ui.runs.html import took
-from ui.runs.profiles import over_dense
+from ui.runs.profiles import perplexity_over_dense
 from ui.runs.results import (
     GAINS,
     RunResults,
@@ -63,7 +63,7 @@ TIMED = 20  # of the newest runs with a drafter, among which is one that timed i
 def stage_tables(results: RunResults) -> Markup:
     """Metrics by stage; one table for each group of stages that have metrics in common."""
     own, paint, tables = single(results), name_colors(results.stages), []
-    for stages in results.alike():
+    for stages in results.comparable_stages():
         names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
         names = [name for name in names if name not in own]
         names.sort(key=lambda n: (n != PERPLEXITY, n.family not in GAINS))
@@ -120,7 +120,11 @@ def _figure(row: StoredResult | None) -> str:
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs = _figures(results) | _sizes(job, results) | _costs(job, results, now)
     if state := queued_state(job.environment or {}):
-        ratios = {"predicted": state.predicted, "live": state.live, "final": over_dense(job.run)}
+        ratios = {
+            "predicted": state.predicted,
+            "live": state.live,
+            "final": perplexity_over_dense(job.run),
+        }
         figures = (f"{how} {of_unit(ratio, '×', 3)}" for how, ratio in ratios.items() if ratio)
         pairs["Perplexity over dense"] = HTML.beside(state, ", ".join(figures))
     conditions = speed_conditions(job, results.rows.values())
@@ -146,7 +150,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 def _figures(results: RunResults) -> dict[str, str]:
     """Of the run as a whole, and of the kept stage alone. Size is told beside that before."""
     pairs = {}
-    for name, row in results.of_run.items():
+    for name, row in results.run_level.items():
         value = format_value(metric(name), row.value)
         pairs[explained(metric(name).title)] = HTML.figure_of(value, row.details.get("of"))
     facts = single(results)

@@ -21,8 +21,8 @@ from jobs.fields.models import NO_WEIGHTS, ships_without
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_blocks, of_curves, of_usage
-from ui.charts.lines import Line, curves_frame, line_chart, points_words, reduced_note
+from ui.charts.headlines import blocks_headline, curves_headline, lower, usage_headline
+from ui.charts.lines import Line, curves_frame, line_chart, points_label, reduced_note
 from ui.charts.series import Series, overlay_chart
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
@@ -35,10 +35,18 @@ from ui.runs.actions import (
     clone_link,
     group_buttons,
     next_links,
-    starts_anew,
+    restarts_from_scratch,
     sweep_link,
 )
-from ui.runs.html import described, elapsed, error_of, progress, took, unknown, waits
+from ui.runs.html import (
+    elapsed,
+    error_of,
+    not_found_html,
+    progress,
+    run_description,
+    took,
+    waiting_html,
+)
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
 from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
@@ -144,7 +152,7 @@ def draw(request: gr.Request) -> Updates:
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
         blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artifacts"), "")
-        head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
+        head = {"head": not_found_html("Run", what), "timer": gr.update(active=False)}
         return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
@@ -193,7 +201,7 @@ def weights_chart(job: Job) -> Chart:
     weights = weights_of(job.run)
     if not weights:
         return Chart(NO_WEIGHT_STATISTICS)
-    tensor = weights.typical
+    tensor = weights.example_tensor
     stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
     if DENSE not in stored:  # it was not measured, or cannot be read
         return Chart(NO_WEIGHT_STATISTICS)
@@ -223,11 +231,11 @@ def head_html(job: Job, actor: Actor) -> Markup:
         now,
         actions,
         keeping,
-        described(job),
+        run_description(job),
         took(job, now),
         progress(job),
         error_of(job),
-        starts_anew(job),
+        restarts_from_scratch(job),
     )
 
 
@@ -236,8 +244,8 @@ def results_html(job: Job, results: RunResults) -> Markup:
     needed = awaited([job.id]).get(job.id, [])
     waiting = ""
     if needed:
-        waiting = waits(needed)
-    elif not stages and not results.of_run:
+        waiting = waiting_html(needed)
+    elif not stages and not results.run_level:
         active = "Results appear here as they are measured."
         waiting = active if job.state in ACTIVE else "No results recorded."
     figures = outcome(job, results, now_ms())
@@ -295,14 +303,15 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     view = "|".join(map(str, keys))
     figure = line_chart(drawn, view=view, x_title=x_title, y_title=shown.title)
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
-    note = f"n = {len(frame)} {points_words(card, len(keys) > 1)}.{reduced_note(points)}"
+    note = f"n = {len(frame)} {points_label(card, len(keys) > 1)}.{reduced_note(points)}"
     by_block = card.axis == BLOCK
     question = f"In which blocks is {lower(quantity)} large?" if by_block else ""
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     if card in (MEMORY, PROCESSOR):
-        told = of_usage(frame, quantity, shown.shown_unit)
+        told = usage_headline(frame, quantity, shown.shown_unit)
         return Chart(figure, frame, note, question, headline=told or quantity)
-    told = (of_blocks if by_block else of_curves)(frame, quantity, main, shown.shown_unit)
+    headline_of = blocks_headline if by_block else curves_headline
+    told = headline_of(frame, quantity, main, shown.shown_unit)
     note += "" if by_block else " The title compares the means of the first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
 

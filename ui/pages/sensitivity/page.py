@@ -11,8 +11,8 @@ from ui.format import count, href
 from ui.frame import Page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, WORST
 from ui.pages.sensitivity.selection import FIGURES, SensitivitySelection, SensitivityView
-from ui.runs.explorer_page import ExplorerPage, profiles_seen
-from ui.runs.profiles import OF_PROFILES
+from ui.runs.explorer_page import ExplorerPage, profile_mark
+from ui.runs.profiles import PROFILE_PAGE_OPTIONS
 from ui.templates import fragments
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, page_state
@@ -90,10 +90,10 @@ def offers(view: SensitivityView) -> dict[str, dict[str, Any]]:
 SHARED = ExplorerPage(
     SensitivitySelection,
     SensitivityView.at,
-    profiles_seen,
+    profile_mark,
     offers,
     draw,
-    **OF_PROFILES,
+    **PROFILE_PAGE_OPTIONS,
     lacks="measured no layer",
     later="They appear here block by block.",
 )

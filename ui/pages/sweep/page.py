@@ -28,7 +28,7 @@ from ui.charts.lines import dots, in_lines, log_span, rows_axis, rows_height, sy
 from ui.format import NONE, esc, number, runs, share
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.runs.actions import act
-from ui.runs.html import model_name, progress, run_link, took, unknown
+from ui.runs.html import model_name, not_found_html, progress, run_link, took
 from ui.runs.results import (
     RUN,
     WINDOW_METRICS,
@@ -206,7 +206,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     jobs = _jobs(run)
     if not jobs:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
-        hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
+        hidden = {"head": not_found_html("Sweep", what), "metric": gr.update(visible=False)}
         empty = [panel.show(Chart(None)) for panel in (MEANS, IMPORTANCE)]
         return updates(hidden, *empty, {"settings": gr.update(visible=False), "body": ""})
     keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))

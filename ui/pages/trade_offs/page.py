@@ -14,7 +14,7 @@ from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import TITLES, TradeoffSelection, TradeoffView
 from ui.runs.explorer_page import ExplorerPage
-from ui.runs.profiles import OF_PROFILES
+from ui.runs.profiles import PROFILE_PAGE_OPTIONS
 from ui.templates import fragments
 from ui.widgets.config_form import field_error
 from ui.widgets.dropdown import dropdown, segmented
@@ -151,7 +151,7 @@ SHARED = ExplorerPage(
     lambda _: [*queries.figures_mark()],
     offers,
     draw,
-    **OF_PROFILES,
+    **PROFILE_PAGE_OPTIONS,
     lacks="not measured all layers in formats of one kind",
     later="The front appears here when it has.",
 )

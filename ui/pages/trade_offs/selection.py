@@ -17,7 +17,7 @@ from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
 from ui.format import of_unit, share
 from ui.runs.profiles import (
-    METHODS,
+    METHOD_BUDGETS,
     MeasuredRun,
     MixFront,
     fronts_of,
@@ -112,7 +112,7 @@ class TradeoffView:
 
     @property
     def method(self) -> Method:
-        return next(method for method in METHODS if method == self.selection.method)
+        return next(method for method in METHOD_BUDGETS if method == self.selection.method)
 
     @property
     def front(self) -> MixFront:

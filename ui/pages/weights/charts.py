@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from backend.statistics.tensors import RELATIVE_ERROR, TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_cells
+from ui.charts.headlines import cells_headline, lower
 from ui.charts.heatmap import STATISTICS, MapBaseline, available, cells, layer_map
 from ui.charts.series import MAX_STAGES, Series, cutoffs, overlay, overlay_chart
 from ui.charts.stages import perplexities, perplexity_chart
@@ -136,7 +136,7 @@ class WeightsSelection(Selection):
             self,
             run=weights.job.run,
             vs=other.job.run if other else "",
-            tensor=self.tensor if self.tensor in weights.tensors else weights.typical,
+            tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
@@ -245,7 +245,7 @@ def map_chart(view: WeightsView) -> Chart:
         pair = f"{weights.job.run}, {weights.labels[stage]}, and {base.label},"
         question = f"Where do {pair} differ in {label.lower()}? No color: no difference."
     name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
-    headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
+    headline = cells_headline(chart.frame, f"Change of {lower(label)}" if base else label)
     theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
 

@@ -37,7 +37,7 @@ from ui.format import NBSP
 from ui.live_api import live_parts
 from ui.runs.choices import models
 from ui.runs.profiles import (
-    METHODS,
+    METHOD_BUDGETS,
     fronts_of,
     measured_runs,
     profile_at,
@@ -220,7 +220,7 @@ def packed_profile(run: str) -> PackedArrays | None:
     fronts = fronts_of(run) or {}
     code = {form: at for at, form in enumerate(formats)} | {Format(): DENSE_CODE}
     for method, front in fronts.items():
-        mixes = front.mixes[METHODS[method]]
+        mixes = front.mixes[METHOD_BUDGETS[method]]
         chosen = [[code[mix.formats[x.name]] for x in layers] for mix in mixes]
         arrays |= {
             f"{method}_formats": np.array(chosen, "<u1"),

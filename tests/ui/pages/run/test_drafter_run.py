@@ -31,7 +31,7 @@ def stored(tables: Settings) -> None:
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
 
 
-@pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
+@pytest.mark.parametrize(("gain", "said"), [(1.6, ""), (1.02, " (no gain)")])
 def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, said: str) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
     assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
@@ -40,8 +40,9 @@ def test_a_forecast_is_told_beside_what_was_measured(stored: None, gain: float, 
     ]
     figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
     html = outcome(row, figures, 0)
-    assert f"Predicted {gain:.2f}\u00a0× the speed of plain decoding on this {said}" in html
-    assert "one draft costs 2.65 of a forward pass of the base model. Not measured yet." in html
+    predicted = f"Predicted on this machine: {gain:.2f}\u00a0× the speed of plain decoding{said}."
+    assert predicted in html
+    assert "One draft costs 2.65 forward passes of the base model. Not measured yet." in html
     store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
     store(result(3, "amphista-0002", "speed_up", 0.895))
     measured = outcome(row, figures, 0)
@@ -55,7 +56,7 @@ def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> Non
         result(1, "sds", "perplexity", 9.5),
     ]
     figures = RunResults(kinds()["sds"], rows)
-    assert figures.alike() == [["dense", "sds"]]
+    assert figures.comparable_stages() == [["dense", "sds"]]
     assert "<table" in stage_tables(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
     """Until all are measured the figures of one must not look like another's."""
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
@@ -65,7 +66,7 @@ def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> Non
         result(2, stage, name, 1.0)
         for stage, name in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))
     ]
-    assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
+    assert RunResults(kinds()["amphista"], found).comparable_stages() == [["a", "c"], ["b"], ["d"]]
     points = pd.DataFrame({"family": ["top1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
     assert display_units(points)["value"].tolist() == [25.0, 2.0]
     assert display_units(points[:0]).empty
@@ -95,7 +96,7 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     figures = RunResults(
         kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
     )
-    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
+    assert figures.comparable_stages() == [["drafter"], ["head-1", "head-2"]]
     html = stage_tables(figures)
     assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
     assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter

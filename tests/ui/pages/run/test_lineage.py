@@ -74,7 +74,7 @@ def test_a_replay_that_waits_is_open_and_a_single_run_has_no_card(seeded: Settin
     with writing() as session:
         session.get_one(Job, 6).state = State.QUEUED
     html = reproduction_card(queries.job(6))
-    assert "open" in html and "once both have succeeded" in html and "<table" not in html
+    assert "open" in html and "after both have succeeded" in html and "<table" not in html
 
 
 def test_the_card_links_every_run_and_says_what_it_changed(current: Settings) -> None:

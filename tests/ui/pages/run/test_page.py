@@ -28,7 +28,7 @@ from ui.pages.run import page as run
 from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
 from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs import actions, job_log
-from ui.runs.job_log import part, without_overprint
+from ui.runs.job_log import log_part, without_overprint
 from ui.runs.results import RunResults, kind_of, size_before, size_saved
 from ui.runs.weights import grid_words
 from ui.widgets import html as saver
@@ -196,7 +196,7 @@ def test_what_only_the_kept_stage_has_is_a_fact_and_no_column(tables: Settings) 
     lower = "Its perplexity on held-out text is 16.1 % lower than with GPTQ (13.8 to 18.2 %)."
     assert f"Kept: DL-QAT. {lower}" in html
     assert "the median of the rounds" in html
-    assert "<b>Little was lost: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
+    assert "<b>Small loss: perplexity 21.00 instead of 20.00, 5.0 % higher.</b></p>" in html
     odd = [result(1, "dense", "perplexity", 0.0), result(1, "dlqat", "perplexity", 21.0)]
     assert "lost" not in outcome(told, RunResults(kind_of(told), odd, told), 0)  # of an import
 
@@ -225,7 +225,7 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
     assert "slimscope submit" not in config_card(bare)
     shorter = Job(id=1, kind="sds", config={"context": 256, "reconstruct": 0})
     told = config_card(shorter)
-    assert "<td>256 tokens</td><td>512, or the model&#39;s maximum if that is less</td>" in told
+    assert "<td>256 tokens</td><td>512, or the maximum of the model if less</td>" in told
     odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
     assert "torch 2" in environment_card(odd)
     assert RunResults(None, []).kept is None
@@ -281,31 +281,31 @@ def logged(seeded: Settings) -> Path:
 
 
 def test_the_log_grows_by_what_is_new(logged: Path) -> None:
-    first = part(queries.job(2), None)
+    first = log_part(queries.job(2), None)
     assert first and (first["start"], first["text"]) == (0, "one\n")
     cursor = {"source": first["source"], "end": first["end"]}
-    assert part(queries.job(2), cursor) is None
+    assert log_part(queries.job(2), cursor) is None
     with logged.open("a") as file:
         file.write("two é\n")
-    more = part(queries.job(2), cursor)
+    more = log_part(queries.job(2), cursor)
     assert more and (more["start"], more["text"]) == (first["end"], "two é\n")
-    undrawn = part(queries.job(2), first)  # as its tab has not been opened yet
+    undrawn = log_part(queries.job(2), first)  # as its tab has not been opened yet
     assert undrawn and (undrawn["start"], undrawn["text"]) == (0, "one\ntwo é\n")
-    assert part(queries.job(2), undrawn) is None, "until there is more"
+    assert log_part(queries.job(2), undrawn) is None, "until there is more"
     logged.write_text("x" * 100_000)
-    found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    found = log_part(queries.job(2), {"source": "sds-0002/1", "end": 4})
     assert found and found["start"] == 0 and len(found["text"]) < 100_000
 
 
 def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
-    other = part(queries.job(2), {"source": "sds-0009/1", "end": 99})
+    other = log_part(queries.job(2), {"source": "sds-0009/1", "end": 99})
     assert other and other["text"] == "one\n"
-    waiting = part(queries.job(3), None)
-    assert waiting and waiting["text"] == "" and "before the run starts" in waiting["title"]
-    assert part(queries.job(3), {"source": waiting["source"], "end": 0}) is None
+    waiting = log_part(queries.job(3), None)
+    assert waiting and waiting["text"] == "" and "when the run starts" in waiting["title"]
+    assert log_part(queries.job(3), {"source": waiting["source"], "end": 0}) is None
     with logged.open("ab") as file:
         file.write(b"\xff\xfe\n")
-    more = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    more = log_part(queries.job(2), {"source": "sds-0002/1", "end": 4})
     assert more and (more["start"], more["end"]) == (4, 7)
 
 
@@ -325,7 +325,7 @@ HERE = {"source": "sds-0002/1"}
     ],
 )
 def test_an_odd_cursor_gets_the_log_from_its_end_or_nothing(logged: Path, cursor: Any) -> None:
-    found = part(queries.job(2), cursor)
+    found = log_part(queries.job(2), cursor)
     known = isinstance(cursor, dict) and cursor.get("source") == HERE["source"]
     assert (found is None and known) or (found and (found["start"], found["text"]) == (0, "one\n"))
 
@@ -341,7 +341,7 @@ def test_the_whole_log_can_be_saved(logged: Path) -> None:
     text = base64.b64decode(file["data"]).decode()
     assert text == "===== attempt 1 =====\none\n===== attempt 2 =====\ntwo\n"
     nothing = job_log.save_log(asked(id="sds-0003"))
-    assert "It has not started yet." in nothing["message"]["value"] and "file" not in nothing
+    assert "The run has not started yet." in nothing["message"]["value"] and "file" not in nothing
 
 
 # files --------------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_the_disk_space_of_a_run_is_told_and_freed_by_hosts(checkpoint: Path) ->
     assert "3.0\u00a0MB" in html and "disabled" in html and READ_ONLY in html
     page = draw("sds-0004")
     assert "Checkpoints</dt><dd>3.0\u00a0MB" in page["disk"] and "Total" in page["disk"]
-    assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
+    assert "Resuming it will start from the beginning." in page["disk"]  # is asked before
     assert "No checkpoint is left" not in page["head"]
     said = actions.act(pressed("free", "sds-0004"), asked())
     assert "3 MB freed." in said["value"] and not checkpoint.exists()

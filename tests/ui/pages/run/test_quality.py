@@ -49,8 +49,8 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
     for run in (1, 2):  # the run, and the evaluation itself
         shown = quality(queries.job(run))
         words, texts = shown["findings"], shown["samples"]
-        assert "Perplexity is 25.0 % higher than the dense one." in words
-        assert "as 2:4 the linear layers take 56 % of dense" in words
+        assert "Perplexity is 25.0 % higher than the dense model." in words
+        assert "as 2:4, the linear layers take 56 % of dense" in words
         assert "no speed-up here" in words
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
     assert "evaluation-0002" in quality(queries.job(1))["findings"]

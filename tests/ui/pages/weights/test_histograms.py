@@ -111,7 +111,7 @@ def test_no_run_a_removed_and_a_purged_one(client: TestClient, seeded: Settings)
         session.get_one(Job, 1).purged = True
         session.execute(delete(TensorRow))
     answer = client.get(histograms.PATH, params={"run": "sds-0001"})
-    assert answer.status_code == 404 and "was deleted, and its figures" in answer.json()["what"]
+    assert answer.status_code == 404 and "and its figures were deleted" in answer.json()["what"]
     gone = client.get(histograms.PATH, params={"run": "sds-0001", "tensor": TENSOR})
     assert gone.status_code == 404
     answer = client.get(histograms.PATH)

@@ -137,7 +137,7 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     known = profile_of_run("profile-0091")
     texts = ["+".join(filter(None, names)) for names in header["formats"]]
     assert texts[: len(FORMATS)] == [*FORMATS]
-    assert [name for name, *_ in header["fronts"]] == [*tables.METHODS]
+    assert [name for name, *_ in header["fronts"]] == [*tables.METHOD_BUDGETS]
     named = {name or "dense" for names in header["formats"] for name in names}
     assert header["parts"].keys() >= named
     finite = np.isfinite(known.predicted)
