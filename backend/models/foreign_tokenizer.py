@@ -1,12 +1,13 @@
-"""The tokenizer and the chat template of a model from strangers, both of which are programs of its
-author: with an odd prompt they can take hours, or gigabytes. They work in a limited child, of which
-each answer has one of its own: one that exceeds its limits ends with its answer alone.
+"""Tokenizer and chat template of an untrusted model, run in restricted child processes.
+
+Both are programs of the model's author: an unusual prompt can make them take hours or gigabytes.
+Each answer has a separate child process; if it exceeds its limits, only that answer ends.
 
     base       has imported transformers
-    origin     a fork of it, has loaded the tokenizer, and never works with it
-    session    a fork of that, for one answer, and then for the next
+    origin     fork of the base that has loaded the tokenizer and never runs it
+    session    fork of the origin, for one answer at a time
 
-The upper half is the process that asks, the lower half the child."""
+The first part of this module runs in the calling process, the second part in the child."""
 
 from __future__ import annotations
 
@@ -30,12 +31,12 @@ from backend.models.facts import ModelFacts
 from backend.models.sources.headers import OPTIONS
 from backend.models.sources.tokenizer import check_ids
 
-LOAD_S, LOAD_BYTES = 20.0, 2 * 2**30  # to load one
-WORK_S = 2.0  # CPU seconds for one conversation; an ordinary one takes a millisecond
-LETTERS_PER_S, TOKENS_PER_S = 100_000, 20_000  # of long texts, which may take as much more
-STEP_S = 0.5  # for the text of a token, while other answers of the model wait
-WORK_BYTES = 2**29  # of a session, besides those of the origin
-TOKEN_LETTERS = 2**14  # of the text that becomes certain with one
+LOAD_S, LOAD_BYTES = 20.0, 2 * 2**30  # limits for loading a tokenizer
+WORK_S = 2.0  # CPU seconds per conversation; a typical one takes a millisecond
+LETTERS_PER_S, TOKENS_PER_S = 100_000, 20_000  # extra CPU time for long texts
+STEP_S = 0.5  # CPU seconds per token; other answers of the model wait meanwhile
+WORK_BYTES = 2**29  # memory of a session, in addition to that of the origin
+TOKEN_LETTERS = 2**14  # maximum characters that one token adds to the text
 IDLE_SESSIONS = 4
 
 TEMPLATE, ENCODER, DECODER = "chat template", "tokenizer", "decoder of the tokenizer"
@@ -46,16 +47,16 @@ FILES = {
 }
 
 
-_bases: list[LimitedChild] = []  # one, at most
+_bases: list[LimitedChild] = []  # at most one
 _starting = threading.Lock()
 os.register_at_fork(after_in_child=_bases.clear)
 
 
 def forked_base(memory: int) -> LimitedChild:
-    """A child that has imported transformers. Raises LimitedChildError: none starts."""
+    """Fork a child that has imported transformers. Raises LimitedChildError: it does not start."""
     with _starting:
         if _bases:
-            with suppress(LimitedChildError):  # the system has ended it
+            with suppress(LimitedChildError):  # the system has killed the base
                 return LimitedChild(memory, _bases[0])
         _bases[:] = [LimitedChild(LOAD_BYTES)]
         _bases[0].call(f"{__name__}:forget", seconds=LOAD_S)
@@ -64,14 +65,14 @@ def forked_base(memory: int) -> LimitedChild:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a text."""
+    """Token ids of a text."""
 
     input_ids: list[int]
 
 
 class ForeignTokenizer:
-    """A tokenizer that works in a limited child, with the part of transformers' interface that
-    serving needs. It works in a `session` only."""
+    """A tokenizer that runs in a restricted child process, with the part of transformers' interface
+    that serving needs. Its methods work only within a `session`."""
 
     def __init__(self, folder: Path, facts: ModelFacts) -> None:
         self._folder, self.title = folder, facts.title
@@ -98,10 +99,10 @@ class ForeignTokenizer:
                 f"{__name__}:load", str(self._folder), seconds=LOAD_S
             )
         except LimitedChildError as error:
-            said = f"It takes {error}." if isinstance(error, OverrunError) else str(error)
+            reason = f"It takes {error}." if isinstance(error, OverrunError) else str(error)
             raise ModelError(
                 f"{self.title} cannot be loaded.",
-                f"transformers cannot read its tokenizer: {said}",
+                f"transformers cannot read its tokenizer: {reason}",
                 "Copy the tokenizer of the original model.",
                 "model",
             ) from error
@@ -109,7 +110,8 @@ class ForeignTokenizer:
 
     @contextmanager
     def session(self) -> Iterator[ForeignTokenizer]:
-        """One that works until it exceeds its limits. Raises ModelError: it cannot be loaded."""
+        """Provide a tokenizer that works until it exceeds its limits. Raises ModelError: it cannot
+        be loaded."""
         working = copy(self)
         child = working._child = self._enter()
         working._streams = count()
@@ -124,7 +126,7 @@ class ForeignTokenizer:
                 return self._idle.pop()
             try:
                 return LimitedChild(WORK_BYTES, self._origin)
-            except LimitedChildError:  # the system has ended the origin
+            except LimitedChildError:  # the system has killed the origin
                 self._start()
                 return LimitedChild(WORK_BYTES, self._origin)
 
@@ -139,7 +141,7 @@ class ForeignTokenizer:
         child.close()
 
     def close(self) -> None:
-        """End the processes that no session uses."""
+        """End the child processes that no session uses."""
         with self._lock:
             for child in self._idle:
                 child.close()
@@ -157,7 +159,7 @@ class ForeignTokenizer:
     # in a session ---------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A conversation as text that ends where the model's answer begins."""
+        """Convert a conversation to text that ends where the model's answer begins."""
         return str(self._call(TEMPLATE, "render", [dict(message) for message in messages]))
 
     def __call__(self, text: str, **options: Any) -> Encoded:
@@ -170,7 +172,7 @@ class ForeignTokenizer:
         return texts
 
     def stream(self) -> Callable[[int], str | None]:
-        """A decoder of tokens as they come: see `DecodeStream`."""
+        """Return an incremental decoder, see `DecodeStream`: token id -> new text."""
         if not self._fast:
             raise no_stream(type(self).__name__)
         number = next(self._streams)
@@ -189,17 +191,18 @@ TextTokenizer: TypeAlias = PreTrainedTokenizerBase | ForeignTokenizer
 
 
 def session_of(tokenizer: TextTokenizer) -> AbstractContextManager[TextTokenizer]:
-    """A tokenizer to work with."""
+    """Open a session of a foreign tokenizer; return any other tokenizer unchanged."""
     if isinstance(tokenizer, ForeignTokenizer):
         return tokenizer.session()
     return nullcontext(tokenizer)
 
 
 def stream_of(tokenizer: TextTokenizer) -> Callable[[int], str | None]:
-    """A decoder of tokens as they come. Raises ModelError: the tokenizer has none."""
+    """Return an incremental decoder: token id -> new text. Raises ModelError: the tokenizer has
+    none."""
     if isinstance(tokenizer, ForeignTokenizer):
         return tokenizer.stream()
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # the one in Rust
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # the Rust implementation
     if not isinstance(backend, Tokenizer):
         raise no_stream(type(tokenizer).__name__)
     decoder = DecodeStream(skip_special_tokens=True)
@@ -207,36 +210,37 @@ def stream_of(tokenizer: TextTokenizer) -> Callable[[int], str | None]:
 
 
 def no_stream(kind: str) -> ModelError:
+    """Build the error for a tokenizer class without an incremental decoder."""
     return ModelError(
         "The tokenizer cannot decode a stream of tokens.",
         f"{kind} has no tokenizer.json (a fast tokenizer).",
-        "Convert it with transformers, or choose a model that has one.",
+        "Convert the tokenizer with transformers, or choose a model with a fast tokenizer.",
         "model",
     )
 
 
 def unusable(part: str, title: str, error: Exception) -> ModelError:
-    """The error for a part of the model `title` that failed in a child."""
+    """Build the error for a part of the model `title` that failed in a child process."""
     do = f"Use another model, or fix {FILES[part]}."
     if not isinstance(error, OverrunError):
-        said = str(error).rstrip(".") or type(error).__name__
-        return ModelError(f"The {part} of {title} cannot be used.", f"{said[:300]}.", do, "model")
+        reason = str(error).rstrip(".") or type(error).__name__
+        return ModelError(f"The {part} of {title} cannot be used.", f"{reason[:300]}.", do, "model")
     why = "It may make too much text." if "memory" in str(error) else "It may loop."
     return ModelError(f"The {part} of {title} took {error}.", why, do, "model")
 
 
 # in the child -------------------------------------------------------------------------------------
 
-_loaded: list[PreTrainedTokenizerBase] = []  # one, at most
+_loaded: list[PreTrainedTokenizerBase] = []  # at most one
 _decoders: dict[int, Callable[[int], str | None]] = {}
 
 
 def load(folder: str) -> dict[str, Any]:
-    """Load the tokenizer in a folder, and tell its facts."""
+    """Load the tokenizer in a folder and return its properties."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
     _loaded[:] = [tokenizer]
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
+    tokenizer.decode(tokenizer.encode("A text."))  # fails for some damaged configs
     return {
         "largest": max(set(tokenizer.get_vocab().values()) - special, default=-1),
         "size": len(tokenizer),
@@ -250,18 +254,22 @@ def load(folder: str) -> dict[str, Any]:
 
 
 def render(messages: list[dict[str, str]]) -> str:
+    """Apply the chat template."""
     return str(_loaded[0].apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def encode(text: str, options: dict[str, Any]) -> list[int]:
+    """Convert a text to token ids."""
     return list(_loaded[0](text, **options).input_ids)
 
 
 def decode(rows: list[list[int]], options: dict[str, Any]) -> list[str]:
+    """Convert rows of token ids to texts."""
     return [str(_loaded[0].decode(row, **options)) for row in rows]
 
 
 def step(stream: int, token: int) -> str | None:
+    """Decode the next token of a stream; None while its text is incomplete."""
     if stream not in _decoders:
         _decoders[stream] = stream_of(_loaded[0])
     text = _decoders[stream](token)
@@ -271,9 +279,10 @@ def step(stream: int, token: int) -> str | None:
 
 
 def forget() -> None:
-    """Begin anew, for another answer."""
+    """Discard the decoders before the next answer."""
     _decoders.clear()
 
 
 def save(folder: str) -> None:
+    """Save the tokenizer."""
     _loaded[0].save_pretrained(folder)
