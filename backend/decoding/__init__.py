@@ -1,2 +1,3 @@
-"""Speculative decoding, lossless: `target_model` verifies the trees (`draft_tree`) that proposers
-draft, in the loop of `engine`; `acceptance` keeps a path; `native/` is the model in C++."""
+"""Lossless speculative decoding. Proposers draft token trees (`draft_tree`), `target_model`
+verifies them in one pass, and `acceptance` picks a path. `serving/loop.py` is the decoding loop and
+`native/` the model in C++."""

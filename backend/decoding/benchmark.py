@@ -1,18 +1,17 @@
-"""How fast several proposers decode the same prompts: measured, never derived.
+"""Measured decoding speed of several decoders (arms) on the same prompts.
 
-For every prompt all arms answer in turn, several rounds, each round in another order, so that a
-burst of another program does not fall on one arm alone. A round that is not counted warms up.
+For every prompt all arms answer in turn, in several rounds and each round in another order, so that
+a burst of load from another program does not hit one arm alone. A warm-up round is not counted.
 
     tokens/s of an arm and round      mean over prompts of new tokens / seconds of the whole answer
-    speed-up                          tokens/s over that of the first arm, vanilla, same round
-    break-even                        seconds of a pass over those of a vanilla pass: the accepted
+    speed-up                          tokens/s relative to the first arm, vanilla, in the same round
+    break-even                        seconds of a pass relative to a vanilla pass: the accepted
                                       length at which an arm is as fast as vanilla
 
-The prompt's pass is part of an answer's seconds: a reader waits for it (Spec-Bench's convention).
-Medians and ranges are over rounds. Accepted lengths and texts are the same in every round, since
-decoding is greedy. Beside ours stand decoders a user would run instead: transformers, and
-llama.cpp, which is optional and should be built for this processor
-(CMAKE_ARGS=-DGGML_NATIVE=ON).
+The seconds of an answer include the prefill, because a reader waits for it (Spec-Bench's
+convention). Medians and ranges are over rounds. Accepted lengths and texts are the same in every
+round, because decoding is greedy. Two other decoders serve as references: transformers, and
+llama.cpp, which is optional and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON).
 """
 
 import os
@@ -41,19 +40,19 @@ from backend.reporter import Reporter, stop_if_asked
 
 
 class PlainDecoder(ABC):
-    """Another program, which decodes greedily and drafts nothing."""
+    """Greedy decoder of another library, without drafts."""
 
     device = torch.device("cpu")
     proposer: Proposer = NoDraft()
 
     @abstractmethod
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        """The tokens after a prompt, without end."""
+        """Yield the tokens after a prompt, endlessly."""
 
     def decode(
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
-        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
+        """Generate up to `limit` tokens after `prompt`. Stop after a token of `ends`."""
         clock, path = LapTimer(self.device), list[int]()
         for token in islice(self.tokens(prompt), limit):
             seconds = dict.fromkeys(PARTS, 0.0) | {"verify": clock.lap()}
@@ -65,7 +64,7 @@ class PlainDecoder(ABC):
 
 
 class TransformersDecoder(PlainDecoder):
-    """A model's own forward pass and cache."""
+    """Decoder that uses the model's own forward pass and cache in transformers."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.device, self._model = model.device, model
@@ -75,14 +74,15 @@ class TransformersDecoder(PlainDecoder):
 
 
 class LlamaCppDecoder(PlainDecoder):
-    """A GGUF file decoded by llama.cpp, with room for the longest prompt and its response."""
+    """Decoder that runs a GGUF file in llama.cpp. `capacity`: maximum tokens of prompt and
+    answer."""
 
     def __init__(self, file: Path, capacity: int) -> None:
         import llama_cpp
 
         self._library = llama_cpp
         threads = torch.get_num_threads()
-        with quiet():
+        with silenced_stderr():
             self._model: Any = llama_cpp.Llama(
                 str(file),
                 n_ctx=capacity,
@@ -107,23 +107,23 @@ class LlamaCppDecoder(PlainDecoder):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what llama.cpp prints to the error stream."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), 2)
+def silenced_stderr() -> Iterator[None]:
+    """Discard output to the error stream, including that of C++ libraries such as llama.cpp."""
+    stderr_copy = os.dup(2)
+    with Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
 
 
 VANILLA = "vanilla"
 
 
 class TargetDecoder:
-    """A target model verifies what a proposer drafts; decodes greedily, step by step."""
+    """Greedy decoder in which a target model verifies the drafts of a proposer."""
 
     def __init__(self, target: TargetModel, proposer: Proposer) -> None:
         self.device, self.proposer, self._target = target.device, proposer, target
@@ -131,26 +131,27 @@ class TargetDecoder:
     def decode(
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
+        """Generate up to `limit` tokens after `prompt`. Stop after a token of `ends`."""
         return decode(self._target, self.proposer, prompt, limit, ends)
 
 
-Decoder: TypeAlias = TargetDecoder | PlainDecoder  # an arm
+Decoder: TypeAlias = TargetDecoder | PlainDecoder  # an arm of the comparison
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:
-    """Name -> decoder, all with the same target model."""
+    """Map names to decoders with the same target model, one for each proposer."""
     return {name: TargetDecoder(target, proposer) for name, proposer in proposers.items()}
 
 
 @dataclass
 class TimedAnswer:
-    """One arm's answer to one prompt.
+    """Answer of one arm to one prompt.
 
     Attributes:
-        seconds: of the whole answer, for each round.
-        lengths: tokens committed by each verify pass.
-        ends: ranks of the guesses each of them found right, the path to the last right node.
-        parts: seconds of all passes together in each part of a pass, for each round.
+        seconds: seconds of the whole answer, for each round.
+        lengths: tokens committed by each verification pass.
+        ends: path (ranks) to the last accepted node, for each verification pass.
+        parts: seconds of all passes in each part of a pass, for each round.
     """
 
     tokens: list[int]
@@ -160,7 +161,7 @@ class TimedAnswer:
     parts: list[dict[str, float]]
 
 
-Answers = dict[str, TimedAnswer]  # arm -> its answer to a prompt
+Answers = dict[str, TimedAnswer]  # arm -> answer to one prompt
 
 
 def time_decoders(
@@ -172,10 +173,17 @@ def time_decoders(
     reporter: Reporter,
     offset: int = 0,
 ) -> Answers:
-    """The answers of all arms to one prompt, of `limit` new tokens at most, in `rounds` after a
-    warm-up. `offset` shifts the order of the arms, so that each is first about as often. Raises
-    CancelledError: cancellation was requested."""
-    names, found = list(arms), Answers()
+    """Time the answers of all arms to one prompt, in `rounds` rounds after a warm-up.
+
+    Args:
+        limit: maximum number of new tokens.
+        ends: token ids that end an answer.
+        offset: shift in the order of the arms, so that each comes first about equally often.
+
+    Raises:
+        CancelledError: cancellation was requested.
+    """
+    names, answers = list(arms), Answers()
     for turn in range(rounds + 1):
         shift = (turn + offset) % len(names)
         for name in names[shift:] + names[:shift]:
@@ -192,25 +200,26 @@ def time_decoders(
                 [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
             )
             if turn == 0:
-                found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
+                answers[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
             else:
-                found[name].seconds += answer.seconds
-                found[name].parts += answer.parts
-    return {name: found[name] for name in names}
+                answers[name].seconds += answer.seconds
+                answers[name].parts += answer.parts
+    return {name: answers[name] for name in names}
 
 
 def packed(answers: Answers) -> dict[str, object]:
-    """Answers as JSON can hold them."""
+    """Convert answers to JSON data."""
     return {name: asdict(answer) for name, answer in answers.items()}
 
 
-def unpacked(stored: Mapping[str, Mapping[str, object]]) -> Answers:
-    return {name: TimedAnswer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
+def unpacked(data: Mapping[str, Mapping[str, object]]) -> Answers:
+    """Convert JSON data to answers."""
+    return {name: TimedAnswer(**fields) for name, fields in data.items()}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class MedianRange:
-    """A median over rounds, with the lowest and the highest."""
+    """Median over rounds, with the lowest and the highest value."""
 
     value: float
     lowest: float
@@ -218,19 +227,25 @@ class MedianRange:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "MedianRange":
+        """Summarize values."""
         return cls(median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
 class DecoderSummary:
-    """Comparison of an arm's answers to all prompts with vanilla's.
+    """Comparison of an arm's answers to all prompts with those of vanilla decoding.
 
     Attributes:
-        lengths: accepted length -> verify passes that had it; `accepted`: their mean.
-        hits: path of a node -> share of verify passes that found it right.
-        parts: mean seconds of a verify pass in each of `PARTS`.
-        same: prompts answered with vanilla's very tokens, of `prompts`.
-        first_difference: the earliest token that differs; None where none does.
+        speed: tokens per second.
+        speed_up: speed relative to vanilla.
+        accepted: mean accepted length.
+        lengths: accepted length -> number of verification passes.
+        hits: path of a node -> share of verification passes that accepted it.
+        parts: mean seconds of a verification pass in each of `PARTS`.
+        break_even: accepted length at which the arm is as fast as vanilla.
+        same: number of prompts answered with the same tokens as vanilla.
+        prompts: number of prompts.
+        first_difference: index of the earliest token that differs; None if none does.
     """
 
     speed: MedianRange
@@ -245,47 +260,48 @@ class DecoderSummary:
     first_difference: int | None
 
 
-def summarize(name: str, answered: Sequence[Answers]) -> DecoderSummary:
-    """Compare arm `name` with vanilla over the prompts `answered`."""
-    mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
-    speeds, vanilla = _speeds(mine), _speeds(base)
-    lengths = Counter(length for answer in mine for length in answer.lengths)
+def summarize(name: str, answers: Sequence[Answers]) -> DecoderSummary:
+    """Compare arm `name` with vanilla. `answers` has one entry for each prompt."""
+    arm, vanilla = [by_arm[name] for by_arm in answers], [by_arm[VANILLA] for by_arm in answers]
+    speeds, vanilla_speeds = _speeds(arm), _speeds(vanilla)
+    lengths = Counter(length for answer in arm for length in answer.lengths)
     passes = sum(lengths.values())
-    parts, plain = _parts(mine), _parts(base)
-    texts = [(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
-    differing = [same_start(a, b) for a, b in texts if a != b]
-    # share of passes that found a node right, for every node that was ever right
-    ends = [tuple(end) for answer in mine for end in answer.ends]
-    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
+    parts, vanilla_parts = _parts(arm), _parts(vanilla)
+    vanilla_seconds = sum(vanilla_parts.values())
+    texts = [(a.tokens, b.tokens) for a, b in zip(arm, vanilla, strict=True)]
+    differences = [same_start(a, b) for a, b in texts if a != b]
+    ends = [tuple(end) for answer in arm for end in answer.ends]
+    hits = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
     return DecoderSummary(
         MedianRange.of(speeds),
-        MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
+        MedianRange.of([speed / base for speed, base in zip(speeds, vanilla_speeds, strict=True)]),
         sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
         dict(sorted(lengths.items())),
-        {path: count / len(ends) for path, count in sorted(counts.items())},
+        {path: count / len(ends) for path, count in sorted(hits.items())},
         parts,
-        sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
-        len(texts) - len(differing),
+        sum(parts.values()) / vanilla_seconds if vanilla_seconds else 1.0,
+        len(texts) - len(differences),
         len(texts),
-        min(differing, default=None),
+        min(differences, default=None),
     )
 
 
 def _speeds(answers: Sequence[TimedAnswer]) -> list[float]:
-    """Tokens per second of each round, mean over prompts."""
+    """Return the tokens per second of each round, averaged over prompts."""
     rounds = range(len(answers[0].seconds))
     return [mean(len(a.tokens) / a.seconds[n] for a in answers) for n in rounds]
 
 
 def _parts(answers: Sequence[TimedAnswer]) -> dict[str, float]:
-    """Mean seconds of a verify pass in each part: the median round of each answer counts."""
+    """Return the mean seconds of a verification pass in each part. Uses the median round of each
+    answer."""
     passes = max(1, sum(len(answer.lengths) for answer in answers))
     return {
-        part: sum(median(taken[part] for taken in answer.parts) for answer in answers) / passes
+        part: sum(median(seconds[part] for seconds in answer.parts) for answer in answers) / passes
         for part in PARTS
     }
 
 
 def same_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix of two texts, in tokens."""
+    """Return the length of the common prefix of two texts, in tokens."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -1,33 +1,34 @@
-"""Trees of draft tokens that the target model verifies in one pass.
+"""Trees of draft tokens, which the target model verifies in one pass, and their proposers.
 
-Node 0, the root, is the last token the target model chose. A node at depth m is one of the
-candidates of head m, the rank-r most likely; so a node is identified by its path (r_1, ..., r_m)
-of ranks from 0, and a tree is a set of paths closed under prefixes. With A[i, j] = 1 where j is i
-or an ancestor of i, one forward pass with
+Node 0, the root, is the last token the target model chose. A node at depth m is the candidate of
+rank r of head m (rank 0: most likely). A node is identified by its path (r_1, ..., r_m) of ranks,
+and a tree is a set of paths closed under prefixes. With A[i, j] = 1 if j is i or an ancestor of i,
+one forward pass with
 
     mask = [ 0 over all cached tokens | 0 where A else -inf ],   position_i = cached + depth_i
 
 gives every node the same logits as decoding its path alone.
 
-Growing a tree (ours). On held-out text the rank r_k of the true token in head k is known for every
-anchor. The share of anchors whose ranks begin with a path is the probability that verification
-accepts its node. No node is accepted more often than its parent, so the n most frequent paths form
-a tree, and over all anchors no other tree of n nodes accepts more. Medusa uses the product of
-per-head accuracies instead, as if heads erred independently.
+Growing a tree (ours). An anchor is a position of held-out text at which a draft starts. The rank
+r_k of the true token in head k is known at every anchor. The share of anchors whose ranks begin
+with a path is the probability that verification accepts its node. No node is accepted more often
+than its parent, so the n most frequent paths form a tree, and over all anchors no other tree of n
+nodes accepts more. Medusa uses the product of per-head accuracies instead, as if the errors of
+heads were independent.
 
-Accepted length (ours). Decoding does not stop at every anchor: what is accepted is skipped, and
-that is where guessing is easy, so that the mean over all anchors is too high. The held-out answers
-are greedy, so decoding them can be walked exactly without the target model:
+Accepted length (ours). Decoding does not stop at every anchor: it skips accepted tokens, which are
+the easy ones, so a mean over all anchors is too high. The held-out answers are greedy, so decoding
+can be replayed exactly without the target model:
 
     a = 0;  repeat: commit L_a tokens, a += L_a       L_a: accepted length at anchor a
     tau(n) = tokens / passes
 
-of the tree of n nodes that was grown on one half of the answers, walked over the other half, both
-ways. The value of the nth node of a growth is tau(n + 1) - tau(n).
+The tree of n nodes is grown on one half of the answers and replayed on the other half, in both
+directions. The value of the nth node of a growth is tau(n + 1) - tau(n).
 
-Contract of a source of draft tokens. All serve the same decoding loop, so that a comparison
-measures the drafts: prompt lookup, which copies from an earlier place in the same text, the heads
-of a drafter (`backend.drafters.generate`), or nothing.
+Proposers are the sources of draft tokens: prompt lookup, which copies from an earlier position of
+the same text, the heads of a drafter (`backend.drafters.generate`), or none. All run in the same
+decoding loop, so a comparison measures only the drafts.
 """
 
 from collections import Counter
@@ -42,17 +43,24 @@ import torch
 from torch import Tensor
 
 Path = tuple[int, ...]
-Growth = list[tuple[Path, float]]  # paths and their values, the most frequent first
+Growth = list[tuple[Path, float]]  # paths with their values, most frequent first
 
 RANKS = 10  # candidates per head that can enter a tree
-MAX_NODES = 256  # maximum number of nodes
+MAX_NODES = 256
 
 
 class Tree:
-    """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
-    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
-    `ancestors`: [n, n] bool, whether the column is the row itself or its ancestor; `mask`: the same
-    in bytes.
+    """A static draft tree. Parents come before children.
+
+    Attributes:
+        paths: path of every node except the root.
+        slots: (head, rank) of every node except the root.
+        nodes: path of every node; () for the root.
+        parents: parent of every node; -1 for the root.
+        depths: depth of every node; 0 for the root.
+        children: children of every node.
+        ancestors: [n, n] bool, True if the column is the row's node or one of its ancestors.
+        mask: `ancestors` in bytes.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -73,7 +81,7 @@ class Tree:
         self.mask = self.ancestors.byte()
 
     def __len__(self) -> int:
-        """Number of nodes, including the root: tokens verified at once."""
+        """Return the number of nodes, including the root."""
         return len(self.parents)
 
     @property
@@ -87,7 +95,7 @@ class Tree:
         return 1 + max((rank for _, rank in self.slots), default=-1)
 
     def lineage(self, node: int) -> list[int]:
-        """The nodes from the root to `node`."""
+        """Return the nodes from the root to `node`."""
         nodes = [node]
         while self.parents[nodes[-1]] >= 0:
             nodes.append(self.parents[nodes[-1]])
@@ -95,59 +103,78 @@ class Tree:
 
 
 class StaticTree:
-    """The same tree at every step: of `nodes` with the root, from `ranks` candidates after each.
-    `inner`: the paths of a depth whose children are wanted, by the chances of those drafted;
-    `tree`: the tree to verify."""
+    """Tree policy that drafts the same tree at every step.
+
+    Attributes:
+        nodes: number of nodes, including the root.
+        ranks: number of candidates per node.
+        paths: paths of the tree.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self._tree, self.nodes, self.ranks, self.paths = tree, len(tree), tree.ranks, tree.paths
-        inner = [path for path, below in zip(tree.nodes, tree.children, strict=True) if below]
+        inner = [path for path, nodes in zip(tree.nodes, tree.children, strict=True) if nodes]
         self._inner = [[p for p in inner if len(p) == depth] for depth in range(tree.depth + 1)]
 
     def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
+        """Return the paths of a depth whose children are drafted next. `chances` maps the paths
+        drafted so far to their probabilities."""
         return self._inner[depth] if depth < len(self._inner) else []
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
+        """Return the tree to verify."""
         return self._tree
 
 
 @dataclass(frozen=True)
 class DynamicTree:
-    """The most likely paths of this step, as far as verifying them pays (after EAGLE-2, Li et al.,
-    arXiv 2406.16858; the threshold is ours).
+    """Tree policy that verifies the most likely paths of each step (after EAGLE-2, Li et al., arXiv
+    2406.16858; the threshold is ours).
 
-    The chance of a path is the product of the probabilities the drafter gives its tokens. A path of
-    a chance below `least` is not verified; see `CostModel.dynamic_tree`."""
+    The probability of a path is the product of the drafter's probabilities of its tokens.
+
+    Attributes:
+        nodes: maximum number of nodes, including the root.
+        least: paths with a lower probability are not verified; see `CostModel.dynamic_tree`.
+        ranks: number of candidates per node.
+    """
 
     nodes: int
     least: float
     ranks: int = 8
 
     def _likely(self, chances: Mapping[Path, float]) -> list[Path]:
-        """No path is more likely than its parent, so these are closed under prefixes."""
-        found = nlargest(self.nodes, chances, key=lambda path: (chances[path], -len(path)))
-        return [path for path in found if path and chances[path] >= self.least]
+        """Return the most likely paths. No path is more likely than its parent, so the result is
+        closed under prefixes."""
+        likely = nlargest(self.nodes, chances, key=lambda path: (chances[path], -len(path)))
+        return [path for path in likely if path and chances[path] >= self.least]
 
     def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
+        """Return the paths of a depth whose children are drafted next. `chances` maps the paths
+        drafted so far to their probabilities."""
         return [path for path in self._likely(chances) if len(path) == depth]
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
+        """Return the tree to verify."""
         return Tree(self._likely(chances))
 
 
-TreePolicy: TypeAlias = StaticTree | DynamicTree  # what is drafted at a step
+TreePolicy: TypeAlias = StaticTree | DynamicTree  # chooses the tree of a step
 
 
 @lru_cache(maxsize=64)
 def chain(length: int) -> Tree:
-    """A tree without branches: the root and `length` draft tokens in sequence."""
+    """Return a tree without branches: the root and `length` draft tokens in sequence."""
     return Tree((0,) * depth for depth in range(1, length + 1))
 
 
 def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
-    """The paths that are accepted most often, best first; the first n form a tree for every n.
+    """Return the most often accepted paths, best first. The first n form a tree for every n.
 
-    `ranks`: [anchors, heads] of the true token in each head; -1: not among `RANKS`."""
+    Args:
+        ranks: [anchors, heads], rank of the true token in each head; -1 if it is not among the top
+            `RANKS`.
+    """
     counts = Counter[Path]()
     for row in ranks.tolist():
         for depth, rank in enumerate(row, 1):
@@ -158,50 +185,53 @@ def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
 
 
 def grow(answers: Sequence[Tensor], nodes: int = MAX_NODES) -> Growth:
-    """The most frequent paths, and what each adds to the accepted length, from the ranks [anchors,
-    heads] at the successive anchors of each answer."""
+    """Return the most frequent paths and what each adds to the accepted length. `answers` are the
+    ranks [anchors, heads] at the successive anchors of each answer."""
     paths = frequent_paths(torch.cat(list(answers)), nodes)
     lengths = walked_lengths(answers, range(1, len(paths) + 2))
     return [(path, lengths[n + 1] - lengths[n]) for n, path in enumerate(paths)]
 
 
 def walked_lengths(answers: Sequence[Tensor], sizes: Sequence[int]) -> list[float]:
-    """tau(n) of each tree size: trees are grown on every other answer and walked over the others.
-    A single answer has to do for both."""
+    """Return tau(n) of each tree size. Trees are grown on one half of the answers and replayed on
+    the other; a single answer serves as both halves."""
     halves = [answers[::2], answers[1::2]] if len(answers) > 1 else [answers, answers]
     tokens, passes = [0] * len(sizes), [0] * len(sizes)
-    for grown, walked in (halves, halves[::-1]):
-        place = {p: n for n, p in enumerate(frequent_paths(torch.cat(list(grown)), max(sizes)))}
-        for ranks in walked:
+    for training, heldout in (halves, halves[::-1]):
+        paths = frequent_paths(torch.cat(list(training)), max(sizes))
+        order = {path: index for index, path in enumerate(paths)}
+        for ranks in heldout:
             rows = [
-                [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
+                [order.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
                 for row in ranks.tolist()
             ]
-            places = torch.tensor(rows).view(ranks.shape)  # in the growth, of each head's true path
+            indices = torch.tensor(rows).view(ranks.shape)  # of each head's true path in `paths`
             for number, size in enumerate(sizes):
-                lengths = 1 + (places < size - 1).sum(-1)
-                made, taken = walk(lengths.tolist())
-                tokens[number] += made
-                passes[number] += taken
-    return [made / taken if taken else 1.0 for made, taken in zip(tokens, passes, strict=True)]
+                lengths = 1 + (indices < size - 1).sum(-1)
+                answer_tokens, answer_passes = walk(lengths.tolist())
+                tokens[number] += answer_tokens
+                passes[number] += answer_passes
+    return [t / p if p else 1.0 for t, p in zip(tokens, passes, strict=True)]
 
 
 def walk(lengths: Sequence[int]) -> tuple[int, int]:
-    """Tokens and passes of decoding an answer, from the accepted length at each of its anchors."""
-    at, passes = 0, 0
-    while at < len(lengths):
-        at += lengths[at]
+    """Return the tokens and passes of decoding an answer, given the accepted length at each
+    anchor."""
+    anchor, passes = 0, 0
+    while anchor < len(lengths):
+        anchor += lengths[anchor]
         passes += 1
-    return at, passes
+    return anchor, passes
 
 
 def expected_length(growth: Growth, nodes: int) -> float:
-    """tau(n): accepted length of the best tree of `nodes` nodes."""
+    """Return tau(n), the accepted length of the best tree of `nodes` nodes."""
     return 1.0 + sum(value for _, value in growth[: nodes - 1])
 
 
 def best_tree(growth: Growth, nodes: int) -> Tree:
-    """The best tree of `nodes` nodes, including the root; smaller if no more were ever right."""
+    """Return the best tree of `nodes` nodes, including the root. Smaller if fewer paths were ever
+    accepted."""
     return Tree(path for path, _ in growth[: max(0, nodes - 1)])
 
 
@@ -210,7 +240,8 @@ NO_TREE = chain(0)
 
 @dataclass(frozen=True)
 class DraftTokens:
-    """Draft tokens: one for every node of the tree but the root, looked up or from heads."""
+    """Draft tokens, one for every node of the tree except the root. `looked_up` is True if they
+    come from prompt lookup."""
 
     tokens: list[int]
     tree: Tree
@@ -223,15 +254,20 @@ class Proposer(Protocol):
     nodes: int
 
     def start(self, first: int, capacity: int) -> None:
-        """Begin a new sequence of at most `capacity` tokens with the token `first`."""
+        """Start a new sequence of at most `capacity` tokens with the token `first`."""
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        """Draft what follows `tokens`, of which the last has not been run yet. `hidden`: [n, d] the
-        target model's states at the positions since the last call, each before its token."""
+        """Draft the tokens after `tokens`. The target model has not read the last of them yet.
+
+        Args:
+            hidden: [n, d], the target model's states since the last call, each at the position
+                before its token.
+            tokens: the n tokens committed since the last call.
+        """
 
 
 class NoDraft:
-    """Vanilla decoding: one token per pass."""
+    """Proposer of vanilla decoding, one token per pass."""
 
     nodes = 1
 
@@ -243,45 +279,46 @@ class NoDraft:
 
 
 class PromptLookup:
-    """Prompt lookup decoding (Saxena, 2023): copy up to `length` tokens that followed the last
-    match of an n-gram, tried from `longest` down to `shortest`."""
+    """Prompt lookup decoding (Saxena, 2023): copies up to `length` tokens that followed the last
+    match of an n-gram. N-grams are tried from `longest` down to `shortest` tokens."""
 
     def __init__(self, length: int = 10, longest: int = 2, shortest: int = 1) -> None:
         self.length, self.nodes = length, length + 1
-        self._agreeing = range(longest, shortest - 1, -1)
+        self._ngram_sizes = range(longest, shortest - 1, -1)
 
     def start(self, first: int, capacity: int) -> None:
         self._text = [first]
-        self._seen: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+        self._continuations: dict[tuple[int, ...], int] = {}  # n-gram -> position after last match
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
         for token in tokens:
-            here = len(self._text)
-            for n in self._agreeing:
-                if n <= here:
-                    self._seen[tuple(self._text[here - n :])] = here
+            end = len(self._text)
+            for n in self._ngram_sizes:
+                if n <= end:
+                    self._continuations[tuple(self._text[end - n :])] = end
             self._text.append(token)
-        for n in self._agreeing:
-            place = self._seen.get(tuple(self._text[-n:]))
-            if place is not None:
-                tokens = self._text[place : place + self.length]
+        for n in self._ngram_sizes:
+            start = self._continuations.get(tuple(self._text[-n:]))
+            if start is not None:
+                tokens = self._text[start : start + self.length]
                 return DraftTokens(tokens, chain(len(tokens)), looked_up=True)
         return DraftTokens([], NO_TREE)
 
 
 class PromptLookupFirst:
-    """Prompt lookup with n-grams of 2 to 4 tokens; without a match another proposer drafts (ours).
+    """Prompt lookup with n-grams of 2 to 4 tokens, and another proposer if there is no match
+    (ours).
 
-    Lookup is free, and a repeated pair of tokens is often followed by the same token again; but
-    most pairs are new. The other proposer catches up on committed tokens when it is next used."""
+    Lookup is free, and a repeated pair of tokens is often followed by the same token, but most
+    pairs are new. The fallback reads the tokens committed in the meantime when it is next used."""
 
-    def __init__(self, other: Proposer, length: int = 10) -> None:
-        self.lookup, self.other = PromptLookup(length, longest=4, shortest=2), other
-        self.nodes = max(self.lookup.nodes, other.nodes)
+    def __init__(self, fallback: Proposer, length: int = 10) -> None:
+        self.lookup, self.fallback = PromptLookup(length, longest=4, shortest=2), fallback
+        self.nodes = max(self.lookup.nodes, fallback.nodes)
 
     def start(self, first: int, capacity: int) -> None:
         self.lookup.start(first, capacity)
-        self.other.start(first, capacity)
+        self.fallback.start(first, capacity)
         self._unread: list[tuple[Tensor, Sequence[int]]] = []
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
@@ -291,4 +328,4 @@ class PromptLookupFirst:
             return draft
         states, texts = zip(*self._unread, strict=True)
         self._unread = []
-        return self.other.propose(torch.cat(states), list(flattened.from_iterable(texts)))
+        return self.fallback.propose(torch.cat(states), list(flattened.from_iterable(texts)))

@@ -1,4 +1,4 @@
-"""Limits of sampling, and the number that marks a token of prompt lookup. Does not import torch."""
+"""Limits of sampling settings, and the head number of prompt lookup. Does not import torch."""
 
 from typing import Annotated, TypeAlias
 
@@ -9,9 +9,9 @@ MIN_TEMPERATURE, MIN_PENALTY = 0.01, 0.1  # logits divided by less would not be 
 
 
 def usable_temperature(temperature: float) -> float:
-    """A temperature that can be sampled with: 0, or large enough to divide by; else ValueError."""
+    """Return the temperature. Raise `ValueError` unless it is 0 or large enough to divide by."""
     if temperature and temperature < MIN_TEMPERATURE:
-        raise ValueError(f"Write 0, or at least {MIN_TEMPERATURE}")
+        raise ValueError(f"Enter 0, or at least {MIN_TEMPERATURE}")
     return temperature
 
 

@@ -1,14 +1,14 @@
-"""The target model: a frozen causal LM that verifies whole trees of draft tokens.
+"""Target model: a frozen causal LM that verifies trees of draft tokens in one forward pass.
 
     h = hidden state after the last block (and its final norm),   logits = t(W h (+ b))
 
 where t scales and caps the logits of some families (`families.logits`).
 
-On a CPU, models the native decoder supports (`backend.decoding.native`) are decoded by it. For
-others the model's own forward is called with an explicit mask and positions, so any decoder that
-honors both works. Either is tested once, on a small tree, whose logits must equal those of the
-model's own forward along each path. Where the native decoder fails, the model's own is used; a
-model that fails as well is rejected, so wrong text is never generated.
+On a CPU, supported models run in the native decoder (`backend.decoding.native`). Other models run
+their own forward with an explicit mask and positions. Either path is tested once on a small tree:
+its logits must equal those of the model's own forward along each path. If the native decoder fails
+the test, the model's own forward is used. If that fails too, the model is rejected, so wrong text
+is never generated.
 """
 
 import hashlib
@@ -38,27 +38,36 @@ from backend.models.kv_cache import (
 )
 from backend.quantization.packed_linear import PackedLinear, unpack_model
 
-KERNELS = ("sdpa", GROUPED, "eager")  # the others accept no custom mask
-NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
+ATTENTION_KERNELS = ("sdpa", GROUPED, "eager")  # other kernels accept no custom mask
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
-PROBE_CONTEXT = 12
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
-COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
+PROBE_CONTEXT = 12  # tokens
+# maximum error relative to the standard deviation of the logits
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+NATIVE_TOLERANCE = 0.2  # two implementations round differently to 16 bits
+COARSE_TOLERANCE = 0.5  # in 16 bits, relative to the error of ignoring the mask
 
 
-Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
+Mask = Tensor | dict[str, Tensor] | None  # one mask for all layers, or one per layer type
 
 
 class TargetModel:
-    """A model that verifies trees, with the native decoder where `native` and that supports it, or
-    with a given one, which is not compared with it and goes on beyond the context; for PyTorch its
-    packed weights are expanded. Raises ModelError: it cannot verify trees; says why.
+    """A causal LM prepared to verify draft trees. Packed weights are expanded for PyTorch.
+
+    Args:
+        native: True uses the native decoder if it supports the model. A `NativeModel` is used
+            without the test, and may read texts longer than the model's context.
 
     Attributes:
-        width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
-        window: tokens that layers with a sliding window attend to; None where there are none.
-        transform: of the logits after the head.
-        decoder: what decodes, in words.
+        width: hidden size d.
+        vocabulary: number of tokens V.
+        context: maximum number of tokens.
+        limit: reason for `context`, in words.
+        window: tokens visible to sliding-window layers; None if there are none.
+        transform: transformation of the logits after the head.
+        decoder: description of the decoder.
+
+    Raises:
+        ModelError: the model cannot verify trees.
     """
 
     def __init__(self, model: PreTrainedModel, native: bool | NativeModel = True) -> None:
@@ -69,7 +78,7 @@ class TargetModel:
         self.layers = config.num_hidden_layers
         stable = stable_context(config)
         self.context = min(config.max_position_embeddings, stable)
-        self.limit = f"the context holds {self.context}"
+        self.limit = f"the model's context is {self.context}"
         if stable == self.context:
             self.limit = f"rotary frequencies change after {stable} ({LONG})"
         self.window = sliding_window(model)
@@ -83,8 +92,8 @@ class TargetModel:
             self.context = stable
             return
         use_grouped(model, self.device)
-        if native and (why := unsupported(model)):
-            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
+        if native and (reason := unsupported(model)):
+            self.decoder = f"PyTorch; the native decoder does not support this model: {reason}"
         elif native:
             try:
                 self.native = NativeModel(model)
@@ -107,16 +116,16 @@ class TargetModel:
         self,
         capacity: int,
         blocks: CacheBlocks | None = None,
-        held: Sequence[CacheBlock] = (),
+        shared: Sequence[CacheBlock] = (),
     ) -> DecodingCache:
-        """An empty cache for `capacity` tokens, including those of a tree; a native one may begin
-        with the tokens of the blocks `held`, and counts those it adds in `blocks`."""
+        """Create a cache for `capacity` tokens, including the nodes of a tree. A native cache may
+        start with the `shared` blocks of another sequence, and allocates from `blocks`."""
         if self.native:
-            return self.native.new_cache(capacity, blocks, held)
+            return self.native.new_cache(capacity, blocks, shared)
         return PreallocatedCache(self.layers, capacity)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings of token ids [...]: [..., d]."""
+        """Return the input embeddings [..., d] of token ids [...]."""
         embedding: nn.Module = self.model.get_input_embeddings()
         return embedding(ids)
 
@@ -127,23 +136,25 @@ class TargetModel:
         positions: Tensor | None = None,
         mask: Mask = None,
     ) -> Tensor:
-        """Hidden states [b, n, d] of token ids [b, n]; without mask and positions: causal."""
-        more: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        """Return the hidden states [b, n, d] of token ids [b, n]. Attention is causal without mask
+        and positions."""
+        optional: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         output = self.model.base_model(
             input_ids=ids,
             use_cache=cache is not None,
             **{self._cache: cache},
-            **{name: value for name, value in more.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
         )
         states: Tensor = output.last_hidden_state
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., d] -> [..., V]."""
+        """Return the logits [..., V] of hidden states [..., d]."""
         return self.transform(self.head(hidden))
 
     def windowed(self, mask: Tensor, far: Tensor) -> Mask:
-        """A mask in which layers with a window do not see what is `far`: of all, or by type."""
+        """Return a mask that hides `far` positions from sliding-window layers. One per layer type
+        if the model mixes them."""
         near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
         types = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
         mixed = len(set(types)) > 1
@@ -156,19 +167,19 @@ class TargetModel:
         tree: Tree | None = None,
         read_out: int = 1,
     ) -> Read:
-        """A pass over one segment; see `run`."""
+        """Run a pass over one segment; see `run`."""
         return self.run([Segment(cache, tokens, tree, read_out)])[0]
 
     def run(self, segments: Sequence[Segment]) -> list[Read]:
-        """Append segments to their caches: of each the hidden states [n, d], and the logits
-        [read_out, V] of its last tokens. PyTorch has one pass for all that append a single token,
-        and one for each of the others."""
+        """Append segments to their caches. Return, for each, the hidden states [n, d] and the
+        logits [read_out, V] of its last tokens. PyTorch runs one pass for all segments of a single
+        token, and one pass for each other segment."""
         if self.native:
             return self.native.run(segments)
         single = [x for x in segments if len(x.ids) == 1 and x.cache.length]
         if len(single) < 2:
             return [self._read(segment) for segment in segments]
-        # one token each
+        # stack the caches of all segments of one token
         caches = [x.cache for x in single if isinstance(x.cache, PreallocatedCache)]
         lengths = torch.tensor([cache.length for cache in caches], device=self.device)
         stack = StackedCache.of(caches, lengths)
@@ -197,23 +208,26 @@ class TargetModel:
         assert isinstance(cache, PreallocatedCache)
         if tree:
             length = cache.length
-            places = length + torch.tensor(tree.depths, device=self.device)
-            positions = places.clamp(max=self.context - 1)[None]  # those beyond are not kept
-            seen = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
-            seen[..., length:].masked_fill_(~tree.ancestors, torch.finfo(self.dtype).min)
-            mask = seen = seen.to(self.device)
-            if self.window is not None and seen.shape[-1] > self.window:
-                columns = torch.cat([torch.arange(length, device=self.device), places])
-                mask = self.windowed(seen, places[:, None] - columns >= self.window)
+            node_positions = length + torch.tensor(tree.depths, device=self.device)
+            # nodes beyond the context are never committed
+            positions = node_positions.clamp(max=self.context - 1)[None]
+            visible = torch.zeros(1, 1, len(tree), length + len(tree), dtype=self.dtype)
+            visible[..., length:].masked_fill_(~tree.ancestors, torch.finfo(self.dtype).min)
+            mask = visible = visible.to(self.device)
+            if self.window is not None and visible.shape[-1] > self.window:
+                columns = torch.cat([torch.arange(length, device=self.device), node_positions])
+                far = node_positions[:, None] - columns >= self.window
+                mask = self.windowed(visible, far)
         ids = torch.tensor([segment.ids], device=self.device)
         hidden = self.hidden(ids, cache, positions, mask)[0]
         return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
-    """Raise `ModelError` for unsupported attention, positions, cache or head; runs nothing."""
+    """Raise `ModelError` for unsupported attention, positions, cache or head. Does not run the
+    model."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
-    if kernel not in KERNELS:
+    if kernel not in ATTENTION_KERNELS:
         raise _refused(
             model,
             f"Its attention ({kernel}) does not accept a tree mask.",
@@ -222,18 +236,21 @@ def refuse_unfit(model: PreTrainedModel) -> None:
     sliding_window(model)
     positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if not positions or not hasattr(config, "max_position_embeddings"):
-        raise _refused(model, "It accepts no position ids, and the nodes of a tree need their own.")
+        raise _refused(model, "It accepts no position ids, which the nodes of a tree need.")
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise _refused(model, "It has no linear language-model head.")
 
 
 @torch.inference_mode()
 def check_tree(target: TargetModel) -> None:
-    """Compare one small tree with the model's own forward along its paths.
+    """Compare the logits of one small tree with the model's own forward along its paths.
 
-    In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
-    with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
-    Raises ModelError: the two differ, or the model's logits are not those of its head alone."""
+    In 16 bits, rounding may change logits by a tenth of their spread. The error is then compared
+    with that of the same tokens read as one chain, which equals ignoring the mask.
+
+    Raises:
+        ModelError: the two differ, or the model's logits do not come from its head alone.
+    """
     random = torch.Generator().manual_seed(0)
     size = PROBE_CONTEXT + len(PROBE)
     drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
@@ -253,25 +270,26 @@ def check_tree(target: TargetModel) -> None:
         error = _distance(logits, expected)
     except (TypeError, ValueError, RuntimeError) as failure:
         raise _refused(
-            target.model, f"A small tree could not be run: {failure}."[:300]
+            target.model, f"The test with a small tree failed: {failure}."[:300]
         ) from failure
     if not error < limit:
         raise _refused(
             target.model,
             f"Its logits over a tree differ from those along a path by {error:.2g} of their "
-            "spread: it ignores the given mask or positions.",
+            "spread. It ignores the given mask or positions.",
         )
 
 
 def _distance(logits: Tensor, expected: Tensor) -> float:
-    """Root mean square difference, relative to the spread of the expected logits."""
+    """Return the root mean square difference relative to the spread of the expected logits."""
     expected = expected.float()
     return ((logits.float() - expected).square().mean().sqrt() / expected.std()).item()
 
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, shape and bfloat16 values of every weight, in whatever precision."""
+    """Return the hex sha256 of name, shape and bfloat16 values of every weight. Independent of the
+    stored precision."""
     digest = hashlib.sha256()
     for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())
@@ -281,7 +299,8 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def packed_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Name -> dense weight of every layer on packed weights, which have no weight parameter."""
+    """Map names to the dense weights of all layers with packed weights, which have no weight
+    parameter."""
     layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
     return {f"{name}.weight": layer.weight for name, layer in layers.items()}
 

@@ -1,2 +1,3 @@
-"""Drafters: Amphista, Medusa, Hydra, EAGLE. `generate` and `Amphista.load` (`checkpoint`) use one;
-`registry` holds the contract of an architecture, `layers/` their parts, `config` all settings."""
+"""Drafters: Amphista, Medusa, Hydra and EAGLE. To use one, see `generate` and `Amphista.load` in
+`checkpoint`. `registry` has the interface of an architecture, `adapted` and `adaptation` shared
+parts, and `config` all settings."""

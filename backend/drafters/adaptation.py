@@ -1,10 +1,12 @@
-"""Cloned decoder layers of the target model. A transformers layer needs masks and position
-embeddings that its model prepares, so the clone is a whole model of the same class with a single
-layer, no embedding and no final norm: its own forward prepares everything.
+"""Cloned decoder layers of the target model.
 
-With `use_native`, the parts of a drafter run on the kernels of `backend.decoding.native`, in 8
-bits: a sequential drafter for SmolLM2-135M accepts 1.59 tokens a pass in 8 bits and in float32,
-1.50 in 4. In PyTorch most of the time of its many small products goes to dispatch.
+A transformers layer needs masks and position embeddings from its model, so a clone is a model of
+the same class with a single layer, without embedding and final norm. Its forward prepares
+everything.
+
+With `use_native`, the parts of a drafter run on the kernels of `backend.decoding.native` in 8 bits.
+In PyTorch its many small products would spend most of their time in dispatch. A sequential drafter
+for SmolLM2-135M has 1.59 accepted tokens per pass in 8 bits and in float32, but 1.50 in 4 bits.
 """
 
 from copy import deepcopy
@@ -31,23 +33,27 @@ from backend.models.kv_cache import (
 )
 from backend.models.sources.headers import alone
 
-FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers before are dense
+FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # earlier layers are dense
 
 
 class ClonedLayer(nn.Module):
-    """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal. Its dtype is
-    fixed at construction: casting later would round the rotary frequencies too. Raises ModelError:
-    the architecture cannot be built with one layer."""
+    """Copy of decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal.
+
+    Its dtype is fixed at construction, because casting later would round the rotary frequencies.
+
+    Raises:
+        ModelError: the architecture cannot be built with one layer.
+    """
 
     def __init__(self, model: PreTrainedModel, block: int, dtype: torch.dtype) -> None:
         super().__init__()
         try:
             shell = _shell(model, block, dtype)
-            own = decoder_blocks(model)[block]
-            if any(isinstance(module, ExpertList) for module in own.modules()):
+            original = decoder_blocks(model)[block]
+            if any(isinstance(module, ExpertList) for module in original.modules()):
                 split_experts(shell)
             self.block = decoder_blocks(shell)[0]
-            self.block.load_state_dict(own.state_dict() | packed_weights(own))
+            self.block.load_state_dict(original.state_dict() | packed_weights(original))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             raise ModelError(
                 f"A decoder layer of {type(model).__name__} cannot be cloned.",
@@ -57,10 +63,11 @@ class ClonedLayer(nn.Module):
             ) from error
         use_grouped(shell, model.device)
         nn.Module.to(shell, model.device)
-        self._shell = (shell,)  # a tuple, so that only the layer itself is registered for training
+        self._shell = (shell,)  # a tuple, so that only the layer's parameters are registered
         self._cache = cache_name(shell)
 
     def new_cache(self, capacity: int) -> PreallocatedCache:
+        """Create a cache for `capacity` positions."""
         return PreallocatedCache(1, capacity)
 
     def forward(
@@ -70,11 +77,16 @@ class ClonedLayer(nn.Module):
         positions: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Append the states to the cache, at `positions` [b, n] (None: those that follow);
-        `visible` [b, n, cached + n] bool: what each sees; None: all before it."""
+        """Run the layer and append to the cache.
+
+        Args:
+            states: [b, n, d].
+            positions: [b, n]; None for the positions after the cached ones.
+            visible: attention mask [b, n, cached + n] bool; None for causal attention.
+        """
         options: dict[str, Any] = {self._cache: cache, "use_cache": cache is not None}
         if visible is not None:
-            # [b, 1, n, m] in the dtype of the attention: 0 where visible, else the lowest number
+            # additive mask [b, 1, n, m] in the dtype of the attention: 0 or the lowest number
             device = states.device.type
             cast = torch.is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device) if cast else states.dtype
@@ -90,10 +102,10 @@ class ClonedLayer(nn.Module):
 
 @alone
 def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the same class with only layer `block`; everything outside it is the identity."""
+    """Return a model of the same class with only layer `block`. All other parts are identities."""
     config: Any = deepcopy(model.config.get_text_config())
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 8, None
-    for key in FIRST_EXPERTS:  # the only layer of the shell has experts if this one has
+    for key in FIRST_EXPERTS:  # the layer of the shell has experts if layer `block` has
         if getattr(config, key, block + 1) <= block:
             setattr(config, key, 0)
     if types := getattr(config, "layer_types", None):
@@ -101,7 +113,7 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
     kernel = model.config._attn_implementation.replace(GROUPED, DEFAULT_ATTENTION)
     shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernel)
     for parameter in shell.parameters():
-        parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them
+        parameter.data.zero_()  # the inputs of the layer already contain position embeddings
     name, _ = final_norm(model)
     if name:
         parent, _, child = name.rpartition(".")
@@ -111,20 +123,20 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
 
 
 def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """The module whose output is the model's last hidden state, and its name in the base model;
-    "" and an identity where the last block is the last module."""
+    """Return the name and the module of the base model's final norm, whose output is the last
+    hidden state; "" and an identity if there is none."""
     outputs: dict[str, Tensor] = {}
     base, blocks = model.base_model, decoder_blocks(model)
     inside = {id(module) for module in blocks.modules()}
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def see(_: nn.Module, __: Any, output: Any) -> None:
+    def record_output(name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
             outputs[name] = output
 
-        return module.register_forward_hook(see)
+        return module.register_forward_hook(hook)
 
     outside = [(name, m) for name, m in base.named_modules() if name and id(m) not in inside]
-    hooks = [watch(name, module) for name, module in outside]
+    hooks = [record_output(name, module) for name, module in outside]
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -132,20 +144,22 @@ def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    for name, output in outputs.items():  # compare memory, as some models reshape the output
+    for name, output in outputs.items():  # compares memory, because some models reshape the output
         if isinstance(output, Tensor) and output.data_ptr() == last.data_ptr():
             return name, base.get_submodule(name)
     return "", nn.Identity()
 
 
 class NativeLayer(nn.Module):
-    """A cloned layer: hidden states [1, n, d] -> [1, n, d] in float32, causal."""
+    """Cloned layer in the native decoder: hidden states [1, n, d] -> [1, n, d] in float32,
+    causal."""
 
     def __init__(self, layer: ClonedLayer, target: TargetModel) -> None:
         super().__init__()
         self._blocks = NativeBlocks(target.model, [layer.block], rounded=True)
 
     def new_cache(self, capacity: int) -> NativeCache:
+        """Create a cache for `capacity` positions."""
         return self._blocks.new_cache(capacity)
 
     def forward(
@@ -155,15 +169,16 @@ class NativeLayer(nn.Module):
         positions: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Append the states to the cache; see `ClonedLayer.forward`. Cached rows are visible."""
+        """Run the layer and append to the cache; see `ClonedLayer.forward`. All cached rows are
+        visible."""
         n = states.shape[1]
-        places = None if positions is None else positions[0]
-        own = None if visible is None else visible[0, :, -n:]
-        return self._blocks(states[0], cache or self.new_cache(n), places, own)[None]
+        row_positions = None if positions is None else positions[0]
+        mask = None if visible is None else visible[0, :, -n:]
+        return self._blocks(states[0], cache or self.new_cache(n), row_positions, mask)[None]
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of weights [out, in]."""
+    """Create a linear layer from weights [out, in]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
     layer.weight.data = weight
     if bias is not None:
@@ -172,7 +187,8 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def use_native(module: nn.Module, target: TargetModel) -> None:
-    """Replace every cloned layer and linear inside, in place; the others compute in float32."""
+    """Replace every cloned layer and linear of `module` with native ones. Other parts compute in
+    float32."""
     for name, part in list(module.named_modules()):
         if isinstance(part, ClonedLayer):
             module.set_submodule(name, NativeLayer(part, target))

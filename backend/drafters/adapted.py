@@ -1,24 +1,24 @@
-"""What drafters with adaptation layers share (ours): coordinates, fusion, clones, read-out, start.
+"""Base classes of drafters with adaptation layers (ours): coordinates, fusion, cloned layers,
+read-out and initialization.
 
     u_i = F [h_i ; E x_{i+1}]          a_i = SA(u_<=i)         causal, its own key-value cache
 
-All vectors are in standardized coordinates, each channel divided by its root mean square in the
+All vectors are in standardized coordinates: each channel is divided by its root mean square in the
 target model (`*_scale`), because channels of the residual stream differ by factors of a thousand.
-The inputs of a clone are multiplied back, so it sees what it saw in the target model.
+The inputs of a cloned layer are multiplied back, so it sees the same inputs as in the target model.
 
 Initialization before training (ours). The scales of the coordinates are root mean squares over some
-text. The first fusion is fitted by ridge regression to what the cloned layer reads in the target
+text. The first fusion is fitted by ridge regression to the inputs of the cloned layer in the target
 model, one position ahead:
 
     F1 = argmin  mean_i |F [h_i ; E x_{i+1}] - r_{i+1}|^2  +  ridge |F|^2
 
 with r the residual stream that enters the first cloned layer, all in standardized coordinates. Even
-before training, SA1 and SA2 then see roughly what they saw in the target model, and head 1 predicts
-roughly as its last layers would. Without the sampled token the regression target is r_i.
+before training, SA1 and SA2 then see roughly their usual inputs, and head 1 predicts roughly like
+the last layers of the target model. Without the sampled token the regression target is r_i.
 
-A sequential drafter makes its tree depth by depth, each token from the path before it. In
-`anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
-were right.
+A sequential drafter builds its tree depth by depth, and predicts each token from the path before
+it. In `anchor_slots` the path is the text, because decoding continues only after accepted tokens.
 """
 
 from abc import abstractmethod
@@ -37,26 +37,26 @@ from backend.drafters.adaptation import ClonedLayer, final_norm, plain_linear, u
 from backend.drafters.registry import Drafter, Embed
 from backend.models.blocks import decoder_blocks
 
-FIT_TOKENS = 6144  # twice as many explain 46 % instead of 42 %, and the training makes up for it
+FIT_TOKENS = 6144  # twice as many explain 46 % instead of 42 %; training makes up for that
 RIDGE = 0.3
-UNSEEN = 10  # one row in so many is left out, to judge the fit by
-MIN_SCALE = 1e-4  # relative to the mean: a channel that is always zero must not be divided by zero
+HELDOUT_INTERVAL = 10  # one row in 10 is held out to evaluate the fit
+MIN_SCALE = 1e-4  # relative to the mean; avoids a division by zero for channels that are always 0
 
 
 def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Tensor, float]:
-    """The map [out, in] from inputs [N, in] to outputs [N, out], and the share of the outputs' mean
-    square it explains on the last rows, which it was not fitted to."""
-    seen = len(inputs) - len(inputs) // UNSEEN
-    x, y = inputs[:seen], outputs[:seen]
+    """Return the map [out, in] from inputs [N, in] to outputs [N, out], and the share of the
+    outputs' mean square that it explains on held-out rows."""
+    count = len(inputs) - len(inputs) // HELDOUT_INTERVAL
+    x, y = inputs[:count], outputs[:count]
     gram = x.T @ x / len(x)
     gram.diagonal().add_(strength)
     weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
-    x, y = (inputs[seen:], outputs[seen:]) if seen < len(inputs) else (x, y)
+    x, y = (inputs[count:], outputs[count:]) if count < len(inputs) else (x, y)
     return weight, 1 - ((y - x @ weight.T).square().mean() / y.square().mean()).item()
 
 
 def channel_scale(values: Tensor) -> Tensor:
-    """Root mean square of each column of [N, c]."""
+    """Return the root mean square of each column of `values` [N, c]."""
     scale = values.square().mean(0).sqrt()
     return scale.clamp_(min=MIN_SCALE * scale.mean().item() or 1.0)
 
@@ -64,26 +64,27 @@ def channel_scale(values: Tensor) -> Tensor:
 def collect_states(
     target: TargetModel, sequences: Sequence[Tensor], block: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, embeddings and inputs of `block` (None: the hidden states again) over
-    `sequences` (token ids [L] each): [N, d] float32, rows of all. The first token of a sequence
-    counts as successor of the last one before it; there are few."""
+    """Return hidden states, embeddings and inputs of `block` (None: the hidden states) over all
+    `sequences` (token ids [L] each), [N, d] float32. Boundaries between sequences are ignored,
+    because there are few."""
     ids = [sequence.to(target.device) for sequence in sequences]
     read = _read_natively if target.native and block else _read
-    hidden, streams = zip(*(read(target, each, block) for each in ids), strict=True)
-    embedded = torch.cat([target.embed(each).float() for each in ids])
+    hidden, streams = zip(*(read(target, text, block) for text in ids), strict=True)
+    embedded = torch.cat([target.embed(text).float() for text in ids])
     return torch.cat(hidden), embedded, torch.cat(streams)
 
 
 def _read(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
-    """Hidden states of a text [L] and inputs of `block`; None: the hidden states again."""
+    """Return the hidden states of a text [L] and the inputs of `block` (None: the hidden
+    states)."""
     streams: list[Tensor] = []
     module = decoder_blocks(target.model)[block] if block is not None else nn.Identity()
 
-    def see(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def record_input(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         streams.append(states[0].float())
 
-    hook = module.register_forward_pre_hook(see, with_kwargs=True)
+    hook = module.register_forward_pre_hook(record_input, with_kwargs=True)
     try:
         hidden = target.hidden(ids[None])[0].float()
     finally:
@@ -93,16 +94,22 @@ def _read(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, 
 
 def _read_natively(target: TargetModel, ids: Tensor, block: int | None) -> tuple[Tensor, Tensor]:
     assert target.native and block
-    before, behind = target.native.part(0, block), target.native.part(block, target.layers)
-    stream = before.read(ids, before.new_cache(len(ids)))
-    return behind(stream, behind.new_cache(len(ids))), stream.float()
+    first, last = target.native.part(0, block), target.native.part(block, target.layers)
+    stream = first.read(ids, first.new_cache(len(ids)))
+    return last(stream, last.new_cache(len(ids))), stream.float()
 
 
 class AdaptedDrafter(Drafter):
-    """A drafter of cloned decoder layers, each behind a fusion, which reads out with the target's
-    norm. Without the sampled token there is one fusion, and the layers follow one another directly.
-    `hidden_scale`, `stream_scale`: [d] root mean squares of h and of the residual stream;
-    token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them."""
+    """Drafter with cloned decoder layers, each after a fusion, and a copy of the target's final
+    norm. Without the sampled token there is one fusion before all layers.
+
+    All scales are 1 until `initialize` measures them.
+
+    Attributes:
+        hidden_scale: root mean square [d] of the hidden states.
+        stream_scale: root mean square [d] of the residual stream.
+        token_scale: root mean square [1] of the embeddings.
+    """
 
     hidden_scale: Tensor
     stream_scale: Tensor
@@ -113,22 +120,22 @@ class AdaptedDrafter(Drafter):
         blocks = range(target.layers - depth, target.layers)
         self.layers = nn.ModuleList(ClonedLayer(target.model, block, dtype) for block in blocks)
         self.sampled_token = self.config.ablation != "no sampled token"
-        fused, fusions = (2 * d, depth) if self.sampled_token else (d, 1)
-        maps = (nn.Linear(fused, d, bias=False, dtype=dtype) for _ in range(fusions))
+        inputs, fusions = (2 * d, depth) if self.sampled_token else (d, 1)
+        maps = (nn.Linear(inputs, d, bias=False, dtype=dtype) for _ in range(fusions))
         self.fusions = nn.ModuleList(maps)
-        self._last = target.context - 1
+        self._last_position = target.context - 1
         norm = deepcopy(final_norm(target.model)[1]) if depth else nn.Identity()
         self.norm = norm.to(dtype)
         for name, size in (("hidden_scale", d), ("stream_scale", d), ("token_scale", 1)):
             self.register_buffer(name, torch.ones(size, dtype=dtype))
-        self.reader: nn.Module | None = None  # packed rows of the head, see `quantize`
+        self.reader: nn.Module | None = None  # quantized read-out; see `quantize`
 
     def new_caches(self, capacity: int) -> list[DecodingCache]:
         layers: Any = self.layers
         return [layer.new_cache(capacity) for layer in layers]
 
     def fused(self, number: int, state: Tensor, token: Tensor) -> Tensor:
-        """F [state ; token] of a fusion, or F state without the sampled token: [..., d]."""
+        """Apply a fusion: F [state ; token], or F state without the sampled token, [..., d]."""
         inputs = torch.cat([state, token], -1) if self.sampled_token else state
         fused: Tensor = self.fusions[number](inputs)
         return fused
@@ -136,7 +143,7 @@ class AdaptedDrafter(Drafter):
     def stages(
         self, hidden: Tensor, embedded: Tensor, caches: Sequence[Any] | None = None
     ) -> list[Tensor]:
-        """The outputs of every adaptation layer, or the hidden states without such layers."""
+        """Return the outputs of every adaptation layer, or the hidden states if there is none."""
         state, outputs = hidden / self.hidden_scale, []
         token = embedded / self.token_scale
         for number, layer in enumerate(self.layers):
@@ -155,36 +162,39 @@ class AdaptedDrafter(Drafter):
         positions: Tensor,
         visible: Tensor,
     ) -> Tensor:
-        """States [b, n, d] of n drafts of each sequence, appended to the anchors in the caches.
+        """Return the states [b, n, d] of n draft tokens of each sequence, and append them to the
+        caches.
 
         Args:
-            normed: [b, n, d] in the place of the unknown hidden states.
-            embedded: [b, n, d] of the draft tokens after them.
-            positions: [b, n]; those beyond the context are never kept.
-            visible: [b, n, cached + n] bool.
+            normed: states [b, n, d] that replace the unknown hidden states.
+            embedded: embeddings [b, n, d] of the draft tokens after them.
+            caches: caches of the adaptation layers.
+            positions: positions [b, n].
+            visible: attention mask [b, n, cached + n] bool.
         """
-        positions = positions.clamp(max=self._last)
+        # drafts beyond the context are never accepted
+        positions = positions.clamp(max=self._last_position)
         state = self.fused(0, normed / self.hidden_scale, embedded / self.token_scale)
         for layer, cache in zip(self.layers, caches, strict=True):
             state = layer(state * self.stream_scale, cache, positions, visible) / self.stream_scale
         return state
 
     def normed(self, slots: Tensor) -> Tensor:
-        """Slots [..., d] as the head reads them."""
+        """Return slots [..., d] in the coordinates of the head, after the final norm."""
         scale = self.stream_scale if len(self.layers) else self.hidden_scale
         normed: Tensor = self.norm(slots * scale)
         return normed
 
     def head(self, slots: Tensor) -> Tensor:
-        """W [..., d] (+ b), from packed rows where there are some."""
+        """Return W slots (+ b) [..., v], with the quantized read-out if there is one."""
         if self.reader is None:
             return super().head(slots)
-        raw: Tensor = self.reader(slots)
-        return raw
+        logits: Tensor = self.reader(slots)
+        return logits
 
     @torch.no_grad()
     def initialize(self, target: TargetModel, sequences: Sequence[Tensor]) -> float:
-        """Measure the scales and set the fusions; see `initialization`."""
+        """Measure the scales and fit the fusions; see the module."""
         depth = len(self.layers)
         block = target.layers - depth if depth else None
         hidden, embedded, stream = collect_states(target, sequences, block)
@@ -206,7 +216,7 @@ class AdaptedDrafter(Drafter):
 
     @torch.no_grad()
     def quantize(self, target: TargetModel) -> bool:
-        """Round linears and read-out to 8 bits where the target runs natively; see `use_native`."""
+        """Quantize linears and read-out to 8 bits if the target runs natively; see `use_native`."""
         if not target.native:
             return False
         self.reader = plain_linear(self.read_out, self.read_bias)
@@ -215,7 +225,7 @@ class AdaptedDrafter(Drafter):
         return True
 
     def split_blocks(self) -> None:
-        """Make linears of what is none."""
+        """Convert weights that are not linears into linears, so that they can be quantized."""
 
     def copied_parameters(self) -> list[nn.Parameter]:
         return [*self.layers.parameters(), *self.norm.parameters()]
@@ -223,13 +233,14 @@ class AdaptedDrafter(Drafter):
 
 @dataclass
 class InnerNodes:
-    """The inner nodes of a tree that is being drafted, parents before children, the root (x_{i+1})
-    first.
+    """Inner nodes of a tree that is being drafted. The root (x_{i+1}) comes first, and parents
+    before children.
 
     Attributes:
-        tokens: [n, d] embeddings of the last token of each path.
-        slots: [n, d] what that token was read from; a_i for the root.
-        new: number of nodes of the last depth.
+        paths: path of each node.
+        tokens: embedding of each node's token, [n, d].
+        slots: slot that predicted each node's token, [n, d]; a_i for the root.
+        new: number of nodes at the last depth.
     """
 
     paths: list[Path]
@@ -238,21 +249,23 @@ class InnerNodes:
     new: int = 1
 
     def grow(self, paths: list[Path], tokens: Tensor, slots: Tensor) -> None:
+        """Append the nodes of the next depth."""
         self.paths += paths
         self.tokens, self.slots = torch.cat([self.tokens, tokens]), torch.cat([self.slots, slots])
         self.new = len(paths)
 
     def lineage(self, path: Path) -> list[int]:
-        """The nodes from the root to `path`."""
+        """Return the nodes from the root to `path`."""
         return [self.paths.index(path[:depth]) for depth in range(len(path) + 1)]
 
 
 class SequentialDrafter(AdaptedDrafter):
-    """A drafter in which every node of a tree is predicted from the path to it."""
+    """Drafter that predicts every node of a tree from the path to it."""
 
     @abstractmethod
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """Vectors [m, d] for the children of the m new inner nodes; the caches stay as they are."""
+        """Return slots [m, d] for the children of the m new inner nodes. The caches do not
+        change."""
 
     def draft(
         self,
@@ -268,14 +281,14 @@ class SequentialDrafter(AdaptedDrafter):
         tokens: dict[Path, int] = {}
         for depth in range(1, self.config.heads + 1):
             slots = self.next_slots(inner, caches)
-            for path, found in zip(level, self.candidates(slots, policy.ranks), strict=True):
-                for rank, (token, chance) in enumerate(found):
+            for path, candidates in zip(level, self.candidates(slots, policy.ranks), strict=True):
+                for rank, (token, chance) in enumerate(candidates):
                     tokens[*path, rank], chances[*path, rank] = token, chances[path] * chance
             parents, level = level, policy.inner(chances, depth)
             if not level or depth == self.config.heads:
                 break
-            chosen = torch.tensor([tokens[path] for path in level], device=hidden.device)
-            before = slots[[parents.index(path[:-1]) for path in level]]
-            inner.grow(level, embed(chosen).to(slots.dtype), before)
+            ids = torch.tensor([tokens[path] for path in level], device=hidden.device)
+            parent_slots = slots[[parents.index(path[:-1]) for path in level]]
+            inner.grow(level, embed(ids).to(slots.dtype), parent_slots)
         tree = policy.tree(chances)
         return tree, [tokens[path] for path in tree.paths]

@@ -5,7 +5,7 @@ target model's last hidden state and E its input embedding, both frozen:
 
     u_i = F1 [h_i ; E x_{i+1}]          a_i = SA1(u_<=i)       causal, its own key-value cache
     v_i = F2 [a_i ; E x_{i+1}]          b_i = SA2(v_<=i)       causal, its own key-value cache
-    s_k = a_i  for k <= K/2, else b_i   the heads are staged
+    s_k = a_i  for k <= K/2, else b_i   two stages of heads
     e_k = s_k + SiLU(M_k s_k + c_k)     a head's residual blocks; M, c start at zero
     Z   = AutoEmbedding([e_1 .. e_K])   the heads of one anchor attend to each other
     logits_k = W norm(Z_k)              W: the target's own head; norm: a copy of its final norm
@@ -14,10 +14,10 @@ SA1 and SA2 are clones of the target's last two decoder layers. Without them and
 Medusa.
 
 From the paper: the two-stage causal adaptation of hidden state and sampled token, and the
-bi-directional block after it. Ours: F as one linear map, the assignment of heads to stages, cloned
+bidirectional block after it. Ours: F as one linear map, the assignment of heads to stages, cloned
 layers, tied head, reduced vocabulary, and the coordinates (see `adapted`).
 
-The adaptation caches hold accepted tokens only; they are never cropped or gathered.
+The caches of the adaptation layers hold only accepted tokens, so they are never cropped.
 """
 
 import torch
@@ -28,17 +28,17 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.medusa import MedusaDrafter
 from backend.drafters.registry import drafter
 
-HEAD_WIDTH = 64  # about, of the attention
+HEAD_WIDTH = 64  # approximate size of an attention head
 
 
 class AutoEmbedding(nn.Module):
-    """The heads of one anchor attend to each other, without a mask: [n, K, d] -> [n, K, d].
+    """Bidirectional attention between the heads of one anchor: [n, K, d] -> [n, K, d].
 
         Y   = Z + P                            P [K, d] learned: head position encoding
         Y'  = Y  + MHA(norm Y)                 the last projections of both sums start at zero
         Y'' = Y' + FFN(norm Y')                FFN: d -> 4 d -> d
 
-    The bi-directional block is from the paper; its sizes and initialization are ours."""
+    The block is from the paper; its sizes and initialization are ours."""
 
     def __init__(self, width: int, heads: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class AutoEmbedding(nn.Module):
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=False, dtype=dtype)
 
-        wanted = range(max(1, width // HEAD_WIDTH), 0, -1)
-        self.attention_heads = next(n for n in wanted if width % n == 0)
+        counts = range(max(1, width // HEAD_WIDTH), 0, -1)
+        self.attention_heads = next(n for n in counts if width % n == 0)
         self.position = nn.Parameter(0.02 * torch.randn(heads, width, dtype=dtype))
         self.norm1, self.norm2 = (nn.RMSNorm(width, eps=1e-6, dtype=dtype) for _ in range(2))
         self.qkv, self.out = linear(width, 3 * width), linear(width, width)
@@ -66,7 +66,7 @@ class AutoEmbedding(nn.Module):
 
 @drafter("amphista", adaptation_layers=2)
 class AmphistaDrafter(MedusaDrafter):
-    """The drafter of the paper, whole or without one of its parts."""
+    """Drafter of the paper, complete or without one of its parts."""
 
     def build(self, target: TargetModel, dtype: torch.dtype) -> None:
         super().build(target, dtype)
@@ -75,8 +75,8 @@ class AmphistaDrafter(MedusaDrafter):
             self.encoder = AutoEmbedding(target.width, self.config.heads, dtype)
 
     def slots(self, stages: list[Tensor]) -> Tensor:
-        """The stages [n, d] -> [n, K, d]: the first half of the heads reads the first, the others
-        the last."""
+        """Return one vector per head [n, K, d]. The first half of the heads reads the first of the
+        stages [n, d], the other half the last one."""
         heads = self.config.heads
         early = heads // 2 if len(stages) == 2 else 0
         slots = self.heads(torch.stack([stages[0]] * early + [stages[-1]] * (heads - early), 1))

@@ -1,6 +1,9 @@
-"""A trained drafter in a folder: `drafter.safetensors` (weights, scales, draft vocabulary) and
-`config.json` (architecture, target model, tree, training). It works with one target model only,
-known by its width, vocabulary and the sha256 of its weights; any other is rejected."""
+"""Saving and loading of trained drafters.
+
+A drafter is a folder with `drafter.safetensors` (weights, scales, draft vocabulary) and
+`config.json` (architecture, target model, tree, training). It works only with its target model,
+which is identified by architecture, sizes and the sha256 of its weights.
+"""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -25,7 +28,16 @@ WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """Identity of the target model of a drafter: `name` for people, sha256 of its weights."""
+    """Identity of the target model of a drafter.
+
+    Attributes:
+        name: name for display.
+        architecture: class of the model.
+        width: hidden size.
+        vocabulary: number of tokens.
+        layers: number of decoder blocks.
+        sha256: sha256 of the weights.
+    """
 
     name: str
     architecture: str
@@ -36,6 +48,7 @@ class BaseFingerprint:
 
     @classmethod
     def of(cls, target: TargetModel, name: str = "") -> "BaseFingerprint":
+        """Compute the identity of a target model."""
         return cls(
             name,
             type(target.model).__name__,
@@ -48,12 +61,16 @@ class BaseFingerprint:
 
 @dataclass(frozen=True)
 class Amphista:
-    """A trained drafter as it is stored.
+    """A trained drafter in its stored form, of any architecture.
 
     Attributes:
-        growth: draft paths, most valuable first, and their values (see `draft_tree`).
-        figures: held-out accuracy: "top1" -> one value per head, and so on.
-        training: settings; context: the longest training sequence.
+        config: architecture and size.
+        base: identity of the target model.
+        weights: tensors of the drafter.
+        growth: draft paths with their values, most valuable first (see `draft_tree`).
+        figures: held-out accuracy, such as "top1" -> one value per head.
+        training: settings of the training.
+        context: tokens of the longest training sequence.
     """
 
     config: DrafterConfig
@@ -66,21 +83,25 @@ class Amphista:
 
     @property
     def arm(self) -> str:
-        """Name of the ablation arm: Amphista, Medusa, ..."""
+        """Name of the architecture or ablation, such as Amphista or Medusa."""
         return arm_of(self.config.model_dump())
 
     def bind(self, target: TargetModel) -> Drafter:
-        """The module for `target`, in its dtype and on its device, in 8 bits where that runs
-        natively. Raises ConfigError: it was trained for another model."""
-        actual = BaseFingerprint.of(target)
+        """Create the module for `target`, in its dtype and on its device; in 8 bits if the target
+        runs natively.
+
+        Raises:
+            ConfigError: the drafter was trained for another model.
+        """
+        fingerprint_of_target = BaseFingerprint.of(target)
         for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
-            expected, given = getattr(self.base, name), getattr(actual, name)
-            if expected != given:
+            expected, actual = getattr(self.base, name), getattr(fingerprint_of_target, name)
+            if expected != actual:
                 raise ConfigError(
                     "The drafter belongs to another model.",
-                    f"It was trained for {self.base.name or 'a model'}, {name} {expected}; this "
-                    f"one has {given}.",
-                    "Use it with the model it was trained for, or train one for this model.",
+                    f"It was trained for {self.base.name or 'a model'} with {name} {expected}; "
+                    f"this model has {actual}.",
+                    "Use the model it was trained for, or train a drafter for this model.",
                     "drafter",
                 )
         drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
@@ -104,7 +125,11 @@ class Amphista:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Amphista":
-        """The drafter in `folder`; NotFoundError where there is none, or its files are damaged."""
+        """Load the drafter in `folder`.
+
+        Raises:
+            NotFoundError: there is no drafter, or its files are damaged.
+        """
         if name := changed_file(Path(folder), contents=True):
             raise NotFoundError(
                 f"The drafter in {folder} is damaged.",
@@ -117,8 +142,9 @@ class Amphista:
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}")
             weights = load_file(Path(folder) / WEIGHTS)
-            if bad := next((name for name, W in weights.items() if not all_finite(W)), None):
-                raise ValueError(f"{bad} has values that are not finite")
+            for name, W in weights.items():
+                if not all_finite(W):
+                    raise ValueError(f"{name} has values that are not finite")
             return cls(
                 DrafterConfig(**record["drafter"]),
                 BaseFingerprint(**record["base"]),
@@ -132,7 +158,7 @@ class Amphista:
             raise NotFoundError(
                 f"There is no drafter in {folder}.",
                 f"{type(error).__name__}: {error}."[:300],
-                "Name a finished run of the kind amphista, or its drafter folder.",
+                "Enter a finished run of the kind amphista, or its drafter folder.",
                 "drafter",
             ) from error
 
@@ -145,6 +171,6 @@ def pack(
     training: dict[str, Any],
     context: int,
 ) -> Amphista:
-    """Package a trained module for saving; weights float32, on the CPU."""
+    """Package a trained module for saving, with float32 weights on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)

@@ -1,10 +1,12 @@
-"""Exact accepted length of any proposer, without the target model: a greedy answer and its hidden
-states are all that greedy decoding would see, whatever is drafted.
+"""Exact accepted length of any proposer, computed without running the target model.
+
+Greedy decoding depends only on the greedy answer and its hidden states, whatever is drafted, so it
+can be replayed from cached answers:
 
     tau = tokens / passes,     speed-up = tokens t(1) / sum over passes ( t(n) + draft )
 
-with n the nodes of a pass. In float32 tau is that of decoding; in 16 bits, up to near ties. For
-static trees of every size at once `draft_tree.walk` does the same, from the ranks of the true
+with n the nodes of a pass. tau equals that of decoding in float32; in 16 bits it may differ at near
+ties. `draft_tree.walk` does the same for static trees of all sizes, given the ranks of the true
 tokens.
 """
 
@@ -20,8 +22,13 @@ from backend.drafters.training.hidden_state_cache import CachedSequence
 
 @dataclass(frozen=True)
 class Walk:
-    """The passes over some answers: tokens each commits, nodes it verifies, and whether a draft was
-    made for it (a lookup costs nothing)."""
+    """Passes over some answers.
+
+    Attributes:
+        accepted: committed tokens of each pass.
+        nodes: verified nodes of each pass.
+        drafted: True for each pass with a draft; prompt lookup costs nothing and does not count.
+    """
 
     accepted: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
@@ -29,14 +36,14 @@ class Walk:
 
     @property
     def accepted_length(self) -> float:
-        """tau; 1 without a pass."""
+        """Mean accepted length tau; 1 without a pass."""
         return sum(self.accepted) / len(self.accepted) if self.accepted else 1.0
 
     def speed_up(self, costs: CostModel) -> float:
-        """Over decoding without a drafter, for the measured costs of a machine."""
-        once = costs.draft / costs.verify[1]
+        """Return the speed-up over decoding without a drafter, for measured costs of a machine."""
+        draft_cost = costs.draft / costs.verify[1]
         passes = (
-            costs.ratio(nodes) + once * drafted
+            costs.ratio(nodes) + draft_cost * drafted
             for nodes, drafted in zip(self.nodes, self.drafted, strict=True)
         )
         return sum(self.accepted) / (sum(passes) or 1.0)
@@ -44,21 +51,22 @@ class Walk:
 
 @torch.inference_mode()
 def walk_answers(proposer: Proposer, answers: Iterable[CachedSequence]) -> Walk:
-    """Walk greedy answers with a proposer; answers of fewer than two tokens have no pass."""
+    """Replay greedy answers with a proposer. Answers of fewer than two tokens have no pass."""
     walk = Walk()
     for answer in answers:
-        ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
+        # the first draft needs a hidden state, so it starts at position 1 or later
+        ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)
         proposer.start(ids[0], len(ids) + proposer.nodes)
-        while root < len(ids) - 1:  # the root is committed, and not yet read
+        while root < len(ids) - 1:  # the root is committed, but not read yet
             draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
             read = root
-            node = 0  # the last of the path that the text follows
+            node = 0  # last node of the path that matches the text
             for token in ids[root + 1 :]:
                 children = draft.tree.children[node]
-                found = next((x for x in children if draft.tokens[x - 1] == token), None)
-                if found is None:
+                child = next((x for x in children if draft.tokens[x - 1] == token), None)
+                if child is None:
                     break
-                node = found
+                node = child
             depth = draft.tree.depths[node]
             root += depth + 1
             walk.accepted.append(min(depth + 1, len(ids) - 1 - read))

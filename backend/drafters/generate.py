@@ -1,11 +1,11 @@
-"""Generate text with a target model, with or without a drafter: the Python API; and the heads of a
-drafter, in a tree, as a source of draft tokens.
+"""Python API for text generation with a target model, with or without a drafter.
 
     drafter = Amphista.load(folder)
     for token in generate(model, drafter, ids, max_new_tokens=200):
         print(token.id, token.head)
 
-Models that ask for batches, beam search or other logits processors are rejected.
+`TreeProposer` drafts trees of tokens with the heads of a drafter. Batches, beam search and models
+with other logits processors are refused.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -34,8 +34,8 @@ from backend.drafters.checkpoint import Amphista
 from backend.drafters.registry import Drafter
 from backend.errors import ConfigError
 
-TRIAL_NODES = 8  # of the tree whose drafts are timed
-UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
+TRIAL_NODES = 8  # size of the tree whose drafts are timed
+UNSUPPORTED = {  # setting of a generation config -> value without effect
     "num_beams": 1,
     "penalty_alpha": None,
     "dola_layers": None,
@@ -57,8 +57,12 @@ UNSUPPORTED = {  # setting of a generation config -> the value that has no effec
 
 
 class TreeProposer:
-    """The heads of a drafter, in a tree: a static one, or what a policy makes of every draft.
-    Raises ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
+    """Proposer that drafts trees with the heads of a drafter. The tree is static, or chosen by a
+    policy at every step.
+
+    Raises:
+        ConfigError: the tree has more levels than the drafter has heads, or more candidates than
+            its vocabulary.
     """
 
     def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree | TreePolicy) -> None:
@@ -76,11 +80,11 @@ class TreeProposer:
         self.drafter, self.target, self.policy, self.nodes = drafter, target, tree, tree.nodes
 
     def start(self, first: int, capacity: int) -> None:
-        drafted = self.nodes * self.drafter.config.heads  # at most, at all depths
-        self._caches = self.drafter.new_caches(capacity + drafted)
+        max_draft_tokens = self.nodes * self.drafter.config.heads  # at all depths
+        self._caches = self.drafter.new_caches(capacity + max_draft_tokens)
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        hidden = hidden.to(self.target.device)  # a cached answer's are elsewhere
+        hidden = hidden.to(self.target.device)  # states of cached answers are on the CPU
         embedded = self.target.embed(torch.tensor([tokens], device=hidden.device))
         tree, tokens = self.drafter.draft(
             hidden[None], embedded, self.policy, self._caches, self.target.embed
@@ -89,19 +93,24 @@ class TreeProposer:
 
 
 def tree_words(proposer: Proposer) -> str:
-    """What a proposer has verified: "a tree of 8 nodes"."""
+    """Describe the trees of a proposer, such as "a tree of 8 nodes"."""
     if proposer.nodes == 1:
         return "no drafts"
     policy = proposer.policy if isinstance(proposer, TreeProposer) else None
     if isinstance(policy, DynamicTree):
-        return f"trees of up to {policy.nodes} nodes, those of a chance above {policy.least:.0%}"
+        return f"trees of up to {policy.nodes} nodes with probabilities above {policy.least:.0%}"
     return f"a tree of {proposer.nodes} nodes"
 
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token, from head 1, 2, ..., the target model (0) or prompt lookup (-1),
-    accepted by verification pass `step`; 0 is the prefill."""
+    """A generated token.
+
+    Attributes:
+        id: token id.
+        head: source of the token: head 1, 2, ..., the target model (0) or prompt lookup (-1).
+        step: verification pass that accepted it; 0 for the prefill.
+    """
 
     id: int
     head: int
@@ -115,12 +124,17 @@ def make_proposer(
     least: int = 1,
     bound: Drafter | None = None,
 ) -> Proposer:
-    """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
+    """Return the proposer of a drafter; `NoDraft` without a drafter or for a tree of one node.
 
-    `nodes`: size of a static tree, including the root; 0: trees of as many nodes as pay at each
-    step on this machine, measured now; or trees chosen like this before. `least`: minimum size when
-    measured; `bound`: the drafter as it was bound to the target before. Raises ConfigError: the
-    drafter belongs to another model."""
+    Args:
+        nodes: size of a static tree, including the root; a policy of dynamic trees; or 0 to measure
+            this machine and draft the nodes that pay at each step.
+        least: minimum size of the tree when measured.
+        bound: the drafter already bound to the target.
+
+    Raises:
+        ConfigError: the drafter belongs to another model.
+    """
     if drafter is None:
         return NoDraft()
     bound = bound or drafter.bind(target)
@@ -145,18 +159,21 @@ def generate(
     nodes: int = 0,
     lookup: bool = False,
 ) -> Iterator[GeneratedToken]:
-    """The tokens that follow `prompt` [P] or [1, P], as they are accepted.
+    """Yield the tokens that follow `prompt` [P] or [1, P] when they are accepted.
 
-    They are those of the target model alone, up to rounding in a pass over several tokens: exact in
-    float32 for all practical purposes; in 16 bits near ties may be broken differently. Raises
-    ConfigError: a batch, a prompt that is too long, a drafter of another model. ModelError: the
-    model cannot verify trees.
+    The tokens equal those of the target model alone, except for rounding in a pass over several
+    tokens. The result is exact in float32 for all practical purposes; in 16 bits near ties may
+    resolve differently.
 
     Args:
-        sampling: None: greedy.
-        ends: end-of-sequence tokens; None: those of the model's generation config.
+        sampling: None for greedy decoding.
+        ends: end-of-sequence tokens; None for those of the model's generation config.
         nodes: see `make_proposer`.
         lookup: try prompt lookup first, with or without a drafter (see `PromptLookupFirst`).
+
+    Raises:
+        ConfigError: the prompt is a batch or too long, or the drafter belongs to another model.
+        ModelError: the model cannot verify trees.
     """
     target = base if isinstance(base, TargetModel) else TargetModel(base)
     refuse_processors(target.model)
@@ -164,17 +181,18 @@ def generate(
         drafter = make_proposer(target, drafter, nodes)
     if lookup:
         drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
-    usual = target.model.generation_config
-    penalty = getattr(usual, "repetition_penalty", None) or 1.0  # as in transformers
+    defaults = target.model.generation_config
+    penalty = getattr(defaults, "repetition_penalty", None) or 1.0  # as in transformers
     sampling = sampling or Sampling(repetition_penalty=penalty)
     if ends is None:
-        own = getattr(usual, "eos_token_id", None)
-        ends = own if isinstance(own, list) else [] if own is None else [own]
+        eos = getattr(defaults, "eos_token_id", None)
+        eos_ids = eos if isinstance(eos, list) else [eos]
+        ends = [token for token in eos_ids if token is not None]
     if isinstance(prompt, Tensor):
         if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
             raise ConfigError(
-                f"{len(prompt)} prompts were given.",
-                "Prompts differ in the number of accepted tokens, so one is decoded at a time.",
+                f"A batch of {len(prompt)} prompts is not supported.",
+                "Prompts differ in their numbers of accepted tokens.",
                 "Call generate once per prompt.",
                 "prompt",
             )
@@ -185,7 +203,8 @@ def generate(
 
 
 def refuse_processors(model: PreTrainedModel) -> None:
-    """Raise `ConfigError` for a generation config whose settings would change the text."""
+    """Raise `ConfigError` if the generation config has unsupported settings that change the
+    text."""
     for name, neutral in UNSUPPORTED.items():
         value = getattr(model.generation_config, name, neutral)
         if value not in (neutral, None) and value != []:

@@ -1,9 +1,10 @@
-"""The contract of a drafter, and the decorator that registers an architecture.
+"""Interface of drafters, and the decorator that registers an architecture.
 
-Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K: in a *parallel*
-drafter from what is known at the anchor alone, in a *sequential* one from the draft tokens, too.
+Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. In a *parallel*
+drafter it reads only the state of the anchor, in a *sequential* one also the earlier draft tokens.
+A slot is the vector [d] from which a head predicts a token.
 
-    slots  = drafter.anchor_slots(hidden, embedded, rows, places)    [n, K, d], one per head
+    slots  = drafter.anchor_slots(hidden, embedded, rows, positions)  [n, K, d], one per head
     logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 """
@@ -23,14 +24,19 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.registry import Registry
 
-Embed: TypeAlias = Callable[[Tensor], Tensor]
+Embed: TypeAlias = Callable[[Tensor], Tensor]  # token ids [...] -> embeddings [..., d]
 
 
 class Drafter(nn.Module, ABC):
-    """A trainable drafter, in the dtype it is created in, on the device of the target model. It
-    reads out with rows of the target's own head, which stay frozen. `vocabulary`: ids [v] that can
-    be drafted, ascending. `read_out`: [v, d], in the dtype of the target model; transform: of its
-    logits."""
+    """A trainable drafter on the device of the target model. Its logits come from rows of the
+    target's head, which stay frozen.
+
+    Attributes:
+        vocabulary: token ids [v] that can be drafted, ascending.
+        read_out: rows [v, d] of the target's head, in its dtype.
+        read_bias: bias [v] of these rows; None without one.
+        transform: transformation of the target's logits.
+    """
 
     vocabulary: Tensor
 
@@ -51,15 +57,20 @@ class Drafter(nn.Module, ABC):
         self.build(target, dtype)
 
     def build(self, target: TargetModel, dtype: torch.dtype) -> None:
-        """Make the layers, once config and read-out are known."""
+        """Create the layers. Called when config and read-out are set."""
 
     @abstractmethod
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, positions: Tensor
     ) -> Tensor:
-        """The vectors [n, K, d] of all heads at n anchors, ready for read-out. `hidden`,
-        `embedded`: [b, T, d] of whole sequences and the tokens after; `rows`, `places`: [n] of the
-        anchors."""
+        """Return the slots [n, K, d] of all heads at n anchors.
+
+        Args:
+            hidden: hidden states [b, T, d] of whole sequences.
+            embedded: embeddings [b, T, d] of the tokens after them.
+            rows: sequence of each anchor, [n].
+            positions: position of each anchor, [n].
+        """
 
     @abstractmethod
     def draft(
@@ -70,56 +81,62 @@ class Drafter(nn.Module, ABC):
         caches: list[DecodingCache],
         embed: Embed,
     ) -> tuple[Tree, list[int]]:
-        """A tree and a token for each of its nodes but the root, at the last of n new anchors.
+        """Draft at the last of n new anchors. Return a tree, and a token for each of its nodes
+        except the root.
 
         Args:
-            hidden, embedded: [1, n, d], of the anchors since the last call.
-            caches: of the anchors before; the new ones are appended.
-            embed: token ids [...] -> [..., d].
+            hidden: hidden states [1, n, d] of the anchors since the last call.
+            embedded: embeddings [1, n, d] of the tokens after them.
+            policy: chooses the tree.
+            caches: caches of the earlier anchors; the new anchors are appended.
+            embed: embeds token ids.
         """
 
     @abstractmethod
     def new_caches(self, capacity: int) -> list[DecodingCache]:
-        """The empty caches `draft` needs for `capacity` anchors."""
+        """Create empty caches for `draft` with room for `capacity` anchors."""
 
     def logits(self, slots: Tensor) -> Tensor:
-        """[..., d] -> [..., v] over the draft vocabulary."""
+        """Return the logits [..., v] of slots [..., d] over the draft vocabulary."""
         return self.transform(self.head(slots.to(self.read_out.dtype)))
 
     def candidates(self, slots: Tensor, ranks: int) -> list[list[tuple[int, float]]]:
-        """The `ranks` most likely tokens of each slot [n, d], best first: ids and probabilities."""
+        """Return the ids and probabilities of the `ranks` most likely tokens of each slot [n, d],
+        best first."""
         logits = self.logits(slots)
         best = most_likely(logits, min(ranks, logits.shape[-1]))
         chances, ids = best[0].exp().tolist(), self.vocabulary[best[1]].tolist()
         return [list(zip(*pair, strict=True)) for pair in zip(ids, chances, strict=True)]
 
     def head(self, slots: Tensor) -> Tensor:
-        """W [..., d] (+ b), before the logits are scaled and capped."""
+        """Return W slots (+ b) [..., v], before the logits are scaled and capped."""
         return linear(slots, self.read_out, self.read_bias)
 
     def initialize(self, target: TargetModel, sequences: Sequence[Tensor]) -> float:
-        """Set what an untrained drafter can know from `sequences` (token ids [L] each); return the
-        share of variance that a least-squares fit explains, 0 without one."""
+        """Initialize weights from `sequences` (token ids [L] each). Return the share of variance
+        explained by a least-squares fit; 0 without a fit."""
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
-        """Replace weights by 8-bit ones where the target runs natively; whether it did."""
+        """Quantize weights to 8 bits if the target runs natively. Return True if they are."""
         return False
 
     def copied_parameters(self) -> list[nn.Parameter]:
-        """Parameters that were copied from the target model; they have their own learning rate."""
+        """Return the parameters copied from the target model, which have separate learning
+        rates."""
         return []
 
     def parameter_count(self) -> int:
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 class ParallelDrafter(Drafter):
-    """A drafter whose heads draft from what is known at an anchor, all at once."""
+    """A drafter whose heads all draft at once from the state of an anchor."""
 
     @abstractmethod
     def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
-        """The vectors [K, d] of all heads at the last of n new anchors; see `draft`."""
+        """Return the slots [K, d] of all heads at the last of n new anchors; see `draft`."""
 
     def draft(
         self,
@@ -131,14 +148,14 @@ class ParallelDrafter(Drafter):
     ) -> tuple[Tree, list[int]]:
         slots = self.draft_slots(hidden, embedded, caches)
         chances: dict[Path, float] = {(): 1.0}
-        found, level = self.candidates(slots, policy.ranks), list[Path]([()])
-        for depth, candidates in enumerate(found, 1):
+        candidates, level = self.candidates(slots, policy.ranks), list[Path]([()])
+        for depth, head_candidates in enumerate(candidates, 1):
             for path in level:
-                for rank, (_, chance) in enumerate(candidates):
+                for rank, (_, chance) in enumerate(head_candidates):
                     chances[*path, rank] = chances[path] * chance
             level = policy.inner(chances, depth)
         tree = policy.tree(chances)
-        return tree, [found[head][rank][0] for head, rank in tree.slots]
+        return tree, [candidates[head][rank][0] for head, rank in tree.slots]
 
 
 DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)
@@ -148,8 +165,12 @@ Architecture = TypeVar("Architecture", bound=type[Drafter])
 def drafter(
     name: str, *, adaptation_layers: int = 0, repeats: bool = False
 ) -> Callable[[Architecture], Architecture]:
-    """Register a drafter architecture: a class decorator. `adaptation_layers`: cloned from the end
-    of the base model; `repeats`: they run again for each draft token (for estimates)."""
+    """Class decorator that registers a drafter architecture.
+
+    Args:
+        adaptation_layers: number of layers cloned from the end of the base model.
+        repeats: True if these layers run again for each draft token; used for time estimates.
+    """
     return DRAFTERS.registering(name, lambda cls: cls)
 
 
@@ -159,5 +180,6 @@ def build_drafter(
     vocabulary: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Drafter:
+    """Create an untrained drafter for `target`."""
     drafter = DRAFTERS[config.architecture](config, target, vocabulary, dtype)
     return drafter.requires_grad_().to(target.device)

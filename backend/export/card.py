@@ -1,7 +1,7 @@
-"""The model card of saved weights: what the model is, how it was made, how to load it.
+"""Model cards of saved models: description, origin, and instructions for loading.
 
-Where the model it was made of comes from, its name on the Hub and its license, is read from that
-one's card; the files with its terms are copied. Does not import torch.
+The base model's name on the Hub and its license are read from its own card, and the files with its
+license terms are copied. Does not import torch.
 """
 
 import json
@@ -22,7 +22,7 @@ from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 from backend.quantization import GRID_NAMES
 
 CARD = "README.md"
-STOCK = """```python
+LOADING_CODE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this folder>"{})
 tokenizer = AutoTokenizer.from_pretrained("<this folder>")
@@ -31,12 +31,14 @@ tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 
 @dataclass(frozen=True)
 class ModelOrigin:
-    """The origin of a base model, for the card of what is made of it; "" for what is not known.
+    """Origin and license of a base model. Unknown facts are "".
 
     Attributes:
         base_model: id on the Hub.
-        license: its identifier on the Hub, such as apache-2.0; `name`, `link` of one without.
-        folder: with the files that state its terms.
+        license: identifier of the license on the Hub, such as apache-2.0.
+        name: name of a license without an identifier.
+        link: link to a license without an identifier.
+        folder: folder with the files of the license terms.
     """
 
     base_model: str = ""
@@ -47,22 +49,22 @@ class ModelOrigin:
 
 
 def origin_of(spec: str) -> ModelOrigin:
-    """The origin of the model `spec`, as far as its files tell."""
+    """Return the origin of the model `spec`, read from its files."""
     if spec == TOY:
         return ModelOrigin(license="apache-2.0", folder=TOY_FOLDER)
     if spec == smollm2.NAME:
         return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     if spec.endswith(".gguf"):
-        folder = local_folder(spec)  # where it was converted to
+        folder = local_folder(spec)  # the converted model
     card: dict[str, Any] = {}
     if folder and (folder / CARD).is_file():
-        with suppress(Exception):  # on malformed YAML its parser raises errors of its own
+        with suppress(Exception):  # the YAML parser raises many kinds of errors
             card = metadata_load(folder / CARD) or {}
-    known = CacheOrigin.read(folder) if folder else None
+    cached = CacheOrigin.read(folder) if folder else None
     base = spec if is_hub_id(spec) else str(card.get("base_model") or "")
-    base = base or (known.base_model if known else "")
-    license = known.license.lower() if known and known.license != UNKNOWN else ""
+    base = base or (cached.base_model if cached else "")
+    license = cached.license.lower() if cached and cached.license != UNKNOWN else ""
     return ModelOrigin(
         base_model=base,
         license=str(card.get("license") or license),
@@ -78,8 +80,13 @@ def front_matter(
     relation: str | None = None,
     library: str | None = None,
 ) -> str:
-    """The YAML block that the Hub reads. `tags`: what was done to the model; `relation`: as the Hub
-    calls it (quantized, finetune); `library`: that loads the model."""
+    """Return the YAML block that the Hub reads.
+
+    Args:
+        tags: methods that were applied to the model.
+        relation: relation to the base model in the Hub's terms (quantized, finetune).
+        library: library that loads the model.
+    """
     data = ModelCardData(
         base_model=origin.base_model or None,
         base_model_relation=relation if origin.base_model else None,
@@ -94,16 +101,16 @@ def front_matter(
 
 
 def license_note(origin: ModelOrigin) -> str:
-    """A sentence for people."""
+    """Return a sentence about the license."""
     base = origin.base_model or "the base model"
     if not origin.license:
-        return f"The license of {base} applies; it is not known here. Add it before you publish."
-    named = origin.name if origin.license == "other" and origin.name else origin.license
-    return f"The license and the terms of {base} apply: {named}."
+        return f"The license of {base} applies, but it is unknown. Add it before you publish."
+    license = origin.name if origin.license == "other" and origin.name else origin.license
+    return f"The license and the terms of {base} apply: {license}."
 
 
 def copy_terms(origin: ModelOrigin, folder: Path) -> None:
-    """Put the files that state the terms of the base model into a new model folder."""
+    """Copy the files with the license terms of the base model into a new model folder."""
     if origin.folder is None or not origin.folder.is_dir():
         return
     for pattern in ("LICENSE*", "LICENSE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
@@ -113,18 +120,19 @@ def copy_terms(origin: ModelOrigin, folder: Path) -> None:
 
 
 def loading(layout: Layout, embedding: bool = False) -> str:
-    """Instructions for loading the folder, with limitations. `embedding`: it is packed, too."""
+    """Return instructions for loading the folder, with limitations. `embedding`: True if the
+    embedding is packed."""
     if layout.format == "dense":
         return (
-            f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
-            "values of the quantization grid: every program can load them, without gains in "
+            f"{LOADING_CODE.format('')}\n\nThe weights are stored in the dtype of the base model, "
+            "at values of the quantization grid. Every program can load them, without gains in "
             "size or speed."
         )
     if layout.format == "slimscope":
         return (
-            "Codes in a format of Slimscope's own, which holds real offsets, and embeddings of "
-            "other bits than the layers: open it there, or export it as GGUF, whose types hold "
-            "groups of a multiple of 32 exactly (offsets: Q4_1)."
+            "Codes in a format of Slimscope's own, which supports real offsets, and embeddings "
+            "with other bits than the layers. Open it in Slimscope, or export it as GGUF, whose "
+            "types store groups of a multiple of 32 exactly (offsets: Q4_1)."
         )
     if layout.format != "compressed-tensors":
         return (
@@ -133,34 +141,38 @@ def loading(layout: Layout, embedding: bool = False) -> str:
         )
     if layout.grid == "symmetric" and not embedding:
         return (
-            f"{STOCK.format('')}\n\nRequires the package compressed-tensors. In float32 the "
+            f"{LOADING_CODE.format('')}\n\nRequires the package compressed-tensors. In float32 the "
             "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
-            "loading: this saves disk space, not memory."
+            "loading, so the format saves disk space, but no memory."
         )
-    code = STOCK.format(", quantization_config=CompressedTensorsConfig(dequantize=True)").replace(
+    code = LOADING_CODE.format(
+        ", quantization_config=CompressedTensorsConfig(dequantize=True)"
+    ).replace(
         "import AutoModelForCausalLM, AutoTokenizer",
         "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig",
     )
     return (
-        f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`: without it "
+        f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`. Without it "
         "packed zero-points of an asymmetric grid and packed embeddings do not load. Weights are "
         "dequantized in the precision of the scales, so logits differ by its rounding error."
     )
 
 
 def figures(measured: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of what was measured: metric -> stage -> value."""
+    """Return a Markdown table of measured results: metric -> stage -> value."""
     stages = dict.fromkeys(stage for values in measured.values() for stage in values)
-    head = f"| stage | {' | '.join(measured)} |\n|---|{'---|' * len(measured)}\n"
+    header = f"| stage | {' | '.join(measured)} |\n|---|{'---|' * len(measured)}\n"
     rows = (
         f"| {stage} | {' | '.join(_figure(values.get(stage)) for values in measured.values())} |"
         for stage in stages
     )
-    return head + "\n".join(rows)
+    return header + "\n".join(rows)
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}"
+    if value is None:
+        return ""
+    return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}"
 
 
 def pruned_card(
@@ -175,17 +187,17 @@ def pruned_card(
     config: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> str:
-    """The text of README.md of a pruned model; see `model_card`."""
+    """Return the text of README.md of a pruned model; see `model_card`."""
     warning = f"\nNote on the base: {note}\n" if note else ""
     return f"""{front_matter(origin, ["pruning", "sparse"], library="transformers")}
 # {title}, {pattern} pruned by {method}
 
 Made by Slimscope, run {run}. Stage: {stage}. {license_note(origin)}
 {warning}
-The zeros are stored as ordinary numbers: the file is as large as the dense one, and plain
+The zeros are stored as ordinary numbers. The file is as large as the dense one, and plain
 `transformers` runs it at the dense speed.
 
-{STOCK.format("")}
+{LOADING_CODE.format("")}
 
 Measured on the evaluation text of the run:
 
@@ -196,12 +208,12 @@ Measured on the evaluation text of the run:
 def gguf_card(
     file: str, model: str, type: str, run: str, origin: ModelOrigin, note: str = ""
 ) -> str:
-    """The text of README.md beside a GGUF file of `model`: a run, or the name of a model."""
+    """Return the text of README.md for a GGUF file. `model`: a run, or the name of a model."""
     warning = f"\nNote on the base: {note}\n" if note else ""
     return f"""{front_matter(origin, ["gguf", "llama.cpp"], "quantized")}
 # {file}
 
-Made of {model} by Slimscope, run {run}. Linear layers: {type}. {license_note(origin)}
+Made from {model} by Slimscope, run {run}. Linear layers: {type}. {license_note(origin)}
 {warning}
 ```sh
 llama-cli -m {file} -p "Once upon a time"
@@ -238,31 +250,43 @@ def model_card(
     text: Mapping[str, Any],
     embeddings: Sequence[str] = (),
 ) -> str:
-    """The text of README.md. `note`: a caveat about the base model; `perplexity`: stage label ->
-    value, for all measured stages; `text`: identifies the calibration, training and evaluation
-    texts; `embeddings`: names of a packed embedding and head."""
-    widths = sorted({each.bits for each in layout.linears})
+    """Return the text of README.md of a quantized model.
+
+    Args:
+        title: name of the base model.
+        run: name of the run.
+        stage: label of the saved stage.
+        origin: origin of the base model.
+        note: a caveat about the base model.
+        layout: format, and the settings of each layer.
+        bits_per_weight: stored bits per weight of the quantized layers.
+        perplexity: stage label -> perplexity, for all measured stages.
+        config: config of the run.
+        text: identification of the calibration, training and evaluation texts.
+        embeddings: names of a packed embedding and head.
+    """
+    widths = sorted({linear_layout.bits for linear_layout in layout.linears})
     tags = ["quantization", *(f"{bits}-bit" for bits in widths), layout.format]
     group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
-    grid, of = GRID_NAMES[layout.grid], [layout.of(name) for name in embeddings]
-    also = "".join(f" {n}: {x.bits} bits." for n, x in zip(embeddings, of, strict=True))
-    alike = any(each == layout.linears[0] for each in of)
+    grid, embedding_layouts = GRID_NAMES[layout.grid], {n: layout.of(n) for n in embeddings}
+    also = "".join(f" {n}: {x.bits} bits." for n, x in embedding_layouts.items())
+    has_packed_embedding = layout.linears[0] in embedding_layouts.values()
     warning = f"\nNote on the base model: {note}\n" if note else ""
     return f"""{front_matter(origin, tags, "quantized", "transformers")}
 # {title}, {layout.width} by {stage}
 
 Made by Slimscope, run {run}. {layout.width}, {group}, {grid}: {bits_per_weight:.3f} bits
-per weight of the quantized layers, with scales, zero-points and offsets.{also} \
+per weight of the quantized layers, including scales, zero-points and offsets.{also} \
 {license_note(origin)}
 {warning}
-{loading(layout, alike)}
+{loading(layout, has_packed_embedding)}
 
 Perplexity on the evaluation text of the run:
 
 {figures({"perplexity": perplexity})}
 
 DL-QAT stages were trained on the training text below. Part of their gain over untrained baselines
-is adaptation to that text: compare with the LoRA control, the same training without quantization.
+is adaptation to that text. Compare with the LoRA control, the same training without quantization.
 {_appendix(config, text)}"""
 
 
@@ -276,21 +300,28 @@ def live_card(
     methods: tuple[str, str],
     address: str,
 ) -> str:
-    """The text of README.md of a live model. `formats`, `made`: how many layers are stored, and
-    were made, so; `methods`: the pruner and the quantizer chosen."""
+    """Return the text of README.md of a live model.
+
+    Args:
+        base: name of the base model.
+        formats: format -> number of layers.
+        made: way of compression, such as "instant" -> number of layers.
+        methods: names of the pruner and the quantizer.
+        address: address of the state in the workbench.
+    """
     warning = f"\nNote on the base model: {note}\n" if note else ""
-    stored = "".join(f"| {form} | {count} |\n" for form, count in formats.items())
+    table = "".join(f"| {form} | {count} |\n" for form, count in formats.items())
     ways = ", ".join(f"{count} {way}" for way, count in made.items())
     return f"""{front_matter(origin, ["slimscope", "workbench"], "quantized")}
 # {title}
 
-{base}, written by Slimscope's workbench as it was on the screen. No run has made, trained or
-evaluated it. Layers: {ways}. Instant ones are made without the inputs that the layers before leave:
-queue the same state as a run for the better model. {license_note(origin)}
+{base}, saved from Slimscope's workbench. No run has made, trained or evaluated it. Layers: {ways}.
+Instant layers do not see the inputs from the compressed layers before them. For a better model,
+queue the same state as a run. {license_note(origin)}
 {warning}
 | format | layers |
 |---|---|
-{stored}
+{table}
 Pruner: {methods[0]}. Quantizer: {methods[1]}. State:
 
 ```

@@ -1,7 +1,7 @@
-"""Layouts of packed weights: the codes of a layer in 32-bit words, and the tensors it is stored as.
+"""Layouts of packed weights: codes in 32-bit words, and the stored tensors of a layer.
 
-n-bit codes are packed without gaps, lowest bits first: 32 of them take exactly n words, for every
-n. compressed-tensors packs weights along rows, GPTQ along columns; 3-bit codes take 3 bits in both.
+n-bit codes are packed without gaps, lowest bits first, so 32 codes take exactly n words.
+compressed-tensors packs weights along rows, GPTQ along columns; 3-bit codes take 3 bits in both.
 
 compressed-tensors, pack-quantized (signed codes q - 2^(n-1), stored with an offset)
 
@@ -10,9 +10,8 @@ compressed-tensors, pack-quantized (signed codes q - 2^(n-1), stored with an off
     weight_zero_point   int32 [ceil(out n / 32), groups]  z along columns; absent if symmetric
     weight_shape        int64 [2]
 
-slimscope, our own
+slimscope (ours), the same tensors, and for a grid with offsets
 
-    the same, and of a grid with offsets
     weight_offset       [out, groups]                     b = -s z, in the dtype of the scales
 
 GPTQ, codes in columns of W^T
@@ -40,22 +39,23 @@ from backend.models.sources.quantized import WORD_BITS
 from backend.quantization.grid import QuantizedWeight, offsets_of, zeros_of
 
 MASK = 2**WORD_BITS - 1
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns of the eight codes of a word, lowest bits first
 
 
 def words_for(count: int, bits: int) -> int:
-    """Number of words for `count` codes."""
+    """Return the number of words for `count` codes."""
     return math.ceil(count * bits / WORD_BITS)
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless a tensor of packed codes has this shape."""
+    """Raise `ValueError` unless a tensor has the expected shape."""
     if tuple(tensor.shape) != expected:
         raise ValueError(f"its {name} is {list(tensor.shape)}, not {list(expected)}")
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, columns] in 0 .. 2^bits - 1 -> int32 [rows, ceil(columns * bits / 32)]."""
+    """Pack codes, uint8 [rows, columns] in 0 .. 2^bits - 1, into words, int32 [rows, ceil(columns *
+    bits / 32)]."""
     rows, columns = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -columns % WORD_BITS)).contiguous()
     runs = padded.view(rows, -1, WORD_BITS).long()  # each becomes `bits` words
@@ -70,7 +70,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
-    """int32 [rows, ceil(columns * bits / 32)] -> uint8 [rows, columns]."""
+    """Unpack words, int32 [rows, ceil(columns * bits / 32)], into codes, uint8 [rows, columns]."""
     rows, top = len(words), 2**bits - 1
     padded = torch.nn.functional.pad(words, (0, -words.shape[1] % bits)).contiguous()
     runs = padded.view(rows, -1, bits).long() & MASK
@@ -84,25 +84,28 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     return codes.view(rows, -1)[:, :columns].contiguous()
 
 
-def packed_tensors(
-    layer: QuantizedWeight, layout: Layout, stored: torch.dtype
-) -> dict[str, Tensor]:
-    """The tensors of a layer, by name suffix."""
+def packed_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a layer in compressed-tensors or slimscope format, by name suffix."""
     tensors = {
         "weight_packed": pack(layer.codes, layout.bits),
-        "weight_scale": layer.grid.scale.to(stored),
+        "weight_scale": layer.grid.scale.to(dtype),
         "weight_shape": torch.tensor(layer.codes.shape),
     }
     if layout.grid == "offset":
-        tensors["weight_offset"] = offsets_of(layer.grid.scale, layer.grid.zero).to(stored)
+        tensors["weight_offset"] = offsets_of(layer.grid.scale, layer.grid.zero).to(dtype)
     elif layout.grid != "symmetric":
         tensors["weight_zero_point"] = pack(layer.grid.zero.to(torch.uint8).T, layout.bits).T
     return tensors
 
 
 def from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zero-points [out, groups]. Raises KeyError, ValueError: a tensor
-    is missing or has another shape."""
+    """Return codes [out, in], scales and zero-points [out, groups] of a layer in compressed-tensors
+    or slimscope format.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: a tensor has the wrong shape.
+    """
     rows, columns = tensors["weight_shape"].tolist()
     packed, scale = tensors["weight_packed"], tensors["weight_scale"]
     check_shape("weight_packed", packed, (rows, words_for(columns, layout.bits)))
@@ -120,11 +123,12 @@ def from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, 
 def compressed_tensors_config(
     model: nn.Module, layers: Collection[str], layout: Layout
 ) -> dict[str, Any]:
-    """The `quantization_config` of config.json. `layers`: full names of the quantized linears."""
+    """Return the `quantization_config` of config.json. `layers`: full names of the quantized
+    layers."""
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    others = {name for group in layout.others for name in group.layers}
-    alike = sorted({*layers} - linears - others)  # an embedding
-    groups = {"group_0": _group(["Linear", *alike], layout)}
+    special = {name for group in layout.others for name in group.layers}
+    embeddings = sorted({*layers} - linears - special)  # with the settings of most linears
+    groups = {"group_0": _group(["Linear", *embeddings], layout)}
     for number, group in enumerate(layout.others, 1):
         groups[f"group_{number}"] = _group([*group.layers], layout.of(group.layers[0]))
     return {
@@ -145,30 +149,34 @@ def _group(targets: list[str], layout: Layout) -> dict[str, Any]:
         "group_size": layout.group_size or None,
         "dynamic": False,
     }
-    about = {"targets": targets, "format": "pack-quantized", "input_activations": None}
-    return about | {"weights": weights}
+    group = {"targets": targets, "format": "pack-quantized", "input_activations": None}
+    return group | {"weights": weights}
 
 
-def gptq_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a layer, by name suffix."""
+def gptq_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a layer in GPTQ format, by name suffix."""
     zero = layer.grid.zero.to(torch.uint8)
     columns = torch.arange(layer.codes.shape[1], dtype=torch.int32)
     return {
         "qweight": pack(layer.codes, layout.bits).T,
         "qzeros": pack(zero.T - _zero_offset(layout), layout.bits),
-        "scales": layer.grid.scale.to(stored).T,
+        "scales": layer.grid.scale.to(dtype).T,
         "g_idx": columns // layer.group_size,
     }
 
 
 def _zero_offset(layout: Layout) -> int:
-    """The number that GPTQ's first version subtracts from zero-points."""
+    """Return the number that the first version of the GPTQ format subtracts from zero-points."""
     return 1 if layout.format == "gptq" else 0
 
 
 def from_gptq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zero-points [out, groups]. Raises KeyError, ValueError: a tensor
-    is missing or has another shape."""
+    """Return codes [out, in], scales and zero-points [out, groups] of a layer in GPTQ format.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: a tensor has the wrong shape.
+    """
     rows, columns = tensors["scales"].shape[1], len(tensors["g_idx"])
     groups = len(tensors["scales"])
     check_shape("qweight", tensors["qweight"], (words_for(columns, layout.bits), rows))
@@ -179,20 +187,21 @@ def from_gptq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Te
 
 
 def from_awq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """See `from_gptq`."""
+    """Return codes [out, in], scales and zero-points [out, groups] of a layer in AWQ format. Raises
+    the errors of `from_gptq`."""
     columns, (groups, rows) = len(tensors["qweight"]), tensors["scales"].shape
     check_shape("qweight", tensors["qweight"], (columns, words_for(rows, layout.bits)))
     check_shape("qzeros", tensors["qzeros"], (groups, words_for(rows, layout.bits)))
-    place = torch.tensor(AWQ_ORDER).argsort()
+    order = torch.tensor(AWQ_ORDER).argsort()
     codes, zero = (
-        unpack(tensors[part], layout.bits, rows).view(count, -1, len(place))[..., place].flatten(1)
+        unpack(tensors[part], layout.bits, rows).view(count, -1, len(order))[..., order].flatten(1)
         for part, count in (("qweight", columns), ("qzeros", groups))
     )
     return codes.T.contiguous(), tensors["scales"].T, zero.T
 
 
 def gptq_config(layout: Layout) -> dict[str, Any]:
-    """The `quantization_config` of config.json."""
+    """Return the `quantization_config` of config.json."""
     return {
         "quant_method": "gptq",
         "bits": layout.bits,

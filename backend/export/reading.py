@@ -1,5 +1,5 @@
-"""Read and check a folder of packed weights, of Slimscope (`writing.export`) or others: as codes,
-as a dense model, or as one whose codes the native decoder reads."""
+"""Reading of folders with packed weights, from Slimscope (`writing.export`) or other programs: as
+codes, as a dense model, or as a model with packed weights for the native decoder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,61 +44,80 @@ READERS = {
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """The quantized layers of an exported folder by full name, and all other tensors; `ModelError`
-    if config and weights do not match. The embedding and the head may be among the layers."""
+    """Read the quantized layers of a folder by full name, possibly with the embedding and the head,
+    and all other tensors.
+
+    Raises:
+        ModelError: config and weights do not match.
+    """
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
         for path in weight_files(folder):
             tensors |= load_file(path)
     except (OSError, SafetensorError) as error:
         raise unreadable(folder, f"{error}.") from error
-    ending = f".{PARTS[layout.method][0]}"
-    names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+    suffix = f".{PARTS[layout.method][0]}"
+    names = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")
-    if lost := {name for group in layout.others for name in group.layers} - {*names}:
-        raise unreadable(folder, f"Its config says that {min(lost)} is quantized; it is not.")
-    layers, rest = dict[str, QuantizedWeight](), dict(tensors)
+    if missing := {name for group in layout.others for name in group.layers} - {*names}:
+        raise unreadable(folder, f"Its config lists {min(missing)} as quantized, but it is not.")
+    layers, unquantized = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
         parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         layers[name] = layer_from(name, parts, layout.of(name))
-        for suffix in parts:
-            if suffix != "bias":
-                del rest[f"{prefix}{suffix}"]
+        for part in parts:
+            if part != "bias":
+                del unquantized[f"{prefix}{part}"]
     family = str(text_config(read_config(folder)).get("model_type"))
-    return _as_loaded(folder, family, layers, rest) if family in SEPARATE else (layers, rest)
+    return (
+        _as_loaded(folder, family, layers, unquantized)
+        if family in SEPARATE
+        else (layers, unquantized)
+    )
 
 
 def _as_loaded(
-    folder: Path, family: str, layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]
+    folder: Path,
+    family: str,
+    layers: Mapping[str, QuantizedWeight],
+    unquantized: Mapping[str, Tensor],
 ) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """Layers and other tensors by the names of the loaded model, gate and up projection of an
-    expert as one; `ModelError` if one is missing or does not fit the other."""
+    """Rename layers and other tensors as in the loaded model, and join gate and up projection of
+    each expert.
+
+    Raises:
+        ModelError: a projection is missing, or the two do not match.
+    """
     parts = dict[str, dict[int, QuantizedWeight]]()
     for name, layer in layers.items():
-        loaded, place = expert_place(family, name)
-        parts.setdefault(loaded, {})[place] = layer
-    found = dict[str, QuantizedWeight]()
-    for name, by_place in parts.items():
-        halves = [by_place[place] for place in sorted(by_place)]
+        module, index = expert_place(family, name)
+        parts.setdefault(module, {})[index] = layer
+    loaded_layers = dict[str, QuantizedWeight]()
+    for name, by_index in parts.items():
+        halves = [by_index[index] for index in sorted(by_index)]
         sizes = {(*x.codes.shape, x.group_size) for x in halves}
         if len(halves) != len(stored_modules(family, name)) or len(sizes) > 1:
             raise unreadable(folder, f"The parts of {name} are missing or differ.")
-        found[name] = joined(halves)
+        loaded_layers[name] = joined(halves)
     tensors = dict[str, Tensor]()
-    for stored, tensor in rest.items():
-        name = loaded_name(family, stored)
+    for stored_name, tensor in unquantized.items():
+        name = loaded_name(family, stored_name)
         if fused := EXPERTS.fullmatch(name):
-            for number, one in enumerate(tensor):
-                tensors[f"{fused[1]}.{number}.{fused[2]}.weight"] = one
+            for number, expert in enumerate(tensor):
+                tensors[f"{fused[1]}.{number}.{fused[2]}.weight"] = expert
         else:
             tensors[name] = tensor
-    return found, tensors
+    return loaded_layers, tensors
 
 
 def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
-    """Restore a layer from its tensors, by name suffix; `ModelError` if they are inconsistent."""
+    """Restore a layer from its tensors by name suffix.
+
+    Raises:
+        ModelError: the tensors are inconsistent.
+    """
     try:
         codes, scale, zero = READERS[layout.format](tensors, layout)
         groups = codes.shape[1] // (layout.group_size or codes.shape[1])
@@ -107,7 +126,7 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
                 f"its scales {list(scale.shape)} do not match groups of {layout.group_size} of "
                 f"weights {list(codes.shape)}"
             )
-        scale, zero = _by_input(tensors, scale, zero)
+        scale, zero = _expand_groups(tensors, scale, zero)
     except KeyError as error:
         raise _inconsistent(name, f"it has no {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
@@ -115,9 +134,11 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
     return quantized_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
 
 
-def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zero-points [out, groups]; [out, in] where inputs are assigned to groups in
-    another order ("act-order"): each is read as a group of its own."""
+def _expand_groups(
+    tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return scales and zero-points [out, groups]. If inputs are assigned to groups in another
+    order ("act-order"), every input becomes a group: [out, in]."""
     order, groups = tensors.get("g_idx", tensors.get("weight_g_idx")), scale.shape[1]
     if order is None:
         return scale, zero
@@ -133,7 +154,7 @@ def _inconsistent(name: str, why: str) -> ModelError:
     return ModelError(
         f"{name} cannot be read.",
         f"{why[0].upper()}{why[1:]}.",
-        "Config and weights do not match; export the model again.",
+        "Config and weights do not match. Export the model again.",
         field="model",
     )
 
@@ -141,97 +162,108 @@ def _inconsistent(name: str, why: str) -> ModelError:
 @alone
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """Load a folder in bfloat16, on the CPU: as codes where the native decoder runs it, else
-    expanded. `say` gets what is not read as codes, and why. `ModelError` if it is damaged or not
-    finite."""
-    model, layers = _opened(folder, torch.bfloat16)
-    if why := obstacle(model):
+    """Load a folder in bfloat16 on the CPU, with packed weights if the native decoder supports the
+    model, otherwise expanded. `say` is called with a note on layers that are expanded.
+
+    Raises:
+        ModelError: the folder is damaged, or a tensor is not finite.
+    """
+    model, layers = _open_folder(folder, torch.bfloat16)
+    if reason := obstacle(model):
         expanded = sum(2 * x.codes.numel() for x in layers.values())
         packed = sum((1 + x.grid.bits / 8) * x.codes.numel() for x in layers.values())
         sizes = f"{readable_bytes(expanded)} of memory instead of {readable_bytes(packed)}"
-        say(f"Packed weights are expanded to 16 bits, {sizes}. {why}")
+        say(f"Packed weights are expanded to 16 bits, {sizes}. {reason}")
         expand(model, layers)
-    elif lost := pack_model(model, layers):
-        why = f"the native decoder reads codes in groups of a multiple of {RUN}"
-        say(f"{len(lost)} of {len(layers)} layers are decoded in 16 bits: {why}.")
+    elif unpacked := pack_model(model, layers):
+        reason = f"the native decoder reads codes in groups of a multiple of {RUN}"
+        say(f"{len(unpacked)} of {len(layers)} layers are decoded in 16 bits: {reason}.")
     return model.eval()
 
 
 @alone
 @torch.no_grad()
 def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
-    exactly s (q - z). `ModelError` if it is damaged or not finite."""
-    model, layers = _opened(folder, dtype)
+    """Load a folder of packed weights as a dense model on the CPU. In float32 its weights are
+    exactly s (q - z).
+
+    Raises:
+        ModelError: the folder is damaged, or a tensor is not finite.
+    """
+    model, layers = _open_folder(folder, dtype)
     expand(model, layers)
     model.config.use_cache = False
     return model.eval()
 
 
 class StoredLinears:
-    """The weight matrices in a folder of safetensors files, one at a time: models larger than the
-    memory can be inspected. [out, in], named as in the loaded model; `linears`: from its
-    model's facts."""
+    """Reader of the weight matrices in a folder of safetensors files. It reads one matrix at a
+    time, so models larger than the memory can be inspected. Names are those of the loaded model."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
-        self._files, self._linears = dict[str, Path](), linears  # stored tensor -> its file
+        self._files, self._linears = dict[str, Path](), linears  # stored tensor -> file
         for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 self._files |= dict.fromkeys(file.keys(), path)
 
     def block(self, index: int, device: str = "cpu") -> Iterator[tuple[LinearShape, Tensor]]:
-        """The weights [out, in] of one decoder block in float32."""
+        """Yield the weights [out, in] of one decoder block in float32."""
         for linear in self._linears:
             if linear.block == index:
                 yield linear, self.read(linear, device)
 
     def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
-        """One of the matrices [out, in]."""
-        at, parts = linear.stored, []
-        for name in at.names:
+        """Read one matrix [out, in] in float32."""
+        location, parts = linear.stored, []
+        for name in location.names:
             with safe_open(self._files[name], framework="pt", device=device) as file:
-                whole = file.get_slice(name)
-                parts.append((whole[:] if at.expert is None else whole[at.expert]).float())
+                tensor = file.get_slice(name)
+                part = tensor[:] if location.expert is None else tensor[location.expert]
+                parts.append(part.float())
         weight = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return weight.T.contiguous() if at.transposed else weight
+        return weight.T.contiguous() if location.transposed else weight
 
 
 class DequantizedLinears(StoredLinears):
-    """The weight matrices in a folder of packed weights."""
+    """Reader of the weight matrices in a folder of packed weights."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
-        self._layers, self._rest = read_layers(folder)
+        self._layers, self._unquantized = read_layers(folder)
         self._linears = linears
 
     def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
         if layer := self._layers.get(linear.name):
             return layer.dense().to(device)
         names = (f"{linear.name}.weight", *linear.stored.names)
-        weight = next(self._rest[name] for name in names if name in self._rest).float()
+        weight = next(
+            self._unquantized[name] for name in names if name in self._unquantized
+        ).float()
         return (weight.T.contiguous() if linear.stored.transposed else weight).to(device)
 
 
 def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> StoredLinears:
-    """The weights of these matrices of the model in `folder`, packed or not."""
+    """Return the reader for `linears` of the model in `folder`, packed or not."""
     reader = DequantizedLinears if facts.quantized else StoredLinears
     return reader(folder, linears)
 
 
-def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, QuantizedWeight]]:
-    """A model whose packed layers are not filled yet, and these."""
+def _open_folder(
+    folder: Path, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, QuantizedWeight]]:
+    """Return a model without the weights of its packed layers, and these layers."""
     check_unchanged(folder, contents=True)
-    layers, rest = read_layers(folder)
-    for name, tensor in rest.items():
+    layers, unquantized = read_layers(folder)
+    for name, tensor in unquantized.items():
         check_finite(name, tensor)
     for name, layer in layers.items():
         check_finite(f"The scale of {name}", layer.grid.scale)
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
-    with no_init_weights():  # all are read, or it is an error
+    with no_init_weights():  # every weight is read from the files, or it is an error
         model: PreTrainedModel = auto.from_config(config, dtype=dtype)
     split_experts(model)
-    _fill(model, rest, layers, folder, dtype)
+    _fill(model, unquantized, layers, folder, dtype)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
     return model, layers
@@ -239,24 +271,26 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
 
 def _fill(
     model: PreTrainedModel,
-    rest: Mapping[str, Tensor],
+    unquantized: Mapping[str, Tensor],
     layers: Mapping[str, QuantizedWeight],
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
-    """Load all tensors that are not quantized; check that no other tensor is missing."""
-    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rest.items()}
+    """Load all tensors that are not quantized. Raise `ModelError` if one is missing."""
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in unquantized.items()}
     report = model.load_state_dict(state, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
     packed = {f"{name}.weight" for name in layers}
     for names, _ in tied_names(model):
-        given = [state[n] for n in names if n in state]
-        same = all(torch.equal(each, given[0]) for each in given)
-        if not same or bool(given) + len(packed.intersection(names)) > 1:
-            raise unreadable(folder, f"Its config ties {' and '.join(names)}; its weights differ.")
-    absent = set(report.missing_keys) - tied - packed
-    if absent or report.unexpected_keys:
-        first = min(absent or report.unexpected_keys)
-        what = "lacks" if absent else "has no parameter"
-        raise unreadable(folder, f"The model of its config {what} {first}.")
+        tensors = [state[n] for n in names if n in state]
+        equal = all(torch.equal(tensor, tensors[0]) for tensor in tensors)
+        if not equal or bool(tensors) + len(packed.intersection(names)) > 1:
+            raise unreadable(
+                folder, f"Its config ties {' and '.join(names)}, but their weights differ."
+            )
+    missing = set(report.missing_keys) - tied - packed
+    if missing or report.unexpected_keys:
+        first = min(missing or report.unexpected_keys)
+        problem = "lacks" if missing else "has no parameter"
+        raise unreadable(folder, f"The model of its config {problem} {first}.")

@@ -1,7 +1,7 @@
-"""Bytes of the weights that a run saves, known before it starts. Does not import torch.
+"""Predicted size of the model that a run saves. Does not import torch.
 
-Matrices count with their scales and zero-points. Norms and biases are few: their number is a guess,
-of their headers alone.
+Matrices count with their scales and zero-points. The number of norms and biases is an estimate, and
+only affects the size of file headers.
 """
 
 from backend.export.formats import Layout, bits_per_weight
@@ -21,60 +21,66 @@ GGUF_BITS = {
     "Q4_1": 5.0,
     "Q4_0": 4.5,
 }
-HEADER_BYTES = 108  # of a tensor in a safetensors file
+HEADER_BYTES = 108  # header of a tensor in a safetensors file
 PARTS, VECTORS = 3, 3  # tensors of a packed matrix; norms and biases of a block
-TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge (of SmolLM2)
+TOKEN_BYTES = 36  # a token with its merge in the vocabulary of a GGUF file, as in SmolLM2
+ROUNDING = 0.01  # sizes that differ by a smaller share count as equal
 
 
 def dense_bytes(facts: ModelFacts) -> int:
-    """Of a folder in the precision of the base model's files."""
+    """Return the bytes of a model folder in the precision of the base model's files."""
     header = HEADER_BYTES * (len(facts.matrices) + VECTORS * facts.blocks)
     return header + facts.parameters * WEIGHT_BYTES[facts.saved_dtype]
 
 
-def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stored: str) -> int:
-    """Of a folder that holds the layers of a plan in a format, all else as `stored`."""
+def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, dtype: str) -> int:
+    """Return the bytes of a model folder in an export format. Tensors that are not quantized have
+    the dtype `dtype`."""
     if format == "dense":
         return dense_bytes(facts)
-    settings: dict[str, QuantSettings | None] = {**plan.layers}
-    if own := plan.embedding:
-        settings |= dict.fromkeys(own.layers, own)
-    rest, bits = facts.parameters, 0.0
+    layers: dict[str, QuantSettings | None] = {**plan.layers}
+    if plan.embedding:
+        layers |= dict.fromkeys(plan.embedding.layers, plan.embedding)
+    unquantized, bits = facts.parameters, 0.0
     for x in (*facts.linears, *facts.embeddings):
-        if of := settings.get(x.name):
-            size = of.group_size or x.columns
-            bits += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
-            if format in ("gptq", "gptq_v2"):  # a group for each input, zero-points on every grid
-                bits += 32 * x.columns + (of.grid == "symmetric") * of.bits * x.weights / size
-            rest -= x.weights
-    packed = sum(map(bool, settings.values()))
+        if settings := layers.get(x.name):
+            size = settings.group_size or x.columns
+            bits += x.weights * bits_per_weight(settings.bits, size, settings.grid, dtype)
+            if format in ("gptq", "gptq_v2"):
+                # these store the group of each input, and zero-points of a symmetric grid as well
+                bits += 32 * x.columns
+                bits += (settings.grid == "symmetric") * settings.bits * x.weights / size
+            unquantized -= x.weights
+    packed = sum(map(bool, layers.values()))
     header = HEADER_BYTES * (PARTS * packed + VECTORS * facts.blocks)
-    return header + int(bits / 8) + rest * WEIGHT_BYTES[stored]
+    return header + int(bits / 8) + unquantized * WEIGHT_BYTES[dtype]
 
 
 def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | None = None) -> int:
-    """Of a GGUF file whose linear layers, and embedding and head, have these types. `layout`: of a
-    model whose layers hold codes; where their widths differ, each takes the smallest type."""
+    """Return the bytes of a GGUF file.
 
-    def of(x: LinearShape) -> str:
+    Args:
+        type: type of the linear layers.
+        embedding: type of embedding and head.
+        layout: layout of a quantized model. If the widths of its layers differ, each layer gets the
+            smallest type that holds its codes.
+    """
+
+    def linear_type(x: LinearShape) -> str:
         if layout is None or len(layout.linears) == 1:
             return type
         return carried_type(type, layout.of(x.name), x.columns)
 
-    bits = {x: GGUF_BITS[of(x)] for x in facts.linears} | dict.fromkeys(
-        facts.embeddings, GGUF_BITS[embedding]
-    )
-    rest = facts.parameters - sum(x.weights for x in bits)
-    matrices = sum(x.weights * each for x, each in bits.items())
-    return int(matrices / 8) + 4 * rest + TOKEN_BYTES * facts.vocabulary
-
-
-ROUNDING = 0.01  # of a size; what differs by less is called as large
+    bits = {x: GGUF_BITS[linear_type(x)] for x in facts.linears}
+    bits |= dict.fromkeys(facts.embeddings, GGUF_BITS[embedding])
+    vector_weights = facts.parameters - sum(x.weights for x in bits)
+    matrix_bits = sum(x.weights * weight_bits for x, weight_bits in bits.items())
+    return int(matrix_bits / 8) + 4 * vector_weights + TOKEN_BYTES * facts.vocabulary
 
 
 def growth(source: int, saved: int, do: str) -> str:
-    """What to know of a file that will be larger than what it is made of; else empty. `do`: what
-    makes it smaller."""
+    """Return a warning if the saved model will be larger than the file of its source, otherwise "".
+    `do`: advice how to make it smaller."""
     if not source or saved <= source * (1 + ROUNDING):
         return ""
     return (

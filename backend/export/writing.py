@@ -1,4 +1,4 @@
-"""Write a folder with a quantized model: weights, config, tokenizer, model card."""
+"""Writing of quantized models as a folder: weights, config, tokenizer, model card."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -32,32 +32,37 @@ def export(
     tokenizer: TextTokenizer,
     layers: Mapping[str, QuantizedWeight],
     layout: Layout,
-    stored: torch.dtype,
+    dtype: torch.dtype,
     folder: Path,
     card: str,
 ) -> None:
-    """Write `folder`, without further rounding. Raises ConfigError, ModelError: see `check_format`,
-    `check_saved`.
+    """Write `folder` without further rounding.
 
     Args:
-        model: provides all tensors that are not in `layers`, already rounded to `stored`.
-        layers: full name of a linear, of the embedding or the head -> its codes, scales and
-            zero-points.
-        stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
+        model: provides all tensors that are not in `layers`, already rounded to `dtype`.
+        layers: full name -> codes, scales and zero-points of a linear, the embedding or the head.
+        layout: format, and the settings of each layer.
+        dtype: dtype of scales, embeddings and norms; in the format dense, of all weights.
+        card: text of the model card.
+
+    Raises:
+        ConfigError: the format does not support the model; see `check_format`.
+        ModelError: the written model is damaged; see `check_saved`.
     """
     if layout.format == "awq":
-        raise ValueError("AWQ is read, not written")
-    for each in layout.linears:
-        needed = requirements_of(model, layers, layout, stored)
-        check_format(layout.format, replace(needed, bits=each.bits, grid=each.grid))
+        raise ValueError("AWQ can be read, but not written")
+    for linear_layout in layout.linears:
+        requirements = requirements_of(model, layers, layout, dtype)
+        requirements = replace(requirements, bits=linear_layout.bits, grid=linear_layout.grid)
+        check_format(layout.format, requirements)
     if layout.format == "dense":
         linears = {name: model.get_submodule(name) for name in layers}
         dense = {
-            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(stored))
+            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(dtype))
             for name, linear in linears.items()
         }
         with swap_weights(dense):
-            save(model, tokenizer, folder, card, stored)
+            save(model, tokenizer, folder, card, dtype)
         return
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
     packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
@@ -65,63 +70,66 @@ def export(
         for name, tensor in (*model.named_parameters(), *stored_buffers(model).items()):
             if name not in packed:
                 module, _, part = name.rpartition(".")
-                kept = tensor.detach().cpu()
-                kept = kept.to(stored) if kept.is_floating_point() else kept
-                tensors[f"{stored_modules(family, module)[0]}.{part}"] = kept
-    loaded, alike = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
+                value = tensor.detach().cpu()
+                value = value.to(dtype) if value.is_floating_point() else value
+                tensors[f"{stored_modules(family, module)[0]}.{part}"] = value
+    # stored name -> name and shape of the parameter that transformers loads it into
+    parameters, experts = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
     for module, layer in layers.items():
-        whole, shape = together(module), (*layer.codes.shape,)
-        place = (f"{module}.weight", shape) if whole == module else (whole, (alike[whole], *shape))
+        fused_name, shape = together(module), (*layer.codes.shape,)
+        parameter = f"{module}.weight", shape
+        if fused_name != module:
+            parameter = fused_name, (experts[fused_name], *shape)
         names = stored_modules(family, module)
-        for name, own in zip(names, layer.split(len(names)), strict=True):
-            loaded[name] = place
-            for suffix, value in layer_tensors(own, layout.of(module), stored).items():
+        for name, part_layer in zip(names, layer.split(len(names)), strict=True):
+            parameters[name] = parameter
+            for suffix, value in layer_tensors(part_layer, layout.of(module), dtype).items():
                 tensors[f"{name}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     quantization = quantization_config(model, layers, layout)
-    save_around(model, tokenizer, folder, card, stored, quantization)
-    check_saved(folder, loaded)
+    save_around(model, tokenizer, folder, card, dtype, quantization)
+    check_saved(folder, parameters)
 
 
 def requirements_of(
     model: PreTrainedModel,
     layers: Mapping[str, QuantizedWeight],
     layout: Layout,
-    stored: torch.dtype,
+    dtype: torch.dtype,
 ) -> ExportRequirements:
-    """What a format must support to store the model."""
-    inside = {linear.name for linear in all_linears(model)}
+    """Return the properties that a format must support to store the model."""
+    linears = {linear.name for linear in all_linears(model)}
     embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
-    heads = [n for n in layers if n not in inside and n not in embeddings]
-    family, own = str(model.config.model_type), {n for x in layout.others for n in x.layers}
+    heads = [n for n in layers if n not in linears and n not in embeddings]
+    family, others = str(model.config.model_type), {n for x in layout.others for n in x.layers}
     sizes = ((*x.codes.shape, len(stored_modules(family, n))) for n, x in layers.items())
     return ExportRequirements(
         bits=layout.bits,
         grid=layout.grid,
-        stored=str(stored).split(".")[1],
+        scale_dtype=str(dtype).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
-        experts=experts_of(family in SEPARATE, inside, layers.keys() - own, own),
-        whole=inside <= layers.keys(),
+        experts=experts_of(family in SEPARATE, linears, layers.keys() - others, others),
+        all_quantized=linears <= layers.keys(),
         shapes=frozenset((rows // parts, columns) for rows, columns, parts in sizes),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
-        alike=all(layout.of(n) == layout.linears[0] for n in embeddings),
+        uniform_embedding=all(layout.of(n) == layout.linears[0] for n in embeddings),
         head=sum(layout.of(n).bits for n in heads),
     )
 
 
-def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a layer, by name suffix. Lossless: scales and offsets are numbers of the
-    stored dtype already (`QuantGrid.stored`)."""
+def layer_tensors(layer: QuantizedWeight, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a layer by name suffix. Lossless, because scales and offsets are
+    already rounded to the dtype of the scales (`QuantGrid.stored`)."""
     if layout.format in ("compressed-tensors", "slimscope"):
-        return packed_tensors(layer, layout, stored)
-    return gptq_tensors(layer, layout, stored)
+        return packed_tensors(layer, layout, dtype)
+    return gptq_tensors(layer, layout, dtype)
 
 
 def quantization_config(
     model: PreTrainedModel, layers: Mapping[str, QuantizedWeight], layout: Layout
 ) -> dict[str, Any]:
-    """The `quantization_config` of config.json."""
+    """Return the `quantization_config` of config.json."""
     if layout.format == "compressed-tensors":
         return compressed_tensors_config(model, layers.keys(), layout)
     if layout.format == "slimscope":

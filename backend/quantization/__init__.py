@@ -4,12 +4,12 @@
     grid            codes, group scales and zero-points of a layer
     range_search    search for scales and zero-points (`@range_search`); embedding and head
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
-    bases           inputs and outputs scaled or rotated before rounding
-    packed_linear   a linear layer of codes, as the native decoder reads them
+    bases           scaling and rotation of inputs and outputs before rounding
+    packed_linear   linear layer with codes for the native decoder
     registry        both decorators and their interfaces
 
-To add a range search or a quantizer, define a decorated function in a file here or in a module
-listed in SLIMSCOPE_PLUGINS. Does not import torch.
+To add a range search or a quantizer, define a decorated function in a file of this folder or in a
+module listed in SLIMSCOPE_PLUGINS. Does not import torch.
 """
 
 from typing import Literal

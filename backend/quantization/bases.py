@@ -1,13 +1,13 @@
-"""Layers rounded in another basis of their inputs and outputs, which by itself changes nothing:
+"""Change of basis of a layer's inputs and outputs before rounding. It does not change the result:
 
     y = W x,   x' = R^T (x / t),   W' = O^T W diag(t) R,   y = O W' x'
 
-with t not 0, and R and O orthogonal. Only W' is rounded; `Basis.back` gives the weights that the
-rounded W' stands for, so that a stage is measured in the model as it is. A model whose neighboring
-weights take over t, R and O computes the same: norms and the rows of `v_proj` and `up_proj` take
-over t, embeddings, head and the layers that write to the residual stream R and O.
+with t not 0, and R and O orthogonal. Only W' is rounded. `Basis.back` returns the weights that the
+rounded W' represents, so a stage is measured in the unchanged model. Neighboring weights could
+absorb t, R and O: norms and the rows of `v_proj` and `up_proj` absorb t; embeddings, head and the
+layers that write to the residual stream absorb R and O.
 
-Both quantizers that need one know the blocks of LLaMA and what is built like them.
+Both quantizers that change the basis support only blocks with the structure of LLaMA's.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from backend.quantization.plan import require_llama_blocks
 
 @dataclass(frozen=True)
 class Basis:
-    """See above. The plain one leaves a layer as it is.
+    """Basis of the inputs and outputs of a layer. The plain basis does not change the layer.
 
     Attributes:
-        scale: t [in]; None: ones.
-        inputs: R rotates as many neighboring inputs at a time; 0: it is the identity.
-        outputs: the same of O.
+        scale: t [in]; None for ones.
+        inputs: number of neighboring inputs that R rotates together; 0 if R is the identity.
+        outputs: the same for O.
     """
 
     scale: Tensor | None = None
@@ -37,29 +37,30 @@ class Basis:
 
     @property
     def plain(self) -> bool:
+        """True if the basis does not change the layer."""
         return self.scale is None and not self.inputs and not self.outputs
 
     def into(self, W: Tensor) -> Tensor:
-        """W' of `W` [out, in], float32."""
+        """Return W' [out, in] of `W`, float32."""
         W = W if self.scale is None else W * self.scale
         return _rotated(_rotated(W, self.inputs).T, self.outputs).T.contiguous()
 
     def back(self, W: Tensor) -> Tensor:
-        """The weights [out, in] of W' [out, in], float32."""
+        """Return the weights [out, in] that W' represents, float32."""
         W = _rotated(_rotated(W, self.inputs, back=True).T, self.outputs, back=True).T.contiguous()
         return W if self.scale is None else W / self.scale
 
     def gram(self, H: Tensor) -> Tensor:
-        """Second moments [in, in] of x' from those of x."""
+        """Return the second moments [in, in] of x', given those of x."""
         H = H if self.scale is None else H / torch.outer(self.scale, self.scale)
         return _rotated(_rotated(H, self.inputs).T, self.inputs).T.contiguous()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to store; none of the plain basis."""
+        """Return the tensors to store; none for the plain basis."""
         if self.plain:
             return {}
         sizes = {"rotated": torch.tensor([self.inputs, self.outputs])}
-        # A copy, as layers that share a scale must not share its memory in a file.
+        # cloned, because tensors in a safetensors file must not share memory
         return sizes if self.scale is None else sizes | {"input_scale": self.scale.clone()}
 
 
@@ -67,7 +68,7 @@ PLAIN = Basis()
 
 
 def basis_from(tensors: Mapping[str, Tensor]) -> Basis:
-    """The basis among the stored tensors of a layer."""
+    """Build the basis from the stored tensors of a layer."""
     if "rotated" not in tensors:
         return PLAIN
     inputs, outputs = tensors["rotated"].tolist()
@@ -75,7 +76,7 @@ def basis_from(tensors: Mapping[str, Tensor]) -> Basis:
 
 
 def _rotated(W: Tensor, size: int, back: bool = False) -> Tensor:
-    """`W` [rows, columns] with every `size` neighboring columns multiplied by R, or by R^T."""
+    """Return `W` [rows, columns] with every `size` neighboring columns multiplied by R, or R^T."""
     if not size:
         return W
     R = rotation(size).to(W)
@@ -84,8 +85,8 @@ def _rotated(W: Tensor, size: int, back: bool = False) -> Tensor:
 
 @lru_cache(16)
 def rotation(size: int) -> Tensor:
-    """R [size, size], orthogonal, float32: random signs, then a Hadamard matrix of the largest
-    power of two that divides the size, and a random rotation of what is left."""
+    """Return R [size, size], orthogonal, float32: random signs, a Hadamard matrix of the largest
+    power of two that divides the size, and a random rotation for the odd factor."""
     power = size & -size
     H = torch.ones(1, 1, dtype=torch.float64)
     while len(H) < power:
@@ -97,7 +98,7 @@ def rotation(size: int) -> Tensor:
 
 
 def require_llama(block: nn.Module, modules: Mapping[str, Any], method: str) -> None:
-    """Raise `ConfigError` for a block that is not built like LLaMA's. `modules`: the layers to
-    quantize, by their names in it."""
+    """Raise `ConfigError` unless the block has the structure of LLaMA's. `modules` has the names of
+    the layers to quantize within the block."""
     norm = type(getattr(block, "input_layernorm", None)).__name__
     require_llama_blocks(method, norm, modules, (name for name, _ in block.named_children()))

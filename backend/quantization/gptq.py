@@ -1,19 +1,18 @@
-"""GPTQ (Frantar et al. 2022): round column by column; later columns compensate for each error.
+"""GPTQ (Frantar et al. 2022): rounds column by column, and later columns compensate for each error.
 
     H^-1 = U^T U,  U upper triangular,  H = X X^T / N damped
     for j = 0, 1 ..:   q_j = nearest grid point of w_j
                        w_l <- w_l - (w_j - q_j) U_jl / U_jj      for all l > j
 
-`compensate` returns the *compensated* weights, column j as it is just before rounding, rather than
-the rounded ones. Rounding them to the same grid gives GPTQ's codes by construction, and training
-can start from them.
+`compensate` returns the *compensated* weights (column j just before rounding) rather than the
+rounded ones. Rounding them to the same grid gives GPTQ's codes by construction, and training can
+start from them. The grid of a group is searched on the compensated weights, when its first column
+is reached.
 
-The grid of a group is searched on the compensated weights, when its first column is reached.
-
-`gptq-order` is the same with what the authors' code calls act-order, static groups and
-true-sequential: columns are rounded by falling energy of their inputs, on grids that are searched
-on the dense weights before (so that a group keeps its neighbors, and formats need no order), and
-every layer of a block sees the inputs that the quantized layers before it give.
+`gptq-order` adds act-order, static groups and true-sequential of the authors' code. Columns are
+rounded in order of decreasing input energy. Grids are searched on the dense weights beforehand, so
+groups keep their neighboring inputs and formats need not store an order. Every layer of a block
+sees the inputs from the quantized layers before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ STRIP = 16  # columns rounded before the rest of their block is updated
 def gptq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Compensate `W` [out, in]; the configured range search finds the grid of each group."""
+    """Compensate `W` [out, in]. The configured range search finds the grid of each group."""
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
@@ -46,9 +45,9 @@ def gptq(
 
     size, U = settings.group_size or W.shape[1], inputs.inverse_root(damping)
     parts = W.chunk(torch.get_num_threads() if W.is_cpu else 1)
-    found = side_by_side(lambda V: compensate(V, U, size, find_grid, settings.keep_zeros), parts)
-    scale, zero = (torch.cat([getattr(g, part) for _, g in found]) for part in ("scale", "zero"))
-    return torch.cat([V for V, _ in found]), QuantGrid(settings.bits, scale, zero)
+    results = side_by_side(lambda V: compensate(V, U, size, find_grid, settings.keep_zeros), parts)
+    scale, zero = (torch.cat([getattr(g, part) for _, g in results]) for part in ("scale", "zero"))
+    return torch.cat([V for V, _ in results]), QuantGrid(settings.bits, scale, zero)
 
 
 @quantizer(
@@ -62,7 +61,8 @@ def gptq(
 def gptq_order(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Compensate `W` [out, in], inputs of high energy first, on a grid that is found before."""
+    """Compensate `W` [out, in] in order of decreasing input energy, on a grid of the dense
+    weights."""
     size = (settings.bits, settings.group_size, settings.grid)
     grid = search_range(W, *size, settings.space, inputs.energy)
     return compensate_ordered(W, *inputs.ordered_root(damping), grid, settings.keep_zeros), grid
@@ -71,44 +71,45 @@ def gptq_order(
 def gptq_widths(
     W: Tensor, inputs: InputStatistics, widths: Sequence[QuantSettings], damping: float
 ) -> list[tuple[Tensor, QuantGrid]]:
-    """`gptq` of `W` at several numbers of bits, otherwise alike, in one pass over its columns: the
-    rows of all widths are stacked, as rows do not depend on each other."""
+    """Run `gptq` on `W` at several bit widths in one pass over its columns. The settings differ
+    only in their bits. Rows are independent, so those of all widths are stacked."""
     first, rows = widths[0], len(W)
 
     def find_grid(V: Tensor, columns: slice) -> QuantGrid:
         energy = inputs.energy[columns]
-        found = [
-            search_range(part, of.bits, 0, of.grid, of.space, energy)
-            for part, of in zip(V.split(rows), widths, strict=True)
+        grids = [
+            search_range(part, settings.bits, 0, settings.grid, settings.space, energy)
+            for part, settings in zip(V.split(rows), widths, strict=True)
         ]
-        return stacked(found)
+        return stacked(grids)
 
     size, root = first.group_size or W.shape[1], inputs.inverse_root(damping)
     V, grid = compensate(W.repeat(len(widths), 1), root, size, find_grid, first.keep_zeros)
     parts = zip(widths, V.split(rows), grid.scale.split(rows), grid.zero.split(rows), strict=True)
-    return [(part, QuantGrid(of.bits, scale, zero)) for of, part, scale, zero in parts]
+    return [(part, QuantGrid(width.bits, scale, zero)) for width, part, scale, zero in parts]
 
 
 def compensate_ordered(
     W: Tensor, order: Tensor, U: Tensor, grid: QuantGrid, keep_zeros: bool = False
 ) -> Tensor:
-    """The compensated weights [out, in] float32, columns rounded in the order given.
+    """Return the compensated weights [out, in] float32, with columns rounded in a given order.
 
     Args:
-        order: [in], all inputs.
-        U: [in, in], of H in that order.
-        grid: of `W` in its own order.
+        order: [in], a permutation of the inputs.
+        U: [in, in], factor of H^-1 with its inputs in this order.
+        grid: grid of `W`, whose inputs are not permuted.
+        keep_zeros: keep weights of 0 at 0.
     """
     size = W.shape[1] // grid.groups
     scale, zero = (part[:, order // size] for part in (grid.scale, grid.zero))
-    kept = W[:, order] != 0 if keep_zeros else None
+    nonzero = W[:, order] != 0 if keep_zeros else None
     V = W[:, order]
     for first in range(0, V.shape[1], BLOCK):
         part = slice(first, first + BLOCK)
-        mask = None if kept is None else kept[:, part]
-        of_part = (scale[:, part].contiguous(), zero[:, part].contiguous())
-        each = QuantGrid(grid.bits, *of_part)  # one group a column
-        V[:, part], E = _columns(V[:, part], U[part, part], each, mask)
+        mask = None if nonzero is None else nonzero[:, part]
+        column_scale, column_zero = scale[:, part].contiguous(), zero[:, part].contiguous()
+        column_grid = QuantGrid(grid.bits, column_scale, column_zero)  # one group per column
+        V[:, part], E = _columns(V[:, part], U[part, part], column_grid, mask)
         V[:, part.stop :] -= E @ U[part, part.stop :]
     return torch.empty_like(V).index_copy_(1, order, V)
 
@@ -120,52 +121,57 @@ def compensate(
     find_grid: Callable[[Tensor, slice], QuantGrid],
     keep_zeros: bool = False,
 ) -> tuple[Tensor, QuantGrid]:
-    """The compensated weights [out, in] float32 and their grid, in groups of `size` inputs.
+    """Return the compensated weights [out, in] float32 and their grid, in groups of `size` inputs.
 
     Args:
         W: [out, in] float32; not modified.
         U: [in, in] upper triangular with U^T U = H^-1, H damped (`InputStatistics.inverse_root`).
-        find_grid: one group [out, size] and its columns -> its grid.
-        keep_zeros: weights that are 0 stay 0.
+        find_grid: called with the weights [out, size] and the columns of a group; returns its grid.
+        keep_zeros: keep weights of 0 at 0.
     """
-    kept = W != 0 if keep_zeros else None
+    nonzero = W != 0 if keep_zeros else None
     W, grids, columns = W.clone(), list[QuantGrid](), W.shape[1]
     for a in range(0, columns, size):
-        group = W[:, a : a + size] if kept is None else W[:, a : a + size] * kept[:, a : a + size]
+        group = W[:, a : a + size]
+        if nonzero is not None:
+            group = group * nonzero[:, a : a + size]
         grid = find_grid(group.contiguous(), slice(a, a + size))
         grids.append(grid)
         for first in range(a, a + size, BLOCK):
             last = min(first + BLOCK, a + size)
-            mask = None if kept is None else kept[:, first:last]
+            mask = None if nonzero is None else nonzero[:, first:last]
             W[:, first:last], E = _columns(W[:, first:last], U[first:last, first:last], grid, mask)
             W[:, last:].addmm_(E, U[first:last, last:], alpha=-1)
     scale, zero = (torch.cat([getattr(g, part) for g in grids], 1) for part in ("scale", "zero"))
     return W, replace(grids[0], scale=scale, zero=zero)
 
 
-def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width].
+def _columns(
+    W: Tensor, U: Tensor, grid: QuantGrid, nonzero: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the compensated columns of W [out, width], and the errors (w - q) / U_jj [out, width].
 
     Args:
-        grid: one group for all columns, or one for each.
+        grid: one group for all columns, or one group per column.
+        nonzero: [out, width], weights that may change; None: all.
     """
     if usable(grid.scale, grid.zero, parts=(W, U)):
-        return W, gptq_columns(W, U, grid.scale, grid.zero, grid.tops, kept)
+        return W, gptq_columns(W, U, grid.scale, grid.zero, grid.tops, nonzero)
     # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
-    whole, part = split_zero(grid.zero)
-    scales, wholes, zeros = (x.T.expand(len(V), -1) for x in (grid.scale, whole, grid.zero))
-    parts = None if part is None else part.T.expand(len(V), -1)
+    integer, fraction = split_zero(grid.zero)
+    scales, integers, zeros = (x.T.expand(len(V), -1) for x in (grid.scale, integer, grid.zero))
+    fractions = None if fraction is None else fraction.T.expand(len(V), -1)
     for a in range(0, len(V), STRIP):
         b = min(a + STRIP, len(V))
         for j in range(a, b):
             w = V[j]
-            if kept is not None:
-                w, V[j] = V[j].clone(), V[j] * kept[:, j]
-            q = V[j] / scales[j]  # as `QuantGrid.nearest`, a column at a time
-            if parts is not None:
-                q.add_(parts[j])
-            q.round_().add_(wholes[j]).clamp_(min=0)
+            if nonzero is not None:
+                w, V[j] = V[j].clone(), V[j] * nonzero[:, j]
+            q = V[j] / scales[j]  # like `QuantGrid.nearest`, but one column at a time
+            if fractions is not None:
+                q.add_(fractions[j])
+            q.round_().add_(integers[j]).clamp_(min=0)
             torch.minimum(q, grid.tops, out=q).sub_(zeros[j]).mul_(scales[j])
             torch.sub(w, q, out=E[j]).div_(U[j, j])
             V[j + 1 : b].addr_(U[j, j + 1 : b], E[j], alpha=-1)

@@ -1,4 +1,4 @@
-"""Weights on a group-wise integer grid, for training, export and inference.
+"""Group-wise integer grids and weights rounded to them, for training, export and inference.
 
     q_ij = clamp( round(w_ij / s_ik + z_ik), 0, Q ),   k = j // g,   Q = 2^n - 1
     w_ij ~ s_ik (q_ij - z_ik)
@@ -6,11 +6,11 @@
 A row of K inputs has G = K / g groups, each with a scale s and a zero-point z:
 
     symmetric    z = 2^(n-1) everywhere
-    zero-point   z a whole number in 0 .. Q
-    offset       z real: w ~ s q + b with b = -s z, as in GGUF's Q4_1; b is what is stored
+    zero-point   z an integer in 0 .. Q
+    offset       z real: w ~ s q + b with b = -s z, as in GGUF's Q4_1; files store b
 
-On the first two, the weight 0 is a point of the grid. Whole zero-points are added after rounding,
-real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
+The first two contain the weight 0. The integer part of a zero-point is added after rounding and
+its fraction before: z = i + f, and q = clamp( round(w / s + f) + i ).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,27 +26,30 @@ from backend.quantization.config import MAX_BITS, MIN_BITS
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """round(w / s + z), in place of `W` [rows, groups, g]; scale and zero [rows, groups]."""
-    whole, part = split_zero(zero)
+    """Replace `W` [rows, groups, g] by round(w / s + z) in place; scale and zero [rows, groups]."""
+    integer, fraction = split_zero(zero)
     W.div_(scale.unsqueeze(-1))
-    if part is not None:
-        W.add_(part.unsqueeze(-1))
-    return W.round_().add_(whole.unsqueeze(-1))
+    if fraction is not None:
+        W.add_(fraction.unsqueeze(-1))
+    return W.round_().add_(integer.unsqueeze(-1))
 
 
 def split_zero(zero: Tensor) -> tuple[Tensor, Tensor | None]:
-    """i and f of zero-points z = i + f, of their shape; f is None where all of them are whole."""
-    whole = zero.round()
-    part = zero - whole
-    return whole, part if part.any() else None
+    """Split zero-points z = i + f into integer and fraction, in their shape. The fraction is None
+    if all zero-points are integers."""
+    integer = zero.round()
+    fraction = zero - integer
+    return integer, fraction if fraction.any() else None
 
 
 @dataclass(frozen=True)
 class QuantGrid:
-    """The quantization space of one layer: bits n, group scales s and zero-points z.
+    """Quantization grid of a layer.
 
     Attributes:
-        scale, zero: float32 [out, groups]; zero-points are whole, except on a grid with offsets.
+        bits: bits per code, n.
+        scale: group scales s, float32 [out, groups].
+        zero: zero-points z, float32 [out, groups]; integers, except on a grid with offsets.
     """
 
     bits: int
@@ -55,12 +58,12 @@ class QuantGrid:
 
     @property
     def top(self) -> int:
-        """Q, the highest code."""
+        """Highest code Q."""
         return 2**self.bits - 1
 
     @property
     def tops(self) -> Tensor:
-        """Q of each row, [rows]."""
+        """Highest code of each row, [rows]."""
         return torch.full_like(self.scale[:, 0], self.top)
 
     @property
@@ -69,77 +72,84 @@ class QuantGrid:
         return self.scale.shape[1]
 
     def codes(self, W: Tensor) -> Tensor:
-        """Codes of `W` [out, in], float32 of the same shape."""
+        """Return the codes of `W` [out, in], float32 of the same shape."""
         u = W.to(torch.float32, copy=True).view(len(W), self.groups, -1)
         return unclipped_codes_(u, self.scale, self.zero).clamp_(0, self.top).view(W.shape)
 
     def values(self, codes: Tensor) -> Tensor:
-        """s (q - z) of `codes` [out, in], any dtype: float32 of the same shape."""
+        """Return the weights s (q - z) of `codes` [out, in] of any dtype, float32 of the same
+        shape."""
         q = codes.to(torch.float32, copy=True).view(len(codes), self.groups, -1)
         q.sub_(self.zero.unsqueeze(-1)).mul_(self.scale.unsqueeze(-1))
         return q.view(codes.shape)
 
     def nearest(self, W: Tensor) -> Tensor:
-        """`W` [out, in] rounded to the grid, float32."""
+        """Return `W` [out, in] rounded to the grid, float32."""
         return self.values(self.codes(W))
 
     def stored(self, dtype: torch.dtype, grid: GridType) -> "QuantGrid":
-        """This grid with all that is stored of it rounded to `dtype`: scales, and offsets."""
+        """Return this grid with its stored numbers (scales and offsets) rounded to `dtype`."""
         scale = self.scale.to(dtype).float()
         if grid != "offset":
             return QuantGrid(self.bits, scale, self.zero)
         offset = offsets_of(self.scale, self.zero)
-        scale = torch.where(scale == 0, 2.0**-24, scale)  # float16's least; else b were lost
+        # smallest float16 number, because a scale of 0 would lose b
+        scale = torch.where(scale == 0, 2.0**-24, scale)
         return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
 
 
 @dataclass(frozen=True)
 class StackedGrid(QuantGrid):
-    """Grids of several numbers of bits, their rows below each other; `bits`: the highest."""
+    """Grids of different bit widths with their rows stacked.
 
-    limits: Tensor  # Q of each row
+    Attributes:
+        bits: the highest bit width.
+        row_tops: highest code of each row, [rows].
+    """
+
+    row_tops: Tensor
 
     @property
     def tops(self) -> Tensor:
-        return self.limits
+        return self.row_tops
 
 
 def stacked(grids: Sequence[QuantGrid]) -> StackedGrid:
-    """The rows of all `grids`, which have as many groups."""
+    """Stack the rows of grids with the same number of groups."""
     scale, zero = (torch.cat([getattr(g, part) for g in grids]) for part in ("scale", "zero"))
     return StackedGrid(max(g.bits for g in grids), scale, zero, torch.cat([g.tops for g in grids]))
 
 
 def offsets_of(scale: Tensor, zero: Tensor) -> Tensor:
-    """b = -s z, float32."""
+    """Return the offsets b = -s z, float32."""
     return -scale * zero
 
 
 def zeros_of(scale: Tensor, offset: Tensor) -> Tensor:
-    """z = -b / s, float32; 0 where the scale is 0, and b with it."""
+    """Return the zero-points z = -b / s, float32; 0 if the scale is 0, since b is then 0 as
+    well."""
     return torch.where(scale == 0, 0.0, -offset.float() / scale)
 
 
 def minmax_grid(V: Tensor, bits: int, grid: GridType, ratio: float = 1.0) -> QuantGrid:
-    """The grid over `ratio` of the range of each group; V float32 [rows, groups, g]."""
+    """Return the grid over `ratio` of the range of each group; V float32 [rows, groups, g]."""
     return group_scales(V.amin(-1), V.amax(-1), bits, grid, ratio)
 
 
 def group_scales(
     low: Tensor, high: Tensor, bits: int, grid: GridType, ratio: float | Tensor = 1.0
 ) -> QuantGrid:
-    """Group scales and zero-points over `ratio` of the ranges from `low` to `high`, float32
-    [rows, groups].
+    """Return the grid over `ratio` of the ranges from `low` to `high`, float32 [rows, groups].
 
     symmetric     s = max|w| / (2^(n-1) - 1/2)
     zero-point    s = (max - min) / Q,  z = round(-min / s);  the range includes 0
-    offset        s = (max - min) / Q,  z = -min / s;  the range shrinks around its middle
+    offset        s = (max - min) / Q,  z = -min / s;  the range shrinks around its center
     """
     top = 2**bits - 1
     if grid == "offset":
         cut = (high - low) * ((1 - ratio) / 2)
         low, scale = low + cut, (high - low - 2 * cut) / top
-        scale = torch.where(scale > 0, scale, 1.0)  # all alike: q = 0, and the offset is w
+        scale = torch.where(scale > 0, scale, 1.0)  # equal weights: q = 0, and the offset is w
         return QuantGrid(bits, scale, -low / scale)
     low, high = low.clamp(max=0) * ratio, high.clamp(min=0) * ratio
     if grid == "symmetric":
@@ -153,11 +163,11 @@ def group_scales(
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One layer's weights on their grid.
+    """Weights of a layer as codes on a grid.
 
     Attributes:
         codes: uint8 [out, in], in 0 .. Q.
-        basis: of the inputs and outputs that the codes are weights of.
+        basis: basis of inputs and outputs in which the weights were rounded.
     """
 
     grid: QuantGrid
@@ -166,26 +176,27 @@ class QuantizedWeight:
 
     @property
     def group_size(self) -> int:
+        """Number of inputs per group."""
         return self.codes.shape[1] // self.grid.groups
 
     def dense(self) -> Tensor:
-        """The weights [out, in], float32."""
+        """Return the weights [out, in], float32."""
         values = self.grid.values(self.codes)
         return values if self.basis.plain else self.basis.back(values)
 
-    def by_rows(self, change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
-        """The layer with the rows that `change` makes of those of its tensors."""
+    def with_rows(self, change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        """Return the layer with `change` applied to the rows of its tensors."""
         scale, zero, codes = map(change, (self.grid.scale, self.grid.zero, self.codes))
         return QuantizedWeight(QuantGrid(self.grid.bits, scale, zero), codes)
 
     def split(self, count: int) -> "list[QuantizedWeight]":
-        """The layer in so many parts of as many rows."""
+        """Split the layer into `count` parts with the same number of rows."""
         tensors = (self.grid.scale, self.grid.zero, self.codes)
-        parts = zip(*(each.chunk(count) for each in tensors), strict=True)
+        parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
         return [QuantizedWeight(QuantGrid(self.grid.bits, s, z), codes) for s, z, codes in parts]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to store; see `quantized_from`."""
+        """Return the tensors to store; see `quantized_from`."""
         zero = self.grid.zero.to(torch.uint8)
         zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
         parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
@@ -193,7 +204,7 @@ class QuantizedWeight:
 
 
 def joined(layers: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Layers of the same bits and groups as one, along `out`."""
+    """Join layers with the same bits and groups along `out`."""
     codes = torch.cat([layer.codes for layer in layers])
     scale, zero = (
         torch.cat([getattr(layer.grid, part) for layer in layers]) for part in ("scale", "zero")
@@ -202,20 +213,21 @@ def joined(layers: Sequence[QuantizedWeight]) -> QuantizedWeight:
 
 
 def quantized_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
-    """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
+    """Build a layer from its stored tensors codes [out, in], scale [out, groups] and zero [out,
+    groups].
 
     Raises:
         ModelError: shapes are inconsistent, or codes need more than `bits` bits.
     """
     codes, scale, zero = (tensors[part] for part in ("codes", "scale", "zero"))
     if codes.dim() != 2 or scale.shape != zero.shape or len(scale) != len(codes):
-        raise _refused(name, f"its codes are {_shape(codes)}, its scales {_shape(scale)}")
+        raise _refused(name, f"Its codes are {_shape(codes)}, its scales {_shape(scale)}.")
     if scale.dim() != 2 or codes.shape[1] % scale.shape[1]:
-        raise _refused(name, f"{scale.shape[-1]} groups do not divide {codes.shape[1]} inputs")
+        raise _refused(name, f"{scale.shape[-1]} groups do not divide {codes.shape[1]} inputs.")
     top = 2**bits - 1
     highest = max(int(codes.max()), 0 if zero.is_floating_point() else int(zero.max()))
     if not MIN_BITS <= bits <= MAX_BITS or highest > top:
-        raise _refused(name, f"it has codes above {top}, the maximum for {bits} bits")
+        raise _refused(name, f"It has codes above {top}, the maximum for {bits} bits.")
     grid = QuantGrid(bits, scale.float(), zero.float())
     return QuantizedWeight(grid, codes, basis_from(tensors))
 
@@ -225,6 +237,4 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _refused(name: str, why: str) -> ModelError:
-    return ModelError(
-        f"{name} is not a quantized layer.", f"{why[0].upper()}{why[1:]}.", "Export it again."
-    )
+    return ModelError(f"{name} is not a quantized layer.", why, "Export the model again.")

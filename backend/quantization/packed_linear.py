@@ -1,7 +1,7 @@
-"""Linear layers that hold codes, one in a byte: the native decoder lays them out in n bits.
+"""Linear layers with codes instead of weights. The native decoder packs the codes into n bits.
 
-PyTorch has no product with codes. Where one of its passes meets such a layer, it expands the
-weights and multiplies; a model that PyTorch decodes is expanded once.
+Here a code takes one byte. PyTorch has no product with codes, so a forward pass in PyTorch expands
+the weights of the layer. A model that PyTorch decodes is expanded once, beforehand.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from backend.models.blocks import turned
 from backend.quantization.grid import QuantizedWeight
 
-RUN = 32  # inputs whose codes the native decoder reads together: a group is of one or more
+RUN = 32  # inputs whose codes the native decoder reads together; group sizes are multiples
 
 
 class PackedLinear(nn.Module):
-    """A linear of codes, with inputs and outputs in bfloat16."""
+    """Linear layer with codes, and with inputs and outputs in bfloat16."""
 
     def __init__(self, layer: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weights [out, in], expanded."""
+        """Expanded weights [out, in], bfloat16."""
         return self.quantized.dense().bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,38 +38,40 @@ class PackedLinear(nn.Module):
 
 
 def has_codes(module: nn.Module) -> bool:
-    """Whether the weights of a module are at hand as codes, as its attribute `quantized`."""
+    """Return True if a module has codes, in its attribute `quantized`."""
     return getattr(module, "quantized", None) is not None
 
 
 def set_codes(model: PreTrainedModel, module: nn.Module, layer: QuantizedWeight | None) -> None:
-    """Keep the codes of a module's weights beside them, of a tied embedding and head in both; None,
-    or codes that the native decoder cannot read: it has none."""
+    """Store the codes of a module's weights next to the weights; for a tied embedding and head, in
+    both. None, or codes that the native decoder cannot read, remove stored codes."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = getattr(head, "weight", None) is getattr(embedding, "weight", None)
-    kept = layer if layer is not None and is_readable(layer) else None
-    place: Any
-    for place in (embedding, head) if tied and module in (embedding, head) else (module,):
-        place.quantized = kept
+    codes = layer if layer is not None and is_readable(layer) else None
+    target: Any
+    for target in (embedding, head) if tied and module in (embedding, head) else (module,):
+        target.quantized = codes
 
 
 def is_readable(layer: QuantizedWeight) -> bool:
-    """Whether the native decoder can read the codes of a layer."""
+    """Return True if the native decoder can read the codes of a layer."""
     return layer.group_size % RUN == 0 and layer.basis.plain
 
 
 @torch.no_grad()
 def expand(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> None:
-    """Write the weights of `layers` into `model`."""
+    """Write the expanded weights of `layers` into `model`."""
     for name, layer in layers.items():
         module = model.get_submodule(name)
         module.get_parameter("weight").copy_(turned(module, layer.dense()))
 
 
 def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> list[str]:
-    """Replace `layers` in `model`, which the native decoder runs, by packed ones. Embedding and
-    head are expanded, and their codes kept beside them. Returns the names of those that the decoder
-    cannot read as codes, which are expanded, too."""
+    """Replace `layers` in `model` with packed linears for the native decoder.
+
+    Embedding and head are expanded and keep their codes next to the weights. Layers whose codes the
+    decoder cannot read are expanded; their names are returned.
+    """
     outside = model.get_input_embeddings(), model.get_output_embeddings()
     for name, layer in layers.items():
         module: Any = model.get_submodule(name)
@@ -82,7 +84,7 @@ def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) ->
 
 
 def unpack_model(model: PreTrainedModel) -> None:
-    """Replace packed linears by dense ones."""
+    """Replace packed linears with dense ones."""
     for name, packed in [*model.named_modules()]:
         if isinstance(packed, PackedLinear):
             dense = nn.Linear(packed.in_features, packed.out_features, device="meta")

@@ -1,25 +1,26 @@
-"""Range search: find the scales and zero-points of a layer, its quantization grid. The grid is then
-fixed: training moves weights on it and scales groups, but does not change it.
+"""Range searches, which find the scales and zero-points of a layer (its quantization grid).
+
+Training moves weights on the grid and scales groups, but does not change the grid.
 
     minmax      the full range of a group, including 0: `backend.quantization.grid.minmax_grid`
     mse         the range shrunk by the ratio with the smallest E = sum_j (w_j - s (q_j - z))^2
                 of the group: in 1.00, 0.94 .. 0.46, then in steps of 0.01 around the best
     weighted    the same with E = sum_j h_j (..)^2, h_j = H_jj the energy of input j    (ours)
-    lsq         starting there, Adam on E with the gradients of LSQ+ (Bhalgat et al. 2020):
-                dw/ds = q - z - w / s inside the range and q - z where clipped
-                dw/dz = 0 inside and -s where clipped
-                kept for the groups whose E, with z as the grid allows it, decreased
+    lsq         starts from `weighted`, then Adam on E with the gradients of LSQ+ (Bhalgat et al.
+                2020): dw/ds = q - z - w / s inside the range and q - z if clipped,
+                dw/dz = 0 inside and -s if clipped;
+                used for the groups whose E decreases with a z that the grid allows
 
 The DL-QAT paper starts from "a predefined quantization space"; the available text does not
 specify how it is determined.
 
 Token embedding and head are rounded to nearest:
 
-    8 and 4 bits   any scales, as of GGUF's Q8_0 and Q4_0
-    6 bits         s = c d,  c whole in 1 .. 127,  d = 2^e the same for 256 inputs of a row
+    8 and 4 bits   any scales, as in GGUF's Q8_0 and Q4_0
+    6 bits         s = c d,  c an integer in 1 .. 127,  d = 2^e shared by 256 inputs of a row
 
-The scales of 6 bits are numbers of float16 and of GGUF's Q6_K alike (ours). Does not depend on
-text: a row of the embedding is used whenever its token is read, and frequencies are not known.
+The 6-bit scales are exact both in float16 and in GGUF's Q6_K (ours). The search does not depend on
+text, because the frequencies of tokens are not known.
 """
 
 import torch
@@ -38,19 +39,20 @@ from backend.quantization.native.kernels import grid_errors, usable
 from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
-COARSE = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
-FINE = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best of them, for each group
+COARSE_RATIOS = tuple(round(1 - 0.06 * step, 2) for step in range(1, 10))
+FINE_OFFSETS = (-0.03, -0.02, -0.01, 0.01, 0.02, 0.03)  # around the best coarse ratio of a group
 LSQ_STEPS, LSQ_RATE = 100, 0.01
-PANEL = 2**17  # weights searched at once, to fit into a core's cache
-SHARED = 256  # inputs with one d
-LARGEST = 127  # c
-LEAST = -24  # e, of the smallest float16 number
+PANEL_WEIGHTS = 2**17  # weights searched at once, to fit into a core's cache
+SHARED_INPUTS = 256  # inputs with the same d
+MAX_FACTOR = 127  # of c
+MIN_EXPONENT = -24  # of d: the smallest float16 number
 
 
 def search_range(
     W: Tensor, bits: int, group_size: int, grid: GridType, space: str, energy: Tensor | None = None
 ) -> QuantGrid:
-    """The grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole row).
+    """Return the grid of `W` [out, in] float32, in groups of `group_size` inputs (0: the whole
+    row).
 
     Args:
         space: name of a range search.
@@ -59,44 +61,48 @@ def search_range(
     size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
     weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
     weight = weight.view(-1, size)
-    panels = [rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL // W.shape[1]))]
+    panels = [
+        rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL_WEIGHTS // W.shape[1]))
+    ]
     grids = side_by_side(lambda V: method.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
 @range_search("minmax")
 def minmax(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
-    """The full range of each group."""
+    """Return the grid of the full range of each group."""
     return minmax_grid(V, bits, grid)
 
 
 @range_search("mse")
 @range_search("weighted", needs_energy=True)
 def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
-    """The shrunk range with the smallest error, for each group."""
+    """Return the shrunk range with the smallest error of each group."""
     low, high = V.amin(-1), V.amax(-1)
     best = group_scales(low, high, bits, grid)
-    least, kept = _error(V, best, weight), torch.ones_like(low)
-    for ratios in (COARSE, FINE):  # all of them at once: [ratios, rows, groups]
-        center = kept if ratios is FINE else torch.zeros_like(kept)
-        tried = (center + V.new_tensor(ratios).view(-1, 1, 1)).clamp_(max=1.0)
-        shrunk = group_scales(low, high, bits, grid, tried)
-        error, at = _error(V, shrunk, weight).min(0, keepdim=True)
-        scale, zero, ratio = (x.gather(0, at)[0] for x in (shrunk.scale, shrunk.zero, tried))
-        better = error[0] < least
+    best_error, best_ratio = _error(V, best, weight), torch.ones_like(low)
+    for offsets in (COARSE_RATIOS, FINE_OFFSETS):
+        center = best_ratio if offsets is FINE_OFFSETS else torch.zeros_like(best_ratio)
+        # all candidates at once: [ratios, rows, groups]
+        ratios = (center + V.new_tensor(offsets).view(-1, 1, 1)).clamp_(max=1.0)
+        shrunk = group_scales(low, high, bits, grid, ratios)
+        error, index = _error(V, shrunk, weight).min(0, keepdim=True)
+        scale, zero, ratio = (x.gather(0, index)[0] for x in (shrunk.scale, shrunk.zero, ratios))
+        better = error[0] < best_error
         best = where(better, QuantGrid(bits, scale, zero), best)
-        kept, least = torch.where(better, ratio, kept), torch.minimum(error[0], least)
+        best_ratio = torch.where(better, ratio, best_ratio)
+        best_error = torch.minimum(error[0], best_error)
     return best
 
 
 @range_search("lsq", needs_energy=True)
 def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
-    """The clipped range, then learned scales and, unless symmetric, zero-points."""
+    """Return the clipped range with learned scales and, unless symmetric, zero-points."""
     return _learned(V, clipped(V, bits, grid, weight), weight, grid)
 
 
 def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
-    """E of each group [.., rows, groups]; grids may be several."""
+    """Return E of each group [.., rows, groups]. `grid` may hold several candidates."""
     if usable(V, grid.scale, grid.zero, weight):
         return grid_errors(V, grid.scale, grid.zero, weight, grid.top)
     D = V.expand(*grid.scale.shape, -1).clone()
@@ -106,30 +112,32 @@ def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
 
 
 def group_sums(V: Tensor) -> Tensor:
-    """Sums over the last dimension of `V` [rows, groups, size]: [rows, groups].
+    """Return the sums [rows, groups] over the last dimension of `V` [rows, groups, size].
 
-    A product with ones is several times faster on a CPU than summing short rows.
+    On a CPU a product with ones is several times faster than summing short rows.
     """
     return (V.reshape(-1, V.shape[-1]) @ V.new_ones(V.shape[-1])).view(V.shape[:-1])
 
 
-def where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
-    """`grid` for the groups where the condition [rows, groups] holds, else the other."""
-    scale = torch.where(condition, grid.scale, other.scale)
-    return QuantGrid(grid.bits, scale, torch.where(condition, grid.zero, other.zero))
+def where(condition: Tensor, a: QuantGrid, b: QuantGrid) -> QuantGrid:
+    """Return grid `a` for the groups with a true condition [rows, groups], and `b` for the rest."""
+    scale = torch.where(condition, a.scale, b.scale)
+    return QuantGrid(a.bits, scale, torch.where(condition, a.zero, b.zero))
 
 
 def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> QuantGrid:
-    """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
+    """Return `start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric,
+    zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
-    size = group_sums(V.square() * weight)  # so that Adam's epsilon is as small for all groups
-    size = torch.where(size > 0, size, 1.0)
-    moved = [ratio] if grid == "symmetric" else [ratio, shift]
-    optimizer = torch.optim.Adam(moved, LSQ_RATE)
+    # gradients are normalized, so that Adam's epsilon is equally small for all groups
+    norm = group_sums(V.square() * weight)
+    norm = torch.where(norm > 0, norm, 1.0)
+    parameters = [ratio] if grid == "symmetric" else [ratio, shift]
+    optimizer = torch.optim.Adam(parameters, LSQ_RATE)
     for _ in range(LSQ_STEPS):
         scale, zero = start.scale * ratio, start.zero + shift
         by_scale, by_zero = _gradients(V, scale, zero, start.top, weight)
-        ratio.grad, shift.grad = by_scale * start.scale / size, by_zero / size
+        ratio.grad, shift.grad = by_scale * start.scale / norm, by_zero / norm
         optimizer.step()
     zero = start.zero + shift
     if grid != "offset":
@@ -142,7 +150,7 @@ def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> Qua
 def _gradients(
     V: Tensor, scale: Tensor, zero: Tensor, top: int, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dE/ds and dE/dz [rows, groups]; zero-points need not be integers."""
+    """Return dE/ds and dE/dz [rows, groups]. Zero-points need not be integers."""
     s, z = scale.unsqueeze(-1), zero.unsqueeze(-1)
     v = V / s
     u = (v + z).round_()
@@ -154,27 +162,35 @@ def _gradients(
     return by_scale, -scale * group_sums(G * clipped)
 
 
-def quantize_embedding(W: Tensor, settings: QuantSettings, stored: torch.dtype) -> QuantizedWeight:
-    """`W` [vocabulary, hidden] on its grid, whose scales are numbers of `stored`."""
+def quantize_embedding(
+    W: Tensor, settings: QuantSettings, scale_dtype: torch.dtype
+) -> QuantizedWeight:
+    """Quantize `W` [vocabulary, hidden]. Scales are rounded to `scale_dtype`."""
     W = W.float()
     grid = search_range(W, settings.bits, settings.group_size, settings.grid, settings.space)
     if settings.bits == 6 and settings.grid == "symmetric":
         c, d = factors(grid.scale, W.shape[1])
         grid = QuantGrid(grid.bits, c * d, grid.zero)
-    grid = grid.stored(stored, settings.grid)
+    grid = grid.stored(scale_dtype, settings.grid)
     codes = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    for rows in torch.arange(len(W), device=W.device).split(
-        2**12
-    ):  # in float32 all codes are four times as large
+    # in slices, because all codes in float32 would take four times the memory
+    for rows in torch.arange(len(W), device=W.device).split(2**12):
         part = QuantGrid(grid.bits, grid.scale[rows], grid.zero[rows])
         codes[rows] = part.codes(W[rows]).to(torch.uint8)
     return QuantizedWeight(grid, codes)
 
 
 def factors(scale: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """c and d, [rows, groups] each; the last inputs of a row may be fewer than `SHARED`."""
-    size = max(1, SHARED * scale.shape[1] // columns)  # groups with one d
+    """Split 6-bit scales into c and d, [rows, groups] each. The last inputs of a row may be fewer
+    than `SHARED_INPUTS`."""
+    size = max(1, SHARED_INPUTS * scale.shape[1] // columns)  # groups with the same d
     padded = torch.nn.functional.pad(scale, (0, -scale.shape[1] % size))
     top = padded.view(len(scale), -1, size).amax(-1, keepdim=True).expand(-1, -1, size)
-    d = (top.flatten(1)[:, : scale.shape[1]] / LARGEST).log2().ceil().clamp(min=LEAST).exp2()
-    return (scale / d).round().clamp(1, LARGEST), d
+    d = (
+        (top.flatten(1)[:, : scale.shape[1]] / MAX_FACTOR)
+        .log2()
+        .ceil()
+        .clamp(min=MIN_EXPONENT)
+        .exp2()
+    )
+    return (scale / d).round().clamp(1, MAX_FACTOR), d

@@ -1,8 +1,7 @@
 """Interfaces and decorators of range searches and post-training quantizers.
 
-A range search finds the grid of grouped weights. A quantizer returns the weights of a layer to be
-rounded to the nearest point of a grid, and that grid: RTN returns the weights unchanged, GPTQ
-compensates them.
+A range search finds the grid of grouped weights. A quantizer returns a grid and the weights to be
+rounded to its nearest points: RTN returns the weights unchanged, GPTQ compensates them.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +19,13 @@ from backend.registry import Registry
 
 Needs = Literal["nothing", "energy", "gram"]
 
-# V [rows, groups, g], bits, type, weight of each squared error [groups, g] -> grid
+# V [rows, groups, g], bits, grid type, weight of each squared error [groups, g] -> grid
 SearchRange = Callable[[Tensor, int, GridType, Tensor], QuantGrid]
 
 
 @dataclass(frozen=True)
 class RangeSearch:
-    """A range search; `needs_energy`: errors are weighted by the mean square of each input."""
+    """A range search. `needs_energy`: it weights errors by the mean square of each input."""
 
     search: SearchRange
     needs_energy: bool
@@ -38,11 +37,14 @@ Quantize = Callable[[Tensor, InputStatistics, QuantSettings, float], tuple[Tenso
 
 @dataclass(frozen=True)
 class BlockLayers:
-    """The layers of one decoder block that are quantized, by their names in it.
+    """Quantized layers of a decoder block, by their names within it.
 
     Attributes:
-        weights: [out, in], float32.
-        inputs: one object for layers with the same inputs; empty where a quantizer needs nothing.
+        block: the decoder block.
+        weights: weight [out, in] of each layer, float32.
+        inputs: input statistics of each layer, the same object for layers with the same inputs;
+            empty if the quantizer needs none.
+        settings: settings of each layer.
     """
 
     block: nn.Module
@@ -55,18 +57,21 @@ FindBases = Callable[[BlockLayers], Mapping[str, Basis]]
 
 
 def plain_bases(layers: BlockLayers) -> dict[str, Basis]:
+    """Return the plain basis for every layer."""
     return dict.fromkeys(layers.weights, PLAIN)
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A post-training quantizer, the input statistics it needs, and the bases it rounds in.
+    """A post-training quantizer.
 
     Attributes:
-        sequential: whether layers of a block see the inputs that those before them, quantized,
-            give; else those of the dense ones.
-        by_rows: whether the result for a row of weights does not depend on the others: layers with
-            the same inputs, settings and basis are then quantized as one, in less time.
+        needs: input statistics it needs.
+        bases: returns the bases in which the layers of a block are rounded.
+        sequential: True if the layers of a block see the inputs from the quantized layers before
+            them, False if from the dense ones.
+        by_rows: True if rows of weights are quantized independently. Layers with the same inputs,
+            settings and basis are then quantized together, which is faster.
     """
 
     quantize: Quantize
@@ -81,7 +86,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(DECLARED_QUANTIZERS)
 
 
 def range_search(name: str, *, needs_energy: bool = False) -> Callable[[SearchRange], SearchRange]:
-    """Register a range search; `needs_energy`: see `RangeSearch`."""
+    """Register a range search; see `RangeSearch`."""
     return RANGE_SEARCHES.registering(name, lambda search: RangeSearch(search, needs_energy))
 
 
@@ -101,17 +106,21 @@ def quantizer(
     """Register a post-training quantizer, which becomes a stage of a quantization run.
 
     With `needs="nothing"` layers are rounded independently; otherwise block by block, on the
-    outputs of the previously quantized blocks. Raise `NotPositiveDefiniteError` if more damping
-    can help.
+    outputs of the previously quantized blocks. The function raises `NotPositiveDefiniteError` if
+    more damping can help.
 
     Args:
-        export_rank: the stage with the highest rank is exported by default; stages are listed in
-            this order.
-        bases: what the layers of a block are rounded in; weights and inputs come in it.
-        llama_only: whether they know the blocks of LLaMA alone; others are then refused beforehand.
-        sequential, by_rows: see `Quantizer`.
-        keeps_zeros: whether weights that are 0 can stay 0.
-        saved: whether formats of packed weights can hold the result; they know no bases.
+        label: name of the stage on the screen.
+        needs: input statistics the quantizer needs.
+        export_rank: order of the stages; the stage with the highest rank is exported by default.
+        bases: returns the bases in which the layers of a block are rounded. Weights and inputs are
+            passed in them.
+        llama_only: True if only blocks with the structure of LLaMA's are supported. Other models
+            are refused when the run is submitted.
+        sequential: see `Quantizer`.
+        by_rows: see `Quantizer`.
+        keeps_zeros: True if weights of 0 can stay 0.
+        saved: True if packed export formats can store the result. They cannot store bases.
     """
     return QUANTIZERS.registering(
         name, lambda quantize: Quantizer(quantize, needs, bases, sequential, by_rows)

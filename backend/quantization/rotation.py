@@ -1,14 +1,14 @@
 """Rotation before rounding (QuaRot, Ashkboos et al. 2024).
 
-Weights and activations of a transformer have outliers in a few places. Turned by an orthogonal
-matrix they are spread over all of them, and rounding costs less. Turned are
+Weights and activations of a transformer have outliers in a few dimensions. An orthogonal matrix
+spreads them over all dimensions, so rounding costs less. Rotated are
 
-    the residual stream, all of it, by R      norms hand their weights on to the layers behind them
-    the values of every head, by the same S   from the rows of v_proj to the columns of o_proj
+    the residual stream by R             norm weights are first merged into the layers after them
+    the values of every head by S        from the rows of v_proj to the columns of o_proj
 
-These are the rotations of QuaRot that cost nothing when the model runs. Its others turn the inputs
-of down_proj, and queries and keys, while it runs; they serve 4-bit activations and caches, and are
-left out. The matrices are Hadamard's where the size is a power of two; see `bases.rotation`.
+These are the rotations of QuaRot that cost nothing at inference. QuaRot also rotates the inputs of
+down_proj, and queries and keys, at runtime; those serve 4-bit activations and caches, and are left
+out. The matrices are Hadamard matrices if the size is a power of two; see `bases.rotation`.
 """
 
 from typing import Any
@@ -26,26 +26,26 @@ from backend.quantization.registry import BlockLayers, quantizer
 
 
 def rotations(layers: BlockLayers) -> dict[str, Basis]:
-    """Module -> its basis.
+    """Map each module to its basis.
 
     Raises:
-        ConfigError: the block is not built like LLaMA's.
+        ConfigError: the block does not have the structure of LLaMA's.
     """
     require_llama(layers.block, layers.weights, "Rotation")
     attention: Any = layers.block.get_submodule("self_attn")
-    head, found = int(attention.head_dim), dict[str, Basis]()
-    norms = {name: _weights(layers.block, name) for name in set(READERS.values())}
+    head_size, bases = int(attention.head_dim), dict[str, Basis]()
+    norms = {name: _norm_weight(layers.block, name) for name in set(READERS.values())}
     for module, W in layers.weights.items():
         if module in READERS:
-            heads = head if module.endswith("v_proj") else 0
-            found[module] = Basis(norms[READERS[module]], W.shape[1], heads)
+            outputs = head_size if module.endswith("v_proj") else 0
+            bases[module] = Basis(norms[READERS[module]], W.shape[1], outputs)
         else:
-            found[module] = Basis(None, head if module.endswith("o_proj") else 0, W.shape[0])
-    return found
+            bases[module] = Basis(None, head_size if module.endswith("o_proj") else 0, W.shape[0])
+    return bases
 
 
-def _weights(block: nn.Module, norm: str) -> Tensor:
-    """What a norm multiplies the residual stream with [in]; 1 for inputs that are always 0."""
+def _norm_weight(block: nn.Module, norm: str) -> Tensor:
+    """Return the weight [in] of a norm, with 1 for inputs that are always 0."""
     weight = block.get_parameter(f"{norm}.weight").detach().float()
     return torch.where(weight == 0, 1.0, weight)
 
@@ -63,7 +63,7 @@ def _weights(block: nn.Module, norm: str) -> Tensor:
 def rotated(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Rotate, then round to the clipped grid with the smallest squared weight error."""
+    """Round rotated weights to the clipped grid with the smallest squared error."""
     return W, search_range(W, settings.bits, settings.group_size, settings.grid, "mse")
 
 
@@ -80,5 +80,5 @@ def rotated(
 def rotated_gptq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Rotate, then GPTQ."""
+    """Run GPTQ on rotated weights."""
     return gptq(W, inputs, settings, damping)

@@ -13,5 +13,5 @@ from backend.quantization.registry import quantizer
 def rtn(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
-    """Round to the grid over the full range of each group."""
+    """Round to the grid of the full range of each group."""
     return W, search_range(W, settings.bits, settings.group_size, settings.grid, "minmax")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backend.decoding.benchmark import quiet
+from backend.decoding.benchmark import silenced_stderr
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
 MIXES = {
@@ -53,7 +53,7 @@ def formats(
         if entries:
             settings.imatrix = matrix
         target = folder / f"{name}.gguf"
-        with quiet():
+        with silenced_stderr():
             failed = llama_cpp.llama_model_quantize(
                 str(source).encode(), str(target).encode(), ctypes.byref(settings)
             )
@@ -69,7 +69,7 @@ class Llama:
     def __init__(self, path: Path, context: Sequence[int], room: int, threads: int) -> None:
         import llama_cpp
 
-        with quiet():
+        with silenced_stderr():
             self._llama = llama_cpp.Llama(
                 str(path),
                 n_ctx=room,
@@ -111,7 +111,7 @@ class LlamaStreams:
         import llama_cpp as c
 
         self._c = c
-        with quiet():
+        with silenced_stderr():
             c.llama_backend_init()
             model = c.llama_model_load_from_file(str(path).encode(), c.llama_model_default_params())
             settings = c.llama_context_default_params()

@@ -222,7 +222,10 @@ def with_embedding(
     )
     embedding_width = embedding.bits if len(heads) < len(embedding.layers) else 0
     return replace(
-        layers, embedding=embedding_width, alike=same_format, head=embedding.bits if heads else 0
+        layers,
+        embedding=embedding_width,
+        uniform_embedding=same_format,
+        head=embedding.bits if heads else 0,
     )
 
 
@@ -392,10 +395,10 @@ def export_requirements(
     return ExportRequirements(
         bits=group.bits,
         grid=group.grid,
-        stored=config.stored,
+        scale_dtype=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=experts,
-        whole=len(layers) == len(facts.linears),
+        all_quantized=len(layers) == len(facts.linears),
         shapes=frozenset((x.rows // (2 if x.name in gate_up else 1), x.columns) for x in layers),
         architecture=facts.architecture,
     )

@@ -156,10 +156,10 @@ def record(
             context.result(stage, metrics.BITS_PER_WEIGHT, bits)
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
-    rates = {stage: rate for stage in qat.stages if (rate := qat.lowered(stage)) is not None}
-    lowered = [
+    rates = {stage: rate for stage in qat.stages if (rate := qat.lowered_rate(stage)) is not None}
+    lowered_rate = [
         f"{STAGE_LABELS[stage]} was trained with a learning rate of {rate:g}, "
         f"since {config.rate:g} increased the held-out loss."
         for stage, rate in rates.items()
     ]
-    context.environment(warnings=lowered)
+    context.environment(warnings=lowered_rate)

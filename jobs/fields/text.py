@@ -206,7 +206,7 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
     if config.asks_endings and context < ENDINGS_CONTEXT:
         raise ConfigError(
             f"A context of {context} tokens is too short for the task endings.",
-            f"A window has to hold {CHOICES} passages of {QUESTION_TOKENS} tokens, endings included.",
+            f"A window has to hold {CHOICES} passages of {QUESTION_TOKENS} tokens with endings.",
             f"Raise the context length to {ENDINGS_CONTEXT} or more, or leave out endings.",
             "tasks",
         )

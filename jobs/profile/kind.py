@@ -10,7 +10,7 @@ from backend.models.facts import ModelFacts
 from backend.options import Dtype, option
 from backend.pruning.config import PrunerName
 from backend.quantization import GridType
-from backend.quantization.config import SpaceName
+from backend.quantization.config import RangeSearchName
 from backend.sensitivity.profile import Format
 from backend.text.corpora import require_length
 from jobs.estimates import PhaseWork, decoded_bytes
@@ -45,7 +45,7 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
     """Pruner of the sparse candidates."""
     grid: GridType = option("symmetric", "Grid", advanced=True)
     """Grid of the quantized candidates, which GPTQ computes."""
-    space: SpaceName = option("weighted", "Range search", advanced=True)
+    space: RangeSearchName = option("weighted", "Range search", advanced=True)
     """Range search of the quantized candidates."""
     damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
     """Added to the Hessian diagonal, relative to the mean input energy."""

@@ -1,4 +1,4 @@
-"""Sampling with a drafter: the distribution is the base's own; what is lossy says so."""
+"""Sampling with a drafter keeps the distribution of the target model."""
 
 import itertools
 import math
@@ -41,22 +41,22 @@ TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0)])
 
 
 def p_value(counts: Sequence[float], expected: Sequence[float]) -> float:
-    """Of Pearson's chi-square test."""
-    found, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
-    statistic = ((found - wanted) ** 2 / wanted).sum()
+    """Return the p-value of Pearson's chi-square test."""
+    result, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
+    statistic = ((result - wanted) ** 2 / wanted).sum()
     freedom = torch.tensor((len(counts) - 1) / 2).double()
     return torch.special.gammaincc(freedom, statistic / 2).item()
 
 
 def table(seed: int = 0) -> dict[tuple[int, ...], Tensor]:
-    """Logits of the next token after every text of up to three tokens."""
+    """Return the logits of the next token after every text of up to three tokens."""
     random = torch.Generator().manual_seed(seed)
     texts = [t for n in range(4) for t in itertools.product(range(VOCABULARY), repeat=n)]
     return {text: 1.5 * torch.randn(VOCABULARY, generator=random) for text in texts}
 
 
 def processors(sampling: Sampling) -> LogitsProcessorList:
-    """Those of transformers, in its order."""
+    """Return the logits processors of transformers in its order."""
     processed = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
     processed.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
@@ -66,7 +66,7 @@ def processors(sampling: Sampling) -> LogitsProcessorList:
 
 
 def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
-    """P(a, b) after the empty text, straight from the definition."""
+    """Return P(a, b) after the empty text, computed from the definition."""
     processed = processors(sampling)
 
     def chances(text: tuple[int, ...]) -> Tensor:
@@ -81,18 +81,18 @@ def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
 
 
 def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int], Tensor]]:
-    """First token and order of guesses -> the tree's tokens and the base's logits at its nodes."""
-    found = {}
+    """Return the tokens of a tree and the target's logits at its nodes."""
+    result = {}
     for first in range(VOCABULARY):
         for order in itertools.permutations(range(VOCABULARY)):
             tokens = [first] + [order[rank] for _, rank in TREE.slots]
             paths = [tuple(tokens[n] for n in TREE.lineage(node)) for node in range(len(TREE))]
-            found[first, order] = tokens, torch.stack([logits[path] for path in paths])
-    return found
+            result[first, order] = tokens, torch.stack([logits[path] for path in paths])
+    return result
 
 
 def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:
-    """Pairs of tokens, by as many walks as they take; the tree's guesses change by chance."""
+    """Sample pairs of tokens by walking trees with random guesses."""
     rule, dice, trees = Acceptance(sampling), Random(9), verified(logits)
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
     start = logits[()][None]
@@ -126,8 +126,8 @@ def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling
     assert p_value(counts, wanted) > 0.001
 
 
-def test_a_wrong_rule_would_be_noticed() -> None:
-    """The test above has power: a slightly other temperature fails it."""
+def test_the_chi_square_test_detects_a_wrong_temperature() -> None:
+    """The test above has power: it fails at a slightly different temperature."""
     logits = table()
     drawn = drawn_pairs(logits, Sampling(temperature=1.1))
     expected = exact(logits, Sampling(temperature=1.0))
@@ -135,8 +135,8 @@ def test_a_wrong_rule_would_be_noticed() -> None:
     assert p_value(counts, wanted) < 0.001
 
 
-class Fixed:
-    """Guesses the same tokens at every step."""
+class ConstantProposer:
+    """Proposer that drafts the same tokens at every step."""
 
     nodes = len(TREE)
 
@@ -160,7 +160,9 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     )
     target, count = TargetModel(built(config)), 1200
     samplings = (Sampling(temperature=1.0, seed=seed) for seed in range(count))
-    texts = (decode(target, Fixed(), [0, 1], 3, sampling=sampling) for sampling in samplings)
+    texts = (
+        decode(target, ConstantProposer(), [0, 1], 3, sampling=sampling) for sampling in samplings
+    )
     drawn = Counter(tuple(t for step in text for t in step.tokens)[1:] for text in texts)
     expected: Counter = Counter()
     with torch.inference_mode():
@@ -173,7 +175,7 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
     assert p_value(counts, wanted) > 0.001
 
 
-def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
+def test_a_repetition_penalty_sees_the_path_of_each_node() -> None:
     target, prompt = base(), toy_prompts()[0]
     drafter = drafter_of(target, scale=0.2, heads=2)
     sampling = Sampling(repetition_penalty=1.3)
@@ -197,7 +199,7 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
     ids=str,
 )
 def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
-    """One draw a token, whoever guessed it; every change of logits at every node."""
+    """One random number per token; all changes of logits apply at every node."""
     target, prompt = base(), toy_prompts()[1]
     proposers: list[Proposer] = [NoDraft()]
     for architecture in DECLARED_DRAFTERS:
@@ -228,10 +230,8 @@ def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
 
 @pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.97), (40, 1.0), (90, 0.9)])
-def test_a_place_is_that_of_all_probabilities_however_few_were_looked_at(
-    spread: float, top_k: int, top_p: float
-) -> None:
-    """Of as many places as a chance has in all, as many give its token."""
+def test_a_quantile_refers_to_all_probabilities(spread: float, top_k: int, top_p: float) -> None:
+    """The share of quantiles that return a token equals its probability."""
     logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
     sampling = Sampling(1.0, top_k, top_p)
     expected = processors(sampling)(torch.zeros(1, 0).long(), logits[None])[0].softmax(-1)
@@ -239,6 +239,6 @@ def test_a_place_is_that_of_all_probabilities_however_few_were_looked_at(
     drawn = torch.tensor([draw(logits.float(), top_k, top_p, float(x)) for x in places])
     counts = drawn.bincount(minlength=3000)
     assert (expected[drawn] > 0).all()
-    assert (counts - 2000 * expected).abs().max() < 1.05  # a place more or less
+    assert (counts - 2000 * expected).abs().max() < 1.05  # one quantile more or less
     with pytest.raises(ComputeError):
         draw(logits.float() * math.nan, top_k, top_p, 0.5)

@@ -1,4 +1,4 @@
-"""Trees: topology, growth from ranks, and that a tree's logits are those of its paths."""
+"""Draft trees: topology, growth from ranks, and equality of tree logits and path logits."""
 
 from functools import wraps
 from itertools import combinations
@@ -40,7 +40,7 @@ rank_rows = st.lists(
 
 
 def closed(some: list[Path]) -> Tree:
-    """The smallest tree that holds these paths."""
+    """Return the smallest tree with these paths."""
     return Tree(path[:n] for path in some for n in range(1, len(path) + 1))
 
 
@@ -48,12 +48,12 @@ def closed(some: list[Path]) -> Tree:
 def test_parents_precede_and_ancestors_are_transitive(some: list[Path]) -> None:
     tree = closed(some)
     assert all(parent < node for node, parent in enumerate(tree.parents))
-    seen = tree.ancestors
-    assert torch.equal(seen, (seen.int() @ seen.int()) > 0)
+    observed = tree.ancestors
+    assert torch.equal(observed, (observed.int() @ observed.int()) > 0)
     for node in range(len(tree)):
         line = tree.lineage(node)
         assert line[0] == 0 and line[-1] == node and len(line) == tree.depths[node] + 1
-        assert seen[node].nonzero().flatten().tolist() == line
+        assert observed[node].nonzero().flatten().tolist() == line
         assert [tree.slots[n - 1][1] for n in line[1:]] == list([(), *tree.paths][node])
 
 
@@ -69,19 +69,19 @@ def test_a_chain_has_one_child_each() -> None:
 
 
 def every_tree(nodes: int, heads: int, ranks: int) -> list[Tree]:
-    """All trees of so many nodes: the slow, obvious way."""
+    """Return all trees of `nodes` nodes by brute force."""
     pool: list[Path] = [()]
     for _ in range(heads):
         pool += [(*p, r) for p in pool for r in range(ranks) if (*p, r) not in pool]
-    found = []
+    result = []
     for chosen in combinations([p for p in pool if p], nodes - 1):
         if all(path[:-1] in chosen or len(path) == 1 for path in chosen):
-            found.append(Tree(chosen))
-    return found
+            result.append(Tree(chosen))
+    return result
 
 
 def accepted_lengths(ranks: torch.Tensor, tree: Tree) -> list[int]:
-    """Accepted length at each anchor: the slow, obvious way."""
+    """Return the accepted length at each anchor by brute force."""
     lengths = []
     for row in ranks.tolist():
         depth = 0
@@ -114,21 +114,21 @@ def test_every_prefix_of_a_growth_is_a_tree_and_its_length_is_that_of_a_walk(
         for grown, walked in (halves, halves[::-1]):
             tree = Tree(frequent_paths(torch.cat(grown))[: nodes - 1])
             for ranks in walked:
-                made, taken = walk(accepted_lengths(ranks, tree))
-                tokens, passes = tokens + made, passes + taken
+                created, taken = walk(accepted_lengths(ranks, tree))
+                tokens, passes = tokens + created, passes + taken
         assert expected_length(growth, nodes) == pytest.approx(tokens / passes)
 
 
-def test_what_is_accepted_is_skipped() -> None:
-    """Where three tokens in a row are guessed, the easy anchors between are never visited."""
+def test_accepted_tokens_are_skipped() -> None:
+    """If three tokens in a row are accepted, the easy anchors between them are skipped."""
     ranks = torch.tensor([[0, 0], [0, -1], [-1, -1], [-1, -1]])
     assert accepted_lengths(ranks, chain(2)) == [3, 2, 1, 1]  # 1.75 over all anchors
     assert walk(accepted_lengths(ranks, chain(2))) == (4, 2)
     assert walked_lengths([ranks], [1, 2, 3]) == [1.0, 4 / 3, 2.0]
 
 
-def test_the_accepted_length_is_judged_on_other_answers() -> None:
-    """Random ranks: a tree grown on them looks good on them alone."""
+def test_the_accepted_length_is_measured_on_held_out_answers() -> None:
+    """A tree grown on random ranks is good only on these ranks."""
     random = torch.Generator().manual_seed(0)
     answers = [torch.randint(0, 60, (30, 3), generator=random) for _ in range(2)]
     tree = best_tree(grow(answers), 16)
@@ -159,11 +159,11 @@ def assert_logits_of_paths(target: TargetModel, seed: int) -> None:
     with torch.inference_mode():
         cache = target.new_cache(64)
         target.hidden(context[None], cache)
-        _, found = target.read(tokens.tolist(), cache, tree, len(tree))
+        _, result = target.read(tokens.tolist(), cache, tree, len(tree))
         for node in range(len(tree)):
             path = torch.cat([context, tokens[tree.lineage(node)]])
             expected = target.model(input_ids=path[None], use_cache=False).logits[0, -1]
-            torch.testing.assert_close(found[node], expected, rtol=1e-5, atol=2e-5)
+            torch.testing.assert_close(result[node], expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("path", [[0], [0, 1, 3], [0, 1, 3, 6], [0, 2], [0, 2, 5]])
@@ -178,10 +178,10 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
         target.read(tokens.tolist(), cache, tree)
         cache.keep(9, path)
         assert cache.length == 9 + len(path)
-        _, found = target.read([5], cache)
+        _, result = target.read([5], cache)
         whole = torch.cat([context, tokens[path], torch.tensor([5])])[None]
         expected = target.model(input_ids=whole, use_cache=False).logits[0, -1]
-    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(result[0], expected, rtol=1e-5, atol=2e-5)
 
 
 def fails(model: PreTrainedModel) -> str:
@@ -215,7 +215,7 @@ def test_a_base_that_ignores_the_mask_is_refused(
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_bases_of_another_kind_are_refused(config: PretrainedConfig, why: str) -> None:
+def test_unsupported_models_are_refused(config: PretrainedConfig, why: str) -> None:
     assert why in fails(AutoModelForCausalLM.from_config(config).eval())
 
 
@@ -225,7 +225,7 @@ def test_attention_that_takes_no_mask_is_refused() -> None:
     assert "does not accept a tree mask" in fails(model)
 
 
-def test_a_fingerprint_knows_the_weights_and_not_the_precision() -> None:
+def test_a_fingerprint_depends_on_weights_but_not_on_precision() -> None:
     model, other = built(ARCHITECTURES["grouped"]), built(ARCHITECTURES["grouped"], seed=1)
     before = fingerprint(model)
     assert fingerprint(model.to(torch.bfloat16)) == before != fingerprint(other)
@@ -236,11 +236,11 @@ def test_a_window_is_not_the_context() -> None:
     target = TargetModel(built(config))
     assert target.window == sliding_window(target.model) == 32
     assert target.context == config.max_position_embeddings
-    assert target.limit == f"the context holds {target.context}"
+    assert target.limit == f"the model's context is {target.context}"
 
 
 def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
-    """Past the original context a tree would read the tokens before it otherwise."""
+    """Beyond the original context the cached tokens would need other frequencies."""
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

@@ -1,4 +1,4 @@
-"""The decoding loop: greedy text is that of plain `generate`, whatever is guessed."""
+"""Decoding loop: greedy text equals that of plain `generate`, whatever is drafted."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -48,7 +48,7 @@ TREES = {
 def plain(
     target: TargetModel, prompt: Sequence[int], limit: int, ends: Sequence[int], **more
 ) -> list:
-    """What transformers writes, greedily."""
+    """Return the greedy text of transformers."""
     ids = torch.tensor([prompt])
     stop = {"eos_token_id": list(ends), "pad_token_id": 0} if ends else {"eos_token_id": None}
     options = {"do_sample": False, "max_new_tokens": limit, "use_cache": True, **stop, **more}
@@ -73,13 +73,13 @@ def ours(
 
 @lru_cache
 def noisy(arm: str) -> AmphistaDrafter:
-    """A drafter of two heads for the toy that guesses badly."""
+    """Return a bad drafter with two heads for the toy."""
     return drafter_of(base(), scale=0.3, heads=2, **ARMS[arm])
 
 
 @lru_cache
 def generated(prompt: tuple[int, ...], limit: int) -> list[int]:
-    """What transformers writes with the toy."""
+    """Return the text of transformers with the toy."""
     return plain(base(), prompt, limit, [END])
 
 
@@ -88,8 +88,8 @@ def generated(prompt: tuple[int, ...], limit: int) -> list[int]:
 def test_every_arm_writes_what_generate_writes(arm: str, nodes: int) -> None:
     for prompt, limit in ((toy_prompts()[0], 41), (toy_prompts()[1][:1], 24)):
         proposer = TreeProposer(noisy(arm), base(), TREES[nodes])
-        found, _ = ours(base(), proposer, prompt, limit, [END])
-        assert found == generated(prompt, limit)
+        result, _ = ours(base(), proposer, prompt, limit, [END])
+        assert result == generated(prompt, limit)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -99,19 +99,19 @@ def test_every_architecture_writes_what_generate_writes(name: str, heads: int) -
     paths = [(a,) for a in range(3)] + [(0,) * n for n in range(2, heads + 1)]
     drafter = drafter_of(target, scale=0.3, heads=heads)
     prompt = random_ids(target, 7).tolist()
-    found, _ = ours(target, TreeProposer(drafter, target, Tree(paths)), prompt, 40)
-    assert found == plain(target, prompt, 40, [])
+    result, _ = ours(target, TreeProposer(drafter, target, Tree(paths)), prompt, 40)
+    assert result == plain(target, prompt, 40, [])
 
 
 def test_long_prompts_and_another_cache() -> None:
-    """More than 256 tokens; the static cache of transformers agrees with its dynamic one."""
+    """More than 256 tokens, with the static and the dynamic cache of transformers."""
     target = base("grouped")
     prompt = random_ids(target, 300).tolist()
     drafter = drafter_of(target, scale=0.3, heads=2)
-    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 20)
+    result, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 20)
     static = StaticCache(config=target.model.config, max_cache_len=330)
-    assert found == plain(target, prompt, 20, [])
-    assert found == plain(target, prompt, 20, [], past_key_values=static)
+    assert result == plain(target, prompt, 20, [])
+    assert result == plain(target, prompt, 20, [], past_key_values=static)
 
 
 def test_up_to_the_last_position_of_learned_positions() -> None:
@@ -119,23 +119,23 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
     target = TargetModel(built(config))
     drafter = drafter_of(target, scale=0.3, heads=2)
     prompt = random_ids(target, 10).tolist()
-    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
-    assert found == plain(target, prompt, 38, [])
+    result, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
+    assert result == plain(target, prompt, 38, [])
 
 
-def test_a_drafter_goes_on_where_nothing_was_found() -> None:
-    """The text is the base's, and heads guess what they guess when they are asked every time."""
+def test_a_drafter_drafts_where_lookup_finds_nothing() -> None:
+    """The text is the target's, and the heads draft as if they were called at every step."""
     target, limit = base("grouped"), 60
     drafted = TreeProposer(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
     right, asked = 0, 0
     for prompt in (random_ids(target, size).tolist() for size in (5, 40)):
         expected = plain(target, prompt, limit, [])
-        found, steps = ours(target, PromptLookupFirst(drafted), prompt, limit)
-        assert found == expected
+        result, steps = ours(target, PromptLookupFirst(drafted), prompt, limit)
+        assert result == expected
         place = len(steps[0].tokens)
         for step in steps[1:]:
             if step.tree is drafted.policy.tree({}):
-                again = ours(target, drafted, [*prompt, *found[: place - 1]], 2)[1][1]
+                again = ours(target, drafted, [*prompt, *result[: place - 1]], 2)[1][1]
                 assert again.guesses == step.guesses
                 asked += 1
             else:
@@ -145,18 +145,18 @@ def test_a_drafter_goes_on_where_nothing_was_found() -> None:
     assert right > 5 and asked > 5
 
 
-def test_in_sixteen_bits_texts_begin_alike() -> None:
-    """Rounding may break near ties later on, so identity is asked of float32 alone."""
+def test_in_sixteen_bits_texts_have_the_same_beginning() -> None:
+    """Near ties may resolve differently later, so only float32 must be identical."""
     target = TargetModel(load("toy", dtype=torch.bfloat16).model)
-    found, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
-    assert found[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
+    result, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
+    assert result[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
 
 
 # oracles ------------------------------------------------------------------------------------------
 
 
-class Knowing:
-    """Guesses along a given text, `shift` added to every token: 0 is perfect, else always wrong."""
+class ShiftedProposer:
+    """Proposer that drafts a given text with `shift` added to every token; 0 is always right."""
 
     def __init__(self, text: Sequence[int], prompt: int, depth: int, shift: int, size: int) -> None:
         self.text, self.depth, self.shift, self.size = list(text), depth, shift, size
@@ -169,29 +169,31 @@ class Knowing:
         self.known += len(tokens)
         assert len(hidden) == len(tokens)
         place = self.known - self.prompt
-        found = [(t + self.shift) % self.size for t in self.text[place : place + self.depth]]
-        return DraftTokens(found, chain(len(found)))
+        result = [(t + self.shift) % self.size for t in self.text[place : place + self.depth]]
+        return DraftTokens(result, chain(len(result)))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
-def test_a_perfect_drafter_is_accepted_whole(depth: int) -> None:
+def test_a_perfect_drafter_is_fully_accepted(depth: int) -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 61, [])
-    knowing = Knowing(text, len(prompt), depth, 0, target.vocabulary)
-    found, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
-    assert found == text[: len(found)]
+    knowing = ShiftedProposer(text, len(prompt), depth, 0, target.vocabulary)
+    result, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
+    assert result == text[: len(result)]
     assert all(len(step.tokens) == depth + 1 for step in steps[1:])
     assert mean_accepted(steps) == depth + 1
     assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
 
 
-def test_an_adversarial_drafter_costs_passes_and_no_tokens() -> None:
+def test_an_adversarial_drafter_changes_no_tokens() -> None:
     target, prompt = base(), toy_prompts()[3]
     text = plain(target, prompt, 30, [])
-    found, steps = ours(target, Knowing(text, len(prompt), 3, 1, target.vocabulary), prompt, 30)
-    assert found == text and mean_accepted(steps) == 1.0
+    result, steps = ours(
+        target, ShiftedProposer(text, len(prompt), 3, 1, target.vocabulary), prompt, 30
+    )
+    assert result == text and mean_accepted(steps) == 1.0
     wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
-    assert steps[1].rejected == wrong  # what was guessed in vain, in its order
+    assert steps[1].rejected == wrong  # rejected draft tokens in order
 
 
 @pytest.mark.parametrize("at", range(1, 8))
@@ -199,29 +201,33 @@ def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
     target, prompt = base(), toy_prompts()[4]
     text = plain(target, prompt, 40, [])
     end = text[at]
-    found, steps = ours(
-        target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
+    result, steps = ours(
+        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
     )
-    assert found == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
-    assert sum(len(step.heads) for step in steps) == len(found)
+    assert result == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
+    assert sum(len(step.heads) for step in steps) == len(result)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 13])
 def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
     target, prompt = base(), toy_prompts()[4]
     text = plain(target, prompt, 20, [])
-    found, _ = ours(target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, limit)
-    assert found == text[:limit]
+    result, _ = ours(
+        target, ShiftedProposer(text, len(prompt), 4, 0, target.vocabulary), prompt, limit
+    )
+    assert result == text[:limit]
 
 
 # cache hygiene ------------------------------------------------------------------------------------
 
 
-def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caches_are_correct_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     target, prompt = base(), toy_prompts()[5]
     caches = []
-    made = target.new_cache
-    monkeypatch.setattr(target, "new_cache", lambda *args: caches.append(made(*args)) or caches[-1])
+    created = target.new_cache
+    monkeypatch.setattr(
+        target, "new_cache", lambda *args: caches.append(created(*args)) or caches[-1]
+    )
     drafter = drafter_of(target, scale=0.1, heads=2)
     proposer = TreeProposer(drafter, target, TREES[16])
     committed = len(prompt)

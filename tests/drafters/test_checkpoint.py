@@ -1,4 +1,4 @@
-"""A drafter in a folder: what is stored, as docs/drafter-format.md says, and what is refused."""
+"""Drafter folders: the format of docs/drafter-format.md, and refusals."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def stored(folder: Path, name: str = "grouped", **fields: object) -> Amphista:
 
 @pytest.mark.parametrize("arm", ARMS)
 @torch.no_grad()
-def test_what_is_loaded_is_what_was_saved(arm: str, tmp_path: Path) -> None:
+def test_a_saved_drafter_is_loaded(arm: str, tmp_path: Path) -> None:
     saved, target = stored(tmp_path, **ARMS[arm]), base("grouped")
     loaded = Amphista.load(tmp_path)
     assert loaded.arm == arm and loaded.growth == GROWTH and loaded.context == 40
@@ -45,7 +45,7 @@ def test_what_is_loaded_is_what_was_saved(arm: str, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
-def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
+def test_the_folder_has_only_the_drafter(tmp_path: Path) -> None:
     saved = stored(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
     count = sum(tensor.numel() for tensor in load_file(tmp_path / WEIGHTS).values())
@@ -59,9 +59,9 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
     ("other", "said"),
     [
         ("qwen2", "architecture LlamaForCausalLM"),
-        ("wide", "width 32; this one has 64"),
-        ("words", "vocabulary 128; this one has 256"),
-        ("deep", "layers 3; this one has 4"),
+        ("wide", "width 32; this model has 64"),
+        ("words", "vocabulary 128; this model has 256"),
+        ("deep", "layers 3; this model has 4"),
         ("trained", "sha256"),
     ],
 )
@@ -79,7 +79,7 @@ def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
         target = TargetModel(built(config, seed=1))
     with pytest.raises(ConfigError, match=said) as refused:
         saved.bind(target)
-    assert refused.value.field == "drafter" and "train one" in refused.value.do
+    assert refused.value.field == "drafter" and "train a drafter" in refused.value.do
 
 
 def damage(folder: Path, how: str) -> None:
@@ -134,7 +134,7 @@ SHAPES = {
 
 
 def rows(head: str) -> list[list[str]]:
-    """The cells of the table of the page that begins with this head."""
+    """Return the cells of the table with this header."""
     lines = PAGE.read_text(encoding="utf-8").split(f"| {head} |", 1)[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()[2:]]
 
@@ -144,7 +144,7 @@ def names(head: str) -> set[str]:
 
 
 def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, list[int]]:
-    """Tensor -> shape, by the table; those of the target model are left out."""
+    """Map tensors to shapes by the table, without those of the target model."""
     sizes = {"v": vocabulary, "d": width, "K": config.heads, "R": 1}
     token = config.ablation != "no sampled token"
     holds = {
@@ -155,15 +155,15 @@ def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, li
         "no sampled token": not token,
         "block": config.architecture == "amphista" and config.ablation != "adaptation only",
     }
-    found = {}
+    result = {}
     for name, shape, there, _ in rows("tensor"):
         if not all(holds[each.strip()] for each in there.split(",")) or "*" in name:
             continue
         dims = [re.fullmatch(r"(\d*)([vdKR]?)", part.strip()) for part in shape[1:-1].split(",")]
         size = [int(d[1] or 1) * sizes.get(d[2], 1) for d in dims if d]
         for number in range(config.adaptation_layers if "N" in name else 1):
-            found[name.strip("`").replace("N", str(number))] = size
-    return found
+            result[name.strip("`").replace("N", str(number))] = size
+    return result
 
 
 @pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)

@@ -1,4 +1,4 @@
-"""The drafter's module: what may see what, where it starts, what it adds, what its parts take."""
+"""Drafter modules: attention, initialization and parameters."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ NAMES = ["toy", *ARCHITECTURES]
 
 
 def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [n, K, v] at every anchor of one sequence."""
+    """Return the logits [n, K, v] at every anchor of one sequence."""
     hidden = target.hidden(ids[None])
     return all_logits(drafter, hidden[:, :-1], target.embed(ids[None, 1:]))
 
@@ -29,16 +29,16 @@ def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) ->
 @torch.no_grad()
 def test_a_clone_computes_what_the_layer_computes_in_the_base(name: str) -> None:
     target = base(name)
-    block, seen = target.layers - 1, []
+    block, observed = target.layers - 1, []
 
     def see(_: object, args: tuple, kwargs: dict, out: object) -> None:
-        seen.append((args[0] if args else kwargs["hidden_states"], out))
+        observed.append((args[0] if args else kwargs["hidden_states"], out))
 
     module = decoder_blocks(target.model)[block]
     hook = module.register_forward_hook(see, with_kwargs=True)
     target.hidden(random_ids(target, 20)[None])
     hook.remove()
-    inputs, outputs = seen[0]
+    inputs, outputs = observed[0]
     outputs = outputs[0] if isinstance(outputs, tuple) else outputs
     clone = ClonedLayer(target.model, block, torch.float32)
     torch.testing.assert_close(clone(inputs), outputs, rtol=1e-4, atol=1e-5)
@@ -47,12 +47,12 @@ def test_a_clone_computes_what_the_layer_computes_in_the_base(name: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_the_final_norm_is_found(name: str) -> None:
-    target, seen = base(name), []
+    target, observed = base(name), []
     module = final_norm(target.model)[1]
-    hook = module.register_forward_hook(lambda _, args, out: seen.append(out))
+    hook = module.register_forward_hook(lambda _, args, out: observed.append(out))
     hidden = target.hidden(random_ids(target, 5)[None])
     hook.remove()
-    assert torch.equal(seen[-1].view_as(hidden), hidden)
+    assert torch.equal(observed[-1].view_as(hidden), hidden)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -64,7 +64,7 @@ def test_no_anchor_sees_what_comes_after_it(arm: str) -> None:
     changed[13:] = random_ids(target, 11, seed=8)
     before, after = guesses(drafter, target, ids), guesses(drafter, target, changed)
     for head in range(4):
-        known = 12 - head * (arm in SEQUENTIAL)  # anchor 11 knows tokens 0..12, a path more
+        known = 12 - head * (arm in SEQUENTIAL)  # anchor 11 sees tokens 0..12, and its path
         torch.testing.assert_close(before[:known, head], after[:known, head])
         assert not torch.allclose(before[known + 1 :, head], after[known + 1 :, head])
 
@@ -116,14 +116,18 @@ def test_a_parallel_draft_is_that_of_the_anchor(name: str) -> None:
 
 
 @torch.no_grad()
-def test_the_sampled_token_is_seen_where_it_should_be() -> None:
+def test_only_drafters_with_the_sampled_token_depend_on_it() -> None:
     target = base("grouped")
     ids, changed = random_ids(target, 24), random_ids(target, 24)
     changed[12] += 1
-    for arm, seen in (("Amphista", True), ("Without the sampled token", False), ("Medusa", False)):
+    for arm, observed in (
+        ("Amphista", True),
+        ("Without the sampled token", False),
+        ("Medusa", False),
+    ):
         drafter = drafter_of(target, scale=0.3, **ARMS[arm])
         before, after = guesses(drafter, target, ids)[11], guesses(drafter, target, changed)[11]
-        assert torch.allclose(before, after) != seen, arm
+        assert torch.allclose(before, after) != observed, arm
 
 
 @pytest.mark.parametrize("name", ["toy", "grouped", "gpt2", "opt"])
@@ -138,19 +142,19 @@ def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
     for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
         parts.append(drafter.stages(hidden[:, start:end], embedded[:, start:end], caches))
     for number, stage in enumerate(whole):
-        found = torch.cat([part[number] for part in parts], 1)
-        torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-4)
+        result = torch.cat([part[number] for part in parts], 1)
+        torch.testing.assert_close(result, stage, rtol=1e-4, atol=1e-4)
     assert [cache.length for cache in caches] == [29, 29]
 
 
-def test_the_encoder_lets_heads_see_each_other_and_nothing_else_does() -> None:
+def test_only_the_encoder_connects_heads() -> None:
     target = base("grouped")
     for arm, encoder in (("Amphista", True), ("Staged adaptation only", False)):
         drafter = drafter_of(target, scale=0.3, heads=4, **ARMS[arm])
         state = torch.randn(3, 32)
         slots = drafter.slots([state, state])
         gradient = torch.autograd.grad(drafter.logits(slots)[0, 0].sum(), drafter.heads.bias)[0]
-        last = gradient[0, 3].abs().sum().item()  # of the last head, from the first head's logits
+        last = gradient[0, 3].abs().sum().item()  # from the last head to the logits of the first
         assert (last > 0) == encoder
 
 
@@ -168,7 +172,7 @@ def test_no_gradient_reaches_the_base() -> None:
     assert fingerprint(target.model) == before
 
 
-# where it starts ----------------------------------------------------------------------------------
+# initialization -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -176,10 +180,10 @@ def test_medusa_starts_with_heads_that_repeat_the_base() -> None:
     target = base()
     drafter = drafter_of(target, **ARMS["Medusa"])
     ids = random_ids(target, 10)
-    found = guesses(drafter, target, ids)
+    result = guesses(drafter, target, ids)
     expected = target.logits(target.hidden(ids[None])[0, :-1])
     for head in range(4):
-        torch.testing.assert_close(found[:, head], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[:, head], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Walks over cached answers equal decoding; trees that follow confidence lose nothing."""
+"""Replays of cached answers equal decoding; dynamic trees lose nothing."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -51,14 +51,14 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
 
 @lru_cache
 def answers() -> list[CachedSequence]:
-    """The greedy answers of the toy to some prompts."""
+    """Return the greedy answers of the toy to some prompts."""
     prompts = [list(prompt) for prompt in toy_prompts(4)]
-    made = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
-    return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, made, strict=True)]
+    created = write_answers(base(), prompts, LIMIT, (), 0.0, 0, SilentReporter())
+    return [CachedSequence(start=len(p), **each) for p, each in zip(prompts, created, strict=True)]
 
 
 @pytest.mark.parametrize("name", PROPOSERS)
-def test_a_walk_is_what_decoding_does(name: str) -> None:
+def test_a_replay_equals_decoding(name: str) -> None:
     proposer, tokens, nodes = PROPOSERS[name](), list[int](), list[int]()
     for answer in answers():
         prompt = answer.ids[: answer.start].tolist()
@@ -67,16 +67,14 @@ def test_a_walk_is_what_decoding_does(name: str) -> None:
         tokens += [len(step.tokens) for step in steps if step.path]
         nodes += [len(step.tree) for step in steps if step.path]
     walk = walk_answers(proposer, answers())
-    if (
-        "confident" not in name
-    ):  # where cached states, of 16 bits, may tip a path over the threshold
+    if "confident" not in name:  # cached states in 16 bits may move a path over the threshold
         assert (walk.accepted, walk.nodes) == (tokens, nodes)
     assert walk.accepted_length == pytest.approx(sum(tokens) / len(tokens), rel=0.03)
     assert (walk.accepted_length > 1) == (name != "none")
 
 
 def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
-    """Where positions are learned, there is none beyond it."""
+    """Learned positions end with the context."""
     target = base("gpt2")
     drafter = drafter_of(target, scale=0.3, architecture="eagle")
     proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))
@@ -94,15 +92,15 @@ def test_the_speed_up_counts_nodes_and_drafts() -> None:
 
 @pytest.mark.parametrize("architecture", ["amphista", "eagle"])
 @torch.inference_mode()
-def test_a_dynamic_tree_holds_what_is_likely(architecture: str) -> None:
+def test_a_dynamic_tree_has_the_likely_paths(architecture: str) -> None:
     sizes = []
     for least in (0.0, 0.05, 0.3, 1.1):
         proposer = confident(architecture, least)
-        found = walk_answers(proposer, answers()).nodes
-        assert max(found) <= 6
-        sizes.append(sum(found) / len(found))
+        result = walk_answers(proposer, answers()).nodes
+        assert max(result) <= 6
+        sizes.append(sum(result) / len(result))
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 6 and sizes[-1] == 1  # nothing is that likely: decoding without drafts
+    assert sizes[0] == 6 and sizes[-1] == 1  # no path is that likely, so nothing is drafted
 
 
 def test_the_likeliest_paths_are_closed_under_prefixes() -> None:

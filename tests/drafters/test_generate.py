@@ -1,4 +1,4 @@
-"""The way in for Python, text as it comes, and the tree that suits a machine."""
+"""Python API, streamed text, and the choice of the tree size."""
 
 import pytest
 import torch
@@ -29,29 +29,29 @@ def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
     model, prompt = base().model, toy_prompts()[0]
     expected = plain(base(), prompt, 30, [END])
     for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
-        found = list(generate(model, drafter, prompt, 30, nodes=nodes))
-        assert [token.id for token in found] == expected
-        assert found[0].head == found[0].step == 0  # the prefill's
-        assert all(LOOKUP_HEAD <= token.head <= 4 for token in found)
-        assert [token.step for token in found] == sorted(token.step for token in found)
+        result = list(generate(model, drafter, prompt, 30, nodes=nodes))
+        assert [token.id for token in result] == expected
+        assert result[0].head == result[0].step == 0  # token of the prefill
+        assert all(LOOKUP_HEAD <= token.head <= 4 for token in result)
+        assert [token.step for token in result] == sorted(token.step for token in result)
 
 
-def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
-    """With a drafter, without one, and with one whose tree is the root alone."""
+def test_lookup_keeps_the_text_and_marks_its_tokens() -> None:
+    """With a drafter, without one, and with a tree of one node."""
     target = base("grouped")
     prompt = random_ids(target, 9).tolist()
     for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
         expected = [token.id for token in generate(target, None, prompt, 60, sampling, [])]
         for drafter in (None, TreeProposer(drafter_of(target, heads=2), target, Tree([(0,)]))):
-            found = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
-            assert [token.id for token in found] == expected
-            assert any(token.head == LOOKUP_HEAD for token in found)
-            assert len({token.step for token in found}) < 60
+            result = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
+            assert [token.id for token in result] == expected
+            assert any(token.head == LOOKUP_HEAD for token in result)
+            assert len({token.step for token in result}) < 60
     known = toy_prompts()[0]
     expected = plain(base(), known, 20, [END])
     for nodes in (1, 4):
-        found = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
-        assert [token.id for token in found] == expected
+        result = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
+        assert [token.id for token in result] == expected
 
 
 def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
@@ -81,7 +81,7 @@ def test_more_than_one_prompt_is_refused() -> None:
         ("stop_strings", ["The end"]),
     ],
 )
-def test_settings_that_would_write_another_text_are_refused(name: str, value: object) -> None:
+def test_unsupported_generation_settings_are_refused(name: str, value: object) -> None:
     model = built(ARCHITECTURES["grouped"])
     setattr(model.generation_config, name, value)
     with pytest.raises(ConfigError, match=name) as refused:
@@ -90,52 +90,52 @@ def test_settings_that_would_write_another_text_are_refused(name: str, value: ob
 
 
 def test_the_models_own_repetition_penalty_is_kept() -> None:
-    """As transformers does: a penalty hidden in the generation config is not forgotten."""
+    """As in transformers, a penalty in the generation config applies."""
     model, prompt = load("toy").model, toy_prompts()[0]
     model.generation_config.repetition_penalty = 1.4
     target = TargetModel(model)
     expected = plain(target, prompt, 30, [END], repetition_penalty=1.4)
-    found = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
-    assert found == expected != plain(base(), prompt, 30, [END])
+    result = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
+    assert result == expected != plain(base(), prompt, 30, [END])
     bare = generate(target, None, prompt, 30, Sampling())
     assert [token.id for token in bare] == plain(base(), prompt, 30, [END])
 
 
-# text as it comes ---------------------------------------------------------------------------------
+# streamed text ------------------------------------------------------------------------------------
 
 
 def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
-    """What is told after each token, and at the end."""
+    """Return the text released after each token, and at the end."""
     tokenizer = load("toy").tokenizer
     told = Detokenizer(tokenizer, stops)
-    found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
-    return [*found, told.rest()], told
+    result = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
+    return [*result, told.flush()], told
 
 
 @pytest.mark.parametrize("text", ["A cat sat.", "Grüße, 猫 and 🐈!", " spaces  inside ", "é"])
-def test_what_is_told_adds_up_to_the_text(text: str) -> None:
-    found, _ = parts(text)
-    assert "".join(found) == text
-    assert not any("\ufffd" in part for part in found)  # no half of a character is shown
+def test_the_streamed_parts_add_up_to_the_text(text: str) -> None:
+    result, _ = parts(text)
+    assert "".join(result) == text
+    assert not any("\ufffd" in part for part in result)  # no incomplete character is released
 
 
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> None:
-    found, told = parts("a cat sat on them", ("sat on the mat",))
-    assert "".join(found) == "a cat sat on them" and not told.stopped
+    result, told = parts("a cat sat on them", ("sat on the mat",))
+    assert "".join(result) == "a cat sat on them" and not told.stopped
     shown = ""
-    for part in found[:-1]:
+    for part in result[:-1]:
         shown += part
         assert not shown.endswith(" sat on")
 
 
-# the tree that suits ------------------------------------------------------------------------------
+# choice of the tree -------------------------------------------------------------------------------
 
 
-def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> None:
+def test_the_tree_is_large_if_nodes_are_cheap() -> None:
     flat = CostModel({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
     steep = CostModel({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
-    assert flat.best_nodes(GROWTH) == 6  # all there are
-    assert steep.best_nodes(GROWTH) == 1  # none: decoding without guesses is faster
+    assert flat.best_nodes(GROWTH) == 6  # all nodes of the growth
+    assert steep.best_nodes(GROWTH) == 1  # no drafts: plain decoding is faster
     assert steep.best_nodes(GROWTH, least=2) == 2
     assert (flat.break_even(1), flat.break_even(2)) == (1.0, 1.1)
     assert flat.speed_up(GROWTH, 3) == pytest.approx(1.9 / 1.1)
@@ -150,7 +150,7 @@ def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
     assert measure_costs(base(), None, sizes=(1, 2), repeats=1).draft == 0
 
 
-def test_costs_are_measured_where_it_reads_few_tokens(
+def test_costs_are_measured_with_a_short_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(base(), "context", 24)
@@ -158,14 +158,14 @@ def test_costs_are_measured_where_it_reads_few_tokens(
 
 
 def test_the_proposer_of_a_drafter() -> None:
-    for drafter, nodes in ((None, 0), (saved(), 1)):  # of the root alone nothing is guessed
+    for drafter, nodes in ((None, 0), (saved(), 1)):  # a tree of one node has no drafts
         assert isinstance(make_proposer(base(), drafter, nodes), NoDraft)
     chosen = make_proposer(base(), saved(), nodes=3)
     assert isinstance(chosen, TreeProposer)
     assert chosen.policy.tree({}).paths == Tree([(0,), (0, 0)]).paths
 
 
-def test_a_model_without_ends_writes_to_the_limit() -> None:
+def test_a_model_without_end_tokens_generates_to_the_limit() -> None:
     model: PreTrainedModel = built(ARCHITECTURES["grouped"])
     model.generation_config.eos_token_id = None
     assert len(list(generate(model, None, [5, 6], 17))) == 17

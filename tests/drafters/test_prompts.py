@@ -1,4 +1,4 @@
-"""Prompts to learn from: what the base asks itself, and how sets are mixed."""
+"""Training prompts: generated prompts, and mixtures of sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def ask(folder: Path, count: int, seed: int, tokenizer: Any = TOKENIZER) -> list
     return generate_prompts(base(), tokenizer, count, seed, Checkpoints(folder), SilentReporter())
 
 
-def test_the_base_writes_distinct_prompts_fixed_by_the_seed(tmp_path: Path) -> None:
+def test_generated_prompts_are_distinct_and_depend_on_the_seed(tmp_path: Path) -> None:
     one, again, other = (
         ask(tmp_path / name, 20, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
@@ -43,16 +43,16 @@ def test_the_base_writes_distinct_prompts_fixed_by_the_seed(tmp_path: Path) -> N
     assert len({prompt.text for prompt in one}) == 20 and {p.task for p in one} == {SELF}
 
 
-def test_a_base_that_knows_no_first_token_begins_with_any(tmp_path: Path) -> None:
+def test_a_model_without_a_first_token_begins_with_any(tmp_path: Path) -> None:
     nameless = chats("")
     assert nameless.bos_token_id is None and not nameless.chat_template
-    found = ask(tmp_path, 20, 1, nameless)
-    assert len({prompt.text for prompt in found}) == 20
-    assert len({prompt.text.split()[0] for prompt in found}) > 10
-    assert found == ask(tmp_path / "again", 20, 1, nameless)
+    result = ask(tmp_path, 20, 1, nameless)
+    assert len({prompt.text for prompt in result}) == 20
+    assert len({prompt.text.split()[0] for prompt in result}) > 10
+    assert result == ask(tmp_path / "again", 20, 1, nameless)
 
 
-def test_prompts_that_are_stored_are_not_written_again(
+def test_stored_prompts_are_not_generated_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = ask(tmp_path, 20, 1)
@@ -61,16 +61,16 @@ def test_prompts_that_are_stored_are_not_written_again(
 
 
 def chats(template: str = TEMPLATE) -> Any:
-    """The toy's tokenizer with a chat template."""
-    found: Any = type(TOKENIZER)(
+    """Return the toy's tokenizer with a chat template."""
+    result: Any = type(TOKENIZER)(
         tokenizer_object=TOKENIZER.backend_tokenizer, eos_token=TOKENIZER.eos_token
     )
-    found.chat_template = template
-    return found
+    result.chat_template = template
+    return result
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> None:
-    """Lets the base write what is `said`, over and over."""
+    """Let the target model generate the texts of `said` repeatedly."""
 
     def written(_: object, starts: Sequence[Sequence[int]], *__: object) -> list[dict[str, Tensor]]:
         ids = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
@@ -80,7 +80,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> Non
     monkeypatch.setattr(questions, "write_answers", written)
 
 
-def test_a_user_speaks_until_the_token_that_ends_the_turn(
+def test_a_user_message_ends_at_the_closing_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = chats()
@@ -94,44 +94,50 @@ def test_a_user_speaks_until_the_token_that_ends_the_turn(
 @pytest.mark.parametrize(
     "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
 )
-def test_a_template_that_hides_its_user_is_made_up_for(tmp_path: Path, template: str) -> None:
+def test_other_sets_replace_a_template_without_a_user_turn(tmp_path: Path, template: str) -> None:
     chat = chats(template)
     with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
         ask(tmp_path, 5, 1, chat)
     assert refused.value.field == "prompts"
 
 
-def test_what_the_base_does_not_ask_others_make_up_for(
+def test_other_sets_replace_missing_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
+    messages: list[str] = []
+    monkeypatch.setattr(SilentReporter, "log", lambda _, text: messages.append(text))
     scripted(monkeypatch, TOKENIZER, "One day", "A cat", "The sun", "A bird")
-    wanted = PromptRequest((STORIES, SELF), 30, 8, limit=16)
+    expected = PromptRequest((STORIES, SELF), 30, 8, limit=16)
     learned, heldout = prompts_for(
-        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, expected, Checkpoints(tmp_path), SilentReporter()
     )
     assert (len(learned), len(heldout)) == (22, 8)
-    assert "only 4 distinct prompts of 15" in said[0]
+    assert "only 4 distinct prompts of 15" in messages[0]
     chat = chats("Hello!")
-    found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
-    assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
+    result = prompts_for(base(), chat, expected, Checkpoints(tmp_path / "b"), SilentReporter())
+    assert (len(result[0]), len(result[1])) == (22, 8) and "user turn cannot be found" in messages[
+        1
+    ]
 
 
-def test_an_interrupted_base_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_generation_resumes_with_the_same_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(questions, "GENERATION_BATCH", 6)
     whole = ask(tmp_path / "whole", 15, 1)
     once = Recorder(stop=lambda told: bool(told.progressed))
     with pytest.raises(CancelledError):
         generate_prompts(base(), TOKENIZER, 15, 1, Checkpoints(tmp_path / "cut"), once)
-    assert len([*(tmp_path / "cut").iterdir()]) == 1  # asked before the second batch, not after all
+    assert (
+        len([*(tmp_path / "cut").iterdir()]) == 1
+    )  # checked before the second batch, not after all batches
     assert ask(tmp_path / "cut", 15, 1) == whole and len(whole) == 15
 
 
 def test_sets_are_mixed_in_equal_shares_and_held_out_apart(tmp_path: Path) -> None:
-    wanted = PromptRequest((STORIES, SELF), 21, 6, limit=16)
+    expected = PromptRequest((STORIES, SELF), 21, 6, limit=16)
     learned, heldout = prompts_for(
-        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, expected, Checkpoints(tmp_path), SilentReporter()
     )
     own = ask(tmp_path, 10, 0)
     ids = [prompt_ids(prompt.text, TOKENIZER) for prompt in own]

@@ -1,4 +1,4 @@
-"""Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
+"""Training of drafters: loss and gradient, data, accuracy of the heads, and resuming."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ LIMIT = 40
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
-    """Greedy answers of the toy: to learn from, and held out."""
+    """Return greedy answers of the toy for training and evaluation."""
     prompts = toy_prompts(72)
     sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
     folder = tmp_path_factory.mktemp("corpus")
@@ -57,7 +57,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
 
 
 def curve(told: Recorder, name: str) -> dict[int, float]:
-    """Step -> value."""
+    """Map steps to values."""
     return {step: value for key, value, step in told.metrics if key == name}
 
 
@@ -76,7 +76,7 @@ def training(
     )
 
 
-def test_answers_of_one_token_are_nothing_to_learn_from(
+def test_answers_of_one_token_have_no_anchors(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned = corpora[0]
@@ -95,34 +95,34 @@ def test_answers_of_one_token_are_nothing_to_learn_from(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # PyTorch; native
 def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
-    """To the token: in bfloat16 a batch changes no sum."""
+    """Token for token, because a batch does not change sums in bfloat16."""
     target, prompts = TargetModel(load("toy", dtype=dtype).model), toy_prompts()[:6]
     assert bool(target.native) == (dtype == torch.bfloat16)
-    found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
-    for prompt, row in zip(prompts, found, strict=True):
+    result = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
+    for prompt, row in zip(prompts, result, strict=True):
         steps = decode(target, NoDraft(), prompt, 30, [END])
         assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
 
-def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
+def test_recorded_states_equal_those_of_reading() -> None:
     prompts = toy_prompts()[:6]
     assert len({len(prompt) for prompt in prompts}) > 1
-    made = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
-    for start, kept in zip(map(len, prompts), made, strict=True):
-        found = read(base(), kept["ids"].long())
+    created = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
+    for start, kept in zip(map(len, prompts), created, strict=True):
+        result = read(base(), kept["ids"].long())
         for name in ("best", "denominator", "hidden"):
             exact = {} if name != "hidden" else {"atol": 0.02, "rtol": 0.02}
             first = 0 if name == "hidden" else start - 1
-            torch.testing.assert_close(kept[name][first:-1], found[name][first:-1], **exact)
+            torch.testing.assert_close(kept[name][first:-1], result[name][first:-1], **exact)
             assert not kept[name][:first].any() and not kept[name][-1].any()
 
 
-def test_sampled_answers_are_fixed_by_their_seed() -> None:
+def test_sampled_answers_depend_on_the_seed() -> None:
     prompts = toy_prompts()[:6]
 
     def written(seed: int) -> list[list[int]]:
-        found = write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
-        return [each["ids"].tolist() for each in found]
+        result = write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
+        return [each["ids"].tolist() for each in result]
 
     assert written(1) == written(1) != written(2)
 
@@ -138,20 +138,20 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> Non
     assert 0 < sample.start < len(sample.ids)
 
 
-def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
+def test_a_spread_has_the_requested_number_of_tokens(corpora: Corpora) -> None:
     learned = corpora[0]
     some, everything = learned.spread(200), learned.spread(10**6)
     assert 200 <= sum(map(len, some)) < 200 + max(learned.lengths)
     assert sorted(map(len, everything)) == sorted(learned.lengths)
 
 
-def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
+def test_the_draft_vocabulary_has_the_most_frequent_tokens(corpora: Corpora) -> None:
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
-    rest = torch.ones(base().vocabulary, dtype=torch.bool)
-    rest[ids] = False
-    assert counts[ids].min() >= counts[rest].max()
+    remainder = torch.ones(base().vocabulary, dtype=torch.bool)
+    remainder[ids] = False
+    assert counts[ids].min() >= counts[remainder].max()
     assert len(draft_vocabulary(corpora[0], 512, 0)) == 512
 
 
@@ -159,19 +159,19 @@ def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
 
 
 def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
-    """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
+    """Compute the loss from its definition, for each anchor and head, on the full vocabulary."""
     drafter, target = training.drafter, training.target
     logits, total = drafter.logits(slots).float(), torch.zeros(())
-    for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
+    for n, (row, place) in enumerate(zip(batch.rows, batch.positions, strict=True)):
         for k in range(drafter.config.heads):
             if not batch.valid[n, k]:
                 continue
             state = batch.hidden[row, place + 1 + k].float()
             teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
-            wanted = teacher[drafter.vocabulary]
+            expected = teacher[drafter.vocabulary]
             label = int(batch.ids[row, place + 2 + k])
-            wanted = wanted + LABEL_WEIGHT * (drafter.vocabulary == label)
-            term = -(wanted * logits[n, k].log_softmax(-1)).sum()
+            expected = expected + LABEL_WEIGHT * (drafter.vocabulary == label)
+            term = -(expected * logits[n, k].log_softmax(-1)).sum()
             total = total + DISCOUNT**k * term
     return total / len(slots)
 
@@ -202,34 +202,34 @@ def test_anchors_lie_in_the_answers(
     monkeypatch.setattr("backend.drafters.training.trainer.ANCHOR_SHARE", 1.0)
     work = training(drafter_of(base()), corpora, tmp_path)
     batch = work.anchor_batch(2)
-    samples = [corpora[0][index] for index in work._batch(2)]
-    for row, place, valid in zip(batch.rows, batch.places, batch.valid, strict=True):
+    samples = [corpora[0][index] for index in work._sequences(2)]
+    for row, place, valid in zip(batch.rows, batch.positions, batch.valid, strict=True):
         sample = samples[row]
         assert sample.start - 1 <= place < len(sample.ids) - 2
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
 
 
-def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
-    """Each size of a product is compiled once, so there are few."""
+def test_shapes_recur(corpora: Corpora, tmp_path: Path) -> None:
+    """Kernels are compiled per shape, so there are few shapes."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
-    assert {len(found.rows) % ROW_STEP for found in batch} == {0}
-    assert {found.ids.shape[1] % LENGTH_STEP for found in batch} == {1}
+    assert {len(result.rows) % ROW_STEP for result in batch} == {0}
+    assert {result.ids.shape[1] % LENGTH_STEP for result in batch} == {1}
     assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
     few = training(drafter_of(base()), corpora, tmp_path, batch=1).anchor_batch(0)
     assert len(few.rows) < ROW_STEP  # not more anchors than there are
-    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(
+    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.positions, strict=True)}) == len(
         few.rows
     )
 
 
-# learning -----------------------------------------------------------------------------------------
+# training -----------------------------------------------------------------------------------------
 
 
-def test_every_head_learns_and_near_ones_are_better(
+def test_every_head_learns_and_early_heads_are_better(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.drafters.training.trainer.STEPS_BETWEEN", 16)
+    monkeypatch.setattr("backend.drafters.training.trainer.MIN_STEPS_BETWEEN", 16)
     drafter, told = drafter_of(base()), Recorder()
     before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
@@ -242,7 +242,7 @@ def test_every_head_learns_and_near_ones_are_better(
     assert [*curve(told, "top1@head-1")] == [16, 32, 48, 60] and curve(told, "accepted")
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bit_for_bit(corpora: Corpora, tmp_path: Path) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
     enough = PACE_STEPS + 4
@@ -251,26 +251,26 @@ def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
     facts = next((tmp_path / "b").rglob("facts.json"))
     before = json.loads(facts.read_text())["seconds"]
-    resumed, rest = drafter_of(base(), seed=9), Recorder()
-    found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
-    assert min(curve(rest, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
-    assert json.loads(facts.read_text())["seconds"] > before > 0  # of both attempts
+    resumed, remainder = drafter_of(base(), seed=9), Recorder()
+    result = training(resumed, corpora, tmp_path / "b", remainder, steps=20).run()
+    assert min(curve(remainder, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
+    assert json.loads(facts.read_text())["seconds"] > before > 0  # sum of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert torch.equal(expected.ranks, found.ranks)
+    assert torch.equal(expected.ranks, result.ranks)
 
 
-def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
+def test_a_time_budget_determines_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
     assert work.step == work.steps >= PACE_STEPS
     again = training(drafter_of(base()), corpora, tmp_path, minutes=500)
     again.restore()
-    assert again.steps == work.steps  # what was stored counts
+    assert again.steps == work.steps  # the stored number counts
     assert Checkpoints(tmp_path).find(CHECKPOINT)
 
 
-def test_a_diverging_training_says_so(corpora: Corpora, tmp_path: Path) -> None:
+def test_diverging_training_is_an_error(corpora: Corpora, tmp_path: Path) -> None:
     drafter = drafter_of(base())
     drafter.heads.bias.data.fill_(float("nan"))
     with pytest.raises(ComputeError, match="diverged") as failed:
@@ -291,23 +291,25 @@ def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
 
 
 def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
-    """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
-    of eight nodes."""
+    """Return the mean accepted length of greedy decoding after equal steps, with a tree of eight
+    nodes for each arm."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
     judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=30).run()
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
-    found = []
+    result = []
     for prompt in toy_prompts(78)[72:]:
         steps = list(decode(target, proposer, prompt, 48, [END]))
-        found.append(mean_accepted(steps))
-    return mean(found)
+        result.append(mean_accepted(steps))
+    return mean(result)
 
 
 def test_amphista_accepts_more_than_medusa(
     corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At equal steps, over three seeds, by more than two standard errors of the difference."""
-    monkeypatch.setattr("backend.drafters.training.trainer.EVALUATIONS", 1)  # most of the time
+    """After equal steps, over three seeds, by more than two standard errors of the difference."""
+    monkeypatch.setattr(
+        "backend.drafters.training.trainer.MAX_EVALUATIONS", 1
+    )  # evaluations take most of the time
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
         for seed in range(3)

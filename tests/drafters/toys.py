@@ -1,4 +1,4 @@
-"""Small bases and drafters for the tests of speculative decoding; each is made once."""
+"""Small target models and drafters for the tests of speculative decoding; each is built once."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -61,7 +61,7 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
 
 
 def built(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model of random weights, larger than usual so that its choices are clear."""
+    """Return a model with random weights, large enough that its choices are clear."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
     for name, parameter in model.named_parameters():
@@ -72,21 +72,21 @@ def built(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 @lru_cache
 def base(name: str = "toy") -> TargetModel:
-    """An opened base: the built-in toy, or an architecture with random weights."""
+    """Return a target model: the built-in toy, or an architecture with random weights."""
     return TargetModel(load("toy").model if name == "toy" else built(ARCHITECTURES[name]))
 
 
 @lru_cache
 def toy_prompts(count: int = 24) -> tuple[tuple[int, ...], ...]:
-    """Beginnings of stories."""
+    """Return beginnings of stories."""
     tokenizer = load("toy").tokenizer
     prompts = training_prompts("toystories", count)[0]
     return tuple(tuple(prompt_ids(prompt.text, tokenizer)) for prompt in prompts)
 
 
 def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields: object) -> Any:
-    """An untrained drafter with its scales set; `scale` adds noise to every weight, so that no
-    zero hides a mistake."""
+    """Return an untrained drafter with its scales set. `scale` adds noise to every weight, so that
+    no zero hides a mistake."""
     config = DrafterConfig.model_validate({"draft_vocabulary": 0, **fields})
     torch.manual_seed(seed)
     drafter = build_drafter(config, target, torch.arange(target.vocabulary))
@@ -99,18 +99,18 @@ def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields:
 
 
 def all_logits(drafter: Drafter, hidden: Tensor, embedded: Tensor) -> Tensor:
-    """Logits [n, K, v] at every anchor of one sequence, [1, n, d] each."""
+    """Return the logits [n, K, v] at every anchor of one sequence, given as [1, n, d]."""
     places = torch.arange(hidden.shape[1])
     return drafter.logits(drafter.anchor_slots(hidden, embedded, places * 0, places))
 
 
 def random_ids(target: TargetModel, length: int, seed: int = 0) -> Tensor:
-    """Token ids [length]."""
+    """Return random token ids [length]."""
     random = torch.Generator().manual_seed(seed)
     return torch.randint(3, target.vocabulary, (length,), generator=random)
 
 
 def mean_accepted(steps: Sequence[DecodeStep]) -> float:
-    """Tokens committed per verify pass of an answer; 1 where there was none."""
+    """Return the tokens committed per verification pass of an answer; 1 without a pass."""
     passes = [step for step in steps if step.path]
     return sum(len(step.tokens) for step in passes) / len(passes) if passes else 1.0

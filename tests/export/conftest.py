@@ -1,4 +1,4 @@
-"""Random layers on a grid, and the toy quantized by them."""
+"""Random quantized layers, and a quantized toy model."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from backend.quantization.range_search import search_range
 
 @pytest.fixture
 def make_layer() -> Callable[..., QuantizedWeight]:
-    """Codes, scales and zero-points at random; scales are float16 numbers."""
+    """Return random codes, scales and zero-points; scales are float16 numbers."""
 
     def make(
         rows: int = 32,
@@ -40,7 +40,7 @@ def make_layer() -> Callable[..., QuantizedWeight]:
 
 @pytest.fixture
 def toy() -> LoadedModel:
-    """The toy, with what is not quantized rounded to float16."""
+    """Return the toy, with all unquantized parameters rounded to float16."""
     loaded = load("toy")
     for parameter in loaded.model.parameters():
         parameter.data = parameter.data.half().float()
@@ -49,8 +49,8 @@ def toy() -> LoadedModel:
 
 @pytest.fixture
 def quantized(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
-    """Rounds every linear of the blocks of a model (the toy) whose name does not hold `left`; the
-    model holds the result too."""
+    """Quantize every linear of the blocks of a model (the toy) whose name does not contain `left`,
+    and write the result into the model."""
 
     def make(
         bits: int = 4,

@@ -1,4 +1,4 @@
-"""Quantized embeddings and heads: written, read by every reader, and refused when damaged."""
+"""Quantized embeddings and heads: export, every reader, and damaged files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from backend.errors import ConfigError, ModelError
 from backend.export.formats import FORMATS, ExportRequirements, Layout, check_format, read_layout
 from backend.export.gguf.types import carried_type, fitting
-from backend.export.gguf.writing import carried, holds_shared_scales, rounded, write_gguf
+from backend.export.gguf.writing import encode_codes, encode_weight, holds_shared_scales, write_gguf
 from backend.export.reading import load_dequantized, load_packed, read_layers
 from backend.export.sizes import gguf_bytes, quantized_bytes
 from backend.export.writing import export
@@ -39,8 +39,8 @@ def settings(bits: int, size: int = 32, grid: str = "symmetric") -> QuantSetting
 
 @pytest.fixture
 def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callable[..., tuple]:
-    """The toy with 4-bit layers and an embedding of so many bits, tied or beside a head: its folder
-    and its logits."""
+    """Export the toy with 4-bit layers and an embedding of `bits` bits, tied or with a separate
+    head. Return the folder and the logits."""
 
     def make(
         bits: int,
@@ -69,7 +69,7 @@ def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callab
 
 @pytest.mark.parametrize("names", [(EMBEDDING,), (EMBEDDING, HEAD), (HEAD,)])
 @pytest.mark.parametrize("bits", [8, 6, 4])
-def test_what_was_measured_is_read_again_to_the_bit(
+def test_measured_weights_are_read_back_exactly(
     exported: Callable, names: tuple[str, ...], bits: int
 ) -> None:
     folder, expected = exported(bits, names)
@@ -95,7 +95,7 @@ def test_what_was_measured_is_read_again_to_the_bit(
         (8, (HEAD,), False, False, 0.0),
     ],
 )
-def test_transformers_reads_what_the_form_allows(
+def test_transformers_reads_all_settings_of_the_form(
     exported: Callable,
     plain_transformers: Callable,
     tmp_path: Path,
@@ -121,10 +121,10 @@ REQUIRED = ExportRequirements(4, "symmetric", "float16", False, True, frozenset(
     [
         ({"embedding": 8}, {"slimscope"}),
         ({"head": 8}, {"slimscope", "compressed-tensors"}),
-        ({"embedding": 4, "alike": True}, {"slimscope", "compressed-tensors"}),
+        ({"embedding": 4, "uniform_embedding": True}, {"slimscope", "compressed-tensors"}),
     ],
 )
-def test_a_format_that_cannot_hold_it_is_refused_with_those_that_can(
+def test_an_unsuitable_format_is_refused_with_suitable_ones(
     format: str, choice: dict, can: set[str]
 ) -> None:
     if format in can:
@@ -145,14 +145,14 @@ def test_the_codes_of_an_embedding_are_carried_into_gguf_exactly(
     W = torch.randn(96, columns, generator=torch.Generator().manual_seed(1)) * 0.02
     layer = quantize_embedding(W, settings(bits), torch.float16)
     assert carried_type("Q4_0", Layout("slimscope", bits, 32, "symmetric"), columns) == kind
-    stored = carried("it", layer, Kind[kind])
+    stored = encode_codes("it", layer, Kind[kind])
     again = torch.from_numpy(gguf.quants.dequantize(stored, Kind[kind]))
     assert torch.equal(again, layer.dense())
 
 
 def test_rounding_to_q6_k_and_rows_its_blocks_do_not_divide() -> None:
     W = torch.randn(8, 512, generator=torch.Generator().manual_seed(2))
-    again = torch.from_numpy(gguf.quants.dequantize(rounded("it", W, Kind.Q6_K), Kind.Q6_K))
+    again = torch.from_numpy(gguf.quants.dequantize(encode_weight("it", W, Kind.Q6_K), Kind.Q6_K))
     assert 0.001 < (again - W).norm() / W.norm() < 0.03
     free = quantize_embedding(W, settings(5), torch.float16)
     assert holds_shared_scales(quantize_embedding(W, settings(6), torch.float16))
@@ -186,8 +186,8 @@ def test_the_predicted_size_is_that_of_the_file(
 ) -> None:
     folder, _ = exported(bits, names)
     facts = inspect(str(folder))
-    made = plan(DLQATConfig(bits=4, group_size=32), facts, "slimscope", facts.embeddings, bits)
-    predicted = quantized_bytes(facts, made, "slimscope", "float16")
+    created = plan(DLQATConfig(bits=4, group_size=32), facts, "slimscope", facts.embeddings, bits)
+    predicted = quantized_bytes(facts, created, "slimscope", "float16")
     assert (folder / "model.safetensors").stat().st_size == pytest.approx(predicted, rel=0.01)
 
 
@@ -239,7 +239,7 @@ def _cut(folder: Path) -> None:
         (_of_config(group_size=64), "do not match groups of 64"),
         (_of_config(group_size=-1), "not supported"),
         (_of_config(layers=[]), "or have none"),
-        (_of_config(layers=[HEAD]), "lm_head is quantized; it is not"),
+        (_of_config(layers=[HEAD]), "lm_head as quantized, but it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
         (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
         (_of_config(grid="round"), "a grid that is not known"),
@@ -265,7 +265,7 @@ def test_a_damaged_folder_is_refused_in_words(
     assert re.search(said, f"{refused.value.what} {refused.value.why}")
 
 
-def test_others_groups_are_read_if_they_name_layers(exported: Callable, tmp_path: Path) -> None:
+def test_foreign_groups_are_read_if_they_name_layers(exported: Callable, tmp_path: Path) -> None:
     folder, expected = exported(8, (HEAD,), "compressed-tensors")
     model = load_dequantized(folder, torch.float32)
     assert torch.equal(model(input_ids=IDS).logits, expected)

@@ -1,4 +1,4 @@
-"""Whole folders: loaded by a process that knows nothing of Slimscope, measured, read again."""
+"""Exported folders: loaded by plain transformers, measured and read again."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
 @pytest.fixture
 def exported(toy, quantized, tmp_path: Path):
-    """Quantizes the toy and exports it; gives the folder and the layers."""
+    """Quantize and export the toy. Return the folder and the layers."""
 
     def make(
         format: str = "compressed-tensors",
@@ -58,10 +58,10 @@ MIXED = {"q_proj": 2, "v_proj": 6, "down_proj": 5}  # the others 3 bits
 def test_layers_of_different_widths_share_a_file(
     toy, quantized, plain_logits: PlainLogits, tmp_path: Path, format: str
 ) -> None:
-    """What is read is what was measured, by us and by others; each code takes its own bits."""
-    made = {bits: quantized(bits, 32, "symmetric") for bits in (3, *MIXED.values())}
-    width = {name: MIXED.get(name.rpartition(".")[2], 3) for name in made[3]}
-    layers = {name: made[bits][name] for name, bits in width.items()}
+    """All readers get the measured weights, and each code takes only its bits."""
+    created = {bits: quantized(bits, 32, "symmetric") for bits in (3, *MIXED.values())}
+    width = {name: MIXED.get(name.rpartition(".")[2], 3) for name in created[3]}
+    layers = {name: created[bits][name] for name, bits in width.items()}
     for name, layer in layers.items():
         toy.model.get_submodule(name).weight.data = layer.dense()
     groups = tuple(
@@ -89,7 +89,7 @@ def logits(model) -> Tensor:
 
 @pytest.fixture
 def plain_logits(plain_transformers: Callable[..., object], tmp_path: Path) -> PlainLogits:
-    """Of the model in a folder, as a process computes them that knows nothing of Slimscope."""
+    """Return the logits of the model in a folder, computed by plain transformers."""
 
     def ask(folder: Path, dequantize: bool = False) -> Tensor:
         out = str(tmp_path / "logits.safetensors")
@@ -108,12 +108,12 @@ def test_stock_transformers_gives_the_same_logits_to_the_bit(
 
 
 @pytest.mark.parametrize(("stored", "within"), [(torch.float16, 0.02), (torch.float32, 1e-5)])
-def test_a_grid_that_is_not_symmetric_needs_the_switch(
+def test_an_asymmetric_grid_needs_dequantize(
     exported, toy, plain_logits: PlainLogits, stored: torch.dtype, within: float
 ) -> None:
     folder, _ = exported(bits=3, grid_type="zero-point", stored=stored)
-    found = plain_logits(folder, dequantize=True)
-    assert (found - logits(toy.model)).abs().max() < within
+    result = plain_logits(folder, dequantize=True)
+    assert (result - logits(toy.model)).abs().max() < within
 
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
@@ -127,8 +127,8 @@ def test_the_file_is_as_large_as_its_bits(exported, bits: int, grid_type: str) -
         if name.rpartition(".")[0] in layers and not name.endswith("weight_shape")
     )
     weights = sum(layer.codes.numel() for layer in layers.values())
-    wanted = bits_per_weight(bits, 32, grid_type, "float16") * weights / 8
-    assert linears == pytest.approx(wanted, rel=0.015)
+    expected = bits_per_weight(bits, 32, grid_type, "float16") * weights / 8
+    assert linears == pytest.approx(expected, rel=0.015)
 
 
 def test_layers_left_dense_are_named_in_the_config(
@@ -158,9 +158,9 @@ def test_layers_left_dense_are_named_in_the_config(
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_packed_inference_computes_as_bfloat16(exported, toy, bits: int, grid_type: str) -> None:
     folder, _ = exported(bits=bits, grid_type=grid_type)
-    exact, said = logits(toy.model), []
-    packed = load_packed(folder, said.append)
-    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 21 and not said
+    exact, messages = logits(toy.model), []
+    packed = load_packed(folder, messages.append)
+    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 21 and not messages
     rounded = logits(toy.model.bfloat16())
     noise = (rounded.float() - exact).abs().max()
     assert (logits(packed).float() - exact).abs().max() < 3 * noise
@@ -260,7 +260,7 @@ def test_packed_weights_that_are_not_finite_are_refused(exported, name: str) -> 
         ("dense", "symmetric", "without gains in size or speed"),
     ],
 )
-def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) -> None:
+def test_the_card_has_loading_instructions(format: str, grid_type: str, said: str) -> None:
     layout = Layout(format, 3, 64, grid_type)
     card = model_card(
         "Toy",
@@ -280,24 +280,24 @@ def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) ->
 
 def test_groups_that_the_native_decoder_cannot_read_are_decoded_in_16_bits(exported, toy) -> None:
     folder, layers = exported(size=16, format="slimscope")
-    said = []
-    packed = load_packed(folder, said.append)
+    messages = []
+    packed = load_packed(folder, messages.append)
     why = "the native decoder reads codes in groups of a multiple of 32"
-    assert said == [f"{len(layers)} of {len(layers)} layers are decoded in 16 bits: {why}."]
+    assert messages == [f"{len(layers)} of {len(layers)} layers are decoded in 16 bits: {why}."]
     assert not any(isinstance(module, PackedLinear) for module in packed.modules())
     assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
 
 
-def test_without_a_compiler_packed_weights_are_expanded_and_the_log_says_so(
+def test_without_a_compiler_packed_weights_are_expanded_and_logged(
     exported, toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, layers = exported(bits=8)
     monkeypatch.setattr(reading, "obstacle", lambda _: "There is no compiler.")
-    said = []
-    packed = load_packed(folder, said.append)
+    messages = []
+    packed = load_packed(folder, messages.append)
     assert not any(map(has_codes, packed.modules()))
     sizes = [readable_bytes(2 * sum(x.codes.numel() for x in layers.values()))] * 2
     words = "Packed weights are expanded to 16 bits, {} of memory instead of {}."
-    assert said == [f"{words.format(*sizes)} There is no compiler."]
+    assert messages == [f"{words.format(*sizes)} There is no compiler."]
     to_bfloat16(toy.model)
     assert torch.equal(logits(packed), logits(toy.model))

@@ -1,4 +1,4 @@
-"""What a format cannot hold is refused, and those that can are named; what a card says."""
+"""Refusals that name suitable formats, and model cards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +38,10 @@ PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(6
         ),
         ("gptq_v2", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
         ("compressed-tensors", {"grid": "offset"}, "whole numbers", "slimscope or dense"),
-        ("gptq", {"stored": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
+        ("gptq", {"scale_dtype": "bfloat16"}, "float16", "compressed-tensors, slimscope or dense"),
         (
             "gptq_v2",
-            {"whole": False},
+            {"all_quantized": False},
             "leave single layers",
             "compressed-tensors, slimscope or dense",
         ),
@@ -55,7 +55,9 @@ PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(6
         ("compressed-tensors", {"architecture": "GPTBigCodeForCausalLM"}, "cannot load", "dense"),
     ],
 )
-def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, others: str) -> None:
+def test_unsupported_settings_of_a_format_are_refused(
+    format: str, changed: dict, said: str, others: str
+) -> None:
     choice = replace(PLAIN, **changed)
     with pytest.raises(ConfigError) as refused:
         check_format(format, choice)
@@ -63,7 +65,7 @@ def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, ot
     assert refused.value.do == f"Choose {others}."
 
 
-def test_what_vllm_will_not_run_is_said() -> None:
+def test_the_hint_names_what_vllm_cannot_run() -> None:
     names = [f"layers.0.self_attn.{each}_proj" for each in "qkv"]
     assert vllm_hint(4, [*names, "layers.0.self_attn.o_proj"]) == ""
     assert "cannot load 3-bit" in vllm_hint(3, names) and "CPU" in vllm_hint(8, names)

@@ -1,4 +1,4 @@
-"""GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
+"""GGUF files: read with the `gguf` package, and loaded again as models."""
 
 import json
 from collections.abc import Callable
@@ -44,7 +44,7 @@ QUIET = SilentReporter()
 
 @pytest.fixture
 def file(current, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where our own loader may read a GGUF file."""
+    """Return a path at which our loader may read a GGUF file."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path / "cache"))
     settings.cache_clear()
     (current.root / "models").mkdir(parents=True)
@@ -59,7 +59,7 @@ def saved(toy: LoadedModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(toy: LoadedModel, quantized: Callable, tmp_path: Path) -> Callable[..., Path]:
-    """A folder with packed codes; the toy holds the same weights."""
+    """Return a folder with packed codes; the toy has the same weights."""
 
     def make(bits: int, size: int, grid_type: str) -> Path:
         layers = quantized(bits, size, grid_type)
@@ -73,7 +73,8 @@ def packed(toy: LoadedModel, quantized: Callable, tmp_path: Path) -> Callable[..
 
 
 def largest_difference(file: Path, toy: LoadedModel) -> float:
-    """Between the weights of our own loader and those of the model, relative to the largest."""
+    """Return the largest difference between loaded and original weights, relative to the largest
+    weight."""
     again = load(str(file)).model
     pairs = zip(again.named_parameters(), toy.model.named_parameters(), strict=True)
     differences = [
@@ -89,7 +90,7 @@ def largest_difference(file: Path, toy: LoadedModel) -> float:
     ("type", "within"),
     [("F32", 0), ("F16", 0), ("BF16", 2**-8), ("Q8_0", 2**-7), ("Q4_0", 0.13), ("Q4_1", 0.13)],
 )
-def test_a_plain_model_comes_back(
+def test_a_plain_model_is_restored(
     toy: LoadedModel, saved: Path, file: Path, type: str, within: float
 ) -> None:
     write_gguf(saved, file, type, False, "Toy", QUIET)
@@ -131,18 +132,18 @@ def test_codes_are_carried_over_exactly(
     assert kinds["blk.0.attn_q.weight"] == Kind[type] and kinds["token_embd.weight"] == Kind.F16
 
 
-def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
+def test_only_the_minimum_is_rounded_on_a_grid_with_zero_points(
     toy: LoadedModel, packed: Callable, file: Path
 ) -> None:
     write_gguf(packed(4, 32, "zero-point"), file, "Q4_1", True, "Toy", QUIET)
     assert 0 < largest_difference(file, toy) < 2**-10
     tensor = next(t for t in gguf.GGUFReader(file).tensors if "ffn_up" in t.name)
     codes = tensor.data.reshape(-1, 20)[:, 4:]
-    assert len(np.unique(codes & 15)) == 16  # as they were, not moved by the rounding
+    assert len(np.unique(codes & 15)) == 16  # the original ones, not moved by the rounding
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])
-def test_of_a_grid_with_offsets_nothing_is_rounded(
+def test_nothing_is_rounded_on_a_grid_with_offsets(
     toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int
 ) -> None:
     folder = packed(bits, size, "offset")
@@ -168,17 +169,17 @@ def test_of_a_grid_with_offsets_nothing_is_rounded(
         ("auto", (4, 16, "symmetric"), "blocks of 32"),
     ],
 )
-def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) -> None:
+def test_unsuitable_types_are_refused(type: str, layout: tuple, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         choose_type(type, Layout("gptq_v2", *layout), "float16")
 
 
-def test_auto_is_the_smallest_that_holds_the_codes() -> None:
-    found = [
+def test_auto_is_the_smallest_suitable_type() -> None:
+    result = [
         choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
         for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
     ]
-    assert found == ["Q4_0", "Q4_1", "Q8_0"]
+    assert result == ["Q4_0", "Q4_1", "Q8_0"]
     assert [choose_type("auto", None, d) for d in ("bfloat16", "float32")] == ["BF16", "F16"]
 
 
@@ -190,7 +191,7 @@ def test_auto_is_the_smallest_that_holds_the_codes() -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions"),
     ],
 )
-def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> None:
+def test_unsupported_architectures_are_refused(toy: LoadedModel, change: dict, why: str) -> None:
     assert architecture_of(toy.model.config.to_dict()).keys["rope.freq_base"] == 10000.0
     with pytest.raises(ConfigError, match=why):
         architecture_of(toy.model.config.to_dict() | change)
@@ -253,7 +254,7 @@ FAMILIES: dict[str, tuple[PretrainedConfig, dict[str, object]]] = {
 
 
 def written(config: PretrainedConfig, saved: Path, file: Path) -> dict[str, torch.Tensor]:
-    """Write a random model of this config with the tokenizer of the toy; its parameters."""
+    """Write a random model of this config with the tokenizer of the toy. Return its parameters."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
     for parameter in model.parameters():
@@ -279,8 +280,8 @@ def test_a_family_has_the_keys_and_tensors_that_llama_cpp_reads(
     between = "post_attention_norm" if name in ("gemma2", "gemma3") else "ffn_norm"
     assert np.array_equal(tensors[f"blk.1.{between}.weight"], own + shift)
     up = "gate_up_proj" if name == "phi3" else "up_proj"
-    found = tensors["blk.0.ffn_up.weight"]
-    assert np.array_equal(found, parameters[f"model.layers.0.mlp.{up}.weight"])
+    result = tensors["blk.0.ffn_up.weight"]
+    assert np.array_equal(result, parameters[f"model.layers.0.mlp.{up}.weight"])
     assert ("blk.0.post_ffw_norm.weight" in tensors) == (between == "post_attention_norm")
     if name == "phi3":
         assert tensors["rope_factors_short.weight"].tolist() == [1.0, 2.0]
@@ -351,7 +352,9 @@ def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path:
         ("llama", {"rope_parameters": LONG}, "longrope"),
     ],
 )
-def test_what_llama_cpp_computes_otherwise_is_refused(name: str, change: dict, why: str) -> None:
+def test_models_that_llama_cpp_computes_differently_are_refused(
+    name: str, change: dict, why: str
+) -> None:
     config = FAMILIES[name][0].to_dict()
     assert architecture_of(config).name == name
     with pytest.raises(ConfigError, match=why):
@@ -366,7 +369,7 @@ def test_a_weight_beyond_float16_is_refused(saved: Path, tmp_path: Path) -> None
         write_gguf(saved, tmp_path / "it.gguf", "F16", False, "Toy", QUIET)
 
 
-def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
+def test_an_unsupported_tokenizer_is_refused(saved: Path) -> None:
     path = saved / "tokenizer.json"
     stored = json.loads(path.read_text())
     assert vocabulary_of(saved, 514).tokens[-1] == "[PAD513]"
@@ -389,23 +392,23 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
-    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence(
+    created = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    created.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    made.decoder = decoders.ByteFallback()
+    created.decoder = decoders.ByteFallback()
     special = ["<unk>", "<s>", *(f"<0x{n:02X}>" for n in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
-    made.train_from_iterator(["the cat sat on the mat, the dog on the log"] * 9, trainer)
-    made.save(str(tmp_path / "tokenizer.json"))
-    found = vocabulary_of(tmp_path, made.get_vocab_size())
+    created.train_from_iterator(["the cat sat on the mat, the dog on the log"] * 9, trainer)
+    created.save(str(tmp_path / "tokenizer.json"))
+    result = vocabulary_of(tmp_path, created.get_vocab_size())
     merges = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"]
-    scores = dict(zip(found.tokens, found.scores, strict=True))
+    scores = dict(zip(result.tokens, result.scores, strict=True))
     assert [scores["".join(pair)] for pair in merges] == [-n for n in range(len(merges))]
-    assert (found.model, found.space) == ("llama", True)
-    assert found.types[0] == gguf.TokenType.UNKNOWN
+    assert (result.model, result.space) == ("llama", True)
+    assert result.types[0] == gguf.TokenType.UNKNOWN
 
 
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+def test_the_split_rules_of_qwen_are_supported(tmp_path: Path) -> None:
     Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
     assert vocabulary_of(tmp_path, 2).pre == "qwen2"

@@ -1,5 +1,5 @@
-"""One layer as the tensors of a format, against the decompressor of compressed-tensors and the
-arithmetic of GPTQ kernels, and back."""
+"""Tensors of a layer in each format, compared with the decompressor of compressed-tensors and the
+arithmetic of GPTQ kernels."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_compressed_tensors_reads_the_same_weights(make_layer, bits: int, grid_t
 
 
 def by_gptq_arithmetic(held: dict[str, Tensor], bits: int, shift: int) -> Tensor:
-    """W [out, in] as the reference kernels compute it: one code at a time, from its bits."""
+    """Return W [out, in] as the reference kernels compute it, one code at a time."""
     columns, rows = len(held["g_idx"]), held["scales"].shape[1]
 
     def code(words: Tensor, place: int) -> int:
@@ -67,7 +67,7 @@ def test_gptq_kernels_read_the_weights(make_layer, format: str, grid_type: str, 
 
 
 def awq_words(codes: Tensor) -> Tensor:
-    """int32 [rows, columns / 8] as AutoAWQ packs 4-bit codes."""
+    """Return int32 [rows, columns / 8] as AutoAWQ packs 4-bit codes."""
     words = torch.zeros(len(codes), codes.shape[1] // 8, dtype=torch.long)
     for place, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
         words |= codes[:, column::8].long() << (4 * place)
@@ -89,16 +89,16 @@ def test_awq_is_read(make_layer) -> None:
 def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
     """Activation order: input j belongs to group g_idx[j], not to its neighbors' group."""
     layer, order = make_layer(rows=32), torch.randperm(64, generator=torch.manual_seed(0)) % 2
-    made = layout(format, 4, "symmetric")
-    held = layer_tensors(layer, made, torch.float16)
+    created = layout(format, 4, "symmetric")
+    held = layer_tensors(layer, created, torch.float16)
     held["g_idx" if format == "gptq" else "weight_g_idx"] = order.int()
     expected = layer.grid.scale[:, order] * (layer.codes.float() - layer.grid.zero[:, order])
-    assert torch.equal(layer_from("x", held, made).dense(), expected)
+    assert torch.equal(layer_from("x", held, created).dense(), expected)
     if format == "gptq":
         assert torch.equal(by_gptq_arithmetic(held, 4, 1), expected)
     held["g_idx" if format == "gptq" else "weight_g_idx"][3] = 2
     with pytest.raises(ModelError, match="belong to groups 0 to 2"):
-        layer_from("x", held, made)
+        layer_from("x", held, created)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_inputs_in_another_order_are_read(make_layer, format: str) -> None:
 def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: int) -> None:
     for size, groups in ((32, 2), (0, 1)):
         layer = make_layer(bits=bits, grid_type=grid_type, groups=groups)
-        made = layout(format, bits, grid_type, size)
-        again = layer_from("x", layer_tensors(layer, made, torch.float16), made)
+        created = layout(format, bits, grid_type, size)
+        again = layer_from("x", layer_tensors(layer, created, torch.float16), created)
         assert torch.equal(again.codes, layer.codes)
         assert torch.equal(again.dense(), layer.dense())
 
@@ -130,15 +130,15 @@ def test_a_layer_is_read_again(make_layer, format: str, grid_type: str, bits: in
     ],
 )
 def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said: str) -> None:
-    made = layout("compressed-tensors", 4, "symmetric")
-    held = layer_tensors(make_layer(), made, torch.float16)
+    created = layout("compressed-tensors", 4, "symmetric")
+    held = layer_tensors(make_layer(), created, torch.float16)
     spoil(held)
     with pytest.raises(ModelError, match=said):
-        layer_from("model.x", held, made)
+        layer_from("model.x", held, created)
 
 
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
-def test_what_was_packed_is_read_again(bits: int, rows: int, columns: int, seed: int) -> None:
+def test_packed_codes_are_unpacked(bits: int, rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
     words = pack(codes, bits)

@@ -1,4 +1,4 @@
-"""Mixtures of experts: packed one by one, read again by us and by transformers, and as GGUF."""
+"""Mixtures of experts: packed separately, read by us and by transformers, and as GGUF."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +25,13 @@ from backend.reporter import SilentReporter
 from tests.models.tiny_models import FAMILIES
 
 IDS = torch.arange(16).view(2, 8) * 7 + 3
-EXPERTS = 11  # a number of two digits, which sort otherwise as text
+EXPERTS = 11  # two digits, which sort differently as text
 OWN = {"qwen3_moe": {"norm_topk_prob": True}, "olmoe": {"num_key_value_heads": 4}}
 AS_GGUF = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe"}
 
 
 def mixture(family: str) -> PreTrainedModel:
-    """A random model; its weights are float16 numbers, and its experts linears."""
+    """Return a random model with float16 numbers as weights and linears as experts."""
     torch.manual_seed(0)
     count = "num_local_experts" if family == "mixtral" else "num_experts"
     fields = {**FAMILIES[family], count: EXPERTS, "num_hidden_layers": 2, **OWN.get(family, {})}
@@ -81,7 +81,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 def test_experts_are_read_as_they_were_measured(
     exported, plain_transformers, folder: Path, family: str, format: str, grid: str, left: str
 ) -> None:
-    """By us to the bit; transformers unpacks experts in float16."""
+    """Bit for bit by us; transformers unpacks experts in float16."""
     model = exported(family, format, grid, left=left)
     facts, expected = inspect(str(folder)), logits(model)
     assert torch.equal(logits(load_dequantized(folder, torch.float32)), expected)
@@ -115,7 +115,9 @@ def test_experts_have_the_names_of_the_base_models_files(exported, folder: Path)
         ("mixtral", {"grid": "zero-point"}, "without their zero-points"),
     ],
 )
-def test_experts_that_a_format_cannot_hold(exported, family: str, how: dict, why: str) -> None:
+def test_experts_that_a_format_does_not_support_are_refused(
+    exported, family: str, how: dict, why: str
+) -> None:
     with pytest.raises(ConfigError, match="does not support") as refused:
         exported(family, **how)
     assert why in refused.value.why and "dense" in refused.value.do
@@ -194,7 +196,9 @@ def test_gguf_holds_all_experts_of_a_block_as_one(
         ("mixtral", {"sliding_window": 16}, "sliding window"),
     ],
 )
-def test_what_llama_cpp_would_compute_otherwise(family: str, changed: dict, why: str) -> None:
+def test_mixtures_that_llama_cpp_computes_differently_are_refused(
+    family: str, changed: dict, why: str
+) -> None:
     config = mixture(family).config.to_dict()
     assert architecture_of(config).experts == EXPERTS
     with pytest.raises(ConfigError) as refused:

@@ -17,9 +17,9 @@ class LinearHeads(ParallelDrafter):
         self.maps = nn.Parameter(heads)
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, positions: Tensor
     ) -> Tensor:
-        return torch.einsum("nd,kde->nke", hidden[rows, places].to(self.maps.dtype), self.maps)
+        return torch.einsum("nd,kde->nke", hidden[rows, positions].to(self.maps.dtype), self.maps)
 
     def draft_slots(
         self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache]

@@ -1,4 +1,4 @@
-"""Layers whose inputs are correlated, and a toy model, as the methods' own tests use them."""
+"""Layers with correlated inputs, and a toy model, for the tests of quantizers."""
 
 from tests.toy_layers import _toy, calibration, layer, make_layer, recorder, toy, unseen
 

@@ -1,4 +1,4 @@
-"""Codes, scales and zero-points of a layer, and what is refused as such."""
+"""Codes, scales and zero-points of a layer, and refusals."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def grid(bits: int = 3, rows: int = 4, groups: int = 2, seed: int = 0) -> QuantG
 
 @given(st.integers(2, 8), st.integers(0, 10**6))
 def test_rounding_goes_to_the_nearest_point(bits: int, seed: int) -> None:
-    """Against the slow way: every point of the grid is tried."""
+    """Compared with a search over all points of the grid."""
     space = grid(bits, seed=seed)
     W = torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
     levels = torch.arange(2**bits) - space.zero.repeat_interleave(8, 1).unsqueeze(-1)
@@ -28,11 +28,11 @@ def test_rounding_goes_to_the_nearest_point(bits: int, seed: int) -> None:
     assert torch.allclose((space.nearest(W) - W).abs(), least, atol=1e-6)
 
 
-def test_zero_is_on_every_grid() -> None:
+def test_zero_is_on_the_grid() -> None:
     assert torch.equal(grid().nearest(torch.zeros(4, 16)), torch.zeros(4, 16))
 
 
-def test_a_layer_survives_being_stored() -> None:
+def test_a_stored_layer_is_restored() -> None:
     space = grid()
     layer = QuantizedWeight(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
     again = quantized_from("x", 3, layer.tensors())
@@ -67,7 +67,7 @@ def test_bits_out_of_range_are_refused(bits: int) -> None:
 
 
 def test_rounding_on_a_grid_with_offsets_goes_to_the_nearest_point() -> None:
-    """Against the slow way, on grids far from 0 too."""
+    """Compared with a search over all points, including grids far from 0."""
     space = grid()
     space = QuantGrid(3, space.scale, space.zero + torch.tensor([[0.37, -40.6]]))
     W = torch.randn(4, 16) - space.values(torch.full((4, 16), 3)).neg()
@@ -78,7 +78,7 @@ def test_rounding_on_a_grid_with_offsets_goes_to_the_nearest_point() -> None:
 
 
 def q4_1(rows: int = 16, columns: int = 128) -> torch.Tensor:
-    """Weights as GGUF's Q4_1 has them: d q + m in groups of 32, d and m float16."""
+    """Return weights as in GGUF's Q4_1: d q + m in groups of 32, d and m float16."""
     random = torch.Generator().manual_seed(0)
     V = torch.randn(rows, columns // 32, 32, generator=random) * 0.05
     low, high = V.amin(-1, keepdim=True), V.amax(-1, keepdim=True)
@@ -96,7 +96,7 @@ def test_offsets_hold_the_weights_of_a_q4_1_file_and_whole_zero_points_do_not() 
     assert errors["zero-point"] > 0.05 and errors["symmetric"] > 0.05
 
 
-def test_a_scale_too_small_to_be_stored_does_not_take_the_offset_along() -> None:
+def test_a_scale_too_small_to_store_keeps_the_offset() -> None:
     space = QuantGrid(4, torch.full((1, 1), 1e-9), torch.full((1, 1), -5e8))
     held = space.stored(torch.float16, "offset")
     assert held.values(torch.tensor([[0, 15]])).sub(0.5).abs().max() < 1e-5

@@ -18,7 +18,7 @@ from backend.quantization.native.kernels import RoundedRows, usable
 from backend.quantization.plan import QuantSettings
 
 ROWS = 21
-SHAPES = [(48, 8), (96, 48), (192, 64), (300, 100), (130, 130)]  # columns, and those of a group
+SHAPES = [(48, 8), (96, 48), (192, 64), (300, 100), (130, 130)]  # inputs, and inputs per group
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def built() -> None:
 
 @pytest.fixture
 def in_pytorch(monkeypatch: pytest.MonkeyPatch):
-    """Computes something without the kernels."""
+    """Compute something without the kernels."""
 
     def compute(call):
         with monkeypatch.context() as patch:
@@ -73,12 +73,12 @@ def test_layers_in_training(
         return [level, inside, layer.effective(dtype), out, G, dm]
 
     assert isinstance(layer.panel(slice(0, ROWS), dtype), RoundedRows)
-    *found, dm = computed()
-    *wanted, dm_wanted = in_pytorch(computed)
-    for one, other in zip(found, wanted, strict=True):
+    *result, dm = computed()
+    *expected, dm_wanted = in_pytorch(computed)
+    for one, other in zip(result, expected, strict=True):
         assert torch.equal(one, other)
-    assert 0 < found[1].mean() < 1 or not rank
-    assert torch.equal(found[2], found[3])
+    assert 0 < result[1].mean() < 1 or not rank
+    assert torch.equal(result[2], result[3])
     assert torch.allclose(dm, dm_wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -96,14 +96,14 @@ def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -
 def test_figures_of_snapshots(columns: int, size: int, grid_type: str, in_pytorch) -> None:
     layer = layer_of(columns, size, grid_type, 4, grid_type != "offset")
     changed, counts, error, inside = layer.figures(slice(0, ROWS))
-    wanted = in_pytorch(lambda: layer.figures(slice(0, ROWS)))
-    assert changed == wanted[0] > 0 and torch.equal(inside, wanted[2 + 1])
-    assert torch.equal(counts, wanted[1]) and counts.sum() == ROWS * columns
-    assert torch.allclose(error, wanted[2], rtol=1e-5)
+    expected = in_pytorch(lambda: layer.figures(slice(0, ROWS)))
+    assert changed == expected[0] > 0 and torch.equal(inside, expected[2 + 1])
+    assert torch.equal(counts, expected[1]) and counts.sum() == ROWS * columns
+    assert torch.allclose(error, expected[2], rtol=1e-5)
 
 
-def test_what_is_not_a_number_stays_so() -> None:
-    """Or a training that diverges would go on."""
+def test_nan_stays_nan() -> None:
+    """Otherwise a diverging training would continue."""
     layer = layer_of(96, 48, "symmetric", 3, False)
     for value in (torch.nan, torch.inf):
         G = torch.full((ROWS, 96), value, dtype=torch.bfloat16)
@@ -111,11 +111,11 @@ def test_what_is_not_a_number_stays_so() -> None:
         layer.panel(slice(0, ROWS), G.dtype).backward(G, dm, None)
         assert not torch.isfinite(G[:, 1:]).all() and not torch.isfinite(dm).all()
     layer.B.data[0] = torch.nan
-    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # and no code lies outside the counts
+    changed, counts, _, _ = layer.figures(slice(0, ROWS))  # no code lies outside the counts
     assert counts.sum() == ROWS * 96 and changed >= 96
 
 
-def test_other_devices_precisions_and_layouts_are_left_to_pytorch() -> None:
+def test_kernels_leave_other_devices_precisions_and_layouts_to_pytorch() -> None:
     W = torch.randn(4, 6)
     assert usable(W) and usable(W, parts=(W[:, 2:4],))
     for other in (W.double(), W.T, W[:, 2:4], W.to("meta")):
@@ -150,9 +150,11 @@ def test_gptq(
         wider = replace(settings, bits=4)
         return gptq.gptq_widths(W, inputs, [settings, wider], 0.01)[1]
 
-    (V, grid), (V_wanted, wanted) = computed(), in_pytorch(computed)
-    codes, codes_wanted = grid.codes(V), wanted.codes(V_wanted)
-    assert (codes != codes_wanted).float().mean() < 0.01  # a tie rounded otherwise moves its row
+    (V, grid), (V_wanted, expected) = computed(), in_pytorch(computed)
+    codes, codes_wanted = grid.codes(V), expected.codes(V_wanted)
+    assert (
+        codes != codes_wanted
+    ).float().mean() < 0.01  # a tie rounded differently changes its row
     assert torch.allclose(V, V_wanted, atol=1e-3) or (V - V_wanted).abs().median() < 1e-4
 
 
@@ -184,18 +186,18 @@ def test_errors_of_grids(columns: int, size: int, grid_type: str, in_pytorch) ->
     low, high, ratio = V.amin(-1), V.amax(-1), torch.tensor([1.0, 0.8, 0.5]).view(-1, 1, 1)
     grid = range_search.group_scales(low, high, 3, grid_type, ratio)
     grid = QuantGrid(3, grid.scale, grid.zero.expand_as(grid.scale).contiguous())
-    found = range_search._error(V, grid, h)
-    assert torch.allclose(found, in_pytorch(lambda: range_search._error(V, grid, h)), rtol=1e-5)
+    result = range_search._error(V, grid, h)
+    assert torch.allclose(result, in_pytorch(lambda: range_search._error(V, grid, h)), rtol=1e-5)
 
 
 def test_without_a_compiler_training_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    result = []
     for native in (True, False):
         if not native:
             monkeypatch.setattr(kernels, "_library", lambda: None)
         layer = layer_of(192, 64, "symmetric", 4, False)
         assert isinstance(layer.panel(slice(0, ROWS)), RoundedRows) is native
         layer(torch.ones(3, 192)).square().sum().backward()
-        found.append((layer.A.grad, layer.B.grad, layer.m.grad))
-    for one, other in zip(*found, strict=True):
+        result.append((layer.A.grad, layer.B.grad, layer.m.grad))
+    for one, other in zip(*result, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)

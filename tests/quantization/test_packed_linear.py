@@ -1,4 +1,4 @@
-"""Linear layers that hold codes for the native decoder."""
+"""Linear layers with codes for the native decoder."""
 
 from copy import deepcopy
 

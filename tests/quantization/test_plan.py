@@ -1,4 +1,4 @@
-"""The plan of a run: which layers are quantized and how, the stages, what is refused."""
+"""Plan of a run: settings of each layer, stages, and refusals."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,33 +32,33 @@ def config(**fields: object) -> DLQATConfig:
     return DLQATConfig.model_validate({"group_size": 32, **fields})
 
 
-def test_a_plan_says_how_every_layer_is_quantized_or_that_it_stays_dense() -> None:
+def test_a_plan_has_the_settings_of_every_layer() -> None:
     chosen = config(bits=4, exclude="0.*, *.down_proj", stages="lora-gptq, awq", keep_zeros=True)
-    made = plan(chosen, model(), "gptq")
+    created = plan(chosen, model(), "gptq")
     quantized = ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj")
     settings = QuantSettings(4, 32, "symmetric", "weighted", True, ("awq",), "gptq", quantized)
-    assert made.layers == {x.name: None for x in model().linears} | dict.fromkeys(
+    assert created.layers == {x.name: None for x in model().linears} | dict.fromkeys(
         quantized, settings
     )
-    assert made.stages == ("dense", "awq", "lora", "lora-gptq")
-    again = QuantizationPlan.model_validate(made.model_dump(mode="json"))
-    assert again == made
+    assert created.stages == ("dense", "awq", "lora", "lora-gptq")
+    again = QuantizationPlan.model_validate(created.model_dump(mode="json"))
+    assert again == created
 
 
 class Exported(DLQATConfig):
     format: str = "gptq"
 
 
-def test_a_stored_plan_is_that_of_its_config() -> None:
+def test_a_stored_plan_must_match_its_config() -> None:
     job = Exported(group_size=32, exclude="0.*")
     stored = plan(job, model(), job.format).model_dump(mode="json")
     QuantizationPlan.model_validate(stored).check(job)
-    for change, said in (
-        ({"groups": [stored["groups"][0] | {"bits": 2}]}, "not that of the config"),
-        ({"stages": ["dense", "rtn"]}, "not that of the config"),
+    for change, messages in (
+        ({"groups": [stored["groups"][0] | {"bits": 2}]}, "does not match the config"),
+        ({"stages": ["dense", "rtn"]}, "does not match the config"),
         ({"dense": [*stored["dense"], "lm_head"]}, "no layer of a block"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=messages):
             QuantizationPlan.model_validate(stored | change).check(job)
 
 
@@ -74,7 +74,7 @@ def test_a_stored_plan_is_that_of_its_config() -> None:
         ({"rank": 0, "stages": "lora-gptq"}, "rank", "LoRA needs a rank"),
     ],
 )
-def test_what_cannot_work_is_refused_beside_its_field(fields: dict, field: str, said: str) -> None:
+def test_invalid_settings_are_refused_at_their_field(fields: dict, field: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
         plan(config(**fields), model())
     assert refused.value.field == field
@@ -89,7 +89,7 @@ def test_what_cannot_work_is_refused_beside_its_field(fields: dict, field: str, 
         ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated"),
     ],
 )
-def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
+def test_llama_only_quantizers_are_refused_for_other_blocks(
     stages: str, architecture: str, refused: str
 ) -> None:
     facts = SimpleNamespace(linears=model().linears, architecture=architecture)
@@ -119,7 +119,7 @@ def test_values_out_of_range_are_refused(fields: dict) -> None:
         config(**fields)
 
 
-def test_stages_come_once_in_order_with_those_they_build_on() -> None:
+def test_stages_are_ordered_and_include_their_prerequisites() -> None:
     assert config(stages="lora-gptq").stages == ("lora", "lora-gptq")
     assert config(stages=["dlqat-kd", "rtn", "block-wise", "rtn", "dlqat"]).stages == (
         "rtn",
@@ -140,11 +140,13 @@ def test_stages_come_once_in_order_with_those_they_build_on() -> None:
         ("lora", {}, (True, False)),
     ],
 )
-def test_what_a_stage_trains(stage: str, fields: dict, trains: tuple[bool, bool]) -> None:
+def test_trained_parameters_of_each_stage(
+    stage: str, fields: dict, trains: tuple[bool, bool]
+) -> None:
     assert config(**fields).trains(stage) == trains
 
 
-def test_the_share_of_trained_numbers_on_a_7b_model() -> None:
+def test_the_share_of_trained_parameters_of_a_7b_model() -> None:
     """The claim "< 1 %" of the abstract: LLaMA-7B, groups of 128, rank 4."""
     hidden, inner, blocks, parameters = 4096, 11008, 32, 6_738_415_616
     shapes = [(hidden, hidden, 128)] * 4 + [(inner, hidden, 128)] * 2 + [(hidden, inner, 128)]
@@ -155,9 +157,13 @@ def test_the_share_of_trained_numbers_on_a_7b_model() -> None:
 
 
 def test_a_packed_file_has_one_layout_and_a_mixed_plan_is_refused() -> None:
-    made = plan(config(bits=4), model(), "compressed-tensors")
-    assert layout_of(made, "compressed-tensors") == Layout("compressed-tensors", 4, 32, "symmetric")
-    mixed = made.model_copy(update={"groups": (*made.groups, replace(made.groups[0], bits=3))})
+    created = plan(config(bits=4), model(), "compressed-tensors")
+    assert layout_of(created, "compressed-tensors") == Layout(
+        "compressed-tensors", 4, 32, "symmetric"
+    )
+    mixed = created.model_copy(
+        update={"groups": (*created.groups, replace(created.groups[0], bits=3))}
+    )
     with pytest.raises(ConfigError, match="cannot be saved as gptq") as refused:
         layout_of(mixed, "gptq")
     assert refused.value.field == "format"

@@ -1,4 +1,4 @@
-"""Post-training quantizers against slow or obvious ways to the same."""
+"""Post-training quantizers compared with slow reference implementations."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -48,8 +48,8 @@ def test_a_row_does_not_depend_on_the_others(layer, name: str, space: str) -> No
 
 
 def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
-    """Optimal brain quantization in an order of columns, on a grid that is given: the inverse of
-    the Hessian of the columns that are left, taken anew after each."""
+    """Optimal brain quantization in a given order of columns, on a given grid. The inverse Hessian
+    of the remaining columns is recomputed after each column."""
     W, rounded, left = W.double().clone(), torch.zeros_like(W), order.tolist()
     nearest = QuantGrid(
         grid.bits, *(part.repeat_interleave(SIZE, 1) for part in (grid.scale, grid.zero))
@@ -64,7 +64,7 @@ def slowly(W: Tensor, H: Tensor, order: Tensor, grid: QuantGrid) -> Tensor:
 
 
 @pytest.mark.parametrize("block", [128, 16])
-def test_act_order_is_the_papers_algorithm_in_that_order(
+def test_act_order_equals_the_algorithm_of_the_paper(
     layer, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.quantization.gptq.BLOCK", block)
@@ -72,8 +72,8 @@ def test_act_order_is_the_papers_algorithm_in_that_order(
     grid = search_range(layer.W, 3, SIZE, "offset", "minmax")
     order, U = layer.inputs.ordered_root(0.01)
     assert torch.equal(order, layer.inputs.energy.argsort(descending=True, stable=True))
-    found = grid.nearest(compensate_ordered(layer.W, order, U, grid))
-    same = (found - slowly(layer.W, H, order, grid)).abs() < 1e-4
+    result = grid.nearest(compensate_ordered(layer.W, order, U, grid))
+    same = (result - slowly(layer.W, H, order, grid)).abs() < 1e-4
     assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
 
 
@@ -81,7 +81,7 @@ def test_act_order_is_the_papers_algorithm_in_that_order(
 
 
 def p_norm(W: Tensor, grid: QuantGrid) -> Tensor:
-    """The p-norm of the errors of each group."""
+    """Return the p-norm of the errors of each group."""
     return (grid.nearest(W) - W).view(ROWS, -1, SIZE).abs().pow(P).sum(-1)
 
 
@@ -93,21 +93,21 @@ def test_hqq_is_the_authors_iteration_with_the_best_round_of_each_group(layer) -
     least = p_norm(W, start)
     for _ in range(ROUNDS):
         q = (V / s + z).round().clamp(0, 7)
-        d = V / s - (q - z)  # in steps of the grid, where the authors have it in those of W
+        d = V / s - (q - z)  # in steps of the grid; the authors use the units of W
         e = d.sign() * (d.abs() - d.abs().pow(P - 1) / beta).clamp(min=0)
         z, beta = (q - V / s + e).mean(-1, keepdim=True), beta * KAPPA
         least = least.minimum(p_norm(W, QuantGrid(3, start.scale, z.squeeze(-1))))
-    found = search_range(W, 3, SIZE, "offset", "hqq")
-    assert torch.allclose(p_norm(W, found), least, rtol=1e-3)
-    assert torch.equal(found.scale, start.scale)
-    assert p_norm(W, found).sum() < 0.99 * p_norm(W, start).sum()
+    result = search_range(W, 3, SIZE, "offset", "hqq")
+    assert torch.allclose(p_norm(W, result), least, rtol=1e-3)
+    assert torch.equal(result.scale, start.scale)
+    assert p_norm(W, result).sum() < 0.99 * p_norm(W, start).sum()
 
 
 def test_hqq_leaves_whole_zero_points_whole_and_symmetric_grids_alone(layer) -> None:
-    found = search_range(layer.W, 3, SIZE, "zero-point", "hqq")
-    assert torch.equal(found.zero, found.zero.round().clamp(0, 7))
+    result = search_range(layer.W, 3, SIZE, "zero-point", "hqq")
+    assert torch.equal(result.zero, result.zero.round().clamp(0, 7))
     assert (
-        p_norm(layer.W, found)
+        p_norm(layer.W, result)
         <= p_norm(layer.W, search_range(layer.W, 3, SIZE, "zero-point", "minmax")) + 1e-6
     ).all()
     even = search_range(layer.W, 3, SIZE, "symmetric", "hqq")
@@ -141,16 +141,16 @@ def test_a_basis_changes_nothing_by_itself(basis: Basis) -> None:
     W, X = torch.randn(16, 24), torch.randn(24, 200)
     inside = basis.into(W)
     assert torch.allclose(basis.back(inside), W, atol=1e-5)
-    # the same outputs, up to their own rotation, from inputs with the second moments it says
+    # equal outputs, up to their rotation, and the second moments of `gram`
     D = torch.randn(16, 24)
     H = basis.gram(X @ X.T)
-    found = torch.einsum("ij,jk,ik", D, H, D)
-    assert torch.allclose(found, (basis.back(D) @ X).square().sum(), rtol=1e-3)
+    result = torch.einsum("ij,jk,ik", D, H, D)
+    assert torch.allclose(result, (basis.back(D) @ X).square().sum(), rtol=1e-3)
 
 
 @pytest.fixture
 def llama() -> LlamaForCausalLM:
-    """A model whose norms are not ones, with two heads for each value."""
+    """Return a model with norm weights other than 1, and two heads for each value."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -170,8 +170,8 @@ def llama() -> LlamaForCausalLM:
 
 
 def layers_of(model: LlamaForCausalLM, block: int, settings: QuantSettings) -> BlockLayers:
-    """The layers of a block, with inputs of uneven energy; q, k and v share theirs, as gate and up
-    do."""
+    """Return the layers of a block with inputs of uneven energy. q, k and v share their inputs, as
+    do gate and up."""
     linears, shared = block_linears(model, block), {}
     random = torch.Generator().manual_seed(block)
     for module, linear in linears.items():
@@ -190,7 +190,7 @@ def layers_of(model: LlamaForCausalLM, block: int, settings: QuantSettings) -> B
 
 
 def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
-    """Before rounding: with R, S and the norms folded into its weights, nothing is left of them."""
+    """Before rounding, with R, S and the norms merged into the weights."""
     ids = torch.arange(20)[None] * 3
     exact, width = llama(ids).logits, llama.config.hidden_size
     final = llama.model.norm.weight.clone()
@@ -208,7 +208,7 @@ def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
 
 
 def test_the_scaled_model_computes_the_same(llama: LlamaForCausalLM) -> None:
-    """Norms take over the scales of AWQ, and so do the rows of up_proj and v_proj."""
+    """Norms and the rows of up_proj and v_proj absorb the scales of AWQ."""
     ids = torch.arange(20)[None] * 3
     exact = llama(ids).logits
     for index, block in enumerate(decoder_blocks(llama)):
@@ -253,15 +253,15 @@ def test_awq_takes_the_power_with_the_least_error_of_all_layers_that_share_the_i
 
 
 def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
-    """The basis of `module`; the very object where its scale is that of `like`."""
-    found = input_scales(layers)[module]
-    return like if torch.equal(found.scale, like.scale) else found
+    """Return the basis of `module`; the same object if its scale equals that of `like`."""
+    result = input_scales(layers)[module]
+    return like if torch.equal(result.scale, like.scale) else result
 
 
 @pytest.mark.parametrize("find", [rotations, input_scales])
 def test_other_blocks_are_refused(find: Callable) -> None:
     layers = BlockLayers(nn.Module(), {"attn.c_attn": torch.ones(4, 4)}, {}, {})
-    with pytest.raises(ConfigError, match=r"not built like those of LLaMA: attn\.c_attn"):
+    with pytest.raises(ConfigError, match=r"not have the structure of LLaMA.s: attn\.c_attn"):
         find(layers)
 
 
@@ -273,8 +273,8 @@ def grid_of(V: Tensor, columns: slice, bits: int = 3) -> QuantGrid:
 
 
 def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
-    """Optimal brain quantization as the paper derives it: after each column the inverse of the
-    Hessian of the columns that are left, taken anew."""
+    """Optimal brain quantization as derived in the paper: the inverse Hessian of the remaining
+    columns is recomputed after each column."""
     W, rounded = W.double().clone(), torch.zeros_like(W, dtype=torch.float64)
     for j in range(W.shape[1]):
         if j % size == 0:
@@ -287,7 +287,7 @@ def slowly_by_groups(W: Tensor, H: Tensor, size: int, bits: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [64, 16])
-def test_it_is_the_papers_algorithm(layer, size: int) -> None:
+def test_gptq_equals_the_algorithm_of_the_paper(layer, size: int) -> None:
     inputs, damping = layer.inputs, 0.01
     H = inputs.gram + damping * inputs.energy.mean() * torch.eye(COLUMNS)
     W, grid = compensate(layer.W, inputs.inverse_root(damping), size, grid_of)
@@ -303,14 +303,14 @@ def test_blocks_of_columns_change_nothing(layer, monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
-def test_inputs_that_do_not_correlate_leave_nothing_to_compensate(layer) -> None:
+def test_uncorrelated_inputs_need_no_compensation(layer) -> None:
     W, grid = compensate(layer.W, torch.eye(COLUMNS), 16, grid_of)
     assert torch.equal(W, layer.W)
     assert torch.equal(grid.scale, search_range(layer.W, 3, 16, "zero-point", "minmax").scale)
 
 
 @pytest.mark.parametrize("size", [64, 16])
-def test_zeros_stay_and_what_they_would_have_taken_goes_on(layer, size: int) -> None:
+def test_zeros_stay_and_later_columns_compensate(layer, size: int) -> None:
     layer.W[:, ::3] = 0
     U = layer.inputs.inverse_root(0.01)
     W, grid = compensate(layer.W, U, size, grid_of, keep_zeros=True)

@@ -1,4 +1,4 @@
-"""How the quantization space of a layer is found."""
+"""Range searches."""
 
 import pytest
 import torch
@@ -22,12 +22,12 @@ def W() -> Tensor:  # noqa: N802
 
 @pytest.fixture
 def energy() -> Tensor:
-    """[96]: some inputs are much louder than others."""
+    """Return energies [96]; some inputs are much larger than others."""
     return torch.randn(96, generator=torch.Generator().manual_seed(1)).exp()
 
 
 def error(W: Tensor, grid: QuantGrid, energy: Tensor | None = None) -> Tensor:
-    """Squared error of each group."""
+    """Return the squared error of each group."""
     D = (grid.nearest(W) - W).square() * (1 if energy is None else energy)
     return D.view(len(W), grid.groups, -1).sum(-1)
 
@@ -61,7 +61,7 @@ def test_the_min_max_equations(W: Tensor) -> None:
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: str) -> None:
-    """Against the obvious way: every ratio on its own."""
+    """Compared with a search over all ratios."""
     least = torch.full((24, 3), torch.inf)
     for ratio in (1 - step / 100 for step in range(60)):
         V = W.view(24, 3, 32)
@@ -77,17 +77,17 @@ def test_clip_search_is_as_good_as_all_ratios(W: Tensor, bits: int, grid_type: s
             scale = (high - low) / (2**bits - 1)
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
         least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
-    found = search_range(W, bits, 32, grid_type, "mse")
-    assert error(W, found).sum() < 1.01 * least.sum()
+    result = search_range(W, bits, 32, grid_type, "mse")
+    assert error(W, result).sum() < 1.01 * least.sum()
 
 
-def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
+def test_each_range_search_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
     grids = {space: search_range(W, 3, 32, "symmetric", space, energy) for space in SPACES}
     plain = {space: error(W, grid).sum() for space, grid in grids.items()}
     weighted = {space: error(W, grid, energy) for space, grid in grids.items()}
     assert plain["mse"] < min(plain["minmax"], plain["weighted"])
     assert (weighted["weighted"] <= weighted["mse"] + 1e-6).all()
-    assert (weighted["lsq"] <= weighted["weighted"]).all()  # never worse, in no group
+    assert (weighted["lsq"] <= weighted["weighted"]).all()  # not worse in any group
     assert weighted["lsq"].sum() < weighted["weighted"].sum()
 
 
@@ -101,7 +101,7 @@ def test_learned_grids_are_grids(W: Tensor, energy: Tensor, grid_type: str) -> N
 
 
 def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: Tensor) -> None:
-    """Against autograd, with round passed through as LSQ+ has it."""
+    """Compared with autograd and the straight-through round of LSQ+."""
     random = torch.Generator().manual_seed(3)
     V = torch.randn(5, 3, 32, generator=random, dtype=torch.float64)
     scale = (torch.rand(5, 3, generator=random, dtype=torch.float64) + 0.3).requires_grad_()
@@ -111,9 +111,9 @@ def test_the_lsq_gradients_are_those_of_the_straight_through_estimator(energy: T
     q = (u + (u.round() - u).detach()).clamp(0, 3)
     weight = energy.double().view(3, 32)
     ((s * (q - z) - V).square() * weight).sum().backward()
-    found = _gradients(V, scale.detach(), zero.detach(), 3, weight)
-    assert torch.allclose(found[0], scale.grad, atol=1e-12)
-    assert torch.allclose(found[1], zero.grad, atol=1e-12)
+    result = _gradients(V, scale.detach(), zero.detach(), 3, weight)
+    assert torch.allclose(result[0], scale.grad, atol=1e-12)
+    assert torch.allclose(result[1], zero.grad, atol=1e-12)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -126,8 +126,8 @@ def test_groups_of_zeros_or_of_one_sign_have_a_grid(space: str, grid_type: str) 
     assert (grid.nearest(W) - W).abs().max() < 0.2
 
 
-def test_large_matrices_are_treated_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
+def test_large_matrices_are_searched_in_panels(monkeypatch: pytest.MonkeyPatch, W: Tensor) -> None:
     whole = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
-    monkeypatch.setattr("backend.quantization.range_search.PANEL", 5 * 96)
+    monkeypatch.setattr("backend.quantization.range_search.PANEL_WEIGHTS", 5 * 96)
     parts = search_range(W, 3, 32, "zero-point", "weighted", torch.ones(96))
     assert torch.equal(whole.scale, parts.scale) and torch.equal(whole.zero, parts.zero)

@@ -1,1 +1,1 @@
-"""One engine for all who ask a model at the same time."""
+"""Engine that answers concurrent requests to one model in shared batches."""

@@ -1,4 +1,4 @@
-"""The engine that serves the requests of many people to one model."""
+"""Engine that serves concurrent requests to one model in a background thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from backend.decoding.native.cache import SharedPrefixes, blocks_for
 from backend.decoding.native.model import PREFILL
-from backend.decoding.serving.loop import DecodingLoop, Work
+from backend.decoding.serving.loop import DecodingLoop, SequencePass
 from backend.decoding.serving.request import Deliver, GenerationRequest
 from backend.decoding.serving.sequence import ServedSequence
 from backend.decoding.serving.speculation import Speculation
@@ -20,21 +20,24 @@ from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, OverloadError, SlimscopeError
 from backend.models.foreign_tokenizer import TextTokenizer
 
-MOST_WAITING, MOST_OF_A_PERSON = 256, 64
-WINDOW_S = 5.0  # over which speeds are told
-NEAR_TIES = "; beside others a text may differ where two tokens are nearly equally likely"
+MAX_WAITING, MAX_WAITING_PER_VISITOR = 256, 64
+WINDOW_S = 5.0  # speeds are averaged over these last seconds
+NEAR_TIES = "; in a batch, near-ties between tokens may resolve differently"
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What the engine does.
+    """Load and speed of the engine.
 
     Attributes:
-        batch: sequences of the last pass.
-        tokens_per_s: of all, over the last seconds; `per_sequence`: of each.
-        accepted: share of draft tokens that were right; None: none were drafted.
-        memory: bytes of caches.
-        decoder: what computes, in words.
+        running: number of running requests.
+        waiting: number of queued requests.
+        batch: number of sequences in the last pass.
+        tokens_per_s: tokens per second of all sequences together, over the last seconds.
+        per_sequence: the same per sequence.
+        accepted: share of draft tokens that were accepted; None if none were drafted.
+        memory: bytes of all caches.
+        decoder: description of the decoder.
     """
 
     running: int
@@ -49,7 +52,7 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """When a pass ended, and what it took and gave."""
+    """Statistics of one pass. `end` is in seconds of the monotonic clock."""
 
     end: float
     seconds: float
@@ -60,13 +63,13 @@ class PassRecord:
 
 
 class ServingEngine(DecodingLoop):
-    """A loop in a thread of its own, which calls back. Beginnings that were read before are shared,
-    and drafts are made where they pay.
+    """A decoding loop in a background thread that delivers events by callback. Common prefixes are
+    read once, and drafts are made only where they pay.
 
     Args:
-        tokenizer: None: of tokens no text is told, and none ends them.
-        memory: bytes of all caches.
-        threads: how many it may compute with; asked before every pass.
+        tokenizer: decodes tokens into text; None: tokens only, without text or stop strings.
+        memory: maximum bytes of all caches together.
+        threads: returns the number of compute threads; called before every pass.
     """
 
     def __init__(
@@ -78,65 +81,72 @@ class ServingEngine(DecodingLoop):
         threads: Callable[[], int],
     ) -> None:
         super().__init__(target, tokenizer, memory)
-        self._prefill, self._threads = PREFILL, threads
+        self._prefill_tokens, self._threads = PREFILL, threads
         if target.native:
             self._pool = target.native.new_blocks()
             self._prefixes = SharedPrefixes(self._pool)
         self._speculation = Speculation(target)
-        self._passed, self._closed = deque[PassRecord](), False
-        self._pass_began: float | None = None
-        self._ended = time.monotonic()
+        self._recent_passes, self._closed = deque[PassRecord](), False
+        self._pass_start_s: float | None = None
+        self._last_finish_s = time.monotonic()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest, deliver: Deliver | None = None) -> ServedSequence:
-        """Serve a request; `deliver` gets its events, must not wait, and is called by the engine's
-        thread. Raises ConfigError: it could never be served; OverloadError: too many wait."""
+        """Queue a request. `deliver` is called with its events in the engine's thread and must not
+        block.
+
+        Raises:
+            ConfigError: the request could never be served.
+            OverloadError: too many requests wait, or the engine is shutting down.
+        """
         with self._changed:
-            of_person, before = self._waiting.of(request.person), len(self._waiting)
+            own_waiting, waiting = self._waiting.count(request.person), len(self._waiting)
             if self._closed:
-                raise OverloadError("The engine is ending.", retry_after_s=1.0, before=0)
-            if before >= MOST_WAITING or of_person >= MOST_OF_A_PERSON:
-                seconds = self._pace * (1 + (before if before >= MOST_WAITING else of_person))
+                raise OverloadError("The engine is shutting down.", retry_after_s=1.0, before=0)
+            if waiting >= MAX_WAITING or own_waiting >= MAX_WAITING_PER_VISITOR:
+                queue_length = waiting if waiting >= MAX_WAITING else own_waiting
+                seconds = self._pace_s * (1 + queue_length)
                 raise OverloadError(
-                    "Too many requests wait.",
-                    f"{before} requests wait already, {of_person} of them yours.",
+                    "Too many requests are waiting.",
+                    f"{waiting} requests are waiting, {own_waiting} of them yours.",
                     f"Try again in about {seconds:.0f} s.",
                     retry_after_s=seconds,
-                    before=before,
+                    before=waiting,
                 )
             sequence = super().submit(request, deliver)
             self._changed.notify()
         return sequence
 
     def status(self) -> EngineStatus:
+        """Return the current load and the speed over the last seconds."""
         with self._changed:
-            passed = [x for x in self._passed if x.end > time.monotonic() - WINDOW_S]
+            recent = [x for x in self._recent_passes if x.end > time.monotonic() - WINDOW_S]
             running, waiting = len(self._running), len(self._waiting)
-            whole = sum(blocks_for(x.capacity) for x in self._running if x.cache is not None)
-        seconds = sum(x.seconds for x in passed)
-        speed = sum(x.tokens for x in passed) / seconds if seconds else 0.0
-        batch, drafted = passed[-1].sequences if passed else 0, sum(x.drafted for x in passed)
-        writing = sum(x.sequences * x.seconds for x in passed) / seconds if seconds else 1.0
+            reserved = sum(blocks_for(x.capacity) for x in self._running if x.cache is not None)
+        seconds = sum(x.seconds for x in recent)
+        speed = sum(x.tokens for x in recent) / seconds if seconds else 0.0
+        batch, drafted = recent[-1].sequences if recent else 0, sum(x.drafted for x in recent)
+        mean_batch = sum(x.sequences * x.seconds for x in recent) / seconds if seconds else 1.0
         return EngineStatus(
             running,
             waiting,
             batch,
             speed,
-            speed / writing,
-            sum(x.accepted for x in passed) / drafted if drafted else None,
-            (self._pool.used if self._pool else whole) * self._target.block_size,
+            speed / mean_batch,
+            sum(x.accepted for x in recent) / drafted if drafted else None,
+            (self._pool.used if self._pool else reserved) * self._target.block_size,
             self._target.decoder + ("" if self._pool else NEAR_TIES),
         )
 
     @property
     def pass_s(self) -> float:
-        """Seconds since the pass at work began; 0 between two."""
-        began = self._pass_began
-        return time.monotonic() - began if began else 0.0
+        """Seconds since the current pass started; 0 between passes."""
+        start_s = self._pass_start_s
+        return time.monotonic() - start_s if start_s else 0.0
 
     def close(self) -> None:
-        """End all that is served, and the thread."""
+        """Cancel all requests and stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -146,48 +156,50 @@ class ServingEngine(DecodingLoop):
         while self._wait():
             if (threads := self._threads()) != torch.get_num_threads():
                 torch.set_num_threads(threads)
-            self._pass_began = began = time.monotonic()
-            self._record(began, self.step())  # whose caches are not kept
-            self._pass_began = None
+            self._pass_start_s = start_s = time.monotonic()
+            # passed on without a variable, which would keep the caches alive until the next pass
+            self._record(start_s, self.step())
+            self._pass_start_s = None
         with self._changed:
-            left = [*self._running, *self._waiting.order(())]
-        for sequence in left:
+            unfinished = [*self._running, *self._waiting.order(())]
+        for sequence in unfinished:
             sequence.finish("cancelled")
         if self._prefixes:
             self._prefixes.forget(0)
 
     def _wait(self) -> bool:
-        """Wait for requests; False when the engine is closed."""
+        """Wait for requests. Return False when the engine is closed."""
         with self._changed:
             while not (self._closed or self._running or len(self._waiting)):
                 self._changed.wait()
-                self._ended = time.monotonic()
+                self._last_finish_s = time.monotonic()
             return not self._closed
 
     def fail(self, sequence: ServedSequence, error: Exception) -> None:
-        """End this sequence with an error."""
+        """End only this sequence with an error."""
         if not isinstance(error, SlimscopeError):
             error = ComputeError(
-                "The answer ended with an error.", f"{type(error).__name__}: {error}"[:300]
+                "The answer failed with an error.", f"{type(error).__name__}: {error}"[:300]
             )
         sequence.finish("error", error)
 
-    def _record(self, started: float, work: Sequence[Work]) -> None:
-        if not work:
+    def _record(self, started: float, items: Sequence[SequencePass]) -> None:
+        """Record the statistics of a pass and update the pace of finished requests."""
+        if not items:
             return
-        now, drafted = time.monotonic(), [each for each in work if each.draft.tokens]
+        now, drafted = time.monotonic(), [item for item in items if item.draft.tokens]
         record = PassRecord(
             now,
             now - started,
-            len(work),
-            sum(len(each.step.tokens) for each in work if each.step),
-            sum(len(each.draft.tokens) for each in drafted),
-            sum(len(each.step.tokens) - 1 for each in drafted if each.step),
+            len(items),
+            sum(len(item.step.tokens) for item in items if item.step),
+            sum(len(item.draft.tokens) for item in drafted),
+            sum(len(item.step.tokens) - 1 for item in drafted if item.step),
         )
         with self._changed:
-            self._passed.append(record)
-            while self._passed[0].end < record.end - WINDOW_S:
-                self._passed.popleft()
-        if ended := sum(each.sequence.done for each in work):
-            self._pace = 0.8 * self._pace + 0.2 * (record.end - self._ended) / ended
-            self._ended = record.end
+            self._recent_passes.append(record)
+            while self._recent_passes[0].end < record.end - WINDOW_S:
+                self._recent_passes.popleft()
+        if finished := sum(item.sequence.done for item in items):
+            self._pace_s = 0.8 * self._pace_s + 0.2 * (record.end - self._last_finish_s) / finished
+            self._last_finish_s = record.end

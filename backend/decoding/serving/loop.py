@@ -1,21 +1,22 @@
-"""The decoding loop of a model, for one sequence or many at the same time (continuous batching, Yu
-et al., Orca, 2022; blocks as in vLLM, Kwon et al., 2023).
+"""Decoding loop of a model for one or many sequences (continuous batching, Yu et al., Orca, 2022;
+cache blocks as in vLLM, Kwon et al., 2023).
 
-    loop:  take in who waits, while there is room;  free who has left
-           pass = the next token of every sequence, or a draft of some;  a part of a prompt
-           each sequence: accept, tell, end
+    loop:  remove cancelled sequences;  admit waiting ones while memory allows
+           pass = next token or draft of each generating sequence + a chunk of prompts
+           for each sequence: accept tokens, send events, finish
 
-The cache of a sequence that writes holds all its tokens but the last, the root of the next tree. A
-sequence writes the same tokens alone and beside any others, with drafts and without: a row of a
-native pass does not depend on the others, and each has random numbers of its own.
+The cache of a generating sequence holds all its tokens except the last, which is the root of the
+next tree. A sequence generates the same tokens alone or in a batch, with or without drafts: the
+rows of a native pass are independent, and each sequence has its own random numbers.
 
-Memory is counted in blocks. Who comes is taken in where its prompt has room; where the texts then
-outgrow it, what nobody reads any more is forgotten first, and then the sequence that came last
-begins again later. The first is never stopped, and one that would not fit alone is refused, so that
-all end.
+Memory is counted in blocks. A sequence is admitted if its prompt fits. If the texts later outgrow
+the memory, unused shared prefixes are dropped first. Then the most recently admitted sequence is
+preempted and restarted later. The first sequence is never preempted, and a request that would not
+fit alone is refused, so every sequence finishes.
 
-Accepted length: tokens committed per verification pass, including the bonus token, so that decoding
-without a drafter has 1.00 (as in Spec-Bench). It equals len(path) unless generation ends inside it.
+Accepted length: tokens committed per verification pass, including the bonus token, so decoding
+without a drafter has 1.00 (as in Spec-Bench). It equals len(path) unless generation ends inside the
+path.
 """
 
 from __future__ import annotations
@@ -37,83 +38,85 @@ from backend.decoding.native.cache import CacheBlocks, NativeCache, SharedPrefix
 from backend.decoding.native.model import PREFILL, Segment
 from backend.decoding.serving.request import DecodeStep, Deliver, GenerationRequest
 from backend.decoding.serving.sequence import NO_DRAFT, ServedSequence
-from backend.decoding.serving.speculation import Drafts, Speculation
+from backend.decoding.serving.speculation import SequenceDrafter, Speculation
 from backend.decoding.target_model import TargetModel
 from backend.errors import ComputeError, ConfigError
 from backend.models.foreign_tokenizer import TextTokenizer
 
 
-class WaitingLine:
-    """Requests that wait. The next is of the person of whom the fewest run, of those the one who
-    was served longest ago; what had to make room for others goes before all."""
+class RequestQueue:
+    """Queue of waiting requests. The next one belongs to the visitor with the fewest running
+    requests, and among equals to the visitor served least recently. Preempted sequences come
+    first."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[ServedSequence]] = {}
-        self._back = deque[ServedSequence]()
-        self._served: dict[str, int] = {}  # person -> number of the last turn
+        self._queues: dict[str, deque[ServedSequence]] = {}  # visitor -> waiting requests
+        self._preempted = deque[ServedSequence]()
+        self._last_turn: dict[str, int] = {}  # visitor -> number of the last turn
         self._turns = 0
 
     def __len__(self) -> int:
-        return len(self._back) + sum(map(len, self._lines.values()))
+        return len(self._preempted) + sum(map(len, self._queues.values()))
 
-    def of(self, person: str) -> int:
-        """How many requests of a person wait."""
-        return len(self._lines.get(person, ()))
+    def count(self, person: str) -> int:
+        """Return the number of waiting requests of a visitor."""
+        return len(self._queues.get(person, ()))
 
     def add(self, sequence: ServedSequence) -> None:
-        self._lines.setdefault(sequence.request.person, deque()).append(sequence)
+        self._queues.setdefault(sequence.request.person, deque()).append(sequence)
 
-    def put_back(self, sequence: ServedSequence) -> None:
-        self._back.appendleft(sequence)
+    def requeue(self, sequence: ServedSequence) -> None:
+        self._preempted.appendleft(sequence)
 
     def remove(self, sequence: ServedSequence) -> None:
-        """Take one out whose turn it is."""
-        if sequence not in self._back:
+        """Remove a sequence that starts. Uses its visitor's turn unless it was preempted."""
+        if sequence not in self._preempted:
             self._turns += 1
-            self._served[sequence.request.person] = self._turns
+            self._last_turn[sequence.request.person] = self._turns
         self._drop(sequence)
 
     def drop_cancelled(self) -> list[ServedSequence]:
-        """Take out who does not wait any more."""
-        gone = [x for line in (self._back, *self._lines.values()) for x in line if x.cancelled]
-        for sequence in gone:
+        """Remove and return the cancelled sequences."""
+        queues = (self._preempted, *self._queues.values())
+        cancelled = [sequence for queue in queues for sequence in queue if sequence.cancelled]
+        for sequence in cancelled:
             self._drop(sequence)
-        return gone
+        return cancelled
 
     def _drop(self, sequence: ServedSequence) -> None:
         person = sequence.request.person
-        line = self._back if sequence in self._back else self._lines[person]
-        line.remove(sequence)
-        if not self._lines.get(person, True):
-            del self._lines[person]
+        queue = self._preempted if sequence in self._preempted else self._queues[person]
+        queue.remove(sequence)
+        if not self._queues.get(person, True):
+            del self._queues[person]
 
     def order(self, running: Iterable[ServedSequence]) -> Iterator[ServedSequence]:
-        """All that wait, as they will be served if nobody leaves."""
-        yield from [*self._back]
+        """Yield all waiting sequences in the order in which they would start."""
+        yield from [*self._preempted]
         counts, turn = Counter(x.request.person for x in running), self._turns
-        lines = {person: iter([*line]) for person, line in self._lines.items()}
-        people = [
-            (counts[person], self._served.get(person, 0), place, person)
-            for place, person in enumerate(lines)
+        queues = {person: iter([*queue]) for person, queue in self._queues.items()}
+        visitors = [
+            (counts[person], self._last_turn.get(person, 0), index, person)
+            for index, person in enumerate(queues)
         ]
-        heapq.heapify(people)
-        while people:
-            count, _, place, person = heapq.heappop(people)
-            if (sequence := next(lines[person], None)) is not None:
+        heapq.heapify(visitors)
+        while visitors:
+            count, _, index, person = heapq.heappop(visitors)
+            if (sequence := next(queues[person], None)) is not None:
                 yield sequence
                 turn += 1
-                heapq.heappush(people, (count + 1, turn, place, person))
+                heapq.heappush(visitors, (count + 1, turn, index, person))
 
 
-MOST_RUNNING = 64
-MOST_LOGPROBS = 100
-LONG = 4 * PREFILL  # tokens of a prompt that the others do not wait for
-FIRST_PACE_S = 1.0  # between two that end, before any has
+MAX_RUNNING = 64
+MAX_LOGPROBS = 100
+LONG_PROMPT_TOKENS = 4 * PREFILL  # longer prompts share the prefill with other prompts
+INITIAL_PACE_S = 1.0  # assumed seconds between two finished requests
 
 
 @dataclass
-class Work:
-    """What a pass does for a sequence, and the step that wrote tokens."""
+class SequencePass:
+    """Part of a pass that belongs to one sequence. `step` is set if the pass committed tokens."""
 
     sequence: ServedSequence
     draft: DraftTokens
@@ -123,12 +126,11 @@ class Work:
 
 
 class DecodingLoop:
-    """The sequences of one model; see the module. Drafts are made for every step of a sequence that
-    has a drafter.
+    """Decodes the sequences of one model. A sequence with a drafter drafts at every step.
 
     Args:
-        tokenizer: None: of tokens no text is told, and none ends them.
-        memory: bytes of all caches.
+        tokenizer: decodes tokens into text; None: tokens only, without text or stop strings.
+        memory: maximum bytes of all caches together.
     """
 
     def __init__(
@@ -139,34 +141,38 @@ class DecodingLoop:
     ) -> None:
         self._target, self._tokenizer = target, tokenizer
         self._pool: CacheBlocks | None = None
-        self._blocks = memory // target.block_size
-        self._prefill = PREFILL if target.native else target.context  # tokens of prompts in a pass
+        self._max_blocks = memory // target.block_size
+        # prompt tokens in one pass
+        self._prefill_tokens = PREFILL if target.native else target.context
         self._prefixes: SharedPrefixes | None = None
         self._speculation: Speculation | None = None
-        self._waiting, self._running = WaitingLine(), list[ServedSequence]()
-        self._changed, self._pace = threading.Condition(), FIRST_PACE_S
+        self._waiting, self._running = RequestQueue(), list[ServedSequence]()
+        self._changed, self._pace_s = threading.Condition(), INITIAL_PACE_S
         self._clock = LapTimer(target.device)
 
     def submit(self, request: GenerationRequest, deliver: Deliver | None = None) -> ServedSequence:
-        """Take a request; `deliver` gets its events within `step`. Raises ConfigError: it could
-        never be served."""
+        """Queue a request. `deliver` is called with its events during `step`.
+
+        Raises:
+            ConfigError: the request could never be served.
+        """
         refuse_prompt(self._target, request)
-        drafts = Drafts(request, self._target.width)
-        sequence = ServedSequence(request, deliver, self._tokenizer, drafts)
-        if blocks_for(sequence.capacity) > self._blocks:
+        drafter = SequenceDrafter(request, self._target.width)
+        sequence = ServedSequence(request, deliver, self._tokenizer, drafter)
+        if blocks_for(sequence.capacity) > self._max_blocks:
             raise ConfigError(
                 "The answer does not fit into memory.",
                 f"{sequence.capacity} tokens need {blocks_for(sequence.capacity)} blocks of keys "
-                f"and values; there are {self._blocks}.",
+                f"and values; there are {self._max_blocks}.",
                 "Generate fewer tokens, or shorten the prompt.",
                 "max_new_tokens",
             )
         self._waiting.add(sequence)
         return sequence
 
-    def step(self) -> list[Work]:
-        """One pass, and what follows from it."""
-        self._take_in()
+    def step(self) -> list[SequencePass]:
+        """Run one pass and process its results."""
+        self._admit()
         try:
             with torch.inference_mode():
                 return self._pass()
@@ -176,140 +182,150 @@ class DecodingLoop:
             return []
 
     def fail(self, sequence: ServedSequence, error: Exception) -> None:
-        """End a sequence with an error: here all of them."""
+        """Handle an error of one sequence. Here it ends the loop; a subclass may end only the
+        sequence."""
         raise error
 
-    def _take_in(self) -> None:
-        """Let go who has left or is done, take in who has room."""
+    def _admit(self) -> None:
+        """Remove cancelled and finished sequences, then start waiting ones while memory allows."""
         with self._changed:
             if not len(self._waiting) and not any(x.cancelled or x.done for x in self._running):
                 return
-            gone = self._waiting.drop_cancelled() + [x for x in self._running if x.cancelled]
+            cancelled = self._waiting.drop_cancelled() + [x for x in self._running if x.cancelled]
             self._running = [x for x in self._running if not (x.cancelled or x.done)]
-            left = [*self._waiting.order(self._running)]
-            needed = sum(map(self._needed, self._running)) if left else 0
-            for sequence in [*left]:
-                needed += self._needed(sequence)
-                full = len(self._running) >= MOST_RUNNING or needed > self._blocks
+            waiting = [*self._waiting.order(self._running)]
+            blocks = sum(map(self._needed_blocks, self._running)) if waiting else 0
+            for sequence in [*waiting]:
+                blocks += self._needed_blocks(sequence)
+                full = len(self._running) >= MAX_RUNNING or blocks > self._max_blocks
                 if full and self._running:
                     break
                 self._waiting.remove(sequence)
-                self._running.append(left.pop(0))
-        for sequence in gone:
+                self._running.append(waiting.pop(0))
+        for sequence in cancelled:
             sequence.finish("cancelled")
-        for place, sequence in enumerate(left):
-            sequence.tell_place(place, self._pace * (place + 1))
+        for position, sequence in enumerate(waiting):
+            sequence.report_position(position, self._pace_s * (position + 1))
 
-    def _needed(self, sequence: ServedSequence) -> int:
-        """Blocks of the text so far; of the whole, where they cannot grow."""
-        so_far = len(sequence.committed) + sequence.drafts.nodes
-        return blocks_for(so_far if self._pool else sequence.capacity)
+    def _needed_blocks(self, sequence: ServedSequence) -> int:
+        """Return the blocks of the text so far, or of the full capacity if the cache cannot
+        grow."""
+        tokens = len(sequence.committed) + sequence.drafter.nodes
+        return blocks_for(tokens if self._pool else sequence.capacity)
 
-    def _pass(self) -> list[Work]:
-        started, clock, work = time.monotonic(), self._clock, list[Work]()
+    def _pass(self) -> list[SequencePass]:
+        started, clock, items = time.monotonic(), self._clock, list[SequencePass]()
         clock.lap()
-        plan = self._plan()
-        rows, planned_s = sum(tokens for _, tokens in plan), clock.lap()
-        for sequence, tokens in plan:
+        planned = self._next_pass()
+        rows, planning_s = sum(tokens for _, tokens in planned), clock.lap()
+        for sequence, tokens in planned:
             try:
-                draft = self._draft(sequence, rows, len(plan))
-            except Exception as error:  # of its drafter
+                draft = self._draft(sequence, rows, len(planned))
+            except Exception as error:  # raised by the drafter of this sequence
                 self.fail(sequence, error)
                 continue
             rows += len(draft.tokens)
-            work.append(Work(sequence, draft, sequence.segment(tokens, draft), clock.lap()))
-        if not work:
-            return work
-        found = self._target.run([each.segment for each in work])
+            segment = sequence.segment(tokens, draft)
+            items.append(SequencePass(sequence, draft, segment, clock.lap()))
+        if not items:
+            return items
+        outputs = self._target.run([item.segment for item in items])
         verify_s, ms = clock.lap(), 1000 * (time.monotonic() - started)
-        for each, read in zip(work, found, strict=True):
-            sequence, cache = each.sequence, each.segment.cache
+        for item, output in zip(items, outputs, strict=True):
+            sequence, cache = item.sequence, item.segment.cache
             try:
-                each.step = sequence.take(each.draft, read, ms, clock)
+                item.step = sequence.process(item.draft, output, ms, clock)
             except Exception as error:
                 self.fail(sequence, error)
                 continue
-            writes = len(each.segment.ids) == 1 + len(each.draft.tokens)
-            if self._prefixes and isinstance(cache, NativeCache) and (sequence.done or not writes):
+            generates = len(item.segment.ids) == 1 + len(item.draft.tokens)
+            reusable = sequence.done or not generates
+            if self._prefixes and isinstance(cache, NativeCache) and reusable:
                 self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
-            if each.step:
-                each.step.seconds["cache"] += planned_s
-                each.step.seconds.update(draft=each.draft_s, verify=verify_s)
-        return work
+            if item.step:
+                item.step.seconds["cache"] += planning_s
+                item.step.seconds.update(draft=item.draft_s, verify=verify_s)
+        return items
 
-    def _plan(self) -> list[tuple[ServedSequence, int]]:
-        """The sequences of the next pass, and how many tokens each reads. There is memory for
-        them."""
+    def _next_pass(self) -> list[tuple[ServedSequence, int]]:
+        """Return the sequences of the next pass with their numbers of tokens. Preempts sequences
+        until the rest fits in memory."""
         while True:
-            plan, needed = self._shares(), 0
-            if self._pool is None:  # each has the memory of its whole text
-                return plan
-            for sequence, tokens in plan:
+            planned, blocks = self._schedule(), 0
+            if self._pool is None:  # memory of the full capacity was reserved on admission
+                return planned
+            for sequence, tokens in planned:
                 assert isinstance(sequence.cache, NativeCache)
-                needed += sequence.cache.missing(tokens + sequence.drafts.nodes - 1)
+                blocks += sequence.cache.missing(tokens + sequence.drafter.nodes - 1)
             if self._prefixes:
-                self._prefixes.forget(self._blocks - needed)
-            if self._pool.used + needed <= self._blocks:
-                return plan
-            last = self._running.pop()  # the one that came last begins again later
+                self._prefixes.forget(self._max_blocks - blocks)
+            if self._pool.used + blocks <= self._max_blocks:
+                return planned
+            last = self._running.pop()
             if self._running:
                 last.cache = None
                 with self._changed:
-                    self._waiting.put_back(last)
+                    self._waiting.requeue(last)
             else:
                 last.finish(
                     "error",
                     ComputeError(
-                        "There is no memory left for keys and values.", "Something else uses it."
+                        "There is no memory left for keys and values.",
+                        "Other programs on this machine use it.",
                     ),
                 )
 
-    def _shares(self) -> list[tuple[ServedSequence, int]]:
-        """The last token of each that writes, and of prompts `PREFILL` tokens: those of the one
-        that came first, then of the shortest. Of a long one half, so that it holds nobody up."""
-        writing = [x for x in self._running if x.cache is not None and x.unread == 1]
-        plan, room = [(sequence, 1) for sequence in writing], self._prefill
-        reading = [x for x in self._running if x.cache is None or x.unread > 1]
-        reading[1:] = sorted(reading[1:], key=lambda sequence: sequence.unread)
-        for number, sequence in enumerate(reading):
-            if not room:
+    def _schedule(self) -> list[tuple[ServedSequence, int]]:
+        """Return sequences with their numbers of tokens: one token of each generating sequence and
+        up to `PREFILL` prompt tokens. The oldest prompt comes first, then the shortest ones. A long
+        oldest prompt gets half of the prefill, so that it does not block the others."""
+        generating = [x for x in self._running if x.cache is not None and x.unread == 1]
+        planned, budget_tokens = [(sequence, 1) for sequence in generating], self._prefill_tokens
+        prompts = [x for x in self._running if x.cache is None or x.unread > 1]
+        prompts[1:] = sorted(prompts[1:], key=lambda sequence: sequence.unread)
+        for index, sequence in enumerate(prompts):
+            if not budget_tokens:
                 break
             if sequence.cache is None:
                 self._open(sequence)
-            halved = number == 0 and len(reading) > 1 and sequence.unread > LONG
-            tokens = min(sequence.unread, self._prefill // 2 if halved else room)
-            room -= tokens
-            plan.append((sequence, tokens))
-        return plan
+            halved = index == 0 and len(prompts) > 1 and sequence.unread > LONG_PROMPT_TOKENS
+            tokens = min(sequence.unread, self._prefill_tokens // 2 if halved else budget_tokens)
+            budget_tokens -= tokens
+            planned.append((sequence, tokens))
+        return planned
 
     def _open(self, sequence: ServedSequence) -> None:
-        """Give a sequence a cache, with what others have read of its beginning."""
-        alone = sequence.needs_states or sequence.needs_logits or not self._prefixes
-        held = [] if alone or not self._prefixes else self._prefixes.find(sequence.committed[:-1])
-        sequence.open(self._target.new_cache(sequence.capacity, self._pool, held))
+        """Create the cache of a sequence, starting with shared blocks where it may use them."""
+        needs_all_tokens = sequence.needs_states or sequence.needs_logits
+        reusable = self._prefixes if not needs_all_tokens else None
+        shared = reusable.find(sequence.committed[:-1]) if reusable else []
+        sequence.open(self._target.new_cache(sequence.capacity, self._pool, shared))
 
     def _draft(self, sequence: ServedSequence, rows: int, sequences: int) -> DraftTokens:
-        """A draft for one of the sequences of a pass, which has as many rows so far."""
-        drafts = sequence.drafts
-        if drafts.nodes == 1 or sequence.unread > 1 or not sequence.generated:
+        """Draft for a sequence in a pass over `sequences` sequences with `rows` rows so far."""
+        drafter = sequence.drafter
+        if drafter.nodes == 1 or sequence.unread > 1 or not sequence.generated:
             return NO_DRAFT
-        if self._speculation and not self._speculation.pays(drafts, rows, sequences):
-            drafts.rest()
+        if self._speculation and not self._speculation.pays(drafter, rows, sequences):
+            drafter.record_skip()
             return NO_DRAFT
-        return drafts.propose(sequence.committed)
+        return drafter.propose(sequence.committed)
 
 
 def answers(
     target: TargetModel, requests: Sequence[GenerationRequest]
 ) -> Iterator[tuple[int, DecodeStep]]:
-    """Answer requests at the same time: the number of a request and a step of it, as they come.
-    Raises ConfigError: one cannot be answered."""
+    """Answer requests in one batch. Yield the index of a request and its next step.
+
+    Raises:
+        ConfigError: a request cannot be answered.
+    """
     loop = DecodingLoop(target)
     sequences = [*map(loop.submit, requests)]
     while not all(sequence.done for sequence in sequences):
-        for work in loop.step():
-            if work.step:
-                yield sequences.index(work.sequence), work.step
+        for item in loop.step():
+            if item.step:
+                yield sequences.index(item.sequence), item.step
 
 
 def decode(
@@ -320,9 +336,12 @@ def decode(
     ends: Collection[int] = (),
     sampling: Sampling | None = None,
 ) -> Iterator[DecodeStep]:
-    """Generate up to `limit` tokens after `prompt`, greedily without `sampling`; stop after a token
-    of `ends`. Raises ConfigError: the prompt is empty, or prompt and response exceed the context of
-    the model."""
+    """Generate up to `limit` tokens after `prompt`, greedily without `sampling`. Stop after a token
+    of `ends`.
+
+    Raises:
+        ConfigError: the prompt is empty, or prompt and answer exceed the model's context.
+    """
     request = GenerationRequest(
         tuple(prompt), limit, sampling or Sampling(), frozenset(ends), drafter=proposer
     )
@@ -330,8 +349,8 @@ def decode(
 
 
 def refuse_prompt(target: TargetModel, request: GenerationRequest) -> None:
-    """Raise `ConfigError` for a prompt that cannot be read, too few or too many new tokens, or too
-    many log-probabilities."""
+    """Raise `ConfigError` if the prompt is empty or has unknown tokens, or if the numbers of new
+    tokens or log-probabilities are out of range."""
     prompt, limit = request.prompt, request.max_tokens
     if not prompt:
         raise ConfigError(
@@ -340,7 +359,7 @@ def refuse_prompt(target: TargetModel, request: GenerationRequest) -> None:
     if max(prompt) >= target.vocabulary or min(prompt) < 0:
         raise ConfigError(
             "The prompt has unknown tokens.",
-            f"It holds token id {max(prompt)}; the vocabulary has {target.vocabulary} tokens.",
+            f"It contains token id {max(prompt)}; the vocabulary has {target.vocabulary} tokens.",
             "Use the model's own tokenizer.",
             "prompt",
         )
@@ -351,10 +370,10 @@ def refuse_prompt(target: TargetModel, request: GenerationRequest) -> None:
             "Generate fewer tokens, or shorten the prompt.",
             "max_new_tokens",
         )
-    if not 0 <= (request.logprobs or 0) <= MOST_LOGPROBS:
+    if not 0 <= (request.logprobs or 0) <= MAX_LOGPROBS:
         raise ConfigError(
-            "So many log-probabilities are not told.",
-            f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told.",
+            "The number of log-probabilities is out of range.",
+            f"The request asks for {request.logprobs}; the range is 0 to {MAX_LOGPROBS}.",
             "",
             "logprobs",
         )

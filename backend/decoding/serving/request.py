@@ -1,4 +1,4 @@
-"""What is asked of the engine, and the events it answers with."""
+"""Generation requests to the engine, and the events it answers with."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from backend.decoding.draft_tree import Proposer, Tree
 from backend.errors import SlimscopeError
 from backend.models.foreign_tokenizer import TextTokenizer
 
-# The place of a part of the text, its hidden states [n, d], and the logits [m, V] after the last m
-# of its tokens; may begin at 0 again
-Observe: TypeAlias = Callable[[int, Tensor, Tensor], None]
-Likely: TypeAlias = tuple[tuple[int, float], ...]  # tokens and their log-probabilities
+# Called with the position of the first of n tokens, their hidden states [n, d], and the logits
+# [m, V] after the last m of them. Positions start over at 0 if the sequence is restarted.
+StateObserver: TypeAlias = Callable[[int, Tensor, Tensor], None]
+TopTokens: TypeAlias = tuple[tuple[int, float], ...]  # token ids with their log-probabilities
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt, and how to go on with it.
+    """A prompt and the settings of its answer.
 
     Attributes:
         prompt: token ids.
-        max_tokens: 0 to read the prompt only, with `echo`.
-        ends, stop: tokens and texts that end it.
-        logprobs: of how many of the most likely tokens the log-probabilities are told, beside that
-            of the token itself; None: of none. They are those of the model, before sampling.
-        echo: the tokens of the prompt are told, too.
-        person: whose turn it is; people take turns.
-        drafter: drafts its tokens, and no others at the same time; `lookup`: so does the text.
-        tokenizer: makes text of its tokens; None: that of the loop.
-        observe: gets the states of all tokens that are read, and the logits of those that a token
-            of the answer follows, as they are.
+        max_tokens: maximum number of new tokens; 0, together with `echo`, reads the prompt only.
+        ends: token ids that end the answer.
+        stop: strings that end the answer.
+        logprobs: number of most likely tokens whose log-probabilities are reported in addition to
+            the chosen token's. None: no log-probabilities. They are the model's, before sampling.
+        echo: report the tokens of the prompt as well.
+        person: visitor who sent the request. Visitors take turns.
+        drafter: proposer for this request alone.
+        lookup: try prompt lookup before the drafter.
+        tokenizer: decodes the tokens of this request; None: the loop's tokenizer.
+        observe: called with the hidden states of all tokens read, and with the logits that predict
+            the tokens of the answer.
     """
 
     prompt: tuple[int, ...]
@@ -48,29 +50,29 @@ class GenerationRequest:
     drafter: Proposer | None = None
     lookup: bool = False
     tokenizer: TextTokenizer | None = None
-    observe: Observe | None = None
+    observe: StateObserver | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token and the text that became certain with it; `head` as in `DecodeStep`."""
+    """A token and the text that it completed; `head` as in `DecodeStep`."""
 
     text: str
     head: int
     token: int
     logprob: float | None = None
-    top: Likely = ()
+    top: TopTokens = ()
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How many are before this request, and in about how many seconds it begins."""
+    """Position of a request in the queue (0: next), and the estimated seconds until it starts."""
 
     place: int
     seconds: float
 
 
-PARTS = ("draft", "verify", "accept", "cache")  # of a pass
+PARTS = ("draft", "verify", "accept", "cache")  # timed parts of a pass
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ class DecodeStep:
     """The result of one pass of the target model for a sequence.
 
     Attributes:
-        heads: source of each new token: head 1, 2, ...; 0 the target model; `LOOKUP_HEAD`.
-        path: accepted nodes of `tree`, the root first; empty for the prefill.
-        guesses: the tokens of all nodes of `tree`, the root's first.
-        seconds: time in each of `PARTS`; "verify" is that of the whole pass.
+        heads: source of each new token: head 1, 2, ...; 0 for the target model; `LOOKUP_HEAD`.
+        path: accepted nodes of `tree`, root first; empty for the prefill.
+        guesses: tokens of all nodes of `tree`, root first.
+        seconds: time spent in each of `PARTS`; "verify" is the time of the whole pass.
     """
 
     tokens: list[int]
@@ -93,7 +95,7 @@ class DecodeStep:
 
     @property
     def rejected(self) -> list[int]:
-        """The most likely rejected draft tokens: a chain from the end of the path."""
+        """Most likely rejected draft tokens: a chain from the end of the path."""
         node, tokens = self.path[-1] if self.path else 0, []
         while self.tree.children[node]:
             node = self.tree.children[node][0]
@@ -103,8 +105,11 @@ class DecodeStep:
 
 @dataclass(frozen=True)
 class NewPieces:
-    """New tokens of one pass, the text of drafts it rejected, and how long it took. `alone`: the
-    text of each token by itself, with log-probabilities."""
+    """New tokens of one pass, the text of the draft tokens it rejected, and its duration.
+
+    Attributes:
+        alone: text of each token by itself, for log-probabilities.
+    """
 
     pieces: list[Piece]
     rejected: list[str]
@@ -114,12 +119,13 @@ class NewPieces:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event. `reason`: stop (a token of `ends`), stop_string, length, cancelled, error.
+    """Last event of a request.
 
     Attributes:
-        rest: text that was held back.
-        shared_tokens: of the prompt, that an earlier request had read.
-        first_token_s: seconds from the request to its first token; 0 without one.
+        reason: "stop" (a token of `ends`), "stop_string", "length", "cancelled" or "error".
+        rest: text that had been held back.
+        shared_tokens: prompt tokens reused from the cache of an earlier request.
+        first_token_s: seconds from the request to its first token; 0 if it has none.
     """
 
     reason: str

@@ -1,4 +1,4 @@
-"""One request while it is served: what was read and written, and what is told of it."""
+"""A request while it is served: its tokens, its cache and the events it sends."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from backend.decoding.serving.request import (
     Event,
     Finished,
     GenerationRequest,
-    Likely,
     NewPieces,
     Piece,
+    TopTokens,
     Waiting,
 )
-from backend.decoding.serving.speculation import Drafts
+from backend.decoding.serving.speculation import SequenceDrafter
 from backend.errors import SlimscopeError
 from backend.models.foreign_tokenizer import TextTokenizer, stream_of
 
 
 class Detokenizer:
-    """Decode a stream of tokens into text, up to the first stop string.
+    """Decodes a stream of tokens into text, up to the first stop string.
 
-    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string. Without a tokenizer there is no text. Raises
-    ModelError: the tokenizer decodes no stream, or exceeds its limits."""
+    Holds back incomplete characters (`DecodeStream`) and text that may be the beginning of a stop
+    string. Without a tokenizer there is no text. Raises ModelError: the tokenizer cannot decode a
+    stream, or exceeds its limits."""
 
     def __init__(self, tokenizer: TextTokenizer | None, stops: Sequence[str] = ()) -> None:
         self._step = stream_of(tokenizer) if tokenizer is not None else None
@@ -45,41 +45,43 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Decode one more token; return the text that has become certain, none after a stop."""
+        """Decode one more token and return the text it completes; nothing after a stop string."""
         if self.stopped or self._step is None:
             return ""
         piece = self._step(token)
         if not piece:
             return ""
-        seen = max(0, len(self._decoded) - max(map(len, self._stops), default=0))
+        search_start = max(0, len(self._decoded) - max(map(len, self._stops), default=0))
         self._decoded += piece
-        places = [place for stop in self._stops if (place := self._decoded.find(stop, seen)) >= 0]
-        if places:
-            self.stopped, self._decoded = True, self._decoded[: min(places)]
+        positions = [self._decoded.find(stop, search_start) for stop in self._stops]
+        matches = [position for position in positions if position >= 0]
+        if matches:
+            self.stopped, self._decoded = True, self._decoded[: min(matches)]
         prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        begun = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
-        return self._emit(len(self._decoded) - (0 if self.stopped else begun))
+        partial = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+        return self._release(len(self._decoded) - (0 if self.stopped else partial))
 
-    def rest(self) -> str:
-        """Return what was held back, once generation has ended."""
-        return self._emit(len(self._decoded))
+    def flush(self) -> str:
+        """Return the text held back, after the last token."""
+        return self._release(len(self._decoded))
 
-    def _emit(self, end: int) -> str:
+    def _release(self, end: int) -> str:
         start, self._emitted = self._emitted, max(self._emitted, end)
         return self._decoded[start : self._emitted]
 
 
 NO_DRAFT = DraftTokens([], NO_TREE)
-Score = tuple[float | None, Likely]
+Score = tuple[float | None, TopTokens]
 
 
 class ServedSequence:
     """A request, its tokens so far, and its cache while it runs.
 
     Attributes:
-        committed: the prompt and all new tokens; the cache holds all but some of the last.
-        capacity: tokens that the cache has to hold at most, those of a draft among them.
-        cancelled: nobody waits for it any more; `done`: the last event was told.
+        committed: the prompt and all new tokens; the cache may lack the last of them.
+        capacity: maximum number of tokens in the cache, including draft tokens.
+        cancelled: True if the client is gone.
+        done: True if the last event was sent.
     """
 
     def __init__(
@@ -87,89 +89,100 @@ class ServedSequence:
         request: GenerationRequest,
         deliver: Deliver | None,
         tokenizer: TextTokenizer | None,
-        drafts: Drafts,
+        drafter: SequenceDrafter,
     ) -> None:
-        self.request, self.drafts, self._deliver = request, drafts, deliver
+        self.request, self.drafter, self._deliver = request, drafter, deliver
         self.committed = list(request.prompt)
-        self.capacity = len(request.prompt) + request.max_tokens + drafts.nodes
+        self.capacity = len(request.prompt) + request.max_tokens + drafter.nodes
         self.cache: DecodingCache | None = None
         self.cancelled = self.done = False
-        self._shared: int | None = None
-        self._echoed, self._place = 0, -1
+        self._shared_tokens: int | None = None
+        self._echoed_tokens, self._position = 0, -1
         tokenizer = tokenizer if request.tokenizer is None else request.tokenizer
-        self._rule, self._tokenizer = Acceptance(request.sampling), tokenizer
+        self._acceptance, self._tokenizer = Acceptance(request.sampling), tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._prompt_text = Detokenizer(tokenizer)
-        self._asked, self._first_token_s = time.monotonic(), 0.0
+        self._submitted_s, self._first_token_s = time.monotonic(), 0.0
 
     def cancel(self) -> None:
-        """End it before the next pass."""
+        """End the sequence before the next pass."""
         self.cancelled = True
 
     @property
     def unread(self) -> int:
-        """Tokens that are not in the cache; 1 while tokens are generated."""
+        """Number of tokens not in the cache; 1 while tokens are generated."""
         return len(self.committed) - (self.cache.length if self.cache else 0)
 
     @property
     def generated(self) -> int:
+        """Number of new tokens."""
         return len(self.committed) - len(self.request.prompt)
 
     @property
     def needs_states(self) -> bool:
-        """Whether those of all tokens are wanted."""
-        return self.drafts.needs_states or self.request.observe is not None
+        """True if the hidden states of all tokens are needed."""
+        return self.drafter.needs_states or self.request.observe is not None
 
     @property
     def needs_logits(self) -> bool:
-        """Whether those of all tokens of the prompt are wanted."""
+        """True if the logits of all prompt tokens are needed."""
         return self.request.echo and self.request.logprobs is not None
 
     def open(self, cache: DecodingCache) -> None:
-        """Begin to read; the cache may hold a beginning."""
+        """Start to fill `cache`, which may contain a shared prefix."""
         self.cache = cache
-        if self._shared is None:  # what it reads again is its own
-            self._shared = cache.length
-        self.drafts.start(self.committed[0], self.capacity)
+        if self._shared_tokens is None:  # after a preemption the prefix is the sequence's own
+            self._shared_tokens = cache.length
+        self.drafter.start(self.committed[0], self.capacity)
 
     def segment(self, tokens: int, draft: DraftTokens) -> Segment:
-        """What a pass reads: as many tokens, or the last one and a draft."""
+        """Return the input of a pass: the next `tokens` tokens, followed by the draft."""
         assert self.cache is not None
         start = self.cache.length
         ids = [*self.committed[start : start + tokens], *draft.tokens]
         read_out = int(tokens == self.unread and self.request.max_tokens > 0)
-        scored = self.needs_logits and self._echoed < len(self.request.prompt)
+        scored = self.needs_logits and self._echoed_tokens < len(self.request.prompt)
         if self.request.observe is not None:
             read_out = min(len(ids), max(0, start + len(ids) - len(self.request.prompt) + 1))
         if draft.tokens or scored:
             read_out = len(ids)
         return Segment(self.cache, ids, draft.tree if draft.tokens else None, read_out)
 
-    def take(self, draft: DraftTokens, read: Read, ms: float, clock: LapTimer) -> DecodeStep | None:
-        """Go on with the states of what was read, and the logits; returns the step that wrote
-        tokens. `clock`: was read when the pass ended."""
+    def process(
+        self, draft: DraftTokens, output: Read, ms: float, clock: LapTimer
+    ) -> DecodeStep | None:
+        """Process the hidden states and logits of a pass.
+
+        Args:
+            draft: the draft that the pass verified.
+            output: hidden states and logits of the segment.
+            ms: duration of the pass.
+            clock: timer last read at the end of the pass.
+
+        Returns:
+            The decoding step, or None while the prompt is read.
+        """
         assert self.cache is not None
-        (hidden, logits), request = read, self.request
+        (hidden, logits), request = output, self.request
         pieces = self._echo(self.cache.length, logits)
         if self.unread > 0 or not request.max_tokens:
-            self._saw(hidden, logits)
+            self._observe_pass(hidden, logits)
             if pieces:
-                self._tell_pieces(pieces, [], ms)
+                self._emit_pieces(pieces, [], ms)
             if not self.unread:
                 self.finish("length")
             return None
-        step = self._walk(draft, hidden, logits, clock)
-        self._first_token_s = self._first_token_s or time.monotonic() - self._asked
+        step = self._accept(draft, hidden, logits, clock)
+        self._first_token_s = self._first_token_s or time.monotonic() - self._submitted_s
         if self._deliver:
-            # tell the tokens of a step behind those of the prompt; what follows a stop string is
-            # forgotten
+            # new tokens follow the echoed prompt; tokens after a stop string are dropped
             scores = self._scores(logits[-len(draft.tree) :], step.path or [0], step.tokens)
-            for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
-                pieces.append(Piece(self._detokenizer.add(token), head, token, *scores[number]))
+            for index, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+                pieces.append(Piece(self._detokenizer.add(token), head, token, *scores[index]))
                 if self._detokenizer.stopped:
-                    del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
+                    del self.committed[len(self.committed) - len(step.tokens) + index + 1 :]
                     break
-            self._tell_pieces(pieces, step.rejected, ms)
+            self._emit_pieces(pieces, step.rejected, ms)
         if self._detokenizer.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in request.ends:
@@ -178,110 +191,114 @@ class ServedSequence:
             self.finish("length")
         return step
 
-    def _tell_pieces(self, pieces: list[Piece], rejected: Sequence[int], ms: float) -> None:
-        """Hand over new tokens, with the text of each by itself where it is asked for."""
+    def _emit_pieces(self, pieces: list[Piece], rejected: Sequence[int], ms: float) -> None:
+        """Emit new tokens, with the text of each token by itself for log-probabilities."""
         tokens = dict.fromkeys(rejected)
         if self.request.logprobs is not None:
             scored = ((piece.token, *(token for token, _ in piece.top)) for piece in pieces)
             tokens |= dict.fromkeys(chain.from_iterable(scored))
         alone = dict(zip(tokens, self._texts([*tokens]), strict=True))
-        self.tell(NewPieces(pieces, [alone[token] for token in rejected], ms, alone))
+        self.emit(NewPieces(pieces, [alone[token] for token in rejected], ms, alone))
 
     def _texts(self, tokens: Sequence[int]) -> list[str]:
         if self._tokenizer is None or not tokens:
             return [*map(str, tokens)]
         return [*map(str, self._tokenizer.batch_decode([[token] for token in tokens]))]
 
-    def _walk(
+    def _accept(
         self, draft: DraftTokens, hidden: Tensor, logits: Tensor, clock: LapTimer
     ) -> DecodeStep:
-        """Accept a part of a draft; commit it and the token after it, up to the first end and to
-        the limit."""
+        """Commit the accepted part of the draft and the bonus token, up to the first end token and
+        the token limit."""
         assert self.cache is not None
         tree, tokens, request = draft.tree, [self.committed[-1], *draft.tokens], self.request
         nodes = logits[-len(tree) :] if len(logits) > len(tree) else logits
-        path, bonus = self._rule.walk(tree, tokens, nodes, self.committed[:-1])
+        path, bonus = self._acceptance.walk(tree, tokens, nodes, self.committed[:-1])
         seconds = {"accept": clock.lap()}
         if draft.tokens:
             self.cache.keep(len(self.committed) - 1, path)
-            self.drafts.judge(len(path) - 1)
+            self.drafter.record_accepted(len(path) - 1)
             hidden, logits = hidden[path], logits[path]
         seconds["cache"] = clock.lap()
-        self._saw(hidden, logits)
+        self._observe_pass(hidden, logits)
         new = [*(tokens[node] for node in path[1:]), bonus]
         heads = [LOOKUP_HEAD if draft.looked_up else tree.depths[node] for node in path[1:]] + [0]
         end = next((n for n, token in enumerate(new, 1) if token in request.ends), len(new))
-        room = min(end, request.max_tokens - self.generated)
-        walked = path if self.generated else []
-        self.committed += new[:room]
-        return DecodeStep(new[:room], heads[:room], walked, tree, tokens, seconds)
+        count = min(end, request.max_tokens - self.generated)
+        accepted_path = path if self.generated else []
+        self.committed += new[:count]
+        return DecodeStep(new[:count], heads[:count], accepted_path, tree, tokens, seconds)
 
-    def _saw(self, hidden: Tensor, logits: Tensor) -> None:
-        """What was read last."""
-        self.drafts.saw(hidden)
+    def _observe_pass(self, hidden: Tensor, logits: Tensor) -> None:
+        """Pass hidden states and logits on to the drafter and the observer."""
+        self.drafter.add_states(hidden)
         if self.request.observe is not None:
             assert self.cache is not None
             self.request.observe(self.cache.length - len(hidden), hidden, logits)
 
     def _echo(self, end: int, logits: Tensor) -> list[Piece]:
-        """The tokens of the prompt that are known with what was read up to `end`; the last token
-        that was read has the last logits."""
-        request, start = self.request, self._echoed
+        """Return the prompt tokens that can be reported after a pass up to position `end`. The
+        last row of `logits` belongs to the token before `end`."""
+        request, start = self.request, self._echoed_tokens
         prompt = request.prompt
         if not request.echo or start == len(prompt):
             return []
-        told = min(end + 1, len(prompt)) if self.needs_logits else len(prompt)
-        self._echoed = max(start, told)  # it may read again what is told
-        tokens = prompt[start : self._echoed]
+        scored_end = min(end + 1, len(prompt)) if self.needs_logits else len(prompt)
+        self._echoed_tokens = max(start, scored_end)  # a restarted sequence reads them again
+        tokens = prompt[start : self._echoed_tokens]
         scores: list[Score] = [(None, ())] * len(tokens)
         if self.needs_logits:
-            first, read = max(start, 1), end - len(logits)  # there is nothing before the first
-            known = prompt[first : self._echoed]
-            scores[first - start :] = self._scores(logits, range(first - 1 - read, end), known)
+            first, logits_start = max(start, 1), end - len(logits)  # token 0 has no prediction
+            scored = prompt[first : self._echoed_tokens]
+            rows = range(first - 1 - logits_start, end)
+            scores[first - start :] = self._scores(logits, rows, scored)
         return [
             Piece(self._prompt_text.add(token), 0, token, *score)
             for token, score in zip(tokens, scores, strict=True)
         ]
 
     def _scores(self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[Score]:
-        """Log-probabilities of tokens and of the most likely, by the row before each."""
+        """Return the log-probability of each token and those of the most likely tokens. `rows` are
+        the rows of `logits` that predict them."""
         if (ranks := self.request.logprobs) is None or not tokens:
             return [(None, ())] * len(tokens)
-        before = logits[[*rows[: len(tokens)]]].float()
-        values, places = most_likely(before, max(1, min(ranks, before.shape[1])))
-        ids = torch.cat([torch.tensor(tokens, device=before.device)[:, None], places[:, :1]], 1)
-        own, best = before.gather(1, ids).T
-        told = (own - best + values[:, 0]).tolist()
-        likely = zip(places.tolist(), values.tolist(), strict=True)
+        predictions = logits[[*rows[: len(tokens)]]].float()
+        values, top_ids = most_likely(predictions, max(1, min(ranks, predictions.shape[1])))
+        chosen_ids = torch.tensor(tokens, device=predictions.device)[:, None]
+        logit, best = predictions.gather(1, torch.cat([chosen_ids, top_ids[:, :1]], 1)).T
+        logprobs = (logit - best + values[:, 0]).tolist()
         return [
-            (own, tuple(zip(of[:ranks], chances[:ranks], strict=True)))
-            for own, (of, chances) in zip(told, likely, strict=True)
+            (logprob, tuple(zip(ids[:ranks], likely[:ranks], strict=True)))
+            for logprob, ids, likely in zip(
+                logprobs, top_ids.tolist(), values.tolist(), strict=True
+            )
         ]
 
-    def tell(self, event: Event) -> None:
-        """Hand over an event; who cannot take it has left."""
+    def emit(self, event: Event) -> None:
+        """Deliver an event. A receiver that raises is treated as gone."""
         try:
             if self._deliver:
                 self._deliver(event)
         except Exception:
             self.cancelled = True
 
-    def tell_place(self, place: int, seconds: float) -> None:
-        if place != self._place:
-            self.tell(Waiting(place, seconds))
-        self._place = place
+    def report_position(self, position: int, seconds: float) -> None:
+        """Send a changed queue position with the estimated seconds until the start."""
+        if position != self._position:
+            self.emit(Waiting(position, seconds))
+        self._position = position
 
     def finish(self, reason: str, error: SlimscopeError | None = None) -> None:
-        """Tell the last event, once; the cache is freed."""
+        """Send the last event and free the cache. Later calls do nothing."""
         if self.done:
             return
         self.done, self.cache = True, None
-        self.tell(
+        self.emit(
             Finished(
                 reason,
-                self._detokenizer.rest(),
+                self._detokenizer.flush(),
                 len(self.request.prompt),
-                self._shared or 0,
+                self._shared_tokens or 0,
                 self.generated,
                 self._first_token_s,
                 error,

@@ -1,12 +1,12 @@
-"""Drafts of one sequence, and whether they pay beside the others in a pass.
+"""Per-sequence drafting, and the decision when a draft pays in a batch.
 
-A pass of R rows for b sequences takes t(R) and writes b tokens. A draft that adds n rows, takes d
-to make and is right in g tokens raises the tokens a second of all where (ours)
+A pass of R rows for b sequences takes t(R) seconds and writes b tokens. A draft adds n rows, takes
+d seconds to make and has g tokens accepted. It raises the total tokens per second if (ours)
 
     (b + g) / (t(R + n) + d) > b / t(R),   that is   g t(R) > b (t(R + n) - t(R) + d)
 
-t is measured (`cost_model`), g, n and d are running means of the sequence. Each row costs the
-others more as the batch grows, so drafts end by themselves.
+t is measured (`cost_model`); g, n and d are running means of the sequence. As the batch grows, a
+row delays more sequences, so drafting stops without a separate limit.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ from backend.decoding.draft_tree import DraftTokens, NoDraft, PromptLookupFirst,
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
-REPEATS = 2  # a fraction of a second, in which all wait
-MEMORY = 0.9  # weight of what was before
-FORGETTING = 0.99  # of what a draft was worth, at each step without one
-FIRST_GAIN, FIRST_ROWS = 1.0, 4.0  # what is expected of the first draft
+PASS_SIZES = (1, 2, 4, 8, 16, 32, 64)
+PASS_REPEATS = 2  # few, because all sequences wait during the measurement
+MEAN_DECAY = 0.9  # weight of the old value in a running mean
+SKIP_DECAY = 0.99  # the same for a step without a draft
+INITIAL_ACCEPTED, INITIAL_ROWS = 1.0, 4.0  # expectation for the first draft
 
 
-class Drafts:
-    """What is drafted for one sequence.
+class SequenceDrafter:
+    """Makes the drafts of one sequence and records how well they do.
 
     Attributes:
-        needs_states: of all tokens, so that none can come from another sequence's blocks.
-        nodes: of the largest tree, the root among them.
-        gain, rows, seconds: means of right tokens, rows and duration of a draft.
+        needs_states: True if the proposer reads the hidden states of all tokens, so that the
+            sequence cannot start from the shared blocks of another one.
+        nodes: size of the largest tree, including the root.
+        mean_accepted: running mean of accepted tokens per draft.
+        mean_rows: running mean of rows per draft.
+        mean_seconds: running mean of the time to make a draft.
     """
 
     def __init__(self, request: GenerationRequest, width: int) -> None:
@@ -45,62 +48,65 @@ class Drafts:
             proposer = PromptLookupFirst(proposer)
         self._proposer, self.nodes = proposer, proposer.nodes
         self.needs_states = request.drafter is not None and request.drafter.nodes > 1
-        self._none = torch.empty(0, width)
-        self.gain, self.rows, self.seconds = FIRST_GAIN, FIRST_ROWS, 0.0
+        self._no_states = torch.empty(0, width)
+        self.mean_accepted, self.mean_rows, self.mean_seconds = INITIAL_ACCEPTED, INITIAL_ROWS, 0.0
 
     def start(self, first: int, capacity: int) -> None:
-        """Begin again with the first token of a text of at most `capacity` tokens."""
-        self._states, self._fed = list[Tensor](), 1
+        """Restart at the first token of a text of at most `capacity` tokens."""
+        self._states, self._proposed_from = list[Tensor](), 1
         if self.nodes > 1:
             self._proposer.start(first, capacity)
 
-    def shorten_lookup(self, length: int) -> None:
-        """Look up as many tokens at most."""
+    def limit_lookup(self, length: int) -> None:
+        """Limit drafts of prompt lookup to `length` tokens."""
         if isinstance(self._proposer, PromptLookupFirst):
             self._proposer.lookup.length = length
 
-    def saw(self, states: Tensor) -> None:
-        """Hidden states [n, d] of the next tokens of the text."""
+    def add_states(self, states: Tensor) -> None:
+        """Store the hidden states [n, d] of the next n tokens."""
         if self.needs_states:
-            self._states.append(states.clone())  # not a view of the states of all
+            self._states.append(states.clone())  # a view would keep the states of the whole batch
 
     def propose(self, committed: Sequence[int]) -> DraftTokens:
-        """What may follow."""
-        started, states = time.perf_counter(), self._states or [self._none]
-        joined = torch.cat(states) if len(states) > 1 else states[0]
-        draft = self._proposer.propose(joined, committed[self._fed :])
-        self._states, self._fed = [], len(committed)
-        self.rows = _mean(self.rows, len(draft.tokens))
-        self.seconds = _mean(self.seconds, time.perf_counter() - started)
+        """Draft the tokens after `committed`."""
+        started, states = time.perf_counter(), self._states or [self._no_states]
+        hidden = torch.cat(states) if len(states) > 1 else states[0]
+        draft = self._proposer.propose(hidden, committed[self._proposed_from :])
+        self._states, self._proposed_from = [], len(committed)
+        self.mean_rows = _running_mean(self.mean_rows, len(draft.tokens))
+        self.mean_seconds = _running_mean(self.mean_seconds, time.perf_counter() - started)
         return draft
 
-    def judge(self, right: int) -> None:
-        """How many tokens of the last draft were right."""
-        self.gain = _mean(self.gain, right)
+    def record_accepted(self, tokens: int) -> None:
+        """Record the number of accepted tokens of the last draft."""
+        self.mean_accepted = _running_mean(self.mean_accepted, tokens)
 
-    def rest(self) -> None:
-        """A step without a draft: the text may have become easier."""
-        self.gain = FORGETTING * self.gain + (1 - FORGETTING) * FIRST_GAIN
-        self.rows = FORGETTING * self.rows + (1 - FORGETTING) * FIRST_ROWS
+    def record_skip(self) -> None:
+        """Record a step without a draft. The means return slowly to their initial values, because
+        the text may have become easier to draft."""
+        self.mean_accepted = _running_mean(self.mean_accepted, INITIAL_ACCEPTED, SKIP_DECAY)
+        self.mean_rows = _running_mean(self.mean_rows, INITIAL_ROWS, SKIP_DECAY)
 
 
 class Speculation:
-    """Whether drafts pay on this machine."""
+    """Decides whether a draft pays on this machine."""
 
     def __init__(self, target: TargetModel) -> None:
         self._target = target
 
     @cached_property
     def costs(self) -> CostModel:
-        return measure_costs(self._target, None, SIZES, REPEATS)
+        """Pass times, measured at first use."""
+        return measure_costs(self._target, None, PASS_SIZES, PASS_REPEATS)
 
-    def pays(self, drafts: Drafts, rows: int, sequences: int) -> bool:
-        """In a pass over as many rows, which writes a token to each of the sequences."""
-        drafts.shorten_lookup(self.costs.lookup_length)
-        before = self.costs.seconds(rows)
-        more = self.costs.seconds(rows + round(drafts.rows)) - before + drafts.seconds
-        return drafts.gain * before > sequences * more
+    def pays(self, drafter: SequenceDrafter, rows: int, sequences: int) -> bool:
+        """Return True if a draft pays in a pass over `rows` rows for `sequences` sequences."""
+        drafter.limit_lookup(self.costs.lookup_length)
+        plain_seconds = self.costs.seconds(rows)
+        drafted_seconds = self.costs.seconds(rows + round(drafter.mean_rows))
+        extra_seconds = drafted_seconds - plain_seconds + drafter.mean_seconds
+        return drafter.mean_accepted * plain_seconds > sequences * extra_seconds
 
 
-def _mean(before: float, now: float) -> float:
-    return MEMORY * before + (1 - MEMORY) * now
+def _running_mean(mean: float, value: float, decay: float = MEAN_DECAY) -> float:
+    return decay * mean + (1 - decay) * value

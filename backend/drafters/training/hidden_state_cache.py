@@ -1,6 +1,8 @@
-"""Hidden-state cache on disk, in checkpoints: of each position the hidden state h (bfloat16), the
-log of the softmax denominator, and the most likely token. The teacher's distribution over any part
-of the vocabulary is exp(W h - denominator), computed on demand.
+"""Hidden-state cache in checkpoints on disk.
+
+Each position has its hidden state h (bfloat16), the log of the softmax denominator, and the most
+likely next token. The teacher's distribution over any part of the vocabulary is
+exp(W h - denominator), computed on demand.
 """
 
 import random
@@ -21,15 +23,22 @@ from backend.drafters.config import GENERATION_BATCH
 from backend.drafters.training.prompts import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
-HELD, LEARNED = "held", "learned"
+HELDOUT, LEARNED = "held", "learned"  # prefixes of the checkpoints
 ROWS = "rows.safetensors"
-WRITE, READ = "Generating responses", "Caching hidden states"
+WRITE, READ = "Generating answers", "Caching hidden states"
 
 
 @dataclass(frozen=True)
 class SequenceSources:
-    """Token ids for training and for evaluation: prompts, whose greedy responses end with `ends` or
-    after `limit` tokens; or plain text, where `limit` is 0."""
+    """Token ids for training and evaluation: prompts, which the target model answers greedily, or
+    plain text.
+
+    Attributes:
+        learned: sequences for training.
+        heldout: sequences for evaluation.
+        limit: maximum number of tokens of an answer; 0 for plain text.
+        ends: tokens that end an answer.
+    """
 
     learned: Sequence[Sequence[int]]
     heldout: Sequence[Sequence[int]]
@@ -39,11 +48,18 @@ class SequenceSources:
 
 @dataclass(frozen=True)
 class CachedSequence:
-    """One sequence of T tokens, whose response begins at `start` (0: the whole sequence counts).
+    """A sequence of T tokens.
 
-    `ids` [T]; `hidden` [T, d] bfloat16; `denominator` [T] float32; `best` [T]: the teacher's first
-    choice of the *next* token. Of the last token of a response only the id is known; of the prompt,
-    denominator and choice are those of its last token alone."""
+    The last token of an answer has only an id. In a prompt only the last token has a denominator
+    and a most likely next token.
+
+    Attributes:
+        ids: token ids [T].
+        start: position of the answer; 0 for plain text.
+        hidden: hidden states [T, d] bfloat16.
+        denominator: log of the softmax denominator [T] float32.
+        best: the teacher's most likely *next* token [T].
+    """
 
     ids: Tensor
     start: int
@@ -53,7 +69,7 @@ class CachedSequence:
 
 
 class CachedSequences(Protocol):
-    """Sequences by number, in memory or in files."""
+    """Sequences by index, in memory or in files."""
 
     def __len__(self) -> int: ...
 
@@ -65,22 +81,22 @@ class HiddenStateCache:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files: list[Any] = [safe_open(file, "pt") for file in files]
-        self._places: list[tuple[int, int]] = []  # file, first row
+        self._locations: list[tuple[int, int]] = []  # file, first row
         self.lengths: list[int] = []
-        self.starts: list[int] = []  # position of the response
+        self.starts: list[int] = []  # position of the answer
         for number, file in enumerate(self._files):
             row = 0
             for length in file.get_tensor("lengths").tolist():
-                self._places.append((number, row))
+                self._locations.append((number, row))
                 self.lengths.append(length)
                 row += length
             self.starts += file.get_tensor("starts").tolist()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __getitem__(self, index: int) -> CachedSequence:
-        number, row = self._places[index]
+        number, row = self._locations[index]
         file, end = self._files[number], row + self.lengths[index]
         part = {
             name: file.get_slice(name)[row:end] for name in ("ids", "hidden", "denominator", "best")
@@ -88,7 +104,8 @@ class HiddenStateCache:
         return CachedSequence(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
-        """Token ids of random sequences with at least `tokens` tokens in total, or of all."""
+        """Return the token ids of random sequences with at least `tokens` tokens in total, or of
+        all sequences."""
         sequences: list[Tensor] = []
         for index in random.Random(0).sample(range(len(self)), len(self)):
             if sum(map(len, sequences)) >= tokens:
@@ -97,16 +114,17 @@ class HiddenStateCache:
         return sequences
 
     def token_counts(self, vocabulary: int) -> Tensor:
-        """[V] count of each id in the responses."""
+        """Return the count of each token id in the answers, [V]."""
         counts = torch.zeros(vocabulary, dtype=torch.long)
         for index in range(len(self)):
-            sample = self[index]
-            counts += torch.bincount(sample.ids[sample.start :].long(), minlength=vocabulary)
+            sequence = self[index]
+            counts += torch.bincount(sequence.ids[sequence.start :].long(), minlength=vocabulary)
         return counts
 
 
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
-    """The `size` most frequent ids (0: all), ascending; ties go to the lower, earlier merge."""
+    """Return the `size` most frequent token ids (0: all), ascending. Ties go to the lower id, which
+    was merged earlier."""
     if not 0 < size < vocabulary:
         return torch.arange(vocabulary)
     counts = corpus.token_counts(vocabulary)
@@ -116,47 +134,52 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """The training and the held-out sequences, written or read unless they are stored. Raises
-    ConfigError: the stored sequences have other sources. ComputeError: the logits of the target
-    model are not finite. CancelledError: cancellation was requested."""
+    """Return the training and the held-out sequences. Those that are not stored yet are generated
+    or read.
+
+    Raises:
+        ConfigError: the stored sequences have other sources.
+        ComputeError: the logits of the target model are not finite.
+        CancelledError: cancellation was requested.
+    """
     checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
-    parts = {HELD: sources.heldout, LEARNED: sources.learned}
+    parts = {HELDOUT: sources.heldout, LEARNED: sources.learned}
     total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}
-    done, doing = 0, WRITE if sources.limit else READ
+    finished, activity = 0, WRITE if sources.limit else READ
     for name, rows in parts.items():
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), GENERATION_BATCH):
             batch = rows[number : number + GENERATION_BATCH]
-            place = f"{name}-{number // GENERATION_BATCH:05d}"
+            checkpoint = f"{name}-{number // GENERATION_BATCH:05d}"
             stop_if_asked(reporter)
-            kept = checkpoints.find(place)
-            if kept is None:
-                _make(target, sources, batch, checkpoints, place, reporter)
-            done += len(batch)
-            reporter.progress(done, total, REPLAY if kept else doing)
-            files[name].append((kept or checkpoints.root / place) / ROWS)
-    return HiddenStateCache(files[LEARNED]), HiddenStateCache(files[HELD])
+            folder = checkpoints.find(checkpoint)
+            if folder is None:
+                _make_batch(target, sources, batch, checkpoints, checkpoint, reporter)
+            finished += len(batch)
+            reporter.progress(finished, total, REPLAY if folder else activity)
+            files[name].append((folder or checkpoints.root / checkpoint) / ROWS)
+    return HiddenStateCache(files[LEARNED]), HiddenStateCache(files[HELDOUT])
 
 
-def _make(
+def _make_batch(
     target: TargetModel,
     sources: SequenceSources,
     batch: Sequence[Sequence[int]],
     checkpoints: Checkpoints,
-    place: str,
+    checkpoint: str,
     reporter: Reporter,
 ) -> None:
     """Generate or read one batch of sequences and store it."""
     if sources.limit:
         starts = [len(prompt) for prompt in batch]
-        made = write_answers(target, batch, sources.limit, sources.ends, 0.0, 0, reporter)
+        readings = write_answers(target, batch, sources.limit, sources.ends, 0.0, 0, reporter)
     else:
-        starts, made = [0] * len(batch), []
+        starts, readings = [0] * len(batch), []
         for row in batch:
             stop_if_asked(reporter)
-            made.append(read(target, torch.tensor(row)))
-    tensors = {key: torch.cat([each[key] for each in made]) for key in made[0]}
-    tensors["lengths"] = torch.tensor([len(each["ids"]) for each in made])
+            readings.append(read(target, torch.tensor(row)))
+    tensors = {key: torch.cat([reading[key] for reading in readings]) for key in readings[0]}
+    tensors["lengths"] = torch.tensor([len(reading["ids"]) for reading in readings])
     tensors["starts"] = torch.tensor(starts)
-    with checkpoints.write(place) as folder:
+    with checkpoints.write(checkpoint) as folder:
         save_file(tensors, folder / ROWS)

@@ -1,7 +1,7 @@
-"""Export of saved models as GGUF files, which llama.cpp and the programs built on it read.
+"""Export of saved models as GGUF files, for llama.cpp and programs based on it.
 
-types         the types of weights, what they can hold, which one suits a model (no torch)
-architecture  names, sizes and order of rows of the models that can be written (no torch)
-tokenizer     vocabulary and merges of tokenizer.json as GGUF stores them (no torch)
-writing       one matrix as bytes, rounded or its codes as they are; the whole file
+types         types of weights, their limitations, and the choice of a type (no torch)
+architecture  names, sizes and row order of the supported models (no torch)
+tokenizer     vocabulary and merges of tokenizer.json in GGUF (no torch)
+writing       encoding of a matrix, rounded or with its codes unchanged, and of the whole file
 """

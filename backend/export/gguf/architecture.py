@@ -1,10 +1,10 @@
-"""Models that can be written as GGUF: sizes, order of rows, and the keys of families, which are
-those of llama.cpp's converter and loader (conversion/, src/models/). Does not import torch.
+"""Architectures that can be written as GGUF: sizes, row order, and header keys. Does not import
+torch.
 
-llama.cpp rotates neighboring values of a head where transformers rotates its two halves, so for
-`llama` the rows of the query and key projections change places. It adds nothing to the weights of
-norms, so those of Gemma are stored as 1 + w. Frequencies that Llama 3.1 and Phi-3 scale are tensors
-of factors they are divided by:
+Keys follow llama.cpp's converter and loader (conversion/, src/models/). llama.cpp rotates
+neighboring values of a head, transformers its two halves, so for `llama` the rows of the query and
+key projections are reordered. llama.cpp adds nothing to the weights of norms, so those of Gemma are
+stored as 1 + w. The scaled frequencies of Llama 3.1 and Phi-3 are stored as tensors of divisors:
 
     theta_i = base^(-2 i / rotated) / factor_i
 """
@@ -31,7 +31,8 @@ ARCHITECTURES = {
     "qwen3_moe": "qwen3moe",
     "olmoe": "olmoe",
 }
-NORMALIZED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
+# True if llama.cpp normalizes the weights of the chosen experts
+NORMALIZED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}
 GEMMA = ("gemma", "gemma2", "gemma3")
 SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -39,14 +40,18 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """The sizes of a model, under the names of GGUF.
+    """Sizes of a model, with the names of GGUF.
 
     Attributes:
-        rows: end of a parameter's module -> heads whose rows change places.
-        norm_shift: what is added to the weights of norms.
-        experts: of each block; 0: it is no mixture.
-        keys: of the header, without the name of the architecture.
-        factors: further tensors, those of rotary frequencies.
+        name: name of the architecture.
+        blocks: number of decoder blocks.
+        heads: number of attention heads.
+        key_heads: number of key-value heads.
+        vocabulary: number of tokens.
+        tied: True if the head shares the weights of the embedding.
+        experts: experts per block; 0 for a model without experts.
+        keys: header keys without the name of the architecture, with their values.
+        factors: additional tensors with divisors of rotary frequencies.
     """
 
     name: str
@@ -61,24 +66,30 @@ class GGUFArchitecture:
 
     @property
     def rows(self) -> dict[str, int]:
+        """Module suffix -> heads, for the projections with reordered rows."""
         if self.name != "llama":
             return {}
         return {"self_attn.q_proj": self.heads, "self_attn.k_proj": self.key_heads}
 
     @property
     def norm_shift(self) -> float:
+        """Number added to the weights of norms."""
         return 1.0 if self.name in GEMMA else 0.0
 
 
 def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
-    """The architecture of the model with this config.json; `ConfigError` if it cannot be written as
-    GGUF, or llama.cpp would compute something else."""
-    kind = str(config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        raise _refused(f"Its architecture is {kind}; supported are {', '.join(ARCHITECTURES)}.")
-    name, ropes = ARCHITECTURES[kind], _ropes(config)
-    for why in _obstacles(name, config, ropes):
-        raise _refused(why)
+    """Return the architecture of the model with this config.json.
+
+    Raises:
+        ConfigError: the model cannot be written as GGUF, or llama.cpp would compute other results.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise _refused(f"Its architecture is {model_type}; supported are {supported}.")
+    name, ropes = ARCHITECTURES[model_type], _ropes(config)
+    for obstacle in _obstacles(name, config, ropes):
+        raise _refused(obstacle)
     rope, heads = ropes[GLOBAL], config["num_attention_heads"]
     key_heads = config.get("num_key_value_heads") or heads
     head_size = config.get("head_dim") or config["hidden_size"] // heads
@@ -112,79 +123,81 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rotary positions of layers with and without a window, each with type and base."""
-    stored = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """Return the parameters of rotary positions, including type and base, of layers without
+    (`GLOBAL`) and with (`LOCAL`) a sliding window."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     base = float(config.get("rope_theta") or 10000.0)
-    if GLOBAL in stored:
-        found = {kind: dict(stored.get(kind) or {}) for kind in (GLOBAL, LOCAL)}
+    if GLOBAL in parameters:
+        ropes = {layers: dict(parameters.get(layers) or {}) for layers in (GLOBAL, LOCAL)}
     else:
-        found = {GLOBAL: dict(stored), LOCAL: dict(stored)}
+        ropes = {GLOBAL: dict(parameters), LOCAL: dict(parameters)}
         if config["model_type"] == "gemma3_text":
-            found[LOCAL] = {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
+            ropes[LOCAL] = {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
             base = float(config.get("rope_theta") or 1e6)
-    for rope in found.values():
+    for rope in ropes.values():
         rope["rope_theta"] = float(rope.get("rope_theta") or base)
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    return found
+    return ropes
 
 
 def _obstacles(
     name: str, config: Mapping[str, Any], ropes: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Reasons for which llama.cpp would compute something else."""
-    scaling, local = (ropes[kind]["rope_type"] for kind in (GLOBAL, LOCAL))
+    """Yield the reasons why llama.cpp would compute other results."""
+    scaling, local = (ropes[layers]["rope_type"] for layers in (GLOBAL, LOCAL))
     if scaling not in SCALINGS.get(name, ("default", "linear")) or (
         name == "gemma3" and local != "default"
     ):
         yield f"It scales its rotary positions ({scaling if scaling != 'default' else local})."
     if config.get("mlp_bias"):
         yield "Its feed-forward layers have biases."
-    usual = "gelu_pytorch_tanh" if name in GEMMA else "silu"
-    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
-    if used != usual and (name, used) != ("gemma", "gelu"):  # its old name
-        yield f"Its activation is {used}, and llama.cpp's for {name} is {usual}."
+    expected = "gelu_pytorch_tanh" if name in GEMMA else "silu"
+    used = str(config.get("hidden_activation") or config.get("hidden_act") or expected)
+    if used != expected and (name, used) != ("gemma", "gelu"):  # old name of the same activation
+        yield f"Its activation is {used}, but llama.cpp uses {expected} for {name}."
     yield from _window_obstacles(name, config)
     yield from _mixture_obstacles(name, config)
     if name in GEMMA:
         yield from _gemma_obstacles(name, config)
     width = config["num_attention_heads"] * (config.get("head_dim") or 0)
     if name == "phi3" and width not in (0, config["hidden_size"]):
-        yield "Its heads are not as wide as its hidden states together."
+        yield "The sizes of its heads do not add up to its hidden size."
 
 
 def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     if period := PERIODS.get(name):
         number = config["num_hidden_layers"]
         expected = [LOCAL if (n + 1) % period else GLOBAL for n in range(number)]
-        own = config.get("sliding_window_pattern", period)
-        if (config.get("layer_types") or expected) != expected or own != period:
-            yield f"llama.cpp has a layer without a sliding window every {period} layers."
+        pattern = config.get("sliding_window_pattern", period)
+        if (config.get("layer_types") or expected) != expected or pattern != period:
+            yield f"llama.cpp expects a layer without a sliding window every {period} layers."
         return
     window = config.get("sliding_window")
     used = config.get("use_sliding_window", config["model_type"] in ("mistral", "mixtral", "phi3"))
     short = used and window and window < config["max_position_embeddings"]
     if short or LOCAL in (config.get("layer_types") or ()):
-        yield "Some of its layers attend to a sliding window only."
+        yield "Some of its layers attend only to a sliding window."
 
 
 def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
-    usual = NORMALIZED.get(name)
-    if usual is not None and bool(config.get("norm_topk_prob")) != usual:
-        does = "normalizes" if usual else "does not normalize"
-        yield f"llama.cpp {does} the weights of the chosen experts."
+    normalized = NORMALIZED.get(name)
+    if normalized is not None and bool(config.get("norm_topk_prob")) != normalized:
+        verb = "normalizes" if normalized else "does not normalize"
+        yield f"llama.cpp {verb} the weights of the chosen experts."
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         yield "Some of its layers have no experts."
     if config.get("clip_qkv"):
         yield "It clips queries, keys and values."
     if name in ("qwen2moe", "olmoe") and _tied(config):
-        yield "Its head is its embedding, which llama.cpp's has apart."
+        yield "Its head shares the weights of the embedding, which llama.cpp does not support."
     heads = config["num_attention_heads"]
     if name == "olmoe" and (config.get("num_key_value_heads") or heads) != heads:
-        yield "Its heads share keys and values, which those of llama.cpp's do not."
-    wanted = name == "qwen2moe"
-    biases = config.get("qkv_bias", True) if wanted else config.get("attention_bias", False)
-    if name in ("qwen3", *NORMALIZED) and bool(biases) != wanted:
-        yield "Its attention has biases where llama.cpp's has none, or none where it has."
+        yield "Its heads share keys and values, which llama.cpp does not support."
+    expected = name == "qwen2moe"
+    biases = config.get("qkv_bias", True) if expected else config.get("attention_bias", False)
+    if name in ("qwen3", *NORMALIZED) and bool(biases) != expected:
+        verb = "expects" if expected else "does not support"
+        yield f"llama.cpp {verb} biases in its attention."
 
 
 def _experts(config: Mapping[str, Any]) -> int:
@@ -195,32 +208,32 @@ def _gemma_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     head, caps = config["head_dim"], ("attn_logit_softcapping", "final_logit_softcapping")
     missing = [cap for cap in caps if not config.get(cap)]
     if name == "gemma2" and missing:
-        yield f"llama.cpp caps its logits, and it has no {missing[0]}."
+        yield f"llama.cpp caps its logits, but its config has no {missing[0]}."
     if name == "gemma3" and len(missing) < len(caps):
-        yield "It caps logits, which llama.cpp's Gemma 3 does not."
+        yield "It caps logits, but llama.cpp's Gemma 3 does not."
     if name != "gemma":
         heads = config["num_attention_heads"]
         divided = config["num_hidden_layers"] == DIVIDED_SCALE[name]
         scale = config["hidden_size"] // heads if divided else head
         if config.get("query_pre_attn_scalar", 256) != scale:
-            yield f"Its queries are not scaled by the root of {scale}."
+            yield f"Its queries are not divided by the root of {scale}."
     if config.get("attention_bias"):
         yield "Its attention has biases."
     if config.get("use_bidirectional_attention"):
-        yield "Its tokens also see those after them."
+        yield "Its attention is bidirectional."
     if name != "gemma3" and not _tied(config):
         yield "Its head is not its embedding."
 
 
 def _tied(config: Mapping[str, Any]) -> bool:
-    usual = config["model_type"].startswith("gemma")
-    return bool(config.get("tie_word_embeddings", usual))
+    default = config["model_type"].startswith("gemma")
+    return bool(config.get("tie_word_embeddings", default))
 
 
 def _keys(
     name: str, config: Mapping[str, Any], ropes: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, int | float | str]]:
-    """Keys of some architectures, and of scaled positions."""
+    """Yield the header keys of single architectures and of scaled positions."""
     rope = ropes[GLOBAL]
     if rope["rope_type"] == "linear":
         yield from (("rope.scaling.type", "linear"), ("rope.scaling.factor", float(rope["factor"])))
@@ -245,15 +258,16 @@ def _keys(
 
 
 def _original_context(config: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
-    known = config.get("original_max_position_embeddings")
-    known = known or rope.get("original_max_position_embeddings")
-    return int(known or config["max_position_embeddings"])
+    original = config.get("original_max_position_embeddings")
+    original = original or rope.get("original_max_position_embeddings")
+    return int(original or config["max_position_embeddings"])
 
 
 def _attention_factor(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
-    """sqrt(1 + ln(context / original) / ln original), of cosines and sines (LongRoPE)."""
-    if given := rope.get("attention_factor"):
-        return float(given)
+    """Return the factor of cosines and sines (LongRoPE), by default sqrt(1 + ln(context / original)
+    / ln original)."""
+    if factor := rope.get("attention_factor"):
+        return float(factor)
     original = _original_context(config, rope)
     ratio = config["max_position_embeddings"] / original
     return math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
@@ -262,7 +276,7 @@ def _attention_factor(config: Mapping[str, Any], rope: Mapping[str, Any]) -> flo
 def _factors(
     config: Mapping[str, Any], rope: Mapping[str, Any], rotated: int
 ) -> dict[str, tuple[float, ...]]:
-    """The tensors of factors by their names in GGUF."""
+    """Return the tensors of divisors of rotary frequencies by their names in GGUF."""
     if rope["rope_type"] == "longrope":
         return {
             f"rope_factors_{length}.weight": tuple(map(float, rope[f"{length}_factor"]))
@@ -276,8 +290,9 @@ def _factors(
 
 
 def _llama3_factor(theta: float, rope: Mapping[str, Any], original: int) -> float:
-    """What Llama 3.1 divides a frequency by: `factor` where fewer than `low` of its waves fit into
-    the original context, 1 where more than `high` do, and 1 / ((1 - t) / factor + t) between."""
+    """Return the divisor of a rotary frequency in Llama 3.1. It is `factor` if fewer than `low` of
+    its waves fit into the original context, 1 if more than `high` do, and
+    1 / ((1 - t) / factor + t) in between."""
     low, high, factor = (rope[f"{x}factor"] for x in ("low_freq_", "high_freq_", ""))
     waves = original * theta / (2 * math.pi)
     if waves < low:

@@ -1,9 +1,10 @@
-"""The vocabulary of a tokenizer.json as GGUF stores it. Does not import torch.
+"""Conversion of the vocabulary of a tokenizer.json to GGUF. Does not import torch.
 
-- byte-level BPE ("gpt2"): tokens and merges. llama.cpp splits text by rules of its own, which are
-  known by name; a tokenizer that splits in another way is refused.
-- BPE with byte fallback ("llama", as of SentencePiece): llama.cpp joins the neighbors whose token
-  has the highest score. Here this is minus the rank of its first merge, the same order.
+- byte-level BPE ("gpt2"): tokens and merges. llama.cpp has built-in rules for splitting text, which
+  are selected by name. A tokenizer that splits text in another way is refused.
+- BPE with byte fallback ("llama", as in SentencePiece): llama.cpp merges the neighbors whose token
+  has the highest score. The score is minus the rank of the token's first merge, so the order of
+  merges is the same.
 """
 
 import json
@@ -21,7 +22,8 @@ GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPLITS = {  # what precedes the byte level, whether that splits by itself -> llama.cpp's name
+# (steps before the byte level, the byte level splits text itself) -> name of llama.cpp's rules
+SPLITS = {
     ((), True): "gpt-2",
     (("digits",), True): "smollm",
     ((GPT4.replace("{DIGITS}", "{1,3}"),), False): "llama-bpe",
@@ -31,12 +33,15 @@ SPLITS = {  # what precedes the byte level, whether that splits by itself -> lla
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """Tokens in the order of their ids.
+    """Vocabulary of a tokenizer in GGUF.
 
     Attributes:
-        model: "gpt2" or "llama"; pre: llama.cpp's name of the rules text is split by.
+        model: "gpt2" or "llama".
+        pre: name of llama.cpp's rules for splitting text.
+        tokens: tokens in the order of their ids.
         types: gguf.TokenType of each token.
-        scores: of "llama" only; space: a space is put before a text.
+        scores: score of each token; only for "llama".
+        space: True if a space is added before a text.
     """
 
     model: str
@@ -48,36 +53,39 @@ class GGUFVocabulary:
 
 
 def vocabulary_of(folder: Path, size: int) -> GGUFVocabulary:
-    """The vocabulary of the model in `folder`, which has `size` embeddings; `ConfigError` if
-    llama.cpp would split text into other tokens."""
+    """Read the vocabulary of the model in `folder`, which has `size` embeddings.
+
+    Raises:
+        ConfigError: llama.cpp would split text into other tokens.
+    """
     try:
-        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _refused(f"It has no readable tokenizer.json: {error}.") from error
-    bpe = stored["model"]
+    bpe = tokenizer["model"]
     if bpe.get("type") != "BPE":
-        raise _refused(f"It is of the kind {bpe.get('type')}, not BPE.")
-    tokens, types = _tokens(stored, size)
+        raise _refused(f"Its type is {bpe.get('type')}, not BPE.")
+    tokens, types = _tokens(tokenizer, size)
     if not bpe.get("byte_fallback"):
-        return GGUFVocabulary("gpt2", _splitting(stored), tokens, types)
+        return GGUFVocabulary("gpt2", _split_rules(tokenizer), tokens, types)
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(bpe["merges"]):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         ranks.setdefault("".join(pair), rank)
-    last = len(ranks)
-    scores = [-float(ranks.get(token, last)) for token in tokens]
-    return GGUFVocabulary("llama", "default", tokens, types, scores, _puts_space(stored))
+    lowest_rank = len(ranks)
+    scores = [-float(ranks.get(token, lowest_rank)) for token in tokens]
+    return GGUFVocabulary("llama", "default", tokens, types, scores, _adds_space(tokenizer))
 
 
-def _tokens(stored: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
-    by_id = {number: token for token, number in stored["model"]["vocab"].items()}
-    added = {token["id"]: token for token in stored.get("added_tokens") or ()}
+def _tokens(tokenizer: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+    by_id = {number: token for token, number in tokenizer["model"]["vocab"].items()}
+    added = {token["id"]: token for token in tokenizer.get("added_tokens") or ()}
     tokens, types = [], []
     for number in range(size):
-        known = added.get(number)
-        text = known["content"] if known else by_id.get(number)
+        added_token = added.get(number)
+        text = added_token["content"] if added_token else by_id.get(number)
         tokens.append(f"[PAD{number}]" if text is None else text)
-        types.append(_type(text, known, stored["model"].get("unk_token")))
+        types.append(_type(text, added_token, tokenizer["model"].get("unk_token")))
     return tokens, types
 
 
@@ -93,21 +101,21 @@ def _type(text: str | None, added: Mapping[str, Any] | None, unknown: str | None
     return TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL
 
 
-def _splitting(stored: Mapping[str, Any]) -> str:
-    """llama.cpp's name of how text is split before merging."""
-    steps = _steps(stored.get("pre_tokenizer"))
+def _split_rules(tokenizer: Mapping[str, Any]) -> str:
+    """Return the name of llama.cpp's rules for splitting text before merging."""
+    steps = _steps(tokenizer.get("pre_tokenizer"))
     *before, last = steps or [{"type": "none"}]
-    kinds = tuple(map(_described, before))
-    normal = _steps(stored.get("normalizer"))
+    names = tuple(map(_step_name, before))
+    normalizers = _steps(tokenizer.get("normalizer"))
     plain = last["type"] == "ByteLevel" and not last.get("add_prefix_space")
-    name = SPLITS.get((kinds, bool(last.get("use_regex", True)))) if plain else None
-    if name is None or any(step["type"] != "NFC" for step in normal):
-        used = ", ".join(step["type"] for step in (*normal, *steps)) or "none"
-        raise _refused(f"llama.cpp has no rules for how it splits text ({used}).")
-    return name
+    rules = SPLITS.get((names, bool(last.get("use_regex", True)))) if plain else None
+    if rules is None or any(step["type"] != "NFC" for step in normalizers):
+        used = ", ".join(step["type"] for step in (*normalizers, *steps)) or "none"
+        raise _refused(f"llama.cpp has no rules for the way it splits text ({used}).")
+    return rules
 
 
-def _described(step: Mapping[str, Any]) -> str:
+def _step_name(step: Mapping[str, Any]) -> str:
     if step["type"] == "Digits" and step.get("individual_digits"):
         return "digits"
     if step["type"] == "Split" and step.get("behavior") == "Isolated":
@@ -115,12 +123,12 @@ def _described(step: Mapping[str, Any]) -> str:
     return "unknown"
 
 
-def _puts_space(stored: Mapping[str, Any]) -> bool:
-    """Whether the text gets a space in front; the other steps write spaces as the token ▁, so that
-    none is left for Gemma's last step to split at."""
-    steps = [*_steps(stored.get("normalizer")), *_steps(stored.get("pre_tokenizer"))]
-    written = any(s["type"] == "Replace" and s["pattern"] == SPACE for s in steps)
-    steps = [s for s in steps if not (written and s["type"] == "Split" and s["pattern"] == SPACE)]
+def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
+    """Return True if a space is added before the text. Spaces are replaced with the token ▁, so
+    a later step that splits at spaces, as in Gemma, has no effect and is ignored."""
+    steps = [*_steps(tokenizer.get("normalizer")), *_steps(tokenizer.get("pre_tokenizer"))]
+    replaced = any(s["type"] == "Replace" and s["pattern"] == SPACE for s in steps)
+    steps = [s for s in steps if not (replaced and s["type"] == "Split" and s["pattern"] == SPACE)]
     unknown = {step["type"] for step in steps} - {"Prepend", "Replace", "Metaspace"}
     if unknown:
         raise _refused(f"llama.cpp has no rules for its {', '.join(sorted(unknown))}.")
@@ -131,7 +139,7 @@ def _puts_space(stored: Mapping[str, Any]) -> bool:
 
 
 def _steps(step: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """A step, or the steps of a sequence."""
+    """Return a step as a list, or the steps of a sequence."""
     if step is None:
         return []
     return list(step.get("pretokenizers") or step.get("normalizers") or [step])

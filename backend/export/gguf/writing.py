@@ -1,5 +1,4 @@
-"""Write a saved model as one GGUF file, tensor by tensor. See `types` for the formulas of the
-types."""
+"""Writing of a saved model as one GGUF file, tensor by tensor. See `types` for the formulas."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,11 +43,15 @@ from backend.reporter import Reporter, stop_if_asked
 
 Bytes = NDArray[np.uint8]
 HALF, SIXTEEN = BLOCK // 2, 16
-EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
+EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # exact types; F32 for others
 
 
-def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
-    """`weight` [out, in] or [n], rounded; `ConfigError` if one is too large for float16."""
+def encode_weight(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
+    """Round `weight` [out, in] or [n] to a type.
+
+    Raises:
+        ConfigError: a weight is too large for float16.
+    """
     values = weight.float().contiguous().numpy()
     if kind == Kind.F32:
         return values
@@ -57,25 +60,32 @@ def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
             raise ConfigError(
-                _unfit(kind),
-                f"{name} has the weight {abs(values).max():.4g}, and 65504 is the largest.",
+                _cannot_store(kind),
+                f"{name} has the weight {abs(values).max():.4g}; the maximum is 65504.",
                 "Choose BF16.",
                 "type",
             )
         return halves
     if kind == Kind.Q6_K:
-        of_six = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
-        return carried(name, quantize_embedding(weight, of_six, torch.float16), kind)
+        settings = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
+        return encode_codes(name, quantize_embedding(weight, settings, torch.float16), kind)
     return quantize(values, kind)
 
 
-def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
-    """The codes of a layer: uint8 [out, bytes of a row]; `ConfigError` if they do not fit."""
+def encode_codes(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
+    """Encode the codes of a layer as uint8 [out, bytes per row].
+
+    Raises:
+        ConfigError: the type cannot store the codes.
+    """
     if kind == Kind.F32:
         return layer.dense().numpy()
     if layer.group_size % BLOCK:
         raise ConfigError(
-            _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}.", "Choose F32.", "type"
+            _cannot_store(kind),
+            f"The group size of {name} is not a multiple of {BLOCK}.",
+            "Choose F32.",
+            "type",
         )
     if kind == Kind.Q6_K:
         return _rows(*_super_blocks(layer))
@@ -85,8 +95,8 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
     )
     if not torch.equal(scale.half().float(), scale):
         raise ConfigError(
-            _unfit(kind),
-            f"A scale of {name} is no float16 number.",
+            _cannot_store(kind),
+            f"A scale of {name} is not a float16 number.",
             "Choose F32, or store the scales in float16.",
             "type",
         )
@@ -101,15 +111,17 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
 
 
 def holds_shared_scales(layer: QuantizedWeight) -> bool:
-    """Whether Q6_K holds the scales of a layer exactly."""
+    """Return True if Q6_K stores the scales of a layer exactly."""
     c, d = factors(layer.grid.scale, layer.codes.shape[1])
     return torch.equal(c * d, layer.grid.scale)
 
 
 def _super_blocks(layer: QuantizedWeight) -> tuple[Bytes, ...]:
-    """The parts of Q6_K [out, super-blocks, …]: four low bits, two high bits, c, d. Halves of a
-    super-block are four runs of 32: the low bits of the first and the third share bytes, those of
-    the second and the fourth; the high bits of all four do."""
+    """Return the parts of Q6_K [out, super-blocks, …]: four low bits, two high bits, c, d.
+
+    Each half of a super-block has four runs of 32 codes. The low bits of runs 1 and 3 share bytes,
+    as do those of runs 2 and 4. The high bits of all four runs share bytes.
+    """
     rows, columns = layer.codes.shape
     c, d = factors(layer.grid.scale, columns)
     q = (layer.codes.view(*c.shape, -1).short() - layer.grid.zero.unsqueeze(-1).short() + 32).byte()
@@ -126,58 +138,68 @@ def _super_blocks(layer: QuantizedWeight) -> tuple[Bytes, ...]:
     )
 
 
-def _unfit(kind: Kind) -> str:
-    return f"{kind.name} cannot hold this model."
+def _cannot_store(kind: Kind) -> str:
+    return f"{kind.name} cannot store this model."
 
 
 def _half(values: Tensor) -> Bytes:
-    """[out, blocks] -> its float16 bytes [out, blocks, 2]."""
+    """Return the float16 bytes [out, blocks, 2] of values [out, blocks]."""
     return values.half().numpy().view(np.uint8).reshape(*values.shape, 2)
 
 
 def _nibbles(q: Tensor) -> Bytes:
-    """[out, blocks, 32] in 0 .. 15 -> [out, blocks, 16]: first half low, second half high."""
+    """Pack codes [out, blocks, 32] in 0 .. 15 into bytes [out, blocks, 16]. The first half of a
+    block takes the low bits, the second half the high bits."""
     low, high = q[..., :HALF], q[..., HALF:]
     return (low | (high << 4)).to(torch.uint8).numpy()
 
 
 def _rows(*parts: Bytes) -> Bytes:
-    """Parts [out, blocks, …] of the blocks, joined: [out, bytes]."""
+    """Join the parts [out, blocks, …] of all blocks into rows [out, bytes]."""
     joined = np.concatenate(parts, axis=-1)
     return joined.reshape(len(joined), -1)
 
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A parameter to write, in a file, in memory or to be read by a function. `heads`: whose rows
-    change places; `shift` is added."""
+    """A parameter to write.
+
+    Attributes:
+        name: full name of the parameter.
+        shape: shape of the parameter.
+        dtype: dtype of the parameter; uint8 for codes.
+        source: safetensors file, value, or function that returns the value.
+        heads: heads whose rows are reordered; 0 for none.
+        shift: number added to the values.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    place: Path | Tensor | QuantizedWeight | Callable[[], Tensor | QuantizedWeight]
+    source: Path | Tensor | QuantizedWeight | Callable[[], Tensor | QuantizedWeight]
     heads: int = 0
     shift: float = 0.0
 
     def read(self) -> Tensor | QuantizedWeight:
-        """The parameter, its rows in the order of GGUF."""
-        place = self.place
-        if isinstance(place, Path):
-            with safe_open(place, "pt") as stored:
-                place = stored.get_tensor(self.name)
-        elif not isinstance(place, Tensor | QuantizedWeight):
-            place = place()
-        if isinstance(place, Tensor) and self.shift:
-            return place.float() + self.shift
+        """Read the parameter, with its rows in GGUF order."""
+        value = self.source
+        if isinstance(value, Path):
+            with safe_open(value, "pt") as file:
+                value = file.get_tensor(self.name)
+        elif not isinstance(value, Tensor | QuantizedWeight):
+            value = value()
+        if isinstance(value, Tensor) and self.shift:
+            return value.float() + self.shift
         if not self.heads:
-            return place
-        if isinstance(place, Tensor):
-            return interleaved(place, self.heads)
-        return place.by_rows(lambda rows: interleaved(rows, self.heads))
+            return value
+        if isinstance(value, Tensor):
+            return interleave_heads(value, self.heads)
+        return value.with_rows(lambda rows: interleave_heads(rows, self.heads))
 
 
-def interleaved(rows: Tensor, heads: int) -> Tensor:
-    """llama.cpp's order of the rows of rotary heads: first of each half, second of each half, …"""
+def interleave_heads(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of rotary heads for llama.cpp: first row of each half, second row of each
+    half, …"""
     halves = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
@@ -191,15 +213,18 @@ def write_gguf(
     reporter: Reporter,
     embedding: types.EmbeddingType = "auto",
 ) -> None:
-    """Write the model in `folder` to `path`. Raises ConfigError: model, tokenizer or weights have
-    no counterpart in GGUF; ModelError: the folder is damaged.
+    """Write the model in `folder` to `path`.
 
     Args:
-        type: of the linear layers; see `types.choose_type`.
-        packed: the folder holds quantized layers, whose codes are carried over; what is not
-            quantized is then stored as it is.
-        title: the model's name in the file.
-        embedding: of embedding and head, where they are not quantized.
+        type: type of the linear layers; see `types.choose_type`.
+        packed: True if the folder has quantized layers. Their codes are copied, and all other
+            tensors keep their precision.
+        title: name of the model in the file.
+        embedding: type of embedding and head if they are not quantized.
+
+    Raises:
+        ConfigError: GGUF does not support the model, its tokenizer or its weights.
+        ModelError: the folder is damaged.
     """
     sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)
@@ -207,15 +232,15 @@ def write_gguf(
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"])
     if type not in types.FLOATS:
-        writer.add_quantization_version(2)  # of GGML's blocks
+        writer.add_quantization_version(2)  # version of GGML's block formats
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
     names = get_tensor_name_map(architecture, sizes.blocks)
     layout = read_layout(folder) if packed else None
     sources = [(s, _kind(s, type, layout, embedding)) for s in _sources(folder, packed, sizes)]
     for source, kind in sources:
         size = prod(quant_shape_to_byte_shape(source.shape, kind))
-        dtype = np.dtype(np.float32)  # of the numbers the shape counts, not of the file
-        name = source.name if source.name in sizes.factors else _named(source.name, names)
+        dtype = np.dtype(np.float32)  # dtype of the elements that `shape` counts
+        name = source.name if source.name in sizes.factors else _gguf_name(source.name, names)
         writer.add_tensor_info(name, source.shape, dtype, size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -226,14 +251,14 @@ def write_gguf(
         value = source.read()
         if isinstance(value, Tensor):
             check_finite(source.name, value)
-            writer.write_tensor_data(rounded(source.name, value, kind))
+            writer.write_tensor_data(encode_weight(source.name, value, kind))
         else:
-            writer.write_tensor_data(carried(source.name, value, kind))
+            writer.write_tensor_data(encode_codes(source.name, value, kind))
     writer.close()
 
 
 def _add_metadata(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
-    """Sizes and vocabulary."""
+    """Add sizes and vocabulary to the header."""
     add: dict[type, Callable[[str, Any], None]] = {
         int: writer.add_uint32,
         float: writer.add_float32,
@@ -251,15 +276,15 @@ def _add_metadata(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> 
         writer.add_add_space_prefix(vocabulary.space)
     special = SpecialVocab(folder, load_merges=vocabulary.scores is None, n_vocab=sizes.vocabulary)
     first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids[:1]
-    begins = first == [special.special_token_ids.get("bos")]
-    special.add_special_token = {"bos": begins, "eos": False}
+    adds_bos = first == [special.special_token_ids.get("bos")]
+    special.add_special_token = {"bos": adds_bos, "eos": False}
     special.add_to_gguf(writer, quiet=True)
 
 
 def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GGUFSource]:
-    """What is written, in the order of the files; a tied head is stored once."""
+    """Yield the parameters to write in the order of the files. A tied head is not written."""
     sources = _packed_sources(folder) if packed else _plain_sources(folder)
-    for source in _experts_together(sources, sizes.experts):
+    for source in _stacked_experts(sources, sizes.experts):
         module = source.name.rpartition(".")[0]
         if sizes.tied and module == "lm_head":
             continue
@@ -270,95 +295,100 @@ def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GG
         yield GGUFSource(name, (len(values),), torch.float32, torch.tensor(values))
 
 
-def _experts_together(sources: Iterable[GGUFSource], count: int) -> Iterator[GGUFSource]:
-    """The sources, but for all experts of a block one [experts, out, in] for each projection."""
+def _stacked_experts(sources: Iterable[GGUFSource], count: int) -> Iterator[GGUFSource]:
+    """Yield the sources with the experts of a block stacked to [experts, out, in] for each
+    projection."""
     experts = dict[str, dict[int, GGUFSource]]()
     for source in sources:
-        if one := ONE_EXPERT.fullmatch(source.name.removesuffix(".weight")):
-            experts.setdefault(f"{one[1]}.{one[3]}", {})[int(one[2])] = source
+        if match := ONE_EXPERT.fullmatch(source.name.removesuffix(".weight")):
+            experts.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = source
         else:
             yield source
     for name, by_number in experts.items():
-        alike = [by_number[number] for number in sorted(by_number)]
-        if len(alike) != count or len({(each.shape, each.dtype) for each in alike}) > 1:
+        stack = [by_number[number] for number in sorted(by_number)]
+        if len(stack) != count or len({(x.shape, x.dtype) for x in stack}) > 1:
             raise ConfigError(
                 "This model cannot be written as GGUF.",
-                f"The {len(alike)} experts of {name} are not {count} that are alike.",
-                "Choose a complete model, all of whose experts are quantized, or none.",
+                f"{name} needs {count} experts of the same shape and dtype; it has {len(stack)}.",
+                "Choose a complete model in which all experts are quantized, or none.",
                 "model",
             )
-        stem, _, joint = name.rpartition(".")
-        parts = ("gate_proj", "up_proj") if joint == GATE_UP else (joint,)
-        shape = count, alike[0].shape[0] // len(parts), alike[0].shape[1]
+        stem, _, projection = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if projection == GATE_UP else (projection,)
+        shape = count, stack[0].shape[0] // len(parts), stack[0].shape[1]
         for number, part in enumerate(parts):
-            place = partial(_stack, alike, len(parts), number)
-            yield GGUFSource(f"{stem}.{part}.weight", shape, alike[0].dtype, place)
+            read = partial(_stack, stack, len(parts), number)
+            yield GGUFSource(f"{stem}.{part}.weight", shape, stack[0].dtype, read)
 
 
 def _stack(experts: Sequence[GGUFSource], parts: int, number: int) -> Tensor | QuantizedWeight:
-    """One of so many parts of all experts, one after the other."""
-    values = [each.read() for each in experts]
-    if layers := [each for each in values if isinstance(each, QuantizedWeight)]:
-        return joined([each.split(parts)[number] for each in layers])
-    return torch.cat([each.chunk(parts)[number] for each in values if isinstance(each, Tensor)])
+    """Read all experts and join their part `number` of `parts` parts."""
+    values = [expert.read() for expert in experts]
+    if layers := [value for value in values if isinstance(value, QuantizedWeight)]:
+        return joined([layer.split(parts)[number] for layer in layers])
+    return torch.cat([value.chunk(parts)[number] for value in values if isinstance(value, Tensor)])
 
 
 def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
     family, headers = str(read_config(folder)["model_type"]), read_headers(folder)
     matrices = block_matrices(family, headers)
     experts = [x for x in matrices if together(x.name) != x.name]
-    reader, inside = StoredLinears(folder, experts), {n for x in experts for n in x.stored.names}
+    reader = StoredLinears(folder, experts)
+    expert_names = {name for x in experts for name in x.stored.names}
     for x in experts:
         dtype = DTYPES[headers[x.stored.names[0]].dtype]
-        place = partial(reader.read, x)
-        yield GGUFSource(f"{x.name}.weight", (x.rows, x.columns), getattr(torch, dtype), place)
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as stored:
-            for name in sorted({*stored.keys()} - inside):
-                tensor = stored.get_slice(name)
-                yield GGUFSource(name, tuple(tensor.get_shape()), tensor[:0].dtype, file)
+        read = partial(reader.read, x)
+        yield GGUFSource(f"{x.name}.weight", (x.rows, x.columns), getattr(torch, dtype), read)
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            for name in sorted({*file.keys()} - expert_names):
+                tensor = file.get_slice(name)
+                yield GGUFSource(name, tuple(tensor.get_shape()), tensor[:0].dtype, path)
 
 
 def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
-    layers, rest = read_layers(folder)
+    layers, unquantized = read_layers(folder)
     for name, layer in layers.items():
         yield GGUFSource(f"{name}.weight", (*layer.codes.shape,), torch.uint8, layer)
-    for name, tensor in rest.items():
+    for name, tensor in unquantized.items():
         yield GGUFSource(name, (*tensor.shape,), tensor.dtype, tensor)
 
 
 def _kind(
     source: GGUFSource, linears: str, layout: Layout | None, embedding: types.EmbeddingType
 ) -> Kind:
-    """The type of one tensor: vectors are float32; codes get a type that holds them; rows that
-    blocks do not divide are float16."""
+    """Return the type of a tensor. Vectors are float32, codes get a type that can store them, and
+    rows that blocks do not divide are float16."""
     if len(source.shape) == 1:
         return Kind.F32
-    inside, columns, place = IN_BLOCK.fullmatch(source.name), source.shape[-1], source.place
-    if inside and not compressed(inside[2]):
+    in_block, columns = IN_BLOCK.fullmatch(source.name), source.shape[-1]
+    if in_block and not compressed(in_block[2]):
         return Kind.F32
     if layout and source.dtype == torch.uint8:
-        if inside and len(layout.linears) == 1:
+        if in_block and len(layout.linears) == 1:
             return Kind[linears]
         kind = types.carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
-        shared = isinstance(place, QuantizedWeight) and holds_shared_scales(place)
-        return Kind["Q8_0" if kind == "Q6_K" and not shared else kind]
-    if inside:
-        return (
-            EXACT.get(source.dtype, Kind.F32) if layout else Kind[types.fitting(linears, columns)]
-        )
-    stored = str(source.dtype).removeprefix("torch.")
-    return Kind[
-        types.fitting(types.embedding_type(embedding, linears, bool(layout), stored), columns)
-    ]
+        layer = source.source
+        if kind == "Q6_K" and not (
+            isinstance(layer, QuantizedWeight) and holds_shared_scales(layer)
+        ):
+            kind = "Q8_0"
+        return Kind[kind]
+    if in_block and layout:
+        return EXACT.get(source.dtype, Kind.F32)
+    kind = linears
+    if not in_block:
+        dtype = str(source.dtype).removeprefix("torch.")
+        kind = types.embedding_type(embedding, linears, bool(layout), dtype)
+    return Kind[types.fitting(kind, columns)]
 
 
-def _named(name: str, names: TensorNameMap) -> str:
-    known: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if known is None:
+def _gguf_name(name: str, names: TensorNameMap) -> str:
+    gguf_name: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if gguf_name is None:
         raise ConfigError(
             "This model cannot be written as GGUF.",
             f"GGUF has no tensor for {name}.",
             field="model",
         )
-    return known
+    return gguf_name

@@ -1,13 +1,15 @@
-"""Block-wise training, a rival of DL-QAT: all weights of a block and their grids are trained until
-the rounded block gives what the dense one gives. As the first stage of EfficientQAT (Block-AP: Chen
-et al., arXiv 2407.11062), here from the start that DL-QAT has, and with scales trained by a factor:
+"""Block-wise training, a baseline for DL-QAT: the weights of a block and their grids are trained
+until the outputs of the rounded block match those of the dense block.
+
+This is the first stage of EfficientQAT (Block-AP: Chen et al., arXiv 2407.11062), with the starting
+weights of DL-QAT and with scales trained as a factor m:
 
     q    = clamp( round(W / (m s) + z), 0, Q )       round is the identity in the backward pass
     What = m s (q - z)                               trained: W, m, and z on a grid with offsets
 
-See `training.block_reconstruction` for objective and data; an eighth of the calibration segments is
-held out to choose the epoch (ours). EfficientQAT's second stage, which trains scales on the text,
-is what DL-QAT's ablation "magnitudes only" does.
+See `training.block_reconstruction` for objective and data. An eighth of the calibration segments is
+held out to choose the epoch (ours). EfficientQAT's second stage, which trains scales on text,
+corresponds to DL-QAT's ablation "magnitudes only".
 """
 
 from collections.abc import Callable, Mapping
@@ -29,15 +31,15 @@ from backend.training.block_reconstruction import Examples, Parameters, reconstr
 HELD_OUT_SHARE = 0.125  # share of the calibration segments
 RATE = 2.6e-3  # learning rate of the weights, relative to their root mean square
 RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training gains
-# linear -> its weights [out, in] before training, and their grid
+# returns the weights [out, in] of a linear before training, and their grid
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
 
 
 class BlockTraining(RunPass):
-    """Trains every block on the hidden states of the blocks trained before.
+    """Trains every block on the outputs of the trained blocks before it.
 
     Attributes:
-        teacher: the inputs [1, L, d] of the current block in the dense model, by segment.
+        teacher: inputs [1, L, d] of the current block in the dense model, by segment.
     """
 
     batch = 1
@@ -54,24 +56,24 @@ class BlockTraining(RunPass):
         run, linears = self.run, self.run.of_block(block)
         targets = self.forward(block, self.teacher)
         starts = {module: self.start(linear) for module, linear in linears.items()}
-        trained = TrainedGrids(starts, run.settings(linears))
+        grids = TrainedGrids(starts, run.settings(linears))
         count = len(run.calibration)
-        fitted = count - min(count - 1, round(count * HELD_OUT_SHARE))
-        found = reconstruct(
+        training_count = count - min(count - 1, round(count * HELD_OUT_SHARE))
+        result = reconstruct(
             run.model,
-            Examples(self.stream, block, self.stream.hidden, targets, fitted),
-            trained,
+            Examples(self.stream, block, self.stream.hidden, targets, training_count),
+            grids,
             BLOCK_EPOCHS,
             lambda: stop_if_asked(self.reporter),
             lambda epoch: self.reporter.progress(
-                block + epoch / BLOCK_EPOCHS, run.blocks, self._doing(block)
+                block + epoch / BLOCK_EPOCHS, run.blocks, self._activity(block)
             ),
         )
-        if found.judged:
-            self.reporter.log(f"{at_block(block, run.blocks)}: {self.label}. {found}")
-        _require_finite(found.parameters, at_block(block, run.blocks))
-        ended = {m: (*trained.result(found.parameters, m), PLAIN) for m in linears}
-        run.store.save_starts(self.name, block, ended)
+        if result.judged:
+            self.reporter.log(f"{at_block(block, run.blocks)}: {self.label}. {result}")
+        _require_finite(result.parameters, at_block(block, run.blocks))
+        trained = {m: (*grids.result(result.parameters, m), PLAIN) for m in linears}
+        run.store.save_starts(self.name, block, trained)
         if block < self.last:
             self.teacher = targets
             self._advance(block)
@@ -81,7 +83,7 @@ class BlockTraining(RunPass):
         self._advance(block)
 
     def _advance(self, block: int) -> None:
-        """Move the hidden states of the compressed model past a stored block."""
+        """Move the hidden states of the quantized model past a stored block."""
         run, rounded = self.run, dict[str, Tensor]()
         for linear in run.of_block(block).values():
             W, grid, _ = run.store.start(self.name, linear)
@@ -91,19 +93,22 @@ class BlockTraining(RunPass):
 
 
 def _require_finite(parameters: Parameters, block: str) -> None:
-    """Refuse what diverged without held-out segments, which would have chosen another epoch."""
+    """Refuse diverged weights. With held-out segments an earlier epoch would have been chosen."""
     if not all(map(all_finite, parameters.values())):
         raise ComputeError(
             f"{block}: the weights are not finite after block-wise training.",
-            "It diverged.",
-            "Choose float32 as the forward precision, or leave out this stage.",
+            "Training diverged.",
+            "Choose float32 as the forward precision, or remove this stage.",
             field="precision",
         )
 
 
 class TrainedGrids:
-    """What is trained of the linears of a block, and the weights it stands for: "MODULE/m",
-    "MODULE/p", with W = W_start + p s (`sizes_of`), and "MODULE/z" on a grid with offsets."""
+    """Parameters of the linears of a block in block-wise training, and the weights they represent.
+
+    The parameters of a module are "MODULE/m", "MODULE/p" with W = W_start + p *
+    `sizes_of`(W_start), and "MODULE/z" on a grid with offsets.
+    """
 
     def __init__(
         self,
@@ -118,19 +123,20 @@ class TrainedGrids:
             self.sizes[module] = sizes_of(W)
             if settings[module].keep_zeros:
                 self.sizes[module] *= W != 0
-            ones = torch.ones_like(grid.scale)
-            self.parameters |= {f"{module}/p": torch.zeros_like(W), f"{module}/m": ones}
+            m = torch.ones_like(grid.scale)
+            self.parameters |= {f"{module}/p": torch.zeros_like(W), f"{module}/m": m}
             self.rates |= {f"{module}/p": RATE, f"{module}/m": RATE_M}
-            if settings[module].grid == "offset":  # so that z moves values as far as m does
+            if settings[module].grid == "offset":
                 self.parameters[f"{module}/z"] = grid.zero
+                # z then moves weights as far as m does
                 self.rates[f"{module}/z"] = RATE_M * grid.top / 2
 
     def weights(self, parameters: Parameters) -> dict[str, Tensor]:
-        """Module -> What [out, in], to differentiate by the parameters."""
+        """Map each module to What [out, in], differentiable in the parameters."""
         return {module: self._rounded(parameters, module) for module in self.starts}
 
     def result(self, parameters: Parameters, module: str) -> tuple[Tensor, QuantGrid]:
-        """Weights to round [out, in], and their grid."""
+        """Return the weights to round [out, in] of a module, and their grid."""
         start, grid = self.starts[module]
         W = torch.addcmul(start, parameters[f"{module}/p"], self.sizes[module])
         zero = parameters.get(f"{module}/z", grid.zero)

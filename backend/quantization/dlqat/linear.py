@@ -1,4 +1,4 @@
-"""A linear layer trained inside its quantization grid (our reading of DL-QAT).
+"""Linear layer trained inside its quantization grid (our reading of DL-QAT).
 
 Forward, with k the group of column j:
 
@@ -13,11 +13,11 @@ Backward (straight-through: round is the identity inside the range), G = dL/dWha
     D_ij     = m_ik G_ij  where 0 <= round(W'/s + z) <= Q, else 0        = dL/dW'
     dL/dB    = c D A^T,    dL/dA = c B^T D,    dL/dx = (dL/dy) What
 
-W', codes and m are float32 whatever the precision of the forward pass: m is close to 1, where a
-bfloat16 step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the size of the weight is
-kept between forward and backward: codes are recomputed from A and B, in C++ (`native`) or, on other
-devices, by PyTorch in chunks of rows that fit into a core's cache. Only one layer's full gradient
-exists at a time; products with it use the precision of the forward pass, as in LoRA.
+W', codes and m are float32 in any precision of the forward pass: m is close to 1, where a bfloat16
+step is 0.4 %, and W' in bfloat16 would flip codes. No tensor of the size of the weight is kept
+between forward and backward. Codes are recomputed from A and B, in C++ (`native`) or, on other
+devices, in PyTorch in chunks of rows that fit into a core's cache. Only one layer's full gradient
+exists at a time. Products with it use the precision of the forward pass, as in LoRA.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.native.kernels import HALF, RoundedRows, usable
 from backend.quantization.range_search import group_sums
 
-REFERENCE_RMS = 0.14  # near that of the weights of SmolLM2-135M (0.19), on which rates were tuned
-PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
+REFERENCE_RMS = 0.14  # close to SmolLM2-135M's (0.19), on which learning rates were tuned
+PANEL = {"cpu": 2**18}  # weights per chunk; on other devices the whole matrix
 
 
 def new_factors(
@@ -44,10 +44,8 @@ def new_factors(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A [rank, in] and B [out, rank], float32, initialized as in LoRA: Kaiming-uniform, zeros.
-
-    A is drawn on the CPU, so that a seed means the same on any device.
-    """
+    """Return A [rank, in] and B [out, rank], float32, initialized as in LoRA: Kaiming-uniform and
+    zeros. A is drawn on the CPU, so that a seed gives the same A on any device."""
     A = torch.empty(rank, shape[1])
     if rank:
         nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator)
@@ -55,15 +53,15 @@ def new_factors(
 
 
 def update_factor(W: Tensor, alpha: float, rank: int) -> float:
-    """c: what B A is multiplied by, relative to the weights `W` of the dense layer, so that a step
-    changes large and small weights by the same share (ours); 0 without a rank."""
+    """Return c, the factor of B A; 0 if the rank is 0. It is relative to the dense weights `W`, so
+    that a step changes large and small weights by the same share (ours)."""
     rms = W.float().square().mean().sqrt().item()
     return alpha / rank * (rms or REFERENCE_RMS) / REFERENCE_RMS if rank else 0.0
 
 
 class _FakeQuantLinear(torch.autograd.Function):
-    """x, A, B, m -> y. The gradients of A, B and m come from one product, which is overwritten by
-    D in one pass over its rows."""
+    """Fake-quantized linear: x, A, B, m -> y. The gradients of A, B and m come from one product G,
+    which is overwritten with D in one pass over its rows."""
 
     @staticmethod
     def forward(
@@ -89,21 +87,22 @@ class _FakeQuantLinear(torch.autograd.Function):
         G = dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # [out, in]
         What, dm = torch.empty_like(G) if needs_x else None, torch.empty_like(m)
 
-        def turn(rows: slice) -> None:
+        def backward_rows(rows: slice) -> None:
             out = None if What is None else What[rows]
             layer.panel(rows, G.dtype).backward(G[rows], dm[rows], out)
 
-        side_by_side(turn, layer.parts(G.dtype))
+        side_by_side(backward_rows, layer.parts(G.dtype))
         D, c = G, layer.factor
         dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
-        found = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
+        gradients = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
         dx = None if What is None else dy @ What
-        return dx, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
+        needed = (g if need else None for g, need in zip(gradients, needs, strict=True))
+        return dx, *needed, None, None
 
 
 class _RowPanel:
-    """`RoundedRows` by PyTorch: of any device and precision. Each of its methods is called once, as
-    it overwrites the levels."""
+    """`RoundedRows` in PyTorch, for any device and precision. Only one method may be called, once,
+    because it overwrites the levels."""
 
     def __init__(
         self,
@@ -118,24 +117,24 @@ class _RowPanel:
         factor: float,
     ) -> None:
         self._scale, self._m = scale.unsqueeze(-1), m.unsqueeze(-1)
-        whole, part = split_zero(zero.unsqueeze(-1))
+        integer, fraction = split_zero(zero.unsqueeze(-1))
         W = torch.addmm(start.to(m.dtype), B, A, alpha=factor)
         self._rounded = W.view(*scale.shape, -1).div_(self._scale)
-        low, high = -whole, top - whole
-        if part is None:
+        low, high = -integer, top - integer
+        if fraction is None:
             self._rounded.round_()
-        else:  # as levels are: k - f, so that those at a bound equal it
-            self._rounded.add_(part).round_().sub_(part)
-            low, high = low - part, high - part
+        else:  # levels are k - f, so a level at a bound equals the bound exactly
+            self._rounded.add_(fraction).round_().sub_(fraction)
+            low, high = low - fraction, high - fraction
         self._level = torch.maximum(self._rounded, low)
         torch.minimum(self._level, high, out=self._level)  # 4 times as fast as clamp
-        self._stays = None if dense is None else dense.reshape(self._level.shape) != 0
-        if self._stays is not None:
-            self._level.mul_(self._stays)
+        self._nonzero = None if dense is None else dense.reshape(self._level.shape) != 0
+        if self._nonzero is not None:
+            self._level.mul_(self._nonzero)
 
     def levels(self) -> tuple[Tensor, Tensor]:
         inside = self._rounded.eq_(self._level)
-        return self._level, inside if self._stays is None else inside.mul_(self._stays)
+        return self._level, inside if self._nonzero is None else inside.mul_(self._nonzero)
 
     def values(self, out: Tensor) -> None:
         torch.mul(self._level, self._m * self._scale, out=out.view(self._level.shape))
@@ -150,16 +149,17 @@ class _RowPanel:
 
 
 class DLQATLinear(nn.Module):
-    """Replaces a linear while it is trained (quantization-aware).
+    """Replacement of a linear during quantization-aware training.
 
     Args:
-        base: the dense layer; it is not changed.
-        grid: the quantization space.
-        start: W0 [out, in] float32, where it is not the dense weight.
-        rank: 0 leaves A and B empty.
-        trains: whether A and B are trained, and whether m is.
-        keep_zeros: weights that are 0 in the dense layer stay 0.
-        generator: draws A.
+        base: the dense layer; not changed.
+        grid: quantization grid.
+        start: W0 [out, in] float32; None for the dense weight.
+        rank: rank of A and B; 0 leaves them empty.
+        alpha: see `update_factor`.
+        trains: two flags: train A and B; train m.
+        keep_zeros: keep weights at 0 that are 0 in the dense layer.
+        generator: random numbers for A.
     """
 
     def __init__(
@@ -186,19 +186,19 @@ class DLQATLinear(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        """The dense weight, viewed as [out, in]."""
+        """Dense weight, viewed as [out, in]."""
         weight = self.base.weight.detach()
         return weight.T if isinstance(self.base, Conv1D) else weight
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """Shape (out, in) of the weight."""
         rows, columns = self._weight.shape
         return rows, columns
 
     def parts(self, dtype: torch.dtype | None = None) -> list[slice]:
-        """The rows of the weight in chunks, which `panel` takes. `dtype`: as there; None: small
-        ones in any case."""
+        """Return chunks of rows for `panel`. `dtype`: see `panel`; None for small chunks in any
+        case."""
         count, columns = self.shape
         if dtype is not None and self._is_native(dtype):
             return [slice(0, count)]
@@ -208,49 +208,54 @@ class DLQATLinear(nn.Module):
     def panel(
         self, rows: slice, dtype: torch.dtype = torch.float32, rank: int | None = None
     ) -> RoundedRows | _RowPanel:
-        """Rows of the weight on its grid. `dtype`: of What and its gradient. `rank`: of the update;
-        None: the whole."""
+        """Return rows of the weight on its grid.
+
+        Args:
+            dtype: dtype of What and its gradient.
+            rank: use only the first columns of B and rows of A; None for all.
+        """
         dense = self._weight[rows] if self.keep_zeros else None
         A, B, m = self.A.detach()[:rank], self.B.detach()[rows, :rank], self.m.detach()[rows]
         scale, zero, top = self.grid.scale[rows], self.grid.zero[rows], self.grid.top
-        kind = RoundedRows if self._is_native(dtype) else _RowPanel
-        return kind(self._start[rows], dense, A, B, scale, zero, m, top, self.factor)
+        panel_class = RoundedRows if self._is_native(dtype) else _RowPanel
+        return panel_class(self._start[rows], dense, A, B, scale, zero, m, top, self.factor)
 
     @property
     def _start(self) -> Tensor:
         return self._weight if self.start is None else self.start
 
     def _is_native(self, dtype: torch.dtype) -> bool:
-        own = (self._start, self._weight, self.A, self.B, self.grid.scale, self.grid.zero, self.m)
-        return dtype in HALF and usable(*own)
+        grid = (self.grid.scale, self.grid.zero)
+        return dtype in HALF and usable(self._start, self._weight, self.A, self.B, *grid, self.m)
 
     @torch.no_grad()
     def effective(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What [out, in]."""
+        """Return the effective weight What [out, in]."""
         What = torch.empty(self.shape, dtype=dtype, device=self.m.device)
-        with torch.autocast(What.device.type, enabled=False):  # it would round W' and the codes
+        with torch.autocast(What.device.type, enabled=False):  # would round W' and change codes
             parts = self.parts(dtype)
             side_by_side(lambda rows: self.panel(rows, dtype).values(What[rows]), parts)
         return What
 
     @torch.no_grad()
     def walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Chunks of rows: the slice, q - z and whether inside, both [rows, groups, size]."""
+        """Yield chunks of rows: the slice, the levels q - z [rows, groups, size], and a mask of the
+        same shape of weights inside the range."""
         for rows in self.parts():
             yield rows, *self.panel(rows).levels()
 
     def dense(self, rows: slice) -> Tensor:
-        """Rows of the dense weight."""
+        """Return rows of the dense weight."""
         return self._weight[rows]
 
     def codes_at(self, level: Tensor, rows: slice) -> Tensor:
-        """The codes of `level` = q - z [rows, groups, size] of these rows, float32 [rows, in]."""
+        """Return the codes, float32 [rows, in], of levels q - z [rows, groups, size]."""
         codes = (level + self.grid.zero[rows].unsqueeze(-1)).round_()
         return codes.clamp_(0, self.grid.top).view(len(level), -1)
 
     @torch.no_grad()
     def figures(self, rows: slice) -> tuple[int, Tensor, Tensor, Tensor]:
-        """See `RoundedRows.figures`; of these rows."""
+        """Return the statistics of `RoundedRows.figures` for some rows."""
         panel, dense = self.panel(rows), self.dense(rows)
         if isinstance(panel, RoundedRows):
             return panel.figures(dense)
@@ -263,21 +268,21 @@ class DLQATLinear(nn.Module):
         return changed, counts, group_sums(D.square_()), group_sums(inside)
 
     def convert(
-        self, stored: torch.dtype = torch.float32, grid: GridType = "zero-point"
+        self, scale_dtype: torch.dtype = torch.float32, grid: GridType = "zero-point"
     ) -> QuantizedWeight:
-        """The current codes, with scales m s (and offsets -m s z) rounded to `stored`.
+        """Return the current codes, with scales m s (and offsets -m s z) rounded to `scale_dtype`.
 
-        Codes are never recomputed from a merged weight, which would give different ones. A
-        negative m stays one, as the sign of the scale.
+        Codes are never recomputed from a merged weight, because they could differ. A negative m
+        becomes the sign of the scale.
         """
         codes = torch.empty(self.shape, dtype=torch.uint8, device=self.m.device)
         for rows, level, _ in self.walk():
             codes[rows] = self.codes_at(level, rows).to(torch.uint8)
         folded = QuantGrid(self.grid.bits, self.m.detach() * self.grid.scale, self.grid.zero)
-        return QuantizedWeight(folded.stored(stored, grid), codes)
+        return QuantizedWeight(folded.stored(scale_dtype, grid), codes)
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         y = _FakeQuantLinear.apply(x, self.A, self.B, self.m, self, dtype)
         return y if self.base.bias is None else y + self.base.bias.to(dtype)

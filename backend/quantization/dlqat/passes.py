@@ -1,15 +1,15 @@
 """Passes over the decoder blocks with the calibration segments, one block at a time.
 
 EnergyPass       dense model: mean square of the inputs of every linear
-QuantizerPass    the model whose earlier blocks are already quantized
-BlockTraining    the model whose earlier blocks are already trained
-AuditPass        dense model: what every stage changes
+QuantizerPass    model whose earlier blocks are already quantized
+BlockTraining    model whose earlier blocks are already trained
+AuditPass        dense model: errors and statistics of every stage
 
-Post-training quantizers work block by block. H = Gram matrix of the inputs in the model whose
-earlier blocks are already quantized; a block is quantized on it, and its quantized outputs are the
-next block's inputs. Within a block, layers see the inputs of the dense one, or, where the quantizer
-is sequential, what the quantized layers before them give. Layers may be rounded in another basis
-(`backend.quantization.bases`)."""
+Post-training quantizers work block by block. H is the Gram matrix of the inputs in the model whose
+earlier blocks are already quantized. A block is quantized with H, and its quantized outputs are the
+inputs of the next block. Within a block, layers see the inputs from the dense layers, or, if the
+quantizer is sequential, from the quantized layers before them. Layers may be rounded in another
+basis (`backend.quantization.bases`)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -34,12 +34,13 @@ FAILURE = (
     "quantized",
     "Use more calibration text, or start from the rounded weights without GPTQ.",
 )
-DAMPING = 0.01  # first tried; relative to the mean energy of the inputs
+DAMPING = 0.01  # initial damping, relative to the mean energy of the inputs
 Starts = dict[str, Start]
 
 
 class RunPass(BlockWalk):
-    """A pass over the decoder blocks with the calibration segments; `name`: of its checkpoints."""
+    """A pass over the decoder blocks with the calibration segments. `name` is the prefix of its
+    checkpoints."""
 
     batch = CALIBRATION_BATCH  # segments
 
@@ -59,15 +60,15 @@ class RunPass(BlockWalk):
         self.stream.advance(self.forward(block, self.stream.hidden))
 
     def report(self, block: int, solved: bool) -> None:
-        doing = self._doing(block) if solved else REPLAY
-        self.reporter.progress(block + 1, self.run.blocks, doing)
+        activity = self._activity(block) if solved else REPLAY
+        self.reporter.progress(block + 1, self.run.blocks, activity)
 
     def forward(self, block: int, hidden: HiddenStates) -> HiddenStates:
-        """The outputs of `block`, with its current weights."""
+        """Return the outputs of `block` with its current weights."""
         return run_block(self.run.model, self.stream, block, hidden, self.safe_point)
 
     def safe_point(self) -> None:
-        """Stop here if cancellation was requested."""
+        """Raise `CancelledError` if cancellation was requested."""
         stop_if_asked(self.reporter)
 
     def collect_inputs(
@@ -75,26 +76,25 @@ class RunPass(BlockWalk):
         block: int,
         level: StatisticsLevel,
         linears: Mapping[str, LinearWeight],
-        whole: bool = True,
+        to_end: bool = True,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run `block`; input statistics of some linears by module, and its outputs, if it is run to
-        its end (`whole`)."""
+        """Run `block`. Return the input statistics of `linears` by module, and the outputs of the
+        block if it runs `to_end`."""
         stream, model = self.stream, self.run.model
         return collect_inputs(
-            model, stream, block, stream.hidden, linears, level, self.safe_point, whole
+            model, stream, block, stream.hidden, linears, level, self.safe_point, to_end
         )
 
     def layers(self, block: int, linears: Mapping[str, LinearWeight]) -> Iterator[LinearWeight]:
-        """Some of the quantized linears of `block`; report progress and check for
-        cancellation."""
-        whole = [*self.run.of_block(block)]
+        """Yield `linears` of `block`, report progress and check for cancellation."""
+        modules = [*self.run.of_block(block)]
         for linear in linears.values():
-            done = whole.index(linear.module) / len(whole)
-            self.reporter.progress(block + done, self.run.blocks, self._doing(block))
+            share = modules.index(linear.module) / len(modules)
+            self.reporter.progress(block + share, self.run.blocks, self._activity(block))
             stop_if_asked(self.reporter)
             yield linear
 
-    def _doing(self, block: int) -> str:
+    def _activity(self, block: int) -> str:
         return at_block(block, self.run.blocks, self.label)
 
 
@@ -110,7 +110,7 @@ class EnergyPass(RunPass):
 
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
-    """Make `stage` with its post-training quantizer and store it."""
+    """Run the post-training quantizer of `stage` and store the result."""
     merged = stage == DLQATStage.LORA_GPTQ
     method = "gptq" if merged else stage
     if QUANTIZERS[method].needs == "nothing":
@@ -122,11 +122,12 @@ def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
 
 
 class QuantizerPass(RunPass):
-    """Quantizes each block on the inputs that the blocks quantized before produce.
+    """Quantizes each block on the outputs of the quantized blocks before it.
 
     Args:
-        name: of the checkpoints; method: of the quantizer.
-        weight: linear -> the weight [out, in] to quantize.
+        name: prefix of the checkpoints.
+        method: name of the quantizer.
+        weight: returns the weight [out, in] of a linear to quantize.
     """
 
     def __init__(
@@ -141,17 +142,17 @@ class QuantizerPass(RunPass):
         self.quantizer, self.weight = QUANTIZERS[method], weight
 
     def solve(self, block: int) -> None:
-        run, left, starts = self.run, self.run.of_block(block), Starts()
-        weights = {module: self.weight(linear) for module, linear in left.items()}
-        names = {module: linear.name for module, linear in left.items()}
+        run, remaining, starts = self.run, self.run.of_block(block), Starts()
+        weights = {module: self.weight(linear) for module, linear in remaining.items()}
+        names = {module: linear.name for module, linear in remaining.items()}
         level = StatisticsLevel[self.quantizer.needs.upper()]
-        while left:
+        while remaining:
             with run.with_weights({names[m]: W for m, W in weights.items()}):
-                inputs, _ = self.collect_inputs(block, level, left, whole=False)
-            step = _next(left, inputs) if self.quantizer.sequential else left
+                inputs, _ = self.collect_inputs(block, level, remaining, to_end=False)
+            step = _next_layers(remaining, inputs) if self.quantizer.sequential else remaining
             starts |= self._quantize(block, step, weights, inputs)
             weights |= {module: _rounded_start(starts[module]) for module in step}
-            left = {module: x for module, x in left.items() if module not in step}
+            remaining = {module: x for module, x in remaining.items() if module not in step}
         run.store.save_starts(self.name, block, starts)
         if block < self.last:
             self._advance(block, {names[module]: W for module, W in weights.items()})
@@ -163,32 +164,32 @@ class QuantizerPass(RunPass):
         weights: Mapping[str, Tensor],
         inputs: Mapping[str, InputStatistics],
     ) -> Starts:
-        """The starts of some layers of a block, by module."""
-        run, starts, whole = self.run, Starts(), decoder_blocks(self.run.model)[block]
-        of_step = {module: weights[module] for module in step}
+        """Quantize the layers of `step`. Layers with the same inputs, basis and settings are
+        quantized together if the quantizer works by rows."""
+        run, starts, modules = self.run, Starts(), decoder_blocks(self.run.model)[block]
+        step_weights = {module: weights[module] for module in step}
         settings = run.settings(step)
-        bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, settings))
-        seen = InputsInBasis()
+        bases = self.quantizer.bases(BlockLayers(modules, step_weights, inputs, settings))
+        statistics = InputsInBasis()
 
-        def is_alike(one: str, other: str) -> bool:
-            parts = ((part[one], part[other]) for part in (inputs, bases))
-            return all(a is b for a, b in parts) and settings[one] == settings[other]
+        def can_join(a: str, b: str) -> bool:
+            same_inputs = inputs[a] is inputs[b] and bases[a] is bases[b]
+            return same_inputs and settings[a] == settings[b]
 
         for linear in self.layers(block, step):
             name, basis = linear.module, bases[linear.module]
             if name in starts:
                 continue
-            together = self.quantizer.by_rows and basis is PLAIN
-            alike = [each for each in step if is_alike(name, each)] if together else [name]
-            W = torch.cat([basis.into(weights[each]) for each in alike])
-            quantize = partial(
-                self.quantizer.quantize, W, seen.of(inputs[name], basis), settings[name]
-            )
+            joins = self.quantizer.by_rows and basis is PLAIN
+            batch = [module for module in step if can_join(name, module)] if joins else [name]
+            W = torch.cat([basis.into(weights[module]) for module in batch])
+            layer_inputs = statistics.of(inputs[name], basis)
+            quantize = partial(self.quantizer.quantize, W, layer_inputs, settings[name])
             V, grid = search_damping(quantize, DAMPING, self.reporter.log, linear.name, FAILURE)
-            rows = [len(weights[each]) for each in alike]
+            rows = [len(weights[module]) for module in batch]
             parts = (V.split(rows), grid.scale.split(rows), grid.zero.split(rows))
-            for each, W, scale, zero in zip(alike, *parts, strict=True):
-                starts[each] = (W, QuantGrid(grid.bits, scale, zero), basis)
+            for module, W, scale, zero in zip(batch, *parts, strict=True):
+                starts[module] = (W, QuantGrid(grid.bits, scale, zero), basis)
         return starts
 
     def replay(self, block: int) -> None:
@@ -197,59 +198,61 @@ class QuantizerPass(RunPass):
         self._advance(block, {name: _rounded_start(start) for name, start in starts.items()})
 
     def _advance(self, block: int, rounded: Mapping[str, Tensor]) -> None:
-        """Move the hidden states past `block`, given its `rounded` weights by full name."""
+        """Move the hidden states past `block` with its `rounded` weights, by full name."""
         with self.run.with_weights(rounded):
             super().replay(block)
 
 
 class InputsInBasis:
-    """Input statistics in other bases; layers that share inputs and basis share one object, and
-    with it the factors of H."""
+    """Input statistics in other bases. Layers with the same inputs and basis share one object, and
+    thus the factors of H."""
 
     def __init__(self) -> None:
-        self._found = dict[tuple[int, int, int], InputStatistics]()
+        self._statistics = dict[tuple[int, int, int], InputStatistics]()
 
     def of(self, inputs: InputStatistics, basis: Basis) -> InputStatistics:
-        """`inputs` in `basis`."""
+        """Return `inputs` in `basis`."""
         if basis.scale is None and not basis.inputs:
             return inputs
         scale = 0 if basis.scale is None else basis.scale.data_ptr()
         key = (id(inputs), scale, basis.inputs)
-        if key not in self._found:
+        if key not in self._statistics:
             H = basis.gram(inputs.gram)
-            self._found[key] = InputStatistics(inputs.tokens, H.diagonal(), H, dtype=inputs.dtype)
-        return self._found[key]
+            self._statistics[key] = InputStatistics(
+                inputs.tokens, H.diagonal(), H, dtype=inputs.dtype
+            )
+        return self._statistics[key]
 
 
 def _rounded_start(start: Start) -> Tensor:
-    """The weights [out, in] that a start is rounded to."""
+    """Return the rounded weights [out, in] of a start."""
     W, grid, basis = start
     return basis.back(grid.nearest(W))
 
 
-def _next(
-    left: Mapping[str, LinearWeight], inputs: Mapping[str, InputStatistics]
+def _next_layers(
+    remaining: Mapping[str, LinearWeight], inputs: Mapping[str, InputStatistics]
 ) -> dict[str, LinearWeight]:
-    """The layers that are quantized next: those with the inputs of the first, and the same layers
-    of other experts."""
-    first = inputs[next(iter(left))]
-    roles = {_role(module) for module in left if inputs[module] is first}
-    return {module: linear for module, linear in left.items() if _role(module) in roles}
+    """Return the layers to quantize next: those with the inputs of the first layer, and the same
+    layers of other experts."""
+    first = inputs[next(iter(remaining))]
+    roles = {_role(module) for module in remaining if inputs[module] is first}
+    return {module: linear for module, linear in remaining.items() if _role(module) in roles}
 
 
 def _role(module: str) -> str:
-    """The name of a layer without the number of its expert."""
+    """Return the name of a layer without the number of its expert."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 
 def _merged_lora(run: DLQATRun, linear: LinearWeight) -> Tensor:
-    """The weight [out, in] of the LoRA control."""
+    """Return the weight [out, in] of a linear of the LoRA control."""
     W = run.weight(DLQATStage.LORA, linear)
     return W.mul_(linear.read() != 0) if run.plan.settings(linear.name).keep_zeros else W
 
 
 def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, QuantizedWeight]:
-    """Full name -> layer, by a quantizer that needs no inputs."""
+    """Quantize all layers with a quantizer that needs no inputs. Return them by full name."""
     layers, quantizer = dict[str, QuantizedWeight](), QUANTIZERS[method]
     for index, block in enumerate(decoder_blocks(run.model)):
         linears = run.of_block(index)
@@ -260,6 +263,6 @@ def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, Quanti
             stop_if_asked(reporter)
             reporter.progress(len(layers), len(run.linears), "Rounding")
             W, basis = bases[module].into(weights[module]), bases[module]
-            found = quantizer.quantize(W, InputStatistics(), settings[module], DAMPING)
-            layers[linear.name] = run.quantize(linear.name, (*found, basis))
+            V, grid = quantizer.quantize(W, InputStatistics(), settings[module], DAMPING)
+            layers[linear.name] = run.quantize(linear.name, (V, grid, basis))
     return layers

@@ -1,19 +1,19 @@
 """DL-QAT (Ke et al., EMNLP 2024 industry track) and its baselines, from one dense model.
 
-    grid     scales and zero-points of every group, found once and then fixed
-    start    the dense weights, those GPTQ has compensated, or those of block-wise training
-    blocks   a rival: weights and grids trained block by block (see `block_training`)
+    grid     scales and zero-points of every group, searched once and then fixed
+    start    the dense weights, weights compensated by GPTQ, or weights from block-wise training
+    blocks   baseline: weights and grids trained block by block (see `block_training`)
     train    A, B inside the rounding, m after it (see `linear`)
-    convert  codes, with m folded into the scales: nothing of A, B, m remains
+    convert  codes, with m folded into the scales; A, B and m are no longer needed
     audit    all stages measured on the same inputs
 
-Use it as
+Usage:
 
     qat = DLQAT(model, calibration, input_ids, labels, config, plan, checkpoints)
     for stage in qat.prepare(reporter):
         qat.make(stage, reporter)
         with qat.installed(stage):
-            ...                             # `model` is that stage's model here
+            ...                             # `model` has the weights of the stage here
     qat.audit(reporter)
     layers = qat.converted(DLQATStage.DLQAT)   # to export
 """
@@ -46,7 +46,7 @@ from backend.quantization.dlqat.passes import ENERGY, EnergyPass, QuantizerPass,
 from backend.quantization.dlqat.run import DLQATRun, DLQATStageStore, Judge, stage_name
 from backend.quantization.dlqat.statistics import TrainingSnapshots, audit
 from backend.quantization.dlqat.trainer import (
-    LOWERED,
+    RETRY_RATE_FACTOR,
     failed_attempts,
     teacher_loss,
     text_loss,
@@ -62,21 +62,23 @@ from backend.training.stage_store import block_name
 
 
 class DLQAT:
-    """One run. Deterministic for the same model, texts, config, seed, threads and machine, even if
-    it is stopped and resumed. To resume, load the dense model again.
+    """A DL-QAT run. Deterministic for the same model, texts, config, seed, threads and machine,
+    even if it is stopped and resumed. To resume, load the dense model again.
 
     Args:
-        model: dense, in memory, on the device to work on. Its parameters are frozen; those that
-            are not quantized are rounded to their stored precision, so that the dense reference
-            has the same embeddings and norms as the quantized stages.
-        calibration, heldout, input_ids, labels, dense, judge: see `DLQATRun`.
-        checkpoints: of this run alone; stored stages are not made again.
+        model: dense model, on the device to work on. Its parameters are frozen. Those that are not
+            quantized are rounded to their stored precision, so that the dense reference has the
+            same embeddings and norms as the quantized stages.
+        checkpoints: checkpoints of this run alone; stored stages are not made again.
+        seed: seed of the training order and of A.
+
+    The other arguments are described in `DLQATRun`.
 
     Raises:
-        ConfigError: the plan does not fit the model, or the model its stored precision.
+        ConfigError: the plan does not fit the model, or a weight overflows the stored precision.
 
     Attributes:
-        seconds: time spent on each stage.
+        seconds: seconds spent on each stage.
     """
 
     def __init__(
@@ -121,17 +123,17 @@ class DLQAT:
             judge,
         )
         self.seconds: dict[str, float] = {}
-        self._losses: dict[str, list[float]] = {}  # of finished stages, on held-out windows
-        _round_rest(self.run)
+        self._losses: dict[str, list[float]] = {}  # stage -> losses on the held-out windows
+        _round_unquantized(self.run)
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages after the dense model, in order."""
+        """Stages after the dense model, in running order."""
         return self.run.plan.stages[1:]
 
     @torch.no_grad()
     def prepare(self, reporter: Reporter) -> tuple[str, ...]:
-        """Compute what several stages need: input energies, or the GPTQ pass. Returns the stages
+        """Compute the GPTQ pass or the input energies, which several stages use. Return the stages
         to make, in order."""
         run = self.run
         if run.config.needs_gptq:
@@ -143,10 +145,10 @@ class DLQAT:
         return self.stages
 
     def make(self, stage: str, reporter: Reporter) -> None:
-        """Make `stage`, given those before it; returns at once if it is stored.
+        """Make `stage` from the stages before it. Return at once if it is stored.
 
         Raises:
-            ComputeError: the computation failed; names the layer or step.
+            ComputeError: the computation failed; the message names the layer or step.
             CancelledError: cancellation was requested.
         """
         with self._timed(stage):
@@ -156,30 +158,31 @@ class DLQAT:
                 self._make(stage, reporter)
 
     def heldout_losses(self, stage: str, reporter: Reporter) -> list[float]:
-        """The losses of a finished stage on the held-out windows; empty without windows."""
+        """Return the losses of a finished stage on the held-out windows; empty without windows."""
         if stage not in self._losses:
-            with self.installed(stage, self.run.passed):
+            with self.installed(stage, self.run.in_pass_precision):
                 self._losses[stage] = self.run.heldout_losses(reporter)
         return self._losses[stage]
 
-    def lowered(self, stage: str) -> float | None:
-        """The learning rate of a stage where that of the config was too high."""
+    def lowered_rate(self, stage: str) -> float | None:
+        """Return the learning rate of a stage if that of the config was too high, otherwise
+        None."""
         failed = failed_attempts(self.run.store, stage)
-        return self.run.config.rate * LOWERED**failed if failed else None
+        return self.run.config.rate * RETRY_RATE_FACTOR**failed if failed else None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to that of `stage` and its earlier attempts, unless it is
-        already stored."""
-        store, name = self.run.store, f".seconds-{stage}"  # hidden: not a checkpoint to resume from
-        stored = float(store.facts(name)["seconds"]) if store.holds(name) else 0.0
-        self.seconds[stage] = before = max(self.seconds.get(stage, 0.0), stored)
-        was_stored, began = store.holds(stage_name(stage)), time.perf_counter()
+        """Add the time of the body to the seconds of `stage`, including earlier attempts, unless
+        the stage is already stored."""
+        store, name = self.run.store, f".seconds-{stage}"  # hidden: a run cannot resume from it
+        earlier_s = float(store.facts(name)["seconds"]) if store.holds(name) else 0.0
+        self.seconds[stage] = earlier_s = max(self.seconds.get(stage, 0.0), earlier_s)
+        was_stored, started = store.holds(stage_name(stage)), time.perf_counter()
         try:
             yield
         finally:
             if not was_stored:
-                self.seconds[stage] = before + time.perf_counter() - began
+                self.seconds[stage] = earlier_s + time.perf_counter() - started
                 with suppress(OSError):
                     store.save(name, {}, seconds=self.seconds[stage])
 
@@ -212,45 +215,45 @@ class DLQAT:
         def judge() -> list[float]:
             for name, layer in layers.items():
                 converted[name] = layer.convert(run.stored, run.plan.settings(name).grid)
-            return self._judged(stage, layers, converted, reporter)
+            return self._heldout_losses_of(stage, layers, converted, reporter)
 
-        # no layer has moved yet: training goes on from a stage as it is
-        begun = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
-        before = self.heldout_losses(begun, reporter) if begun in self.stages else judge()
+        # before training the layers equal the stage they start from
+        source = {"gptq": DLQATStage.GPTQ, "block-wise": DLQATStage.BLOCKS}.get(config.start)
+        before = self.heldout_losses(source, reporter) if source in self.stages else judge()
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-            distils = stage == DLQATStage.DLQAT_KD
-            loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
+            distills = stage == DLQATStage.DLQAT_KD
+            loss = teacher_loss(run, run.model, layers) if distills else text_loss(run, run.model)
             train_stage(run, stage, parameters, loss, snapshots, judge, before, reporter)
         run.store.save_stage(stage, converted)
 
-    def _judged(
+    def _heldout_losses_of(
         self,
         stage: str,
         layers: Mapping[str, DLQATLinear],
         converted: Mapping[str, QuantizedWeight],
         reporter: Reporter,
     ) -> list[float]:
-        """The held-out losses of a stage in training, whose `layers` may be in place: of what they
-        are `converted` to."""
-        run, own = self.run, {name: layer.base for name, layer in layers.items()}
-        weights = {name: run.passed(run.saved(layer)) for name, layer in converted.items()}
-        with swap_modules(run.model, own), run.with_weights(weights), run.with_embeddings(stage):
+        """Return the held-out losses of a stage in training, with the weights of the `converted`
+        layers. The model may contain the trained `layers`."""
+        run, bases = self.run, {name: layer.base for name, layer in layers.items()}
+        weights = {n: run.in_pass_precision(run.saved(layer)) for n, layer in converted.items()}
+        with swap_modules(run.model, bases), run.with_weights(weights), run.with_embeddings(stage):
             self._losses[stage] = run.heldout_losses(reporter)
         return self._losses[stage]
 
     def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
-        """Full name -> trainable layer that replaces that linear."""
+        """Create the trainable layers that replace the linears, by full name."""
         run, config = self.run, self.run.config
         generator, layers = torch.Generator().manual_seed(run.seed), dict[str, DLQATLinear]()
-        for done, (name, linear) in enumerate(run.linears.items()):
+        pass_name = DLQATStage.BLOCKS if config.start == "block-wise" else DLQATStage.GPTQ
+        for number, (name, linear) in enumerate(run.linears.items(), 1):
             stop_if_asked(reporter)
-            reporter.progress(0, 1, f"Range search, layer {done + 1} of {len(run.linears)}")
-            trained = config.start == "block-wise"
-            start, grid = self._start(linear, DLQATStage.BLOCKS if trained else DLQATStage.GPTQ)
+            reporter.progress(0, 1, f"Range search, layer {number} of {len(run.linears)}")
+            start, grid = self._start(linear, pass_name)
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
-                None if config.start == "rounded" else start,  # None: its own weights
+                None if config.start == "rounded" else start,
                 rank=config.rank,
                 alpha=ALPHA,
                 trains=config.trains(stage),
@@ -260,21 +263,19 @@ class DLQAT:
         return layers
 
     def _start(self, linear: LinearWeight, name: str = DLQATStage.GPTQ) -> tuple[Tensor, QuantGrid]:
-        """Initial weights of training, and the grid.
-
-        Args:
-            name: of the pass they come from, unless they are the dense ones.
-        """
+        """Return the initial weights and the grid of a layer. `name` is the pass they come from,
+        unless training starts from the dense weights."""
         if self.run.config.start != "rounded":
             return self.run.store.start(name, linear)[:2]
-        W, of, energy = linear.read(), self.run.plan.settings(linear.name), None
+        W, settings, energy = linear.read(), self.run.plan.settings(linear.name), None
         if self.run.config.needs_energies:
             energy = self.run.store.tensors(block_name(ENERGY, linear.block))[linear.module]
-        return W, search_range(W, of.bits, of.group_size, of.grid, of.space, energy)
+        size = (settings.bits, settings.group_size, settings.grid)
+        return W, search_range(W, *size, settings.space, energy)
 
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
-        """Full name -> codes, scales and zero-points of every layer of a finished stage, and of the
-        embedding and the head where they are quantized."""
+        """Return the quantized layers of a finished stage by full name, including the embedding and
+        the head if they are quantized."""
         layers = {name: self.run.store.quantized(stage, name) for name in self.run.linears}
         return {**self.run.embeddings, **layers}
 
@@ -282,8 +283,8 @@ class DLQAT:
     def installed(
         self, stage: str, change: Callable[[Tensor], Tensor] = lambda W: W
     ) -> Iterator[None]:
-        """Temporarily turn the model into that of a finished stage, its weights as `change` returns
-        them."""
+        """Temporarily give the model the weights of a finished stage, after applying `change` to
+        each."""
         linears = self.run.linears.items()
         weights = {name: change(self.run.weight(stage, x)) for name, x in linears}
         with self.run.with_weights(weights), self.run.with_embeddings(stage):
@@ -291,34 +292,37 @@ class DLQAT:
 
     @torch.no_grad()
     def audit(self, reporter: Reporter) -> dict[str, float]:
-        """Report the statistics of all tensors at all stages; stage -> mean relative error."""
+        """Report the statistics of all tensors at all stages. Return the mean relative error of
+        each stage."""
         return audit(self.run, reporter)
 
 
 def _planned_linears(model: PreTrainedModel, plan: QuantizationPlan) -> dict[str, LinearWeight]:
-    """Full name -> linear of the layers that are quantized.
+    """Return the linears that the plan quantizes, by full name.
 
     Raises:
-        ConfigError: the plan is of another model.
+        ConfigError: the plan belongs to another model.
     """
     blocks = range(len(decoder_blocks(model)))
     linears = {x.name: x for block in blocks for x in block_linears(model, block).values()}
     planned = [name for group in plan.groups for name in group.layers]
     outside = {model.get_input_embeddings(), model.get_output_embeddings()}
-    known = {*linears, *(name for name, module in model.named_modules() if module in outside)}
+    layers = {*linears, *(name for name, module in model.named_modules() if module in outside)}
     planned += plan.embedding.layers if plan.embedding else ()
-    if strange := [name for name in planned if name not in known]:
+    if missing := [name for name in planned if name not in layers]:
         raise ConfigError(
-            "The plan is of another model.", f"It has no layer {strange[0]}.", "Add the run anew."
+            "The plan belongs to another model.",
+            f"The model has no layer {missing[0]}.",
+            "Submit the run again.",
         )
     return {name: x for name, x in linears.items() if plan.layers.get(name)}
 
 
-def _round_rest(run: DLQATRun) -> None:
+def _round_unquantized(run: DLQATRun) -> None:
     """Round every parameter that is not quantized to its stored precision.
 
     Raises:
-        ConfigError: a value overflows it.
+        ConfigError: a value overflows that precision.
     """
     dtype = run.dense or run.stored
     quantized = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}

@@ -1,13 +1,13 @@
-"""What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints.
+"""State shared by all stages of a DL-QAT run: model, texts, plan and checkpoints.
 
-Its checkpoints:
+Checkpoints:
 
-energy-0003/     mean square of every input of one block
-gptq-0003/       one block of a quantizer pass: weights to round and their grids
+energy-0003/      mean square of every input of one block
+gptq-0003/        one block of a quantizer pass: weights to round and their grids
 train-dlqat-0-1/  a training step: parameters and optimizer state
-stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
-.seconds-dlqat/  time it took, over all attempts that were not killed
-audit-0003/      errors of all stages of one block"""
+stage-dlqat/      a finished stage: codes, scales and zero-points of every layer, or A and B
+.seconds-dlqat/   duration of a stage, over all attempts that were not killed
+audit-0003/       errors of all stages of one block"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -31,11 +31,11 @@ from backend.reporter import Reporter, stop_if_asked
 from backend.training.stage_store import StageStore, block_name
 
 Start = tuple[Tensor, QuantGrid, Basis]  # weights to round [out, in], their grid and basis
-Judge = Callable[..., list[float]]  # as `heldout_losses`
+Judge = Callable[..., list[float]]  # with the parameters of `heldout_losses`
 
 
 class DLQATStageStore(StageStore):
-    """The checkpoints of one run; tensors are loaded to `device`."""
+    """Checkpoints of one run. Tensors are loaded to `device`."""
 
     def __init__(self, checkpoints: Checkpoints, plan: QuantizationPlan, device: str) -> None:
         super().__init__(checkpoints, _label, device)
@@ -51,7 +51,7 @@ class DLQATStageStore(StageStore):
         self.save(stage_name(stage), tensors)
 
     def quantized(self, stage: str, name: str) -> QuantizedWeight:
-        """Layer `name` at `stage`."""
+        """Load layer `name` at `stage`."""
         bits, tensors = self._plan.settings(name).bits, self.tensors(stage_name(stage), f"{name}.")
         return quantized_from(name, bits, tensors)
 
@@ -70,7 +70,7 @@ class DLQATStageStore(StageStore):
         self.save(block_name(name, block), tensors)
 
     def start(self, name: str, linear: LinearWeight) -> Start:
-        """One layer of quantizer pass `name`."""
+        """Load one layer of quantizer pass `name`."""
         tensors = self.tensors(block_name(name, linear.block), f"{linear.module}.")
         bits = self._plan.settings(linear.name).bits
         grid = QuantGrid(bits, tensors["scale"], tensors["zero"])
@@ -78,7 +78,7 @@ class DLQATStageStore(StageStore):
 
 
 def stage_name(stage: str) -> str:
-    """The checkpoint of a finished stage."""
+    """Return the checkpoint name of a finished stage."""
     return f"stage-{stage}"
 
 
@@ -88,18 +88,19 @@ def _label(name: str, file: str) -> str:
 
 @dataclass(frozen=True)
 class DLQATRun:
-    """One DL-QAT run.
+    """A DL-QAT run.
 
     Attributes:
-        model: dense; every replacement of its layers or weights is undone.
-        linears: full name -> linear of the layers that are quantized.
+        model: dense model; every replacement of its layers or weights is undone.
+        linears: full name -> linear of each quantized layer.
         calibration: token ids [segments, L].
-        input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
-        dtype: of the forward passes.
-        dense: dtype of the weights where the quantized model is saved dense; None: it is packed.
-        heldout: token ids [windows, L], to judge by; may be empty.
-        judge: computes the losses on them.
-        embeddings: full name -> the token embedding, and a head of its own, where the plan
+        input_ids: training sequences [n, length].
+        labels: labels [n, length] of the training sequences; -100 is ignored.
+        dtype: dtype of the forward passes.
+        dense: dtype of the weights if the quantized model is saved dense; None if it is packed.
+        heldout: held-out token ids [windows, L]; may be empty.
+        judge: computes the losses on the held-out windows.
+        embeddings: full name -> token embedding, and the head unless it is tied, if the plan
             quantizes them. The dense model and the LoRA control keep theirs.
     """
 
@@ -118,7 +119,7 @@ class DLQATRun:
     judge: Judge = heldout_losses
 
     def heldout_losses(self, reporter: Reporter) -> list[float]:
-        """The losses on the held-out windows of the model as it is now, nats per token; empty
+        """Return the losses of the current model on the held-out windows, in nats per token; empty
         without windows."""
         if not len(self.heldout):
             return []
@@ -132,27 +133,28 @@ class DLQATRun:
 
     @property
     def blocks(self) -> int:
+        """Number of decoder blocks."""
         return len(decoder_blocks(self.model))
 
     @property
     def stored(self) -> torch.dtype:
-        """The dtype that scales are rounded to where they are saved."""
+        """Dtype of saved scales."""
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
 
     def settings(self, linears: Mapping[str, LinearWeight]) -> dict[str, QuantSettings]:
-        """Module -> settings of some layers of a block."""
+        """Map the modules of a block to their settings."""
         return {module: self.plan.settings(x.name) for module, x in linears.items()}
 
     def of_block(self, block: int) -> dict[str, LinearWeight]:
-        """Module name -> linear of the layers of `block` that are quantized."""
+        """Map the modules of a block to its quantized linears."""
         return {x.module: x for x in self.linears.values() if x.block == block}
 
     def quantize(self, name: str, start: Start) -> QuantizedWeight:
-        """Round the weights of layer `name` to their grid, and that to the stored precision."""
+        """Round the weights of layer `name` to their grid, and the grid to the stored precision."""
         W, grid, basis = start
-        stored = grid.stored(self.stored, self.plan.settings(name).grid)
-        return QuantizedWeight(stored, grid.codes(W).to(torch.uint8), basis)
+        stored_grid = grid.stored(self.stored, self.plan.settings(name).grid)
+        return QuantizedWeight(stored_grid, grid.codes(W).to(torch.uint8), basis)
 
     @cached_property
     def embeddings(self) -> dict[str, QuantizedWeight]:
@@ -160,20 +162,20 @@ class DLQATRun:
         if settings is None:
             return {}
         weights = {name: self.embedding_weight(name) for name in settings.layers}
-        tied = {id(W): name for name, W in reversed(weights.items())}  # one of two names
-        return {n: quantize_embedding(weights[n], settings, self.stored) for n in tied.values()}
+        unique = {id(W): name for name, W in reversed(weights.items())}  # tied weights once
+        return {n: quantize_embedding(weights[n], settings, self.stored) for n in unique.values()}
 
     def embedding_weight(self, name: str) -> nn.Parameter:
-        """The parameter [vocabulary, hidden] of the embedding or the head of that name."""
+        """Return the parameter [vocabulary, hidden] of the embedding or head `name`."""
         return self.model.get_submodule(name).get_parameter("weight")
 
     def save_rounded(self, stage: str) -> None:
-        """Store as `stage` what its pass has left to round."""
+        """Round the weights that the pass of `stage` has stored, and store the stage."""
         starts = {name: self.store.start(stage, x) for name, x in self.linears.items()}
         self.store.save_stage(stage, {name: self.quantize(name, x) for name, x in starts.items()})
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
-        """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
+        """Return the weight [out, in] of `linear` at a finished stage, float32."""
         if stage == DLQATStage.DENSE:
             return linear.read()
         if stage != DLQATStage.LORA:
@@ -183,29 +185,29 @@ class DLQATRun:
         return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
 
     def saved(self, layer: QuantizedWeight) -> Tensor:
-        """The weight [out, in] of a quantized layer as the model is saved, float32."""
+        """Return the weight [out, in] of a quantized layer in the saved model, float32."""
         W = layer.dense()
         return W if self.dense is None else W.to(self.dense).to(W.dtype)
 
     @contextmanager
     def with_embeddings(self, stage: str) -> Iterator[None]:
-        """Temporarily replace the embedding and the head by those of a stage."""
-        kept = stage in (DLQATStage.DENSE, DLQATStage.LORA)
-        layers = {} if kept else self.embeddings
+        """Temporarily replace the embedding and the head with those of a stage."""
+        unchanged = stage in (DLQATStage.DENSE, DLQATStage.LORA)
+        layers = {} if unchanged else self.embeddings
         with swap_weights({self.embedding_weight(n): x.dense() for n, x in layers.items()}):
             yield
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Temporarily replace weights by `weights`, [out, in] by full name, in the dtype of the
-        model, or those of `passed` in theirs."""
-        others: dict[Tensor, Tensor] = {}
+        """Temporarily replace weights, [out, in] by full name. They keep the dtype bfloat16;
+        otherwise they are converted to the dtype of the model."""
+        replacements: dict[Tensor, Tensor] = {}
         for name, W in weights.items():
-            own = self.linears[name].layer.get_parameter("weight")
-            dtype = W.dtype if W.dtype == torch.bfloat16 else own.dtype
-            others[own] = self.linears[name].as_stored(W).to(dtype)
-        return with_data(others)
+            parameter = self.linears[name].layer.get_parameter("weight")
+            dtype = W.dtype if W.dtype == torch.bfloat16 else parameter.dtype
+            replacements[parameter] = self.linears[name].as_stored(W).to(dtype)
+        return with_data(replacements)
 
-    def passed(self, W: Tensor) -> Tensor:
-        """`W` as a pass reads it: rounded to bfloat16 where it does that anyhow, which takes half
-        of the memory."""
+    def in_pass_precision(self, W: Tensor) -> Tensor:
+        """Return `W` rounded to bfloat16 if the forward pass does so anyway. This halves the
+        memory."""
         return W.to(torch.bfloat16) if self.dtype == torch.bfloat16 else W

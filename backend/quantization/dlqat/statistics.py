@@ -1,19 +1,24 @@
-"""Statistics of a DL-QAT run: during training, and an audit of what every stage changes.
+"""Statistics of a DL-QAT run: curves and profiles during training, and an audit of every stage.
 
-During training, curves are reported every few steps, profiles of all groups at a few.
+Curves are reported every few steps:
 
 changed            share of codes that differ from the initial ones
 m, p05 ..          quantiles of the group magnitudes over all layers
 
-profiles of a tensor: magnitude m and, at the first and the last snapshot, scale m s, error
-(root mean square of What - W_dense) and clipped (share of weights outside the range of the grid),
-all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also worst: the groups
-with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
+Profiles of a tensor are reported at a few snapshots:
 
-The audit measures the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the
-inputs of the dense model for all stages, and the statistics of its weights. A few thousand tokens
-tell the error: in SmolLM2-135M at 3 bits, 4,096 give the mean over its layers within 1 % of what
-32,768 give, and single layers within 3 % (standard deviation)."""
+magnitude          m [out, groups]
+codes              count of each code [2^n]
+scale              m s [out, groups], at the first and the last snapshot
+error              root mean square of What - W_dense [out, groups], at the same snapshots
+clipped            share of weights outside the range of the grid [out, groups], the same
+worst              groups with the largest errors [count, 3 + 2 size], at the last snapshot:
+                   row, group, z, W_dense .., What ..
+
+The audit measures the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the inputs of the
+dense model for all stages, and the statistics of its weights. A few thousand tokens suffice: in
+SmolLM2-135M at 3 bits, 4,096 tokens give the mean error over all layers within 1 % of 32,768
+tokens, and single layers within 3 % (standard deviation)."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
@@ -40,21 +45,22 @@ from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.statistics.tensors import FAN, RELATIVE_ERROR, TensorProfile
 from backend.training.stage_store import block_name
 
-SNAPSHOTS = 5  # of all groups
-CURVE_POINTS, STEPS_BETWEEN = 10, 2  # of curves that cost a pass over all weights
-WORST_GROUPS = 16  # recorded weight by weight
-MAX_GROUP_SIZE = 1024  # of those
+SNAPSHOTS = 5  # profiles of all groups during a training
+CURVE_POINTS, MIN_STEPS_BETWEEN = 10, 2  # points of curves that take a pass over all weights
+WORST_GROUPS = 16  # groups recorded weight by weight
+MAX_GROUP_SIZE = 1024  # largest groups recorded weight by weight
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 AUDIT = "audit"
 
 
 def code_usage(layer: QuantizedWeight) -> Tensor:
-    """Count of each code: int64 [2^n]."""
+    """Return the count of each code, int64 [2^n]."""
     return torch.bincount(layer.codes.flatten(), minlength=layer.grid.top + 1)
 
 
 class TrainingSnapshots:
-    """Report the layers of one training of so many steps, by full name."""
+    """Reports curves and profiles of the layers, by full name, during a training of `steps`
+    steps."""
 
     def __init__(
         self,
@@ -66,24 +72,26 @@ class TrainingSnapshots:
     ) -> None:
         self._stage, self._layers, self._linears = stage, layers, linears
         self._reporter, self._steps = reporter, steps
-        self._at = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
-        self._every = max(STEPS_BETWEEN, steps // CURVE_POINTS)
+        self._snapshot_steps = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
+        self._curve_interval = max(MIN_STEPS_BETWEEN, steps // CURVE_POINTS)
 
     def __call__(self, step: int) -> None:
-        """Report after `step` steps; 0: before the first."""
-        ends = step in (0, self._steps)
-        curve = step % self._every == 0 or ends
-        if not curve and step not in self._at:
+        """Report after `step` steps; 0 for before training."""
+        at_end = step in (0, self._steps)
+        has_curve = step % self._curve_interval == 0 or at_end
+        has_profiles = step in self._snapshot_steps
+        if not has_curve and not has_profiles:
             return
-        changed, look = 0, partial(self._look, step, step in self._at)
+        changed, measure = 0, partial(self._measure_layer, step, has_profiles)
         for _, names in groupby(self._layers, lambda name: self._linears[name].block):
-            block = sorted(names, key=lambda name: -self._layers[name].m.numel())  # evens out
-            beside = self._layers[block[0]].m.device.type == "cpu"
-            for count, profiles in side_by_side(look, block) if beside else map(look, block):
+            # large layers first, which balances the threads
+            block = sorted(names, key=lambda name: -self._layers[name].m.numel())
+            on_cpu = self._layers[block[0]].m.device.type == "cpu"
+            for count, profiles in side_by_side(measure, block) if on_cpu else map(measure, block):
                 changed += count
                 for profile in profiles:
                     self._reporter.profile(profile)
-        if not curve:
+        if not has_curve:
             return
         layers = self._layers.values()
         weights = sum(rows * columns for rows, columns in (layer.shape for layer in layers))
@@ -92,12 +100,13 @@ class TrainingSnapshots:
         for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
             self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
-    def _look(self, step: int, whole: bool, name: str) -> tuple[int, list[TensorProfile]]:
-        """The number of codes of a layer that have changed, and, if they are wanted, its
-        profiles."""
+    def _measure_layer(
+        self, step: int, has_profiles: bool, name: str
+    ) -> tuple[int, list[TensorProfile]]:
+        """Return the number of changed codes of a layer, and its profiles if `has_profiles`."""
         layer, linear = self._layers[name], self._linears[name]
         changed, codes, errors, inside = zip(*map(layer.figures, layer.parts()), strict=True)
-        if not whole:
+        if not has_profiles:
             return sum(changed), []
         size, m = layer.shape[1] // layer.grid.groups, layer.m.detach()
         error = torch.cat(errors).div_(size).sqrt_()  # root mean square of each group
@@ -106,45 +115,46 @@ class TrainingSnapshots:
             "codes": torch.stack(codes).sum(0),
         }
         if step in (0, self._steps):
-            figures["scale"] = _short(m * layer.grid.scale)
-            figures["error"] = _short(error)
-            figures["clipped"] = _short(1 - torch.cat(inside).div_(size))
+            figures["scale"] = _compressible(m * layer.grid.scale)
+            figures["error"] = _compressible(error)
+            figures["clipped"] = _compressible(1 - torch.cat(inside).div_(size))
         if step == self._steps and size <= MAX_GROUP_SIZE:
-            figures["worst"] = _short(_worst(layer, error))
-        place = f"{name}.weight", linear.block, linear.module, self._stage
+            figures["worst"] = _compressible(_worst_groups(layer, error))
+        tensor = f"{name}.weight", linear.block, linear.module, self._stage
         profiles = [
-            TensorProfile(*place, figure, values.float().cpu().contiguous().numpy(), step)
+            TensorProfile(*tensor, figure, values.float().cpu().contiguous().numpy(), step)
             for figure, values in figures.items()
         ]
         return sum(changed), profiles
 
 
-def _short(values: Tensor) -> Tensor:
-    """`values` with the mantissa of bfloat16 plus four bits, which compresses well."""
+def _compressible(values: Tensor) -> Tensor:
+    """Round `values` to the mantissa of bfloat16 plus four bits, which compresses well."""
     mantissa, exponent = torch.frexp(values.float())
     return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
 
 
-def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
-    """The groups with the largest error, the worst first: row, group, z, W_dense, What."""
+def _worst_groups(layer: DLQATLinear, error: Tensor) -> Tensor:
+    """Return the groups with the largest errors, worst first: row, group, z, W_dense, What."""
     order = error.flatten().argsort(descending=True, stable=True)[:WORST_GROUPS]
     rows, groups = order // layer.grid.groups, order % layer.grid.groups
     shape = (len(error), layer.grid.groups, -1)
-    dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
+    dense, trained = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
     head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
-    return torch.cat([head, dense[rows, groups].float(), moved[rows, groups]], 1)
+    return torch.cat([head, dense[rows, groups].float(), trained[rows, groups]], 1)
 
 
 def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
-    """Report the statistics of every tensor at every stage; stage -> mean relative output error."""
+    """Report the statistics of every tensor at every stage. Return the mean relative output error
+    of each stage."""
     linears = [x for block in range(run.blocks) for x in run.of_block(block).values()]
     largest = max((x.shape[0] * x.columns for x in linears), default=0)
-    workers = torch.get_num_threads()  # as most of the time is theirs
+    workers = torch.get_num_threads()  # the statistics take most of the time
     statistics = statistics_executor(run.model.device, largest, reporter.log, workers)
     try:
-        audited = AuditPass(run, statistics, reporter)
-        audited.walk(run.blocks)
-        audited.finish()
+        audit_pass = AuditPass(run, statistics, reporter)
+        audit_pass.walk(run.blocks)
+        audit_pass.finish()
     finally:
         statistics.shutdown(cancel_futures=True)
     errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
@@ -152,16 +162,19 @@ def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
 
 
 class AuditPass(RunPass):
-    """Measures all stages of each block on the inputs of the dense model. The statistics of a layer
-    are awaited behind the next one, those of a block behind the next pass."""
+    """Measures all stages of each block on the inputs of the dense model.
+
+    Statistics run in the background: those of a layer are collected after the next layer is
+    submitted, and those of a block after the next forward pass.
+    """
 
     def __init__(self, run: DLQATRun, statistics: Executor, reporter: Reporter) -> None:
         super().__init__(run, AUDIT, "Statistics", reporter)
-        if not any(map(EXPERT.fullmatch, run.linears)):  # which few tokens reach
+        if not any(map(EXPERT.fullmatch, run.linears)):  # experts see only a few of the tokens
             self.calibration = run.calibration[: max(1, AUDIT_TOKENS // run.calibration.shape[1])]
         self._statistics = statistics
-        self._measured: list[Future[TensorMeasurement]] = []  # of the layer before
-        self._block, self._errors = -1, dict[str, list[float]]()  # that is not stored yet
+        self._pending: list[Future[TensorMeasurement]] = []  # measurements of the previous layer
+        self._pending_block, self._pending_errors = -1, dict[str, list[float]]()
 
     def solve(self, block: int) -> None:
         run = self.run
@@ -169,75 +182,76 @@ class AuditPass(RunPass):
         inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM, linears)
         self.stream.advance(hidden)
         self.finish()
-        self._block, self._errors = block, {stage: [] for stage in run.plan.stages[1:]}
+        self._pending_block = block
+        self._pending_errors = {stage: [] for stage in run.plan.stages[1:]}
         for linear in self.layers(block, linears):
             self._measure(linear, inputs[linear.module])
 
     def finish(self) -> None:
-        """Report and store the block that is not stored yet."""
-        if self._block < 0:
+        """Report and store the pending block."""
+        if self._pending_block < 0:
             return
         self._report([])
-        for stage, values in self._errors.items():
+        for stage, values in self._pending_errors.items():
             if values:
                 key = MetricKey("error", stage, axis="block")
-                self.reporter.metric(key, fmean(values), self._block)
-        self.run.store.save(block_name(AUDIT, self._block), {}, errors=self._errors)
-        self._block = -1
+                self.reporter.metric(key, fmean(values), self._pending_block)
+        self.run.store.save(block_name(AUDIT, self._pending_block), {}, errors=self._pending_errors)
+        self._pending_block = -1
 
     def _report(self, following: list[Future[TensorMeasurement]]) -> None:
-        """Report what was measured before `following`."""
-        for waits in self._measured:
-            measured = waits.result()
-            stage, stats = measured.snapshot.stage, measured.snapshot.stats
+        """Report the pending measurements and make `following` the pending ones."""
+        for future in self._pending:
+            measurement = future.result()
+            stage, stats = measurement.snapshot.stage, measurement.snapshot.stats
             if stage != DLQATStage.DENSE:
-                self._errors[stage].append(stats[RELATIVE_ERROR])
-            measured.report(self.reporter)
-        self._measured = following
+                self._pending_errors[stage].append(stats[RELATIVE_ERROR])
+            measurement.report(self.reporter)
+        self._pending = following
 
     def _measure(self, linear: LinearWeight, inputs: InputStatistics) -> None:
-        """Begin to measure one tensor at every stage."""
+        """Submit the measurements of one tensor at every stage."""
         dense, submit = linear.read(), self._statistics.submit
         target = DenseReference(dense, inputs)
-        reference = submit(ReferenceTensor, dense)  # which the next ones wait for
+        reference = submit(ReferenceTensor, dense)
         stages = self.run.plan.stages
-        self._report([submit(self._at_stage, x, linear, reference, target) for x in stages])
+        self._report([submit(self._measure_stage, x, linear, reference, target) for x in stages])
 
-    def _at_stage(
+    def _measure_stage(
         self,
         stage: str,
         linear: LinearWeight,
         reference: Future[ReferenceTensor],
         target: DenseReference,
     ) -> TensorMeasurement:
-        W, more, energy = target.dense, dict[str, float](), None
+        W, stats, energy = target.dense, dict[str, float](), None
         if stage == DLQATStage.DENSE:
-            energy = target.inputs.energy  # the same at all stages
+            energy = target.inputs.energy  # recorded once, because all stages have the same
         else:
-            W, usage = self._stage(stage, linear)
-            more = {RELATIVE_ERROR: target.relative_error(W), **usage}
+            W, usage = self._stage_weight(stage, linear)
+            stats = {RELATIVE_ERROR: target.relative_error(W), **usage}
         return reference.result().measure(
             W,
             tensor=f"{linear.name}.weight",
             block=linear.block,
             module=linear.module,
             stage=stage,
-            more=more,
+            more=stats,
             energy=energy,
         )
 
-    def _stage(self, stage: str, linear: LinearWeight) -> tuple[Tensor, dict[str, float]]:
-        """The weight [out, in] of `linear` at `stage`, and the use of its codes, where it has
-        some."""
+    def _stage_weight(self, stage: str, linear: LinearWeight) -> tuple[Tensor, dict[str, float]]:
+        """Return the weight [out, in] of `linear` at `stage`, and statistics of its codes if it has
+        codes."""
         if stage == DLQATStage.LORA:
             return self.run.weight(stage, linear), {}
         layer = self.run.store.quantized(stage, linear.name)
         counts = code_usage(layer)
-        used = {"code_entropy": _entropy(counts), "codes_used": float((counts > 0).sum())}
-        return self.run.saved(layer), used
+        usage = {"code_entropy": _entropy(counts), "codes_used": float((counts > 0).sum())}
+        return self.run.saved(layer), usage
 
 
 def _entropy(counts: Tensor) -> float:
-    """Entropy of the codes in bits, from the count of each."""
+    """Return the entropy of the codes in bits, given the count of each code."""
     shares = counts[counts > 0].double() / counts.sum()
     return float(-(shares * shares.log2()).sum())

@@ -283,7 +283,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             pieces.append("".join(map(text.add, step.tokens)))
             self._piece(side, pieces[-1])
             yield
-        pieces.append(text.rest())
+        pieces.append(text.flush())
         self._piece(side, pieces[-1])
         return 1 / median(seconds[1:-1]) if len(seconds) > 2 else None
 

@@ -1,4 +1,4 @@
-"""Engines of small models, and what they answer."""
+"""Serving engines of small models, and helpers for their answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WAIT_S = 20.0
 
 @lru_cache
 def target_of(name: str) -> TargetModel:
-    """The built-in toy in bfloat16, or one of `MODELS` with random weights."""
+    """Return the built-in toy in bfloat16, or one of `MODELS` with random weights."""
     if name == "toy":
         return TargetModel(load("toy", dtype=torch.bfloat16).model)
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def packed(weight: Tensor) -> QuantizedWeight:
 
 
 class Answer:
-    """The events of one request."""
+    """Events of one request."""
 
     def __init__(self) -> None:
         self.ticket: ServedSequence
@@ -96,7 +96,7 @@ class Answer:
 def ask(
     engine: ServingEngine, prompt: Sequence[int], max_tokens: int = 8, **more: object
 ) -> Answer:
-    """Submit a request; its answer comes."""
+    """Submit a request and return its pending answer."""
     answer = Answer()
     request = GenerationRequest(tuple(prompt), max_tokens, **more)  # type: ignore[arg-type]
     answer.ticket = engine.submit(request, answer.deliver)
@@ -106,7 +106,7 @@ def ask(
 def alone(
     target: TargetModel, prompt: Sequence[int], limit: int, sampling: Sampling | None = None
 ) -> list[int]:
-    """What is written beside no others, without drafts."""
+    """Generate the answer in a batch of one, without drafts."""
     steps = decode(target, NoDraft(), prompt, limit, sampling=sampling)
     return [token for step in steps for token in step.tokens]
 
@@ -118,7 +118,7 @@ def prompt_of(length: int, seed: int) -> tuple[int, ...]:
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., ServingEngine]]:
-    """Opens an engine of a model, with memory for `blocks`."""
+    """Return a function that opens an engine with memory for `blocks` blocks."""
     engines = list[ServingEngine]()
 
     def open_one(name: str = "toy", blocks: int = 4000) -> ServingEngine:

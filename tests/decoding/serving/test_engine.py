@@ -1,4 +1,4 @@
-"""What the engine refuses, tells, shares and frees."""
+"""Serving engine: refusals, events, shared prefixes and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving import loop
 from backend.decoding.serving.engine import ServingEngine
-from backend.decoding.serving.loop import WaitingLine
+from backend.decoding.serving.loop import RequestQueue
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
 from backend.errors import ConfigError, OverloadError
@@ -39,12 +39,12 @@ Open = Callable[..., ServingEngine]
         ([1], 0, {}, "max_new_tokens"),
         ([1], -1, {"echo": True}, "max_new_tokens"),
         ([1] * 257, 0, {"echo": True}, "max_new_tokens"),
-        ([1] * 70, 40, {}, "max_new_tokens"),  # of memory for 100 tokens
+        ([1] * 70, 40, {}, "max_new_tokens"),  # blocks for 100 tokens
         ([1], 8, {"logprobs": 101}, "logprobs"),
         ([1], 8, {"logprobs": -1}, "logprobs"),
     ],
 )
-def test_what_cannot_be_served_is_refused(
+def test_invalid_requests_are_refused(
     opened: Open, prompt: list[int], limit: int, more: dict, name: str
 ) -> None:
     engine = opened(blocks=6)
@@ -70,7 +70,7 @@ def test_log_probabilities_of_prompt_and_answer_are_those_of_the_model(
     opened: Open, length: int, new: int
 ) -> None:
     engine, target, prompt = opened(), target_of("toy"), prompt_of(length, 3)
-    ask(engine, prompt, 3).wait()  # what was read is read again, as its logits are wanted
+    ask(engine, prompt, 3).wait()  # a shared prefix is read again if its logits are needed
     answer = ask(engine, prompt, new, echo=True, logprobs=3).wait()
     assert answer.tokens[:length] == [*prompt] and len(answer.tokens) == length + new
     with torch.inference_mode():
@@ -108,7 +108,7 @@ def test_a_text_ends_at_a_token_and_before_a_text(opened: Open) -> None:
 # sharing and memory -------------------------------------------------------------------------------
 
 
-def test_what_was_read_before_is_shared(opened: Open) -> None:
+def test_common_prefixes_are_shared(opened: Open) -> None:
     engine, prompt = opened(), prompt_of(100, 5)
     first = ask(engine, prompt, 30).wait()
     again = ask(engine, prompt, 30).wait()
@@ -122,16 +122,16 @@ def test_what_was_read_before_is_shared(opened: Open) -> None:
     assert other.end.shared_tokens == 40 // BLOCK * BLOCK
 
 
-def test_those_who_come_at_once_share_what_the_first_reads(opened: Open) -> None:
+def test_simultaneous_requests_share_a_prefix(opened: Open) -> None:
     engine, system = opened(), prompt_of(96, 7)
     answers = [ask(engine, [*system, n, 5, 6], 5) for n in range(3, 15)]
     first, second, *others = sorted(x.wait().end.shared_tokens for x in answers)
-    assert (first, *others) == (0, *[96] * 10) and second in (64, 96)  # it began in the same pass
+    assert (first, *others) == (0, *[96] * 10) and second in (64, 96)  # it started in the same pass
 
 
 @pytest.mark.parametrize("blocks", [7, 9, 20])
-def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int) -> None:
-    """Each needs up to seven blocks as it grows; who makes way begins again, the same text."""
+def test_memory_for_one_sequence_serves_all_in_turn(opened: Open, blocks: int) -> None:
+    """Each sequence grows to seven blocks; a preempted sequence restarts with the same text."""
     engine, target = opened(blocks=blocks), target_of("toy")
     prompts = [prompt_of(10 + 3 * n, n) for n in range(10)]
     sampling = Sampling(0.8, seed=3)
@@ -142,56 +142,56 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
         assert engine.status().memory <= blocks * target.block_size
 
 
-def test_who_observes_sees_every_state_and_the_logits_of_the_answer(opened: Open) -> None:
-    """Of one that begins again, too."""
+def test_an_observer_sees_all_states_and_the_logits_of_the_answer(opened: Open) -> None:
+    """Includes a sequence that restarts."""
     engine, prompts = opened(blocks=7), [prompt_of(10 + 3 * n, n) for n in range(6)]
-    seen: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
+    observed: list[list[tuple[int, int, list[int]]]] = [[] for _ in prompts]
 
     def observe(of: list[tuple[int, int, list[int]]], start: int, *read: Tensor) -> None:
         of.append((start, len(read[0]), read[1].argmax(-1).tolist()))
 
-    asked = zip(prompts, seen, strict=True)
+    asked = zip(prompts, observed, strict=True)
     answers = [ask(engine, p, 60, observe=partial(observe, of)) for p, of in asked]
-    for prompt, answer, of in zip(prompts, answers, seen, strict=True):
+    for prompt, answer, of in zip(prompts, answers, observed, strict=True):
         answer.wait()
-        last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it began again
+        last = max(n for n, (start, *_) in enumerate(of) if not start)  # where it restarted
         starts, lengths, best = zip(*of[last:], strict=True)
         assert [*starts] == [sum(lengths[:n]) for n in range(len(starts))]
         assert sum(lengths) == len(prompt) + len(answer.tokens) - 1
         assert [token for each in best for token in each] == answer.tokens
-    assert any(start == 0 for of in seen for start, *_ in of[1:])
+    assert any(start == 0 for of in observed for start, *_ in of[1:])
 
 
-def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
+def test_ten_thousand_cancelled_requests_take_no_memory(opened: Open) -> None:
     engine, ends = opened(), list[str]()
     stays = ask(engine, prompt_of(20, 1), 200)
 
     def count(event: Event) -> None:
-        ends.append(getattr(event, "reason", ""))  # two threads do
+        ends.append(getattr(event, "reason", ""))  # two compute threads
 
     request = GenerationRequest(prompt_of(30, 2), 100, person="x")
     for n in range(10_000):
         ticket = engine.submit(request, count)
         ticket.cancel()
-        if n % 50 == 49:  # no more than may wait
+        if n % 50 == 49:  # at most the queue limit
             while not ticket.done:
                 pass
     assert stays.wait().tokens == alone(target_of("toy"), prompt_of(20, 1), 200)
     ask(engine, [5], 1).wait()
-    while engine.status().running:  # it is told of an end before the engine has let it go
+    while engine.status().running:  # the last event comes before the engine frees the sequence
         time.sleep(0.001)
-    assert sum(map(bool, ends)) == 10_000  # one that is late has all its tokens
+    assert sum(map(bool, ends)) == 10_000  # a late cancellation has all tokens
     assert ends.count("cancelled") > 9_900
     engine.close()
     assert engine.status().memory == 0
 
 
-# who waits ----------------------------------------------------------------------------------------
+# queue --------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Asked:
-    """As much of a sequence as a line knows."""
+class WaitingRequest:
+    """Stand-in for a sequence, with what the queue reads."""
 
     person: str
     number: int
@@ -206,10 +206,10 @@ class Asked:
     ("asked", "served"),
     [("aaab", "abaa"), ("aabbc", "abcab"), ("aaaabcbc", "abcabcaa"), ("abab", "abab")],
 )
-def test_people_take_turns(asked: str, served: str) -> None:
-    line, order = WaitingLine(), ""
+def test_visitors_take_turns(asked: str, served: str) -> None:
+    line, order = RequestQueue(), ""
     for number, person in enumerate(asked):
-        line.add(Asked(person, number))  # type: ignore[arg-type]
+        line.add(WaitingRequest(person, number))  # type: ignore[arg-type]
     told = "".join(x.request.person for x in line.order([]))
     while len(line):
         line.remove(one := next(iter(line.order([]))))
@@ -217,34 +217,37 @@ def test_people_take_turns(asked: str, served: str) -> None:
     assert order == told == served
 
 
-def test_a_person_of_whom_many_run_waits() -> None:
-    line, running = WaitingLine(), [Asked("a", 0), Asked("a", 1), Asked("b", 2)]
-    waits = [Asked(person, n) for n, person in enumerate("aabc")]
+def test_a_visitor_with_many_running_requests_waits() -> None:
+    line, running = (
+        RequestQueue(),
+        [WaitingRequest("a", 0), WaitingRequest("a", 1), WaitingRequest("b", 2)],
+    )
+    waits = [WaitingRequest(person, n) for n, person in enumerate("aabc")]
     for each in waits:
         line.add(each)  # type: ignore[arg-type]
     assert "".join(x.request.person for x in line.order(running)) == "cbaa"  # type: ignore[arg-type]
-    line.put_back(back := Asked("a", 9))  # type: ignore[arg-type]
+    line.requeue(back := WaitingRequest("a", 9))  # type: ignore[arg-type]
     assert next(iter(line.order(running))) is back  # type: ignore[arg-type]
     waits[3].cancelled = back.cancelled = True
     assert {*map(id, line.drop_cancelled())} == {id(back), id(waits[3])} and len(line) == 3
 
 
-def test_places_are_told_and_too_many_are_refused(
+def test_positions_are_reported_and_too_many_requests_refused(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MOST_RUNNING", 1)
-    monkeypatch.setattr(engines, "MOST_WAITING", 6)
-    monkeypatch.setattr(engines, "MOST_OF_A_PERSON", 4)
+    monkeypatch.setattr(loop, "MAX_RUNNING", 1)
+    monkeypatch.setattr(engines, "MAX_WAITING", 6)
+    monkeypatch.setattr(engines, "MAX_WAITING_PER_VISITOR", 4)
     engine, held = opened(), threading.Event()
     request = GenerationRequest((5, 6), 3)
-    engine.submit(request, lambda event: held.wait(20) and None)  # the loop stands still
+    engine.submit(request, lambda event: held.wait(20) and None)  # the loop is blocked
     while engine.status().waiting:
         pass
     answers = [ask(engine, [7], 2, person="a") for _ in range(4)]
-    with pytest.raises(OverloadError, match=r"4 requests wait already, 4 of them yours"):
-        ask(engine, [7], 2, person="a")  # who cannot fill the line alone
+    with pytest.raises(OverloadError, match=r"4 requests are waiting, 4 of them yours"):
+        ask(engine, [7], 2, person="a")  # one visitor cannot fill the queue
     answers += [ask(engine, [7], 2, person="b") for _ in range(2)]
-    with pytest.raises(OverloadError, match=r"6 requests wait already, 2 of them yours") as refused:
+    with pytest.raises(OverloadError, match=r"6 requests are waiting, 2 of them yours") as refused:
         ask(engine, [7], 2, person="b")
     assert refused.value.before == 6 and refused.value.retry_after_s > 0
     held.set()
@@ -252,14 +255,14 @@ def test_places_are_told_and_too_many_are_refused(
     assert all(end.reason == "length" for end in ends)
     places = [[e.place for e in x.events if isinstance(e, Waiting)] for x in answers]
     assert [x[0] for x in places[1:]] and all(x == sorted(x, reverse=True) for x in places)
-    assert places[4] and max(places[4]) <= 1  # b waits behind one of a, not behind four
+    assert places[4] and max(places[4]) <= 1  # b waits for one request of a, not for four
 
 
 @pytest.mark.parametrize(("long", "first"), [(60, "short"), (1000, "long")])
-def test_a_long_prompt_holds_nobody_up(
+def test_a_long_prompt_does_not_delay_others(
     opened: Open, monkeypatch: pytest.MonkeyPatch, long: int, first: str
 ) -> None:
-    monkeypatch.setattr(loop, "LONG", long)
+    monkeypatch.setattr(loop, "LONG_PROMPT_TOKENS", long)
     engine, held, order = opened(), threading.Event(), list[str]()
     engine.submit(GenerationRequest((5, 6), 2), lambda event: held.wait(20) and None)
     while engine.status().waiting:
@@ -272,7 +275,7 @@ def test_a_long_prompt_holds_nobody_up(
     assert order[0] == first and {*order} == {"long", "middle", "short"}
 
 
-# what goes wrong ----------------------------------------------------------------------------------
+# errors -------------------------------------------------------------------------------------------
 
 
 class Broken:
@@ -285,24 +288,24 @@ class Broken:
         raise RuntimeError("no drafts today")
 
 
-def test_an_error_ends_the_one_it_belongs_to(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_ends_only_its_request(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Speculation, "pays", lambda *_: True)
     engine, text = opened(), alone(target_of("toy"), (5, 6, 7), 20)
     broken = ask(engine, [5, 6, 7], 20, drafter=Broken())
-    seen = list[Event]()
+    observed = list[Event]()
 
     def leave(event: Event) -> None:
-        seen.append(event)
+        observed.append(event)
         raise OSError("nobody listens")
 
     engine.submit(GenerationRequest((5, 6, 7), 20), leave)
     assert ask(engine, [5, 6, 7], 20).wait().tokens == text
     assert broken.wait().end.reason == "error" and "no drafts today" in str(broken.end.error)
     ask(engine, [5], 1).wait()
-    assert isinstance(seen[0], NewPieces) and len(seen) == 2
+    assert isinstance(observed[0], NewPieces) and len(observed) == 2
 
 
-def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(
+def test_a_failed_pass_ends_its_sequences_only(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened()
@@ -313,7 +316,7 @@ def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(
     assert ask(engine, [5, 6], 4).wait().tokens == alone(target_of("toy"), (5, 6), 4)
 
 
-def test_closing_ends_all(opened: Open) -> None:
+def test_closing_cancels_all_requests(opened: Open) -> None:
     engine = opened()
     answers = [ask(engine, [5, 6], 200, person=str(n)) for n in range(5)]
     engine.close()
@@ -322,10 +325,10 @@ def test_closing_ends_all(opened: Open) -> None:
         ask(engine, [5], 1)
 
 
-def test_the_status_tells_what_decodes_and_how_fast(opened: Open) -> None:
+def test_the_status_has_decoder_and_speed(opened: Open) -> None:
     engine = opened()
     ask(engine, prompt_of(9, 1), 40, lookup=True).wait()
     status = engine.status()
     assert status.tokens_per_s > 0 and status.per_sequence > 0 and status.batch == 1
     assert status.decoder.startswith("native") and status.memory > 0
-    assert opened("PyTorch").status().decoder.endswith("nearly equally likely")
+    assert opened("PyTorch").status().decoder.endswith("may resolve differently")

@@ -1,4 +1,4 @@
-"""A text is the same to the last token alone and beside any others, whatever is drafted."""
+"""The text of a request is the same in any batch and with any drafts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backend.decoding.draft_tree import DraftTokens, Tree, chain
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
-from backend.decoding.serving.speculation import Drafts, Speculation
+from backend.decoding.serving.speculation import SequenceDrafter, Speculation
 from backend.drafters.generate import TreeProposer
 from tests.decoding.native.test_decoder import FAMILIES, VARIANTS, built, tokens
 from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
@@ -32,8 +32,8 @@ SAMPLINGS = (
 )
 
 
-class Knowing:
-    """Drafts a tree whose second branch is right; it must be given the states of all tokens."""
+class SecondBranchProposer:
+    """Proposer whose second branch is right; it needs the states of all tokens."""
 
     nodes = len(TREE)
 
@@ -52,11 +52,11 @@ class Knowing:
 
 @pytest.mark.parametrize("name", ["toy", *MODELS])
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
-def test_beside_any_number_of_others(
+def test_texts_do_not_depend_on_the_batch(
     opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
-    """Prompts of any length, all ways to choose a token, drafters, lookup; some join later, and
-    some leave in the middle. Of the greedy ones what is read is observed."""
+    """Prompts of many lengths with all sampling settings, drafters and lookup; some requests join
+    later or are cancelled. Greedy ones are observed."""
     chance, target, engine = Random(count), target_of(name), opened(name)
     monkeypatch.setattr(Speculation, "pays", lambda *_: chance.random() < 0.8)
     drafter = drafter_of(target, scale=0.3, heads=3) if "PyTorch" not in name else None
@@ -70,7 +70,11 @@ def test_beside_any_number_of_others(
         prompt = prompt_of(chance.choice([1, 2, 15, 16, 17, 40, 70]), n % 5)
         sampling, limit = SAMPLINGS[n % len(SAMPLINGS)], chance.choice([1, 5, 30])
         texts.append([*prompt, *alone(target, prompt, limit, sampling)])
-        kinds = [None, Knowing(texts[-1]), drafter and TreeProposer(drafter, target, TREE)]
+        kinds = [
+            None,
+            SecondBranchProposer(texts[-1]),
+            drafter and TreeProposer(drafter, target, TREE),
+        ]
         answers.append(
             ask(
                 engine,
@@ -94,17 +98,17 @@ def test_beside_any_number_of_others(
         assert (answer.end.reason, answer.end.error) == ("length", None)
         prompt = answer.end.prompt_tokens
         assert answer.tokens == text[0 if n % 5 == 0 else prompt :]
-        if seen := likeliest[n]:
-            new = len(text) - prompt  # a draft may go on behind the end
-            assert [*seen] == [*range(min(seen), max(seen) + 1)]
-            assert [seen[prompt - 1 + place] for place in range(new)] == text[prompt:]
+        if observed := likeliest[n]:
+            new = len(text) - prompt  # a draft may continue after the end
+            assert [*observed] == [*range(min(observed), max(observed) + 1)]
+            assert [observed[prompt - 1 + place] for place in range(new)] == text[prompt:]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @torch.inference_mode()
 def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> None:
-    """A token, a tree, and parts of prompts, each with other logits wanted: to the last bit."""
+    """Bit for bit, for a token, a tree and parts of prompts with different logits."""
     model = built(FAMILIES[name])
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 60)
     kinds = [
@@ -117,43 +121,44 @@ def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> 
     ]
 
     def segments() -> list[Segment]:
-        made = []
+        created = []
         for begun, number, tree, read_out in kinds:
             cache = native.new_cache(64)
             if begun:
                 native.read(ids[:begun], cache)
-            made.append(Segment(cache, ids[begun : begun + number].tolist(), tree, read_out))
-        return made
+            created.append(Segment(cache, ids[begun : begun + number].tolist(), tree, read_out))
+        return created
 
     expected = [native.run([segment])[0] for segment in segments()]
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [1, 5]):
         together = segments()
-        found = native.run([together[n] for n in order])
-        for n, read in zip(order, found, strict=True):
+        result = native.run([together[n] for n in order])
+        for n, read in zip(order, result, strict=True):
             assert all(map(torch.equal, read, expected[n]))
             assert together[n].cache.length == sum(kinds[n][:2])
 
 
-def test_drafts_end_as_the_batch_grows() -> None:
-    """By measured costs: rows are almost free up to eight, then each costs as much as the first."""
+def test_drafts_do_not_pay_in_large_batches() -> None:
+    """With costs at which rows are almost free up to eight, and cost as much as the first after
+    that."""
     speculation = Speculation(target_of("toy"))
     speculation.costs = CostModel({1: 1.0, 8: 1.2, 16: 2.4, 64: 9.6}, 0.0)
 
     def pays(sequences: int, gain: float, rows: float = 4.0, seconds: float = 0.0) -> bool:
-        drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
-        drafts.gain, drafts.rows, drafts.seconds = gain, rows, seconds
-        return speculation.pays(drafts, sequences, sequences)
+        drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
+        drafter.mean_accepted, drafter.mean_rows, drafter.mean_seconds = gain, rows, seconds
+        return speculation.pays(drafter, sequences, sequences)
 
     assert [pays(n, 1.0) for n in (1, 2, 4, 8, 16, 32)] == [True] * 3 + [False] * 3
     assert not pays(1, 0.01) and not pays(1, 1.0, seconds=2.0)
-    assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all right; nothing found, nothing lost
+    assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all tokens accepted; no match costs nothing
 
 
-def test_what_is_drafted_in_vain_is_drafted_no_more_for_a_while() -> None:
-    drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
+def test_rejected_drafts_pause_drafting() -> None:
+    drafter = SequenceDrafter(GenerationRequest((1,), 8, lookup=True), 64)
     for _ in range(40):
-        drafts.judge(0)
-    assert drafts.gain < 0.02
+        drafter.record_accepted(0)
+    assert drafter.mean_accepted < 0.02
     for _ in range(100):
-        drafts.rest()
-    assert drafts.gain > 0.5
+        drafter.record_skip()
+    assert drafter.mean_accepted > 0.5

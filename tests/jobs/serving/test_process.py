@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
-from backend.decoding.serving.loop import Work
+from backend.decoding.serving.loop import SequencePass
 from backend.errors import SlimscopeError
 from backend.models.memory import is_out_of_memory, memory_available
 from backend.models.sources.catalog import inspect
@@ -57,7 +57,7 @@ def live(
         signal.pause()
     quick = ServingEngine.step
 
-    def slowly(engine: ServingEngine) -> list[Work]:
+    def slowly(engine: ServingEngine) -> list[SequencePass]:
         time.sleep(PASS_S)
         return quick(engine)
 

@@ -1,4 +1,4 @@
-"""Trainings that are saved often, and snapshots of both ends alone."""
+"""Settings of the tests: frequent checkpoints, and snapshots only at both ends."""
 
 from collections.abc import Iterator
 

@@ -17,7 +17,7 @@ QUIET = SilentReporter()
 
 
 def plan_of(config: DLQATConfig, model: PreTrainedModel) -> QuantizationPlan:
-    """The plan of a config for a model."""
+    """Return the plan of a config for a model."""
     blocks = range(len(decoder_blocks(model)))
     linears = [x for block in blocks for x in block_linears(model, block).values()]
     return plan(config, SimpleNamespace(linears=linears, architecture=type(model).__name__))
@@ -33,8 +33,8 @@ def begun(
     heldout: Tensor | None = None,
     **fields: object,
 ) -> DLQAT:
-    """A run in the folder. `rows` [n, length]: what it is trained on, and without others what it is
-    calibrated on."""
+    """Return a run in the folder. `rows` [n, length] are its training text, and its calibration
+    text if there is no other."""
     config = DLQATConfig.model_validate({"precision": "float32", **fields})
     calibration, labels = (rows if x is None else x for x in (calibration, labels))
     return DLQAT(
@@ -51,7 +51,7 @@ def begun(
 
 
 def finished(qat: DLQAT, reporter: Reporter = QUIET) -> DLQAT:
-    """The run, once all of its stages are made."""
+    """Make all stages of a run and return it."""
     for stage in qat.prepare(reporter):
         qat.make(stage, reporter)
     return qat

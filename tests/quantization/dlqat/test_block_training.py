@@ -1,4 +1,4 @@
-"""Block-wise training of rounded weights: nearer to the dense model, resumable, keeps zeros."""
+"""Block-wise training: closer to the dense model, resumable, keeps zeros."""
 
 import math
 from pathlib import Path
@@ -30,7 +30,7 @@ FEW = {"bits": 3, "group_size": 32, "stages": "block-wise", "space": "minmax"}
 
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
-    """Makes a run in the folder named."""
+    """Return a function that creates a run in a named folder."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
         texts = (calibration[:2, :32], calibration[:8, :64])
@@ -40,7 +40,7 @@ def start(toy, calibration: Tensor, tmp_path: Path):
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The hidden states [N, L, d] behind the last block."""
+    """Return the hidden states [N, L, d] after the last block."""
     stream = open_stream(model, ids, len(ids))
     hidden = stream.hidden
     for block in range(len(decoder_blocks(model))):
@@ -50,12 +50,12 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
 @pytest.mark.parametrize("begin", ["gptq", "rounded"])
-def test_blocks_end_nearer_to_the_dense_model(
+def test_block_training_gets_closer_to_the_dense_model(
     grid: str, begin: str, start, calibration: Tensor, recorder
 ) -> None:
     told = recorder()
     qat = finished(start(grid=grid, start=begin, stages=["gptq", BLOCKS]), told)
-    texts = calibration[:7, :64], calibration[8:16, :64]  # what it is fitted to, and others
+    texts = calibration[:7, :64], calibration[8:16, :64]  # training segments, and others
     wrong = dict[str, list[float]]()
     for stage in ("gptq", BLOCKS):
         dense = [outputs(qat.run.model, text) for text in texts]
@@ -86,27 +86,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(start, tmp_path: Path, recorder)
 
 
 def test_dlqat_can_start_from_it(start) -> None:
-    """Its codes before any training are those of the block-wise stage."""
+    """Before training, the codes are those of the block-wise stage."""
     with pytest.raises(ValueError, match="not among the stages"):
         start(start="block-wise", stages="dlqat")
     fields = {"start": "block-wise", "steps": 1, "batch": 2, "length": 32}
     qat = finished(start(grid="offset", stages=[BLOCKS, "dlqat"], **fields))
     assert qat.stages == (BLOCKS, "dlqat")
-    made = qat.converted(BLOCKS)
+    created = qat.converted(BLOCKS)
     for name, layer in qat._layers("dlqat", QUIET).items():
-        found = layer.convert(qat.run.stored, "offset")
-        assert (found.codes == made[name].codes).float().mean() > 0.999  # stored scales are rounded
-        torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
+        result = layer.convert(qat.run.stored, "offset")
+        assert (
+            result.codes == created[name].codes
+        ).float().mean() > 0.999  # stored scales are rounded
+        torch.testing.assert_close(result.dense(), created[name].dense(), rtol=0.01, atol=0.01)
 
 
-def test_without_held_out_text_what_diverged_is_refused(
+def test_diverged_weights_are_refused_without_held_out_text(
     toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*given: Any) -> Reconstruction:
-        found = reconstruct(*given)
-        assert math.isnan(found.errors[0])  # three segments: none is held out
+        result = reconstruct(*given)
+        assert math.isnan(result.errors[0])  # three segments: none is held out
         return Reconstruction(
-            {n: p * math.nan for n, p in found.parameters.items()}, found.errors, 0
+            {n: p * math.nan for n, p in result.parameters.items()}, result.errors, 0
         )
 
     monkeypatch.setattr(block_training, "reconstruct", diverge)
@@ -117,21 +119,21 @@ def test_without_held_out_text_what_diverged_is_refused(
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])
-def test_what_is_trained_is_what_is_stored(grid: str) -> None:
-    """At any parameters, the weights of the training are the grid's; gradients pass inside it."""
+def test_trained_and_stored_weights_are_equal(grid: str) -> None:
+    """For any parameters the trained weights lie on the grid; gradients pass inside its range."""
     W = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)
     starts = {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))}
     trained = TrainedGrids(starts, {"x": QuantSettings(3, 32, grid, "minmax")})
     assert [*trained.parameters] == ["x/p", "x/m"] + ["x/z"] * (grid == "offset")
-    if grid == "offset":  # a step moves the outermost value as far by z as by m
+    if grid == "offset":  # a step of z moves the outermost value as far as one of m
         assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
     moved = {name: (p + 0.01).requires_grad_() for name, p in trained.parameters.items()}
     What = trained.weights(moved)["x"]
-    W, found = trained.result({name: p.detach() for name, p in moved.items()}, "x")
-    torch.testing.assert_close(What.detach(), found.nearest(W))
+    W, result = trained.result({name: p.detach() for name, p in moved.items()}, "x")
+    torch.testing.assert_close(What.detach(), result.nearest(W))
     What.sum().backward()
-    code = W.view(4, 2, 32) / found.scale.unsqueeze(-1) + found.zero.unsqueeze(-1)
+    code = W.view(4, 2, 32) / result.scale.unsqueeze(-1) + result.zero.unsqueeze(-1)
     inside = (code.round() > 0) & (code.round() < 7)
     assert moved["x/p"].grad is not None
     gradient = moved["x/p"].grad / trained.sizes["x"]
@@ -179,7 +181,7 @@ def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path:
 
 
 def test_blocks_whose_trained_experts_a_segment_does_not_reach_are_trained(tmp_path: Path) -> None:
-    """Of three tokens a segment, none goes to most of the eight experts."""
+    """With three tokens per segment, most of the eight experts see no token."""
     qat = started(tmp_path, exclude="self_attn.*, *.experts.[0-6].*", stages="block-wise")
     qat.make("block-wise", QUIET)
     layers = qat.converted("block-wise")

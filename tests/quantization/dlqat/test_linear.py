@@ -1,4 +1,4 @@
-"""The layer that is trained inside its grid, against autograd and against itself once frozen."""
+"""DL-QAT linear, compared with autograd and with its converted form."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def made(
     space: str = "mse",
     **options: object,
 ) -> DLQATLinear:
-    """A layer with a clipped grid; `moved`: A, B and m are where training would bring them."""
+    """Return a layer with a clipped grid. `moved`: A, B and m have values as after training."""
     torch.manual_seed(seed)
     base = nn.Linear(COLUMNS, ROWS, bias=False)
     base.weight.data.mul_(2)
@@ -38,7 +38,7 @@ def made(
 
 
 def doubled(layer: DLQATLinear) -> DLQATLinear:
-    """The same layer in float64."""
+    """Return the same layer in float64."""
     layer.double()
     grid = layer.grid
     layer.grid = QuantGrid(grid.bits, grid.scale.double(), grid.zero.double())
@@ -46,7 +46,7 @@ def doubled(layer: DLQATLinear) -> DLQATLinear:
 
 
 def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
-    """The forward pass as the equations have it; round passes its gradient through."""
+    """Compute the forward pass from the equations, with a straight-through round."""
     grid, W0 = layer.grid, layer.base.weight.detach()
     W = (W0 + layer.factor * layer.B @ layer.A).view(ROWS, grid.groups, -1)
     s, z, m = (t.unsqueeze(-1) for t in (grid.scale, grid.zero, layer.m))
@@ -74,10 +74,10 @@ def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str
     layer.base.weight.data[:, ::5] = 0
     x = torch.randn(2, 7, COLUMNS, dtype=torch.float64, requires_grad=True)
     dy = torch.randn(2, 7, ROWS, dtype=torch.float64)
-    wanted = torch.autograd.grad(by_autograd(layer, x), (x, layer.A, layer.B, layer.m), dy)
-    found = torch.autograd.grad(layer(x), (x, layer.A, layer.B, layer.m), dy)
-    assert all(g.abs().max() > 1e-3 for g in wanted)
-    for one, other in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(by_autograd(layer, x), (x, layer.A, layer.B, layer.m), dy)
+    result = torch.autograd.grad(layer(x), (x, layer.A, layer.B, layer.m), dy)
+    assert all(g.abs().max() > 1e-3 for g in expected)
+    for one, other in zip(result, expected, strict=True):
         assert (one - other).abs().max() < 1e-12 * max(1, other.abs().max())
 
 
@@ -86,14 +86,16 @@ def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str
 def test_the_closed_forms_hold_for_every_grid(bits: int, grid_type: str, seed: int) -> None:
     layer = doubled(made(bits=bits, grid_type=grid_type, seed=seed))
     x = torch.randn(5, COLUMNS, dtype=torch.float64)
-    wanted = torch.autograd.grad(by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m))
-    found = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
-    for one, other in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(
+        by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m)
+    )
+    result = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
+    for one, other in zip(result, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
+def test_an_untrained_layer_is_plain_rounding(grid_type: str) -> None:
     layer = made(grid_type=grid_type, moved=False)
     assert torch.equal(layer.effective(), layer.grid.nearest(layer.base.weight.detach()))
     x = torch.randn(4, COLUMNS)
@@ -102,7 +104,7 @@ def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_no_level_has_a_code_outside_the_grid(grid_type: str) -> None:
-    """As a byte it would be another one."""
+    """Converted to a byte, it would become another code."""
     layer = made(grid_type=grid_type)
     rows, level, _ = next(layer.walk())
     far = torch.full_like(level, 1000.0)
@@ -123,7 +125,7 @@ def test_a_clipped_weight_passes_nothing_to_the_update() -> None:
     assert (layer.B.grad[clipped] == 0).all() and (layer.B.grad[~clipped] != 0).any()
 
 
-def test_frozen_it_computes_the_same() -> None:
+def test_a_converted_layer_computes_the_same() -> None:
     layer = made()
     frozen = layer.convert()
     x = torch.randn(5, COLUMNS)
@@ -144,7 +146,7 @@ def test_a_magnitude_below_zero_is_kept_as_the_sign_of_the_scale(grid_type: str,
     assert torch.allclose(again, layer.effective(), atol=2e-3)
 
 
-def test_of_offsets_what_is_stored_is_rounded_too() -> None:
+def test_stored_offsets_are_rounded_too() -> None:
     layer = made(grid_type="offset")
     frozen = layer.convert(torch.float16, "offset")
     offset = offsets_of(frozen.grid.scale, frozen.grid.zero)
@@ -154,7 +156,7 @@ def test_of_offsets_what_is_stored_is_rounded_too() -> None:
     assert torch.equal(frozen.codes, layer.convert(torch.float32, "offset").codes)
 
 
-def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
+def test_conversion_rounds_scales_and_keeps_codes() -> None:
     layer = made()
     exact, snapped = layer.convert(), layer.convert(torch.float16)
     assert torch.equal(exact.codes, snapped.codes)
@@ -163,7 +165,7 @@ def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
 
 
 def test_rounding_the_merged_weight_again_is_another_model() -> None:
-    """The first trap: the codes of a new min-max grid are not those that were trained."""
+    """The codes of a new min-max grid differ from the trained ones."""
     layer = made(space="minmax")
     again = search_range(layer.effective(), 3, SIZE, "zero-point", "minmax").codes(
         layer.effective()
@@ -171,7 +173,7 @@ def test_rounding_the_merged_weight_again_is_another_model() -> None:
     assert (again != layer.convert().codes).any()
 
 
-def test_zeros_stay_zeros_wherever_training_goes() -> None:
+def test_zeros_stay_zeros_during_training() -> None:
     layer = made(keep_zeros=True)
     layer.base.weight.data[:, ::3] = 0
     dense = layer.convert().dense()
@@ -200,18 +202,18 @@ def test_bfloat16_passes_keep_codes_in_float32() -> None:
 
 @pytest.mark.parametrize("part", ["A", "B", "m"])
 def test_gradients_of_bfloat16_passes_are_those_of_float32_but_for_rounding(part: str) -> None:
-    found, x = [], torch.randn(40, COLUMNS)
+    result, x = [], torch.randn(40, COLUMNS)
     for half in (False, True):
         layer = made()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             y = layer(x)
         y.float().square().sum().backward()
-        found.append(getattr(layer, part).grad)
-    assert found[0].dtype == found[1].dtype == torch.float32
-    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+        result.append(getattr(layer, part).grad)
+    assert result[0].dtype == result[1].dtype == torch.float32
+    assert (result[0] - result[1]).norm() < 0.02 * result[0].norm()
 
 
-def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:
+def test_no_tensor_of_the_weights_size_is_saved_for_backward() -> None:
     held: list[Tensor] = []
     layer, x = made(), torch.randn(2, COLUMNS)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
@@ -219,7 +221,7 @@ def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:
     assert all(t.numel() < ROWS * COLUMNS for t in held)
 
 
-def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
+def test_a_transposed_layer_is_viewed_as_out_in() -> None:
     torch.manual_seed(0)
     base = Conv1D(ROWS, COLUMNS)
     base.bias.data.normal_()

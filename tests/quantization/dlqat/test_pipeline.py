@@ -1,4 +1,4 @@
-"""A whole DL-QAT run on the toy: every stage, in order, resumable, and what each is worth."""
+"""Complete DL-QAT run on the toy: every stage, its quality, and resuming."""
 
 import math
 from copy import deepcopy
@@ -38,16 +38,16 @@ STOPPED = {"stages": "rtn, gptq, dlqat, dlqat-kd, lora, lora-gptq"}
 
 
 def run(qat: DLQAT, reporter=QUIET) -> dict[str, float]:
-    """Everything there is to do; the relative errors."""
+    """Make all stages and return the relative errors."""
     return finished(qat, reporter).audit(reporter)
 
 
 def hashes(qat: DLQAT) -> dict[DLQATStage, str]:
-    found = {}
+    result = {}
     for stage in qat.stages:
         with qat.installed(stage):
-            found[stage] = weights_hash(qat.run.model)
-    return found
+            result[stage] = weights_hash(qat.run.model)
+    return result
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
 
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
-    """Makes a run in the folder named."""
+    """Return a function that creates a run in a named folder."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
         rows = calibration[:, :LENGTH]
@@ -68,7 +68,7 @@ def start(toy, calibration: Tensor, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
-    """Errors and weights of a run that nothing stopped."""
+    """Return errors and weights of an uninterrupted run."""
     rows = _toy[1][:, :LENGTH]
     folder = tmp_path_factory.mktemp("whole")
     qat = begun(deepcopy(_toy[0]), folder, rows[16:64], rows[:8], **QUICK | STOPPED)
@@ -77,23 +77,23 @@ def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def everything(_toy, tmp_path_factory) -> dict[str, Any]:
-    """Every stage, trained long enough to be worth something: perplexities on unseen text."""
+    """Return the perplexities of all stages, trained long enough to matter, on held-out text."""
     rows, folder = _toy[1][:, :LENGTH], tmp_path_factory.mktemp("all")
     fields = QUICK | {"steps": 20, "batch": 4, "rate": 3e-3, "stages": ALL}
     qat = begun(deepcopy(_toy[0]), folder, rows[16:96], rows[:16], **fields)
     before = weights_hash(qat.run.model)
     errors = run(qat)
     unseen, after = _toy[1][96:], weights_hash(qat.run.model)
-    found = {"dense": perplexity(qat.run.model, unseen)}
+    result = {"dense": perplexity(qat.run.model, unseen)}
     for stage in qat.stages:
         with qat.installed(stage):
-            found[stage] = perplexity(qat.run.model, unseen)
+            result[stage] = perplexity(qat.run.model, unseen)
     every = [before, after, *hashes(qat).values()]
-    return {"perplexity": found, "errors": errors, "hashes": every}
+    return {"perplexity": result, "errors": errors, "hashes": every}
 
 
-def test_each_stage_is_worth_what_it_should_be(everything) -> None:
-    """Loose: one seed, one small model. At 2 bits the differences are large."""
+def test_the_stages_rank_as_expected(everything) -> None:
+    """Loose bounds for one seed and one small model; at 2 bits the differences are large."""
     ppl = everything["perplexity"]
     assert ppl["dense"] < ppl["dlqat"] < ppl["gptq"] < ppl["rtn"]
     assert ppl["lora"] < ppl["dlqat"] < ppl["lora-gptq"]
@@ -114,9 +114,9 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
 
-def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkeypatch) -> None:
-    seen = []
-    # the sums of two batches side by side are rounded otherwise
+def test_background_statistics_equal_those_computed_in_place(start, recorder, monkeypatch) -> None:
+    observed = []
+    # sums over two batches are rounded differently
     monkeypatch.setattr(
         "backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch
     )
@@ -124,11 +124,11 @@ def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkey
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         told = recorder()
         run(start(f"{threads}", stages="rtn"), told)
-        seen.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
-    assert seen[0] == seen[1] and len(seen[0]) == 2 * 7 * 3
+        observed.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
+    assert observed[0] == observed[1] and len(observed[0]) == 2 * 7 * 3
 
 
-def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
+def test_errors_are_measured_on_a_part_of_the_text(start, monkeypatch) -> None:
     read, opened = [], passes.open_stream
 
     def watched(model, ids, *rest):
@@ -142,7 +142,7 @@ def test_errors_are_read_on_a_part_of_the_text(start, monkeypatch) -> None:
     assert read == [1] and len(qat.run.calibration) > 1
 
 
-def test_a_model_of_16_bits_is_judged_in_its_own(start, calibration: Tensor, toy) -> None:
+def test_a_16_bit_model_is_evaluated_in_16_bits(start, calibration: Tensor, toy) -> None:
     heldout = calibration[64:66, :LENGTH]
     for precision in ("float32", "bfloat16"):
         model = toy().bfloat16()
@@ -156,21 +156,21 @@ def test_a_model_of_16_bits_is_judged_in_its_own(start, calibration: Tensor, toy
 
 
 def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
-    seen = {}
+    observed = {}
 
     class Watched(StageTrainer):
         def train(self) -> None:
             super().train()
-            seen[self.stage] = self.run.model(input_ids=unseen[:2]).logits
+            observed[self.stage] = self.run.model(input_ids=unseen[:2]).logits
 
     monkeypatch.setattr("backend.quantization.dlqat.trainer.StageTrainer", Watched)
     qat = finished(start(stages="gptq, dlqat, lora", stored="float32"))
     dense = qat.run.model(input_ids=unseen[:2]).logits
     with qat.installed("dlqat"):
-        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["dlqat"])
+        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, observed["dlqat"])
     with qat.installed("lora"):
         merged = qat.run.model(input_ids=unseen[:2]).logits
-    assert torch.allclose(merged, seen["lora"], atol=1e-4)
+    assert torch.allclose(merged, observed["lora"], atol=1e-4)
     assert (merged - dense).abs().max() > 1e-3
 
 
@@ -178,7 +178,7 @@ def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypat
 def test_a_stopped_run_goes_on_to_the_same_bits(
     start, recorder, tmp_path: Path, whole, count: int
 ) -> None:
-    """Stopped once `count` of its 19 checkpoints are there."""
+    """The run is stopped after `count` of its 19 checkpoints."""
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
         run(start("cut", **STOPPED), stop)
@@ -193,7 +193,7 @@ def test_a_finished_run_computes_nothing_again(start, recorder) -> None:
     qat = start()
     assert run(qat, told) == errors
     assert told.snapshots == [] and told.metrics == []
-    assert qat.seconds == first.seconds  # of all attempts
+    assert qat.seconds == first.seconds  # sum of all attempts
 
 
 def test_another_runs_folder_is_refused(start) -> None:
@@ -202,7 +202,7 @@ def test_another_runs_folder_is_refused(start) -> None:
         start(steps=5)
 
 
-def test_a_stage_that_was_not_made_says_so(start) -> None:
+def test_a_stage_that_was_not_made_is_an_error(start) -> None:
     with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
         start().converted(DLQATStage.DLQAT)
 
@@ -242,8 +242,8 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 
 @pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
-def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
-    """In one block, as the others go the same way."""
+def test_training_works_with_every_range_search(start, space: str, grid_type: str) -> None:
+    """In one block only, because all blocks are treated alike."""
     only = {"start": "rounded", "stages": "rtn, dlqat", "exclude": "0.*, 1.*"}
     qat = start(space=space, grid=grid_type, steps=1, **only)
     run(qat)
@@ -280,7 +280,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
         )
         model = OPTForCausalLM(sizes).eval()
     for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()  # biases that are not zero, too
+        parameter.data = parameter.data.half().float()  # includes nonzero biases
     ids = torch.randint(0, 64, (4, 24))
     qat = begun(model, tmp_path, ids, **QUICK | STOPPED | {"length": 24, "steps": 2})
     assert run(qat)["dlqat"] < 1
@@ -309,7 +309,7 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
     assert failed.value.field == "damping"
 
 
-def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> None:
+def test_overflow_in_the_stored_precision_is_refused(start, toy) -> None:
     model = toy()
     model.model.norm.weight.data[0] = 1e6
     with pytest.raises(ConfigError, match=r"model\.norm\.weight") as refused:
@@ -321,8 +321,10 @@ NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
 FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
 
 
-def test_every_quantizer_comes_back_to_its_model(toy, calibration: Tensor, tmp_path) -> None:
-    """At 8 bits next to nothing is lost, whatever the basis."""
+def test_every_quantizer_is_close_to_the_model_at_8_bits(
+    toy, calibration: Tensor, tmp_path
+) -> None:
+    """At 8 bits almost nothing is lost in any basis."""
     texts = (calibration[:2, :32], calibration[:8, :64])
     qat = finished(begun(toy(), tmp_path, *texts, bits=8, stages=NAMES, **FIELDS))
     assert sorted(qat.stages) == sorted(NAMES)
@@ -343,15 +345,15 @@ def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
     before: dict[Tensor, Tensor] = {}
     for names in order:
         step = {m: x for m, x in linears.items() if m.endswith(names)}
-        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM) as seen:
+        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM) as observed:
             model(input_ids=calibration[:8, :64])
-            inputs = seen.finish()
+            inputs = observed.finish()
         for module, linear in step.items():
             W, grid = QUANTIZERS["gptq-order"].quantize(
                 linear.read(), inputs[module], qat.run.plan.groups[0], 0.01
             )
-            found, wanted = layers[linear.name].codes.float(), grid.codes(W)
-            assert (found == wanted).float().mean() > 0.99  # sums in another order
+            result, expected = layers[linear.name].codes.float(), grid.codes(W)
+            assert (result == expected).float().mean() > 0.99  # sums in another order
             before[linear.layer.get_parameter("weight")] = grid.nearest(W)
 
 

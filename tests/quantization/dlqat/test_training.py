@@ -1,4 +1,4 @@
-"""The training loop: its gradients, its losses, its schedule, and that it goes on bit for bit."""
+"""Training loop: gradients, losses, schedule, and bit-exact resuming."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from backend.models.blocks import swap_modules
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import trainer as room
 from backend.quantization.dlqat.pipeline import DLQAT
-from backend.quantization.dlqat.trainer import _order, rate_factor
+from backend.quantization.dlqat.trainer import _epoch_order, rate_factor
 from tests.invariance.model_changes import change
 from tests.quantization.dlqat.runs import QUIET, begun
 
@@ -39,7 +39,7 @@ def rows(calibration: Tensor) -> Tensor:
 
 @pytest.fixture
 def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
-    """Makes a run in a folder of its own, or in one that is there."""
+    """Return a function that creates a run in a new or an existing folder."""
 
     def make(folder: str = "run", labels: Tensor | None = None, change=None, **fields) -> DLQAT:
         model, texts = toy(), (rows, calibration[:4, :LENGTH], labels)
@@ -52,7 +52,7 @@ def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
 
 
 def made(qat: DLQAT, reporter=QUIET, stage: str = "dlqat") -> dict[str, Tensor]:
-    """Codes and scales of all layers of `stage`, made now."""
+    """Make `stage` and return the codes and scales of all its layers."""
     qat.prepare(reporter)
     qat.make(stage, reporter)
     return {
@@ -75,8 +75,8 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_every_row_is_read_once_an_epoch() -> None:
-    assert sorted(_order(3, 0, 50).tolist()) == list(range(50))
-    assert not torch.equal(_order(3, 0, 50), _order(3, 1, 50))
+    assert sorted(_epoch_order(3, 0, 50).tolist()) == list(range(50))
+    assert not torch.equal(_epoch_order(3, 0, 50), _epoch_order(3, 1, 50))
 
 
 def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypatch) -> None:
@@ -103,7 +103,7 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     assert tuple(worst[0, :2]) == divmod(place, scale.shape[1]) and worst[0, 2] == 4
     group = W.view(*scale.shape, -1).view(-1, 32)[place]
     kept = torch.from_numpy(worst[0, 3:])
-    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # of 12 bits
+    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # 12-bit mantissas
     assert last[of, "clipped"].min() >= 0 and last[of, "clipped"].max() < 1
 
 
@@ -111,8 +111,8 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     ("done", "fields"),
     [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
 )
-def test_a_stopped_one_goes_on_to_the_same_bits(start, recorder, done: int, fields: dict) -> None:
-    """Stopped behind step `done`; checkpoints are of steps 2 and 4."""
+def test_a_stopped_training_resumes_bit_for_bit(start, recorder, done: int, fields: dict) -> None:
+    """Stopped after step `done`; there are checkpoints of steps 2 and 4."""
     whole = made(start("whole", **fields))
 
     def stop(told) -> bool:
@@ -124,7 +124,7 @@ def test_a_stopped_one_goes_on_to_the_same_bits(start, recorder, done: int, fiel
     assert same(made(start("cut", **fields), told), whole)
     steps = [step for name, _, step in told.metrics if name == "loss@dlqat"]
     assert steps == list(range(1 if done < 2 else 3, 5))
-    assert same(made(start("cut", **fields)), whole)  # all of it is stored now
+    assert same(made(start("cut", **fields)), whole)  # everything is stored now
 
 
 def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) ->
     assert min(s for n, _, s in told.metrics if n == "loss@dlqat") == 3
 
 
-def test_more_passes_a_step_are_one_larger_batch(start) -> None:
+def test_gradient_accumulation_equals_a_larger_batch(start) -> None:
     one = made(start("one", batch=4))
     four = made(start("four", batch=1, accumulate=4))
     scales = [k for k in one if k.endswith("scale")]
@@ -157,7 +157,9 @@ def test_more_passes_a_step_are_one_larger_batch(start) -> None:
         ({"rank": 0}, False, True),
     ],
 )
-def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
+def test_each_ablation_trains_only_its_parameters(
+    start, fields: dict, codes: bool, scales: bool
+) -> None:
     qat = start(rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])
     moved = {"codes": False, "scale": False}
@@ -168,28 +170,28 @@ def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scal
     assert moved == {"codes": codes, "scale": scales}
 
 
-def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
-    """Rows judged in their first half are rows that end there: nothing sees the rest."""
+def test_a_token_without_label_has_no_loss(start, rows: Tensor) -> None:
+    """Rows with labels in their first half equal rows that end there."""
     labels = rows.clone()
     labels[:, LENGTH // 2 :] = room.IGNORED_LABEL
     judged = start(labels=labels)
-    found = room.text_loss(judged.run, judged.run.model)(torch.arange(3))
+    result = room.text_loss(judged.run, judged.run.model)(torch.arange(3))
     logits = judged.run.model(input_ids=rows[:3, : LENGTH // 2]).logits[:, :-1]
-    wanted = cross_entropy(
+    expected = cross_entropy(
         logits.flatten(0, 1), rows[:3, 1 : LENGTH // 2].flatten(), reduction="sum"
     )
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert result.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
     qat = start(stages="dlqat-kd", bits=2)
     layers = qat._layers(DLQATStage.DLQAT_KD, QUIET)
     with swap_modules(qat.run.model, layers):
-        found = room.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
+        result = room.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
-    wanted = kl_div(q, p, reduction="sum", log_target=True)
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1
+    expected = kl_div(q, p, reduction="sum", log_target=True)
+    assert result.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 1
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -215,36 +217,36 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
+def test_a_rate_that_is_too_high_is_lowered_even_if_stopped(
     start, recorder, tmp_path: Path, count: int
 ) -> None:
     """Stopped after `count` points of the loss, the run ends with the same bits."""
     whole, told, rate = start("whole", rate=1.0), recorder(), 1.0
     expected = made(whole, told)
-    lowered = whole.lowered("dlqat")
+    lowered = whole.lowered_rate("dlqat")
     assert lowered in (0.25, 0.0625)
-    said = [line for line in told.lines if "is repeated at" in line]
-    assert len(said) == round(math.log(rate / lowered, 4))
-    assert "raised the held-out perplexity by" in said[0] or "diverged" in said[0]
+    messages = [line for line in told.lines if "is repeated at" in line]
+    assert len(messages) == round(math.log(rate / lowered, 4))
+    assert "raised the held-out perplexity by" in messages[0] or "diverged" in messages[0]
     assert told.progressed[-1][:2] == (4, 4)
     cut = start("cut", rate=1.0)
     with pytest.raises(CancelledError):
         made(cut, recorder(stop=lambda found: len(found.metrics) > count))
     again = start("cut", rate=1.0)
-    assert same(made(again), expected) and again.lowered("dlqat") == lowered
-    assert start("low", rate=1e-4).lowered("dlqat") is None
+    assert same(made(again), expected) and again.lowered_rate("dlqat") == lowered
+    assert start("low", rate=1e-4).lowered_rate("dlqat") is None
 
 
 def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
     told, qat = recorder(), start()
     made(qat, told)
-    assert qat.lowered("dlqat") is None and not any("repeated" in line for line in told.lines)
+    assert qat.lowered_rate("dlqat") is None and not any("repeated" in line for line in told.lines)
     losses_after = qat.heldout_losses("dlqat", QUIET)
     assert len(losses_after) == 8 and all(map(math.isfinite, losses_after))
 
 
 def test_a_low_rank_update_is_the_same_in_other_units_of_the_weights(start) -> None:
-    """Norms take over a power of two from what reads them. Codes: in tests/invariance."""
+    """Norms absorb a power of two from the layers after them. Codes: see tests/invariance."""
     few = {"stages": "lora", "stored": "float32", "start": "gptq"}
     one = start("one", **few)
     other = start("other", change=lambda model: change(model, "norms"), **few)
