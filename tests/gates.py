@@ -11,4 +11,4 @@ RATES = ("changes", "previews", "answers", "logins")
 def nothing_asked(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """No test spends what another may ask for in a minute."""
     for name in names or RATES:
-        monkeypatch.setattr(gate, name, Rate(getattr(gate, name).most))
+        monkeypatch.setattr(gate, name, Rate(getattr(gate, name).limit))

@@ -1,5 +1,5 @@
-"""Live models of the Workbench: who may ask, and the way to the process that has them
-(`jobs.serving.live`)."""
+"""Requests of the Workbench for live models: checks permissions and limits, and forwards requests
+to the serving process (`jobs.serving.live`)."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -27,12 +27,12 @@ from jobs.serving.live.requests import (
 )
 from jobs.serving.openai_format import error_headers, read_fields
 from ui.api_errors import error_response
-from ui.openai_api import forwarded
+from ui.openai_api import forward
 from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
 CHANGE = "change a model live"
-_opened: set[str] = set()  # by hosts, since the dashboard was started
+_opened_by_hosts: set[str] = set()  # models, since the dashboard started
 
 
 def routes() -> list[Route]:
@@ -44,7 +44,8 @@ def routes() -> list[Route]:
 
 
 def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
-    """Why somebody cannot change a model live, and what to do; the bytes it takes."""
+    """Memory of a live model in `bytes`; if the user cannot change the model live, the reason in
+    `why` and the remedy in `do`."""
     parts = {"why": "", "do": "", "bytes": sum(live_memory(facts).values())}
     try:
         _require_opened(actor, model)
@@ -55,25 +56,26 @@ def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
 
 
 def _require_opened(actor: Actor, *models: str) -> None:
-    """Raise `ForbiddenError` for a guest who may not ask, or not about these models."""
+    """Raise `ForbiddenError` for a guest who may not ask models, or if no host has opened these
+    models."""
     require(actor, CHANGE, may_not_ask(actor))
-    if actor.role != "host" and not _opened.issuperset(models):
+    if actor.role != "host" and not _opened_by_hosts.issuperset(models):
         raise ForbiddenError(
             f"{actor.name} may not {CHANGE}.",
-            "Guests may change the models that a host has opened on this page.",
+            "Guests may change only models that a host has opened on this page.",
             ASK,
         )
 
 
 def _guarded(
-    answer: Callable[[Request, Actor], Coroutine[Any, Any, Response]],
+    handler: Callable[[Request, Actor], Coroutine[Any, Any, Response]],
 ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     async def guarded(request: Request) -> Response:
         try:
             actor = current_user(request)
             if actor.role != "host":
                 gate.previews.spend(actor)
-            return await answer(request, actor)
+            return await handler(request, actor)
         except SlimscopeError as error:
             response = error_response(error)
             response.headers.update(error_headers(error))
@@ -83,46 +85,45 @@ def _guarded(
 
 
 async def live(request: Request, actor: Actor) -> Response:
-    """The events of a state, as they come."""
+    """Stream the events of a state."""
     body = await run_in_threadpool(read_fields, LiveBody, await request.body())
-    _require_opened(actor, *_named(body))
+    _require_opened(actor, *_models_in(body))
     require_asking(actor, body.character_count, body.tokens)
-    return await _forwarded(request, actor, "answer", body)
+    return await _forward(request, actor, "answer", body)
 
 
-def _named(body: StateBody) -> list[str]:
-    """The models it is about."""
+def _models_in(body: StateBody) -> list[str]:
+    """The models in a request."""
     return [body.model, *filter(None, [getattr(body, "against", "")])]
 
 
 async def tensor(request: Request, actor: Actor) -> Response:
-    """Histogram of one layer in a state."""
+    """Respond with the histogram of one layer in a state."""
     body = read_fields(TensorBody, dict(request.query_params))
     _require_opened(actor, body.model)
-    return await _forwarded(request, actor, "tensor", body)
+    return await _forward(request, actor, "tensor", body)
 
 
 async def export(request: Request, actor: Actor) -> Response:
-    """Writes a state as a model of the data folder."""
+    """Write a state as a model in the data folder."""
     require_host(actor, "export a model")
-    return await _forwarded(request, actor, "export", read_fields(ExportBody, await request.body()))
+    return await _forward(request, actor, "export", read_fields(ExportBody, await request.body()))
 
 
-async def _forwarded(request: Request, actor: Actor, name: str, body: StateBody) -> Response:
-    """The response of the process."""
+async def _forward(request: Request, actor: Actor, name: str, body: StateBody) -> Response:
     error = answer_interrupted()
-    last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
+    broken_stream = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
 
-    def begun() -> None:
+    def on_success() -> None:
         if actor.role == "host":
-            _opened.update(_named(body))
+            _opened_by_hosts.update(_models_in(body))
 
-    return await forwarded(
+    return await forward(
         request,
         actor,
         f"{PREFIX}/{name}",
         body.model_dump_json().encode(),
-        last if isinstance(body, LiveBody) else None,
-        begun,
+        broken_stream if isinstance(body, LiveBody) else None,
+        on_success,
         None if isinstance(body, ExportBody) else SILENT_S,
     )

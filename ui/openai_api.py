@@ -1,5 +1,5 @@
-"""The OpenAI API of the dashboard, `/v1`: who may ask, how much, and the way to the process that
-answers. What streams passes through piece by piece, as fast as the client reads."""
+"""The OpenAI API of the dashboard, `/v1`: checks permissions and limits, and forwards requests to
+the serving process. Streams are relayed in chunks, as fast as the client reads."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.gate import count_answer, place_of_answer
+from backend.queue.gate import answer_slot, count_answer
 from backend.queue.permissions import GUEST_TOKENS, require_asking
 from jobs.serving.client import EventStream, answer_interrupted, send_request, unless_gone
 from jobs.serving.openai_format import (
@@ -29,9 +29,9 @@ from jobs.serving.openai_format import (
 )
 from ui.runs.choices import answering
 from ui.security.auth import current_user
-from ui.security.middleware import TURN
+from ui.security.middleware import SLOT
 
-GONE = Response(status_code=499)  # nobody reads it
+CLIENT_GONE = Response(status_code=499)  # the client has closed the connection
 
 
 def routes() -> list[Route]:
@@ -39,131 +39,152 @@ def routes() -> list[Route]:
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         *(Route(path, generate, methods=["POST"]) for path in ENDPOINTS),
-        Route("/v1/{path:path}", nothing, methods=["GET", "POST", "PUT", "DELETE"]),
+        Route("/v1/{path:path}", unknown_path, methods=["GET", "POST", "PUT", "DELETE"]),
     ]
 
 
 def models(_: Request) -> Response:
+    """List the models that answer requests."""
     return JSONResponse(model_list([name for _, name in answering()]))
 
 
 def model(request: Request) -> Response:
-    name = request.path_params["name"]
-    found = [each for each in model_list([n for _, n in answering()])["data"] if each["id"] == name]
-    if found:
-        return JSONResponse(found[0])
-    return failure(NotFoundError(f"There is no model {name[:80]!r}.", "", "", "model"))
+    """Describe one model."""
+    requested = request.path_params["name"]
+    for entry in model_list([name for _, name in answering()])["data"]:
+        if entry["id"] == requested:
+            return JSONResponse(entry)
+    return openai_error(NotFoundError(f"There is no model {requested[:80]!r}.", "", "", "model"))
 
 
-def nothing(request: Request) -> Response:
+def unknown_path(request: Request) -> Response:
+    """Respond to a path that the API does not have."""
     path = str(request.path_params["path"])[:80]
-    return failure(
+    return openai_error(
         NotFoundError(
-            f"/v1/{path} is not served here.",
+            f"/v1/{path} does not exist.",
             "",
-            f"There are {', '.join(ENDPOINTS)} and /v1/models.",
+            f"Use {', '.join(ENDPOINTS)} or /v1/models.",
         )
     )
 
 
-def failure(error: SlimscopeError, status: int = 0) -> Response:
-    """An error in the shape of the API."""
-    found, content = error_body(error, status)
-    return JSONResponse(content, found, error_headers(error))
+def openai_error(error: SlimscopeError, status: int = 0) -> Response:
+    """An error response in OpenAI's format. `status`: HTTP status; 0: derived from the error."""
+    http_status, content = error_body(error, status)
+    return JSONResponse(content, http_status, error_headers(error))
 
 
 async def generate(request: Request) -> Response:
+    """Answer a prompt or a conversation."""
     actor = current_user(request)
     try:
         body = await run_in_threadpool(read_body, request.url.path, await request.body())
         if actor.role != "host":
-            body.usual_tokens, body.nodes = GUEST_TOKENS, 0  # a tree is measured, not chosen
+            body.usual_tokens, body.nodes = GUEST_TOKENS, 0  # 0: draft tree of the measured size
         tokens = body.usual_tokens if body.limit is None else body.limit
         require_asking(actor, body.character_count, tokens * len(body.prompts) * body.n)
         count_answer(actor, spend=False)
-        last = error_body(answer_interrupted())[1] if body.stream else None
-        return await forwarded(
-            request, actor, *sendable(body), last=last, begun=lambda: count_answer(actor)
+        return await forward(
+            request,
+            actor,
+            *endpoint_request(body),
+            broken_stream=error_body(answer_interrupted())[1] if body.stream else None,
+            on_success=lambda: count_answer(actor),
         )
     except SlimscopeError as error:
-        return failure(error)
+        return openai_error(error)
 
 
-async def forwarded(
+async def forward(
     request: Request,
     actor: Actor,
     path: str,
     content: bytes,
-    last: JsonObject | None,
-    begun: Callable[[], None],
+    broken_stream: JsonObject | None,
+    on_success: Callable[[], None],
     silent_s: float | None = None,
 ) -> Response:
-    """The response of the process, passed on as it comes.
+    """Send a request to the serving process and relay the response.
 
     Args:
-        last: ends a stream where the process ends meanwhile; None where it is no stream.
-        begun: called when there is an answer, and no refusal.
+        request: request of the client.
+        actor: sender of the request.
+        path: path of the serving process.
+        content: body to send.
+        broken_stream: last event of the stream if the serving process ends early; None if the
+            response is not a stream.
+        on_success: called when the serving process accepts the request.
         silent_s: see `send_request`.
     """
-    async with AsyncExitStack() as opened:
-        way = answered(request, actor, path, content, silent_s)
-        response = await opened.enter_async_context(way)
+    async with AsyncExitStack() as stack:
+        response = await stack.enter_async_context(
+            serving_response(request, actor, path, content, silent_s)
+        )
         if response is None:
-            return GONE
-        kept = {n: v for n, v in response.headers.items() if n in ("content-type", "retry-after")}
-        streams, whole = last is not None and response.status_code == 200, None
-        if not streams:
-            try:
-                whole = await unless_gone(request, response.aread())
-            except httpx.TransportError as error:
-                raise answer_interrupted() from error
-        if response.status_code == 200:
-            begun()
-        if last is not None and streams:
-            return EventStream(passed_on(response, last), opened.pop_all())
-        return GONE if whole is None else Response(whole, response.status_code, kept)
+            return CLIENT_GONE
+        accepted = response.status_code == 200
+        if broken_stream is not None and accepted:
+            on_success()
+            return EventStream(relay(response, broken_stream), stack.pop_all())
+        try:
+            response_body = await unless_gone(request, response.aread())
+        except httpx.TransportError as error:
+            raise answer_interrupted() from error
+        if accepted:
+            on_success()
+        if response_body is None:
+            return CLIENT_GONE
+        headers = {
+            name: value
+            for name, value in response.headers.items()
+            if name in ("content-type", "retry-after")
+        }
+        return Response(response_body, response.status_code, headers)
 
 
-def sendable(body: Body) -> tuple[str, bytes]:
-    """Where a request is sent, and its content."""
+def endpoint_request(body: Body) -> tuple[str, bytes]:
+    """The endpoint's path and the content of a request to the serving process."""
     path = next(path for path, kind in ENDPOINTS.items() if isinstance(body, kind))
     return path, body.model_dump_json(exclude_unset=True).encode()
 
 
 @asynccontextmanager
-async def answered(
+async def serving_response(
     request: Request, actor: Actor, path: str, content: bytes, silent_s: float | None = None
 ) -> AsyncIterator[httpx.Response | None]:
-    """The response of the process, of which the headers have come; None where the client has gone
-    meanwhile. Its turn among the requests at work is over: the answer takes none of this process.
-    `silent_s`: see `send_request`.
+    """Send a request to the serving process; yield its response as soon as the headers arrive, or
+    None if the client has closed the connection.
+
+    The request gives up its slot of `backend.queue.gate`: generating the answer uses no time of
+    this process. `silent_s`: see `send_request`.
 
     Raises:
-        OverloadError: the visitor, its address or all together have as many answers as they may.
-        SlimscopeError: the process does not answer.
+        OverloadError: too many active answers of the visitor, of its address or in total.
+        SlimscopeError: the serving process does not respond.
     """
-    if turn := request.scope.get(TURN):
-        await turn.aclose()
-    async with place_of_answer(actor), AsyncExitStack() as opened:
-        begun = opened.enter_async_context(send_request(path, content, actor, silent_s))
-        yield await unless_gone(request, begun)
+    if slot := request.scope.get(SLOT):
+        await slot.aclose()
+    async with answer_slot(actor), AsyncExitStack() as stack:
+        opening = stack.enter_async_context(send_request(path, content, actor, silent_s))
+        yield await unless_gone(request, opening)
 
 
-async def passed_on(response: httpx.Response, last: JsonObject) -> AsyncIterator[bytes]:
-    """What comes, and `last` where the process ends meanwhile."""
+async def relay(response: httpx.Response, broken_stream: JsonObject) -> AsyncIterator[bytes]:
+    """Yield the chunks of a stream, and `broken_stream` if the serving process ends early."""
     try:
-        async for piece in response.aiter_raw():
-            yield piece
+        async for chunk in response.aiter_raw():
+            yield chunk
     except httpx.TransportError:
-        yield event(last)
+        yield event(broken_stream)
 
 
-# what the playground reads ------------------------------------------------------------------------
+# transcripts for the playground -------------------------------------------------------------------
 
 
-async def rows(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The rows of the transcript in a stream with `details` of one choice, and what it waits for;
-    the last has an `end`, also where it failed."""
+async def transcript_rows(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """Yield the transcript rows and wait notices of a stream with `details`, for one choice. The
+    last row has an `end`, also if the answer failed."""
     try:
         async for line in response.aiter_lines():
             if line.startswith(": {"):

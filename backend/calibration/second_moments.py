@@ -35,7 +35,7 @@ from backend.linalg.gram import (
 )
 from backend.models.block_forward import BlockStream, HiddenStates, run_block
 from backend.models.blocks import LinearWeight
-from backend.models.threads import place
+from backend.models.threads import part_index
 
 PANEL = 256  # columns of H per product; the lower triangle is mirrored
 
@@ -232,14 +232,14 @@ class InputCollector:
 
     def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
         x: Tensor = args[0]
-        batch = self._batch[place()]
+        batch = self._batch[part_index()]
         if name in batch:  # the second call of a linear belongs to a new batch
             batch.clear()
         leader = next((linear for linear, tensor in batch.items() if tensor is x), name)
         self._leaders[name] = leader
         if leader == name:
             batch[name] = x
-            self._sums[name].setdefault(place(), self._new_sums()).add(x)
+            self._sums[name].setdefault(part_index(), self._new_sums()).add(x)
 
     def finish(self) -> dict[str, InputStatistics]:
         """Compute name -> statistics. Layers with the same input tensor share one object.

@@ -1,8 +1,8 @@
-"""Block offloading: keep only one decoder block of a *streamed* model in memory. Its tensors are
-read from the model's folder when needed; in between they are placeholders on torch's meta device.
+"""Block offloading: a *streamed* model has only one decoder block in memory. Its tensors are read
+from the model's folder when needed; in between they are placeholders on torch's meta device.
 
-    with resident(model, 3):      block 3 is in memory (no effect for a whole model)
-    put(model, weights)           from now on the linears of block b have weights(b)
+    with resident(model, 3):           block 3 is in memory (no effect on a model fully in memory)
+    override_weights(model, weights)   from now on the layers of block b have weights(b)
 
 Writes to a block of a streamed model inside `resident` are lost when the context ends."""
 
@@ -26,28 +26,33 @@ RESIDENCY = "residency"  # attribute of a streamed model that holds its BlockLoa
 
 
 class StoredTensors:
-    """The tensors in a folder's safetensors files, by their names in the model. `prefix`: added to
-    the names of a checkpoint that holds the base model only."""
+    """Tensors in a folder's safetensors files, by their names in the model.
+
+    Args:
+        folder: folder of the model.
+        names: names of the model's tensors.
+        prefix: added to the names in a checkpoint of the base model only.
+    """
 
     def __init__(self, folder: Path, names: set[str], prefix: str) -> None:
-        self._places: dict[str, tuple[Path, str]] = {}
+        self._locations: dict[str, tuple[Path, str]] = {}  # name -> file, name in the file
         for path in weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    full = name if name in names else f"{prefix}.{name}"
-                    self._places[full] = (path, name)
+                    full_name = name if name in names else f"{prefix}.{name}"
+                    self._locations[full_name] = (path, name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._locations
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """The tensor `name` on `device`, in the dtype of its placeholder. Raises ModelError: it
-        cannot be read, has another shape, or is not finite."""
-        path, stored = self._places[name]
+        """Read the tensor `name` to `device`, in the dtype of its placeholder `like`. Raises
+        ModelError: the tensor cannot be read, has another shape, or is not finite."""
+        path, stored_name = self._locations[name]
         try:
             with safe_open(path, framework="pt") as file:
-                # Copied, so that no page of the file stays mapped.
-                tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
+                # a copy, so that no page of the file stays mapped
+                tensor = file.get_tensor(stored_name).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{name} can no longer be read.",
@@ -70,14 +75,14 @@ class StoredTensors:
 class BlockLoader:
     """The source of the blocks of a streamed model."""
 
-    stored: StoredTensors  # the tensors of its folder
-    device: torch.device  # that blocks are loaded to
+    stored: StoredTensors  # tensors of the model's folder
+    device: torch.device  # device of loaded blocks
     # block index -> weights that replace the stored ones
-    put: Callable[[int], Weights] = lambda _: {}
+    overrides: Callable[[int], Weights] = lambda _: {}
 
 
 def is_streamed(model: PreTrainedModel) -> bool:
-    """Whether only one block of `model` is in memory at a time."""
+    """Return True if only one block of `model` is in memory at a time."""
     return RESIDENCY in vars(model)
 
 
@@ -94,13 +99,13 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
-    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`. Returns
+    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`. Returns the
     names of missing weights; if there are any, the model is unusable."""
     model.tie_weights()
     stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
     blocks, missing = f"{block_prefix(model)}.", []
     for names, tensor in tied_names(model):
-        name = next((each for each in names if each in stored), None)
+        name = next((candidate for candidate in names if candidate in stored), None)
         if name is None:
             missing.append(names[0])
         elif not (name.startswith(blocks) and tensor.is_meta):
@@ -112,7 +117,7 @@ def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> l
 
 
 def tied_names(model: PreTrainedModel) -> list[tuple[list[str], Tensor]]:
-    """Each tensor of the state dict with all its names; tied tensors have several."""
+    """List each tensor of the state dict with all its names; tied tensors have several."""
     names: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), ([], tensor))[0].append(name)
@@ -123,38 +128,38 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
     """Replace the parameter or buffer with these names by `tensor`."""
     for name in names:
         path, _, key = name.rpartition(".")
-        owner = model.get_submodule(path)
-        if key in owner._parameters and not isinstance(tensor, nn.Parameter):
+        module = model.get_submodule(path)
+        if key in module._parameters and not isinstance(tensor, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-        setattr(owner, key, tensor)
+        setattr(module, key, tensor)
 
 
 @contextmanager
 def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Keep decoder block `index` in memory inside the context; may be nested. Raises ModelError: a
-    weight cannot be read, or is not finite."""
-    residency: BlockLoader | None = vars(model).get(RESIDENCY)
+    """Keep decoder block `index` in memory inside the context. Contexts may be nested. Raises
+    ModelError: a weight cannot be read, or is not finite."""
+    loader: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
-    absent = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
-    if residency is None or not absent:
+    placeholders = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
+    if loader is None or not placeholders:
         yield
         return
     try:
-        for name, placeholder in absent.items():
-            _set(model, [name], residency.stored.read(name, placeholder, residency.device))
-        _write(model, index, residency.put(index))
+        for name, placeholder in placeholders.items():
+            _set(model, [name], loader.stored.read(name, placeholder, loader.device))
+        _write(model, index, loader.overrides(index))
         yield
     finally:
-        for name, placeholder in absent.items():
+        for name, placeholder in placeholders.items():
             _set(model, [name], placeholder)
 
 
-def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
-    """Replace the weights of the linears of block b by `weights(b)`, [out, in] by module name.
+def override_weights(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
+    """Replace the weights of the layers of block b by `weights(b)`, [out, in] by module name.
 
-    A whole model is changed immediately, a streamed one whenever a block is read."""
+    A model fully in memory is changed immediately, a streamed one whenever a block is read."""
     if is_streamed(model):
-        vars(model)[RESIDENCY].put = weights
+        vars(model)[RESIDENCY].overrides = weights
         return
     for index in range(len(decoder_blocks(model))):
         _write(model, index, weights(index))
@@ -166,15 +171,15 @@ def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:
         linears[module].write(W)
 
 
-def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and data of every parameter, in model order, with one block in memory at a time. Raises
-    ModelError: a parameter has non-finite values."""
+def iterate_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and data of every parameter in model order, with one block in memory at a time.
+    Raises ModelError: a parameter has non-finite values."""
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."
 
     def block_of(name: str) -> int | None:
-        inside = name.startswith(prefix)
-        return int(name.removeprefix(prefix).partition(".")[0]) if inside else None
+        is_in_block = name.startswith(prefix)
+        return int(name.removeprefix(prefix).partition(".")[0]) if is_in_block else None
 
     for index, group in groupby(names, key=block_of):
         with nullcontext() if index is None else resident(model, index):

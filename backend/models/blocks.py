@@ -1,7 +1,7 @@
-"""Uniform access to decoder blocks and their linears, of attention and MLP; the precision they are
-run in; temporary changes to a module, as context managers.
+"""Uniform access to decoder blocks and their layers (the linears of attention and MLP), their
+precision, and context managers that change a module temporarily.
 
-Weights are presented as [out, in]; GPT-2's `Conv1D` stores [in, out] and is transposed on reading
+Weights are presented as [out, in]. GPT-2's `Conv1D` stores [in, out]; it is transposed on reading
 and writing."""
 
 import threading
@@ -25,8 +25,8 @@ class LinearWeight:
 
     name: str  # full dotted module name, as in `model.named_modules()`
     block: int  # index of its decoder block
-    module: str  # its name inside that block
-    layer: nn.Module  # the module itself, for hooks
+    module: str  # module name inside that block
+    layer: nn.Module  # the module, for hooks
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,19 +36,19 @@ class LinearWeight:
 
     @property
     def columns(self) -> int:
-        """Inputs."""
+        """Number of inputs."""
         return self.shape[1]
 
     def _oriented(self) -> Tensor:
-        """A view of the layer's weight as [out, in]."""
+        """A view of the weight as [out, in]."""
         return turned(self.layer, self.layer.get_parameter("weight").detach())
 
     def read(self) -> Tensor:
-        """A float32 copy of the weight [out, in] on the layer's device."""
+        """Return a float32 copy of the weight [out, in] on the layer's device."""
         return self._oriented().to(torch.float32, copy=True).contiguous()
 
     def as_stored(self, W: Tensor) -> Tensor:
-        """`W` [out, in] in the orientation the layer stores."""
+        """Return a view of `W` [out, in] in the orientation of the stored weight."""
         return turned(self.layer, W)
 
     def write(self, W: Tensor) -> None:
@@ -60,12 +60,14 @@ class LinearWeight:
 
 
 def turned(layer: nn.Module, W: Tensor) -> Tensor:
-    """A view of weights [out, in] as the layer stores them, or of those it stores as [out, in]."""
+    """Convert between [out, in] and the orientation in which the layer stores its weight: a
+    transposed view for `Conv1D`, else `W`."""
     return W.T if isinstance(layer, Conv1D) else W
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of `model`, in order. Raises ModelError: no list of blocks was found."""
+    """The decoder blocks of `model`, in order. Raises ModelError: the model has no list of
+    blocks."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -79,15 +81,15 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def block_prefix(model: PreTrainedModel) -> str:
-    """The dotted name of the list of decoder blocks: model.layers."""
+    """The dotted name of the list of decoder blocks, such as model.layers."""
     blocks = decoder_blocks(model)
     return next(name for name, module in model.named_modules() if module is blocks)
 
 
 def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]:
-    """Module name inside block `index` -> its linear, in the order of the model's definition.
+    """Module name inside block `index` -> layer, in the order of the model's definition.
 
-    Only attention and MLP: see `compressed`."""
+    Only layers of attention and MLP: see `compressed`."""
     block, prefix = decoder_blocks(model)[index], f"{block_prefix(model)}.{index}"
     return {
         module: LinearWeight(f"{prefix}.{module}", index, module, layer)
@@ -97,28 +99,30 @@ def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]
 
 
 def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
-    """The linears of all blocks, in order."""
+    """The layers of all blocks, in order."""
     blocks = range(len(decoder_blocks(model)))
     return [linear for block in blocks for linear in block_linears(model, block).values()]
 
 
 def resolve_dtype(precision: str, device: torch.device) -> str:
-    """`precision`, or for "auto" the fastest one on `device`: "bfloat16" or "float32"."""
+    """Return `precision`; for "auto", the faster of "bfloat16" and "float32" on `device`."""
     if precision != "auto":
         return precision
     return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or not a number. One pass without a copy: both show in the
-    extremes, and 40 times as fast as `isfinite`."""
+    """Return True if no value is infinite or NaN.
+
+    Checks minimum and maximum, which are not finite if any value is not: one pass without a copy,
+    40 times as fast as `isfinite`."""
     if not tensor.numel():
         return True
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 in hardware, faster than float32."""
+    """Return True if the device computes bfloat16 in hardware, faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -126,7 +130,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def to_bfloat16(model: nn.Module) -> None:
-    """Cast all parameters; buffers stay unchanged, since rotary frequencies are float32."""
+    """Cast all parameters. Buffers are unchanged, because rotary frequencies stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
 
@@ -136,8 +140,8 @@ class StopForwardError(Exception):
 
 
 @contextmanager
-def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Replace `forward` of every block by an instance attribute; afterward restore it."""
+def swap_forward(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace the `forward` method of every block; afterward restore it."""
     for block in blocks:
         vars(block)["forward"] = forward
     try:
@@ -150,25 +154,25 @@ def replaced(blocks: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Switch to eval mode; afterward restore the mode of every submodule."""
-    modes = [(each, each.training) for each in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training
 
 
 @contextmanager
-def with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Give each tensor other data; afterward restore its own."""
-    own = {tensor: tensor.data for tensor in others}
+def with_data(new_data: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Replace the data of each tensor; afterward restore the original data."""
+    originals = {tensor: tensor.data for tensor in new_data}
     try:
-        for tensor, data in others.items():
+        for tensor, data in new_data.items():
             tensor.data = data
         yield
     finally:
-        for tensor, data in own.items():
+        for tensor, data in originals.items():
             tensor.data = data
 
 
@@ -181,40 +185,40 @@ def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Non
 def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
     """Replace the data of each parameter, cast to its dtype; afterward restore the original
     tensors."""
-    return with_data({own: other.to(own.dtype) for own, other in parameters.items()})
+    return with_data({parameter: W.to(parameter.dtype) for parameter, W in parameters.items()})
 
 
 @contextmanager
-def ending_after(layers: Collection[nn.Module]) -> Iterator[Callable[[], None]]:
-    """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input; not
-    in one that does not come to all of them, as with experts without tokens. Yields what a thread
-    calls before each of its passes.
+def stop_when_reached(layers: Collection[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input.
 
-    Hooks registered before run first."""
-    seen = threading.local()
+    A pass that does not reach all of them, such as experts without tokens, runs to its end. Hooks
+    that were registered earlier run first. Yields a function that a thread has to call before each
+    of its passes."""
+    thread_state = threading.local()
 
-    def begin() -> None:
-        seen.layers = set()
+    def start_pass() -> None:
+        thread_state.reached = set()
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.layers.add(layer)
-        if len(seen.layers) == len(layers):
+    def on_input(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        thread_state.reached.add(layer)
+        if len(thread_state.reached) == len(layers):
             raise StopForwardError
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(note).remove)
-        yield begin
+            stack.callback(layer.register_forward_pre_hook(on_input).remove)
+        yield start_pass
 
 
 @contextmanager
 def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Replace the submodules of these names by `modules`; afterward restore them."""
-    own = {name: model.get_submodule(name) for name in modules}
+    """Replace submodules by `modules` (name -> module); afterward restore them."""
+    originals = {name: model.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
             model.set_submodule(name, module)
         yield
     finally:
-        for name, module in own.items():
+        for name, module in originals.items():
             model.set_submodule(name, module)

@@ -66,7 +66,7 @@ def forked_base(memory: int) -> LimitedChild:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a text."""
+    """Token ids of a text."""
 
     input_ids: list[int]
 

@@ -1,10 +1,13 @@
-"""A preallocated key-value cache for decoding in PyTorch, `[b, heads, capacity, head]` a layer: new
-rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
-sliding window keep all tokens here, and a mask hides those before it.
+"""Key-value cache, CPU attention and greedy decoding in PyTorch.
 
-Beside it, fast CPU attention for a few new tokens over a long cache: the query heads that share a
-key head are stacked as additional queries of it, so the cache is not copied, as transformers does;
-and greedy decoding with a model's own cache, which any model has.
+The cache is preallocated, `[b, heads, capacity, head]` per layer. New rows are written in place,
+and only the accepted path of a verified draft tree is kept. Layers with a sliding window keep all
+tokens, and a mask hides those before the window.
+
+Grouped attention is fast on a CPU for a few new tokens over a long cache: query heads that share a
+key head are stacked as additional queries of that head. transformers copies the cache instead.
+
+Greedy decoding uses a model's own cache and works with any model.
 """
 
 import inspect
@@ -22,30 +25,27 @@ from transformers.masking_utils import sdpa_mask
 from backend.errors import ModelError
 
 GROUPED, DEFAULT_ATTENTION = "slimscope_grouped", "sdpa"
-MAX_NEW_TOKENS = 64  # new tokens; above it, copying the mask costs as much as copying the keys
-UNSUPPORTED_ARGUMENTS = (
-    "softcap",
-    "position_bias",
-    "s_aux",
-)  # arguments of some models, not supported here
+MAX_NEW_TOKENS = 64  # with more, copying the mask costs as much as copying the keys
+# arguments of some models that grouped attention does not support
+UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "s_aux")
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """The argument name of the key-value cache: transformers 5.24 changed it."""
+    """The name of the cache argument of `model.forward`, which transformers 5.24 changed."""
     arguments = inspect.signature(model.forward).parameters
     return "cache" if "cache" in arguments else "past_key_values"
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
-    """The number of tokens that layers with a sliding window attend to; None: there are none.
-    Raises ModelError: a layer caches something other than keys and values of every token."""
+    """The smallest sliding window in tokens; None if the model has no layers with a window. Raises
+    ModelError: a layer caches something other than keys and values of every token."""
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer:
             windows.append(layer.sliding_window)
         elif type(layer) is not DynamicLayer:
             raise ModelError(
-                f"{type(model).__name__} cannot be decoded here.",
+                f"{type(model).__name__} cannot be decoded.",
                 f"It has a cache layer of type {type(layer).__name__}, which does not support "
                 "selecting rows after they are written.",
                 "Choose a model with attention to tokens in every layer.",
@@ -75,7 +75,7 @@ class LayerCache(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append n rows `[b, heads, n, head]`; return all rows in use, as views."""
+        """Append n rows `[b, heads, n, head]`; return views of all rows in use."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -94,30 +94,31 @@ class LayerCache(CacheLayerMixin):
 
 
 class StackedLayer(LayerCache):
-    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
-    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
+    """One layer of several caches, `[b, heads, capacity, head]`. New rows are written after each
+    cache's last row; a mask hides the unused rows of shorter caches."""
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         super().__init__(max(layer.capacity for layer in layers))
         first = layers[0].keys
         shape = len(layers), first.shape[1], self.capacity, first.shape[3]
-        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
+        # zeros, because masked rows must be finite
+        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)
         for number, layer in enumerate(layers):
-            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
-                stacked[number, :, : layer.length] = own[0, :, : layer.length]
+            for stacked, single in ((self.keys, layer.keys), (self.values, layer.values)):
+                stacked[number, :, : layer.length] = single[0, :, : layer.length]
             layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
             layer.capacity = self.capacity
         self._sequences = torch.arange(len(layers), device=first.device)
         self.is_initialized = True
 
     def begin(self, lengths: Tensor) -> None:
-        """Let the next row of each follow as many."""
+        """Set the number of rows of each cache, [b], before the next row is appended."""
         self._lengths, self.length = lengths, int(lengths.max())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append a row `[b, heads, 1, head]` to each."""
+        """Append one row to each cache, `[b, heads, 1, head]`; return the rows in use."""
         self.keys[self._sequences, :, self._lengths] = key_states[:, :, 0]
         self.values[self._sequences, :, self._lengths] = value_states[:, :, 0]
         self.length += 1
@@ -125,12 +126,16 @@ class StackedLayer(LayerCache):
 
 
 class PreallocatedCache(Cache):
-    """The cache of a whole model, accepted by transformers as `cache` or `past_key_values`.
-    `capacity`: maximum number of tokens, including a tree under verification."""
+    """The cache of all layers, accepted by transformers as `cache` or `past_key_values`.
+
+    Args:
+        layers: number of layers.
+        capacity: maximum number of tokens, including a draft tree under verification.
+    """
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.rows = [LayerCache(capacity) for _ in range(layers)]
-        self.seat: tuple[StackedCache, int] | None = None
+        self.stack_position: tuple[StackedCache, int] | None = None
         super().__init__(layers=list(self.rows))
 
     @property
@@ -143,14 +148,14 @@ class PreallocatedCache(Cache):
         """Number of cached tokens."""
         return self.rows[0].length
 
-    def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place."""
-        count = len(chosen)
-        if chosen[-1] != count - 1:  # else they are already in place
-            places = torch.tensor(chosen, device=self.rows[0].keys.device) + start
+    def keep(self, start: int, accepted: Sequence[int]) -> None:
+        """Drop all rows from `start` on, in place, except `start + accepted` (ascending)."""
+        count = len(accepted)
+        if accepted[-1] != count - 1:  # else they are already in place
+            indices = torch.tensor(accepted, device=self.rows[0].keys.device) + start
             for layer in self.rows:
                 for tensor in (layer.keys, layer.values):
-                    tensor[:, :, start : start + count] = tensor.index_select(2, places)
+                    tensor[:, :, start : start + count] = tensor.index_select(2, indices)
         self.rewind(start + count)
 
     def rewind(self, length: int) -> None:
@@ -160,22 +165,24 @@ class PreallocatedCache(Cache):
 
 
 class StackedCache(Cache):
-    """Several caches of one sequence each, which become parts of this one, so that one pass appends
-    a token to all; they go on to work alone."""
+    """Caches of several sequences, combined so that one forward pass appends a token to each.
+
+    The given caches become views of this one, and can still be used alone."""
 
     def __init__(self, caches: Sequence[PreallocatedCache]) -> None:
         self.rows = [StackedLayer(x) for x in zip(*(cache.rows for cache in caches), strict=True)]
         super().__init__(layers=list(self.rows))
-        self.seats = [(self, number) for number in range(len(caches))]
-        for cache, seat in zip(caches, self.seats, strict=True):
-            cache.seat = seat
+        self.positions = [(self, number) for number in range(len(caches))]
+        for cache, position in zip(caches, self.positions, strict=True):
+            cache.stack_position = position
 
     @classmethod
     def of(cls, caches: Sequence[PreallocatedCache], lengths: Tensor) -> "StackedCache":
-        """The stack of these caches, which hold `lengths` [b] tokens; that of the last pass where
-        it is of the same."""
-        seats = [cache.seat for cache in caches]
-        stack = seats[0][0] if seats[0] and seats == seats[0][0].seats else cls(caches)
+        """Stack caches that contain `lengths` [b] tokens. Reuses the stack of the previous pass if
+        it combines the same caches."""
+        positions = [cache.stack_position for cache in caches]
+        first = positions[0]
+        stack = first[0] if first and positions == first[0].positions else cls(caches)
         for layer in stack.rows:
             layer.begin(lengths)
         return stack
@@ -191,21 +198,35 @@ def grouped_attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the interface of transformers. `query`: [b, H, n, w]; key, value: [b,
-    h, m, w] with H a multiple of h. `attention_mask`: [b, 1, n, m] or None. Returns [b, n, H, w],
-    and None instead of attention weights."""
+    """Attention function with the interface of transformers.
+
+    Falls back to the SDPA attention of transformers for unsupported arguments or many new tokens.
+
+    Args:
+        module: attention module, for the fallback.
+        query: [b, H, n, w].
+        key: [b, h, m, w], with H a multiple of h.
+        value: [b, h, m, w].
+        attention_mask: [b, 1, n, m] or None.
+        dropout: dropout probability, for the fallback.
+        scaling: factor of the scores; None: 1 / sqrt(w).
+        **more: further arguments of transformers.
+
+    Returns:
+        The outputs [b, n, H, w], and None instead of attention weights.
+    """
     batch, heads, n, _ = query.shape
-    shared, mask = heads // key.shape[1], attention_mask
-    plain = not dropout and all(more.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
-    fits = n == 1 if mask is None else n <= MAX_NEW_TOKENS and mask.shape[1] == 1
-    if shared == 1 or not (plain and fits):
-        given = (query, key, value, attention_mask, dropout, scaling)
-        mixed: Tensor = sdpa_attention_forward(module, *given, **more)[0]
-        return mixed, None
-    rows = query.reshape(batch, -1, shared * n, query.shape[-1])  # heads of a group are adjacent
-    mask = None if mask is None else mask.repeat(1, 1, shared, 1)
-    mixed = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
-    return mixed.reshape(batch, heads, n, -1).transpose(1, 2).contiguous(), None
+    group, mask = heads // key.shape[1], attention_mask
+    is_supported = not dropout and all(more.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+    is_small = n == 1 if mask is None else n <= MAX_NEW_TOKENS and mask.shape[1] == 1
+    if group == 1 or not (is_supported and is_small):
+        arguments = (query, key, value, attention_mask, dropout, scaling)
+        output: Tensor = sdpa_attention_forward(module, *arguments, **more)[0]
+        return output, None
+    queries = query.reshape(batch, -1, group * n, query.shape[-1])  # heads of a group are adjacent
+    mask = None if mask is None else mask.repeat(1, 1, group, 1)
+    output = scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(batch, heads, n, -1).transpose(1, 2).contiguous(), None
 
 
 def use_grouped(model: PreTrainedModel, device: torch.device) -> None:
@@ -220,11 +241,11 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
-    """Yield greedy tokens after the ids of a prompt, without end, with the model's own cache."""
+    """Yield greedy tokens after the ids of a prompt, endlessly, using the model's own cache."""
     name, cache = cache_name(model), None
-    given = torch.tensor([[*prompt]], device=model.device)
+    input_ids = torch.tensor([[*prompt]], device=model.device)
     while True:
-        output = model(input_ids=given, use_cache=True, **{name: cache})
+        output = model(input_ids=input_ids, use_cache=True, **{name: cache})
         cache = output[name]
-        given = output.logits[:, -1:].argmax(-1)
-        yield int(given)
+        input_ids = output.logits[:, -1:].argmax(-1)
+        yield int(input_ids)

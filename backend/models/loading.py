@@ -24,7 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
-from backend.models.block_offload import each_parameter, is_streamed, stream_from
+from backend.models.block_offload import is_streamed, iterate_parameters, stream_from
 from backend.models.blocks import all_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
@@ -68,7 +68,7 @@ def load(
     dtype: torch.dtype | None = None,
     say: Say = silent,
     streamed: bool = False,
-    reads: bool = True,
+    with_tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a model in eval mode, with the key-value cache disabled.
 
@@ -78,7 +78,7 @@ def load(
         dtype: dtype of the weights; None: float32 on the CPU, the stored dtype elsewhere.
         say: called with a message before each slow step.
         streamed: keep only one decoder block in memory, plus the parameters outside the blocks.
-        reads: also load the tokenizer into this process.
+        with_tokenizer: also load the tokenizer into this process.
 
     Raises:
         ModelError: the model is unavailable, unsupported, damaged, or too large for the memory.
@@ -93,19 +93,21 @@ def load(
         )
     dtype = dtype or (torch.float32 if device == "cpu" else getattr(torch, facts.dtype))
     if device == "cpu":
-        need = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
-        check_memory(need, memory_available(), facts.title)
+        needed = memory_parts(facts, dtype=str(dtype).removeprefix("torch."), streamed=streamed)
+        check_memory(needed, memory_available(), facts.title)
     folder = materialize(spec, say)
     facts = inspect(spec)  # repeated, since the prepared folder has more precise facts
-    if reads:  # loaded first, so that an error is reported before the slow loading of weights
+    if (
+        with_tokenizer
+    ):  # loaded first, so that an error is reported before the slow loading of weights
         load_tokenizer(folder, facts)
     model = _load_model(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
-    return self_checked(model, facts, folder)
+    return check_loaded(model, facts, folder)
 
 
 @torch.no_grad()
-def self_checked(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
+def check_loaded(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> LoadedModel:
     """Run a short forward pass and return the loaded model if its logits are finite.
 
     Finite weights produce non-finite logits under an invalid config, such as a norm with a negative
@@ -155,7 +157,7 @@ def _load_model(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it was added after the folder was inspected
     if not streamed:
-        for _ in each_parameter(model):
+        for _ in iterate_parameters(model):
             pass  # the iterator raises an error for non-finite values
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
@@ -245,7 +247,7 @@ def weights_hash(model: PreTrainedModel) -> str:
     """Return the hex sha256 over the names, dtypes, shapes and bytes of all parameters, in the
     model's order. Raises ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
-    for name, parameter in each_parameter(model):
+    for name, parameter in iterate_parameters(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         flat = parameter.cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

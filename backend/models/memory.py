@@ -16,9 +16,9 @@ RUNTIME = 600 * 2**20  # bytes of the interpreter and its libraries
 STREAMING_THRESHOLD = 0.8  # share of memory that a run may use before its model is streamed
 DISK_THRESHOLD = 0.25  # share of memory that hidden states may use before they are kept on disk
 # Up to this number of weights in a block, two blocks may be processed at the same time, and up to
-# `BATCHES` batches in parallel. The limit on batches bounds the memory of their activations.
+# `MAX_PARALLEL_BATCHES` batches in parallel, which bounds the memory of their activations.
 SMALL_BLOCK = 2**24
-BATCHES = 4
+MAX_PARALLEL_BATCHES = 4
 MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
 ADAM_BYTES = 16  # per trained parameter in float32: its value, gradient, and two moments
@@ -94,7 +94,9 @@ def memory_parts(
     gram_entries = Counter[int]()  # block -> entries of its Gram matrices [in, in]
     for linear in facts.linears:
         gram_entries[linear.block] += linear.columns**2
-    gram_copies = BATCHES if block_weights(facts) <= SMALL_BLOCK else 1  # one per parallel batch
+    gram_copies = (
+        MAX_PARALLEL_BATCHES if block_weights(facts) <= SMALL_BLOCK else 1
+    )  # one per parallel batch
     solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
     sequence_logits = context * facts.vocabulary
     logits = min(batch * sequence_logits, max(sequence_logits, MAX_LOGITS))
@@ -122,9 +124,9 @@ def wait_on_disk(choice: str, needed: int, available: int) -> bool:
 def memory_available() -> int:
     """Return the bytes that this process can still allocate on the machine or in its container."""
     available = int(psutil.virtual_memory().available)
-    for limit, used in CGROUPS:
+    for limit_file, usage_file in CGROUPS:
         with suppress(OSError, ValueError):  # no such cgroup, or the limit is "max"
-            unused = int(Path(limit).read_text()) - int(Path(used).read_text())
+            unused = int(Path(limit_file).read_text()) - int(Path(usage_file).read_text())
             available = min(available, max(unused, 0))
     return available
 
@@ -132,9 +134,9 @@ def memory_available() -> int:
 def memory_total() -> int:
     """Return the total memory of the machine or its container in bytes."""
     total = int(psutil.virtual_memory().total)
-    for limit, _ in CGROUPS:
+    for limit_file, _ in CGROUPS:
         with suppress(OSError, ValueError):  # no such cgroup, or the limit is "max"
-            total = min(total, int(Path(limit).read_text()))
+            total = min(total, int(Path(limit_file).read_text()))
     return total
 
 
@@ -151,7 +153,7 @@ REMEDIES = {  # part of the memory -> (its description, remedy, config field)
     "weights": ("the weights", "Choose a smaller model, or stream its weights.", "model"),
     "activations": (
         "the hidden states",
-        "Lower the segments or the context length, or keep the activations on disk.",
+        "Lower the segments or the context length, or keep activations on disk.",
         "segments",
     ),
     "grams": ("the second moments of one block", "Choose a smaller model.", "model"),

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import ModelError
-from backend.models.block_offload import each_parameter, tied_names
+from backend.models.block_offload import iterate_parameters, tied_names
 from backend.models.families.experts import fused
 from backend.models.families.stored import loaded_name
 from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.sources.headers import INDEX, OPTIONS, exclusive_construction, read_headers
 
-SHARD = 2**30  # bytes per saved file
+SHARD = 2**30  # maximum bytes per saved file
 Shape = tuple[int, ...]
 NOT_QUANTIZED: Mapping[str, tuple[str, Shape]] = MappingProxyType({})
 
@@ -55,7 +55,7 @@ def save(
         plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
         pending = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
         total_bytes = 0
-        for name, tensor in chain(each_parameter(model), persistent.items()):
+        for name, tensor in chain(iterate_parameters(model), persistent.items()):
             file = plan.tensor_to_filename[name]
             saved = tensor.to(dtype) if tensor.is_floating_point() else tensor
             if not torch.equal(saved.to(tensor.dtype), tensor):

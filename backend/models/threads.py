@@ -1,7 +1,7 @@
-"""Work on the cores of a CPU side by side, each part on one.
+"""Parallel work on CPU cores, one single-threaded part per core.
 
-Products of a few hundred rows, and what lies between them, gain little from several threads that
-wait for each other after each; and much is lost where something else takes one of the cores."""
+Multi-threaded products of a few hundred rows gain little, because the threads wait for each other
+after every operation, and lose much when another program uses one of the cores."""
 
 import os
 import threading
@@ -14,62 +14,71 @@ import torch
 
 from backend.models.memory import memory_available
 
-COPIES = 12  # of the largest weight, float32: what statistics take while a solver takes as much
+# float32 copies of the largest weight that statistics and a solver hold at the same time
+PEAK_COPIES = 12
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def _threads(count: int) -> ThreadPoolExecutor:
-    # as a thread has asked for its number of threads, that of another does not change it
+def _new_pool(count: int) -> ThreadPoolExecutor:
+    # a thread that has set its number of threads is not affected by the settings of other threads
     return ThreadPoolExecutor(count, "worker", torch.set_num_threads, (1,))
 
 
-_place = threading.local()
-_workers = cache(_threads)  # count -> those of this process
+_worker = threading.local()
+_pool = cache(_new_pool)  # number of threads -> pool of this process
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)  # threads are not inherited
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has no threads
 
 
 def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """`work` of all `parts`, on as many cores as this thread has; gradients are not recorded."""
+    """Map `work` over `parts` on as many cores as this thread has. Records no gradients."""
     threads = torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
 
-    def one(part: tuple[int, T]) -> R:
-        _place.number = part[0]
-        return work(part[1])
+    @torch.no_grad()
+    def work_on(index: int, part: T) -> R:
+        _worker.part = index
+        return work(part)
 
-    pool, call = _workers(threads), torch.no_grad()(one)
-    calls = [pool.submit(call, part) for part in enumerate(parts)]
-    wait(calls)  # for all: what they work on may be taken away after an error
-    return [call.result() for call in calls]
-
-
-def place() -> int:
-    """The number of the part that this thread works on `side_by_side` with others; else 0."""
-    number: int = getattr(_place, "number", 0)
-    return number
+    pool = _pool(threads)
+    futures = [pool.submit(work_on, index, part) for index, part in enumerate(parts)]
+    wait(futures)  # all of them: after an error the caller may free the tensors they use
+    return [future.result() for future in futures]
 
 
-class AtOnce(Executor):
-    """Carries out a call where it is made."""
+def part_index() -> int:
+    """Index of the part that this thread is working on in `side_by_side`; 0 outside of it."""
+    index: int = getattr(_worker, "part", 0)
+    return index
+
+
+class InlineExecutor(Executor):
+    """Executor that runs each call immediately, in the calling thread."""
 
     def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        done = Future[T]()
-        done.set_result(call(*args, **kwargs))
-        return done
+        future = Future[T]()
+        future.set_result(call(*args, **kwargs))
+        return future
 
 
-def beside(
-    device: torch.device, largest: int, tell: Callable[[str], None], workers: int = 1
+def statistics_executor(
+    device: torch.device, largest: int, log: Callable[[str], None], workers: int = 1
 ) -> Executor:
-    """What carries out statistics, on `workers` threads: beside the work on a CPU, where the run
-    has several threads and there is memory for all. `largest`: entries of the largest weight."""
+    """An executor for the statistics of a run: threads next to the run's own work on a CPU with
+    several cores and enough memory, inline execution otherwise.
+
+    Args:
+        device: device of the model.
+        largest: number of entries of the largest weight.
+        log: receives a message if memory is short.
+        workers: number of threads.
+    """
     if device.type != "cpu" or torch.get_num_threads() == 1:
-        return AtOnce()
-    if memory_available() < workers * COPIES * 4 * largest:
-        tell("Statistics are computed in between: there is no memory to do it beside the work.")
-        return AtOnce()
-    return _threads(workers)
+        return InlineExecutor()
+    if memory_available() < workers * PEAK_COPIES * 4 * largest:
+        log("Statistics run between the other steps: memory is too short to run them in parallel.")
+        return InlineExecutor()
+    return _new_pool(workers)

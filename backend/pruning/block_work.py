@@ -26,7 +26,7 @@ from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
 from backend.models.memory import SMALL_BLOCK, is_out_of_memory
-from backend.models.threads import AtOnce
+from backend.models.threads import InlineExecutor
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
 from backend.pruning.plan import PruningPlan
@@ -125,8 +125,8 @@ class SDSRun:
     new_batches: NewBatches = list
     stored_dtype: torch.dtype = torch.float32
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
-    statistics: Executor = field(default_factory=AtOnce)
-    storage: Executor = field(default_factory=AtOnce)
+    statistics: Executor = field(default_factory=InlineExecutor)
+    storage: Executor = field(default_factory=InlineExecutor)
     done_units: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
     pending_storage: Future[None] | None = None

@@ -35,7 +35,7 @@ from backend.models.block_forward import batches_in
 from backend.models.blocks import LinearWeight, all_linears, resolve_dtype
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
-from backend.models.threads import AtOnce, beside
+from backend.models.threads import InlineExecutor, statistics_executor
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, heldout_stages
 from backend.pruning.passes import (
@@ -188,8 +188,9 @@ def _open_run(
     on_disk = wait_on_disk(config.activations, hidden_bytes, free_memory(model.device))
     new_batches = batches_in(checkpoints.root if on_disk else None)
     largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
-    statistics = beside(model.device, largest, reporter.log)
-    storage = AtOnce() if isinstance(statistics, AtOnce) else ThreadPoolExecutor(1, "storage")
+    statistics = statistics_executor(model.device, largest, reporter.log)
+    inline = isinstance(statistics, InlineExecutor)
+    storage = InlineExecutor() if inline else ThreadPoolExecutor(1, "storage")
     return SDSRun(
         model,
         calibration,

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.models.block_offload import put
+from backend.models.block_offload import override_weights
 from backend.models.blocks import decoder_blocks
 from backend.pruning.config import PASS_OF, STAGE_LABELS, SDSStage
 from backend.training.stage_store import StageStore, block_name
@@ -117,4 +117,4 @@ def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: SDSStage) -
     store = SDSStageStore(checkpoints)
     for block in range(len(decoder_blocks(model))):
         store.require(stage, block)
-    put(model, lambda block: store.weights(stage, block, str(model.device)))
+    override_weights(model, lambda block: store.weights(stage, block, str(model.device)))

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, undefer
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError, NotFoundError
 from backend.queue.actor import Actor, network_of
-from backend.queue.gate import SHARED, in_room
+from backend.queue.gate import ADDRESS_FACTOR, in_room
 from backend.queue.permissions import ASK, require_host, require_voting
 from backend.store.session import now_ms, reading, writing
 from backend.store.tables import Conversation, MessageRow
@@ -242,7 +242,7 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
         if actor.name in prompt.votes:
             raise ConflictError(what, "You have voted on these answers before.")
         neighbors = sum(network_of(voter) == network for voter in prompt.votes)
-        if actor.role == "guest" and not in_room(actor.client) and neighbors >= SHARED:
+        if actor.role == "guest" and not in_room(actor.client) and neighbors >= ADDRESS_FACTOR:
             raise ForbiddenError(
                 what,
                 f"{neighbors} visitors at your network address have voted on these answers.",

@@ -1,12 +1,13 @@
-"""The gate: how much of this dashboard each visitor may take, and who waits.
+"""Limits on the requests of each visitor: how many are active at once, how many wait, and how many
+start per minute.
 
-Everything a visitor asks for passes here: requests, answers, changes, previews, logins. It is
-shared by address first, then by visitor, so that who opens many sessions or drops cookies gains
-nothing. Hosts have a share of their own. Where the host names a network whose visitors come from
-one address (a room behind a router or a proxy), each of its visitors counts as an address.
+Requests, answers, changes, previews and logins all pass through here. Limits apply to addresses
+first and to visitors second, so opening many sessions or dropping cookies gains nothing. Hosts have
+a separate share. Where visitors of one network share an address (a room behind a router or proxy)
+and the host lists that network in the settings, each of its visitors counts as an address.
 
-`Gate` limits what is at work at the same time, `Rate` what is begun within a minute. Both live in
-the memory of one process.
+`Gate` limits simultaneous requests, `Rate` limits requests per minute. Both live in the memory of
+one process.
 """
 
 import asyncio
@@ -22,24 +23,25 @@ from backend.errors import OverloadError, RateLimitError
 from backend.queue.actor import Actor, is_unnamed, reject
 from backend.settings import settings
 
-MINUTE = 60.0
-SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
+WINDOW_S = 60.0
+ADDRESS_FACTOR = 30  # limit of an address (such as a classroom) / limit of one visitor
 CHANGES_PER_MINUTE = 60
-ANSWERS_PER_MINUTE = 6  # of one guest
+ANSWERS_PER_MINUTE = 6  # per guest
 LOGINS_PER_MINUTE = 10
-PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
-REQUESTS, REQUESTS_OF_A_VISITOR = 24, 3  # at work; Python computes in one thread at a time
-WAITING = 48  # requests of a visitor; a browser sends six at once for each of its windows
-WAITING_OF_STRANGERS = 240  # requests at one address without a cookie: a class that arrives
-EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # calls of pages that wait in Gradio's queue
-ANSWERS_OF_A_GUEST, ANSWERS_OF_HOSTS = 4, 256  # at the same time
-RETRY_S = 5.0  # until who was refused asks again
-FORGET_S = 30.0  # half-life of the time an address has taken
+PREVIEWS_PER_MINUTE = 120  # a form requests one whenever a field changes
+MAX_REQUESTS = 24  # active at once; Python computes in one thread at a time
+MAX_REQUESTS_PER_VISITOR = 3
+MAX_WAITING_PER_VISITOR = 48  # a browser sends six requests at once for each of its windows
+MAX_WAITING_UNNAMED = 240  # requests without a cookie from one address: a class that arrives
+MAX_EVENTS_PER_VISITOR, MAX_EVENTS_PER_ADDRESS = 8, 32  # event handler calls in Gradio's queue
+MAX_ANSWERS_PER_GUEST, MAX_HOST_ANSWERS = 4, 256  # active at once
+RETRY_S = 5.0  # delay after which a refused client tries again
+USAGE_HALF_LIFE_S = 30.0  # of the time that an address has used
 
 
 def client_network(address: str) -> str:
-    """The network that counts as one client: an address, or the /64 network of an IPv6 address, in
-    which a client may choose."""
+    """The network that counts as one client: an IPv4 address, or the /64 network of an IPv6
+    address, because a client may choose any address within it."""
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:  # IPv4, or no address
@@ -49,8 +51,8 @@ def client_network(address: str) -> str:
     return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
 
 
-def address_of(actor: Actor) -> str:
-    """The address that shares are counted by; in a network of `room_networks`, the visitor."""
+def address_key(actor: Actor) -> str:
+    """The key of an actor's address. In `room_networks`, each visitor has a separate key."""
     network = client_network(actor.client)
     if actor.role == "host":
         return f"host {network}"
@@ -58,7 +60,7 @@ def address_of(actor: Actor) -> str:
 
 
 def in_room(client: str) -> bool:
-    """Return True if many visitors share this address, according to the settings."""
+    """Return True if the address is in one of the `room_networks` of the settings."""
     networks = settings().room_networks
     try:
         address = ipaddress.ip_address(client) if networks else None
@@ -67,199 +69,232 @@ def in_room(client: str) -> bool:
     return address is not None and any(address in network for network in networks)
 
 
-def visitor_of(actor: Actor) -> str:
-    """A visitor of an address; those whose cookie did not come with the request are one."""
-    return f"{address_of(actor)} {'' if actor.is_new else actor.name}"
+def visitor_key(actor: Actor) -> str:
+    """The key of a visitor. All visitors of an address whose requests came without a cookie share
+    one key."""
+    return f"{address_key(actor)} {'' if actor.is_new else actor.name}"
 
 
-# at work at the same time -------------------------------------------------------------------------
+# simultaneous requests ----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class Entrant:
-    """One use of a gate, at work or waiting."""
+class Ticket:
+    """One active or waiting request of a gate."""
 
     address: str
     visitor: str
-    most: int  # at work for this visitor
-    turn: asyncio.Event = field(default_factory=asyncio.Event)
+    limit: int  # active requests of this visitor
+    admitted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Gate:
-    """Places for what is at work at the same time, shared by address. For one event loop.
+    """A limit on simultaneous requests, shared between addresses. For one event loop.
 
-    An address has half of the places; more than that only while nobody of another address waits or
-    was just refused. An address below its half is let in even while others have borrowed the rest,
-    so at most one and a half times as many places as there are can be in use.
+    An address may use half of the slots, and more only while no other address waits or was just
+    refused. An address below its half is admitted even if others use more than theirs, so up to one
+    and a half times the number of slots can be in use.
 
     Args:
-        places: how many; a function, as settings may change.
+        slots: returns the number of slots; a function, because settings may change.
     """
 
-    def __init__(self, places: Callable[[], int]) -> None:
-        self._places = places
-        self._working: list[Entrant] = []
-        self._waiting: list[Entrant] = []
-        self._refused: dict[str, float] = {}  # address -> when
-        self._time_taken: dict[str, tuple[float, float]] = {}  # address -> seconds, as of when
+    def __init__(self, slots: Callable[[], int]) -> None:
+        self._slots = slots
+        self._active: list[Ticket] = []
+        self._waiting: list[Ticket] = []
+        self._refused_at: dict[str, float] = {}  # address -> monotonic seconds
+        self._usage: dict[str, tuple[float, float]] = {}  # address -> seconds used, measured at
 
     @asynccontextmanager
-    async def place(
-        self, actor: Actor, most: int, waiting: int = 0
+    async def slot(
+        self, actor: Actor, limit: int, max_waiting: int = 0
     ) -> AsyncIterator[AsyncExitStack]:
-        """A place, once there is one, until the end of the body or until what it yields is closed.
-        `most`: places of one visitor; `waiting`: how many requests of one visitor may wait.
+        """Wait for a slot, and hold it until the body ends or the yielded stack is closed.
+
+        Args:
+            actor: sender of the request.
+            limit: maximum number of active requests of one visitor.
+            max_waiting: maximum number of waiting requests of one visitor.
 
         Raises:
-            OverloadError: too many wait already, or none may.
+            OverloadError: the visitor has `max_waiting` requests waiting already.
         """
-        entrant = Entrant(address_of(actor), visitor_of(actor), most)
-        if self._admits(entrant):
-            self._working.append(entrant)
+        ticket = Ticket(address_key(actor), visitor_key(actor), limit)
+        if self._admits(ticket):
+            self._active.append(ticket)
+        elif _count(self._waiting, ticket.visitor) < max_waiting:
+            await self._wait(ticket)
         else:
-            own = _count(self._waiting, entrant.visitor)
-            if own >= waiting:
-                mine = _count(self._working, entrant.visitor) + own
-                before, do = len(self._working + self._waiting), "Wait until they are answered."
-                if mine < entrant.most:  # others are in the way
-                    self._refused[entrant.address] = time.monotonic()
-                    do = "Try again in a few seconds."
-                raise OverloadError(
-                    "It is not your turn.",
-                    f"{before} are before you, {mine} of them yours.",
-                    do,
-                    retry_after_s=RETRY_S,
-                    before=before,
-                )
-            await self._wait(entrant)
-        began = time.monotonic()
-        async with AsyncExitStack() as taken:
-            taken.callback(self._release, entrant, began)
-            yield taken
+            raise self._refuse(ticket)
+        start = time.monotonic()
+        async with AsyncExitStack() as held_slot:
+            held_slot.callback(self._release, ticket, start)
+            yield held_slot
 
-    def _admits(self, entrant: Entrant) -> bool:
-        if _count(self._working, entrant.visitor) >= entrant.most:
+    def _refuse(self, ticket: Ticket) -> OverloadError:
+        requests_ahead = self._active + self._waiting
+        visitor_requests = _count(requests_ahead, ticket.visitor)
+        remedy = "Wait until they are answered."
+        if visitor_requests < ticket.limit:  # requests of other visitors use the slots
+            self._refused_at[ticket.address] = time.monotonic()
+            remedy = "Try again in a few seconds."
+        return OverloadError(
+            "Too many requests are waiting.",
+            f"{len(requests_ahead)} are ahead of this one, {visitor_requests} of them yours.",
+            remedy,
+            retry_after_s=RETRY_S,
+            before=len(requests_ahead),
+        )
+
+    def _admits(self, ticket: Ticket) -> bool:
+        if _count(self._active, ticket.visitor) >= ticket.limit:
             return False
-        used = Counter(each.address for each in self._working)
-        places = self._places()
-        half = (places + 1) // 2
-        if used[entrant.address] < half:
-            return sum(min(count, half) for count in used.values()) < places
+        used = Counter(active.address for active in self._active)
+        slots = self._slots()
+        half = (slots + 1) // 2
+        if used[ticket.address] < half:
+            return sum(min(count, half) for count in used.values()) < slots
         now = time.monotonic()
-        self._refused = {a: at for a, at in self._refused.items() if now - at < 2 * RETRY_S}
-        others = {each.address for each in self._waiting} | self._refused.keys()
-        return used.total() < places and not others - {entrant.address}
+        self._refused_at = {
+            address: refused_at
+            for address, refused_at in self._refused_at.items()
+            if now - refused_at < 2 * RETRY_S
+        }
+        competing = {waiting.address for waiting in self._waiting} | self._refused_at.keys()
+        return used.total() < slots and not competing - {ticket.address}
 
-    async def _wait(self, entrant: Entrant) -> None:
-        self._waiting.append(entrant)
+    async def _wait(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
         try:
-            await entrant.turn.wait()
+            await ticket.admitted.wait()
         except BaseException:
-            for entrants in (self._waiting, self._working):  # its turn may have come as it left
-                if entrant in entrants:
-                    entrants.remove(entrant)
-            self._call_next()
+            for tickets in (self._waiting, self._active):  # it may have been admitted meanwhile
+                if ticket in tickets:
+                    tickets.remove(ticket)
+            self._admit_waiting()
             raise
 
-    def _release(self, entrant: Entrant, began: float) -> None:
-        self._working.remove(entrant)
-        self._refused.pop(entrant.address, None)
+    def _release(self, ticket: Ticket, start: float) -> None:
+        self._active.remove(ticket)
+        self._refused_at.pop(ticket.address, None)
         now = time.monotonic()
-        taken = {address: self._taken(address, now) for address in self._time_taken}
-        taken[entrant.address] = taken.get(entrant.address, 0.0) + now - began
-        self._time_taken = {a: (seconds, now) for a, seconds in taken.items() if seconds > 0.001}
-        self._call_next()
+        usage = {address: self._recent_usage(address, now) for address in self._usage}
+        usage[ticket.address] = usage.get(ticket.address, 0.0) + now - start
+        self._usage = {
+            address: (seconds, now) for address, seconds in usage.items() if seconds > 0.001
+        }
+        self._admit_waiting()
 
-    def _taken(self, address: str, now: float) -> float:
-        """Seconds that requests of an address took, halved every `FORGET_S`."""
-        seconds, at = self._time_taken.get(address, (0.0, now))
-        return seconds * 0.5 ** ((now - at) / FORGET_S)
+    def _recent_usage(self, address: str, now: float) -> float:
+        """Seconds that requests of an address were active, halved every `USAGE_HALF_LIFE_S`."""
+        seconds, measured_at = self._usage.get(address, (0.0, now))
+        return seconds * 0.5 ** ((now - measured_at) / USAGE_HALF_LIFE_S)
 
-    def _call_next(self) -> None:
-        """Gives free places to those who wait: first to the address that has taken least time."""
+    def _admit_waiting(self) -> None:
+        """Give free slots to waiting requests, those of the address with the least usage first."""
         now = time.monotonic()
-        by_time = sorted(self._waiting, key=lambda each: self._taken(each.address, now))
-        for entrant in by_time:
-            if self._admits(entrant):
-                self._waiting.remove(entrant)
-                self._working.append(entrant)
-                entrant.turn.set()
+        by_usage = sorted(
+            self._waiting, key=lambda waiting: self._recent_usage(waiting.address, now)
+        )
+        for ticket in by_usage:
+            if self._admits(ticket):
+                self._waiting.remove(ticket)
+                self._active.append(ticket)
+                ticket.admitted.set()
 
 
-def _count(entrants: list[Entrant], visitor: str) -> int:
-    return sum(each.visitor == visitor for each in entrants)
+def _count(tickets: list[Ticket], visitor: str) -> int:
+    return sum(ticket.visitor == visitor for ticket in tickets)
 
 
-requests = Gate(lambda: REQUESTS)
+requests = Gate(lambda: MAX_REQUESTS)
 guest_answers = Gate(lambda: settings().guest_answers)
-host_answers = Gate(lambda: ANSWERS_OF_HOSTS)
+host_answers = Gate(lambda: MAX_HOST_ANSWERS)
 
 
-def place_of_request(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]:
-    """A place for one request, for which its visitor waits in line."""
+def request_slot(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]:
+    """Wait for a slot for one request."""
     if is_unnamed(actor) and not settings().names_guests:
-        return requests.place(actor, (REQUESTS + 1) // 2, WAITING_OF_STRANGERS)
-    waiting = WAITING_OF_STRANGERS if is_unnamed(actor) else WAITING
-    return requests.place(actor, REQUESTS_OF_A_VISITOR, waiting)
+        return requests.slot(actor, (MAX_REQUESTS + 1) // 2, MAX_WAITING_UNNAMED)
+    max_waiting = MAX_WAITING_UNNAMED if is_unnamed(actor) else MAX_WAITING_PER_VISITOR
+    return requests.slot(actor, MAX_REQUESTS_PER_VISITOR, max_waiting)
 
 
-def place_of_answer(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]:
-    """A place for one answer of a model."""
+def answer_slot(actor: Actor) -> AbstractAsyncContextManager[AsyncExitStack]:
+    """Take a slot for one answer of a model; raise `OverloadError` if none is free."""
     if actor.role == "host":
-        return host_answers.place(actor, ANSWERS_OF_HOSTS)
-    return guest_answers.place(actor, ANSWERS_OF_A_GUEST)
+        return host_answers.slot(actor, MAX_HOST_ANSWERS)
+    return guest_answers.slot(actor, MAX_ANSWERS_PER_GUEST)
 
 
 def require_short_queue(actor: Actor, queued: Iterable[Actor]) -> None:
-    """Raise `RateLimitError` where the visitor or the address has as many calls in a queue as it
-    may; `queued`: who sent those in it."""
-    near = [each for each in queued if address_of(each) == address_of(actor)]
-    own = [each for each in near if each.name == actor.name and not is_unnamed(each)]
-    if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
-        raise RateLimitError("Too many requests.", "", "Wait until what you asked for is done.")
+    """Raise `RateLimitError` if the visitor or its address has too many calls in a queue.
+
+    Args:
+        actor: sender of a new call.
+        queued: senders of the calls in the queue.
+    """
+    same_address = [sender for sender in queued if address_key(sender) == address_key(actor)]
+    same_visitor = [
+        sender for sender in same_address if sender.name == actor.name and not is_unnamed(sender)
+    ]
+    if len(same_visitor) >= MAX_EVENTS_PER_VISITOR or len(same_address) >= MAX_EVENTS_PER_ADDRESS:
+        raise RateLimitError("Too many requests.", "", "Wait until earlier requests are done.")
 
 
-# begun within a minute ----------------------------------------------------------------------------
+# requests per minute ------------------------------------------------------------------------------
 
 
 class Rate:
-    """Counts what each visitor, and each address, has begun in the last minute."""
+    """A limit on the requests that each visitor, and each address, starts within a minute."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._times: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
     def spend(self, actor: Actor, *, spend: bool = True) -> None:
-        """Count one; raise `RateLimitError` if the visitor had `most` in the last minute, or its
-        address `SHARED` times as many. Whoever is at this machine is not limited. `spend`: False:
-        only look whether one more would be too many."""
+        """Count a request. Users of the local command line are not limited.
+
+        Args:
+            actor: sender of the request.
+            spend: False to check the limits without counting.
+
+        Raises:
+            RateLimitError: the visitor started `limit` requests in the last minute, or its address
+                `ADDRESS_FACTOR` times as many.
+        """
         if not actor.client:
             return
-        limits = {visitor_of(actor): self.most, address_of(actor): self.most * SHARED}
+        limits = {
+            visitor_key(actor): self.limit,
+            address_key(actor): self.limit * ADDRESS_FACTOR,
+        }
         try:
             self.spend_by(limits, spend)
         except RateLimitError as error:
             raise reject(actor.client, error) from None
 
     def spend_by(self, limits: Mapping[str, int], spend: bool = True) -> None:
-        """The same for names with the most of each."""
+        """Count a request under each key of `limits`; raise `RateLimitError` if one is at its
+        limit."""
         now = time.monotonic()
         with self._lock:
-            for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
-                del self._times[name]
-            for name, limit in limits.items():
-                times = self._times.get(name, deque())
-                while times and times[0] < now - MINUTE:
+            for key in [key for key, times in self._times.items() if times[-1] < now - WINDOW_S]:
+                del self._times[key]
+            for key, limit in limits.items():
+                times = self._times.get(key, deque())
+                while times and times[0] < now - WINDOW_S:
                     times.popleft()
                 if len(times) >= limit:
                     raise RateLimitError(
                         "Too many requests.",
                         f"The limit is {limit} requests per minute.",
-                        f"Try again in {times[0] + MINUTE - now:.0f} s.",
+                        f"Try again in {times[0] + WINDOW_S - now:.0f} s.",
                     )
-            for name in limits if spend else ():
-                self._times.setdefault(name, deque()).append(now)
+            for key in limits if spend else ():
+                self._times.setdefault(key, deque()).append(now)
 
 
 changes, previews = Rate(CHANGES_PER_MINUTE), Rate(PREVIEWS_PER_MINUTE)
@@ -267,6 +302,7 @@ answers, logins = Rate(ANSWERS_PER_MINUTE), Rate(LOGINS_PER_MINUTE)
 
 
 def count_answer(actor: Actor, *, spend: bool = True) -> None:
-    """Count an answer to a guest; raise `RateLimitError` at too many. `spend`: see `Rate.spend`."""
+    """Count an answer to a guest; raise `RateLimitError` if there are too many. `spend`: see
+    `Rate.spend`."""
     if actor.role != "host":
         answers.spend(actor, spend=spend)

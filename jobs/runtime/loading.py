@@ -11,7 +11,13 @@ import torch
 from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.blocks import resolve_dtype
-from backend.models.loading import LoadedModel, as_model_error, load, load_tokenizer, self_checked
+from backend.models.loading import (
+    LoadedModel,
+    as_model_error,
+    check_loaded,
+    load,
+    load_tokenizer,
+)
 from backend.models.sources.catalog import local_folder, materialize
 from backend.text import slices
 from jobs.fields.models import ResolvedModel, resolve_model
@@ -96,13 +102,13 @@ def load_whole(
         load_tokenizer(folder, base.facts)
     with as_model_error(base.facts):
         model = load_dequantized(folder, dtype)
-    return self_checked(model.to(device), base.facts, folder)  # type: ignore[arg-type]
+    return check_loaded(model.to(device), base.facts, folder)  # type: ignore[arg-type]
 
 
 def _load_dense(
     base: ResolvedModel, device: str, precision: str, context: RunContext, reads: bool = True
 ) -> LoadedModel:
-    loaded = load(base.source, device, getattr(torch, precision), context.log, reads=reads)
+    loaded = load(base.source, device, getattr(torch, precision), context.log, with_tokenizer=reads)
     loaded.model.requires_grad_(False)
     return loaded
 
@@ -113,7 +119,7 @@ def _load_packed(base: ResolvedModel, context: RunContext, reads: bool = True) -
         load_tokenizer(folder, base.facts)
     with as_model_error(base.facts):
         model = load_packed(folder, context.log).requires_grad_(False)
-    return self_checked(model, base.facts, folder)
+    return check_loaded(model, base.facts, folder)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
 from backend.models.block_forward import each_logits, even_batch, open_stream, run_block
-from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, ending_after
+from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, stop_when_reached
 from backend.models.loading import load, weights_hash
 from backend.models.threads import side_by_side
 
@@ -32,7 +32,7 @@ def outputs_of_blocks(model, tokens):
 def run_all(model, stream):
     outputs = []
     for index in range(len(decoder_blocks(model))):
-        assert stream.at == index
+        assert stream.index == index
         stream.advance(run_block(model, stream, index, stream.hidden))
         outputs.append(torch.cat(stream.hidden))
     return outputs
@@ -77,7 +77,7 @@ def test_run_block_leaves_the_stream_where_it_is(model, tokens):
     before = [states.clone() for states in stream.hidden]
     once = run_block(model, stream, 0, stream.hidden)
     again = run_block(model, stream, 0, stream.hidden)
-    assert stream.at == 0
+    assert stream.index == 0
     assert all(torch.equal(a, b) for a, b in zip(before, stream.hidden, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     assert not any(states.requires_grad for states in once)
@@ -198,7 +198,7 @@ def test_a_pass_that_skips_a_layer_does_not_end_the_next_one():
                 layers[number](x)
             return "ran on"
 
-    with ending_after(layers) as begin:
+    with stop_when_reached(layers) as begin:
         assert side_by_side(passing, [(1, 2), (0, 1)]) == ["ran on", "ran on"]
         assert side_by_side(passing, [(0, 1, 2), (2, 0, 1), (0, 2)]) == [None, None, "ran on"]
     assert len(seen) == 4

@@ -18,7 +18,13 @@ from backend.errors import CancelledError, ModelError
 from backend.export.reading import StoredLinears
 from backend.models import loading, saving
 from backend.models.block_forward import HiddenStatesOnDisk, each_logits
-from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
+from backend.models.block_offload import (
+    is_streamed,
+    iterate_parameters,
+    override_weights,
+    resident,
+    stream_from,
+)
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.facts import facts_from
 from backend.models.loading import load, weights_hash
@@ -119,22 +125,22 @@ def test_what_is_put_stays_and_what_is_written_does_not(pair, tokens):
         assert torch.equal(linear.read(), weights[0]["mlp.c_fc"])
     assert weights_hash(streamed) == before
     for model in (whole, streamed):
-        put(model, lambda block: {"mlp.c_fc": weights[block]["mlp.c_fc"]})
+        override_weights(model, lambda block: {"mlp.c_fc": weights[block]["mlp.c_fc"]})
     assert weights_hash(streamed) == weights_hash(whole) != before
     assert torch.equal(logits(streamed, tokens), logits(whole, tokens))
-    put(streamed, lambda _: {})
+    override_weights(streamed, lambda _: {})
     assert weights_hash(streamed) == before
 
 
 def test_a_copy_is_on_its_own(pair):
     _, streamed = pair("llama")
     before, other = weights_hash(streamed), copy.deepcopy(streamed)
-    put(other, lambda b: {"mlp.up_proj": torch.zeros(48, 32)})
+    override_weights(other, lambda b: {"mlp.up_proj": torch.zeros(48, 32)})
     assert weights_hash(streamed) == before != weights_hash(other)
 
 
-def test_each_parameter_goes_through_a_whole_model_too(model):
-    mine = dict(each_parameter(model))
+def test_iterate_parameters_covers_a_model_in_memory_too(model):
+    mine = dict(iterate_parameters(model))
     assert mine.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(mine[name], p) for name, p in model.named_parameters())
 
@@ -221,7 +227,7 @@ def test_stream_from_names_all_that_is_missing(make, tmp_path):
 def test_saved_parts_are_put_together_by_plain_transformers(streamed, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "SHARD", 150_000)
     loaded = load("toy", streamed=streamed)
-    put(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
+    override_weights(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
     save(loaded.model, loaded.tokenizer, tmp_path, "# A card\n")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = {p.name: p.stat().st_size for p in tmp_path.glob("*.safetensors")}

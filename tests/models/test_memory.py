@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ModelError
 from backend.models.memory import (
-    BATCHES,
+    MAX_PARALLEL_BATCHES,
     RUNTIME,
     check_memory,
     is_out_of_memory,
@@ -20,7 +20,7 @@ SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
 def test_numbers_by_hand():
     assert memory_needed(SMOL) == RUNTIME + 4 * 134_515_008
     assert memory_needed(SMOL, dtype="bfloat16") == RUNTIME + 2 * 134_515_008
-    grams, states = BATCHES * 4 * (6 * 576**2 + 1536**2), 2 * 32 * 512 * 576 * 4
+    grams, states = MAX_PARALLEL_BATCHES * 4 * (6 * 576**2 + 1536**2), 2 * 32 * 512 * 576 * 4
     calibrated = memory_needed(SMOL, segments=32, context=512)
     assert calibrated - memory_needed(SMOL) == states + grams
 

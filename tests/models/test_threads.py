@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from backend.models.threads import place, side_by_side
+from backend.models.threads import part_index, side_by_side
 from backend.pruning.redense import CHUNK_ROWS, by_rows
 
 
@@ -48,6 +48,6 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_part_knows_its_place() -> None:
-    assert side_by_side(lambda _: place(), "abcde") == [0, 1, 2, 3, 4] and place() == 0
-    assert side_by_side(lambda _: place(), "a") == [0]
+def test_a_part_knows_its_index() -> None:
+    assert side_by_side(lambda _: part_index(), "abcde") == [0, 1, 2, 3, 4] and part_index() == 0
+    assert side_by_side(lambda _: part_index(), "a") == [0]

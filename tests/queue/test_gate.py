@@ -32,7 +32,7 @@ class Room:
 
     async def enter(self, actor: Actor, most: int = 100, waiting: int = 0) -> None:
         stack = AsyncExitStack()
-        await stack.enter_async_context(self.gate.place(actor, most, waiting))
+        await stack.enter_async_context(self.gate.slot(actor, most, waiting))
         self.held.append((actor, stack))
 
     async def queue(self, actor: Actor, most: int = 100) -> None:
@@ -104,7 +104,7 @@ def test_who_leaves_the_line_is_forgotten() -> None:
         await room.leave("10.0.0.1")
         assert room.held_by("10.0.0.1") == 1 and not room.gate._waiting
         await room.leave("10.0.0.1")
-        assert not room.gate._working
+        assert not room.gate._active
 
     in_a_room(act)
 
@@ -142,15 +142,15 @@ def test_visitors_of_a_room_count_one_by_one(
             await room.enter(guest(1))
         for number in range(2, 2 + PLACES // 2):  # of the same address, but others
             await room.enter(guest(number))
-        assert gate.address_of(guest(1, is_new=True)) == "10.0.0.1"
+        assert gate.address_key(guest(1, is_new=True)) == "10.0.0.1"
 
     in_a_room(act)
-    everybody = [guest(number) for number in range(gate.EVENTS_OF_AN_ADDRESS)]
+    everybody = [guest(number) for number in range(gate.MAX_EVENTS_PER_ADDRESS)]
     gate.require_short_queue(guest(99), everybody)  # of the same address, but others
     with pytest.raises(RateLimitError):
-        gate.require_short_queue(guest(99), [guest(99)] * gate.EVENTS_OF_A_VISITOR)
+        gate.require_short_queue(guest(99), [guest(99)] * gate.MAX_EVENTS_PER_VISITOR)
     with pytest.raises(RateLimitError):
-        elsewhere = [guest(number, "10.9.0.1") for number in range(gate.EVENTS_OF_AN_ADDRESS)]
+        elsewhere = [guest(number, "10.9.0.1") for number in range(gate.MAX_EVENTS_PER_ADDRESS)]
         gate.require_short_queue(guest(99, "10.9.0.1"), elsewhere)
 
 
@@ -173,21 +173,21 @@ def test_whatever_comes_no_address_starves_and_the_bound_holds(steps: Steps) -> 
                 await room.queue(guest(visitor, client), most=3)
             elif room.held_by(client):
                 await room.leave(client)
-            working = room.gate._working
+            working = room.gate._active
             assert len(working) <= PLACES * 3 // 2
             for number in range(4):
                 mine = [t for t in working if t.visitor.startswith(f"10.0.0.{number} ")]
                 assert max([0, *(sum(t.visitor == m.visitor for t in mine) for m in mine)]) <= 3
         while room.held:  # everybody leaves, so all who wait are served
             await room.leave(room.held[0][0].client)
-        assert not room.gate._waiting and not room.gate._working
+        assert not room.gate._waiting and not room.gate._active
         assert all(task.done() for task in room.line)
 
     in_a_room(act)
 
 
 def test_a_rate_counts_visitors_and_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "SHARED", 2)
+    monkeypatch.setattr(gate, "ADDRESS_FACTOR", 2)
     rate = Rate(2)
     for _ in range(2):
         rate.spend(guest(1))

@@ -121,7 +121,8 @@ def test_who_does_not_read_takes_little_memory(start: Start) -> None:
             stack.enter_context(connect(url, LARGE)).recv(10)
         until(lambda: all(c.flow.write_paused for c in [*limits._open]))
         assert (
-            max(c.transport.get_write_buffer_size() for c in [*limits._open]) <= connections.PIECE
+            max(c.transport.get_write_buffer_size() for c in [*limits._open])
+            <= connections.CHUNK_BYTES
         )
 
 

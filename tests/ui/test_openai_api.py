@@ -20,7 +20,7 @@ from jobs.serving.openai_format import ENDPOINTS, error_body
 from tests.gates import nothing_asked
 from tests.queue.conftest import HOST
 from tests.ui.visits import OTHER, SITE, TOKEN, Visit, set_up
-from ui.openai_api import passed_on
+from ui.openai_api import relay
 from ui.security import auth
 
 CHAT, TEXT = ENDPOINTS
@@ -138,7 +138,7 @@ def test_a_stream_whose_process_ends_ends_with_an_error() -> None:
 
     async def came() -> list[bytes]:
         response = httpx.Response(200, content=killed())
-        return [piece async for piece in passed_on(response, error_body(answer_interrupted())[1])]
+        return [piece async for piece in relay(response, error_body(answer_interrupted())[1])]
 
     first, last = asyncio.run(came())
     assert first == b"data: {}\n\n"
@@ -151,7 +151,7 @@ def test_guests_ask_within_their_limits(
     assert error_of(shared(OTHER).post(CHAT, json=SAID)) == (403, "forbidden")
     set_up(monkeypatch, GUEST_ANSWERS="8")
     monkeypatch.setattr(permissions, "GUEST_LETTERS", 50)
-    monkeypatch.setattr(gate.answers, "most", 2)
+    monkeypatch.setattr(gate.answers, "limit", 2)
     guest = shared(OTHER)
     for path, more in (
         (CHAT, {**SAID, "max_tokens": 257}),
@@ -195,7 +195,7 @@ def test_who_comes_from_another_address_waits_for_no_crowd(
 ) -> None:
     """Thirty visitors at one address ask, or one with eighty connections."""
     set_up(monkeypatch, GUEST_ANSWERS="8")
-    for name, places in (("guest_answers", 8), ("requests", gate.REQUESTS)):
+    for name, places in (("guest_answers", 8), ("requests", gate.MAX_REQUESTS)):
         monkeypatch.setattr(gate, name, gate.Gate(lambda places=places: places))
     crowd = [auth.new_guest(OTHER) for _ in range(visitors)]
     neighbor = auth.new_guest("10.0.0.8")
@@ -210,7 +210,7 @@ def test_who_comes_from_another_address_waits_for_no_crowd(
 
     async def both() -> list[int]:
         asked = [asyncio.create_task(ask(OTHER, one)) for one in crowd for _ in range(each)]
-        for _ in range(min(8, visitors * gate.ANSWERS_OF_A_GUEST)):
+        for _ in range(min(8, visitors * gate.MAX_ANSWERS_PER_GUEST)):
             await asyncio.wait_for(double.held.acquire(), 20)
         assert await asyncio.wait_for(ask("10.0.0.8", neighbor), 20) == 200
         assert double.answered == [double.first]

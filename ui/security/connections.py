@@ -1,12 +1,13 @@
-"""How many connections clients may hold open, and for how long a request may be half-sent.
+"""Limits on open connections, and deadlines for slow clients.
 
-Uvicorn limits the size of headers (16 kB), and closes connections that are idle between two
-requests, but waits forever for the rest of a request, and for a client that does not read. Here a
-request has to be complete, headers and body, within 30 s, and each piece of an answer has to be
-read within that time. Where a client, or all clients together, hold too many connections, the
-oldest one that waits for the rest of its request, for the next, or for its client to read, is
-closed; so those who send whole requests are served while others hold connections open. The work on
-an answer may take as long as it needs.
+Uvicorn limits the size of headers (16 kB) and closes connections that are idle between two
+requests, but waits forever for the rest of a request and for a client that does not read. Here a
+request, headers and body, has to be complete within 30 s, and the client has to read each chunk of
+the response within 30 s. The server may take any time to respond.
+
+If one client, or all clients together, hold too many connections, the oldest connection that waits
+for its client is closed: for the rest of a request, for the next request, or for the client to
+read. Complete requests are therefore served even while other clients hold connections open.
 """
 
 import asyncio
@@ -25,15 +26,15 @@ from backend.queue.gate import client_network
 MAX_PER_CLIENT = 256  # a browser opens six; all visitors behind a proxy are one client
 MAX_CONNECTIONS = 4096
 MAX_FILES = 65_536
-PIECE = 65_536  # bytes of an answer in the memory of a connection
-WAITING = (h11.IDLE, h11.SEND_BODY)  # states of a client that owes us part of a request
+CHUNK_BYTES = 65_536  # of a response, buffered by a connection
+WAITING_STATES = (h11.IDLE, h11.SEND_BODY)  # the client has not sent a complete request
 
 
 class GuardedProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1 protocol with deadlines for who sends and who reads, and with `limits`.
+    """Uvicorn's HTTP/1.1 protocol with read and write deadlines and connection limits.
 
-    Requests find the address of the connection as `peer` in their state: `client` may come from the
-    header of a proxy. WebSockets, which no page uses, are not offered.
+    The state of a request has the address of the connection as `peer`, because `client` may come
+    from the header of a proxy. WebSockets are not offered: no page uses them.
     """
 
     request_seconds: ClassVar[float] = 30.0
@@ -44,15 +45,15 @@ class GuardedProtocol(H11Protocol):
         self.ws_protocol_class = None
         self.peer = self.client[0] if self.client else ""
         self.app_state = {**self.app_state, "peer": self.peer}
-        self.app = in_pieces(self.app)
-        self._deadline: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
+        self.app = in_chunks(self.app)
+        self._read_deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
         self.transport.set_write_buffer_limits(high=0)  # `pause_writing` at the first unread byte
-        self._watch()
+        self._update_read_deadline()
         self.limits.admit(self)
         if (connection := transport.get_extra_info("socket")) is not None:
-            # close a connection, such as an endless stream, whose other end is gone without a word:
-            # the kernel would send again for a quarter of an hour
+            # detect a client that has disappeared during a long stream: by default the kernel
+            # retransmits for a quarter of an hour before it closes the connection
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in {
                 "TCP_KEEPIDLE": self.request_seconds,
@@ -63,91 +64,91 @@ class GuardedProtocol(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        self._watch()
+        self._update_read_deadline()
 
     def pause_writing(self) -> None:
-        """The client has not read all that was sent; starts its clock."""
+        """Start the write deadline: the client has not read everything sent to it."""
         super().pause_writing()
-        self._unread = self.loop.call_later(self.request_seconds, self.drop)
+        self._write_deadline = self.loop.call_later(self.request_seconds, self.drop)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_reading_clock()
+        self._cancel_write_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.limits.release(self)
-        self._cancel_deadline()
-        self._stop_reading_clock()
+        self._cancel_read_deadline()
+        self._cancel_write_deadline()
         super().connection_lost(exc)
 
     @property
     def waiting(self) -> bool:
-        """Whether the next step is the client's, and no answer is under way."""
-        return self.conn.their_state in WAITING
+        """True if the connection waits for a request and no response is in progress."""
+        return self.conn.their_state in WAITING_STATES
 
     @property
     def stalled(self) -> bool:
-        """Whether the client has not read what was sent."""
-        return self._unread is not None
+        """True if the client has not read everything sent to it."""
+        return self._write_deadline is not None
 
     def drop(self) -> None:
-        """Close the connection without an answer."""
+        """Close the connection without a response."""
         self.limits.release(self)
         self.transport.abort()
 
-    def _watch(self) -> None:
-        """Starts the clock of a request that is not complete; stops it once it is."""
+    def _update_read_deadline(self) -> None:
+        """Start the read deadline while a request is incomplete; cancel it when it is complete."""
         if not self.waiting:
-            self._cancel_deadline()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.request_seconds, self.drop)
+            self._cancel_read_deadline()
+        elif self._read_deadline is None:
+            self._read_deadline = self.loop.call_later(self.request_seconds, self.drop)
 
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _cancel_read_deadline(self) -> None:
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+            self._read_deadline = None
 
-    def _stop_reading_clock(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _cancel_write_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
 
 
-def in_pieces(app: ASGIApp) -> ASGIApp:
-    """The application, whose answers are sent in pieces. The next one is copied into the memory of
-    the connection when the client has read the one before."""
+def in_chunks(app: ASGIApp) -> ASGIApp:
+    """Wrap an application so that responses are sent in chunks of `CHUNK_BYTES`. A chunk is copied
+    into the connection's buffer after the client has read the previous one."""
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_pieces(message: Message) -> None:
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_chunks(message: Message) -> None:
             body = memoryview(message.get("body", b""))
-            while len(body) > PIECE:
-                await send({**message, "body": body[:PIECE], "more_body": True})
-                body = body[PIECE:]
+            while len(body) > CHUNK_BYTES:
+                await send({**message, "body": body[:CHUNK_BYTES], "more_body": True})
+                body = body[CHUNK_BYTES:]
             await send({**message, "body": body} if "body" in message else message)
 
-        await app(scope, receive, send_pieces)
+        await app(scope, receive, send_chunks)
 
-    return answer
+    return respond
 
 
 class ConnectionLimits:
-    """The open connections, oldest first. Used in the thread of the event loop only.
+    """Limits on the number of open connections. Used only in the thread of the event loop.
 
     Args:
-        per_client: connections of one address (IPv6: of one /64 network).
-        total: connections of all clients; half of the files this process may open, if that is less.
+        per_client: maximum number of connections of one address (IPv6: of one /64 network).
+        total: maximum for all clients. Half of the process's limit on open files, if that is less.
     """
 
     def __init__(self, per_client: int = MAX_PER_CLIENT, total: int = MAX_CONNECTIONS) -> None:
         self.per_client, self.total = per_client, total
-        self._open: dict[GuardedProtocol, str] = {}
+        self._open: dict[GuardedProtocol, str] = {}  # connection -> client, oldest first
 
     def admit(self, new: GuardedProtocol) -> None:
-        """Count a new connection, and drop the oldest waiting one where there are too many."""
+        """Add a new connection; drop the oldest waiting one if a limit is exceeded."""
         client = self._open[new] = client_network(new.peer)
-        own = [each for each, other in self._open.items() if other == client]
-        if len(own) > self.per_client:
-            _drop_oldest_waiting(own)
+        of_client = [connection for connection, name in self._open.items() if name == client]
+        if len(of_client) > self.per_client:
+            _drop_oldest_waiting(of_client)
         elif len(self._open) > min(self.total, open_file_limit() // 2):
             _drop_oldest_waiting(self._open)
 
@@ -162,26 +163,28 @@ GuardedProtocol.limits = ConnectionLimits()
 
 
 def _drop_oldest_waiting(connections: Iterable[GuardedProtocol]) -> None:
-    """The newest one always waits, so there is one to drop."""
-    next(each for each in connections if each.waiting or each.stalled).drop()
+    # the newest connection always waits for its first request, so there is one to drop
+    next(
+        connection for connection in connections if connection.waiting or connection.stalled
+    ).drop()
 
 
 def server_options() -> dict[str, Any]:
-    """Options of `uvicorn.Config`. A short backlog bounds the files that one burst of connections
-    takes before `ConnectionLimits` sees them."""
+    """Options for `uvicorn.Config`. The short backlog limits how many files a burst of connections
+    opens before `ConnectionLimits` counts them."""
     return {"http": GuardedProtocol, "ws": "none", "backlog": 128}
 
 
 def open_file_limit() -> int:
-    """Files and connections this process may have open."""
+    """Maximum number of open files and connections of this process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_file_limit() -> None:
-    """Raise the limit on open files as far as this user may, which often is far above 1,024."""
+    """Raise the limit on open files to the user's hard limit, often far above 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    target = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < target:
         with suppress(ValueError, OSError):  # macOS has a second limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

@@ -1,1 +1,2 @@
-"""Differences between families of causal language models; only `experts` and `logits` use torch."""
+"""Differences between families of causal language models. Only `experts` and `logits` import
+torch."""

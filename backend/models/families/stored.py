@@ -1,14 +1,14 @@
-"""Matrices of a model, their shapes, and where a checkpoint keeps them: from the names of its
+"""Matrices of a model, their shapes, and their locations in a checkpoint. Maps the names of stored
 tensors to the matrices of the loaded model. Does not import torch.
 
-A mixture of experts is stored in one of three ways and loaded as one tensor for all experts of a
-block; here every expert has its own matrices, as in `experts`:
+A mixture of experts is stored in one of three layouts, and loaded as one tensor for all experts of
+a block. Here every expert has separate matrices, as in `experts`:
 
     ...experts.3.w1, w3 | gate_proj, up_proj  [out, in]   ->  ...experts.3.gate_up_proj  [2 out, in]
     ...experts.gate_up_proj  [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
     ...input_linear          [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
 
-Packed weights are stored in the first way alone, which transformers unpacks on loading.
+Packed weights use the first layout only, which transformers unpacks when it loads a model.
 """
 
 import re
@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from math import prod
 
 IN_OUT = ("gpt2", "openai-gpt")  # families that store weights as [in, out]
-IN_OUT_EXPERTS = ("gpt_oss", "llama4_text")  # and the experts of these
+IN_OUT_EXPERTS = ("gpt_oss", "llama4_text")  # families that store experts as [in, out]
 IN_BLOCK = re.compile(r"(?:.*?\.)?(?:layers|layer|h|blocks|block)\.(\d+)\.(.+)")
 BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)")
 EXPERTS = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)")
-PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # as Mixtral names them
+MIXTRAL_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # Mixtral's names
 GATE_UP = "gate_up_proj"
 ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_up_proj|down_proj)")
-SEPARATE = {  # families whose checkpoints hold experts one by one -> gate, up and down projection
+SEPARATE = {  # families that store experts separately -> names of gate, up and down projection
     **dict.fromkeys(("mixtral", "phimoe", "minimax", "lfm2_moe"), ("w1", "w3", "w2")),
     **dict.fromkeys(
         (
@@ -45,7 +45,7 @@ SEPARATE = {  # families whose checkpoints hold experts one by one -> gate, up a
         ("gate_proj", "up_proj", "down_proj"),
     ),
 }
-RENAMED = {  # family -> names in a checkpoint, and in the loaded model
+RENAMED = {  # family -> part of a name in a checkpoint -> that part in the loaded model
     **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "minimax")},
     "phimoe": {".block_sparse_moe.": ".mlp.", ".mlp.gate.": ".mlp.router."},
     **{
@@ -56,7 +56,7 @@ RENAMED = {  # family -> names in a checkpoint, and in the loaded model
         for family in ("granitemoe", "granitemoeshared", "granitemoehybrid")
     },
 }
-OTHER = re.compile(  # modules of a block that are neither attention nor MLP
+DENSE_MODULES = re.compile(  # modules of a block that are neither attention nor MLP
     r"(?:.*\.)?(?:gate|\w*router|shared_expert_gate|altup|laurel|per_layer_\w+|linear_attn|mamba"
     r"|mamba_decoder|mixer|conv|conv_?1d|rg_lru|linear_[xy]|linear_out|indexer|\w*adapter\w*"
     r"|\w*bias_table|embed\w*|wpe|wte)(?:\..*)?"
@@ -65,136 +65,159 @@ OTHER = re.compile(  # modules of a block that are neither attention nor MLP
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Shape of one stored tensor, and its dtype as safetensors spells it."""
+    """Shape and safetensors dtype of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def elements(self) -> int:
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        bits = re.search(r"\d+", self.dtype)  # of F32, BF16, I64, F8_E4M3; BOOL has none
+        """Size in bytes."""
+        bits = re.search(r"\d+", self.dtype)  # in F32, BF16, I64, F8_E4M3; none in BOOL
         return self.elements * int(bits[0]) // 8 if bits else self.elements
 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where a checkpoint keeps a matrix [out, in]."""
+    """Location of a matrix [out, in] in a checkpoint.
 
-    names: tuple[str, ...]  # of the tensors, stacked along `out`
-    # index into the first dimension of a three-dimensional tensor; None: a matrix
+    Attributes:
+        names: names of the stored tensors, stacked along `out`.
+        expert: index into the first dimension of a three-dimensional tensor; None for a matrix.
+        transposed: True if the matrix is stored as [in, out].
+    """
+
+    names: tuple[str, ...]
     expert: int | None = None
-    transposed: bool = False  # whether it is stored as [in, out]
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class LinearShape:
-    """A weight matrix: `name` as in `model.named_modules()`, [rows = out, columns = in]."""
+    """A weight matrix [rows = out, columns = in].
+
+    Attributes:
+        name: full name, as in `model.named_modules()`.
+        block: index of its decoder block.
+        module: name inside the block.
+        rows: number of outputs.
+        columns: number of inputs.
+        stored: location in the checkpoint, not compared: checkpoints of a model may differ in it.
+    """
 
     name: str
     block: int
     module: str
     rows: int
     columns: int
-    # where the checkpoint keeps it; two checkpoints of one model may differ in that
     stored: StoredMatrix = field(default=StoredMatrix(()), compare=False, repr=False)
 
     @property
     def weights(self) -> int:
+        """Number of weights."""
         return self.rows * self.columns
 
 
 def full_name(name: str) -> str:
-    """The name in the loaded model: checkpoints of the base model lack its prefix."""
-    return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
+    """Add the prefix that names have in the loaded model but not in a checkpoint of the base
+    model."""
+    prefixes = (prefix for start, prefix in BASE_PREFIX.items() if name.startswith(start))
+    return next(prefixes, "") + name
 
 
 def loaded_name(family: str, name: str) -> str:
-    """The name in the loaded model of a tensor of a checkpoint, but for experts stored alone."""
+    """Convert a tensor's name in a checkpoint to the name in the loaded model, except for experts
+    that are stored separately."""
     for stored, loaded in RENAMED.get(family, {}).items():
         name = name.replace(stored, loaded)
     return name
 
 
 def stored_modules(family: str, module: str) -> tuple[str, ...]:
-    """The modules of a checkpoint that one of the loaded model is stacked of along `out`."""
+    """The modules of a checkpoint that form a module of the loaded model, stacked along `out`."""
     if family not in SEPARATE:
         return (module,)
     names: tuple[str, ...] = (module,)
-    if one := ONE_EXPERT.fullmatch(module):
+    if match := ONE_EXPERT.fullmatch(module):
         gate, up, down = SEPARATE[family]
-        parts = (gate, up) if one[3] == GATE_UP else (down,)
-        names = tuple(f"{one[1]}.{one[2]}.{part}" for part in parts)
+        parts = (gate, up) if match[3] == GATE_UP else (down,)
+        names = tuple(f"{match[1]}.{match[2]}.{part}" for part in parts)
     for stored, loaded in reversed(RENAMED.get(family, {}).items()):
         names = tuple(f"{name}.".replace(loaded, stored)[:-1] for name in names)
     return names
 
 
 def expert_place(family: str, module: str) -> tuple[str, int]:
-    """The inverse of `stored_modules`: a module of the loaded model, and the place in it."""
+    """The inverse of `stored_modules`: the module of the loaded model, and the position in its
+    stack."""
     name = loaded_name(family, f"{module}.")[:-1]
-    if not (one := EXPERT.fullmatch(name)):
+    if not (match := EXPERT.fullmatch(name)):
         return name, 0
-    part = PARTS.get(one[3], one[3])
-    joined = GATE_UP if part in ("gate_proj", "up_proj") else part
-    return f"{one[1]}.{one[2]}.{joined}", int(part == "up_proj")
+    part = MIXTRAL_PARTS.get(match[3], match[3])
+    loaded_part = GATE_UP if part in ("gate_proj", "up_proj") else part
+    return f"{match[1]}.{match[2]}.{loaded_part}", int(part == "up_proj")
 
 
 def together(module: str) -> str:
-    """The tensor of all experts that a matrix of one of them is a part of when loaded."""
+    """The loaded tensor of all experts that contains the matrix of one expert; any other name is
+    unchanged."""
     return ONE_EXPERT.sub(r"\1.\3", module)
 
 
 def compressed(module: str) -> bool:
-    """Whether a matrix of a block is compressed: attention and MLP are, routers, state-space
-    layers, convolutions and the like stay dense. `module`: its name inside the block."""
-    return OTHER.fullmatch(module) is None
+    """Return True if methods compress a matrix of a block: those of attention and MLP. Routers,
+    state-space layers and convolutions stay dense. `module`: name inside the block."""
+    return DENSE_MODULES.fullmatch(module) is None
 
 
 def block_matrices(family: str, tensors: Mapping[str, TensorHeader]) -> tuple[LinearShape, ...]:
-    """All matrices inside blocks, in block order, with their names in the loaded model."""
-    found: dict[str, LinearShape] = {}
-    parts = dict[str, dict[int, str]]()  # of experts: gate and up projection are one matrix
+    """List all matrices inside blocks in block order, with their names in the loaded model."""
+    matrices: dict[str, LinearShape] = {}
+    # module of a separately stored expert -> position in its stack -> tensor name
+    stacks = dict[str, dict[int, str]]()
     for name in tensors:
         module = full_name(name).removesuffix(".weight")
-        loaded, place = expert_place(family, module)
+        loaded_module, position = expert_place(family, module)
         if len(tensors[name].shape) == 2 and EXPERT.fullmatch(loaded_name(family, module)):
-            parts.setdefault(loaded, {})[place] = name
+            stacks.setdefault(loaded_module, {})[position] = name
             continue
         for linear in _matrices(family, name, tensors):
-            found[linear.name] = linear
-    for name, by_place in parts.items():
-        names = tuple(by_place[place] for place in sorted(by_place))
-        shapes = [tensors[each].shape for each in names]
-        module = name.replace(GATE_UP, "up_proj") if {*by_place} == {1} else name
-        if len({*shapes}) == 1 and len(names) == 1 + module.endswith(GATE_UP):
+            matrices[linear.name] = linear
+    for name, stack in stacks.items():
+        stored_names = tuple(stack[position] for position in sorted(stack))
+        shapes = [tensors[stored_name].shape for stored_name in stored_names]
+        has_no_gate = {*stack} == {1}
+        module = name.replace(GATE_UP, "up_proj") if has_no_gate else name
+        if len({*shapes}) == 1 and len(stored_names) == 1 + module.endswith(GATE_UP):
             rows = sum(shape[0] for shape in shapes)
-            for linear in _linear(module, (rows, shapes[0][1]), StoredMatrix(names)):
-                found[linear.name] = linear
-    return tuple(sorted(found.values(), key=lambda linear: (linear.block, linear.module)))
+            for linear in _linear(module, (rows, shapes[0][1]), StoredMatrix(stored_names)):
+                matrices[linear.name] = linear
+    return tuple(sorted(matrices.values(), key=lambda linear: (linear.block, linear.module)))
 
 
 def _matrices(family: str, name: str, tensors: Mapping[str, TensorHeader]) -> Iterator[LinearShape]:
-    """The matrices of the loaded model that begin in the tensor `name`."""
-    shape, full = tensors[name].shape, loaded_name(family, full_name(name))
+    """Yield the matrices of the loaded model that a checkpoint stores in the tensor `name`."""
+    shape, loaded = tensors[name].shape, loaded_name(family, full_name(name))
     if not tensors[name].elements:
         return
-    if len(shape) == 3 and EXPERTS.fullmatch(full):
-        experts, part = full.rsplit(".", 1)
+    if len(shape) == 3 and EXPERTS.fullmatch(loaded):
+        experts, part = loaded.rsplit(".", 1)
         transposed = family in IN_OUT_EXPERTS
         for expert in range(shape[0]):
-            at = StoredMatrix((name,), expert, transposed)
-            yield from _linear(f"{experts}.{expert}.{part}", shape[1:], at)
-    elif len(shape) == 2 and full.endswith(".weight"):
-        at = StoredMatrix((name,), None, family in IN_OUT)
-        yield from _linear(full.removesuffix(".weight"), shape, at)
+            location = StoredMatrix((name,), expert, transposed)
+            yield from _linear(f"{experts}.{expert}.{part}", shape[1:], location)
+    elif len(shape) == 2 and loaded.endswith(".weight"):
+        location = StoredMatrix((name,), None, family in IN_OUT)
+        yield from _linear(loaded.removesuffix(".weight"), shape, location)
 
 
-def _linear(full: str, shape: tuple[int, ...], at: StoredMatrix) -> Iterator[LinearShape]:
-    match = IN_BLOCK.fullmatch(full)
-    rows, columns = shape[::-1] if at.transposed else shape
+def _linear(name: str, shape: tuple[int, ...], location: StoredMatrix) -> Iterator[LinearShape]:
+    match = IN_BLOCK.fullmatch(name)
+    rows, columns = shape[::-1] if location.transposed else shape
     if match and rows and columns:
-        yield LinearShape(full, int(match[1]), match[2], rows, columns, at)
+        yield LinearShape(name, int(match[1]), match[2], rows, columns, location)

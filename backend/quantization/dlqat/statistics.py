@@ -33,7 +33,7 @@ from backend.calibration.second_moments import DenseReference, InputStatistics, 
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.models.families.stored import EXPERT
-from backend.models.threads import beside, side_by_side
+from backend.models.threads import side_by_side, statistics_executor
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.passes import RunPass
@@ -150,7 +150,7 @@ def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
     linears = [x for block in range(run.blocks) for x in run.of_block(block).values()]
     largest = max((x.shape[0] * x.columns for x in linears), default=0)
     workers = torch.get_num_threads()  # the statistics take most of the time
-    statistics = beside(run.model.device, largest, reporter.log, workers)
+    statistics = statistics_executor(run.model.device, largest, reporter.log, workers)
     try:
         audit_pass = AuditPass(run, statistics, reporter)
         audit_pass.walk(run.blocks)

@@ -113,8 +113,8 @@ def test_guests_have_a_rate_limit_and_refused_requests_do_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit(monkeypatch, GUEST_TOKENS=16)
-    monkeypatch.setattr(gate.answers, "most", 2)
-    monkeypatch.setattr(gate.changes, "most", 3)
+    monkeypatch.setattr(gate.answers, "limit", 2)
+    monkeypatch.setattr(gate.changes, "limit", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             asks(ADA, max_new_tokens=17)
@@ -128,8 +128,8 @@ def test_guests_have_a_rate_limit_and_refused_requests_do_not_count(
 
 
 def test_guests_behind_one_address_have_separate_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate.answers, "most", 1)
-    monkeypatch.setattr(gate, "SHARED", 8)
+    monkeypatch.setattr(gate.answers, "limit", 1)
+    monkeypatch.setattr(gate, "ADDRESS_FACTOR", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:
         asks(person)

@@ -58,7 +58,7 @@ def test_a_refused_model_is_not_ready(folder):
 def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
     configure(folder, num_local_experts=8)
     facts = inspect(str(folder))
-    with pytest.raises(ModelError, match="mixture of experts of a kind") as caught:
+    with pytest.raises(ModelError, match="Mixtures of experts of the family") as caught:
         facts.require_compressible()
     assert caught.value.field == "model"
     facts.require_decodable()

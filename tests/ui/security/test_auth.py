@@ -228,7 +228,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
 def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate.previews, "most", 2)
+    monkeypatch.setattr(gate.previews, "limit", 2)
     host, number = (
         shared(authorization=f"Bearer {TOKEN}"),
         event_of(web, "sds-preview-due", "change"),
@@ -389,7 +389,7 @@ def test_the_real_queue_refuses_too(
 
 def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch)
-    monkeypatch.setattr(gate.changes, "most", 3)
+    monkeypatch.setattr(gate.changes, "limit", 3)
     client = visit()
     codes = [client.post("/slimscope/api/runs/sds-0002/cancel").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]

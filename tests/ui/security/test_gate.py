@@ -67,7 +67,7 @@ class SlowSite:
 @pytest.fixture
 def site(current: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowSite]:
     set_up(monkeypatch, HOST="0.0.0.0", HOST_TOKEN=TOKEN)
-    monkeypatch.setattr(gate, "requests", Gate(lambda: gate.REQUESTS))
+    monkeypatch.setattr(gate, "requests", Gate(lambda: gate.MAX_REQUESTS))
     made = SlowSite()
     yield made
     made.end.set()
@@ -97,7 +97,7 @@ def while_busy(
 def test_who_asks_for_much_waits_and_others_are_answered(site: SlowSite) -> None:
     busy = [site.ask("/slow", OTHER) for _ in range(45)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
-    assert (other, at_work) == (200, gate.REQUESTS_OF_A_VISITOR)
+    assert (other, at_work) == (200, gate.MAX_REQUESTS_PER_VISITOR)
     assert answers == [200] * 45
 
 
@@ -112,12 +112,12 @@ def test_many_sessions_of_one_address_leave_room_for_other_addresses(site: SlowS
     names = [f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}" for _ in range(20)]
     busy = [site.ask("/slow", OTHER, name) for name in names for _ in range(3)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
-    assert (other, at_work) == (200, gate.REQUESTS)  # all of them, as long as nobody else asks
+    assert (other, at_work) == (200, gate.MAX_REQUESTS)  # all of them, as long as nobody else asks
     assert {*answers} == {200}
 
 
 def test_a_line_has_an_end(site: SlowSite) -> None:
-    most = gate.REQUESTS_OF_A_VISITOR + gate.WAITING
+    most = gate.MAX_REQUESTS_PER_VISITOR + gate.MAX_WAITING_PER_VISITOR
     cookie = f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}"
     busy = [site.ask("/slow", OTHER, cookie) for _ in range(most + 5)]
     other, _, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
@@ -130,14 +130,14 @@ def test_a_class_whose_guests_get_no_session_is_answered(
     set_up(monkeypatch, GUEST_ANSWERS="0")
     busy = [site.ask("/slow", OTHER) for _ in range(30 * 6)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOR))
-    assert (other, at_work, {*answers}) == (200, gate.REQUESTS // 2, {200})
+    assert (other, at_work, {*answers}) == (200, gate.MAX_REQUESTS // 2, {200})
 
 
 def test_nothing_is_kept_of_who_has_left(site: SlowSite) -> None:
     while_busy(
         site, [site.ask("/slow", f"10.0.1.{n}") for n in range(5)], lambda: site.ask("/", "")
     )
-    assert not gate.requests._working and not gate.requests._waiting
+    assert not gate.requests._active and not gate.requests._waiting
 
 
 def test_an_answer_that_goes_on_and_half_a_request_hold_no_turn(
@@ -165,7 +165,7 @@ def test_an_answer_that_goes_on_and_half_a_request_hold_no_turn(
 
     async def held() -> int:
         kinds = (scope("GET", "/stream"), scope("POST", "/slow"))
-        calls = [(each, never) for each in kinds for _ in range(gate.REQUESTS_OF_A_VISITOR)]
+        calls = [(each, never) for each in kinds for _ in range(gate.MAX_REQUESTS_PER_VISITOR)]
         calls[:3] = [(each, given(b"")) for each, _ in calls[:3]]
         tasks = [asyncio.create_task(site.app(each, said, nowhere)) for each, said in calls]
         await asyncio.sleep(0.3)
@@ -195,7 +195,7 @@ def test_what_the_application_refuses_is_no_refusal_of_the_gate(
     monkeypatch.setattr(site.app, "app", refuses)
     with pytest.raises(ForbiddenError, match="Not here"):
         asyncio.run(site.ask("/", OTHER))
-    assert not gate.requests._working
+    assert not gate.requests._active
 
 
 def test_the_page_about_the_api_is_built_once(

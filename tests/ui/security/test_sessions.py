@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from backend.store import queries
 from tests.ui.visits import OTHER, TOKEN, Visit, event_of
 from ui.security import auth
-from ui.security.auth import DAY, MAX_AGE, MAX_IDLE, SessionStore
+from ui.security.auth import DAY_S, MAX_AGE_S, MAX_IDLE_S, SessionStore
 
 Login = Callable[..., TestClient]
 
@@ -114,10 +114,10 @@ def test_sessions_expire_when_idle_and_after_a_month(monkeypatch: pytest.MonkeyP
     clock, store = [0.0], SessionStore()
     monkeypatch.setattr(auth.time, "monotonic", lambda: clock[0])
     idle, used = store.start("a"), store.start("a")
-    for clock[0] in (DAY, MAX_IDLE + 1, *(day * DAY for day in range(8, 30))):
+    for clock[0] in (DAY_S, MAX_IDLE_S + 1, *(day * DAY_S for day in range(8, 30))):
         assert store.use(used, "a")
     assert not store.use(idle, "a") and not store.use(used, "b")
-    clock[0] = MAX_AGE + 1
+    clock[0] = MAX_AGE_S + 1
     assert not store.use(used, "a")
     store.start("b")
     assert len(store._sessions) == 1  # expired ones are forgotten

@@ -57,7 +57,7 @@ def test_values_are_counted_outside_of_texts() -> None:
     assert json_problem(json.dumps({"text": commas, "quote": '"' + commas}).encode()) == ""
     for body in (b"[" + b"1," * MAX_VALUES + b"1]", b'["\\\\",' + b"1," * MAX_VALUES + b"1]"):
         assert "more than 20,000 values" in json_problem(body)
-    assert "no valid JSON" in json_problem(b'["' + b'\\",' * MAX_VALUES)  # a text without an end
+    assert "not valid JSON" in json_problem(b'["' + b'\\",' * MAX_VALUES)  # a text without an end
     assert json_problem(b"[" + b"1," * (MAX_VALUES - 1) + b"1]") == ""
 
 
@@ -71,7 +71,7 @@ def test_texts_and_names_are_counted() -> None:
 
 
 def test_nothing_is_counted_in_another_encoding() -> None:
-    assert "no valid JSON" in json_problem(json.dumps(["\\"]).encode("utf-16"))
+    assert "not valid JSON" in json_problem(json.dumps(["\\"]).encode("utf-16"))
 
 
 @pytest.mark.parametrize("role", ["guest", "host"])

@@ -25,7 +25,13 @@ from jobs.serving.client import EventStream, answer_interrupted
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.format import NBSP
-from ui.openai_api import GONE, answered, failure, rows, sendable
+from ui.openai_api import (
+    CLIENT_GONE,
+    endpoint_request,
+    openai_error,
+    serving_response,
+    transcript_rows,
+)
 from ui.runs.html import model_name
 from ui.security.auth import current_user
 from ui.templates import fragments
@@ -187,9 +193,9 @@ async def answer(request: Request) -> Response:
         if side not in turns[-1].unanswered or (number, side) in _written:
             raise ConflictError("This is answered already, or being answered.")
     except ValueError:
-        return failure(ConflictError("A prompt and a side are missing."), 422)
+        return openai_error(ConflictError("A prompt and a side are missing."), 422)
     except SlimscopeError as error:
-        return failure(error)
+        return openai_error(error)
     return await _Writing(turns, side, actor).begin(request)
 
 
@@ -210,10 +216,10 @@ class _Writing:
             try:
                 body = body_of(self.turns, self.side)
                 response = await opened.enter_async_context(
-                    answered(request, self.actor, *sendable(body))
+                    serving_response(request, self.actor, *endpoint_request(body))
                 )
                 if response is None:
-                    return GONE
+                    return CLIENT_GONE
                 if response.status_code != 200:
                     content = json.loads(await response.aread())
                     self._failed(content["error"]["message"], response.status_code == 429)
@@ -221,8 +227,8 @@ class _Writing:
                     return JSONResponse(content, response.status_code, wait)
             except SlimscopeError as error:
                 self._failed(str(error), bool(error_headers(error)))
-                return failure(error)
-            return EventStream(self._stream(rows(response)), opened.pop_all())
+                return openai_error(error)
+            return EventStream(self._stream(transcript_rows(response)), opened.pop_all())
 
     async def _stream(self, found: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
         hidden = is_hidden(self.turns, self.actor.name)

@@ -49,7 +49,7 @@ class LiveDouble:
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> LiveDouble:
     nothing_asked(monkeypatch)
-    monkeypatch.setattr(live_api, "_opened", set())
+    monkeypatch.setattr(live_api, "_opened_by_hosts", set())
     double = LiveDouble()
     monkeypatch.setattr(client, "_client", double.client)
     return double
@@ -133,7 +133,7 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
         assert guest.post(f"{PATH}/live", json={**ASKED, named: "other"}).status_code == 403
     assert guest.post(f"{PATH}/live", json={**ASKED, "prompt": "x" * 51}).status_code == 403
     assert guest.post(f"{PATH}/export", json={**ASKED, "name": "mine"}).status_code == 403
-    monkeypatch.setattr(gate.previews, "most", 1)
+    monkeypatch.setattr(gate.previews, "limit", 1)
     late = guest.post(f"{PATH}/live", json=ASKED)
     assert late.status_code == 429 and late.headers["retry-after"] == "10"
     assert len(double.asked) == 2
