@@ -7,7 +7,7 @@ from typing import Any
 
 from backend.errors import DatasetError, ModelError
 from backend.files import fingerprint, fingerprint_of
-from backend.models.sources.spec import on_disk
+from backend.models.sources.spec import resolve_model_path
 from backend.text import files
 
 
@@ -18,7 +18,7 @@ def inputs_of(config: Mapping[str, Any]) -> dict[str, str]:
     for text in _texts(config):
         if text.startswith(("/", "~")):
             try:
-                fingerprints[text] = fingerprint_of(on_disk(text))
+                fingerprints[text] = fingerprint_of(resolve_model_path(text))
             except (ModelError, OSError):  # the path is not a model
                 continue
         elif text.startswith(files.PREFIX) and (paths := files.corpus_paths(_name(text))):
@@ -45,7 +45,7 @@ def check_inputs(expected: Mapping[str, str]) -> None:
     """Raise `ModelError` or `DatasetError` unless this machine has the inputs of a run."""
     for text, sha256 in expected.items():
         if not text.startswith(files.PREFIX):
-            on_disk(text)
+            resolve_model_path(text)
         elif not (paths := files.corpus_paths(_name(text))) or fingerprint(paths) != sha256:
             why = (
                 "Its files differ from those the run was submitted with."

@@ -55,7 +55,7 @@ from backend.statistics.paired import paired_ratio
 from benchmarks.peers import llama
 from benchmarks.shared.mixes import SILENT, Formats, Trial
 from jobs.profile.kind import EMBEDDING_FORMATS, parsed
-from jobs.profile.profiles import profile_of_run
+from jobs.profile.profiles import read_profile
 
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 20%, 30%, 40%, 50%, 60%, 70%, 80%"
@@ -225,7 +225,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def main() -> None:
     given = arguments()
-    profile = profile_of_run(given.profile)
+    profile = read_profile(given.profile)
     stored = (
         [json.loads(x) for x in given.rows.read_text().splitlines()] if given.rows.exists() else []
     )

@@ -40,10 +40,10 @@ from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
 from benchmarks.peers.llama import Llama
-from jobs.fields.gguf import exported_type, types_named
+from jobs.fields.gguf import exported_type, parse_types
 from jobs.fields.models import is_run, resolve_model
 from jobs.fields.text import TextConfig, context_length, corpus_names
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 from jobs.metrics import PERPLEXITY, ZERO_SHARE
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
@@ -61,7 +61,7 @@ def main() -> None:
         rows = [by_plain(run) for run in options.models]
     else:
         rows = [
-            row for model in options.models for row in measure(model, types_named(options.types))
+            row for model in options.models for row in measure(model, parse_types(options.types))
         ]
     table = Table(*rows[0], box=None)
     for row in rows:
@@ -101,7 +101,7 @@ def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
 def recorded(run: str) -> tuple[TextSlice, float]:
     """The text a run was evaluated on, and the perplexity of the stage it kept."""
     job = queries.job(run)
-    config = kind_named(job.kind).config.model_validate(job.config)
+    config = get_kind(job.kind).config.model_validate(job.config)
     assert isinstance(config, TextConfig)
     base = load(job.config["model"])
     _, evaluation = corpus_names(config, base.facts.default_text)

@@ -24,7 +24,7 @@ from backend.store import queries, tensors
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL
 from backend.store.tables import Job
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 from jobs.submit import submit
 
 KINDS, PRESETS = ("sds", "dlqat", "amphista"), ("quick look", "default")
@@ -98,7 +98,7 @@ def main() -> None:
     found = {}
     for name in asked.kinds:
         for preset in asked.presets:
-            values = {**kind_named(name).presets[preset], "model": asked.model, **chosen}
+            values = {**get_kind(name).presets[preset], "model": asked.model, **chosen}
             job = finish(submit(name, values, Actor("benchmark", "host"), name="benchmark"))
             title = f"{name}, {preset}"
             found[title] = account(job)

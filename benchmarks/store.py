@@ -147,7 +147,7 @@ def _running_job() -> tuple[int, int]:
 
 def _read_forever(job_id: int) -> None:
     while True:
-        frames.shown_curves(job_id)
+        frames.chart_curves(job_id)
         time.sleep(1.0)
 
 
@@ -224,8 +224,8 @@ def curve() -> Figures:
     """A curve of a million points, as a chart reads it."""
     job_id, _ = _running_job()
     many_points(select(Job.id).where(Job.id == job_id), LONG_CURVE)
-    seconds, _ = middle(lambda: frames.shown_curves(job_id), 3)
-    return {"curve_s": seconds, "curve_points_sent": len(frames.shown_curves(job_id))}
+    seconds, _ = middle(lambda: frames.chart_curves(job_id), 3)
+    return {"curve_s": seconds, "curve_points_sent": len(frames.chart_curves(job_id))}
 
 
 def queue() -> Figures:

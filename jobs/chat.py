@@ -9,7 +9,7 @@ from backend.decoding.limits import MIN_PENALTY, Temperature
 from backend.errors import ConfigError, ConflictError, ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
-from backend.models.memory import RUNTIME, check_memory, memory_available, weight_memory
+from backend.models.memory import RUNTIME_BYTES, check_memory, memory_available, weight_memory
 from backend.options import option
 from backend.queue import conversations, gate
 from backend.queue.actor import Actor
@@ -64,7 +64,7 @@ class ChatSettings(JobConfig):
 
 
 def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None = None) -> int:
-    """Add a prompt and return its number. The caller then requests the answers; see `body_of`.
+    """Add a prompt and return its number. The caller then requests the answers; see `chat_request`.
 
     The prompt continues the conversation of `after` if its models are the same, and replaces
     `after` if that failed. Otherwise it starts a conversation.
@@ -86,7 +86,7 @@ def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None 
     shortest = min(models, key=lambda facts: facts.context)
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
-    needed = {"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))}
+    needed = {"runtime": RUNTIME_BYTES, "model": int(MODEL_MARGIN * weight_memory(largest))}
     check_memory(needed, memory_available(), largest.title)
     sides = [*read_names(config.sides)]
     turns = conversations.turns_to(after) if after else []
@@ -154,7 +154,7 @@ def would_repeat(turn: Turn) -> bool:
     return turn.finished and not turn.prompt.settings.get("temperature")
 
 
-def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
+def chat_request(turns: Sequence[Turn], side: int) -> ChatBody:
     """Return the API request for the answer of a side (from 1) to the last of these prompts."""
     messages = []
     for turn in turns[:-1]:

@@ -19,7 +19,7 @@ from backend.options import Plan
 from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.kind import SAMPLED
-from jobs.kind import JobConfig, kind_named
+from jobs.kind import JobConfig, get_kind
 from jobs.submit import validate_config
 
 
@@ -69,7 +69,7 @@ def check_row(kind: str, row: StoredRow) -> None:
         case JobRow():
             config = validate_config(kind, row.config)
             row.config = config.model_dump(mode="json")
-            row.plan = validate_plan(kind_named(kind).plan, config, row.plan)
+            row.plan = validate_plan(get_kind(kind).plan, config, row.plan)
             row.lane = Lane.SLOTS
         case ResultRow():
             DETAILS.model_validate(row.details)

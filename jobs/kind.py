@@ -270,7 +270,7 @@ def built_in() -> Iterator[Kind]:
         yield importlib.import_module(f"jobs.{file.parent.name}.kind").KIND
 
 
-def kind_named(name: str) -> Kind:
+def get_kind(name: str) -> Kind:
     """Return the kind with this name. Raises `ConfigError` if there is none."""
     if name not in kinds():
         raise ConfigError(

@@ -24,7 +24,7 @@ ACCEPTED_LENGTH, SAME_TEXT = MetricKey("accepted_length"), MetricKey("same_text"
 PREDICTED_LENGTH = MetricKey("predicted_length")
 PREDICTED_SPEED_UP, DRAFT_COST = MetricKey("predicted_speed_up"), MetricKey("draft_cost")
 CHAINED, STEPS = MetricKey("chained"), MetricKey("steps")
-SIZE, DISK, TOOK, PEAK = (MetricKey(name) for name in ("size", "disk", "took", "peak"))
+SIZE, DISK, DURATION, PEAK = (MetricKey(name) for name in ("size", "disk", "took", "peak"))
 BYTES, LINEAR_BYTES, SECONDS = "bytes", "linear_bytes", "seconds"  # families with several series
 COST, TREE = "cost", "tree"  # families of curves over the number of tree nodes
 BLOCK, AXES = "block", {"step": "Step", "block": "Block", "nodes": "Tree nodes"}
@@ -341,7 +341,7 @@ _ALL = (
         "bytes",
     ),
     Metric(
-        TOOK,
+        DURATION,
         "Duration",
         "Wall-clock time of the run's last attempt.",
         "lower",

@@ -35,7 +35,7 @@ from backend.queue.actor import Actor
 from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.types import DEFAULT_MODEL
-from jobs.kind import Estimate, kind_named
+from jobs.kind import Estimate, get_kind
 from jobs.submit import EMPTY, check_and_estimate, submit
 
 MAX_STEPS, MAX_CHARACTERS = 12, 20_000
@@ -132,12 +132,12 @@ class Step:
     @property
     def saves(self) -> str:
         """Artifact that later steps can use."""
-        return kind_named(self.kind).saves
+        return get_kind(self.kind).saves
 
     def values_for(self, model: str, drafters: Sequence[str]) -> dict[str, Any]:
         """Return all config values for a model and the drafters trained for it."""
-        values = {MODEL: model, **kind_named(self.kind).preset(self.preset), **self.settings}
-        if drafters and DRAFTERS in kind_named(self.kind).config.model_fields:
+        values = {MODEL: model, **get_kind(self.kind).preset(self.preset), **self.settings}
+        if drafters and DRAFTERS in get_kind(self.kind).config.model_fields:
             values.setdefault(DRAFTERS, ", ".join(drafters))
         return values
 
@@ -188,7 +188,7 @@ def _step(number: int, item: Mapping[str, Mapping[str, Any] | None]) -> Step:
     values = dict(settings or {})
     preset = str(values.pop(PRESET, None) or "")
     try:
-        kind_named(name).preset(preset)
+        get_kind(name).preset(preset)
     except SlimscopeError as error:
         raise _with_step(number, name, error) from error
     return Step(name, preset, values)
@@ -208,7 +208,7 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
     """Estimate every step. Raises `SlimscopeError` if a step is invalid."""
     estimates = []
     for number, step in enumerate(pipeline.steps, 1):
-        if MODEL not in kind_named(step.kind).config.model_fields:
+        if MODEL not in get_kind(step.kind).config.model_fields:
             error = ConfigError("This kind does not work on a model.", "", "Remove the step.")
             raise _with_step(number, step.kind, error)
         try:

@@ -22,7 +22,7 @@ from backend.store.tables import KEPT_REASON, Job
 from jobs.benchmark.report import decoder_reports
 from jobs.estimates import WORK
 from jobs.fields.models import needed_runs
-from jobs.kind import kind_named, kinds, stage_labels
+from jobs.kind import get_kind, kinds, stage_labels
 from jobs.metrics import metric
 from jobs.submit import estimate, validate_config
 
@@ -63,7 +63,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     new_run = service.NewRun(record, needed_runs(record), queries.plan(original.id))
     cost = None
     with suppress(SlimscopeError):  # no estimate under the current settings
-        cost = estimate(kind_named(original.kind), config)
+        cost = estimate(get_kind(original.kind), config)
     return service.enqueue(
         original.kind, new_run, actor, name=original.name, parent=original, cost=cost
     )

@@ -17,7 +17,7 @@ from backend.queue.actor import Actor
 from backend.store.tables import Job
 from jobs import estimates
 from jobs.fields.models import needed_runs
-from jobs.kind import Estimate, JobConfig, Kind, kind_named
+from jobs.kind import Estimate, JobConfig, Kind, get_kind
 from jobs.limits import gpu_count, require_device, require_disk
 
 MODEL = "model"  # field that most others are validated against
@@ -57,7 +57,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
 
 def validate_config(kind: str, values: Mapping[str, Any]) -> JobConfig:
     """Return the config of a kind with these values. Raises the errors of `parse_config`."""
-    return parse_config(kind_named(kind).config, values)
+    return parse_config(get_kind(kind).config, values)
 
 
 def parse_config(config: type[Config], values: Mapping[str, Any]) -> Config:
@@ -98,7 +98,7 @@ def check_and_estimate(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig,
     `others`, found by setting the invalid fields to their defaults."""
     try:
         config = validate_config(kind, values)
-        return config, estimate(kind_named(kind), config)
+        return config, estimate(get_kind(kind), config)
     except SlimscopeError as error:
         error.others = _further_errors(kind, values, error)
         raise
@@ -114,7 +114,7 @@ def _further_errors(
         invalid_fields = {error.field for error in errors}
         valid_values = {name: value for name, value in values.items() if name not in invalid_fields}
         try:
-            estimate(kind_named(kind), validate_config(kind, valid_values))
+            estimate(get_kind(kind), validate_config(kind, valid_values))
         except SlimscopeError as error:
             if error.field not in invalid_fields:
                 errors += [error, *error.others]
@@ -169,7 +169,7 @@ def command_line(
 ) -> str:
     """Return the shell command that queues the same runs, without default values."""
     arguments = ["slimscope", "submit", kind]
-    for name, info in kind_named(kind).config.model_fields.items():
+    for name, info in get_kind(kind).config.model_fields.items():
         value = values.get(name, info.default)
         if value is None or value == info.default or name in sweep:
             continue

@@ -27,7 +27,7 @@ from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
-from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
+from jobs.kind import Estimate, JobConfig, get_kind, stage_labels
 from jobs.metrics import SECONDS
 from jobs.submit import check_and_estimate, new_run
 
@@ -48,7 +48,7 @@ Sweep = Mapping[str, Sequence[str]]  # field -> values as text
 def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Parse (field, values) pairs, with values such as "2:4, 70%", or "0..2" for integers. Raises
     `ConfigError` with the invalid `field`."""
-    fields = kind_named(kind).config.model_fields
+    fields = get_kind(kind).config.model_fields
     sweep: dict[str, list[str]] = {}
     for name, text in pairs:
         field = name.strip().replace("-", "_")
@@ -105,7 +105,7 @@ def _parse_values(kind: str, field: str, text: str, is_integer: bool) -> list[st
 
 
 def _invalid_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
-    title = kind_named(kind).config.model_fields[field].title or field
+    title = get_kind(kind).config.model_fields[field].title or field
     return ConfigError(f"The sweep of {title} is invalid.", why, do, field)
 
 

@@ -118,7 +118,7 @@ class StageComparison:
         """Compare the perplexity of two stages; empty without a significant difference."""
         ratio = self.ratio(stage, rival)
         if ratio is not None:
-            return "" if not ratio.told_apart else "below" if ratio.value < 1 else "above"
+            return "" if not ratio.is_significant else "below" if ratio.value < 1 else "above"
         difference = self.perplexity[stage] - self.perplexity[rival]
         return "below" if difference < 0 else "above" if difference else ""
 
@@ -166,7 +166,7 @@ class StageComparison:
         if ratio is None:
             value, rival_value = self.perplexity[stage], self.perplexity[rival]
             return verb, f"{relative_change(value, rival_value)} {name}"
-        if not ratio.told_apart:
+        if not ratio.is_significant:
             interval = f"{fixed(ratio.low, 3)} to {fixed(ratio.high, 3)}"
             return (
                 "is",

@@ -21,7 +21,7 @@ from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import other_version
-from backend.store.session import now_ms, one_view
+from backend.store.session import now_ms, single_snapshot
 from backend.store.states import State
 from jobs.serving.client import serving_status
 from ui.format import moment
@@ -78,7 +78,7 @@ class StatusReader:
 
 def _read_snapshot() -> Snapshot:
     began = time.monotonic()
-    with one_view():
+    with single_snapshot():
         status, cursor = scheduling.status(), "|".join(map(str, queries.cursor()))
     return Snapshot(status, cursor, time.monotonic() - began, other_version())
 

@@ -16,7 +16,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.gate import answer_slot, count_answer
 from backend.queue.permissions import GUEST_TOKENS, require_asking
-from jobs.serving.client import EventStream, answer_interrupted, send_request, unless_gone
+from jobs.serving.client import EventStream, answer_interrupted, run_until_disconnect, send_request
 from jobs.serving.openai_format import (
     ENDPOINTS,
     Body,
@@ -128,7 +128,7 @@ async def forward(
             on_success()
             return EventStream(relay(response, broken_stream), stack.pop_all())
         try:
-            response_body = await unless_gone(request, response.aread())
+            response_body = await run_until_disconnect(request, response.aread())
         except httpx.TransportError as error:
             raise answer_interrupted() from error
         if accepted:
@@ -167,7 +167,7 @@ async def serving_response(
         await slot.aclose()
     async with answer_slot(actor), AsyncExitStack() as stack:
         opening = stack.enter_async_context(send_request(path, content, actor, silent_s))
-        yield await unless_gone(request, opening)
+        yield await run_until_disconnect(request, opening)
 
 
 async def relay(response: httpx.Response, broken_stream: JsonObject) -> AsyncIterator[bytes]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from backend.models.block_forward import NewBatches, each_logits
+from backend.models.block_forward import NewBatches, logit_batches
 from backend.models.blocks import eval_mode
 from backend.models.memory import MAX_LOGITS
 
@@ -79,6 +79,6 @@ def heldout_losses(
         torch.autocast(model.device.type, torch.bfloat16, enabled=is_bfloat16, cache_enabled=False),
         eval_mode(model),
     ):
-        passes = each_logits(model, segments, batch, new_batches, tick)
+        passes = logit_batches(model, segments, batch, new_batches, tick)
         nlls = [window_nll(z, rows) for rows, z in zip(segments.split(batch), passes, strict=True)]
     return torch.cat(nlls).tolist()

@@ -73,7 +73,7 @@ class TargetModel:
     def __init__(self, model: PreTrainedModel, native: bool | NativeModel = True) -> None:
         self.model, self.device, self.dtype = model, model.device, model.dtype
         self._cache = cache_name(model)
-        refuse_unfit(model)
+        refuse_unsupported_model(model)
         config = model.config.get_text_config()
         self.layers = config.num_hidden_layers
         stable = stable_context(config)
@@ -223,7 +223,7 @@ class TargetModel:
         return hidden, self.logits(hidden[len(hidden) - segment.read_out :])
 
 
-def refuse_unfit(model: PreTrainedModel) -> None:
+def refuse_unsupported_model(model: PreTrainedModel) -> None:
     """Raise `ModelError` for unsupported attention, positions, cache or head. Does not run the
     model."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation

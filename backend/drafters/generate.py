@@ -92,7 +92,7 @@ class TreeProposer:
         return DraftTokens(tokens, tree)
 
 
-def tree_words(proposer: Proposer) -> str:
+def describe_trees(proposer: Proposer) -> str:
     """Describe the trees of a proposer, such as "a tree of 8 nodes"."""
     if proposer.nodes == 1:
         return "no drafts"

@@ -27,7 +27,7 @@ from backend.decoding.native.model import NativeModel
 from backend.decoding.serving.loop import answers
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
-from backend.models.block_forward import NewBatches, after_blocks, each_logits
+from backend.models.block_forward import NewBatches, after_blocks, logit_batches
 from backend.models.block_offload import is_streamed
 from backend.models.kv_cache import greedy
 from backend.models.memory import memory_available
@@ -122,14 +122,14 @@ def forward_passes(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run `model` on `input_ids` [N, L] and yield token ids [b, L] and logits [b, L, V] per pass.
 
-    The native decoder reads one row at a time and ignores `batch`. See `each_logits` for the
+    The native decoder reads one row at a time and ignores `batch`. See `logit_batches` for the
     arguments."""
     if isinstance(model, NativeText):
         for row, ids in enumerate(input_ids):
             tick(row / len(input_ids))
             yield ids[None], model.logits(ids)
         return tick(1.0)
-    logits = each_logits(model, input_ids, batch, new_batches, tick)
+    logits = logit_batches(model, input_ids, batch, new_batches, tick)
     yield from zip(input_ids.split(batch), logits, strict=True)
 
 

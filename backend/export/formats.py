@@ -18,7 +18,7 @@ from backend.errors import ConfigError, ModelError
 from backend.models.families.stored import together
 from backend.models.memory import WEIGHT_BYTES
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import WORD_BITS, PackedGroup, layout_in
+from backend.models.sources.quantized import WORD_BITS, PackedGroup, parse_layout
 from backend.models.sources.quantized import Format as Format
 from backend.models.sources.quantized import Layout as Layout
 from backend.quantization import GridType
@@ -91,7 +91,7 @@ def read_layout(folder: Path) -> Layout:
     Raises:
         ModelError: there are none, or they are not supported.
     """
-    if layout := layout_in(str(folder), read_config(folder)):
+    if layout := parse_layout(str(folder), read_config(folder)):
         return layout
     raise unreadable(folder, "Its config.json has no quantization_config.")
 

@@ -22,9 +22,9 @@ from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import split_experts
 from backend.models.families.stored import (
     EXPERTS,
-    SEPARATE,
+    SEPARATE_EXPERTS,
     LinearShape,
-    expert_place,
+    expert_position,
     loaded_name,
     stored_modules,
 )
@@ -78,7 +78,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     family = str(text_config(read_config(folder)).get("model_type"))
     return (
         _as_loaded(folder, family, layers, unquantized)
-        if family in SEPARATE
+        if family in SEPARATE_EXPERTS
         else (layers, unquantized)
     )
 
@@ -97,7 +97,7 @@ def _as_loaded(
     """
     parts = dict[str, dict[int, QuantizedWeight]]()
     for name, layer in layers.items():
-        module, index = expert_place(family, name)
+        module, index = expert_position(family, name)
         parts.setdefault(module, {})[index] = layer
     loaded_layers = dict[str, QuantizedWeight]()
     for name, by_index in parts.items():

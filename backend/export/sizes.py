@@ -5,7 +5,7 @@ only affects the size of file headers.
 """
 
 from backend.export.formats import Layout, bits_per_weight
-from backend.export.gguf.types import carried_type
+from backend.export.gguf.types import type_for_codes
 from backend.models.facts import ModelFacts
 from backend.models.families.stored import LinearShape
 from backend.models.memory import WEIGHT_BYTES
@@ -69,7 +69,7 @@ def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | No
     def linear_type(x: LinearShape) -> str:
         if layout is None or len(layout.linears) == 1:
             return type
-        return carried_type(type, layout.of(x.name), x.columns)
+        return type_for_codes(type, layout.of(x.name), x.columns)
 
     bits = {x: GGUF_BITS[linear_type(x)] for x in facts.linears}
     bits |= dict.fromkeys(facts.embeddings, GGUF_BITS[embedding])

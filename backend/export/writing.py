@@ -21,9 +21,15 @@ from backend.export.layouts import (
 )
 from backend.models.blocks import all_linears, swap_weights, turned
 from backend.models.families.experts import fused
-from backend.models.families.stored import SEPARATE, stored_modules, together
+from backend.models.families.stored import SEPARATE_EXPERTS, stored_modules, together
 from backend.models.foreign_tokenizer import TextTokenizer
-from backend.models.saving import SHARD, check_saved, save, save_around, stored_buffers
+from backend.models.saving import (
+    SHARD_BYTES,
+    check_saved,
+    persistent_buffers,
+    save,
+    save_config_and_tokenizer,
+)
 from backend.quantization.grid import QuantizedWeight
 
 
@@ -67,7 +73,7 @@ def export(
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
     packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
     with fused(model):
-        for name, tensor in (*model.named_parameters(), *stored_buffers(model).items()):
+        for name, tensor in (*model.named_parameters(), *persistent_buffers(model).items()):
             if name not in packed:
                 module, _, part = name.rpartition(".")
                 value = tensor.detach().cpu()
@@ -85,9 +91,9 @@ def export(
             parameters[name] = parameter
             for suffix, value in layer_tensors(part_layer, layout.of(module), dtype).items():
                 tensors[f"{name}.{suffix}"] = value.contiguous().cpu()
-    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
     quantization = quantization_config(model, layers, layout)
-    save_around(model, tokenizer, folder, card, dtype, quantization)
+    save_config_and_tokenizer(model, tokenizer, folder, card, dtype, quantization)
     check_saved(folder, parameters)
 
 
@@ -108,7 +114,7 @@ def requirements_of(
         grid=layout.grid,
         scale_dtype=str(dtype).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
-        experts=experts_of(family in SEPARATE, linears, layers.keys() - others, others),
+        experts=experts_of(family in SEPARATE_EXPERTS, linears, layers.keys() - others, others),
         all_quantized=linears <= layers.keys(),
         shapes=frozenset((rows // parts, columns) for rows, columns, parts in sizes),
         architecture=type(model).__name__,

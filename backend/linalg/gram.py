@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backend.compiler import load_if_possible
 from backend.errors import ComputeError
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 
 TOKENS = 1024  # of which a panel stays in the cache
 LEAF_SIZE = 128  # size up to which LAPACK inverts directly
@@ -67,7 +67,7 @@ def _by_panels(function: str, H: Tensor, x: Tensor) -> list[Any]:
     for rows in x.split(TOKENS):
         words, parts = packed(rows), torch.get_num_threads()
         shapes = words.data_ptr(), H.data_ptr(), len(rows), inputs, parts
-        found += side_by_side(partial(call, *shapes), range(parts))
+        found += parallel_map(partial(call, *shapes), range(parts))
     return found
 
 
@@ -79,7 +79,7 @@ def packed(x: Tensor) -> Tensor:
     panel = library.slimscope_gram_panel()
     words = torch.empty(-(-x.shape[1] // panel), -(-len(x) // 2), panel, dtype=torch.int32)
     shapes = rows.data_ptr(), words.data_ptr(), *x.shape, parts
-    side_by_side(partial(library.slimscope_gram_pack, *shapes), range(parts))
+    parallel_map(partial(library.slimscope_gram_pack, *shapes), range(parts))
     return words
 
 

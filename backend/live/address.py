@@ -29,7 +29,7 @@ INSTANT_METHODS = {"pruner": "magnitude", "quantizer": "rtn"}
 SPELLING = {"%": "p", ":": "of", "+": "and"}  # character of a format -> spelling in an address
 REPEATED_FORMAT = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
 WORKBENCH = "workbench"  # key in the environment of a run that was queued from a state
-MOST_TOKENS = 1_000_000
+MAX_MEASURED_TOKENS = 1_000_000
 ADDRESS_PATTERN = r"^[A-Za-z0-9._~-]*$"
 
 Address = Annotated[str, StringConstraints(max_length=MAX_ADDRESS_LENGTH, pattern=ADDRESS_PATTERN)]
@@ -68,7 +68,7 @@ class QueuedState(BaseModel):
     state: Address
     predicted: Ratio | None = None
     live: Ratio | None = None
-    tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+    tokens: int = Field(0, ge=0, le=MAX_MEASURED_TOKENS)
 
 
 def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:

@@ -29,13 +29,13 @@ from backend.decoding.target_model import fingerprint
 from backend.errors import ConfigError, ModelError
 from backend.live.ranks import LARGEST_GROUP, WeightScores, rank_mask, rank_table
 from backend.live.running import LiveWeight, RunningModel, layers_of
-from backend.models.block_forward import block_of_weights, even_batch, open_stream
+from backend.models.block_forward import balanced_batch_size, block_as_function, open_stream
 from backend.models.blocks import (
     LinearWeight,
     block_linears,
     decoder_blocks,
     resolve_dtype,
-    with_data,
+    swap_data,
 )
 from backend.pruning.config import SDSConfig
 from backend.pruning.masks import keep_mask, masked
@@ -100,7 +100,7 @@ class CalibrationWalk:
     Args:
         model: dense model.
         ids: token ids [segments, L].
-        batch: batch size of a run, see `even_batch`.
+        batch: batch size of a run, see `balanced_batch_size`.
         dtype: dtype of the forward passes.
         stored_dtype: dtype to which parameters other than the matrices of blocks are rounded; None
             for no rounding.
@@ -121,7 +121,9 @@ class CalibrationWalk:
         _, *later_blocks = decoder_blocks(model)
         excluded = {id(p) for block in later_blocks for p in block.parameters()}
         with self._in_float32(p for p in model.parameters() if id(p) not in excluded):
-            self._stream = open_stream(model, ids, even_batch(model, len(ids), batch), dtype)
+            self._stream = open_stream(
+                model, ids, balanced_batch_size(model, len(ids), batch), dtype
+            )
 
     @torch.no_grad()
     def collect_inputs(
@@ -151,7 +153,7 @@ class CalibrationWalk:
         parameters, stream = decoder_blocks(self._model)[block].parameters(), self._stream
         with (
             self._in_float32(p for p in parameters if id(p) not in matrices),
-            block_of_weights(self._model, stream, block) as forward,
+            block_as_function(self._model, stream, block) as forward,
         ):
             for states, call in zip(stream.hidden, stream.calls[block], strict=True):
                 self._stop()
@@ -160,7 +162,7 @@ class CalibrationWalk:
 
     def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Context in which parameters are rounded to `stored_dtype` and converted to float32."""
-        return with_data({p: p.data.to(self._stored_dtype or p.dtype).float() for p in parameters})
+        return swap_data({p: p.data.to(self._stored_dtype or p.dtype).float() for p in parameters})
 
 
 class DenseModel:

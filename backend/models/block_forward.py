@@ -35,8 +35,8 @@ from backend.models.blocks import (
     stop_when_reached,
     swap_forward,
 )
-from backend.models.memory import MAX_PARALLEL_BATCHES, SMALL_BLOCK
-from backend.models.threads import side_by_side
+from backend.models.memory import MAX_PARALLEL_BATCHES, SMALL_BLOCK_WEIGHTS
+from backend.models.threads import parallel_map
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _TUPLE_LENGTHS: dict[type[nn.Module], int] = {}  # block class -> length of its output; 0: a tensor
@@ -192,7 +192,7 @@ def run_block(
 
     The stream is not advanced. Hooks on the block's modules are called while the block is in memory
     and its parameters are in the stream's dtype. Up to `MAX_PARALLEL_BATCHES` batches of a small
-    block run `side_by_side`.
+    block run `parallel_map`.
 
     Args:
         model: model to run.
@@ -223,7 +223,7 @@ def run_block(
         while parallel := [*islice(batches, count)]:
             for _ in parallel:
                 safe_point()
-            for states in side_by_side(run_batch, parallel):
+            for states in parallel_map(run_batch, parallel):
                 if states is not None:
                     outputs.append(states)
     return outputs
@@ -233,13 +233,13 @@ def _parallel_batches(block: nn.Module) -> int:
     """Number of batches to run in parallel. One for a large block: its products keep all cores
     busy, and each batch would need memory for its activations."""
     threads, device = torch.get_num_threads(), next(block.parameters()).device
-    is_small = sum(x.numel() for x in block.parameters()) <= SMALL_BLOCK
+    is_small = sum(x.numel() for x in block.parameters()) <= SMALL_BLOCK_WEIGHTS
     # autocast is a setting of the thread, which worker threads do not inherit
     is_plain_cpu = device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return threads if is_small and is_plain_cpu and threads <= MAX_PARALLEL_BATCHES else 1
 
 
-def even_batch(model: PreTrainedModel, rows: int, batch: int) -> int:
+def balanced_batch_size(model: PreTrainedModel, rows: int, batch: int) -> int:
     """Number of `rows` per batch, at most `batch`, such that batches that run in parallel
     (`run_block`) have equal sizes and no core waits for a larger batch."""
     with resident(model, 0):  # the placeholders of a streamed model are on another device
@@ -249,7 +249,7 @@ def even_batch(model: PreTrainedModel, rows: int, batch: int) -> int:
 
 
 @contextmanager
-def block_of_weights(
+def block_as_function(
     model: PreTrainedModel, stream: BlockStream, index: int
 ) -> Iterator[Callable[[Mapping[str, Tensor], Tensor, Call], Tensor]]:
     """Provide decoder block `index` as a differentiable function of the weights of its layers.
@@ -271,7 +271,7 @@ def block_of_weights(
 
 
 @torch.no_grad()
-def each_logits(
+def logit_batches(
     model: PreTrainedModel,
     input_ids: Tensor,
     batch: int,

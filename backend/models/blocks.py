@@ -164,7 +164,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def with_data(new_data: Mapping[Tensor, Tensor]) -> Iterator[None]:
+def swap_data(new_data: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """Replace the data of each tensor; afterward restore the original data."""
     originals = {tensor: tensor.data for tensor in new_data}
     try:
@@ -179,13 +179,13 @@ def with_data(new_data: Mapping[Tensor, Tensor]) -> Iterator[None]:
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Cast the floating-point tensors of a block; afterward restore the originals."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
-    return with_data({tensor: tensor.data.to(dtype) for tensor in tensors})
+    return swap_data({tensor: tensor.data.to(dtype) for tensor in tensors})
 
 
 def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
     """Replace the data of each parameter, cast to its dtype; afterward restore the original
     tensors."""
-    return with_data({parameter: W.to(parameter.dtype) for parameter, W in parameters.items()})
+    return swap_data({parameter: W.to(parameter.dtype) for parameter, W in parameters.items()})
 
 
 @contextmanager

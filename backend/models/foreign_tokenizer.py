@@ -52,7 +52,7 @@ _starting = threading.Lock()
 os.register_at_fork(after_in_child=_bases.clear)
 
 
-def forked_base(memory: int) -> LimitedChild:
+def fork_base_process(memory: int) -> LimitedChild:
     """Fork a child that has imported transformers. `memory`: its limit in bytes. Raises
     LimitedChildError: no process could be started."""
     with _starting:
@@ -95,7 +95,7 @@ class ForeignTokenizer:
     def _start(self) -> dict[str, Any]:
         """Load the tokenizer in a new origin, and return its properties."""
         try:
-            self._origin = forked_base(LOAD_BYTES)
+            self._origin = fork_base_process(LOAD_BYTES)
             properties: dict[str, Any] = self._origin.call(
                 f"{__name__}:load", str(self._folder), seconds=LOAD_S
             )
@@ -196,14 +196,14 @@ class ForeignTokenizer:
 TextTokenizer: TypeAlias = PreTrainedTokenizerBase | ForeignTokenizer
 
 
-def session_of(tokenizer: TextTokenizer) -> AbstractContextManager[TextTokenizer]:
+def tokenizer_session(tokenizer: TextTokenizer) -> AbstractContextManager[TextTokenizer]:
     """Open a tokenizer for one answer; other tokenizers are returned unchanged."""
     if isinstance(tokenizer, ForeignTokenizer):
         return tokenizer.session()
     return nullcontext(tokenizer)
 
 
-def stream_of(tokenizer: TextTokenizer) -> Callable[[int], str | None]:
+def stream_decoder(tokenizer: TextTokenizer) -> Callable[[int], str | None]:
     """Return a function that decodes one token after another; it returns None until a text is
     complete. Raises ModelError: the tokenizer cannot decode a stream."""
     if isinstance(tokenizer, ForeignTokenizer):
@@ -283,7 +283,7 @@ def decode(rows: list[list[int]], options: dict[str, Any]) -> list[str]:
 def step(stream: int, token: int) -> str | None:
     """Decode the next token of a stream; None until a text is complete."""
     if stream not in _decoders:
-        _decoders[stream] = stream_of(_loaded[0])
+        _decoders[stream] = stream_decoder(_loaded[0])
     text = _decoders[stream](token)
     if len(text or "") > MAX_STEP_CHARACTERS:
         raise ValueError(f"The text of a token has more than {MAX_STEP_CHARACTERS} characters")

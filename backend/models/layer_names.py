@@ -36,7 +36,7 @@ L = TypeVar("L", bound=NamedLayer)
 V = TypeVar("V")
 
 
-def layer_named(name: str) -> LinearShape:
+def layer_from_name(name: str) -> LinearShape:
     """Create a layer from its full name. Its shape is (0, 0), so that any group size divides its
     inputs. Raises ValueError: the name is not that of a layer in a block."""
     if not (match := IN_BLOCK.fullmatch(name)):

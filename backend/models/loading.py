@@ -56,7 +56,7 @@ class LoadedModel:
         return load_tokenizer(self.folder, self.facts)
 
     @property
-    def stored(self) -> torch.dtype:
+    def saved_dtype(self) -> torch.dtype:
         """The dtype of the model's files, also used to save a compressed model."""
         dtype: torch.dtype = getattr(torch, self.facts.saved_dtype)
         return dtype

@@ -12,12 +12,12 @@ from backend.errors import ModelError
 from backend.models.facts import ModelFacts
 from backend.printable import readable_bytes
 
-RUNTIME = 600 * 2**20  # bytes of the interpreter and its libraries
+RUNTIME_BYTES = 600 * 2**20  # bytes of the interpreter and its libraries
 STREAMING_THRESHOLD = 0.8  # share of memory that a run may use before its model is streamed
 DISK_THRESHOLD = 0.25  # share of memory that hidden states may use before they are kept on disk
 # Up to this number of weights in a block, two blocks may be processed at the same time, and up to
 # `MAX_PARALLEL_BATCHES` batches in parallel, which bounds the memory of their activations.
-SMALL_BLOCK = 2**24
+SMALL_BLOCK_WEIGHTS = 2**24
 MAX_PARALLEL_BATCHES = 4
 MAX_LOGITS = 2**26  # logits [batch, context, vocabulary] per forward pass: 256 MB in float32
 SCRATCH_COPIES = 8  # copies of the largest weight matrix during a solve
@@ -95,13 +95,13 @@ def memory_parts(
     for linear in facts.linears:
         gram_entries[linear.block] += linear.columns**2
     gram_copies = (
-        MAX_PARALLEL_BATCHES if block_weights(facts) <= SMALL_BLOCK else 1
+        MAX_PARALLEL_BATCHES if block_weights(facts) <= SMALL_BLOCK_WEIGHTS else 1
     )  # one per parallel batch
     solver_weights = stages * block_weights(facts) + SCRATCH_COPIES * largest_layer
     sequence_logits = context * facts.vocabulary
     logits = min(batch * sequence_logits, max(sequence_logits, MAX_LOGITS))
     return {
-        "runtime": RUNTIME,
+        "runtime": RUNTIME_BYTES,
         "weights": copies * resident_parameters * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, resident_segments, context, dtype),
         "grams": 4 * gram_copies * max(gram_entries.values(), default=0) if segments else 0,
@@ -115,7 +115,7 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
     return sum(memory_parts(facts, **sizes).values())
 
 
-def wait_on_disk(choice: str, needed: int, available: int) -> bool:
+def spills_to_disk(choice: str, needed: int, available: int) -> bool:
     """Return True if hidden states of `needed` bytes should be kept on disk, given the `available`
     bytes of memory. `choice`: auto, memory or disk."""
     return choice == "disk" or (choice == "auto" and needed > DISK_THRESHOLD * available)

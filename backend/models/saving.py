@@ -21,7 +21,7 @@ from backend.models.families.stored import loaded_name
 from backend.models.foreign_tokenizer import TextTokenizer
 from backend.models.sources.headers import INDEX, OPTIONS, exclusive_construction, read_headers
 
-SHARD = 2**30  # maximum bytes per saved file
+SHARD_BYTES = 2**30  # maximum bytes per saved file
 Shape = tuple[int, ...]
 NOT_QUANTIZED: Mapping[str, tuple[str, Shape]] = MappingProxyType({})
 
@@ -35,7 +35,7 @@ def save(
 ) -> None:
     """Write a folder that transformers can load: safetensors, config, tokenizer, README.md.
 
-    Weights are split into files of at most `SHARD` bytes, written one at a time.
+    Weights are split into files of at most `SHARD_BYTES` bytes, written one at a time.
 
     Args:
         model: the model.
@@ -50,9 +50,9 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.dtype
     with fused(model):
-        persistent = stored_buffers(model)
+        persistent = persistent_buffers(model)
         tensors = {**dict(model.named_parameters()), **persistent}
-        plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+        plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
         pending = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}
         total_bytes = 0
         for name, tensor in chain(iterate_parameters(model), persistent.items()):
@@ -67,11 +67,11 @@ def save(
         if plan.is_sharded:
             index = {"metadata": {"total_size": total_bytes}, "weight_map": plan.tensor_to_filename}
             (folder / INDEX).write_text(json.dumps(index, indent=2))
-    save_around(model, tokenizer, folder, card, dtype)
+    save_config_and_tokenizer(model, tokenizer, folder, card, dtype)
     check_saved(folder)
 
 
-def save_around(
+def save_config_and_tokenizer(
     model: PreTrainedModel,
     tokenizer: TextTokenizer,
     folder: Path,
@@ -101,7 +101,7 @@ def save_around(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def stored_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+def persistent_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the persistent buffers of a model, which are saved together with its parameters."""
     names = model.state_dict().keys() - dict(model.named_parameters()).keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in names}

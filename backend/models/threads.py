@@ -32,7 +32,7 @@ _pool = cache(_new_pool)  # number of threads -> pool of this process
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has no threads
 
 
-def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+def parallel_map(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """Map `work` over `parts` on as many cores as this thread has. Records no gradients."""
     threads = torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
@@ -50,7 +50,7 @@ def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 
 def part_index() -> int:
-    """Index of the part that this thread is working on in `side_by_side`; 0 outside of it."""
+    """Index of the part that this thread is working on in `parallel_map`; 0 outside of it."""
     index: int = getattr(_worker, "part", 0)
     return index
 

@@ -25,7 +25,7 @@ from backend.linalg.gram import search_damping
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, HiddenStates, NewBatches, run_block
 from backend.models.blocks import LinearWeight, all_finite, block_linears, decoder_blocks
-from backend.models.memory import SMALL_BLOCK, is_out_of_memory
+from backend.models.memory import SMALL_BLOCK_WEIGHTS, is_out_of_memory
 from backend.models.threads import InlineExecutor
 from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
@@ -260,7 +260,7 @@ class BlockWork:
         needs = (PRUNERS[group.pruner].needs for group in groups)
         level = max(needs, default=StatisticsLevel.NOTHING)
         inputs, _ = self.collect_inputs(hidden, level, outputs=False)
-        if self.report.weights > SMALL_BLOCK:
+        if self.report.weights > SMALL_BLOCK_WEIGHTS:
             # The stages of two blocks must not be in memory at once.
             self.run.wait_for_storage()
         pruned = Weights()

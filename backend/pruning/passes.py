@@ -27,7 +27,7 @@ from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.metric_key import MetricKey
-from backend.models.block_forward import HiddenStates, even_batch, open_stream
+from backend.models.block_forward import HiddenStates, balanced_batch_size, open_stream
 from backend.models.block_offload import resident
 from backend.pruning.block_work import BlockWork, SDSRun, StepTimer
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSPass, SDSStage
@@ -71,7 +71,7 @@ class BlockPass(BlockWalk):
 
     def open(self) -> None:
         run = self.run
-        batch = even_batch(run.model, len(run.calibration), self.config.batch)
+        batch = balanced_batch_size(run.model, len(run.calibration), self.config.batch)
         self.stream = open_stream(run.model, run.calibration, batch, run.dtype, run.new_batches)
         self.hidden, self.stream.hidden = self.stream.hidden, []
 

@@ -27,7 +27,7 @@ from backend.models.layer_names import (
     NamedLayer,
     check_layer_patterns,
     fits,
-    layer_named,
+    layer_from_name,
     select_layers,
 )
 from backend.options import Plan
@@ -142,7 +142,7 @@ class PruningPlan(Plan):
     def check(self, config: SDSConfig) -> None:
         names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
         mix = {name: group.pattern for name, group in self.layers.items()}
-        if pruning_plan(config, [layer_named(name) for name in names], mix) != self:
+        if pruning_plan(config, [layer_from_name(name) for name in names], mix) != self:
             raise ValueError("the plan does not match the config")
 
 

@@ -44,7 +44,7 @@ from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
 from backend.compiler import load_if_possible
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 
 # Kinds of operations after a gradient step, see `descend`.
 SHRINK, FIXED, ROWS = 0, 1, -1
@@ -110,7 +110,7 @@ def descend(
         shape = rows, columns, NATIVE_ROWS, steps, kind, keep
         library.slimscope_descend(*places, *shape, size, amount * size)
 
-    side_by_side(work, [*rooms])
+    parallel_map(work, [*rooms])
     return W, errors[:2]
 
 
@@ -121,7 +121,7 @@ def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     rows, threads = len(tensors[0]), torch.get_num_threads()
     chunks = -(-rows // (CHUNK_ROWS * threads)) * threads  # the same number for each thread
     parts = zip(*(tensor.split(-(-rows // chunks)) for tensor in tensors), strict=True)
-    return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
+    return torch.cat(parallel_map(lambda part: solve(*part), [*parts]))
 
 
 def proximal_descent(

@@ -34,7 +34,7 @@ from backend.metric_key import MetricKey
 from backend.models.block_forward import batches_in
 from backend.models.blocks import LinearWeight, all_linears, resolve_dtype
 from backend.models.loading import free_memory, weights_hash
-from backend.models.memory import wait_on_disk
+from backend.models.memory import spills_to_disk
 from backend.models.threads import InlineExecutor, statistics_executor
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage, heldout_stages
@@ -185,7 +185,7 @@ def _open_run(
     width = model.config.get_text_config().hidden_size
     # Each stream holds the inputs and the outputs of a block.
     hidden_bytes = 2 * config.streams * streamed_text.numel() * width * dtype.itemsize
-    on_disk = wait_on_disk(config.activations, hidden_bytes, free_memory(model.device))
+    on_disk = spills_to_disk(config.activations, hidden_bytes, free_memory(model.device))
     new_batches = batches_in(checkpoints.root if on_disk else None)
     largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
     statistics = statistics_executor(model.device, largest, reporter.log)

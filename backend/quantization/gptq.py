@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 from backend.quantization.grid import QuantGrid, split_zero, stacked
 from backend.quantization.native.kernels import gptq_columns, usable
 from backend.quantization.plan import QuantSettings
@@ -45,7 +45,7 @@ def gptq(
 
     size, U = settings.group_size or W.shape[1], inputs.inverse_root(damping)
     parts = W.chunk(torch.get_num_threads() if W.is_cpu else 1)
-    results = side_by_side(lambda V: compensate(V, U, size, find_grid, settings.keep_zeros), parts)
+    results = parallel_map(lambda V: compensate(V, U, size, find_grid, settings.keep_zeros), parts)
     scale, zero = (torch.cat([getattr(g, part) for _, g in results]) for part in ("scale", "zero"))
     return torch.cat([V for V, _ in results]), QuantGrid(settings.bits, scale, zero)
 

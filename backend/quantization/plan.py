@@ -125,7 +125,7 @@ class QuantizationPlan(Plan):
         return settings
 
     def check(self, config: Any) -> None:
-        layers = [layer_names.layer_named(name) for name in self.layers]
+        layers = [layer_names.layer_from_name(name) for name in self.layers]
         expected = group_layers(config, layers, config.format, self.widths)
         if expected.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan does not match the config")

@@ -26,7 +26,7 @@ text, because the frequencies of tokens are not known.
 import torch
 from torch import Tensor
 
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import (
     QuantGrid,
@@ -64,7 +64,7 @@ def search_range(
     panels = [
         rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL_WEIGHTS // W.shape[1]))
     ]
-    grids = side_by_side(lambda V: method.search(V, bits, grid, weight), panels)
+    grids = parallel_map(lambda V: method.search(V, bits, grid, weight), panels)
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 

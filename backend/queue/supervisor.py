@@ -44,8 +44,10 @@ SHRINK_LOG_S = 5.0
 GUEST_OVERTIME_FACTOR = 3  # multiple of `guest_seconds` after which a guest's run is cancelled
 OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
-SAID_MS = 30_000  # time in which a process has to exit after it recorded its outcome
-LEAVING_MS = 60_000  # time in which a process has to exit after `offline_s` without the database
+EXIT_GRACE_MS = 30_000  # time in which a process has to exit after it recorded its outcome
+SHUTDOWN_GRACE_MS = (
+    60_000  # time in which a process has to exit after `offline_s` without the database
+)
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 SPARE_LEAD_S = 30.0  # expected time until the next start at which a spare process is started
 
@@ -307,7 +309,9 @@ def _is_silent(attempt: Attempt) -> bool:
     """Return True if the last heartbeat of an attempt is so old that its process must have ended.
 
     The limit is short after a recorded outcome, and else the longest time without the database."""
-    limit_ms = SAID_MS if attempt.outcome else LEAVING_MS + int(1000 * settings().offline_s)
+    limit_ms = (
+        EXIT_GRACE_MS if attempt.outcome else SHUTDOWN_GRACE_MS + int(1000 * settings().offline_s)
+    )
     return _age_ms(attempt.beat_at or attempt.launched_at) > limit_ms
 
 

@@ -37,7 +37,7 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import window_nll
 from backend.evaluation.divergence import summed_kl
 from backend.models import block_forward
-from backend.models.block_forward import Call, HiddenStates, after_blocks, block_of_weights
+from backend.models.block_forward import Call, HiddenStates, after_blocks, block_as_function
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.training.trainer import summed_loss
@@ -93,7 +93,7 @@ def measure_fisher(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
         linears = block_linears(dense.model, block)
         calls, input_gradients = dense.stream.calls[block], list[Tensor]()
         with (
-            block_forward.block_of_weights(dense.model, dense.stream, block) as forward,
+            block_forward.block_as_function(dense.model, dense.stream, block) as forward,
             _squared_gradients(linears) as squares,
         ):
             for states, call, gradient in zip(dense.inputs[block], calls, gradients, strict=True):
@@ -223,14 +223,14 @@ class SensitivityMeter:
         self, block: int, window: int, states: Tensor, candidates: Sequence[Mapping[str, Tensor]]
     ) -> Tensor:
         call = self._dense.stream.calls[block][window]
-        with block_of_weights(self._dense.model, self._dense.stream, block) as forward:
+        with block_as_function(self._dense.model, self._dense.stream, block) as forward:
             return torch.cat([forward(weights, states, call) for weights in candidates])
 
     def _run_later_blocks(self, block: int, window: int, hidden: Tensor) -> Tensor:
         for later in range(block + 1, self._dense.blocks):
             stream = self._dense.stream
             call: Call = stream.calls[later][window]
-            with block_of_weights(self._dense.model, stream, later) as forward:
+            with block_as_function(self._dense.model, stream, later) as forward:
                 hidden = forward({}, hidden, call)
         return hidden
 
@@ -246,7 +246,7 @@ def _broadcasts(dense: DenseTrace) -> bool:
     row = next(iter(dense.inputs[0]))
     call = dense.stream.calls[0][0]
     try:
-        with torch.no_grad(), block_of_weights(dense.model, dense.stream, 0) as forward:
+        with torch.no_grad(), block_as_function(dense.model, dense.stream, 0) as forward:
             single, pair = forward({}, row, call), forward({}, torch.cat([row, row]), call)
     except RuntimeError:
         return False

@@ -19,7 +19,7 @@ from backend.checkpoints import Checkpoints
 from backend.linalg.gram import search_damping
 from backend.models.block_forward import (
     BlockStream,
-    even_batch,
+    balanced_batch_size,
     open_stream,
     run_block,
 )
@@ -212,7 +212,7 @@ class SensitivityWalk(BlockWalk):
         return self.checkpoints.find(block_name(block)) is not None
 
     def open(self) -> None:
-        batch = even_batch(self.model, len(self.calibration), BATCH)
+        batch = balanced_batch_size(self.model, len(self.calibration), BATCH)
         self.stream = open_stream(self.model, self.calibration, batch, self.dtype)
 
     def replay(self, block: int) -> None:
@@ -301,7 +301,7 @@ def block_name(block: int) -> str:
     return f"block-{block:03d}"
 
 
-def usual_width(dense: DenseTrace) -> int:
+def candidate_batch(dense: DenseTrace) -> int:
     """Number of candidates per batch, 1 to 8, that limits their logits to 256 MiB."""
     vocabulary = dense.model.config.get_text_config().vocab_size
     logits_bytes = vocabulary * dense.ids.shape[1] * torch.finfo(torch.float32).bits // 8

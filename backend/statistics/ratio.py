@@ -21,6 +21,6 @@ class PairedRatio:
     windows: int
 
     @property
-    def told_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """True if the interval does not contain 1."""
         return not self.low <= 1 <= self.high

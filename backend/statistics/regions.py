@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import ModelError
-from backend.models.sources.headers import MAX_HEADER, weight_files
+from backend.models.sources.headers import MAX_HEADER_BYTES, weight_files
 
 FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -90,7 +90,7 @@ def _locate(path: Path, tensor: str) -> tuple[np.dtype[Any], tuple[int, int], in
     """Dtype, shape and file offset of a matrix; None if the file does not have it."""
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > MAX_HEADER:
+        if header_bytes > MAX_HEADER_BYTES:
             raise ValueError("its header is too long")
         entry = json.loads(file.read(header_bytes)).get(tensor)
     if entry is None or entry["dtype"] not in FLOATS or len(entry["shape"]) != 2:

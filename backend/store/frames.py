@@ -87,7 +87,7 @@ def curves(run: str | int) -> pd.DataFrame:
     return _points(queries.curve_points(run))
 
 
-def shown_curves(run: str | int, most: int = MAX_POINTS) -> pd.DataFrame:
+def chart_curves(run: str | int, most: int = MAX_POINTS) -> pd.DataFrame:
     """The curve points of a run for a chart, reduced to about `most` points.
 
     Long curves are reduced to their lowest and highest points. A reduced frame has the attribute

@@ -32,7 +32,7 @@ from backend.store.tables import Attempt, Job, Report
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
 Fetched = TypeVar("Fetched")
-# the session that nested transactions join; see `one_transaction`, `one_view`
+# the session that nested transactions join; see `one_transaction`, `single_snapshot`
 _current_session = ContextVar[Session | None]("current_session", default=None)
 DATABASE_TIME = "database_time"  # key in the `info` of a session
 LOCK_RETRY_S = 1.0  # pause between two attempts to take a `DatabaseLock`
@@ -95,7 +95,7 @@ def reading() -> Iterator[Session]:
 
 
 @contextmanager
-def one_view() -> Iterator[None]:
+def single_snapshot() -> Iterator[None]:
     """Context in which all reads of this thread join one transaction, for one view of the data and
     fewer requests to a server."""
     with reading() as session:

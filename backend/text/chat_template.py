@@ -15,7 +15,7 @@ from backend.models.foreign_tokenizer import (
     WORK_S,
     ForeignTokenizer,
     TextTokenizer,
-    forked_base,
+    fork_base_process,
     tokenizer_error,
 )
 from backend.models.sources.trust import has_shipped_tokenizer
@@ -37,7 +37,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: TextTokenizer)
             render = tokenizer.apply_chat_template
             return str(render(turns, tokenize=False, add_generation_prompt=True))
         template = tokenizer.get_chat_template()
-        child = _idle.pop() if _idle else forked_base(WORK_BYTES)
+        child = _idle.pop() if _idle else fork_base_process(WORK_BYTES)
         variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         call = f"{__name__}:render_template"
         return str(child.call(call, template, turns, variables, seconds=WORK_S))
@@ -82,7 +82,7 @@ def chat_ids(
     return list(tokenizer("\n\n".join(message["content"] for message in messages)).input_ids)
 
 
-def readable_ids(
+def tokenize_prompts(
     prompts: Sequence[Prompt], tokenizer: TextTokenizer, max_tokens: int
 ) -> list[tuple[Prompt, list[int]]]:
     """Return prompts with their token ids, except empty prompts and those of more than

@@ -110,7 +110,7 @@ def _generate(count: int, seed: int, heldout: bool) -> list[Prompt]:
     values. `heldout`: True for the held-out templates and texts, else the others."""
     rng, data = Random(f"{seed} {heldout}"), _built_in()
     templates = {task: _split(texts, heldout) for task, texts in data["templates"].items()}
-    pages = list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
+    pages = list(documents(WIKIPEDIA, "calibration")) if has_wikipedia_sample() else []
     notices, pages = _split(data["passages"], heldout), _split(pages, heldout)
     openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), heldout)
     foreign, tasks = _split(data["foreign"], heldout), list(templates)
@@ -146,7 +146,7 @@ def _passage(rng: Random, slots: Slots, notices: list[str], pages: list[str]) ->
     return passage
 
 
-def has_pages() -> bool:
+def has_wikipedia_sample() -> bool:
     """Return True if the Wikipedia sample is set up; prompts then use its passages."""
     return corpus_cache().find(WIKIPEDIA) is not None
 

@@ -342,7 +342,7 @@ def _passage_hashes(rows: Tensor, length: int) -> Tensor:
     return hashes.flatten()
 
 
-def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
+def require_disjoint(calibration: TextSlice, evaluation: TextSlice) -> None:
     """Check that two texts share no `PASSAGE_TOKENS` consecutive tokens, or complete shorter
     windows. Raises DatasetError: part of the evaluation text is in the calibration text."""
     length = min(PASSAGE_TOKENS, calibration.context, evaluation.context)

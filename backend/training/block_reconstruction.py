@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.models.block_forward import BlockStream, Call, HiddenStates, block_of_weights
+from backend.models.block_forward import BlockStream, Call, HiddenStates, block_as_function
 from backend.training.trainer import ScheduledOptimizer, cosine_decay
 
 ATTEMPTS = 4  # maximum attempts per block
@@ -162,7 +162,7 @@ def reconstruct(
     """
     if not parametrization.parameters:  # no layer of the block is compressed
         return Reconstruction({}, [math.nan], 0)
-    with block_of_weights(model, examples.stream, examples.block) as forward:
+    with block_as_function(model, examples.stream, examples.block) as forward:
 
         def error(parameters: Parameters, example: Example) -> Tensor:
             safe_point()

@@ -19,7 +19,7 @@ from backend.drafters.config import (
 )
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.memory import ADAM_BYTES, RUNTIME, block_weights, weight_memory
+from backend.models.memory import ADAM_BYTES, RUNTIME_BYTES, block_weights, weight_memory
 from backend.options import option
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, STORIES, benchmark_prompts, require_prompts
@@ -197,7 +197,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
         + 4 * 4 * CHUNK * config.heads * vocabulary,
     }
     largest = max(parts, key=parts.__getitem__)
-    sizes = {"runtime": RUNTIME, "weights": weight_memory(facts)}
+    sizes = {"runtime": RUNTIME_BYTES, "weights": weight_memory(facts)}
     return sizes | {largest: parts[largest]}
 
 

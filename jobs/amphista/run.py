@@ -16,7 +16,7 @@ from backend.drafters.adapted import FIT_TOKENS
 from backend.drafters.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of, head_stage
 from backend.drafters.exact_walk import walk_answers
-from backend.drafters.generate import TreeProposer, tree_words
+from backend.drafters.generate import TreeProposer, describe_trees
 from backend.drafters.registry import Drafter, build_drafter
 from backend.drafters.training.hidden_state_cache import (
     HiddenStateCache,
@@ -31,7 +31,7 @@ from backend.errors import ConfigError
 from backend.metric_key import MetricKey
 from backend.text.chat_template import end_ids
 from backend.text.corpora import WIKIPEDIA
-from backend.text.prompts import BUILT_IN, has_pages
+from backend.text.prompts import BUILT_IN, has_wikipedia_sample
 from backend.text.slices import calibration_slices
 from jobs import metrics
 from jobs.amphista.kind import DRAFTER, TRAINING, AmphistaJob, corpus_name, prompt_sets, work
@@ -109,7 +109,7 @@ class DrafterRun:
             )
         facts = prompt_facts(" and ".join(sets), learned + heldout)
         if BUILT_IN in sets:
-            facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
+            facts["passages"] = WIKIPEDIA if has_wikipedia_sample() else "built-in notices"
             context.log(f"Passages in the prompts: {facts['passages']}.")
         context.environment(text={"prompts": facts})
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
@@ -197,7 +197,7 @@ def record_economy(
     context.result(DRAFTER, metrics.DRAFT_COST, costs.draft / costs.verify[1])
     context.log(
         f"On held-out answers: {walk.accepted_length:.2f} tokens per pass with "
-        f"{tree_words(proposer)}; {predicted:.2f} times the speed of plain decoding."
+        f"{describe_trees(proposer)}; {predicted:.2f} times the speed of plain decoding."
     )
 
 

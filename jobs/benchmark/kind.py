@@ -4,14 +4,14 @@ from pydantic import field_validator
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.memory import RUNTIME, weight_memory
+from backend.models.memory import RUNTIME_BYTES, weight_memory
 from backend.options import Options, option
 from backend.store.states import State
 from backend.text.prompts import require_prompts
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.drafters import drafter_bytes, drafter_config, parse_drafters
-from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
+from jobs.fields.gguf import check_source, exported_type, parse_types, require_llama_cpp
 from jobs.fields.models import decodable_model
 from jobs.fields.text import PromptConfig, prompt_set
 from jobs.fields.types import ModelConfig, NewTokens, Precision, TreeSize
@@ -49,7 +49,7 @@ class TimingConfig(Options):
     @field_validator("llama_cpp")
     @classmethod
     def _known_types(cls, text: str) -> str:
-        return ", ".join(types_named(text))
+        return ", ".join(parse_types(text))
 
 
 class BenchmarkJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
@@ -75,7 +75,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
                 "nodes",
             )
     require_prompts(prompt_set(config, facts), "prompts")
-    types = types_named(config.llama_cpp)
+    types = parse_types(config.llama_cpp)
     if types:
         require_llama_cpp("llama_cpp")
         check_source(model.source)
@@ -86,7 +86,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
         title=facts.title,
         work=work(config, facts, len(drafters)),
         memory={
-            "runtime": RUNTIME,
+            "runtime": RUNTIME_BYTES,
             "models": weight_memory(facts),
             "drafters": sum(map(drafter_bytes, drafters)),
             "llama.cpp": len(types) * weight_memory(facts),
@@ -97,7 +97,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
 
 def work(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> list[PhaseWork]:
     """See `Requirements.work`."""
-    other_decoders = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
+    other_decoders = config.pytorch + len(parse_types(config.llama_cpp)) + config.lookup
     decoders = 1 + other_decoders + 2 * drafters  # alone, and as fallback of prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
     return [PhaseWork("compare", decoded_bytes(facts, responses * config.max_new_tokens), "memory")]

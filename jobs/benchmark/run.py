@@ -35,14 +35,14 @@ from backend.decoding.draft_tree import (
 from backend.decoding.draft_tree import Path as TreePath
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
-from backend.drafters.generate import TreeProposer, make_proposer, tree_words
+from backend.drafters.generate import TreeProposer, describe_trees, make_proposer
 from backend.errors import ConfigError
 from backend.export.gguf.writing import write_gguf
 from backend.metric_key import MetricKey
 from backend.models.loading import LoadedModel
 from backend.models.sources.catalog import materialize
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
-from backend.text.chat_template import end_ids, readable_ids
+from backend.text.chat_template import end_ids, tokenize_prompts
 from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.benchmark.kind import BenchmarkJob, work
 from jobs.benchmark.report import (
@@ -56,7 +56,7 @@ from jobs.benchmark.report import (
     verdicts,
 )
 from jobs.fields.drafters import drafter_folder, parse_drafters
-from jobs.fields.gguf import exported_type, types_named
+from jobs.fields.gguf import exported_type, parse_types
 from jobs.fields.models import resolve_model
 from jobs.fields.text import prompt_facts, prompt_set
 from jobs.metrics import (
@@ -111,7 +111,7 @@ class DecodingBenchmark:
                 name,
                 kind=drafter.arm if drafter else "",
                 nodes=proposer.nodes,
-                tree=tree_words(proposer),
+                tree=describe_trees(proposer),
                 speed=speed.value,
                 speed_up=up.value,
                 accepted=summary.accepted,
@@ -159,7 +159,7 @@ class DecodingBenchmark:
             proposer = make_proposer(target, drafter, tree, least=2)
             policy = proposer.policy if isinstance(proposer, TreeProposer) else None
             sizes[name] = asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
-            self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
+            self.context.log(f"{name}, {drafter.arm}: {describe_trees(proposer)}.")
             proposers[name] = proposer
             if isinstance(proposer, TreeProposer):
                 proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
@@ -178,7 +178,7 @@ class DecodingBenchmark:
         longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
         model = resolve_model(self.config.model)
         folder = Path(model.source) if model.packed else materialize(model.source)
-        for requested_type in types_named(self.config.llama_cpp):
+        for requested_type in parse_types(self.config.llama_cpp):
             gguf_type = exported_type(requested_type, model, "llama_cpp")
             with TemporaryDirectory(dir=self.context.folder) as scratch:
                 file = Path(scratch) / f"{gguf_type}.gguf"
@@ -192,7 +192,7 @@ class DecodingBenchmark:
         config, loaded = self.config, self.loaded
         name = prompt_set(config, loaded.facts)
         room = loaded.facts.context - config.max_new_tokens
-        prompts = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)[: config.count]
+        prompts = tokenize_prompts(benchmark_prompts(name), loaded.tokenizer, room)[: config.count]
         if not prompts:
             raise ConfigError(
                 f"No prompt of {name} fits into the context.",

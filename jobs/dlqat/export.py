@@ -72,7 +72,7 @@ def save_model(
         embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
-        dtype = loaded.stored if config.format == "dense" else getattr(torch, config.stored)
+        dtype = loaded.saved_dtype if config.format == "dense" else getattr(torch, config.stored)
         export(loaded.model, loaded.tokenizer, layers, layout, dtype, folder, card)
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")

@@ -15,7 +15,7 @@ from backend.models.loading import LoadedModel
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
-from backend.text.slices import check_apart, sample_slice
+from backend.text.slices import require_disjoint, sample_slice
 from backend.text.training import TrainingSet, training_set
 from jobs import metrics
 from jobs.dlqat.export import mean_bits, save_model, time_packed
@@ -50,7 +50,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         plan,
         context.checkpoints,
         config.seed,
-        loaded.stored if config.format == "dense" else None,
+        loaded.saved_dtype if config.format == "dense" else None,
         texts.heldout.input_ids,
         native_losses,
     )
@@ -131,7 +131,7 @@ def load_training(
             shared=name == evaluation_name,
             excluded=[text_slice.input_ids for text_slice in texts.judged if text_slice.tokens],
         )
-    check_apart(training.text, texts.evaluation)
+    require_disjoint(training.text, texts.evaluation)
     epochs = config.steps * batch_rows / len(training.labels)
     context.log(
         f"Training on {len(training.labels)} rows of {name} ({training.form}), {epochs:.2g} times."

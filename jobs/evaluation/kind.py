@@ -118,7 +118,7 @@ def evaluations(run: str) -> list[Job]:
     return [job for job in queries.jobs(kind=NAME) if job.config.get("model") == run]
 
 
-def samples_of(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
+def load_samples(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
     """Return the samples recorded by a run at a stage: prompt, text and tokens of each."""
     for result in queries.results([run]):
         if (result.stage, result.metric) == (stage, SAMPLED):
@@ -162,7 +162,7 @@ def memory_bytes(
     models are in memory at the same time, since they are timed in turn."""
     context = context_length(config, facts)
     states = memory.activation_memory(facts, config.windows, context, dtype)
-    if memory.wait_on_disk("auto", states, available):
+    if memory.spills_to_disk("auto", states, available):
         states = memory.activation_memory(facts, config.batch, context, dtype)
 
     def needed(streamed: bool) -> dict[str, int]:

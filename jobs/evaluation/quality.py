@@ -46,7 +46,7 @@ from backend.models.block_forward import NewBatches, batches_in
 from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
-from backend.models.memory import activation_memory, memory_available, wait_on_disk
+from backend.models.memory import activation_memory, memory_available, spills_to_disk
 from backend.models.sources.catalog import materialize
 from backend.reporter import REPLAY, Reporter
 from backend.settings import settings
@@ -56,7 +56,7 @@ from backend.store import queries
 from backend.text.chat_template import prompt_ids
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
-from jobs.evaluation.kind import DENSE, MODEL, REPEATS, SAMPLED, TIMED_TOKENS, samples_of
+from jobs.evaluation.kind import DENSE, MODEL, REPEATS, SAMPLED, TIMED_TOKENS, load_samples
 from jobs.fields.text import ENDINGS, SAMPLE_PROMPTS, QualityConfig, default_prompts
 from jobs.metrics import (
     ACCURACY,
@@ -84,7 +84,7 @@ def hidden_state_store(
     """Return the storage for hidden states of the evaluation text: memory or the run's folder.
     `choice` is memory, disk, or auto (by the available memory)."""
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
-    on_disk = wait_on_disk(choice, needed, memory_available())
+    on_disk = spills_to_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
 
 
@@ -265,7 +265,7 @@ class Quality:
             reporter,
         )
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
-        dense = samples_of(self._context.run) or samples
+        dense = load_samples(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
 

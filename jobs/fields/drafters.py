@@ -66,7 +66,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
     return file.stat().st_size
 
 
-def expected_hits(run: str) -> dict[tuple[int, ...], float]:
+def gains_by_path(run: str) -> dict[tuple[int, ...], float]:
     """Return the gain in accepted length on held-out answers of each path in the draft tree; empty
     if unknown."""
     try:
@@ -92,7 +92,7 @@ def parse_drafters(text: str, model: str, field: str) -> list[Job]:
     return [*drafters.values()]
 
 
-def finished_drafters() -> Sequence[Job]:
+def available_drafters() -> Sequence[Job]:
     """Return all runs with an available drafter, newest first."""
     jobs = queries.jobs([State.SUCCEEDED], DRAFTER_KIND)
     return [job for job in jobs if not job.damaged and has_saved(job, DRAFTER_FOLDER)]
@@ -124,10 +124,10 @@ def parse_sides(text: str) -> list[GenerationSide]:
             "Separate their names with commas.",
             "sides",
         )
-    return [read_side(name) for name in names]
+    return [parse_side(name) for name in names]
 
 
-def read_side(name: str) -> GenerationSide:
+def parse_side(name: str) -> GenerationSide:
     if is_run(name) and name.startswith(f"{DRAFTER_KIND}-"):
         job = drafter_run(name, "sides")
         return GenerationSide(job.run, str(job.config["model"]), drafter_folder(job))

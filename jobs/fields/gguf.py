@@ -15,7 +15,7 @@ from backend.models.sources.catalog import local_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packed_layers
-from backend.models.sources.spec import on_disk
+from backend.models.sources.spec import resolve_model_path
 from backend.quantization.plan import QuantizationPlan
 from jobs.fields.models import ResolvedModel
 
@@ -23,7 +23,7 @@ LLAMA_CPP = "llama_cpp"  # Python package that reads GGUF files
 TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)
 
 
-def types_named(text: str) -> list[types.GGUFType]:
+def parse_types(text: str) -> list[types.GGUFType]:
     """Parse a comma-separated list of types, without duplicates, in the order of `TYPES`. Raises
     `ValueError` for an unknown type."""
     names = dict.fromkeys(read_names(text))
@@ -41,7 +41,7 @@ def check_source(source: str) -> None:
     if folder := local_folder(source):
         vocabulary_of(folder, architecture_of(read_config(folder)).vocabulary)
     elif source.endswith(".gguf"):
-        config, _, _ = read_gguf(on_disk(source))
+        config, _, _ = read_gguf(resolve_model_path(source))
         model_type = config["model_type"]
         if {model_type, f"{model_type}_text"}.isdisjoint(ARCHITECTURES):
             architecture_of(config)
@@ -70,7 +70,7 @@ def exported_embedding(
         )
     columns = embeddings[0].columns if embeddings else model.facts.hidden
     if layout and quantized:
-        return types.carried_type(linear_type, layout.of(quantized[0].name), columns)
+        return types.type_for_codes(linear_type, layout.of(quantized[0].name), columns)
     return types.fitting(
         types.embedding_type(requested, linear_type, bool(layout), model.facts.dtype), columns
     )

@@ -23,7 +23,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.states import ACTIVE, State
 from backend.store.tables import EXAMPLE, RUN_NAME, Job
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 
 NO_WEIGHTS = "Examples ship without weights."
 ROUNDED = ("dequantized", "packed")  # prefixes of notes on models whose weights are rounded
@@ -43,9 +43,9 @@ def has_saved(job: Job, artifact: str) -> bool:
     return any(entry.kind == artifact for entry in artifacts)
 
 
-def ships_without(job: Job) -> bool:
+def lacks_weights(job: Job) -> bool:
     """Return True for example runs of a kind that saves weights: they come without them."""
-    return job.id < 0 and bool(kind_named(job.kind).saves)
+    return job.id < 0 and bool(get_kind(job.kind).saves)
 
 
 def saved_model(run: str, field: str = "model") -> tuple[str, str]:
@@ -58,7 +58,7 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
         raise ConfigError(
             error.what, error.why, "Choose a run that saved a model.", field
         ) from error
-    if not saved and job.state == State.SUCCEEDED and kind_named(job.kind).saves == "model":
+    if not saved and job.state == State.SUCCEEDED and get_kind(job.kind).saves == "model":
         raise missing_weights_error(job.run, field)
     if not saved:
         raise ConfigError(
@@ -77,7 +77,7 @@ def planned_run(run: str, *saves: str) -> Job | None:
         job = queries.job(run)
     except NotFoundError:
         return None
-    return job if job.state in ACTIVE and kind_named(job.kind).saves in saves else None
+    return job if job.state in ACTIVE and get_kind(job.kind).saves in saves else None
 
 
 def source_model(run: str) -> str:
@@ -86,7 +86,7 @@ def source_model(run: str) -> str:
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
-def first_model(spec: str) -> str:
+def original_model(spec: str) -> str:
     """Follow a chain of runs back to the original model, even if files of the runs are missing.
 
     An imported run may name a source run that is unknown here or has the same name as itself.
@@ -182,7 +182,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     source = spec
     planned = planned_run(spec, "model") if is_run(spec) else None
     if planned:  # the saved model will have the shapes of its source model
-        kind, stored_plan = kind_named(planned.kind), queries.plan(planned.id)
+        kind, stored_plan = get_kind(planned.kind), queries.plan(planned.id)
         plan = kind.plan.model_validate(stored_plan) if kind.plan and stored_plan else None
         dense = isinstance(plan, QuantizationPlan) and plan.format == "dense"
         packed = planned.kind if kind.saves_packed and not dense else ""
@@ -193,7 +193,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     if is_run(spec):
         source = saved_model(spec, field)[0]
         load_saved_config(Path(source), spec, field)
-        first = first_model(spec)
+        first = original_model(spec)
         facts, text = inspect(source), default_text(first)
         note, first_facts = facts.note, _facts_here(first)
         if first_facts and first_facts.note.startswith(ROUNDED):
@@ -209,7 +209,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
 def parameters_of(model: str) -> int:
     """Return the number of parameters of the original model of a chain of runs; 0 if it is not on
     this machine."""
-    facts = _facts_here(first_model(model))
+    facts = _facts_here(original_model(model))
     return facts.parameters if facts else 0
 
 

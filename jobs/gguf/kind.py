@@ -5,7 +5,7 @@ from collections import Counter
 from backend.export.gguf.types import EmbeddingType, GGUFType
 from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
 from backend.models.families.stored import together as written_name
-from backend.models.memory import RUNTIME
+from backend.models.memory import RUNTIME_BYTES
 from backend.options import option
 from backend.printable import readable_bytes
 from jobs.estimates import PhaseWork
@@ -46,7 +46,7 @@ def requirements(config: GGUFJob) -> Requirements:
         title=model.facts.title,
         work=work(model),
         memory={
-            "runtime": RUNTIME,
+            "runtime": RUNTIME_BYTES,
             "codes": code_bytes,
             "matrix": 4 * MATRIX_COPIES * largest_weights,
         },

@@ -16,7 +16,7 @@ from pydantic import Field
 from backend.budget import Budget
 from backend.errors import ConfigError
 from backend.live.address import (
-    MOST_TOKENS,
+    MAX_MEASURED_TOKENS,
     WORKBENCH,
     Address,
     LiveState,
@@ -34,7 +34,7 @@ from backend.sensitivity.profile import SensitivityProfile
 from jobs import pipeline as pipelines
 from jobs.fields.models import resolve_model
 from jobs.operations.registry import Record, operation
-from jobs.profile.profiles import KINDS, Method, method_of, newest_profile, pins, solver_of
+from jobs.profile.profiles import KINDS, Method, budget_method, budget_solver, newest_profile, pins
 from jobs.record import summary
 from jobs.submit import check_and_estimate, command_line, submit
 
@@ -163,7 +163,7 @@ def queue_state(
     predicted: PerplexityRatio = None,
     live: PerplexityRatio = None,
     tokens: Annotated[
-        int, Field(ge=0, le=MOST_TOKENS, description="Tokens of the live measurement.")
+        int, Field(ge=0, le=MAX_MEASURED_TOKENS, description="Tokens of the live measurement.")
     ] = 0,
 ) -> list[Record]:
     """Queue the runs of `plan-state`. The last one records the state with its predicted and its
@@ -234,8 +234,8 @@ def budget(
     except ValueError as error:
         raise ConfigError(str(error), "", "Correct the budget.", field="size") from error
     profile = newest_profile(model)
-    method: Method = only or method_of(target, "quantized")
-    mix = solver_of(profile, method).solve(target, pins(profile, pin, "pin"))
+    method: Method = only or budget_method(target, "quantized")
+    mix = budget_solver(profile, method).solve(target, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
     result = record(profile, mix, target, method) | {"dense_bytes": 2 * facts.parameters}
     if pin:

@@ -11,7 +11,7 @@ from backend.queue.actor import Actor
 from jobs import chat as arena
 from jobs.operations.registry import Record, operation
 from jobs.serving import keys
-from jobs.serving.transcript import Transcript, transcript_of
+from jobs.serving.transcript import Transcript, parse_transcript
 from jobs.wording import table
 
 Number = Annotated[int, Field(description="Number of a prompt, as in the address of its page.")]
@@ -43,7 +43,7 @@ def chat_answers(number: Number, actor: Actor) -> list[Record]:
             "Vote on the playground page.",
         )
     return [
-        _record(turns[-1].names[side - 1], transcript_of(answer.transcript))
+        _record(turns[-1].names[side - 1], parse_transcript(answer.transcript))
         for side, answer in sorted(turns[-1].answers.items())
     ]
 

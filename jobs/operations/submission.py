@@ -14,7 +14,7 @@ from backend.store.states import State
 from jobs import pipeline as pipelines
 from jobs import reproduction, submit
 from jobs import sweep as sweeps
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 from jobs.operations.changes import is_resumable
 from jobs.operations.registry import Button, Record, Run, operation
 from jobs.record import summary
@@ -40,7 +40,7 @@ def submit_run(
     priority: Priority = 0,
 ) -> Record:
     """Add a run to the queue. The config holds the settings that differ from preset or defaults."""
-    values = {**kind_named(kind).preset(preset), **config}
+    values = {**get_kind(kind).preset(preset), **config}
     job = submit.submit(kind, values, actor, name=name, priority=priority)
     return summary(job) | {"place": scheduling.status().position(job.id)}
 
@@ -59,7 +59,7 @@ def submit_sweep(
 ) -> list[Record]:
     """Add a run for each combination of values, such as {"pattern": "2:4,70%", "seed": "0..2"}. If
     one is invalid, none is added."""
-    values = {**kind_named(kind).preset(preset), **config}
+    values = {**get_kind(kind).preset(preset), **config}
     swept = sweeps.read(kind, sweep.items())
     jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
     return [summary(job) for job in jobs]

@@ -28,7 +28,7 @@ Method = Literal["quantized", "pruned"]
 KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # kinds that use the mixes
 
 
-def profile_of_run(run: str) -> SensitivityProfile:
+def read_profile(run: str) -> SensitivityProfile:
     """Load the profile of a run, as far as it is measured.
 
     Raises:
@@ -61,7 +61,7 @@ def profile_of_run(run: str) -> SensitivityProfile:
     return profile
 
 
-def mark_of(base: ResolvedModel) -> str:
+def weights_fingerprint(base: ResolvedModel) -> str:
     """Return the fingerprint of a model's weights; empty if they are not on this machine."""
     folder = local_folder(base.source)
     return fingerprint(weight_files(folder)) if folder else ""
@@ -73,14 +73,17 @@ def newest_profile(model: str) -> SensitivityProfile:
     for job in queries.jobs([State.SUCCEEDED], NAME, 500):
         if job.config.get("model") == model:
             profiled = job.environment.get(WEIGHTS_MARK)
-            if profiled and mark_of(resolve_model(model, reads=False)) not in ("", profiled):
+            if profiled and weights_fingerprint(resolve_model(model, reads=False)) not in (
+                "",
+                profiled,
+            ):
                 raise ConfigError(
                     f"{model[:80]} has changed.",
                     f"{job.run} measured other weights.",
                     f"Profile it again: slimscope submit profile --model {model[:80]}",
                     field="model",
                 )
-            return profile_of_run(job.run)
+            return read_profile(job.run)
     raise NotFoundError(
         f"There is no sensitivity profile of {model[:80]}.",
         "A budget needs one.",
@@ -101,7 +104,7 @@ class Allocated(Protocol):
     def exclude(self) -> str: ...
 
 
-def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
+def budget_solver(profile: SensitivityProfile, method: Method) -> BudgetSolver:
     """Return a solver for mixes of a method's formats. Raises `ConfigError` if the profile has no
     such formats."""
     pruned = method == "pruned"
@@ -120,7 +123,7 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
     return BudgetSolver(profile, 2.0 * other_parameters, formats)
 
 
-def method_of(budget: Budget, default: Method) -> Method:
+def budget_method(budget: Budget, default: Method) -> Method:
     """Return the method of a budget; `default` if it suits both."""
     if budget.kind in ("loss", "ms"):
         return default
@@ -197,4 +200,4 @@ def _mix(
     pinned = pins(profile, ", ".join([*excluded, overrides]), "overrides")
     if embedding:
         pinned |= {x.name: embedding for x in profile.layers if x.block < 0}
-    return solver_of(profile, method).solve(budget, pinned).formats
+    return budget_solver(profile, method).solve(budget, pinned).formats

@@ -31,7 +31,7 @@ from jobs.profile.kind import (
     parsed,
     work,
 )
-from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
+from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, read_profile, weights_fingerprint
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
@@ -52,7 +52,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
     )
     record_texts({"calibration": calibration, "held-out": heldout}, context)
-    context.environment(precision=dtype, **{WEIGHTS_MARK: mark_of(base)})
+    context.environment(precision=dtype, **{WEIGHTS_MARK: weights_fingerprint(base)})
     pass_dtype = getattr(torch, dtype)
     dense = trace(loaded.model, heldout.input_ids, pass_dtype, phases.phase("dense"))
     walk.load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
@@ -60,7 +60,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     embeddings = () if streamed else loaded.facts.embeddings
     meter = None
     if measured_formats or embeddings:
-        meter = SensitivityMeter(dense, config.windows, walk.usual_width(dense))
+        meter = SensitivityMeter(dense, config.windows, walk.candidate_batch(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
@@ -97,7 +97,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         )
     if not streamed and device == "cpu":
         _time(loaded.model, config, context, phases.phase("decoding"))
-    summarize(profile_of_run(context.run), context)
+    summarize(read_profile(context.run), context)
 
 
 def _time(

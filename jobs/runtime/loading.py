@@ -174,7 +174,7 @@ def load_texts(
             evaluation,
             shared=calibration_corpus == evaluation_corpus,
         )
-    slices.check_apart(calibration, evaluation)
+    slices.require_disjoint(calibration, evaluation)
     texts = RunTexts(calibration, heldout, evaluation)
     record_texts(texts.by_role, context)
     return texts

@@ -24,7 +24,7 @@ from backend.store.json_column import check_intact
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job
-from jobs.kind import built_in, kind_named, load_work
+from jobs.kind import built_in, get_kind, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.probe import measure_once
 from jobs.runtime.progress import limit_memory
@@ -110,7 +110,7 @@ def execute(context: JobContext) -> int:
         OperationalError: the database rejects writes.
     """
     try:
-        kind = kind_named(context.kind)
+        kind = get_kind(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         context.open_folder()
         check_intact(context.config)

@@ -136,8 +136,8 @@ def memory_bytes(
         "context": context_length(config, facts),
         "batch": config.batch,
         "streams": config.streams,
-        "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK)),
-        "on_disk": memory.wait_on_disk(config.activations, states, available),
+        "stages": BLOCK_COPIES * (1 + (memory.block_weights(facts) <= memory.SMALL_BLOCK_WEIGHTS)),
+        "on_disk": memory.spills_to_disk(config.activations, states, available),
     }
     trained = memory.block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
     is_tight = (
@@ -171,7 +171,7 @@ def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpac
         pruned * (4 if stage == SDSStage.REDENSE else value_bytes) for stage in plan.stages
     )
     state_bytes = hidden_state_bytes(config, facts)
-    on_disk = memory.wait_on_disk(config.activations, state_bytes, memory.memory_available())
+    on_disk = memory.spills_to_disk(config.activations, state_bytes, memory.memory_available())
     return DiskSpace(
         stages + memory.weight_memory(facts, dtype) + state_bytes * on_disk,
         f"The {len(plan.stages)} stages and the saved model",

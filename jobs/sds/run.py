@@ -58,7 +58,7 @@ def run(config: SDSJob, context: JobContext) -> None:
         plan,
         context.checkpoints,
         phases.phase("prune"),
-        loaded.stored,
+        loaded.saved_dtype,
         texts.heldout.input_ids,
         StageQuality(quality, phases, plan.stages),
     )
@@ -113,7 +113,7 @@ def save_model(
     origin = origin_of(config.model)
     text = card(loaded, kept_stage, config, context, origin)
     with Checkpoints(context.folder).write("model") as folder:
-        save(loaded.model, loaded.tokenizer, folder, text, loaded.stored)
+        save(loaded.model, loaded.tokenizer, folder, text, loaded.saved_dtype)
         copy_terms(origin, folder)
     context.environment(weights_sha256=digest)
     context.artifact(context.folder / "model", "model", digest)

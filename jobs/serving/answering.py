@@ -22,10 +22,10 @@ from backend.errors import (
     NotFoundError,
     SlimscopeError,
 )
-from backend.models.foreign_tokenizer import TextTokenizer, session_of
+from backend.models.foreign_tokenizer import TextTokenizer, tokenizer_session
 from backend.models.loading import LoadedModel
 from backend.text.chat_template import chat_ids, end_ids
-from jobs.fields.drafters import GenerationSide, read_side
+from jobs.fields.drafters import GenerationSide, parse_side
 from jobs.fields.models import ResolvedModel, decodable_model
 from jobs.runtime.loading import load_model
 from jobs.serving.openai_format import Body, ChatBody, CompletionBody
@@ -147,12 +147,12 @@ class AnswerWorker(ThreadedEvents[tuple[int, AnswerEvent]]):
     def answer(self) -> None:
         body = self.body
         try:
-            side = read_side(body.model)
+            side = parse_side(body.model)
             base = decodable_model(side.model, body.precision)
         except SlimscopeError as error:
             raise NotFoundError(error.what, error.why, error.do, "model") from error
         key = model_key(side.model, base, "auto", body.precision)
-        with session_of(self.pool.tokenizer(base, key, self._report_wait)) as tokenizer:
+        with tokenizer_session(self.pool.tokenizer(base, key, self._report_wait)) as tokenizer:
             self._answer_with(side, base, key, tokenizer)
 
     def _answer_with(

@@ -233,7 +233,7 @@ def answer_interrupted() -> SlimscopeError:
     )
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+async def run_until_disconnect(request: Request, work: Awaitable[T]) -> T | None:
     """Return the result of `work`, or None if the client disconnects first, which cancels the work.
     The body of the request must have been read before."""
     result, failure = None, None

@@ -30,7 +30,13 @@ from backend.store.session import reading
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from jobs.serving.answering import AnswerEvent, AnswerStarted, AnswerWorker
-from jobs.serving.client import PERSON_HEADER, EventStream, listen, stop_listening, unless_gone
+from jobs.serving.client import (
+    PERSON_HEADER,
+    EventStream,
+    listen,
+    run_until_disconnect,
+    stop_listening,
+)
 from jobs.serving.live.models import LivePool
 from jobs.serving.live.routes import LiveRoutes
 from jobs.serving.one_answer import Events, ResponseBuilder
@@ -41,7 +47,7 @@ CLIENT_CLOSED_REQUEST = Response(status_code=499)  # never read: the client has 
 NICE = 5  # of 19; runs have 0 and take precedence on a contended core
 IDLE_FACTOR = 10  # multiple of `idle_exit`, after which an idle supervisor ends
 ORPHAN_S = 2.0  # idle time until the process ends once its parent has ended
-LONGEST_PASS_S = 300.0  # a longer forward pass counts as hung
+MAX_PASS_S = 300.0  # a longer forward pass counts as hung
 FREE_MEMORY_SHARE = 0.1  # of the machine's memory; the process leaves it free
 MIN_HEADROOM = 2**28  # bytes it may always allocate, enough to report an error
 CHECK_S = 0.5  # interval of checks for active runs, versions and idleness
@@ -76,13 +82,13 @@ class ServingApp:
             async with AsyncExitStack() as resources:
                 events = self._counted(AnswerWorker(body, person, self.pool))
                 resources.push_async_callback(events.aclose)  # closed for refused requests, too
-                first = await unless_gone(request, _first_events(events))
+                first = await run_until_disconnect(request, _first_events(events))
                 if first is None:
                     return CLIENT_CLOSED_REQUEST
                 builder = ResponseBuilder(body, _chained(first, events))
                 if body.stream:
                     return EventStream(builder.stream(), resources.pop_all())
-                response = await unless_gone(request, builder.response())
+                response = await run_until_disconnect(request, builder.response())
                 return CLIENT_CLOSED_REQUEST if response is None else JSONResponse(response)
         except SlimscopeError as error:
             status, content = error_body(error)
@@ -163,10 +169,8 @@ def serve(parent: int) -> None:
             with suppress(SQLAlchemyError):
                 share.jobs, is_outdated = await asyncio.to_thread(_runs_and_version)
             limit_memory()
-            if app.pool.pass_s > LONGEST_PASS_S:  # a thread cannot be killed alone
-                print(
-                    f"A forward pass takes over {LONGEST_PASS_S:g} s. The process ends.", flush=True
-                )
+            if app.pool.pass_s > MAX_PASS_S:  # a thread cannot be killed alone
+                print(f"A forward pass takes over {MAX_PASS_S:g} s. The process ends.", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             is_orphan = os.getppid() != parent and app.idle_s > ORPHAN_S
             if is_outdated or is_orphan:

@@ -81,7 +81,7 @@ class Transcript:
         return sum(len(step.tokens) for step in steps) / len(steps) if steps else None
 
 
-def transcript_of(rows: Iterable[Any]) -> Transcript:
+def parse_transcript(rows: Iterable[Any]) -> Transcript:
     """Parse the rows of a transcript; the first damaged row ends it with an error."""
     transcript = Transcript()
     try:

@@ -1,7 +1,7 @@
 """The kind `statistics`: weight statistics of a model."""
 
 from backend.models.facts import ModelFacts
-from backend.models.memory import RUNTIME
+from backend.models.memory import RUNTIME_BYTES
 from jobs.estimates import PhaseWork
 from jobs.fields.models import resolve_model
 from jobs.fields.types import ModelConfig
@@ -22,7 +22,7 @@ def requirements(config: StatisticsJob) -> Requirements:
     return Requirements(
         title=facts.title,
         work=work(facts),
-        memory={"runtime": RUNTIME, "matrix": 4 * MATRIX_COPIES * largest},
+        memory={"runtime": RUNTIME_BYTES, "matrix": 4 * MATRIX_COPIES * largest},
     )
 
 

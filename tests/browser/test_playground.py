@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.queue import conversations
-from jobs.serving.transcript import transcript_of
+from jobs.serving.transcript import parse_transcript
 from tests.browser.conftest import EVIL, Dashboard, warm_tab
 
 ENDLESS = "Write a very long story of a dog who walks through every town of the world."
@@ -70,7 +70,7 @@ def test_ask_two_go_on_and_vote(page: Page, workshop: Dashboard) -> None:
     # Without a reload. PyTorch, of which the workshop decodes in 16 bits, rounds as the batch is.
     compared = re.compile("identical to A|first difference from A")
     expect(page.get_by_test_id("answer-2")).to_contain_text(compared)
-    first, second = (transcript_of(stored(asked, side)) for side in (1, 2))
+    first, second = (parse_transcript(stored(asked, side)) for side in (1, 2))
     assert first.text.strip() and second.text.strip()
     expect(page.get_by_test_id("answer-1")).to_contain_text(f"{len(first.tokens)} tokens")
     assert EVIL in board.inner_text() and page.evaluate("document.body.dataset.x") is None
@@ -127,7 +127,7 @@ def test_two_ask_at_once_both_texts_grow_and_one_is_stopped(
         one.get_by_test_id("stop").click()
         expect(one.locator("#playground-board")).to_contain_text("stopped")
         assert stored(stopped, 1)[-1] == {"end": "cancelled", "rest": ""}
-        assert len(transcript_of(stored(stopped, 1)).tokens) > 1
+        assert len(parse_transcript(stored(stopped, 1)).tokens) > 1
         assert conversations.turn(going).unanswered == [1]
         other.get_by_test_id("stop").click()
         expect(other.locator("#playground-board")).to_contain_text("stopped")

@@ -17,7 +17,7 @@ from backend.models.loading import load
 from backend.sensitivity.profile import Format
 from backend.store import queries
 from jobs.fields.models import resolve_model
-from jobs.profile.profiles import profile_of_run, solver_of
+from jobs.profile.profiles import budget_solver, read_profile
 from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
 
@@ -83,8 +83,8 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     slider.fill("50")
     visitor.wait_for_url(re.compile("state="))
     assert set(state_of(visitor).values()) == {"50%", "dense"}
-    profile = profile_of_run("profile-0008")
-    mix = solver_of(profile, "pruned").uniform(Format.parse("50%"))
+    profile = read_profile("profile-0008")
+    mix = budget_solver(profile, "pruned").uniform(Format.parse("50%"))
     shown = gauge(visitor, "ratio").locator("dd").first.inner_text()
     assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
     expect(gauge(visitor, "ratio").locator("i")).to_have_text(re.compile("predicted|measured"))

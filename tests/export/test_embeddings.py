@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from backend.errors import ConfigError, ModelError
 from backend.export.formats import FORMATS, ExportRequirements, Layout, check_format, read_layout
-from backend.export.gguf.types import carried_type, fitting
+from backend.export.gguf.types import fitting, type_for_codes
 from backend.export.gguf.writing import encode_codes, encode_weight, holds_shared_scales, write_gguf
 from backend.export.reading import load_dequantized, load_packed, read_layers
 from backend.export.sizes import gguf_bytes, quantized_bytes
@@ -144,7 +144,7 @@ def test_the_codes_of_an_embedding_are_carried_into_gguf_exactly(
 ) -> None:
     W = torch.randn(96, columns, generator=torch.Generator().manual_seed(1)) * 0.02
     layer = quantize_embedding(W, settings(bits), torch.float16)
-    assert carried_type("Q4_0", Layout("slimscope", bits, 32, "symmetric"), columns) == kind
+    assert type_for_codes("Q4_0", Layout("slimscope", bits, 32, "symmetric"), columns) == kind
     stored = encode_codes("it", layer, Kind[kind])
     again = torch.from_numpy(gguf.quants.dequantize(stored, Kind[kind]))
     assert torch.equal(again, layer.dense())

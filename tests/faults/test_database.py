@@ -267,7 +267,7 @@ def test_a_run_that_is_cut_off_ends_before_another_machine_takes_it_over(
     context, left = claim_here("count"), list[int]()
     limit = settings().offline_s + contexts.STOP_TIMEOUT_S
     least_s = contexts.STOP_TIMEOUT_S + PEER_TIMEOUT_S + 3 * CONNECT_S
-    assert least_s < supervisor.LEAVING_MS / 1000
+    assert least_s < supervisor.SHUTDOWN_GRACE_MS / 1000
     monkeypatch.setattr(context, "_is_shared", shared)
     monkeypatch.setattr(contexts.os, "_exit", left.append)
     for seconds in (limit - 1, limit + 1):

@@ -141,11 +141,11 @@ def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(
     loop = SupervisorLoop(engine)
     loop.turn()
     change(newest(job), outcome="succeeded")
-    silent_for(newest(job), supervisor.SAID_MS - 5000)
+    silent_for(newest(job), supervisor.EXIT_GRACE_MS - 5000)
     loop.turn()
     assert queries.job(job.id).state == State.STARTING
     engine.end = lambda *_: None  # it goes on to say that the process runs
-    silent_for(newest(job), supervisor.SAID_MS + 1000)
+    silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
     loop.turn()
     assert queries.job(job.id).state == State.SUCCEEDED
 
@@ -158,7 +158,7 @@ def test_a_process_of_this_machine_that_does_not_leave_after_its_end_is_killed(
     loop = SupervisorLoop(engine)
     loop.turn()
     change(newest(job), outcome="succeeded")
-    silent_for(newest(job), supervisor.SAID_MS + 1000)
+    silent_for(newest(job), supervisor.EXIT_GRACE_MS + 1000)
 
     def kill(ref: dict) -> None:
         engine.fate[ref["id"]] = PollResult("exited", -signal.SIGKILL)
@@ -178,7 +178,7 @@ def test_attempts_of_another_engine_are_left_alone_until_they_are_silent_for_lon
     other = SupervisorLoop(ScriptedEngine(slots=0, name="another"))
     other.turn()
     assert newest(job).ended_at is None
-    silent_for(newest(job), 1000 * int(settings().offline_s) + supervisor.LEAVING_MS + 1000)
+    silent_for(newest(job), 1000 * int(settings().offline_s) + supervisor.SHUTDOWN_GRACE_MS + 1000)
     other.turn()
     assert newest(job).ended_at is not None and queries.job(job.id).state == State.QUEUED
 

@@ -8,7 +8,7 @@ from backend.queue import lifecycle
 from backend.queue.engines.ray import HEAD_TIMEOUT_S, RETRY_PAUSE_S, ROOM_CACHE_S
 from backend.queue.engines.slurm import JOBS_CACHE_S
 from backend.queue.scheduling import SILENT_MS
-from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
+from backend.queue.supervisor import EXIT_GRACE_MS, KILL_AFTER_S, SHUTDOWN_GRACE_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import (
     KEEPALIVE_IDLE_S,
@@ -19,7 +19,7 @@ from jobs.runtime.context import STOP_TIMEOUT_S
 from jobs.runtime.row_buffer import RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S
 from jobs.runtime.uploads import MAX_RETRY_S
 from jobs.serving.client import HUNG_S
-from jobs.serving.server import LONGEST_PASS_S
+from jobs.serving.server import MAX_PASS_S
 from tests.named_tests import existing_tests, named_tests, rows_of
 
 ROWS = rows_of("operations.md", "## Faults")
@@ -42,15 +42,15 @@ GRACE_S = Settings.model_fields["stop_grace"].default
 @pytest.mark.parametrize(
     ("fault", "times"),
     [
-        ("A machine is gone with its runs", [LEAVING_MS / 1000]),
+        ("A machine is gone with its runs", [SHUTDOWN_GRACE_MS / 1000]),
         ("A machine is cut off for longer", [STOP_TIMEOUT_S]),
         (
             "The head does not answer",
-            [SILENT_MS / 1000, SAID_MS / 1000, HEAD_TIMEOUT_S + RETRY_PAUSE_S],
+            [SILENT_MS / 1000, EXIT_GRACE_MS / 1000, HEAD_TIMEOUT_S + RETRY_PAUSE_S],
         ),
         ("Machines come and go", [ROOM_CACHE_S]),
         ("The controller does not answer", [SILENT_MS / 1000, JOBS_CACHE_S]),
-        ("The engine is set to another one", [LEAVING_MS / 1000]),
+        ("The engine is set to another one", [SHUTDOWN_GRACE_MS / 1000]),
         ("The artifact store is full", [MAX_RETRY_S]),
         (
             "The supervisor dies, or is cut off",
@@ -65,7 +65,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
             "The database is locked",
             [RESPONSE_TIMEOUT_S, WRITE_INTERVAL_S, lifecycle.AGAIN_DELAY_MS / 1000],
         ),
-        ("The answering process hangs", [HUNG_S, LONGEST_PASS_S]),
+        ("The answering process hangs", [HUNG_S, MAX_PASS_S]),
         ("A chat template", [WORK_S]),
     ],
 )

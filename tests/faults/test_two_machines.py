@@ -126,7 +126,7 @@ def test_a_run_of_another_machine_is_left_to_it_until_it_is_silent_for_long(
     beat_at(attempt.id, 1000 * settings().offline_s)
     loop.turn()
     assert queries.attempts(job.id)[0].ended_at is None
-    beat_at(attempt.id, 1000 * settings().offline_s + supervisor.LEAVING_MS + 1000)
+    beat_at(attempt.id, 1000 * settings().offline_s + supervisor.SHUTDOWN_GRACE_MS + 1000)
     loop.engine._slots = 0  # nothing is started again
     loop.turn()
     assert queries.attempts(job.id)[0].ended_at and queries.job(job.id).state == State.QUEUED

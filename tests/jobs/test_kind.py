@@ -8,7 +8,7 @@ import pytest
 import jobs
 from backend.errors import ConfigError
 from backend.options import Options, option
-from jobs.kind import Kind, kind_named, kinds, load_work
+from jobs.kind import Kind, get_kind, kinds, load_work
 
 
 def test_every_folder_with_a_kind_is_found_in_its_order() -> None:
@@ -25,9 +25,9 @@ def test_the_work_of_every_kind_can_be_loaded(kind: Kind) -> None:
 
 def test_an_unknown_kind_or_preset_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="Choose: sds, dlqat"):
-        kind_named("none")
+        get_kind("none")
     with pytest.raises(ConfigError, match="Choose: SDS, SDS and its control"):
-        kind_named("sds").preset("none such")
+        get_kind("sds").preset("none such")
 
 
 class Baking(Options):

@@ -99,7 +99,7 @@ def sds(tiny: TinyModel) -> None:
             pruning_plan(config, tiny.facts.linears),
             Checkpoints(Path(work)),
             SilentReporter(),
-            loaded.stored,
+            loaded.saved_dtype,
         )
     with reloaded(loaded) as (again, facts):
         assert facts.linears == tiny.facts.linears and facts.dtype == tiny.facts.dtype
@@ -115,7 +115,7 @@ def reloaded(loaded: LoadedModel) -> Iterator[tuple[StoredLinears, ModelFacts]]:
     ids = torch.arange(3, 15)[None]
     with TemporaryDirectory(dir=settings().root / "models") as name:
         folder = Path(name)
-        save(loaded.model, loaded.tokenizer, folder, "", loaded.stored)
+        save(loaded.model, loaded.tokenizer, folder, "", loaded.saved_dtype)
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
             expected, found = (m(input_ids=ids).logits for m in (loaded.model, plain))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import CancelledError, ModelError
-from backend.models.block_forward import each_logits, even_batch, open_stream, run_block
+from backend.models.block_forward import balanced_batch_size, logit_batches, open_stream, run_block
 from backend.models.blocks import StopForwardError, block_linears, decoder_blocks, stop_when_reached
 from backend.models.loading import load, weights_hash
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def test_a_pass_can_be_ended_before_each_batch(make, tokens):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_each_logits_tells_how_far_it_is(tokens, streamed):
     model, shares = load("toy", streamed=streamed).model, []
-    passes = each_logits(model, tokens, 2, tick=shares.append)
+    passes = logit_batches(model, tokens, 2, tick=shares.append)
     assert [logits.shape[0] for logits in passes] == [2, 2, 1]
     assert shares == sorted(shares) and (shares[0], shares[-1]) == (0.0, 1.0)
     assert len(shares) == (13 if streamed else 4)
@@ -176,7 +176,7 @@ def test_batches_that_run_side_by_side_are_of_one_size(rows: int, batch: int, th
     model = load("toy").model
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        size = even_batch(model, rows, batch)
+        size = balanced_batch_size(model, rows, batch)
     sizes = [len(part) for part in torch.zeros(rows, 1).split(size)]
     longest = sum(max(sizes[i : i + threads]) for i in range(0, len(sizes), threads))
     rounds = -(-rows // (batch * threads))
@@ -199,6 +199,6 @@ def test_a_pass_that_skips_a_layer_does_not_end_the_next_one():
             return "ran on"
 
     with stop_when_reached(layers) as begin:
-        assert side_by_side(passing, [(1, 2), (0, 1)]) == ["ran on", "ran on"]
-        assert side_by_side(passing, [(0, 1, 2), (2, 0, 1), (0, 2)]) == [None, None, "ran on"]
+        assert parallel_map(passing, [(1, 2), (0, 1)]) == ["ran on", "ran on"]
+        assert parallel_map(passing, [(0, 1, 2), (2, 0, 1), (0, 2)]) == [None, None, "ran on"]
     assert len(seen) == 4

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from backend.errors import CancelledError, ModelError
 from backend.export.reading import StoredLinears
 from backend.models import loading, saving
-from backend.models.block_forward import HiddenStatesOnDisk, each_logits
+from backend.models.block_forward import HiddenStatesOnDisk, logit_batches
 from backend.models.block_offload import (
     is_streamed,
     iterate_parameters,
@@ -62,7 +62,7 @@ def in_memory(model: PreTrainedModel) -> list[int]:
 
 
 def logits(model: PreTrainedModel, tokens: torch.Tensor, **options) -> torch.Tensor:
-    return torch.cat([*each_logits(model, tokens, 2, **options)])
+    return torch.cat([*logit_batches(model, tokens, 2, **options)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -225,7 +225,7 @@ def test_stream_from_names_all_that_is_missing(make, tmp_path):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_saved_parts_are_put_together_by_plain_transformers(streamed, tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "SHARD", 150_000)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 150_000)
     loaded = load("toy", streamed=streamed)
     override_weights(loaded.model, lambda b: {"mlp.up_proj": torch.full((192, 64), 0.01 * b)})
     save(loaded.model, loaded.tokenizer, tmp_path, "# A card\n")

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from backend.errors import ModelError, SlimscopeError
 from backend.limited import LimitedChildError
-from backend.models.block_forward import each_logits
+from backend.models.block_forward import logit_batches
 from backend.models.construction import check_construction
 from backend.models.loading import load
 from backend.models.saving import save
@@ -227,7 +227,7 @@ def use(folder: Path, saved: Path) -> None:
     loaded = load(str(folder))
     ids = torch.tensor([chat_ids([{"role": "user", "content": "One day a cat"}], loaded.tokenizer)])
     with torch.no_grad():
-        assert all(x.isfinite().all() for x in each_logits(loaded.model, ids, 1))
+        assert all(x.isfinite().all() for x in logit_batches(loaded.model, ids, 1))
     ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
     assert all(isinstance(end, int) for end in ends)
     loaded.tokenizer.decode(ids[0].tolist())

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from backend.errors import ModelError
 from backend.models.memory import (
     MAX_PARALLEL_BATCHES,
-    RUNTIME,
+    RUNTIME_BYTES,
     check_memory,
     is_out_of_memory,
     memory_needed,
-    wait_on_disk,
+    spills_to_disk,
 )
 from backend.models.sources.catalog import inspect
 
@@ -18,8 +18,8 @@ SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
 
 
 def test_numbers_by_hand():
-    assert memory_needed(SMOL) == RUNTIME + 4 * 134_515_008
-    assert memory_needed(SMOL, dtype="bfloat16") == RUNTIME + 2 * 134_515_008
+    assert memory_needed(SMOL) == RUNTIME_BYTES + 4 * 134_515_008
+    assert memory_needed(SMOL, dtype="bfloat16") == RUNTIME_BYTES + 2 * 134_515_008
     grams, states = MAX_PARALLEL_BATCHES * 4 * (6 * 576**2 + 1536**2), 2 * 32 * 512 * 576 * 4
     calibrated = memory_needed(SMOL, segments=32, context=512)
     assert calibrated - memory_needed(SMOL) == states + grams
@@ -38,7 +38,7 @@ def test_more_of_anything_never_takes_less(name, more):
     [("disk", 1, True), ("memory", 99, False), ("auto", 25, False), ("auto", 26, True)],
 )
 def test_where_hidden_states_wait(choice, needed, waits):
-    assert wait_on_disk(choice, needed, 100) is waits
+    assert spills_to_disk(choice, needed, 100) is waits
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformers import GPT2Config, PreTrainedModel
 from backend.checkpoints import MANIFEST
 from backend.errors import SlimscopeError
 from backend.export.formats import Layout
-from backend.models.block_forward import each_logits
+from backend.models.block_forward import logit_batches
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings as our_settings
@@ -220,7 +220,7 @@ def stands_or_is_refused(spec: Path, load_it: Callable[[Path], LoadedModel] = wh
         ids = torch.tensor([[1, 5, 3, 2, 9, 4]]) % loaded.facts.vocabulary
         ids = ids[:, : loaded.facts.context]
         with torch.no_grad():
-            assert all(x.isfinite().all() for x in each_logits(loaded.model, ids, 1))
+            assert all(x.isfinite().all() for x in logit_batches(loaded.model, ids, 1))
         event("loaded")
         loaded.tokenizer.decode(loaded.tokenizer.encode("One day a cat"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from backend.models.threads import part_index, side_by_side
+from backend.models.threads import parallel_map, part_index
 from backend.pruning.redense import CHUNK_ROWS, by_rows
 
 
@@ -21,7 +21,7 @@ def test_rows_are_the_same_to_the_bit_on_two_threads() -> None:
 @pytest.mark.usefixtures("two_threads")
 def test_an_error_of_a_part_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda n: 1 // n, [2, 1, 0])
+        parallel_map(lambda n: 1 // n, [2, 1, 0])
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -35,19 +35,19 @@ def test_an_error_is_raised_when_no_part_is_at_work_any_more() -> None:
         ended.append(seconds)
 
     with pytest.raises(MemoryError):
-        side_by_side(work, [0.0, 0.2])
+        parallel_map(work, [0.0, 0.2])
     assert ended == [0.2]
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_forked_process_has_workers_of_its_own() -> None:
-    assert side_by_side(lambda n: -n, [1, 2, 3]) == [-1, -2, -3]
+    assert parallel_map(lambda n: -n, [1, 2, 3]) == [-1, -2, -3]
     if (child := os.fork()) == 0:
-        os._exit(side_by_side(lambda n: -n, [1, 2, 3]) != [-1, -2, -3])
+        os._exit(parallel_map(lambda n: -n, [1, 2, 3]) != [-1, -2, -3])
     assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_part_knows_its_index() -> None:
-    assert side_by_side(lambda _: part_index(), "abcde") == [0, 1, 2, 3, 4] and part_index() == 0
-    assert side_by_side(lambda _: part_index(), "a") == [0]
+    assert parallel_map(lambda _: part_index(), "abcde") == [0, 1, 2, 3, 4] and part_index() == 0
+    assert parallel_map(lambda _: part_index(), "a") == [0]

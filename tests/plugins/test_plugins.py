@@ -42,9 +42,9 @@ from backend.models.sources.catalog import inspect
 from backend.pruning.plan import pruning_plan
 from jobs.dlqat.kind import DLQATJob
 from jobs.dlqat.kind import planned_layers
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 from jobs.sds.kind import SDSJob, disk_space
-kind, facts = kind_named("dlqat"), inspect("toy")
+kind, facts = get_kind("dlqat"), inspect("toy")
 assert kind.stages["toy-awq"] == "Toy AWQ"
 assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
 config = DLQATJob(

@@ -240,7 +240,7 @@ def test_statistics_on_another_thread_equal_those_in_sequence(
 ) -> None:
     inputs = []
     # parallel batches have other rounding errors in their sums
-    monkeypatch.setattr("backend.pruning.passes.even_batch", lambda _, rows, batch: batch)
+    monkeypatch.setattr("backend.pruning.passes.balanced_batch_size", lambda _, rows, batch: batch)
     for threads, memory_bytes in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         monkeypatch.setattr("backend.models.threads.memory_available", lambda n=memory_bytes: n)

@@ -68,7 +68,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])
-def test_a_damaged_block_is_done_again(
+def test_a_damaged_block_is_computed_again(
     damaged: str, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
 ) -> None:
     prune(toy(), ids, config(), tmp_path)

@@ -125,7 +125,7 @@ def test_a_difference_on_every_window_is_significant_although_windows_differ() -
     dense = random.normal(3.0, 0.5, 16)
     worse = dense + random.normal(0.02, 0.005, 16)
     actual = paired_ratio(worse, dense)
-    assert actual is not None and actual.told_apart and actual.windows == 16
+    assert actual is not None and actual.is_significant and actual.windows == 16
     assert actual.value == pytest.approx(np.exp((worse - dense).mean()))
     assert 1 < actual.low < actual.value < actual.high < 1.04
 
@@ -136,7 +136,7 @@ def test_noise_is_not_significant_and_the_interval_has_its_coverage() -> None:
     for _ in range(200):
         losses, differences = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
         actual = paired_ratio(losses + differences, losses)
-        significant += actual.told_apart
+        significant += actual.is_significant
         covered += actual.low <= 1 <= actual.high
     assert significant < 30 and covered > 170  # 5 % expected, slightly more with few windows
 
@@ -146,4 +146,4 @@ def test_unequal_or_few_windows_have_no_ratio() -> None:
     assert paired_ratio([1.0] * 4, [1.0] * 4) is None
     same = paired_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
     assert same is not None and (same.low, same.value, same.high) == (1, 1, 1)
-    assert not same.told_apart
+    assert not same.is_significant

@@ -166,7 +166,7 @@ def test_each_range_keeps_its_extremes_and_the_curve_its_ends(
 
 
 def test_a_chart_is_given_no_more_points_than_it_can_show(values: np.ndarray) -> None:
-    whole, reduced = frames.shown_curves(1), frames.shown_curves(1, most=400)
+    whole, reduced = frames.chart_curves(1), frames.chart_curves(1, most=400)
     assert len(whole) == POINTS + 3 * len(OTHERS) and not whole.attrs.get(frames.REDUCED)
     assert len(reduced) <= 400 and reduced.attrs[frames.REDUCED]
     lines = frames.by_key(reduced)

@@ -13,7 +13,7 @@ from transformers import (
 from backend.errors import CancelledError, ComputeError
 from backend.reporter import SilentReporter
 from backend.text import slices
-from backend.text.slices import check_apart, evaluation_slice, sample, sample_slice
+from backend.text.slices import evaluation_slice, require_disjoint, sample, sample_slice
 from tests.toy_layers import Recorder
 
 CONFIGS = [
@@ -81,7 +81,7 @@ def test_a_slice_of_generated_text(model, tokenizer) -> None:
     text = tokenizer.decode(found.input_ids.flatten())
     assert " the " in text and "One day" in text  # it writes stories, and goes on after their end
     assert (found.input_ids[:, 1:] == tokenizer.eos_token_id).any()
-    check_apart(found, evaluation_slice("toystories", tokenizer, 16, 128))
+    require_disjoint(found, evaluation_slice("toystories", tokenizer, 16, 128))
     done = [done for done, _, _ in reporter.progressed]
     assert done == sorted(done) and reporter.progressed[-1][:2] == (16 * 128, 16 * 128)
 

@@ -26,10 +26,10 @@ from backend.text.slices import (
     PASSAGE_TOKENS,
     TextSlice,
     calibration_slices,
-    check_apart,
     cut_windows,
     encode_documents,
     evaluation_slice,
+    require_disjoint,
     shuffled,
 )
 from backend.text.training import training_set
@@ -93,11 +93,11 @@ def test_missing_evaluation_windows_come_from_other_documents_and_are_not_calibr
     assert evaluation.input_ids.tolist() == parts[0] + parts[1][:7]
     every = len(parts[1]) - count  # at a random offset, a document may have one less
     with pytest.raises(DatasetError, match="share"):
-        check_apart(calibration_slices(name, tokenizer, every, 128, 0)[0], evaluation)
+        require_disjoint(calibration_slices(name, tokenizer, every, 128, 0)[0], evaluation)
     found = calibration_slices(name, tokenizer, every - 17, 128, 0, 9, evaluation)
     assert [len(each.input_ids) for each in found] == [every - 17, 9]
     for one, other in combinations((*found, evaluation), 2):
-        check_apart(one, other)
+        require_disjoint(one, other)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -198,9 +198,9 @@ def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
 def test_the_splits_of_the_toy_text_are_disjoint(tokenizer) -> None:
     calibration = calibration_slices("toystories", tokenizer, 64, 256, 0)[0]
     evaluation = evaluation_slice("toystories", tokenizer, 64, 256)
-    check_apart(calibration, evaluation)
+    require_disjoint(calibration, evaluation)
     with pytest.raises(DatasetError, match="share"):
-        check_apart(evaluation, evaluation)
+        require_disjoint(evaluation, evaluation)
 
 
 def test_the_same_text_under_two_names_is_refused(tokenizer, text_dir: Path) -> None:
@@ -208,10 +208,10 @@ def test_the_same_text_under_two_names_is_refused(tokenizer, text_dir: Path) -> 
     one, two = write(text_dir, "a.jsonl", texts[:6]), write(text_dir, "b.jsonl", texts[6:])
     evaluation = evaluation_slice(one, tokenizer, 20, 128)
     calibration = calibration_slices(two, tokenizer, 20, 128, 0, shared=False)[0]
-    check_apart(calibration, evaluation)
+    require_disjoint(calibration, evaluation)
     evaluation = evaluation_slice(two, tokenizer, 20, 128)
     with pytest.raises(DatasetError, match="share") as refused:
-        check_apart(calibration, evaluation)
+        require_disjoint(calibration, evaluation)
     assert refused.value.field == "evaluation_text"
 
 
@@ -221,10 +221,10 @@ def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: i
     evaluation = torch.arange(1000, 1600).view(2, 300)
     evaluation[1, a : a + length] = calibration[0, b : b + length]
     if length < PASSAGE_TOKENS:
-        check_apart(slice_of(calibration), slice_of(evaluation))
+        require_disjoint(slice_of(calibration), slice_of(evaluation))
     else:
         with pytest.raises(DatasetError, match=f" {length - PASSAGE_TOKENS + 1} passages"):
-            check_apart(slice_of(calibration), slice_of(evaluation))
+            require_disjoint(slice_of(calibration), slice_of(evaluation))
 
 
 END, BEGIN = 0, 1

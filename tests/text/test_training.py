@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.errors import DatasetError
-from backend.text.slices import check_apart, evaluation_slice
+from backend.text.slices import evaluation_slice, require_disjoint
 from backend.text.training import IGNORED_LABEL, _packed, training_set
 from tests.text.conftest import write
 
@@ -30,7 +30,7 @@ def test_every_token_of_plain_text_has_a_label(tokenizer) -> None:
     found = training_set("toystories", tokenizer, 6, 64, seed=1)
     assert found.form == "text" and found.text.input_ids.shape == (6, 64)
     assert torch.equal(found.labels, found.text.input_ids)
-    check_apart(found.text, evaluation_slice("toystories", tokenizer, 8, 64))
+    require_disjoint(found.text, evaluation_slice("toystories", tokenizer, 8, 64))
 
 
 def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:

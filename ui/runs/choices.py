@@ -7,7 +7,7 @@ from types import MappingProxyType
 from backend.models.sources import catalog
 from backend.store import queries
 from backend.text import corpora
-from jobs.fields.drafters import finished_drafters
+from jobs.fields.drafters import available_drafters
 from jobs.fields.gguf import TYPES
 from jobs.fields.models import has_saved
 from ui.runs.results import setting_summary
@@ -53,7 +53,7 @@ def trained_drafters() -> Choices:
     """The drafters that runs have saved."""
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
-        for job in finished_drafters()
+        for job in available_drafters()
     ]
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from backend.metric_key import MetricKey
 from backend.store.tables import run_name
 from jobs.kind import KeyFigure
-from jobs.metrics import DISK, METRICS, PEAK, PERPLEXITY, SIZE, TOOK, metric, ordered
+from jobs.metrics import DISK, DURATION, METRICS, PEAK, PERPLEXITY, SIZE, metric, ordered
 from jobs.profile import kind as profile
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
@@ -214,7 +214,7 @@ TRAILING_COLUMNS = (
     _figure(SIZE, lambda r: r.size),
     _figure(DISK, lambda r: r.job.disk_bytes),
     _figure(PEAK, lambda r: r.job.peak_bytes),
-    _figure(TOOK, lambda r: elapsed(r.job, r.now), is_default=True),
+    _figure(DURATION, lambda r: elapsed(r.job, r.now), is_default=True),
     AGE,
 )
 

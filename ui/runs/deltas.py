@@ -115,14 +115,14 @@ def delta_html(
     row: RunRow,
     base: RunRow | None,
     relative: bool = False,
-    told_apart: bool = True,
+    is_significant: bool = True,
 ) -> Markup:
     """Difference of a run's final figure from the baseline's, or the reason why they cannot be
     compared; empty without a figure or a baseline.
 
     Args:
         relative: also show the difference in percent.
-        told_apart: False if the difference may be chance; it is then neither better nor worse.
+        is_significant: False if the difference may be chance; it is then neither better nor worse.
     """
     value = row.figures.final(key)
     base_value = base.figures.final(key) if base else None
@@ -132,7 +132,7 @@ def delta_html(
         return HTML.no_delta(reason)
     metric = described(key)
     difference = delta(metric, value, base_value)
-    if not told_apart:
+    if not is_significant:
         difference = replace(difference, direction="even")
     return difference_html(metric, difference, value, relative)
 

@@ -13,7 +13,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.artifacts import TAIL_BYTES, full_log, read_log
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.fields.models import NO_WEIGHTS, ships_without
+from jobs.fields.models import NO_WEIGHTS, lacks_weights
 from ui.frame import SILENT_EVENT, live, query
 from ui.runs.results import find_job
 from ui.templates import fragments
@@ -62,7 +62,7 @@ def log_part(job: Job, cursor: Any) -> LogPart | None:
     if after is not None and start > after:
         start = 0  # more than the tail was written meanwhile: the page replaces its text
     title = f"Attempt {n}" if n else "The log begins when the run starts."
-    title += f". {NO_WEIGHTS}" if ships_without(job) else ""  # although the log reports saved files
+    title += f". {NO_WEIGHTS}" if lacks_weights(job) else ""  # although the log reports saved files
     return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))
 
 

@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT
 from jobs.profile.kind import NAME
-from jobs.profile.profiles import Method, profile_of_run, solver_of
+from jobs.profile.profiles import Method, budget_solver, read_profile
 from ui.runs.results import setting_summary
 from ui.runs.rows import RunRow, all_rows
 from ui.runs.weights import tensor_names
@@ -46,7 +46,7 @@ REFERENCE_WIDTH = 4096  # inputs of the reference layer that orders formats by s
 def profile_at(run: str) -> SensitivityProfile | None:
     """The profile a run has measured so far; None without a profile, or if its model is missing."""
     try:
-        return profile_of_run(run)
+        return read_profile(run)
     except SlimscopeError:
         return None
 
@@ -103,7 +103,7 @@ def fronts_of(run: str) -> dict[Method, MixFront]:
         return fronts
     for method, budget in METHOD_BUDGETS.items():
         try:
-            solver = solver_of(profile, method)
+            solver = budget_solver(profile, method)
         except SlimscopeError:
             continue
         formats = {Format(), *in_blocks(profile).formats}

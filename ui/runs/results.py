@@ -18,7 +18,7 @@ from backend.store.queries import StoredResult
 from backend.store.states import State
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import kind as benchmark
-from jobs.fields.models import first_model
+from jobs.fields.models import original_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
@@ -120,10 +120,10 @@ def stages_of(job: Job) -> dict[str, str]:
 
 def uses_toy_model(job: Job) -> bool:
     """Return True for runs on the toy model, whose figures do not carry over to real models."""
-    return first_model(base_model(job)) == TOY
+    return original_model(base_model(job)) == TOY
 
 
-def real_first(jobs: Iterable[Job]) -> Iterator[Job]:
+def real_models_first(jobs: Iterable[Job]) -> Iterator[Job]:
     """Runs on real models, followed by runs on the toy model."""
     toys = []
     for job in jobs:

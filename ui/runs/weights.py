@@ -82,7 +82,7 @@ def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
     return stage if stage and stage in stages else max(stages, key=run.stages.index)
 
 
-def grid_words(job: Job, tensor: str) -> str:
+def grid_description(job: Job, tensor: str) -> str:
     """The quantization grid of a tensor, such as "every group of 64 weights has at most 16 values";
     empty if the run did not quantize it."""
     kind, plan_data = kind_of(job), queries.plan(job.id)

@@ -65,7 +65,7 @@ def _field_value(field: Field[Any], value: Any) -> Any:
     return "" if value is None else str(value)
 
 
-def known_or_first(value: str, valid: Iterable[str]) -> str:
+def valid_or_first(value: str, valid: Iterable[str]) -> str:
     """The value if it is valid, else the first valid one."""
     valid = [*valid]
     return value if value in valid else valid[0]

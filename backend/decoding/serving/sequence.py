@@ -28,7 +28,7 @@ from backend.decoding.serving.request import (
 )
 from backend.decoding.serving.speculation import SequenceDrafter
 from backend.errors import SlimscopeError
-from backend.models.foreign_tokenizer import TextTokenizer, stream_of
+from backend.models.foreign_tokenizer import TextTokenizer, stream_decoder
 
 
 class Detokenizer:
@@ -39,7 +39,7 @@ class Detokenizer:
     stream, or exceeds its limits."""
 
     def __init__(self, tokenizer: TextTokenizer | None, stops: Sequence[str] = ()) -> None:
-        self._step = stream_of(tokenizer) if tokenizer is not None else None
+        self._step = stream_decoder(tokenizer) if tokenizer is not None else None
         self._stops = tuple(stop for stop in stops if stop)
         self._decoded, self._emitted = "", 0
         self.stopped = False

@@ -26,7 +26,7 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.config import GENERATION_BATCH, MAX_PROMPT_TOKENS
 from backend.errors import DatasetError, ModelError
 from backend.reporter import REPLAY, Reporter, stop_if_asked
-from backend.text.chat_template import end_ids, readable_ids, render_chat
+from backend.text.chat_template import end_ids, render_chat, tokenize_prompts
 from backend.text.prompts import SELF, Prompt, training_prompts
 from backend.text.slices import first_tokens
 
@@ -168,7 +168,9 @@ def prompts_for(
     sets = sorted(request.sets, key=lambda name: name != SELF)
 
     def to_ids(prompts: Sequence[Prompt]) -> list[list[int]]:
-        return [ids for _, ids in readable_ids(prompts, tokenizer, target.context - request.limit)]
+        return [
+            ids for _, ids in tokenize_prompts(prompts, tokenizer, target.context - request.limit)
+        ]
 
     for number, name in enumerate(sets):
         sets_left = len(sets) - number

@@ -103,7 +103,7 @@ def fitting(type: str, columns: int) -> str:
     return "F16" if type not in FLOATS and columns % BLOCK else type
 
 
-def carried_type(linears: str, layout: Layout, columns: int) -> str:
+def type_for_codes(linears: str, layout: Layout, columns: int) -> str:
     """Return the smallest type that can store the codes of a layer. Whether Q6_K can store its
     scales is not checked.
 

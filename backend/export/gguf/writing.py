@@ -367,7 +367,9 @@ def _kind(
     if layout and source.dtype == torch.uint8:
         if in_block and len(layout.linears) == 1:
             return Kind[linears]
-        kind = types.carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
+        kind = types.type_for_codes(
+            linears, layout.of(source.name.removesuffix(".weight")), columns
+        )
         layer = source.source
         if kind == "Q6_K" and not (
             isinstance(layer, QuantizedWeight) and holds_shared_scales(layer)

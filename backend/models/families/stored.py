@@ -25,7 +25,7 @@ EXPERTS = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)")
 MIXTRAL_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # Mixtral's names
 GATE_UP = "gate_up_proj"
 ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_up_proj|down_proj)")
-SEPARATE = {  # families that store experts separately -> names of gate, up and down projection
+SEPARATE_EXPERTS = {  # family with separate experts -> names of gate, up and down projection
     **dict.fromkeys(("mixtral", "phimoe", "minimax", "lfm2_moe"), ("w1", "w3", "w2")),
     **dict.fromkeys(
         (
@@ -140,11 +140,11 @@ def loaded_name(family: str, name: str) -> str:
 
 def stored_modules(family: str, module: str) -> tuple[str, ...]:
     """The modules of a checkpoint that form a module of the loaded model, stacked along `out`."""
-    if family not in SEPARATE:
+    if family not in SEPARATE_EXPERTS:
         return (module,)
     names: tuple[str, ...] = (module,)
     if match := ONE_EXPERT.fullmatch(module):
-        gate, up, down = SEPARATE[family]
+        gate, up, down = SEPARATE_EXPERTS[family]
         parts = (gate, up) if match[3] == GATE_UP else (down,)
         names = tuple(f"{match[1]}.{match[2]}.{part}" for part in parts)
     for stored, loaded in reversed(RENAMED.get(family, {}).items()):
@@ -152,7 +152,7 @@ def stored_modules(family: str, module: str) -> tuple[str, ...]:
     return names
 
 
-def expert_place(family: str, module: str) -> tuple[str, int]:
+def expert_position(family: str, module: str) -> tuple[str, int]:
     """The inverse of `stored_modules`: the module of the loaded model, and the position in its
     stack."""
     name = loaded_name(family, f"{module}.")[:-1]
@@ -182,7 +182,7 @@ def block_matrices(family: str, tensors: Mapping[str, TensorHeader]) -> tuple[Li
     stacks = dict[str, dict[int, str]]()
     for name in tensors:
         module = full_name(name).removesuffix(".weight")
-        loaded_module, position = expert_place(family, module)
+        loaded_module, position = expert_position(family, module)
         if len(tensors[name].shape) == 2 and EXPERT.fullmatch(loaded_name(family, module)):
             stacks.setdefault(loaded_module, {})[position] = name
             continue

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import ModelError
-from backend.models.families.stored import SEPARATE
+from backend.models.families.stored import SEPARATE_EXPERTS
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MIXTURES = (  # families whose experts can be compressed one by one
-    *SEPARATE,
+    *SEPARATE_EXPERTS,
     "granitemoe",
     "granitemoeshared",
     "granitemoehybrid",
@@ -108,7 +108,7 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         clone=clone,
         stream=PACKED if packed else unpacked_stream,
         mixture=is_mixture,
-        separate=family in SEPARATE,
+        separate=family in SEPARATE_EXPERTS,
     )
 
 

@@ -25,7 +25,7 @@ from backend.models.sources.cache import (
 )
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
-from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
+from backend.models.sources.quantized import NO_SHAPES, parse_layout, rounded_share, unpacked
 from backend.models.sources.spec import (
     TOY,
     TOY_FOLDER,
@@ -33,7 +33,7 @@ from backend.models.sources.spec import (
     check_unchanged,
     gguf_folder_name,
     is_hub_id,
-    on_disk,
+    resolve_model_path,
 )
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -98,7 +98,7 @@ def local_folder(spec: str) -> Path | None:
         return prepared(spec)
     if is_hub_id(spec):
         return hub.cached(spec)
-    path = on_disk(spec)
+    path = resolve_model_path(spec)
     return prepared(gguf_folder_name(path)) if path.suffix == ".gguf" else path
 
 
@@ -114,7 +114,7 @@ def inspect(spec: str) -> ModelFacts:
         return smollm2.expected_facts()
     if is_hub_id(spec):
         return _facts(spec, *hub.cached_headers(spec))
-    path = on_disk(spec)
+    path = resolve_model_path(spec)
     config, headers, origin = read_gguf(path)
     facts = facts_from(spec, config, headers, origin.title, origin.note)
     return replace(facts, bytes=origin.bytes)
@@ -128,7 +128,7 @@ def require_loadable(spec: str, vocabulary: int) -> None:
     if is_hub_id(spec):
         folder = hub.cached(spec)
     elif spec not in (TOY, smollm2.NAME) and not spec.endswith(".gguf"):
-        folder = on_disk(spec)
+        folder = resolve_model_path(spec)
     if folder:
         check_tokenizer(folder, vocabulary)
         _check_construction(_title(spec), folder)
@@ -154,7 +154,7 @@ def _check_construction(title: str, folder: Path) -> None:
 def dense_headers(spec: str, folder: Path) -> dict[str, TensorHeader]:
     """Return the tensor headers of a folder, with dense weights instead of packed ones."""
     headers, config = read_headers(folder), read_config(folder)
-    if (packing := layout_in(spec, config)) is None:
+    if (packing := parse_layout(spec, config)) is None:
         return headers
     return unpacked(spec, packing, config, headers, read_shapes(folder, headers))
 
@@ -180,7 +180,7 @@ def _facts(
 ) -> ModelFacts:
     """Return the facts of a model with dense or packed weights."""
     size = sum(header.bytes for header in headers.values())
-    if (packing := layout_in(spec, config)) is None:
+    if (packing := parse_layout(spec, config)) is None:
         return replace(facts_from(spec, config, headers, title, note), bytes=size)
     dense = unpacked(spec, packing, config, headers, shapes)
     share = rounded_share(headers, dense)
@@ -262,7 +262,7 @@ def _set_up(spec: str, say: Say) -> Path:
     if is_hub_id(spec):
         say(f"downloading {spec}")
         return hub.download(spec)
-    path = on_disk(spec)
+    path = resolve_model_path(spec)
     _, headers, origin = read_gguf(path)
 
     def fill(draft: Path) -> None:

@@ -26,7 +26,7 @@ from backend.models.families.stored import TensorHeader
 OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 8 * 2**20  # a parsed object takes up to 25 times as much memory
-MAX_HEADER = 8 * 2**20  # of a safetensors header: tens of thousands of tensors
+MAX_HEADER_BYTES = 8 * 2**20  # of a safetensors header: tens of thousands of tensors
 SHAPE_HEADER = TensorHeader((2,), "I64")  # header of a tensor with the shape of a packed layer
 FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # without slashes, so inside the folder
 P = ParamSpec("P")
@@ -109,7 +109,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Read the header of every tensor in the safetensors files of a folder, by name. Raises
     ModelError: a file is missing or damaged."""
     headers: dict[str, TensorHeader] = {}
-    remaining_bytes, tensor_files = MAX_HEADER, set[tuple[str, str]]()
+    remaining_bytes, tensor_files = MAX_HEADER_BYTES, set[tuple[str, str]]()
     for path in weight_files(folder):
         remaining_bytes -= _header_bytes(folder, path, remaining_bytes)
         with _open_safetensors(path) as file:

@@ -118,7 +118,7 @@ class Layout:
         return f"{self.method}, {self.width}{''.join(suffixes)}"
 
 
-def layout_in(spec: str, config: Mapping[str, Any]) -> Layout | None:
+def parse_layout(spec: str, config: Mapping[str, Any]) -> Layout | None:
     """Return the quantization settings in a config.json, or None for a dense model. Raises
     ModelError: the weights are packed in an unsupported way."""
     settings = config.get("quantization_config")

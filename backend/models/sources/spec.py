@@ -101,7 +101,7 @@ def is_hub_id(spec: str) -> bool:
     return bool(HUB_ID.fullmatch(spec)) and not spec.endswith(".gguf")
 
 
-def on_disk(spec: str) -> Path:
+def resolve_model_path(spec: str) -> Path:
     """Return the absolute path of a model folder or .gguf file, with links resolved. Raises
     ModelError: the path is outside the allowed folders, does not exist, or is not a valid spec."""
     if not spec.startswith(("/", "~", ".")) or "\0" in spec:

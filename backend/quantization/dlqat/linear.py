@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from backend.models.threads import side_by_side
+from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.native.kernels import HALF, RoundedRows, usable
@@ -91,7 +91,7 @@ class _FakeQuantLinear(torch.autograd.Function):
             out = None if What is None else What[rows]
             layer.panel(rows, G.dtype).backward(G[rows], dm[rows], out)
 
-        side_by_side(backward_rows, layer.parts(G.dtype))
+        parallel_map(backward_rows, layer.parts(G.dtype))
         D, c = G, layer.factor
         dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
         gradients = (dA.to(A.dtype).mul_(c), dB.to(B.dtype).mul_(c), dm)
@@ -234,7 +234,7 @@ class DLQATLinear(nn.Module):
         What = torch.empty(self.shape, dtype=dtype, device=self.m.device)
         with torch.autocast(What.device.type, enabled=False):  # would round W' and change codes
             parts = self.parts(dtype)
-            side_by_side(lambda rows: self.panel(rows, dtype).values(What[rows]), parts)
+            parallel_map(lambda rows: self.panel(rows, dtype).values(What[rows]), parts)
         return What
 
     @torch.no_grad()

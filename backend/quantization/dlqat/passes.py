@@ -19,7 +19,7 @@ from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel, collect_inputs
 from backend.linalg.gram import search_damping
-from backend.models.block_forward import HiddenStates, even_batch, open_stream, run_block
+from backend.models.block_forward import HiddenStates, balanced_batch_size, open_stream, run_block
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, DLQATStage
@@ -53,7 +53,7 @@ class RunPass(BlockWalk):
 
     def open(self) -> None:
         run = self.run
-        batch = even_batch(run.model, len(self.calibration), self.batch)
+        batch = balanced_batch_size(run.model, len(self.calibration), self.batch)
         self.stream = open_stream(run.model, self.calibration, batch, run.dtype)
 
     def replay(self, block: int) -> None:

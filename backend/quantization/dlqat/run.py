@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
-from backend.models.blocks import LinearWeight, decoder_blocks, swap_weights, with_data
+from backend.models.blocks import LinearWeight, decoder_blocks, swap_data, swap_weights
 from backend.quantization.bases import Basis, basis_from
 from backend.quantization.config import ALPHA, STAGE_LABELS, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.linear import update_factor
@@ -205,7 +205,7 @@ class DLQATRun:
             parameter = self.linears[name].layer.get_parameter("weight")
             dtype = W.dtype if W.dtype == torch.bfloat16 else parameter.dtype
             replacements[parameter] = self.linears[name].as_stored(W).to(dtype)
-        return with_data(replacements)
+        return swap_data(replacements)
 
     def in_pass_precision(self, W: Tensor) -> Tensor:
         """Return `W` rounded to bfloat16 if the forward pass does so anyway. This halves the

@@ -33,7 +33,7 @@ from backend.calibration.second_moments import DenseReference, InputStatistics, 
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.models.families.stored import EXPERT
-from backend.models.threads import side_by_side, statistics_executor
+from backend.models.threads import parallel_map, statistics_executor
 from backend.quantization.config import AUDIT_TOKENS, DLQATStage
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.passes import RunPass
@@ -87,7 +87,7 @@ class TrainingSnapshots:
             # large layers first, which balances the threads
             block = sorted(names, key=lambda name: -self._layers[name].m.numel())
             on_cpu = self._layers[block[0]].m.device.type == "cpu"
-            for count, profiles in side_by_side(measure, block) if on_cpu else map(measure, block):
+            for count, profiles in parallel_map(measure, block) if on_cpu else map(measure, block):
                 changed += count
                 for profile in profiles:
                     self._reporter.profile(profile)

@@ -31,7 +31,7 @@ from backend.live.dense import Progress
 from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
-from backend.models.foreign_tokenizer import session_of
+from backend.models.foreign_tokenizer import tokenizer_session
 from backend.store.json_column import finite
 from backend.text.chat_template import end_ids
 from jobs.serving.answering import ThreadedEvents
@@ -107,7 +107,7 @@ class LiveWorker(ThreadedEvents[Event]):
         with (
             self.pool.using(self.body.model, self._report_wait) as opened,
             self.pool.state(opened, self.person, self.body.browser) as state,
-            session_of(opened.tokenizer) as self._tokenizer,
+            tokenizer_session(opened.tokenizer) as self._tokenizer,
         ):
             try:
                 self._check_newest, self._state = state.begin(self._number), state

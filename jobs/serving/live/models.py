@@ -23,7 +23,7 @@ from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.models.blocks import resolve_dtype
-from backend.models.foreign_tokenizer import TextTokenizer, session_of
+from backend.models.foreign_tokenizer import TextTokenizer, tokenizer_session
 from backend.models.memory import check_memory, memory_available, weight_memory
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
@@ -232,7 +232,7 @@ class LivePool:
         pruning, rounding = SDSJob(model=model), DLQATJob(model=model)
         windows = calibration = text_error = None
         try:
-            with session_of(tokenizer) as session:
+            with tokenizer_session(tokenizer) as session:
                 calibration, windows = _tokenized_texts(pruning, session, base)
         except DatasetError as error:
             text_error = error

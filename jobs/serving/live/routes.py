@@ -27,7 +27,7 @@ from backend.export.gguf.writing import write_gguf
 from backend.export.writing import export
 from backend.live.measurements import layer_histogram
 from backend.live.model import DENSE, LiveModel
-from backend.models.foreign_tokenizer import session_of
+from backend.models.foreign_tokenizer import tokenizer_session
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import Width
@@ -191,7 +191,7 @@ def _write_folder(
         f"{live.dense.identity}~{body.state.partition('~')[2]}",
     )
     if not codes:
-        with session_of(opened.tokenizer) as tokenizer:
+        with tokenizer_session(opened.tokenizer) as tokenizer:
             save(model, tokenizer, folder, card, live.dense.model.dtype)
         return
     dtype = live.dense.model.dtype if format == "dense" else live.dense.scales
@@ -199,7 +199,7 @@ def _write_folder(
     layout = _layout(format, widths)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    with session_of(opened.tokenizer) as tokenizer:
+    with tokenizer_session(opened.tokenizer) as tokenizer:
         export(model, tokenizer, codes, layout, dtype, folder, card)
 
 

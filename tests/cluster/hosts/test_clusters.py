@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backend.queue.scheduling import status
-from backend.queue.supervisor import SAID_MS
+from backend.queue.supervisor import EXIT_GRACE_MS
 from backend.store import queries
 from backend.store.states import State
 from tests.cluster import nodes
@@ -131,7 +131,7 @@ def test_nothing_changes_while_the_dashboard_is_cut_off_from_the_head(site: Site
     first, second = count(steps=30, pause=0.5), count(steps=220, pause=0.5)
     until(lambda: steps(first) > 3 and steps(second) > 3)
     site.lab.network.part(site.front, site.head)
-    said = took(lambda: has_ended(first), 30 * 0.5 + SAID_MS / 1000 + SLACK_S)
+    said = took(lambda: has_ended(first), 30 * 0.5 + EXIT_GRACE_MS / 1000 + SLACK_S)
     silent = said + took(lambda: status().silent_since is not None, 60)
     assert queries.job(first).state == State.SUCCEEDED
     assert queries.job(second).state == State.RUNNING and counted(first) == [*range(30)]

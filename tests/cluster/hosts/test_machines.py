@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backend.queue.supervisor import LEAVING_MS
+from backend.queue.supervisor import SHUTDOWN_GRACE_MS
 from backend.store import queries
 from backend.store.dialects.postgresql import PEER_TIMEOUT_S
 from backend.store.states import State
@@ -14,7 +14,7 @@ from tests.cluster.hosts.test_network import answers_lost, both_ways
 from tests.waiting import until
 
 SLACK_S = 6.0  # of a busy machine
-TAKEN_OVER_S = OFFLINE_S + LEAVING_MS / 1000
+TAKEN_OVER_S = OFFLINE_S + SHUTDOWN_GRACE_MS / 1000
 
 
 def lost(lab: Lab) -> None:

@@ -20,7 +20,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.fields import gguf
-from jobs.fields.drafters import drafter_folder, expected_hits, finished_drafters, parse_drafters
+from jobs.fields.drafters import available_drafters, drafter_folder, gains_by_path, parse_drafters
 from jobs.fields.gguf import LLAMA_CPP
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
@@ -73,7 +73,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert arms[amphista.run + COMBINED].label == f"Prompt lookup + Amphista ({amphista.run})"
     assert not any(arms[name].hits for name in combined)  # a tree of which only a part is asked
     assert list(arms[amphista.run].hits) == [(0,), (1,), (0, 0)] and not arms["lookup"].hits
-    assert expected_hits(amphista.run) == dict(GROWTH) and expected_hits("amphista-0099") == {}
+    assert gains_by_path(amphista.run) == dict(GROWTH) and gains_by_path("amphista-0099") == {}
     right = sum(arms[amphista.run].hits.values())
     assert arms[amphista.run].accepted == pytest.approx(1 + right, abs=0.2)  # last passes are cut
     assert all(
@@ -155,7 +155,7 @@ def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
     with pytest.raises(ConfigError, match="too large") as refused:
         submit("benchmark", {**SMALL, "drafters": drafter.run, "nodes": 6}, HOST)
     assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
-    assert [job.run for job in finished_drafters()] == [drafter.run]
+    assert [job.run for job in available_drafters()] == [drafter.run]
     assert Amphista.load(drafter_folder(drafter)).growth == GROWTH
 
 

@@ -27,8 +27,8 @@ from jobs.evaluation.kind import (
     TIMED_TOKENS,
     EvaluationJob,
     format_bytes,
+    load_samples,
     memory_bytes,
-    samples_of,
     size_and_speed,
     verdict,
 )
@@ -86,7 +86,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) ->
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
     assert rows[MODEL, KL_TO_DENSE].value > 0 and 0 < rows[MODEL, TOP1_AGREEMENT].value < 1
     assert (DENSE, KL_TO_DENSE) not in rows
-    prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
+    prompts = [[s["prompt"] for s in load_samples(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
     summary = " ".join(size_and_speed(rows))

@@ -12,7 +12,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.operations.live import budget
-from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, profile_of_run
+from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, read_profile
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -131,7 +131,7 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
 def test_other_runs_are_no_profiles(queue: object) -> None:
     statistics = submit("statistics", {"model": "toy"}, HOST)
     with pytest.raises(ConfigError, match="is not a sensitivity profile"):
-        profile_of_run(statistics.run)
+        read_profile(statistics.run)
     waiting = submit("profile", SMALL, HOST)
     with pytest.raises(ConfigError, match="has measured no layer yet"):
-        profile_of_run(waiting.run)
+        read_profile(waiting.run)

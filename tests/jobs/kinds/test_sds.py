@@ -8,7 +8,7 @@ import pytest
 
 from backend.errors import ConfigError, ModelError
 from backend.metric_key import MetricKey
-from backend.models.memory import RUNTIME
+from backend.models.memory import RUNTIME_BYTES
 from backend.models.sources.catalog import inspect
 from backend.models.sources.headers import read_headers
 from backend.pruning.plan import PruningPlan
@@ -43,7 +43,7 @@ SMALL = {
 }
 
 
-LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
+LITTLE = int(1.1 * RUNTIME_BYTES)  # memory that a run on the toy fits into, but not comfortably
 
 
 def finished(wait: Wait, **values: object) -> Job:

@@ -5,11 +5,11 @@ from contextlib import aclosing
 from typing import Any
 
 from backend.queue import conversations
-from jobs.chat import ask, body_of
+from jobs.chat import ask, chat_request
 from jobs.serving.answering import AnswerWorker
 from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.pool import ModelPool
-from jobs.serving.transcript import Transcript, transcript_of
+from jobs.serving.transcript import Transcript, parse_transcript
 from tests.queue.conftest import HOST
 
 
@@ -18,10 +18,10 @@ def answer(side: str, **settings: object) -> Transcript:
     number = ask({"prompt": "One day a cat", **settings, "sides": side}, False, HOST)
     whole = asyncio.run(_answered(number))
     (choice,) = whole["choices"]
-    return transcript_of(choice["slimscope"]["transcript"])
+    return parse_transcript(choice["slimscope"]["transcript"])
 
 
 async def _answered(number: int) -> dict[str, Any]:
-    body = body_of(conversations.turns_to(number), 1)
+    body = chat_request(conversations.turns_to(number), 1)
     async with aclosing(AnswerWorker(body, "", ModelPool(lambda: 1)).events()) as events:
         return await ResponseBuilder(body, events).response()

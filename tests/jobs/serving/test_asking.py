@@ -17,7 +17,7 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
 from jobs import chat
-from jobs.chat import ask, ask_again, body_of
+from jobs.chat import ask, ask_again, chat_request
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.gates import nothing_asked
@@ -150,7 +150,7 @@ def test_a_prompt_continues_the_conversation_of_each_side() -> None:
         ask(two, False, HOST, first)
     second = ask({**two, "prompt": "And then?"}, False, HOST, answered(first))
     turns = conversations.turns_to(second)
-    body = body_of(turns, 2)
+    body = chat_request(turns, 2)
     assert [m.role for m in body.messages] == ["system", "user", "assistant", "user"]
     assert body.messages[2].content == "there was" and body.messages[3].content == "And then?"
     assert body.max_tokens == 8 and body.stops == ("zebra", "ox") and body.details

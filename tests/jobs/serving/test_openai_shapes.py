@@ -13,7 +13,7 @@ from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeEr
 from jobs.serving.answering import AnswerStarted, WaitNotice
 from jobs.serving.one_answer import ResponseBuilder
 from jobs.serving.openai_format import Body, error_body, error_headers, read_body
-from jobs.serving.transcript import transcript_of
+from jobs.serving.transcript import parse_transcript
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SAID = [{"role": "user", "content": "Why?"}]
@@ -142,7 +142,7 @@ def test_a_chat_streams_chunks_and_comments() -> None:
     assert found[3]["choices"] == [] and found[3]["usage"].items() >= usage.items()
     assert found[4] == "[DONE]" and found[0]["object"] == "chat.completion.chunk"
     assert ': {"waits": "Loading Toy", "about": 4.2}' in text and "3 before you" in text
-    written = transcript_of([c["slimscope"] for c in found[1:3]])
+    written = parse_transcript([c["slimscope"] for c in found[1:3]])
     assert (written.text, written.end, written.tokens) == ("Hi!", "limit", [("Hi", 0), ("", 1)])
     assert not any("slimscope" in c for c in chunks(body(stream=True), *EVENTS)[0][:-1])
 

@@ -62,7 +62,7 @@ def run_process(
         return quick(engine)
 
     if stuck:
-        server.LONGEST_PASS_S = 0.5
+        server.MAX_PASS_S = 0.5
         ServingEngine.step = lambda _: signal.pause() or []  # type: ignore[method-assign]
     if slow:
         ServingEngine.step = slowly  # type: ignore[method-assign]

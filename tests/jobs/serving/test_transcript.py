@@ -14,7 +14,7 @@ from jobs.serving.transcript import (
     Transcript,
     TranscriptStep,
     first_difference,
-    transcript_of,
+    parse_transcript,
 )
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, toy_prompts
@@ -64,11 +64,13 @@ def test_damaged_rows_end_a_transcript() -> None:
         {"ms": 50.0, "tokens": [["A", 0]], "rejected": []},
         {"ms": 20.0, "tokens": [[" cat", 1], [" sat", 0]], "rejected": [" dog"]},
     ]
-    found = transcript_of(rows)
+    found = parse_transcript(rows)
     assert found.passes[1] == TranscriptStep([(" cat", 1), (" sat", 0)], [" dog"], 20.0)
     assert (found.text, found.accepted, found.end) == ("A cat sat", 2.0, "") and found.unused
-    assert transcript_of([]) == transcript_of([{"waits": "Loading", "about": 1}]) == Transcript()
-    assert transcript_of([{"tokens": 3}]).end == transcript_of(["x"]).end == "error"
+    assert (
+        parse_transcript([]) == parse_transcript([{"waits": "Loading", "about": 1}]) == Transcript()
+    )
+    assert parse_transcript([{"tokens": 3}]).end == parse_transcript(["x"]).end == "error"
 
 
 def test_a_speed_needs_enough_tokens() -> None:

@@ -10,7 +10,7 @@ import pytest
 from backend.errors import DatasetError, ModelError
 from backend.files import EDGE_BYTES, fingerprint_of
 from backend.inputs import check_inputs, inputs_of
-from backend.models.sources.spec import on_disk
+from backend.models.sources.spec import resolve_model_path
 from backend.queue import service
 from backend.queue.launcher import node_environment
 from backend.settings import settings
@@ -62,7 +62,7 @@ def test_a_model_is_found_by_its_name_on_another_machine(data_dir: Path, machine
     inputs = inputs_of({"model": model, "evaluation": "file:own.txt", "sides": [{"model": "toy"}]})
     assert sorted(inputs) == [model, "file:own.txt"]
     there = put(machine("gpu-1", inputs))
-    assert on_disk(model) == Path(there)
+    assert resolve_model_path(model) == Path(there)
     check_inputs(settings().inputs)
 
 

@@ -14,7 +14,7 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.families.stored import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalog import inspect
-from backend.models.sources.quantized import layout_in, unpacked
+from backend.models.sources.quantized import parse_layout, unpacked
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
 
@@ -60,7 +60,7 @@ def test_a_packed_model_is_known_and_unpacked_exactly(folder: Path, layout: Layo
 
 
 def test_a_row_that_ends_inside_a_word_has_the_inputs_its_file_says() -> None:
-    packing = layout_in("x", {"quantization_config": quantization("channel", None)})
+    packing = parse_layout("x", {"quantization_config": quantization("channel", None)})
     assert packing is not None
     headers = {
         "h.0.a.weight_packed": TensorHeader((8, 22), "I32"),  # 172 inputs of 4 bits, padded

@@ -118,7 +118,7 @@ def test_background_statistics_equal_those_computed_in_place(start, recorder, mo
     observed = []
     # sums over two batches are rounded differently
     monkeypatch.setattr(
-        "backend.quantization.dlqat.passes.even_batch", lambda _, rows, batch: batch
+        "backend.quantization.dlqat.passes.balanced_batch_size", lambda _, rows, batch: batch
     )
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)

@@ -134,7 +134,7 @@ def test_decoders_stand_beside_each_other_in_each_task(measured: str) -> None:
 def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
     measured: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts, "expected_hits", lambda run: {(0,): 0.5, (0, 0): 0.25})
+    monkeypatch.setattr(charts, "gains_by_path", lambda run: {(0,): 0.5, (0, 0): 0.25})
     shown = draw()
     edges, nodes = shown["tree_chart"].data
     assert list(nodes.x) == [0, 1, 1, 2, 2, 2] and list(nodes.y) == [0, 0, 2, 0, 1, 2]

@@ -19,7 +19,7 @@ from jobs.runtime.row_buffer import tensor_row
 from tests.ui.lab import GUEST, asked, job, pressed, result, store
 from ui.pages.home import page as home
 from ui.pages.home import showcase
-from ui.runs.results import real_first
+from ui.runs.results import real_models_first
 
 # what runs, what needs a look ---------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ def test_the_toy_is_not_shown_beside_a_real_model(pruned: Settings) -> None:
     store(*toys, *(result(n, s, "perplexity", v) for n in (4, 5) for s, v in values.items()))
     assert [each.job.id for each in showcase.showcase()] == [3]
     newest = [queries.job(n) for n in (5, 4, 3, 1)]
-    assert [each.id for each in real_first(newest)] == [3, 5, 4, 1]
+    assert [each.id for each in real_models_first(newest)] == [3, 5, 4, 1]
 
 
 def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:

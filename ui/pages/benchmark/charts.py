@@ -13,7 +13,7 @@ from backend.store import queries
 from backend.store.tables import Job
 from jobs.benchmark.kind import NAME
 from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
-from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
+from jobs.fields.drafters import DRAFTER_FOLDER, gains_by_path
 from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS
 from jobs.wording import times
 from ui.charts.chart import (
@@ -107,7 +107,7 @@ def drafter_of(run: str) -> DrafterInfo:
     results = queries.results([run])
     rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
     figures = (rows.get(key) for key in (PREDICTED_LENGTH, PARAMETERS, STEPS))
-    return DrafterInfo(expected_hits(run), *figures)
+    return DrafterInfo(gains_by_path(run), *figures)
 
 
 def colors(decoders: Sequence[DecoderReport]) -> dict[str, str]:

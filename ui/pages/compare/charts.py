@@ -30,7 +30,7 @@ from ui.charts.series import Series, overlay_chart
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of
-from ui.runs.weights import DENSE, RunWeights, grid_words, kept_stage, weights_of
+from ui.runs.weights import DENSE, RunWeights, grid_description, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
 TAKEN = (MEMORY, PROCESSOR)
@@ -77,7 +77,7 @@ def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     recorded, by name: what the processes took last, else those of most runs first, of these the
     errors of the stage the baseline kept, and losses. Runs that kept different stages are compared
     by the errors of what each kept first."""
-    found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
+    found = {run: frames.by_key(display_units(frames.chart_curves(run))) for run in comparison.runs}
     kept_stages = {row.figures.kept for row in comparison.rows}
     if len(kept_stages) > 1 or not {*_shared(found)} - {*TAKEN}:
         for row in comparison.rows:
@@ -175,5 +175,5 @@ def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], te
     lacking = f"Not stored by {missing}." if missing else ""
     chart, last = overlay_chart([*series.values()], lacking), [*series][-1:]
     jobs = (row.job for row in comparison.rows if [row.job.run] == last)
-    grid = next((words for job in jobs if (words := grid_words(job, tensor))), "")
+    grid = next((words for job in jobs if (words := grid_description(job, tensor))), "")
     return replace(chart, headline=f"{series[last[0]].label}: {grid}") if grid else chart

@@ -18,13 +18,13 @@ from backend.metric_key import MetricKey
 from backend.statistics.paired import paired_ratio
 from backend.statistics.ratio import PairedRatio
 from backend.store.states import State
-from jobs.evaluation.kind import evaluations, samples_of
-from jobs.fields.models import first_model, has_saved
+from jobs.evaluation.kind import evaluations, load_samples
+from jobs.fields.models import has_saved, original_model
 from jobs.metrics import (
+    DURATION,
     PEAK,
     PERPLEXITY,
     SIZE,
-    TOOK,
     ZERO_SHARE,
     Metric,
     metric,
@@ -177,7 +177,7 @@ def kept_labels(comparison: RunComparison) -> list[str]:
 def metrics_card(comparison: RunComparison) -> Markup:
     rows = figure_rows(comparison)
     recorded: dict[MetricKey, list[float | None]] = {
-        TOOK: [elapsed(row.job, row.now) for row in comparison.rows],
+        DURATION: [elapsed(row.job, row.now) for row in comparison.rows],
         PEAK: [row.job.peak_bytes for row in comparison.rows],
         SIZE: [row.size for row in comparison.rows],
     }
@@ -209,7 +209,7 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
     if ratio is None:
         return ComparedFigure(NONE)
     span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
-    said = span if ratio.told_apart else f"{span}: not significantly different"
+    said = span if ratio.is_significant else f"{span}: not significantly different"
     return ComparedFigure(number(ratio.value, 3), delta=HTML.interval(said))
 
 
@@ -221,11 +221,11 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
         zeros = weights.zero_share(row.figures.kept or "") if weights else None
         return ComparedFigure(format_value(shown, zeros))
     # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
-    told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
+    is_significant = shown.key not in WINDOW_METRICS or ratio is None or ratio.is_significant
     return ComparedFigure(
         format_value(shown, figure.value),
         format_stderr(shown, figure.stderr),
-        delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
+        delta_html(shown.key, row, base, relative=True, is_significant=is_significant),
     )
 
 
@@ -324,10 +324,12 @@ def _bare(words: Sequence[str]) -> list[str]:
 
 def texts_of(row: RunRow) -> Texts:
     """Texts of the run's kept model, of the run itself or of its newest successful evaluation."""
-    own = samples_of(row.job.run, row.figures.kept or "")
+    own = load_samples(row.job.run, row.figures.kept or "")
     if not own:
         done = (e for e in evaluations(row.job.run) if e.state == State.SUCCEEDED)
-        own = next((s for e in done if (s := samples_of(e.run, str(e.kept_stage or "model")))), [])
+        own = next(
+            (s for e in done if (s := load_samples(e.run, str(e.kept_stage or "model")))), []
+        )
     return {str(sample["prompt"]): str(sample.get("text", "")) for sample in own}
 
 
@@ -365,11 +367,11 @@ def texts_card(comparison: RunComparison) -> Markup:
 
 def trace_card(comparison: RunComparison) -> Markup:
     """Asks the live model which blocks of a run lose a text; of runs saved of one model."""
-    first = first_model(comparison.base.job.run)
+    first = original_model(comparison.base.job.run)
     saved = [
         row.job.run
         for row in comparison.rows
-        if has_saved(row.job, "model") and first_model(row.job.run) == first
+        if has_saved(row.job, "model") and original_model(row.job.run) == first
     ]
     if not saved:
         return Markup()

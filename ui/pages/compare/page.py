@@ -35,7 +35,7 @@ from ui.runs.deltas import comparison_key
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.dropdown import choices, dropdown
-from ui.widgets.explorer import known_or_first
+from ui.widgets.explorer import valid_or_first
 from ui.widgets.html import LATEST, Download, HtmlPanel, file_payload, plain, skeleton
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
@@ -194,7 +194,7 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
     if not by_run:
         return Chart(NO_WEIGHTS)
     tensors = tensors_of(by_run)
-    name = known_or_first(query(request, "tensor"), tensors)
+    name = valid_or_first(query(request, "tensor"), tensors)
     chart = tensor_chart(runs, by_run, name)
     return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 

@@ -18,7 +18,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
-from jobs.serving.transcript import Transcript, transcript_of
+from jobs.serving.transcript import Transcript, parse_transcript
 from jobs.wording import SMALL_LOSS
 from ui.charts.series import rebinned
 from ui.format import NBSP, number, of_unit, share, size, threads
@@ -26,7 +26,7 @@ from ui.runs.results import (
     RunResults,
     find_job,
     kind_of,
-    real_first,
+    real_models_first,
     speed_conditions,
     stage_comparison,
     uses_toy_model,
@@ -71,7 +71,7 @@ def _newest(kind: Kind) -> Shown | None:
     if kind.key_figure is None:
         return None
     others: list[Shown] = []
-    for job in islice(real_first(queries.jobs([State.SUCCEEDED], kind.name)), LOOKED_AT):
+    for job in islice(real_models_first(queries.jobs([State.SUCCEEDED], kind.name)), LOOKED_AT):
         if uses_toy_model(job) and others and not uses_toy_model(others[0].job):
             break
         if shown := _shown(kind, job):
@@ -236,7 +236,7 @@ def race() -> Race | None:
     turn = recorded_turn()
     if turn is None:
         return None
-    texts = ((turn.names[n - 1], transcript_of(x.transcript)) for n, x in turn.answers.items())
+    texts = ((turn.names[n - 1], parse_transcript(x.transcript)) for n, x in turn.answers.items())
     timed = [(text.speed, name, text) for name, text in texts if text.complete and text.speed]
     if len(timed) < 2:
         return None

@@ -17,7 +17,7 @@ from jobs import pipeline
 from jobs.benchmark import kind as benchmark
 from jobs.fields.models import resolve_model
 from jobs.fields.types import DEFAULT_MODEL
-from jobs.kind import kind_named
+from jobs.kind import get_kind
 from jobs.metrics import (
     ACCEPTED_LENGTH,
     BYTES_PER_TOKEN,
@@ -116,7 +116,7 @@ def _preview(text: str | None) -> Markup:
         return problem(error)
     rows = []
     for number, (step, cost) in enumerate(zip(read.steps, costs, strict=True), 1):
-        method = HTML.method(kind_named(step.kind).title, _settings(step))
+        method = HTML.method(get_kind(step.kind).title, _settings(step))
         rows.append((number, method, time_range(cost.low, cost.high)))
     together = time_range(sum(cost.low for cost in costs), sum(cost.high for cost in costs))
     return HTML.preview(rows, f"Together {together}.", "slimscope pipeline FILE.yaml")

@@ -20,10 +20,10 @@ from backend.queue.actor import Actor, guest_of
 from backend.queue.conversations import Turn
 from backend.queue.permissions import require
 from backend.store.session import writing
-from jobs.chat import body_of, display_order, is_hidden
+from jobs.chat import chat_request, display_order, is_hidden
 from jobs.serving.client import EventStream, answer_interrupted
 from jobs.serving.openai_format import error_headers, event
-from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
+from jobs.serving.transcript import ENDS, Transcript, first_difference, parse_transcript
 from ui.format import NBSP
 from ui.openai_api import (
     CLIENT_GONE,
@@ -105,7 +105,7 @@ def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
     soon as they see the page; also again, where their process ended before it did."""
     turn = turns[-1]
     order, hidden = display_order(turn), is_hidden(turns, actor.name)
-    texts = {side: transcript_of(each.transcript) for side, each in turn.answers.items()}
+    texts = {side: parse_transcript(each.transcript) for side, each in turn.answers.items()}
     begins = not may_not_begin(turn, actor)
     status = "Starting" if begins else "Being answered"
     first = texts.get(order[0])
@@ -214,7 +214,7 @@ class _Writing:
         async with AsyncExitStack() as opened:
             opened.push_async_callback(self._end)
             try:
-                body = body_of(self.turns, self.side)
+                body = chat_request(self.turns, self.side)
                 response = await opened.enter_async_context(
                     serving_response(request, self.actor, *endpoint_request(body))
                 )
@@ -265,6 +265,6 @@ class _Writing:
             del _written[self.turns[-1].number, self.side]
 
     def _store(self) -> None:
-        text, prompt = transcript_of(self.rows).text, self.turns[-1].prompt
+        text, prompt = parse_transcript(self.rows).text, self.turns[-1].prompt
         with writing(durable=True) as session:
             conversations.save_answer(prompt, self.side, text, self.rows, session)

@@ -17,7 +17,7 @@ from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from jobs.chat import ask_again, display_order, is_hidden, vote, would_repeat
 from jobs.fields.models import has_saved
 from jobs.serving.client import serving_status
-from jobs.serving.transcript import transcript_of
+from jobs.serving.transcript import parse_transcript
 from ui.format import threads
 from ui.frame import current_user, query
 from ui.pages.playground.answers import (
@@ -54,7 +54,7 @@ class ShownTurn:
 def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
     shown, heads, decoders = [], set[int](), dict[str, None]()
     for n, turn in enumerate(turns, 1):
-        texts = [transcript_of(each.transcript) for each in turn.answers.values()]
+        texts = [parse_transcript(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
             for text in filter(lambda text: text.speed and text.decoder, texts):

@@ -103,7 +103,7 @@ def head_html(view: QuantView) -> Markup:
 def magnitudes_chart(view: QuantView) -> Chart:
     """How far training moved the magnitudes of all groups of the model."""
     stage, labels = view.selection.stage, view.quant.labels
-    points = frames.shown_curves(view.quant.job.id)
+    points = frames.chart_curves(view.quant.job.id)
     points = points[(points["family"] == "m") & (points["stage"] == stage)]
     quantiles = {
         key.series: dict(zip(rows["step"], rows["value"], strict=True))

@@ -13,7 +13,7 @@ from ui.pages.quantization.charts import GroupWeights, InputGroups
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.runs.results import kind_of
 from ui.runs.weights import stage_labels, tensor_names
-from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbor
+from ui.widgets.explorer import Selection, cached_by, neighbor, valid_or_first
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
 
@@ -74,8 +74,8 @@ class QuantSelection(Selection):
             self,
             run=quant.job.run,
             stage=stage,
-            tensor=known_or_first(self.tensor, quant.tensors),
-            figure=known_or_first(self.figure, figures),
+            tensor=valid_or_first(self.tensor, quant.tensors),
+            figure=valid_or_first(self.figure, figures),
             step=str(quant.nearest(stage, MAGNITUDE, step)),
         )
 

@@ -24,8 +24,8 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.states import ACTIVE, RESUMABLE, State
 from backend.store.tables import Job
-from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, samples_of, size_and_speed
-from jobs.fields.models import has_saved, parameters_of, ships_without
+from jobs.evaluation.kind import MODEL, NAME, Rows, evaluations, load_samples, size_and_speed
+from jobs.fields.models import has_saved, lacks_weights, parameters_of
 from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric, ordered
 from jobs.wording import fixed
 from ui.charts.headlines import lower
@@ -90,7 +90,7 @@ def paired_table(job: Job, results: RunResults) -> Markup:
         ratio = paired_ratio(losses[kept], losses[stage]) if stage in losses else None
         if stage == kept or ratio is None:
             continue
-        verdict = "" if ratio.told_apart else "not significantly different"
+        verdict = "" if ratio.is_significant else "not significantly different"
         span = f"{number(ratio.low, 3)} to {number(ratio.high, 3)}"
         rows.append([results.label(stage), number(ratio.value, 3), span, verdict])
     return HTML.paired(results.label(kept), rows, windows) if rows else Markup()
@@ -263,14 +263,14 @@ def _invitation(job: Job) -> Markup:
         timed = any(row.metric == TOKENS_PER_SECOND for row in queries.results([job.run]))
         launch = href("new", kind=NAME, model=job.run)
         return HTML.not_evaluated(launch, bool(samples(job)), timed)
-    return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), ships_without(job))
+    return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), lacks_weights(job))
 
 
 def samples(job: Job) -> Markup:
     """Greedy texts of dense and kept model, marked from their first difference."""
     results = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = results.kept or MODEL
-    dense, compressed = samples_of(job.run), samples_of(job.run, kept)
+    dense, compressed = load_samples(job.run), load_samples(job.run, kept)
     if not compressed:
         return Markup()
     pairs = []

@@ -17,7 +17,7 @@ from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
-from jobs.fields.models import NO_WEIGHTS, ships_without
+from jobs.fields.models import NO_WEIGHTS, lacks_weights
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
@@ -49,7 +49,7 @@ from ui.runs.html import (
 )
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
-from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
+from ui.runs.weights import DENSE, grid_description, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
 from ui.widgets.html import (
@@ -181,7 +181,7 @@ def draw(request: gr.Request) -> Updates:
         ),
         "disk": details.disk_card(job, user),
         "artifacts": details.artifacts(job.run, queries.artifacts(job.run))
-        or empty(NO_WEIGHTS if ships_without(job) else unsaved),
+        or empty(NO_WEIGHTS if lacks_weights(job) else unsaved),
     }
     before_after = weights_chart(job)
     html["weights"] = gr.update(visible=before_after.frame is not None)
@@ -213,7 +213,7 @@ def weights_chart(job: Job) -> Chart:
     if len(drawn) < 2:
         return Chart(NO_WEIGHT_STATISTICS)
     question = f"What did the run do to the weights of {tensor.removesuffix('.weight')}?"
-    chart, grid = overlay_chart(drawn), grid_words(job, tensor)
+    chart, grid = overlay_chart(drawn), grid_description(job, tensor)
     title = f"{drawn[-1].label}: {grid}" if grid else chart.headline
     return replace(chart, question=question, headline=title)
 
@@ -276,7 +276,7 @@ def _cards(job: Job) -> dict[MetricKey, Lines]:
     """Curves that are drawn together: the stages of a family, or the series of a family at one
     stage. The loss comes first, what the process took last. Reports name a card by its place."""
     cards: dict[MetricKey, Lines] = {}
-    for key, points in frames.by_key(display_units(frames.shown_curves(job.run))).items():
+    for key, points in frames.by_key(display_units(frames.chart_curves(job.run))).items():
         card = replace(key, series="") if key.series else replace(key, stage="")
         cards.setdefault(card, {})[key] = points
     last = (MEMORY, PROCESSOR)

@@ -13,7 +13,7 @@ from backend.sensitivity.profile import Format, SensitivityProfile
 from ui.format import number
 from ui.runs.profiles import in_blocks, layers_table, profile_at
 from ui.runs.weights import tensor_names
-from ui.widgets.explorer import Selection, known_or_first
+from ui.widgets.explorer import Selection, valid_or_first
 
 MEASURED, PREDICTED, FISHER, ERROR = "kl", "predicted", "fisher", "error"
 
@@ -71,12 +71,12 @@ class SensitivityView:
         formats = [*map(str, (*measured, *profile.formats))]
         chosen = replace(
             selection,
-            format=known_or_first(selection.format, formats),
-            figure=known_or_first(selection.figure, FIGURES),
+            format=valid_or_first(selection.format, formats),
+            figure=valid_or_first(selection.figure, FIGURES),
         )
         view = cls(chosen, profile)
         worst = [str(name) for name in view.table["tensor"]]
-        return cls(replace(chosen, layer=known_or_first(selection.layer, worst)), profile)
+        return cls(replace(chosen, layer=valid_or_first(selection.layer, worst)), profile)
 
     @property
     def figure(self) -> LayerFigure:

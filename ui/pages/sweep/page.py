@@ -124,7 +124,7 @@ def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[S
         for row in rows
         if row is not best and repr(row.values) in losses
     }
-    tied = {key for key, ratio in ratios.items() if ratio and not ratio.told_apart}
+    tied = {key for key, ratio in ratios.items() if ratio and not ratio.is_significant}
     return [row for row in rows if repr(row.values) in tied]
 
 

@@ -14,7 +14,7 @@ from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
-from jobs.profile.profiles import WEIGHTS_MARK, Method, method_of, newest_profile
+from jobs.profile.profiles import WEIGHTS_MARK, Method, budget_method, newest_profile
 from ui.format import of_unit, share
 from ui.runs.profiles import (
     METHOD_BUDGETS,
@@ -144,7 +144,7 @@ class TradeoffView:
     def for_budget(self) -> "TradeoffView":
         """With the method that the budget is of, where the profile has its formats."""
         asked = read_budget(self.selection.budget)
-        method = method_of(asked, self.method) if isinstance(asked, Budget) else self.method
+        method = budget_method(asked, self.method) if isinstance(asked, Budget) else self.method
         if method not in self.fronts:
             return self
         return replace(self, selection=replace(self.selection, method=method))
@@ -152,7 +152,7 @@ class TradeoffView:
     def for_method(self) -> "TradeoffView":
         """With a budget that the method's formats can have."""
         asked = read_budget(self.selection.budget)
-        if not isinstance(asked, Budget) or method_of(asked, self.method) == self.method:
+        if not isinstance(asked, Budget) or budget_method(asked, self.method) == self.method:
             return self
         budget = HALF if self.pruned else USUAL
         return replace(self, selection=replace(self.selection, budget=str(budget)))
@@ -163,7 +163,7 @@ class TradeoffView:
         asked = read_budget(self.selection.budget)
         if not isinstance(asked, Budget):
             return asked
-        if (of := method_of(asked, self.method)) != self.method:
+        if (of := budget_method(asked, self.method)) != self.method:
             what = f"A budget of {asked} is not for {TITLES[self.method].lower()} formats."
             return ConfigError(what, do=f"Choose {TITLES[of]} above, or write another.")
         try:

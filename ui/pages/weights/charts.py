@@ -12,10 +12,10 @@ from ui.charts.headlines import cells_headline, lower
 from ui.charts.heatmap import STATISTICS, MapBaseline, available, cells, layer_map
 from ui.charts.series import MAX_STAGES, Series, cutoffs, overlay, overlay_chart
 from ui.charts.stages import perplexities, perplexity_chart
-from ui.runs.results import real_first
+from ui.runs.results import real_models_first
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, declared, stage_style
-from ui.widgets.explorer import Selection, known_or_first
+from ui.widgets.explorer import Selection, valid_or_first
 
 DISTRIBUTIONS = ("ridges", "statistics")  # views of the histograms themselves
 VIEWS = {  # below the map and the histogram
@@ -139,8 +139,8 @@ class WeightsSelection(Selection):
             tensor=self.tensor if self.tensor in weights.tensors else weights.example_tensor,
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
-            against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
-            view=known_or_first(self.view, VIEWS),
+            against=valid_or_first(self.against, AGAINST) if self.against != "run" or other else "",
+            view=valid_or_first(self.view, VIEWS),
             show=tuple(s for s in weights.stages if s in self.show)[:MAX_STAGES]
             or default_stages(weights, other is not None),
         )
@@ -178,7 +178,7 @@ class WeightsView:
     def at(cls, selection: WeightsSelection) -> "WeightsView | None":
         """The selection settled on what is stored, without a run of the newest; None where the run
         has no statistics."""
-        newest = next(real_first([] if selection.run else queries.runs_with_weights()), None)
+        newest = next(real_models_first([] if selection.run else queries.runs_with_weights()), None)
         weights = weights_of(newest.run if newest else selection.run)
         if weights is None:
             return None

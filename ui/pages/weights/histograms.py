@@ -39,7 +39,7 @@ from jobs.metrics import PERPLEXITY
 from ui.charts.heatmap import STATISTICS, available, in_order, with_largest
 from ui.format import href
 from ui.pages.weights.charts import WeightsSelection, default_stages, main_stages
-from ui.runs.results import real_first
+from ui.runs.results import real_models_first
 from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import declared, stage_style
 from ui.widgets.explorer import RunReader, empty_state
@@ -232,7 +232,7 @@ def histograms(request: Request) -> Response:
 def _opened() -> str:
     """The newest run; of the examples, as on Home, that of the first kind with most stages that the
     method passes through."""
-    runs = [*real_first(queries.runs_with_weights())]
+    runs = [*real_models_first(queries.runs_with_weights())]
     if not runs or runs[0].id > 0:
         return runs[0].run if runs else ""
     found = (weights_of(job.run) for job in runs if job.kind == next(iter(kinds())))

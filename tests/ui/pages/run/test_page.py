@@ -30,7 +30,7 @@ from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs import actions, job_log
 from ui.runs.job_log import log_part, without_overprint
 from ui.runs.results import RunResults, kind_of, size_before, size_saved
-from ui.runs.weights import grid_words
+from ui.runs.weights import grid_description
 from ui.widgets import html as saver
 
 
@@ -208,13 +208,13 @@ def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:
     plan = {"stages": ["dense", "gptq"], "groups": [group, whole], "dense": [dense]}
     store(job(1, kind="dlqat", plan=plan), job(2, kind="dlqat", plan={"odd": 1}), job(3))
     stored = [queries.job(n) for n in (1, 2, 3)]
-    told = [grid_words(stored[0], f"{name}.weight") for name in (rounded, row, dense)]
+    told = [grid_description(stored[0], f"{name}.weight") for name in (rounded, row, dense)]
     assert told == [
         "every group of 64 weights has at most 16 values",
         "every row has at most 4 values",
         "",
     ]
-    assert not any(grid_words(each, f"{rounded}.weight") for each in stored[1:])
+    assert not any(grid_description(each, f"{rounded}.weight") for each in stored[1:])
 
 
 def test_whatever_is_missing_or_odd_is_left_out() -> None:

@@ -13,7 +13,7 @@ from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.dlqat.kind import DLQATJob
 from jobs.fields.models import resolve_model
-from jobs.profile.profiles import DECODING_TIMES, KINDS, WEIGHTS_MARK, mark_of
+from jobs.profile.profiles import DECODING_TIMES, KINDS, WEIGHTS_MARK, weights_fingerprint
 from jobs.sds.kind import SDSJob
 from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill
@@ -34,7 +34,7 @@ def lab(filled: Fill) -> None:
 def store_runs() -> None:
     """profile-0001 and profile-0002 have ended, profile-0003 works; one run of each method, and one
     of another model."""
-    timed = {DECODING_TIMES: TIMES, WEIGHTS_MARK: mark_of(resolve_model("toy"))}
+    timed = {DECODING_TIMES: TIMES, WEIGHTS_MARK: weights_fingerprint(resolve_model("toy"))}
     profiles = [
         profile_rows(1),
         profile_rows(2, environment=timed),
@@ -164,7 +164,9 @@ def test_others_files_are_landmarks_of_its_weights_alone(
 ) -> None:
     assert not view().landmarks
     stored = selection.landmarks_file()
-    same = {"models": {mark_of(resolve_model("toy")): next(iter(stored["models"].values()))}}
+    same = {
+        "models": {weights_fingerprint(resolve_model("toy")): next(iter(stored["models"].values()))}
+    }
     monkeypatch.setattr(selection, "landmarks_file", lambda: stored | same)
     (files,) = [x for x in front_chart(view()).figure.data if x.name == "llama.cpp, measured"]
     assert [*files.text] == ["Q2_K", "Q4_K_M"] and files.y[0] > files.y[1] > 1

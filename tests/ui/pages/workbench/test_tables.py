@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.statistics.distribution import scale_of
 from backend.store import queries
 from jobs.fields.models import resolve_model
-from jobs.profile.profiles import profile_of_run, solver_of
+from jobs.profile.profiles import budget_solver, read_profile
 from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit, unpacked
@@ -134,7 +134,7 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     client: TestClient,
 ) -> None:
     header, arrays = got(client, tables.PROFILE, run="profile-0091")
-    known = profile_of_run("profile-0091")
+    known = read_profile("profile-0091")
     texts = ["+".join(filter(None, names)) for names in header["formats"]]
     assert texts[: len(FORMATS)] == [*FORMATS]
     assert [name for name, *_ in header["fronts"]] == [*tables.METHOD_BUDGETS]
@@ -143,7 +143,7 @@ def test_a_profile_is_sent_as_stored_with_fronts_of_the_solver(
     finite = np.isfinite(known.predicted)
     assert np.allclose(arrays["predicted"][finite], known.predicted[finite])
     assert np.isnan(arrays["predicted"][~finite]).all()
-    solver = solver_of(known, "quantized")
+    solver = budget_solver(known, "quantized")
     for point in range(20, len(arrays["quantized_loss"]), 20):
         formats = {
             x.name: Format() if code == tables.DENSE_CODE else known.formats[code]
