@@ -12,18 +12,16 @@ so far, so it gets the prefix of each node, including the path to it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend.compiler import NATIVE, CompilerError
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.decoding.native.library import library
 from backend.errors import ComputeError, ConfigError
+from backend.kernels.library import Kernels, kernels, kernels_or_none
 
 RANKS = 64, 512  # most likely tokens that are looked at first, and next
 Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
@@ -144,21 +142,13 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
 
 def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities and places [n, ranks] of the largest logits of each row [n, V]."""
-    if logits.device.type == "cpu" and ranks <= RANKS[-1] and has_library():
+    if logits.device.type == "cpu" and ranks <= RANKS[-1] and kernels_or_none():
         return top_k(logits, ranks)
     best = logits.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
     return best.values[:, :ranks], best.indices[:, :ranks]
 
 
-@lru_cache
-def has_library() -> bool:
-    try:
-        return bool(library())
-    except CompilerError:
-        return False
-
-
-def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
+def top_k(logits: Tensor, ranks: int, instructions: Kernels | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities [n, ranks] float32, descending, and places [n, ranks] int32 of the largest
     of each row of `logits` [n, v], the first place of equal ones first. Where fewer are finite, the
     rest are at place 0 with the log-probability -inf, or NaN.
@@ -173,5 +163,5 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
     values = torch.empty(rows, ranks, dtype=torch.float32)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
     found = [x.data_ptr() for x in (values, places, sums)]
-    library(target).slimscope_top_k(held.data_ptr(), rows, columns, ranks, *found)
+    (instructions or kernels()).top_k(held.data_ptr(), rows, columns, ranks, *found)
     return values - sums, places

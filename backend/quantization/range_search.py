@@ -25,6 +25,7 @@ text: a row of the embedding is used whenever its token is read, and frequencies
 import torch
 from torch import Tensor
 
+from backend.kernels.rounding import grid_errors, usable
 from backend.models.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import (
@@ -34,7 +35,6 @@ from backend.quantization.grid import (
     minmax_grid,
     unclipped_codes_,
 )
-from backend.quantization.native.kernels import grid_errors, usable
 from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from backend.kernels.rounding import HALF, RoundedRows, usable
 from backend.models.threads import side_by_side
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
-from backend.quantization.native.kernels import HALF, RoundedRows, usable
 from backend.quantization.range_search import group_sums
 
 REFERENCE_RMS = 0.14  # near that of the weights of SmolLM2-135M (0.19), on which rates were tuned

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from backend.compiler import CompilerError
-from backend.decoding.native.library import instructions
+from backend.kernels.library import described, kernels
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
@@ -96,9 +96,9 @@ def device() -> HealthCheck:
 
 
 def native_decoder() -> HealthCheck:
-    """Whether models decode in compiled code on this CPU; builds it if it has not been built."""
+    """Instructions in which models decode on this CPU; builds the kernels if they have not been."""
     try:
-        return HealthCheck("decoder", True, f"native ({instructions()})")
+        return HealthCheck("decoder", True, f"native, {described(kernels().name)}")
     except CompilerError as error:
         return HealthCheck("decoder", True, f"PyTorch, slower: {error.why}", error.do)
 

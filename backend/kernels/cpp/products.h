@@ -1,0 +1,407 @@
+// Products of a matrix and a few tokens: y = W x + bias.
+//
+// What enters is rounded: to bfloat16 where the weights are bfloat16 (not without instructions for
+// it), and to 8 bits, with a scale for each group of inputs, where they are codes of 2 to 8 bits.
+// Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
+// and of 2:4 codes with VNNI.
+
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "dots.h"
+#include "tiles.h"
+
+namespace {
+
+// What enters a product, for n tokens: rounded as the weights need it.
+struct Input {
+  std::vector<bf16> halves;   // [n, inputs], for BF16
+  std::vector<int8_t> codes;  // [n, inputs], for codes; for INT4_2_4 + 128, without sign; with
+  std::vector<float> scales, sums;  // [n, inputs / group]
+
+  void hold(size_t size) {
+    halves.resize(size), codes.resize(size), scales.resize(size / LANES), sums.resize(size / LANES);
+  }
+};
+
+// Whether what was prepared for one matrix also suits another with as many inputs.
+inline bool same_input(const Matrix& a, const Matrix& b) {
+  const bool halves = bits_16((Format)a.format);
+  if (halves || bits_16((Format)b.format)) return halves == bits_16((Format)b.format);
+  return (a.format == INT4_2_4) == (b.format == INT4_2_4) && a.group == b.group;
+}
+
+// Rounds x [inputs] of a token as the weights of the matrix need it.
+void prepare(const Matrix& m, const float* x, int token, Input& to) {
+  const size_t start = (size_t)token * m.inputs;
+  if (bits_16((Format)m.format)) {
+    if (HAVE_BF16) round_to(x, m.inputs, &to.halves[start]);
+    return;
+  }
+  const int groups = m.inputs / m.group;
+  for (int g = 0; g < groups; g++, x += m.group) {
+    Floats most = {}, codes = {};
+    for (int k = 0; k < m.group; k += LANES) {
+      const Floats v = load<Floats>(x + k);
+      most = larger(-v, larger(v, most));
+    }
+    const float scale = std::max(largest(most), 1e-30f) / 127.0f;
+    for (int k = 0; k < m.group; k += LANES) {
+      const Ints rounded = nearest(load<Floats>(x + k) / scale);
+      Bytes narrow = convert<Bytes>(rounded);
+      if (m.format == INT4_2_4) narrow = narrow ^ (int8_t)-128;  // + 128
+      store(&to.codes[start + g * m.group + k], narrow);
+      codes += convert<Floats>(rounded);
+    }
+    const size_t place = (size_t)token * groups + g;
+    to.scales[place] = scale, to.sums[place] = scale * sum(codes);
+  }
+}
+
+// A matrix from a block on.
+Matrix rows_of(Matrix m, int block) {
+  const size_t run = m.format == INT4_2_4 ? RUN_2_4
+                     : m.format == BF16   ? 16 * LINE
+                                          : m.format * LINE;
+  const size_t groups = (size_t)block * (m.inputs / m.group) * LANES;
+  if (m.format == SPARSE_BF16)
+    m.masks += (size_t)block * (m.inputs / 2), m.starts += block;
+  else
+    m.weights = (const char*)m.weights + block * (m.inputs * run / RUN);
+  if (m.scales) m.scales += groups;
+  if (m.zeros) m.zeros += groups;
+  if (m.bias) m.bias += block * LANES;
+  return m;
+}
+
+// The zero-point of codes, where `zeros` is 0.
+inline float middle_of(int format) { return format > 1 && format <= 8 ? 1 << (format - 1) : 0; }
+
+struct Product {
+  const Matrix& matrix;
+  const float* x;  // [n, inputs], not rounded
+  const Input& input;
+  float* y;  // [n, stride]
+  int stride;
+  float middle = middle_of(matrix.format);
+
+  // The row of a token for weights of 16 bits.
+  const Entry* row(int token) const {
+#if HAVE_BF16
+    return &input.halves[(size_t)token * matrix.inputs];
+#else
+    return x + (size_t)token * matrix.inputs;
+#endif
+  }
+  void store_block(int block, int token, Floats total) const {
+    const int output = block * LANES;
+    if (matrix.bias) total += load<Floats>(matrix.bias + output);
+    store(y + (size_t)token * stride + output, total);
+  }
+};
+
+// The codes of quad j of a run, of whose lines line(n) is the n-th.
+template <int BITS, class Line> inline Words quad(Line line, int j) {
+  constexpr int LOW = low_plane(BITS), HIGH = BITS - LOW;
+  const auto every = [](int bits) { return ((1u << bits) - 1) * 0x01010101u; };
+  if constexpr (BITS == 8) {
+    return line(j);
+  } else if constexpr (BITS == 3) {  // two codes in each byte, of 3 bits from 0 and from 4 on
+    const int by = 2 - third_bit(j) % 4;
+    const Words low = line(j / 4) >> j % 2 * 2, third = by > 0 ? line(2) << by : line(2) >> -by;
+    return selected(0x44444444, third, low) >> j % 4 / 2 * 4 & every(3);
+  } else {
+    const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
+    if constexpr (HIGH == 0) {
+      return low;
+    } else {  // the bits of the second plane, moved above those of the first
+      const Words bits = line(LOW + line_of(HIGH, j));
+      const int by = LOW - shift_of(HIGH, j);
+      return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
+    }
+  }
+}
+
+// sum over k of scale (code[k] - zero) x[k] of a group: codes are 0 and above, so the zero-point
+// comes off with the sum of the inputs.
+template <int BITS> class Group {
+ public:
+  Group(const Product& p, int block, int g) : g_(g), groups_(p.matrix.inputs / p.matrix.group) {
+    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
+    const size_t place = ((size_t)block * groups_ + g) * LANES;
+    scale_ = widen(load<Halves>(p.matrix.scales + place));
+    Floats zero = all(p.middle - LESS);
+    if (p.matrix.zeros) zero += widen(load<Halves>(p.matrix.zeros + place));
+    offset_ = scale_ * -zero;
+  }
+  // Adds the group to the total of a token; `sum`: of codes times inputs.
+  void add(const Product& p, int token, Ints sum, Floats& total) const {
+    const size_t at = (size_t)token * groups_ + g_;
+    total = fused(offset_, all(p.input.sums[at]), total);
+    total = fused(scale_ * p.input.scales[at], convert<Floats>(sum), total);
+  }
+
+ private:
+  const int g_, groups_;
+  Floats scale_, offset_;
+};
+
+// R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
+template <int R, int M> struct Tile {
+  template <Format F> static void bfloat16(const Product& p, int block, int token) {
+    Lines<F> lines[R];
+    for (int r = 0; r < R; r++) lines[r].open(p.matrix, block + r);
+    Floats total[M][R] = {};
+    add_products<M, R>(p.row(token), p.matrix.inputs, 2, lines, p.matrix.inputs / 2, total);
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[i][r]);
+  }
+
+  // Of codes of BITS bits that lie in STORED.
+  template <int BITS, int STORED> static void codes(const Product& p, int block, int token) {
+    // Of a single token and block, the lines of a run are read at once, and four sums are kept side
+    // by side: one would wait for itself.
+    constexpr bool ALONE = R * M == 1;
+    constexpr int CHAINS = ALONE ? 4 : 1;
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    const size_t block_bytes = (size_t)K / RUN * STORED * LINE;
+    const char* first = (const char*)m.weights + block * block_bytes;
+    Floats total[M][R] = {};
+    for (int g = 0; g < groups; g++) {
+      Ints part[M][R][CHAINS] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
+        const char* run = first + (size_t)k / RUN * STORED * LINE;
+        const int8_t* x = &p.input.codes[(size_t)token * K + k];
+        const auto read = [&](int r, int n) {
+          return load<Words>(run + r * block_bytes + n * LINE);
+        };
+        Words held[ALONE ? STORED : 1];
+        for (int n = 0; n < (ALONE ? STORED : 1); n++) held[n] = read(0, n);
+        for (int r = 0; r < R; r++)
+          for (int n = 0; n < STORED; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
+#pragma GCC unroll 4
+        for (int j = 0; j < QUADS; j += 2) {
+          Words one[R], next[R];
+          for (int r = 0; r < R; r++) {
+            const auto line = [&](int n) { return ALONE ? held[n] : read(r, n); };
+            one[r] = quad<STORED>(line, j), next[r] = quad<STORED>(line, j + 1);
+          }
+          for (int i = 0; i < M; i++)
+            for (int r = 0; r < R; r++) {
+              Ints& sum = part[i][r][j / 2 % CHAINS];
+              sum = add<BITS>(sum, one[r], next[r], x + (size_t)i * K + 4 * j);
+            }
+        }
+      }
+      for (int r = 0; r < R; r++) {
+        const Group<BITS> group(p, block + r, g);
+        for (int i = 0; i < M; i++) {
+          Ints sum = part[i][r][0];
+          for (int c = 1; c < CHAINS; c++) sum = sum + part[i][r][c];
+          group.add(p, token + i, sum, total[i][r]);
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[i][r]);
+  }
+
+#if HAVE_VNNI
+  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line
+  // are gathered for each output. x + 128 is not negative, as the instruction needs it; what that
+  // adds comes off with the sum of the levels, which is the same for all tokens.
+  static void two_of_four(const Product& p, int block, int token) {
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    const size_t block_bytes = (size_t)K / RUN * RUN_2_4;
+    const char* first = (const char*)m.weights + block * block_bytes;
+    Floats total[R][M] = {};
+    for (int g = 0; g < groups; g++) {
+      Ints part[R][M] = {}, levels[R] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN)
+        for (int r = 0; r < R; r++)
+          add_run(first + r * block_bytes + (size_t)k / RUN * RUN_2_4, p.input,
+                  (size_t)token * K + k, K, part[r], levels[r]);
+      for (int r = 0; r < R; r++) {
+        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
+        const Floats scale = widen(load<Halves>(m.scales + place));
+        for (int i = 0; i < M; i++)
+          total[r][i] = fused(scale * p.input.scales[(size_t)(token + i) * groups + g],
+                              convert<Floats>(part[r][i] - 128 * levels[r]), total[r][i]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  static void add_run(const char* run, const Input& input, size_t at, int K, Ints* part,
+                      Ints& levels) {
+    prefetch<512>(run), prefetch<512 + LINE>(run), prefetch<512 + 2 * LINE>(run);
+    const Words places = load<Words>(run + 2 * LINE);
+    for (int line = 0; line < 4; line++) {
+      const Words codes = load<Words>(run + line / 2 * LINE) >> (line % 2 * 4) & HALF;
+      const __m512i level = _mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(8));
+      // the first two of four bytes take one of inputs 0 to 3 of the line, the others of 4 to 7
+      const __m512i from = (__m512i)((places >> (2 * line) & 0x03030303) | 0x04040000);
+      levels = (Ints)_mm512_dpbusd_epi32((__m512i)levels, _mm512_set1_epi8(1), level);
+      for (int i = 0; i < M; i++) {
+        const int64_t eight = load<int64_t>(input.codes.data() + at + (size_t)i * K + 8 * line);
+        const __m512i x = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), from);
+        part[i] = (Ints)_mm512_dpbusd_epi32((__m512i)part[i], x, level);
+      }
+    }
+  }
+#endif
+};
+
+// Tokens in one tile, and blocks for as many as fit into the registers.
+#if defined(__AVX512F__)
+constexpr int most(Format f) { return bits_16(f) || f == INT4_2_4 ? 8 : 4; }
+constexpr int blocks_for(Format f, int m) {
+  if (m == 1) return MANY_STREAMS ? 4 : 1;
+  if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
+  return bits_16(f) || m > 2 ? 3 : 4;                     // sums of a group, and of all
+}
+#else  // one stream, as measured on an AMD EPYC without its AVX-512
+constexpr int most(Format) { return 4; }
+constexpr int blocks_for(Format, int) { return 1; }
+#endif
+
+template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
+  if constexpr (bits_16(F)) Tile<R, M>::template bfloat16<F>(p, block, token);
+#if HAVE_VNNI
+  else if constexpr (F == INT4_2_4)
+    Tile<R, M>::two_of_four(p, block, token);
+#endif
+  else if constexpr (F == BYTES)
+    Tile<R, M>::template codes<6, 8>(p, block, token);
+  else
+    Tile<R, M>::template codes<F, F>(p, block, token);
+}
+
+template <Format F, int M> void rows(const Product& p, int blocks, int token) {
+  constexpr int R = blocks_for(F, M);
+  int block = 0;
+  for (; block + R <= blocks; block += R) tile<F, R, M>(p, block, token);
+  for (; block < blocks; block++) tile<F, 1, M>(p, block, token);
+}
+
+template <Format F, int M = most(F)> void chunk(const Product& p, int blocks, int n, int at = 0) {
+  if constexpr (M > 0) {
+    while (n - at >= M) rows<F, M>(p, blocks, at), at += M;
+    chunk<F, M - 1>(p, blocks, n, at);
+  }
+}
+
+#if HAVE_TILES
+template <> void chunk<BF16>(const Product& p, int blocks, int n, int) {
+  const size_t by_block = (size_t)p.matrix.inputs / 2 * LINE;
+  Sums sums;
+  for (int token = 0; token < n; token += DOWN) {
+    const int rows = std::min(DOWN, n - token);
+    const Tiles tiles(rows);
+    for (int block = 0; block < blocks; block += ACROSS) {
+      const bool two = block + 1 < blocks;
+      tiles.multiply(p.row(token), p.matrix.inputs,
+                     (const char*)p.matrix.weights + block * by_block, two ? by_block : 0,
+                     p.matrix.inputs / 2, sums);
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, sums[r][c]);
+    }
+  }
+}
+
+// Of codes in bytes, in groups of whole tiles.
+template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
+  const int K = p.matrix.inputs, size = p.matrix.group;
+  const size_t by_block = (size_t)K * LANES;
+  for (int token = 0; token < n; token += DOWN) {
+    const int rows = std::min(DOWN, n - token);
+    const Tiles tiles(rows);
+    for (int block = 0; block < blocks; block += ACROSS) {
+      const bool two = block + 1 < blocks;
+      Sums total = {};
+      for (int g = 0; g < K / size; g++) {
+        Ints part[DOWN][ACROSS];
+        const char* codes = (const char*)p.matrix.weights + block * by_block + g * size * LANES;
+        tiles.multiply(&p.input.codes[(size_t)token * K + g * size], K, codes, two ? by_block : 0,
+                       size / 4, part);
+        for (int c = 0; c <= two; c++) {
+          const Group<BITS> group(p, block + c, g);
+          for (int r = 0; r < rows; r++) group.add(p, token + r, part[r][c], total[r][c]);
+        }
+      }
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, total[r][c]);
+    }
+  }
+}
+#endif
+
+// The weights of a chunk, for many tokens: of 16 bits with their zeros, of codes in bytes.
+template <Format F> void expand(const Matrix& m, int blocks, char* to) {
+  if constexpr (F == SPARSE_BF16) {
+    for (int block = 0; block < blocks; block++) {
+      Lines<F> lines;
+      lines.open(m, block);
+      for (int k = 0; k < m.inputs / 2; k++, to += LINE) store(to, lines.read(k));
+    }
+  } else {
+    const char* from = (const char*)m.weights;
+    for (int run = 0; run < blocks * m.inputs / RUN; run++, from += F * LINE) {
+      const auto line = [&](int n) { return load<Words>(from + n * LINE); };
+#pragma GCC unroll 8
+      for (int j = 0; j < QUADS; j++, to += LINE) store(to, quad<F>(line, j));
+    }
+  }
+}
+
+// The products of a chunk, whose blocks are those of the matrix.
+template <Format F> void chunk_of(const Product& p, int blocks, int n, std::vector<char>& room) {
+  constexpr bool SPARSE = F == SPARSE_BF16, EXPANDS = F != BF16 && F < INT8;
+  constexpr Format TO = SPARSE ? BF16 : EXPANDS ? BYTES : F;
+  constexpr int FEW = SPARSE && HAVE_TILES ? 0 : 4;  // tokens
+  if (n <= FEW || !(EXPANDS || HAVE_TILES)) return chunk<F>(p, blocks, n);
+  Matrix expanded = p.matrix;
+  if constexpr (EXPANDS) {
+    room.resize((size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1));
+    expand<F>(p.matrix, blocks, room.data());
+    expanded.weights = room.data();
+  }
+  const Product product{expanded, p.x, p.input, p.y, p.stride, p.middle};
+#if HAVE_TILES
+  if (!bits_16(F) && F != INT4_2_4 && p.matrix.group % LINE == 0)
+    return codes_by_tiles<F == INT8 ? 8 : 6>(product, blocks, n);
+#endif
+  chunk<TO>(product, blocks, n);
+}
+
+// The chunk in the one of these formats that the matrix has.
+template <Format... F>
+void chunk_as(const Product& p, int blocks, int n, std::vector<char>& room) {
+  (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n, room), true)) || ...);
+}
+
+// Computes the blocks [first, last) of y for n tokens. Chunks of them stay in the cache while all
+// tokens pass.
+void multiply(const Product& p, int first, int last, int n) {
+  constexpr int CHUNK = 12;
+  std::vector<char> room;
+  for (; first < last; first += CHUNK) {
+    const int blocks = std::min(CHUNK, last - first);
+    const Matrix part = rows_of(p.matrix, first);
+    const Product product{part, p.x, p.input, p.y + (size_t)first * LANES, p.stride, p.middle};
+    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(product, blocks, n,
+                                                                           room);
+#if HAVE_EXPAND
+    chunk_as<SPARSE_BF16>(product, blocks, n, room);
+#endif
+#if HAVE_VNNI
+    chunk_as<INT4_2_4>(product, blocks, n, room);
+#endif
+  }
+}
+
+}  // namespace
