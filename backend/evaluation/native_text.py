@@ -1,8 +1,8 @@
 """A model that reads and writes texts by the native decoder, in bfloat16; and what computes the
 passes of an evaluation, this one or the model itself in PyTorch.
 
-On a CPU it takes half the time of PyTorch in float32, and less to write several texts. Weights and
-what enters a product are rounded to bfloat16, sums are float32.
+It reads where it is faster than PyTorch on this machine (`kernels.speeds`). Weights and inputs of
+products are rounded to bfloat16, sums are float32.
 
 Sample texts are compared with those of the dense model:
 
@@ -28,6 +28,7 @@ from backend.decoding.native.model import NativeModel
 from backend.decoding.serving.loop import answers
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
+from backend.kernels.speeds import reading_speeds
 from backend.models.block_forward import NewBatches, after_blocks, each_logits
 from backend.models.block_offload import is_streamed
 from backend.models.kv_cache import greedy
@@ -81,14 +82,20 @@ def _refusal(model: PreTrainedModel, length: int) -> str:
 
 
 def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[TextModel, str]:
-    """What reads texts of `length` tokens by `model` as it is now, and how, in words. `precision`:
-    float32 for the model itself; auto for the native decoder where it runs the model."""
+    """What reads texts of `length` tokens by `model` as it is now, and how and why, in words.
+    `precision`: float32 for the model itself; auto for the native decoder where it runs the model
+    and is the faster of the two."""
     own = f"PyTorch, {str(model.dtype).removeprefix('torch.')}"
     if precision != "auto":
         return model, own
     try:
+        if why := _refusal(model, length):
+            raise ValueError(why)
+        faster, words = reading_speeds().compared(str(model.dtype).removeprefix("torch."))
+        if not faster:
+            return model, f"{own}; {words} here"
         native = NativeText(model, length)
-        return native, f"native, bfloat16 ({native.instructions})"
+        return native, f"native, bfloat16 ({native.instructions}); {words} here"
     except (CompilerError, ValueError, MemoryError) as error:
         return model, f"{own}; the native decoder does not run here: {error}"
 

@@ -46,8 +46,8 @@ class EvaluationText(ContextLength):
     evaluation_precision: Literal["auto", "float32"] = option(
         "auto", "Evaluation precision", advanced=True
     )
-    """auto: bfloat16 where the native decoder runs the model, which takes half the time, at all
-    stages; else as float32: in PyTorch, on a GPU in the model's own precision."""
+    """auto: bfloat16 where the native decoder runs the model and is the faster reader on this
+    machine, at all stages; else as float32: in PyTorch, on a GPU in the model's own precision."""
 
 
 class CalibrationText(ContextLength):

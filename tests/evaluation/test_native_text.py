@@ -13,6 +13,7 @@ from backend.evaluation import native_text as room
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver
 from backend.evaluation.native_text import NativeText, text_model, written
 from backend.evaluation.perplexity import perplexity, window_nlls
+from backend.kernels.speeds import ReadingSpeeds
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import CONFIGS, Impatient, text_of
@@ -97,6 +98,26 @@ def test_pytorch_reads_for_other_models_and_says_why(family: str) -> None:
     assert text_model(model, "float32", 40) == (model, "PyTorch, float32")
     found, how = text_model(model, "auto", 40)
     assert found is model and f"not {model.config.model_type}" in how
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine is busy with."""
+    speeds = ReadingSpeeds(kernels=3, float32=1, bfloat16=2)
+    monkeypatch.setattr(room, "reading_speeds", lambda: speeds)
+
+
+def test_the_faster_of_the_two_reads_and_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("llama")
+    assert (
+        "the kernels take 0.33 of the time of PyTorch in float32"
+        in text_model(model, "auto", 40)[1]
+    )
+    slower = ReadingSpeeds(kernels=1, float32=2, bfloat16=0.5)
+    monkeypatch.setattr(room, "reading_speeds", lambda: slower)
+    found, how = text_model(model, "auto", 40)
+    assert found is model and "the kernels take 2.00 of the time" in how
+    assert isinstance(text_model(model.bfloat16(), "auto", 40)[0], NativeText)
 
 
 def test_pytorch_reads_where_the_decoder_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

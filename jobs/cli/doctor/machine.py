@@ -12,6 +12,7 @@ import psutil
 
 from backend.compiler import CompilerError
 from backend.kernels.library import described, kernels
+from backend.kernels.speeds import reading_speeds
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
@@ -98,7 +99,9 @@ def device() -> HealthCheck:
 def native_decoder() -> HealthCheck:
     """Instructions in which models decode on this CPU; builds the kernels if they have not been."""
     try:
-        return HealthCheck("decoder", True, f"native, {described(kernels().name)}")
+        speeds, name = reading_speeds(), kernels().name
+        compared = " and ".join(speeds.compared(x)[1] for x in ("float32", "bfloat16"))
+        return HealthCheck("decoder", True, f"native, {described(name)}; of texts, {compared}")
     except CompilerError as error:
         return HealthCheck("decoder", True, f"PyTorch, slower: {error.why}", error.do)
 
