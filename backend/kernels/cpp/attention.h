@@ -53,7 +53,7 @@ class Attention {
     scores_.resize((size_t)T * G * stride_);
     score<T * G>(from, cache.blocks, keys);
     for (int q = 0; q < T * G; q++) totals[q] = weigh(&scores_[q * (size_t)stride_], rows_ + q / G);
-    constexpr int C = T * G > 4 ? 2 : 4;
+    constexpr int C = T * G > 6 ? 2 : 4;
     int at = 0;
     for (; at + C * LANES <= m_.head; at += C * LANES)
       mean_of<T, G, C>(cache.blocks, values, totals, means, at);

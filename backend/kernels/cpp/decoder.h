@@ -233,7 +233,7 @@ class Worker {
       }
   }
 
-  static constexpr int TOGETHER = REGISTER == 16 ? 12 : 4;  // queries whose sums fit registers
+  static constexpr int TOGETHER = REGISTER == 16 ? 6 : 4;  // queries whose sums fit registers
 
   const Model& m_;
   const Pass& p_;

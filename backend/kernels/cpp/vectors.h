@@ -53,7 +53,7 @@ template <class T, int N> struct Pair {
   Half lo, hi;
   Pair() : lo{}, hi{} {}
   Pair(Half low, Half high) : lo(low), hi(high) {}
-  Pair(T all) : lo(Half{} + all), hi(lo) {}
+  Pair(T all) : lo(all - Half{}), hi(lo) {}
   Pair operator-() const { return {-lo, -hi}; }
   Pair& operator+=(Pair b) { return *this = *this + b; }
   friend Pair operator+(Pair a, Pair b) { return {a.lo + b.lo, a.hi + b.hi}; }
@@ -128,7 +128,7 @@ inline void store_some(float* to, Floats v, int n) {
   store(some, v);
   for (int i = 0; i < n; i++) to[i] = some[i];
 }
-inline Floats all(float value) { return Floats{} + value; }
+inline Floats all(float value) { return value - Floats{}; }  // compilers do not leave out 0 +
 inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }  // b where one is NaN
 #if defined(__AVX512F__)  // compilers write it in two halves
 inline Words words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
