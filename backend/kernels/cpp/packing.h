@@ -7,8 +7,7 @@
 namespace {
 
 // Codes are of the format that is the number of their bits.
-// BYTES: of fewer than 8 bits, each in a byte, as they are expanded for many tokens.
-enum Format : int32_t { BF16 = 0, SPARSE_BF16 = 1, INT4 = 4, INT8 = 8, BYTES = 9, INT4_2_4 = 24 };
+enum Format : int32_t { BF16 = 0, SPARSE_BF16 = 1, INT4 = 4, INT8 = 8, INT4_2_4 = 24 };
 constexpr int LINE = 64;         // bytes of a block that are read at once
 constexpr int RUN = 32;          // inputs whose codes lie together
 constexpr int QUADS = 8;         // fours of inputs in a run

@@ -158,35 +158,34 @@ template <int R, int M> struct Tile {
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[i][r]);
   }
 
-  // Of codes of BITS bits that lie in STORED.
-  template <int BITS, int STORED> static void codes(const Product& p, int block, int token) {
+  template <int BITS> static void codes(const Product& p, int block, int token) {
     // Of a single token and block, the lines of a run are read at once, and four sums are kept side
     // by side: one would wait for itself.
     constexpr bool ALONE = R * M == 1;
     constexpr int CHAINS = ALONE ? 4 : 1;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    const size_t block_bytes = (size_t)K / RUN * STORED * LINE;
+    const size_t block_bytes = (size_t)K / RUN * BITS * LINE;
     const char* first = (const char*)m.weights + block * block_bytes;
     Floats total[M][R] = {};
     for (int g = 0; g < groups; g++) {
       Ints part[M][R][CHAINS] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
-        const char* run = first + (size_t)k / RUN * STORED * LINE;
+        const char* run = first + (size_t)k / RUN * BITS * LINE;
         const int8_t* x = &p.input.codes[(size_t)token * K + k];
         const auto read = [&](int r, int n) {
           return load<Words>(run + r * block_bytes + n * LINE);
         };
-        Words held[ALONE ? STORED : 1];
-        for (int n = 0; n < (ALONE ? STORED : 1); n++) held[n] = read(0, n);
+        Words held[ALONE ? BITS : 1];
+        for (int n = 0; n < (ALONE ? BITS : 1); n++) held[n] = read(0, n);
         for (int r = 0; r < R; r++)
-          for (int n = 0; n < STORED; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
+          for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
 #pragma GCC unroll 4
         for (int j = 0; j < QUADS; j += 2) {
           Words one[R], next[R];
           for (int r = 0; r < R; r++) {
             const auto line = [&](int n) { return ALONE ? held[n] : read(r, n); };
-            one[r] = quad<STORED>(line, j), next[r] = quad<STORED>(line, j + 1);
+            one[r] = quad<BITS>(line, j), next[r] = quad<BITS>(line, j + 1);
           }
           for (int i = 0; i < M; i++)
             for (int r = 0; r < R; r++) {
@@ -275,10 +274,8 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
   else if constexpr (F == INT4_2_4)
     Tile<R, M>::two_of_four(p, block, token);
 #endif
-  else if constexpr (F == BYTES)
-    Tile<R, M>::template codes<6, 8>(p, block, token);
   else
-    Tile<R, M>::template codes<F, F>(p, block, token);
+    Tile<R, M>::template codes<F>(p, block, token);
 }
 
 template <Format F, int M> void rows(const Product& p, int blocks, int token) {
@@ -340,7 +337,8 @@ template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
 }
 #endif
 
-// The weights of a chunk, for many tokens: of 16 bits with their zeros, of codes in bytes.
+#if HAVE_TILES
+// The weights of a chunk as tiles need them: of 16 bits with their zeros, of codes in bytes.
 template <Format F> void expand(const Matrix& m, int blocks, char* to) {
   if constexpr (F == SPARSE_BF16) {
     for (int block = 0; block < blocks; block++) {
@@ -358,48 +356,55 @@ template <Format F> void expand(const Matrix& m, int blocks, char* to) {
   }
 }
 
-// The products of a chunk, whose blocks are those of the matrix.
-template <Format F> void chunk_of(const Product& p, int blocks, int n, std::vector<char>& room) {
-  constexpr bool SPARSE = F == SPARSE_BF16, EXPANDS = F != BF16 && F < INT8;
-  constexpr Format TO = SPARSE ? BF16 : EXPANDS ? BYTES : F;
-  constexpr int FEW = SPARSE && HAVE_TILES ? 0 : 4;  // tokens
-  if (n <= FEW || !(EXPANDS || HAVE_TILES)) return chunk<F>(p, blocks, n);
+// A chunk that tiles multiply once it is expanded; false if they do not.
+template <Format F> bool chunk_by_tiles(const Product& p, int blocks, int n) {
+  constexpr bool SPARSE = F == SPARSE_BF16, CODES = !SPARSE && F != INT4_2_4;
+  if (!SPARSE && !(CODES && n > 4 && p.matrix.group % LINE == 0)) return false;
+  static thread_local std::vector<char> room;  // kept, as fresh memory costs more than a chunk
   Matrix expanded = p.matrix;
-  if constexpr (EXPANDS) {
-    room.resize((size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1));
+  if constexpr (SPARSE || (CODES && F != INT8)) {
+    const size_t size = (size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1);
+    if (room.size() < size) room.resize(size);
     expand<F>(p.matrix, blocks, room.data());
     expanded.weights = room.data();
   }
   const Product product{expanded, p.x, p.input, p.y, p.stride, p.middle};
-#if HAVE_TILES
-  if (!bits_16(F) && F != INT4_2_4 && p.matrix.group % LINE == 0)
-    return codes_by_tiles<F == INT8 ? 8 : 6>(product, blocks, n);
+  if constexpr (SPARSE)
+    chunk<BF16>(product, blocks, n);
+  else
+    codes_by_tiles<F == INT8 ? 8 : 6>(product, blocks, n);
+  return true;
+}
 #endif
-  chunk<TO>(product, blocks, n);
+
+// The products of a chunk, whose blocks are those of the matrix.
+template <Format F> void chunk_of(const Product& p, int blocks, int n) {
+#if HAVE_TILES
+  if constexpr (F != BF16)
+    if (chunk_by_tiles<F>(p, blocks, n)) return;
+#endif
+  chunk<F>(p, blocks, n);
 }
 
 // The chunk in the one of these formats that the matrix has.
-template <Format... F>
-void chunk_as(const Product& p, int blocks, int n, std::vector<char>& room) {
-  (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n, room), true)) || ...);
+template <Format... F> void chunk_as(const Product& p, int blocks, int n) {
+  (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n), true)) || ...);
 }
 
 // Computes the blocks [first, last) of y for n tokens. Chunks of them stay in the cache while all
 // tokens pass.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
-  std::vector<char> room;
   for (; first < last; first += CHUNK) {
     const int blocks = std::min(CHUNK, last - first);
     const Matrix part = rows_of(p.matrix, first);
     const Product product{part, p.x, p.input, p.y + (size_t)first * LANES, p.stride, p.middle};
-    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(product, blocks, n,
-                                                                           room);
+    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(product, blocks, n);
 #if HAVE_EXPAND
-    chunk_as<SPARSE_BF16>(product, blocks, n, room);
+    chunk_as<SPARSE_BF16>(product, blocks, n);
 #endif
 #if HAVE_VNNI
-    chunk_as<INT4_2_4>(product, blocks, n, room);
+    chunk_as<INT4_2_4>(product, blocks, n);
 #endif
   }
 }
