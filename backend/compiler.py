@@ -1,15 +1,17 @@
-"""C++ sources of this package, built for the processor at hand, once, with the compiler the system
-has."""
+"""C++ sources of this package, built once, with the compiler the system has."""
 
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -17,10 +19,15 @@ from backend.errors import SlimscopeError
 from backend.settings import settings
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-NATIVE = (
-    "-march=native",
-)  # flags that choose the instructions of this processor, or for tests others
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
 TIMEOUT_S = 300
 
 
@@ -28,10 +35,20 @@ class CompilerError(SlimscopeError):
     """C++ cannot be built here; PyTorch computes the same instead."""
 
 
-def load(source: Path, declare: Callable[[CDLL], CDLL], target: tuple[str, ...] = NATIVE) -> CDLL:
-    """The library of a C++ file and its headers, loaded into this process; built first if
-    it has not been. `declare`: gives its functions their types; may raise OSError: it is another.
-    Raises CompilerError: it is turned off, there is no compiler, or it fails."""
+class Unit(NamedTuple):
+    """A source that is compiled by itself, with flags of its own. `needed`: the library is not
+    built without it."""
+
+    name: str
+    source: str
+    flags: tuple[str, ...] = ()
+    needed: bool = True
+
+
+def load(name: str, folder: Path, units: Sequence[Unit], declare: Callable[[CDLL], CDLL]) -> CDLL:
+    """The library of some sources in a folder, loaded into this process; built first if it has not
+    been. `declare`: gives its functions their types; may raise OSError: it is another. Raises
+    CompilerError: it is turned off, there is no compiler, or it fails."""
     if not settings().native:
         raise CompilerError(
             "Native code is not used.",
@@ -39,22 +56,14 @@ def load(source: Path, declare: Callable[[CDLL], CDLL], target: tuple[str, ...] 
             "Unset it to compute faster.",
         )
     try:
-        path = _built(source, _compiler(), target)
+        path = _built(name, folder, units, _compiler())
         try:
             return declare(CDLL(str(path)))
-        except OSError:
+        except (OSError, ValueError):
             path.unlink(missing_ok=True)  # it is damaged, and built again next time
             raise
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise _failed(f"{error}.") from error
-
-
-def load_if_possible(source: Path, declare: Callable[[CDLL], CDLL]) -> CDLL | None:
-    """`load`; None where it cannot be: PyTorch computes the same there."""
-    try:
-        return load(source, declare)
-    except CompilerError:
-        return None
 
 
 @lru_cache
@@ -62,39 +71,58 @@ def kernel_version() -> str:
     """Changes with any C++ source of this package; empty where none is used."""
     if not settings().native:
         return ""
-    files = (x for x in Path(__file__).parent.rglob("*") if x.suffix in (".cpp", ".h"))
-    sources = b"\0".join(path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(sources).hexdigest()[:16]
+    return hashlib.sha256(_sources(Path(__file__).parent)).hexdigest()[:16]
 
 
-def _built(source: Path, compiler: str, target: tuple[str, ...]) -> Path:
+def _sources(folder: Path) -> bytes:
+    files = (path for path in folder.rglob("*") if path.suffix in (".cpp", ".h"))
+    return b"\0".join(path.read_bytes() for path in sorted(files))
+
+
+def _built(name: str, sources: Path, units: Sequence[Unit], compiler: str) -> Path:
     """The file of the library, in a folder that is nobody else's."""
     folder = settings().cache_dir / "native"
-    # its name changes with the source, any header of this package, the compiler and the processor
+    # its name changes with the sources, the compiler and the kind of processor
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    files = {*source.parent.glob("*.[ch]*"), *Path(__file__).parent.rglob("*.h")}
-    sources = b"".join(file.read_bytes() for file in sorted(files))
-    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
+    flags = repr((FLAGS, *units)).encode()
+    parts = (_sources(sources), version.stdout, flags, platform.machine().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = folder / f"{source.stem}-{key}.so"
+    path = folder / f"{name}-{key}.so"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     _check_private(folder)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
             part = path.with_suffix(".part")
-            line = [compiler, *FLAGS, *target, str(source), "-o", str(part)]
-            done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-            if done.returncode:
-                errors = [
-                    *(x for x in done.stderr.splitlines() if "error" in x),
-                    "It gave no reason.",
-                ]
-                raise _failed(f"{compiler} failed: {errors[0]}")
+            with TemporaryDirectory(dir=folder) as scratch:
+                work = partial(_compile, compiler, sources, Path(scratch))
+                with ThreadPoolExecutor(os.cpu_count()) as threads:
+                    objects = [x for x in threads.map(work, units) if x is not None]
+                _run([compiler, *FLAGS, *map(str, objects), "-o", str(part)])
             part.chmod(0o700)
             part.replace(path)
     _check_private(path)
     return path
+
+
+def _compile(compiler: str, sources: Path, scratch: Path, unit: Unit) -> Path | None:
+    """The object file of a unit; None if the compiler is too old for it."""
+    path = scratch / f"{unit.name}.o"
+    source = str(sources / unit.source)
+    try:
+        _run([compiler, *FLAGS, *unit.flags, "-c", source, "-o", str(path)])
+    except CompilerError:
+        if unit.needed:
+            raise
+        return None
+    return path
+
+
+def _run(line: Sequence[str]) -> None:
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+    if done.returncode:
+        errors = [*(x for x in done.stderr.splitlines() if "error" in x), "It gave no reason."]
+        raise _failed(f"{line[0]} failed: {errors[0]}")
 
 
 def _check_private(path: Path) -> None:
@@ -117,14 +145,6 @@ def _compiler() -> str:
         "There is no C++ compiler.",
         "Install one, such as g++ (Debian: apt install g++), and try again.",
     )
-
-
-def _processor() -> bytes:
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    return b"\n".join(sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))}))
 
 
 def _failed(why: str) -> CompilerError:

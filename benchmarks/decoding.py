@@ -2,7 +2,7 @@
 
     make bench-decoding
     make bench-decoding ARGS="--threads 2 --gguf model.gguf"
-    make bench-decoding ARGS="--only 'native, bf16' 'native, int4' --flags='-mavx2 -mfma'"
+    make bench-decoding ARGS="--only 'native, bf16' 'native, int4' --instructions avx2"
 
 All engines continue the same 192 tokens of the same model, in turn, round after round. Told are
 milliseconds of processor time for a token (medians; of all threads together), tokens a second by
@@ -16,7 +16,8 @@ The mix has 3 bits in gates and up projections, 6 in down projections and the he
 attention.
 
 llama.cpp needs `llama-cpp-python`, built for this processor (pip install --no-binary
-llama-cpp-python), and a GGUF file of the model, which it converts into its own formats.
+llama-cpp-python), and a GGUF file of the model, which it converts into its own formats. It runs in
+a process of its own, as it does not share matrix units with PyTorch.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from backend.compiler import NATIVE
 from backend.decoding.draft_tree import chain
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
+from backend.kernels.library import Kernels, instruction_sets, kernels
 from backend.models.blocks import all_linears, to_bfloat16
 from backend.models.loading import load
 from backend.pruning.masks import keep_mask
@@ -50,8 +51,8 @@ from backend.pruning.pattern import Pattern
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import pack_model
 from backend.text.slices import evaluation_slice
-from benchmarks.peers import llama
-from benchmarks.shared.timing import timed
+from benchmarks.peers import llama_process as peer
+from benchmarks.shared.timing import Taken, timed
 
 CONTEXT, NEW = 192, 24
 WINDOWS, WINDOW, PASS = 16, 224, 32  # tokens of a window, and of a pass over it
@@ -84,8 +85,10 @@ class Engine(Writer, Protocol):
 class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
-    def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
-        native = NativeModel(model, tuple(flags.split())) if flags else False
+    def __init__(
+        self, model: PreTrainedModel, context: Sequence[int], own: Kernels | None = None
+    ) -> None:
+        native = NativeModel(model, own) if own else False
         self._target = target = TargetModel(model, native)
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
         target.read(context, self._cache)
@@ -146,9 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", default=7, type=int)
     parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
     parser.add_argument("--only", nargs="*", help="engines, and no perplexity")
-    parser.add_argument(
-        "--flags", default=" ".join(NATIVE), help="the native decoder is built with"
-    )
+    parser.add_argument("--instructions", default="", choices=["", *instruction_sets()])
     return parser.parse_args()
 
 
@@ -196,7 +197,7 @@ def bandwidth() -> float:
 
 def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Writer]:
     """Name -> engine."""
-    model = load(chosen.model, dtype=torch.bfloat16).model
+    own, model = kernels(chosen.instructions), load(chosen.model, dtype=torch.bfloat16).model
     whole = load(chosen.model, dtype=torch.float32).model
     pruned = deepcopy(whole)
     prune(pruned, Pattern.parse("2:4"))
@@ -204,19 +205,19 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
     builders: dict[str, Callable[[], Writer]] = {
         "transformers generate, bf16": lambda: Transformers(model, context),
         "PyTorch loop, bf16": lambda: Ours(model, context),
-        "native, bf16": lambda: Ours(model, context, chosen.flags),
+        "native, bf16": lambda: Ours(model, context, own),
         **{
-            f"native, {name}": lambda bits=bits: Ours(quantized(whole, bits), context, chosen.flags)
+            f"native, {name}": lambda bits=bits: Ours(quantized(whole, bits), context, own)
             for name, bits in {**widths, "mix": MIX}.items()
         },
-        "native, int4, 2:4": lambda: Ours(quantized(pruned, 4), context, chosen.flags),
-        "native, bf16, 2:4": lambda: Ours(pruned.to(torch.bfloat16), context, chosen.flags),
+        "native, int4, 2:4": lambda: Ours(quantized(pruned, 4), context, own),
+        "native, bf16, 2:4": lambda: Ours(pruned.to(torch.bfloat16), context, own),
     }
     found = {name: build() for name, build in builders.items() if name in (chosen.only or builders)}
     if chosen.gguf:
         room = CONTEXT + NEW + max(WIDTHS) + 1
-        for name, path in llama.formats(chosen.gguf, scratch, chosen.threads):
-            found[f"llama.cpp, {name}"] = llama.Llama(path, context, room, chosen.threads)
+        for name, path in peer.formats(chosen.gguf, scratch, chosen.threads).items():
+            found[f"llama.cpp, {name}"] = peer.RemoteLlama(path, context, room, chosen.threads)
     return found
 
 
@@ -238,17 +239,23 @@ def measure(found: dict[str, Writer], rounds: int) -> dict[str, Times]:
 
 def _round(engine: Writer) -> Iterator[tuple[int, tuple[float, float]]]:
     """0 and the times of NEW tokens; n and those of a pass over n."""
-    more = timed(lambda: engine.write(7, NEW + 1))
+    more = _taken(engine, lambda: engine.write(7, NEW + 1))
     engine.rewind()
-    less = timed(lambda: engine.write(7, 1))
+    less = _taken(engine, lambda: engine.write(7, 1))
     engine.rewind()
     yield 0, (more[0] - less[0], more[1] - less[1])
     if not isinstance(engine, Engine):
         return
     for width in (1, *WIDTHS):
         tokens = list(range(7, 7 + width))
-        yield width, timed(lambda tokens=tokens: engine.logits(tokens))
+        yield width, _taken(engine, lambda tokens=tokens: engine.logits(tokens))
         engine.rewind()
+
+
+def _taken(engine: Writer, act: Callable[[], object]) -> Taken:
+    """Its time, of the process in which the engine computes."""
+    here = timed(act)
+    return engine.taken if isinstance(engine, peer.RemoteLlama) else here
 
 
 def main() -> None:

@@ -12,18 +12,16 @@ so far, including the path to the node.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend.compiler import NATIVE, CompilerError
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.decoding.native.library import library
 from backend.errors import ComputeError, ConfigError
+from backend.kernels.library import Kernels, kernels, kernels_or_none
 
 TOP_COUNTS = 64, 512  # numbers of most likely tokens tried before sorting all logits
 ChooseToken = Callable[[int, list[int]], int]  # node, tokens on its path -> next token
@@ -168,22 +166,13 @@ def draw(scores: Tensor, top_k: int, top_p: float, quantile: float) -> int:
 def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and token ids [n, ranks] of the largest logits of each row [n,
     V]."""
-    if logits.device.type == "cpu" and ranks <= TOP_COUNTS[-1] and has_library():
+    if logits.device.type == "cpu" and ranks <= TOP_COUNTS[-1] and kernels_or_none():
         return top_k(logits, ranks)
     best = logits.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
     return best.values[:, :ranks], best.indices[:, :ranks]
 
 
-@lru_cache
-def has_library() -> bool:
-    """Return True if the native decoder can be compiled and loaded."""
-    try:
-        return bool(library())
-    except CompilerError:
-        return False
-
-
-def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
+def top_k(logits: Tensor, ranks: int, instructions: Kernels | None = None) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities [n, ranks] float32, descending, and indices [n, ranks] int32 of
     the largest entries of each row of `logits` [n, v]. Among equal entries the first index comes
     first. If fewer entries are finite, the rest have index 0 and a log-probability of -inf or NaN.
@@ -201,5 +190,5 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
     values = torch.empty(rows, ranks, dtype=torch.float32)
     indices, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
     outputs = [x.data_ptr() for x in (values, indices, sums)]
-    library(target).slimscope_top_k(source.data_ptr(), rows, columns, ranks, *outputs)
+    (instructions or kernels()).top_k(source.data_ptr(), rows, columns, ranks, *outputs)
     return values - sums, indices

@@ -24,9 +24,9 @@ from backend.compiler import CompilerError
 from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.native.cache import CacheBlock, CacheBlocks, DecodingCache
 from backend.decoding.native.families import LONG, head_size, stable_context, unsupported
-from backend.decoding.native.library import BLOCK
 from backend.decoding.native.model import NativeModel, Read, Segment
 from backend.errors import ModelError
+from backend.kernels.library import BLOCK
 from backend.models.families.logits import LogitTransform
 from backend.models.kv_cache import (
     GROUPED,

@@ -1,7 +1,7 @@
 """Forward passes and greedy generation for evaluations, with the native decoder or PyTorch.
 
-On a CPU the native decoder takes half the time of PyTorch in float32, and less to generate several
-texts. Weights and inputs of products are rounded to bfloat16; sums are float32.
+The native decoder reads texts if it is faster than PyTorch on this machine (`kernels.speeds`).
+Weights and inputs of products are rounded to bfloat16; sums are float32.
 
 Sample texts are compared with those of the dense model:
 
@@ -27,6 +27,7 @@ from backend.decoding.native.model import NativeModel
 from backend.decoding.serving.loop import answers
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.target_model import TargetModel
+from backend.kernels.speeds import reading_speeds
 from backend.models.block_forward import NewBatches, after_blocks, logit_batches
 from backend.models.block_offload import is_streamed
 from backend.models.kv_cache import greedy
@@ -97,18 +98,24 @@ def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[Tex
 
     Args:
         model: model to evaluate.
-        precision: "float32" for PyTorch, "auto" for the native decoder if it supports the model.
+        precision: "float32" for PyTorch; "auto" for the native decoder if it supports the model and
+            is faster on this machine.
         length: maximum number of tokens of a text.
 
     Returns:
-        the model to run, and a description of its decoder and precision.
+        the model to run, and a description of its decoder, its precision and the reason.
     """
     in_pytorch = f"PyTorch, {str(model.dtype).removeprefix('torch.')}"
     if precision != "auto":
         return model, in_pytorch
     try:
+        if why := _obstacle(model, length):
+            raise ValueError(why)
+        faster, words = reading_speeds().compared(str(model.dtype).removeprefix("torch."))
+        if not faster:
+            return model, f"{in_pytorch}; {words} here"
         native = NativeText(model, length)
-        return native, f"native, bfloat16 ({native.instructions})"
+        return native, f"native, bfloat16 ({native.instructions}); {words} here"
     except (CompilerError, ValueError, MemoryError) as error:
         return model, f"{in_pytorch}; the native decoder cannot run: {error}"
 

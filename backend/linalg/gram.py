@@ -5,19 +5,16 @@ products that are rounded to bfloat16: H += X^T X with float32 sums, the half on
 diagonal; and tr(D H D^T), the sum of the entries of D^T D times those of H, from that half."""
 
 from collections.abc import Callable
-from ctypes import CDLL, c_double, c_int32, c_void_p
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, TypeVar
+from ctypes import addressof, c_double
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from backend.compiler import load_if_possible
 from backend.errors import ComputeError
-from backend.models.threads import parallel_map
+from backend.kernels.library import check, kernels, kernels_or_none
 
-TOKENS = 1024  # of which a panel stays in the cache
 LEAF_SIZE = 128  # size up to which LAPACK inverts directly
 LANCZOS_STEPS, MARGIN = 16, 1.05
 DEPENDENT = 1e-5  # a new direction below this share of its vector is rounding
@@ -25,61 +22,47 @@ TRIES, FACTOR = 4, 10.0
 Solved = TypeVar("Solved")
 
 
-def _declare(library: CDLL) -> CDLL:
-    pack, add, dot = (getattr(library, f"slimscope_gram_{name}") for name in ("pack", "add", "dot"))
-    for function in (pack, add, dot):
-        function.restype, function.argtypes = None, (c_void_p, c_void_p, *(c_int32,) * 4)
-    dot.restype = c_double
-    return library
-
-
-@lru_cache
-def _library() -> CDLL | None:
-    """None where it cannot be built, or PyTorch is as fast."""
-    library = load_if_possible(Path(__file__).with_name("gram.cpp"), _declare)
-    return library if library and library.slimscope_gram_panel() else None
-
-
 def is_fast(x: Tensor) -> bool:
     """Whether `add_gram` takes inputs like `x`."""
-    return x.dtype == torch.bfloat16 and x.is_cpu and _library() is not None
+    library = kernels_or_none() if x.dtype == torch.bfloat16 and x.is_cpu else None
+    return library is not None and bool(library.add_gram)
 
 
 def add_gram(H: Tensor, x: Tensor) -> None:
     """Add x^T x to H [in, in], on and above the diagonal. `x`: [tokens, in], see `is_fast`."""
-    _by_panels("add", H, x)
+    rows = _rows(H, x)
+    shape = *rows.shape, torch.get_num_threads()
+    check(kernels().add_gram(rows.data_ptr(), H.data_ptr(), *shape))
 
 
 def gram_dot(H: Tensor, x: Tensor) -> float:
     """tr(x H x^T) of x [tokens, in], see `is_fast`, and a symmetric H [in, in], of which the half
     on and above the diagonal is read."""
-    return sum(_by_panels("dot", H, x))
+    rows, total = _rows(H, x), c_double()
+    places = rows.data_ptr(), H.data_ptr(), addressof(total)
+    check(kernels().gram_dot(*places, *rows.shape, torch.get_num_threads()))
+    return total.value
 
 
-def _by_panels(function: str, H: Tensor, x: Tensor) -> list[Any]:
-    """Call a function of the library on x, some tokens at a time, and H; what it returns."""
-    library, inputs = _library(), x.shape[-1]
+def _rows(H: Tensor, x: Tensor) -> Tensor:
+    """x without gaps. Raises ValueError: the kernels do not take it, or it does not fit H."""
+    inputs = x.shape[-1]
     fits = x.dim() == 2 and H.shape == (inputs, inputs) and H.is_contiguous()
-    if library is None or not fits or (x.dtype, H.dtype) != (torch.bfloat16, torch.float32):
+    if not fits or H.dtype != torch.float32 or not is_fast(x):
         raise ValueError(f"inputs {[*x.shape]} do not fit {[*H.shape]}")
-    call: Callable[..., Any] = getattr(library, f"slimscope_gram_{function}")
-    found: list[Any] = []
-    for rows in x.split(TOKENS):
-        words, parts = packed(rows), torch.get_num_threads()
-        shapes = words.data_ptr(), H.data_ptr(), len(rows), inputs, parts
-        found += parallel_map(partial(call, *shapes), range(parts))
-    return found
+    return x.contiguous()
 
 
-def packed(x: Tensor) -> Tensor:
-    """x [tokens, in] as `tile.h` multiplies it: int32 [panels, pairs of tokens, WIDE]."""
-    library, rows, parts = _library(), x.contiguous(), torch.get_num_threads()
-    if library is None or not is_fast(x) or x.dim() != 2:
-        raise ValueError(f"{x.dtype} {[*x.shape]} cannot be packed")
-    panel = library.slimscope_gram_panel()
-    words = torch.empty(-(-x.shape[1] // panel), -(-len(x) // 2), panel, dtype=torch.int32)
-    shapes = rows.data_ptr(), words.data_ptr(), *x.shape, parts
-    parallel_map(partial(library.slimscope_gram_pack, *shapes), range(parts))
+def packed(H: Tensor) -> Tensor:
+    """A symmetric H [in, in] in bfloat16 as the right factor of a descent, its inputs padded to
+    whole panels: [panels * panel / 16, pairs of inputs, 16, 2]."""
+    if not is_fast(H) or H.dim() != 2:
+        raise ValueError(f"{H.dtype} {[*H.shape]} cannot be packed")
+    inputs, panel = len(H), kernels().panel
+    outputs, pairs = -(-inputs // panel) * panel, -(-inputs // 2)
+    whole = pad(H, (0, 2 * pairs - inputs, 0, outputs - inputs)).contiguous()
+    words = torch.empty(outputs // 16, pairs, 16, 2, dtype=torch.bfloat16)
+    kernels().pack_bf16(whole.data_ptr(), words.data_ptr(), outputs, 2 * pairs)
     return words
 
 

@@ -34,41 +34,26 @@ of D H."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from ctypes import CDLL, c_float, c_int32, c_void_p
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
 from backend.calibration.second_moments import InputStatistics
-from backend.compiler import load_if_possible
+from backend.kernels.library import Descent, check, kernels, kernels_or_none
 from backend.models.threads import parallel_map
 
 # Kinds of operations after a gradient step, see `descend`.
 SHRINK, FIXED, ROWS = 0, 1, -1
 GROUPS = (2, 4, 8, 16)
 KINDS = (SHRINK, FIXED, ROWS, *GROUPS)
-NATIVE_ROWS = 48  # whole tiles; of a layer a thread that has a core for itself takes more of them
 CHUNK_ROWS = 256  # per chunk at most, on a CPU
 L1_PENALTY = 0.03  # relative to mean(diag H) mean|W_dense|
 
 
-def _declare(library: CDLL) -> CDLL:
-    arguments = (*(c_void_p,) * 7, *(c_int32,) * 6, *(c_float,) * 2)
-    library.slimscope_descend.restype, library.slimscope_descend.argtypes = None, arguments
-    return library
-
-
-@lru_cache
-def _library() -> CDLL | None:
-    return load_if_possible(Path(__file__).with_name("descent.cpp"), _declare)
-
-
 def usable(inputs: InputStatistics, kind: int) -> bool:
     """Whether `descend` takes weights with such inputs, and this kind of step."""
-    return kind in KINDS and inputs.packed_gram is not None and _library() is not None
+    return kind in KINDS and kernels_or_none() is not None and inputs.packed_gram is not None
 
 
 def descend(
@@ -91,26 +76,21 @@ def descend(
         iterate; otherwise each row of W is the iterate with its lowest error.
 
     Raises ValueError: this is not `usable`, or does not fit."""
-    library, H, (rows, columns) = _library(), inputs.packed_gram, (len(start), len(inputs.gram))
-    if library is None or H is None or kind not in KINDS or not 0 <= steps < 2**31 - 1:
+    rows, columns = len(start), len(inputs.gram)
+    if not usable(inputs, kind) or not 0 <= steps < 2**31 - 1:
         raise ValueError(f"{steps} steps of kind {kind} are not computed here")
     alike = start.shape == dense.shape == (rows, columns) and inputs.gram.shape == (columns,) * 2
     whole = all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in (start, dense))
     if not alike or not whole or (kind in GROUPS and columns % kind):
         raise ValueError(f"{[*start.shape]} {start.dtype} and {[*dense.shape]} do not fit")
-    threads, wide = torch.get_num_threads(), H.shape[0] * H.shape[2]
-    rooms, taken = torch.empty(threads, 4, NATIVE_ROWS, wide), torch.zeros(1, dtype=torch.int32)
-    W, errors = torch.empty_like(start), torch.empty(3, rows)
+    H, W, errors = inputs.packed_gram, torch.empty_like(start), torch.empty(3, rows)
+    assert H is not None  # it is usable
     size = 1 / inputs.largest_eigenvalue if inputs.largest_eigenvalue > 0 else 0.0
-    shared, steps = (start, dense, H, W, errors), steps if size else 0
     keep = 0 if kind == SHRINK else int(amount)
-
-    def work(room: Tensor) -> None:
-        places = map(Tensor.data_ptr, (*shared, room, taken))
-        shape = rows, columns, NATIVE_ROWS, steps, kind, keep
-        library.slimscope_descend(*places, *shape, size, amount * size)
-
-    parallel_map(work, [*rooms])
+    places = map(Tensor.data_ptr, (start, dense, H, W, errors))
+    shape = rows, columns, steps if size else 0, kind, keep
+    task = Descent(*places, *shape, size, amount * size)
+    check(kernels().descend(task, torch.get_num_threads()))
     return W, errors[:2]
 
 

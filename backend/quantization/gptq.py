@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
+from backend.kernels.rounding import gptq_columns, usable
 from backend.models.threads import parallel_map
 from backend.quantization.grid import QuantGrid, split_zero, stacked
-from backend.quantization.native.kernels import gptq_columns, usable
 from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer

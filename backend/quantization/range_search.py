@@ -26,6 +26,7 @@ text, because the frequencies of tokens are not known.
 import torch
 from torch import Tensor
 
+from backend.kernels.rounding import grid_errors, usable
 from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import (
@@ -35,7 +36,6 @@ from backend.quantization.grid import (
     minmax_grid,
     unclipped_codes_,
 )
-from backend.quantization.native.kernels import grid_errors, usable
 from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 

@@ -1,4 +1,4 @@
-"""Decoder blocks in the layout of `cpp/decoder.cpp`, and passes through them."""
+"""Decoder blocks in the layout of `kernels/cpp/decoder.h`, and passes through them."""
 
 import ctypes
 import threading
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from backend.compiler import NATIVE
-from backend.decoding.native import library as c
 from backend.decoding.native.cache import CacheBlock, CacheBlocks, NativeCache
 from backend.decoding.native.families import (
     ACTIVATIONS,
@@ -26,8 +24,9 @@ from backend.decoding.native.families import (
     stable_context,
     window_of,
 )
-from backend.decoding.native.library import instructions, library
 from backend.decoding.native.weights import WeightLayout
+from backend.kernels import library as c
+from backend.kernels.library import Kernels, kernels
 
 MOST_ROWS = 2**24  # of a cache
 
@@ -39,6 +38,7 @@ class NativeBlocks:
     Args:
         model: supported by the decoder (`families.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
+        instructions: kernels that compute the passes; None: the best.
         rounded: weights that are not packed are rounded to 8 bits.
         sparse: zeros are left out where that pays for a few tokens; it does not for many.
     """
@@ -47,13 +47,13 @@ class NativeBlocks:
         self,
         model: PreTrainedModel,
         blocks: Iterable[nn.Module],
-        target: tuple[str, ...] = NATIVE,
+        instructions: Kernels | None = None,
         rounded: bool = False,
         sparse: bool = True,
     ) -> None:
-        self._library = library(target)
-        self.instructions = instructions(target)
-        self.layout = WeightLayout(self._library, rounded, sparse)
+        self._kernels = instructions or kernels()
+        self.instructions = self._kernels.title
+        self.layout = WeightLayout(self._kernels, rounded, sparse)
         self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb
@@ -91,8 +91,7 @@ class NativeBlocks:
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function on these blocks; `MemoryError`: it ran out of memory or threads."""
-        if getattr(self._library, function)(self.structure, *arguments):
-            raise MemoryError("The native decoder ran out of memory or threads.")
+        c.check(getattr(self._kernels, function)(self.structure, *arguments))
 
     def new_blocks(self) -> CacheBlocks:
         """Counts the blocks of some caches."""
@@ -177,7 +176,7 @@ class NativeBlocks:
         task.tokens, task.sequences, task.threads = tokens, len(caches), torch.get_num_threads()
         task.starts, task.visible = ctypes.addressof(begins), ctypes.addressof(shown)
         task.hidden, task.positions = hidden.data_ptr(), ctypes.addressof(places)
-        self.call("slimscope_forward", task)
+        self.call("forward", task)
         return hidden
 
     def relay(self, index: int, block: Any, changed: Collection[nn.Module]) -> None:

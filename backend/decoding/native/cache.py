@@ -10,8 +10,8 @@ from weakref import WeakSet
 
 import torch
 
-from backend.decoding.native import library as c
-from backend.decoding.native.library import BLOCK
+from backend.kernels import library as c
+from backend.kernels.library import BLOCK
 from backend.models.kv_cache import PreallocatedCache
 
 
@@ -53,8 +53,8 @@ class CacheBlocks:
 
 
 class NativeCache:
-    """Keys and values of one sequence, of at most `capacity` tokens. `call`: calls a function of
-    the library on the model. `held`: the beginning of another cache, shared with it."""
+    """Keys and values of one sequence, of at most `capacity` tokens. `call`: calls a kernel
+    on the model. `held`: the beginning of another cache, shared with it."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class NativeCache:
             raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
         self._own(start, start + len(chosen))
         rows = (ctypes.c_int32 * len(chosen))(*chosen)
-        self.call("slimscope_keep", self.structure, start, rows, len(chosen))
+        self.call("keep", self.structure, start, rows, len(chosen))
 
     def rewind(self, length: int) -> None:
         """Drop all rows from `length` on."""

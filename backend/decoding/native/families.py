@@ -17,7 +17,7 @@ FAMILIES = {  # model type -> the class of its language models
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}  # as `cpp/model.h` numbers them
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}  # as `kernels/cpp/decoder.h` numbers them
 LONG, FAR = "longrope", 10**9
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn", LONG)  # up to `stable_context`
 PARTIAL = "phi3"  # rotates a part of each head, where its config says so

@@ -1,4 +1,4 @@
-"""A transformers model in the layout of `cpp/decoder.cpp`.
+"""A transformers model in the layout of `kernels/cpp/decoder.h`.
 
 Where the blocks are packed, the inputs of products are rounded to 8 bits, and a head that is not
 quantized is, too (ours, as llama.cpp does); see docs/decoding.md.
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.compiler import NATIVE, CompilerError
+from backend.compiler import CompilerError
 from backend.decoding.draft_tree import Tree
-from backend.decoding.native import library as c
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.families import FAMILIES, LANES, embedding_scale, unsupported
-from backend.decoding.native.library import library
 from backend.decoding.native.weights import HEAD_GROUP
+from backend.kernels import library as c
+from backend.kernels.library import Kernels, kernels
 from backend.models.blocks import decoder_blocks, resolve_dtype
 from backend.models.families.logits import LogitTransform
 from backend.quantization.packed_linear import has_codes
@@ -38,7 +38,7 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
     """
     if precision == "auto" and device.type == "cpu" and architecture in FAMILIES.values():
         with suppress(CompilerError):
-            library()
+            kernels()
             return "bfloat16"
     return resolve_dtype(precision, device)
 
@@ -48,7 +48,7 @@ def obstacle(model: PreTrainedModel) -> str:
     if why := unsupported(model):
         return f"The native decoder does not run this model: {why}."
     try:
-        library()
+        kernels()
     except CompilerError as error:
         return str(error)
     return ""
@@ -65,13 +65,13 @@ class Segment(NamedTuple):
 
 
 class NativeModel(NativeBlocks):
-    """A model whose passes `cpp/decoder.cpp` computes. `model`: for which `families.unsupported` is
+    """A model whose passes the kernels compute. `model`: for which `families.unsupported` is
     empty; its embeddings are read in place."""
 
     def __init__(
-        self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE, sparse: bool = True
+        self, model: PreTrainedModel, instructions: Kernels | None = None, sparse: bool = True
     ) -> None:
-        super().__init__(model, decoder_blocks(model), target, sparse=sparse)
+        super().__init__(model, decoder_blocks(model), instructions, sparse=sparse)
         inner: Any = model.base_model
         source: Any = inner.get_input_embeddings()
         self.structure.embedding_scale = embedding_scale(source)
@@ -158,8 +158,7 @@ class NativeModel(NativeBlocks):
         self.require(states.shape, (len(states), self.width))
         raw = torch.empty(len(states), self._outputs, dtype=torch.float32)
         places = s.read_out, states.data_ptr(), raw.data_ptr(), len(states)
-        if self._library.slimscope_linear(*places, torch.get_num_threads()):
-            raise MemoryError("The native decoder ran out of memory or threads.")
+        c.check(self._kernels.linear(*places, torch.get_num_threads()))
         return LogitTransform(s.logit_scale, s.logit_cap)(raw[:, : self.vocabulary])
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:

@@ -1,7 +1,6 @@
-"""Weights in the layout of `cpp/matrix.h`, and linear layers whose products `cpp/products.h`
-computes."""
+"""Weights in the layout of `kernels/cpp/interface.h`, and linear layers whose products the kernels
+compute."""
 
-import ctypes
 import math
 import weakref
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from backend.compiler import NATIVE
-from backend.decoding.native import library as c
 from backend.decoding.native.families import LANES
-from backend.decoding.native.library import library
+from backend.kernels import library as c
+from backend.kernels.library import Kernels, kernels
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.packed_linear import RUN, PackedLinear, has_codes
 
@@ -33,12 +31,12 @@ class WeightLayout:
     `rounded`: linears that are not packed are rounded to 8 bits. `sparse`: the zeros of pruned
     linears are left out."""
 
-    def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
-        self._library, self._rounded, self._sparse = library, rounded, sparse
+    def __init__(self, kernels: Kernels, rounded: bool = False, sparse: bool = True) -> None:
+        self._kernels, self._rounded, self._sparse = kernels, rounded, sparse
         self._kept: dict[int, Tensor] = {}  # by address
         self._parts: set[int] = set()  # addresses of the parts of matrices
-        library.slimscope_acquire_threads()
-        weakref.finalize(self, library.slimscope_release_threads)
+        kernels.library.slimscope_acquire_threads()
+        weakref.finalize(self, kernels.library.slimscope_release_threads)
 
     @property
     def size(self) -> int:
@@ -84,7 +82,7 @@ class WeightLayout:
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
-        self._library.slimscope_pack_bf16(weight.data_ptr(), layout.data_ptr(), outputs, inputs)
+        self._kernels.pack_bf16(weight.data_ptr(), layout.data_ptr(), outputs, inputs)
         matrix = c.Matrix(BFLOAT16, padded, inputs, inputs, bias=self._bias(linears, padded))
         if not (self._sparse and self._leave_out_zeros(matrix, layout)):
             matrix.weights = self._part(layout)
@@ -92,7 +90,7 @@ class WeightLayout:
 
     def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
         """Let the matrix point to its weights without zeros; False if that would not pay."""
-        if not self._library.slimscope_supports(SPARSE_BFLOAT16):
+        if not self._kernels.sparse:
             return False
         if int(layout.count_nonzero()) > (1 - SPARSE_FROM) * layout.numel():
             return False
@@ -100,7 +98,7 @@ class WeightLayout:
         starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
         kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
         places = map(Tensor.data_ptr, (layout, masks, starts, kept))
-        size = self._library.slimscope_leave_out_zeros(*places, matrix.outputs, matrix.inputs)
+        size = self._kernels.leave_out_zeros(*places, matrix.outputs, matrix.inputs)
         matrix.format = SPARSE_BFLOAT16
         matrix.masks, matrix.starts = self._part(masks), self._part(starts)
         matrix.weights = self._part(kept[: size + LINE].clone())  # of the last, a line is read
@@ -133,7 +131,7 @@ class WeightLayout:
         if zero.any() or not self._two_of_four(matrix, codes):
             layout = torch.empty(codes.numel() * bits // 8, dtype=torch.uint8)
             places = codes.data_ptr(), layout.data_ptr(), *codes.shape, bits
-            self._library.slimscope_pack_codes(*places)
+            self._kernels.pack_codes(*places)
             matrix.weights = self._part(layout)
             if zero.any():
                 matrix.zeros = self._part(_blocks(zero.T.bfloat16()))
@@ -142,13 +140,13 @@ class WeightLayout:
     def _two_of_four(self, matrix: c.Matrix, codes: Tensor) -> bool:
         """Let the matrix point to two codes of every four, in 3 bits a weight; False if the others
         are not 0, or all codes in 2 bits are fewer bytes."""
-        bits, usable = matrix.format, self._library.slimscope_supports(INT4_2_4)
+        bits, usable = matrix.format, self._kernels.two_of_four
         if not (self._sparse and usable and bits in (3, 4)):
             return False
         moved = codes + (8 - 2 ** (bits - 1))
         layout = torch.empty(codes.numel() * 3 // 8, dtype=torch.uint8)
         places = moved.data_ptr(), layout.data_ptr(), *codes.shape
-        if not self._library.slimscope_pack_int4_2_4(*places):
+        if not self._kernels.pack_2_4(*places):
             return False
         matrix.format, matrix.weights = INT4_2_4, self._part(layout)
         return True
@@ -209,7 +207,7 @@ class NativeLinear(nn.Module):
     `LANES`.
 
     Args:
-        target: compiler flags that choose the instructions.
+        instructions: kernels that multiply; None: the best.
         rounded: an `nn.Linear` is rounded to 8 bits.
         sparse: zeros are left out where that pays; the attribute says where they are.
     """
@@ -217,13 +215,13 @@ class NativeLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear | PackedLinear,
-        target: tuple[str, ...] = NATIVE,
+        instructions: Kernels | None = None,
         rounded: bool = False,
         sparse: bool = True,
     ) -> None:
         super().__init__()
-        self._library = library(target)
-        self._layout = WeightLayout(self._library, rounded, sparse)
+        self._kernels = instructions or kernels()
+        self._layout = WeightLayout(self._kernels, rounded, sparse)
         self._matrix = self._layout.matrix(linear)
         self.out_features = linear.out_features
         self.sparse = self._matrix.format in SPARSE
@@ -236,6 +234,5 @@ class NativeLinear(nn.Module):
         y = torch.empty(len(rows), self._matrix.outputs, dtype=torch.float32)
         threads = torch.get_num_threads() if self._large else 1
         places = self._matrix, rows.data_ptr(), y.data_ptr()
-        if self._library.slimscope_linear(*places, len(rows), threads):
-            raise MemoryError("The native decoder ran out of memory or threads.")
+        c.check(self._kernels.linear(*places, len(rows), threads))
         return y[:, : self.out_features].view(*x.shape[:-1], -1)

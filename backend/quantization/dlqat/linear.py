@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from backend.kernels.rounding import HALF, RoundedRows, usable
 from backend.models.threads import parallel_map
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
-from backend.quantization.native.kernels import HALF, RoundedRows, usable
 from backend.quantization.range_search import group_sums
 
 REFERENCE_RMS = 0.14  # close to SmolLM2-135M's (0.19), on which learning rates were tuned

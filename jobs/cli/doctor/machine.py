@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from backend.compiler import CompilerError
-from backend.decoding.native.library import instructions
+from backend.kernels.library import described, kernels
+from backend.kernels.speeds import reading_speeds
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalog import entries
 from backend.printable import readable_bytes
@@ -107,9 +108,11 @@ def device() -> HealthCheck:
 
 
 def native_decoder() -> HealthCheck:
-    """Check that the native decoder works on this CPU; builds it if necessary."""
+    """Report the instruction set of the kernels on this CPU; builds them if necessary."""
     try:
-        return HealthCheck("decoder", True, f"native ({instructions()})")
+        speeds, name = reading_speeds(), kernels().name
+        compared = " and ".join(speeds.compared(x)[1] for x in ("float32", "bfloat16"))
+        return HealthCheck("decoder", True, f"native, {described(name)}; of texts, {compared}")
     except CompilerError as error:
         return HealthCheck("decoder", True, f"PyTorch, slower: {error.why}", error.do)
 

@@ -6,7 +6,8 @@
 #include <random>
 #include <thread>
 
-#include "decoder.cpp"
+#include "decoder.h"
+#include "threads.cpp"
 
 namespace {
 
@@ -34,7 +35,7 @@ struct Weights {
         const float value = uniform(chance) / 8;
         halves.push_back(load<uint32_t>(&value) >> 16), number = widen(halves.back());
       }
-      slimscope_pack_bf16(halves.data(), (bf16*)packed.data(), outputs, inputs);
+      pack_bf16(halves.data(), (bf16*)packed.data(), outputs, inputs);
     } else {
       const int levels = 1 << format, groups = inputs / group;
       for (int i = 0; i < outputs * groups; i++) scales.push_back(0x3c00 + chance() % 128);
@@ -44,7 +45,7 @@ struct Weights {
           const int place = (n / LANES * groups + k / group) * LANES + n % LANES;
           numbers[n * inputs + k] = (codes.back() - levels / 2) * (double)widen(scales[place]);
         }
-      slimscope_pack_codes(codes.data(), packed.data(), outputs, inputs, format);
+      pack_codes(codes.data(), packed.data(), outputs, inputs, format);
     }
     matrix.weights = packed.data(), matrix.scales = scales.data();
   }
@@ -73,7 +74,7 @@ void check_products(Format format, int threads) {
     for (auto& value : x) value = uniform(chance);
     for (int k = 0; k < 64; k++) x[k] = chance() % 2 ? 3 : -3;  // the largest sums there are
     const std::vector<double> exact = rounded(x, weights.matrix);
-    require(!slimscope_linear(&weights.matrix, x.data(), y.data(), n, threads), "a return value");
+    require(!linear(&weights.matrix, x.data(), y.data(), n, threads), "a return value");
     for (int i = 0; i < n; i++)
       for (int o = 0; o < outputs; o++) {
         double sum = 0, size = 0;
@@ -123,7 +124,7 @@ std::vector<float> logits(const Model& model, int threads, int each) {
                     wanted.data(),
                     hidden.data(),
                     &found[start * WORDS]};
-    require(!slimscope_forward(&model, &pass), "a pass");
+    require(!forward(&model, &pass), "a pass");
     if ((int)wanted.size() > each)
       require(other.length == LENGTH, "the last token of the second sequence");
   }
@@ -160,8 +161,13 @@ void check_passes() {
 }  // namespace
 
 int main() {
+#if defined(__ARM_FEATURE_DOTPROD)
+  const char* NAME = "NEON with dot products";
+#else
+  const char* NAME = HAVE_BF16 ? "BF16" : "NEON";
+#endif
   for (int format : {0, 2, 3, 4, 5, 6, 8})  // bfloat16, and bits of codes
     for (int threads : {1, 3}) check_products((Format)format, threads);
   check_passes();
-  std::printf("%s: as expected\n", slimscope_instructions());
+  std::printf("%s: as expected\n", NAME);
 }

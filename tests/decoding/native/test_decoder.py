@@ -24,19 +24,22 @@ from transformers import (
 )
 
 from backend import compiler
-from backend.compiler import NATIVE, CompilerError
+from backend.compiler import CompilerError
 from backend.decoding.draft_tree import NoDraft, PromptLookup, Tree
-from backend.decoding.native import library, weights
+from backend.decoding.native import weights
 from backend.decoding.native.families import unsupported
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.weights import WIDTHS, NativeLinear
 from backend.decoding.serving.loop import decode
 from backend.decoding.target_model import TargetModel
+from backend.kernels import library
+from backend.kernels.library import kernels
 from backend.models.blocks import block_linears
 from backend.models.loading import load
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear, pack_model
+from tests.kernels.sets import VARIANTS, kernel_set
 
 SIZES = {
     "vocab_size": 203,
@@ -93,7 +96,6 @@ FAMILIES: dict[str, PretrainedConfig] = {
         **SIZES, pad_token_id=0, original_max_position_embeddings=64, rope_parameters=LONG
     ),
 }
-VARIANTS = {"this processor": NATIVE, "AVX2": ("-mavx2", "-mfma"), "plain": ()}
 TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
 
 
@@ -131,7 +133,7 @@ def test_logits_are_nearer_to_float32_than_pytorch(model: PreTrainedModel, varia
     assert unsupported(model) == ""
     if variant == "AVX2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         pytest.skip("this processor has no AVX2")
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40)
+    native, ids = NativeModel(model, kernel_set(variant)), tokens(model, 40)
     bfloat16 = model(input_ids=ids[None]).logits[0]
     exact = model.float()(input_ids=ids[None]).logits[0]
     cache = native.new_cache(64)
@@ -185,7 +187,7 @@ def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type:
         layers[name] = layer = QuantizedWeight(grid, grid.codes(weight).byte())
         exact.get_submodule(name).weight.data = layer.dense()
     assert pack_model(model, layers) == []
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
+    native, ids = NativeModel(model, kernel_set(variant)), tokens(model, 12)
     bits_of = {name: layer.grid.bits for name, layer in layers.items()}
     for block, layer in zip(range(3), native.structure.layer, strict=False):
         names = [f"model.layers.{block}.self_attn.{x}_proj" for x in ("q", "k", "v", "o")]
@@ -211,7 +213,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
 
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
 def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
-    if not library.library().slimscope_supports(weights.SPARSE_BFLOAT16):
+    if not kernels().sparse:
         pytest.skip("this processor has no VBMI2")
     torch.manual_seed(0)
     linear = nn.Linear(192, 80, dtype=torch.bfloat16)
@@ -226,7 +228,7 @@ def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor
 
 @pytest.mark.parametrize("group", [32, 64, 192])
 def test_two_of_four_codes_give_the_product_of_all(group: int) -> None:
-    if not library.library().slimscope_supports(weights.INT4_2_4):
+    if not kernels().two_of_four:
         pytest.skip("this processor has no VNNI")
     torch.manual_seed(0)
     weight = torch.randn(80, 192)
@@ -262,7 +264,7 @@ def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
     native, ids = NativeModel(model), tokens(model, 24)
     layer = native.structure.layer[1]
     matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
-    sparse = bool(library.library().slimscope_supports(weights.SPARSE_BFLOAT16))
+    sparse = bool(kernels().sparse)
     assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
     assert native.structure.read_out.format not in weights.SPARSE
     _, logits = native.forward(ids, native.new_cache(24), read_out=24)
@@ -283,7 +285,7 @@ def test_a_matrix_with_few_zeros_stays_dense() -> None:
 def test_a_token_has_the_same_logits_in_a_pass_over_any_number(variant: str, name: str) -> None:
     """So drafts change no text, in bfloat16 as little as in float32."""
     model = built(FAMILIES[name])
-    native, ids, found = NativeModel(model, VARIANTS[variant]), tokens(model, 24), []
+    native, ids, found = NativeModel(model, kernel_set(variant)), tokens(model, 24), []
     for number in (1, 2, 3, 5, 8, 24):
         cache = native.new_cache(24)
         found.append(
@@ -331,16 +333,22 @@ def library_file() -> str:
     return library.library()._name
 
 
+def forget_library() -> None:
+    """Have it loaded again."""
+    for cached in (library.library, library.kernels, library.kernels_or_none):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing has been built yet."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
     compiler.settings.cache_clear()
-    library.library.cache_clear()
+    forget_library()
     yield tmp_path
     monkeypatch.undo()
     compiler.settings.cache_clear()
-    library.library.cache_clear()
+    forget_library()
 
 
 def test_without_a_compiler_pytorch_decodes_and_says_why(
@@ -394,7 +402,7 @@ def test_code_others_could_have_put_there_is_not_loaded(
         (path,) = no_cache.glob(pattern)
         assert path.stat().st_mode & 0o077 == 0
         path.chmod(0o777)
-        library.library.cache_clear()
+        forget_library()
         with pytest.raises(CompilerError, match="Other users can write"):
             library.library()
         path.chmod(0o700)

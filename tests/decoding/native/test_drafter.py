@@ -17,7 +17,8 @@ from backend.drafters.config import ARMS, DrafterConfig
 from backend.drafters.generate import TreeProposer
 from backend.drafters.registry import build_drafter
 from backend.quantization.packed_linear import PackedLinear
-from tests.decoding.native.test_decoder import VARIANTS, distance
+from tests.decoding.native.test_decoder import distance
+from tests.kernels.sets import VARIANTS, kernel_set
 
 CONFIG = LlamaConfig(
     vocab_size=203,
@@ -85,7 +86,7 @@ def test_a_linear_of_any_number_of_rows_and_outputs(variant: str) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(96, 75)
     for rounded in (False, True):
-        native = NativeLinear(linear, VARIANTS[variant], rounded)
+        native = NativeLinear(linear, kernel_set(variant), rounded)
         for shape in ((96,), (1, 96), (3, 7, 96)):
             x = torch.randn(shape)
             with torch.no_grad():
@@ -99,13 +100,13 @@ def test_the_likeliest_are_those_of_topk(variant: str) -> None:
     torch.manual_seed(0)
     for rows, columns, ranks in ((1, 5, 5), (3, 75, 8), (4, 1024, 1), (2, 4096, 10)):
         logits = 5 * torch.randn(rows, columns)
-        values, places = top_k(logits, ranks, VARIANTS[variant])
+        values, places = top_k(logits, ranks, kernel_set(variant))
         best = logits.log_softmax(-1).topk(ranks)
         torch.testing.assert_close(values, best.values, rtol=1e-4, atol=1e-4)
         assert places.tolist() == best.indices.tolist()
-    assert top_k(torch.zeros(1, 40), 3, VARIANTS[variant])[1].tolist() == [[0, 1, 2]]
+    assert top_k(torch.zeros(1, 40), 3, kernel_set(variant))[1].tolist() == [[0, 1, 2]]
     few = torch.full((2, 40), -torch.inf)
     few[0, 7], few[1] = 1.0, torch.nan
-    values, places = top_k(few, 3, VARIANTS[variant])
+    values, places = top_k(few, 3, kernel_set(variant))
     assert places.tolist() == [[7, 0, 0], [0, 0, 0]]  # places of the row, whatever is in it
     assert values[0].tolist() == [0.0, -torch.inf, -torch.inf] and values[1].isnan().all()

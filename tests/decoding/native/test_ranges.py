@@ -13,14 +13,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
-from backend.compiler import CompilerError
 from backend.decoding.acceptance import top_k
 from backend.decoding.draft_tree import chain
-from backend.decoding.native import library as structures
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.library import Pass, library
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.weights import WIDTHS, NativeLinear
+from backend.kernels import library as structures
+from backend.kernels.library import Pass, library
 from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load
 from backend.models.sources.gguf import convert
@@ -239,13 +238,11 @@ def test_models_from_files_are_read(current: Settings) -> None:
 
 def test_a_library_with_other_structures_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = (*structures.Cache._fields_, ("more", ctypes.c_int64))
-    monkeypatch.setattr(
-        structures, "Cache", type("Cache", (ctypes.Structure,), {"_fields_": fields})
-    )
-    library.cache_clear()
-    with pytest.raises(CompilerError, match="a Cache is 16 in the library, and 24 here"):
-        library()
-    library.cache_clear()
+    larger = type("Cache", (ctypes.Structure,), {"_fields_": fields})
+    others = [larger if x is structures.Cache else x for x in structures.STRUCTURES]
+    monkeypatch.setattr(structures, "STRUCTURES", others)
+    with pytest.raises(OSError, match="a Cache is 16 in the library, 24 here"):
+        structures.Kernels(library(), "plain")
 
 
 def starved() -> str:

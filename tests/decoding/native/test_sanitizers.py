@@ -22,9 +22,9 @@ REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further bui
 OUT_OF_RANGE = """
 import ctypes
 from tests.decoding.native import conftest
-from backend.decoding.native.library import library
+from backend.kernels.library import kernels
 x, y = (ctypes.c_float * 2048)(), (ctypes.c_float * 64)()
-library().slimscope_top_k(x, 3, 1024, 1, *(ctypes.addressof(y) for _ in range(3)))
+kernels().top_k(x, 3, 1024, 1, *(ctypes.addressof(y) for _ in range(3)))
 """
 
 

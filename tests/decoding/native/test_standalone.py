@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.library import SOURCES
+from backend.kernels.library import SOURCES
 
 SOURCE = Path(__file__).with_name("standalone.cpp")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=fast", "-pthread")

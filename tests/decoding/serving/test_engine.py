@@ -14,7 +14,6 @@ from torch import Tensor
 
 from backend.decoding.acceptance import Sampling
 from backend.decoding.draft_tree import DraftTokens
-from backend.decoding.native.library import BLOCK
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving import loop
 from backend.decoding.serving.engine import ServingEngine
@@ -22,6 +21,7 @@ from backend.decoding.serving.loop import RequestQueue
 from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
 from backend.errors import ConfigError, OverloadError
+from backend.kernels.library import BLOCK
 from backend.models.loading import load
 from tests.decoding.serving.conftest import alone, ask, prompt_of, target_of
 

@@ -19,9 +19,10 @@ from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.serving.speculation import SequenceDrafter, Speculation
 from backend.drafters.generate import TreeProposer
-from tests.decoding.native.test_decoder import FAMILIES, VARIANTS, built, tokens
+from tests.decoding.native.test_decoder import FAMILIES, built, tokens
 from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
 from tests.drafters.toys import drafter_of
+from tests.kernels.sets import VARIANTS, kernel_set
 
 TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
 SAMPLINGS = (
@@ -110,7 +111,7 @@ def test_texts_do_not_depend_on_the_batch(
 def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> None:
     """Bit for bit, for a token, a tree and parts of prompts with different logits."""
     model = built(FAMILIES[name])
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 60)
+    native, ids = NativeModel(model, kernel_set(variant)), tokens(model, 60)
     kinds = [
         (3, 1, None, 1),
         (20, 7, TREE, 7),

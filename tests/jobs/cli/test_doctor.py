@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.decoding.native.library import library
+from backend.kernels.library import library
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR

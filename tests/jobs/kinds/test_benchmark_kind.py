@@ -138,7 +138,7 @@ def test_auto_decodes_natively_without_bfloat16_too(
     def broken(*_: object) -> None:
         raise CompilerError("no compiler")
 
-    monkeypatch.setattr(native, "library", broken)
+    monkeypatch.setattr(native, "kernels", broken)
     assert decoding_dtype("auto", cpu, "LlamaForCausalLM") == "float32"
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from starlette.applications import Starlette
 from torch import Tensor
 
-from backend.decoding.native import library
 from backend.errors import ConfigError, ForbiddenError
+from backend.kernels import library
 from backend.live.address import WORKBENCH
 from backend.models.sources.catalog import inspect
 from backend.queue.actor import Actor
@@ -237,10 +237,14 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
     """Disable the native decoder, as if it could not be compiled."""
     given(NATIVE="false")
     library.library.cache_clear()
+    library.kernels.cache_clear()
+    library.kernels_or_none.cache_clear()
     yield
     monkeypatch.undo()
     settings.cache_clear()
     library.library.cache_clear()
+    library.kernels.cache_clear()
+    library.kernels_or_none.cache_clear()
 
 
 def test_without_a_compiler_pytorch_is_used(no_decoder: None) -> None:

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "dots.h"
-#include "matrix.h"
+#include "tiles.h"
 
 namespace {
 
@@ -24,10 +24,6 @@ struct Input {
     halves.resize(size), codes.resize(size), scales.resize(size / LANES), sums.resize(size / LANES);
   }
 };
-
-void round_to(const float* from, int size, bf16* to) {
-  for (int i = 0; i < size; i += LANES) store(to + i, narrow(load<Floats>(from + i)));
-}
 
 // Whether what was prepared for one matrix also suits another with as many inputs.
 inline bool same_input(const Matrix& a, const Matrix& b) {
@@ -63,62 +59,47 @@ void prepare(const Matrix& m, const float* x, int token, Input& to) {
   }
 }
 
+// A matrix from a block on.
+Matrix rows_of(Matrix m, int block) {
+  const size_t run = m.format == INT4_2_4 ? RUN_2_4
+                     : m.format == BF16   ? 16 * LINE
+                                          : m.format * LINE;
+  const size_t groups = (size_t)block * (m.inputs / m.group) * LANES;
+  if (m.format == SPARSE_BF16)
+    m.masks += (size_t)block * (m.inputs / 2), m.starts += block;
+  else
+    m.weights = (const char*)m.weights + block * (m.inputs * run / RUN);
+  if (m.scales) m.scales += groups;
+  if (m.zeros) m.zeros += groups;
+  if (m.bias) m.bias += block * LANES;
+  return m;
+}
+
+// The zero-point of codes, where `zeros` is 0.
+inline float middle_of(int format) { return format > 1 && format <= 8 ? 1 << (format - 1) : 0; }
+
 struct Product {
   const Matrix& matrix;
-  const float* x;  // [n, inputs], as it was
+  const float* x;  // [n, inputs], not rounded
   const Input& input;
   float* y;  // [n, stride]
   int stride;
+  float middle = middle_of(matrix.format);
 
+  // The row of a token for weights of 16 bits.
+  const Entry* row(int token) const {
+#if HAVE_BF16
+    return &input.halves[(size_t)token * matrix.inputs];
+#else
+    return x + (size_t)token * matrix.inputs;
+#endif
+  }
   void store_block(int block, int token, Floats total) const {
     const int output = block * LANES;
     if (matrix.bias) total += load<Floats>(matrix.bias + output);
     store(y + (size_t)token * stride + output, total);
   }
 };
-
-// With BF16 (an AMD EPYC) one stream through memory is read fastest, by itself; without (an Intel
-// Xeon) four, told beforehand what comes next. Both were measured.
-constexpr bool MANY_STREAMS = !HAVE_BF16;
-template <int AHEAD> inline void prefetch(const void* from) {
-  if (MANY_STREAMS) __builtin_prefetch((const char*)from + AHEAD);
-}
-
-// The lines of a block of 16-bit weights, which have to be read in their order.
-template <Format F> class Lines {
- public:
-  void open(const Matrix& m, int block) {
-    from_ = (const char*)m.weights + (size_t)block * m.inputs / 2 * LINE;
-  }
-  Words read(int line) {
-    const char* here = from_ + (size_t)line * LINE;
-    prefetch<1024>(here);
-    return load<Words>(here);
-  }
-
- private:
-  const char* from_;
-};
-
-#if HAVE_EXPAND
-template <> class Lines<SPARSE_BF16> {
- public:
-  void open(const Matrix& m, int block) {
-    from_ = (const char*)m.weights + m.starts[block];
-    masks_ = m.masks + (size_t)block * (m.inputs / 2);
-  }
-  Words read(int line) {
-    const __m512i kept = _mm512_loadu_si512(from_);
-    prefetch<512>(from_), prefetch<64>(masks_ + line);
-    from_ += 2 * __builtin_popcount(masks_[line]);
-    return (Words)_mm512_maskz_expand_epi16(masks_[line], kept);
-  }
-
- private:
-  const char* from_;
-  const uint32_t* masks_;
-};
-#endif
 
 // The codes of quad j of a run, of whose lines line(n) is the n-th.
 template <int BITS, class Line> inline Words quad(Line line, int j) {
@@ -142,41 +123,41 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
   }
 }
 
+// sum over k of scale (code[k] - zero) x[k] of a group: codes are 0 and above, so the zero-point
+// comes off with the sum of the inputs.
+template <int BITS> class Group {
+ public:
+  Group(const Product& p, int block, int g) : g_(g), groups_(p.matrix.inputs / p.matrix.group) {
+    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
+    const size_t place = ((size_t)block * groups_ + g) * LANES;
+    scale_ = widen(load<Halves>(p.matrix.scales + place));
+    Floats zero = all(p.middle - LESS);
+    if (p.matrix.zeros) zero += widen(load<Halves>(p.matrix.zeros + place));
+    offset_ = scale_ * -zero;
+  }
+  // Adds the group to the total of a token; `sum`: of codes times inputs.
+  void add(const Product& p, int token, Ints sum, Floats& total) const {
+    const size_t at = (size_t)token * groups_ + g_;
+    total = fused(offset_, all(p.input.sums[at]), total);
+    total = fused(scale_ * p.input.scales[at], convert<Floats>(sum), total);
+  }
+
+ private:
+  const int g_, groups_;
+  Floats scale_, offset_;
+};
+
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
 template <int R, int M> struct Tile {
   template <Format F> static void bfloat16(const Product& p, int block, int token) {
-    const int K = p.matrix.inputs;
     Lines<F> lines[R];
     for (int r = 0; r < R; r++) lines[r].open(p.matrix, block + r);
-#if HAVE_BF16
-    const bf16* x = &p.input.halves[(size_t)token * K];
-#else
-    const float* x = p.x + (size_t)token * K;
-#endif
-    Floats total[R][M] = {};
-    for (int k = 0; k < K; k += 2)
-      for (int r = 0; r < R; r++) {
-        const Words both = lines[r].read(k / 2);
-#if HAVE_BF16
-        const __m512bh w = (__m512bh)both;
-        for (int i = 0; i < M; i++) {
-          const __m512bh two = (__m512bh)_mm512_set1_epi32(load<int>(x + (size_t)i * K + k));
-          total[r][i] = (Floats)_mm512_dpbf16_ps((__m512)total[r][i], w, two);
-        }
-#else
-        const Floats even = bits<Floats>(both << 16), odd = bits<Floats>(both & 0xffff0000u);
-        for (int i = 0; i < M; i++) {
-          const float* two = x + (size_t)i * K + k;
-          total[r][i] = fused(odd, all(two[1]), fused(even, all(two[0]), total[r][i]));
-        }
-#endif
-      }
+    Floats total[M][R] = {};
+    add_products<M, R>(p.row(token), p.matrix.inputs, 2, lines, p.matrix.inputs / 2, total);
     for (int r = 0; r < R; r++)
-      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[i][r]);
   }
 
-  // sum over k of scale (code[k] - zero) x[k], group by group: codes are 0 and above, so the
-  // zero-point comes off with the sum of the inputs.
   template <int BITS> static void codes(const Product& p, int block, int token) {
     // Of a single token and block, the lines of a run are read at once, and four sums are kept side
     // by side: one would wait for itself.
@@ -186,9 +167,9 @@ template <int R, int M> struct Tile {
     const int K = m.inputs, groups = K / m.group;
     const size_t block_bytes = (size_t)K / RUN * BITS * LINE;
     const char* first = (const char*)m.weights + block * block_bytes;
-    Floats total[R][M] = {};
+    Floats total[M][R] = {};
     for (int g = 0; g < groups; g++) {
-      Ints part[R][M][CHAINS] = {};
+      Ints part[M][R][CHAINS] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
         const char* run = first + (size_t)k / RUN * BITS * LINE;
         const int8_t* x = &p.input.codes[(size_t)token * K + k];
@@ -200,40 +181,30 @@ template <int R, int M> struct Tile {
         for (int r = 0; r < R; r++)
           for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
 #pragma GCC unroll 4
-        for (int j = 0; j < QUADS; j += 2)
+        for (int j = 0; j < QUADS; j += 2) {
+          Words one[R], next[R];
           for (int r = 0; r < R; r++) {
             const auto line = [&](int n) { return ALONE ? held[n] : read(r, n); };
-            const Words one = quad<BITS>(line, j), next = quad<BITS>(line, j + 1);
-            for (int i = 0; i < M; i++) {
-              Ints& sum = part[r][i][j / 2 % CHAINS];
-              sum = add<BITS>(sum, one, next, x + (size_t)i * K + 4 * j);
-            }
+            one[r] = quad<BITS>(line, j), next[r] = quad<BITS>(line, j + 1);
           }
+          for (int i = 0; i < M; i++)
+            for (int r = 0; r < R; r++) {
+              Ints& sum = part[i][r][j / 2 % CHAINS];
+              sum = add<BITS>(sum, one[r], next[r], x + (size_t)i * K + 4 * j);
+            }
+        }
       }
-      for (int r = 0; r < R; r++) add_group<BITS>(p, block + r, token, g, part[r], total[r]);
+      for (int r = 0; r < R; r++) {
+        const Group<BITS> group(p, block + r, g);
+        for (int i = 0; i < M; i++) {
+          Ints sum = part[i][r][0];
+          for (int c = 1; c < CHAINS; c++) sum = sum + part[i][r][c];
+          group.add(p, token + i, sum, total[i][r]);
+        }
+      }
     }
     for (int r = 0; r < R; r++)
-      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
-  }
-
-  template <int BITS, int CHAINS>
-  static void add_group(const Product& p, int block, int token, int g,
-                        const Ints (&part)[M][CHAINS], Floats (&total)[M]) {
-    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
-    const Matrix& m = p.matrix;
-    const int groups = m.inputs / m.group;
-    const size_t place = ((size_t)block * groups + g) * LANES;
-    const Floats scale = widen(load<Halves>(m.scales + place));
-    Floats zero = all((1 << (BITS - 1)) - LESS);
-    if (m.zeros) zero += widen(load<Halves>(m.zeros + place));
-    const Floats offset = scale * -zero;
-    for (int i = 0; i < M; i++) {
-      const size_t at = (size_t)(token + i) * groups + g;
-      Ints sum = part[i][0];
-      for (int c = 1; c < CHAINS; c++) sum = sum + part[i][c];
-      total[i] = fused(offset, all(p.input.sums[at]), total[i]);
-      total[i] = fused(scale * p.input.scales[at], convert<Floats>(sum), total[i]);
-    }
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[i][r]);
   }
 
 #if HAVE_VNNI
@@ -286,15 +257,14 @@ template <int R, int M> struct Tile {
 
 // Tokens in one tile, and blocks for as many as fit into the registers.
 #if defined(__AVX512F__)
-constexpr int MOST = 8;
+constexpr int most(Format f) { return bits_16(f) || f == INT4_2_4 ? 8 : 4; }
 constexpr int blocks_for(Format f, int m) {
   if (m == 1) return MANY_STREAMS ? 4 : 1;
-  if (bits_16(f)) return m <= 6 ? 4 : 3;
   if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
-  return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;        // sums of a group, and of all
+  return bits_16(f) || m > 2 ? 3 : 4;                     // sums of a group, and of all
 }
 #else  // one stream, as measured on an AMD EPYC without its AVX-512
-constexpr int MOST = 4;
+constexpr int most(Format) { return 4; }
 constexpr int blocks_for(Format, int) { return 1; }
 #endif
 
@@ -308,37 +278,133 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
     Tile<R, M>::template codes<F>(p, block, token);
 }
 
-template <Format F, int M> void rows(const Product& p, int first, int last, int token) {
+template <Format F, int M> void rows(const Product& p, int blocks, int token) {
   constexpr int R = blocks_for(F, M);
-  int block = first;
-  for (; block + R <= last; block += R) tile<F, R, M>(p, block, token);
-  for (; block < last; block++) tile<F, 1, M>(p, block, token);
+  int block = 0;
+  for (; block + R <= blocks; block += R) tile<F, R, M>(p, block, token);
+  for (; block < blocks; block++) tile<F, 1, M>(p, block, token);
 }
 
-// Chunks of blocks stay in the cache while all tokens pass.
-template <Format F, int M = MOST> void chunk(const Product& p, int first, int last, int n, int at) {
+template <Format F, int M = most(F)> void chunk(const Product& p, int blocks, int n, int at = 0) {
   if constexpr (M > 0) {
-    while (n - at >= M) rows<F, M>(p, first, last, at), at += M;
-    chunk<F, M - 1>(p, first, last, n, at);
+    while (n - at >= M) rows<F, M>(p, blocks, at), at += M;
+    chunk<F, M - 1>(p, blocks, n, at);
   }
 }
 
-// The chunk in the one of these formats that the matrix has.
-template <Format... F> void chunk_as(const Product& p, int first, int last, int n) {
-  (void)((p.matrix.format == F && (chunk<F>(p, first, last, n, 0), true)) || ...);
+#if HAVE_TILES
+template <> void chunk<BF16>(const Product& p, int blocks, int n, int) {
+  const size_t by_block = (size_t)p.matrix.inputs / 2 * LINE;
+  Sums sums;
+  for (int token = 0; token < n; token += DOWN) {
+    const int rows = std::min(DOWN, n - token);
+    const Tiles tiles(rows);
+    for (int block = 0; block < blocks; block += ACROSS) {
+      const bool two = block + 1 < blocks;
+      tiles.multiply(p.row(token), p.matrix.inputs,
+                     (const char*)p.matrix.weights + block * by_block, two ? by_block : 0,
+                     p.matrix.inputs / 2, sums);
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, sums[r][c]);
+    }
+  }
 }
 
-// Computes the blocks [first, last) of y for n tokens.
+// Of codes in bytes, in groups of whole tiles.
+template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
+  const int K = p.matrix.inputs, size = p.matrix.group;
+  const size_t by_block = (size_t)K * LANES;
+  for (int token = 0; token < n; token += DOWN) {
+    const int rows = std::min(DOWN, n - token);
+    const Tiles tiles(rows);
+    for (int block = 0; block < blocks; block += ACROSS) {
+      const bool two = block + 1 < blocks;
+      Sums total = {};
+      for (int g = 0; g < K / size; g++) {
+        Ints part[DOWN][ACROSS];
+        const char* codes = (const char*)p.matrix.weights + block * by_block + g * size * LANES;
+        tiles.multiply(&p.input.codes[(size_t)token * K + g * size], K, codes, two ? by_block : 0,
+                       size / 4, part);
+        for (int c = 0; c <= two; c++) {
+          const Group<BITS> group(p, block + c, g);
+          for (int r = 0; r < rows; r++) group.add(p, token + r, part[r][c], total[r][c]);
+        }
+      }
+      for (int r = 0; r < rows; r++)
+        for (int c = 0; c <= two; c++) p.store_block(block + c, token + r, total[r][c]);
+    }
+  }
+}
+#endif
+
+#if HAVE_TILES
+// The weights of a chunk as tiles need them: of 16 bits with their zeros, of codes in bytes.
+template <Format F> void expand(const Matrix& m, int blocks, char* to) {
+  if constexpr (F == SPARSE_BF16) {
+    for (int block = 0; block < blocks; block++) {
+      Lines<F> lines;
+      lines.open(m, block);
+      for (int k = 0; k < m.inputs / 2; k++, to += LINE) store(to, lines.read(k));
+    }
+  } else {
+    const char* from = (const char*)m.weights;
+    for (int run = 0; run < blocks * m.inputs / RUN; run++, from += F * LINE) {
+      const auto line = [&](int n) { return load<Words>(from + n * LINE); };
+#pragma GCC unroll 8
+      for (int j = 0; j < QUADS; j++, to += LINE) store(to, quad<F>(line, j));
+    }
+  }
+}
+
+// A chunk that tiles multiply once it is expanded; false if they do not.
+template <Format F> bool chunk_by_tiles(const Product& p, int blocks, int n) {
+  constexpr bool SPARSE = F == SPARSE_BF16, CODES = !SPARSE && F != INT4_2_4;
+  if (!SPARSE && !(CODES && n > 4 && p.matrix.group % LINE == 0)) return false;
+  static thread_local std::vector<char> room;  // kept, as fresh memory costs more than a chunk
+  Matrix expanded = p.matrix;
+  if constexpr (SPARSE || (CODES && F != INT8)) {
+    const size_t size = (size_t)blocks * p.matrix.inputs * LANES * (SPARSE ? 2 : 1);
+    if (room.size() < size) room.resize(size);
+    expand<F>(p.matrix, blocks, room.data());
+    expanded.weights = room.data();
+  }
+  const Product product{expanded, p.x, p.input, p.y, p.stride, p.middle};
+  if constexpr (SPARSE)
+    chunk<BF16>(product, blocks, n);
+  else
+    codes_by_tiles<F == INT8 ? 8 : 6>(product, blocks, n);
+  return true;
+}
+#endif
+
+// The products of a chunk, whose blocks are those of the matrix.
+template <Format F> void chunk_of(const Product& p, int blocks, int n) {
+#if HAVE_TILES
+  if constexpr (F != BF16)
+    if (chunk_by_tiles<F>(p, blocks, n)) return;
+#endif
+  chunk<F>(p, blocks, n);
+}
+
+// The chunk in the one of these formats that the matrix has.
+template <Format... F> void chunk_as(const Product& p, int blocks, int n) {
+  (void)((p.matrix.format == F && (chunk_of<F>(p, blocks, n), true)) || ...);
+}
+
+// Computes the blocks [first, last) of y for n tokens. Chunks of them stay in the cache while all
+// tokens pass.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
   for (; first < last; first += CHUNK) {
-    const int end = std::min(first + CHUNK, last);
-    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(p, first, end, n);
+    const int blocks = std::min(CHUNK, last - first);
+    const Matrix part = rows_of(p.matrix, first);
+    const Product product{part, p.x, p.input, p.y + (size_t)first * LANES, p.stride, p.middle};
+    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(product, blocks, n);
 #if HAVE_EXPAND
-    chunk_as<SPARSE_BF16>(p, first, end, n);
+    chunk_as<SPARSE_BF16>(product, blocks, n);
 #endif
 #if HAVE_VNNI
-    chunk_as<INT4_2_4>(p, first, end, n);
+    chunk_as<INT4_2_4>(product, blocks, n);
 #endif
   }
 }

@@ -19,16 +19,17 @@
 // visible[i, j]. No sum crosses tokens or changes its order with their number, so that what a token
 // gives does not depend on what else is in the pass.
 
+#pragma once
 #include <algorithm>
-#include <cstdint>
 #include <vector>
 
 #include "attention.h"
-#include "packing.h"
 #include "products.h"
 #include "threads.h"
 
 namespace {
+
+enum Activation : int32_t { SILU = 0, GELU = 1 };
 
 struct Buffers {                        // shared by the threads of a pass
   std::vector<float> x, normed, heads;  // [n, width] twice, [n, (heads + 2 kv_heads) head]
@@ -63,7 +64,7 @@ class Worker {
       const Layer& layer = m_.layer[l];
       rows([&](int i) { prepare(layer.qkv, normed(i, layer.attention_norm), i, s_.input); });
       heads(layer, l);
-      barrier_.wait();
+      wait_for_all(barrier_);
       attend(layer, l);
       add(layer.out, s_.attended, layer.attention_out_norm);
       rows([&](int i) {
@@ -87,10 +88,10 @@ class Worker {
     auto some = [&](Share tokens) {
       for (int i = tokens.first; i < tokens.last; i++) work(i);
     };
-    if (p_.tokens <= FEW) return barrier_.wait([&] { some({0, p_.tokens}); });
-    barrier_.wait();
+    if (p_.tokens <= FEW) return wait_for_all(barrier_, [&] { some({0, p_.tokens}); });
+    wait_for_all(barrier_);
     some(mine(p_.tokens));
-    barrier_.wait();
+    wait_for_all(barrier_);
   }
 
   void embed(int i) {
@@ -146,14 +147,24 @@ class Worker {
       if (m_.heads / m_.kv_heads % G || m_.kv_heads * p_.tokens < ENOUGH * p_.threads)
         return attend<G - 1>(layer, l);
     const Share some = mine(m_.heads / G * p_.tokens);
-    for (int unit = some.first; unit < some.last; unit++) {
+    for (int unit = some.first, done; unit < some.last; unit += done) {
       const int h = unit / p_.tokens * G, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
       const int sequence = s_.sequence[i], start = p_.starts[sequence];
+      const int end = p_.starts[sequence + 1], cached = p_.caches[sequence]->length;
+      constexpr int T = TOGETHER / G;  // of a text, tokens that see the same beginning
+      const bool text =
+          !p_.visible[sequence] && (!layer.window || p_.positions[i] + T < layer.window);
+      done = text && i + T <= end && unit + T <= some.last ? T : 1;
       const Cache& cache = *p_.caches[sequence];
-      attention_.look(p_.visible[sequence], p_.positions + start, p_.starts[sequence + 1] - start,
-                      i - start, layer.window, cache.length);
-      attention_.attend<G>(&s_.heads[(size_t)i * stride + h * d], cache, rows_of(false, l, kv),
-                           rows_of(true, l, kv), &s_.attended[((size_t)i * m_.heads + h) * d]);
+      attention_.look(p_.visible[sequence], p_.positions + start, end - start, i - start, done,
+                      layer.window, cached);
+      const float* queries = &s_.heads[(size_t)i * stride + h * d];
+      float* to = &s_.attended[((size_t)i * m_.heads + h) * d];
+      const size_t keys = rows_of(false, l, kv), values = rows_of(true, l, kv), row = m_.heads * d;
+      if (done == T)
+        attention_.attend<G, T>(queries, stride, cache, keys, values, to, row);
+      else
+        attention_.attend<G, 1>(queries, stride, cache, keys, values, to, row);
     }
   }
 
@@ -222,6 +233,8 @@ class Worker {
       }
   }
 
+  static constexpr int TOGETHER = REGISTER == 16 ? 6 : 4;  // queries whose sums fit registers
+
   const Model& m_;
   const Pass& p_;
   Buffers& s_;
@@ -231,48 +244,8 @@ class Worker {
   std::vector<bf16> rounded_;
 };
 
-}  // namespace
-
-extern "C" {
-
-const char* slimscope_instructions() {
-#if HAVE_BF16 && HAVE_VNNI
-  return "AVX-512 with BF16 and VNNI";
-#elif HAVE_VNNI
-  return "AVX-512 with VNNI";
-#elif defined(__AVX512F__)
-  return "AVX-512";
-#elif defined(__AVX2__)
-  return "AVX2";
-#elif defined(__ARM_FEATURE_DOTPROD)
-  return "NEON with dot products";
-#elif defined(__aarch64__)
-  return "NEON";
-#else
-  return "plain";
-#endif
-}
-
-// Whether products with matrices of this format can be computed.
-int32_t slimscope_supports(int32_t format) {
-  return format == SPARSE_BF16 ? HAVE_EXPAND : format == INT4_2_4 ? HAVE_VNNI : 1;
-}
-
-// Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own;
-// tokens of a block.
-int32_t slimscope_size_of(int32_t place) {
-  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model),
-                              sizeof(Cache),  sizeof(Pass),  BLOCK};
-  return (int32_t)sizes[place];
-}
-
-// Counts the models that use the threads of this process, which end with the last.
-void slimscope_acquire_threads() { ThreadPool::acquire(); }
-void slimscope_release_threads() try { ThreadPool::release(); } catch (...) {  // then they sleep on
-}
-
-// Appends the tokens to the caches, and fills `hidden` and `logits`. Returns 1 if memory ran out.
-int32_t slimscope_forward(const Model* model, const Pass* pass) try {
+// Appends the tokens to the caches, and fills `hidden` and `logits`.
+int32_t forward(const Model* model, const Pass* pass) try {
   Buffers shared(*model, *pass);
   auto work = [&](int rank, Barrier& barrier) {
     Worker(*model, *pass, shared, barrier, rank).run();
@@ -285,9 +258,8 @@ int32_t slimscope_forward(const Model* model, const Pass* pass) try {
   return 1;
 }
 
-// y [n, outputs] = W x + bias, x [n, inputs]. Returns 1 if memory ran out.
-int32_t slimscope_linear(const Matrix* matrix, const float* x, float* y, int32_t n,
-                         int32_t threads) try {
+// y [n, outputs] = W x + bias, x [n, inputs].
+int32_t linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t threads) try {
   Input input;
   input.hold((size_t)n * matrix->inputs);
   for (int i = 0; i < n; i++) prepare(*matrix, x + (size_t)i * matrix->inputs, i, input);
@@ -303,8 +275,8 @@ int32_t slimscope_linear(const Matrix* matrix, const float* x, float* y, int32_t
 // Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and
 // log sum e^x of the row. -infinity and NaN are never among them: what is missing is -infinity, at
 // 0.
-void slimscope_top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
-                     int32_t* places, float* sums) {
+void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
+           int32_t* places, float* sums) {
   for (int r = 0; r < rows; r++, x += columns, values += ranks, places += ranks) {
     std::fill(values, values + ranks, -INFINITY);
     std::fill(places, places + ranks, 0);
@@ -333,8 +305,7 @@ void slimscope_top_k(const float* x, int32_t rows, int32_t columns, int32_t rank
 }
 
 // Of the rows from `start` on, keeps those at start + chosen (ascending).
-void slimscope_keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen,
-                    int32_t count) {
+void keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen, int32_t count) {
   const size_t size = model->head, heads = (size_t)model->layers * model->kv_heads;
   for (int i = 0; i < count; i++) {
     if (chosen[i] == i) continue;
@@ -349,4 +320,5 @@ void slimscope_keep(const Model* model, Cache* cache, int32_t start, const int32
   }
   cache->length = start + count;
 }
-}
+
+}  // namespace

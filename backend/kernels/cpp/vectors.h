@@ -1,14 +1,21 @@
-// Vectors of 16 numbers, in the instructions of the processor at hand: one register of AVX-512, or
+// Vectors of 16 numbers, in the instructions this file is compiled for: one register of AVX-512, or
 // halves of halves down to registers of AVX2, NEON or SSE, as GCC keeps wider ones in memory.
 
 #pragma once
-#include <cstdint>
 #include <cstring>
 #include <type_traits>
-#if defined(__x86_64__) || defined(__i386__)
+
+#include "interface.h"
+#if defined(SLIMSCOPE_EMULATED)  // by the tests, which bring the instructions as functions
+#elif defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#endif
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define HAVE_TILES 1
+#else
+#define HAVE_TILES 0
 #endif
 #if defined(__AVX512BF16__)
 #define HAVE_BF16 1
@@ -28,8 +35,6 @@
 
 namespace {
 
-using bf16 = uint16_t;
-constexpr int LANES = 16;  // outputs of a block
 #if defined(__AVX512F__)
 constexpr int REGISTER = 16;  // float32 in a register
 #elif defined(__AVX2__)
@@ -48,7 +53,7 @@ template <class T, int N> struct Pair {
   Half lo, hi;
   Pair() : lo{}, hi{} {}
   Pair(Half low, Half high) : lo(low), hi(high) {}
-  Pair(T all) : lo(Half{} + all), hi(lo) {}
+  Pair(T all) : lo(all - Half{}), hi(lo) {}
   Pair operator-() const { return {-lo, -hi}; }
   Pair& operator+=(Pair b) { return *this = *this + b; }
   friend Pair operator+(Pair a, Pair b) { return {a.lo + b.lo, a.hi + b.hi}; }
@@ -61,6 +66,7 @@ template <class T, int N> struct Pair {
   friend Pair operator<<(Pair a, int bits) { return {a.lo << bits, a.hi << bits}; }
   friend Pair operator>>(Pair a, int bits) { return {a.lo >> bits, a.hi >> bits}; }
   friend Pair<int32_t, N> operator>(Pair a, Pair b) { return {a.lo > b.lo, a.hi > b.hi}; }
+  friend Pair<int32_t, N> operator==(Pair a, Pair b) { return {a.lo == b.lo, a.hi == b.hi}; }
 };
 template <class T, int N> struct VectorOf<T, N, false> {
   using type = Pair<T, N>;
@@ -109,7 +115,20 @@ template <class V, class Mask> inline V select(Mask mask, V yes, V no) {
   else
     return mask ? yes : no;
 }
-inline Floats all(float value) { return Floats{} + value; }
+// The first n numbers at a place; others are 0, and not read.
+inline Floats load_some(const float* from, int n) {
+  if (n >= LANES) return load<Floats>(from);
+  float some[LANES] = {};
+  for (int i = 0; i < n; i++) some[i] = from[i];
+  return load<Floats>(some);
+}
+inline void store_some(float* to, Floats v, int n) {
+  if (n >= LANES) return store(to, v);
+  float some[LANES];
+  store(some, v);
+  for (int i = 0; i < n; i++) to[i] = some[i];
+}
+inline Floats all(float value) { return value - Floats{}; }  // compilers do not leave out 0 +
 inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }  // b where one is NaN
 #if defined(__AVX512F__)  // compilers write it in two halves
 inline Words words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
@@ -124,10 +143,10 @@ inline float widen(bf16 v) {
   return load<float>(&word);
 }
 
-// Rounds to the nearest bfloat16, ties to even.
+// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 inline Halves narrow(Floats v) {
-  const Words word = bits<Words>(v);
-  return halves((word + 0x7fff + ((word >> 16) & 1)) >> 16);
+  const Words word = bits<Words>(v), rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  return halves(select(v == v, rounded, Words{} + 0x7fc0));
 }
 
 #if defined(__AVX512F__)

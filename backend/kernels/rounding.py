@@ -1,72 +1,23 @@
-"""The functions of `kernels.cpp`. Those of a whole layer take as many threads as PyTorch, the
-others one: their callers share out rows, which do not depend on each other."""
+"""Loops over the weights of a layer (`cpp/rounding.h`). Those of a whole layer take as many threads
+as PyTorch, the others one: their callers share out rows, which do not depend on each other."""
 
-from ctypes import CDLL, POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p, sizeof
-from functools import lru_cache
-from pathlib import Path
+from ctypes import byref
 
 import torch
 from torch import Tensor
 
-from backend.compiler import load_if_possible
+from backend.kernels.library import Rows, check, kernels, kernels_or_none
 
 COLUMNS = 128  # the most that `gptq_columns` takes
 LEAST = 2**18  # weights, from which on several threads are worth it
 HALF = {torch.float32: 0, torch.bfloat16: 1}
 
 
-class Rows(Structure):
-    """Rows of a layer that is trained inside its grid."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("start", "dense", "A", "B", "scale", "zero", "m")),
-        *((name, c_int32) for name in ("rows", "columns", "group", "rank", "top")),
-        ("factor", c_float),
-    )
-
-
-FUNCTIONS = {
-    "slimscope_values": (POINTER(Rows), c_void_p, c_int32, c_int32),
-    "slimscope_backward": (POINTER(Rows), c_void_p, c_void_p, c_void_p, c_int32, c_int32),
-    "slimscope_levels": (POINTER(Rows), c_void_p, c_void_p, c_int32),
-    "slimscope_figures": (POINTER(Rows), *(c_void_p,) * 5),
-    "slimscope_gptq_columns": (
-        c_void_p,
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_void_p,
-        c_void_p,
-        c_int32,
-        c_void_p,
-        c_void_p,
-        c_void_p,
-        c_int32,
-        c_int32,
-    ),
-    "slimscope_grid_errors": (*(c_void_p,) * 5, c_int64, *(c_int32,) * 4),
-}
-
-
-def _declare(library: CDLL) -> CDLL:
-    for name, arguments in FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = None, arguments
-    if library.slimscope_size_of_rows() != sizeof(Rows):
-        raise OSError("the rows have another size in the library")
-    return library
-
-
-@lru_cache
-def _library() -> CDLL | None:
-    return load_if_possible(Path(__file__).with_name("kernels.cpp"), _declare)
-
-
 def usable(*tensors: Tensor, parts: tuple[Tensor, ...] = ()) -> bool:
     """Whether the kernels can be called on these: float32 on a CPU, without gaps; of `parts` only
     each row is."""
     return (
-        _library() is not None
+        kernels_or_none() is not None
         and all(x.is_cpu and x.dtype == torch.float32 for x in (*tensors, *parts))
         and all(x.is_contiguous() for x in tensors)
         and all(x.stride(-1) == 1 for x in parts)
@@ -83,7 +34,7 @@ def grid_errors(V: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, top: int
     """
     rows, groups, size = V.shape
     errors, count = torch.empty_like(scale), rows * groups
-    _call().slimscope_grid_errors(
+    kernels().grid_errors(
         *map(Tensor.data_ptr, (V, scale, zero, weight, errors)),
         count,
         scale.numel() // max(count, 1),
@@ -110,7 +61,7 @@ def gptq_columns(
         raise ValueError(f"{width} columns on {scale.shape[1]} groups")
     errors = torch.empty(rows, width)
     kept = None if kept is None else kept.contiguous()
-    _call().slimscope_gptq_columns(
+    kernels().gptq_columns(
         W.data_ptr(),
         W.stride(0),
         U.data_ptr(),
@@ -160,7 +111,7 @@ class RoundedRows:
         """q - z, and 1 where rounding was not clipped: float32 [rows, groups, size]."""
         level, inside = torch.empty(self._shape), torch.empty(self._shape)
         places = level.data_ptr(), inside.data_ptr()
-        _call().slimscope_levels(self._rows, *places, self._threads)
+        check(kernels().levels(self._rows, *places, self._threads))
         return level, inside
 
     def figures(self, dense: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
@@ -170,22 +121,16 @@ class RoundedRows:
         counts, changed = torch.zeros(self._top + 1, dtype=torch.long), torch.zeros(1).long()
         error, inside = torch.empty(self._shape[:2]), torch.empty(self._shape[:2])
         places = map(Tensor.data_ptr, (dense, counts, changed, error, inside))
-        _call().slimscope_figures(self._rows, *places)
+        kernels().figures(self._rows, *places)
         return int(changed), counts, error, inside
 
     def values(self, out: Tensor) -> None:
         """Write What into `out` [rows, in]."""
         where = out.data_ptr(), HALF[out.dtype]
-        _call().slimscope_values(self._rows, *where, self._threads)
+        check(kernels().values(self._rows, *where, self._threads))
 
     def backward(self, G: Tensor, dm: Tensor, out: Tensor | None) -> None:
         """Turn dL/dWhat [rows, in] into D, and write dL/dm [rows, groups] and, into `out`, What."""
         place = None if out is None else out.data_ptr()
         where = G.data_ptr(), place, dm.data_ptr(), HALF[G.dtype]
-        _call().slimscope_backward(self._rows, *where, self._threads)
-
-
-def _call() -> CDLL:
-    library = _library()
-    assert library is not None  # `usable` was asked
-    return library
+        check(kernels().backward(self._rows, *where, self._threads))

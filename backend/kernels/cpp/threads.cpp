@@ -1,6 +1,7 @@
-// Threads that compute the same pass, each its part of every product.
+// The threads of this process: they compute the same pass, each its part of every product.
 
-#pragma once
+#include "threads.h"
+
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -58,10 +59,11 @@ class Turn {
   std::condition_variable changed_;
 };
 
+}  // namespace
+
 class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
-  // Waits for all threads; the last to come does `work` before they go on.
   template <class Work> void wait(Work work) {
     const unsigned turn = turn_.now();  // before: a failure from here on changes it
     if (failed_) throw TeamFailed();
@@ -73,9 +75,6 @@ class Barrier {
     work();
     arrived_ = 0;
     turn_.next();
-  }
-  void wait() {
-    wait([] {});
   }
   // Lets nobody wait for whoever will not come.
   void fail() {
@@ -91,6 +90,8 @@ class Barrier {
   std::atomic<int> arrived_{0};
   Turn turn_;
 };
+
+namespace {
 
 // Threads that wait for passes.
 class Team {
@@ -200,13 +201,14 @@ class ThreadPool {
   unsigned next_ = 0;
 };
 
-// Runs work(0, barrier) to work(threads - 1, barrier) at the same time. Returns 1 if memory or
-// threads ran out, else 0: nothing may be thrown to C.
-template <class Work> int32_t in_team(int threads, Work work) noexcept try {
+}  // namespace
+
+int32_t slimscope_run(int32_t threads, void (*work)(void*, int, Barrier&), void* context) noexcept
+    try {
   Barrier barrier(threads);
   auto safely = [&](int rank) noexcept {
     try {
-      work(rank, barrier);
+      work(context, rank, barrier);
     } catch (...) {
       barrier.fail();
     }
@@ -220,11 +222,16 @@ template <class Work> int32_t in_team(int threads, Work work) noexcept try {
   return 1;
 }
 
-struct Share {
-  int first, last;
-};
-inline Share share(int units, int rank, int size) {
-  return {(int)((int64_t)units * rank / size), (int)((int64_t)units * (rank + 1) / size)};
+void slimscope_wait(Barrier& barrier, void (*last)(void*), void* context) {
+  barrier.wait([&] { last(context); });
 }
 
-}  // namespace
+extern "C" {
+
+// Counts the models that use the threads of this process, which end with the last.
+__attribute__((visibility("default"))) void slimscope_acquire_threads() { ThreadPool::acquire(); }
+__attribute__((visibility("default"))) void slimscope_release_threads() try {
+  ThreadPool::release();
+} catch (...) {  // then they sleep on
+}
+}

@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "vectors.h"
+#include "packing.h"
 
 namespace {
 

@@ -1,0 +1,146 @@
+// Attention of some heads of a token that share keys and values:
+// softmax(cap(q k^T scale) + mask) v.
+
+#pragma once
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "functions.h"
+
+namespace {
+
+static_assert(BLOCK == LANES, "the keys of a block are read side by side");
+
+// The keys or values of a head of a layer, of which a token sees some: those from `first` to
+// `cached`, and those of its pass in `own`. What it does not see is left out, so that a node of a
+// tree adds up the same numbers in the same order as its path alone; and a head alone as together
+// with others, or with the tokens behind it.
+class Attention {
+ public:
+  explicit Attention(const Model& model) : m_(model) {}
+
+  // Chooses the rows for `tokens` tokens from i on of the `each` of a sequence, which are at
+  // `positions`. Of a text, each sees one row more than the one before it.
+  void look(const uint8_t* visible, const int64_t* positions, int each, int i, int tokens,
+            int window, int cached) {
+    const auto near = [&](int64_t place) { return !window || positions[i] - place < window; };
+    const int64_t before = window ? positions[i] - window + 1 : 0;
+    if (!visible) cached += i + 1;  // of a text, the tokens of the pass follow the others
+    first_ = (int)std::clamp<int64_t>(before, 0, cached), cached_ = cached, more_ = tokens - 1;
+    own_.clear();
+    for (int j = 0; visible && j < each; j++)
+      if (visible[(size_t)i * each + j] && near(positions[j])) own_.push_back(cached + j);
+    const bool any_cached = first_ < cached_ || own_.empty();
+    const int64_t place = any_cached ? first_ : positions[own_[0] - cached];
+    start_ = (any_cached ? first_ : own_[0]) / BLOCK * BLOCK, lead_ = place % BLOCK;
+    end_ = own_.empty() ? cached_ + more_ : own_.back() + 1;
+    rows_ = lead_ + cached_ - first_ + (int)own_.size();
+    stride_ = rows_ + more_ + 2 * LANES;
+  }
+
+  // For each of T tokens, G queries [G][head] of heads that share keys and values, which begin in
+  // every block of the cache at these places. `next`: from token to token, of queries and results.
+  template <int G, int T>
+  void attend(const float* queries, size_t next_query, const Cache& cache, size_t keys,
+              size_t values, float* to, size_t next) {
+    const float* from[T * G];
+    float *means[T * G], totals[T * G];
+    for (int q = 0; q < T * G; q++) {
+      from[q] = queries + q / G * next_query + q % G * m_.head;
+      means[q] = to + q / G * next + q % G * m_.head;
+    }
+    scores_.resize((size_t)T * G * stride_);
+    score<T * G>(from, cache.blocks, keys);
+    for (int q = 0; q < T * G; q++) totals[q] = weigh(&scores_[q * (size_t)stride_], rows_ + q / G);
+    constexpr int C = T * G > 6 ? 2 : 4;
+    int at = 0;
+    for (; at + C * LANES <= m_.head; at += C * LANES)
+      mean_of<T, G, C>(cache.blocks, values, totals, means, at);
+    for (; at < m_.head; at += LANES) mean_of<T, G, 1>(cache.blocks, values, totals, means, at);
+  }
+
+ private:
+  // The scores of the rows from `first` on, then of those in `own`, behind a lead that makes them
+  // fall into the same lanes whatever was cached. Blocks are read whole: what is not seen is
+  // overwritten.
+  template <int Q> void score(const float* const* queries, bf16* const* blocks, size_t keys) {
+    constexpr int CHAINS = 2;  // one sum would wait for itself
+    size_t own = 0;
+    for (int at = start_; at < end_; at += BLOCK) {
+      const bf16* here = blocks[at / BLOCK] + keys;
+      Floats sums[Q][CHAINS] = {};
+      for (int d = 0; d < m_.head; d += CHAINS)
+        for (int c = 0; c < CHAINS; c++) {
+          const Floats key = widen(load<Halves>(here + (size_t)(d + c) * BLOCK));
+          for (int q = 0; q < Q; q++) sums[q][c] = fused(all(queries[q][d + c]), key, sums[q][c]);
+        }
+      size_t next = own;
+      for (int q = 0; q < Q; q++) {
+        float *scores = &scores_[(size_t)q * stride_], found[LANES];
+        store(found, (sums[q][0] + sums[q][1]) * m_.attention_scale);
+        if (at < cached_ + more_) std::copy_n(found, LANES, scores + at - start_);
+        for (next = own; next < own_.size() && own_[next] < at + BLOCK; next++)
+          scores[own_place() + next] = found[own_[next] - at];
+      }
+      own = next;
+    }
+  }
+
+  // Makes e^(score - largest) of the scores; returns their sum. In one place, as compilers fuse
+  // products with sums here and there.
+  __attribute__((noinline)) float weigh(float* scores, int rows) const {
+    for (int t = 0; m_.attention_cap && t < rows; t += LANES)
+      store(scores + t, capped(load<Floats>(scores + t), m_.attention_cap));
+    std::fill(scores, scores + lead_, -INFINITY);
+    std::fill(scores + rows, scores + rows + LANES, -INFINITY);
+    Floats most = all(-INFINITY), total = {};
+    for (int t = 0; t < rows; t += LANES) most = larger(load<Floats>(scores + t), most);
+    const float highest = largest(most);
+    for (int t = 0; t < rows; t += LANES) {
+      const Floats weight = exponential(load<Floats>(scores + t) - highest);
+      store(scores + t, weight);
+      total += weight;
+    }
+    return sum(total);
+  }
+
+  // 16 C columns from `at` on of the means of the values.
+  template <int T, int G, int C>
+  void mean_of(bf16* const* blocks, size_t values, const float* totals, float* const* to,
+               int at) const {
+    Floats mean[T * G][C] = {};
+    const auto value = [&](int t) {
+      return blocks[t / BLOCK] + values + at + (size_t)(t % BLOCK) * m_.head;
+    };
+    const auto add = [&](int n, const bf16* from) {
+      for (int c = 0; c < C; c++) {
+        const Floats some = widen(load<Halves>(from + c * LANES));
+        for (int q = 0; q < T * G; q++)
+          mean[q][c] = fused(all(scores_[(size_t)q * stride_ + n]), some, mean[q][c]);
+      }
+    };
+    for (int t = first_; t < cached_; t++) add(lead_ + t - first_, value(t));
+    for (size_t n = 0; n < own_.size(); n++) add(own_place() + (int)n, value(own_[n]));
+    for (int q = G; q < T * G; q++)  // the rows that only later tokens see
+      for (int t = cached_; t < cached_ + q / G; t++)
+        for (int c = 0; c < C; c++) {
+          const float weight = scores_[(size_t)q * stride_ + lead_ + t - first_];
+          const Floats some = widen(load<Halves>(value(t) + c * LANES));
+          mean[q][c] = fused(all(weight), some, mean[q][c]);
+        }
+    for (int q = 0; q < T * G; q++)
+      for (int c = 0; c < C; c++) store(to[q] + at + c * LANES, mean[q][c] / totals[q]);
+  }
+
+  int own_place() const { return lead_ + cached_ - first_; }
+
+  const Model& m_;
+  int first_ = 0, cached_ = 0, more_ = 0;
+  int start_ = 0, end_ = 0;               // of the rows of the blocks that are read
+  int lead_ = 0, rows_ = 0, stride_ = 0;  // before the scores; with them; from query to query
+  std::vector<int> own_;
+  std::vector<float> scores_;
+};
+
+}  // namespace

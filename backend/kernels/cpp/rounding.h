@@ -1,0 +1,245 @@
+// Loops over the weights of a layer that PyTorch passes over a dozen times; the equations are in
+// `quantization/dlqat/linear.py`, `gptq.py` and `range_search.py`.
+
+#pragma once
+#include <cmath>
+
+#include "threads.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int VECTORS = 4, TILE = LANES * VECTORS;
+constexpr int AHEAD = 2048;   // weights, as those of a whole model come from memory
+constexpr int COLUMNS = 128;  // of a block of GPTQ
+
+inline Floats load_some(const bf16* from, int n) {
+  bf16 some[LANES] = {};
+  if (n < LANES) std::memcpy(some, from, n * sizeof *from);
+  return widen(load<Halves>(n < LANES ? some : from));
+}
+
+inline void store_some(bf16* to, Floats v, int n) {
+  bf16 some[LANES];
+  store(n < LANES ? some : to, narrow(v));
+  if (n < LANES) std::memcpy(to, some, n * sizeof *to);
+}
+
+constexpr float ONES[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+// Whole numbers to even; those beyond 2^22 stay about as large.
+inline Floats whole(Floats v) { return v + ROUNDING - ROUNDING; }
+
+inline Floats clamp(Floats v, Floats low, Floats high) {
+  v = select(low > v, low, v);
+  return select(v > high, high, v);
+}
+
+struct Columns {  // up to 64, of a group of a row
+  int row, group, column, width;
+  Floats level[VECTORS], inside[VECTORS];
+};
+
+// W0 + c B A of a tile.
+inline void merge(const Rows& r, const Columns& t, Floats* W) {
+  Floats update[VECTORS] = {};
+  const float *B = r.B + int64_t(t.row) * r.rank, *A = r.A + t.column;
+  if (t.width == TILE)
+    for (int q = 0; q < r.rank; q++, A += r.columns)
+      for (int v = 0; v < VECTORS; v++) update[v] += load<Floats>(A + v * LANES) * B[q];
+  else
+    for (int q = 0; q < r.rank; q++, A += r.columns)
+      for (int v = 0; v * LANES < t.width; v++)
+        update[v] += load_some(A + v * LANES, t.width - v * LANES) * B[q];
+  const float* start = r.start + int64_t(t.row) * r.columns + t.column;
+  for (int v = 0; v * LANES < t.width; v++) {
+    __builtin_prefetch(start + v * LANES + AHEAD);
+    W[v] = load_some(start + v * LANES, t.width - v * LANES) + update[v] * r.factor;
+  }
+}
+
+// Levels of a tile, and 1 where rounding was not clipped.
+inline void round(const Rows& r, Columns& t) {
+  int64_t at = int64_t(t.row) * (r.columns / r.group) + t.group;
+  float s = r.scale[at], zero = std::rint(r.zero[at]), part = r.zero[at] - zero;
+  Floats W[VECTORS], low = all(-zero - part), high = all(r.top - zero - part);
+  merge(r, t, W);
+  for (int v = 0; v * LANES < t.width; v++) {
+    Floats rounded = whole(W[v] / s + part) - part;
+    t.level[v] = clamp(rounded, low, high);
+    t.inside[v] = select(rounded == t.level[v], all(1), all(0));
+    if (!r.dense) continue;
+    const float* from = r.dense + int64_t(t.row) * r.columns + t.column + v * LANES;
+    const auto zeros = load_some(from, t.width - v * LANES) == all(0);
+    t.level[v] = select(zeros, all(0), t.level[v]);
+    t.inside[v] = select(zeros, all(0), t.inside[v]);
+  }
+}
+
+template <class Use>
+void each_tile(const Rows& r, int first_row, int end, Use use) {
+  Columns t;
+  for (t.row = first_row; t.row < end; t.row++)
+    for (t.group = 0; t.group < r.columns / r.group; t.group++)
+      for (int first = 0; first < r.group; first += TILE) {
+        t.column = t.group * r.group + first;
+        t.width = r.group - first < TILE ? r.group - first : TILE;
+        round(r, t);
+        use(t, int64_t(t.row) * r.columns + t.column,
+            int64_t(t.row) * (r.columns / r.group) + t.group);
+      }
+}
+
+// The tiles of a layer, rows side by side on so many threads.
+template <class Use>
+int32_t each_tile(const Rows& r, int threads, Use use) {
+  return in_team(threads, [&](int rank, Barrier&) {
+    const Share some = share(r.rows, rank, threads);
+    each_tile(r, some.first, some.last, use);
+  });
+}
+
+template <class Use>
+inline void each_vector(const Columns& t, Use use) {
+  for (int v = 0; v * LANES < t.width; v++)
+    use(v, v * LANES, t.width - v * LANES < LANES ? t.width - v * LANES : LANES);
+}
+
+template <class T>
+int32_t values_as(const Rows& r, T* out, int threads) {
+  return each_tile(r, threads, [=, &r](const Columns& t, int64_t at, int64_t of) {
+    float step = r.m[of] * r.scale[of];
+    each_vector(t, [&](int v, int i, int n) { store_some(out + at + i, t.level[v] * step, n); });
+  });
+}
+
+template <class T>
+int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
+  return each_tile(r, threads, [=, &r](const Columns& t, int64_t at, int64_t of) {
+    float m = r.m[of], step = m * r.scale[of];
+    Floats moved = {};
+    each_vector(t, [&](int v, int i, int n) {
+      Floats g = load_some(G + at + i, n);
+      if (out) store_some(out + at + i, t.level[v] * step, n);
+      moved += g * t.level[v];
+      store_some(G + at + i, g * t.inside[v] * m, n);
+    });
+    dm[of] = (t.column % r.group ? dm[of] : 0) + r.scale[of] * sum(moved);
+  });
+}
+
+// What [rows, columns], bfloat16 or float32.
+int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
+  return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
+}
+
+// G = dL/dWhat becomes D = dL/dW'; What (unless null) and dL/dm [rows, groups] are written.
+int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
+  return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
+              : backward_as(*r, (float*)G, (float*)out, dm, threads);
+}
+
+// Levels q - z and 1 where inside the range, float32 [rows, columns].
+int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
+  return each_tile(*r, threads, [=](const Columns& t, int64_t at, int64_t) {
+    each_vector(t, [&](int v, int i, int n) {
+      store_some(level + at + i, t.level[v], n);
+      store_some(inside + at + i, t.inside[v], n);
+    });
+  });
+}
+
+// Of one thread: what a snapshot of a training tells. Adds to counts [top + 1] of codes and to the
+// number of those that differ from the ones of W0; of each group [rows, groups] the sum of
+// (What - dense)^2 and the number of weights inside the range.
+void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* changed, float* error,
+             float* inside) {
+  Rows start = *r;
+  start.rank = 0;
+  int64_t found[4][256] = {};  // side by side, as neighbors often have the same code
+  each_tile(*r, 0, r->rows, [&](const Columns& t, int64_t at, int64_t of) {
+    Columns begun = t;
+    round(start, begun);
+    float step = r->m[of] * r->scale[of], zero = r->zero[of];
+    Floats squares = {}, kept = {}, moved = {};
+    each_vector(t, [&](int v, int i, int n) {
+      Floats codes = clamp(whole(t.level[v] + zero), all(0), all(r->top));
+      __builtin_prefetch(dense + at + i + AHEAD);
+      Floats D = t.level[v] * step - load_some(dense + at + i, n);
+      // what lies behind the columns does not count
+      Floats counts = load_some(ONES, n);
+      squares += D * D * counts;
+      kept += t.inside[v] * counts;
+      moved += select(begun.level[v] == t.level[v], all(0), counts);
+      int32_t places[LANES];  // what is not a number has none
+      store(places, nearest(select(codes == codes, codes, all(0))));
+      for (int l = 0; l < n; l++) found[l % 4][places[l]]++;
+    });
+    bool first = t.column % r->group == 0;
+    changed[0] += (int64_t)sum(moved);
+    error[of] = (first ? 0 : error[of]) + sum(squares);
+    inside[of] = (first ? 0 : inside[of]) + sum(kept);
+  });
+  for (auto& part : found)
+    for (int code = 0; code <= r->top; code++) counts[code] += part[code];
+}
+
+// Columns of GPTQ, compensated in place, and the errors (w - q) / U_jj [rows, width].
+// W: rows lie `stride` apart; U: [width, width], rows `of_U` apart; scale, zero: [rows, groups],
+// one group for all columns or one for each; top: Q of each row; kept: [rows, width] or null.
+void gptq_columns(float* W, int64_t stride, const float* U, int64_t of_U, const float* scale,
+                  const float* zero, int32_t groups, const float* top, const uint8_t* kept,
+                  float* E, int32_t rows, int32_t width) {
+  float V[COLUMNS][LANES], error[COLUMNS][LANES], grid[2][LANES] = {};  // of 16 rows
+  for (int first = 0; first < rows; first += LANES) {
+    int n = rows - first < LANES ? rows - first : LANES;
+    Floats Q = load_some(top + first, n), s = all(1), z = {}, zeros = {}, part = {};
+    std::memset(V, 0, sizeof V);
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < width; j++) V[j][i] = W[(first + i) * stride + j];
+    for (int j = 0; j < width; j++) {
+      if (!j || groups > 1) {
+        for (int i = 0; i < n; i++) {
+          int64_t at = int64_t(first + i) * groups + (groups > 1 ? j : 0);
+          grid[0][i] = scale[at], grid[1][i] = zero[at];
+        }
+        for (int i = n; i < LANES; i++) grid[0][i] = 1;
+        s = load<Floats>(grid[0]), z = load<Floats>(grid[1]), zeros = whole(z), part = z - zeros;
+      }
+      Floats w = load<Floats>(V[j]);
+      for (int i = 0; kept && i < n; i++)
+        if (!kept[int64_t(first + i) * width + j]) V[j][i] = 0;
+      Floats q = clamp(whole(load<Floats>(V[j]) / s + part) + zeros, all(0), Q);
+      Floats e = (w - (q - z) * s) / U[j * of_U + j];
+      store(error[j], e);
+      for (int l = j + 1; l < width; l++) store(V[l], load<Floats>(V[l]) - e * U[j * of_U + l]);
+    }
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < width; j++) {
+        W[(first + i) * stride + j] = V[j][i];
+        E[int64_t(first + i) * width + j] = error[j][i];
+      }
+  }
+}
+
+// sum_j h_j (w_j - s (q_j - z))^2 of `count` groups [size] on each of `grids` grids: [grids,
+// count]. weight: [groups, size], of a group in its row.
+void grid_errors(const float* W, const float* scale, const float* zero, const float* weight,
+                 float* errors, int64_t count, int32_t grids, int32_t groups, int32_t size,
+                 int32_t top) {
+  for (int64_t k = 0; k < count; k++)
+    for (int g = 0; g < grids; g++) {
+      const float *w = W + k * size, *h = weight + k % groups * size;
+      float s = scale[g * count + k], z = zero[g * count + k];
+      float zeros = std::rint(z), part = z - zeros;
+      Floats total = {};
+      for (int i = 0; i < size; i += LANES) {
+        Floats v = load_some(w + i, size - i), q = whole(v / s + part) + zeros;
+        Floats D = (clamp(q, all(0), all(top)) - z) * s - v;
+        total += D * D * load_some(h + i, size - i);
+      }
+      errors[g * count + k] = sum(total);
+    }
+}
+
+}  // namespace

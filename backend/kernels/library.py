@@ -1,0 +1,285 @@
+"""The C structures and functions of `cpp/` (shapes are there), and the choice of instructions.
+
+The sources are compiled once for each instruction set into one library, so that it can be shared by
+machines with other processors. Where a processor, its operating system or the compiler lacks an
+instruction set, the next best is used."""
+
+import ctypes
+import logging
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from ctypes import CDLL, CFUNCTYPE, POINTER, Structure, c_float, c_int32, c_int64, c_void_p, sizeof
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from backend.compiler import CompilerError, Unit, load
+
+SOURCES = Path(__file__).with_name("cpp")
+ROTARIES = 2  # kinds of layers with rotary tables of their own
+BLOCK = 16  # tokens of a block of a cache
+PROCESSOR = Path("/proc/cpuinfo")
+TILE_PERMISSION = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, tile data)
+
+log = logging.getLogger("slimscope.kernels")
+
+
+def _fields(names: str, kind: Any = c_void_p) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, kind) for name in names.split())
+
+
+class Matrix(Structure):
+    _fields_ = (
+        *_fields("format outputs inputs group", c_int32),
+        *_fields("weights masks starts scales zeros bias"),
+    )
+
+
+class Layer(Structure):
+    _fields_ = (
+        *_fields("qkv out gate up down", Matrix),
+        *_fields("attention_norm mlp_norm query_norm key_norm attention_out_norm mlp_out_norm"),
+        *_fields("window rotary", c_int32),
+    )
+
+
+class Model(Structure):
+    _fields_ = (
+        *_fields("layers width heads kv_heads head inner rotated activation", c_int32),
+        *_fields("epsilon embedding_scale", c_float),
+        *_fields("attention_scale attention_cap logit_scale logit_cap", c_float),
+        ("embedding", c_void_p),
+        ("layer", POINTER(Layer)),
+        ("final_norm", c_void_p),
+        ("read_out", Matrix),
+        *_fields("cosines sines", c_void_p * ROTARIES),
+    )
+
+
+class Cache(Structure):
+    _fields_ = (*_fields("capacity length", c_int32), ("blocks", c_void_p))
+
+
+class Pass(Structure):
+    _fields_ = (
+        *_fields("tokens read_out threads sequences", c_int32),
+        ("caches", POINTER(POINTER(Cache))),
+        *_fields("starts ids inputs positions visible rows hidden logits"),
+    )
+
+
+class Descent(Structure):
+    _fields_ = (
+        *_fields("start dense H W errors"),
+        *_fields("rows inputs steps kind keep", c_int32),
+        *_fields("step shrink", c_float),
+    )
+
+
+class Rows(Structure):
+    _fields_ = (
+        *_fields("start dense A B scale zero m"),
+        *_fields("rows columns group rank top", c_int32),
+        ("factor", c_float),
+    )
+
+
+STRUCTURES = (Matrix, Layer, Model, Cache, Pass, Descent, Rows)
+_INTS = (c_int32,) * 3
+_PACK = (c_void_p, c_void_p, c_int32, c_int32)
+_ROWS = POINTER(Rows)
+FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> its result, its arguments
+    "pack_bf16": (None, _PACK),
+    "pack_codes": (None, (*_PACK, c_int32)),
+    "pack_2_4": (c_int32, _PACK),
+    "leave_out_zeros": (c_int64, (c_void_p, c_void_p, *_PACK)),
+    "forward": (c_int32, (POINTER(Model), POINTER(Pass))),
+    "linear": (c_int32, (POINTER(Matrix), *_PACK)),
+    "top_k": (None, (c_void_p, *_INTS, *(c_void_p,) * 3)),
+    "keep": (None, (POINTER(Model), POINTER(Cache), c_int32, POINTER(c_int32), c_int32)),
+    "add_gram": (c_int32, (c_void_p, c_void_p, *_INTS)),
+    "gram_dot": (c_int32, (*(c_void_p,) * 3, *_INTS)),
+    "descend": (c_int32, (POINTER(Descent), c_int32)),
+    "values": (c_int32, (_ROWS, c_void_p, c_int32, c_int32)),
+    "backward": (c_int32, (_ROWS, *(c_void_p,) * 3, c_int32, c_int32)),
+    "levels": (c_int32, (_ROWS, c_void_p, c_void_p, c_int32)),
+    "figures": (None, (_ROWS, *(c_void_p,) * 5)),
+    "gptq_columns": (
+        None,
+        (
+            *(c_void_p, c_int64) * 2,
+            *(c_void_p, c_void_p, c_int32),
+            *(c_void_p,) * 3,
+            *(c_int32, c_int32),
+        ),
+    ),
+    "grid_errors": (None, (*(c_void_p,) * 5, c_int64, *(c_int32,) * 4)),
+}
+
+
+FLAGS = "bfloat16 sparse two_of_four block panel"
+
+
+class _Table(Structure):
+    _fields_ = (
+        ("sizes", c_int32 * len(STRUCTURES)),
+        *_fields(FLAGS, c_int32),
+        *((name, CFUNCTYPE(result, *takes)) for name, (result, takes) in FUNCTIONS.items()),
+    )
+
+
+class InstructionSet(NamedTuple):
+    """Instructions of some processors.
+
+    Args:
+        title: for people.
+        flags: of the compiler.
+        needs: flags of a processor that has them, as Linux names these.
+    """
+
+    title: str
+    flags: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    def more(self, title: str, flags: str, needs: str) -> "InstructionSet":
+        """The set with some more instructions."""
+        return InstructionSet(title, (*self.flags, *flags.split()), (*self.needs, *needs.split()))
+
+
+PLAIN = InstructionSet("plain")
+_AVX2 = PLAIN.more("AVX2", "-mavx2 -mfma -mf16c -mbmi2", "avx2 fma f16c bmi2")
+_AVX512 = _AVX2.more(
+    "AVX-512",
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mpopcnt",
+    "avx512f avx512bw avx512dq avx512vl popcnt",
+)
+_VNNI = _AVX512.more("AVX-512 with VNNI", "-mavx512vnni", "avx512_vnni")
+_BF16 = _VNNI.more(
+    "AVX-512 with BF16 and VNNI", "-mavx512bf16 -mavx512vbmi2", "avx512_bf16 avx512_vbmi2"
+)
+_AMX = _BF16.more(
+    "AMX with BF16 and INT8", "-mamx-tile -mamx-bf16 -mamx-int8", "amx_tile amx_bf16 amx_int8"
+)
+_X86 = {"amx": _AMX, "bf16": _BF16, "vnni": _VNNI, "avx512": _AVX512, "avx2": _AVX2}
+_ARM = {"neon_dot": PLAIN.more("NEON with dot products", "-march=armv8.2-a+dotprod", "asimddp")}
+
+
+def instruction_sets() -> dict[str, InstructionSet]:
+    """Those of the processors of this kind, the best first."""
+    kind = platform.machine().lower()
+    if kind in ("x86_64", "amd64"):
+        return {**_X86, "plain": PLAIN}
+    if kind in ("aarch64", "arm64"):
+        return {**_ARM, "plain": PLAIN._replace(title="NEON")}
+    return {"plain": PLAIN}
+
+
+class Kernels(SimpleNamespace):
+    """The functions of one instruction set, which check the types of their arguments; a function
+    that its instructions do not speed up is false. Raises OSError: the structures of the library
+    have other sizes, so it would read and write elsewhere.
+
+    Attributes:
+        title: of the instructions, for people.
+        bfloat16: products of bfloat16 have instructions of their own.
+        sparse, two_of_four: such matrices can be multiplied.
+        panel: number of outputs to which the right factor of a descent is padded.
+    """
+
+    def __init__(self, library: CDLL, name: str, title: str = "") -> None:
+        table = _Table.in_dll(library, f"slimscope_{name}")
+        sizes = {x.__name__: sizeof(x) for x in STRUCTURES} | {"block": BLOCK}
+        found = (*table.sizes, table.block)
+        for (structure, size), other in zip(sizes.items(), found, strict=True):
+            if size != other:
+                raise OSError(f"the size of a {structure} is {other} in the library, {size} here")
+        super().__init__(**{field: getattr(table, field) for field in (*FLAGS.split(), *FUNCTIONS)})
+        self.library, self.name, self.title = library, name, title or name
+
+
+def _declare(library: CDLL) -> CDLL:
+    for function in (library.slimscope_acquire_threads, library.slimscope_release_threads):
+        function.restype, function.argtypes = None, ()
+    Kernels(library, "plain")
+    return library
+
+
+@lru_cache
+def library() -> CDLL:
+    """All instruction sets the compiler knows, loaded into this process; built first if they have
+    not been. Raises CompilerError: it is turned off, there is no compiler, or it fails."""
+    units = [Unit("threads", "threads.cpp")]
+    # what two sets have made of a template of the standard library is taken from the first
+    for name, instructions in reversed(instruction_sets().items()):
+        flags = (*instructions.flags, f"-DSLIMSCOPE_SET=slimscope_{name}")
+        units.append(Unit(name, "instruction_set.cpp", flags, needed=name == "plain"))
+    return load("kernels", SOURCES, units, _declare)
+
+
+@lru_cache
+def processor_flags() -> frozenset[str]:
+    """The instructions of this processor, as Linux names them."""
+    with suppress(OSError):
+        for line in PROCESSOR.read_text(errors="replace").splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(flags.split())
+    return frozenset(_ARM["neon_dot"].needs if platform.system() == "Darwin" else ())
+
+
+@lru_cache
+def _tiles_permitted() -> bool:
+    """Ask Linux for the registers of tiles, which a process has to do once."""
+    with suppress(OSError, AttributeError):
+        return CDLL(None).syscall(*map(ctypes.c_long, TILE_PERMISSION)) == 0
+    return False
+
+
+def obstacle(name: str) -> str:
+    """Reason for which an instruction set is not used here; "" if it can be."""
+    if missing := [x for x in instruction_sets()[name].needs if x not in processor_flags()]:
+        return f"the processor has no {', '.join(missing)}"
+    if name == "amx" and not _tiles_permitted():
+        return "the system does not permit tile registers"
+    if not hasattr(library(), f"slimscope_{name}"):
+        return "the compiler does not know the instructions"
+    return ""
+
+
+@lru_cache
+def kernels(name: str = "") -> Kernels:
+    """The functions of an instruction set, or of the best there is. Raises CompilerError: it cannot
+    be used or built."""
+    if name:
+        if why := obstacle(name):
+            raise CompilerError(f"No kernels for {name}.", f"{why.capitalize()}.", "Use others.")
+        return Kernels(library(), name, instruction_sets()[name].title)
+    obstacles = {name: obstacle(name) for name in instruction_sets()}
+    best = next(name for name, why in obstacles.items() if not why)
+    log.info("Kernels use %s.", described(best))
+    return Kernels(library(), best, instruction_sets()[best].title)
+
+
+def described(name: str) -> str:
+    """An instruction set, and why it is none that is better."""
+    sets, words = instruction_sets(), []
+    for better in [*sets][: [*sets].index(name)]:
+        words.append(f"not {sets[better].title}: {obstacle(better)}")
+    return f"{sets[name].title} ({'; '.join(words)})" if words else sets[name].title
+
+
+@lru_cache
+def kernels_or_none() -> Kernels | None:
+    """The best functions; None where there are none: PyTorch computes the same there."""
+    try:
+        return kernels()
+    except CompilerError:
+        return None
+
+
+def check(result: int) -> None:
+    """Raise `MemoryError` if a function says that memory or threads ran out."""
+    if result:
+        raise MemoryError("A kernel ran out of memory or threads.")
