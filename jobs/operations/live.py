@@ -229,6 +229,7 @@ def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method)
     return {
         "model": profile.model,
         "profile": profile.run,
+        "estimate": profile.estimate,
         "budget": str(asked),
         "bytes": mix.nbytes,
         "bits": mix.bits,

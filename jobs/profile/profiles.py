@@ -23,7 +23,9 @@ from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.profile.kind import NAME, ProfileJob
 from jobs.submit import validated
 
-WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # in a profile's environment
+# In a profile's environment.
+WEIGHTS_MARK, DECODING_TIMES, ESTIMATE = "weights_mark", "decoding_times", "estimate"
+CALIBRATION_TOKENS, WIDEST_INPUT = "calibration_tokens", "widest_input"
 Method = Literal["quantized", "pruned"]
 KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # of run that takes its mixes
 
@@ -46,8 +48,9 @@ def profile_of_run(run: str) -> SensitivityProfile:
     stored = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }
-    times = (job.environment or {}).get(DECODING_TIMES)
-    profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times)
+    record = job.environment or {}
+    times, estimate = record.get(DECODING_TIMES), record.get(ESTIMATE)
+    profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times, estimate)
     if not profile.layers:
         raise ConfigError(
             f"{job.run} has measured no layer yet.",

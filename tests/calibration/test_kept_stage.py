@@ -34,7 +34,7 @@ def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:
         (
             {"gptq": 0, "m": -0.05 + NOISE, "qat": -0.051 + 2 * NOISE},
             "m",
-            [" lower than with GPTQ (", " %). DL-QAT is not better"],
+            [" lower than with GPTQ (", " %). The difference to DL-QAT is undecided"],
         ),
         (
             {"gptq": 0, "m": 0, "qat": 0.2},
