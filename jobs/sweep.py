@@ -112,6 +112,18 @@ class SweepPlan:
     estimates: list[Estimate]
     estimate: Estimate
 
+    @property
+    def warnings(self) -> list[str]:
+        """Risks of the runs, each once."""
+        return [*self.estimate.warnings, *self.estimate.field_warnings.values()]
+
+    def queue(self, kind: str, actor: Actor, name: str = "", priority: int = 0) -> list[Job]:
+        """Add the runs to the queue, all or none. Raises ForbiddenError, RateLimitError: the actor
+        may not, or not so often."""
+        runs = [*map(new_run, self.configs, self.estimates)]
+        cost = self.estimate
+        return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=cost)
+
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     """The configs of all runs and what they will cost; an empty sweep is a single run. Raises
@@ -171,9 +183,7 @@ def queue(
     carried out; `field` says where it is wrong."""
     permissions.require_adding(actor)
     gate.changes.spend(actor, spend=False)  # before the config is looked into, which takes time
-    made = plan(kind, values, sweep)
-    runs = [*map(new_run, made.configs, made.estimates)]
-    return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=made.estimate)
+    return plan(kind, values, sweep).queue(kind, actor, name, priority)
 
 
 # after the work -----------------------------------------------------------------------------------
