@@ -19,6 +19,7 @@ from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
 from backend.sensitivity.measured import (
     DenseTrace,
+    LayerTrace,
     SensitivityMeter,
     measure_gradients,
     trace,
@@ -106,6 +107,10 @@ def test_the_estimate_is_that_of_one_backward_pass_token_by_token(
     assert estimate == pytest.approx(expected, rel=1e-3)
     x = torch.cat(traces[MODULE].inputs)
     assert energy == pytest.approx((x @ D.T).square().sum(1).mean().item(), rel=1e-4)
+
+
+def test_an_expert_without_tokens_costs_nothing() -> None:
+    assert LayerTrace(8).cost(torch.ones(2, 3)) == (0, 0)
 
 
 def inputs_of(toy: LoadedModel, ids: Tensor, block: int) -> dict[str, InputStatistics]:

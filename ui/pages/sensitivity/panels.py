@@ -39,9 +39,9 @@ MAP = Panel(
     "All layers",
     "What does this layer alone lose, all others dense?",
     HEIGHT,
-    theory="The loss to expect is half the mean square, over held-out tokens, of the gradient at a "
-    "layer's outputs times their error (Optimal Brain Damage, LeCun et al. 1990; SqueezeLLM, Kim et "
-    "al. 2024).",
+    theory="The loss to expect is half the mean square, over held-out tokens, of the gradient at "
+    "a layer's outputs times their error (Optimal Brain Damage, LeCun et al. 1990; SqueezeLLM, Kim "
+    "et al. 2024).",
 )
 WORST = Panel(
     "worst", "The first to break", "Which layers break first? The table has all of them.", HEIGHT
