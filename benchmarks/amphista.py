@@ -74,12 +74,12 @@ from backend.drafters.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterT
 from backend.models.loading import LoadedModel, load
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
+from backend.statistics.paired import mean_interval
 from backend.text.chat_template import end_ids, prompt_ids
 from backend.text.prompts import BUILT_IN, SELF, STORIES, benchmark_prompts
 from benchmarks.peers import llama
 
 SILENT = SilentReporter()
-T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by seeds
 CONTROLS = {"Amphista": "Staged adaptation only"}
 SIZES = (4, 8, 16)  # nodes of the static trees
 WATCHED, SPARE = 8, 16  # held-out answers during training; prompts of the training sets set aside
@@ -353,11 +353,12 @@ class Bench:
         return min(taken) / min(ours)
 
 
-def with_margin(values: Sequence[float], sign: str = "") -> str:
+def with_interval(values: Sequence[float], sign: str = "") -> str:
     """Mean and its 95 % interval over seeds; the mean alone where there is one seed."""
     text = f"{mean(values):{sign}.3f}"
-    if len(values) in T95:
-        text += f" ± {T95[len(values)] * stdev(values) / len(values) ** 0.5:.3f}"
+    if len(values) > 1:
+        low, high = mean_interval(values)
+        text += f" ({low:{sign}.3f} to {high:{sign}.3f})"
     return text
 
 
@@ -407,7 +408,7 @@ def control_table(found: Mapping[str, list[Outcome]]) -> Table:
                 for x, y in rows
             ]
             made.add_row(
-                f"{arm} − {other}", name, *(with_margin(c, "+") for c in zip(*leads, strict=True))
+                f"{arm} − {other}", name, *(with_interval(c, "+") for c in zip(*leads, strict=True))
             )
     return made
 

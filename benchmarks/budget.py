@@ -7,7 +7,7 @@
 
 Every mix is built alike, by GPTQ in groups of 64 on symmetric grids or by SparseGPT: block after
 block on the inputs that the blocks before it, compressed, give, as runs do.
-Ratios are of perplexities on the same test windows, with the 95 % interval of a paired bootstrap.
+Ratios are of perplexities on the same test windows, with their paired 95 % interval.
 Allocations:
 
     uniform      one format, or two by turns of the blocks

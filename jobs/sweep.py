@@ -118,6 +118,18 @@ class SweepPlan:
     estimates: list[Estimate]
     estimate: Estimate
 
+    @property
+    def warnings(self) -> list[str]:
+        """Risks of the runs, each once."""
+        return [*self.estimate.warnings, *self.estimate.field_warnings.values()]
+
+    def queue(self, kind: str, actor: Actor, name: str = "", priority: int = 0) -> list[Job]:
+        """Add the runs to the queue, all or none. Raises ForbiddenError, RateLimitError: the actor
+        may not, or not so often."""
+        runs = [*map(new_run, self.configs, self.estimates)]
+        cost = self.estimate
+        return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=cost)
+
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
     """Validate and estimate all runs of a sweep; an empty sweep is a single run. Raises
@@ -180,11 +192,7 @@ def queue(
     """
     permissions.require_adding(actor)
     gate.changes.spend(actor, spend=False)  # checked first, because validation takes time
-    sweep_plan = plan(kind, values, sweep)
-    runs = [*map(new_run, sweep_plan.configs, sweep_plan.estimates)]
-    return service.enqueue_all(
-        kind, runs, actor, name=name, priority=priority, cost=sweep_plan.estimate
-    )
+    return plan(kind, values, sweep).queue(kind, actor, name, priority)
 
 
 # results ------------------------------------------------------------------------------------------

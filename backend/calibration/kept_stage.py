@@ -57,8 +57,7 @@ def choose(
         sentences.append(f"Its perplexity on held-out text is {comparison}.")
     if later := [x for x in candidates[position + 1 :] if losses[x] != losses[kept]]:
         rival = min(later, key=lambda stage: fmean(losses[stage]))
-        change = _change(losses[rival], losses[kept])
-        sentences.append(f"{labels[rival]} is not better on held-out text ({change}).")
+        sentences.append(_verdict(losses[rival], losses[kept], labels[rival]))
     for number, stage in enumerate(candidates):
         equal = [x for x in candidates[:number] if losses[x] == losses[stage]]
         sentences += [f"{labels[stage]} is equal to {labels[x]}." for x in equal[:1]]
@@ -83,6 +82,14 @@ def _comparison(losses: Sequence[float], reference: Sequence[float], name: str) 
         return f"close to that of {name} ({_change(losses, reference)})"
     value, low, high = (f"{100 * (1 - x):.1f}" for x in (ratio.value, ratio.high, ratio.low))
     return f"{value} % lower than with {name} ({low} to {high} %)"
+
+
+def _verdict(losses: Sequence[float], kept: Sequence[float], name: str) -> str:
+    """Sentence about a later stage that is not kept."""
+    ratio, change = paired_ratio(losses, kept), _change(losses, kept)
+    if ratio is None or not ratio.is_significant:
+        return f"The difference to {name} is undecided on held-out text ({change})."
+    return f"{name} is not better on held-out text ({change})."
 
 
 def _change(losses: Sequence[float], reference: Sequence[float]) -> str:

@@ -1,5 +1,5 @@
-"""Measurement of sensitivity on held-out text: Fisher information of layer outputs, and loss and
-divergence with one layer changed.
+"""Measurement of sensitivity on held-out text: estimated loss of a change, and loss and divergence
+with one layer changed.
 
 To measure a change, the block of the layer runs with the changed weights from its recorded dense
 inputs, then the later blocks run, for several candidates per batch:
@@ -10,27 +10,27 @@ inputs, then the later blocks run, for several candidates per batch:
 KL is never negative and has less noise than the difference of losses. Both agree in expectation on
 text sampled from the model.
 
-The weight of output o of a linear z = W x is the diagonal of the Fisher information,
+The estimate of the loss that a change D of a layer's weights adds is, token by token,
 
-    F_o = E[ (d log p(y | x) / d z_o)^2 ],   y sampled from the model's p(. | x)
+    1/2 mean_t (g_t . D x_t)^2       g_t = d -log p(y | x) / d z_t,   y sampled from the model's p
 
-To second order and ignoring interactions of outputs, a change D of the weights adds a loss of
+for the layer's inputs x_t and the gradients g_t at its outputs z = W x. It is the second-order term
+of the loss with the Fisher information as Hessian, without interactions of tokens and layers.
+Gradients and inputs need not be independent, and no solver has seen the windows: on calibration
+text, GPTQ has just minimized the error, so that an estimate there is several times too small.
 
-    1/2 sum_o F_o E[(D x)_o^2]  =  1/2 sum_o F_o (D H D^T)_oo .
-
-Gradients are computed block by block, from the last to the first. Each block runs again from its
-recorded inputs, so that only one block's activations are in memory; a model larger than memory is
-read twice.
+Gradients at the outputs of the blocks are computed from the last block to the first. Each block
+runs again from its recorded inputs, so that only one block's activations are in memory; a model
+larger than memory is read twice. `trace_layers` runs a block once more for the x_t and g_t of its
+layers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -38,7 +38,7 @@ from backend.calibration.heldout import window_nll
 from backend.evaluation.divergence import summed_kl
 from backend.models import block_forward
 from backend.models.block_forward import Call, HiddenStates, after_blocks, block_as_function
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.training.trainer import summed_loss
 
@@ -52,14 +52,14 @@ class DenseTrace:
         ids: token ids [n, L].
         stream: arguments of the forward passes.
         inputs: inputs of each block, then outputs of the last block; [1, L, d] per window.
-        fisher: full name of a linear -> F [out].
+        gradients: gradients of the summed loss at the outputs of each block; [1, L, d] per window.
     """
 
     model: PreTrainedModel
     ids: Tensor
     stream: block_forward.BlockStream
     inputs: list[HiddenStates]
-    fisher: dict[str, Tensor] = field(default_factory=dict)
+    gradients: list[list[Tensor]] = field(default_factory=list)
 
     @property
     def blocks(self) -> int:
@@ -83,28 +83,31 @@ def trace(
     return DenseTrace(model, ids, stream, inputs)
 
 
-def measure_fisher(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
-    """Compute `dense.fisher`; `seed` is the seed of the sampled labels."""
-    blocks, tokens = dense.blocks, dense.ids.numel()
-    gradients = _loss_gradients(dense, seed)
-    for block in reversed(range(blocks)):
+def measure_gradients(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
+    """Compute `dense.gradients`; `seed` is the seed of the sampled labels."""
+    blocks, gradients = dense.blocks, _loss_gradients(dense, seed)
+    dense.gradients = [gradients]
+    for block in reversed(range(1, blocks)):
         blocks_done = blocks - 1 - block
         reporter.progress(blocks_done, blocks, at_block(blocks_done, blocks, "Gradients"))
-        linears = block_linears(dense.model, block)
-        calls, input_gradients = dense.stream.calls[block], list[Tensor]()
-        with (
-            block_forward.block_as_function(dense.model, dense.stream, block) as forward,
-            _squared_gradients(linears) as squares,
-        ):
-            for states, call, gradient in zip(dense.inputs[block], calls, gradients, strict=True):
-                stop_if_asked(reporter)
-                with torch.enable_grad():
-                    inputs = states.detach().requires_grad_()
-                    forward({}, inputs, call).backward(gradient.to(states.dtype))
-                assert inputs.grad is not None
-                input_gradients.append(inputs.grad)
-        gradients = input_gradients
-        dense.fisher |= {linears[module].name: total / tokens for module, total in squares.items()}
+        gradients = _backward(dense, block, gradients, partial(stop_if_asked, reporter))
+        dense.gradients.insert(0, gradients)
+
+
+def _backward(
+    dense: DenseTrace, block: int, gradients: Iterable[Tensor], safe_point: Callable[[], None]
+) -> list[Tensor]:
+    """Return the gradients at a block's inputs, per window, given those at its outputs."""
+    calls, input_gradients = dense.stream.calls[block], list[Tensor]()
+    with block_forward.block_as_function(dense.model, dense.stream, block) as forward:
+        for states, call, gradient in zip(dense.inputs[block], calls, gradients, strict=True):
+            safe_point()
+            with torch.enable_grad():
+                inputs = states.detach().requires_grad_()
+                forward({}, inputs, call).backward(gradient.to(states.dtype))
+            assert inputs.grad is not None
+            input_gradients.append(inputs.grad)
+    return input_gradients
 
 
 def _loss_gradients(dense: DenseTrace, seed: int) -> list[Tensor]:
@@ -126,22 +129,58 @@ def _loss_gradients(dense: DenseTrace, seed: int) -> list[Tensor]:
     return gradients
 
 
-@contextmanager
-def _squared_gradients(linears: Mapping[str, LinearWeight]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that collects module name -> sum over tokens of the squared gradients of
-    its outputs [out]."""
-    squares: dict[str, Tensor] = {}
+@dataclass
+class LayerTrace:
+    """Inputs of a layer and gradients at its outputs, on held-out windows of the dense model.
 
-    def add(name: str, _module: Any, _inputs: Any, gradients: tuple[Tensor, ...]) -> None:
-        square = gradients[0].detach().float().flatten(0, -2).square().sum(0)
-        squares[name] = squares[name] + square if name in squares else square
+    Attributes:
+        tokens: tokens of the windows; an expert receives only some of them.
+        inputs: inputs per call [t, in].
+        gradients: gradients of the summed loss at the outputs per call [t, out].
+    """
 
-    hooks = [x.layer.register_full_backward_hook(partial(add, m)) for m, x in linears.items()]
+    tokens: int
+    inputs: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def record(self, _module: nn.Module, args: tuple[Tensor, ...], outputs: Tensor) -> None:
+        """Record a call; a hook of its module. Its gradient follows in the backward pass."""
+        call = len(self.inputs)
+        self.inputs.append(args[0].detach().flatten(0, -2))
+        self.gradients.append(torch.empty(0))
+
+        def add(gradient: Tensor) -> None:
+            self.gradients[call] = gradient.detach().flatten(0, -2)
+
+        outputs.register_hook(add)
+
+    def cost(self, D: Tensor) -> tuple[float, float]:
+        """Cost of a change D [out, in] of the weights.
+
+        Returns:
+            mean of the squared norm of D x, and estimated loss in nats per token. Both are 0 for an
+            expert that received no token.
+        """
+        energy = loss = 0.0
+        for x, g in zip(self.inputs, self.gradients, strict=True):
+            change = (x @ D.to(x.dtype).T).float()
+            energy += change.square().sum().item()
+            loss += torch.linalg.vecdot(g.float(), change).square().sum().item()
+        return energy / self.tokens, 0.5 * loss / self.tokens
+
+
+def trace_layers(
+    dense: DenseTrace, block: int, linears: Mapping[str, LinearWeight], reporter: Reporter
+) -> dict[str, LayerTrace]:
+    """Trace the layers of a block, module name -> trace; needs `dense.gradients`."""
+    traces = {module: LayerTrace(dense.ids.numel()) for module in linears}
+    hooks = [x.layer.register_forward_hook(traces[m].record) for m, x in linears.items()]
     try:
-        yield squares
+        _backward(dense, block, dense.gradients[block], partial(stop_if_asked, reporter))
     finally:
         for hook in hooks:
             hook.remove()
+    return traces
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Storage formats of layers, and the sensitivity profile of a model: the loss of every layer in
 every format. Does not import torch.
 
-A profile has four figures for each layer and format; NaN stands for a missing figure:
+A profile has four figures for each layer and format, on held-out text; NaN stands for a missing
+figure:
 
-    error       tr(D H D^T) / tr(W H W^T), relative output error of the layer
-    fisher      1/2 sum_o F_o (D H D^T)_oo, estimated loss
-    kl, loss    measured on held-out text with only this layer changed
+    error       sum_t |D x_t|^2 / sum_t |W x_t|^2, relative output error of the layer
+    fisher      1/2 mean_t (g_t . D x_t)^2, estimated loss (`backend.sensitivity.measured`)
+    kl, loss    measured with only this layer changed
 
 Losses are in nats per token. The predicted loss of a mix is the sum over layers of kl if it was
 measured, and otherwise of the Fisher estimate times the layer's ratio of kl to fisher in the
@@ -48,6 +49,8 @@ Milliseconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 FIGURES = ("error", "fisher", "kl", "loss")
 # Limit of the ratio of a layer relative to that of all layers, against measurement noise.
 LARGEST_RATIO = 16.0
+# Estimates: on held-out text; on the calibration text of the solvers, as older profiles have it.
+TOKEN_WISE, IN_SAMPLE = "held out, token by token", "in sample"
 ESTIMATES = {"error": "Output error", "fisher": "Fisher"}  # figure -> label
 
 
@@ -174,6 +177,7 @@ class SensitivityProfile:
         formats: candidate formats.
         figures: [layers, figures, formats].
         times: time per token in each format; None if the run did not measure it.
+        estimate: estimate of error and fisher, `TOKEN_WISE` or `IN_SAMPLE`.
     """
 
     run: str
@@ -182,6 +186,7 @@ class SensitivityProfile:
     formats: tuple[Format, ...]
     figures: Table
     times: DecodingTimes | None = None
+    estimate: str = IN_SAMPLE
 
     def figure(self, name: str) -> Table:
         """Table [layers, formats] of one of `FIGURES`."""
@@ -235,6 +240,7 @@ def profile_of(
     formats: Sequence[Format],
     stored: Mapping[str, NDArray[np.float32]],
     times: object = None,
+    estimate: object = None,
 ) -> SensitivityProfile:
     """Build a profile from the records of a run.
 
@@ -247,9 +253,13 @@ def profile_of(
         formats: candidate formats.
         stored: layer name -> recorded figures [figures, formats].
         times: recorded decoding times.
+        estimate: recorded estimate; profiles without a record are `IN_SAMPLE`.
     """
     shape = (len(FIGURES), len(formats))
     valid = [x for x in layers if x.name in stored and stored[x.name].shape == shape]
     figures = np.array([stored[x.name] for x in valid], np.float64).reshape(-1, *shape)
     decoding_times = DecodingTimes.read(times)
-    return SensitivityProfile(run, model, tuple(valid), tuple(formats), figures, decoding_times)
+    method = TOKEN_WISE if estimate == TOKEN_WISE else IN_SAMPLE
+    return SensitivityProfile(
+        run, model, tuple(valid), tuple(formats), figures, decoding_times, method
+    )

@@ -1,16 +1,16 @@
 """Pass over the blocks of the dense model that profiles every layer.
 
 It collects the Gram matrix of every layer's inputs; each finished block is a checkpoint. Pruner and
-GPTQ make the weights of a layer in each candidate format in the same way as in a run."""
+GPTQ make the weights of a layer in each candidate format in the same way as in a run. Errors and
+losses of a format are estimated on held-out windows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,14 +32,12 @@ from backend.quantization.gptq import gptq_widths
 from backend.quantization.plan import QuantSettings, embedding_search
 from backend.quantization.range_search import quantize_embedding
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.measured import DenseTrace, SensitivityMeter, measure_fisher
+from backend.sensitivity.measured import DenseTrace, LayerTrace, SensitivityMeter, trace_layers
 from backend.sensitivity.profile import FIGURES, Format
 from backend.training.stage_store import BlockWalk
 
-PANEL = 192  # columns of the Gram matrix per product
 # Participle and advice in the error of a layer whose Hessian no damping makes positive definite.
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
-GRADIENTS, FISHER = "gradients", "fisher.safetensors"  # checkpoint and its file
 BATCH = 4  # maximum number of calibration segments per forward pass
 
 Figures = NDArray[np.float32]  # [figures, formats]
@@ -125,49 +123,9 @@ def _solve(
     return dict(zip(formats, rounded, strict=True))
 
 
-def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> tuple[float, float]:
-    """Errors that a change of weights causes on calibration text.
-
-    Args:
-        D: change of the weights [out, in].
-        energy: energy of the dense outputs, tr(W H W^T).
-        H: second moments of the inputs [in, in].
-        fisher: Fisher information of the outputs, F [out].
-
-    Returns:
-        relative output error, tr(D H D^T) / tr(W H W^T), and Fisher estimate of the loss,
-        1/2 sum_o F_o (D H D^T)_oo, in nats per token.
-    """
-    errors = energies(D, H).clamp_(min=0)
-    relative = errors.sum().item() / energy if energy > 0 else 0.0
-    return relative, 0.5 * torch.dot(fisher.to(errors), errors).item()
-
-
-def energies(D: Tensor, H: Tensor) -> Tensor:
-    """Energy of each output, the diagonal of D H D^T [out], for D [out, in]."""
-    total = D.new_zeros(len(D))
-    # H is symmetric, so only its upper part is read, and entries right of the panel count twice.
-    for a in range(0, len(H), PANEL):
-        panel = D[:, a : a + PANEL]
-        products = panel @ H[a : a + PANEL, a:]
-        products[:, PANEL:] *= 2
-        total += torch.linalg.vecdot(products, D[:, a:])
-    return total
-
-
 def fitting_formats(formats: Sequence[Format], columns: int) -> list[Format]:
     """Filter for the formats, except dense, that fit a layer with `columns` inputs."""
     return [fmt for fmt in formats if fmt != Format() and fmt.fits(columns)]
-
-
-def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter: Reporter) -> None:
-    """Load `dense.fisher` from the checkpoint of an earlier attempt, or compute and store it."""
-    if folder := checkpoints.find(GRADIENTS):
-        dense.fisher |= load_file(folder / FISHER)
-        return
-    measure_fisher(dense, seed, reporter)
-    with checkpoints.write(GRADIENTS) as draft:
-        save_file({name: F.cpu() for name, F in dense.fisher.items()}, draft / FISHER)
 
 
 @dataclass
@@ -183,7 +141,7 @@ class SensitivityWalk(BlockWalk):
         checkpoints: checkpoints of the run.
         reporter: receiver of progress and log lines.
         columns: formats of the recorded figures, including `formats`.
-        fisher: full layer name -> Fisher information of its outputs [out].
+        dense: held-out windows in the dense model, with gradients.
         measured: formats whose loss is measured.
         meter: measurement of the loss; None if `measured` is empty.
         record: called with each layer and its figures [figures, formats].
@@ -198,7 +156,7 @@ class SensitivityWalk(BlockWalk):
     checkpoints: Checkpoints
     reporter: Reporter
     columns: Sequence[Format]
-    fisher: Mapping[str, Tensor]
+    dense: DenseTrace
     measured: frozenset[Format]
     meter: SensitivityMeter | None
     record: Record
@@ -227,9 +185,10 @@ class SensitivityWalk(BlockWalk):
         inputs, outputs = collect_inputs(
             self.model, stream, block, stream.hidden, linears, level, safe_point
         )
+        traces = trace_layers(self.dense, block, linears, self.reporter)
         for module, linear in linears.items():
             stop_if_asked(self.reporter)
-            self._profile(linear, inputs[module])
+            self._profile(linear, inputs[module], traces[module])
         with self.checkpoints.write(block_name(block)) as draft:
             (draft / "done").touch()
         stream.advance(outputs)
@@ -238,15 +197,16 @@ class SensitivityWalk(BlockWalk):
         blocks = len(decoder_blocks(self.model))
         self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Measuring layers"))
 
-    def _profile(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+    def _profile(self, linear: LinearWeight, inputs: InputStatistics, trace: LayerTrace) -> None:
         W, figures = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
         measured_weights: dict[int, Tensor] = {}  # column -> weights
-        energy = energies(W, inputs.gram).sum().item()
+        energy, _ = trace.cost(W)
         formats = fitting_formats(self.formats, linear.columns)
         weights = candidates(W, inputs, formats, self.solvers, linear.name, self.reporter.log)
         for fmt, V in weights.items():
             column = self.columns.index(fmt)
-            figures[:2, column] = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
+            error, loss = trace.cost(V - W)
+            figures[:2, column] = error / energy if energy > 0 else 0.0, loss
             if fmt in self.measured:
                 measured_weights[column] = V
         if self.meter and measured_weights:

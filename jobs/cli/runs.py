@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from backend.errors import ConfigError, NotFoundError
+from backend.printable import printable
 from backend.queue import scheduling
 from backend.queue.actor import Actor
 from backend.queue.artifacts import full_log, read_log
@@ -109,10 +110,12 @@ def _operation(kind: Kind) -> Operation:
         pairs = [text.partition("=") for text in values.pop("sweep") or ()]
         sweep_values = sweep.read(kind.name, [(field, texts) for field, _, texts in pairs])
         values = {**preset, **{k: v for k, v in values.items() if v is not None}}
-        jobs = sweep.queue(
-            kind.name, values, sweep_values, current_actor(), name=name, priority=priority
-        )
-        return summary(jobs[0]) if len(jobs) == 1 else [summary(job) for job in jobs]
+        planned = sweep.plan(kind.name, values, sweep_values)
+        for warning in planned.warnings:
+            print(f"slimscope: Warning: {printable(warning)}", file=sys.stderr)
+        jobs = planned.queue(kind.name, current_actor(), name, priority)
+        records = [summary(job) | {"warnings": planned.warnings} for job in jobs]
+        return records[0] if len(records) == 1 else records
 
     queue.__signature__ = inspect.Signature(list(_options(kind)))  # type: ignore[attr-defined]
     queue.__doc__ = kind.summary

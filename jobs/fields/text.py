@@ -125,14 +125,19 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
     windows += config.windows if calibration == evaluation else 0
     length = context_length(config, facts)
     require_length(calibration, windows * length, "calibration_text")
-    tokens = config.segments * length
+    return few_tokens(config, facts)
+
+
+def few_tokens(config: CalibrationText, facts: ModelFacts) -> tuple[str, ...]:
+    """Warning if the calibration tokens are fewer than twice the widest input of a layer."""
+    tokens = config.segments * context_length(config, facts)
     widest = max(x.columns for x in facts.linears)
-    if tokens < 2 * widest:
-        return (
-            f"{tokens} calibration tokens are few for layers with {widest} inputs. "
-            f"Use {2 * widest} or more for a better result.",
-        )
-    return ()
+    if tokens >= 2 * widest:
+        return ()
+    return (
+        f"{tokens} calibration tokens are few for layers with {widest} inputs. "
+        f"Use {2 * widest} or more for a better result.",
+    )
 
 
 def require_text(name: str, use: str, field: str) -> None:

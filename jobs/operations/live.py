@@ -249,6 +249,7 @@ def record(profile: SensitivityProfile, mix: Mix, target: Budget, method: Method
     return {
         "model": profile.model,
         "profile": profile.run,
+        "estimate": profile.estimate,
         "budget": str(target),
         "bytes": mix.nbytes,
         "bits": mix.bits,

@@ -11,11 +11,18 @@ from backend.options import Dtype, option
 from backend.pruning.config import PrunerName
 from backend.quantization import GridType
 from backend.quantization.config import RangeSearchName
+from backend.sensitivity.budget import EXPERT
 from backend.sensitivity.profile import Format
 from backend.text.corpora import require_length
 from jobs.estimates import PhaseWork, decoded_bytes
 from jobs.fields.models import resolve_model
-from jobs.fields.text import CalibrationText, check_context, context_length, require_text
+from jobs.fields.text import (
+    CalibrationText,
+    check_context,
+    context_length,
+    few_tokens,
+    require_text,
+)
 from jobs.fields.types import ModelConfig
 from jobs.kind import JobConfig, Kind, Requirements
 
@@ -26,6 +33,7 @@ FORMATS = (
 QUANTIZER = "gptq"  # quantizer of the candidates
 EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
+EXPERTS_PER_TOKEN = 8  # maximum assumed for a mixture of experts
 MEASURE_COPIES = 8  # copies of the logits of one window in memory
 TIMED_TOKENS = 256  # decoded tokens to time a format, including the prompt
 
@@ -91,9 +99,9 @@ def requirements(config: ProfileJob) -> Requirements:
         )
     check_formats(config, facts)
     streamed, memory_parts = memory_bytes(config, facts, memory.memory_available())
-    warnings: tuple[str, ...] = ()
+    warnings = few_tokens(config, facts)
     if streamed:
-        warnings = (
+        warnings += (
             "The model does not fit into memory. Its blocks are read from disk, and sensitivities "
             "are only estimated.",
         )
@@ -163,14 +171,14 @@ def work(config: ProfileJob, facts: ModelFacts) -> list[PhaseWork]:
     # a measurement runs half of the blocks on average
     measured = (weights / 2 + head) * context * config.windows
     measurements = len(config.measured_formats) * len(facts.linears) * measured
-    candidates = candidate_products(facts, len(config.all_formats), config.segments * context)
+    formats = len(config.all_formats)
+    candidates = candidate_products(facts, formats, config.segments * context)
+    estimates = (3.0 + formats) * weights * heldout
     return [
         PhaseWork("dense", weights * heldout),
         PhaseWork("gradients", 3.0 * (weights + head) * heldout),
-        PhaseWork("layers", candidates + measurements),
-        PhaseWork(
-            "decoding", decoded_bytes(facts, len(config.all_formats) * TIMED_TOKENS), "memory"
-        ),
+        PhaseWork("layers", candidates + estimates + measurements),
+        PhaseWork("decoding", decoded_bytes(facts, formats * TIMED_TOKENS), "memory"),
     ]
 
 
@@ -194,16 +202,25 @@ def memory_bytes(
         "stages": 2,
         "on_disk": False,
     }
-    state_bytes = (facts.blocks + 1) * memory.activation_memory(
-        facts, config.heldout_windows, context, dtype
-    )
+    heldout = memory.activation_memory(facts, config.heldout_windows, context, dtype)
+    state_bytes = (2 * facts.blocks + 1) * heldout  # states and gradients between blocks
+    traced = 4 * config.heldout_windows * context * traced_values(facts)
     logits = 4 * MEASURE_COPIES * facts.vocabulary * context
-    total = memory.memory_needed(facts, **sizes) + state_bytes + logits
+    total = memory.memory_needed(facts, **sizes) + state_bytes + traced + logits
     streamed = total > memory.STREAMING_THRESHOLD * available and not facts.support.stream
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
     # including repacked weights
     decoder = {} if streamed else {"native decoder": 4 * facts.parameters}
-    return streamed, parts | decoder | {"held-out states": state_bytes, "logits": logits}
+    heldout_parts = {"held-out states": state_bytes, "held-out layers": traced, "logits": logits}
+    return streamed, parts | decoder | heldout_parts
+
+
+def traced_values(facts: ModelFacts) -> int:
+    """Return the number of layer inputs and output gradients of a block per token. A token reaches
+    only some experts."""
+    block = [x for x in facts.linears if x.block == facts.linears[0].block]
+    layers = {EXPERT.sub(r"\1.*.", x.name): x.rows + x.columns for x in block}
+    return sum(n * (EXPERTS_PER_TOKEN if ".*." in name else 1) for name, n in layers.items())
 
 
 KIND = Kind(

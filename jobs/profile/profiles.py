@@ -23,7 +23,9 @@ from jobs.fields.models import ResolvedModel, resolve_model
 from jobs.profile.kind import NAME, ProfileJob
 from jobs.submit import validate_config
 
-WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # keys in a run's environment
+# keys in the environment of a profile
+WEIGHTS_MARK, DECODING_TIMES, ESTIMATE = "weights_mark", "decoding_times", "estimate"
+CALIBRATION_TOKENS, WIDEST_INPUT = "calibration_tokens", "widest_input"
 Method = Literal["quantized", "pruned"]
 KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # kinds that use the mixes
 
@@ -50,8 +52,9 @@ def read_profile(run: str) -> SensitivityProfile:
     values = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }
-    times = (job.environment or {}).get(DECODING_TIMES)
-    profile = profile_of(job.run, config.model, layers, config.all_formats, values, times)
+    record = job.environment or {}
+    times, estimate = record.get(DECODING_TIMES), record.get(ESTIMATE)
+    profile = profile_of(job.run, config.model, layers, config.all_formats, values, times, estimate)
     if not profile.layers:
         raise ConfigError(
             f"{job.run} has measured no layer yet.",

@@ -14,8 +14,8 @@ from backend.models.families.stored import LinearShape
 from backend.models.loading import free_memory
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
-from backend.sensitivity.measured import SensitivityMeter, trace
-from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
+from backend.sensitivity.measured import SensitivityMeter, measure_gradients, trace
+from backend.sensitivity.profile import ESTIMATES, TOKEN_WISE, SensitivityProfile
 from backend.sensitivity.walk import Solvers
 from backend.statistics.tensors import SENSITIVITY, TensorProfile
 from backend.text.slices import calibration_slices
@@ -31,7 +31,15 @@ from jobs.profile.kind import (
     parsed,
     work,
 )
-from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, read_profile, weights_fingerprint
+from jobs.profile.profiles import (
+    CALIBRATION_TOKENS,
+    DECODING_TIMES,
+    ESTIMATE,
+    WEIGHTS_MARK,
+    WIDEST_INPUT,
+    read_profile,
+    weights_fingerprint,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
@@ -52,10 +60,18 @@ def run(config: ProfileJob, context: JobContext) -> None:
         corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
     )
     record_texts({"calibration": calibration, "held-out": heldout}, context)
-    context.environment(precision=dtype, **{WEIGHTS_MARK: weights_fingerprint(base)})
+    context.environment(
+        precision=dtype,
+        **{
+            WEIGHTS_MARK: weights_fingerprint(base),
+            ESTIMATE: TOKEN_WISE,
+            CALIBRATION_TOKENS: calibration.input_ids.numel(),
+            WIDEST_INPUT: max(x.columns for x in loaded.facts.linears),
+        },
+    )
     pass_dtype = getattr(torch, dtype)
     dense = trace(loaded.model, heldout.input_ids, pass_dtype, phases.phase("dense"))
-    walk.load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
+    measure_gradients(dense, config.seed, phases.phase("gradients"))
     measured_formats = () if streamed else config.measured_formats
     embeddings = () if streamed else loaded.facts.embeddings
     meter = None
@@ -81,7 +97,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         context.checkpoints,
         phases.phase("layers"),
         config.all_formats,
-        dense.fisher,
+        dense,
         frozenset(measured_formats),
         meter,
         record,

@@ -29,12 +29,12 @@ def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:
         (
             {"gptq": 0, "m": NOISE - 0.001, "qat": 0.1 + NOISE},
             "gptq",
-            ["Kept: GPTQ. Magnitudes only is not better on held-out text (perplexity −0.", " to +"],
+            ["Kept: GPTQ. The difference to Magnitudes only is undecided on held-out", " to +"],
         ),
         (
             {"gptq": 0, "m": -0.05 + NOISE, "qat": -0.051 + 2 * NOISE},
             "m",
-            [" lower than with GPTQ (", " %). DL-QAT is not better"],
+            [" lower than with GPTQ (", " %). The difference to DL-QAT is undecided"],
         ),
         (
             {"gptq": 0, "m": 0, "qat": 0.2},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from backend.statistics.paired import paired_ratio
+from backend.statistics.paired import paired_ratio, t_quantile
 from backend.statistics.profiles import channel_figures
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.statistics.tensors import (
@@ -130,15 +130,35 @@ def test_a_difference_on_every_window_is_significant_although_windows_differ() -
     assert 1 < actual.low < actual.value < actual.high < 1.04
 
 
-def test_noise_is_not_significant_and_the_interval_has_its_coverage() -> None:
-    random = np.random.default_rng(1)
-    significant = covered = 0
-    for _ in range(200):
-        losses, differences = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
-        actual = paired_ratio(losses + differences, losses)
-        significant += actual.is_significant
-        covered += actual.low <= 1 <= actual.high
-    assert significant < 30 and covered > 170  # 5 % expected, slightly more with few windows
+@pytest.mark.parametrize("windows", [5, 8, 16, 32])
+@pytest.mark.parametrize("skew", ["none", "right", "left"])
+def test_the_interval_covers_the_true_ratio_of_skewed_window_losses(
+    windows: int, skew: str
+) -> None:
+    """The skewness of the differences is 0 or 0.8, twice the median of compared stages."""
+    random, sigma = np.random.default_rng(windows), 0.25
+    losses = random.normal(3.0, 0.5, (10_000, windows))
+    noise = random.standard_normal(losses.shape)
+    if skew != "none":
+        lognormal = np.exp(sigma * noise) - np.exp(sigma**2 / 2)
+        noise = lognormal / sigma * (1 if skew == "right" else -1)
+    ratios = [paired_ratio(a + b, a) for a, b in zip(losses, 0.02 * noise + 0.05, strict=True)]
+    covered = np.mean([x.low <= np.exp(0.05) <= x.high for x in ratios if x])
+    assert 0.94 <= covered <= 0.97
+    assert all(x.is_significant == (not x.low <= 1 <= x.high) for x in ratios if x)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(4, 2.7764), (7, 2.3646), (15, 2.1314), (100, 1.9840), (1, 12.7062), (3, 3.1824)],
+)
+def test_quantiles_are_those_of_tables_of_t(degrees: int, expected: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_infinite_loss_is_significantly_worse() -> None:
+    broken = paired_ratio([np.inf] + [3.0] * 7, np.linspace(2.9, 3.1, 8))
+    assert broken is not None and broken.is_significant and broken.low > 1
 
 
 def test_unequal_or_few_windows_have_no_ratio() -> None:

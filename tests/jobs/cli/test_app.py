@@ -43,6 +43,18 @@ def test_submit_wait_show_and_logs(queue: Path) -> None:
     assert [row["id"] for row in listed] == [records["id"]]
 
 
+def test_warnings_of_a_submission_go_to_stderr_and_into_json(queue: Path) -> None:
+    few = "slimscope: Warning: 128 calibration tokens are few for layers with "
+    words = ("submit", "profile", "--model", "toy", "--context", "32", "--segments")
+    done = slimscope(*words, "4")
+    assert done.returncode == 0 and done.stderr.startswith(few) and "few" not in done.stdout
+    done = slimscope(*words, "4", "--seed", "1", "--json")
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert done.stderr == f"slimscope: Warning: {warning}\n"
+    done = slimscope(*words, "32", "--json")
+    assert (done.stderr, json.loads(done.stdout)["warnings"]) == ("", [])
+
+
 def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--fails-at", "0", "--wait")
     failed = slimscope(*words, meanwhile=supervised.turn)

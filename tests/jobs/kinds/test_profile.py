@@ -8,11 +8,19 @@ from backend.export.formats import read_layout
 from backend.files import fingerprint
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.artifacts import run_folder
+from backend.sensitivity.profile import IN_SAMPLE, TOKEN_WISE
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.operations.live import budget
-from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, read_profile
+from jobs.profile.kind import ProfileJob, requirements
+from jobs.profile.profiles import (
+    CALIBRATION_TOKENS,
+    WEIGHTS_MARK,
+    WIDEST_INPUT,
+    newest_profile,
+    read_profile,
+)
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -58,6 +66,8 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     profile = newest_profile("toy")
     assert profile.run == job.run and len(profile.layers) == 22  # and the embedding
     assert job.environment[WEIGHTS_MARK] == fingerprint(TOY_FOLDER.glob("*.safetensors"))
+    assert job.environment[CALIBRATION_TOKENS] == 4 * 32 < 2 * job.environment[WIDEST_INPUT]
+    assert profile.estimate == TOKEN_WISE and (profile.figure("fisher")[:-1, :2] > 0).all()
     kl, error = profile.figure("kl"), profile.figure("error")
     layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
     assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
@@ -73,7 +83,7 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     least = refused.value.do.partition("ms")[0].rpartition(" ")[2]
     assert budget("toy", ms=least)["milliseconds"] <= float(least) * (1 + 1e-6)
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
-    assert answer["bits"] <= 3.25
+    assert answer["bits"] <= 3.25 and answer["estimate"] == TOKEN_WISE
     assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
     assert answer["command"].endswith("'budget:3.25bits' --overrides 0.mlp.down_proj=int4-g64")
     assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
@@ -83,6 +93,9 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
         with pytest.raises(ConfigError):
             budget("toy", **wrong)
+    with writing() as session:
+        session.get_one(Job, job.id).environment = {}  # as profiles had it that were in sample
+    assert budget("toy", bits="3.25")["estimate"] == IN_SAMPLE
     with writing() as session:
         session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
     with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} measured other"):
@@ -126,6 +139,13 @@ def test_runs_take_the_mix_of_a_budget(wait: Wait) -> None:
             submit(kind, {"model": "toy", "allocation": allocation}, HOST)
     plain = {"model": "toy", "allocation": "budget:3bits"}  # with the defaults of the form
     assert queries.plan(submit("dlqat", plain, HOST).id)
+
+
+@pytest.mark.parametrize(("segments", "few"), [(4, True), (64, False)])
+def test_few_calibration_tokens_are_warned_of(segments: int, few: bool) -> None:
+    config = ProfileJob.model_validate(SMALL | {"segments": segments})
+    warnings = " ".join(requirements(config).warnings)
+    assert (f"{32 * segments} calibration tokens are few" in warnings) == few
 
 
 def test_other_runs_are_no_profiles(queue: object) -> None:

@@ -7,6 +7,7 @@ import gradio as gr
 
 from backend.store import queries
 from backend.store.states import ACTIVE
+from jobs.profile.profiles import CALIBRATION_TOKENS, WIDEST_INPUT
 from ui.format import count, href
 from ui.frame import Page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, WORST
@@ -72,6 +73,11 @@ def draw(view: SensitivityView) -> Updates:
     facts = [profile.model, f"{count(len(profile.layers))} layers, {len(profile.formats)} formats"]
     if view.measured:
         facts.append(f"measured in {' and '.join(map(str, view.measured))}, else estimated")
+    facts.append(f"estimated {profile.estimate}")
+    tokens, inputs = (job.environment.get(x) for x in (CALIBRATION_TOKENS, WIDEST_INPUT))
+    if isinstance(tokens, int) and isinstance(inputs, int):
+        few = " (too few)" if tokens < 2 * inputs else ""
+        facts.append(f"{count(tokens)} calibration tokens for {count(inputs)} inputs{few}")
     if job.state in ACTIVE:
         facts.append("still measuring")
     head = HTML.head(job.run, facts, href("trade-offs", run=job.run))

@@ -39,8 +39,8 @@ MAP = Panel(
     "All layers",
     "What does this layer alone lose, all others dense?",
     HEIGHT,
-    theory="The loss to expect is half the Fisher information of a layer's outputs times their "
-    "squared error (Optimal Brain Damage, LeCun et al. 1990; Fisher-weighted as in SqueezeLLM, Kim "
+    theory="The loss to expect is half the mean square, over held-out tokens, of the gradient at "
+    "a layer's outputs times their error (Optimal Brain Damage, LeCun et al. 1990; SqueezeLLM, Kim "
     "et al. 2024).",
 )
 WORST = Panel(

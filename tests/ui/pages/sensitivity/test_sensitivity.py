@@ -6,6 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from backend.sensitivity.profile import TOKEN_WISE
+from jobs.profile.profiles import CALIBRATION_TOKENS, ESTIMATE, WIDEST_INPUT
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
 from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
@@ -47,7 +49,21 @@ def test_a_profile_opens_in_a_measured_format_at_its_worst_layer() -> None:
         assert isinstance(shown[panel.parts[0]], go.Figure)
     assert "measured in int3-g64 and 50%, else estimated" in shown["head"]
     assert "trade-offs?run=profile-0001" in shown["head"]
+    assert "estimated in sample" in shown["head"]
     assert ["Block 0, down_proj", WORST] in shown["layer"]["choices"]
+
+
+def test_a_profile_says_its_estimate_and_its_tokens() -> None:
+    record = {ESTIMATE: TOKEN_WISE, CALIBRATION_TOKENS: 128, WIDEST_INPUT: 384}
+    damaged = {ESTIMATE: [1], CALIBRATION_TOKENS: "<b>"}  # of an imported run
+    for number, environment in ((4, record), (5, damaged)):
+        run, rows = profile_rows(number, environment=environment)
+        store(run, *rows)
+    head = opened(run="profile-0004")["head"]
+    assert "estimated held out, token by token" in head
+    assert "128 calibration tokens for 384 inputs (too few)" in head
+    head = opened(run="profile-0005")["head"]
+    assert "estimated in sample" in head and "calibration tokens" not in head
 
 
 def test_cells_are_on_a_log_scale_and_the_table_has_all_layers_worst_first() -> None:
