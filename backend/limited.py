@@ -72,7 +72,12 @@ class LimitedChild:
             try:
                 self._pid = self._origin._request({"fork": memory}, START_S, child_end)["pid"]
             except (OSError, EOFError) as error:
+                self._origin.abandon()
                 raise LimitedChildError("Its process did not start.") from error
+
+    def abandon(self) -> None:
+        """End the process after a failed request, whose late reply would answer the next one."""
+        self.close()
 
     @property
     def is_alive(self) -> bool:
@@ -119,9 +124,11 @@ class LimitedChild:
             self._channel.close()
         if pid is None:
             return 0
-        with suppress(OSError, EOFError, LimitedChildError):
+        try:
             return int(self._origin._request({"end": pid}, START_S)["code"])
-        return 0  # its origin has ended, so that the exit code is unknown
+        except (OSError, EOFError):
+            self._origin.abandon()
+            return 0  # its origin has ended, so that the exit code is unknown
 
     def _request(
         self, request: dict[str, Any], seconds: float, shared: Channel | None = None
@@ -172,6 +179,10 @@ class _Root(LimitedChild):
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def abandon(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
 
 _roots: list[_Root] = []  # at most one
 _starting = threading.Lock()
@@ -204,7 +215,7 @@ def read(parser: str, path: Path, stamp: Hashable = None) -> Any:
     state = path.stat()
     result = _read(parser, path, state.st_size, (state.st_mtime_ns, stamp))
     if isinstance(result, LimitedChildError):
-        raise result
+        raise type(result)(str(result))  # each raise of one object lengthens its traceback
     return result
 
 

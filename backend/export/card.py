@@ -113,7 +113,7 @@ def copy_terms(origin: ModelOrigin, folder: Path) -> None:
     """Copy the files with the license terms of the base model into a new model folder."""
     if origin.folder is None or not origin.folder.is_dir():
         return
-    for pattern in ("LICENSE*", "LICENSE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
+    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*"):
         for file in sorted(origin.folder.glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)

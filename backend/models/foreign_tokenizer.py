@@ -87,6 +87,7 @@ class ForeignTokenizer:
         self.all_special_ids: list[int] = properties["all_special_ids"]
         self.all_special_tokens: list[str] = properties["all_special_tokens"]
         self._size, self._fast = int(properties["size"]), bool(properties["fast"])
+        self._class_name = str(properties["class"])
         self._streams = count()
 
     def __len__(self) -> int:
@@ -142,9 +143,10 @@ class ForeignTokenizer:
         child.close()
 
     def close(self) -> None:
-        """End the idle session processes."""
+        """End the idle session processes and the process that they were forked from. The next
+        session starts another."""
         with self._lock:
-            for child in self._idle:
+            for child in (*self._idle, self._origin):
                 child.close()
             self._idle.clear()
 
@@ -179,7 +181,7 @@ class ForeignTokenizer:
     def stream(self) -> Callable[[int], str | None]:
         """Return a function that decodes one token after another; see `DecodeStream`."""
         if not self._fast:
-            raise no_stream_error(type(self).__name__)
+            raise no_stream_error(self._class_name)
         stream = next(self._streams)
 
         def step(token: int) -> str | None:
@@ -256,6 +258,7 @@ def load(folder: str) -> dict[str, Any]:
     return {
         "largest": max(set(tokenizer.get_vocab().values()) - special, default=-1),
         "size": len(tokenizer),
+        "class": type(tokenizer).__name__,
         "fast": isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer),
         "chat_template": bool(tokenizer.chat_template),
         "bos_token_id": tokenizer.bos_token_id,

@@ -145,7 +145,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     message = str(error).lower()
     return isinstance(error, MemoryError) or any(
         phrase in message
-        for phrase in ("out of memory", "can't allocate memory", "not enough memory")
+        for phrase in (
+            "out of memory",
+            "can't allocate memory",
+            "cannot allocate memory",
+            "not enough memory",
+        )
     )
 
 

@@ -115,7 +115,8 @@ class FolderProcess:
         for _ in range(10):
             if (lock := self.try_lock()) is not None:
                 holder = {"pid": os.getpid(), "started": psutil.Process().create_time()}
-                self._pid_path().write_text(json.dumps(holder), "utf-8")
+                with suppress(OSError):  # a full disk; only `restart` needs the file
+                    self._pid_path().write_text(json.dumps(holder), "utf-8")
                 return lock
             time.sleep(0.1)
         return None
@@ -133,7 +134,8 @@ class FolderProcess:
 
     def restart(self) -> None:
         """End a hanging process and start another one."""
-        with suppress(OSError, ValueError, KeyError, psutil.Error):  # the process has ended
+        # the process has ended, or its file is missing or damaged
+        with suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
             holder = json.loads(self._pid_path().read_text("utf-8"))
             process = psutil.Process(int(holder["pid"]))
             if process.create_time() == holder["started"]:

@@ -147,7 +147,8 @@ class LayerTrace:
         """Record a call; a hook of its module. Its gradient follows in the backward pass."""
         call = len(self.inputs)
         self.inputs.append(args[0].detach().flatten(0, -2))
-        self.gradients.append(torch.empty(0))
+        # zero unless the call's output reaches the loss
+        self.gradients.append(torch.zeros_like(outputs.detach()).flatten(0, -2))
 
         def add(gradient: Tensor) -> None:
             self.gradients[call] = gradient.detach().flatten(0, -2)

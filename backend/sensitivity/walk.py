@@ -258,7 +258,7 @@ def rounded_embedding(W: Tensor, fmt: Format) -> Tensor:
 
 
 def block_name(block: int) -> str:
-    return f"block-{block:03d}"
+    return f"block-{block:03d}-heldout"
 
 
 def candidate_batch(dense: DenseTrace) -> int:

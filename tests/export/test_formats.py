@@ -87,6 +87,7 @@ def base(tmp_path: Path) -> Path:
     (folder := tmp_path / "base").mkdir()
     (folder / CARD).write_text(BASE)
     (folder / "LICENSE.txt").write_text("the terms")
+    (folder / "LICENCE").write_text("the same, as others spell it")
     (folder / "NOTICE").write_text("a notice")
     return folder
 
@@ -100,7 +101,7 @@ def test_license_and_terms_are_carried_over(base: Path, tmp_path: Path) -> None:
     )
     (new / CARD).write_text(card)
     copy_terms(origin, new)
-    assert {file.name for file in new.iterdir()} == {CARD, "LICENSE.txt", "NOTICE"}
+    assert {file.name for file in new.iterdir()} == {CARD, "LICENSE.txt", "LICENCE", "NOTICE"}
     read = metadata_load(new / CARD)
     assert (read["base_model"], read["license"]) == ("org/base", "other")
     assert read["license_name"] == "base-terms" and "sparse" in read["tags"]

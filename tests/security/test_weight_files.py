@@ -3,6 +3,7 @@ model."""
 
 import json
 import shutil
+import signal
 import struct
 from pathlib import Path
 
@@ -147,3 +148,19 @@ def test_answers_are_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.M
         assert outcome("size", tmp_path / "file") == 5
     (tmp_path / "file").write_bytes(b"123")
     assert outcome("size", tmp_path / "file") == 3
+
+
+def test_a_late_reply_answers_no_other_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that forks children stands still until a request has timed out."""
+    limited.LimitedChild(2**28).close()
+    root = limited._roots[0]._process
+    root.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch, pytest.raises(limited.LimitedChildError):
+        patch.setattr(limited, "START_S", 0.05)
+        limited.LimitedChild(2**28)
+    root.send_signal(signal.SIGCONT)
+    (tmp_path / "file").write_bytes(b"12345")
+    assert outcome("size", tmp_path / "file") == 5
+    assert limited._roots[0]._process.pid != root.pid

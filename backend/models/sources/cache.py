@@ -3,6 +3,7 @@ and of values read from model files."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -59,9 +60,12 @@ class CacheOrigin:
         try:
             entries = read_json(folder / SOURCE)
             size = entries.pop("bytes", 0)
+            if "licence" in entries:  # a folder prepared before the key was renamed
+                entries["license"] = entries.pop("licence")
+                entries["note"] = entries["note"].replace("dequantised", "dequantized")
             is_valid = isinstance(size, int) and all(isinstance(x, str) for x in entries.values())
             return cls(**entries, bytes=size) if is_valid else None
-        except (ModelError, TypeError):
+        except (ModelError, TypeError, KeyError, AttributeError):
             return None
 
 
@@ -116,10 +120,12 @@ def cached_value(path: Path, state: Sequence[Any], read: Callable[[], Any]) -> A
     value = read()
     with suppress(OSError):  # the disk is full or read-only; the value is read again next time
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=folder, delete=False) as draft:
+        with NamedTemporaryFile("w", dir=folder) as draft:
             json.dump([key, value], draft)
-        Path(draft.name).replace(file)
-        by_age = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime)
+            draft.flush()
+            file.unlink(missing_ok=True)
+            os.link(draft.name, file)
+        by_age = sorted(folder.glob("*.json"), key=lambda entry: entry.stat().st_mtime)
         for old in by_age[:-MAX_CACHED_VALUES]:
             old.unlink(missing_ok=True)
     return value

@@ -25,7 +25,7 @@ import torch
 from backend.decoding.draft_tree import NoDraft
 from backend.decoding.serving.loop import decode
 from backend.decoding.serving.sequence import Detokenizer
-from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
+from backend.errors import CancelledError, ComputeError, ConfigError, ModelError, SlimscopeError
 from backend.live.address import LiveState
 from backend.live.dense import Progress
 from backend.live.measurements import LONGEST_TRACE, losses, traced_losses
@@ -138,11 +138,11 @@ class LiveWorker(ThreadedEvents[Event]):
             memory=self.pool.nbytes,
             budget=self.pool.budget,
         )
-        text_error: ConfigError | None = None
+        text_error: SlimscopeError | None = None
         try:
             for _ in self._dense_text(opened, live) if self._generates_text else ():
                 pass
-        except ConfigError as error:
+        except (ConfigError, ModelError) as error:
             text_error = error  # raised after the state is built, which needs no text
         self._apply(opened, state, requested)
         if text_error:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
+from backend.errors import CancelledError, ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.live.address import LiveState, state_at
 from backend.live.dense import INSTANT_SEGMENTS, DenseModel
 from backend.live.model import LiveModel
@@ -234,7 +234,7 @@ class LivePool:
         try:
             with tokenizer_session(tokenizer) as session:
                 calibration, windows = _tokenized_texts(pruning, session, base)
-        except DatasetError as error:
+        except (DatasetError, ModelError) as error:
             text_error = error
         dense = DenseModel(loaded.model, calibration, pruning, rounding, MAX_TABLE_BYTES)
         opened = OpenedModel(dense, tokenizer, device, base, windows, text_error)

@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from pathlib import Path
@@ -70,3 +71,12 @@ def test_a_source_is_written_and_read(tmp_path):
     assert CacheOrigin.read(tmp_path) == source
     (tmp_path / "SOURCE.json").write_text('{"other": 1}')
     assert CacheOrigin.read(tmp_path) is None
+
+
+def test_an_origin_of_an_older_cache_is_read(root):
+    root.mkdir(parents=True)
+    entries = {"title": "A", "note": "dequantised from Q4_1", "origin": "b", "licence": "MIT"}
+    (root / "SOURCE.json").write_text(json.dumps(entries))
+    assert CacheOrigin.read(root) == CacheOrigin("A", "dequantized from Q4_1", "b", "MIT")
+    (root / "SOURCE.json").write_text(json.dumps({"licence": "MIT"}))
+    assert CacheOrigin.read(root) is None

@@ -136,7 +136,7 @@ def _source(job: Job) -> str:
     corpora = {use: of.get("corpus") for use, of in known if isinstance(of, Mapping)}
     alike = "training" in corpora and corpora["training"] == corpora.get("evaluation")
     same = " Trained and evaluated on the same kind of text." if alike else ""
-    if not (rounded := re.search(r"dequantized from I?Q(\d)", str(source or ""))):
+    if not (rounded := re.search(r"dequanti[sz]ed from I?Q(\d)", str(source or ""))):
         return f"Source: {source}.{same}" if source else ""
     file, bits = f"a{'n' if rounded[1] == '8' else ''} {rounded[1]}-bit file", rounded[1]
     told = f"The model was downloaded as {file} and unpacked"
