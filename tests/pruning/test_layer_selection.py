@@ -37,7 +37,7 @@ def test_lists_can_name_every_layer_and_have_a_maximum_length() -> None:
     )
     for field, part in (("overrides", "a=2:4"), ("exclude", "a")):
         assert getattr(config(**{field: ", ".join([part] * 1000)}), field)
-        with pytest.raises(ValidationError, match="1,001 entries, of at most 1,000"):
+        with pytest.raises(ValidationError, match="1,001 entries; at most 1,000"):
             config(**{field: ", ".join([part] * 1001)})
 
 

@@ -62,7 +62,7 @@ def changed(**parts: Any) -> dict[str, Any]:
     ("stored", "message"),
     [
         (changed(dense=[]), "matches no layer"),
-        (changed(dense=["model.layers.0.mlp.up_proj", "lm_head"]), "no layer of a block"),
+        (changed(dense=["model.layers.0.mlp.up_proj", "lm_head"]), "not a layer of a block"),
         (changed(stages=["dense", "first"]), "does not match the config"),
         (changed(passes=["first", "owl"]), "does not match the config"),
         (changed(groups=changed()["groups"][::-1]), "does not match the config"),

@@ -56,7 +56,7 @@ def test_a_stored_plan_must_match_its_config() -> None:
     for change, messages in (
         ({"groups": [stored["groups"][0] | {"bits": 2}]}, "does not match the config"),
         ({"stages": ["dense", "rtn"]}, "does not match the config"),
-        ({"dense": [*stored["dense"], "lm_head"]}, "no layer of a block"),
+        ({"dense": [*stored["dense"], "lm_head"]}, "not a layer of a block"),
     ):
         with pytest.raises(ValueError, match=messages):
             QuantizationPlan.model_validate(stored | change).check(job)

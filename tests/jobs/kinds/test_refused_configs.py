@@ -80,7 +80,7 @@ REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("dlqat", {"keep": "best"}, ConfigError, "keep", ""),
     ("dlqat", {"holdout": 0}, ConfigError, "holdout", "No text is held out"),
     ("dlqat", {"stages": "lora"}, ConfigError, "keep", "cannot be exported"),
-    ("dlqat", {"exclude": "a, " * 1001}, ConfigError, "exclude", "1,001 entries, of at most 1,000"),
+    ("dlqat", {"exclude": "a, " * 1001}, ConfigError, "exclude", "1,001 entries; at most 1,000"),
     ("dlqat", {"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
     ("dlqat", {"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
     ("dlqat", {"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),

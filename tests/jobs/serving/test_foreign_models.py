@@ -194,8 +194,8 @@ def test_child_processes_are_reused_and_end_with_their_tokenizer(
             assert session("One").input_ids
     assert len(forked) == 1
     tokenizer.close()
-    with tokenizer.session():
-        assert len(forked) == 2
+    with tokenizer.session() as session:  # from a process that is started again
+        assert session("One").input_ids and len(forked) > 1
 
 
 def test_a_shipped_model_needs_no_child(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
