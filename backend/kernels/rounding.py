@@ -153,7 +153,7 @@ class RoundedRows:
 
         Returns:
             number of codes that differ from those of W0; histogram of the codes [2^n]; squared
-            error sum (What - dense)^2 of each group [rows, groups]; number of weights inside the
+            error sum (W_hat - dense)^2 of each group [rows, groups]; number of weights inside the
             range in each group [rows, groups].
         """
         counts, changed = torch.zeros(self._top + 1, dtype=torch.long), torch.zeros(1).long()
@@ -163,7 +163,7 @@ class RoundedRows:
         return int(changed), counts, error, inside
 
     def values(self, out: Tensor) -> None:
-        """Write the rounded weights What to `out` [rows, in]."""
+        """Write the rounded weights W_hat to `out` [rows, in]."""
         target = out.data_ptr(), HALF[out.dtype]
         check(kernels().values(self._rows, *target, self._threads))
 
@@ -171,9 +171,9 @@ class RoundedRows:
         """Compute gradients.
 
         Args:
-            G: dL/dWhat [rows, in]; replaced by D = dL/dW'.
+            G: dL/dW_hat [rows, in]; replaced by D = dL/dW'.
             dm: receives dL/dm [rows, groups].
-            out: receives What [rows, in] in the dtype of G; None to skip it.
+            out: receives W_hat [rows, in] in the dtype of G; None to skip it.
         """
         pointers = G.data_ptr(), None if out is None else out.data_ptr(), dm.data_ptr()
         check(kernels().backward(self._rows, *pointers, HALF[G.dtype], self._threads))

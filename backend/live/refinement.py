@@ -31,7 +31,7 @@ from backend.quantization.registry import QUANTIZERS, plain_bases
 from backend.reporter import SilentReporter, at_block
 from backend.sensitivity.profile import Format
 
-DAMPING = 0.01  # default damping of a quantization run
+DAMPING = 0.01  # initial damping, as in a quantization run
 QUIET = SilentReporter().log
 # Participle and advice of the error if no damping makes a Hessian positive definite.
 FAILURE = ("refined", "Use more calibration text, or choose Wanda and RTN.")
@@ -78,8 +78,8 @@ class Refinement:
             )
 
     def blocks(self) -> Iterator[tuple[str, dict[str, LiveWeight]]]:
-        """Refine block by block. Yield a description of the progress, and full name -> weights for the
-        final layers of the block."""
+        """Refine block by block. Yield the progress in words, and full name -> weights for final
+        layers of the block."""
         pruned = [name for name, fmt in self.formats.items() if fmt.pattern]
         quantized = [name for name, fmt in self.formats.items() if fmt.width]
         if pruned:
@@ -131,8 +131,8 @@ class Refinement:
     def _initial_weights(
         self, linear: LinearWeight, is_target: bool, stored_dtype: torch.dtype | None
     ) -> Tensor:
-        """Return the float32 weights of a layer before a pass. They are rounded to `stored_dtype` if
-        the pass does not change the layer."""
+        """Return the float32 weights of a layer before a pass, rounded to `stored_dtype` if the
+        layer is no target of the pass."""
         if linear.name in self._pruned:
             return self._pruned[linear.name].float()
         starts_dense = linear.name in self.formats and linear.name not in self._final

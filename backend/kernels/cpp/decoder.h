@@ -238,8 +238,8 @@ class Worker {
       }
   }
 
-  static constexpr int TOGETHER =
-      REGISTER == 16 ? 6 : 4;  // queries whose accumulators fit the registers
+  // Number of queries processed at once, such that their accumulators fit the registers.
+  static constexpr int TOGETHER = REGISTER == 16 ? 6 : 4;
 
   const Model& m_;
   const Pass& p_;

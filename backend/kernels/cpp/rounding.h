@@ -2,7 +2,7 @@
 // memory for each. The equations are in `quantization/dlqat/linear.py`, `gptq.py` and
 // `range_search.py`.
 //
-// Notation: What is the rounded weight matrix of a layer [rows, columns]. Rows are split into
+// Notation: W_hat is the rounded weight matrix of a layer [rows, columns]. Rows are split into
 // groups of `group` columns, each with a scale s, a zero-point z and a magnitude m. Levels are q -
 // z.
 
@@ -140,12 +140,12 @@ int32_t backward_as(const Rows& r, T* G, T* out, float* dm, int threads) {
   });
 }
 
-// Writes What [rows, columns] in bfloat16 if `half`, else in float32.
+// Writes W_hat [rows, columns] in bfloat16 if `half`, else in float32.
 int32_t values(const Rows* r, void* out, int32_t half, int32_t threads) {
   return half ? values_as(*r, (bf16*)out, threads) : values_as(*r, (float*)out, threads);
 }
 
-// Replaces G = dL/dWhat by D = dL/dW' in place. Writes dL/dm [rows, groups], and What to `out`
+// Replaces G = dL/dW_hat by D = dL/dW' in place. Writes dL/dm [rows, groups], and W_hat to `out`
 // unless it is null.
 int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int32_t threads) {
   return half ? backward_as(*r, (bf16*)G, (bf16*)out, dm, threads)
@@ -167,7 +167,7 @@ int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
 //
 // Adds the histogram of the codes to `counts` [top + 1], and the number of codes that differ from
 // those of W0 to `changed` [1]. Writes for each group [rows, groups] the squared error
-// sum (What - dense)^2 to `error`, and the number of weights inside the range to `inside`.
+// sum (W_hat - dense)^2 to `error`, and the number of weights inside the range to `inside`.
 void figures(const Rows* r, const float* dense, int64_t* counts, int64_t* changed, float* error,
              float* inside) {
   Rows start = *r;
