@@ -110,7 +110,7 @@ class Worker {
     return &s_.normed[row];
   }
 
-  // Computes queries, keys and values for this thread's heads. Keys and values are appended to the
+  // Computes queries, keys and values for this thread's heads; appends keys and values to the
   // cache.
   void heads(const Layer& layer, int l) {
     const int d = m_.head, all_heads = m_.heads + 2 * m_.kv_heads, stride = all_heads * d;

@@ -1,5 +1,5 @@
-// Accelerated proximal gradient descent of `pruning/redense.py`: all steps of a chunk of rows in
-// one call.
+// Accelerated proximal gradient descent of `pruning/redense.py`: one call
+// runs all steps.
 //
 // The update of W is fused into the product: it is computed while the tile of P = D H is still in
 // registers. A step therefore reads and writes each entry of W, P and the rounded D once. H is

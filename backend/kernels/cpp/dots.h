@@ -79,8 +79,7 @@ template <int BITS, class I, class W> inline I add(I to, W one, W next, const in
     const uint32_t sign = BITS == 8 ? 0x80808080 : 0;
     return dot(dot(to, one ^ sign, x), next ^ sign, x + 4);
 #else
-    // Codes of bytes 0 and 2, or of 1 and 3, as 16-bit integers. Their sums of products fit 16
-    // bits.
+    // Codes of bytes 0 and 2, or of 1 and 3, as int16. Their sums of products do not overflow.
     auto products = [&](W codes, const int8_t* four, int bit) {
       const Shorts two = (Shorts)(codes >> bit & 0x00ff00ff) - (short)(BITS == 8 ? 128 : 0);
       const int8_t* at = four + bit / 8;

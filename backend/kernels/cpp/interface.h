@@ -14,8 +14,8 @@ constexpr int ROTARIES = 2;  // maximum number of rotary tables of a model
 extern "C" {
 
 // Weight matrix of y = W x + bias, W [outputs, inputs], with outputs padded to a multiple of 16. A
-// quantized weight is scale (code - zero), with one scale and zero-point per `group` inputs of an
-// output.
+// quantized weight is scale (code - zero); each output has one scale and one zero-point per `group`
+// inputs.
 //
 // SPARSE_BF16 stores a bitmask of all weights in the order of BF16, and the nonzero weights without
 // gaps. INT4_2_4 stores the codes of two of every four inputs and their indices within the four;

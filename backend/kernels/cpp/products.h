@@ -148,8 +148,8 @@ template <int BITS> class Group {
   Floats scale_, offset_;
 };
 
-// Register tile of R blocks of 16 outputs and M tokens: R * M accumulators stay in registers over
-// all inputs.
+// Register tile of R blocks of 16 outputs and M tokens. Its R * M accumulators stay in registers
+// for all inputs.
 template <int R, int M> struct Tile {
   template <Format F> static void bfloat16(const Product& p, int block, int token) {
     Lines<F> lines[R];
@@ -211,9 +211,9 @@ template <int R, int M> struct Tile {
 
 #if HAVE_VNNI
   // Product with 2:4 codes: sum of (code[k] - 8) x[k] over the two stored inputs k of every four. A
-  // shuffle gathers these inputs for each output. The instruction needs an unsigned factor, so x +
-  // 128 is stored; 128 times the sum of the levels, which is the same for all tokens, is
-  // subtracted.
+  // shuffle gathers these inputs for each output. Since the instruction needs an unsigned factor,
+  // inputs are stored as x + 128, and 128 times the sum of the levels is subtracted. That sum is
+  // the same for all tokens.
   static void two_of_four(const Product& p, int block, int token) {
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
@@ -345,8 +345,7 @@ template <int BITS> void codes_by_tiles(const Product& p, int blocks, int n) {
 #endif
 
 #if HAVE_TILES
-// Unpacks the weights of a chunk for AMX tiles: sparse bfloat16 weights to dense ones, codes to
-// bytes.
+// Unpacks a chunk of weights for AMX tiles: sparse bfloat16 weights to dense ones, codes to bytes.
 template <Format F> void expand(const Matrix& m, int blocks, char* to) {
   if constexpr (F == SPARSE_BF16) {
     for (int block = 0; block < blocks; block++) {

@@ -2,9 +2,9 @@
 // memory for each. The equations are in `quantization/dlqat/linear.py`, `gptq.py` and
 // `range_search.py`.
 //
-// Notation: W_hat is the rounded weight matrix of a layer [rows, columns]. Rows are split into
-// groups of `group` columns, each with a scale s, a zero-point z and a magnitude m. Levels are q -
-// z.
+// Notation: W_hat is the rounded weight matrix of a layer [rows, columns]. Each row is split into
+// groups of `group` columns with a scale s, a zero-point z and a magnitude m. The level of a weight
+// with code q is q - z.
 
 #pragma once
 #include <cmath>
@@ -20,7 +20,6 @@ constexpr int AHEAD = 2048;
 constexpr int COLUMNS = 128;  // maximum number of columns in a block of GPTQ
 
 // Loads n <= LANES values and sets the other lanes to 0.
-
 inline Floats load_some(const bf16* from, int n) {
   bf16 some[LANES] = {};
   if (n < LANES) std::memcpy(some, from, n * sizeof *from);
@@ -68,7 +67,7 @@ inline void merge(const Rows& r, const Columns& t, Floats* W) {
   }
 }
 
-// Computes the levels of a tile, and a mask that is 1 where the level was not clipped and else 0.
+// Computes the levels of a tile, and a mask: 1 where the level was not clipped, else 0.
 inline void round(const Rows& r, Columns& t) {
   int64_t at = int64_t(t.row) * (r.columns / r.group) + t.group;
   float s = r.scale[at], zero = std::rint(r.zero[at]), part = r.zero[at] - zero;
@@ -152,8 +151,8 @@ int32_t backward(const Rows* r, void* G, void* out, float* dm, int32_t half, int
               : backward_as(*r, (float*)G, (float*)out, dm, threads);
 }
 
-// Writes the levels q - z, and a mask that is 1 for weights inside the range; both float32 [rows,
-// columns].
+// Writes the levels q - z, and a mask: 1 for weights inside the range, else 0. Both are float32
+// [rows, columns].
 int32_t levels(const Rows* r, float* level, float* inside, int32_t threads) {
   return each_tile(*r, threads, [=](const Columns& t, int64_t at, int64_t) {
     each_vector(t, [&](int v, int i, int n) {

@@ -119,8 +119,7 @@ class Tiles {
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
 
-  // Multiplies by one block if `by_block` is 0, else by two blocks with a stride of `by_block`
-  // bytes.
+  // Multiplies by one block, or by two blocks with a stride of `by_block` bytes if that is not 0.
   void multiply(const bf16* left, size_t by_row, const char* right, size_t by_block, int pairs,
                 Sums& sums) const {
     begin();

@@ -223,14 +223,13 @@ inline bool any(Ints lanes) {
 #endif
 }
 
-// 1.5 * 2^23. Adding it rounds a float to an integer, which is then in the low bits of the
-// mantissa.
+// 1.5 * 2^23. Adding it rounds a float to an integer, in the low bits of the mantissa.
 constexpr float ROUNDING = 12582912.0f;
 // Rounds to the nearest integer, ties to even.
 inline Ints nearest(Floats v) { return bits<Ints>(v + ROUNDING) - bits<Ints>(all(ROUNDING)); }
 
-// e^x = 2^n (1 + polynomial of the remainder), with a relative error of 2e-7; 0 below -87, and e^88
-// above 88.
+// e^x = 2^n (1 + polynomial of the remainder), with a relative error of 2e-7. The result is 0 below
+// x = -87, and e^88 above x = 88.
 inline Floats exponential(Floats exponent) {
   const Floats x = -larger(all(-88.0f), -larger(all(-87.0f), exponent));
   Ints n = nearest(x * 1.44269504f);
