@@ -125,12 +125,12 @@ class RoundedRows:
         top: int,
         factor: float,
     ) -> None:
-        self._held = (start, dense, A, B, scale, zero, m)
+        self._tensors = (start, dense, A, B, scale, zero, m)  # keeps the memory of `_rows` alive
         (rows, columns), groups = start.shape, scale.shape[1]
         self._top = top
         self._shape = rows, groups, columns // groups
         self._threads = torch.get_num_threads() if rows * columns >= LEAST else 1
-        pointers = [None if x is None else x.data_ptr() for x in self._held]
+        pointers = [None if x is None else x.data_ptr() for x in self._tensors]
         self._rows = byref(Rows(*pointers, rows, columns, columns // groups, len(A), top, factor))
 
     def levels(self) -> tuple[Tensor, Tensor]:
